@@ -1,0 +1,31 @@
+"""outrider serves DeepSeek-R1/V3-family models, drafted by their own MTP module, with zero difference in the text.
+
+The names below load on first use, so that importing outrider costs nothing: neither torch nor gRPC.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from outrider.cluster.client import AsyncClient as AsyncClient
+    from outrider.cluster.client import Client as Client
+    from outrider.workers.errors import OutriderError as OutriderError
+    from outrider.workers.llm import LLM as LLM
+    from outrider.workers.sampling_params import SamplingParams as SamplingParams
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LLM": "outrider.workers.llm",
+    "SamplingParams": "outrider.workers.sampling_params",
+    "OutriderError": "outrider.workers.errors",
+    "Client": "outrider.cluster.client",
+    "AsyncClient": "outrider.cluster.client",
+}
+__all__ = ["LLM", "AsyncClient", "Client", "OutriderError", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'outrider' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
