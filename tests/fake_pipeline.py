@@ -1,0 +1,68 @@
+"""A pipeline without a model: its target says token + 1, so what should come out is known. Verdicts are the real ones."""
+
+from collections import deque
+
+import numpy as np
+import torch
+
+from outrider.workers.engine.pipeline import RoundResult
+from outrider.workers.engine.round import IntArray, Round, Verdict
+from outrider.workers.engine.sampler import sampled_rows
+from outrider.workers.errors import EngineStoppedError
+from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.verify import verify_round
+
+VOCAB = 1000
+
+
+class CountingPipeline:
+    """Implements Pipeline. `lost_in_round`: the round whose verdict never comes."""
+
+    def __init__(self, lanes: int = 1, lost_in_round: int | None = None) -> None:
+        self.lanes = lanes
+        self.closed = False
+        self.rounds: list[Round] = []
+        self.most_under_way = 0
+        self._lost_in_round = lost_in_round
+        self._under_way: deque[Round] = deque()
+        self._starts = SequenceStarts(())
+
+    def dispatch(self, round: Round) -> None:
+        flying = {s for other in self._under_way for s in other.sequence_ids.tolist()}
+        assert flying.isdisjoint(round.sequence_ids.tolist()), "a sequence is in two rounds at once"
+        self.rounds.append(round)
+        self._under_way.append(round)
+        self.most_under_way = max(self.most_under_way, len(self._under_way))
+
+    def collect(self) -> RoundResult:
+        round = self._under_way.popleft()
+        if len(self.rounds) - len(self._under_way) - 1 == self._lost_in_round:
+            raise EngineStoppedError("rank 1 (stage 1, layers 6..11) is gone or late")
+        self._starts.begin(round.begins)
+        rows, _ = sampled_rows(round)
+        verdict = verify_round(round, self._target(round, rows), self._starts, max_model_len=10_000)
+        return RoundResult(verdict=verdict, hidden=torch.zeros(int(verdict.accepted_rows.sum()), 1))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _target(self, round: Round, rows: IntArray) -> IntArray:
+        return np.asarray((round.token_ids[rows] + 1) % VOCAB)
+
+
+class CountingDrafter:
+    """Implements Drafter: right in two of three drafts. `broken`: raises instead."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.forgotten: list[int] = []
+        self._broken = broken
+
+    def draft(self, round: Round, verdict: Verdict, hidden: torch.Tensor) -> dict[int, list[int]]:
+        if self._broken:
+            raise RuntimeError("no drafts today")
+        lasts = verdict.token_ids[np.maximum(verdict.token_offsets[1:] - 1, 0)]
+        columns = zip(round.sequence_ids.tolist(), round.draft_steps.tolist(), lasts.tolist(), strict=True)
+        return {s: [(last + 1 + j + (j % 3 == 2)) % VOCAB for j in range(steps)] for s, steps, last in columns if steps}
+
+    def forget(self, sequence_ids: IntArray) -> None:
+        self.forgotten += sequence_ids.tolist()

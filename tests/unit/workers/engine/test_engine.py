@@ -1,0 +1,180 @@
+"""The leader's loop, over a pipeline whose target says token + 1."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from fake_pipeline import VOCAB, CountingDrafter, CountingPipeline
+
+from outrider.workers.engine.engine import Engine
+from outrider.workers.engine.handle import EngineInfo
+from outrider.workers.engine.request import FinishReason, Request, SequenceChunk
+from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.errors import EngineStoppedError
+from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.speculation.depth import DepthPolicy
+
+INFO = EngineInfo(
+    fingerprint="f",
+    max_model_len=400,
+    vocab_size=VOCAB,
+    dtype="float32",
+    numerics="exact",
+    speculation="auto",
+    has_mtp=True,
+)
+Chunks = queue.SimpleQueue[list[SequenceChunk]]
+
+
+def _engine(pipeline: CountingPipeline, drafter: CountingDrafter | None = None, speculation: str | int = 3) -> Engine:
+    config = SchedulerConfig(
+        max_num_seqs=8,
+        max_num_batched_tokens=64,
+        block_size=4,
+        num_blocks=256,
+        max_model_len=INFO.max_model_len,
+        lanes=pipeline.lanes,
+        speculation=speculation,
+    )
+    depth = DepthPolicy(speculation)
+    return Engine(info=INFO, scheduler=Scheduler(config, depth.depth), pipeline=pipeline, drafter=drafter, depth=depth)
+
+
+@contextmanager
+def _running(engine: Engine) -> Iterator[Engine]:
+    thread = threading.Thread(target=engine.run, daemon=True)
+    thread.start()
+    yield engine
+    engine.stop("test over")
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def _request(name: str, first: int = 5, max_tokens: int = 40) -> Request:
+    params = SamplingParams(temperature=0, max_tokens=max_tokens)
+    return Request(request_id=name, prompt_token_ids=(1, 2, first), params=params, seed=0)
+
+
+def _collect(chunks: Chunks, requests: int) -> dict[str, list[SequenceChunk]]:
+    """Everything until that many requests have ended."""
+    heard: dict[str, list[SequenceChunk]] = {}
+    while sum(any(c.finish_reason or c.error for c in own) for own in heard.values()) < requests:
+        for chunk in chunks.get(timeout=10):
+            heard.setdefault(chunk.request_id, []).append(chunk)
+    return heard
+
+
+def _tokens(chunks: list[SequenceChunk]) -> list[int]:
+    return [token for chunk in chunks for token in chunk.token_ids]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_requests_from_many_threads_all_get_their_own_text(lanes: int) -> None:
+    pipeline, drafter, chunks = CountingPipeline(lanes), CountingDrafter(), Chunks()
+    with _running(_engine(pipeline, drafter)) as engine:
+        threads = [
+            threading.Thread(target=engine.submit, args=(_request(f"r{n}", first=n * 7), chunks.put)) for n in range(20)
+        ]
+        for thread in threads:
+            thread.start()
+        heard = _collect(chunks, 20)
+
+    for n in range(20):
+        assert _tokens(heard[f"r{n}"]) == [n * 7 + 1 + i for i in range(40)]
+    assert pipeline.most_under_way == lanes
+    assert engine.counters.accepted > 100
+    assert len(drafter.forgotten) >= 20 - 8  # the last rounds' ends travel with rounds to come
+
+
+def test_a_failing_drafter_costs_speed_and_nothing_else() -> None:
+    chunks = Chunks()
+    with _running(_engine(CountingPipeline(), CountingDrafter(broken=True))) as engine:
+        engine.submit(_request("r"), chunks.put)
+        heard = _collect(chunks, 1)
+
+    assert _tokens(heard["r"]) == list(range(6, 46))
+    assert engine.counters.drafted == 0
+
+
+def test_a_lost_rank_ends_every_request_with_one_error_that_names_it() -> None:
+    engine, chunks = _engine(CountingPipeline(lanes=2, lost_in_round=5)), Chunks()
+    for n in range(6):
+        engine.submit(_request(f"r{n}"), chunks.put)
+
+    with pytest.raises(EngineStoppedError, match="rank 1"):
+        engine.run()
+
+    heard = _collect(chunks, 6)
+    assert all(own[-1].error.startswith("rank 1 (stage 1") for own in heard.values())
+    assert all(not chunk.error for own in heard.values() for chunk in own[:-1])
+    with pytest.raises(EngineStoppedError, match="rank 1"):
+        engine.submit(_request("late"), chunks.put)
+
+
+def test_a_cancelled_request_ends_within_a_round_and_frees_its_blocks() -> None:
+    chunks = Chunks()
+    with _running(_engine(CountingPipeline(lanes=2))) as engine:
+        engine.submit(_request("r", max_tokens=390), chunks.put)
+        chunks.get(timeout=10)
+        engine.cancel("r")
+        heard = _collect(chunks, 1)
+        engine.cancel("r")
+        engine.cancel("never heard of")
+        _wait_until(lambda: engine.counters.running == 0)
+
+    assert heard["r"][-1].finish_reason is FinishReason.CANCELLED
+    assert engine.counters.kv_cache_usage == 0
+
+
+def test_a_stopped_engine_ends_what_is_unfinished_with_the_reason() -> None:
+    engine, chunks = _engine(CountingPipeline()), Chunks()
+    engine.submit(_request("r"), chunks.put)
+    engine.stop("drained")
+    engine.run()
+
+    assert _collect(chunks, 1)["r"][-1].error == "drained"
+
+
+def test_an_idle_engine_sleeps() -> None:
+    pipeline, chunks = CountingPipeline(), Chunks()
+    with _running(_engine(pipeline)) as engine:
+        engine.submit(_request("r"), chunks.put)
+        _collect(chunks, 1)
+        parts = dict(engine.times.by_part)
+        time.sleep(0.2)
+
+        assert engine.times.by_part == parts
+
+
+def test_a_warm_up_leaves_no_trace() -> None:
+    engine = _engine(CountingPipeline(), CountingDrafter())
+
+    engine.warm_up()
+
+    assert engine.counters.rounds == 0
+    assert engine.counters.running == 0
+    assert engine.times.rounds == 0
+
+
+def test_a_request_that_the_cache_could_never_hold_is_refused_at_the_door() -> None:
+    engine = _engine(CountingPipeline())
+    request = Request(request_id="r", prompt_token_ids=(1,), params=SamplingParams(max_tokens=None), seed=0)
+    engine.submit(request, lambda chunks: None)  # 400 tokens fit 256 blocks of 4
+
+    small = Scheduler(
+        SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=8, block_size=4, num_blocks=8, max_model_len=400),
+        lambda sequence: 0,
+    )
+    with pytest.raises(ValueError, match="kv_cache_memory_bytes"):
+        small.check(request)
+
+
+def _wait_until(condition: object, timeout_s: float = 10.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.005)

@@ -1,0 +1,94 @@
+"""Settings of an engine: frozen, torch-free, checked once. The model's own shape is model/config.py's business."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from outrider.workers.errors import CheckpointError
+from outrider.workers.sampling_params import check_speculation
+
+BUNDLED_MODELS = ("scout",)
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+NUMERICS = ("exact", "fast")
+
+
+def resolve_model(model: str) -> Path:
+    """The checkpoint's directory: a bundled model's name, or a path. CheckpointError if there is none."""
+    if model in BUNDLED_MODELS:
+        return Path(__file__).resolve().parent.parent / "models" / model
+    path = Path(model).expanduser()
+    if not (path / "config.json").is_file():
+        known = ", ".join(BUNDLED_MODELS)
+        raise CheckpointError(
+            f"unknown model {model!r}: no directory with a config.json of that name, and not a bundled one ({known})"
+        )
+    return path.resolve()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    """How many ways the model is split. World size = pipeline x data x tensor."""
+
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    expert_parallel_size: int = 1
+    data_parallel_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel_size", "expert_parallel_size", "data_parallel_size"):
+            if getattr(self, name) != 1:
+                raise ValueError(f"{name} is not supported yet: leave it at 1, got {getattr(self, name)}")
+        if self.pipeline_parallel_size < 1:
+            raise ValueError(f"pipeline_parallel_size must be at least 1, got {self.pipeline_parallel_size}")
+
+    @property
+    def world_size(self) -> int:
+        return self.pipeline_parallel_size * self.data_parallel_size * self.tensor_parallel_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything a rank needs to know to be built, but for its own number."""
+
+    model: str = "scout"
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    device: str = "auto"
+    dtype: str = "auto"
+    numerics: str = "exact"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    kv_cache_memory_bytes: int | None = None
+    enable_prefix_caching: bool = True
+    speculation: str | int = "auto"
+    seed: int = 0
+    round_timeout_s: float = 300.0  # deadline of every wait for another rank within a round
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("device", DEVICES), ("dtype", DTYPES), ("numerics", NUMERICS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_model_len", "kv_cache_memory_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not self.round_timeout_s > 0:
+            raise ValueError(f"round_timeout_s must be above 0, got {self.round_timeout_s}")
+        if self.speculation is None:
+            raise ValueError('speculation must be "auto", "off" or 1..16, got None')
+        check_speculation(self.speculation)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "EngineConfig":
+        values: dict[str, Any] = json.loads(text)
+        return cls(**{**values, "parallel": ParallelConfig(**values["parallel"])})

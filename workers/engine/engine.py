@@ -1,0 +1,170 @@
+"""The leader's loop: schedule, forward, verify, commit, draft; round after round until stopped.
+
+Owns the scheduler and the drafter, and runs in one thread. Everybody else talks to it through its inbox; what
+sequences gain is delivered once a round to whoever submitted them.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from outrider.workers.engine.handle import Deliver, EngineInfo
+from outrider.workers.engine.inbox import Cancel, Inbox, Message, Stop, Submit
+from outrider.workers.engine.pipeline import Pipeline, RoundResult
+from outrider.workers.engine.request import EngineCounters, Request
+from outrider.workers.engine.round import Round
+from outrider.workers.engine.scheduler import Scheduler
+from outrider.workers.engine.subscribers import Subscribers
+from outrider.workers.engine.warm_up import warm_up_request
+from outrider.workers.errors import EngineStoppedError
+from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.speculation.drafter import Drafter
+
+log = logging.getLogger("outrider.engine")
+
+
+@dataclass(slots=True)
+class RoundTimes:
+    """Seconds that the leader spent by part since it was ready, and the rounds they were spent on."""
+
+    rounds: int = 0
+    by_part: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.by_part[name] += time.perf_counter() - began
+
+
+class Engine:
+    """Implements EngineHandle for one replica. `run` belongs to one thread; the other methods are thread-safe."""
+
+    def __init__(
+        self, *, info: EngineInfo, scheduler: Scheduler, pipeline: Pipeline, drafter: Drafter | None, depth: DepthPolicy
+    ) -> None:
+        self.info = info
+        self.times = RoundTimes()
+        self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
+        self._inbox = Inbox()
+        self._subscribers = Subscribers()
+        self._free_lanes: deque[int] = deque(range(pipeline.lanes))
+        self._under_way: deque[tuple[Round, float]] = deque()  # oldest first, and when each was scheduled
+        self._stop_reason = ""
+        self._ended = ""  # why; set once, behind the door, so that no request slips in unanswered
+        self._door = threading.Lock()
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        """See EngineHandle. Also ValueError if this engine's cache could never hold the request."""
+        self._scheduler.check(request)
+        with self._door:
+            if self._ended:
+                raise EngineStoppedError(self._ended)
+            self._inbox.put(Submit(request, deliver))
+
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        self._inbox.put(Cancel(request_id, index))
+
+    def stop(self, reason: str) -> None:
+        """Makes `run` return after the rounds in flight; unfinished requests end with `reason`."""
+        self._inbox.put(Stop(reason))
+
+    @property
+    def counters(self) -> EngineCounters:
+        return self._scheduler.counters
+
+    def warm_up(self) -> None:
+        """Runs one small request to its end, before `run`; leaves no trace in the counters."""
+        request = warm_up_request(self.info.vocab_size, self.info.max_model_len)
+        self._subscribers.add(request, lambda chunks: None)
+        self._scheduler.add(request)
+        while self._scheduler.has_work:
+            self.step()
+        self._scheduler.reset_counters()
+        self.times = RoundTimes()
+
+    def run(self) -> None:
+        """Serves until stopped. Raises EngineStoppedError, after telling every client, if a rank is lost."""
+        try:
+            while not self._stop_reason:
+                self._read_inbox()
+                self.step()
+            self._end(self._stop_reason)
+            self._pipeline.close()
+        except EngineStoppedError as error:
+            self._end(str(error))
+            raise
+
+    def step(self) -> None:
+        """Starts a round if a lane is free and a sequence is ready, else finishes the oldest under way."""
+        if not self._start_round() and self._under_way:
+            self._finish_round()
+
+    def _read_inbox(self) -> None:
+        """Takes every message; sleeps while there is nothing at all to do."""
+        for message in self._inbox.take(sleep=not self._under_way and not self._scheduler.has_work):
+            self._handle(message)
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Submit(request, deliver):
+                self._subscribers.add(request, deliver)
+                self._scheduler.add(request)
+            case Cancel(request_id, index):
+                self._subscribers.deliver(self._scheduler.cancel(request_id, index))
+            case Stop(reason):
+                self._stop_reason = reason
+
+    def _start_round(self) -> bool:
+        if not self._free_lanes:
+            return False
+        began = time.perf_counter()
+        with self.times.part("schedule"):
+            round = self._scheduler.schedule(self._free_lanes[0])
+        if not round.sequences:
+            return False
+        self._under_way.append((round, began))
+        self._free_lanes.popleft()
+        with self.times.part("forward"):
+            self._pipeline.dispatch(round)
+        return True
+
+    def _finish_round(self) -> None:
+        with self.times.part("wait"):
+            result = self._pipeline.collect()
+        round, began = self._under_way.popleft()
+        judged = time.perf_counter()
+        with self.times.part("commit"):
+            chunks = self._scheduler.commit(round, result.verdict)
+        self._subscribers.deliver(chunks)
+        drafting = time.perf_counter()
+        with self.times.part("draft"):
+            self._scheduler.set_drafts(self._draft(round, result))
+        self._depth.observe(round, result.verdict, judged - began, time.perf_counter() - drafting)
+        self._free_lanes.append(round.lane)
+        self.times.rounds += 1
+
+    def _draft(self, round: Round, result: RoundResult) -> Mapping[int, list[int]]:
+        """The next drafts; none if the drafter fails, which costs speed and nothing else."""
+        if self._drafter is None:
+            return {}
+        try:
+            self._drafter.forget(round.ends)
+            return self._drafter.draft(round, result.verdict, result.hidden)
+        except Exception:
+            log.exception("the drafter failed in round %d; going on without its drafts", round.round_id)
+            return {}
+
+    def _end(self, reason: str) -> None:
+        """From here on nothing is served: live requests and those still in the inbox get the reason."""
+        with self._door:
+            self._ended = reason
+        self._subscribers.deliver(self._scheduler.fail(reason))
+        for message in self._inbox.take(sleep=False):
+            if isinstance(message, Submit):
+                self._subscribers.add(message.request, message.deliver)
+        self._subscribers.end_all(reason)

@@ -1,0 +1,76 @@
+"""What a running engine is to those who send it requests: LLM and the leader's gRPC service. Torch-free."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
+from outrider.workers.sampling_params import SamplingParams
+
+Deliver = Callable[[list[SequenceChunk]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What a request can ask of this engine."""
+
+    fingerprint: str
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    numerics: str
+    speculation: str  # the ceiling: "auto", "off" or a number
+    has_mtp: bool
+
+    def check(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        has_tokenizer: bool,
+        prompt_name: str = "prompt",
+    ) -> None:
+        """Refuses what this engine cannot do; the ValueError names the parameter (`prompt_name` for the prompt's)."""
+        length = len(prompt_token_ids)
+        if length == 0:
+            raise ValueError(f"{prompt_name} must not be empty")
+        if length >= self.max_model_len:
+            raise ValueError(
+                f"{prompt_name} has {length} tokens, and must be shorter than the model's length, {self.max_model_len}"
+            )
+        for place, token_id in enumerate(prompt_token_ids):
+            if not 0 <= token_id < self.vocab_size:
+                raise ValueError(f"{prompt_name}[{place}] must be in [0, {self.vocab_size - 1}], got {token_id}")
+        params.check_for_model(self.vocab_size, has_tokenizer)
+        self._check_speculation(params.speculation)
+
+    def _check_speculation(self, asked: str | int | None) -> None:
+        if asked in (None, "off"):
+            return
+        if self.speculation == "off":
+            raise ValueError(f'speculation must be "off" or absent, got {asked!r}: this engine loads no drafter')
+        if not self.has_mtp and asked != "auto":
+            raise ValueError(f"speculation must not be {asked!r}: this checkpoint has no MTP weights to draft with")
+
+
+class EngineHandle(Protocol):
+    """An engine that runs rounds in its own thread. Every method may be called from any thread and returns at once."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def counters(self) -> EngineCounters: ...
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        """Queues a request whose id no live request has. EngineStoppedError if the engine has ended.
+
+        `deliver` is called from the engine's thread, once a round for all requests submitted with an equal
+        `deliver`, with their chunks; it returns at once and never raises. A request's chunks end with a finish
+        reason for each of its outputs, or with one error chunk.
+        """
+        ...
+
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """Ends one output, or all of the request's, at the end of the round in flight. Unknown or finished: nothing."""
+        ...

@@ -1,0 +1,46 @@
+"""Messages to the engine's thread."""
+
+import queue
+from dataclasses import dataclass
+
+from outrider.workers.engine.handle import Deliver
+from outrider.workers.engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    request: Request
+    deliver: Deliver
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    request_id: str
+    index: int | None  # None: all of the request's outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    reason: str
+
+
+Message = Submit | Cancel | Stop
+
+
+class Inbox:
+    """Thread-safe. Its one reader takes everything there is, or sleeps until there is something."""
+
+    def __init__(self) -> None:
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+    def put(self, message: Message) -> None:
+        self._messages.put(message)
+
+    def take(self, sleep: bool) -> list[Message]:
+        """Every message so far, oldest first; with `sleep`, at least one."""
+        taken = [self._messages.get()] if sleep else []
+        while True:
+            try:
+                taken.append(self._messages.get_nowait())
+            except queue.Empty:
+                return taken

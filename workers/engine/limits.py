@@ -1,0 +1,50 @@
+"""Limits of rounds, sequences and drafts: what the engine is set to, and what that leaves to one request."""
+
+from dataclasses import dataclass
+
+from outrider.workers.engine.blocks import blocks_needed
+from outrider.workers.engine.request import Request
+from outrider.workers.sampling_params import MAX_DRAFT_TOKENS, check_speculation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Limits of the rounds and size of the pool. `speculation` is the ceiling of every request's own."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+    lanes: int = 1
+    enable_prefix_caching: bool = True
+    speculation: str | int = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "max_model_len", "lanes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_speculation(self.speculation)
+
+    def length_limit(self, request: Request) -> int:
+        """Length at which the request's sequences end at the latest. ValueError if the pool could not hold that."""
+        longest = self.max_model_len
+        if request.params.max_tokens is not None:
+            longest = min(longest, len(request.prompt_token_ids) + request.params.max_tokens)
+        needed = blocks_needed(longest, self.block_size)
+        if needed > self.num_blocks:
+            raise ValueError(
+                f"a sequence of this request may grow to {longest} tokens, {needed} blocks of {self.block_size}, and "
+                f"the cache holds {self.num_blocks}: raise kv_cache_memory_bytes, or lower max_tokens or max_model_len"
+            )
+        return longest
+
+    def draft_ceiling(self, request: Request) -> int:
+        """Most drafts in one round of the request's sequences; the depth policy chooses below that."""
+        return min(_most_drafts(self.speculation), _most_drafts(request.params.speculation))
+
+
+def _most_drafts(speculation: str | int | None) -> int:
+    if isinstance(speculation, int):
+        return speculation
+    return 0 if speculation == "off" else MAX_DRAFT_TOKENS

@@ -1,0 +1,87 @@
+"""A Verdict read back, sequence by sequence: what each one gained in its round, and what clients hear of it."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+from outrider.workers.engine.request import FinishReason, SequenceChunk, TokenLogprobs
+from outrider.workers.engine.round import LENGTH, RUNNING, STOPPED, Round, Verdict
+from outrider.workers.engine.sequence import Sequence
+
+_FINISH_REASONS = {RUNNING: None, STOPPED: FinishReason.STOP, LENGTH: FinishReason.LENGTH}
+
+
+class Outcome(NamedTuple):
+    """What the verdict says of one sequence."""
+
+    sequence_id: int
+    computed: int  # leading positions whose cache entries are right from now on
+    token_ids: list[int]  # emitted
+    sampled: bool  # False for a chunk that did not reach the end of the sequence's tokens
+    drafted: int
+    accepted: int
+    finish: int
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+def outcomes(round: Round, verdict: Verdict) -> Iterator[Outcome]:
+    """One Outcome per sequence of the round, in the round's order."""
+    offsets = verdict.token_offsets.tolist()
+    token_ids = verdict.token_ids.tolist()
+    logprobs = _logprobs(verdict)
+    columns = zip(
+        round.sequence_ids.tolist(),
+        round.starts.tolist(),
+        round.sample_counts.tolist(),
+        verdict.accepted_rows.tolist(),
+        verdict.drafts_accepted.tolist(),
+        verdict.finish.tolist(),
+        strict=True,
+    )
+    for index, (sequence_id, start, samples, rows, accepted, finish) in enumerate(columns):
+        low, high = offsets[index], offsets[index + 1]
+        yield Outcome(
+            sequence_id,
+            start + rows,
+            token_ids[low:high],
+            samples > 0,
+            max(0, samples - 1),
+            accepted,
+            finish,
+            logprobs[low:high],
+        )
+
+
+def gained_chunk(sequence: Sequence, outcome: Outcome, first: bool) -> SequenceChunk:
+    """The emitted tokens, and whether they end the sequence. `first`: it had emitted none before."""
+    return SequenceChunk(
+        request_id=sequence.request.request_id,
+        index=sequence.output_index,
+        token_ids=tuple(outcome.token_ids),
+        logprobs=outcome.logprobs if sequence.request.params.logprobs is not None else (),
+        drafted=outcome.drafted,
+        accepted=outcome.accepted,
+        finish_reason=_FINISH_REASONS[outcome.finish],
+        stop_token_id=outcome.token_ids[-1] if outcome.finish == STOPPED else None,
+        cached_tokens=sequence.cached_tokens if first else 0,
+    )
+
+
+def cancelled_chunk(sequence: Sequence) -> SequenceChunk:
+    return SequenceChunk(
+        request_id=sequence.request.request_id,
+        index=sequence.output_index,
+        finish_reason=FinishReason.CANCELLED,
+    )
+
+
+def _logprobs(verdict: Verdict) -> tuple[TokenLogprobs, ...]:
+    """One entry per emitted token; empty when nobody asked. A token of which nobody asked has an empty entry."""
+    if len(verdict.logprob_offsets) == 1:
+        return ()
+    offsets = verdict.logprob_offsets.tolist()
+    ids, ranks, values = (a.tolist() for a in (verdict.logprob_ids, verdict.logprob_ranks, verdict.logprob_values))
+    return tuple(
+        TokenLogprobs(token_ids=tuple(ids[low:high]), logprobs=tuple(values[low:high]), ranks=tuple(ranks[low:high]))
+        for low, high in pairwise(offsets)
+    )

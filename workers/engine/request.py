@@ -1,0 +1,70 @@
+"""What a client asked, and what it hears back, inside the process. Knows nothing of tensors or the wire."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from outrider.workers.sampling_params import SamplingParams
+
+
+class FinishReason(Enum):
+    """Why an output ended; the values are the words clients see."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A checked request: the prompt fits the model, the parameters are in range, the seed is drawn."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Log-probabilities at one generated token: the chosen token first, then the likeliest, by descending value.
+
+    `ranks` are 1-based places in the raw distribution.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceChunk:
+    """What one sequence gained in one round, or how its request ended. Mirrors worker.proto's SequenceChunk."""
+
+    request_id: str
+    index: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    drafted: int = 0  # drafts verified in this round
+    accepted: int = 0
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None  # the token that ended it, when one did (end-of-sequence included)
+    error: str = ""  # set: the whole request failed, and this is its last chunk
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache; set in a sequence's first chunk
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Running totals and gauges of one engine. Read by status and metrics; written by the engine's thread only."""
+
+    running: int = 0
+    waiting: int = 0
+    rounds: int = 0
+    kv_cache_usage: float = 0.0  # 0..1
+    drafted: int = 0
+    accepted: int = 0
+    prefix_queries: int = 0  # tokens looked up
+    prefix_hits: int = 0  # tokens found
+    drafts: int = 0  # draft sequences verified (rounds with at least one draft)
+    accepted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
+    busy_s: list[float] = field(default_factory=list)  # by stage: seconds spent computing
+    elapsed_s: float = 0.0

@@ -1,0 +1,125 @@
+"""Which sequences hold cache blocks: admission, reservation, preemption, and what the prefix cache spares them.
+
+A sequence waits, is ready (admitted, between rounds) or is in flight. A block is only ever written by the one
+sequence that holds it, and returns only when that one is not in flight, so no stage can still be writing it.
+"""
+
+from outrider.workers.engine.blocks import BlockPool, blocks_needed, extend_keys
+from outrider.workers.engine.limits import SchedulerConfig
+from outrider.workers.engine.sequence import Sequence
+from outrider.workers.engine.waiting import WaitingQueue
+
+# The drafter's entries share the blocks: with and without them, equal tokens make different blocks.
+_SALTS = (b"model", b"model and drafter")
+
+
+class Residents:
+    """The sequences, by state, and the pool that they share."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._size = config.block_size
+        self.pool = BlockPool(config.num_blocks)
+        self.waiting = WaitingQueue()
+        self.running: dict[int, Sequence] = {}  # ready or in flight
+        self.ready: dict[int, Sequence] = {}  # the first has waited longest since its last round
+
+    @property
+    def may_admit(self) -> bool:
+        """Whether a sequence waits and a seat is free; the blocks may yet be lacking."""
+        return len(self.waiting) > 0 and len(self.running) < self._config.max_num_seqs
+
+    def admit_next(self) -> Sequence | None:
+        """Makes the first in the queue ready, with the blocks that the prefix cache has of it.
+
+        None where it must wait: for its remaining blocks, and one more for each sequence that runs already, so that
+        what is admitted is not preempted at once.
+        """
+        if not self.may_admit:
+            return None
+        sequence = self.waiting.head
+        found = self._cached_prefix(sequence)
+        missing = blocks_needed(len(sequence.token_ids) + 1, self._size) - len(found)
+        if missing + len(self.running) > self.pool.free - self.pool.free_among(found):
+            return None
+        self.waiting.pop()
+        self.pool.share(found)
+        sequence.blocks.extend(found)
+        sequence.published = len(found)
+        sequence.computed = len(found) * self._size
+        # The last cached token is computed again, unwritten, for its hidden state: it has no entry in the cache.
+        sequence.start = max(0, sequence.computed - 1)
+        if not sequence.begun:
+            sequence.cached_tokens = sequence.computed
+        self.running[sequence.sequence_id] = self.ready[sequence.sequence_id] = sequence
+        return sequence
+
+    def reserve(self, sequence: Sequence, wanted: int, least: int) -> int:
+        """Makes the ready sequence hold slots 0 .. granted - 1; granted is in `least` .. `wanted`, or 0.
+
+        Beyond `least` it takes only what leaves a block to each other ready sequence. For `least` it preempts
+        younger ready sequences, the youngest first; 0 means that even those were too few.
+        """
+        held = len(sequence.blocks)
+        if wanted <= held * self._size:
+            return wanted
+        missing = blocks_needed(least, self._size) - held
+        while missing > self.pool.free:
+            youngest = max(self.ready)
+            if youngest == sequence.sequence_id:
+                return 0
+            self._preempt(self.ready[youngest])
+        spare = self.pool.free - (len(self.ready) - 1)
+        extra = min(blocks_needed(wanted, self._size) - held, max(missing, spare))
+        sequence.blocks.extend(self.pool.take(extra) or ())
+        return min(wanted, (held + extra) * self._size)
+
+    def depart(self, sequence: Sequence) -> None:
+        """The sequence is in flight from now on."""
+        del self.ready[sequence.sequence_id]
+        sequence.in_flight = True
+
+    def land(self, sequence: Sequence, computed: int) -> None:
+        """The sequence is ready again; the entries of its first `computed` tokens are committed."""
+        sequence.in_flight = False
+        self.ready[sequence.sequence_id] = sequence
+        sequence.start = sequence.computed = computed
+        if computed // self._size > sequence.published and self._config.enable_prefix_caching:
+            self._publish(sequence, computed // self._size)
+        if sequence.output_index == 0 and computed >= sequence.prompt_tokens:
+            self.waiting.let_go(sequence.request.request_id)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forgets the sequence, wherever it is, and gives back its blocks. Nobody waits for its prompt any more."""
+        if self.running.pop(sequence.sequence_id, None) is None:
+            self.waiting.discard(sequence)
+        self.ready.pop(sequence.sequence_id, None)
+        self._give_back(sequence)
+        if sequence.output_index == 0:
+            self.waiting.let_go(sequence.request.request_id)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to its place in the queue; it computes its tokens again when readmitted."""
+        del self.running[sequence.sequence_id], self.ready[sequence.sequence_id]
+        self._give_back(sequence)
+        sequence.start = sequence.computed = 0
+        self.waiting.push(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        del sequence.blocks[:]
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        if not self._config.enable_prefix_caching:
+            return []
+        self._extend_keys(sequence, len(sequence.token_ids) // self._size)
+        return self.pool.find(sequence.block_keys)
+
+    def _publish(self, sequence: Sequence, blocks: int) -> None:
+        self._extend_keys(sequence, blocks)
+        for index in range(sequence.published, blocks):
+            self.pool.publish(sequence.blocks[index], sequence.block_keys[index])
+        sequence.published = blocks
+
+    def _extend_keys(self, sequence: Sequence, blocks: int) -> None:
+        extend_keys(sequence.block_keys, sequence.token_ids, blocks, self._size, _SALTS[sequence.upkeep])

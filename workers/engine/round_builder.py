@@ -1,0 +1,76 @@
+"""Collects the sequences of a round into the Round's flat arrays. Decides nothing."""
+
+from array import array
+from collections.abc import Sequence as Ids
+
+import numpy as np
+
+from outrider.workers.engine.round import IntArray, Round, ints
+from outrider.workers.engine.sequence import Sequence
+
+
+def _as_ints(values: "array[int]") -> IntArray:
+    """The array's own memory as int64, without a copy."""
+    return np.frombuffer(values, dtype=np.int64) if values else ints()
+
+
+class RoundBuilder:
+    """A round in the making; `len` is its number of sequences."""
+
+    def __init__(self) -> None:
+        self._sequence_ids = array("q")
+        self._query_offsets = array("q", [0])
+        self._token_ids = array("q")
+        self._starts = array("q")
+        self._write_from = array("q")
+        self._sample_counts = array("q")
+        self._next_token_ids = array("q")
+        self._block_offsets = array("q", [0])
+        self._block_ids = array("q")
+        self._draft_steps = array("q")
+        self._upkeep = array("q")
+        self.begins: list[Sequence] = []  # in their first round
+
+    def __len__(self) -> int:
+        return len(self._sequence_ids)
+
+    def add(self, sequence: Sequence, rows: int, draft_steps: int) -> None:
+        """Adds the sequence's next `rows` query tokens: tokens not computed yet, then, where those end, drafts."""
+        tokens = sequence.token_ids
+        end = sequence.start + rows
+        drafts = end - len(tokens)  # below 0: the chunk ends before the tokens do
+        self._sequence_ids.append(sequence.sequence_id)
+        self._token_ids.extend(tokens[sequence.start : end])
+        if drafts > 0:
+            self._token_ids.extend(sequence.drafts[:drafts])
+        self._query_offsets.append(len(self._token_ids))
+        self._starts.append(sequence.start)
+        self._write_from.append(sequence.computed)
+        self._sample_counts.append(drafts + 1 if drafts >= 0 else 0)
+        self._next_token_ids.append(0 if drafts >= 0 else tokens[end])
+        self._block_ids.extend(sequence.blocks)
+        self._block_offsets.append(len(self._block_ids))
+        self._draft_steps.append(draft_steps)
+        self._upkeep.append(sequence.upkeep)
+        if not sequence.begun:
+            sequence.begun = True
+            self.begins.append(sequence)
+
+    def build(self, round_id: int, lane: int, ends: Ids[int]) -> Round:
+        return Round(
+            round_id=round_id,
+            lane=lane,
+            sequence_ids=_as_ints(self._sequence_ids),
+            query_offsets=_as_ints(self._query_offsets),
+            token_ids=_as_ints(self._token_ids),
+            starts=_as_ints(self._starts),
+            write_from=_as_ints(self._write_from),
+            sample_counts=_as_ints(self._sample_counts),
+            next_token_ids=_as_ints(self._next_token_ids),
+            block_offsets=_as_ints(self._block_offsets),
+            block_ids=_as_ints(self._block_ids),
+            draft_steps=_as_ints(self._draft_steps),
+            upkeep=_as_ints(self._upkeep),
+            begins=tuple(sequence.introduction() for sequence in self.begins),
+            ends=ints(ends),
+        )

@@ -1,0 +1,188 @@
+"""From requests to rounds, and from verdicts to chunks. A state machine: knows no tensors, clocks or threads.
+
+`commit` lets other sequences read the blocks that its round filled. So the drafter must have followed the round's
+accepted rows, of sequences that ended too, before the next round runs.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import count
+
+from outrider.workers.engine.composer import RoundComposer
+from outrider.workers.engine.limits import SchedulerConfig
+from outrider.workers.engine.outcome import Outcome, cancelled_chunk, gained_chunk, outcomes
+from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
+from outrider.workers.engine.residents import Residents
+from outrider.workers.engine.round import Round, Verdict
+from outrider.workers.engine.round_builder import RoundBuilder
+from outrider.workers.engine.sequence import Sequence
+
+__all__ = ["Scheduler", "SchedulerConfig"]
+
+
+class Scheduler:
+    """`depth` says how many drafts to make next for a sequence; the limits and the free blocks may allow fewer."""
+
+    def __init__(self, config: SchedulerConfig, depth: Callable[[Sequence], int]) -> None:
+        self._config = config
+        self._residents = Residents(config)
+        self._composer = RoundComposer(config, depth, self._residents)
+        self._requests: dict[str, list[Sequence]] = {}  # unfinished sequences
+        self._in_flight: list[int | None] = [None] * config.lanes  # round id, by lane
+        self._ends: list[int] = []
+        self._sequence_ids = count()
+        self._round_ids = count()
+        self._counters = EngineCounters()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def idle(self, lane: int) -> bool:
+        """Whether no round of the lane waits for its commit."""
+        return self._in_flight[lane] is None
+
+    @property
+    def counters(self) -> EngineCounters:
+        """The live counters. Written by the scheduler's thread only."""
+        return self._counters
+
+    def reset_counters(self) -> None:
+        """Starts a new count; the old object keeps the old one."""
+        self._counters = EngineCounters()
+        self._update_gauges()
+
+    def check(self, request: Request) -> None:
+        """ValueError if the pool could never hold one of the request's sequences. Safe from any thread."""
+        self._config.length_limit(request)
+
+    def add(self, request: Request) -> None:
+        """Queues the request's n sequences. ValueError as `check`, or if its id is live.
+
+        Later outputs wait until the first has computed the prompt, whose blocks they then share.
+        """
+        if request.request_id in self._requests:
+            raise ValueError(f"request_id {request.request_id!r} is already being served")
+        limit, ceiling = self._config.length_limit(request), self._config.draft_ceiling(request)
+        sequences = [
+            Sequence(
+                sequence_id=next(self._sequence_ids),
+                request=request,
+                output_index=index,
+                token_ids=list(request.prompt_token_ids),
+                limit=limit,
+                draft_ceiling=ceiling,
+            )
+            for index in range(request.params.n)
+        ]
+        self._requests[request.request_id] = sequences
+        shares = self._config.enable_prefix_caching and len(request.prompt_token_ids) >= self._config.block_size
+        for sequence in sequences:
+            enqueue = self._residents.waiting.hold if shares and sequence.output_index else self._residents.waiting.push
+            enqueue(sequence)
+        self._update_gauges()
+
+    def cancel(self, request_id: str, index: int | None = None) -> list[SequenceChunk]:
+        """Ends one output, or all of the request's: at once, or, where in flight, at the commit of its round.
+
+        A chunk for each one ended now. What is unknown or has finished is passed over.
+        """
+        chunks = []
+        for sequence in self._requests.get(request_id, []).copy():
+            if index is not None and sequence.output_index != index:
+                continue
+            if sequence.in_flight:
+                sequence.cancelled = True
+            else:
+                chunks.append(cancelled_chunk(sequence))
+                self._end(sequence)
+        self._update_gauges()
+        return chunks
+
+    def fail(self, reason: str) -> list[SequenceChunk]:
+        """Ends every request with an error. Rounds in flight are forgotten: their commits do nothing."""
+        chunks = [SequenceChunk(request_id=request_id, error=reason) for request_id in self._requests]
+        for sequences in list(self._requests.values()):
+            for sequence in sequences.copy():
+                self._end(sequence)
+        self._in_flight = [None] * self._config.lanes
+        self._update_gauges()
+        return chunks
+
+    def schedule(self, lane: int) -> Round:
+        """The lane's next round; one without sequences if none is ready, which says nothing and needs no commit.
+
+        RuntimeError if the lane's last round is not committed.
+        """
+        if not self.idle(lane):
+            raise RuntimeError(f"lane {lane} still has round {self._in_flight[lane]} in flight")
+        return self._dispatch(lane, self._composer.compose())
+
+    def commit(self, round: Round, verdict: Verdict) -> list[SequenceChunk]:
+        """Takes in what the sampler said of the round: a chunk for each sequence that gained tokens or ended."""
+        if self._in_flight[round.lane] != round.round_id:
+            return []
+        self._in_flight[round.lane] = None
+        self._counters.rounds += 1
+        chunks = []
+        for outcome in outcomes(round, verdict):
+            sequence = self._residents.running[outcome.sequence_id]
+            chunk = self._take_in(sequence, outcome)
+            if chunk is not None:
+                chunks.append(chunk)
+                if chunk.finish_reason is not None:
+                    self._end(sequence)
+        self._update_gauges()
+        return chunks
+
+    def set_drafts(self, drafts: Mapping[int, list[int]]) -> None:
+        """Drafts by sequence id, for each one's next round. Sequences that are not ready are passed over."""
+        for sequence_id, token_ids in drafts.items():
+            sequence = self._residents.ready.get(sequence_id)
+            if sequence is not None:
+                sequence.drafts = token_ids[: min(sequence.draft_ceiling, sequence.limit - len(sequence.token_ids) - 1)]
+
+    def _dispatch(self, lane: int, builder: RoundBuilder) -> Round:
+        if not len(builder):
+            return Round(lane=lane)
+        round_id = self._in_flight[lane] = next(self._round_ids)
+        ends, self._ends = self._ends, []
+        for sequence in builder.begins:
+            self._counters.prefix_queries += sequence.prompt_tokens
+            self._counters.prefix_hits += sequence.cached_tokens
+        self._update_gauges()
+        return builder.build(round_id, lane, ends)
+
+    def _take_in(self, sequence: Sequence, outcome: Outcome) -> SequenceChunk | None:
+        """Advances the sequence by its outcome; the chunk says what was gained, or None for nothing."""
+        first = sequence.output_tokens == 0
+        sequence.token_ids += outcome.token_ids
+        sequence.drafts = []
+        self._residents.land(sequence, min(outcome.computed, len(sequence.token_ids) - outcome.sampled))
+        self._count(outcome)
+        if sequence.cancelled:
+            return cancelled_chunk(sequence)
+        return gained_chunk(sequence, outcome, first) if outcome.token_ids else None
+
+    def _count(self, outcome: Outcome) -> None:
+        if outcome.drafted:
+            self._counters.drafts += 1
+            self._counters.drafted += outcome.drafted
+            self._counters.accepted += outcome.accepted
+            for position in range(outcome.accepted):
+                self._counters.accepted_per_position[position] += 1
+
+    def _update_gauges(self) -> None:
+        residents = self._residents
+        self._counters.running = len(residents.running)
+        self._counters.waiting = len(residents.waiting) + residents.waiting.held
+        self._counters.kv_cache_usage = 1 - residents.pool.free / residents.pool.num_blocks
+
+    def _end(self, sequence: Sequence) -> None:
+        """Forgets the sequence, and its request with the last of them."""
+        self._residents.remove(sequence)
+        if sequence.begun:
+            self._ends.append(sequence.sequence_id)
+        live = self._requests[sequence.request.request_id]
+        live.remove(sequence)
+        if not live:
+            del self._requests[sequence.request.request_id]

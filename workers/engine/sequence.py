@@ -1,0 +1,52 @@
+"""How far one request got: its tokens, its blocks, its drafts. State only; the scheduler decides."""
+
+from array import array
+from dataclasses import dataclass, field
+
+from outrider.workers.engine.request import Request
+from outrider.workers.engine.round import SequenceStart
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    """One of a request's n outputs. Ids rise in order of arrival, so a larger id is a younger sequence."""
+
+    sequence_id: int
+    request: Request
+    output_index: int
+    token_ids: list[int]  # prompt, then committed output
+    limit: int  # length at which it ends: max_model_len, or the prompt and max_tokens
+    draft_ceiling: int  # most drafts in one of its rounds; 0 keeps it out of speculation
+    start: int = 0  # position of its next query row
+    computed: int = 0  # leading tokens whose cache entries are committed; start, or start + 1 after a prefix hit
+    blocks: "array[int]" = field(default_factory=lambda: array("q"))
+    drafts: list[int] = field(default_factory=list)  # verified by its next round
+    in_flight: bool = False
+    cancelled: bool = False  # while in flight: ends at the commit of its round
+    begun: bool = False  # the sampler knows it
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
+    block_keys: list[bytes] = field(default_factory=list)  # prefix cache keys of its leading full blocks
+    published: int = 0  # leading blocks that are in the prefix cache, or whose equals are
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def upkeep(self) -> int:
+        """1 if the drafter's cache follows it: it may draft, now or later."""
+        return 1 if self.draft_ceiling else 0
+
+    def introduction(self) -> SequenceStart:
+        """What the sampler must know, sent with its first round."""
+        return SequenceStart(
+            sequence_id=self.sequence_id,
+            output_index=self.output_index,
+            seed=self.request.seed,
+            prompt_tokens=self.prompt_tokens,
+            params=self.request.params,
+        )

@@ -1,0 +1,40 @@
+"""Joins a rank to its replica's process group, and names ranks in errors."""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from outrider.workers.errors import EngineStoppedError
+
+_JOIN_TIMEOUT = timedelta(seconds=120)
+
+
+def join(rank: int, world_size: int, address: str, port: int, device: torch.device) -> None:
+    """Meets the other ranks at `address:port` (rank 0 listens there). EngineStoppedError if they do not come.
+
+    The group itself has no deadline: an idle rank waits for work for as long as there is none. Deadlines are the
+    links' business.
+    """
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        tcp_store = dist.TCPStore  # type: ignore[attr-defined]  # torch exports it without saying so
+        store = tcp_store(address, port, world_size, is_master=rank == 0, timeout=_JOIN_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(days=365))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EngineStoppedError(f"rank {rank} could not meet the others at {address}:{port} ({reason})") from error
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def agree_on_minimum(value: int, device: torch.device) -> int:
+    """The smallest of every rank's `value`."""
+    if not dist.is_initialized():
+        return value
+    tensor = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return int(tensor.item())
