@@ -1,0 +1,36 @@
+"""Plain twins of the kernels: the specifications that their tests compare with. Slow on purpose.
+
+Written from the formulas alone and sharing nothing with the kernels but their constants.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.kernels.sampling import INDEX_STEP, MIX_1, MIX_2, POSITION_STEP, SEED_STEP, VOCAB_STEP
+
+
+def noise_bits(seed: int, output_index: int, position: int, vocab: int) -> list[int]:
+    """One row of the noise's integers (sampling.noise_bits), 52 bits each."""
+    sequence = next(_stream(next(_stream(seed, SEED_STEP)), INDEX_STEP, skip=output_index))
+    row = _stream(next(_stream(sequence, POSITION_STEP, skip=position)), VOCAB_STEP)
+    return [next(row) // 2**12 for _ in range(vocab)]
+
+
+def gumbel_noise(seed: int, output_index: int, position: int, vocab: int) -> NDArray[np.float64]:
+    """One row of Gumbel noise (sampling.gumbel_noise), float64 [vocab]."""
+    uniform = [(bits + 0.5) * 2.0**-52 for bits in noise_bits(seed, output_index, position, vocab)]
+    return np.array([-math.log(-math.log1p(-u)) for u in uniform])
+
+
+def _stream(start: int, step: int, skip: int = 0) -> Iterator[int]:
+    """SplitMix64: the mixed words of the Weyl sequence start + step, start + 2 step, ... modulo 2^64."""
+    state = (start + skip * step) % 2**64
+    while True:
+        state = (state + step) % 2**64
+        word = state
+        for shift, factor in ((30, MIX_1), (27, MIX_2), (31, 1)):
+            word = (word ^ (word // 2**shift)) * factor % 2**64
+        yield word
