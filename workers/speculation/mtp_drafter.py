@@ -10,111 +10,93 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, offsets, ranges
+from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, ints, offsets
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.mtp import MtpModules
+from outrider.workers.speculation.pairs import Backlog, Pairs, accepted_pairs, joined
 from outrider.workers.speculation.sampling import sample
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
+_MOST_WAITING = 64  # pairs; as many as are still cheap in one go
+
 
 class MtpDrafter:
-    """Implements Drafter. One per replica, on the first stage."""
+    """Implements Drafter. One per replica, on the first stage.
+
+    While nobody drafts, its cache falls behind by a few dozen pairs, which are caught up with in one go.
+    """
 
     def __init__(self, modules: MtpModules, starts: SequenceStarts, block_size: int, device: torch.device) -> None:
-        self._modules = modules
-        self._starts = starts
-        self._block_size = block_size
-        self._device = device
+        self._modules, self._starts = modules, starts
+        self._block_size, self._device = block_size, device
+        self._backlog = Backlog(_MOST_WAITING, block_size)
 
     @torch.inference_mode()
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[int]]:
         """Feeds the accepted rows, then drafts each going-on sequence as deep as the round says."""
         self._starts.begin(round.begins)
-        kept = np.flatnonzero((round.upkeep == 1) & (verdict.accepted_rows > 0))
-        if not len(kept):
+        self._backlog.yield_blocks(round)
+        pairs = accepted_pairs(round, verdict, hidden)
+        depths = np.where(verdict.finish == RUNNING, round.draft_steps, 0)
+        depths = depths[np.isin(round.sequence_ids, pairs.sequence_ids)]
+        ending = bool((verdict.finish != RUNNING).any())  # its blocks are free, and may be another's next
+        if not depths.any() and not ending and self._backlog.has_room(pairs):
+            self._backlog.add(pairs)
             return {}
-        rows = _AcceptedRows(round, verdict, kept)
-        state = self._forward(1, round, kept, rows.lengths, rows.tokens, rows.positions, hidden[rows.in_hidden])
-        depths = np.where(verdict.finish[kept] == RUNNING, round.draft_steps[kept], 0)
-        return self._recurse(round, kept, depths, rows, state)
+        waiting = joined([*self._backlog.take(), pairs])
+        state = self._forward(1, waiting)[len(waiting) - len(pairs) :]
+        return self._recurse(pairs, state, depths) if depths.any() else {}
 
     def forget(self, sequence_ids: IntArray) -> None:
         self._starts.end(sequence_ids)
 
-    def _recurse(
-        self, round: Round, kept: IntArray, depths: IntArray, rows: "_AcceptedRows", state: Tensor
-    ) -> dict[int, list[int]]:
+    def _recurse(self, pairs: Pairs, state: Tensor, depths: IntArray) -> dict[int, list[int]]:
         """Step j draws draft j from the state of step j, then feeds that draft and that state to step j+1."""
-        drafts: dict[int, list[int]] = {
-            int(round.sequence_ids[s]): [] for s, depth in zip(kept, depths, strict=True) if depth
-        }
-        last = np.cumsum(rows.lengths) - 1
-        going = np.flatnonzero(depths > 0)  # indices into kept
-        state, positions = state[torch.from_numpy(last[going])], rows.positions[last[going]]
-        for step in range(1, int(depths.max(initial=0)) + 1):
-            ids = round.sequence_ids[kept[going]]
-            tokens = self._draw(state, ids, positions + 2)
-            for sequence_id, token in zip(ids, tokens, strict=True):
-                drafts[int(sequence_id)].append(int(token))
+        drafts: dict[int, list[int]] = {int(pairs.sequence_ids[s]): [] for s in np.flatnonzero(depths)}
+        going = np.flatnonzero(depths)
+        rows = pairs.last_rows[going]
+        state, positions = state[torch.from_numpy(rows)], pairs.positions[rows]
+        for step in range(1, int(depths.max()) + 1):
+            tokens = self._draw(state, pairs.sequence_ids[going], positions + 2)
+            for sequence_id, token in zip(pairs.sequence_ids[going].tolist(), tokens.tolist(), strict=True):
+                drafts[sequence_id].append(token)
             deeper = np.flatnonzero(depths[going] > step)
             if not len(deeper):
                 break
             going, positions = going[deeper], positions[deeper] + 1
-            ones = np.ones(len(going), dtype=np.int64)
-            state = state if len(deeper) == len(state) else state[torch.from_numpy(deeper)]
-            state = self._forward(step + 1, round, kept[going], ones, tokens[deeper], positions, state)
+            fed = _one_each(pairs, going, tokens[deeper], positions, state[torch.from_numpy(deeper)])
+            state = self._forward(step + 1, fed)
         return drafts
 
-    def _forward(
-        self,
-        step: int,
-        round: Round,
-        sequences: IntArray,
-        lengths: IntArray,
-        tokens: IntArray,
-        positions: IntArray,
-        hidden: Tensor,
-    ) -> Tensor:
-        """States after shared_head.norm of rows (h_i, t_{i+1}), [rows, hidden]: position i, cache slot i+1."""
-        tables = [round.block_ids[round.block_offsets[s] : round.block_offsets[s + 1]] for s in sequences]
+    def _forward(self, step: int, pairs: Pairs) -> Tensor:
+        """States after shared_head.norm, [N, hidden]."""
         batch = Batch.build(
-            token_ids=tokens,
-            rope_positions=positions,
-            cache_positions=positions + 1,
-            query_offsets=offsets(lengths),
-            write_from=round.write_from[sequences],
-            block_offsets=offsets([len(t) for t in tables]),
-            block_ids=np.concatenate(tables),
+            token_ids=pairs.token_ids,
+            rope_positions=pairs.positions,
+            cache_positions=pairs.positions + 1,
+            query_offsets=offsets(pairs.lengths),
+            write_from=pairs.write_from,
+            block_offsets=offsets([len(table) for table in pairs.tables]),
+            block_ids=ints(np.concatenate(pairs.tables)) if pairs.tables else ints(),
             first_cache_position=1,
             block_size=self._block_size,
             device=self._device,
         )
-        return self._modules.forward(step, batch, hidden)
+        return self._modules.forward(step, batch, pairs.hidden)
 
     def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
         rows = self._starts.rows(sequence_ids, positions)
-        return sample(self._modules.logits(state), rows).cpu().numpy()
+        return ints(sample(self._modules.logits(state), rows).cpu().numpy())
 
 
-class _AcceptedRows:
-    """The rows (h_i, t_{i+1}) that a verdict makes certain, for the kept sequences, end to end."""
-
-    def __init__(self, round: Round, verdict: Verdict, kept: IntArray) -> None:
-        self.lengths: IntArray = verdict.accepted_rows[kept]
-        within = ranges(self.lengths)  # row's place in its sequence's query
-        owner = np.repeat(kept, self.lengths)
-        in_hidden = offsets(verdict.accepted_rows)[:-1]
-        self.in_hidden = torch.from_numpy(in_hidden[owner] + within)
-        self.positions: IntArray = round.starts[owner] + within
-        self.tokens: IntArray = _next_tokens(round, verdict)[round.query_offsets[owner] + within]
-
-
-def _next_tokens(round: Round, verdict: Verdict) -> IntArray:
-    """For every row of the round the token that follows it: the prompt's, or the one the verdict emitted, [R]."""
-    following = np.append(round.token_ids[1:], 0)
-    lasts = round.query_offsets[1:] - 1
-    following[lasts] = round.next_token_ids
-    emitted = np.diff(verdict.token_offsets)
-    first_sampled = round.query_offsets[1:] - round.sample_counts
-    following[np.repeat(first_sampled, emitted) + ranges(emitted)] = verdict.token_ids
-    return following
+def _one_each(pairs: Pairs, which: IntArray, token_ids: IntArray, positions: IntArray, state: Tensor) -> Pairs:
+    """One pair for each of the sequences `which`: a draft and the state it was drawn from."""
+    return Pairs(
+        sequence_ids=pairs.sequence_ids[which],
+        lengths=np.ones_like(which),
+        token_ids=token_ids,
+        positions=positions,
+        hidden=state,
+        write_from=pairs.write_from[which],
+        tables=tuple(pairs.tables[s] for s in which.tolist()),
+    )

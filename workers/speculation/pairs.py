@@ -1,0 +1,144 @@
+"""Pairs (h_i, t_{i+1}): what an MTP module is fed for every token that is certain, and those it may be fed later.
+
+Torch only holds the states; which pairs there are is decided on integers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outrider.workers.engine.round import IntArray, Round, Verdict, ints, offsets, ranges
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """N pairs of S sequences, sequence by sequence. The pair of position i writes slot i+1 of the drafter's cache."""
+
+    sequence_ids: IntArray  # [S]
+    lengths: IntArray  # [S]
+    token_ids: IntArray  # [N] t_{i+1}
+    positions: IntArray  # [N] i
+    hidden: Tensor  # [N, hidden] h_i, or the module's own state in a later step of a draft
+    write_from: IntArray  # [S] slots before it are others' too, and are not written
+    tables: tuple[IntArray, ...]  # by sequence: its blocks
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def last_rows(self) -> IntArray:
+        return np.cumsum(self.lengths) - 1
+
+
+def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor) -> Pairs:
+    """The pairs that a verdict makes certain, of the sequences that the drafter follows.
+
+    `hidden` holds the states of all accepted rows, [sum(accepted_rows), hidden].
+    """
+    kept = np.flatnonzero((round.upkeep == 1) & (verdict.accepted_rows > 0))
+    lengths = verdict.accepted_rows[kept]
+    owner, within = np.repeat(kept, lengths), ranges(lengths)
+    in_hidden = offsets(verdict.accepted_rows)[:-1]
+    return Pairs(
+        sequence_ids=round.sequence_ids[kept],
+        lengths=lengths,
+        token_ids=_next_tokens(round, verdict)[round.query_offsets[owner] + within],
+        positions=round.starts[owner] + within,
+        hidden=hidden[torch.from_numpy(in_hidden[owner] + within)],
+        write_from=round.write_from[kept],
+        tables=tuple(block_table(round, s) for s in kept.tolist()),
+    )
+
+
+def joined(parts: Sequence[Pairs]) -> Pairs:
+    """All of them, in order. A sequence may occur more than once."""
+    return Pairs(
+        sequence_ids=np.concatenate([part.sequence_ids for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        token_ids=np.concatenate([part.token_ids for part in parts]),
+        positions=np.concatenate([part.positions for part in parts]),
+        hidden=torch.cat([part.hidden for part in parts]),
+        write_from=np.concatenate([part.write_from for part in parts]),
+        tables=tuple(table for part in parts for table in part.tables),
+    )
+
+
+def block_table(round: Round, sequence: int) -> IntArray:
+    return round.block_ids[round.block_offsets[sequence] : round.block_offsets[sequence + 1]]
+
+
+def _next_tokens(round: Round, verdict: Verdict) -> IntArray:
+    """For every row of the round the token that follows it: the prompt's, or the one the verdict emitted, [R]."""
+    following = np.append(round.token_ids[1:], 0)
+    following[round.query_offsets[1:] - 1] = round.next_token_ids
+    emitted = np.diff(verdict.token_offsets)
+    first_sampled = round.query_offsets[1:] - round.sample_counts
+    following[np.repeat(first_sampled, emitted) + ranges(emitted)] = verdict.token_ids
+    return following
+
+
+class Backlog:
+    """Pairs that wait until somebody drafts again: rows are cheap together, and cost most of a layer each alone."""
+
+    def __init__(self, most: int, block_size: int) -> None:
+        self._most, self._block_size = most, block_size
+        self._waiting: list[Pairs] = []
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._waiting)
+
+    def has_room(self, pairs: Pairs) -> bool:
+        return len(self) + len(pairs) <= self._most
+
+    def add(self, pairs: Pairs) -> None:
+        self._waiting.append(pairs)
+
+    def take(self) -> list[Pairs]:
+        taken, self._waiting = self._waiting, []
+        return taken
+
+    def yield_blocks(self, round: Round) -> None:
+        """Drops what would be written into blocks that other sequences write now: their owner was preempted or ended."""
+        if self._waiting:
+            owner_of = self._writers(round)
+            kept = (_without_foreign(part, owner_of, self._block_size) for part in self._waiting)
+            self._waiting = [part for part in kept if len(part)]
+
+    def _writers(self, round: Round) -> dict[int, int]:
+        """Which sequence owns each block that this round, or drafts after it, may write."""
+        owners = {}
+        for s, sequence_id in enumerate(round.sequence_ids.tolist()):
+            first = max(int(round.starts[s]), int(round.write_from[s])) // self._block_size
+            owners.update((block, sequence_id) for block in block_table(round, s)[first:].tolist())
+        return owners
+
+
+def _without_foreign(pairs: Pairs, owner_of: dict[int, int], block_size: int) -> Pairs:
+    """`pairs` less the sequences of which a block to be written has another owner."""
+    kept = []
+    firsts = pairs.last_rows - pairs.lengths + 1
+    for s, (first, last) in enumerate(zip(firsts.tolist(), pairs.last_rows.tolist(), strict=True)):
+        low, high = ((int(pairs.positions[row]) + 1) // block_size for row in (first, last))
+        own = int(pairs.sequence_ids[s])
+        if all(owner_of.get(block, own) == own for block in pairs.tables[s][low : high + 1].tolist()):
+            kept.append(s)
+    return pairs if len(kept) == len(pairs.lengths) else _selected(pairs, ints(kept))
+
+
+def _selected(pairs: Pairs, kept: IntArray) -> Pairs:
+    """Only the sequences `kept`."""
+    lengths = pairs.lengths[kept]
+    firsts = pairs.last_rows[kept] - lengths + 1
+    rows = np.repeat(firsts, lengths) + ranges(lengths)
+    return Pairs(
+        sequence_ids=pairs.sequence_ids[kept],
+        lengths=lengths,
+        token_ids=pairs.token_ids[rows],
+        positions=pairs.positions[rows],
+        hidden=pairs.hidden[torch.from_numpy(rows)],
+        write_from=pairs.write_from[kept],
+        tables=tuple(pairs.tables[s] for s in kept.tolist()),
+    )
