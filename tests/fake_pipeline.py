@@ -1,4 +1,4 @@
-"""A pipeline without a model: its target says token + 1, so what should come out is known. Verdicts are the real ones."""
+"""A pipeline without a model: its target says token + 1, so what should come out is known. Verdicts are real ones."""
 
 from collections import deque
 

@@ -24,11 +24,11 @@ _NOT_BUILT: dict[str, Any] = {
 }
 
 
-def _require(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:
+def _require(name: str, value: float, low: float, high: float = math.inf, *, low_open: bool = False) -> None:
     inside = (low < value if low_open else low <= value) and value <= high
     if not inside:  # also true of NaN
-        bracket = "(" if low_open else "["
-        raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value}")
+        wanted = f"at least {low:g}" if high == math.inf else f"in {'(' if low_open else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
 def check_speculation(value: str | int | None, name: str = "speculation") -> None:
@@ -71,16 +71,26 @@ class SamplingParams:
         for name, default in _NOT_BUILT.items():
             if getattr(self, name) != default:
                 raise ValueError(f"{name} is not supported yet: leave it at {default!r}")
+        self._check_types()
         self._check_counts()
         self._check_distribution()
         self._check_stops()
         check_speculation(self.speculation)
 
+    def _check_types(self) -> None:
+        for name in ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
+        for name in ("temperature", "top_p", "min_p"):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+
     def _check_counts(self) -> None:
         _require("n", self.n, 1, 128)
-        _require("min_tokens", self.min_tokens, 0, _INT64)
+        _require("min_tokens", self.min_tokens, 0)
         if self.max_tokens is not None:
-            _require("max_tokens", self.max_tokens, 1, _INT64)
+            _require("max_tokens", self.max_tokens, 1)
             _require("min_tokens", self.min_tokens, 0, self.max_tokens)
         if self.logprobs is not None:
             _require("logprobs", self.logprobs, 0, 20)
@@ -88,7 +98,7 @@ class SamplingParams:
     def _check_distribution(self) -> None:
         _require("temperature", self.temperature, 0, 100)
         _require("top_p", self.top_p, 0, 1, low_open=True)
-        _require("top_k", self.top_k, 0, _INT64)
+        _require("top_k", self.top_k, 0)
         _require("min_p", self.min_p, 0, 1)
         if self.seed is not None and not -_INT64 <= self.seed < _INT64:
             raise ValueError(f"seed must be a 64-bit integer, got {self.seed}")
@@ -99,7 +109,7 @@ class SamplingParams:
         if any(not text for text in self.stop_strings):
             raise ValueError("stop must not contain an empty string")
         for token_id in self.stop_token_ids or ():
-            _require("stop_token_ids", token_id, 0, _INT64)
+            _require("stop_token_ids", token_id, 0)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ class Backlog:
         return taken
 
     def yield_blocks(self, round: Round) -> None:
-        """Drops what would be written into blocks that other sequences write now: their owner was preempted or ended."""
+        """Drops what would be written into blocks that other sequences write now: its owner was preempted or ended."""
         if self._waiting:
             owner_of = self._writers(round)
             kept = (_without_foreign(part, owner_of, self._block_size) for part in self._waiting)
@@ -109,7 +109,7 @@ class Backlog:
 
     def _writers(self, round: Round) -> dict[int, int]:
         """Which sequence owns each block that this round, or drafts after it, may write."""
-        owners = {}
+        owners: dict[int, int] = {}
         for s, sequence_id in enumerate(round.sequence_ids.tolist()):
             first = max(int(round.starts[s]), int(round.write_from[s])) // self._block_size
             owners.update((block, sequence_id) for block in block_table(round, s)[first:].tolist())

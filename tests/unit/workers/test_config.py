@@ -1,0 +1,61 @@
+"""Settings are checked once, where they enter; errors name the setting, the range and what it got."""
+
+from pathlib import Path
+
+import pytest
+
+from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
+from outrider.workers.engine.memory import blocks_for
+from outrider.workers.errors import CheckpointError, OutriderError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("device", "tpu"),
+        ("dtype", "int4"),
+        ("numerics", "sloppy"),
+        ("max_num_seqs", 0),
+        ("max_num_batched_tokens", 0),
+        ("block_size", 0),
+        ("max_model_len", 0),
+        ("kv_cache_memory_bytes", 0),
+        ("round_timeout_s", 0.0),
+        ("speculation", 17),
+        ("speculation", None),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        EngineConfig(**{name: value})  # type: ignore[arg-type]  # a table
+
+
+@pytest.mark.parametrize("name", ["tensor_parallel_size", "expert_parallel_size", "data_parallel_size"])
+def test_a_split_that_is_not_built_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is not supported yet"):
+        ParallelConfig(**{name: 2})
+
+
+def test_settings_survive_the_trip_to_a_rank() -> None:
+    config = EngineConfig(model="m", parallel=ParallelConfig(pipeline_parallel_size=3), speculation=4, max_model_len=77)
+
+    assert EngineConfig.from_json(config.to_json()) == config
+
+
+def test_an_unknown_model_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"unknown model '.*nowhere'.*scout"):
+        resolve_model(str(tmp_path / "nowhere"))
+
+
+def test_the_cache_takes_what_it_is_given_and_no_more_than_can_be_used() -> None:
+    config = EngineConfig(max_num_seqs=2, block_size=16, kv_cache_memory_bytes=10_000)
+
+    assert blocks_for(config, max_model_len=1000, bytes_per_block=100, free_bytes=1) == 100
+    assert blocks_for(config, max_model_len=32, bytes_per_block=100, free_bytes=1) == 4
+
+
+def test_a_cache_too_small_for_one_block_is_an_error_with_the_numbers() -> None:
+    config = EngineConfig(kv_cache_memory_bytes=99)
+
+    with pytest.raises(OutriderError, match="kv_cache_memory_bytes=99 .* 100 bytes"):
+        blocks_for(config, max_model_len=32, bytes_per_block=100, free_bytes=1)

@@ -1,0 +1,79 @@
+"""What a request may ask for, and how it is told that it may not."""
+
+import math
+
+import pytest
+
+from outrider.workers.sampling_params import SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 0),
+        ("n", 2.0),
+        ("max_tokens", 0),
+        ("max_tokens", "9"),
+        ("min_tokens", -1),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("temperature", None),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_p", math.nan),
+        ("top_k", -1),
+        ("top_k", True),
+        ("min_p", 1.5),
+        ("seed", 2**63),
+        ("logprobs", 21),
+        ("stop", [""]),
+        ("stop_token_ids", [-1]),
+        ("speculation", 0),
+        ("speculation", 17),
+        ("speculation", "deep"),
+        ("speculation", True),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", 0.5),
+        ("repetition_penalty", 1.1),
+        ("logit_bias", {1: 2.0}),
+        ("allowed_token_ids", [1]),
+        ("bad_words", ["x"]),
+        ("prompt_logprobs", 1),
+        ("structured_outputs", {"json": {}}),
+    ],
+)
+def test_what_is_out_of_range_or_not_built_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} ") as caught:
+        SamplingParams(**{name: value})  # type: ignore[arg-type]  # a table
+
+    assert "\n" not in str(caught.value)
+
+
+def test_more_tokens_at_least_than_at_most_is_refused() -> None:
+    with pytest.raises(ValueError, match="min_tokens must be in"):
+        SamplingParams(min_tokens=9, max_tokens=8)
+
+
+def test_several_outputs_of_a_greedy_request_are_refused() -> None:
+    with pytest.raises(ValueError, match="^n must be 1 at temperature 0"):
+        SamplingParams(n=2, temperature=0)
+
+
+def test_parameters_survive_the_wire() -> None:
+    params = SamplingParams(temperature=0.3, stop=("a", "b"), stop_token_ids=(3,), max_tokens=None, seed=-5)
+
+    back = SamplingParams.from_json(params.to_json())
+
+    assert back.to_json() == params.to_json()
+    assert (back.max_tokens, back.seed, back.stop_strings) == (None, -5, ("a", "b"))
+
+
+def test_a_stop_id_outside_the_vocabulary_is_refused_when_the_model_is_known() -> None:
+    with pytest.raises(ValueError, match="stop_token_ids"):
+        SamplingParams(stop_token_ids=[4096]).check_for_model(4096)
+
+
+def test_stop_strings_need_a_tokenizer() -> None:
+    with pytest.raises(ValueError, match="stop_token_ids"):
+        SamplingParams(stop="x").check_for_model(4096, has_tokenizer=False)
