@@ -1,0 +1,141 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("name", "model", "version", "replicas", "problem")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    version: str
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
+    problem: str
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class ReplicaStatus(_message.Message):
+    __slots__ = ("name", "generation", "state", "problem", "ranks", "engine")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    generation: int
+    state: str
+    problem: str
+    ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
+    engine: EngineStatus
+    def __init__(self, name: _Optional[str] = ..., generation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ...) -> None: ...
+
+class RankStatus(_message.Message):
+    __slots__ = ("rank", "stage", "first_layer", "end_layer", "node", "pid", "device", "state", "busy")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    stage: int
+    first_layer: int
+    end_layer: int
+    node: str
+    pid: int
+    device: str
+    state: str
+    busy: float
+    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., busy: _Optional[float] = ...) -> None: ...
+
+class EngineStatus(_message.Message):
+    __slots__ = ("running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted")
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    running: int
+    waiting: int
+    rounds: int
+    kv_cache_usage: float
+    drafted: int
+    accepted: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., rounds: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("name", "path", "fingerprint", "max_model_len", "vocab_size", "dtype", "numerics", "speculation", "has_mtp")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    HAS_MTP_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    path: str
+    fingerprint: str
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    numerics: str
+    speculation: str
+    has_mtp: bool
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., numerics: _Optional[str] = ..., speculation: _Optional[str] = ..., has_mtp: _Optional[bool] = ...) -> None: ...
+
+class WatchRoutesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchRoutesResponse(_message.Message):
+    __slots__ = ("routes", "ended", "draining", "version")
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    routes: _containers.RepeatedCompositeFieldContainer[Route]
+    ended: _containers.RepeatedCompositeFieldContainer[EndedReplica]
+    draining: bool
+    version: int
+    def __init__(self, routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., ended: _Optional[_Iterable[_Union[EndedReplica, _Mapping]]] = ..., draining: _Optional[bool] = ..., version: _Optional[int] = ...) -> None: ...
+
+class Route(_message.Message):
+    __slots__ = ("replica", "generation", "address")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    generation: int
+    address: str
+    def __init__(self, replica: _Optional[str] = ..., generation: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+
+class EndedReplica(_message.Message):
+    __slots__ = ("replica", "generation", "reason")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    generation: int
+    reason: str
+    def __init__(self, replica: _Optional[str] = ..., generation: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,244 @@
+"""The only doubles. FakeEngine stands in for an engine (same threads, same promises, no model); FakeController for the
+controller's gRPC service."""
+
+import asyncio
+import itertools
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+import grpc
+
+from outrider.proto import cluster_pb2, cluster_pb2_grpc
+from outrider.workers.engine.handle import Deliver, EngineInfo
+from outrider.workers.engine.request import EngineCounters, FinishReason, Request, SequenceChunk, TokenLogprobs
+from outrider.workers.errors import EngineStoppedError
+
+EOS = 1
+Script = Callable[[Request, int], Iterable[int]]
+
+
+def counting(request: Request, index: int) -> Iterable[int]:
+    """Never ends by itself: the prompt's last token, counted up within the printable part of a small vocabulary."""
+    return (100 + (request.prompt_token_ids[-1] + index + step) % 100 for step in itertools.count())
+
+
+class _FakeSequence:
+    def __init__(self, request: Request, index: int, deliver: Deliver, tokens: Iterable[int]) -> None:
+        self.request, self.index, self.deliver = request, index, deliver
+        self.tokens: Iterator[int] = iter(tokens)
+        self.given = 0
+        self.cancelled = False
+
+
+class FakeEngine:
+    """An EngineHandle that says what a script says, some tokens a round, from a thread of its own."""
+
+    def __init__(
+        self,
+        script: Script = counting,
+        *,
+        per_round: Callable[[int], int] = lambda given: 1,
+        round_s: float = 0.001,
+        max_model_len: int = 256,
+        vocab_size: int = 400,
+        speculation: str = "auto",
+        has_mtp: bool = True,
+    ) -> None:
+        """`per_round`: tokens of a sequence's next round, from how many it was given; above one they were drafts."""
+        self.info = EngineInfo(
+            fingerprint="feedbeef",
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            dtype="float32",
+            numerics="exact",
+            speculation=speculation,
+            has_mtp=has_mtp,
+        )
+        self.counters = EngineCounters()
+        self.submitted: list[Request] = []
+        self.largest_batch = 0
+        self._script, self._per_round, self._round_s = script, per_round, round_s
+        self._sequences: list[_FakeSequence] = []
+        self._failure = ""
+        self._lock = threading.Lock()
+        self._running = threading.Event()
+        self._stopped = threading.Event()
+        self._running.set()
+        self._thread = threading.Thread(target=self._loop, name="fake-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def live(self) -> set[str]:
+        with self._lock:
+            return {one.request.request_id for one in self._sequences}
+
+    @property
+    def live_outputs(self) -> int:
+        with self._lock:
+            return len(self._sequences)
+
+    def pause(self) -> None:
+        """No more rounds until `go_on`."""
+        self._running.clear()
+
+    def go_on(self) -> None:
+        self._running.set()
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        with self._lock:
+            if self._failure or self._stopped.is_set():
+                raise EngineStoppedError(self._failure or "the engine was stopped")
+            assert request.request_id not in {one.request.request_id for one in self._sequences}
+            self.submitted.append(request)
+            self._sequences += [
+                _FakeSequence(request, index, deliver, self._script(request, index))
+                for index in range(request.params.n)
+            ]
+
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        with self._lock:
+            for one in self._sequences:
+                if one.request.request_id == request_id and index in (None, one.index):
+                    one.cancelled = True
+
+    def fail(self, reason: str) -> None:
+        """As when a rank is lost: every request hears why, and new ones are refused."""
+        with self._lock:
+            self._failure = reason
+            self._deliver(
+                [(one, SequenceChunk(request_id=one.request.request_id, error=reason)) for one in self._sequences]
+            )
+            self._sequences = []
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._running.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._stopped.wait(self._round_s):
+            self._running.wait()
+            with self._lock:
+                self._round()
+
+    def _round(self) -> None:
+        chunks = [(one, self._advance(one)) for one in self._sequences]
+        if not chunks:
+            return
+        self.counters.rounds += 1
+        self._sequences = [one for one, chunk in chunks if chunk.finish_reason is None]
+        self.counters.running = len(self._sequences)
+        self._deliver(chunks)
+
+    def _deliver(self, chunks: list[tuple[_FakeSequence, SequenceChunk]]) -> None:
+        batches: defaultdict[Deliver, list[SequenceChunk]] = defaultdict(list)
+        for one, chunk in chunks:
+            batches[one.deliver].append(chunk)
+        for deliver, batch in batches.items():
+            self.largest_batch = max(self.largest_batch, len(batch))
+            deliver(batch)
+
+    def _advance(self, one: _FakeSequence) -> SequenceChunk:
+        if one.cancelled:
+            return SequenceChunk(
+                request_id=one.request.request_id, index=one.index, finish_reason=FinishReason.CANCELLED
+            )
+        first = one.given == 0
+        token_ids, finish, stop_id = self._tokens(one, self._per_round(one.given))
+        asked = one.request.params.logprobs
+        return SequenceChunk(
+            request_id=one.request.request_id,
+            index=one.index,
+            token_ids=tuple(token_ids),
+            logprobs=() if asked is None else tuple(_logprobs(token_id, asked) for token_id in token_ids),
+            drafted=len(token_ids),
+            accepted=max(0, len(token_ids) - 1),
+            finish_reason=finish,
+            stop_token_id=stop_id,
+            cached_tokens=16 if first and len(one.request.prompt_token_ids) > 16 else 0,
+        )
+
+    def _tokens(self, one: _FakeSequence, count: int) -> tuple[list[int], FinishReason | None, int | None]:
+        params, taken = one.request.params, list[int]()
+        for token_id in itertools.islice(one.tokens, count):
+            taken.append(token_id)
+            one.given += 1
+            ends = token_id in (params.stop_token_ids or ()) or (token_id == EOS and not params.ignore_eos)
+            if ends and one.given > params.min_tokens:
+                return taken, FinishReason.STOP, token_id
+            length = len(one.request.prompt_token_ids) + one.given
+            if one.given == params.max_tokens or length >= self.info.max_model_len:
+                return taken, FinishReason.LENGTH, None
+        return taken, None, None
+
+
+def _logprobs(token_id: int, count: int) -> TokenLogprobs:
+    candidates = tuple(range(token_id, token_id + 1 + count))
+    return TokenLogprobs(
+        token_ids=candidates,
+        logprobs=tuple(-0.5 * (place + 1) for place in range(1 + count)),
+        ranks=tuple(range(1, 2 + count)),
+    )
+
+
+class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
+    """Tells gateways what a test tells it. May be stopped and started again, on the same port."""
+
+    def __init__(self, model_path: str) -> None:
+        self.model_path = model_path
+        self.port = 0
+        self.watchers = 0
+        self._table = cluster_pb2.WatchRoutesResponse(version=1)
+        self._changed = asyncio.Condition()
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        cluster_pb2_grpc.add_ControllerServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        await self._server.stop(grace=None)
+
+    async def publish(self, *routes: tuple[str, int, str], draining: bool = False) -> None:
+        """Replicas as name, generation, address."""
+        wire = [cluster_pb2.Route(replica=name, generation=n, address=address) for name, n, address in routes]
+        await self._change(cluster_pb2.WatchRoutesResponse(routes=wire, draining=draining))
+
+    async def end(self, name: str, generation: int, reason: str) -> None:
+        routes = [route for route in self._table.routes if route.replica != name]
+        ended = cluster_pb2.EndedReplica(replica=name, generation=generation, reason=reason)
+        await self._change(cluster_pb2.WatchRoutesResponse(routes=routes, ended=[ended]))
+
+    async def _change(self, table: cluster_pb2.WatchRoutesResponse) -> None:
+        async with self._changed:
+            table.version = self._table.version + 1
+            self._table = table
+            self._changed.notify_all()
+
+    async def GetStatus(self, request, context):  # noqa: ANN001, ANN201, N802
+        replicas = [cluster_pb2.ReplicaStatus(name=route.replica, state="ready") for route in self._table.routes]
+        return cluster_pb2.GetStatusResponse(name="test", model="small", version="0", replicas=replicas)
+
+    async def GetModel(self, request, context):  # noqa: ANN001, ANN201, N802
+        return cluster_pb2.GetModelResponse(name="small", path=self.model_path, fingerprint="feedbeef", has_mtp=True)
+
+    async def WatchRoutes(self, request, context) -> AsyncIterator[cluster_pb2.WatchRoutesResponse]:  # noqa: ANN001, N802
+        heard = 0
+        self.watchers += 1
+        try:
+            while True:
+                async with self._changed:
+                    while self._table.version == heard:
+                        await self._changed.wait()
+                    table, heard = self._table, self._table.version
+                yield table
+        finally:
+            self.watchers -= 1

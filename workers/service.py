@@ -1,0 +1,157 @@
+"""The leader's gRPC service: gateways attach, submit requests, and hear one message a round. Decides nothing."""
+
+import asyncio
+import contextlib
+import itertools
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+
+import grpc
+
+from outrider.proto import worker_pb2, worker_pb2_grpc
+from outrider.workers import wire
+from outrider.workers.engine.handle import EngineHandle
+from outrider.workers.engine.request import SequenceChunk
+from outrider.workers.errors import EngineStoppedError, OutriderError
+
+AttachContext = grpc.aio.ServicerContext[worker_pb2.AttachRequest, worker_pb2.AttachResponse]
+EngineContext = grpc.aio.ServicerContext[worker_pb2.GetEngineRequest, worker_pb2.GetEngineResponse]
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # gateways ping through long prefills
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_receive_message_length", 64 * 2**20),
+)
+_STOP_GRACE_S = 0.3  # for the last chunks on their way
+
+
+class _Attachment:
+    """One stream of one gateway. Its requests carry the stream's number at the engine, so that streams never clash."""
+
+    def __init__(self, engine: EngineHandle, number: int) -> None:
+        self._engine = engine
+        self._prefix = f"{number}:"
+        self._loop = asyncio.get_running_loop()
+        self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
+        self._live: dict[str, int] = {}  # the engine's request id -> outputs that have not finished
+
+    def deliver(self, chunks: list[SequenceChunk]) -> None:
+        """Called from the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._rounds.put_nowait, chunks)
+
+    async def receive(self, messages: AsyncIterator[worker_pb2.AttachRequest]) -> None:
+        """Until the gateway closes its side."""
+        async for message in messages:
+            if message.HasField("submit"):
+                self._submit(message.submit)
+            elif message.HasField("cancel"):
+                self._engine.cancel(self._prefix + message.cancel.request_id, wire.cancel_from_wire(message.cancel))
+
+    def _submit(self, submit: worker_pb2.Submit) -> None:
+        request_id = self._prefix + submit.request_id
+        try:
+            request = wire.submit_from_wire(submit, request_id)
+            self._live[request_id] = request.params.n
+            self._engine.submit(request, self.deliver)
+        except (ValueError, TypeError, EngineStoppedError) as error:
+            self._rounds.put_nowait([SequenceChunk(request_id=request_id, error=str(error))])
+
+    async def next_message(self) -> worker_pb2.AttachResponse:
+        """The next round's chunks; if the gateway was slow, those of every round since."""
+        chunks = await self._rounds.get()
+        while not self._rounds.empty():
+            chunks = chunks + self._rounds.get_nowait()
+        for chunk in chunks:
+            self._count(chunk)
+        return wire.chunks_to_wire((chunk.request_id.removeprefix(self._prefix), chunk) for chunk in chunks)
+
+    def _count(self, chunk: SequenceChunk) -> None:
+        left = self._live.get(chunk.request_id, 0) - (chunk.finish_reason is not None)
+        if chunk.error or left <= 0:
+            self._live.pop(chunk.request_id, None)
+        else:
+            self._live[chunk.request_id] = left
+
+    def cancel_all(self) -> None:
+        for request_id in self._live:
+            self._engine.cancel(request_id)
+
+
+class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
+    """EngineService over a running engine."""
+
+    def __init__(self, engine: EngineHandle) -> None:
+        self._engine = engine
+        self._numbers = itertools.count()
+
+    async def GetEngine(  # noqa: N802
+        self, request: worker_pb2.GetEngineRequest, context: EngineContext
+    ) -> worker_pb2.GetEngineResponse:
+        return wire.engine_to_wire(self._engine.info, self._engine.counters)
+
+    async def Attach(  # noqa: N802
+        self, request_iterator: AsyncIterator[worker_pb2.AttachRequest], context: AttachContext
+    ) -> None:
+        attachment = _Attachment(self._engine, next(self._numbers))
+        receiver = asyncio.create_task(attachment.receive(request_iterator))
+        sender = asyncio.create_task(_send(attachment, context))
+        try:
+            await asyncio.wait((receiver, sender), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            receiver.cancel()
+            sender.cancel()
+            attachment.cancel_all()
+            await asyncio.gather(receiver, sender, return_exceptions=True)
+
+
+async def _send(attachment: _Attachment, context: AttachContext) -> None:
+    while True:
+        await context.write(await attachment.next_message())
+
+
+class EngineServer:
+    """Serves an engine from a thread with an event loop of its own, beside the engine's thread."""
+
+    def __init__(self, engine: EngineHandle, host: str = "127.0.0.1", port: int = 0) -> None:
+        """`port` 0 takes a free one."""
+        self._engine = engine
+        self._address = f"{host}:{port}"
+        self._bound: Future[int] = Future()
+        self._stopping: asyncio.Event
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=self._run, name="engine-server", daemon=True)
+
+    def start(self) -> int:
+        """The port it listens on. OutriderError if it cannot."""
+        self._thread.start()
+        return self._bound.result()
+
+    def stop(self) -> None:
+        """Ends every stream, and with them their requests."""
+        with contextlib.suppress(RuntimeError):  # the loop has closed: stopped before
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except Exception as error:
+            if self._bound.done():
+                raise
+            self._bound.set_exception(error)  # `start` waits for it
+
+    async def _serve(self) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        server = grpc.aio.server(options=_OPTIONS)
+        worker_pb2_grpc.add_EngineServiceServicer_to_server(EngineServicer(self._engine), server)
+        try:
+            port = server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise OutriderError(f"the leader cannot listen on {self._address}: {error}") from error
+        await server.start()
+        self._bound.set_result(port)
+        await self._stopping.wait()
+        await server.stop(_STOP_GRACE_S)

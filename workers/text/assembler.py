@@ -1,0 +1,136 @@
+"""Makes what clients see of what an engine says: text, stop strings, ends, usage. LLM and gateway both use it."""
+
+from dataclasses import dataclass, field
+
+from outrider.workers.engine.request import FinishReason, SequenceChunk, TokenLogprobs
+from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.text.detokenizer import Detokenizer
+from outrider.workers.text.stops import StopStrings
+from outrider.workers.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDelta:
+    """What one output gained. `text` may lag behind `token_ids`: it is given once it can no longer change."""
+
+    index: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    drafted: int = 0
+    accepted: int = 0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None  # the stop id or stop string that ended it; None at end-of-sequence
+    must_cancel: bool = False  # a stop string ended it, and the engine does not know: cancel this output there
+
+
+@dataclass(slots=True, kw_only=True)
+class Usage:
+    """What a request, or one of its outputs, cost."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    completion_tokens: int = 0
+    rounds: int = 0  # rounds that gave tokens
+    drafted: int = 0  # drafts verified
+    accepted: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)  # [j]: rounds whose drafts 1..j+1 were all accepted
+    drafted_per_position: list[int] = field(default_factory=list)  # [j]: rounds that verified at least j+1 drafts
+
+    def add_round(self, tokens: int, drafted: int, accepted: int) -> None:
+        self.completion_tokens += tokens
+        self.rounds += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        _count_up_to(self.drafted_per_position, drafted)
+        _count_up_to(self.accepted_per_position, accepted)
+
+
+def _count_up_to(counts: list[int], positions: int) -> None:
+    counts.extend([0] * (positions - len(counts)))
+    for position in range(positions):
+        counts[position] += 1
+
+
+class OutputAssembler:
+    """One output. What it gives does not depend on how the engine grouped tokens into rounds."""
+
+    def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, index: int = 0) -> None:
+        """Without a tokenizer the text stays empty."""
+        self._params = params
+        self._index = index
+        self._detokenizer = (
+            None if tokenizer is None else Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        )
+        self._stops = StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output)
+        self._tokens = 0
+        self.finished = False
+
+    def add(self, chunk: SequenceChunk) -> OutputDelta:
+        """What this output gained; nothing once it is finished."""
+        if self.finished:
+            return OutputDelta(index=self._index)
+        text, taken, stop_string = self._take(chunk)
+        by_string = stop_string is not None
+        finish_reason = FinishReason.STOP if by_string else chunk.finish_reason
+        self.finished = finish_reason is not None
+        if self.finished and not by_string:
+            text += self._rest()
+        return OutputDelta(
+            index=self._index,
+            token_ids=chunk.token_ids[:taken],
+            text=text,
+            logprobs=chunk.logprobs[:taken],
+            drafted=chunk.drafted,
+            accepted=chunk.accepted,
+            finish_reason=finish_reason,
+            stop_reason=stop_string if by_string else self._stop_id(chunk),
+            must_cancel=by_string and chunk.finish_reason is None,
+        )
+
+    def _take(self, chunk: SequenceChunk) -> tuple[str, int, str | None]:
+        """Text decided, tokens used, and the stop string that the last of them completed."""
+        text = ""
+        for place, token_id in enumerate(chunk.token_ids):
+            self._tokens += 1
+            ends_here = chunk.stop_token_id is not None and place == len(chunk.token_ids) - 1
+            if self._detokenizer is None or (ends_here and not self._shows_end(chunk)):
+                continue
+            piece = self._detokenizer.add(token_id)
+            decided, stop_string = self._stops.add(piece, may_stop=self._tokens > self._params.min_tokens)
+            text += decided
+            if stop_string is not None:
+                return text, place + 1, stop_string
+        return text, len(chunk.token_ids), None
+
+    def _stop_id(self, chunk: SequenceChunk) -> int | None:
+        return chunk.stop_token_id if chunk.stop_token_id in (self._params.stop_token_ids or ()) else None
+
+    def _shows_end(self, chunk: SequenceChunk) -> bool:
+        """End-of-sequence is never text; a stop id is when the request includes what stopped it."""
+        return self._params.include_stop_str_in_output and self._stop_id(chunk) is not None
+
+    def _rest(self) -> str:
+        unfinished = "" if self._detokenizer is None else self._detokenizer.flush()
+        return self._stops.flush() + unfinished
+
+
+class RequestAssembler:
+    """All outputs of one request, and what they cost together."""
+
+    def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, prompt_tokens: int) -> None:
+        self._outputs = [OutputAssembler(tokenizer, params, index) for index in range(params.n)]
+        self.usage = Usage(prompt_tokens=prompt_tokens)
+
+    @property
+    def finished(self) -> bool:
+        return all(output.finished for output in self._outputs)
+
+    def add(self, chunk: SequenceChunk) -> OutputDelta:
+        """What the chunk's output gained. Chunks that carry an error are the caller's to handle."""
+        if chunk.index == 0:
+            self.usage.cached_tokens += chunk.cached_tokens
+        delta = self._outputs[chunk.index].add(chunk)
+        if delta.token_ids:
+            self.usage.add_round(len(delta.token_ids), delta.drafted, delta.accepted)
+        return delta

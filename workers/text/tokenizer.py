@@ -1,0 +1,114 @@
+"""A checkpoint's tokenizer: text to token ids and back, chat messages to a prompt. Byte-level BPE, as DeepSeek's."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from outrider.workers.errors import CheckpointError
+from outrider.workers.text.chat import ChatTemplate
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def _alphabet() -> dict[str, int]:
+    """The character that byte-level BPE writes for each byte, inverted (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _alphabet()
+
+
+def _text_of(token: object) -> str | None:
+    """A special token in tokenizer_config.json is its text, an object with its `content`, or null."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
+
+
+class Tokenizer:
+    """Safe to use from several threads."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any], template: str | None = None) -> None:
+        """`settings`: the content of tokenizer_config.json."""
+        self._backend = backend
+        self._special_ids = frozenset(n for n, t in backend.get_added_tokens_decoder().items() if t.special)
+        self._bytes: dict[int, bytes] = {}
+        special = {name: text for name in _SPECIAL_NAMES if (text := _text_of(settings.get(name)))}
+        self._missing_bos = self._find_missing_bos(special.get("bos_token"), bool(settings.get("add_bos_token")))
+        self._chat = None if template is None else ChatTemplate(template, special)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer | None":
+        """The tokenizer in a checkpoint's directory, or None if it has none (it then takes token ids only)."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            return None
+        decoder = _read_json(path).get("decoder") or {}
+        if decoder.get("type") != "ByteLevel":
+            raise CheckpointError(f"{path} must have a ByteLevel decoder, as DeepSeek's has, got {decoder.get('type')}")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exceptions
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+        settings = _read_json(folder / "tokenizer_config.json")
+        return cls(backend, settings, _template_source(folder, settings))
+
+    def _find_missing_bos(self, bos: str | None, wanted: bool) -> list[int]:
+        """DeepSeek's own tokenizer.json leaves begin-of-sentence to the settings; others add it by themselves."""
+        bos_id = self._backend.token_to_id(bos) if wanted and bos else None
+        if bos_id is None or bos_id in self._backend.encode("").ids:
+            return []
+        return [bos_id]
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat is not None
+
+    def encode(self, text: str) -> list[int]:
+        """A prompt's token ids, begin-of-sentence included where the model has one."""
+        return self._missing_bos + list(self._backend.encode(text).ids)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """A conversation's token ids, up to where the assistant speaks. ValueError names `messages`."""
+        if self._chat is None:
+            raise ValueError("messages need a chat template, and this checkpoint has none: send prompt or token_ids")
+        return list(self._backend.encode(self._chat.render(messages), add_special_tokens=False).ids)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """All the text at once; bytes that are no UTF-8 become U+FFFD."""
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special_ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What this token adds to the text; none for an id that the tokenizer does not know."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            token = self._backend.id_to_token(token_id) or ""
+            in_alphabet = all(character in _BYTE_OF for character in token)
+            known = bytes(_BYTE_OF[character] for character in token) if in_alphabet else token.encode()
+            self._bytes[token_id] = known
+        return known

@@ -1,0 +1,121 @@
+"""What gateways and leaders say to each other, as protobuf messages and back. The only file that knows both."""
+
+from collections.abc import Iterable
+
+from outrider.proto import worker_pb2
+from outrider.workers.engine.handle import EngineInfo
+from outrider.workers.engine.request import EngineCounters, FinishReason, Request, SequenceChunk, TokenLogprobs
+from outrider.workers.sampling_params import SamplingParams
+
+
+def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachRequest:
+    """`request_id` replaces the request's own: it need be unique on one stream only."""
+    return worker_pb2.AttachRequest(
+        submit=worker_pb2.Submit(
+            request_id=request_id,
+            prompt_token_ids=request.prompt_token_ids,
+            sampling_params=request.params.to_json(),
+            seed=request.seed,
+        )
+    )
+
+
+def submit_from_wire(submit: worker_pb2.Submit, request_id: str) -> Request:
+    """ValueError or TypeError if the sender's parameters are not ours: another version of outrider."""
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=tuple(submit.prompt_token_ids),
+        params=SamplingParams.from_json(submit.sampling_params),
+        seed=submit.seed,
+    )
+
+
+def cancel_to_wire(request_id: str, index: int | None) -> worker_pb2.AttachRequest:
+    return worker_pb2.AttachRequest(cancel=worker_pb2.Cancel(request_id=request_id, index=index))
+
+
+def cancel_from_wire(cancel: worker_pb2.Cancel) -> int | None:
+    """The output to end, or None for all."""
+    return cancel.index if cancel.HasField("index") else None
+
+
+def chunks_to_wire(chunks: Iterable[tuple[str, SequenceChunk]]) -> worker_pb2.AttachResponse:
+    """Each chunk with its request's id on this stream."""
+    return worker_pb2.AttachResponse(chunks=[_chunk_to_wire(request_id, chunk) for request_id, chunk in chunks])
+
+
+def _chunk_to_wire(request_id: str, chunk: SequenceChunk) -> worker_pb2.SequenceChunk:
+    return worker_pb2.SequenceChunk(
+        request_id=request_id,
+        index=chunk.index,
+        token_ids=chunk.token_ids,
+        logprobs=[
+            worker_pb2.ChunkLogprobs(token_ids=entry.token_ids, logprobs=entry.logprobs, ranks=entry.ranks)
+            for entry in chunk.logprobs
+        ],
+        drafted=chunk.drafted,
+        accepted=chunk.accepted,
+        finish_reason="" if chunk.finish_reason is None else chunk.finish_reason.value,
+        stop_token_id=chunk.stop_token_id,
+        error=chunk.error,
+        cached_tokens=chunk.cached_tokens,
+    )
+
+
+def chunk_from_wire(chunk: worker_pb2.SequenceChunk, request_id: str) -> SequenceChunk:
+    """`request_id` is the request's own."""
+    return SequenceChunk(
+        request_id=request_id,
+        index=chunk.index,
+        token_ids=tuple(chunk.token_ids),
+        logprobs=tuple(
+            TokenLogprobs(token_ids=tuple(e.token_ids), logprobs=tuple(e.logprobs), ranks=tuple(e.ranks))
+            for e in chunk.logprobs
+        ),
+        drafted=chunk.drafted,
+        accepted=chunk.accepted,
+        finish_reason=FinishReason(chunk.finish_reason) if chunk.finish_reason else None,
+        stop_token_id=chunk.stop_token_id if chunk.HasField("stop_token_id") else None,
+        error=chunk.error,
+        cached_tokens=chunk.cached_tokens,
+    )
+
+
+def engine_to_wire(info: EngineInfo, counters: EngineCounters) -> worker_pb2.GetEngineResponse:
+    return worker_pb2.GetEngineResponse(
+        fingerprint=info.fingerprint,
+        max_model_len=info.max_model_len,
+        vocab_size=info.vocab_size,
+        dtype=info.dtype,
+        numerics=info.numerics,
+        speculation=info.speculation,
+        has_mtp=info.has_mtp,
+        running=counters.running,
+        waiting=counters.waiting,
+        rounds=counters.rounds,
+        kv_cache_usage=counters.kv_cache_usage,
+        drafted=counters.drafted,
+        accepted=counters.accepted,
+    )
+
+
+def engine_from_wire(response: worker_pb2.GetEngineResponse) -> tuple[EngineInfo, EngineCounters]:
+    """Of the counters, those that the message carries."""
+    info = EngineInfo(
+        fingerprint=response.fingerprint,
+        max_model_len=response.max_model_len,
+        vocab_size=response.vocab_size,
+        dtype=response.dtype,
+        numerics=response.numerics,
+        speculation=response.speculation,
+        has_mtp=response.has_mtp,
+    )
+    counters = EngineCounters(
+        running=response.running,
+        waiting=response.waiting,
+        rounds=response.rounds,
+        kv_cache_usage=response.kv_cache_usage,
+        drafted=response.drafted,
+        accepted=response.accepted,
+    )
+    return info, counters
