@@ -1,0 +1,147 @@
+"""What Client and AsyncClient share: building a call, adding events up, turning a gRPC status into an exception."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from outrider.cluster.errors import (
+    DeadlineExceededError,
+    DuplicateRequestError,
+    GenerationFailedError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from outrider.cluster.generation import (
+    Accepted,
+    ChatPrompt,
+    Completion,
+    Event,
+    Failed,
+    Finished,
+    GenerateCall,
+    Generation,
+    Message,
+    Output,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
+from outrider.workers.errors import OutriderError, OverloadedError
+from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.text.assembler import Usage
+
+Messages = Sequence[Mapping[str, str]]
+_DETAILS_KEY = "grpc-status-details-bin"
+_KINDS: dict[grpc.StatusCode, type[OutriderError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.ALREADY_EXISTS: DuplicateRequestError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+}
+
+
+def build_call(
+    prompt: str | None,
+    token_ids: Sequence[int] | None,
+    messages: Messages | None,
+    params: SamplingParams | None,
+    sampling: Mapping[str, Any],
+    *,
+    request_id: str,
+    speculation_detail: bool,
+) -> GenerateCall:
+    """InvalidRequestError names what is wrong. Without `params` max_tokens is the model's length, as on the wire."""
+    if params is not None and sampling:
+        raise InvalidRequestError(f"give params or {', '.join(sampling)}, not both")
+    try:
+        checked = params if params is not None else SamplingParams(**{"max_tokens": None, **sampling})
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from error
+    return GenerateCall(
+        prompt=_prompt(prompt, token_ids, messages),
+        params=checked,
+        request_id=request_id,
+        speculation_detail=speculation_detail,
+    )
+
+
+def _prompt(prompt: str | None, token_ids: Sequence[int] | None, messages: Messages | None) -> Prompt:
+    if sum(given is not None for given in (prompt, token_ids, messages)) != 1:
+        raise InvalidRequestError("give exactly one of prompt, token_ids and messages")
+    if prompt is not None:
+        return TextPrompt(prompt)
+    if token_ids is not None:
+        wrong = next((token_id for token_id in token_ids if not 0 <= token_id < 2**32), None)
+        if wrong is not None:
+            raise InvalidRequestError(f"token_ids must be in [0, {2**32 - 1}], got {wrong}")
+        return TokenPrompt(tuple(token_ids))
+    return ChatPrompt(tuple(Message(role=one["role"], content=one["content"]) for one in messages or ()))
+
+
+class Collector:
+    """Adds a request's events up."""
+
+    def __init__(self, outputs: int) -> None:
+        self._accepted: Accepted | None = None
+        self._outputs = [Completion() for _ in range(outputs)]
+        self._usage: Usage | None = None
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Accepted():
+                self._accepted = event
+            case Output():
+                output = self._outputs[event.index]
+                output.token_ids.extend(event.token_ids)
+                output.text += event.text
+                output.logprobs.extend(event.logprobs)
+            case Finished():
+                output = self._outputs[event.index]
+                output.finish_reason, output.stop_reason = event.reason.value, event.stop_reason
+                self._usage = event.usage or self._usage
+            case Failed():
+                raise GenerationFailedError(event.message)
+
+    def result(self) -> Generation:
+        """GenerationFailedError if the stream ended too early."""
+        if self._accepted is None or self._usage is None:
+            raise GenerationFailedError("the gateway ended the stream before the request was done")
+        return Generation(
+            request_id=self._accepted.request_id,
+            seed=self._accepted.seed,
+            prompt_tokens=self._accepted.prompt_tokens,
+            fingerprint=self._accepted.fingerprint,
+            outputs=self._outputs,
+            usage=self._usage,
+        )
+
+
+def checked(event: Event | None) -> Event | None:
+    """GenerationFailedError for an error event."""
+    if isinstance(event, Failed):
+        raise GenerationFailedError(event.message)
+    return event
+
+
+def exception_of(error: grpc.RpcError, address: str) -> OutriderError:
+    """The exception that says what a gRPC status means."""
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return OverloadedError(details, _retry_after_s(error.trailing_metadata() or ()))
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return UnavailableError(f"{address}: {details}")
+    kind = _KINDS.get(code, OutriderError)
+    return kind(details if kind is not OutriderError else f"{address}: {code.name}: {details}")
+
+
+def _retry_after_s(metadata: Iterable[Any]) -> float:
+    """From pairs of key and value, whichever of gRPC's two metadata types they are in."""
+    for key, value in metadata:
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                retry = error_details_pb2.RetryInfo()
+                if detail.Unpack(retry):
+                    return float(retry.retry_delay.ToMilliseconds()) / 1000
+    return 1.0

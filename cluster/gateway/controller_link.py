@@ -1,0 +1,103 @@
+"""What a gateway hears from the controller: the routing table as it changes, the model, the cluster's status."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import grpc
+
+from outrider.cluster import logs
+from outrider.cluster.gateway.router import ReplicaId, RoutingTable
+from outrider.proto import cluster_pb2, cluster_pb2_grpc
+
+log = logging.getLogger("outrider.gateway.controller")
+
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+_ASK_TIMEOUT_S = 5.0
+_FIRST_RETRY_S = 0.1
+_LAST_RETRY_S = 2.0
+
+
+class ControllerLink:
+    """One event loop. While the controller is away the last table holds."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = cluster_pb2_grpc.ControllerServiceStub(self._channel)
+
+    async def watch(self, on_table: Callable[[RoutingTable], None]) -> None:
+        """Calls `on_table` with every table, for as long as it runs; reconnects with growing pauses."""
+        pause = _FIRST_RETRY_S
+        while True:
+            try:
+                async for response in self._stub.WatchRoutes(cluster_pb2.WatchRoutesRequest()):
+                    pause = _FIRST_RETRY_S
+                    on_table(_table_from_wire(response))
+                problem: str | None = "the stream ended"
+            except grpc.aio.AioRpcError as error:
+                problem = error.details()
+            logs.event(log, logging.WARNING, "controller lost", controller=self.address, reason=problem, retry_s=pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LAST_RETRY_S)
+
+    async def get_model(self) -> cluster_pb2.GetModelResponse:
+        """AioRpcError if the controller does not answer, or has no model yet."""
+        response: cluster_pb2.GetModelResponse = await self._stub.GetModel(
+            cluster_pb2.GetModelRequest(), timeout=_ASK_TIMEOUT_S
+        )
+        return response
+
+    async def get_status(self) -> cluster_pb2.GetStatusResponse:
+        """AioRpcError if the controller does not answer."""
+        response: cluster_pb2.GetStatusResponse = await self._stub.GetStatus(
+            cluster_pb2.GetStatusRequest(), timeout=_ASK_TIMEOUT_S
+        )
+        return response
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def _table_from_wire(response: cluster_pb2.WatchRoutesResponse) -> RoutingTable:
+    return RoutingTable(
+        routes={ReplicaId(route.replica, route.generation): route.address for route in response.routes},
+        ended={ReplicaId(one.replica, one.generation): one.reason for one in response.ended},
+        draining=response.draining,
+        version=response.version,
+    )
+
+
+class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
+    """ClusterService: the controller's answers, passed on."""
+
+    def __init__(self, controller: ControllerLink) -> None:
+        self._controller = controller
+
+    async def GetStatus(  # noqa: N802
+        self,
+        request: cluster_pb2.GetStatusRequest,
+        context: "grpc.aio.ServicerContext[cluster_pb2.GetStatusRequest, cluster_pb2.GetStatusResponse]",
+    ) -> cluster_pb2.GetStatusResponse:
+        try:
+            return await self._controller.get_status()
+        except grpc.aio.AioRpcError as error:
+            await context.abort(error.code(), self._explain(error))
+
+    async def GetModel(  # noqa: N802
+        self,
+        request: cluster_pb2.GetModelRequest,
+        context: "grpc.aio.ServicerContext[cluster_pb2.GetModelRequest, cluster_pb2.GetModelResponse]",
+    ) -> cluster_pb2.GetModelResponse:
+        try:
+            return await self._controller.get_model()
+        except grpc.aio.AioRpcError as error:
+            await context.abort(error.code(), self._explain(error))
+
+    def _explain(self, error: grpc.aio.AioRpcError) -> str:
+        return f"the controller at {self._controller.address} answered: {error.details()}"

@@ -1,0 +1,58 @@
+"""Turns what a client sent into token ids, with the served checkpoint's own tokenizer."""
+
+import asyncio
+from pathlib import Path
+from typing import Self
+
+from outrider.cluster.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from outrider.workers.errors import CheckpointError
+from outrider.workers.text.tokenizer import Tokenizer
+
+_THREAD_FROM_CHARACTERS = 2_000  # shorter texts take less time to encode than to hand to a thread
+
+
+class PromptEncoder:
+    """Without a tokenizer it takes token ids only."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """CheckpointError if the checkpoint is not on this machine, or its tokenizer is damaged."""
+        if not folder.is_dir():
+            raise CheckpointError(f"no directory {folder} on the gateway's machine: the tokenizer is read from there")
+        return cls(Tokenizer.load(folder))
+
+    async def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """ValueError names `prompt`, `token_ids` or `messages`, whichever it was."""
+        match prompt:
+            case TokenPrompt(token_ids):
+                return tuple(token_ids)
+            case TextPrompt(text):
+                tokenizer = self._tokenizer("prompt")
+                if not text:
+                    raise ValueError("prompt must not be empty")
+                if len(text) < _THREAD_FROM_CHARACTERS:
+                    return tuple(tokenizer.encode(text))
+                return tuple(await asyncio.to_thread(tokenizer.encode, text))
+            case ChatPrompt(messages):
+                tokenizer = self._tokenizer("messages")
+                turns = [{"role": message.role, "content": message.content} for message in messages]
+                return tuple(await asyncio.to_thread(tokenizer.encode_chat, turns))
+
+    def _tokenizer(self, name: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError(f"{name} needs a tokenizer, and this checkpoint has none: send token_ids")
+        return self.tokenizer
+
+
+def prompt_name(prompt: Prompt) -> str:
+    """The field of the request that holds it."""
+    match prompt:
+        case TextPrompt():
+            return "prompt"
+        case TokenPrompt():
+            return "token_ids"
+        case ChatPrompt():
+            return "messages"

@@ -1,0 +1,105 @@
+"""A gateway's connection to one replica's leader, kept up until the controller says that the replica is no more."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from outrider.cluster import logs
+from outrider.cluster.gateway.router import ReplicaId
+from outrider.workers.engine.handle import EngineInfo
+from outrider.workers.errors import EngineStoppedError
+from outrider.workers.leader_client import LeaderClient
+
+log = logging.getLogger("outrider.gateway.replica")
+
+_CONNECT_TIMEOUT_S = 5.0
+_RETRY_S = 0.5
+
+
+class Replica:
+    """Connects at once and again whenever the stream breaks. One event loop."""
+
+    def __init__(
+        self, replica_id: ReplicaId, address: str, on_change: Callable[[], None], reason_wait_s: float
+    ) -> None:
+        """`reason_wait_s`: how long `why` waits for the controller's word."""
+        self.id = replica_id
+        self.address = address
+        self.client = LeaderClient(address)
+        self._on_change = on_change
+        self._reason_wait_s = reason_wait_s
+        self._ready = False
+        self._retired = asyncio.Event()
+        self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep_connected(), name=f"replica {replica_id}")
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests may be sent to it."""
+        return self._ready and not self.client.broken.is_set() and not self._retired.is_set()
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.client.info
+
+    def retire(self) -> None:
+        """No more requests; those it has go on, and the connection ends after the last."""
+        self._retired.set()
+
+    def end(self, reason: str) -> None:
+        """The replica is no more: its requests fail with `reason`."""
+        if not self._reason.done():
+            self._reason.set_result(reason)
+        self._task.cancel()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def closed(self) -> bool:
+        return self._task.done()
+
+    async def why(self, error: str) -> str:
+        """What to tell a request whose stream broke with `error`: the controller's reason, if it comes in time."""
+        with contextlib.suppress(TimeoutError):
+            reason = await asyncio.wait_for(asyncio.shield(self._reason), self._reason_wait_s)
+            return f"replica {self.id} ended: {reason}"
+        return f"replica {self.id}: {error}"
+
+    async def _keep_connected(self) -> None:
+        try:
+            while not self._retired.is_set():
+                await self._stay_connected()
+                await asyncio.sleep(_RETRY_S)
+                await self.client.close()
+                self.client = LeaderClient(self.address)
+        finally:
+            self._set_ready(False)
+            await self.client.close()
+
+    async def _stay_connected(self) -> None:
+        """Until the stream breaks, or the replica is retired and its last request has ended."""
+        try:
+            await self.client.connect(_CONNECT_TIMEOUT_S)
+        except EngineStoppedError as error:
+            logs.event(log, logging.WARNING, "leader not reached", replica=self.id, reason=error)
+            return
+        logs.event(log, logging.INFO, "replica connected", replica=self.id, address=self.address)
+        self._set_ready(True)
+        waits = [asyncio.create_task(event.wait()) for event in (self.client.broken, self._retired)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            self._set_ready(False)
+            while self.client.live and not self.client.broken.is_set():
+                await asyncio.sleep(0.05)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        logs.event(log, logging.INFO, "replica disconnected", replica=self.id)
+
+    def _set_ready(self, ready: bool) -> None:
+        if self._ready != ready:
+            self._ready = ready
+            self._on_change()

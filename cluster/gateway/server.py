@@ -1,0 +1,189 @@
+"""A gateway: its servers, its connections, its beginning and its end. Knows nothing of single requests."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from outrider.cluster import logs
+from outrider.cluster.gateway.admission import Admission
+from outrider.cluster.gateway.controller_link import ClusterServicer, ControllerLink
+from outrider.cluster.gateway.fleet import Fleet
+from outrider.cluster.gateway.health import Health, add_reflection
+from outrider.cluster.gateway.prompts import PromptEncoder
+from outrider.cluster.gateway.service import InferenceServicer
+from outrider.cluster.metrics import GatewayMetrics, serve_metrics
+from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
+from outrider.workers.errors import CheckpointError, OutriderError
+
+log = logging.getLogger("outrider.gateway")
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+_RETRY_S = 1.0
+_LAST_WORDS_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """What `outrider gateway` can be told."""
+
+    controller: str  # HOST:PORT
+    host: str = "127.0.0.1"
+    port: int = 50051  # 0: a free one
+    metrics_port: int | None = None  # None: no metrics; 0: a free one
+    max_live_requests: int = 1024
+    max_queued_tokens: int = 1_000_000  # prompt tokens of requests that wait for their first token
+    drain_grace_s: float = 20.0  # how long running requests may go on after SIGTERM
+    reason_wait_s: float = 5.0  # how long requests of a lost replica wait for the controller to say why
+    end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
+
+    def __post_init__(self) -> None:
+        for name in ("max_live_requests", "max_queued_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("port", "metrics_port"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 65535:
+                raise ValueError(f"{name} must be 0..65535, got {value}")
+        for name in ("drain_grace_s", "reason_wait_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+
+class Gateway:
+    """`start`, then `drain`. One event loop."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.metrics = GatewayMetrics()
+        self.port = 0
+        self.metrics_port = 0
+        self._changed = asyncio.Event()
+        self._controller = ControllerLink(settings.controller)
+        self._fleet = Fleet(self._changed.set, settings.reason_wait_s)
+        admission = Admission(settings.max_live_requests, settings.max_queued_tokens)
+        self._inference = InferenceServicer(admission, self._fleet, self.metrics)
+        self._server = grpc.aio.server(options=_OPTIONS)
+        self._health = Health(self._server)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closers = contextlib.ExitStack()
+
+    @property
+    def live_requests(self) -> int:
+        return self._inference.live_requests
+
+    @property
+    def ready(self) -> bool:
+        return self._inference.encoder is not None and not self._inference.draining and self._fleet.ready > 0
+
+    async def start(self) -> None:
+        """Listens. OutriderError if a port is taken. Ready once the controller has named a replica."""
+        settings = self.settings
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, self._server)
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(self._controller), self._server)
+        add_reflection(self._server)
+        await self._health.set_ready(False)
+        try:
+            self.port = self._server.add_insecure_port(f"{settings.host}:{settings.port}")
+        except RuntimeError as error:
+            raise OutriderError(f"cannot listen on {settings.host}:{settings.port}: choose another --port") from error
+        if settings.metrics_port is not None:
+            self.metrics_port, stop = serve_metrics(self.metrics.registry, settings.host, settings.metrics_port)
+            self._closers.callback(stop)
+        await self._server.start()
+        work = (self._controller.watch(self._fleet.apply), self._learn_model(), self._report_health())
+        self._tasks = [asyncio.create_task(one) for one in work]
+        address = f"{settings.host}:{self.port}"
+        logs.event(log, logging.INFO, "gateway listens", address=address, controller=settings.controller)
+
+    async def drain(self) -> None:
+        """Refuses what is new, lets what runs finish for a while, says goodbye to the rest, and stops."""
+        logs.event(log, logging.INFO, "gateway drains", live_requests=self.live_requests)
+        self._inference.draining = True
+        self._changed.set()
+        if not await self._idle_within(self.settings.drain_grace_s):
+            self._inference.fail_all("the gateway shut down before the request was done: send it again")
+            await self._idle_within(_LAST_WORDS_S)
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends at once; live requests are cancelled."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.stop(grace=0.5)
+        await self._fleet.close()
+        await self._controller.close()
+        await asyncio.to_thread(self._closers.close)
+        logs.event(log, logging.INFO, "gateway stopped")
+
+    async def _idle_within(self, seconds: float) -> bool:
+        until = asyncio.get_running_loop().time() + seconds
+        while self.live_requests and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.02)
+        return self.live_requests == 0
+
+    async def _learn_model(self) -> None:
+        """Asks once a replica is ready: not before does the controller know the model."""
+        while self._inference.encoder is None:
+            if self._fleet.ready and not await self._try_to_learn_model():
+                await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(0.02)
+
+    async def _try_to_learn_model(self) -> bool:
+        try:
+            model = await self._controller.get_model()
+            self._inference.encoder = await asyncio.to_thread(PromptEncoder.load, Path(model.path))
+            self._changed.set()
+            logs.event(log, logging.INFO, "model known", model=model.name, fingerprint=model.fingerprint)
+        except (grpc.aio.AioRpcError, CheckpointError) as error:
+            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+            logs.event(log, logging.ERROR, "model not known", reason=reason)
+        return self._inference.encoder is not None
+
+    async def _report_health(self) -> None:
+        while True:
+            self._changed.clear()
+            await self._health.set_ready(self.ready)
+            await self._changed.wait()
+
+
+def run_gateway(settings: GatewaySettings) -> int:
+    """Serves until SIGTERM or SIGINT, drains, and returns the exit status. OutriderError if a port is taken."""
+    asyncio.run(_run(settings))
+    return 0
+
+
+async def _run(settings: GatewaySettings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if settings.end_with_stdin:
+        watch = threading.Thread(target=_wait_for_stdin, args=(loop, stop), name="stdin", daemon=True)
+        watch.start()
+    gateway = Gateway(settings)
+    try:
+        await gateway.start()
+    except OutriderError:
+        await gateway.close()
+        raise
+    await stop.wait()
+    await gateway.drain()
+
+
+def _wait_for_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    while sys.stdin.buffer.read(4096):
+        continue
+    with contextlib.suppress(RuntimeError):  # the loop has closed: it is ending already
+        loop.call_soon_threadsafe(stop.set)

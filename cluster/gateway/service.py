@@ -1,0 +1,165 @@
+"""InferenceService: one Generate call from its arrival to its end. What is decided elsewhere is put in order here."""
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+from typing import NoReturn
+
+import grpc
+from google.protobuf import duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from outrider.cluster import logs
+from outrider.cluster.errors import DuplicateRequestError, UnavailableError
+from outrider.cluster.gateway import wire
+from outrider.cluster.gateway.admission import Admission, Ticket
+from outrider.cluster.gateway.fleet import Fleet
+from outrider.cluster.gateway.prompts import PromptEncoder, prompt_name
+from outrider.cluster.gateway.stream import RequestStream
+from outrider.cluster.generation import Accepted, GenerateCall
+from outrider.cluster.metrics import GatewayMetrics
+from outrider.proto import inference_pb2, inference_pb2_grpc
+from outrider.workers.engine.request import Request
+from outrider.workers.errors import EngineStoppedError, OverloadedError
+
+log = logging.getLogger("outrider.gateway.service")
+
+GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
+
+_REFUSALS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
+    (DuplicateRequestError, grpc.StatusCode.ALREADY_EXISTS),
+    (UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    (EngineStoppedError, grpc.StatusCode.UNAVAILABLE),
+    (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
+)
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is known of a call when it ends, for its log line and its metrics."""
+
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    request_id: str = ""
+    status: str = "internal"
+    stream: RequestStream | None = None
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """One event loop. `encoder` comes once the model is known; `draining` refuses what is new."""
+
+    def __init__(self, admission: Admission, fleet: Fleet, metrics: GatewayMetrics) -> None:
+        self.encoder: PromptEncoder | None = None
+        self.draining = False
+        self._admission = admission
+        self._fleet = fleet
+        self._metrics = metrics
+        self._streams: set[RequestStream] = set()
+        metrics.live_requests.set_function(lambda: admission.live_requests)
+        metrics.queued_tokens.set_function(lambda: admission.queued_tokens)
+        metrics.ready_replicas.set_function(lambda: fleet.ready)
+
+    @property
+    def live_requests(self) -> int:
+        return self._admission.live_requests
+
+    def fail_all(self, message: str) -> None:
+        """Every live request gets an error event, its last."""
+        for stream in self._streams:
+            stream.fail(message)
+
+    async def Generate(  # noqa: N802
+        self, request: inference_pb2.GenerateRequest, context: GenerateContext
+    ) -> None:
+        record = _Record()
+        try:
+            await self._generate(request, context, record)
+        except (ValueError, OverloadedError, DuplicateRequestError, UnavailableError, EngineStoppedError) as error:
+            await _refuse(context, error, record)
+        except asyncio.CancelledError:
+            left = context.time_remaining()  # None without a deadline
+            record.status = "deadline_exceeded" if left is not None and left <= 0 else "cancelled"
+            raise
+        finally:
+            self._finish(record)
+
+    async def _generate(
+        self, message: inference_pb2.GenerateRequest, context: GenerateContext, record: _Record
+    ) -> None:
+        encoder = self._ready_encoder()
+        record.request_id = message.request_id or secrets.token_hex(16)
+        with self._admission.enter(record.request_id) as ticket:
+            call = wire.call_from_wire(message)
+            stream = await self._open(call, encoder, ticket)
+            accepted = stream.start()
+            record.stream = stream
+            self._streams.add(stream)
+            try:
+                await self._relay(stream, accepted, ticket, context)
+            finally:
+                self._streams.discard(stream)
+                stream.close()
+        record.status = "error" if stream.failed else "ok"
+
+    def _ready_encoder(self) -> PromptEncoder:
+        if self.draining:
+            raise UnavailableError("the gateway is draining: send the request to another")
+        self._fleet.choose()
+        if self.encoder is None:
+            raise UnavailableError("the gateway does not know the model yet: try again later")
+        return self.encoder
+
+    async def _open(self, call: GenerateCall, encoder: PromptEncoder, ticket: Ticket) -> RequestStream:
+        """A checked request with its place in the queue, and the replica it goes to."""
+        token_ids = await encoder.encode(call.prompt)
+        replica = self._fleet.choose()
+        has_tokenizer = encoder.tokenizer is not None
+        replica.info.check(token_ids, call.params, has_tokenizer=has_tokenizer, prompt_name=prompt_name(call.prompt))
+        ticket.queue(len(token_ids))
+        seed = call.params.seed if call.params.seed is not None else secrets.randbits(63)
+        request = Request(request_id=ticket.request_id, prompt_token_ids=token_ids, params=call.params, seed=seed)
+        return RequestStream(call, request, replica, encoder.tokenizer)
+
+    async def _relay(self, stream: RequestStream, accepted: Accepted, ticket: Ticket, context: GenerateContext) -> None:
+        await context.write(wire.event_to_wire(accepted))
+        while not stream.finished:
+            events = await stream.next_events()
+            if stream.first_token_at is not None:
+                ticket.started()
+            for event in events:
+                await context.write(wire.event_to_wire(event))
+
+    def _finish(self, record: _Record) -> None:
+        now, stream = time.monotonic(), record.stream
+        self._metrics.requests.labels(status=record.status).inc()
+        fields: dict[str, object] = {"request_id": record.request_id, "status": record.status}
+        if stream is not None:
+            self._metrics.latency.observe(now - record.started)
+            if stream.first_token_at is not None:
+                self._metrics.time_to_first_token.observe(stream.first_token_at - record.started)
+            usage = stream.usage
+            fields |= {"replica": stream.replica.id.name, "generation": stream.replica.id.generation}
+            fields |= {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+            fields |= {"drafted": usage.drafted, "accepted": usage.accepted}
+        logs.event(log, logging.INFO, "request ended", **fields, seconds=round(now - record.started, 4))
+
+
+async def _refuse(context: GenerateContext, error: Exception, record: _Record) -> NoReturn:
+    """Before the first event only: what fails later is an event."""
+    if isinstance(error, OverloadedError):
+        record.status = "resource_exhausted"
+        await context.abort_with_status(rpc_status.to_status(_overload(error)))
+    code = next(code for kind, code in _REFUSALS if isinstance(error, kind))
+    record.status = code.name.lower()
+    await context.abort(code, str(error))
+
+
+def _overload(error: OverloadedError) -> status_pb2.Status:
+    status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message=str(error))
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(round(1000 * error.retry_after_s))
+    status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status

@@ -1,0 +1,126 @@
+"""One generation as client and gateway see it: what is asked, and the events that answer. Knows nothing of protobuf."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from outrider.workers.engine.request import FinishReason
+from outrider.workers.outputs import Logprob
+from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.text.assembler import Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    messages: Sequence[Message]
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateCall:
+    """A request before it meets a model: parameters are in range; tokens, length and seed are not settled yet."""
+
+    prompt: Prompt
+    params: SamplingParams
+    request_id: str = ""  # empty: the gateway draws one
+    speculation_detail: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """The first event: the request is in the engine's hands. The same seed and fingerprint give the same text again."""
+
+    request_id: str
+    seed: int
+    prompt_tokens: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What one output gained since its last event."""
+
+    index: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    drafted: int = 0  # drafts verified in the rounds of this delta, if speculation_detail was asked for
+    accepted: int = 0
+    logprobs: tuple[dict[int, Logprob], ...] = ()  # one per token, by token id; the chosen token comes first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """One output ended. The request's last event carries its usage."""
+
+    index: int
+    reason: FinishReason
+    stop_reason: int | str | None = None  # the stop id or stop string that ended it; None at end-of-sequence
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The request failed after it was accepted. Always the last event."""
+
+    message: str
+
+
+Event = Accepted | Output | Finished | Failed
+
+
+@dataclass(slots=True, kw_only=True)
+class Completion:
+    """One finished output."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str = ""  # "stop", "length" or "cancelled"
+    stop_reason: int | str | None = None
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A whole answer; `token_ids`, `text` and the reasons are the first output's."""
+
+    request_id: str
+    seed: int
+    prompt_tokens: int
+    fingerprint: str
+    outputs: list[Completion]
+    usage: Usage
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def finish_reason(self) -> str:
+        return self.outputs[0].finish_reason
+
+    @property
+    def stop_reason(self) -> int | str | None:
+        return self.outputs[0].stop_reason

@@ -1,0 +1,126 @@
+"""A cluster's state and its model, as clients see them."""
+
+from dataclasses import dataclass
+
+from outrider.proto import cluster_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStatus:
+    """One worker process."""
+
+    rank: int
+    stage: int
+    first_layer: int
+    end_layer: int  # one past the last
+    node: str
+    pid: int
+    device: str
+    state: str  # "starting", "loading", "ready" or "failed"
+    busy: float  # share of the time since start in which it computed, 0..1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """One replica's work."""
+
+    running: int
+    waiting: int
+    rounds: int
+    kv_cache_usage: float  # 0..1
+    drafted: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStatus:
+    """One whole copy of the model."""
+
+    name: str
+    generation: int
+    state: str  # "starting", "ready", "draining" or "failed"
+    problem: str
+    ranks: tuple[RankStatus, ...]
+    engine: EngineStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStatus:
+    """`problem` says, in one line, why the cluster cannot serve; empty when it can."""
+
+    name: str
+    model: str
+    version: str
+    replicas: tuple[ReplicaStatus, ...]
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What is served. Replicas of one fingerprint give the same text."""
+
+    name: str
+    path: str
+    fingerprint: str
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    numerics: str
+    speculation: str  # the ceiling: "auto", "off" or a number
+    has_mtp: bool
+
+
+def status_from_wire(status: cluster_pb2.GetStatusResponse) -> ClusterStatus:
+    return ClusterStatus(
+        name=status.name,
+        model=status.model,
+        version=status.version,
+        replicas=tuple(_replica_from_wire(replica) for replica in status.replicas),
+        problem=status.problem,
+    )
+
+
+def _replica_from_wire(replica: cluster_pb2.ReplicaStatus) -> ReplicaStatus:
+    return ReplicaStatus(
+        name=replica.name,
+        generation=replica.generation,
+        state=replica.state,
+        problem=replica.problem,
+        ranks=tuple(_rank_from_wire(rank) for rank in replica.ranks),
+        engine=EngineStatus(
+            running=replica.engine.running,
+            waiting=replica.engine.waiting,
+            rounds=replica.engine.rounds,
+            kv_cache_usage=replica.engine.kv_cache_usage,
+            drafted=replica.engine.drafted,
+            accepted=replica.engine.accepted,
+        ),
+    )
+
+
+def _rank_from_wire(rank: cluster_pb2.RankStatus) -> RankStatus:
+    return RankStatus(
+        rank=rank.rank,
+        stage=rank.stage,
+        first_layer=rank.first_layer,
+        end_layer=rank.end_layer,
+        node=rank.node,
+        pid=rank.pid,
+        device=rank.device,
+        state=rank.state,
+        busy=rank.busy,
+    )
+
+
+def model_from_wire(model: cluster_pb2.GetModelResponse) -> ModelInfo:
+    return ModelInfo(
+        name=model.name,
+        path=model.path,
+        fingerprint=model.fingerprint,
+        max_model_len=model.max_model_len,
+        vocab_size=model.vocab_size,
+        dtype=model.dtype,
+        numerics=model.numerics,
+        speculation=model.speculation,
+        has_mtp=model.has_mtp,
+    )

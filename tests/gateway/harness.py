@@ -1,0 +1,94 @@
+"""A whole cluster on loopback but for the model: fake engine, real leader service, fake controller, real gateway."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from fakes import FakeController, FakeEngine
+
+from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.proto import cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
+from outrider.workers.service import EngineServer
+
+pb = inference_pb2
+
+
+@dataclass
+class Cluster:
+    """What a test holds."""
+
+    engine: FakeEngine
+    leader: EngineServer
+    leader_address: str
+    controller: FakeController
+    gateway: Gateway
+    channel: grpc.aio.Channel
+
+    @property
+    def inference(self) -> inference_pb2_grpc.InferenceServiceStub:
+        return inference_pb2_grpc.InferenceServiceStub(self.channel)
+
+    @property
+    def cluster(self) -> cluster_pb2_grpc.ClusterServiceStub:
+        return cluster_pb2_grpc.ClusterServiceStub(self.channel)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.gateway.port}"
+
+    async def events(self, request: pb.GenerateRequest, **options: object) -> list[pb.GenerateResponse]:
+        return [event async for event in self.inference.Generate(request, **options)]
+
+
+@contextlib.asynccontextmanager
+async def running(
+    model: Path, engine: FakeEngine | None = None, *, ready: bool = True, **settings: object
+) -> AsyncIterator[Cluster]:
+    """A cluster that takes requests, unless `ready` is False. `settings`: GatewaySettings' own."""
+    engine = engine or FakeEngine()
+    leader = EngineServer(engine)
+    leader_address = f"127.0.0.1:{leader.start()}"
+    controller = FakeController(str(model))
+    await controller.start()
+    gateway = Gateway(GatewaySettings(controller=controller.address, port=0, **settings))
+    await gateway.start()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=[("grpc.use_local_subchannel_pool", 1)])
+    try:
+        if ready:
+            await controller.publish(("r0", 1, leader_address))
+            await eventually(lambda: gateway.ready)
+        yield Cluster(engine, leader, leader_address, controller, gateway, channel)
+    finally:
+        await channel.close()
+        await gateway.close()
+        await controller.stop()
+        await asyncio.to_thread(leader.stop)
+        engine.close()
+
+
+async def rest(call: "grpc.aio.UnaryStreamCall") -> list[pb.GenerateResponse]:
+    """The events that a call has not given yet; AioRpcError if it ends with another status than OK."""
+    events: list[pb.GenerateResponse] = []
+    while (event := await call.read()) is not grpc.aio.EOF:
+        events.append(event)
+    return events
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Waits until it holds."""
+    until = asyncio.get_running_loop().time() + timeout_s
+    while not condition():
+        assert asyncio.get_running_loop().time() < until, "did not come true in time"
+        await asyncio.sleep(0.005)
+
+
+def tokens(*ids: int, **fields: object) -> pb.GenerateRequest:
+    """A request with a prompt of token ids."""
+    return pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), **fields)
+
+
+def stopping(**fields: object) -> pb.StoppingParameters:
+    return pb.StoppingParameters(**fields)
