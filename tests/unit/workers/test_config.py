@@ -57,5 +57,5 @@ def test_the_cache_takes_what_it_is_given_and_no_more_than_can_be_used() -> None
 def test_a_cache_too_small_for_one_block_is_an_error_with_the_numbers() -> None:
     config = EngineConfig(kv_cache_memory_bytes=99)
 
-    with pytest.raises(OutriderError, match="kv_cache_memory_bytes=99 .* 100 bytes"):
+    with pytest.raises(OutriderError, match=r"kv_cache_memory_bytes=99 .* 100 bytes"):
         blocks_for(config, max_model_len=32, bytes_per_block=100, free_bytes=1)

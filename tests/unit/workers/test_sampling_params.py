@@ -44,7 +44,7 @@ from outrider.workers.sampling_params import SamplingParams
     ],
 )
 def test_what_is_out_of_range_or_not_built_is_refused_by_name(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"^{name} ") as caught:
+    with pytest.raises(ValueError, match=rf"^{name} ") as caught:
         SamplingParams(**{name: value})  # type: ignore[arg-type]  # a table
 
     assert "\n" not in str(caught.value)
@@ -56,7 +56,7 @@ def test_more_tokens_at_least_than_at_most_is_refused() -> None:
 
 
 def test_several_outputs_of_a_greedy_request_are_refused() -> None:
-    with pytest.raises(ValueError, match="^n must be 1 at temperature 0"):
+    with pytest.raises(ValueError, match=r"^n must be 1 at temperature 0"):
         SamplingParams(n=2, temperature=0)
 
 

@@ -1,0 +1,33 @@
+from outrider.workers.engine.request import EngineCounters
+from outrider.workers.metrics import Increments, gauges, totals
+
+
+def test_a_total_is_published_as_what_it_gained() -> None:
+    increments = Increments()
+
+    assert [increments.of("rounds", total) for total in (3, 3, 10)] == [3, 0, 7]
+    assert increments.of("position", 5, "0") == 5
+    assert increments.of("position", 5, "1") == 5
+    assert increments.of("position", 6, "0") == 1
+
+
+def test_a_total_never_shrinks_what_was_published() -> None:
+    increments = Increments()
+    increments.of("rounds", 10)
+
+    assert increments.of("rounds", 4) == 0
+
+
+def test_names_are_the_ones_that_dashboards_know() -> None:
+    counters = EngineCounters(running=1, waiting=2, kv_cache_usage=0.5, drafts=3, drafted=9, accepted=4)
+
+    assert gauges(counters) == {
+        "outrider_num_requests_running": 1,
+        "outrider_num_requests_waiting": 2,
+        "outrider_kv_cache_usage_perc": 0.5,
+    }
+    published = totals(counters)  # Ray adds the _total
+    assert published["outrider_spec_decode_num_drafts"] == 3
+    assert published["outrider_spec_decode_num_draft_tokens"] == 9
+    assert published["outrider_spec_decode_num_accepted_tokens"] == 4
+    assert {"outrider_prefix_cache_queries", "outrider_prefix_cache_hits"} <= set(published)
