@@ -7,6 +7,7 @@ sequences' starts as JSON, the hidden states. Knows nothing of what the numbers 
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -157,5 +158,12 @@ class StageLink:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise EngineStoppedError(f"{self._where} is gone or late: {action} it failed ({reason})") from error
+            raise EngineStoppedError(
+                f"{self._where} is gone or late: {action} it failed ({first_clause(error)})"
+            ) from error
+
+
+def first_clause(error: Exception) -> str:
+    """What torch.distributed says went wrong, without its source file and its advice."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return re.sub(r"^\[[^\]]*\.(cc|cpp|h):\d+\]\s*", "", line).split(". ")[0]

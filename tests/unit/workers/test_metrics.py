@@ -1,5 +1,6 @@
 from outrider.workers.engine.request import EngineCounters
-from outrider.workers.metrics import Increments, gauges, totals
+from outrider.workers.metrics import Increments, durations, gauges, totals
+from outrider.workers.request_times import Observation
 
 
 def test_a_total_is_published_as_what_it_gained() -> None:
@@ -31,3 +32,13 @@ def test_names_are_the_ones_that_dashboards_know() -> None:
     assert published["outrider_spec_decode_num_draft_tokens"] == 9
     assert published["outrider_spec_decode_num_accepted_tokens"] == 4
     assert {"outrider_prefix_cache_queries", "outrider_prefix_cache_hits"} <= set(published)
+
+
+def test_a_request_without_tokens_adds_to_the_latency_alone() -> None:
+    assert durations(Observation(reason="error", latency_s=2.0)) == {"outrider_e2e_request_latency_seconds": 2.0}
+    whole = Observation(reason="stop", latency_s=2.0, time_to_first_token_s=1.0, time_per_output_token_s=0.1)
+    assert durations(whole) == {
+        "outrider_time_to_first_token_seconds": 1.0,
+        "outrider_request_time_per_output_token_seconds": 0.1,
+        "outrider_e2e_request_latency_seconds": 2.0,
+    }

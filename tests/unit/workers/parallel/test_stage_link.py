@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from outrider.workers.engine.round import Round, SequenceStart, Verdict, array_fields, ints
-from outrider.workers.parallel.stage_link import body_bytes, pack, unpack
+from outrider.workers.parallel.stage_link import body_bytes, first_clause, pack, unpack
 from outrider.workers.sampling_params import SamplingParams
 
 
@@ -83,3 +83,11 @@ def test_a_stop_has_no_content_and_no_body() -> None:
 
     assert body.numel() == 0 == body_bytes(header, torch.float32)
     assert unpack(header, body, torch.float32).content is None
+
+
+def test_of_a_lost_connection_only_what_happened_is_told() -> None:
+    error = RuntimeError(
+        "[/src/gloo/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242. This may indicate a crash. GLHF!"
+    )
+
+    assert first_clause(error) == "Connection closed by peer [127.0.0.1]:4242"

@@ -1,0 +1,216 @@
+"""LLM: the offline API, on the same engine as the server and without a gateway. Names as vLLM's."""
+
+import atexit
+import hashlib
+import itertools
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.progress import Progress
+
+from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
+from outrider.workers.engine.request import Request, SequenceChunk
+from outrider.workers.errors import EngineStoppedError
+from outrider.workers.hosts import EngineHost, start_engine
+from outrider.workers.outputs import OutputCollector, RequestOutput
+from outrider.workers.rank import RankStatus
+from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.text.assembler import OutputDelta, RequestAssembler
+from outrider.workers.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A model, ready to generate. With several ranks it runs them as local processes.
+
+    Raises CheckpointError, ValueError or OutriderError, in one line, if the model or a setting does not do.
+    """
+
+    def __init__(
+        self,
+        model: str = "scout",
+        *,
+        tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int = 1,
+        expert_parallel_size: int = 1,
+        data_parallel_size: int = 1,
+        device: str = "auto",
+        dtype: str = "auto",
+        numerics: str = "exact",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 2048,
+        block_size: int = 16,
+        kv_cache_memory_bytes: int | None = None,
+        enable_prefix_caching: bool = True,
+        speculation: str | int = "auto",
+        draft_model: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if draft_model is not None:
+            raise ValueError(f"draft_model is not supported yet: leave it at None, got {draft_model!r}")
+        config = EngineConfig(
+            model=model,
+            parallel=ParallelConfig(
+                tensor_parallel_size=tensor_parallel_size,
+                pipeline_parallel_size=pipeline_parallel_size,
+                expert_parallel_size=expert_parallel_size,
+                data_parallel_size=data_parallel_size,
+            ),
+            device=device,
+            dtype=dtype,
+            numerics=numerics,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_size=block_size,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+            enable_prefix_caching=enable_prefix_caching,
+            speculation=speculation,
+            seed=seed,
+        )
+        self._seed = seed
+        self._numbers = itertools.count()
+        self.tokenizer = Tokenizer.load(resolve_model(model))
+        self._host: EngineHost = start_engine(config)
+        atexit.register(self.close)  # an engine's thread must not outlive the interpreter
+
+    def generate(
+        self,
+        prompts: str | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Outputs in the order of the prompts. ValueError names a bad prompt or parameter; nothing has run then."""
+        listed: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
+        requests = self._requests(listed, sampling_params)
+        texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
+        collected = [_Collected(request, text, self.tokenizer) for request, text in zip(requests, texts, strict=True)]
+        with Progress(disable=not use_tqdm) as progress:
+            task = progress.add_task("generating", total=len(collected))
+            for _ in self._run(collected):
+                progress.update(task, completed=sum(one.finished for one in collected))
+        return [one.result for one in collected]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]] | Sequence[Sequence[Mapping[str, str]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """One conversation, or a list of them, through the model's chat template."""
+        if self.tokenizer is None:
+            raise ValueError("messages need a tokenizer, and this checkpoint has none: use token ids")
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts = [self.tokenizer.encode_chat(one) for one in conversations]  # type: ignore[arg-type]  # checked above
+        return self.generate(prompts, sampling_params, use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[OutputDelta]:
+        """What the request's outputs gain, as they gain it. Closing the iterator cancels the request."""
+        requests = self._requests([prompt], sampling_params)
+        return self._run([_Collected(requests[0], None, self.tokenizer)])
+
+    def status(self) -> list[RankStatus]:
+        """How each rank is, by rank: rounds, requests and time spent computing."""
+        return self._host.statuses
+
+    def close(self) -> None:
+        """Ends the engine and its processes. Unfinished requests end with an error."""
+        atexit.unregister(self.close)
+        self._host.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _requests(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[Request]:
+        """One checked request per prompt; nothing is submitted until all are known to be good."""
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(
+                f"sampling_params must be one, or one per prompt: got {len(each)} for {len(prompts)} prompts"
+            )
+        return [self._request(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        number = next(self._numbers)
+        request = Request(
+            request_id=f"llm-{number}",
+            prompt_token_ids=tuple(self._encode(prompt)),
+            params=params,
+            seed=params.seed if params.seed is not None else _derived_seed(self._seed, number),
+        )
+        has_tokenizer = self.tokenizer is not None
+        self._host.engine.info.check(request.prompt_token_ids, params, has_tokenizer=has_tokenizer)
+        return request
+
+    def _encode(self, prompt: Prompt) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        if self.tokenizer is None:
+            raise ValueError("prompt must be token ids: this checkpoint has no tokenizer")
+        return self.tokenizer.encode(prompt) if prompt else ()
+
+    def _run(self, collected: Sequence["_Collected"]) -> Iterator[OutputDelta]:
+        """Submits, and yields every delta. Leaving early (an error, Ctrl-C, a closed iterator) cancels what is left."""
+        engine, chunks = self._host.engine, queue.SimpleQueue[list[SequenceChunk]]()
+        by_id = {one.request.request_id: one for one in collected}
+        try:
+            for one in collected:
+                engine.submit(one.request, chunks.put)
+            while not all(one.finished for one in collected):
+                for chunk in chunks.get():
+                    delta = by_id[chunk.request_id].add(chunk)
+                    if delta.must_cancel:
+                        engine.cancel(chunk.request_id, delta.index)
+                    yield delta
+        except EngineStoppedError as error:
+            raise EngineStoppedError(self._host.explain(str(error))) from None
+        finally:
+            for one in collected:
+                if not one.finished:
+                    engine.cancel(one.request.request_id)
+
+
+class _Collected:
+    """A request under way and its result so far."""
+
+    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer | None) -> None:
+        self.request = request
+        self._assembler = RequestAssembler(tokenizer, request.params, len(request.prompt_token_ids))
+        wants_logprobs = request.params.logprobs is not None
+        self._collectors = [
+            OutputCollector(index, request.seed, tokenizer, wants_logprobs) for index in range(request.params.n)
+        ]
+        self.result = RequestOutput(
+            prompt=prompt,
+            prompt_token_ids=list(request.prompt_token_ids),
+            outputs=[collector.output for collector in self._collectors],
+        )
+
+    @property
+    def finished(self) -> bool:
+        return self._assembler.finished
+
+    def add(self, chunk: SequenceChunk) -> OutputDelta:
+        if chunk.error:
+            raise EngineStoppedError(chunk.error)
+        delta = self._assembler.add(chunk)
+        self._collectors[chunk.index].add(delta)
+        self.result.num_cached_tokens = self._assembler.usage.cached_tokens
+        return delta
+
+
+def _derived_seed(seed: int, number: int) -> int:
+    """A request's seed from the engine's: the same run gives the same text, and no two requests share their noise."""
+    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)

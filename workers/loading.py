@@ -1,0 +1,177 @@
+"""Builds what a rank runs: layers, cache, and role (leader or follower). The only file that knows all parts."""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from outrider.workers.config import EngineConfig, resolve_model
+from outrider.workers.engine.engine import Engine
+from outrider.workers.engine.handle import EngineInfo
+from outrider.workers.engine.memory import blocks_for, free_bytes
+from outrider.workers.engine.pipeline import FirstStage, Pipeline, SingleStage
+from outrider.workers.engine.runner import StageRunner
+from outrider.workers.engine.sampler import Sampler
+from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.errors import CheckpointError, OutriderError
+from outrider.workers.fingerprint import fingerprint
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.deepseek import Stage
+from outrider.workers.model.mtp import MtpModules
+from outrider.workers.model.weights import Checkpoint
+from outrider.workers.parallel import groups
+from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.roles import Follower, Leader
+from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.speculation.mtp_drafter import MtpDrafter
+from outrider.workers.speculation.sequence_starts import SequenceStarts
+
+if TYPE_CHECKING:
+    from outrider.workers.rank import RankSpec
+
+log = logging.getLogger("outrider.loading")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_role(spec: "RankSpec", progress: Callable[[float], None]) -> Leader | Follower:
+    """Meets the other ranks, loads this one's weights, sizes the cache. OutriderError says what was wrong."""
+    return _Loader(spec).load(progress)
+
+
+class _Loader:
+    def __init__(self, spec: "RankSpec") -> None:
+        self._spec, self._config = spec, spec.engine
+        self._device = _device(self._config)
+        path = resolve_model(self._config.model)
+        self._model = ModelConfig.load(path)
+        self._checkpoint = Checkpoint(path)
+        self._dtype = _dtype(self._config, self._device)
+        self._max_model_len = _max_model_len(self._config, self._model)
+        self._starts = SequenceStarts(self._model.eos_token_ids)
+        self._speculation = _speculation(self._config, self._checkpoint.has_mtp(self._model))
+
+    def load(self, progress: Callable[[float], None]) -> Leader | Follower:
+        spec = self._spec
+        if spec.world_size > 1:
+            groups.join(spec.rank, spec.world_size, spec.master_address, spec.master_port, self._device)
+        stage = self._load_stage(progress)
+        drafts = spec.rank == 0 and self._speculation != "off"
+        modules = self._load_modules(stage) if drafts else None
+        blocks = self._allocate(stage, modules)
+        runner = StageRunner(stage, self._config.block_size, self._device)
+        last = spec.rank == spec.world_size - 1
+        sampler = Sampler(stage, self._starts, self._max_model_len) if last else None
+        progress(1.0)
+        if spec.rank == 0:
+            return self._leader(runner, sampler, modules, blocks)
+        above, onward = self._link(spec.rank - 1), self._link(0 if last else spec.rank + 1)
+        return Follower(runner=runner, above=above, onward=onward, sampler=sampler)
+
+    def _leader(self, runner: StageRunner, sampler: Sampler | None, modules: MtpModules | None, blocks: int) -> Leader:
+        spec = self._spec
+        pipeline: Pipeline
+        if sampler is not None:
+            pipeline = SingleStage(runner, sampler)
+        else:
+            pipeline = FirstStage(runner, spec.world_size, self._link(1), self._link(spec.world_size - 1))
+        drafter = MtpDrafter(modules, self._starts, self._config.block_size, self._device) if modules else None
+        depth = DepthPolicy(self._speculation)
+        scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth)
+        engine = Engine(info=self._info(), scheduler=scheduler, pipeline=pipeline, drafter=drafter, depth=depth)
+        return Leader(engine=engine, runner=runner, sampler=sampler, service_host=spec.service_host)
+
+    def _scheduler_config(self, lanes: int, blocks: int) -> SchedulerConfig:
+        return SchedulerConfig(
+            max_num_seqs=self._config.max_num_seqs,
+            max_num_batched_tokens=self._config.max_num_batched_tokens,
+            block_size=self._config.block_size,
+            num_blocks=blocks,
+            max_model_len=self._max_model_len,
+            lanes=lanes,
+            enable_prefix_caching=self._config.enable_prefix_caching,
+            speculation=self._speculation,
+        )
+
+    def _load_stage(self, progress: Callable[[float], None]) -> Stage:
+        return Stage.load(
+            self._model,
+            self._checkpoint,
+            self._spec.layers,
+            numerics=self._config.numerics,
+            device=self._device,
+            dtype=self._dtype,
+            block_size=self._config.block_size,
+            progress=lambda done, total: progress(done / total),
+        )
+
+    def _load_modules(self, stage: Stage) -> MtpModules:
+        return MtpModules.load(
+            self._model,
+            self._checkpoint,
+            stage,
+            numerics=self._config.numerics,
+            device=self._device,
+            dtype=self._dtype,
+            block_size=self._config.block_size,
+        )
+
+    def _allocate(self, stage: Stage, modules: MtpModules | None) -> int:
+        """Blocks that every rank of the replica has room for, taken here."""
+        per_block = stage.cache_bytes_per_block + (modules.cache_bytes_per_block if modules else 0)
+        blocks = blocks_for(self._config, self._max_model_len, per_block, free_bytes(self._device))
+        blocks = groups.agree_on_minimum(blocks, self._device)
+        stage.allocate_cache(blocks)
+        if modules is not None:
+            modules.allocate_cache(blocks)
+        return blocks
+
+    def _link(self, peer: int) -> StageLink:
+        return StageLink(peer, self._spec.describe(peer), self._dtype, self._device, self._config.round_timeout_s)
+
+    def _info(self) -> EngineInfo:
+        return EngineInfo(
+            fingerprint=fingerprint(self._config, self._checkpoint.content_hash(), self._dtype, self._device),
+            max_model_len=self._max_model_len,
+            vocab_size=self._model.vocab_size,
+            dtype=str(self._dtype).removeprefix("torch."),
+            numerics=self._config.numerics,
+            speculation=str(self._speculation),
+            has_mtp=self._checkpoint.has_mtp(self._model),
+        )
+
+
+def _device(config: EngineConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise OutriderError('device="cuda": this machine has no CUDA device that torch can use; try device="cpu"')
+    return torch.device(config.device)
+
+
+def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """By default float32 on a CPU, where bfloat16 is no faster, and bfloat16 on a GPU."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[config.dtype]
+
+
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    if config.max_model_len is None:
+        return model.max_position_embeddings
+    if config.max_model_len > model.max_position_embeddings:
+        raise ValueError(
+            f"max_model_len must be at most the model's {model.max_position_embeddings}, got {config.max_model_len}"
+        )
+    return config.max_model_len
+
+
+def _speculation(config: EngineConfig, has_mtp: bool) -> str | int:
+    """The ceiling in force: without MTP weights a fixed depth is an error, and "auto" becomes "off" with a warning."""
+    if has_mtp or config.speculation == "off":
+        return config.speculation
+    missing = f"checkpoint {config.model} has no MTP weights"
+    if config.speculation == "auto":
+        log.warning("%s: serving without MTP drafts", missing)
+        return "off"
+    raise CheckpointError(f'{missing}, so speculation={config.speculation} cannot be had: use "auto" or "off"')

@@ -1,0 +1,141 @@
+"""Every metric of an engine, defined once, and the thread that publishes them through Ray.
+
+Names are `outrider_` plus the suffixes that vLLM's dashboards know; Ray adds its `ray_` prefix and a counter's
+`_total`. Every rank publishes its stage's time; a replica's leader publishes the rest.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from outrider.workers.engine.request import EngineCounters
+from outrider.workers.rank import RankStatus
+from outrider.workers.request_times import Observation
+
+PUBLISH_EVERY_S = 1.0
+_TAGS = ("replica",)
+
+
+class Increments:
+    """Turns running totals into what they gained since they were last seen."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], float] = {}
+
+    def of(self, name: str, total: float, label: str = "") -> float:
+        gained = max(0.0, total - self._seen.get((name, label), 0.0))
+        self._seen[name, label] = total
+        return gained
+
+
+def totals(counters: EngineCounters) -> dict[str, float]:
+    """The plain counters, by metric name."""
+    return {
+        "outrider_rounds": counters.rounds,
+        "outrider_prefix_cache_queries": counters.prefix_queries,
+        "outrider_prefix_cache_hits": counters.prefix_hits,
+        "outrider_spec_decode_num_drafts": counters.drafts,
+        "outrider_spec_decode_num_draft_tokens": counters.drafted,
+        "outrider_spec_decode_num_accepted_tokens": counters.accepted,
+    }
+
+
+def gauges(counters: EngineCounters) -> dict[str, float]:
+    return {
+        "outrider_num_requests_running": counters.running,
+        "outrider_num_requests_waiting": counters.waiting,
+        "outrider_kv_cache_usage_perc": counters.kv_cache_usage,
+    }
+
+
+def durations(observation: Observation) -> dict[str, float]:
+    """What one request adds to the histograms."""
+    measured = {
+        "outrider_time_to_first_token_seconds": observation.time_to_first_token_s,
+        "outrider_request_time_per_output_token_seconds": observation.time_per_output_token_s,
+        "outrider_e2e_request_latency_seconds": observation.latency_s,
+    }
+    return {name: seconds for name, seconds in measured.items() if seconds is not None}
+
+
+_DURATIONS: Mapping[str, str] = {
+    "outrider_time_to_first_token_seconds": "From a request's submission to its first token.",
+    "outrider_request_time_per_output_token_seconds": "Between a request's tokens, after the first.",
+    "outrider_e2e_request_latency_seconds": "From a request's submission to its end.",
+}
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_DESCRIPTIONS: Mapping[str, str] = {
+    "outrider_rounds": "Verification rounds finished.",
+    "outrider_prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
+    "outrider_prefix_cache_hits": "Prompt tokens found in the prefix cache.",
+    "outrider_spec_decode_num_drafts": "Rounds of one sequence that verified at least one draft.",
+    "outrider_spec_decode_num_draft_tokens": "Drafts verified.",
+    "outrider_spec_decode_num_accepted_tokens": "Drafts accepted.",
+    "outrider_num_requests_running": "Sequences that hold cache blocks.",
+    "outrider_num_requests_waiting": "Sequences that wait for cache blocks.",
+    "outrider_kv_cache_usage_perc": "Share of the cache's blocks in use, 0..1.",
+}
+
+
+class Published(Protocol):
+    """What is asked of a rank."""
+
+    def status(self) -> RankStatus: ...
+    def take_observations(self) -> list[Observation]: ...
+
+
+class MetricsPublisher:
+    """Copies what one rank says of itself into Ray's metrics until told to stop."""
+
+    def __init__(self, replica: str, generation: int, stage: int, *, leads: bool) -> None:
+        self._tags = {"replica": replica}
+        self._stage, self._generation_number, self._leads = str(stage), generation, leads
+        self._increments = Increments()
+        empty = EngineCounters()
+        self._counters = {name: Counter(name, _DESCRIPTIONS[name], _TAGS) for name in totals(empty)}
+        self._gauges = {name: Gauge(name, _DESCRIPTIONS[name], _TAGS) for name in gauges(empty)}
+        self._per_position = Counter(
+            "outrider_spec_decode_num_accepted_tokens_per_pos",
+            "Drafts accepted, by their place in the draft.",
+            (*_TAGS, "position"),
+        )
+        self._stage_seconds = Counter(
+            "outrider_stage_busy_seconds", "Seconds spent computing rounds, by stage.", (*_TAGS, "stage")
+        )
+        self._requests = Counter(
+            "outrider_request_success", "Requests that ended, by how.", (*_TAGS, "finished_reason")
+        )
+        self._histograms = {
+            name: Histogram(name, description, boundaries=list(_SECONDS), tag_keys=_TAGS)
+            for name, description in _DURATIONS.items()
+        }
+        self._generation = Gauge("outrider_generation", "Number of the replica's current gang.", _TAGS)
+
+    def run(self, rank: Published, stop: threading.Event) -> None:
+        while not stop.wait(PUBLISH_EVERY_S):
+            self.publish(rank.status(), rank.take_observations())
+
+    def publish(self, status: RankStatus, observations: Sequence[Observation]) -> None:
+        for observation in observations:
+            self._requests.inc(1, {**self._tags, "finished_reason": observation.reason})
+            for name, seconds in durations(observation).items():
+                self._histograms[name].observe(seconds, self._tags)
+        self._add(self._stage_seconds, "stage", status.busy_s, self._stage)
+        if self._leads:
+            self._generation.set(self._generation_number, self._tags)
+            self._publish_engine(status.counters)
+
+    def _publish_engine(self, counters: EngineCounters) -> None:
+        for name, value in gauges(counters).items():
+            self._gauges[name].set(value, self._tags)
+        for name, total in totals(counters).items():
+            self._add(self._counters[name], name, total)
+        for position, total in enumerate(counters.accepted_per_position):
+            self._add(self._per_position, "position", total, str(position))
+
+    def _add(self, counter: Counter, tag: str, total: float, label: str = "") -> None:
+        gained = self._increments.of(tag, total, label)
+        if gained > 0:
+            counter.inc(gained, {**self._tags, tag: label} if label else self._tags)

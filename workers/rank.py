@@ -1,0 +1,203 @@
+"""One rank: joins its replica's group, loads its layers, runs rounds until told to stop.
+
+The same class runs in this process (LLM), as a local process (`python -m outrider.workers.rank`, see local.py) and
+inside a Ray actor (actor.py). It never looks for its place in the world: the RankSpec says it.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
+
+from outrider.workers.config import EngineConfig
+from outrider.workers.engine.handle import EngineHandle, EngineInfo
+from outrider.workers.engine.request import EngineCounters
+from outrider.workers.errors import OutriderError
+from outrider.workers.request_times import Observation
+
+if TYPE_CHECKING:
+    from outrider.workers.roles import Follower, Leader
+
+log = logging.getLogger("outrider.rank")
+STATUS_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSpec:
+    """A rank's place: which layers, which group, which generation of which replica."""
+
+    engine: EngineConfig
+    layer_splits: tuple[tuple[int, int], ...]  # by stage: first layer, one past the last
+    rank: int = 0
+    world_size: int = 1
+    master_address: str = "127.0.0.1"
+    master_port: int = 0
+    generation: int = 1
+    replica: str = "r0"
+    service_host: str | None = (
+        None  # where the leader's EngineService listens; None: nowhere, the engine is used in process
+    )
+
+    @property
+    def layers(self) -> range:
+        return range(*self.layer_splits[self.rank])
+
+    def describe(self, rank: int) -> str:
+        """A rank's name in errors, e.g. "rank 1 (stage 1, layers 7..12)"."""
+        first, end = self.layer_splits[rank]
+        return f"rank {rank} (stage {rank}, layers {first}..{end - 1})"
+
+    def to_json(self) -> str:
+        return json.dumps({**dataclasses.asdict(self), "engine": self.engine.to_json()})
+
+    @classmethod
+    def from_json(cls, text: str) -> "RankSpec":
+        values = json.loads(text)
+        values["layer_splits"] = tuple((first, end) for first, end in values["layer_splits"])
+        return cls(**{**values, "engine": EngineConfig.from_json(values["engine"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStatus:
+    """What a rank says of itself when probed."""
+
+    state: str = "loading"  # "loading", "ready" or "failed"
+    loaded: float = 0.0  # share of the weights, 0..1
+    error: str = ""
+    service_address: str = ""  # the leader's, once ready
+    busy_s: float = 0.0  # spent computing rounds
+    elapsed_s: float = 0.0  # since ready
+    counters: EngineCounters = field(default_factory=EngineCounters)
+    info: EngineInfo | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "RankStatus":
+        values = json.loads(text)
+        info = values["info"]
+        counters = EngineCounters(**values["counters"])
+        return cls(**{**values, "counters": counters, "info": EngineInfo(**info) if info else None})
+
+
+class Rank:
+    """`load`, then `run`, from one thread; `stop` and `status` from any."""
+
+    def __init__(self, spec: RankSpec) -> None:
+        self.spec = spec
+        self._status = RankStatus()
+        self._ready_at = 0.0
+        self._role: Leader | Follower | None = None
+
+    def load(self) -> None:
+        """Joins the group and loads the weights; blocks. OutriderError or ValueError says what was wrong."""
+        with self._failing(OutriderError, ValueError):
+            from outrider.workers.loading import load_role  # torch loads here, not with the control plane
+
+            self._role = load_role(self.spec, lambda share: self._update(loaded=share))
+
+    def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Warms up, calls `on_ready`, serves until stopped. EngineStoppedError names the rank that was lost."""
+        assert self._role is not None, "load() comes first"
+
+        def ready(service_address: str) -> None:
+            self._on_ready(service_address)
+            on_ready()
+
+        with self._failing(OutriderError):
+            self._role.run(ready)
+
+    def stop(self, reason: str = "the engine was stopped") -> None:
+        """Makes the leader's `run` return, and with it every other rank's."""
+        if self._role is not None:
+            self._role.stop(reason)
+
+    @property
+    def engine(self) -> EngineHandle:
+        """The leader's engine, for use in this process."""
+        engine = self._role.engine if self._role is not None else None
+        assert engine is not None, "only a loaded leader has an engine"
+        return engine
+
+    def take_observations(self) -> list[Observation]:
+        """Requests that ended since the last call; the leader's only."""
+        return self._role.times.take() if self._role is not None else []
+
+    def status(self) -> RankStatus:
+        if self._role is None or self._status.state != "ready":
+            return self._status
+        return dataclasses.replace(
+            self._status,
+            busy_s=self._role.busy_s,
+            elapsed_s=time.monotonic() - self._ready_at,
+            counters=self._role.counters,
+        )
+
+    def _on_ready(self, service_address: str) -> None:
+        self._ready_at = time.monotonic()
+        info = self._role.engine.info if self._role is not None and self._role.engine is not None else None
+        self._update(state="ready", loaded=1.0, service_address=service_address, info=info)
+
+    def _update(self, **changes: Any) -> None:
+        self._status = dataclasses.replace(self._status, **changes)
+
+    @contextlib.contextmanager
+    def _failing(self, *explained: type[Exception]) -> Iterator[None]:
+        """Puts what goes wrong inside into the status; what is not `explained` with its type and place."""
+        try:
+            yield
+        except explained as error:
+            self._update(state="failed", error=str(error))
+            raise
+        except Exception as error:
+            self._update(state="failed", error=f"{self.spec.describe(self.spec.rank)}: {type(error).__name__}: {error}")
+            raise
+
+
+def main() -> int:
+    """A rank as a local process: its spec is one line on stdin, its statuses are lines on stdout.
+
+    Ends when the parent's end of stdin closes, however the parent died.
+    """
+    logging.basicConfig(level=os.environ.get("OUTRIDER_LOG_LEVEL", "WARNING"), stream=sys.stderr)
+    statuses = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else prints goes to stderr
+    rank = Rank(RankSpec.from_json(sys.stdin.readline()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_report, args=(rank, statuses), daemon=True).start()
+    try:
+        rank.load()
+        rank.run()
+    except OutriderError as error:
+        log.debug("rank %d ended: %s", rank.spec.rank, error)
+        return 1
+    except Exception:
+        log.exception("rank %d failed", rank.spec.rank)
+        return 1
+    finally:
+        statuses.write(rank.status().to_json() + "\n")
+    return 0
+
+
+def _report(rank: Rank, statuses: TextIO) -> None:
+    """Says how the rank is, once a second: silence tells the parent that the process is frozen."""
+    while True:
+        statuses.write(rank.status().to_json() + "\n")
+        time.sleep(STATUS_EVERY_S if rank.status().state == "ready" else STATUS_EVERY_S / 10)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
