@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +183,7 @@ async def _run(settings: GatewaySettings) -> None:
 
 
 def _wait_for_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    while sys.stdin.buffer.read(4096):
+    while os.read(0, 4096):  # not sys.stdin, whose lock a daemon thread would hold at exit
         continue
     with contextlib.suppress(RuntimeError):  # the loop has closed: it is ending already
         loop.call_soon_threadsafe(stop.set)

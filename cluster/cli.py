@@ -1,0 +1,223 @@
+"""The `outrider` command. Each command's work is in a file of its own, imported when it runs, so that it starts fast.
+
+Exit status: 0 on success, 2 on bad usage, 1 otherwise; an error is one line on stderr.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import outrider
+from outrider.cluster import logs
+from outrider.cluster.config import SettingsError
+from outrider.cluster.errors import InvalidRequestError
+from outrider.workers.errors import OutriderError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serves DeepSeek-V3-family models, drafted by their own MTP module: faster, and the text is exactly the same.",
+)
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # of the click that typer brings and does not export
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"outrider {outrider.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    log_level: Annotated[str, typer.Option(help=f"What to log on stderr: {', '.join(_LEVELS)}.")] = "warning",
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, and log everything.")] = False,
+) -> None:
+    if log_level not in _LEVELS:
+        raise typer.BadParameter(f"must be one of {', '.join(_LEVELS)}, got {log_level!r}", param_hint="--log-level")
+    context.obj = "debug" if debug else log_level
+    logs.configure(context.obj)
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="scout, or a checkpoint's directory.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. max_num_seqs=16.")
+    ] = None,
+    pipeline_parallel_size: Annotated[int | None, typer.Option(help="Stages that the layers are split into.")] = None,
+    speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None,
+    host: Annotated[str | None, typer.Option(help="Where the gateway listens; loopback by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="The gateway's port; 0 takes a free one. [50051]")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve the gateway's Prometheus metrics here.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="auto (a running cluster, else one started here), local, or HOST:PORT.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The cluster's name; one run at a time has it.")] = None,
+) -> None:
+    """Serve a model: starts its ranks on Ray, and a gateway."""
+    from outrider.cluster.config import load_settings
+
+    _require_ray()
+    from outrider.cluster.cli_serve import run_serve
+
+    options: dict[str, Any] = {
+        "model": model,
+        "pipeline_parallel_size": pipeline_parallel_size,
+        "speculation": speculation,
+        "host": host,
+        "port": port,
+        "metrics_port": metrics_port,
+        "ray_address": ray_address,
+        "name": name,
+    }
+    run_serve(load_settings(config, assignments or (), options), log_level=context.obj)
+
+
+@app.command()
+def gateway(
+    controller: Annotated[str, typer.Option(help="HOST:PORT of the controller.")],
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 50051,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
+    max_live_requests: Annotated[int, typer.Option(help="More at once are refused.")] = 1024,
+    max_queued_tokens: Annotated[int, typer.Option(help="Prompt tokens that may wait; more are refused.")] = 1_000_000,
+    drain_grace_s: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.")] = 20.0,
+    end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", help="Drain when standard input closes.")] = False,
+) -> None:
+    """Run a gateway of a cluster that is served elsewhere."""
+    from outrider.cluster.gateway.server import GatewaySettings, run_gateway
+
+    try:
+        settings = GatewaySettings(
+            controller=controller,
+            host=host,
+            port=port,
+            metrics_port=metrics_port,
+            max_live_requests=max_live_requests,
+            max_queued_tokens=max_queued_tokens,
+            drain_grace_s=drain_grace_s,
+            end_with_stdin=end_with_stdin,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    run_gateway(settings)
+
+
+_ADDRESS = typer.Option(help="HOST:PORT of a gateway.")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help='The text to continue; "-" reads it from standard input.')],
+    address: Annotated[str, _ADDRESS] = "127.0.0.1:50051",
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0: all.")] = 0,
+    min_p: Annotated[float, typer.Option()] = 0.0,
+    max_tokens: Annotated[int, typer.Option()] = 128,
+    min_tokens: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False,
+    speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
+) -> None:
+    """Continue a text, streaming it as it comes."""
+    from outrider.cluster.cli_generate import run_generate
+
+    sampling: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "max_tokens": max_tokens,
+        "min_tokens": min_tokens,
+        "seed": seed,
+        "stop": stop or None,
+        "ignore_eos": ignore_eos,
+        "speculation": int(speculation) if speculation and speculation.isdecimal() else speculation,
+    }
+    run_generate(sys.stdin.read() if prompt == "-" else prompt, address, sampling, as_json=as_json)
+
+
+@app.command()
+def status(
+    address: Annotated[str, _ADDRESS] = "127.0.0.1:50051",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show a cluster's replicas, ranks and load."""
+    from outrider.cluster.cli_status import run_status
+
+    run_status(address, as_json=as_json)
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    json_file: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = Path("demo.json"),
+    model: Annotated[str, typer.Option(help="scout, or a checkpoint's directory.")] = "scout",
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 4,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens for each; fewer on a slow machine.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Times to ask each; fewer when a minute is over.")] = 5,
+) -> None:
+    """Serve a model on two stages here, and compare speculation off and auto: speed, and that the text is the same."""
+    _require_ray()
+    from outrider.cluster.cli_demo import run_demo
+
+    run_demo(json_file, model=model, prompts=prompts, max_tokens=max_tokens, repeats=repeats, log_level=context.obj)
+
+
+def _require_ray() -> None:
+    """A clear refusal, where the imports that follow would fail."""
+    from outrider.cluster.ray_session import import_ray
+
+    import_ray()
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command line. Its exit status."""
+    try:
+        status = app(args=list(arguments), prog_name="outrider", standalone_mode=False)
+    except _USAGE_ERROR as error:
+        return _refuse(getattr(error, "format_message", error.__str__)(), 2)
+    except (SettingsError, InvalidRequestError) as error:
+        return _fail(error, 2, arguments)
+    except OutriderError as error:
+        return _fail(error, 1, arguments)
+    except (KeyboardInterrupt, typer.Abort):
+        return _refuse("interrupted", 1)
+    except BrokenPipeError:  # whoever read our output has left
+        sys.stderr.close()
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _fail(error: Exception, status: int, arguments: Sequence[str]) -> int:
+    if "--debug" in arguments:
+        raise error
+    return _refuse(str(error), status)
+
+
+def _refuse(message: str, status: int) -> int:
+    if message:  # empty: a command without arguments has printed its help
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201  # what the user is to read
+    return status
+
+
+if __name__ == "__main__":
+    main()

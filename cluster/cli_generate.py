@@ -1,0 +1,41 @@
+"""`outrider generate`: one request through a gateway, printed as it comes."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from outrider.cluster.client import Client
+from outrider.cluster.generation import Finished, Output
+from outrider.workers.text.assembler import Usage
+
+
+def run_generate(prompt: str, address: str, sampling: Mapping[str, Any], *, as_json: bool) -> None:
+    with Client(address) as client:
+        if as_json:
+            answer = client.generate(prompt, **sampling)
+            print(json.dumps(dataclasses.asdict(answer)))  # noqa: T201  # the command's output
+        else:
+            _stream(client, prompt, sampling)
+
+
+def _stream(client: Client, prompt: str, sampling: Mapping[str, Any]) -> None:
+    began = time.monotonic()
+    usage = Usage()
+    for event in client.stream(prompt, **sampling):
+        match event:
+            case Output(text=text):
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            case Finished(usage=Usage() as whole):
+                usage = whole
+    sys.stdout.write("\n")
+    if sys.stderr.isatty():
+        print(summary(usage, time.monotonic() - began), file=sys.stderr)  # noqa: T201  # for the person who watches
+
+
+def summary(usage: Usage, seconds: float) -> str:
+    tokens = usage.completion_tokens
+    return f"[{tokens} tokens, {tokens / max(seconds, 1e-9):.0f} a second, {tokens / max(usage.rounds, 1):.2f} a round]"

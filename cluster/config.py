@@ -1,0 +1,121 @@
+"""Settings of `outrider serve`: one flat YAML, `--set key=value` and options, later ones winning, into frozen values.
+
+An unknown key is an error that names the key and its neighbours.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from outrider.workers.config import EngineConfig, ParallelConfig
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be: one line that names it."""
+
+
+class ServeSettings(BaseModel):
+    """Everything `outrider serve` can be told. The engine's own ranges are checked by EngineConfig."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    name: str = Field(default="outrider", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    ray_address: str = "auto"
+    host: str = "127.0.0.1"
+    port: int = Field(default=50051, ge=0, le=65535)
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+
+    model: str = "scout"
+    pipeline_parallel_size: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+    numerics: str = "exact"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    kv_cache_memory_bytes: int | None = None
+    enable_prefix_caching: bool = True
+    speculation: str | int = "auto"
+    seed: int = 0
+    round_timeout_s: float = 300.0
+
+    @field_validator("speculation", mode="before")
+    @classmethod
+    def _spoken_speculation(cls, value: object) -> object:
+        """YAML reads a bare `off` as false, and a command line says numbers as text."""
+        if value is False:
+            return "off"
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+    def engine(self) -> EngineConfig:
+        """The ranks' share of the settings. SettingsError if a value is out of its range."""
+        own = {"name", "ray_address", "host", "port", "metrics_port", "pipeline_parallel_size"}
+        values = {key: getattr(self, key) for key in type(self).model_fields if key not in own}
+        try:
+            parallel = ParallelConfig(pipeline_parallel_size=self.pipeline_parallel_size)
+            return EngineConfig(parallel=parallel, **values)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+
+def load_settings(
+    config: Path | None = None, assignments: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> ServeSettings:
+    """Settings from a YAML file, `key=value` assignments and options (None: not given), the last winning."""
+    values: dict[str, Any] = {}
+    if config is not None:
+        values.update(_read_yaml(config))
+    for assignment in assignments:
+        key, value = _parse_assignment(assignment)
+        values[key] = value
+    values.update({key: value for key, value in (options or {}).items() if value is not None})
+    _refuse_unknown_keys(values)
+    try:
+        settings = ServeSettings(**values)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from error
+    settings.engine()
+    return settings
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"cannot read --config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"--config {path} must hold settings (key: value), got a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+def _parse_assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise SettingsError(f"--set takes key=value, got {text!r}")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {key.strip()}: {value!r} is not a YAML value") from error
+
+
+def _refuse_unknown_keys(values: Mapping[str, Any]) -> None:
+    known = list(ServeSettings.model_fields)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known settings: {', '.join(sorted(known))}"
+            raise SettingsError(f"unknown setting {key!r}: {hint}")
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}"

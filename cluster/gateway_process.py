@@ -1,0 +1,96 @@
+"""The gateway as a child process: started, waited for, ended. It ends by itself when this process does.
+
+The gateway never imports Ray, so it lives in an interpreter of its own; all it is told is where the controller listens.
+"""
+
+import contextlib
+import errno
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from outrider.workers.errors import OutriderError
+
+READY_TIMEOUT_S = 30.0
+DRAIN_TIMEOUT_S = 25.0
+SERVICE = "outrider.v1.InferenceService"
+
+
+class GatewayProcess:
+    """One gateway on HOST:PORT."""
+
+    def __init__(self, *, controller: str, host: str, port: int, metrics_port: int | None, log_level: str) -> None:
+        self.address = f"{host}:{port}"
+        # -P: what lies in the current directory is nobody's module.
+        command = [sys.executable, "-P", "-m", "outrider.cluster.cli", "--log-level", log_level, "gateway"]
+        command += ["--controller", controller, "--host", host, "--port", str(port), "--end-with-stdin"]
+        if metrics_port is not None:
+            command += ["--metrics-port", str(metrics_port)]
+        # A session of its own: Ctrl-C reaches this process alone, which then ends everything in order.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def wait_until_ready(self, stop: threading.Event) -> None:
+        """Returns once it takes requests, or when `stop` is set. OutriderError if it ended or takes too long."""
+        until = time.monotonic() + READY_TIMEOUT_S
+        with grpc.insecure_channel(self.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            while not stop.is_set() and not _is_serving(health):
+                self.check()
+                if time.monotonic() > until:
+                    raise OutriderError(f"the gateway is not ready {READY_TIMEOUT_S:.0f} s after its start")
+                stop.wait(0.1)
+
+    def check(self) -> None:
+        """OutriderError if the process has ended."""
+        status = self._process.poll()
+        if status is not None:
+            raise OutriderError(f"the gateway on {self.address} ended with status {status}")
+
+    def close(self, hurry: threading.Event) -> None:
+        """Lets running requests finish, for a while or until `hurry` is set; then it is killed."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + DRAIN_TIMEOUT_S
+        while self._process.poll() is None and time.monotonic() < until and not hurry.is_set():
+            time.sleep(0.05)
+        self._process.kill()
+        self._process.wait()
+
+
+def _is_serving(health: Any) -> bool:  # grpc_health generates its stub without types
+    try:
+        answer = health.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=2.0)
+    except grpc.RpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def check_port(host: str, port: int, what: str = "--port") -> None:
+    """OutriderError if nothing can listen on HOST:PORT: better known before the model loads."""
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = infos[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise OutriderError(f"{host}:{port} is in use by another program: choose another {what}") from error
+        raise OutriderError(f"cannot listen on {host}:{port} ({error.strerror}): see --host and {what}") from error
+
+
+def free_port(host: str) -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

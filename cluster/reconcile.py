@@ -1,0 +1,120 @@
+"""What to do next about a replica: desired x observed -> actions. Pure: clocks and facts arrive as values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Phase(Enum):
+    """Where a replica stands; the values are the words of cluster.proto."""
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Seconds of silence after which a rank counts as lost, by how far it got.
+
+    A ready rank answers from a thread that nothing holds up for long; one that imports libraries or loads weights may
+    be held up by the disk, and one that never answered may still wait for its process to start.
+    """
+
+    starting_s: float = 120.0
+    loading_s: float = 30.0
+    ready_s: float = 6.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedRank:
+    """The last that is known of a rank. Times are on the observer's monotonic clock."""
+
+    rank: int
+    label: str  # "rank 1 (stage 1, layers 7..12, pid 123)"
+    state: str = "starting"  # until its first answer
+    waiting_since: float | None = None  # when the probe that it owes an answer was sent
+    answered_at: float | None = None  # when the last probe that it answered was sent
+    error: str = ""
+    failed_at: float | None = None  # when its answer first said "failed"
+    death: str = ""  # set once Ray says that its process is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Bring up a gang."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Tell the gateways that the replica takes requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The gang is broken: withdraw its route, kill what is left of it, and say why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The gang is not wanted any more."""
+
+
+Action = Start | Publish | End | Stop
+
+
+def reconcile(
+    *, wanted: bool, phase: Phase, problem: str, ranks: Sequence[ObservedRank], now: float, deadlines: Deadlines
+) -> list[Action]:
+    """The next steps towards what is wanted.
+
+    `problem` is what kept the gang from being brought up. A failed replica stays failed: its reason is for people
+    to read.
+    """
+    if not wanted:
+        return [Stop()] if phase in (Phase.STARTING, Phase.READY) else []
+    if phase is Phase.ABSENT:
+        return [Start()]
+    if phase not in (Phase.STARTING, Phase.READY):
+        return []
+    reason = fault(ranks, now, deadlines) or problem
+    if reason:
+        return [End(reason)]
+    if phase is Phase.STARTING and ranks and all(rank.state == "ready" for rank in ranks):
+        return [Publish()]
+    return []
+
+
+def fault(ranks: Sequence[ObservedRank], now: float, deadlines: Deadlines) -> str:
+    """Why the gang cannot go on, naming the rank that caused it; empty if it can.
+
+    A dead rank explains a silent one, and either explains a failure that others report: a rank that lost its peer
+    says so at once, so its word counts only when every other rank has answered since.
+    """
+    for rank in ranks:
+        if rank.death:
+            return f"{rank.label} died: {rank.death}"
+    for rank in ranks:
+        silence = 0.0 if rank.waiting_since is None else now - rank.waiting_since
+        if silence > _deadline(rank, deadlines):
+            verb = "did not start within" if rank.answered_at is None else "stopped answering for"
+            return f"{rank.label} {verb} {silence:.1f} s"
+    for rank in ranks:
+        others = [other for other in ranks if other.rank != rank.rank]
+        if rank.failed_at is not None and all(_answered_since(other, rank.failed_at) for other in others):
+            return f"{rank.label} failed: {rank.error}"
+    return ""
+
+
+def _answered_since(rank: ObservedRank, time: float) -> bool:
+    return rank.answered_at is not None and rank.answered_at > time
+
+
+def _deadline(rank: ObservedRank, deadlines: Deadlines) -> float:
+    if rank.answered_at is None:
+        return deadlines.starting_s
+    return deadlines.loading_s if rank.state in ("starting", "loading") else deadlines.ready_s

@@ -1,0 +1,167 @@
+"""A served model, from this process: Ray, the controller with its ranks, and a gateway. Started, watched, ended.
+
+`outrider serve` and `outrider demo` both run on this. Whatever happens in between, `close` leaves nothing running.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from outrider.cluster.config import ServeSettings
+from outrider.cluster.controller import Controller, Report, controller_name
+from outrider.cluster.gang import remove_leftovers
+from outrider.cluster.gateway_process import GatewayProcess, check_port, free_port
+from outrider.cluster.plan import make_plan
+from outrider.cluster.ray_session import RaySession, import_ray
+from outrider.cluster.reconcile import Phase
+from outrider.cluster.replica import Charge
+from outrider.workers.config import resolve_model
+from outrider.workers.errors import OutriderError
+from outrider.workers.model.config import ModelConfig
+
+log = logging.getLogger("outrider.serve")
+HEARTBEAT_S = 0.5
+ANSWER_TIMEOUT_S = 10.0
+DRAIN_TIMEOUT_S = 15.0
+
+OnReport = Callable[[Report], None]
+
+
+def make_charge(settings: ServeSettings) -> Charge:
+    """What the controller is to run. OutriderError if the model is unknown or cannot be split that way."""
+    engine = settings.engine()
+    path = resolve_model(engine.model)
+    try:
+        plan = make_plan(ModelConfig.load(path), engine.parallel, engine.speculation)
+    except ValueError as error:
+        raise OutriderError(str(error)) from error
+    return Charge(cluster=settings.name, model_name=path.name, model_path=str(path), engine=engine, plan=plan)
+
+
+class ServedCluster:
+    """One cluster. `start`, then `check` now and then, then `close`, from one thread; `stop` and `hurry` from any."""
+
+    def __init__(self, settings: ServeSettings, charge: Charge, *, dashboard: bool, log_level: str) -> None:
+        self.stop = threading.Event()  # set: end soon
+        self.hurry = threading.Event()  # set: do not wait for running requests
+        self._settings, self._charge, self._log_level = settings, charge, log_level
+        self._session = RaySession(settings.ray_address, dashboard=dashboard, keep_logs=log_level == "debug")
+        self._connected = False
+        self._controller: Any = None
+        self._gateway: GatewayProcess | None = None
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the gateway, once started."""
+        assert self._gateway is not None
+        return self._gateway.address
+
+    @property
+    def dashboard_url(self) -> str:
+        return self._session.dashboard_url
+
+    def start(self, on_report: OnReport) -> bool:
+        """Brings everything up. False if `stop` was set meanwhile; OutriderError says what went wrong."""
+        port = self._port()
+        self._session.open()
+        self._connected = True
+        self._take_name()
+        settings = self._settings
+        self._gateway = GatewayProcess(
+            controller=self._start_controller(),
+            host=settings.host,
+            port=port,
+            metrics_port=settings.metrics_port,
+            log_level=self._log_level,
+        )
+        self._wait_for_ranks(on_report)
+        self._gateway.wait_until_ready(self.stop)
+        return not self.stop.is_set()
+
+    def _port(self) -> int:
+        settings = self._settings
+        check_port(settings.host, settings.port)
+        if settings.metrics_port is not None:
+            check_port(settings.host, settings.metrics_port, "--metrics-port")
+        return settings.port or free_port(settings.host)
+
+    def _take_name(self) -> None:
+        """Removes what a killed run left under our name; refuses to remove what is alive."""
+        ray = import_ray()
+        name = self._settings.name
+        try:
+            earlier = ray.get_actor(controller_name(name))
+            alive = ray.get(earlier.owner_alive.remote(), timeout=ANSWER_TIMEOUT_S)
+        except (ValueError, ray.exceptions.RayError):
+            alive = False
+        if alive:
+            raise self._name_taken()
+        for what in remove_leftovers(name):
+            log.warning("removed %s, left by an earlier run", what)
+
+    def _name_taken(self) -> OutriderError:
+        name = self._settings.name
+        return OutriderError(f"a cluster named {name!r} is being served already: stop it, or choose another --name")
+
+    def _start_controller(self) -> str:
+        ray = import_ray()
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"lifetime": "detached", "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
+        name = controller_name(self._settings.name)
+        try:
+            self._controller = ray.remote(Controller).options(name=name, **options).remote(self._charge)
+        except ValueError as error:  # somebody else was faster
+            raise self._name_taken() from error
+        return str(self._ask("open", timeout_s=60.0))
+
+    def _wait_for_ranks(self, on_report: OnReport) -> None:
+        """Until every rank is ready, or `stop` is set."""
+        while not self.stop.is_set():
+            report = self.check()
+            on_report(report)
+            if report.phase is Phase.FAILED:
+                raise OutriderError(report.problem)
+            if report.phase is Phase.READY:
+                return
+            self.stop.wait(HEARTBEAT_S)
+
+    def check(self) -> Report:
+        """How things stand; call it every few seconds, for the controller takes silence for our death.
+
+        OutriderError if the controller or the gateway is gone.
+        """
+        if self._gateway is not None:
+            self._gateway.check()
+        report: Report = self._ask("heartbeat", timeout_s=ANSWER_TIMEOUT_S)
+        return report
+
+    def _ask(self, method: str, *arguments: object, timeout_s: float) -> Any:  # as Ray's own get
+        ray = import_ray()
+        try:
+            return ray.get(getattr(self._controller, method).remote(*arguments), timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise OutriderError(f"the controller did not answer within {timeout_s:.0f} s") from error
+        except ray.exceptions.RayTaskError as error:
+            raise OutriderError(" ".join(str(error.cause).split())) from error
+        except ray.exceptions.RayActorError as error:
+            raise OutriderError("the controller died: see its log in Ray's session directory") from error
+
+    def close(self) -> None:
+        """Gateway first, then the ranks, then what may be left, then Ray if it was started here."""
+        if self._gateway is not None:
+            self._gateway.close(self.hurry)
+        if self._controller is not None:
+            self._end_ranks()
+        if self._connected:
+            self._session.close()
+
+    def _end_ranks(self) -> None:
+        try:
+            self._ask("drain", timeout_s=DRAIN_TIMEOUT_S)
+        except OutriderError as error:
+            log.warning("%s: its ranks are ended without it", error)
+        if not self._session.is_own:
+            remove_leftovers(self._settings.name)

@@ -1,0 +1,52 @@
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from distributed.controlled import Controlled
+
+from outrider.cluster.gang import remove_leftovers
+from outrider.cluster.ray_session import RaySession
+from outrider.workers.actor import RankFactory
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """One Ray for all tests, connected to from this process; its workers can import the stand-ins."""
+    import ray
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{ROOT / 'src'}:{ROOT / 'tests'}"
+    session = RaySession("local", dashboard=False)
+    session.open()
+    yield ray.get_runtime_context().gcs_address
+    session.close()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture
+def name(ray_address: str) -> Iterator[str]:
+    """A cluster's name that is this test's own; what the test leaves under it is removed."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    yield name
+    remove_leftovers(name)
+
+
+@pytest.fixture
+def controlled(name: str) -> Iterator[Callable[[RankFactory], Controlled]]:
+    """Starts a controller of two ranks of the given kind, and ends it."""
+    started: list[Controlled] = []
+
+    def start(factory: RankFactory) -> Controlled:
+        started.append(Controlled(name, factory))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()

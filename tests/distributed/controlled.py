@@ -1,0 +1,83 @@
+"""A real controller on a real Ray, over ranks that have no engine, and what tests look at."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import psutil
+import ray
+from ray.util import placement_group_table
+
+from outrider.cluster.controller import Controller, Report, controller_name
+from outrider.cluster.gang import prefix
+from outrider.cluster.plan import ShardPlan
+from outrider.cluster.reconcile import Phase
+from outrider.cluster.replica import Charge
+from outrider.proto import cluster_pb2, cluster_pb2_grpc
+from outrider.workers.actor import RankFactory
+from outrider.workers.config import EngineConfig
+
+PLAN = ShardPlan(layer_splits=((0, 7), (7, 13)))
+
+
+class Controlled:
+    """A cluster of two ranks. `name` is what its actors and groups are found by."""
+
+    def __init__(self, name: str, factory: RankFactory) -> None:
+        self.name = name
+        charge = Charge(
+            cluster=name, model_name="M", model_path="/models/M", engine=EngineConfig(), plan=PLAN, factory=factory
+        )
+        options = {"name": controller_name(name), "lifetime": "detached", "num_cpus": 0}
+        self.controller = ray.remote(Controller).options(**options).remote(charge)
+        self._channel = grpc.insecure_channel(ray.get(self.controller.open.remote()))
+        self.stub = cluster_pb2_grpc.ControllerServiceStub(self._channel)
+
+    def heartbeat(self) -> Report:
+        report: Report = ray.get(self.controller.heartbeat.remote())
+        return report
+
+    def wait_for(self, phase: Phase, within_s: float = 30.0) -> Report:
+        until = time.monotonic() + within_s
+        while (report := self.heartbeat()).phase is not phase:
+            assert time.monotonic() < until, f"still {report} after {within_s} s"
+            time.sleep(0.05)
+        return report
+
+    def pids(self) -> list[int]:
+        """Of the ranks, in order."""
+        status = self.stub.GetStatus(cluster_pb2.GetStatusRequest())
+        return [rank.pid for rank in status.replicas[0].ranks]
+
+    def problem(self) -> str:
+        """Why the cluster cannot serve, as `outrider status` says it."""
+        return str(self.stub.GetStatus(cluster_pb2.GetStatusRequest()).problem)
+
+    def tables(self) -> Iterator[cluster_pb2.WatchRoutesResponse]:
+        """The routing tables from now on."""
+        stream: Iterator[cluster_pb2.WatchRoutesResponse] = self.stub.WatchRoutes(
+            cluster_pb2.WatchRoutesRequest(), timeout=30
+        )
+        return stream
+
+    def drain(self) -> None:
+        ray.get(self.controller.drain.remote(), timeout=30)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def actors(name: str) -> list[str]:
+    """What Ray has under a cluster's name, without the name."""
+    mine: list[str] = [actor for actor in ray.util.list_named_actors() if actor.startswith(prefix(name))]
+    return sorted(actor.removeprefix(prefix(name)) for actor in mine)
+
+
+def groups(name: str) -> list[dict[str, Any]]:
+    table = placement_group_table().values()
+    return [group for group in table if group["name"].startswith(prefix(name)) and group["state"] != "REMOVED"]
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]

@@ -1,0 +1,60 @@
+"""A rank without an engine, for tests of what happens around ranks: real actors, real processes, no model."""
+
+import threading
+
+from outrider.workers.engine.handle import EngineInfo
+from outrider.workers.errors import CheckpointError
+from outrider.workers.rank import RankSpec, RankStatus
+from outrider.workers.request_times import Observation
+
+INFO = EngineInfo(
+    fingerprint="stand-in",
+    max_model_len=64,
+    vocab_size=16,
+    dtype="float32",
+    numerics="exact",
+    speculation="off",
+    has_mtp=False,
+)
+
+
+class IdleRank:
+    """Gets ready at once and waits to be told to stop. Its leader claims an address where nobody listens."""
+
+    def __init__(self, spec: RankSpec) -> None:
+        self.spec = spec
+        self._stop = threading.Event()
+        self._status = RankStatus()
+
+    def load(self) -> None:
+        leader = self.spec.rank == 0
+        address = f"{self.spec.service_host}:9" if leader else ""
+        self._status = RankStatus(state="ready", loaded=1.0, service_address=address, info=INFO if leader else None)
+
+    def run(self) -> None:
+        self._stop.wait()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def status(self) -> RankStatus:
+        return self._status
+
+    def take_observations(self) -> list[Observation]:
+        return []
+
+
+class SlowRank(IdleRank):
+    """Never gets to the end of its weights."""
+
+    def load(self) -> None:
+        self._stop.wait()
+
+
+class FailingRank(SlowRank):
+    """Its last rank finds its weights damaged; the others are still busy with theirs."""
+
+    def load(self) -> None:
+        if self.spec.rank == self.spec.world_size - 1:
+            raise CheckpointError("checkpoint M is damaged: model.safetensors is truncated")
+        super().load()

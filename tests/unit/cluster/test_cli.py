@@ -1,0 +1,145 @@
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import outrider
+from outrider.cluster.cli import run
+
+SOURCE = Path(__file__).parents[3] / "src"
+
+
+@pytest.fixture(autouse=True)
+def _untouched_logging() -> Iterator[None]:
+    """A command sets up logging for its process, which here is everybody's."""
+    logger = logging.getLogger("outrider")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit status, and what stood on stderr."""
+    status = run(arguments)
+    return status, capsys.readouterr().err
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"outrider {outrider.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("serve", "--sped"), "--sped"),
+        (("serve", "--set", "max_num_seq=4"), "max_num_seqs"),
+        (("serve", "--speculation", "17"), "speculation"),
+        (("serve", "--config", "/nowhere.yaml"), "/nowhere.yaml"),
+        (("generate",), "prompt"),
+        (("generate", "x", "--temperature=-1"), "temperature"),
+        (("generate", "x", "--speculation", "fast"), "speculation"),
+        (("gateway",), "--controller"),
+        (("gateway", "--controller", "h:1", "--max-live-requests", "0"), "max_live_requests"),
+        (("--log-level", "loud", "status"), "--log-level"),
+        (("demo", "--prompts", "0"), "--prompts"),
+        (("explode",), "explode"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_bad_usage_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], named: str
+) -> None:
+    status, error = said(capsys, *arguments)
+
+    assert status == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert named in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("serve", "--model", "nowhere"), "unknown model 'nowhere'"),
+        (("serve", "--pipeline-parallel-size", "99"), "99"),
+        (("generate", "x", "--address", "127.0.0.1:1"), "127.0.0.1:1"),
+        (("status", "--address", "127.0.0.1:1"), "127.0.0.1:1"),
+        (("demo", "--json", "/nowhere/demo.json"), "/nowhere/demo.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_what_cannot_be_done_is_one_line_and_status_1(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], named: str
+) -> None:
+    status, error = said(capsys, *arguments)
+
+    assert status == 1
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert named in error
+
+
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_a_port_in_use_is_known_before_anything_starts(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+
+        status, error = said(capsys, "serve", "--port", "0", option, port)
+
+    assert status == 1
+    assert error == f"error: 127.0.0.1:{port} is in use by another program: choose another {option}\n"
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(outrider.OutriderError):
+        run(["--debug", "status", "--address", "127.0.0.1:1"])
+
+
+@pytest.mark.parametrize("option", ["--tensor-parallel-size", "--replicas", "--tls-cert", "--auth-token-file"])
+def test_an_option_that_does_not_work_yet_is_absent(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert said(capsys, "serve", option, "1")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_without_ray_a_command_that_needs_it_says_so(command: str) -> None:
+    code = f"import sys; sys.modules['ray'] = None; from outrider.cluster.cli import run; sys.exit(run(['{command}']))"
+
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True)
+
+    assert done.returncode == 1
+    assert done.stderr == "error: this command needs Ray, which is not installed: pip install 'ray[default]'\n"
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """What is loaded after importing `modules` in a fresh interpreter."""
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_clients_and_gateways_start_without_torch_and_without_ray() -> None:
+    cluster = "outrider.cluster"
+    modules = ("cli", "cli_generate", "cli_status", "client", "gateway.server")
+
+    loaded = loaded_by(*(f"{cluster}.{module}" for module in modules))
+
+    assert not {"torch", "ray", "transformers"} & loaded
+
+
+def test_the_controller_and_serve_start_without_torch() -> None:
+    assert "torch" not in loaded_by("outrider.cluster.cli_serve", "outrider.workers.actor")
+
+
+def test_the_command_itself_loads_neither_grpc_nor_any_command() -> None:
+    loaded = loaded_by("outrider.cluster.cli")
+
+    assert not {"grpc", "torch", "ray", "outrider.cluster.cli_serve"} & loaded

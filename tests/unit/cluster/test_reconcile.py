@@ -1,0 +1,123 @@
+from dataclasses import replace
+
+import pytest
+
+from outrider.cluster.reconcile import (
+    Action,
+    Deadlines,
+    End,
+    ObservedRank,
+    Phase,
+    Publish,
+    Start,
+    Stop,
+    fault,
+    reconcile,
+)
+
+DEADLINES = Deadlines(starting_s=100, loading_s=30, ready_s=6)
+NOW = 1000.0
+
+
+def a_rank(rank: int, state: str = "ready") -> ObservedRank:
+    """One that answered the probe sent half a second ago."""
+    return ObservedRank(rank=rank, label=f"rank {rank}", state=state, answered_at=NOW - 0.5)
+
+
+def decide(*ranks: ObservedRank, phase: Phase = Phase.READY, wanted: bool = True, problem: str = "") -> list[Action]:
+    return reconcile(wanted=wanted, phase=phase, problem=problem, ranks=ranks, now=NOW, deadlines=DEADLINES)
+
+
+def test_a_replica_that_is_wanted_and_absent_is_started() -> None:
+    assert decide(phase=Phase.ABSENT) == [Start()]
+
+
+def test_a_replica_is_published_once_its_last_rank_is_ready() -> None:
+    assert decide(a_rank(0), a_rank(1, "loading"), phase=Phase.STARTING) == []
+    assert decide(a_rank(0), a_rank(1), phase=Phase.STARTING) == [Publish()]
+
+
+def test_a_healthy_replica_is_left_alone() -> None:
+    assert decide(a_rank(0), a_rank(1)) == []
+
+
+def test_a_replica_without_ranks_yet_is_not_published() -> None:
+    assert decide(phase=Phase.STARTING) == []
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.READY])
+def test_a_replica_that_is_not_wanted_any_more_is_stopped(phase: Phase) -> None:
+    assert decide(a_rank(0), phase=phase, wanted=False) == [Stop()]
+
+
+@pytest.mark.parametrize("phase", [Phase.ABSENT, Phase.DRAINING, Phase.FAILED])
+def test_there_is_nothing_to_stop_in_a_replica_that_has_no_gang(phase: Phase) -> None:
+    assert decide(a_rank(0), phase=phase, wanted=False) == []
+
+
+def test_a_failed_replica_stays_failed() -> None:
+    assert decide(replace(a_rank(0), death="it was killed"), phase=Phase.FAILED) == []
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.READY])
+def test_a_dead_rank_ends_the_gang_and_is_named(phase: Phase) -> None:
+    dead = replace(a_rank(1), death="its process was killed")
+
+    assert decide(a_rank(0), dead, phase=phase) == [End("rank 1 died: its process was killed")]
+
+
+def test_a_gang_that_could_not_be_brought_up_ends_with_that_reason() -> None:
+    assert decide(phase=Phase.STARTING, problem="no room") == [End("no room")]
+
+
+def test_a_rank_that_died_is_a_better_reason_than_that_the_gang_could_not_be_brought_up() -> None:
+    dead = replace(a_rank(0), death="its process was killed")
+
+    assert decide(dead, phase=Phase.STARTING, problem="cannot reach rank 0") == [
+        End("rank 0 died: its process was killed")
+    ]
+
+
+def test_silence_ends_the_gang_when_the_deadline_has_passed_and_not_before() -> None:
+    silent = replace(a_rank(1), waiting_since=NOW - 5.9)
+
+    assert fault([a_rank(0), silent], NOW, DEADLINES) == ""
+    assert fault([a_rank(0), silent], NOW + 0.2, DEADLINES) == "rank 1 stopped answering for 6.1 s"
+
+
+@pytest.mark.parametrize(("state", "deadline"), [("loading", 30), ("ready", 6), ("failed", 6)])
+def test_a_rank_that_loads_may_be_silent_for_longer(state: str, deadline: float) -> None:
+    silent = replace(a_rank(0, state), waiting_since=NOW - deadline)
+
+    assert fault([silent], NOW - 0.1, DEADLINES) == ""
+    assert "stopped answering" in fault([silent], NOW + 0.1, DEADLINES)
+
+
+def test_a_rank_that_never_answered_has_the_time_that_a_process_needs_to_start() -> None:
+    unheard = ObservedRank(rank=0, label="rank 0", waiting_since=NOW - 99)
+
+    assert fault([unheard], NOW, DEADLINES) == ""
+    assert fault([unheard], NOW + 2, DEADLINES) == "rank 0 did not start within 101.0 s"
+
+
+def test_a_rank_that_fails_alone_is_believed() -> None:
+    failed = replace(a_rank(0, "failed"), error="weights are damaged", failed_at=NOW - 1)
+
+    assert fault([failed], NOW, DEADLINES) == "rank 0 failed: weights are damaged"
+
+
+def test_the_word_of_a_rank_that_lost_its_peer_waits_until_the_peer_has_answered() -> None:
+    failed = replace(a_rank(0, "failed"), error="rank 1 is gone", failed_at=NOW - 1)
+    frozen = replace(a_rank(1), answered_at=NOW - 2, waiting_since=NOW - 1.5)
+
+    assert fault([failed, frozen], NOW, DEADLINES) == ""
+    assert fault([failed, frozen], NOW + 5, DEADLINES).startswith("rank 1 stopped answering")
+    assert fault([failed, replace(frozen, answered_at=NOW)], NOW, DEADLINES) == "rank 0 failed: rank 1 is gone"
+
+
+def test_a_death_explains_the_silence_and_the_failures_of_others() -> None:
+    failed = replace(a_rank(0, "failed"), error="rank 2 is gone", failed_at=NOW - 1)
+    silent = replace(a_rank(1), waiting_since=NOW - 50)
+    dead = replace(a_rank(2), death="its process was killed")
+
+    assert fault([failed, silent, dead], NOW, DEADLINES) == "rank 2 died: its process was killed"
