@@ -1,0 +1,42 @@
+# Each target does its own set-up: a virtual environment in .venv with outrider (editable) and its development tools.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test test-full check format proto wheel-demo clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "outrider needs Python 3.11 or newer; set PYTHON=" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP)  ## a two-stage cluster on this machine: speculation off against auto
+	$(BIN)/outrider demo
+
+test: $(STAMP)  ## the fast tests; says what it skips and why
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: $(STAMP)  ## everything, the long grids included
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## static checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports
+	$(BIN)/buf lint
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(STAMP)  ## regenerate the protobuf modules
+	$(BIN)/python -m grpc_tools.protoc -Ioutrider/proto=proto --python_out=src --pyi_out=src --grpc_python_out=src proto/*.proto
+
+wheel-demo: $(STAMP)  ## build the wheel, install it beside the installed dependencies, run the demo from an empty directory
+	.ci/wheel-demo $(BIN)/python
+
+clean:
+	rm -rf .venv build dist *.egg-info src/*.egg-info
