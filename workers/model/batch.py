@@ -1,0 +1,152 @@
+"""One Round as tensors: all that layers and attention need to know of it, worked out once and used by every layer.
+
+Attention reads the cache in chunks of CHUNK slots at fixed positions of the sequence, so its tables are made of such
+chunks, gathered page by page (a page is what a block and a chunk have in common). Sequences alike in length attend
+together as one Group, a rectangle of sequences x rows x chunks; a long prompt chunk is cut into Groups of its own.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CHUNK = 64  # cache slots that one attention item covers
+MIN_CHUNKS = 2  # a product of one item may be computed otherwise than one of several
+SHORT_ROWS = 16  # a sequence with more query rows attends alone
+ALIGNED_SLOTS = 16  # this many slots are a multiple of 64 bytes, however long a slot is
+TILE_ROWS = 256  # rows of one sequence in a Group
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """S sequences x n rows x C chunks. Where sequences differ, they are filled up with rows and chunks of no effect."""
+
+    sequences: int
+    rows: int  # n, per sequence
+    chunks: int  # C, per sequence
+    row_ids: Tensor | None  # [n*S] rows of the batch, row-major; None: all rows of the batch in order
+    pages: Tensor  # [S*C*pages_per_chunk]
+    first_page: int | None  # set: the pages are consecutive from here, so the cache can be read in place
+    bias: Tensor  # [n, S, C, 1, CHUNK] float32: 0 where the row sees the slot, else -inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """R rows (query tokens) of S sequences, in the Round's order. Positions are slots of a sequence's own cache."""
+
+    token_ids: Tensor  # [R] int64
+    rope_positions: Tensor  # [R] int64
+    write_rows: Tensor | None  # [W] rows that write the cache; None: all
+    write_slots: Tensor  # [W] where they write: slot numbers of the whole cache
+    groups: tuple[Group, ...]
+    page_size: int
+
+    @property
+    def rows(self) -> int:
+        return self.token_ids.shape[0]
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        token_ids: IntArray,
+        rope_positions: IntArray,
+        cache_positions: IntArray,
+        query_offsets: IntArray,
+        write_from: IntArray,
+        block_offsets: IntArray,
+        block_ids: IntArray,
+        first_cache_position: int,
+        block_size: int,
+        device: torch.device | str = "cpu",
+    ) -> "Batch":
+        """The arrays are a Round's. `cache_positions` [R] is the slot a row writes and the last it sees.
+
+        `first_cache_position` is the first slot any row sees: 0 for the model, 1 for an MTP module.
+        """
+        device = torch.device(device)
+        sequence_of_row = np.repeat(np.arange(len(write_from)), np.diff(query_offsets))
+        blocks = block_ids[block_offsets[sequence_of_row] + cache_positions // block_size]
+        slots = blocks * block_size + cache_positions % block_size
+        writes = np.flatnonzero(cache_positions >= write_from[sequence_of_row])
+        page_size = math.gcd(block_size, CHUNK)
+        tables = _Tables(cache_positions, block_offsets, block_ids, first_cache_position, block_size, page_size)
+        groups = tuple(
+            tables.group(rows, len(token_ids), device) for rows in _rectangles(query_offsets, cache_positions)
+        )
+        return cls(
+            token_ids=torch.from_numpy(np.asarray(token_ids)).to(device),
+            rope_positions=torch.from_numpy(np.asarray(rope_positions)).to(device),
+            write_rows=None if len(writes) == len(token_ids) else torch.from_numpy(writes).to(device),
+            write_slots=torch.from_numpy(slots[writes]).to(device),
+            groups=groups,
+            page_size=page_size,
+        )
+
+
+Span = tuple[int, int, int]  # sequence, its first row, its end row
+
+
+def _rectangles(query_offsets: IntArray, cache_positions: IntArray) -> Iterator[list[Span]]:
+    """Sequences that attend together: few rows each, and as many chunks as one another within a factor of two."""
+    alike: dict[int, list[Span]] = {}
+    for sequence, (first, end) in enumerate(zip(query_offsets[:-1].tolist(), query_offsets[1:].tolist(), strict=True)):
+        if end - first > SHORT_ROWS:
+            for start in range(first, end, TILE_ROWS):
+                yield [(sequence, start, min(start + TILE_ROWS, end))]
+        elif end > first:
+            chunks = int(cache_positions[end - 1]) // CHUNK + 1
+            alike.setdefault(max(chunks, MIN_CHUNKS).bit_length(), []).append((sequence, first, end))
+    yield from alike.values()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """What Groups are made from."""
+
+    cache_positions: IntArray
+    block_offsets: IntArray
+    block_ids: IntArray
+    first_cache_position: int
+    block_size: int
+    page_size: int
+
+    def group(self, spans: list[Span], batch_rows: int, device: torch.device) -> Group:
+        rows = max(end - first for _, first, end in spans)
+        last = max(int(self.cache_positions[end - 1]) for _, _, end in spans)
+        chunks = max(last // CHUNK + 1, MIN_CHUNKS)
+        row_ids = np.stack([np.minimum(np.arange(first, first + rows), end - 1) for _, first, end in spans], axis=1)
+        pages = np.stack([self._pages(sequence, chunks) for sequence, _, _ in spans])
+        slots = np.arange(chunks * CHUNK)
+        last_seen = self.cache_positions[row_ids][..., None]
+        seen = (slots >= self.first_cache_position) & (slots <= last_seen)  # [n, S, C*CHUNK]
+        bias = np.where(seen, np.float32(0), np.float32(-np.inf)).reshape(rows, len(spans), chunks, 1, CHUNK)
+        whole = row_ids.size == batch_rows and np.array_equal(row_ids.ravel(), np.arange(batch_rows))
+        return Group(
+            sequences=len(spans),
+            rows=rows,
+            chunks=chunks,
+            row_ids=None if whole else torch.from_numpy(row_ids.ravel()).to(device),
+            pages=torch.from_numpy(pages.ravel()).to(device),
+            first_page=self._run(pages[0][: last // self.page_size + 1]) if len(spans) == 1 else None,
+            bias=torch.from_numpy(bias).to(device),
+        )
+
+    def _pages(self, sequence: int, chunks: int) -> IntArray:
+        """The pages of a sequence's first `chunks` chunks; what lies past its blocks is page 0, which no row sees."""
+        blocks = self.block_ids[self.block_offsets[sequence] : self.block_offsets[sequence + 1]]
+        per_block = self.block_size // self.page_size
+        pages = (blocks[:, None] * per_block + np.arange(per_block)).ravel()
+        wanted = chunks * (CHUNK // self.page_size)
+        return np.pad(pages[:wanted], (0, max(wanted - len(pages), 0)))
+
+    def _run(self, pages: IntArray) -> int | None:
+        """The first of `pages` if they follow one another at a place that is aligned as a copy of them would be."""
+        aligned = self.page_size % ALIGNED_SLOTS == 0
+        return int(pages[0]) if aligned and bool((np.diff(pages) == 1).all()) else None

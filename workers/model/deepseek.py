@@ -1,0 +1,101 @@
+"""A stage of the model: a range of layers, the embedding before the first, the final norm and head after the last."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from outrider.workers.model.attention import LatentCache
+from outrider.workers.model.batch import Batch
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.layers import RmsNorm
+from outrider.workers.model.linear import Linear
+from outrider.workers.model.loading import DecoderLayer, LayerLoader, Progress
+from outrider.workers.model.rotary import Rotary
+from outrider.workers.model.weights import Checkpoint
+
+
+class Stage(nn.Module):
+    """Layers `layers` of a model, and their cache. On a CPU under numerics "exact" its outputs follow design section 4:
+    a row's bits depend on its own tokens alone.
+
+    `embedding` is there on the first stage; `norm` and `head` on the last.
+    """
+
+    def __init__(
+        self,
+        layers: list[DecoderLayer],
+        rotary: Rotary,
+        cache: LatentCache,
+        *,
+        embedding: Tensor | None,
+        norm: RmsNorm | None,
+        head: Linear | None,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.rotary = rotary
+        self.cache = cache
+        self.embedding = None if embedding is None else nn.Parameter(embedding, requires_grad=False)
+        self.norm = norm
+        self.head = head
+
+    @classmethod
+    def load(
+        cls,
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        layers: range,
+        *,
+        numerics: str,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        block_size: int,
+        progress: Progress | None = None,
+    ) -> "Stage":
+        """Read the layers in `layers`, and what goes before or after them. `progress` hears of every layer read."""
+        device = torch.device(device)
+        loader = LayerLoader.of(config, checkpoint, numerics=numerics, device=device, dtype=dtype)
+        last = layers.stop == config.num_hidden_layers
+        decoders = []
+        for number in layers:
+            decoders.append(loader.layer(number))
+            if progress is not None:
+                progress(len(decoders), len(layers))
+        return cls(
+            decoders,
+            Rotary(config, device),
+            LatentCache(len(layers), config, block_size, dtype, device),
+            embedding=loader.embedding() if layers.start == 0 else None,
+            norm=loader.norm("norm", config.hidden_size) if last else None,
+            head=loader.head() if last else None,
+        )
+
+    @property
+    def cache_bytes_per_block(self) -> int:
+        return self.cache.bytes_per_block
+
+    def allocate_cache(self, num_blocks: int) -> None:
+        """Make room for blocks 0..num_blocks-1. To be called once, before the first round."""
+        self.cache.allocate(num_blocks)
+
+    @torch.inference_mode()
+    def embed(self, batch: Batch) -> Tensor:
+        """[R, hidden]; the first stage's."""
+        assert self.embedding is not None, "only the first stage embeds"
+        return functional.embedding(batch.token_ids, self.embedding)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """`hidden` [R, hidden] through the stage's layers -> [R, hidden]; the last stage's is after the final norm."""
+        if batch.rows:
+            rotation = self.rotary.at(batch.rope_positions)
+            for layer, cache in zip(self.layers, self.cache.layers, strict=True):
+                hidden = layer(batch, hidden, rotation, cache)
+        return hidden if self.norm is None else self.norm(hidden)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`hidden` [n, hidden] after the final norm -> [n, vocab] in float32; the last stage's."""
+        assert self.head is not None, "only the last stage has the head"
+        logits: Tensor = self.head(hidden)
+        return logits.float()

@@ -1,0 +1,48 @@
+"""The small parts that every layer is made of: exact pointwise functions, RMSNorm, the gated MLP."""
+
+from torch import Tensor, nn
+
+from outrider.workers.model.linear import Linear
+
+LATENT_NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps says
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Elementwise, with the same bits at every place: torch.sigmoid rounds otherwise in the tail of a vector loop."""
+    return x.neg().exp_().add_(1.0).reciprocal_()
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of [..., gate then up], with the same bits at every place."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return sigmoid(gate).mul_(gate).mul_(up).to(gate_up.dtype)
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm: float32 inside, cast back, then times the weight.
+
+    Torch sums a row of up to 32768 values in one order, however many rows there are.
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = (wide * wide).mean(dim=-1, keepdim=True).add_(self.eps).rsqrt_()
+        return (wide * scale).to(x.dtype).mul_(self.weight)
+
+
+class Mlp(nn.Module):
+    """down(silu(gate(x)) * up(x)); gate and up are one product."""
+
+    def __init__(self, gate_up: Linear, down: Linear) -> None:
+        super().__init__()
+        self.gate_up = gate_up
+        self.down = down
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(gated(self.gate_up(x)))
+        return out

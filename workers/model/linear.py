@@ -1,0 +1,128 @@
+"""y = x W^T whose every output row depends on its own input row alone, bit for bit, whatever rows come beside it.
+
+A library's matrix product picks its order of summation by the number of rows. Two ways avoid it. `PackedLinear`:
+oneDNN's inner product over weights packed once keeps one order as long as it sums at most 1024 inputs, so longer sums
+are cut into chunks of 1024 and joined in order. Whether that holds on this machine is tried for every shape when it is
+first loaded. `TiledLinear`, where it does not: rows go through in tiles of one fixed shape. `FastLinear` promises
+nothing.
+
+Outputs may be split over ranks and inputs are gathered: a weight is always whole rows, so a split sums nothing, and
+parts of two or more outputs have the bits of the whole.
+"""
+
+import functools
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CHUNK = 1024  # inputs summed by one call
+TILE_ROWS = 16
+_PROBED_ROWS = (1, 2, 3, 4, 8, 16, 64)
+
+log = logging.getLogger(__name__)
+
+
+class FastLinear(nn.Module):
+    """Torch's own product: the fastest, in whatever order it likes. Used under numerics "fast" and on GPUs."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight)
+
+
+class PackedLinear(nn.Module):
+    """oneDNN's product over packed weights, in chunks of inputs."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.outputs = weight.shape[0]
+        self._chunks = [_pack(weight[:, first : first + CHUNK]) for first in range(0, weight.shape[1], CHUNK)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] == 0:
+            return x.new_empty(0, self.outputs)
+        if len(self._chunks) == 1:
+            return _packed_product(x, self._chunks[0])
+        total = _packed_product(x[:, :CHUNK].contiguous(), self._chunks[0])
+        for number, weight in enumerate(self._chunks[1:], start=1):
+            total += _packed_product(x[:, number * CHUNK : (number + 1) * CHUNK].contiguous(), weight)
+        return total
+
+
+class TiledLinear(nn.Module):
+    """Torch's product, always over TILE_ROWS rows: the last tile is filled up with zeros."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tiles = -(-x.shape[0] // TILE_ROWS)
+        padded = functional.pad(x, (0, 0, 0, tiles * TILE_ROWS - x.shape[0]))
+        out = x.new_empty(tiles * TILE_ROWS, self.weight.shape[0])
+        for tile in range(tiles):
+            rows = slice(tile * TILE_ROWS, (tile + 1) * TILE_ROWS)
+            out[rows] = functional.linear(padded[rows], self.weight)
+        return out[: x.shape[0]]
+
+
+Linear = FastLinear | PackedLinear | TiledLinear
+
+
+def make_linear(weights: Tensor | Sequence[Tensor], *, exact: bool) -> Linear:
+    """A linear over `weights` [outputs, inputs]; several are laid one after another, so that one product serves all.
+
+    With `exact` (weights on a CPU), a row of its output has the same bits in every batch.
+    """
+    weight = weights if isinstance(weights, Tensor) else torch.cat(list(weights))
+    if not exact:
+        return FastLinear(weight)
+    outputs, inputs = weight.shape
+    widths = sorted({min(CHUNK, inputs), inputs % CHUNK or CHUNK})
+    if all(_packing_is_exact(width, outputs, weight.dtype) for width in widths):
+        return PackedLinear(weight)
+    return TiledLinear(weight)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return packed
+
+
+def _packed_product(x: Tensor, weight: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return product
+
+
+@functools.cache
+def _packing_is_exact(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
+    """Try it: is every row of a packed product of this shape the same alone, among others, and wherever it stands?"""
+    if torch._C._has_mkldnn and _rows_agree(inputs, outputs, dtype):
+        return True
+    log.warning(
+        "packed %s linear of %d inputs and %d outputs is not exact on this machine: using tiles of %d rows (slower)",
+        str(dtype).removeprefix("torch."), inputs, outputs, TILE_ROWS,
+    )  # fmt: skip
+    return False
+
+
+def _rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(inputs * outputs)
+    most = max(_PROBED_ROWS)
+    x = torch.randn(most, inputs, generator=generator).to(dtype)
+    try:
+        weight = _pack(torch.randn(outputs, inputs, generator=generator).to(dtype))
+        whole = _packed_product(x, weight)
+        spans = [(first, count) for count in _PROBED_ROWS for first in (0, (most - count) // 3, most - count)]
+        return all(
+            torch.equal(_packed_product(x[first : first + count], weight), whole[first : first + count])
+            for first, count in spans
+        )
+    except RuntimeError:  # the build has oneDNN but not for this type
+        return False

@@ -1,0 +1,141 @@
+"""A checkpoint's tensors, read one at a time from memory-mapped safetensors files: the model is never held twice."""
+
+import hashlib
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from outrider.workers.errors import CheckpointError
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.fields import Fields
+from outrider.workers.model.quantization import dequantize
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+_SCALE_SUFFIX = "_scale_inv"
+
+
+def mtp_marker(config: ModelConfig) -> str:
+    """The tensor whose absence means that a checkpoint comes without MTP weights."""
+    return f"model.layers.{config.num_hidden_layers}.eh_proj.weight"
+
+
+class Checkpoint:
+    """The tensors in directory `path`, by name. Files are opened when first needed and stay mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._block = ModelConfig.load(path).quantization_block
+        self._files = _locate(path)  # tensor name -> file name
+        self._headers = {name: _header(path / name) for name in sorted(set(self._files.values()))}
+        self._open: dict[str, Any] = {}
+        for name, file in self._files.items():
+            if name not in self._headers[file]:
+                raise CheckpointError(
+                    f"{path / INDEX_FILE} says that {name} is in {file}, but that file does not hold it"
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._files)
+
+    def has(self, name: str) -> bool:
+        return name in self._files
+
+    def has_mtp(self, config: ModelConfig) -> bool:
+        """Whether the weights of an MTP module are here; a config.json may promise one that was left out."""
+        return config.num_nextn_predict_layers > 0 and self.has(mtp_marker(config))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._headers[self._file(name)][name]["shape"])
+
+    def tensor(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], rows: slice | None = None) -> Tensor:
+        """Tensor `name` in `dtype`, dequantised; CheckpointError unless its whole shape is `shape`.
+
+        `rows` reads only those rows of it from the file. The result is the caller's own memory.
+        """
+        if self.shape(name) != shape:
+            found, wanted = list(self.shape(name)), list(shape)
+            raise CheckpointError(f"{self.path}: {name} has shape {found}, but config.json calls for {wanted}")
+        values = self._read(name, rows)
+        if values.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            return self._dequantized(name, values, (rows or slice(0, None)).start or 0).to(dtype)
+        return values.to(dtype, copy=True)
+
+    def content_hash(self) -> str:
+        """A digest of config.json and of every file's header and size: quick to make, and equal for copies."""
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for file, header in self._headers.items():
+            digest.update(json.dumps([file, (self.path / file).stat().st_size, header], sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _dequantized(self, name: str, values: Tensor, first_row: int) -> Tensor:
+        if self._block is None:
+            raise CheckpointError(f"{self.path}: {name} is FP8, but config.json has no quantization_config")
+        scales = self._read(name + _SCALE_SUFFIX, None)
+        blocks = tuple(math.ceil(size / block) for size, block in zip(self.shape(name), self._block, strict=True))
+        if tuple(scales.shape) != blocks:
+            raise CheckpointError(
+                f"{self.path}: {name + _SCALE_SUFFIX} has shape {list(scales.shape)},"
+                f" but FP8 blocks call for {list(blocks)}"
+            )
+        return dequantize(values, scales, self._block, first_row=first_row)
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        file = self._file(name)
+        try:
+            if file not in self._open:
+                self._open[file] = safe_open(self.path / file, framework="pt")
+            if rows is None:
+                return torch.as_tensor(self._open[file].get_tensor(name))
+            return torch.as_tensor(self._open[file].get_slice(name)[rows])
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path / file} is damaged: cannot read {name} ({error})") from error
+
+    def _file(self, name: str) -> str:
+        if name not in self._files:
+            raise CheckpointError(
+                f"checkpoint {self.path} has no tensor {name}: it is incomplete, or not as config.json says"
+            )
+        return self._files[name]
+
+
+def _locate(path: Path) -> dict[str, str]:
+    """Which file holds which tensor, by the index where there is one."""
+    if (path / INDEX_FILE).is_file():
+        index = Fields.load(path / INDEX_FILE).group("weight_map").values
+        missing = sorted({file for file in index.values() if not (path / file).is_file()})
+        if missing:
+            first = next(name for name, file in index.items() if file == missing[0])
+            raise CheckpointError(
+                f"checkpoint {path} lacks {', '.join(missing)}, which {INDEX_FILE} names (for {first})"
+            )
+        return index
+    if (path / SINGLE_FILE).is_file():
+        return dict.fromkeys(_header(path / SINGLE_FILE), SINGLE_FILE)
+    raise CheckpointError(f"checkpoint {path} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
+
+
+def _header(file: Path) -> dict[str, dict[str, Any]]:
+    """Name -> dtype, shape, data_offsets of every tensor in a safetensors file, all of which is there."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size:
+            raise CheckpointError(f"{file} is truncated: {size} bytes do not hold its header")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise CheckpointError(f"{file} is not a safetensors file: its header is not JSON") from error
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if 8 + length + entry["data_offsets"][1] > size:
+            raise CheckpointError(f"{file} is truncated: it ends before the data of {name}")
+    return dict(header)
