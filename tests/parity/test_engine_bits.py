@@ -1,0 +1,156 @@
+"""A row's bits survive everything that the engine does to its sequence: chunks, companions, drafts, hits, preemption.
+
+What is compared is the state after the final norm and the experts chosen, at every position of every request.
+"""
+
+import queue
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import random_config, write_checkpoint
+from torch import Tensor, nn
+
+from outrider.workers.config import resolve_model
+from outrider.workers.engine.engine import Engine
+from outrider.workers.engine.handle import EngineInfo
+from outrider.workers.engine.pipeline import RoundResult, SingleStage
+from outrider.workers.engine.request import Request, SequenceChunk
+from outrider.workers.engine.round import Round
+from outrider.workers.engine.runner import StageRunner
+from outrider.workers.engine.sampler import Sampler
+from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.deepseek import Stage
+from outrider.workers.model.moe import Router
+from outrider.workers.model.mtp import MtpModules
+from outrider.workers.model.weights import Checkpoint
+from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.speculation.mtp_drafter import MtpDrafter
+from outrider.workers.speculation.sequence_starts import SequenceStarts
+
+BLOCK, TOKENS = 4, 24
+PROMPTS = [list(range(10 + 3 * n, 10 + 3 * n + 9 + 4 * n)) for n in range(5)]
+CPU = torch.device("cpu")
+
+
+class Recorder(SingleStage):
+    """A pipeline that remembers, by request's seed and position, the state and the experts of every accepted row."""
+
+    def __init__(self, runner: StageRunner, sampler: Sampler) -> None:
+        super().__init__(runner, sampler)
+        self.states: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        self.experts: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        self.recomputed = 0
+        self.hits = 0
+        self._seeds: dict[int, int] = {}
+        self._rounds: list[Round] = []
+        self._chosen: list[Tensor] = []
+        for module in runner.stage.modules():
+            if isinstance(module, Router):
+                module.register_forward_hook(self._note_experts)
+
+    def _note_experts(self, router: nn.Module, inputs: object, output: tuple[Tensor, Tensor]) -> None:
+        self._chosen.append(output[0].clone())
+
+    def dispatch(self, round: Round) -> None:
+        self._chosen = []
+        self._rounds.append(round)
+        self._seeds.update((begin.sequence_id, begin.seed) for begin in round.begins)
+        super().dispatch(round)
+
+    def collect(self) -> RoundResult:
+        result, round = super().collect(), self._rounds[-1]
+        chosen = torch.stack(self._chosen, dim=1)  # [rows, layers, k]
+        rows = zip(round.sequence_ids.tolist(), round.starts.tolist(), round.query_offsets.tolist(), strict=False)
+        taken = 0
+        for s, (sequence_id, start, first) in enumerate(rows):
+            self.hits += int(round.write_from[s]) > start
+            for j in range(int(result.verdict.accepted_rows[s])):
+                place = (self._seeds[sequence_id], start + j)
+                self.recomputed += place in self.states
+                self.states[place].append(result.hidden[taken].clone())
+                self.experts[place].append(chosen[first + j])
+                taken += 1
+        return result
+
+
+def _engine(path: Path, *, blocks: int, budget: int, speculation: str | int) -> tuple[Engine, Recorder]:
+    config, checkpoint = ModelConfig.load(path), Checkpoint(path)
+    own = {"numerics": "exact", "device": CPU, "dtype": torch.float32, "block_size": BLOCK}
+    stage = Stage.load(config, checkpoint, range(config.num_hidden_layers), **own)  # type: ignore[arg-type]  # a table
+    modules = MtpModules.load(config, checkpoint, stage, **own)  # type: ignore[arg-type]  # a table
+    stage.allocate_cache(blocks)
+    modules.allocate_cache(blocks)
+    starts, depth = SequenceStarts(()), DepthPolicy(speculation)
+    limits = SchedulerConfig(
+        max_num_seqs=8,
+        max_num_batched_tokens=budget,
+        block_size=BLOCK,
+        num_blocks=blocks,
+        max_model_len=120,
+        speculation=speculation,
+    )
+    recorder = Recorder(StageRunner(stage, BLOCK, CPU), Sampler(stage, starts, 120))
+    drafter = MtpDrafter(modules, starts, BLOCK, CPU) if speculation != "off" else None
+    info = EngineInfo(
+        fingerprint="f", max_model_len=120, vocab_size=config.vocab_size, dtype="float32", numerics="exact",
+        speculation=str(speculation), has_mtp=True,
+    )  # fmt: skip
+    return Engine(
+        info=info, scheduler=Scheduler(limits, depth.depth), pipeline=recorder, drafter=drafter, depth=depth
+    ), recorder
+
+
+def _run(engine: Engine, prompts: dict[int, list[int]], temperature: float) -> dict[int, list[int]]:
+    """Everything submitted at once; a request's number is its seed."""
+    chunks: queue.SimpleQueue[list[SequenceChunk]] = queue.SimpleQueue()
+    texts: dict[int, list[int]] = {number: [] for number in prompts}
+    params = SamplingParams(temperature=temperature, max_tokens=TOKENS, ignore_eos=True)
+    for number, prompt in prompts.items():
+        request = Request(request_id=str(number), prompt_token_ids=tuple(prompt), params=params, seed=number)
+        engine.submit(request, chunks.put)
+    thread = threading.Thread(target=engine.run, daemon=True)
+    thread.start()
+    while any(len(text) < TOKENS for text in texts.values()):
+        for chunk in chunks.get(timeout=60):
+            assert not chunk.error, chunk.error
+            texts[int(chunk.request_id)] += chunk.token_ids
+    engine.stop("done")
+    thread.join(10)
+    return texts
+
+
+@pytest.fixture(scope="module", params=["scout", "random"])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "scout":
+        return resolve_model("scout")
+    folder = tmp_path_factory.mktemp("random")
+    write_checkpoint(folder, random_config(5, vocab_size=128, first_k_dense_replace=1, num_hidden_layers=3), seed=5)
+    return folder
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_rows_bits_survive_chunks_companions_drafts_hits_and_preemption(path: Path, temperature: float) -> None:
+    prompts = dict(enumerate([*PROMPTS, PROMPTS[4], PROMPTS[4]]))  # the last two may find their prompt in the cache
+    texts: dict[int, list[int]] = {}
+    references = []
+    for number, prompt in prompts.items():
+        engine, alone = _engine(path, blocks=64, budget=512, speculation="off")
+        texts |= _run(engine, {number: prompt}, temperature)
+        references.append(alone)
+
+    engine, crowded = _engine(path, blocks=16, budget=13, speculation=3)
+    found = _run(engine, prompts, temperature)
+
+    assert found == texts
+    assert crowded.recomputed - crowded.hits > 5, "nothing was preempted: the test is too easy"
+    assert crowded.hits > 0, "nothing was found in the cache: the test is too easy"
+    for alone in references:
+        for place, (state,) in alone.states.items():
+            assert crowded.states[place] or place[0] >= 4, place  # what shares a prompt need not compute it
+            assert all(torch.equal(seen, state) for seen in crowded.states[place]), place
+            assert all(torch.equal(seen, alone.experts[place][0]) for seen in crowded.experts[place]), place
