@@ -26,14 +26,13 @@ def main() -> None:
         worker = threading.Thread(target=llm.generate, args=(texts, params))
         worker.start()
         time.sleep(2.5)  # past the prefills, and past a status or two
-        first, began = [status.busy_s for status in llm.status()], time.perf_counter()
-        while worker.is_alive():
+        first = llm.status()
+        last = first
+        while worker.is_alive() and (now := llm.status())[0].counters.running == args.streams:
+            last = now
             time.sleep(0.05)
-            if any(status.counters.running < args.streams for status in llm.status()[:1]):
-                break
-            last, ended = [status.busy_s for status in llm.status()], time.perf_counter()
         worker.join()
-    shares = [(after - before) / (ended - began) for before, after in zip(first, last, strict=True)]
+    shares = [(b.busy_s - a.busy_s) / (b.elapsed_s - a.elapsed_s) for a, b in zip(first, last, strict=True)]
     print("  ".join(f"stage {stage}: busy {share:.0%}" for stage, share in enumerate(shares)))
     print("written to", save("lanes", f"benchmarks/lanes.py --streams {args.streams}", {"busy": shares}))
 

@@ -16,14 +16,15 @@ VOCAB = 1000
 
 
 class CountingPipeline:
-    """Implements Pipeline. `lost_in_round`: the round whose verdict never comes."""
+    """Implements Pipeline. `lost_in_round`: the round whose verdict never comes, and `error` what is raised then."""
 
-    def __init__(self, lanes: int = 1, lost_in_round: int | None = None) -> None:
+    def __init__(self, lanes: int = 1, lost_in_round: int | None = None, error: Exception | None = None) -> None:
         self.lanes = lanes
         self.closed = False
         self.rounds: list[Round] = []
         self.most_under_way = 0
         self._lost_in_round = lost_in_round
+        self._error = error or EngineStoppedError("rank 1 (stage 1, layers 6..11) is gone or late")
         self._under_way: deque[Round] = deque()
         self._starts = SequenceStarts(())
 
@@ -37,13 +38,14 @@ class CountingPipeline:
     def collect(self) -> RoundResult:
         round = self._under_way.popleft()
         if len(self.rounds) - len(self._under_way) - 1 == self._lost_in_round:
-            raise EngineStoppedError("rank 1 (stage 1, layers 6..11) is gone or late")
+            raise self._error
         self._starts.begin(round.begins)
         rows, _ = sampled_rows(round)
         verdict = verify_round(round, self._target(round, rows), self._starts, max_model_len=10_000)
         return RoundResult(verdict=verdict, hidden=torch.zeros(int(verdict.accepted_rows.sum()), 1))
 
     def close(self) -> None:
+        assert not self._under_way, "a verdict was never collected: its sender would wait for ever"
         self.closed = True
 
     def _target(self, round: Round, rows: IntArray) -> IntArray:

@@ -13,6 +13,13 @@ BUNDLED_MODELS = ("scout",)
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NUMERICS = ("exact", "fast")
+_LEAST = {
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "block_size": 1,
+    "max_model_len": 2,  # a prompt and a token
+    "kv_cache_memory_bytes": 1,
+}
 
 
 def resolve_model(model: str) -> Path:
@@ -39,10 +46,12 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel_size", "expert_parallel_size", "data_parallel_size"):
-            if getattr(self, name) != 1:
+            if getattr(self, name) != 1 or isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is not supported yet: leave it at 1, got {getattr(self, name)}")
-        if self.pipeline_parallel_size < 1:
-            raise ValueError(f"pipeline_parallel_size must be at least 1, got {self.pipeline_parallel_size}")
+        if type(self.pipeline_parallel_size) is not int or self.pipeline_parallel_size < 1:
+            raise ValueError(
+                f"pipeline_parallel_size must be an integer of at least 1, got {self.pipeline_parallel_size!r}"
+            )
 
     @property
     def world_size(self) -> int:
@@ -72,13 +81,10 @@ class EngineConfig:
         for name, allowed in (("device", DEVICES), ("dtype", DTYPES), ("numerics", NUMERICS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("max_model_len", "kv_cache_memory_bytes"):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None and (type(value) is not int or value < least):
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
         if not self.round_timeout_s > 0:
             raise ValueError(f"round_timeout_s must be above 0, got {self.round_timeout_s}")
         if self.speculation is None:

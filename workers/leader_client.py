@@ -185,6 +185,8 @@ class RemoteEngine:
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         """As EngineHandle.submit; a leader that is gone is told through `deliver`, as an error chunk."""
+        if self._loop.is_closed():
+            raise EngineStoppedError("the engine was closed")
         self._loop.call_soon_threadsafe(self._submit, request, deliver)
 
     def _submit(self, request: Request, deliver: Deliver) -> None:
@@ -194,10 +196,13 @@ class RemoteEngine:
             deliver([SequenceChunk(request_id=request.request_id, error=str(error))])
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
-        self._loop.call_soon_threadsafe(self._client.cancel, request_id, index)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._client.cancel, request_id, index)
 
     def close(self) -> None:
-        """Ends the stream and the thread."""
+        """Ends the stream and the thread. Twice is once."""
+        if self._loop.is_closed():
+            return
         asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,8 +42,9 @@ def load_role(spec: "RankSpec", progress: Callable[[float], None]) -> Leader | F
 
 class _Loader:
     def __init__(self, spec: "RankSpec") -> None:
-        self._spec, self._config = spec, spec.engine
-        self._device = _device(self._config)
+        self._spec = spec
+        self._device = _device(spec.engine)
+        self._config = replace(spec.engine, numerics=_numerics(spec.engine, self._device))
         path = resolve_model(self._config.model)
         self._model = ModelConfig.load(path)
         self._checkpoint = Checkpoint(path)
@@ -59,6 +61,7 @@ class _Loader:
         drafts = spec.rank == 0 and self._speculation != "off"
         modules = self._load_modules(stage) if drafts else None
         blocks = self._allocate(stage, modules)
+        self._max_model_len = fitted_length(self._config, self._max_model_len, blocks)
         runner = StageRunner(stage, self._config.block_size, self._device)
         last = spec.rank == spec.world_size - 1
         sampler = Sampler(stage, self._starts, self._max_model_len) if last else None
@@ -149,6 +152,11 @@ def _device(config: EngineConfig) -> torch.device:
     return torch.device(config.device)
 
 
+def _numerics(config: EngineConfig, device: torch.device) -> str:
+    """What is in force: "exact" is for CPUs, until GPUs have kernels in the canonical order."""
+    return config.numerics if device.type == "cpu" else "fast"
+
+
 def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     """By default float32 on a CPU, where bfloat16 is no faster, and bfloat16 on a GPU."""
     if config.dtype == "auto":
@@ -164,6 +172,18 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
             f"max_model_len must be at most the model's {model.max_position_embeddings}, got {config.max_model_len}"
         )
     return config.max_model_len
+
+
+def fitted_length(config: EngineConfig, max_model_len: int, blocks: int) -> int:
+    """The length that a cache of `blocks` can hold: the model's own is cut to it, one asked for is an error."""
+    tokens = blocks * config.block_size
+    if tokens >= max_model_len:
+        return max_model_len
+    cure = f"the cache holds {tokens} tokens: raise kv_cache_memory_bytes"
+    if config.max_model_len is not None or tokens < 2:
+        raise OutriderError(f"max_model_len={max_model_len} does not fit, {cure}")
+    log.warning("max_model_len is %d and not the model's %d, %s", tokens, max_model_len, cure)
+    return tokens
 
 
 def _speculation(config: EngineConfig, has_mtp: bool) -> str | int:

@@ -20,6 +20,7 @@ from outrider.workers.errors import OutriderError
 from outrider.workers.rank import RankSpec, RankStatus
 
 SILENCE_S = 8.0  # a rank reports every second; one that is silent for this long is frozen
+LOADING_SILENCE_S = 60.0  # until it reports first, and while imports and large reads hold it up
 _WATCH_EVERY_S = 0.25
 _STOP_TIMEOUT_S = 10.0
 
@@ -62,10 +63,6 @@ class LocalGang:
         return [member.status for member in self._members]
 
     @property
-    def pids(self) -> list[int]:
-        return [member.process.pid for member in self._members]
-
-    @property
     def leader_address(self) -> str:
         return self._members[0].status.service_address
 
@@ -90,6 +87,7 @@ class LocalGang:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # Ctrl-C is for the caller to handle; a closed stdin ends the rank
             env=_environment(self._spec.world_size),
         )
         assert process.stdin is not None
@@ -100,8 +98,7 @@ class LocalGang:
     def _wait_until_ready(self, on_progress: Callable[[float], None]) -> None:
         while not all(member.status.state == "ready" for member in self._members):
             on_progress(min(member.status.loaded for member in self._members))
-            # A loading rank may be silent for long (imports, a large read), so only death and its own word count here.
-            if reason := self._first_failure(silence_s=float("inf")):
+            if reason := self._first_failure(LOADING_SILENCE_S):
                 self.close()
                 raise OutriderError(reason)
             time.sleep(_WATCH_EVERY_S / 5)

@@ -27,7 +27,7 @@ _NOT_BUILT: dict[str, Any] = {
 def _require(name: str, value: float, low: float, high: float = math.inf, *, low_open: bool = False) -> None:
     inside = (low < value if low_open else low <= value) and value <= high
     if not inside:  # also true of NaN
-        wanted = f"at least {low:g}" if high == math.inf else f"in {'(' if low_open else '['}{low:g}, {high:g}]"
+        wanted = f"at least {low:g}" if high > 2**31 else f"in {'(' if low_open else '['}{low:g}, {high:g}]"
         raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
@@ -88,9 +88,9 @@ class SamplingParams:
 
     def _check_counts(self) -> None:
         _require("n", self.n, 1, 128)
-        _require("min_tokens", self.min_tokens, 0)
+        _require("min_tokens", self.min_tokens, 0, _INT64 - 1)
         if self.max_tokens is not None:
-            _require("max_tokens", self.max_tokens, 1)
+            _require("max_tokens", self.max_tokens, 1, _INT64 - 1)
             _require("min_tokens", self.min_tokens, 0, self.max_tokens)
         if self.logprobs is not None:
             _require("logprobs", self.logprobs, 0, 20)
@@ -98,7 +98,7 @@ class SamplingParams:
     def _check_distribution(self) -> None:
         _require("temperature", self.temperature, 0, 100)
         _require("top_p", self.top_p, 0, 1, low_open=True)
-        _require("top_k", self.top_k, 0)
+        _require("top_k", self.top_k, 0, 2**31 - 1)
         _require("min_p", self.min_p, 0, 1)
         if self.seed is not None and not -_INT64 <= self.seed < _INT64:
             raise ValueError(f"seed must be a 64-bit integer, got {self.seed}")
@@ -106,16 +106,17 @@ class SamplingParams:
             raise ValueError(f"n must be 1 at temperature 0 (every output would be the same), got {self.n}")
 
     def _check_stops(self) -> None:
-        if any(not text for text in self.stop_strings):
-            raise ValueError("stop must not contain an empty string")
-        for token_id in self.stop_token_ids or ():
-            _require("stop_token_ids", token_id, 0)
+        if not all(isinstance(text, str) and text for text in self.stop_strings):
+            raise ValueError(f"stop must be strings, none of them empty, got {self.stop!r}")
+        ids = () if self.stop_token_ids is None else self.stop_token_ids
+        if not isinstance(ids, Sequence) or not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+            raise ValueError(f"stop_token_ids must be integers of at least 0, got {ids!r}")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         if self.stop is None:
             return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return tuple(self.stop) if isinstance(self.stop, Sequence) and not isinstance(self.stop, str) else (self.stop,)
 
     @property
     def greedy(self) -> bool:

@@ -88,15 +88,20 @@ class Engine:
         self.times = RoundTimes()
 
     def run(self) -> None:
-        """Serves until stopped. Raises EngineStoppedError, after telling every client, if a rank is lost."""
+        """Serves until stopped. Whatever ends it otherwise is raised once every client has been told."""
         try:
             while not self._stop_reason:
                 self._read_inbox()
                 self.step()
+            while self._under_way:  # the other stages wait to hand their verdicts over
+                self._finish_round()
             self._end(self._stop_reason)
             self._pipeline.close()
         except EngineStoppedError as error:
             self._end(str(error))
+            raise
+        except Exception as error:
+            self._end(f"the engine failed: {type(error).__name__}: {error}")
             raise
 
     def step(self) -> None:

@@ -31,26 +31,31 @@ class EngineInfo:
         prompt_name: str = "prompt",
     ) -> None:
         """Refuses what this engine cannot do; the ValueError names the parameter (`prompt_name` for the prompt's)."""
-        length = len(prompt_token_ids)
+        self._check_length(len(prompt_token_ids), prompt_name)
+        for place, token_id in enumerate(prompt_token_ids):
+            if not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
+                raise ValueError(f"{prompt_name}[{place}] must be in [0, {self.vocab_size - 1}], got {token_id}")
+        params.check_for_model(self.vocab_size, has_tokenizer)
+        self._check_speculation(params.speculation)
+
+    def _check_length(self, length: int, prompt_name: str) -> None:
         if length == 0:
             raise ValueError(f"{prompt_name} must not be empty")
         if length >= self.max_model_len:
             raise ValueError(
                 f"{prompt_name} has {length} tokens, and must be shorter than the model's length, {self.max_model_len}"
             )
-        for place, token_id in enumerate(prompt_token_ids):
-            if not 0 <= token_id < self.vocab_size:
-                raise ValueError(f"{prompt_name}[{place}] must be in [0, {self.vocab_size - 1}], got {token_id}")
-        params.check_for_model(self.vocab_size, has_tokenizer)
-        self._check_speculation(params.speculation)
 
     def _check_speculation(self, asked: str | int | None) -> None:
-        if asked in (None, "off"):
+        """Without MTP weights "auto" means none, as it does for the engine itself."""
+        if asked in (None, "off") or (asked == "auto" and not self.has_mtp):
             return
-        if self.speculation == "off":
-            raise ValueError(f'speculation must be "off" or absent, got {asked!r}: this engine loads no drafter')
-        if not self.has_mtp and asked != "auto":
+        if not self.has_mtp:
             raise ValueError(f"speculation must not be {asked!r}: this checkpoint has no MTP weights to draft with")
+        if self.speculation == "off":
+            raise ValueError(
+                f'speculation must be "off" or absent, got {asked!r}: this engine runs with speculation off'
+            )
 
 
 class EngineHandle(Protocol):

@@ -66,5 +66,3 @@ class EngineCounters:
     prefix_hits: int = 0  # tokens found
     drafts: int = 0  # draft sequences verified (rounds with at least one draft)
     accepted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
-    busy_s: list[float] = field(default_factory=list)  # by stage: seconds spent computing
-    elapsed_s: float = 0.0

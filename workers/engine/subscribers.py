@@ -13,9 +13,6 @@ class Subscribers:
     def __init__(self) -> None:
         self._live: dict[str, tuple[Deliver, int]] = {}  # by request id: where to, and outputs still running
 
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._live
-
     def add(self, request: Request, deliver: Deliver) -> None:
         self._live[request.request_id] = (deliver, request.params.n)
 

@@ -82,7 +82,7 @@ class OutputAssembler:
             text=text,
             logprobs=chunk.logprobs[:taken],
             drafted=chunk.drafted,
-            accepted=chunk.accepted,
+            accepted=min(chunk.accepted, taken),  # of a round that a stop string cuts, drafts may be discarded
             finish_reason=finish_reason,
             stop_reason=stop_string if by_string else self._stop_id(chunk),
             must_cancel=by_string and chunk.finish_reason is None,

@@ -1,5 +1,6 @@
 """The leader's loop, over a pipeline whose target says token + 1."""
 
+import dataclasses
 import queue
 import threading
 import time
@@ -114,6 +115,30 @@ def test_a_lost_rank_ends_every_request_with_one_error_that_names_it() -> None:
         engine.submit(_request("late"), chunks.put)
 
 
+def test_a_defect_in_a_round_is_told_to_every_client_and_not_hung_on() -> None:
+    engine, chunks = _engine(CountingPipeline(lost_in_round=3, error=IndexError("out of range"))), Chunks()
+    engine.submit(_request("r"), chunks.put)
+
+    with pytest.raises(IndexError):
+        engine.run()
+
+    assert _collect(chunks, 1)["r"][-1].error == "the engine failed: IndexError: out of range"
+    with pytest.raises(EngineStoppedError, match="IndexError"):
+        engine.submit(_request("late"), chunks.put)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_stopping_collects_the_rounds_under_way_before_the_stages_are_told(lanes: int) -> None:
+    pipeline, chunks = CountingPipeline(lanes), Chunks()
+    with _running(_engine(pipeline)) as engine:
+        for n in range(6):
+            engine.submit(_request(f"r{n}", max_tokens=390), chunks.put)
+        _wait_until(lambda: len(pipeline.rounds) > 10)
+
+    assert pipeline.closed  # and its own assertion held
+    assert len(_collect(chunks, 6)) == 6
+
+
 def test_a_cancelled_request_ends_within_a_round_and_frees_its_blocks() -> None:
     chunks = Chunks()
     with _running(_engine(CountingPipeline(lanes=2))) as engine:
@@ -159,17 +184,18 @@ def test_a_warm_up_leaves_no_trace() -> None:
     assert engine.times.rounds == 0
 
 
-def test_a_request_that_the_cache_could_never_hold_is_refused_at_the_door() -> None:
-    engine = _engine(CountingPipeline())
-    request = Request(request_id="r", prompt_token_ids=(1,), params=SamplingParams(max_tokens=None), seed=0)
-    engine.submit(request, lambda chunks: None)  # 400 tokens fit 256 blocks of 4
+@pytest.mark.parametrize("token", [1.0, -1, VOCAB, "1"])
+def test_a_token_id_that_is_none_is_refused_with_its_place(token: object) -> None:
+    with pytest.raises(ValueError, match=r"prompt\[1\] must be in \[0, 999\]"):
+        INFO.check((1, token), SamplingParams(), has_tokenizer=True)  # type: ignore[arg-type]  # what users send
 
-    small = Scheduler(
-        SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=8, block_size=4, num_blocks=8, max_model_len=400),
-        lambda sequence: 0,
-    )
-    with pytest.raises(ValueError, match="kv_cache_memory_bytes"):
-        small.check(request)
+
+def test_without_mtp_weights_auto_means_no_drafts_and_a_depth_is_refused() -> None:
+    info = dataclasses.replace(INFO, has_mtp=False, speculation="off")
+
+    info.check((1,), SamplingParams(speculation="auto"), has_tokenizer=True)
+    with pytest.raises(ValueError, match="no MTP weights"):
+        info.check((1,), SamplingParams(speculation=2), has_tokenizer=True)
 
 
 def _wait_until(condition: object, timeout_s: float = 10.0) -> None:
