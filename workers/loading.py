@@ -62,7 +62,7 @@ class _Loader:
         modules = self._load_modules(stage) if drafts else None
         blocks = self._allocate(stage, modules)
         self._max_model_len = fitted_length(self._config, self._max_model_len, blocks)
-        runner = StageRunner(stage, self._config.block_size, self._device)
+        runner = StageRunner(stage, self._model.hidden_size, self._config.block_size, self._device)
         last = spec.rank == spec.world_size - 1
         sampler = Sampler(stage, self._starts, self._max_model_len) if last else None
         progress(1.0)

@@ -94,7 +94,7 @@ def _engine(path: Path, *, blocks: int, budget: int, speculation: str | int) -> 
         max_model_len=120,
         speculation=speculation,
     )
-    recorder = Recorder(StageRunner(stage, BLOCK, CPU), Sampler(stage, starts, 120))
+    recorder = Recorder(StageRunner(stage, config.hidden_size, BLOCK, CPU), Sampler(stage, starts, 120))
     drafter = MtpDrafter(modules, starts, BLOCK, CPU) if speculation != "off" else None
     info = EngineInfo(
         fingerprint="f", max_model_len=120, vocab_size=config.vocab_size, dtype="float32", numerics="exact",

@@ -1,6 +1,7 @@
 """How many blocks of cache a rank has room for. Pure, but for asking how much memory is free."""
 
 import os
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -9,6 +10,7 @@ from outrider.workers.errors import OutriderError
 
 _CPU_SHARE = 0.25  # of the memory that is free once the weights are loaded: other ranks and programs share it
 _CUDA_SHARE = 0.85
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def blocks_for(config: EngineConfig, max_model_len: int, bytes_per_block: int, free_bytes: int) -> int:
@@ -30,4 +32,43 @@ def free_bytes(device: torch.device) -> int:
     """The share of this device's free memory that the cache may take by default."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * _CUDA_SHARE)
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _CPU_SHARE)
+    here = available_bytes(_text(Path("/proc/meminfo")))
+    machine = here if here is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    left = [cgroup_left(folder) for folder in cgroup_folders(_text(Path("/proc/self/cgroup")), _CGROUPS)]
+    return int(min([machine, *(bytes for bytes in left if bytes is not None)]) * _CPU_SHARE)
+
+
+def available_bytes(meminfo: str) -> int | None:
+    """What programs may still take without swapping, by /proc/meminfo: what is free, and caches that would go."""
+    for line in meminfo.splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def cgroup_folders(membership: str, root: Path) -> list[Path]:
+    """The folders of this process's control group and of those around it (version 2), by /proc/self/cgroup."""
+    own = [line.removeprefix("0::") for line in membership.splitlines() if line.startswith("0::")]
+    inside = [PurePosixPath(path).relative_to("/") for path in own if path.startswith("/")]
+    return [root / part for path in inside for part in (path, *path.parents)]
+
+
+def cgroup_left(folder: Path) -> int | None:
+    """What a control group may still take: its limit less what it uses, but for file pages that would be dropped.
+
+    None if it has no limit.
+    """
+    limit, used = _text(folder / "memory.max").strip(), _text(folder / "memory.current").strip()
+    if not limit.isdigit() or not used.isdigit():
+        return None
+    fields = dict(line.split() for line in _text(folder / "memory.stat").splitlines())
+    return max(int(limit) - int(used) + int(fields.get("inactive_file", 0)), 0)
+
+
+def _text(path: Path) -> str:
+    """The file's text; nothing where there is no such file."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
