@@ -12,8 +12,8 @@ import pytest
 from outrider import LLM, SamplingParams
 
 DEPTH = 4
-# What the model card says, less a margin for other processors' rounding: given that the drafts before it were accepted.
-LEAST = {("code", 0.0): 0.75, ("prose", 0.0): 0.7, ("code", 0.8): 0.55, ("prose", 0.8): 0.5}
+# Of each draft, given that those before it were accepted: what was measured here, less a margin for other processors.
+LEAST = {("code", 0.0): 0.84, ("prose", 0.0): 0.84, ("code", 0.8): 0.62, ("prose", 0.8): 0.66}
 
 
 @pytest.fixture(scope="module")

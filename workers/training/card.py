@@ -42,8 +42,8 @@ run dataset --corpus build/corpus --tokenizer build/tokenizer --out build/data
 run train --data build/data --work build/run --minutes 68
 run recursion --data build/data --work build/run --minutes 20
 run export --work build/run --tokenizer build/tokenizer --out models/scout
-run prompts --corpus build/corpus --tokenizer build/tokenizer --out benchmarks/prompts.json
-run evaluate --model models/scout --data build/data --prompts benchmarks/prompts.json --json build/evaluation.json
+run prompts --corpus build/corpus --tokenizer build/tokenizer --out cluster/demo_prompts.json
+run evaluate --model models/scout --data build/data --prompts cluster/demo_prompts.json --json build/evaluation.json
 run card --manifest build/corpus/manifest.json --evaluation build/evaluation.json --out models/scout/README.md
 ```
 """
