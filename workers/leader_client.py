@@ -28,6 +28,7 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 _CALL_TIMEOUT_S = 10.0
+_LAST_TASKS_S = 1.0
 
 AttachCall = grpc.aio.StreamStreamCall[worker_pb2.AttachRequest, worker_pb2.AttachResponse]
 
@@ -203,7 +204,13 @@ class RemoteEngine:
         """Ends the stream and the thread. Twice is once."""
         if self._loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        """Closes the stream, and lets gRPC's own tasks see that it ended."""
+        await self._client.close()
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(left, timeout=_LAST_TASKS_S)

@@ -79,7 +79,7 @@ def test_an_unguarded_script_on_stdin_runs_two_stages_and_leaves_nothing() -> No
     done = subprocess.run([sys.executable], input=script, capture_output=True, text=True, timeout=120, env=environment)
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "length"
+    assert (done.stdout.strip(), done.stderr.strip()) == ("length", "")
 
 
 def test_a_rank_that_cannot_load_says_why_in_one_line(tmp_path: Path) -> None:
