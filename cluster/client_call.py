@@ -1,6 +1,8 @@
 """What Client and AsyncClient share: building a call, adding events up, turning a gRPC status into an exception."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import grpc
@@ -33,6 +35,7 @@ from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import Usage
 
 Messages = Sequence[Mapping[str, str]]
+_PARAMETERS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 _DETAILS_KEY = "grpc-status-details-bin"
 _KINDS: dict[grpc.StatusCode, type[OutriderError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
@@ -55,16 +58,24 @@ def build_call(
     """InvalidRequestError names what is wrong. Without `params` max_tokens is the model's length, as on the wire."""
     if params is not None and sampling:
         raise InvalidRequestError(f"give params or {', '.join(sampling)}, not both")
-    try:
-        checked = params if params is not None else SamplingParams(**{"max_tokens": None, **sampling})
-    except ValueError as error:
-        raise InvalidRequestError(str(error)) from error
     return GenerateCall(
         prompt=_prompt(prompt, token_ids, messages),
-        params=checked,
+        params=params if params is not None else _params(sampling),
         request_id=request_id,
         speculation_detail=speculation_detail,
     )
+
+
+def _params(sampling: Mapping[str, Any]) -> SamplingParams:
+    unknown = [name for name in sampling if name not in _PARAMETERS]
+    if unknown:
+        raise InvalidRequestError(f"unknown parameter {unknown[0]!r}: the known ones are {', '.join(_PARAMETERS)}")
+    try:
+        return SamplingParams(**{"max_tokens": None, **sampling})
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from error
+    except TypeError as error:
+        raise InvalidRequestError(f"one of {', '.join(sampling)} is of the wrong type: {error}") from error
 
 
 def _prompt(prompt: str | None, token_ids: Sequence[int] | None, messages: Messages | None) -> Prompt:
@@ -73,11 +84,18 @@ def _prompt(prompt: str | None, token_ids: Sequence[int] | None, messages: Messa
     if prompt is not None:
         return TextPrompt(prompt)
     if token_ids is not None:
-        wrong = next((token_id for token_id in token_ids if not 0 <= token_id < 2**32), None)
-        if wrong is not None:
-            raise InvalidRequestError(f"token_ids must be in [0, {2**32 - 1}], got {wrong}")
+        for token_id in token_ids:
+            if not isinstance(token_id, Integral) or not 0 <= token_id < 2**32:
+                raise InvalidRequestError(f"token_ids must be integers in [0, {2**32 - 1}], got {token_id!r}")
         return TokenPrompt(tuple(token_ids))
-    return ChatPrompt(tuple(Message(role=one["role"], content=one["content"]) for one in messages or ()))
+    return ChatPrompt(tuple(_message(number, one) for number, one in enumerate(messages or ())))
+
+
+def _message(number: int, given: Mapping[str, str]) -> Message:
+    for key in ("role", "content"):
+        if key not in given:
+            raise InvalidRequestError(f"messages[{number}] has no {key!r}: each needs a role and a content")
+    return Message(role=given["role"], content=given["content"])
 
 
 class Collector:

@@ -96,13 +96,14 @@ class Gang:
     async def start(self, specs: Sequence[RankSpec]) -> None:
         await asyncio.gather(*(actor.start.remote(spec) for actor, spec in zip(self._actors, specs, strict=True)))
 
-    async def probe(self, rank: int) -> Probe:
-        """The rank's answer. RankDiedError if there is nobody to give it; waits for as long as it takes."""
-        try:
-            answer: Probe = await self._actors[rank].probe.remote()
-        except ray.exceptions.RayActorError as error:
-            raise RankDiedError(_cause_of_death(error)) from error
-        self._processes[rank] = (answer.node_id, answer.pid)
+    async def probe(self, rank: int) -> Probe | None:
+        """The rank's answer, for which it waits as long as it takes; None: there is none now, and may be later.
+
+        RankDiedError if there is nobody to give it.
+        """
+        answer = await ask(self._actors[rank].probe.remote())
+        if answer is not None:
+            self._processes[rank] = (answer.node_id, answer.pid)
         return answer
 
     async def destroy(self, *, gently: bool) -> None:
@@ -122,8 +123,19 @@ class Gang:
     async def _until_dead(self, actor: ActorHandle[RankShell]) -> None:
         with contextlib.suppress(ray.exceptions.RayActorError):
             while True:
-                await actor.probe.remote()
+                with contextlib.suppress(ray.exceptions.ActorUnavailableError):
+                    await actor.probe.remote()
                 await asyncio.sleep(0.05)
+
+
+async def ask(answer: Awaitable[Probe]) -> Probe | None:
+    """What a probe brings: None while the connection to the actor is broken, RankDiedError if the actor is gone."""
+    try:
+        return await answer
+    except ray.exceptions.ActorUnavailableError:
+        return None
+    except ray.exceptions.RayActorError as error:
+        raise RankDiedError(_cause_of_death(error)) from error
 
 
 async def _within(seconds: float, work: Awaitable[Any]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from outrider.workers.config import ParallelConfig
 from outrider.workers.model.config import ModelConfig
-from outrider.workers.parallel.stages import expected_draft_steps, split_layers
+from outrider.workers.parallel.stages import describe_rank, expected_draft_steps, split_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,10 +18,8 @@ class ShardPlan:
         return len(self.layer_splits)
 
     def describe(self, rank: int, pid: int | None = None) -> str:
-        """A rank's name in errors, e.g. "rank 1 (stage 1, layers 7..12, pid 123)"."""
-        first, end = self.layer_splits[rank]
-        process = "" if pid is None else f", pid {pid}"
-        return f"rank {rank} (stage {rank}, layers {first}..{end - 1}{process})"
+        """A rank's name in errors."""
+        return describe_rank(self.layer_splits, rank, pid)
 
 
 def make_plan(model: ModelConfig, parallel: ParallelConfig, speculation: str | int) -> ShardPlan:

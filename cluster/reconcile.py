@@ -1,7 +1,7 @@
 """What to do next about a replica: desired x observed -> actions. Pure: clocks and facts arrive as values."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -40,6 +40,10 @@ class ObservedRank:
     error: str = ""
     failed_at: float | None = None  # when its answer first said "failed"
     death: str = ""  # set once Ray says that its process is gone
+
+    def asked(self, at: float) -> "ObservedRank":
+        """A probe was sent; the silence counts from the first that has no answer yet."""
+        return self if self.waiting_since is not None else replace(self, waiting_since=at)
 
 
 @dataclass(frozen=True, slots=True)

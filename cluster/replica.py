@@ -108,11 +108,18 @@ class Replica:
         """Asks one rank how it is, for as long as it lives."""
         while True:
             sent = time.monotonic()
-            self._observed[rank] = replace(self._observed[rank], waiting_since=sent)
+            self._observed[rank] = self._observed[rank].asked(sent)
             try:
-                self._hear(rank, await self._gang.probe(rank), sent)
+                probe = await self._gang.probe(rank)
+                if probe is not None:
+                    self._hear(rank, probe, sent)
             except RankDiedError as error:
                 self._observed[rank] = replace(self._observed[rank], death=str(error), waiting_since=None)
+                return
+            except Exception as error:  # a rank that nobody watches must not go on
+                label = self._observed[rank].label
+                log.exception("%s cannot be watched", label)
+                self.problem = f"{label} cannot be watched: {type(error).__name__}: {_last_line(error)}"
                 return
             await asyncio.sleep(PROBE_EVERY_S)
 
@@ -145,3 +152,8 @@ class Replica:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         await self._gang.destroy(gently=gently)
+
+
+def _last_line(error: Exception) -> str:
+    """The message itself, where Ray has put another process's traceback before it."""
+    return (str(error).strip().splitlines() or [""])[-1]

@@ -39,6 +39,26 @@ def make_charge(settings: ServeSettings) -> Charge:
     return Charge(cluster=settings.name, model_name=path.name, model_path=str(path), engine=engine, plan=plan)
 
 
+class Heartbeat:
+    """Tells a controller, from a thread, that its owner is alive: the owner may wait for long, and is silent then."""
+
+    def __init__(self, controller: Any) -> None:  # a Ray handle
+        self._controller = controller
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        ray = import_ray()
+        while not self._stop.wait(HEARTBEAT_S):
+            # An answer that does not come, or an error, is for the owner's own questions to find.
+            ray.wait([self._controller.heartbeat.remote()], timeout=HEARTBEAT_S)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
 class ServedCluster:
     """One cluster. `start`, then `check` now and then, then `close`, from one thread; `stop` and `hurry` from any."""
 
@@ -49,6 +69,7 @@ class ServedCluster:
         self._session = RaySession(settings.ray_address, dashboard=dashboard, keep_logs=log_level == "debug")
         self._connected = False
         self._controller: Any = None
+        self._heartbeat: Heartbeat | None = None
         self._gateway: GatewayProcess | None = None
 
     @property
@@ -115,6 +136,7 @@ class ServedCluster:
             self._controller = ray.remote(Controller).options(name=name, **options).remote(self._charge)
         except ValueError as error:  # somebody else was faster
             raise self._name_taken() from error
+        self._heartbeat = Heartbeat(self._controller)
         return str(self._ask("open", timeout_s=60.0))
 
     def _wait_for_ranks(self, on_report: OnReport) -> None:
@@ -129,10 +151,7 @@ class ServedCluster:
             self.stop.wait(HEARTBEAT_S)
 
     def check(self) -> Report:
-        """How things stand; call it every few seconds, for the controller takes silence for our death.
-
-        OutriderError if the controller or the gateway is gone.
-        """
+        """How things stand. OutriderError if the controller or the gateway is gone."""
         if self._gateway is not None:
             self._gateway.check()
         report: Report = self._ask("heartbeat", timeout_s=ANSWER_TIMEOUT_S)
@@ -155,6 +174,8 @@ class ServedCluster:
             self._gateway.close(self.hurry)
         if self._controller is not None:
             self._end_ranks()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self._connected:
             self._session.close()
 

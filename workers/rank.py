@@ -20,6 +20,7 @@ from outrider.workers.config import EngineConfig
 from outrider.workers.engine.handle import EngineHandle, EngineInfo
 from outrider.workers.engine.request import EngineCounters
 from outrider.workers.errors import OutriderError
+from outrider.workers.parallel.stages import describe_rank
 from outrider.workers.request_times import Observation
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class RankSpec:
 
     def describe(self, rank: int) -> str:
         """A rank's name in errors, e.g. "rank 1 (stage 1, layers 7..12)"."""
-        first, end = self.layer_splits[rank]
-        return f"rank {rank} (stage {rank}, layers {first}..{end - 1})"
+        return describe_rank(self.layer_splits, rank)
 
     def to_json(self) -> str:
         return json.dumps({**dataclasses.asdict(self), "engine": self.engine.to_json()})

@@ -80,7 +80,8 @@ class SamplingParams:
     def _check_types(self) -> None:
         for name in ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            may_be_absent = name in ("max_tokens", "seed", "logprobs")
+            if type(value) is not int and not (value is None and may_be_absent):
                 raise ValueError(f"{name} must be an integer, got {value!r}")
         for name in ("temperature", "top_p", "min_p"):
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, int | float):

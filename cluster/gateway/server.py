@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +64,11 @@ class GatewaySettings:
 class Gateway:
     """`start`, then `drain`. One event loop."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, on_failure: Callable[[], None] = lambda: None) -> None:
+        """`on_failure` is called once `failure` says why this gateway cannot do its work."""
         self.settings = settings
+        self.failure = ""
+        self._on_failure = on_failure
         self.metrics = GatewayMetrics()
         self.port = 0
         self.metrics_port = 0
@@ -103,8 +107,17 @@ class Gateway:
         await self._server.start()
         work = (self._controller.watch(self._fleet.apply), self._learn_model(), self._report_health())
         self._tasks = [asyncio.create_task(one) for one in work]
+        for task in self._tasks:
+            task.add_done_callback(self._note_end)
         address = f"{settings.host}:{self.port}"
         logs.event(log, logging.INFO, "gateway listens", address=address, controller=settings.controller)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failure:
+            self.failure = f"the gateway cannot go on: {type(error).__name__}: {error}"
+            log.debug("a task failed", exc_info=error)
+            self._on_failure()
 
     async def drain(self) -> None:
         """Refuses what is new, lets what runs finish for a while, says goodbye to the rest, and stops."""
@@ -159,7 +172,10 @@ class Gateway:
 
 
 def run_gateway(settings: GatewaySettings) -> int:
-    """Serves until SIGTERM or SIGINT, drains, and returns the exit status. OutriderError if a port is taken."""
+    """Serves until SIGTERM or SIGINT, drains, and returns the exit status.
+
+    OutriderError if a port is taken, or once something failed that the gateway cannot do without.
+    """
     asyncio.run(_run(settings))
     return 0
 
@@ -172,7 +188,7 @@ async def _run(settings: GatewaySettings) -> None:
     if settings.end_with_stdin:
         watch = threading.Thread(target=_wait_for_stdin, args=(loop, stop), name="stdin", daemon=True)
         watch.start()
-    gateway = Gateway(settings)
+    gateway = Gateway(settings, stop.set)
     try:
         await gateway.start()
     except OutriderError:
@@ -180,6 +196,8 @@ async def _run(settings: GatewaySettings) -> None:
         raise
     await stop.wait()
     await gateway.drain()
+    if gateway.failure:
+        raise OutriderError(gateway.failure)
 
 
 def _wait_for_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

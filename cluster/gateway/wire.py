@@ -1,9 +1,11 @@
 """The public API's protobuf messages and our own types, each way side by side. Both ends of the wire use it."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from outrider.cluster import generation as g
+from outrider.cluster.errors import InvalidRequestError
 from outrider.proto import inference_pb2 as pb
 from outrider.workers.engine.request import FinishReason
 from outrider.workers.outputs import Logprob
@@ -13,6 +15,7 @@ from outrider.workers.text.assembler import Usage
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", *_PENALTIES, "seed")
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos", "include_stop_str_in_output")
+_ACCEPTED = ("request_id", "seed", "prompt_tokens", "fingerprint")
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -22,29 +25,43 @@ _REASONS_BACK = {code: reason for reason, code in _REASONS.items()}
 
 
 def call_to_wire(call: g.GenerateCall) -> pb.GenerateRequest:
-    request = pb.GenerateRequest(request_id=call.request_id)
-    _prompt_to_wire(call.prompt, request)
+    """InvalidRequestError names a field whose value the message cannot hold."""
+    request = pb.GenerateRequest()
     params = call.params
-    for name in _SAMPLING:
-        if (value := getattr(params, name)) is not None:
-            setattr(request.sampling, name, value)
+    _fill(request, call, ("request_id",))
+    _prompt_to_wire(call.prompt, request)
+    _fill(request.sampling, params, _SAMPLING)
     request.sampling.logit_bias.update(params.logit_bias or {})
-    for name in _STOPPING:
-        if (value := getattr(params, name)) is not None:
-            setattr(request.stopping, name, value)
-    request.stopping.stop.extend(params.stop_strings)
-    request.stopping.stop_token_ids.extend(params.stop_token_ids or ())
-    request.response.skip_special_tokens = params.skip_special_tokens
-    request.response.speculation_detail = call.speculation_detail
-    if params.logprobs is not None:
-        request.response.logprobs = params.logprobs
+    _fill(request.stopping, params, _STOPPING)
+    for name, values in (("stop", params.stop_strings), ("stop_token_ids", params.stop_token_ids or ())):
+        with _naming(name):
+            getattr(request.stopping, name).extend(values)
+    _fill(request.response, params, ("logprobs", "skip_special_tokens"))
+    _fill(request.response, call, ("speculation_detail",))
     _speculation_to_wire(params.speculation, request.speculation)
     request.num_sequences = params.n
     return request
 
 
+def _fill(message: Any, source: object, names: Iterable[str]) -> None:  # any message
+    for name in names:
+        if (value := getattr(source, name)) is not None:
+            with _naming(name):
+                setattr(message, name, value)
+
+
+@contextlib.contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """What protobuf will not take (out of range, another type, no Unicode), as an error that names the field."""
+    try:
+        yield
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidRequestError(f"{field} cannot be sent: {error}") from error
+
+
 def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
     """ValueError names the field that is wrong."""
+    _refuse_what_is_not_built(request)
     prompt = _prompt_from_wire(request)
     given: dict[str, Any] = {"max_tokens": None}
     given |= _present(request.sampling, _SAMPLING) | _present(request.stopping, _STOPPING)
@@ -64,6 +81,12 @@ def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
     )
 
 
+def _refuse_what_is_not_built(request: pb.GenerateRequest) -> None:
+    for message, name in ((request, "structured_output"), (request, "resume"), (request.speculation, "drafter")):
+        if message.HasField(name):
+            raise ValueError(f"{name} is not supported yet: leave it out")
+
+
 def _checked_params(given: Mapping[str, Any]) -> SamplingParams:
     try:
         return SamplingParams(**given)
@@ -76,16 +99,23 @@ def _present(message: Any, names: Iterable[str]) -> dict[str, Any]:  # any messa
     return {name: getattr(message, name) for name in names if message.HasField(name)}
 
 
+def _named(source: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
+
+
 def _prompt_to_wire(prompt: g.Prompt, request: pb.GenerateRequest) -> None:
     match prompt:
         case g.TextPrompt(text):
-            request.prompt = text
+            with _naming("prompt"):
+                request.prompt = text
         case g.TokenPrompt(token_ids):
             request.token_ids.SetInParent()
-            request.token_ids.ids.extend(token_ids)
+            with _naming("token_ids"):
+                request.token_ids.ids.extend(token_ids)
         case g.ChatPrompt(messages):
             request.messages.SetInParent()
-            request.messages.messages.extend(pb.Message(role=m.role, content=m.content) for m in messages)
+            with _naming("messages"):
+                request.messages.messages.extend(pb.Message(role=m.role, content=m.content) for m in messages)
 
 
 def _prompt_from_wire(request: pb.GenerateRequest) -> g.Prompt:
@@ -108,10 +138,9 @@ def _speculation_to_wire(speculation: str | int | None, options: pb.SpeculationO
 
 
 def _speculation_from_wire(options: pb.SpeculationOptions) -> str | int | None:
-    fixed = options.mode == pb.SPECULATION_MODE_FIXED
-    if not fixed and options.HasField("max_draft_tokens"):
+    if options.mode != pb.SPECULATION_MODE_FIXED and options.HasField("max_draft_tokens"):
         raise ValueError("max_draft_tokens goes with speculation mode FIXED only")
-    if fixed:
+    if options.mode == pb.SPECULATION_MODE_FIXED:
         if not 1 <= options.max_draft_tokens <= MAX_DRAFT_TOKENS:
             given = options.max_draft_tokens if options.HasField("max_draft_tokens") else "none"
             raise ValueError(f"max_draft_tokens must be 1..{MAX_DRAFT_TOKENS} with speculation mode FIXED, got {given}")
@@ -129,13 +158,7 @@ def _speculation_from_wire(options: pb.SpeculationOptions) -> str | int | None:
 def event_to_wire(event: g.Event) -> pb.GenerateResponse:
     match event:
         case g.Accepted():
-            accepted = pb.Accepted(
-                request_id=event.request_id,
-                seed=event.seed,
-                prompt_tokens=event.prompt_tokens,
-                fingerprint=event.fingerprint,
-            )
-            return pb.GenerateResponse(accepted=accepted)
+            return pb.GenerateResponse(accepted=pb.Accepted(**_named(event, _ACCEPTED)))
         case g.Output():
             return pb.GenerateResponse(output=_output_to_wire(event))
         case g.Finished():
@@ -148,10 +171,7 @@ def event_from_wire(response: pb.GenerateResponse) -> g.Event | None:
     """None for an event of a kind that only a newer gateway knows."""
     match response.WhichOneof("event"):
         case "accepted":
-            a = response.accepted
-            return g.Accepted(
-                request_id=a.request_id, seed=a.seed, prompt_tokens=a.prompt_tokens, fingerprint=a.fingerprint
-            )
+            return g.Accepted(**_named(response.accepted, _ACCEPTED))
         case "output":
             return _output_from_wire(response.output)
         case "finished":
@@ -221,10 +241,9 @@ _USAGE_LISTS = ("accepted_per_position", "drafted_per_position")
 
 
 def _usage_to_wire(usage: Usage) -> pb.Usage:
-    return pb.Usage(**{name: getattr(usage, name) for name in (*_USAGE_COUNTS, *_USAGE_LISTS)})
+    return pb.Usage(**_named(usage, (*_USAGE_COUNTS, *_USAGE_LISTS)))
 
 
 def _usage_from_wire(usage: pb.Usage) -> Usage:
-    values: dict[str, Any] = {name: getattr(usage, name) for name in _USAGE_COUNTS}
-    values |= {name: list(getattr(usage, name)) for name in _USAGE_LISTS}
-    return Usage(**values)
+    lists: dict[str, Any] = {name: list(getattr(usage, name)) for name in _USAGE_LISTS}
+    return Usage(**_named(usage, _USAGE_COUNTS), **lists)

@@ -1,4 +1,3 @@
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,16 +17,13 @@ def ray_address() -> Iterator[str]:
     """One Ray for all tests, connected to from this process; its workers can import the stand-ins."""
     import ray
 
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = f"{ROOT / 'src'}:{ROOT / 'tests'}"
-    session = RaySession("local", dashboard=False)
-    session.open()
-    yield ray.get_runtime_context().gcs_address
-    session.close()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}")
+        environment.setenv("RAY_metrics_report_interval_ms", "200")
+        session = RaySession("local", dashboard=False)
+        session.open()
+        yield ray.get_runtime_context().gcs_address
+        session.close()
 
 
 @pytest.fixture

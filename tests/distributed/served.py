@@ -52,6 +52,11 @@ class Outrider:
             reader.join(10)
         return status
 
+    def child(self, word: str) -> psutil.Process:
+        """The one process it started whose command line has this word."""
+        (found,) = [one for one in psutil.Process(self.process.pid).children() if word in one.cmdline()]
+        return found
+
     def left(self, within_s: float = 5.0) -> list[str]:
         """Command lines of live processes that carry the mark: none, soon after the run's end."""
         until = time.monotonic() + within_s

@@ -1,6 +1,7 @@
 """A rank without an engine, for tests of what happens around ranks: real actors, real processes, no model."""
 
 import threading
+import time
 
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.errors import CheckpointError
@@ -49,6 +50,19 @@ class SlowRank(IdleRank):
 
     def load(self) -> None:
         self._stop.wait()
+
+
+class SpeechlessRank(IdleRank):
+    """After a while its last rank cannot say how it is."""
+
+    def load(self) -> None:
+        super().load()
+        self._speaks_until = time.monotonic() + 1.5
+
+    def status(self) -> RankStatus:
+        if self._status.state == "ready" and self.spec.rank == 1 and time.monotonic() > self._speaks_until:
+            raise LookupError("no words")
+        return self._status
 
 
 class FailingRank(SlowRank):

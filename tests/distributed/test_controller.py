@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from distributed.controlled import Controlled, actors, alive, groups
-from distributed.stand_ins import FailingRank, IdleRank, SlowRank
+from distributed.stand_ins import FailingRank, IdleRank, SlowRank, SpeechlessRank
 
 from outrider.cluster.gang import remove_leftovers
 from outrider.cluster.reconcile import Phase
@@ -86,6 +86,17 @@ def test_a_rank_that_cannot_load_ends_the_gang_with_its_own_words(controlled: St
     report = cluster.wait_for(Phase.FAILED)
 
     assert re.match(r"rank 1 \(stage 1, .*\) failed: checkpoint M is damaged", report.problem)
+    pids = cluster.pids()
+    cluster.drain()
+    assert_only_the_controller_is_left(cluster, pids)
+
+
+def test_a_rank_whose_probes_fail_ends_the_gang_for_that_reason(controlled: Start) -> None:
+    cluster = controlled(SpeechlessRank)
+
+    report = cluster.wait_for(Phase.FAILED)
+
+    assert re.match(r"rank 1 \(stage 1, .*, pid \d+\) cannot be watched: .*LookupError: no words$", report.problem)
     pids = cluster.pids()
     cluster.drain()
     assert_only_the_controller_is_left(cluster, pids)

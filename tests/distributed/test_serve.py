@@ -1,9 +1,13 @@
 """`outrider serve` as a process, with the real model on two stages: from its ready line to nothing left."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,18 +22,18 @@ from outrider.workers.config import resolve_model
 TWO_STAGES = ("--pipeline-parallel-size", "2", "--port", "0", "--set", "kv_cache_memory_bytes=67108864")
 
 
-def last_words(client: Client, freeze: int) -> tuple[str, float]:
-    """Freezes a process in the middle of a request: how the request ends, and how long after."""
-    frozen_at = 0.0
+def last_words(client: Client, pid: int, number: signal.Signals) -> tuple[str, float]:
+    """Sends a signal to a process in the middle of a request: how the request ends, and how long after."""
+    sent_at = 0.0
     stream = client.stream("def f(", max_tokens=3000, ignore_eos=True, seed=1)
     try:
         for event in stream:
-            if isinstance(event, Output) and not frozen_at:
-                frozen_at = time.monotonic()
-                os.kill(freeze, signal.SIGSTOP)
+            if isinstance(event, Output) and not sent_at:
+                sent_at = time.monotonic()
+                os.kill(pid, number)
     except GenerationFailedError as error:
-        return str(error), time.monotonic() - frozen_at
-    pytest.fail("the request ended well, with a frozen rank")
+        return str(error), time.monotonic() - sent_at
+    pytest.fail("the request ended well, without a rank")
 
 
 def test_serve_answers_names_a_frozen_rank_and_leaves_nothing() -> None:
@@ -41,7 +45,7 @@ def test_serve_answers_names_a_frozen_rank_and_leaves_nothing() -> None:
         (replica,) = client.status().replicas
         assert [rank.state for rank in replica.ranks] == ["ready", "ready"]
 
-        reason, seconds = last_words(client, freeze=replica.ranks[1].pid)
+        reason, seconds = last_words(client, replica.ranks[1].pid, signal.SIGSTOP)
 
         assert "rank 1 (stage 1" in reason
         assert seconds < 10, f"noticed after {seconds:.1f} s"
@@ -54,8 +58,34 @@ def test_serve_answers_names_a_frozen_rank_and_leaves_nothing() -> None:
     assert is_free(address)
 
 
-def end_in_mid_request(run: Outrider, client: Client, tokens: int) -> int:
-    """Sends SIGTERM while a request runs: how many of its tokens still came."""
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_request_hears_which_rank_was_killed_within_ten_seconds(ray_address: str, name: str, rank: int) -> None:
+    run = Outrider("serve", *TWO_STAGES, "--ray-address", ray_address, "--name", name)
+    with Client(run.wait_until_ready()) as client:
+        pid = client.status().replicas[0].ranks[rank].pid
+
+        reason, seconds = last_words(client, pid, signal.SIGKILL)
+
+        assert f"rank {rank} (stage {rank}, layers " in reason
+        assert f"rank {1 - rank} " not in reason
+        assert seconds < 10, f"noticed after {seconds:.1f} s"
+        assert re.search(rf"rank {rank} \(stage {rank}, .*, pid {pid}\) died: its process was killed", problem(client))
+
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish(within_s=40) == 0, run.errors
+    assert (actors(name), groups(name), run.left()) == ([], [], [])
+
+
+def problem(client: Client, within_s: float = 10.0) -> str:
+    """Why the cluster cannot serve, once the controller knows it."""
+    until = time.monotonic() + within_s
+    while not (found := client.status().problem) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
+
+
+def end_in_mid_request(run: Outrider, client: Client, tokens: int, meanwhile: Callable[[], None]) -> int:
+    """Sends SIGTERM while a request runs, and holds its end up for `meanwhile`: how many of its tokens still came."""
     received: list[int] = []
 
     def read() -> None:
@@ -66,7 +96,11 @@ def end_in_mid_request(run: Outrider, client: Client, tokens: int) -> int:
     reader.start()
     while not received:
         time.sleep(0.01)
+    gateway = run.child("gateway")
+    gateway.suspend()
     run.process.send_signal(signal.SIGTERM)
+    meanwhile()
+    gateway.resume()
     reader.join(30)
     return len(received)
 
@@ -78,12 +112,18 @@ def test_what_a_killed_serve_left_on_a_shared_ray_is_removed_by_the_next_which_d
     killed = Outrider("serve", *options)
     killed.wait_until_ready()
 
-    refused = Outrider("serve", *options)
-    assert refused.finish() == 1
-    assert "".join(refused.errors) == (
-        f"error: a cluster named '{name}' is being served already: stop it, or choose another --name\n"
-    )
+    def assert_another_is_refused() -> None:
+        refused = Outrider("serve", *options)
+        assert refused.finish() == 1
+        assert "".join(refused.errors) == (
+            f"error: a cluster named '{name}' is being served already: stop it, or choose another --name\n"
+        )
 
+    def assert_another_is_refused_after_long_silence() -> None:
+        time.sleep(6)
+        assert_another_is_refused()
+
+    assert_another_is_refused()
     killed.process.kill()
     assert killed.finish() == -signal.SIGKILL
     assert killed.left() == []  # its gateway ended with it
@@ -92,7 +132,7 @@ def test_what_a_killed_serve_left_on_a_shared_ray_is_removed_by_the_next_which_d
 
     second = Outrider("serve", *options)
     with Client(second.wait_until_ready()) as client:
-        assert end_in_mid_request(second, client, tokens=100) == 100
+        assert end_in_mid_request(second, client, 100, assert_another_is_refused_after_long_silence) == 100
 
     assert second.finish(within_s=40) == 0
     assert "left by an earlier run" in "".join(second.errors)
@@ -112,6 +152,20 @@ def test_damaged_weights_are_one_line_and_leave_nothing(ray_address: str, name: 
     (line,) = run.errors
     assert line.startswith("error: rank ")
     assert "safetensors" in line
+    assert (actors(name), groups(name), run.left()) == ([], [], [])
+
+
+def test_a_gateway_that_cannot_go_on_ends_the_run_which_says_why(ray_address: str, name: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(resolve_model("scout"), damaged)
+    (damaged / "tokenizer_config.json").write_text(json.dumps({"chat_template": [5]}))
+
+    run = Outrider("serve", *TWO_STAGES, "--ray-address", ray_address, "--name", name, "--model", str(damaged))
+
+    assert run.finish() == 1
+    why, what = run.errors
+    assert why.startswith("error: the gateway cannot go on: AttributeError: ")
+    assert re.fullmatch(r"error: the gateway on \S+ ended with status 1\n", what)
     assert (actors(name), groups(name), run.left()) == ([], [], [])
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from fakes import FakeEngine
@@ -159,6 +159,36 @@ def test_refusals_become_exceptions_that_say_what_was_wrong(model: Path) -> None
                     pass
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("named", "asked"),
+    [
+        ("top_k must be in", {"token_ids": [5], "top_k": 9999999999}),
+        ("max_tokens must be", {"token_ids": [5], "max_tokens": 2**64}),
+        ("stop_token_ids cannot be sent: Value out of range", {"token_ids": [5], "stop_token_ids": [2**64]}),
+        ("stop cannot be sent", {"token_ids": [5], "stop": ["\udcff"]}),
+        ("temperature must be", {"token_ids": [5], "temperature": None}),
+        ("ignore_eos cannot be sent", {"token_ids": [5], "ignore_eos": "yes"}),
+        ("one of n is of the wrong type", {"token_ids": [5], "n": None}),
+        (r"token_ids must be integers in \[0, 4294967295\], got None", {"token_ids": [None]}),
+        ("prompt cannot be sent", {"prompt": "\udcff"}),
+        ("request_id cannot be sent", {"token_ids": [5], "request_id": 5}),
+        (r"messages\[1\] has no 'role'", {"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}),
+        (r"messages\[0\] has no 'content'", {"messages": [{"role": "user"}]}),
+        ("messages cannot be sent", {"messages": [{"role": "user", "content": 5}]}),
+        ("unknown parameter 'max_token': the known ones are n, .*max_tokens", {"token_ids": [5], "max_token": 5}),
+    ],
+)
+def test_what_no_message_can_hold_is_an_invalid_request_that_names_it(named: str, asked: dict[str, Any]) -> None:
+    async def ask_without_blocking() -> None:
+        async with AsyncClient("127.0.0.1:1") as client:
+            await client.generate(**asked)
+
+    with Client("127.0.0.1:1") as client, pytest.raises(InvalidRequestError, match=named):
+        client.generate(**asked)
+    with pytest.raises(InvalidRequestError, match=named):
+        asyncio.run(ask_without_blocking())
 
 
 def test_a_gateway_that_is_not_there_is_unavailable_by_its_address() -> None:

@@ -55,7 +55,7 @@ BAD_REQUESTS = [
     ("max_tokens", _stopping(max_tokens=-5)),
     ("min_tokens", _stopping(min_tokens=-1)),
     ("min_tokens", _stopping(min_tokens=9, max_tokens=8)),
-    ("stop must not", _stopping(stop=["a", ""])),
+    ("stop must be", _stopping(stop=["a", ""])),
     ("stop_token_ids", _stopping(stop_token_ids=[400])),
     ("stop_token_ids", _stopping(stop_token_ids=[-1])),
     ("logprobs", tokens(5, response=pb.ResponseOptions(logprobs=21))),
@@ -66,6 +66,10 @@ BAD_REQUESTS = [
     ("max_draft_tokens", _speculating(pb.SPECULATION_MODE_FIXED, max_draft_tokens=17)),
     ("max_draft_tokens", _speculating(pb.SPECULATION_MODE_AUTO, max_draft_tokens=2)),
     ("speculation mode", _speculating(9)),
+    ("structured_output is not supported yet", tokens(5, structured_output=pb.StructuredOutput(regex="a+"))),
+    ("structured_output is not supported yet", tokens(5, structured_output=pb.StructuredOutput())),
+    ("resume is not supported yet", tokens(5, resume=pb.Resume(seed=1, fingerprint="feedbeef"))),
+    ("drafter is not supported yet", _speculating(pb.SPECULATION_MODE_AUTO, drafter="ngram")),
 ]
 
 

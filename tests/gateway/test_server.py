@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -172,6 +173,30 @@ def _start_process(controller: str, port: int, *options: str) -> "subprocess.Pop
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
     )
+
+
+def test_a_gateway_that_cannot_go_on_ends_and_says_why_in_one_line(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [5]}))
+
+    async def scenario() -> None:
+        async with running(model) as cluster:
+            cluster.controller.model_path = str(tmp_path)
+            command = [sys.executable, "-m", "outrider.cluster.cli", "gateway", "--port", "0", "--controller"]
+            ended = await asyncio.to_thread(
+                subprocess.run,
+                [*command, cluster.controller.address],
+                env={**os.environ, "PYTHONPATH": str(SOURCE)},
+                capture_output=True,
+                text=True,
+                timeout=20,
+            )
+
+            assert ended.returncode == 1
+            (line,) = ended.stderr.splitlines()
+            assert line.startswith("error: the gateway cannot go on: AttributeError: 'int' object")
+
+    asyncio.run(scenario())
 
 
 def _free_port() -> int:

@@ -11,7 +11,6 @@ from outrider.workers.engine.round import Round
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.deepseek import Stage
 
-
 _WIDTH_PER_THREAD = 512
 
 

@@ -42,6 +42,8 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (("serve", "--config", "/nowhere.yaml"), "/nowhere.yaml"),
         (("generate",), "prompt"),
         (("generate", "x", "--temperature=-1"), "temperature"),
+        (("generate", "x", "--top-k", "9999999999"), "top_k"),
+        (("generate", "\udcff"), "prompt"),  # what Python makes of an argument that is no UTF-8
         (("generate", "x", "--speculation", "fast"), "speculation"),
         (("gateway",), "--controller"),
         (("gateway", "--controller", "h:1", "--max-live-requests", "0"), "max_live_requests"),

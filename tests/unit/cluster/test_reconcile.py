@@ -85,6 +85,12 @@ def test_silence_ends_the_gang_when_the_deadline_has_passed_and_not_before() -> 
     assert fault([a_rank(0), silent], NOW + 0.2, DEADLINES) == "rank 1 stopped answering for 6.1 s"
 
 
+def test_silence_counts_from_the_first_probe_without_an_answer_however_many_follow() -> None:
+    silent = a_rank(1).asked(NOW - 6.1).asked(NOW - 3)
+
+    assert fault([a_rank(0), silent], NOW, DEADLINES) == "rank 1 stopped answering for 6.1 s"
+
+
 @pytest.mark.parametrize(("state", "deadline"), [("loading", 30), ("ready", 6), ("failed", 6)])
 def test_a_rank_that_loads_may_be_silent_for_longer(state: str, deadline: float) -> None:
     silent = replace(a_rank(0, state), waiting_since=NOW - deadline)

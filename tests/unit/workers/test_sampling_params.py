@@ -12,6 +12,7 @@ from outrider.workers.sampling_params import SamplingParams
     [
         ("n", 0),
         ("n", 2.0),
+        ("n", None),
         ("max_tokens", 0),
         ("max_tokens", "9"),
         ("min_tokens", -1),
