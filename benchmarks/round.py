@@ -76,7 +76,7 @@ class Bench:
     @torch.inference_mode()
     def draft(self, temperature: float) -> None:
         """One step of the drafter: a row through the MTP module, its head and the draw."""
-        state = self.mtp(1, self.batch(1, self.context - 1, shift=1), self.hidden[-1:])
+        state = self.mtp(self.batch(1, self.context - 1, shift=1), self.hidden[-1:])
         sample(self.mtp.logits(state), self._sample_rows(1, temperature))
 
     def _sample_rows(self, rows: int, temperature: float) -> list[SampleRow]:

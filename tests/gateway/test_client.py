@@ -170,7 +170,7 @@ def test_refusals_become_exceptions_that_say_what_was_wrong(model: Path) -> None
         ("stop cannot be sent", {"token_ids": [5], "stop": ["\udcff"]}),
         ("temperature must be", {"token_ids": [5], "temperature": None}),
         ("ignore_eos cannot be sent", {"token_ids": [5], "ignore_eos": "yes"}),
-        ("one of n is of the wrong type", {"token_ids": [5], "n": None}),
+        ("n must be an integer", {"token_ids": [5], "n": None}),
         (r"token_ids must be integers in \[0, 4294967295\], got None", {"token_ids": [None]}),
         ("prompt cannot be sent", {"prompt": "\udcff"}),
         ("request_id cannot be sent", {"token_ids": [5], "request_id": 5}),

@@ -1,4 +1,4 @@
-"""MTP modules against a straight-line reference: float64, expanded attention over the whole history, no cache."""
+"""The MTP module against a straight-line reference: float64, expanded attention over the whole history, no cache."""
 
 import math
 from pathlib import Path
@@ -122,7 +122,7 @@ def test_states_and_logits_are_the_references(kind: str, tmp_path: Path) -> None
     tokens = random_tokens(LENGTH + 1, config["vocab_size"], 0)
     hidden = model.hidden(Rows(tokens[:-1], 0, BLOCKS))
 
-    state = mtp.forward(1, make_batch([Rows(tokens[1:], 0, BLOCKS)], mtp=True), hidden)
+    state = mtp.forward(make_batch([Rows(tokens[1:], 0, BLOCKS)], mtp=True), hidden)
 
     reference = Reference(weights, config, config["num_hidden_layers"])
     wanted = reference.states(hidden.double(), tokens[1:])
@@ -140,30 +140,14 @@ def test_recursion_feeds_drafts_and_states_after_the_norm(kind: str, tmp_path: P
     reference = Reference(weights, config, config["num_hidden_layers"])
     fed, nexts = hidden.double(), tokens[1:]
 
-    state = mtp.forward(1, make_batch([Rows(nexts, 0, BLOCKS)], mtp=True), hidden)[-1:]
-    for step in range(2, 7):
+    state = mtp.forward(make_batch([Rows(nexts, 0, BLOCKS)], mtp=True), hidden)[-1:]
+    for _ in range(5):
         wanted = reference.states(fed, nexts)[-1:]
         assert relative_error(state, wanted) < 1e-5
         draft = int((wanted @ reference.head.T).argmax())
         assert int(mtp.logits(state).argmax()) == draft
         fed, nexts = torch.cat([fed, wanted]), [*nexts, draft]
-        state = mtp.forward(step, make_batch([Rows([draft], len(nexts) - 1, BLOCKS)], mtp=True), state)
-
-
-def test_each_step_uses_its_own_module_and_the_last_goes_on(tmp_path: Path) -> None:
-    config, weights = make(tmp_path, num_nextn_predict_layers=2)
-    model = Model.load(tmp_path)
-    mtp = load_mtp(tmp_path, model.stages[0])
-    tokens = random_tokens(41, config["vocab_size"], 1)
-    hidden = model.hidden(Rows(tokens[:-1], 0, BLOCKS))
-    batch = make_batch([Rows(tokens[1:], 0, BLOCKS)], mtp=True)
-
-    states = [mtp.forward(step, batch, hidden) for step in (1, 2, 3)]
-
-    assert mtp.count == 2
-    for step, depth in ((1, 0), (2, 1), (3, 1)):
-        wanted = Reference(weights, config, config["num_hidden_layers"] + depth).states(hidden.double(), tokens[1:])
-        assert relative_error(states[step - 1], wanted) < 1e-5
+        state = mtp.forward(make_batch([Rows([draft], len(nexts) - 1, BLOCKS)], mtp=True), state)
 
 
 def test_chunks_of_a_prompt_and_rewritten_drafts_leave_the_state_of_one_pass(tmp_path: Path) -> None:
@@ -172,15 +156,13 @@ def test_chunks_of_a_prompt_and_rewritten_drafts_leave_the_state_of_one_pass(tmp
     mtp = load_mtp(tmp_path, model.stages[0])
     tokens = random_tokens(LENGTH + 1, config["vocab_size"], 0)
     hidden = model.hidden(Rows(tokens[:-1], 0, BLOCKS))
-    whole = mtp.forward(1, make_batch([Rows(tokens[1:], 0, BLOCKS)], mtp=True), hidden)
+    whole = mtp.forward(make_batch([Rows(tokens[1:], 0, BLOCKS)], mtp=True), hidden)
 
     others, parts = list(range(40, 47)), []
     for first, end in ((0, 64), (64, 65), (65, LENGTH)):
-        mtp.forward(
-            1, make_batch([Rows([5, 6], first, others)], mtp=True), hidden[:2]
-        )  # provisional, to be overwritten
+        mtp.forward(make_batch([Rows([5, 6], first, others)], mtp=True), hidden[:2])  # provisional, to be overwritten
         batch = make_batch([Rows(tokens[first + 1 : end + 1], first, others)], mtp=True)
-        parts.append(mtp.forward(1, batch, hidden[first:end]))
+        parts.append(mtp.forward(batch, hidden[first:end]))
 
     assert torch.equal(torch.cat(parts), whole)
 
@@ -192,11 +174,11 @@ def test_the_first_slot_is_never_seen(tmp_path: Path) -> None:
     mtp = load_mtp(tmp_path, model.stages[0])
     hidden = torch.randn(3, config["hidden_size"])
     batch = make_batch([Rows([1, 2, 3], 0, BLOCKS)], mtp=True)
-    before = mtp.forward(1, batch, hidden)
+    before = mtp.forward(batch, hidden)
 
     mtp.cache.layers[0][BLOCKS[0] * 16] = 100.0
 
-    assert torch.equal(mtp.forward(1, batch, hidden), before)
+    assert torch.equal(mtp.forward(batch, hidden), before)
 
 
 def test_the_head_is_read_where_the_stage_has_none_and_shared_where_it_has(tmp_path: Path) -> None:

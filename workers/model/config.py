@@ -4,7 +4,6 @@ Two spellings are read: DeepSeek's own (`rope_theta`, `rope_scaling`, `torch_dty
 saves (`rope_parameters`, `dtype`, no `scoring_func` and no `topk_method`). What outrider cannot run is refused by name.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,10 +207,14 @@ def _quantization_block(fields: Fields) -> tuple[int, int] | None:
 def _tokens(fields: Fields, path: Path) -> dict[str, Any]:
     """generation_config.json, where there is one, knows better where generation ends."""
     generation = path / "generation_config.json"
-    values = json.loads(generation.read_text()) if generation.is_file() else {}
-    ends = values.get("eos_token_id", fields.values.get("eos_token_id"))
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    return {"bos_token_id": fields.values.get("bos_token_id"), "eos_token_ids": tuple(int(end) for end in ends)}
+    knowing = Fields.load(generation) if generation.is_file() else fields
+    if "eos_token_id" not in knowing.values:
+        knowing = fields
+    ends, vocabulary = knowing.integers("eos_token_id"), fields.integer("vocab_size")
+    if ends and max(ends) >= vocabulary:
+        raise knowing.error(f"eos_token_id {max(ends)} is not in the model's vocabulary of {vocabulary} tokens")
+    has_bos = fields.values.get("bos_token_id") is not None
+    return {"bos_token_id": fields.integer("bos_token_id") if has_bos else None, "eos_token_ids": ends}
 
 
 def _check_consistent(fields: Fields, config: ModelConfig) -> None:

@@ -50,6 +50,14 @@ class Fields:
             raise self.error(f"{name} must be true or false, got {value!r}")
         return value
 
+    def integers(self, name: str) -> tuple[int, ...]:
+        """One integer, several in a list, or none if the field is absent; none of them negative."""
+        value = self._present(name, [])
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in values):
+            raise self.error(f"{name} must be a non-negative integer or a list of them, got {value!r}")
+        return tuple(values)
+
     def group(self, name: str) -> "Fields":
         """The object under `name`; an empty one if it is absent."""
         value = self._present(name, {})

@@ -1,10 +1,11 @@
 """y = x W^T whose every output row depends on its own input row alone, bit for bit, whatever rows come beside it.
 
-A library's matrix product picks its order of summation by the number of rows. Two ways avoid it. `PackedLinear`:
-oneDNN's inner product over weights packed once keeps one order as long as it sums at most 1024 inputs, so longer sums
-are cut into chunks of 1024 and joined in order. Whether that holds on this machine is tried for every shape when it is
-first loaded. `TiledLinear`, where it does not: rows go through in tiles of one fixed shape. `FastLinear` promises
-nothing.
+A library's matrix product picks its order of summation by the number of rows. Two ways avoid it. `PackedLinear`, for
+float32: oneDNN's inner product over weights packed once keeps one order as long as it sums at most 1024 inputs, so
+longer sums are cut into chunks of 1024 and joined in order; more rows than were tried go through in several products.
+Whether that holds on this machine is tried for every shape when it is first loaded. `TiledLinear`, where it does not,
+and for bfloat16 and float16, whose packed products change their order at row counts that a trial would miss: rows go
+through in tiles of one fixed shape. `FastLinear` promises nothing.
 
 Outputs may be split over ranks and inputs are gathered: a weight is always whole rows, so a split sums nothing, and
 parts of two or more outputs have the bits of the whole.
@@ -20,7 +21,8 @@ from torch.nn import functional
 
 CHUNK = 1024  # inputs summed by one call
 TILE_ROWS = 16
-_PROBED_ROWS = (1, 2, 3, 4, 8, 16, 64)
+MOST_ROWS = 2048  # in one packed product: more are not tried
+_PROBED_ROWS = (1, 2, 3, 4, 8, 16, 64, 200)
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,11 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] == 0:
             return x.new_empty(0, self.outputs)
+        if x.shape[0] <= MOST_ROWS:
+            return self._product(x)
+        return torch.cat([self._product(part) for part in torch.split(x, MOST_ROWS)])
+
+    def _product(self, x: Tensor) -> Tensor:
         if len(self._chunks) == 1:
             return _packed_product(x, self._chunks[0])
         total = _packed_product(x[:, :CHUNK].contiguous(), self._chunks[0])
@@ -85,7 +92,7 @@ def make_linear(weights: Tensor | Sequence[Tensor], *, exact: bool) -> Linear:
         return FastLinear(weight)
     outputs, inputs = weight.shape
     widths = sorted({min(CHUNK, inputs), inputs % CHUNK or CHUNK})
-    if all(_packing_is_exact(width, outputs, weight.dtype) for width in widths):
+    if weight.dtype == torch.float32 and all(_packing_is_exact(width, outputs) for width in widths):
         return PackedLinear(weight)
     return TiledLinear(weight)
 
@@ -101,28 +108,28 @@ def _packed_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @functools.cache
-def _packing_is_exact(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
+def _packing_is_exact(inputs: int, outputs: int) -> bool:
     """Try it: is every row of a packed product of this shape the same alone, among others, and wherever it stands?"""
-    if torch._C._has_mkldnn and _rows_agree(inputs, outputs, dtype):
+    if torch._C._has_mkldnn and _rows_agree(inputs, outputs):
         return True
     log.warning(
-        "packed %s linear of %d inputs and %d outputs is not exact on this machine: using tiles of %d rows (slower)",
-        str(dtype).removeprefix("torch."), inputs, outputs, TILE_ROWS,
+        "packed linear of %d inputs and %d outputs is not exact on this machine: using tiles of %d rows (slower)",
+        inputs, outputs, TILE_ROWS,
     )  # fmt: skip
     return False
 
 
-def _rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
+def _rows_agree(inputs: int, outputs: int) -> bool:
     generator = torch.Generator().manual_seed(inputs * outputs)
-    most = max(_PROBED_ROWS)
-    x = torch.randn(most, inputs, generator=generator).to(dtype)
+    x = torch.randn(MOST_ROWS, inputs, generator=generator)
     try:
-        weight = _pack(torch.randn(outputs, inputs, generator=generator).to(dtype))
+        weight = _pack(torch.randn(outputs, inputs, generator=generator))
         whole = _packed_product(x, weight)
-        spans = [(first, count) for count in _PROBED_ROWS for first in (0, (most - count) // 3, most - count)]
+        room = [(count, MOST_ROWS - count) for count in _PROBED_ROWS]
+        spans = [(first, count) for count, most in room for first in (0, most // 3, most)]
         return all(
             torch.equal(_packed_product(x[first : first + count], weight), whole[first : first + count])
             for first, count in spans
         )
-    except RuntimeError:  # the build has oneDNN but not for this type
+    except RuntimeError:  # the build has oneDNN but not for this machine
         return False

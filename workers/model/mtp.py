@@ -1,8 +1,12 @@
-"""Multi-token prediction: the modules that draft (DeepSeek-V3, arXiv 2412.19437, section 2.2), beside the first stage.
+"""Multi-token prediction: the module that drafts (DeepSeek-V3, arXiv 2412.19437, section 2.2), beside the first stage.
 
 The pair (h_i, t_{i+1}) lives at slot i+1 of the module's own cache layer, with rotary position i: so a slot depends on
-tokens up to its own only, and blocks may be shared by their tokens' hash. Slot 0 is never seen. One module drafts
+tokens up to its own only, and blocks may be shared by their tokens' hash. Slot 0 is never seen. The module drafts
 several tokens by recursion: it is fed its own state *after* `shared_head.norm`, which is what it was trained on.
+
+Of a model with several modules only the first is loaded, and drafts every token. Module k+1 would attend to its own
+pair of every earlier token, made from module k's state there; a sequence that found its prompt's blocks in the cache
+has not computed those states.
 """
 
 import torch
@@ -22,7 +26,7 @@ from outrider.workers.model.weights import Checkpoint, mtp_marker
 
 
 class MtpModule(nn.Module):
-    """One depth: joins the next token's embedding with the state before it, one decoder layer, the head's norm."""
+    """Joins the next token's embedding with the state before it; one decoder layer; the head's norm."""
 
     def __init__(
         self, embedding_norm: RmsNorm, hidden_norm: RmsNorm, join: Linear, decoder: DecoderLayer, norm: RmsNorm
@@ -38,12 +42,12 @@ class MtpModule(nn.Module):
 
 
 class MtpModules(nn.Module):
-    """All the MTP modules of a model, with a cache layer each. They share the first stage's embedding and the head."""
+    """The first MTP module of a model, with its cache layer. It shares the first stage's embedding and the head."""
 
-    def __init__(self, stage: Stage, modules: list[MtpModule], cache: LatentCache, head: Linear) -> None:
+    def __init__(self, stage: Stage, module: MtpModule, cache: LatentCache, head: Linear) -> None:
         super().__init__()
         self._embedding, self._rotary, self._head = stage.embedding, stage.rotary, head
-        self.depths = nn.ModuleList(modules)
+        self.module = module
         self.cache = cache
 
     @classmethod
@@ -58,7 +62,7 @@ class MtpModules(nn.Module):
         dtype: torch.dtype,
         block_size: int,
     ) -> "MtpModules":
-        """Read every MTP module of `checkpoint`, to live with its first stage `stage`.
+        """Read the first MTP module of `checkpoint`, to live with its first stage `stage`.
 
         CheckpointError if it has none (`Checkpoint.has_mtp` tells). The head is read again only where `stage` lacks it.
         """
@@ -67,14 +71,9 @@ class MtpModules(nn.Module):
                 f"checkpoint {checkpoint.path} has no MTP weights ({mtp_marker(config)}): it cannot draft for itself"
             )
         loader = LayerLoader.of(config, checkpoint, numerics=numerics, device=device, dtype=dtype)
-        count = config.num_nextn_predict_layers
-        modules = [_load_module(loader, config.num_hidden_layers + depth) for depth in range(count)]
-        cache = LatentCache(count, config, block_size, loader.dtype, loader.device)
-        return cls(stage, modules, cache, stage.head if stage.head is not None else loader.head())
-
-    @property
-    def count(self) -> int:
-        return len(self.depths)
+        module = _load_module(loader, config.num_hidden_layers)
+        cache = LatentCache(1, config, block_size, loader.dtype, loader.device)
+        return cls(stage, module, cache, stage.head if stage.head is not None else loader.head())
 
     @property
     def cache_bytes_per_block(self) -> int:
@@ -84,19 +83,18 @@ class MtpModules(nn.Module):
         self.cache.allocate(num_blocks)
 
     @torch.inference_mode()
-    def forward(self, step: int, batch: Batch, hidden: Tensor) -> Tensor:
-        """Step 1, 2, ... of a draft, by module min(step, count) -> the states after `shared_head.norm` [R, hidden].
+    def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """The states after `shared_head.norm` [R, hidden].
 
         A row of `batch` is the pair (h_i, t_{i+1}): its token id is t_{i+1}, its rotary position i, its cache position
-        i+1, and `hidden` [R, hidden] is h_i after the final norm, or in a later step the state that the last returned.
+        i+1, and `hidden` [R, hidden] is h_i after the final norm, or in a draft's later steps the state returned last.
         """
         if not batch.rows:
             return hidden
-        depth = min(step, self.count) - 1
         assert self._embedding is not None, "MTP modules live with the first stage"
         embedded = functional.embedding(batch.token_ids, self._embedding)
         rotation = self._rotary.at(batch.rope_positions)
-        state: Tensor = self.depths[depth](batch, embedded, hidden, rotation, self.cache.layers[depth])
+        state: Tensor = self.module(batch, embedded, hidden, rotation, self.cache.layers[0])
         return state
 
     @torch.inference_mode()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from outrider.workers.model.quantization import dequantize
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _SCALE_SUFFIX = "_scale_inv"
+_HASHED_WHOLE = 256 << 20  # bytes of weights that are read in a fraction of a second
+_SAMPLE = 4096
 
 
 def mtp_marker(config: ModelConfig) -> str:
@@ -68,11 +71,19 @@ class Checkpoint:
             return self._dequantized(name, values, (rows or slice(0, None)).start or 0).to(dtype)
         return values.to(dtype, copy=True)
 
-    def content_hash(self) -> str:
-        """A digest of config.json and of every file's header and size: quick to make, and equal for copies."""
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+    def content_hash(self, hashed_whole: int = _HASHED_WHOLE) -> str:
+        """A digest of config.json and of every weights file's name, size, header and data: equal for copies.
+
+        Files of more than `hashed_whole` bytes together count by samples, from the beginning, the middle and the end
+        of every tensor: other weights change it, but one number changed between the samples does not.
+        """
+        digest = hashlib.blake2b((self.path / "config.json").read_bytes(), digest_size=32)
+        sizes = {file: (self.path / file).stat().st_size for file in self._headers}
+        whole = sum(sizes.values()) <= hashed_whole
         for file, header in self._headers.items():
-            digest.update(json.dumps([file, (self.path / file).stat().st_size, header], sort_keys=True).encode())
+            digest.update(json.dumps([file, sizes[file], header], sort_keys=True).encode())
+            for part in _whole_file(self.path / file) if whole else _samples(self.path / file, header):
+                digest.update(part)
         return digest.hexdigest()
 
     def _dequantized(self, name: str, values: Tensor, first_row: int) -> Tensor:
@@ -139,3 +150,20 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
         if 8 + length + entry["data_offsets"][1] > size:
             raise CheckpointError(f"{file} is truncated: it ends before the data of {name}")
     return dict(header)
+
+
+def _whole_file(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            yield part
+
+
+def _samples(file: Path, header: dict[str, dict[str, Any]]) -> Iterator[bytes]:
+    """The first, middle and last _SAMPLE bytes of every tensor, in the order of the file."""
+    with file.open("rb", buffering=0) as stream:
+        data = 8 + struct.unpack("<Q", stream.read(8))[0]
+        for first, end in sorted(tuple(entry["data_offsets"]) for entry in header.values()):
+            last = max(end - _SAMPLE, first)
+            for start in sorted({first, (first + last) // 2, last}):
+                stream.seek(data + start)
+                yield stream.read(min(_SAMPLE, end - start))

@@ -1,6 +1,6 @@
-"""Drafts with the model's own Multi-Token-Prediction modules, by recursion (design: MTP, exactly).
+"""Drafts with the model's own Multi-Token-Prediction module, by recursion (design: MTP, exactly).
 
-Owns the drafter's cache layers through its modules. Draws with the target's own noise and transforms, so that a
+Owns the drafter's cache layer through the module. Draws with the target's own noise and transforms, so that a
 draft is accepted iff it equals what the target draws. Knows nothing of how deep to draft: the Round says.
 """
 
@@ -44,7 +44,7 @@ class MtpDrafter:
             self._backlog.add(pairs)
             return {}
         waiting = joined([*self._backlog.take(), pairs])
-        state = self._forward(1, waiting)[len(waiting) - len(pairs) :]
+        state = self._forward(waiting)[len(waiting) - len(pairs) :]
         return self._recurse(pairs, state, depths) if depths.any() else {}
 
     def forget(self, sequence_ids: IntArray) -> None:
@@ -65,10 +65,10 @@ class MtpDrafter:
                 break
             going, positions = going[deeper], positions[deeper] + 1
             fed = _one_each(pairs, going, tokens[deeper], positions, state[torch.from_numpy(deeper)])
-            state = self._forward(step + 1, fed)
+            state = self._forward(fed)
         return drafts
 
-    def _forward(self, step: int, pairs: Pairs) -> Tensor:
+    def _forward(self, pairs: Pairs) -> Tensor:
         """States after shared_head.norm, [N, hidden]."""
         batch = Batch.build(
             token_ids=pairs.token_ids,
@@ -82,7 +82,7 @@ class MtpDrafter:
             block_size=self._block_size,
             device=self._device,
         )
-        return self._modules.forward(step, batch, pairs.hidden)
+        return self._modules.forward(batch, pairs.hidden)
 
     def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
         rows = self._starts.rows(sequence_ids, positions)

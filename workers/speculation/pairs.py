@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from outrider.workers.engine.round import IntArray, Round, Verdict, ints, offsets, ranges
+from outrider.workers.engine.round import IntArray, Round, Verdict, offsets, ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,7 @@ class Backlog:
         return taken
 
     def yield_blocks(self, round: Round) -> None:
-        """Drops what would be written into blocks that other sequences write now: its owner was preempted or ended."""
+        """Drops the pairs that would go into blocks that others write now: their owner was preempted or ended."""
         if self._waiting:
             owner_of = self._writers(round)
             kept = (_without_foreign(part, owner_of, self._block_size) for part in self._waiting)
@@ -117,25 +118,26 @@ class Backlog:
 
 
 def _without_foreign(pairs: Pairs, owner_of: dict[int, int], block_size: int) -> Pairs:
-    """`pairs` less the sequences of which a block to be written has another owner."""
-    kept = []
-    firsts = pairs.last_rows - pairs.lengths + 1
-    for s, (first, last) in enumerate(zip(firsts.tolist(), pairs.last_rows.tolist(), strict=True)):
-        low, high = ((int(pairs.positions[row]) + 1) // block_size for row in (first, last))
-        own = int(pairs.sequence_ids[s])
-        if all(owner_of.get(block, own) == own for block in pairs.tables[s][low : high + 1].tolist()):
-            kept.append(s)
-    return pairs if len(kept) == len(pairs.lengths) else _selected(pairs, ints(kept))
+    """`pairs` less those whose block has another owner. A sequence's other blocks may still be found by their hash."""
+    own = np.ones(len(pairs), dtype=bool)
+    row = 0
+    for sequence_id, length, table in zip(
+        pairs.sequence_ids.tolist(), pairs.lengths.tolist(), pairs.tables, strict=True
+    ):
+        blocks = table[(pairs.positions[row : row + length] + 1) // block_size]
+        own[row : row + length] = [owner_of.get(block, sequence_id) == sequence_id for block in blocks.tolist()]
+        row += length
+    return pairs if own.all() else _selected(pairs, own)
 
 
-def _selected(pairs: Pairs, kept: IntArray) -> Pairs:
-    """Only the sequences `kept`."""
-    lengths = pairs.lengths[kept]
-    firsts = pairs.last_rows[kept] - lengths + 1
-    rows = np.repeat(firsts, lengths) + ranges(lengths)
+def _selected(pairs: Pairs, own: NDArray[np.bool_]) -> Pairs:
+    """Only the pairs `own` [N], and only the sequences that are left with any."""
+    rows = np.flatnonzero(own)
+    left = np.bincount(np.repeat(np.arange(len(pairs.lengths)), pairs.lengths)[rows], minlength=len(pairs.lengths))
+    kept = np.flatnonzero(left)
     return Pairs(
         sequence_ids=pairs.sequence_ids[kept],
-        lengths=lengths,
+        lengths=left[kept],
         token_ids=pairs.token_ids[rows],
         positions=pairs.positions[rows],
         hidden=pairs.hidden[torch.from_numpy(rows)],

@@ -8,6 +8,7 @@ from typing import Any
 import tokenizers
 
 from outrider.workers.errors import CheckpointError
+from outrider.workers.model.fields import Fields
 from outrider.workers.text.chat import ChatTemplate
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -47,6 +48,20 @@ def _template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return template
 
 
+def _check_vocabulary(folder: Path, backend: tokenizers.Tokenizer) -> None:
+    """A model may have ids that its tokenizer does not use (DeepSeek pads its embedding), but none the other way."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return
+    highest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    size = Fields.load(config).integer("vocab_size", minimum=1)
+    if highest >= size:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} has token ids up to {highest}, but config.json has vocab_size = {size}:"
+            " this is another model's tokenizer"
+        )
+
+
 class Tokenizer:
     """Safe to use from several threads."""
 
@@ -61,7 +76,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer | None":
-        """The tokenizer in a checkpoint's directory, or None if it has none (it then takes token ids only)."""
+        """The tokenizer in a checkpoint's directory, or None if it has none (it then takes token ids only).
+
+        CheckpointError if it is damaged, or has more tokens than the model beside it.
+        """
         path = folder / "tokenizer.json"
         if not path.is_file():
             return None
@@ -72,6 +90,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
             raise CheckpointError(f"{path} is damaged: {error}") from error
+        _check_vocabulary(folder, backend)
         settings = _read_json(folder / "tokenizer_config.json")
         return cls(backend, settings, _template_source(folder, settings))
 
@@ -81,10 +100,6 @@ class Tokenizer:
         if bos_id is None or bos_id in self._backend.encode("").ids:
             return []
         return [bos_id]
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self._chat is not None
 
     def encode(self, text: str) -> list[int]:
         """A prompt's token ids, begin-of-sentence included where the model has one."""

@@ -70,8 +70,27 @@ def test_generation_config_knows_better_where_generation_ends(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"eos_token_id": 1', r"generation_config\.json is not valid JSON"),
+        ("[1]", r"generation_config\.json must hold a JSON object, not list"),
+        ('{"eos_token_id": "</s>"}', r"generation_config\.json: eos_token_id must be .* got '</s>'"),
+        ('{"eos_token_id": [1, 2.5]}', r"generation_config\.json: eos_token_id must be .* got \[1, 2\.5\]"),
+        ('{"eos_token_id": [1, 500]}', r"generation_config\.json: eos_token_id 500 .* vocabulary of 300 tokens"),
+    ],
+)
+def test_a_damaged_generation_config_is_named_with_its_field(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(text)
+
+    with pytest.raises(CheckpointError, match=says):
+        load(tmp_path, random_config(0, vocab_size=300))
+
+
+@pytest.mark.parametrize(
     ("changes", "names"),
     [
+        ({"eos_token_id": [True]}, "eos_token_id must be a non-negative integer or a list of them, got [True]"),
+        ({"bos_token_id": "<s>"}, "bos_token_id must be an integer, got '<s>'"),
         ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
         ({"model_type": "deepseek_v2", "architectures": None}, "deepseek_v2"),
         ({"model_type": "deepseek_v32", "architectures": ["DeepseekV32ForCausalLM"]}, "V3.2's sparse attention"),

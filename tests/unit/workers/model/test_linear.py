@@ -42,6 +42,21 @@ def test_an_exact_linear_in_bfloat16_gives_a_row_the_same_bits_in_every_batch(in
     assert ((linear(x).double() - wanted).norm() / wanted.norm()) < 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(512, 64), (768, 200), (1000, 128), (1024, 96), (1152, 33)])
+def test_a_long_chunk_gives_a_row_the_bits_that_any_part_of_it_gives(
+    inputs: int, outputs: int, dtype: torch.dtype
+) -> None:
+    weight, x = weight_and_rows(inputs, outputs, rows=2100, dtype=dtype)
+    linear = make_linear(weight, exact=True)
+
+    whole = linear(x)
+
+    for count in (1, 17, 33, 48, 64, 65, 100, 150, 300, 511, 512, 1100, 2048):
+        for first in (0, (2100 - count) // 3, 2100 - count):
+            assert torch.equal(linear(x[first : first + count]), whole[first : first + count]), count
+
+
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 def test_tiles_of_one_shape_give_a_row_the_same_bits_in_every_batch(inputs: int, outputs: int) -> None:
     weight, x = weight_and_rows(inputs, outputs)

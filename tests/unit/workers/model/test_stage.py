@@ -42,7 +42,7 @@ def test_an_empty_round_passes_through(path: Path) -> None:
     hidden = model.stages[0](batch, model.stages[0].embed(batch))
 
     assert hidden.shape == (0, CONFIG["hidden_size"])
-    assert mtp.forward(1, batch, hidden).shape == hidden.shape
+    assert mtp.forward(batch, hidden).shape == hidden.shape
     assert model.logits(hidden).shape == (0, CONFIG["vocab_size"])
 
 

@@ -127,6 +127,34 @@ def test_copies_hash_alike_and_other_weights_files_do_not(tmp_path: Path) -> Non
     assert len({one, sharded, scaled}) == 3
 
 
+@pytest.mark.parametrize("hashed_whole", [1 << 30, 0], ids=["whole", "by samples"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_other_weights_of_the_same_shapes_hash_otherwise(hashed_whole: int, shards: int, tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        write_checkpoint(tmp_path / name, CONFIG, seed, Layout(shards=shards))
+
+    one, same, other = (Checkpoint(tmp_path / name).content_hash(hashed_whole) for name in ("one", "same", "other"))
+
+    assert one == same
+    assert one != other
+
+
+@pytest.mark.parametrize("place", [0, 0.5, 1], ids=["first", "middle", "last"])
+def test_a_change_at_the_beginning_the_middle_or_the_end_of_any_tensor_changes_the_sampled_hash(
+    place: float, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path, CONFIG)
+    tensors = load_file(tmp_path / "model.safetensors")
+    hashes = {Checkpoint(tmp_path).content_hash(0)}
+
+    for name, tensor in tensors.items():
+        tensor.view(-1)[int(place * (tensor.numel() - 1))] += 1
+        rewrite(tmp_path, {name: tensor})
+        hashes.add(Checkpoint(tmp_path).content_hash(0))
+
+    assert len(hashes) == 1 + len(tensors)
+
+
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, CONFIG)
     rewrite(tmp_path, {DOWN: None})

@@ -1,6 +1,9 @@
-"""What the drafter's cache holds after any mixture of drafting and waiting, with modules that only record."""
+"""What the drafter's cache holds after any mixture of drafting and waiting, with a module that only records."""
+
+import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,12 +22,12 @@ class RecordingModules:
 
     def __init__(self) -> None:
         self.slots: dict[int, int] = {}
-        self.steps: list[tuple[int, int]] = []  # step, rows
+        self.steps: list[int] = []  # rows
 
-    def forward(self, step: int, batch: Batch, hidden: Tensor) -> Tensor:
+    def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
         rows = batch.write_rows if batch.write_rows is not None else torch.arange(batch.rows)
         self.slots.update(zip(batch.write_slots.tolist(), batch.token_ids[rows].tolist(), strict=True))
-        self.steps.append((step, batch.rows))
+        self.steps.append(batch.rows)
         return batch.token_ids[:, None].float()
 
     def logits(self, state: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ def test_pairs_that_waited_are_in_their_slots_before_the_next_draft() -> None:
     drafts = drafter.draft(_decode(1, 5, 5, table, steps=3), _says(6), HIDDEN)
 
     assert drafts == {1: [7, 8, 9]}
-    assert modules.steps == [(1, 6), (2, 1), (3, 1)]
+    assert modules.steps == [6, 1, 1]
     # Slot p holds token p: 1..6 are certain, 7 and 8 are the drafts that steps 2 and 3 were fed.
     assert modules.slots == {int(table[p // BLOCK]) * BLOCK + p % BLOCK: p for p in range(1, 9)}
 
@@ -104,6 +107,32 @@ def test_a_preempted_sequences_waiting_pairs_never_touch_blocks_that_others_own_
     assert modules.slots == {2 * BLOCK + 1: 31}
 
 
+@pytest.mark.parametrize(
+    ("lost", "left"),
+    [
+        (6, {2 * BLOCK + 1: 1, 2 * BLOCK + 2: 2, 2 * BLOCK + 3: 3, **{4 * BLOCK + n: 4 + n for n in range(4)}}),
+        (4, {2 * BLOCK + 1: 1, 2 * BLOCK + 2: 2, 2 * BLOCK + 3: 3, 6 * BLOCK: 8, 6 * BLOCK + 1: 9}),
+        (2, {**{4 * BLOCK + n: 4 + n for n in range(4)}, 6 * BLOCK: 8, 6 * BLOCK + 1: 9}),
+    ],
+)
+def test_a_lost_block_costs_a_preempted_sequence_no_other_waiting_pair(lost: int, left: dict[int, int]) -> None:
+    modules = RecordingModules()
+    drafter = _drafter(modules)
+    prompt = dataclasses.replace(
+        _decode(1, 0, 0, ints([2, 4, 6]), steps=0),
+        query_offsets=ints([0, 9]), token_ids=ints(range(9)), sample_counts=ints([0]), next_token_ids=ints([9]),
+    )  # fmt: skip
+    nothing = Verdict(
+        token_offsets=ints([0, 0]), token_ids=ints(), accepted_rows=ints([9]), drafts_accepted=ints([0]),
+        finish=ints([0]),
+    )  # fmt: skip
+    drafter.draft(prompt, nothing, torch.zeros(9, 1))
+
+    drafter.draft(_decode(9, 0, 30, ints([lost]), steps=1), _says(31), HIDDEN)
+
+    assert modules.slots == {**left, lost * BLOCK + 1: 31}
+
+
 def test_waiting_pairs_survive_others_that_only_read_a_shared_block() -> None:
     modules = RecordingModules()
     drafter = _drafter(modules)
@@ -122,5 +151,5 @@ def test_waiting_is_bounded() -> None:
     for position in range(100):
         drafter.draft(_decode(1, position, position % VOCAB, table, steps=0), _says((position + 1) % VOCAB), HIDDEN)
 
-    assert modules.steps == [(1, 65)]
+    assert modules.steps == [65]
     assert np.all([modules.slots[p] == p % VOCAB for p in range(1, 66)])

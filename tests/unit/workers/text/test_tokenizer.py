@@ -102,6 +102,26 @@ def test_a_damaged_or_foreign_tokenizer_is_named(tmp_path: Path, content: str) -
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused_and_one_with_fewer_is_not(
+    tmp_path: Path, beside: bool
+) -> None:
+    path = write_tokenizer(tmp_path) / "tokenizer.json"
+    description = json.loads(path.read_text())
+    if beside:  # a token beside the vocabulary counts as well
+        added = {**description["added_tokens"][0], "id": len(description["model"]["vocab"]), "content": "<more>"}
+        path.write_text(json.dumps({**description, "added_tokens": [*description["added_tokens"], added]}))
+    size = len(description["model"]["vocab"]) + int(beside)
+
+    for fits in (size, size + 64):
+        (tmp_path / "config.json").write_text(json.dumps({"vocab_size": fits}))
+        assert Tokenizer.load(tmp_path) is not None
+
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": size - 1}))
+    with pytest.raises(CheckpointError, match=rf"ids up to {size - 1}, but config\.json has vocab_size = {size - 1}:"):
+        Tokenizer.load(tmp_path)
+
+
 def test_a_damaged_template_is_a_checkpoint_error(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path)
     _settings(folder, chat_template="{% if %}")
