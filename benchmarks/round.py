@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.round import ints
+from outrider.workers.engine.runner import compute_threads
 from outrider.workers.model.attention import Attention
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.config import ModelConfig
@@ -39,6 +40,7 @@ class Bench:
         config = EngineConfig(model=model)
         path = resolve_model(model)
         shape, checkpoint = ModelConfig.load(path), Checkpoint(path)
+        torch.set_num_threads(compute_threads(shape.hidden_size, ROWS.stop, torch.get_num_threads()))
         own = {"numerics": "exact", "device": "cpu", "dtype": torch.float32, "block_size": config.block_size}
         self.stage = Stage.load(shape, checkpoint, range(shape.num_hidden_layers), **own)  # type: ignore[arg-type]
         self.mtp = MtpModules.load(shape, checkpoint, self.stage, **own)  # type: ignore[arg-type]

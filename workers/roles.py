@@ -25,7 +25,6 @@ class Leader:
 
     def run(self, on_ready: Callable[[str], None]) -> None:
         """Warms up, opens the door (`on_ready` gets its address, or ""), serves until stopped."""
-        self._runner.settle()
         self.engine.warm_up()
         server = EngineServer(TimedEngine(self.engine, self.times), self._service_host) if self._service_host else None
         try:
@@ -59,7 +58,6 @@ class Follower:
         self.times = RequestTimes()  # stays empty: requests are the leader's
 
     def run(self, on_ready: Callable[[str], None]) -> None:
-        self._runner.settle()
         on_ready("")
         try:
             follow(self._runner, self._above, self._onward, self._sampler)

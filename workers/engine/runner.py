@@ -11,12 +11,17 @@ from outrider.workers.engine.round import Round
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.deepseek import Stage
 
-_WIDTH_PER_THREAD = 512
+_WIDTH_PER_THREAD = 512  # outputs of a layer
+_VALUES_PER_THREAD = 8192  # of a round's hidden states
 
 
-def compute_threads(hidden_size: int, available: int) -> int:
-    """Threads worth waking: a narrow layer is over before they are awake (scout: one is 1.1 times as fast as two)."""
-    return max(1, min(available, hidden_size // _WIDTH_PER_THREAD))
+def compute_threads(hidden_size: int, rows: int, available: int) -> int:
+    """Threads worth waking: a narrow layer on few rows is over before they are awake (scout: one beats two).
+
+    How many there are changes no bit.
+    """
+    wanted = max(hidden_size // _WIDTH_PER_THREAD, hidden_size * rows // _VALUES_PER_THREAD)
+    return max(1, min(available, wanted))
 
 
 class StageRunner:
@@ -27,10 +32,7 @@ class StageRunner:
         self.busy_s = 0.0
         self._hidden_size, self._block_size = hidden_size, block_size
         self._device = device
-
-    def settle(self) -> None:
-        """Sets how many threads compute, for the calling thread: the one that will run the rounds."""
-        torch.set_num_threads(compute_threads(self._hidden_size, torch.get_num_threads()))
+        self._threads = torch.get_num_threads()  # to be had
 
     @torch.inference_mode()
     def forward(self, round: Round, hidden: Tensor | None) -> tuple[Round, Tensor]:
@@ -39,6 +41,7 @@ class StageRunner:
         `hidden` is None on the first stage, which embeds.
         """
         began = time.perf_counter()
+        torch.set_num_threads(compute_threads(self._hidden_size, round.rows, self._threads))  # the calling thread's
         batch = self._batch(round)
         hidden = self.stage.forward(batch, self.stage.embed(batch) if hidden is None else hidden)
         if self._device.type == "cuda":
