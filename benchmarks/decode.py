@@ -2,18 +2,19 @@
 
     .venv/bin/python benchmarks/decode.py [--model scout] [--tokens 96] [--repeats 5]
 
-Same checkpoint, prompts and dtype; greedy; interleaved; medians of tokens per second after the first token. Threads are
-each one's own choice among those that OMP_NUM_THREADS leaves.
+Same checkpoint, prompts and dtype; greedy; interleaved; medians of tokens per second after the first token. Each runs
+in a process of its own, with as many threads as it chooses.
 """
 
 import argparse
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from common import interleaved, median, prompts, save
-from transformers import AutoModelForCausalLM
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import resolve_model
@@ -41,14 +42,58 @@ def outrider_arm(llm: LLM, speculation: str, prompt: list[int]) -> Callable[[int
     return generate
 
 
-def transformers_arm(model: Any, prompt: list[int]) -> Callable[[int], int]:
-    ids = torch.tensor([prompt])
+class Peer:
+    """transformers in a process of its own, so that neither library's threads wait for the other's."""
 
-    def generate(tokens: int) -> int:
-        out = model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-        return int(out.shape[1]) - len(prompt)
+    def __init__(self, model: str) -> None:
+        command = [sys.executable, __file__, "--model", model, "--peer"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    return generate
+    def arm(self, prompt: list[int]) -> Callable[[int], int]:
+        def generate(tokens: int) -> int:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdin.write(json.dumps([prompt, tokens]) + "\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
+
+        return generate
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve_peer(model: str) -> None:
+    """The other end: a prompt and a number of tokens on each line in, how many came on each line out."""
+    from transformers import AutoModelForCausalLM  # slow to load, and only this end needs it
+
+    peer = AutoModelForCausalLM.from_pretrained(resolve_model(model), dtype=torch.float32).eval()
+    for line in sys.stdin:
+        prompt, tokens = json.loads(line)
+        ids = torch.tensor([prompt])
+        out = peer.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        print(out.shape[1] - len(prompt), flush=True)
+
+
+def measure(model: str, tokens: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Median tokens a second by kind of text and arm."""
+    figures = {}
+    peer = Peer(model)
+    with LLM(model, enable_prefix_caching=False) as llm:
+        assert llm.tokenizer is not None
+        for kind in ("code", "prose"):
+            prompt = llm.tokenizer.encode(prompts(kind, 1)[0])
+            arms = {
+                "transformers": rate(peer.arm(prompt), tokens),
+                "off": rate(outrider_arm(llm, "off", prompt), tokens),
+                "auto": rate(outrider_arm(llm, "auto", prompt), tokens),
+            }
+            interleaved(arms, 1)
+            figures[kind] = {name: median(values) for name, values in interleaved(arms, repeats).items()}
+    peer.close()
+    return figures
 
 
 def main() -> None:
@@ -56,26 +101,19 @@ def main() -> None:
     parser.add_argument("--model", default="scout")
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    peer = AutoModelForCausalLM.from_pretrained(resolve_model(args.model), dtype=torch.float32).eval()
-    figures = {}
-    with LLM(args.model, enable_prefix_caching=False) as llm:
-        assert llm.tokenizer is not None
-        for kind in ("code", "prose"):
-            prompt = llm.tokenizer.encode(prompts(kind, 1)[0])
-            arms = {
-                "transformers": rate(transformers_arm(peer, prompt), args.tokens),
-                "off": rate(outrider_arm(llm, "off", prompt), args.tokens),
-                "auto": rate(outrider_arm(llm, "auto", prompt), args.tokens),
-            }
-            interleaved(arms, 1)
-            figures[kind] = {name: median(values) for name, values in interleaved(arms, args.repeats).items()}
-            row = figures[kind]
-            over_peer, over_off = row["off"] / row["transformers"], row["auto"] / row["off"]
-            print(f"{kind}: tokens/s {row}; off is {over_peer:.2f} x transformers, auto {over_off:.2f} x off")
+    if args.peer:
+        return serve_peer(args.model)
+    figures = measure(args.model, args.tokens, args.repeats)
+    for kind, row in figures.items():
+        over_peer, over_off = row["off"] / row["transformers"], row["auto"] / row["off"]
+        speeds = ", ".join(f"{name} {speed:.1f}" for name, speed in row.items())
+        print(f"{kind}: tokens/s {speeds}; off is {over_peer:.2f} x transformers, auto {over_off:.2f} x off")
     print(
         "written to", save("decode", f"benchmarks/decode.py --tokens {args.tokens} --repeats {args.repeats}", figures)
     )
+    return None
 
 
 if __name__ == "__main__":
