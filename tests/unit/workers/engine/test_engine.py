@@ -140,17 +140,20 @@ def test_stopping_collects_the_rounds_under_way_before_the_stages_are_told(lanes
 
 
 def test_a_cancelled_request_ends_within_a_round_and_frees_its_blocks() -> None:
-    chunks = Chunks()
-    with _running(_engine(CountingPipeline(lanes=2))) as engine:
-        engine.submit(_request("r", max_tokens=390), chunks.put)
-        chunks.get(timeout=10)
-        engine.cancel("r")
-        heard = _collect(chunks, 1)
+    engine, chunks = _engine(CountingPipeline(lanes=2)), Chunks()
+
+    def hear_and_cancel(own: list[SequenceChunk]) -> None:  # in the engine's thread: no round in between
+        chunks.put(own)
         engine.cancel("r")
         engine.cancel("never heard of")
+
+    with _running(engine):
+        engine.submit(_request("r", max_tokens=390), hear_and_cancel)
+        heard = _collect(chunks, 1)
         _wait_until(lambda: engine.counters.running == 0)
 
     assert heard["r"][-1].finish_reason is FinishReason.CANCELLED
+    assert len(_tokens(heard["r"])) <= 2
     assert engine.counters.kv_cache_usage == 0
 
 
