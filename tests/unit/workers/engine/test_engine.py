@@ -75,12 +75,15 @@ def _tokens(chunks: list[SequenceChunk]) -> list[int]:
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_requests_from_many_threads_all_get_their_own_text(lanes: int) -> None:
     pipeline, drafter, chunks = CountingPipeline(lanes), CountingDrafter(), Chunks()
-    with _running(_engine(pipeline, drafter)) as engine:
-        threads = [
-            threading.Thread(target=engine.submit, args=(_request(f"r{n}", first=n * 7), chunks.put)) for n in range(20)
-        ]
-        for thread in threads:
-            thread.start()
+    engine = _engine(pipeline, drafter)
+    threads = [
+        threading.Thread(target=engine.submit, args=(_request(f"r{n}", first=n * 7), chunks.put)) for n in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with _running(engine):
         heard = _collect(chunks, 20)
 
     for n in range(20):
@@ -171,6 +174,7 @@ def test_an_idle_engine_sleeps() -> None:
     with _running(_engine(pipeline)) as engine:
         engine.submit(_request("r"), chunks.put)
         _collect(chunks, 1)
+        time.sleep(0.2)  # the round that ended it is over too
         parts = dict(engine.times.by_part)
         time.sleep(0.2)
 
