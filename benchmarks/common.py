@@ -48,6 +48,8 @@ def save(name: str, command: str, figures: dict[str, Any]) -> Path:
     """Writes results/NAME.json with what it takes to repeat it."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    record = {"command": command, "machine": machine(), "date": date.today().isoformat(), **figures}
+    threads = os.environ.get("OMP_NUM_THREADS", "default")
+    record = {"command": command, "OMP_NUM_THREADS": threads, "machine": machine(), "date": date.today().isoformat()}
+    record |= figures
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
