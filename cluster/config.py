@@ -33,7 +33,9 @@ class ServeSettings(BaseModel):
     pipeline_parallel_size: int = 1
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str | None = None
     numerics: str = "exact"
+    kernels: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048

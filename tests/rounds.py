@@ -13,6 +13,7 @@ from outrider.workers.model.batch import Batch
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
+from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.model.weights import Checkpoint
 
 BLOCK_SIZE = 16
@@ -28,11 +29,11 @@ class Rows:
     write_from: int = 0
 
 
-def make_batch(parts: Sequence[Rows], *, block_size: int = BLOCK_SIZE, mtp: bool = False) -> Batch:
+def flat_rows(parts: Sequence[Rows], *, mtp: bool = False) -> FlatRows:
     """`parts` as one round. For MTP a row's tokens are those after it, and its cache slots one further."""
     lengths = [len(part.tokens) for part in parts]
     positions = np.concatenate([part.start + np.arange(len(part.tokens)) for part in parts])
-    return Batch.build(
+    return FlatRows(
         token_ids=np.concatenate([np.asarray(part.tokens, dtype=np.int64) for part in parts]),
         rope_positions=positions,
         cache_positions=positions + int(mtp),
@@ -41,8 +42,11 @@ def make_batch(parts: Sequence[Rows], *, block_size: int = BLOCK_SIZE, mtp: bool
         block_offsets=np.cumsum([0, *(len(part.blocks) for part in parts)]),
         block_ids=np.concatenate([np.asarray(part.blocks, dtype=np.int64) for part in parts]),
         first_cache_position=int(mtp),
-        block_size=block_size,
     )
+
+
+def make_batch(parts: Sequence[Rows], *, block_size: int = BLOCK_SIZE, mtp: bool = False) -> Batch:
+    return Batch.of(flat_rows(parts, mtp=mtp), block_size)
 
 
 @dataclass

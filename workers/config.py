@@ -13,6 +13,15 @@ BUNDLED_MODELS = ("scout",)
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NUMERICS = ("exact", "fast")
+KERNELS = ("auto", "compiled", "torch")
+QUANTIZATIONS = (None, "int8")
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "device": DEVICES,
+    "dtype": DTYPES,
+    "quantization": QUANTIZATIONS,
+    "numerics": NUMERICS,
+    "kernels": KERNELS,
+}
 _LEAST = {
     "max_num_seqs": 1,
     "max_num_batched_tokens": 1,
@@ -66,7 +75,9 @@ class EngineConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str | None = None  # "int8": weights in 8 bits with block scales, made as they are loaded
     numerics: str = "exact"
+    kernels: str = "auto"  # of the CPU: "compiled" where they can be had, else "torch"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
@@ -78,9 +89,9 @@ class EngineConfig:
     round_timeout_s: float = 300.0  # deadline of every wait for another rank within a round
 
     def __post_init__(self) -> None:
-        for name, allowed in (("device", DEVICES), ("dtype", DTYPES), ("numerics", NUMERICS)):
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):

@@ -39,7 +39,9 @@ class LLM:
         data_parallel_size: int = 1,
         device: str = "auto",
         dtype: str = "auto",
+        quantization: str | None = None,
         numerics: str = "exact",
+        kernels: str = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 2048,
@@ -62,7 +64,9 @@ class LLM:
             ),
             device=device,
             dtype=dtype,
+            quantization=quantization,
             numerics=numerics,
+            kernels=kernels,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -91,7 +95,9 @@ class LLM:
         collected = [_Collected(request, text, self.tokenizer) for request, text in zip(requests, texts, strict=True)]
         with Progress(disable=not use_tqdm) as progress:
             task = progress.add_task("generating", total=len(collected))
-            for _ in self._run(collected):
+            for _ in self._run(
+                collected, _Mailbox(at_once=[one.request for one in collected if one.request.params.stop])
+            ):
                 progress.update(task, completed=sum(one.finished for one in collected))
         return [one.result for one in collected]
 
@@ -111,7 +117,7 @@ class LLM:
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[OutputDelta]:
         """What the request's outputs gain, as they gain it. Closing the iterator cancels the request."""
         requests = self._requests([prompt], sampling_params)
-        return self._run([_Collected(requests[0], None, self.tokenizer)])
+        return self._run([_Collected(requests[0], None, self.tokenizer)], _Mailbox(at_once=requests))
 
     def status(self) -> list[RankStatus]:
         """How each rank is, by rank: rounds, requests and time spent computing."""
@@ -160,15 +166,15 @@ class LLM:
             raise ValueError("prompt must be token ids: this checkpoint has no tokenizer")
         return self.tokenizer.encode(prompt) if prompt else ()
 
-    def _run(self, collected: Sequence["_Collected"]) -> Iterator[OutputDelta]:
+    def _run(self, collected: Sequence["_Collected"], mailbox: "_Mailbox") -> Iterator[OutputDelta]:
         """Submits, and yields every delta. Leaving early (an error, Ctrl-C, a closed iterator) cancels what is left."""
-        engine, chunks = self._host.engine, queue.SimpleQueue[list[SequenceChunk]]()
+        engine = self._host.engine
         by_id = {one.request.request_id: one for one in collected}
         try:
             for one in collected:
-                engine.submit(one.request, chunks.put)
+                engine.submit(one.request, mailbox.put)
             while not all(one.finished for one in collected):
-                for chunk in chunks.get():
+                for chunk in mailbox.take():
                     delta = by_id[chunk.request_id].add(chunk)
                     if delta.must_cancel:
                         engine.cancel(chunk.request_id, delta.index)
@@ -179,6 +185,28 @@ class LLM:
             for one in collected:
                 if not one.finished:
                     engine.cancel(one.request.request_id)
+
+
+class _Mailbox:
+    """Chunks on their way from the engine's thread to the caller's, who is woken only for what matters.
+
+    That is an end or an error, and any chunk of the requests `at_once`: somebody waits for it, or it may hold a stop
+    string. Waking costs the engine a good part of a small model's round.
+    """
+
+    def __init__(self, at_once: Sequence[Request]) -> None:
+        self._at_once = {request.request_id for request in at_once}
+        self._waiting: list[SequenceChunk] = []
+        self._ready: queue.SimpleQueue[list[SequenceChunk]] = queue.SimpleQueue()
+
+    def put(self, chunks: Sequence[SequenceChunk]) -> None:
+        self._waiting.extend(chunks)
+        if any(chunk.finish_reason is not None or chunk.error or chunk.request_id in self._at_once for chunk in chunks):
+            self._ready.put(self._waiting)
+            self._waiting = []
+
+    def take(self) -> list[SequenceChunk]:
+        return self._ready.get()
 
 
 class _Collected:

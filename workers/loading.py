@@ -18,10 +18,10 @@ from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.errors import CheckpointError, OutriderError
 from outrider.workers.fingerprint import fingerprint
 from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.deepseek import Stage
-from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
 from outrider.workers.parallel import groups
+from outrider.workers.parallel.meeting import meet, this_machine
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.roles import Follower, Leader
 from outrider.workers.speculation.depth import DepthPolicy
@@ -49,6 +49,7 @@ class _Loader:
         self._model = ModelConfig.load(path)
         self._checkpoint = Checkpoint(path)
         self._dtype = _dtype(self._config, self._device)
+        self._kernels = kernels_in_force(self._config, self._device, self._dtype)
         self._max_model_len = _max_model_len(self._config, self._model)
         self._starts = SequenceStarts(self._model.eos_token_ids)
         self._speculation = _speculation(self._config, self._checkpoint.has_mtp(self._model))
@@ -57,28 +58,28 @@ class _Loader:
         spec = self._spec
         if spec.world_size > 1:
             groups.join(spec.rank, spec.world_size, spec.master_address, spec.master_port, self._device)
-        stage = self._load_stage(progress)
-        drafts = spec.rank == 0 and self._speculation != "off"
-        modules = self._load_modules(stage) if drafts else None
-        blocks = self._allocate(stage, modules)
+        self._parts = self._load_parts(progress)
+        blocks = self._allocate()
         self._max_model_len = fitted_length(self._config, self._max_model_len, blocks)
-        runner = StageRunner(stage, self._model.hidden_size, self._config.block_size, self._device)
-        last = spec.rank == spec.world_size - 1
-        sampler = Sampler(stage, self._starts, self._max_model_len) if last else None
+        runner = StageRunner(self._parts.stage, self._device)
+        head = self._parts.head
+        sampler = Sampler(head, self._starts, self._max_model_len) if head is not None else None
         progress(1.0)
         if spec.rank == 0:
-            return self._leader(runner, sampler, modules, blocks)
-        above, onward = self._link(spec.rank - 1), self._link(0 if last else spec.rank + 1)
+            return self._leader(runner, sampler, blocks)
+        above, onward = self._links()
         return Follower(runner=runner, above=above, onward=onward, sampler=sampler)
 
-    def _leader(self, runner: StageRunner, sampler: Sampler | None, modules: MtpModules | None, blocks: int) -> Leader:
+    def _leader(self, runner: StageRunner, sampler: Sampler | None, blocks: int) -> Leader:
         spec = self._spec
         pipeline: Pipeline
         if sampler is not None:
             pipeline = SingleStage(runner, sampler)
         else:
-            pipeline = FirstStage(runner, spec.world_size, self._link(1), self._link(spec.world_size - 1))
-        drafter = MtpDrafter(modules, self._starts, self._config.block_size, self._device) if modules else None
+            up, down = self._links()
+            pipeline = FirstStage(runner, spec.world_size, down, up)
+        model = self._parts.draft_model
+        drafter = MtpDrafter(model, self._starts, self._config.block_size) if model is not None else None
         depth = DepthPolicy(self._speculation)
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth)
         engine = Engine(info=self._info(), scheduler=scheduler, pipeline=pipeline, drafter=drafter, depth=depth)
@@ -96,45 +97,42 @@ class _Loader:
             speculation=self._speculation,
         )
 
-    def _load_stage(self, progress: Callable[[float], None]) -> Stage:
-        return Stage.load(
-            self._model,
-            self._checkpoint,
-            self._spec.layers,
-            numerics=self._config.numerics,
-            device=self._device,
-            dtype=self._dtype,
-            block_size=self._config.block_size,
-            progress=lambda done, total: progress(done / total),
+    def _load_parts(self, progress: Callable[[float], None]) -> Parts:
+        return load_parts(
+            Wanted(
+                config=self._config,
+                model=self._model,
+                checkpoint=self._checkpoint,
+                layers=self._spec.layers,
+                device=self._device,
+                dtype=self._dtype,
+                kernels=self._kernels,
+                drafts=self._spec.rank == 0 and self._speculation != "off",
+                starts=self._starts,
+                progress=lambda done, total: progress(done / total),
+            )
         )
 
-    def _load_modules(self, stage: Stage) -> MtpModules:
-        return MtpModules.load(
-            self._model,
-            self._checkpoint,
-            stage,
-            numerics=self._config.numerics,
-            device=self._device,
-            dtype=self._dtype,
-            block_size=self._config.block_size,
-        )
-
-    def _allocate(self, stage: Stage, modules: MtpModules | None) -> int:
+    def _allocate(self) -> int:
         """Blocks that every rank of the replica has room for, taken here."""
-        per_block = stage.cache_bytes_per_block + (modules.cache_bytes_per_block if modules else 0)
+        per_block = self._parts.cache_bytes_per_block
         blocks = blocks_for(self._config, self._max_model_len, per_block, free_bytes(self._device))
         blocks = groups.agree_on_minimum(blocks, self._device)
-        stage.allocate_cache(blocks)
-        if modules is not None:
-            modules.allocate_cache(blocks)
+        self._parts.allocate_cache(blocks)
         return blocks
 
-    def _link(self, peer: int) -> StageLink:
-        return StageLink(peer, self._spec.describe(peer), self._dtype, self._device, self._config.round_timeout_s)
+    def _links(self) -> tuple[StageLink, StageLink]:
+        """From the rank before and to the rank after; the last stage's verdicts go to the first. Every rank's turn."""
+        spec, timeout_s = self._spec, self._config.round_timeout_s
+        before, after = (spec.describe((spec.rank + step) % spec.world_size) for step in (-1, 1))
+        incoming, outgoing = meet(spec.rank, spec.world_size, self._parts.hidden_dtype, self._device, this_machine())
+        return StageLink(incoming, before, timeout_s), StageLink(outgoing, after, timeout_s)
 
     def _info(self) -> EngineInfo:
         return EngineInfo(
-            fingerprint=fingerprint(self._config, self._checkpoint.content_hash(), self._dtype, self._device),
+            fingerprint=fingerprint(
+                self._config, self._checkpoint.content_hash(), self._dtype, self._device, self._kernels
+            ),
             max_model_len=self._max_model_len,
             vocab_size=self._model.vocab_size,
             dtype=str(self._dtype).removeprefix("torch."),
@@ -158,7 +156,7 @@ def _numerics(config: EngineConfig, device: torch.device) -> str:
 
 
 def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """By default float32 on a CPU, where bfloat16 is no faster, and bfloat16 on a GPU."""
+    """By default float32 on a CPU, and bfloat16 on a GPU."""
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[config.dtype]

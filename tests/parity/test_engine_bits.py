@@ -31,6 +31,7 @@ from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.torch_parts import TorchDraftModel, TorchHead
 
 BLOCK, TOKENS = 4, 24
 PROMPTS = [list(range(10 + 3 * n, 10 + 3 * n + 9 + 4 * n)) for n in range(5)]
@@ -94,8 +95,8 @@ def _engine(path: Path, *, blocks: int, budget: int, speculation: str | int) -> 
         max_model_len=120,
         speculation=speculation,
     )
-    recorder = Recorder(StageRunner(stage, config.hidden_size, BLOCK, CPU), Sampler(stage, starts, 120))
-    drafter = MtpDrafter(modules, starts, BLOCK, CPU) if speculation != "off" else None
+    recorder = Recorder(StageRunner(stage, CPU), Sampler(TorchHead(stage, starts), starts, 120))
+    drafter = MtpDrafter(TorchDraftModel(modules, starts), starts, BLOCK) if speculation != "off" else None
     info = EngineInfo(
         fingerprint="f", max_model_len=120, vocab_size=config.vocab_size, dtype="float32", numerics="exact",
         speculation=str(speculation), has_mtp=True,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from checkpoints import random_config, write_checkpoint
 from rounds import BLOCK_SIZE, Model, Rows, load_mtp, random_tokens
 
@@ -14,6 +13,7 @@ from outrider.workers.engine.round import Round, SequenceStart, Verdict, ints
 from outrider.workers.outputs import CompletionOutput
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.torch_parts import TorchDraftModel
 
 BLOCKS = [6, 2, 9]
 CUTS = (0, 7, 8, 11, 20)  # the rounds in which the tokens become certain
@@ -55,7 +55,8 @@ def _drafts(path: Path, left_behind: float) -> list[list[int]]:
     modules = load_mtp(path, model.stages[0], blocks=12)
     for layer in modules.cache.layers:
         layer.fill_(left_behind)
-    drafter = MtpDrafter(modules, SequenceStarts(()), BLOCK_SIZE, torch.device("cpu"))
+    starts = SequenceStarts(())
+    drafter = MtpDrafter(TorchDraftModel(modules, starts), starts, BLOCK_SIZE)
     tokens = random_tokens(CUTS[-1] + 1, 97, seed=8)
     hidden = model.hidden(Rows(tokens[:-1], 0, BLOCKS))
     found = []

@@ -2,37 +2,38 @@
 
 import time
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from outrider.workers.engine.round import Round
-from outrider.workers.model.batch import Batch
-from outrider.workers.model.deepseek import Stage
-
-_WIDTH_PER_THREAD = 512  # outputs of a layer
-_VALUES_PER_THREAD = 8192  # of a round's hidden states
+from outrider.workers.model.rows import Rows
 
 
-def compute_threads(hidden_size: int, rows: int, available: int) -> int:
-    """Threads worth waking: a narrow layer on few rows is over before they are awake (scout: one beats two).
+class StageModel(Protocol):
+    """Some layers of a model, with their cache, whichever path computes them."""
 
-    How many there are changes no bit.
-    """
-    wanted = max(hidden_size // _WIDTH_PER_THREAD, hidden_size * rows // _VALUES_PER_THREAD)
-    return max(1, min(available, wanted))
+    @property
+    def cache_bytes_per_block(self) -> int: ...
+
+    def allocate_cache(self, num_blocks: int) -> None:
+        """Make room for blocks 0..num_blocks-1. To be called once, before the first round."""
+        ...
+
+    def run(self, rows: Rows, hidden: Tensor | None) -> Tensor:
+        """`hidden` [R, hidden], None on the first stage, which embeds -> [R, hidden]; the last stage's is normed."""
+        ...
 
 
 class StageRunner:
     """One stage of the model, and the time it has spent computing."""
 
-    def __init__(self, stage: Stage, hidden_size: int, block_size: int, device: torch.device) -> None:
+    def __init__(self, stage: StageModel, device: torch.device) -> None:
         self.stage = stage
         self.busy_s = 0.0
-        self._hidden_size, self._block_size = hidden_size, block_size
         self._device = device
-        self._threads = torch.get_num_threads()  # to be had
 
     @torch.inference_mode()
     def forward(self, round: Round, hidden: Tensor | None) -> tuple[Round, Tensor]:
@@ -41,26 +42,23 @@ class StageRunner:
         `hidden` is None on the first stage, which embeds.
         """
         began = time.perf_counter()
-        torch.set_num_threads(compute_threads(self._hidden_size, round.rows, self._threads))  # the calling thread's
-        batch = self._batch(round)
-        hidden = self.stage.forward(batch, self.stage.embed(batch) if hidden is None else hidden)
+        hidden = self.stage.run(round_rows(round), hidden)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         took = time.perf_counter() - began
         self.busy_s += took
         return replace(round, stage_s=np.append(round.stage_s, took)), hidden
 
-    def _batch(self, round: Round) -> Batch:
-        positions = round.positions
-        return Batch.build(
-            token_ids=round.token_ids,
-            rope_positions=positions,
-            cache_positions=positions,
-            query_offsets=round.query_offsets,
-            write_from=round.write_from,
-            block_offsets=round.block_offsets,
-            block_ids=round.block_ids,
-            first_cache_position=0,
-            block_size=self._block_size,
-            device=self._device,
-        )
+
+def round_rows(round: Round) -> Rows:
+    positions = round.positions
+    return Rows(
+        token_ids=round.token_ids,
+        rope_positions=positions,
+        cache_positions=positions,
+        query_offsets=round.query_offsets,
+        write_from=round.write_from,
+        block_offsets=round.block_offsets,
+        block_ids=round.block_ids,
+        first_cache_position=0,
+    )

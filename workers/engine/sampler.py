@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from outrider.workers.engine.round import IntArray, Round, Verdict, ints, ranges
-from outrider.workers.model.deepseek import Stage
-from outrider.workers.speculation.sampling import logprobs, sample
+from outrider.workers.speculation.model_parts import Head
+from outrider.workers.speculation.sampling import logprobs
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.verify import verify_round
 
@@ -17,8 +17,8 @@ from outrider.workers.speculation.verify import verify_round
 class Sampler:
     """Draws the target's token at every sampled row, and verifies the drafts against them."""
 
-    def __init__(self, stage: Stage, starts: SequenceStarts, max_model_len: int) -> None:
-        self._stage, self._starts, self._max_model_len = stage, starts, max_model_len
+    def __init__(self, head: Head, starts: SequenceStarts, max_model_len: int) -> None:
+        self._head, self._starts, self._max_model_len = head, starts, max_model_len
         self.busy_s = 0.0
 
     @torch.inference_mode()
@@ -31,9 +31,7 @@ class Sampler:
         self._starts.end(round.ends)
         self._starts.begin(round.begins)
         rows, owners = sampled_rows(round)
-        logits = self._stage.logits(hidden[torch.from_numpy(rows)])  # [sampled, vocab]
-        positions = round.positions[rows] + 1
-        targets = sample(logits, self._starts.rows(round.sequence_ids[owners], positions)).cpu().numpy()
+        logits, targets = self._head.draw(hidden, rows, round.sequence_ids[owners], round.positions[rows] + 1)
         verdict = verify_round(round, targets, self._starts, self._max_model_len)
         verdict = self._with_logprobs(round, verdict, logits)
         accepted = hidden[torch.from_numpy(_leading_rows(round, verdict.accepted_rows))]

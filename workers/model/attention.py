@@ -6,7 +6,8 @@ its up-projection), every sum over chunks runs in the order of the chunks, and a
 depend neither on the rows beside it, nor on the number of query rows, nor on where its blocks lie.
 """
 
-import numpy as np
+import mmap
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,7 +18,6 @@ from outrider.workers.model.layers import RmsNorm
 from outrider.workers.model.linear import Linear
 from outrider.workers.model.rotary import Rotation, rotate
 
-ALIGNMENT = 64  # bytes: torch's own allocations on a CPU have it
 ROW_TILE = 4  # rows per item of a product with a head's up-projection
 
 
@@ -28,7 +28,7 @@ class LatentCache:
         self, layers: int, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._shape = (layers, block_size, config.head_dim_latent)
-        self._dtype, self._device = dtype, device
+        self._dtype, self.device = dtype, device
         self.layers: list[Tensor] = []  # each [slots, latent]
 
     @property
@@ -40,17 +40,17 @@ class LatentCache:
         """Room for blocks 0..num_blocks-1, and slots enough after them for an item that begins in the last one."""
         layers, block_size, latent = self._shape
         slots = num_blocks * block_size + MIN_CHUNKS * CHUNK
-        self.layers = [_zeros(slots, latent, self._dtype, self._device) for _ in range(layers)]
+        self.layers = [zeros_when_touched(slots, latent, self._dtype, self.device) for _ in range(layers)]
 
 
-def _zeros(slots: int, latent: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros [slots, latent], aligned to 64 bytes. On a CPU they take memory only once they are written."""
+def zeros_when_touched(slots: int, latent: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros [slots, latent]. On a CPU they take memory once they are written, in huge pages where there are any."""
     if device.type != "cpu":
         return torch.zeros(slots, latent, dtype=dtype, device=device)
-    size = slots * latent * dtype.itemsize
-    raw = torch.from_numpy(np.zeros(size + ALIGNMENT, dtype=np.uint8))  # pages that the system zeroes at first touch
-    shift = -raw.data_ptr() % ALIGNMENT
-    return raw[shift : shift + size].view(dtype).view(slots, latent)
+    memory = mmap.mmap(-1, slots * latent * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(slots, latent)
 
 
 class Attention(nn.Module):

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from outrider.workers.model.rows import IntArray, Rows
 
 CHUNK = 64  # cache slots that one attention item covers
 MIN_CHUNKS = 2  # a product of one item may be computed otherwise than one of several
 SHORT_ROWS = 16  # a sequence with more query rows attends alone
 ALIGNED_SLOTS = 16  # this many slots are a multiple of 64 bytes, however long a slot is
 TILE_ROWS = 256  # rows of one sequence in a Group
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,38 +51,20 @@ class Batch:
         return self.token_ids.shape[0]
 
     @classmethod
-    def build(
-        cls,
-        *,
-        token_ids: IntArray,
-        rope_positions: IntArray,
-        cache_positions: IntArray,
-        query_offsets: IntArray,
-        write_from: IntArray,
-        block_offsets: IntArray,
-        block_ids: IntArray,
-        first_cache_position: int,
-        block_size: int,
-        device: torch.device | str = "cpu",
-    ) -> "Batch":
-        """The arrays are a Round's. `cache_positions` [R] is the slot a row writes and the last it sees.
-
-        `first_cache_position` is the first slot any row sees: 0 for the model, 1 for an MTP module.
-        """
+    def of(cls, rows: Rows, block_size: int, device: torch.device | str = "cpu") -> "Batch":
         device = torch.device(device)
-        sequence_of_row = np.repeat(np.arange(len(write_from)), np.diff(query_offsets))
-        blocks = block_ids[block_offsets[sequence_of_row] + cache_positions // block_size]
-        slots = blocks * block_size + cache_positions % block_size
-        writes = np.flatnonzero(cache_positions >= write_from[sequence_of_row])
+        sequence_of_row = np.repeat(np.arange(len(rows.write_from)), np.diff(rows.query_offsets))
+        positions = rows.cache_positions
+        blocks = rows.block_ids[rows.block_offsets[sequence_of_row] + positions // block_size]
+        slots = blocks * block_size + positions % block_size
+        writes = np.flatnonzero(positions >= rows.write_from[sequence_of_row])
         page_size = math.gcd(block_size, CHUNK)
-        tables = _Tables(cache_positions, block_offsets, block_ids, first_cache_position, block_size, page_size)
-        groups = tuple(
-            tables.group(rows, len(token_ids), device) for rows in _rectangles(query_offsets, cache_positions)
-        )
+        tables = _Tables(rows, block_size, page_size)
+        groups = tuple(tables.group(spans, device) for spans in _rectangles(rows.query_offsets, positions))
         return cls(
-            token_ids=torch.from_numpy(np.asarray(token_ids)).to(device),
-            rope_positions=torch.from_numpy(np.asarray(rope_positions)).to(device),
-            write_rows=None if len(writes) == len(token_ids) else torch.from_numpy(writes).to(device),
+            token_ids=torch.from_numpy(rows.token_ids).to(device),
+            rope_positions=torch.from_numpy(rows.rope_positions).to(device),
+            write_rows=None if len(writes) == len(rows) else torch.from_numpy(writes).to(device),
             write_slots=torch.from_numpy(slots[writes]).to(device),
             groups=groups,
             page_size=page_size,
@@ -110,24 +91,22 @@ def _rectangles(query_offsets: IntArray, cache_positions: IntArray) -> Iterator[
 class _Tables:
     """What Groups are made from."""
 
-    cache_positions: IntArray
-    block_offsets: IntArray
-    block_ids: IntArray
-    first_cache_position: int
+    rows: Rows
     block_size: int
     page_size: int
 
-    def group(self, spans: list[Span], batch_rows: int, device: torch.device) -> Group:
+    def group(self, spans: list[Span], device: torch.device) -> Group:
+        positions = self.rows.cache_positions
         rows = max(end - first for _, first, end in spans)
-        last = max(int(self.cache_positions[end - 1]) for _, _, end in spans)
+        last = max(int(positions[end - 1]) for _, _, end in spans)
         chunks = max(last // CHUNK + 1, MIN_CHUNKS)
         row_ids = np.stack([np.minimum(np.arange(first, first + rows), end - 1) for _, first, end in spans], axis=1)
         pages = np.stack([self._pages(sequence, chunks) for sequence, _, _ in spans])
         slots = np.arange(chunks * CHUNK)
-        last_seen = self.cache_positions[row_ids][..., None]
-        seen = (slots >= self.first_cache_position) & (slots <= last_seen)  # [n, S, C*CHUNK]
+        last_seen = positions[row_ids][..., None]
+        seen = (slots >= self.rows.first_cache_position) & (slots <= last_seen)  # [n, S, C*CHUNK]
         bias = np.where(seen, np.float32(0), np.float32(-np.inf)).reshape(rows, len(spans), chunks, 1, CHUNK)
-        whole = row_ids.size == batch_rows and np.array_equal(row_ids.ravel(), np.arange(batch_rows))
+        whole = row_ids.size == len(self.rows) and np.array_equal(row_ids.ravel(), np.arange(len(self.rows)))
         return Group(
             sequences=len(spans),
             rows=rows,
@@ -140,7 +119,8 @@ class _Tables:
 
     def _pages(self, sequence: int, chunks: int) -> IntArray:
         """The pages of a sequence's first `chunks` chunks; what lies past its blocks is page 0, which no row sees."""
-        blocks = self.block_ids[self.block_offsets[sequence] : self.block_offsets[sequence + 1]]
+        table = slice(self.rows.block_offsets[sequence], self.rows.block_offsets[sequence + 1])
+        blocks = self.rows.block_ids[table]
         per_block = self.block_size // self.page_size
         pages = (blocks[:, None] * per_block + np.arange(per_block)).ravel()
         wanted = chunks * (CHUNK // self.page_size)

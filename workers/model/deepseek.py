@@ -11,7 +11,20 @@ from outrider.workers.model.layers import RmsNorm
 from outrider.workers.model.linear import Linear
 from outrider.workers.model.loading import DecoderLayer, LayerLoader, Progress
 from outrider.workers.model.rotary import Rotary
+from outrider.workers.model.rows import Rows
 from outrider.workers.model.weights import Checkpoint
+
+_WIDTH_PER_THREAD = 512  # outputs of a layer
+_VALUES_PER_THREAD = 8192  # of a round's hidden states
+
+
+def compute_threads(hidden_size: int, rows: int, available: int) -> int:
+    """Threads worth waking: a narrow layer on few rows is over before they are awake (scout: one beats two).
+
+    How many there are changes no bit.
+    """
+    wanted = max(hidden_size // _WIDTH_PER_THREAD, hidden_size * rows // _VALUES_PER_THREAD)
+    return max(1, min(available, wanted))
 
 
 class Stage(nn.Module):
@@ -30,6 +43,8 @@ class Stage(nn.Module):
         embedding: Tensor | None,
         norm: RmsNorm | None,
         head: Linear | None,
+        hidden_size: int,
+        block_size: int,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -38,6 +53,10 @@ class Stage(nn.Module):
         self.embedding = None if embedding is None else nn.Parameter(embedding, requires_grad=False)
         self.norm = norm
         self.head = head
+        self.block_size = block_size
+        self._hidden_size = hidden_size
+        self._device = cache.device
+        self._threads = torch.get_num_threads()  # to be had
 
     @classmethod
     def load(
@@ -68,6 +87,8 @@ class Stage(nn.Module):
             embedding=loader.embedding() if layers.start == 0 else None,
             norm=loader.norm("norm", config.hidden_size) if last else None,
             head=loader.head() if last else None,
+            hidden_size=config.hidden_size,
+            block_size=block_size,
         )
 
     @property
@@ -77,6 +98,13 @@ class Stage(nn.Module):
     def allocate_cache(self, num_blocks: int) -> None:
         """Make room for blocks 0..num_blocks-1. To be called once, before the first round."""
         self.cache.allocate(num_blocks)
+
+    @torch.inference_mode()
+    def run(self, rows: Rows, hidden: Tensor | None) -> Tensor:
+        """`hidden` [R, hidden], None on the first stage, which embeds -> [R, hidden]; the last stage's is normed."""
+        torch.set_num_threads(compute_threads(self._hidden_size, len(rows), self._threads))  # the calling thread's
+        batch = Batch.of(rows, self.block_size, self._device)
+        return self.forward(batch, self.embed(batch) if hidden is None else hidden)
 
     @torch.inference_mode()
     def embed(self, batch: Batch) -> Tensor:

@@ -22,6 +22,7 @@ from outrider.workers.model.layers import RmsNorm
 from outrider.workers.model.linear import Linear
 from outrider.workers.model.loading import DecoderLayer, LayerLoader
 from outrider.workers.model.rotary import Rotation
+from outrider.workers.model.rows import Rows
 from outrider.workers.model.weights import Checkpoint, mtp_marker
 
 
@@ -47,6 +48,7 @@ class MtpModules(nn.Module):
     def __init__(self, stage: Stage, module: MtpModule, cache: LatentCache, head: Linear) -> None:
         super().__init__()
         self._embedding, self._rotary, self._head = stage.embedding, stage.rotary, head
+        self._block_size = stage.block_size
         self.module = module
         self.cache = cache
 
@@ -81,6 +83,10 @@ class MtpModules(nn.Module):
 
     def allocate_cache(self, num_blocks: int) -> None:
         self.cache.allocate(num_blocks)
+
+    def run(self, rows: Rows, hidden: Tensor) -> Tensor:
+        """As `forward`, from flat arrays."""
+        return self.forward(Batch.of(rows, self._block_size, self.cache.device), hidden)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, hidden: Tensor) -> Tensor:

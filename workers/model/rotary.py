@@ -36,19 +36,26 @@ def _ramp(yarn: Yarn, theta: float, dim: int) -> NDArray[np.float32]:
     return np.asarray(np.clip(slope, 0, 1), dtype=np.float32)
 
 
+def rotary_table(config: ModelConfig) -> NDArray[np.float32]:
+    """Cosines and signed sines of every position, [positions, 2, qk_rope_head_dim].
+
+    Made once, in double precision: no thread count or vector width shows.
+    """
+    scale = config.yarn.rotation_scale if config.yarn else 1.0
+    positions = np.arange(config.max_position_embeddings, dtype=np.float32)
+    angles = np.outer(positions, frequencies(config)).astype(np.float64)
+    # A pair (a, b) becomes (a cos - b sin, b cos + a sin): a value times cos, plus its partner times -sin or sin.
+    cos = np.repeat(np.cos(angles) * scale, 2, axis=1)
+    sin = np.repeat(np.sin(angles) * scale, 2, axis=1) * np.tile([-1.0, 1.0], angles.shape[1])
+    return np.stack([cos, sin], axis=1).astype(np.float32)
+
+
 class Rotary(nn.Module):
-    """Cosines and sines of every position, made once in double precision: no thread count or vector width shows."""
+    """`rotary_table` on a device."""
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         super().__init__()
-        scale = config.yarn.rotation_scale if config.yarn else 1.0
-        positions = np.arange(config.max_position_embeddings, dtype=np.float32)
-        angles = np.outer(positions, frequencies(config)).astype(np.float64)
-        # A pair (a, b) becomes (a cos - b sin, b cos + a sin): a value times cos, plus its partner times -sin or sin.
-        cos = np.repeat(np.cos(angles) * scale, 2, axis=1)
-        sin = np.repeat(np.sin(angles) * scale, 2, axis=1) * np.tile([-1.0, 1.0], angles.shape[1])
-        table = np.stack([cos, sin], axis=1).astype(np.float32)
-        self._table = nn.Buffer(torch.from_numpy(table).to(device), persistent=False)  # [positions, 2, rope]
+        self._table = nn.Buffer(torch.from_numpy(rotary_table(config)).to(device), persistent=False)
 
     def at(self, positions: Tensor) -> Rotation:
         """Cosines and signed sines at `positions` [R], each [R, 1, rope], for `rotate`."""

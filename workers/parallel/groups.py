@@ -1,6 +1,8 @@
-"""Joins a rank to its replica's process group, and names ranks in errors."""
+"""Joins a rank to its replica's process group, and asks the whole group."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -8,6 +10,9 @@ import torch.distributed as dist
 from outrider.workers.errors import EngineStoppedError
 
 _JOIN_TIMEOUT = timedelta(seconds=120)
+_leaving: list[Callable[[], None]] = []  # what this rank does besides when it leaves its group
+
+T = TypeVar("T")
 
 
 def join(rank: int, world_size: int, address: str, port: int, device: torch.device) -> None:
@@ -26,7 +31,14 @@ def join(rank: int, world_size: int, address: str, port: int, device: torch.devi
         raise EngineStoppedError(f"rank {rank} could not meet the others at {address}:{port} ({reason})") from error
 
 
+def on_leave(close: Callable[[], None]) -> None:
+    """Has `leave` call `close`: for connections that stand beside the group and end with it."""
+    _leaving.append(close)
+
+
 def leave() -> None:
+    while _leaving:
+        _leaving.pop()()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -38,3 +50,10 @@ def agree_on_minimum(value: int, device: torch.device) -> int:
     tensor = torch.tensor([value], dtype=torch.int64, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
     return int(tensor.item())
+
+
+def ask_all(answer: T) -> list[T]:
+    """Every rank's `answer`, by rank; each must give one. Plain values only; for groups of CPUs."""
+    answers: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(answers, answer)
+    return cast(list[T], answers)

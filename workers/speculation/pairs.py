@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from outrider.workers.engine.round import IntArray, Round, Verdict, offsets, ranges
+from outrider.workers.engine.round import IntArray, Round, Verdict, ints, offsets, ranges
+from outrider.workers.model.rows import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,20 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
         hidden=torch.cat([part.hidden for part in parts]),
         write_from=np.concatenate([part.write_from for part in parts]),
         tables=tuple(table for part in parts for table in part.tables),
+    )
+
+
+def pair_rows(pairs: Pairs) -> Rows:
+    """What the module runs over: the pair of position i writes slot i+1 of its cache, and slot 0 is never seen."""
+    return Rows(
+        token_ids=pairs.token_ids,
+        rope_positions=pairs.positions,
+        cache_positions=pairs.positions + 1,
+        query_offsets=offsets(pairs.lengths),
+        write_from=pairs.write_from,
+        block_offsets=offsets([len(table) for table in pairs.tables]),
+        block_ids=ints(np.concatenate(pairs.tables)) if pairs.tables else ints(),
+        first_cache_position=1,
     )
 
 

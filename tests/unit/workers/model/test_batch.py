@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from rounds import Rows, make_batch
 
 from outrider.workers.model.batch import CHUNK, SHORT_ROWS, Batch, Group
+from outrider.workers.model.rows import Rows as FlatRows
 
 BLOCK = 16
 
@@ -92,11 +93,11 @@ def test_a_prompt_chunk_attends_alone() -> None:
 @pytest.mark.parametrize("mtp", [False, True])
 def test_an_empty_round_is_a_batch_of_no_rows(mtp: bool) -> None:
     none = np.zeros(0, dtype=np.int64)
-    batch = Batch.build(
+    rows = FlatRows(
         token_ids=none, rope_positions=none, cache_positions=none, query_offsets=np.zeros(1, dtype=np.int64),
-        write_from=none, block_offsets=np.zeros(1, dtype=np.int64), block_ids=none,
-        first_cache_position=int(mtp), block_size=16,
+        write_from=none, block_offsets=np.zeros(1, dtype=np.int64), block_ids=none, first_cache_position=int(mtp),
     )  # fmt: skip
+    batch = Batch.of(rows, block_size=16)
 
     assert batch.rows == 0
     assert batch.groups == ()

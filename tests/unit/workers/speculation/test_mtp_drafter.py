@@ -9,9 +9,11 @@ from torch import Tensor
 
 from outrider.workers.engine.round import IntArray, Round, SequenceStart, Verdict, ints
 from outrider.workers.model.batch import Batch
+from outrider.workers.model.rows import Rows
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.torch_parts import TorchDraftModel
 
 BLOCK = 4
 VOCAB = 64
@@ -24,9 +26,10 @@ class RecordingModules:
         self.slots: dict[int, int] = {}
         self.steps: list[int] = []  # rows
 
-    def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
-        rows = batch.write_rows if batch.write_rows is not None else torch.arange(batch.rows)
-        self.slots.update(zip(batch.write_slots.tolist(), batch.token_ids[rows].tolist(), strict=True))
+    def run(self, rows: Rows, hidden: Tensor) -> Tensor:
+        batch = Batch.of(rows, BLOCK)
+        writing = batch.write_rows if batch.write_rows is not None else torch.arange(batch.rows)
+        self.slots.update(zip(batch.write_slots.tolist(), batch.token_ids[writing].tolist(), strict=True))
         self.steps.append(batch.rows)
         return batch.token_ids[:, None].float()
 
@@ -35,7 +38,8 @@ class RecordingModules:
 
 
 def _drafter(modules: RecordingModules) -> MtpDrafter:
-    return MtpDrafter(modules, SequenceStarts(()), BLOCK, torch.device("cpu"))  # type: ignore[arg-type]  # a double
+    starts = SequenceStarts(())
+    return MtpDrafter(TorchDraftModel(modules, starts), starts, BLOCK)  # type: ignore[arg-type]  # a double
 
 
 def _decode(sequence_id: int, position: int, token: int, table: IntArray, steps: int) -> Round:

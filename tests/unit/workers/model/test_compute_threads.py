@@ -2,7 +2,7 @@
 
 import pytest
 
-from outrider.workers.engine.runner import compute_threads
+from outrider.workers.model.deepseek import compute_threads
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""Calls into the compiled kernels: one call runs a stage over a round, draws tokens, or drafts.
+
+Reference: the torch path (workers/model, workers/speculation/sampling), which tests compare with.
+"""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from outrider.kernels.cpu import library
+from outrider.kernels.cpu.library import Going, Linear, Module, Rows, Shape, Stage
+
+IntArray = NDArray[np.int64]
+
+# One row to draw, as src/sampling.h has it.
+DRAW = np.dtype(
+    [
+        ("sequence_key", np.uint64),
+        ("position", np.int64),
+        ("temperature", np.float64),
+        ("min_p", np.float64),
+        ("top_p", np.float64),
+        ("top_k", np.int64),
+        ("ruled_out", np.uint64),
+        ("ruled_out_count", np.int64),
+    ]
+)
+_SPINS = 100000
+
+
+class Context:
+    """A team of threads and the room its rounds need. Belongs to one thread at a time.
+
+    `shared_cores`: others want these cores, so nobody spins.
+    """
+
+    def __init__(self, threads: int, shared_cores: bool = False) -> None:
+        self._library = library.load()
+        self._handle: int | None = self._library.outrider_open(threads)
+        self._team = (self._handle, threads, 0 if shared_cores else _SPINS)
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._library.outrider_close(self._handle)
+            self._handle = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def linear(self, linear: Linear, x: Tensor) -> Tensor:
+        """`x` [n, inputs] float32 -> [n, outputs] float32."""
+        x = x.contiguous()
+        out = torch.empty(x.shape[0], linear.outputs)
+        self._library.outrider_linear(*self._team, linear, x.shape[0], x.data_ptr(), out.data_ptr())
+        return out
+
+    def stage(self, shape: Shape, stage: Stage, rows: Rows, hidden: Tensor) -> None:
+        """Runs a stage's layers over `hidden` [rows, hidden] float32, in place; the first stage embeds into it."""
+        self._library.outrider_stage(*self._team, shape, stage, rows, hidden.data_ptr())
+
+    def sample(self, head: Linear, hidden: Tensor, which: IntArray, draws: NDArray[Any]) -> tuple[Tensor, IntArray]:
+        """Logits [n, vocab] float32 of rows `which` [n] of `hidden`, and a token drawn from each by `draws` [n]."""
+        logits = torch.empty(len(which), head.outputs)
+        tokens = np.empty(len(which), dtype=np.int64)
+        if len(which):
+            self._library.outrider_sample(
+                *self._team, head, hidden.data_ptr(), which.ctypes.data, len(which), _pointer(draws),
+                logits.data_ptr(), tokens.ctypes.data,
+            )  # fmt: skip
+        return logits, tokens
+
+    def draw(self, logits: Tensor, draws: NDArray[Any]) -> IntArray:
+        """Tokens drawn from `logits` [n, vocab] float32, which are left as they are."""
+        logits = logits.clone()
+        tokens = np.empty(len(logits), dtype=np.int64)
+        if len(logits):
+            self._library.outrider_draw(
+                *self._team, logits.data_ptr(), *logits.shape, _pointer(draws), tokens.ctypes.data
+            )
+        return tokens
+
+    def draft(
+        self,
+        shape: Shape,
+        module: Module,
+        head: Linear,
+        ids: NDArray[np.int32] | None,
+        pairs: Rows,
+        hidden: Tensor,
+        last_pairs: IntArray,
+        depths: IntArray,
+        draws: NDArray[Any],
+    ) -> list[list[int]]:
+        """Feeds `pairs` with the states `hidden` [pairs, hidden]; then `depths[i]` drafts after pair `last_pairs[i]`.
+
+        `draws[i]` is how the first of them is drawn. `ids` are the tokens of a cut head's outputs, ascending.
+        """
+        ends = np.cumsum(depths)
+        going = np.stack([last_pairs, depths, ends - depths], axis=1)
+        drafts = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
+        states = torch.empty_like(hidden)
+        self._library.outrider_draft(
+            *self._team, shape, module, head, None if ids is None else ids.ctypes.data, pairs,
+            hidden.data_ptr(), states.data_ptr(), ctypes.cast(going.ctypes.data, ctypes.POINTER(Going)), len(depths),
+            _pointer(draws), drafts.ctypes.data,
+        )  # fmt: skip
+        flat = drafts.tolist()
+        return [flat[end - depth : end] for end, depth in zip(ends.tolist(), depths.tolist(), strict=True)]
+
+
+def _pointer(draws: NDArray[Any]) -> Any:
+    return ctypes.cast(draws.ctypes.data, ctypes.POINTER(library.Draw))

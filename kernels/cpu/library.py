@@ -1,0 +1,159 @@
+"""The compiled kernels as Python sees them: structures as in src/, and calls that release the interpreter's lock.
+
+A structure holds bare addresses: whoever fills one keeps what it points to alive.
+"""
+
+import ctypes
+import functools
+import logging
+from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from typing import Any
+
+from outrider.kernels.cpu.build import BuildError, built, instruction_set
+
+log = logging.getLogger("outrider.kernels")
+
+PANEL = 32  # outputs
+LANES = 16
+STRETCH_8 = 128  # inputs that share a scale of 8-bit weights
+FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # kinds of weights
+
+
+class Linear(Structure):
+    _fields_ = (
+        ("panels", c_void_p),
+        ("scales", c_void_p),
+        ("kind", c_int32),
+        ("outputs", c_int32),
+        ("inputs", c_int32),
+        ("unused", c_int32),
+    )
+
+
+class Shape(Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("hidden", "heads", "nope", "rope", "value", "latent_rank", "query_rank")),
+        *((name, c_int32) for name in ("experts", "chosen", "groups", "chosen_groups", "normalise")),
+        *((name, c_int32) for name in ("block_size", "cache_kind")),
+        *((name, c_float) for name in ("routed_scale", "eps", "latent_eps", "softmax_scale")),
+        ("rotary", c_void_p),
+    )
+
+
+class Attention(Structure):
+    _fields_ = (
+        ("down", Linear),
+        ("query_up", Linear),
+        ("output", Linear),
+        ("key_up", POINTER(Linear)),
+        ("value_up", POINTER(Linear)),
+        ("query_norm", c_void_p),
+        ("latent_norm", c_void_p),
+    )
+
+
+class Mlp(Structure):
+    _fields_ = (("gate_up", Linear), ("down", Linear), ("width", c_int32), ("unused", c_int32))
+
+
+class Layer(Structure):
+    _fields_ = (
+        ("input_norm", c_void_p),
+        ("post_norm", c_void_p),
+        ("attention", Attention),
+        ("routed", c_int32),
+        ("shared", c_int32),
+        ("router", Linear),
+        ("router_bias", c_void_p),
+        ("experts", POINTER(Mlp)),
+        ("dense", Mlp),
+    )
+
+
+class Rows(Structure):
+    _fields_ = (
+        ("rows", c_int32),
+        ("sequences", c_int32),
+        *((name, c_void_p) for name in ("token_ids", "positions", "slots", "offsets", "write_from")),
+        ("block_offsets", c_void_p),
+        ("block_ids", c_void_p),
+        ("first_slot", c_int64),
+    )
+
+
+class Stage(Structure):
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        ("caches", POINTER(c_void_p)),
+        ("count", c_int32),
+        ("embedding_kind", c_int32),
+        ("embedding", c_void_p),
+        ("norm", c_void_p),
+    )
+
+
+class Module(Structure):
+    _fields_ = (
+        ("layer", POINTER(Layer)),
+        ("cache", c_void_p),
+        ("embedding_norm", c_void_p),
+        ("hidden_norm", c_void_p),
+        ("norm", c_void_p),
+        ("join", POINTER(Linear)),
+        ("embedding", c_void_p),
+        ("embedding_kind", c_int32),
+        ("unused", c_int32),
+    )
+
+
+class Draw(Structure):
+    _fields_ = (
+        ("sequence_key", c_uint64),
+        ("position", c_int64),
+        ("temperature", c_double),
+        ("min_p", c_double),
+        ("top_p", c_double),
+        ("top_k", c_int64),
+        ("ruled_out", c_void_p),
+        ("ruled_out_count", c_int64),
+    )
+
+
+class Going(Structure):
+    _fields_ = (("pair", c_int64), ("depth", c_int64), ("drafts", c_int64))
+
+
+_TEAM = (c_void_p, c_int, c_int)  # context, threads, spins
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "outrider_open": (c_void_p, (c_int,)),
+    "outrider_close": (None, (c_void_p,)),
+    "outrider_pack": (None, (c_void_p, c_int, c_void_p, c_int, c_int, c_int, c_void_p, c_void_p)),
+    "outrider_linear": (None, (*_TEAM, POINTER(Linear), c_int, c_void_p, c_void_p)),
+    "outrider_stage": (None, (*_TEAM, POINTER(Shape), POINTER(Stage), POINTER(Rows), c_void_p)),
+    "outrider_sample": (
+        None,
+        (*_TEAM, POINTER(Linear), c_void_p, c_void_p, c_int, POINTER(Draw), c_void_p, c_void_p),
+    ),
+    "outrider_draw": (None, (*_TEAM, c_void_p, c_int, c_int, POINTER(Draw), c_void_p)),
+    "outrider_draft": (
+        None,
+        (
+            *_TEAM, POINTER(Shape), POINTER(Module), POINTER(Linear), c_void_p, POINTER(Rows), c_void_p, c_void_p,
+            POINTER(Going), c_int, POINTER(Draw), c_void_p,
+        ),
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The library for this machine. BuildError if there is none and it cannot be built."""
+    path = built(instruction_set())
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(f"cannot load {path}: {error}") from error
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

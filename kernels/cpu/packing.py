@@ -1,0 +1,80 @@
+"""Weights as the compiled kernels read them: packed once, in memory that the system may back with huge pages."""
+
+import mmap
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from outrider.kernels.cpu import library
+from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, LANES, PANEL, STRETCH_8, Linear
+
+_HUGE_PAGE = 2 << 20
+_ALIGNMENT = 64
+_CHUNK = 64 << 20
+_PAST_END = 4096  # the kernels ask for weights ahead of where they read
+_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+
+
+class Arena:
+    """Memory for one rank's weights, zeroed and aligned, in huge pages where there are any. Given back all at once."""
+
+    def __init__(self) -> None:
+        self._maps: list[mmap.mmap] = []
+        self._address, self._left = 0, 0
+
+    def take(self, size: int) -> int:
+        """The address of `size` bytes."""
+        size = -(-size // _ALIGNMENT) * _ALIGNMENT
+        if size + _PAST_END > self._left:
+            self._map(max(_CHUNK, size + _PAST_END))
+        address = self._address
+        self._address, self._left = address + size, self._left - size
+        return address
+
+    def _map(self, size: int) -> None:
+        pages = -(-size // _HUGE_PAGE) + 1
+        area = mmap.mmap(-1, pages * _HUGE_PAGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            area.madvise(mmap.MADV_HUGEPAGE)
+        self._maps.append(area)
+        start = np.frombuffer(area, dtype=np.uint8).ctypes.data
+        self._address = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+        self._left = start + pages * _HUGE_PAGE - self._address
+
+
+def in_order(outputs: int) -> NDArray[np.int32]:
+    """Outputs as they come, filled up to whole panels with rows of zeros (-1)."""
+    return _filled(np.arange(outputs, dtype=np.int32), PANEL)
+
+
+def gates_beside_ups(width: int) -> NDArray[np.int32]:
+    """Of [gates, then ups], `width` each: panels of 16 gates and their 16 ups."""
+    gates = _filled(np.arange(width, dtype=np.int32), LANES).reshape(-1, 1, LANES)
+    ups = np.where(gates < 0, np.int32(-1), gates + np.int32(width))
+    return np.ascontiguousarray(np.concatenate([gates, ups], axis=1).reshape(-1), dtype=np.int32)
+
+
+def _filled(rows: NDArray[np.int32], multiple: int) -> NDArray[np.int32]:
+    return np.pad(rows, (0, -len(rows) % multiple), constant_values=-1)
+
+
+def kind_of(dtype: torch.dtype, quantization: str | None = None) -> int:
+    """How weights of a model in `dtype` are kept."""
+    return INT8 if quantization == "int8" else _KINDS[dtype]
+
+
+def packed(arena: Arena, weight: Tensor, kind: int, order: NDArray[np.int32] | None = None) -> Linear:
+    """`weight` [rows, inputs] in float32 or bfloat16, on a CPU, packed as `kind`; output i is its row order[i]."""
+    weight = weight.contiguous()
+    order = in_order(weight.shape[0]) if order is None else order
+    panels, inputs = len(order) // PANEL, weight.shape[1]
+    outputs = int(np.flatnonzero(order >= 0)[-1]) + 1  # up to the last that is no filling
+    room = {FLOAT32: 4 * inputs, BFLOAT16: 4 * (-(-inputs // 2)), INT8: inputs}[kind] * PANEL * panels
+    address = arena.take(room)
+    scales = arena.take(panels * -(-inputs // STRETCH_8) * PANEL * 4) if kind == INT8 else None
+    library.load().outrider_pack(
+        weight.data_ptr(), _KINDS[weight.dtype], order.ctypes.data, panels, inputs, kind, address, scales
+    )
+    return Linear(panels=address, scales=scales, kind=kind, outputs=outputs, inputs=inputs)

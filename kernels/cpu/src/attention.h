@@ -1,0 +1,329 @@
+// Multi-head latent attention over the paged latent cache, absorbed (DeepSeek-V2, arXiv 2405.04434).
+//
+// A query walks the cache in chunks of kChunk slots at fixed positions of its sequence, in order, with a running
+// maximum: a chunk's products are summed slot by slot and then joined to what came before. After kSegment slots it
+// begins anew, and the segments are joined in order, by one thread or after several have walked them. No sum crosses a
+// query, so neither the rows beside it, nor threads, nor where its blocks lie can show.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "layers.h"
+
+namespace outrider {
+
+constexpr int kChunk = 64;      // slots
+constexpr int kSegment = 128;
+constexpr int kTileRows = 8;    // of one sequence, that walk the cache together
+constexpr int kTileQueries = 64;
+constexpr int kQuads = 4;       // queries, slots or vectors whose sums are in registers together
+
+// Rows [begin, end) of a sequence, heads [first_head, last_head) and segments [first_segment, last_segment): what one
+// thread does at a time. A walk over one of several segments leaves its results in `part`, to be joined.
+struct Walk {
+    int sequence, begin, end, first_head, last_head;
+    long first_segment, last_segment;
+    long part;  // the place of its first query among all parts; -1: it walks all segments, and needs none
+    long cost;
+
+    int heads() const { return last_head - first_head; }
+    int queries() const { return (end - begin) * heads(); }
+};
+
+// The walks of some rows, and how many queries leave parts.
+struct Walks {
+    std::vector<Walk> all;
+    long parts = 0;
+};
+
+inline long segments_of(const Rows& rows, int row) { return rows.slots[row] / kSegment + 1; }
+
+// Few rows that look far back are walked segment by segment, so that all threads share one reading of the cache.
+inline void add_tile(const Shape& shape, const Rows& rows, Walk tile, bool apart, int head_tile, Walks& walks) {
+    const long segments = segments_of(rows, tile.end - 1);
+    for (int head = 0; head < shape.heads; head += head_tile) {
+        tile.first_head = head;
+        tile.last_head = std::min(head + head_tile, shape.heads);
+        for (long s = 0; s < segments; s += apart ? 1 : segments) {
+            tile.first_segment = s;
+            tile.last_segment = apart ? s + 1 : segments;
+            tile.part = apart ? walks.parts : -1;
+            walks.parts += apart ? tile.queries() : 0;
+            const long slots = std::min<long>(rows.slots[tile.end - 1] + 1, tile.last_segment * kSegment) - s * kSegment;
+            tile.cost = slots * tile.queries();
+            walks.all.push_back(tile);
+        }
+    }
+}
+
+inline Walks walks_of(const Shape& shape, const Rows& rows, int begin, int end, int threads) {
+    Walks walks;
+    for (int s = 0; s < rows.sequences; ++s) {
+        const int first = std::max<int>(begin, rows.offsets[s]), last = std::min<int>(end, rows.offsets[s + 1]);
+        for (int row = first; row < last; row += kTileRows) {
+            const int until = std::min(row + kTileRows, last);
+            const int most = std::max(kTileQueries / (until - row) / kQuads * kQuads, kQuads);
+            const bool few = last - first <= kTileRows && threads > 1, apart = few && segments_of(rows, until - 1) > 1;
+            const int even = few && !apart ? (shape.heads + threads - 1) / threads : shape.heads;
+            add_tile(shape, rows, {s, row, until, 0, 0, 0, 0, -1, 0}, apart, std::min(most, even), walks);
+        }
+    }
+    return walks;
+}
+
+// Calls take(walk) for this thread's share of the walks, by their cost.
+template <class Take>
+void share_walks(const Team& team, const Walks& walks, Take& take) {
+    long total = 0;
+    for (const Walk& walk : walks.all) total += walk.cost;
+    const auto share = team.share(total);
+    long at = 0;
+    for (const Walk& walk : walks.all) {
+        if (at >= share.begin && at < share.end) take(walk);
+        at += walk.cost;
+    }
+}
+
+// scores[q][0..3] of Q queries with four slots; asks for the four after them.
+template <int Q, class Value>
+inline void score(const float* const* queries, const Value* const* slots, int vectors, float* const* scores) {
+    F16 sums[Q][kQuads];
+    for (int q = 0; q < Q; ++q)
+        for (int j = 0; j < kQuads; ++j) sums[q][j] = zero();
+    for (int d = 0; d < vectors; ++d) {
+        F16 keys[kQuads];
+        for (int j = 0; j < kQuads; ++j) {
+            keys[j] = load(slots[j] + d * kLanes);
+            prefetch(slots[j + kQuads] + d * kLanes);
+        }
+        for (int q = 0; q < Q; ++q) {
+            const F16 query = load(queries[q] + d * kLanes);
+            for (int j = 0; j < kQuads; ++j) sums[q][j] = fma(query, keys[j], sums[q][j]);
+        }
+    }
+    for (int q = 0; q < Q; ++q) sums_of_four(sums[q], scores[q]);
+}
+
+// out[q] = out[q] * kept[q] + sum over slots [begin, end) of weight times value, for V vectors of values at `at`.
+template <int Q, int V, class Value>
+inline void gather(const float* const* weights, const Value* const* slots, int begin, int end, int at,
+                   const float* kept, float* const* out) {
+    F16 sums[Q][V];
+    for (int q = 0; q < Q; ++q)
+        for (int v = 0; v < V; ++v) sums[q][v] = zero();
+    for (int t = begin; t < end; ++t) {
+        F16 values[V];
+        for (int v = 0; v < V; ++v) values[v] = load(slots[t] + at + v * kLanes);
+        for (int q = 0; q < Q; ++q) {
+            const F16 weight = all(weights[q][t]);
+            for (int v = 0; v < V; ++v) sums[q][v] = fma(weight, values[v], sums[q][v]);
+        }
+    }
+    for (int q = 0; q < Q; ++q)
+        for (int v = 0; v < V; ++v) {
+            float* to = out[q] + at + v * kLanes;
+            store(to, fma(load(to), all(kept[q]), sums[q][v]));
+        }
+}
+
+template <class Work>
+inline void in_quads(int count, const Work& work) {  // work(first, integral constant of how many)
+    int first = 0;
+    for (; first + 4 <= count; first += 4) work(first, std::integral_constant<int, 4>{});
+    if (count - first == 3) work(first, std::integral_constant<int, 3>{});
+    if (count - first == 2) work(first, std::integral_constant<int, 2>{});
+    if (count - first == 1) work(first, std::integral_constant<int, 1>{});
+}
+
+// What a query has gathered: the values by their weights, which are e^(score - most), and the sum of the weights.
+struct Gathered {
+    float most = -INFINITY, total = 0;
+
+    // Joins a later segment; `values` and `others` are [stride].
+    void join(const Gathered& other, float* values, const float* others, int stride) {
+        const float peak = std::max(most, other.most);
+        const float own = exp_of(most - peak), its = exp_of(other.most - peak);
+        for (int i = 0; i < stride; i += kLanes)
+            store(values + i, fma(load(others + i), all(its), load(values + i) * all(own)));
+        total = total * own + other.total * its;
+        most = peak;
+    }
+
+    static float exp_of(float x) {
+        float lanes[kLanes];
+        store(lanes, exp(all(x)));
+        return lanes[0];
+    }
+};
+
+// Room for the parts of walks over one segment each.
+struct Parts {
+    std::vector<Gathered> gathered;
+    std::vector<float> values;  // [parts][stride]
+};
+
+// Queries [rows][heads][latent_stride] and results, which begin at the block's first row.
+template <class Value>
+class Walker {
+public:
+    Walker(const Shape& shape, const Rows& rows, const Value* cache, const float* queries, float* out, int first_row, Parts& parts)
+        : shape_(shape), rows_(rows), cache_(cache), queries_(queries), out_(out), first_row_(first_row),
+          stride_(shape.latent_stride()), parts_(parts), segment_values_(static_cast<size_t>(kTileQueries) * stride_) {}
+
+    void operator()(const Walk& walk) {
+        const int count = walk.queries(), heads = walk.heads();
+        for (int q = 0; q < count; ++q) {
+            query_[q] = queries_ + place(walk, q);
+            weights_[q] = weight_room_ + q * kChunk;
+        }
+        if (walk.part >= 0) {
+            for (int q = 0; q < count; ++q) values_[q] = parts_.values.data() + (walk.part + q) * stride_;
+            walk_segment(walk, heads, walk.first_segment);
+            std::copy_n(now_, count, parts_.gathered.begin() + walk.part);
+            return;
+        }
+        Gathered whole[kTileQueries];
+        for (int q = 0; q < count; ++q) {
+            values_[q] = segment_values_.data() + static_cast<size_t>(q) * stride_;
+            std::fill_n(out_ + place(walk, q), stride_, 0.0f);
+        }
+        for (long segment = walk.first_segment; segment < walk.last_segment; ++segment) {
+            walk_segment(walk, heads, segment);
+            for (int q = 0; q < count; ++q)
+                if (now_[q].total > 0) whole[q].join(now_[q], out_ + place(walk, q), values_[q], stride_);
+        }
+        for (int q = 0; q < count; ++q) finish(whole[q], out_ + place(walk, q));
+    }
+
+    // Joins what the walks of one tile left in parts: `walk` is the first of them.
+    void join_parts(const Walk* walk) {
+        const long segments = segments_of(rows_, walk->end - 1);
+        for (int q = 0; q < walk->queries(); ++q) {
+            float* out = out_ + place(*walk, q);
+            Gathered whole;
+            std::fill_n(out, stride_, 0.0f);
+            for (long segment = 0; segment < segments; ++segment) {
+                const long part = walk[segment].part + q;
+                const Gathered& its = parts_.gathered[part];
+                if (its.total > 0) whole.join(its, out, parts_.values.data() + part * stride_, stride_);
+            }
+            finish(whole, out);
+        }
+    }
+
+private:
+    // What row `row` sees of a chunk: slots [begin, end) of it.
+    struct Seen {
+        int begin, end;
+    };
+    Seen seen(int row, long chunk) const {
+        const int64_t begin = rows_.first_slot - chunk * kChunk, end = rows_.slots[row] + 1 - chunk * kChunk;
+        return {static_cast<int>(std::clamp<int64_t>(begin, 0, kChunk)), static_cast<int>(std::clamp<int64_t>(end, 0, kChunk))};
+    }
+
+    long place(const Walk& walk, int q) const {
+        const int heads = walk.heads(), row = walk.begin + q / heads - first_row_;
+        return (static_cast<long>(row) * shape_.heads + walk.first_head + q % heads) * stride_;
+    }
+
+    void finish(const Gathered& gathered, float* values) const {
+        const F16 inverse = all(1.0f / gathered.total);
+        for (int i = 0; i < stride_; i += kLanes) store(values + i, load(values + i) * inverse);
+    }
+
+    void walk_segment(const Walk& walk, int heads, long segment) {
+        for (int q = 0; q < walk.queries(); ++q) {
+            now_[q] = Gathered{};
+            std::fill_n(values_[q], stride_, 0.0f);
+        }
+        const long first = segment * (kSegment / kChunk), last = rows_.slots[walk.end - 1] / kChunk;
+        for (long chunk = first; chunk <= std::min(last, first + kSegment / kChunk - 1); ++chunk) visit(walk, heads, chunk);
+    }
+
+    void visit(const Walk& walk, int heads, long chunk) {
+        find_slots(walk, chunk);
+        for (int slot = 0; slot < kChunk; slot += kQuads) score_quad(walk, heads, chunk, slot);
+        for (int row = walk.begin; row < walk.end; ++row)
+            for (int h = 0; h < heads; ++h) weigh((row - walk.begin) * heads + h, seen(row, chunk));
+        constexpr int width = kQuads * kLanes;
+        int at = 0;
+        for (; at + width <= shape_.latent_rank; at += width) gather_part<kQuads>(walk, heads, chunk, at);
+        for (; at < shape_.latent_rank; at += kLanes) gather_part<1>(walk, heads, chunk, at);
+    }
+
+    // Where the chunk's slots are; past the last that anybody sees, that one again.
+    void find_slots(const Walk& walk, long chunk) {
+        const int64_t last = rows_.slots[walk.end - 1];
+        for (int i = 0; i < kChunk + kQuads; ++i) {
+            const int64_t position = std::min<int64_t>(chunk * kChunk + i, last);
+            slots_[i] = cache_ + rows_.slot_of(shape_, walk.sequence, position) * stride_;
+        }
+    }
+
+    void score_quad(const Walk& walk, int heads, long chunk, int slot) {
+        for (int row = walk.begin; row < walk.end; ++row) {
+            const Seen range = seen(row, chunk);
+            if (slot >= range.end || slot + kQuads <= range.begin) continue;
+            const int first = (row - walk.begin) * heads;
+            in_quads(heads, [&](int h, auto q) {
+                float* scores[decltype(q)::value];
+                for (int i = 0; i < q; ++i) scores[i] = weights_[first + h + i] + slot;
+                score<decltype(q)::value>(query_ + first + h, slots_ + slot, stride_ / kLanes, scores);
+            });
+        }
+    }
+
+    // Turns a query's scores in a chunk into weights.
+    void weigh(int q, Seen range) {
+        kept_[q] = 1.0f;
+        if (range.begin >= range.end) return;
+        float* weights = weights_[q];
+        std::fill(weights, weights + range.begin, -INFINITY);
+        std::fill(weights + range.end, weights + kChunk, -INFINITY);
+        F16 best = load(weights);
+        for (int i = kLanes; i < kChunk; i += kLanes) best = largest(best, load(weights + i));
+        Gathered& now = now_[q];
+        const float most = std::max(now.most, max_lane(best));
+        F16 parts = zero();
+        for (int i = 0; i < kChunk; i += kLanes) {
+            store(weights + i, exp(load(weights + i) - all(most)));
+            if (i < range.begin) std::fill(weights + i, weights + std::min(range.begin, i + kLanes), 0.0f);
+            if (i + kLanes > range.end) std::fill(weights + std::max(range.end, i), weights + i + kLanes, 0.0f);
+            parts = parts + load(weights + i);
+        }
+        if (now.total > 0) kept_[q] = Gathered::exp_of(now.most - most);
+        now = {most, now.total * kept_[q] + sum(parts)};
+    }
+
+    template <int V>
+    void gather_part(const Walk& walk, int heads, long chunk, int at) {
+        for (int row = walk.begin; row < walk.end; ++row) {
+            const Seen range = seen(row, chunk);
+            if (range.begin >= range.end) continue;
+            const int first = (row - walk.begin) * heads;
+            in_quads(heads, [&](int h, auto q) {
+                gather<decltype(q)::value, V>(weights_ + first + h, slots_, range.begin, range.end, at,
+                                              kept_ + first + h, values_ + first + h);
+            });
+        }
+    }
+
+    const Shape& shape_;
+    const Rows& rows_;
+    const Value* cache_;
+    const float* queries_;
+    float* out_;
+    int first_row_, stride_;
+    const Value* slots_[kChunk + kQuads];
+    Parts& parts_;
+    std::vector<float> segment_values_;
+    const float* query_[kTileQueries];
+    float *values_[kTileQueries], *weights_[kTileQueries];
+    Gathered now_[kTileQueries];  // of the segment at hand
+    float kept_[kTileQueries];
+    alignas(64) float weight_room_[kTileQueries * kChunk];
+};
+
+}  // namespace outrider

@@ -1,0 +1,158 @@
+// Routing and experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+//
+// Rows are grouped by expert, so that a round reads each chosen expert's weights once. A (row, expert) output is
+// complete before it is weighted; a row's outputs are summed in ascending expert id, the shared expert last.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "layers.h"
+
+namespace outrider {
+
+struct Choice {  // of one row
+    int32_t* experts;  // [chosen], ascending
+    float* weights;
+};
+
+// The best of `scores`, `count` of them, ties to the lower id, marked in `taken`.
+inline void mark_best(const float* scores, int size, int count, char* taken) {
+    std::fill(taken, taken + size, 0);
+    for (int n = 0; n < count; ++n) {
+        int best = -1;
+        for (int i = 0; i < size; ++i)
+            if (!taken[i] && (best < 0 || scores[i] > scores[best])) best = i;
+        taken[best] = 1;
+    }
+}
+
+class Router {
+public:
+    explicit Router(const Shape& shape)
+        : shape_(shape), biased_(shape.experts), group_scores_(shape.groups), taken_(shape.experts), groups_(shape.groups) {}
+
+    // From a row's logits [experts] (made into scores in place) and the choosing bias.
+    void operator()(float* logits, const float* bias, const Choice& choice) {
+        const int experts = shape_.experts;
+        for (int i = 0; i < experts; i += kLanes)
+            store_some(logits + i, sigmoid(load_some(logits + i, experts - i)), experts - i);
+        for (int i = 0; i < experts; ++i) biased_[i] = logits[i] + bias[i];
+        if (shape_.chosen_groups < shape_.groups) keep_best_groups();
+        mark_best(biased_.data(), experts, shape_.chosen, taken_.data());
+        int place = 0;
+        float total = 0;
+        for (int i = 0; i < experts; ++i)
+            if (taken_[i]) {
+                choice.experts[place] = i;
+                choice.weights[place++] = logits[i];
+                total += logits[i];
+            }
+        const float scale = shape_.routed_scale;
+        for (int n = 0; n < place; ++n)
+            choice.weights[n] = (shape_.normalise ? choice.weights[n] / (total + 1e-20f) : choice.weights[n]) * scale;
+    }
+
+private:
+    // A group's score is the sum of its best two; the other groups' experts cannot be chosen.
+    void keep_best_groups() {
+        const int size = shape_.experts / shape_.groups;
+        for (int g = 0; g < shape_.groups; ++g) {
+            float first = -INFINITY, second = -INFINITY;
+            for (int i = g * size; i < (g + 1) * size; ++i) {
+                if (biased_[i] > first) {
+                    second = first;
+                    first = biased_[i];
+                } else if (biased_[i] > second) {
+                    second = biased_[i];
+                }
+            }
+            group_scores_[g] = first + second;
+        }
+        mark_best(group_scores_.data(), shape_.groups, shape_.chosen_groups, groups_.data());
+        for (int i = 0; i < shape_.experts; ++i)
+            if (!groups_[i / size]) biased_[i] = -INFINITY;
+    }
+
+    const Shape& shape_;
+    std::vector<float> biased_, group_scores_;
+    std::vector<char> taken_, groups_;
+};
+
+// The rows of a round by expert. A pair is a (row, place) of the choices; the shared expert's pairs come last.
+struct Groups {
+    struct Group {
+        const MlpWeights* weights;
+        int first, count;  // into pairs
+    };
+    std::vector<Group> groups;
+    std::vector<int32_t> row_of_pair, pair_of_choice, counts;
+
+    void build(const Shape& shape, const LayerWeights& layer, const int32_t* chosen, int rows) {
+        const int routed = rows * shape.chosen;
+        counts.assign(shape.experts + 1, 0);
+        for (int i = 0; i < routed; ++i) ++counts[chosen[i] + 1];
+        for (int e = 0; e < shape.experts; ++e) counts[e + 1] += counts[e];
+        groups.clear();
+        for (int e = 0; e < shape.experts; ++e)
+            if (counts[e + 1] > counts[e]) groups.push_back({layer.experts + e, counts[e], counts[e + 1] - counts[e]});
+        row_of_pair.resize(routed + rows);
+        pair_of_choice.resize(routed);
+        for (int i = 0; i < routed; ++i) {
+            const int pair = counts[chosen[i]]++;
+            row_of_pair[pair] = i / shape.chosen;
+            pair_of_choice[i] = pair;
+        }
+        if (!layer.shared) return;
+        groups.push_back({&layer.dense, routed, rows});
+        for (int row = 0; row < rows; ++row) row_of_pair[routed + row] = row;
+    }
+};
+
+// silu(gate) * up of one panel, whose vectors are a gate's outputs and their ups.
+inline void store_gated(float* row, int panel_output, int width, const F16* sums) {
+    static_assert(kVectors == 2);
+    const int first = panel_output / 2;
+    store_some(row + first, silu(sums[0]) * sums[1], width - first);
+}
+
+// outputs[pair] [hidden] of every pair; `inner` is room for [pairs][inner_stride].
+inline void run_experts(const Team& team, const Groups& by_expert, const float* x, int hidden, float* inner,
+                        long inner_stride, float* outputs) {
+    const auto& groups = by_expert.groups;
+    const int jobs = static_cast<int>(groups.size());
+    const auto rows = [&](int job) { return groups[job].count; };
+    products(
+        team, jobs, [&](int job) -> const Linear& { return groups[job].weights->gate_up; }, rows,
+        [&](int job, int i) { return x + static_cast<long>(by_expert.row_of_pair[groups[job].first + i]) * hidden; },
+        [&](int job, int i, int first, const F16* sums) {
+            store_gated(inner + (groups[job].first + i) * inner_stride, first, groups[job].weights->width, sums);
+        });
+    team.barrier();
+    products(
+        team, jobs, [&](int job) -> const Linear& { return groups[job].weights->down; }, rows,
+        [&](int job, int i) { return inner + (groups[job].first + i) * inner_stride; },
+        [&](int job, int i, int first, const F16* sums) {
+            store_panel(outputs + static_cast<long>(groups[job].first + i) * hidden, first, hidden, sums);
+        });
+    team.barrier();
+}
+
+// A row's outputs by their weights, summed in ascending expert id, then the shared expert's; added to `residual`.
+inline void combine(const Shape& shape, const Groups& by_expert, const float* weights, const float* outputs, int row,
+                    int rows, bool shared, float* residual) {
+    const int hidden = shape.hidden;
+    const int32_t* pairs = by_expert.pair_of_choice.data() + static_cast<long>(row) * shape.chosen;
+    weights += static_cast<long>(row) * shape.chosen;
+    const float* last = outputs + (static_cast<long>(rows) * shape.chosen + row) * hidden;
+    for (int i = 0; i < hidden; i += kLanes) {
+        const int count = hidden - i;
+        F16 total = load_some(outputs + static_cast<long>(pairs[0]) * hidden + i, count) * all(weights[0]);
+        for (int n = 1; n < shape.chosen; ++n)
+            total = total + load_some(outputs + static_cast<long>(pairs[n]) * hidden + i, count) * all(weights[n]);
+        if (shared) total = total + load_some(last + i, count);
+        store_some(residual + i, load_some(residual + i, count) + total, count);
+    }
+}
+
+}  // namespace outrider

@@ -1,0 +1,80 @@
+// The row-wise parts of a layer, and the shapes and weights that all parts share.
+#pragma once
+
+#include <cstdint>
+
+#include "linear.h"
+
+namespace outrider {
+
+struct Shape {
+    int32_t hidden, heads, nope, rope, value, latent_rank, query_rank;  // query_rank 0: queries are made in one step
+    int32_t experts, chosen, groups, chosen_groups, normalise;          // of the router
+    int32_t block_size, cache_kind;                                     // WeightKind of the cache's values
+    float routed_scale, eps, latent_eps, softmax_scale;
+    const float* rotary;  // [positions][2][rope]: cosines, signed sines
+
+    int query_head() const { return nope + rope; }
+    int latent() const { return latent_rank + rope; }
+    int latent_stride() const { return (latent() + kLanes - 1) / kLanes * kLanes; }  // of a slot, and of a query in the latent space
+};
+
+struct AttentionWeights {
+    Linear down, query_up, output;
+    const Linear *key_up, *value_up;  // by head: [latent_rank, nope] and [value, latent_rank]
+    const float *query_norm, *latent_norm;
+};
+
+struct MlpWeights {
+    Linear gate_up, down;  // panels of gate_up: 16 gates, then their 16 ups
+    int32_t width;
+    int32_t unused;
+};
+
+struct LayerWeights {
+    const float *input_norm, *post_norm;
+    AttentionWeights attention;
+    int32_t routed, shared;  // 0 or 1: has routed experts (else `dense` alone), has a shared one
+    Linear router;
+    const float* router_bias;
+    const MlpWeights* experts;
+    MlpWeights dense;  // the dense layer's, or the shared expert
+};
+
+// One Round, or the pairs that an MTP module is fed: R rows of S sequences.
+struct Rows {
+    int32_t rows, sequences;
+    const int64_t *token_ids, *positions, *slots;  // [R] of slots: positions in the sequence's own cache
+    const int64_t *offsets;                        // [S+1] into the rows
+    const int64_t *write_from;                     // [S] slots before it are not written
+    const int64_t *block_offsets, *block_ids;      // [S+1] into the ids
+    int64_t first_slot;                            // the first that any row sees
+
+    long slot_of(const Shape& shape, int sequence, int64_t position) const {
+        const int64_t block = block_ids[block_offsets[sequence] + position / shape.block_size];
+        return block * shape.block_size + position % shape.block_size;
+    }
+};
+
+inline void rms_norm(const float* x, const float* weight, int size, float eps, float* out) {
+    F16 squares = zero();
+    for (int i = 0; i < size; i += kLanes) {
+        const F16 part = load_some(x + i, size - i);
+        squares = fma(part, part, squares);
+    }
+    const F16 scale = all(1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + eps));
+    for (int i = 0; i < size; i += kLanes)
+        store_some(out + i, load_some(x + i, size - i) * scale * load_some(weight + i, size - i), size - i);
+}
+
+// Turns interleaved pairs (2i, 2i+1) by their position's angles.
+inline void rotate(const float* x, const float* rotary, int64_t position, int rope, float* out) {
+    const float *cosines = rotary + position * 2 * rope, *sines = cosines + rope;
+    for (int i = 0; i < rope; i += 2) {
+        const float a = x[i], b = x[i + 1];
+        out[i] = a * cosines[i] + b * sines[i];
+        out[i + 1] = b * cosines[i + 1] + a * sines[i + 1];
+    }
+}
+
+}  // namespace outrider

@@ -1,0 +1,270 @@
+// y = x W^T over packed weights, each output row a function of its own input row alone.
+//
+// An output is the sum of its products in the order of the inputs, in one chain of fused multiply-adds, cut into
+// stretches of at most kStretch inputs that are joined in order. Neither the number of rows nor the thread that takes
+// a panel has a say in it. Vectors run over outputs, so no sum is ever split over lanes.
+//
+// Packed: panels of 32 outputs, each one stream. float32: [inputs][32]. bfloat16: [pairs of inputs][32] words, the
+// first input of a pair in the low half. int8: [inputs][32], and a scale for every kStretch8 inputs, [stretches][32].
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "pool.h"
+#include "simd.h"
+
+namespace outrider {
+
+constexpr int kPanel = 32;
+constexpr int kVectors = kPanel / kLanes;  // of one panel
+constexpr int kStretch = 1024;             // inputs summed in one chain
+constexpr int kStretch8 = 128;             // inputs that share a scale
+
+#if defined(__AVX512F__)
+constexpr int kMostRows = 8;  // whose sums and addresses fit the registers
+#else
+constexpr int kMostRows = 3;
+#endif
+
+enum WeightKind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
+
+struct Linear {
+    const void* panels;
+    const float* scales;  // int8 only
+    int32_t kind, outputs, inputs;
+    int32_t unused;
+
+    int panel_count() const { return (outputs + kPanel - 1) / kPanel; }
+    int first_output(int panel) const { return panel * kPanel; }
+};
+
+inline int stretches8(int inputs) { return (inputs + kStretch8 - 1) / kStretch8; }
+inline int pairs(int inputs) { return (inputs + 1) / 2; }
+
+template <int R>
+using Sums = F16[R][kVectors];
+
+inline void prefetch(const void* p) {
+#if defined(__GNUC__)
+    __builtin_prefetch(p, 0, 2);
+#endif
+}
+
+constexpr int kAhead = 2048;  // bytes of a weight stream asked for in advance
+
+template <int R>
+ALWAYS_INLINE void add_float32(Sums<R>& sums, const float* const* x, const float* panel, int begin, int end) {
+    for (int k = begin; k < end; ++k) {
+        const float* w = panel + static_cast<long>(k) * kPanel;
+        prefetch(reinterpret_cast<const char*>(w) + kAhead);
+        prefetch(reinterpret_cast<const char*>(w) + kAhead + 64);
+        for (int v = 0; v < kVectors; ++v) {
+            const F16 weight = load(w + v * kLanes);
+            for (int r = 0; r < R; ++r) sums[r][v] = fma(weight, all(x[r][k]), sums[r][v]);
+        }
+    }
+}
+
+template <int R>
+ALWAYS_INLINE void add_bfloat16(Sums<R>& sums, const float* const* x, const uint32_t* panel, int begin, int end) {
+    int k = begin;
+    for (; k + 1 < end; k += 2) {
+        const uint32_t* w = panel + static_cast<long>(k / 2) * kPanel;
+        prefetch(reinterpret_cast<const char*>(w) + kAhead);
+        prefetch(reinterpret_cast<const char*>(w) + kAhead + 64);
+        for (int v = 0; v < kVectors; ++v) {
+            const Words words = load_words(w + v * kLanes);
+            const F16 even = low_halves(words), odd = high_halves(words);
+            for (int r = 0; r < R; ++r) {
+                sums[r][v] = fma(even, all(x[r][k]), sums[r][v]);
+                sums[r][v] = fma(odd, all(x[r][k + 1]), sums[r][v]);
+            }
+        }
+    }
+    if (k == end) return;
+    for (int v = 0; v < kVectors; ++v) {
+        const F16 last = low_halves(load_words(panel + static_cast<long>(k / 2) * kPanel + v * kLanes));
+        for (int r = 0; r < R; ++r) sums[r][v] = fma(last, all(x[r][k]), sums[r][v]);
+    }
+}
+
+template <int R>
+ALWAYS_INLINE void add_int8(Sums<R>& sums, const float* const* x, const int8_t* panel, int begin, int end) {
+    for (int k = begin; k < end; ++k) {
+        const int8_t* w = panel + static_cast<long>(k) * kPanel;
+        prefetch(w + kAhead);
+        for (int v = 0; v < kVectors; ++v) {
+            const F16 weight = load(w + v * kLanes);
+            for (int r = 0; r < R; ++r) sums[r][v] = fma(weight, all(x[r][k]), sums[r][v]);
+        }
+    }
+}
+
+template <int R>
+ALWAYS_INLINE void clear(Sums<R>& sums) {
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = zero();
+}
+
+// One panel's outputs for R rows: `sums` [R][32]. A stretch's sums are complete before they join the others.
+template <int R, WeightKind kind>
+ALWAYS_INLINE void product(const Linear& linear, int panel, const float* const* x, Sums<R>& sums) {
+    constexpr int stretch = kind == kInt8 ? kStretch8 : kStretch;
+    const int inputs = linear.inputs;
+    const long panel_inputs = static_cast<long>(panel) * kPanel * (kind == kBfloat16 ? pairs(inputs) : inputs);
+    const float* scales = linear.scales + static_cast<long>(panel) * stretches8(inputs) * kPanel;
+    clear<R>(sums);
+    for (int begin = 0; begin < inputs; begin += stretch) {
+        const int end = std::min(begin + stretch, inputs);
+        Sums<R> part;
+        clear<R>(part);
+        if constexpr (kind == kFloat32) add_float32<R>(part, x, static_cast<const float*>(linear.panels) + panel_inputs, begin, end);
+        if constexpr (kind == kBfloat16) add_bfloat16<R>(part, x, static_cast<const uint32_t*>(linear.panels) + panel_inputs, begin, end);
+        if constexpr (kind == kInt8) add_int8<R>(part, x, static_cast<const int8_t*>(linear.panels) + panel_inputs, begin, end);
+        for (int v = 0; v < kVectors; ++v) {
+            const F16 scale = kind == kInt8 ? load(scales + begin / stretch * kPanel + v * kLanes) : all(1.0f);
+            for (int r = 0; r < R; ++r) sums[r][v] = fma(part[r][v], scale, sums[r][v]);
+        }
+    }
+}
+
+template <int R, class Each>
+inline void rows_at_once(const Linear& linear, int panel, int first_row, const float* const* x, const Each& each) {
+    Sums<R> sums;
+    switch (linear.kind) {
+        case kFloat32: product<R, kFloat32>(linear, panel, x, sums); break;
+        case kBfloat16: product<R, kBfloat16>(linear, panel, x, sums); break;
+        default: product<R, kInt8>(linear, panel, x, sums); break;
+    }
+    for (int r = 0; r < R; ++r) each(first_row + r, linear.first_output(panel), sums[r]);
+}
+
+// `each(row, first output of the panel, sums[kVectors])` for rows [begin, end) of one panel; x(row) is a row's input.
+template <class Rows, class Each>
+void panel_product(const Linear& linear, int panel, int begin, int end, const Rows& x, const Each& each) {
+    const float* rows[kMostRows];
+    for (int first = begin; first < end;) {
+        const int count = std::min(end - first, kMostRows);
+        for (int r = 0; r < count; ++r) rows[r] = x(first + r);
+        switch (count) {
+#if defined(__AVX512F__)
+            case 8: rows_at_once<8>(linear, panel, first, rows, each); break;
+            case 7: rows_at_once<7>(linear, panel, first, rows, each); break;
+            case 6: rows_at_once<6>(linear, panel, first, rows, each); break;
+            case 5: rows_at_once<5>(linear, panel, first, rows, each); break;
+            case 4: rows_at_once<4>(linear, panel, first, rows, each); break;
+#endif
+            case 3: rows_at_once<3>(linear, panel, first, rows, each); break;
+            case 2: rows_at_once<2>(linear, panel, first, rows, each); break;
+            default: rows_at_once<1>(linear, panel, first, rows, each); break;
+        }
+        first += count;
+    }
+}
+
+constexpr int kRowBlock = 96;  // rows that stay in a core's cache while the panels go by
+constexpr int kPanelCost = 3;  // what reading a panel costs, in rows
+
+// Several products at once, shared out over the team by their cost.
+//
+// Job j has the weights linear(j), rows(j) input rows x(j, row), and each(j, row, first output, sums[kVectors]) takes
+// what comes of them, panel by panel.
+template <class LinearOf, class RowsOf, class Input, class Each>
+void products(const Team& team, int jobs, const LinearOf& linear, const RowsOf& rows, const Input& x, const Each& each) {
+    long total = 0;
+    const auto cost = [&](int job) {
+        const long blocks = (rows(job) + kRowBlock - 1) / kRowBlock;
+        return linear(job).panel_count() * (rows(job) + blocks * kPanelCost);
+    };
+    for (int job = 0; job < jobs; ++job) total += cost(job);
+    const auto share = team.share(total);
+    long at = 0;
+    for (int job = 0; job < jobs && at < share.end; ++job) {
+        if (at + cost(job) <= share.begin) {
+            at += cost(job);
+            continue;
+        }
+        const Linear& weights = linear(job);
+        const auto input = [&](int row) { return x(job, row); };
+        const auto output = [&](int row, int first, const F16* sums) { each(job, row, first, sums); };
+        for (int begin = 0; begin < rows(job); begin += kRowBlock) {
+            const int end = std::min(begin + kRowBlock, rows(job));
+            for (int panel = 0; panel < weights.panel_count(); ++panel, at += end - begin + kPanelCost)
+                if (at >= share.begin && at < share.end) panel_product(weights, panel, begin, end, input, output);
+        }
+    }
+}
+
+// One product; each(row, first output of the panel, sums[kVectors]).
+template <class Input, class Each>
+void product_of(const Team& team, const Linear& linear, int rows, const Input& x, const Each& each) {
+    products(
+        team, 1, [&](int) -> const Linear& { return linear; }, [&](int) { return rows; },
+        [&](int, int row) { return x(row); },
+        [&](int, int row, int first, const F16* sums) { each(row, first, sums); });
+}
+
+// Ways for a panel's outputs to go.
+inline void store_panel(float* row, int first, int outputs, const F16* sums) {
+    for (int v = 0, at = first; v < kVectors && at < outputs; ++v, at += kLanes)
+        store_some(row + at, sums[v], outputs - at);
+}
+
+inline void add_panel(float* row, int first, int outputs, const F16* sums) {
+    for (int v = 0, at = first; v < kVectors && at < outputs; ++v, at += kLanes) {
+        const int count = std::min(outputs - at, kLanes);
+        store_some(row + at, load_some(row + at, count) + sums[v], count);
+    }
+}
+
+// Packing. `order[i]` is the row of `weights` [.., inputs] that output i is, -1 for one of zeros; count = panels * 32.
+inline float as_float32(float x) { return x; }
+inline float as_float32(uint16_t bits) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float x;
+    std::memcpy(&x, &wide, sizeof x);
+    return x;
+}
+
+inline uint16_t as_bfloat16(uint16_t bits) { return bits; }
+inline uint16_t as_bfloat16(float x) {  // to nearest, ties to even; weights are finite
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+template <class Value>
+void pack(const Value* weights, const int32_t* order, int panels, int inputs, int kind, void* out, float* scales) {
+    for (int panel = 0; panel < panels; ++panel) {
+        for (int lane = 0; lane < kPanel; ++lane) {
+            const int32_t row = order[panel * kPanel + lane];
+            const Value* from = row < 0 ? nullptr : weights + static_cast<long>(row) * inputs;
+            const auto value = [&](int k) { return from && k < inputs ? from[k] : Value(0); };
+            if (kind == kFloat32) {
+                float* to = static_cast<float*>(out) + static_cast<long>(panel) * inputs * kPanel + lane;
+                for (int k = 0; k < inputs; ++k) to[static_cast<long>(k) * kPanel] = as_float32(value(k));
+            } else if (kind == kBfloat16) {
+                uint32_t* to = static_cast<uint32_t*>(out) + static_cast<long>(panel) * pairs(inputs) * kPanel + lane;
+                for (int k = 0; k < inputs; k += 2)
+                    to[static_cast<long>(k / 2) * kPanel] =
+                        as_bfloat16(value(k)) | static_cast<uint32_t>(as_bfloat16(value(k + 1))) << 16;
+            } else {
+                int8_t* to = static_cast<int8_t*>(out) + static_cast<long>(panel) * inputs * kPanel + lane;
+                float* scale = scales + static_cast<long>(panel) * stretches8(inputs) * kPanel + lane;
+                for (int begin = 0; begin < inputs; begin += kStretch8, scale += kPanel) {
+                    const int end = std::min(begin + kStretch8, inputs);
+                    float most = 0;
+                    for (int k = begin; k < end; ++k) most = std::max(most, std::fabs(as_float32(value(k))));
+                    *scale = most / 127;
+                    const float inverse = most > 0 ? 127 / most : 0;
+                    for (int k = begin; k < end; ++k)
+                        to[static_cast<long>(k) * kPanel] =
+                            static_cast<int8_t>(std::lrintf(as_float32(value(k)) * inverse));
+                }
+            }
+        }
+    }
+}
+
+}  // namespace outrider

@@ -1,0 +1,139 @@
+// A team of threads that runs one function at a time, in step.
+//
+// Every thread runs the same function and takes its share of each step's items; barriers stand between steps. Which
+// thread takes an item never changes a bit. Waiting threads spin for a while, then sleep in the kernel. A team whose
+// members keep one another waiting, because others use the cores, gives way to a single thread, and is tried again
+// after ever longer times.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace outrider {
+
+constexpr int kBarrierSpins = 2000;  // pauses, some 40 us: more than threads in step are apart
+constexpr int kTooLate = 3;          // waits in one run that say that a core is another's
+constexpr int kMostAlone = 1024;     // runs
+
+inline void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+}
+
+// Whether spinning was enough.
+inline bool wait_while(const std::atomic<uint32_t>& value, uint32_t old, int spins) {
+    for (int i = 0; i < spins; ++i) {
+        if (value.load(std::memory_order_acquire) != old) return true;
+        pause();
+    }
+    while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+    return false;
+}
+
+class Barrier {
+public:
+    // Whether the others were there in time.
+    bool wait(int size, int spins) {
+        if (size == 1) return true;
+        const uint32_t phase = phase_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(size)) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.fetch_add(1, std::memory_order_release);
+            phase_.notify_all();
+            return true;
+        }
+        return wait_while(phase_, phase, spins);
+    }
+
+private:
+    alignas(64) std::atomic<uint32_t> arrived_{0};
+    alignas(64) std::atomic<uint32_t> phase_{0};
+};
+
+// One thread's view of the team.
+struct Team {
+    int index, size;
+    Barrier* gate;
+    int* late;  // how often this thread had to sleep for the others
+
+    void barrier() const { *late += !gate->wait(size, kBarrierSpins); }
+
+    struct Share {
+        long begin, end;
+    };
+    Share share(long items) const { return {items * index / size, items * (index + 1) / size}; }
+};
+
+class Pool {
+public:
+    using Work = std::function<void(const Team&)>;
+
+    explicit Pool(int threads) {
+        for (int index = 1; index < threads; ++index) helpers_.emplace_back([this, index] { help(index); });
+    }
+
+    ~Pool() {
+        begin(0);
+        for (auto& helper : helpers_) helper.join();
+    }
+
+    int threads() const { return static_cast<int>(helpers_.size()) + 1; }
+
+    // Runs `work` on up to `size` threads, this one among them; returns when all are done. Helpers spin `spins` pauses
+    // for the next run before they sleep.
+    void run(int size, int spins, const Work& work) {
+        size = size < threads() ? size : threads();
+        int late = 0;
+        if (size <= 1 || alone_ > 0) {
+            alone_ -= alone_ > 0;
+            return work(Team{0, 1, &barrier_, &late});
+        }
+        work_ = &work;
+        spins_.store(spins, std::memory_order_relaxed);
+        begin(static_cast<uint32_t>(size));
+        const Team team{0, size, &barrier_, &late};
+        work(team);
+        team.barrier();
+        next_alone_ = late < kTooLate ? 8 : next_alone_ < kMostAlone ? 2 * next_alone_ : kMostAlone;
+        alone_ = late < kTooLate ? 0 : next_alone_;
+    }
+
+private:
+    // One word says that there is work and for how many: who is not among them reads nothing else.
+    void begin(uint32_t size) {
+        const uint32_t runs = start_.load(std::memory_order_relaxed) >> 16;
+        start_.store((runs + 1) << 16 | size, std::memory_order_release);
+        start_.notify_all();
+    }
+
+    void help(int index) {
+        for (uint32_t seen = 0;;) {
+            wait_while(start_, seen, spins_.load(std::memory_order_relaxed));
+            seen = start_.load(std::memory_order_acquire);
+            const int size = seen & 0xFFFF;
+            if (size == 0) return;
+            if (index >= size) continue;
+            int late = 0;
+            const Team team{index, size, &barrier_, &late};
+            (*work_)(team);
+            team.barrier();
+        }
+    }
+
+    std::vector<std::thread> helpers_;
+    Barrier barrier_;
+    alignas(64) std::atomic<uint32_t> start_{0};
+    std::atomic<int> spins_{0};
+    const Work* work_ = nullptr;
+    int alone_ = 0, next_alone_ = 8;  // runs
+};
+
+}  // namespace outrider

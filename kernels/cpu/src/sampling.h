@@ -1,0 +1,191 @@
+// Coupled sampling over the vocabulary: the token of a row is argmax(score + Gumbel noise), all in float64.
+//
+// The noise is a pure function of (sequence key, position, vocabulary entry): integers as in kernels/sampling.py, bit
+// for bit. A head cut to some of the vocabulary draws with the noise of the entries that it has.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "pool.h"
+
+namespace outrider {
+
+constexpr uint64_t kPositionStep = 0x8CB92BA72F3D8DD7ull;
+constexpr uint64_t kVocabStep = 0x9E3779B97F4A7C15ull;
+
+inline uint64_t mix(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
+// How a row is drawn. `position` is the token's own, over prompt and output.
+struct Draw {
+    uint64_t sequence_key;
+    int64_t position;
+    double temperature;  // 0: the best logit, without noise
+    double min_p, top_p;
+    int64_t top_k;  // 0: all
+    const int64_t* ruled_out;  // token ids
+    int64_t ruled_out_count;
+};
+
+struct Best {
+    double score = -INFINITY;
+    int64_t id = -1;
+
+    void meet(double other, int64_t other_id) {
+        if (id < 0 || other > score || (other == score && other_id < id)) *this = {other, other_id};
+    }
+};
+
+constexpr int kNoiseBlock = 64;
+
+// log(x) for normal positive x, within one unit in the last place; written so that a loop over it is a vector loop.
+inline double log_of(double x) {
+    uint64_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    // x = m 2^e with m in [sqrt(1/2), sqrt(2)): so that values about 1 lose nothing.
+    const uint64_t shifted = bits - 0x3FE6A09E667F3BCDull;
+    const double exponent = static_cast<double>(static_cast<int32_t>(static_cast<int64_t>(shifted) >> 52));
+    const uint64_t mantissa = bits - (shifted & 0xFFF0000000000000ull);
+    double m;
+    std::memcpy(&m, &mantissa, sizeof m);
+    const double f = m - 1.0, s = f / (2.0 + f), z = s * s, w = z * z;
+    const double odd = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
+    const double even = z * (6.666666666666735130e-01 + w * (2.857142874366239149e-01 + w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+    const double half = 0.5 * f * f, rest = s * (half + odd + even);
+    return exponent * 6.93147180369123816490e-01 - ((half - (rest + exponent * 1.90821492927058770002e-10)) - f);
+}
+
+// Gumbel noise of vocabulary entries `ids` [kNoiseBlock].
+inline void gumbel(uint64_t row_key, const int64_t* ids, double* noise) {
+    for (int i = 0; i < kNoiseBlock; ++i) {
+        const uint64_t bits = mix(row_key + static_cast<uint64_t>(ids[i] + 1) * kVocabStep) >> 12;
+        // 1 - u = (2^53 - (2 bits + 1)) 2^-53, exact.
+        const double left = static_cast<double>(static_cast<int64_t>((1ull << 53) - 1 - 2 * bits)) * 0x1p-53;
+        noise[i] = -log_of(-log_of(left));
+    }
+}
+
+// A row's logits with what its parameters rule out at -inf: everything that needs the whole row at once.
+class Transform {
+public:
+    // `ids` are the entries that the logits belong to, null for 0, 1, ...
+    void operator()(const Draw& draw, float* logits, const int32_t* ids, int count) {
+        rule_out(draw, logits, ids, count);
+        if (draw.temperature <= 0) return;
+        const float most = *std::max_element(logits, logits + count);
+        if (draw.min_p > 0) {
+            const double least = most / draw.temperature + std::log(draw.min_p);
+            for (int i = 0; i < count; ++i)
+                if (logits[i] / draw.temperature < least) logits[i] = -INFINITY;
+        }
+        const bool some = draw.top_k > 0 && draw.top_k < count;
+        if (some || draw.top_p < 1) cut_tail(draw, logits, count, some ? static_cast<int>(draw.top_k) : count, most);
+    }
+
+private:
+    static void rule_out(const Draw& draw, float* logits, const int32_t* ids, int count) {
+        for (int64_t n = 0; n < draw.ruled_out_count; ++n) {
+            const int64_t id = draw.ruled_out[n];
+            if (!ids) {
+                if (id < count) logits[id] = -INFINITY;
+                continue;
+            }
+            const int32_t* found = std::lower_bound(ids, ids + count, static_cast<int32_t>(id));
+            if (found != ids + count && *found == id) logits[found - ids] = -INFINITY;
+        }
+    }
+
+    // Keeps exactly `most_kept` by (logit descending, id ascending), then the shortest prefix whose mass reaches top_p.
+    void cut_tail(const Draw& draw, float* logits, int count, int most_kept, float most) {
+        const auto before = [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
+        const auto mass = [&](int i) { return std::exp((static_cast<double>(logits[i]) - most) / draw.temperature); };
+        order_.resize(count);
+        for (int i = 0; i < count; ++i) order_[i] = i;
+        if (most_kept < count) std::nth_element(order_.begin(), order_.begin() + most_kept - 1, order_.end(), before);
+        int kept = most_kept;
+        if (draw.top_p < 1) kept = prefix(draw.top_p, most_kept, before, mass);
+        for (int n = kept; n < count; ++n) logits[order_[n]] = -INFINITY;
+    }
+
+    // Sorts the first `most_kept` of the order as far down as it must.
+    template <class Before, class Mass>
+    int prefix(double top_p, int most_kept, const Before& before, const Mass& mass) {
+        const auto end = order_.begin() + most_kept;
+        std::sort(order_.begin(), end, [](int a, int b) { return a < b; });
+        double total = 0;
+        for (auto it = order_.begin(); it != end; ++it) total += mass(*it);
+        double sum = 0;
+        int sorted = 0;
+        for (int width = 64;; width *= 4) {
+            const int until = std::min(most_kept, sorted + width);
+            if (until < most_kept) std::nth_element(order_.begin() + sorted, order_.begin() + until, end, before);
+            std::sort(order_.begin() + sorted, order_.begin() + until, before);
+            for (; sorted < until; ++sorted) {
+                sum += mass(order_[sorted]);
+                if (sum >= top_p * total) return sorted + 1;
+            }
+            if (sorted == most_kept) return most_kept;
+        }
+    }
+
+    std::vector<int> order_;
+};
+
+// The best of entries [begin, end) of a row: with noise, or at temperature 0 by its logit.
+inline Best best_of(const Draw& draw, const float* logits, const int32_t* ids, int begin, int end) {
+    Best best;
+    if (draw.temperature <= 0) {
+        for (int i = begin; i < end; ++i) best.meet(logits[i], ids ? ids[i] : i);
+        return best;
+    }
+    const uint64_t row_key = mix(draw.sequence_key + static_cast<uint64_t>(draw.position + 1) * kPositionStep);
+    int64_t entries[kNoiseBlock];
+    double noise[kNoiseBlock];
+    for (int first = begin; first < end; first += kNoiseBlock) {
+        const int count = std::min(kNoiseBlock, end - first);
+        for (int i = 0; i < kNoiseBlock; ++i) entries[i] = i >= count ? 0 : ids ? ids[first + i] : first + i;
+        gumbel(row_key, entries, noise);
+        for (int i = 0; i < count; ++i) best.meet(logits[first + i] / draw.temperature + noise[i], entries[i]);
+    }
+    return best;
+}
+
+// Draws every row of `logits` [rows][stride], `count` entries each; overwrites them. `parts` is room for the team.
+class Sampling {
+public:
+    void run(const Team& team, int rows, float* logits, long stride, int count, const int32_t* ids, const Draw* draws,
+             int64_t* tokens) {
+        if (team.index == 0) best_.assign(static_cast<size_t>(rows) * kParts, Best{});
+        Transform transform;
+        const auto own = team.share(rows);
+        for (long row = own.begin; row < own.end; ++row) transform(draws[row], logits + row * stride, ids, count);
+        team.barrier();
+        const auto share = team.share(static_cast<long>(rows) * kParts);
+        for (long item = share.begin; item < share.end; ++item) {
+            const long row = item / kParts, part = item % kParts;
+            best_[item] = best_of(draws[row], logits + row * stride, ids, static_cast<int>(count * part / kParts),
+                                  static_cast<int>(count * (part + 1) / kParts));
+        }
+        team.barrier();
+        if (team.index != 0) return;
+        for (int row = 0; row < rows; ++row) {
+            Best best;
+            for (int part = 0; part < kParts; ++part)
+                if (const Best& other = best_[static_cast<size_t>(row) * kParts + part]; other.id >= 0)
+                    best.meet(other.score, other.id);
+            tokens[row] = best.id;
+        }
+    }
+
+private:
+    static constexpr int kParts = 8;
+    std::vector<Best> best_;
+};
+
+}  // namespace outrider

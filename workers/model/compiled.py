@@ -1,0 +1,165 @@
+"""A stage, and its MTP module, run by the compiled kernels: the same model as deepseek.py and mtp.py, in few calls.
+
+Those are the specification; here weights are packed once, a round goes through all layers in one call, and its
+results are bitwise the same whatever rows, chunks, blocks and threads there are.
+"""
+
+from ctypes import c_void_p, pointer
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from outrider.kernels.cpu import library
+from outrider.kernels.cpu.context import Context
+from outrider.kernels.cpu.library import Linear
+from outrider.kernels.cpu.packing import in_order
+from outrider.workers.errors import CheckpointError
+from outrider.workers.model.attention import zeros_when_touched
+from outrider.workers.model.compiled_loading import CompiledLoader
+from outrider.workers.model.loading import Progress
+from outrider.workers.model.rows import IntArray, Rows
+
+_CACHE_DTYPES = {library.FLOAT32: torch.float32, library.BFLOAT16: torch.bfloat16}
+
+
+class CompiledCache:
+    """The latents of some layers; a slot is filled up with zeros to whole vectors."""
+
+    def __init__(self, layers: int, shape: library.Shape) -> None:
+        self._layers, self._block_size = layers, int(shape.block_size)
+        self._width = int(-(-(shape.latent_rank + shape.rope) // library.LANES) * library.LANES)
+        self._dtype = _CACHE_DTYPES[shape.cache_kind]
+        self._tensors: list[Tensor] = []
+
+    @property
+    def bytes_per_block(self) -> int:
+        return self._layers * self._block_size * self._width * self._dtype.itemsize
+
+    def allocate(self, num_blocks: int) -> None:
+        """Room for blocks 0..num_blocks-1, all finite from the start."""
+        slots = num_blocks * self._block_size
+        device = torch.device("cpu")
+        self._tensors = [zeros_when_touched(slots, self._width, self._dtype, device) for _ in range(self._layers)]
+
+    @property
+    def addresses(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self._tensors]
+
+
+class CompiledStage:
+    """Layers `layers` of a model, and their cache. The first stage also embeds; the last norms, and has the head."""
+
+    def __init__(
+        self, context: Context, loader: CompiledLoader, layers: range, progress: Progress | None = None
+    ) -> None:
+        config = loader.config
+        self.context, self._loader = context, loader
+        structures = []
+        for number in layers:
+            structures.append(loader.layer(number))
+            if progress is not None:
+                progress(len(structures), len(layers))
+        self._layers = (library.Layer * len(structures))(*structures)
+        last = layers.stop == config.num_hidden_layers
+        self.embedding = loader.embedding() if layers.start == 0 else None
+        self.head = loader.head() if last else None
+        self._norm = loader.vector("norm.weight", config.hidden_size) if last else None
+        self.cache = CompiledCache(len(layers), loader.shape)
+
+    @property
+    def cache_bytes_per_block(self) -> int:
+        return self.cache.bytes_per_block
+
+    def allocate_cache(self, num_blocks: int) -> None:
+        """Make room for blocks 0..num_blocks-1. To be called once, before the first round."""
+        self.cache.allocate(num_blocks)
+        self._caches = (c_void_p * len(self._layers))(*self.cache.addresses)
+        address, kind = self.embedding or (None, 0)
+        self._stage = library.Stage(
+            layers=self._layers,
+            caches=self._caches,
+            count=len(self._layers),
+            embedding=address,
+            embedding_kind=kind,
+            norm=self._norm,
+        )
+
+    def run(self, rows: Rows, hidden: Tensor | None) -> Tensor:
+        """`hidden` [R, hidden] float32, None on the first stage -> [R, hidden]; the last stage's is after the norm."""
+        width = self._loader.config.hidden_size
+        out = torch.empty(len(rows), width) if hidden is None else hidden.clone()
+        if len(rows):
+            self.context.stage(self._loader.shape, self._stage, _structure(rows), out)
+        return out
+
+
+class CompiledModule:
+    """The first MTP module of a model, with its cache layer, beside the model's first stage.
+
+    `head_ids`: the tokens that it may draft, ascending; None: all. Fewer are cheaper, and lose nothing but drafts.
+    """
+
+    def __init__(self, stage: CompiledStage, loader: CompiledLoader, head_ids: NDArray[np.int32] | None) -> None:
+        config, number = loader.config, loader.config.num_hidden_layers
+        hidden, name = config.hidden_size, f"layers.{config.num_hidden_layers}."
+        if stage.embedding is None:
+            raise CheckpointError("an MTP module lives with the first stage")
+        self._context, self._loader = stage.context, loader
+        self._layer = loader.layer(number)
+        self._join = loader.linear((name + "eh_proj", hidden), inputs=2 * hidden)
+        self._ids = head_ids
+        self._head = self._make_head(stage)
+        self._module = library.Module(
+            layer=pointer(self._layer),
+            embedding_norm=loader.vector(name + "enorm.weight", hidden),
+            hidden_norm=loader.vector(name + "hnorm.weight", hidden),
+            norm=loader.vector(name + "shared_head.norm.weight", hidden),
+            join=pointer(self._join),
+            embedding=stage.embedding[0],
+            embedding_kind=stage.embedding[1],
+        )
+        self.cache = CompiledCache(1, loader.shape)
+
+    def _make_head(self, stage: CompiledStage) -> Linear:
+        if self._ids is None:
+            return stage.head if stage.head is not None else self._loader.head()
+        places = in_order(len(self._ids))
+        return self._loader.head(np.where(places < 0, places, self._ids[places]).astype(np.int32))
+
+    @property
+    def cache_bytes_per_block(self) -> int:
+        return self.cache.bytes_per_block
+
+    def allocate_cache(self, num_blocks: int) -> None:
+        self.cache.allocate(num_blocks)
+        self._module.cache = self.cache.addresses[0]
+
+    def draft(
+        self, pairs: Rows, hidden: Tensor, last_pairs: IntArray, depths: IntArray, draws: NDArray[np.void]
+    ) -> list[list[int]]:
+        """Feeds `pairs` (h_i, t_{i+1}), `hidden` [pairs, hidden] their h_i; then drafts by recursion.
+
+        `depths[n]` drafts follow pair `last_pairs[n]`; `draws[n]` says how the first of them is drawn.
+        """
+        return self._context.draft(
+            self._loader.shape, self._module, self._head, self._ids, _structure(pairs), hidden.contiguous(),
+            last_pairs, depths, draws,
+        )  # fmt: skip
+
+
+def _structure(rows: Rows) -> library.Rows:
+    """Valid as long as `rows` is."""
+    return library.Rows(
+        rows=len(rows.token_ids),
+        sequences=len(rows.write_from),
+        token_ids=rows.token_ids.ctypes.data,
+        positions=rows.rope_positions.ctypes.data,
+        slots=rows.cache_positions.ctypes.data,
+        offsets=rows.query_offsets.ctypes.data,
+        write_from=rows.write_from.ctypes.data,
+        block_offsets=rows.block_offsets.ctypes.data,
+        block_ids=rows.block_ids.ctypes.data,
+        first_slot=rows.first_cache_position,
+    )

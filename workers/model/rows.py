@@ -1,0 +1,25 @@
+"""The rows that a model runs over: a Round's query tokens, or the pairs that an MTP module is fed. Flat arrays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """R rows of S sequences, sequence by sequence."""
+
+    token_ids: IntArray  # [R]
+    rope_positions: IntArray  # [R]
+    cache_positions: IntArray  # [R] the slot, of its sequence's own, that a row writes and the last it sees
+    query_offsets: IntArray  # [S+1] into the rows
+    write_from: IntArray  # [S] rows at earlier slots write nothing
+    block_offsets: IntArray  # [S+1] into block_ids
+    block_ids: IntArray  # [B] each sequence's block table
+    first_cache_position: int  # the first slot that any row sees: 0 for the model, 1 for an MTP module
+
+    def __len__(self) -> int:
+        return len(self.token_ids)

@@ -1,0 +1,143 @@
+"""Loads the parts of a model that a rank has: on torch's path, or for the compiled kernels. Chooses between them."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from outrider.kernels.cpu import library
+from outrider.kernels.cpu.build import BuildError
+from outrider.kernels.cpu.context import Context
+from outrider.workers.config import EngineConfig
+from outrider.workers.engine.runner import StageModel
+from outrider.workers.errors import OutriderError
+from outrider.workers.model.compiled import CompiledModule, CompiledStage
+from outrider.workers.model.compiled_loading import CompiledLoader
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.deepseek import Stage
+from outrider.workers.model.draft_head import draft_head_ids
+from outrider.workers.model.loading import Progress
+from outrider.workers.model.mtp import MtpModules
+from outrider.workers.model.weights import Checkpoint
+from outrider.workers.speculation.compiled_parts import CompiledDraftModel, CompiledHead
+from outrider.workers.speculation.model_parts import DraftModel, Head
+from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.torch_parts import TorchDraftModel, TorchHead
+
+log = logging.getLogger("outrider.loading")
+
+_COMPILED_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which part of which model a rank runs, and how."""
+
+    config: EngineConfig
+    model: ModelConfig
+    checkpoint: Checkpoint
+    layers: range
+    device: torch.device
+    dtype: torch.dtype
+    kernels: str  # "compiled" or "torch", as `kernels_in_force` says
+    drafts: bool  # this rank drafts
+    starts: SequenceStarts
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a rank runs."""
+
+    stage: StageModel
+    module: MtpModules | CompiledModule | None  # the first stage's, where it drafts
+    head: Head | None  # the last stage's
+    draft_model: DraftModel | None
+    hidden_dtype: torch.dtype  # of the states that travel between stages
+
+    @property
+    def cache_bytes_per_block(self) -> int:
+        return self.stage.cache_bytes_per_block + (self.module.cache_bytes_per_block if self.module else 0)
+
+    def allocate_cache(self, num_blocks: int) -> None:
+        self.stage.allocate_cache(num_blocks)
+        if self.module is not None:
+            self.module.allocate_cache(num_blocks)
+
+
+def kernels_in_force(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """ "compiled" or "torch". OutriderError if what was asked for cannot be had."""
+    obstacle = _obstacle(config, device, dtype)
+    if obstacle is None:
+        return "compiled"
+    if config.kernels == "compiled":
+        raise OutriderError(f'kernels="compiled" cannot be had: {obstacle}')
+    if config.quantization is not None:
+        raise OutriderError(f'quantization="{config.quantization}" needs the compiled kernels: {obstacle}')
+    if isinstance(obstacle, BuildError):
+        log.warning("no compiled kernels: %s; running on torch's path, several times slower", obstacle)
+    return "torch"
+
+
+def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str | BuildError | None:
+    """What keeps the compiled kernels from being used."""
+    if config.kernels == "torch":
+        return 'kernels="torch" was asked for'
+    if device.type != "cpu":
+        return f"they are for CPUs, and the device is {device.type}"
+    if config.numerics != "exact":
+        return f'they compute numerics="exact", and numerics="{config.numerics}" was asked for'
+    if dtype not in _COMPILED_DTYPES:
+        return f"they know float32 and bfloat16, and the model is in {str(dtype).removeprefix('torch.')}"
+    try:
+        library.load()
+    except BuildError as error:
+        return error
+    return None
+
+
+def load_parts(wanted: Wanted) -> Parts:
+    """Reads this rank's weights. CheckpointError says what was wrong with them."""
+    return _load_compiled(wanted) if wanted.kernels == "compiled" else _load_torch(wanted)
+
+
+def _load_compiled(wanted: Wanted) -> Parts:
+    context = Context(torch.get_num_threads())
+    loader = CompiledLoader(
+        wanted.model,
+        wanted.checkpoint,
+        dtype=wanted.dtype,
+        quantization=wanted.config.quantization,
+        block_size=wanted.config.block_size,
+    )
+    stage = CompiledStage(context, loader, wanted.layers, wanted.progress)
+    ids = draft_head_ids(wanted.checkpoint.path, wanted.model) if wanted.drafts else None
+    module = CompiledModule(stage, loader, ids) if wanted.drafts else None
+    return Parts(
+        stage=stage,
+        module=module,
+        head=CompiledHead(context, stage.head, wanted.starts) if stage.head is not None else None,
+        draft_model=CompiledDraftModel(module, wanted.starts) if module is not None else None,
+        hidden_dtype=torch.float32,
+    )
+
+
+def _load_torch(wanted: Wanted) -> Parts:
+    model, checkpoint, config = wanted.model, wanted.checkpoint, wanted.config
+    stage = Stage.load(
+        model, checkpoint, wanted.layers, numerics=config.numerics, device=wanted.device, dtype=wanted.dtype,
+        block_size=config.block_size, progress=wanted.progress,
+    )  # fmt: skip
+    module = None
+    if wanted.drafts:
+        module = MtpModules.load(
+            model, checkpoint, stage, numerics=config.numerics, device=wanted.device, dtype=wanted.dtype,
+            block_size=config.block_size,
+        )  # fmt: skip
+    return Parts(
+        stage=stage,
+        module=module,
+        head=TorchHead(stage, wanted.starts) if stage.head is not None else None,
+        draft_model=TorchDraftModel(module, wanted.starts) if module is not None else None,
+        hidden_dtype=wanted.dtype,
+    )

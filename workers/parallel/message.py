@@ -1,0 +1,98 @@
+"""What travels on a stage link as bytes: a Round, a Verdict, or the word to stop.
+
+The layout is 8-byte integers (kind, round id, lane, bytes of JSON, then one length per array), the arrays end to end
+in declaration order, and what the sampler must know of new sequences as JSON. Hidden states travel beside it. Knows
+nothing of how it travels, nor of what the numbers mean.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from operator import attrgetter
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.workers.engine.round import Round, SequenceStart, Verdict, array_fields
+from outrider.workers.sampling_params import SamplingParams
+
+_INTEGER = 8  # bytes; every array's elements are as wide
+_KIND = Struct("=q")
+
+
+class Kind(IntEnum):
+    ROUND = 1
+    VERDICT = 2
+    STOP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where a kind's parts are."""
+
+    content: type[Round] | type[Verdict]
+    names: tuple[str, ...]  # of the arrays
+    floats: frozenset[str]  # those that are not int64
+    counts: Struct  # kind, round id, lane, bytes of JSON, one length per array
+    arrays: Callable[[Round | Verdict], tuple[NDArray[Any], ...]]
+
+    @classmethod
+    def of(cls, content: type[Round] | type[Verdict]) -> "_Layout":
+        fields = array_fields(content)
+        floats = frozenset(name for name, element_type in fields.items() if element_type == np.float64)
+        return cls(content, tuple(fields), floats, Struct(f"={4 + len(fields)}q"), attrgetter(*fields))
+
+
+_LAYOUTS = {Kind.ROUND: _Layout.of(Round), Kind.VERDICT: _Layout.of(Verdict)}
+
+
+def pack(content: Round | Verdict | None) -> bytes:
+    """One message without its hidden states. None is the word to stop."""
+    if content is None:
+        return _KIND.pack(Kind.STOP)
+    kind = Kind.ROUND if isinstance(content, Round) else Kind.VERDICT
+    layout = _LAYOUTS[kind]
+    arrays = layout.arrays(content)
+    starts = _starts_to_json(content.begins) if isinstance(content, Round) and content.begins else b""
+    counts = layout.counts.pack(kind, content.round_id, content.lane, len(starts), *map(len, arrays))
+    return b"".join([counts, *[array.tobytes() for array in arrays], starts])
+
+
+def unpack(data: bytearray) -> Round | Verdict | None:
+    """What `pack` was given. The arrays are views of `data`, which is theirs from now on."""
+    kind = Kind(_KIND.unpack_from(data)[0])
+    if kind is Kind.STOP:
+        return None
+    layout = _LAYOUTS[kind]
+    _, round_id, lane, starts_bytes, *lengths = layout.counts.unpack_from(data)
+    values: dict[str, Any] = {"round_id": round_id, "lane": lane}
+    if starts_bytes:
+        values["begins"] = _starts_from_json(data[-starts_bytes:])
+    words = np.frombuffer(data, dtype=np.int64, count=(len(data) - starts_bytes) // _INTEGER)
+    at = layout.counts.size // _INTEGER
+    for name, length in zip(layout.names, lengths, strict=True):
+        array = words[at : at + length]
+        values[name] = array.view(np.float64) if name in layout.floats else array
+        at += length
+    return layout.content(**values)
+
+
+def _starts_to_json(begins: Sequence[SequenceStart]) -> bytes:
+    rows = [(b.sequence_id, b.output_index, b.seed, b.prompt_tokens, b.params.to_json()) for b in begins]
+    return json.dumps(rows).encode()
+
+
+def _starts_from_json(text: bytearray) -> tuple[SequenceStart, ...]:
+    return tuple(
+        SequenceStart(
+            sequence_id=sequence_id,
+            output_index=output_index,
+            seed=seed,
+            prompt_tokens=prompt_tokens,
+            params=SamplingParams.from_json(params),
+        )
+        for sequence_id, output_index, seed, prompt_tokens, params in json.loads(text)
+    )

@@ -1,0 +1,34 @@
+"""Head and drafting by the compiled kernels: logits and draws in one call, all steps of a draft in another."""
+
+from torch import Tensor
+
+from outrider.kernels.cpu.context import Context
+from outrider.kernels.cpu.library import Linear
+from outrider.workers.engine.round import IntArray
+from outrider.workers.model.compiled import CompiledModule
+from outrider.workers.speculation.pairs import Pairs, pair_rows
+from outrider.workers.speculation.sequence_starts import SequenceStarts
+
+
+class CompiledHead:
+    """Implements Head."""
+
+    def __init__(self, context: Context, head: Linear, starts: SequenceStarts) -> None:
+        self._context, self._head, self._starts = context, head, starts
+
+    def draw(
+        self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
+    ) -> tuple[Tensor, IntArray]:
+        return self._context.sample(self._head, hidden, rows, self._starts.draws(sequence_ids, positions))
+
+
+class CompiledDraftModel:
+    """Implements DraftModel."""
+
+    def __init__(self, module: CompiledModule, starts: SequenceStarts) -> None:
+        self._module, self._starts = module, starts
+
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[int]]:
+        last = pairs.last_rows[going]
+        draws = self._starts.draws(pairs.sequence_ids[going], pairs.positions[last] + 2)
+        return self._module.draft(pair_rows(pairs), pairs.hidden, last, depths, draws)

@@ -1,0 +1,29 @@
+"""What the sampler and the drafter ask of a model, whichever path computes it."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from outrider.workers.engine.round import IntArray
+from outrider.workers.speculation.pairs import Pairs
+
+
+class Head(Protocol):
+    """The model's head, and the draws from its logits."""
+
+    def draw(
+        self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
+    ) -> tuple[Tensor, IntArray]:
+        """Logits [n, vocab] in float32 of rows `rows` [n] of `hidden`, and the token that each draws [n].
+
+        Token i belongs to sequence `sequence_ids[i]` and stands at absolute position `positions[i]`.
+        """
+        ...
+
+
+class DraftModel(Protocol):
+    """The MTP module, with its cache and a head."""
+
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[int]]:
+        """Feeds all `pairs`; then, after the last pair of entry `going[n]` of them, drafts `depths[n]` tokens."""
+        ...

@@ -1,0 +1,72 @@
+"""Head and drafting on torch's path: the specification of the compiled ones, and what runs on a GPU."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outrider.workers.engine.round import IntArray, ints, offsets
+from outrider.workers.model.deepseek import Stage
+from outrider.workers.model.mtp import MtpModules
+from outrider.workers.model.rows import Rows
+from outrider.workers.speculation.pairs import Pairs, pair_rows
+from outrider.workers.speculation.sampling import sample
+from outrider.workers.speculation.sequence_starts import SequenceStarts
+
+
+class TorchHead:
+    """Implements Head."""
+
+    def __init__(self, stage: Stage, starts: SequenceStarts) -> None:
+        self._stage, self._starts = stage, starts
+
+    @torch.inference_mode()
+    def draw(
+        self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
+    ) -> tuple[Tensor, IntArray]:
+        logits = self._stage.logits(hidden[torch.from_numpy(rows)])
+        return logits, ints(sample(logits, self._starts.rows(sequence_ids, positions)).cpu().numpy())
+
+
+class TorchDraftModel:
+    """Implements DraftModel by recursion, step by step."""
+
+    def __init__(self, modules: MtpModules, starts: SequenceStarts) -> None:
+        self._modules, self._starts = modules, starts
+
+    @torch.inference_mode()
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[int]]:
+        state = self._modules.run(pair_rows(pairs), pairs.hidden)
+        drafts: list[list[int]] = [[] for _ in depths]
+        live, last = np.arange(len(depths)), pairs.last_rows[going]
+        state, positions = state[torch.from_numpy(last)], pairs.positions[last]
+        for step in range(1, int(depths.max(initial=0)) + 1):
+            # Step j draws draft j from the state of step j, then feeds that draft and that state to step j+1.
+            tokens = self._draw(state, pairs.sequence_ids[going[live]], positions + 2)
+            for n, token in zip(live.tolist(), tokens.tolist(), strict=True):
+                drafts[n].append(token)
+            deeper = np.flatnonzero(depths[live] > step)
+            if not len(deeper):
+                break
+            live, positions = live[deeper], positions[deeper] + 1
+            state = state[torch.from_numpy(deeper)]
+            state = self._modules.run(one_each(pairs, going[live], tokens[deeper], positions), state)
+        return drafts
+
+    def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
+        rows = self._starts.rows(sequence_ids, positions)
+        return ints(sample(self._modules.logits(state), rows).cpu().numpy())
+
+
+def one_each(pairs: Pairs, which: IntArray, token_ids: IntArray, positions: IntArray) -> Rows:
+    """One pair for each of the entries `which`: a draft, to be joined with the state it was drawn from."""
+    tables = [pairs.tables[s] for s in which.tolist()]
+    return Rows(
+        token_ids=token_ids,
+        rope_positions=positions,
+        cache_positions=positions + 1,
+        query_offsets=np.arange(len(which) + 1),
+        write_from=pairs.write_from[which],
+        block_offsets=offsets([len(table) for table in tables]),
+        block_ids=ints(np.concatenate(tables)),
+        first_cache_position=1,
+    )
