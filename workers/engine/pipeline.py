@@ -4,9 +4,10 @@ Rounds go in and verdicts come out in the same order. Up to `lanes` rounds may b
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +52,8 @@ class SingleStage:
         self._finished: deque[RoundResult] = deque()
 
     def dispatch(self, round: Round) -> None:
-        round, hidden = self._runner.forward(round, None)
-        verdict, accepted = self._sampler.judge(round, hidden)
+        hidden, took = self._runner.forward(round, None)
+        verdict, accepted = self._sampler.judge(round, hidden, took)
         self._finished.append(RoundResult(verdict=verdict, hidden=accepted))
 
     def collect(self) -> RoundResult:
@@ -71,8 +72,8 @@ class FirstStage:
         self._under_way: deque[int] = deque()
 
     def dispatch(self, round: Round) -> None:
-        round, hidden = self._runner.forward(round, None)
-        self._down.send(round, hidden)
+        hidden, took = self._runner.forward(round, None)
+        self._down.send(_passed(round, took), hidden)
         self._under_way.append(round.round_id)
 
     def collect(self) -> RoundResult:
@@ -99,8 +100,14 @@ def follow(runner: StageRunner, above: StageLink, onward: StageLink, sampler: Sa
                 onward.send(None, message.hidden)
                 onward.flush()
             return
-        round, hidden = runner.forward(message.content, message.hidden)
+        round = message.content
+        hidden, took = runner.forward(round, message.hidden)
         if sampler is None:
-            onward.send(round, hidden)
+            onward.send(_passed(round, took), hidden)
         else:
-            onward.send(*sampler.judge(round, hidden))
+            onward.send(*sampler.judge(round, hidden, took))
+
+
+def _passed(round: Round, took: float) -> Round:
+    """The round with one more stage's seconds."""
+    return replace(round, stage_s=np.append(round.stage_s, took))

@@ -23,12 +23,16 @@ def ints(values: Any = ()) -> IntArray:
 
 def ranges(lengths: IntArray) -> IntArray:
     """0..n-1 for each n of `lengths`, end to end."""
+    if len(lengths) == 1:
+        return np.arange(lengths[0])
     return ints(np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths))
 
 
 def offsets(lengths: Any) -> IntArray:
     """Where each of `lengths` begins when laid end to end, and where the last one ends, [n+1]."""
-    return ints(np.concatenate([[0], np.cumsum(lengths)]))
+    places = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=places[1:])
+    return places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,8 @@ class Round:
     @property
     def positions(self) -> IntArray:
         """Absolute position of every row, [R]."""
+        if self.sequences == 1:
+            return np.arange(self.starts[0], self.starts[0] + self.rows)
         lengths = np.diff(self.query_offsets)
         return np.arange(self.rows) + np.repeat(self.starts - self.query_offsets[:-1], lengths)
 

@@ -1,10 +1,8 @@
 """Runs one stage's layers over a Round. Knows tensors; knows nothing of scheduling, sampling or other ranks."""
 
 import time
-from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,9 +33,8 @@ class StageRunner:
         self.busy_s = 0.0
         self._device = device
 
-    @torch.inference_mode()
-    def forward(self, round: Round, hidden: Tensor | None) -> tuple[Round, Tensor]:
-        """The round with this stage's seconds added, and the hidden states after its layers, [rows, hidden].
+    def forward(self, round: Round, hidden: Tensor | None) -> tuple[Tensor, float]:
+        """The hidden states after this stage's layers, [rows, hidden], and the seconds it took.
 
         `hidden` is None on the first stage, which embeds.
         """
@@ -47,7 +44,7 @@ class StageRunner:
             torch.cuda.synchronize(self._device)
         took = time.perf_counter() - began
         self.busy_s += took
-        return replace(round, stage_s=np.append(round.stage_s, took)), hidden
+        return hidden, took
 
 
 def round_rows(round: Round) -> Rows:

@@ -21,24 +21,21 @@ class Sampler:
         self._head, self._starts, self._max_model_len = head, starts, max_model_len
         self.busy_s = 0.0
 
-    @torch.inference_mode()
-    def judge(self, round: Round, hidden: Tensor) -> tuple[Verdict, Tensor]:
+    def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         """The Verdict, and the accepted rows' hidden states, [sum(accepted_rows), hidden].
 
-        `hidden` is the model's output after the final norm, [rows, hidden].
+        `hidden` is the model's output after the final norm, [rows, hidden], which the last stage took `stage_s` for.
         """
         began = time.perf_counter()
         self._starts.end(round.ends)
         self._starts.begin(round.begins)
         rows, owners = sampled_rows(round)
-        logits, targets = self._head.draw(hidden, rows, round.sequence_ids[owners], round.positions[rows] + 1)
-        verdict = verify_round(round, targets, self._starts, self._max_model_len)
-        verdict = self._with_logprobs(round, verdict, logits)
-        accepted = hidden[torch.from_numpy(_leading_rows(round, verdict.accepted_rows))]
+        positions = rows + (round.starts - round.query_offsets[:-1])[owners] + 1
+        logits, targets = self._head.draw(hidden, rows, round.sequence_ids[owners], positions)
         took = time.perf_counter() - began
         self.busy_s += took
-        stage_s = np.append(round.stage_s[:-1], round.stage_s[-1] + took)
-        return replace(verdict, stage_s=stage_s), accepted
+        verdict = verify_round(round, targets, self._starts, self._max_model_len, stage_s + took)
+        return self._with_logprobs(round, verdict, logits), _leading_rows(round, hidden, verdict.accepted_rows)
 
     def _with_logprobs(self, round: Round, verdict: Verdict, logits: Tensor) -> Verdict:
         """Adds what was asked for: of the raw logits, at the row of each emitted token."""
@@ -62,10 +59,14 @@ class Sampler:
 def sampled_rows(round: Round) -> tuple[IntArray, IntArray]:
     """The rows to sample and the sequence that each belongs to, [sum(sample_counts)] both."""
     counts = round.sample_counts
+    if round.sequences == 1:
+        return np.arange(round.rows - counts[0], round.rows), np.zeros(counts[0], dtype=np.int64)
     first = round.query_offsets[1:] - counts
     return np.repeat(first, counts) + ranges(counts), ints(np.repeat(np.arange(round.sequences), counts))
 
 
-def _leading_rows(round: Round, counts: IntArray) -> IntArray:
+def _leading_rows(round: Round, hidden: Tensor, counts: IntArray) -> Tensor:
     """The first `counts[s]` rows of each sequence, end to end."""
-    return np.repeat(round.query_offsets[:-1], counts) + ranges(counts)
+    if round.sequences == 1:
+        return hidden[: int(counts[0])]
+    return hidden[torch.from_numpy(np.repeat(round.query_offsets[:-1], counts) + ranges(counts))]

@@ -151,15 +151,9 @@ class CompiledModule:
 
 def _structure(rows: Rows) -> library.Rows:
     """Valid as long as `rows` is."""
-    return library.Rows(
-        rows=len(rows.token_ids),
-        sequences=len(rows.write_from),
-        token_ids=rows.token_ids.ctypes.data,
-        positions=rows.rope_positions.ctypes.data,
-        slots=rows.cache_positions.ctypes.data,
-        offsets=rows.query_offsets.ctypes.data,
-        write_from=rows.write_from.ctypes.data,
-        block_offsets=rows.block_offsets.ctypes.data,
-        block_ids=rows.block_ids.ctypes.data,
-        first_slot=rows.first_cache_position,
-    )
+    arrays = (
+        rows.token_ids, rows.rope_positions, rows.cache_positions, rows.query_offsets, rows.write_from,
+        rows.block_offsets, rows.block_ids,
+    )  # fmt: skip
+    addresses = (array.__array_interface__["data"][0] for array in arrays)
+    return library.Rows(len(rows.token_ids), len(rows.write_from), *addresses, rows.first_cache_position)

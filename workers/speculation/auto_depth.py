@@ -79,7 +79,7 @@ class AutoDepth:
     def _prepare(self, batch: int) -> None:
         """Sets what rounds of about `batch` sequences take, and whether more must be learned of that first."""
         self._batch = batch
-        self._seconds = {depth: self._costs.seconds(batch, depth) for depth in self._depths}
+        self._seconds = self._costs.by_depth(batch)
         self._lesson = self._next_lesson()
 
     def _next_lesson(self) -> int | None:

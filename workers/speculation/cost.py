@@ -45,15 +45,12 @@ class RoundCosts:
 
     def seconds(self, batch: int, depth: float) -> float:
         """The estimate, on straight lines between the depths that were tried. Unknown sizes take the nearest's."""
-        known = self._nearest(size_class(batch))
-        if len(known) < 2:
-            at, base = next(iter(known.items()), (0, 1.0))
-            return base * (1.0 + _FIRST_SLOPE * depth) / (1.0 + _FIRST_SLOPE * at)
-        points = sorted(known.items())
-        above = min(max(bisect_right(points, (depth, float("inf"))), 1), len(points) - 1)
-        (low, low_s), (high, high_s) = points[above - 1], points[above]
-        estimate = low_s + (high_s - low_s) * (depth - low) / (high - low)
-        return max(estimate, 0.1 * low_s)
+        return _on_lines(sorted(self._nearest(size_class(batch)).items()), depth)
+
+    def by_depth(self, batch: int) -> dict[int, float]:
+        """`seconds` of every depth."""
+        points = sorted(self._nearest(size_class(batch)).items())
+        return {depth: _on_lines(points, depth) for depth in self._depths}
 
     def _nearest(self, wanted: int) -> dict[int, float]:
         if not self._curves:
@@ -73,6 +70,18 @@ class RoundCosts:
 def size_class(batch: int) -> int:
     """Batches of one class share their estimates: 1, 2, 3-4, 5-8, and so on."""
     return (batch - 1).bit_length()
+
+
+def _on_lines(points: list[tuple[int, float]], depth: float) -> float:
+    """The seconds at `depth` on straight lines through (depth, seconds), rising ones; a guess from less than two."""
+    if len(points) < 2:
+        at, base = points[0] if points else (0, 1.0)
+        return base * (1.0 + _FIRST_SLOPE * depth) / (1.0 + _FIRST_SLOPE * at)
+    above = 1
+    while above < len(points) - 1 and points[above][0] <= depth:
+        above += 1
+    (low, low_s), (high, high_s) = points[above - 1], points[above]
+    return max(low_s + (high_s - low_s) * (depth - low) / (high - low), 0.1 * low_s)
 
 
 def _step(seen: float, predicted: float, seconds: float) -> float:

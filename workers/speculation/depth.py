@@ -3,7 +3,7 @@
 Pure: seconds are given to it. Depths never change the text, so any rule would do; which one is fast is auto_depth.py's.
 """
 
-import numpy as np
+from itertools import pairwise
 
 from outrider.workers.engine.round import RUNNING, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
@@ -43,11 +43,17 @@ class DepthPolicy:
         """
         made_s = self._draft_s.get(round.lane, 0.0)
         self._draft_s[round.lane] = draft_s
-        counts = round.sample_counts
-        decoding = counts == np.diff(round.query_offsets)
-        finished = verdict.finish != RUNNING
-        columns = (round.sequence_ids, counts - 1, verdict.drafts_accepted, finished)
-        drafted = [Drafted(*row) for row in zip(*(column[decoding].tolist() for column in columns), strict=True)]
-        self._auto.observe(drafted, made_s + round_s if decoding.all() else None)
-        for sequence_id in (*round.ends.tolist(), *round.sequence_ids[finished].tolist()):
+        borders, counts = round.query_offsets.tolist(), round.sample_counts.tolist()
+        outcomes = zip(
+            round.sequence_ids.tolist(), counts, verdict.drafts_accepted.tolist(), verdict.finish.tolist(),
+            pairwise(borders), strict=True,
+        )  # fmt: skip
+        drafted = [
+            Drafted(sequence_id, count - 1, accepted, finish != RUNNING)
+            for sequence_id, count, accepted, finish, (first, end) in outcomes
+            if count == end - first
+        ]
+        self._auto.observe(drafted, made_s + round_s if len(drafted) == len(counts) else None)
+        finished = (s for s, finish in zip(round.sequence_ids.tolist(), verdict.finish.tolist(), strict=True) if finish)
+        for sequence_id in (*round.ends.tolist(), *finished):
             self._auto.forget(sequence_id)

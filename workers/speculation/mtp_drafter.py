@@ -7,12 +7,11 @@ draft is accepted iff it equals what the target draws. Knows nothing of how deep
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict
 from outrider.workers.speculation.model_parts import DraftModel
-from outrider.workers.speculation.pairs import Backlog, accepted_pairs, joined
+from outrider.workers.speculation.pairs import Backlog, accepted_pairs, followed, joined
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
 _MOST_WAITING = 64  # pairs; as many as are still cheap in one go
@@ -28,14 +27,13 @@ class MtpDrafter:
         self._model, self._starts = model, starts
         self._backlog = Backlog(_MOST_WAITING, block_size)
 
-    @torch.inference_mode()
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[int]]:
         """Feeds the accepted rows, then drafts each going-on sequence as deep as the round says."""
         self._starts.begin(round.begins)
         self._backlog.yield_blocks(round)
-        pairs = accepted_pairs(round, verdict, hidden)
-        depths = np.where(verdict.finish == RUNNING, round.draft_steps, 0)
-        depths = depths[np.isin(round.sequence_ids, pairs.sequence_ids)]
+        kept = followed(round, verdict)
+        pairs = accepted_pairs(round, verdict, hidden, kept)
+        depths = np.where(verdict.finish == RUNNING, round.draft_steps, 0)[kept]
         ending = bool((verdict.finish != RUNNING).any())  # its blocks are free, and may be another's next
         if not depths.any() and not ending and self._backlog.has_room(pairs):
             self._backlog.add(pairs)

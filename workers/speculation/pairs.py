@@ -35,21 +35,26 @@ class Pairs:
         return np.cumsum(self.lengths) - 1
 
 
-def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor) -> Pairs:
-    """The pairs that a verdict makes certain, of the sequences that the drafter follows.
+def followed(round: Round, verdict: Verdict) -> IntArray:
+    """Which sequences of the round the drafter follows, of those that have anything accepted."""
+    return ints(np.flatnonzero((round.upkeep == 1) & (verdict.accepted_rows > 0)))
+
+
+def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: IntArray) -> Pairs:
+    """The pairs that a verdict makes certain, of the round's sequences `kept`.
 
     `hidden` holds the states of all accepted rows, [sum(accepted_rows), hidden].
     """
-    kept = np.flatnonzero((round.upkeep == 1) & (verdict.accepted_rows > 0))
     lengths = verdict.accepted_rows[kept]
     owner, within = np.repeat(kept, lengths), ranges(lengths)
-    in_hidden = offsets(verdict.accepted_rows)[:-1]
+    if len(owner) < len(hidden):
+        hidden = hidden[torch.from_numpy(offsets(verdict.accepted_rows)[owner] + within)]
     return Pairs(
         sequence_ids=round.sequence_ids[kept],
         lengths=lengths,
         token_ids=_next_tokens(round, verdict)[round.query_offsets[owner] + within],
         positions=round.starts[owner] + within,
-        hidden=hidden[torch.from_numpy(in_hidden[owner] + within)],
+        hidden=hidden,
         write_from=round.write_from[kept],
         tables=tuple(block_table(round, s) for s in kept.tolist()),
     )
@@ -57,6 +62,8 @@ def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor) -> Pairs:
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
     """All of them, in order. A sequence may occur more than once."""
+    if len(parts) == 1:
+        return parts[0]
     return Pairs(
         sequence_ids=np.concatenate([part.sequence_ids for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),

@@ -15,7 +15,7 @@ from outrider.workers.speculation.sampling import SampleRow
 class Drawn(NamedTuple):
     """A SequenceStart as the compiled kernels take it, but for the position."""
 
-    row: NDArray[Any]  # DRAW, [1]
+    row: IntArray  # the words of a DRAW
     ends_from: int  # the first position at which its end ids are not ruled out
     end_ids: IntArray  # what the row points to
 
@@ -28,7 +28,7 @@ class Drawn(NamedTuple):
         row["temperature"] = 0 if params.greedy else params.temperature
         row["min_p"], row["top_p"], row["top_k"] = params.min_p, params.top_p, params.top_k
         row["ruled_out"], row["ruled_out_count"] = end_ids.ctypes.data, len(end_ids)
-        return cls(row, start.prompt_tokens + params.min_tokens, end_ids)
+        return cls(row.view(np.int64), start.prompt_tokens + params.min_tokens, end_ids)
 
 
 class SequenceStarts:
@@ -77,7 +77,8 @@ class SequenceStarts:
         drawn = [self._drawn[sequence_id] for sequence_id in sequence_ids.tolist()]
         if not drawn:
             return np.empty(0, dtype=DRAW)
-        out = np.concatenate([each.row for each in drawn])
+        words = np.concatenate([each.row for each in drawn])
+        out = words.view(DRAW)
         out["position"] = positions
-        out["ruled_out_count"][positions >= ints([each.ends_from for each in drawn])] = 0
+        out["ruled_out_count"][positions >= [each.ends_from for each in drawn]] = 0
         return out

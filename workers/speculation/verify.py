@@ -6,11 +6,22 @@ follows it is forgotten. So the tokens that come out are those of one-token-at-a
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
-from outrider.workers.engine.round import LENGTH, RUNNING, STOPPED, IntArray, Round, SequenceStart, Verdict, ints
+from outrider.workers.engine.round import (
+    LENGTH,
+    RUNNING,
+    STOPPED,
+    IntArray,
+    Round,
+    SequenceStart,
+    Verdict,
+    ints,
+    offsets,
+)
 
 
 class Starts(Protocol):
@@ -61,34 +72,40 @@ def verify(targets: list[int], drafts: list[int], length: int, limits: Limits) -
     return Accepted(tokens, min(matching, len(tokens)), finish)
 
 
-def verify_round(round: Round, targets: IntArray, starts: Starts, max_model_len: int) -> Verdict:
-    """Judges every sequence of a round. `targets` are the draws at its sampled rows, [sum(sample_counts)]."""
-    counts = round.sample_counts
-    first_rows = round.query_offsets[1:] - counts  # of the sampled ones
-    lengths = round.starts + np.diff(round.query_offsets) - counts + 1
-    drawn, query = targets.tolist(), round.token_ids.tolist()
+def verify_round(
+    round: Round, targets: IntArray, starts: Starts, max_model_len: int, last_stage_s: float = 0.0
+) -> Verdict:
+    """Judges every sequence of a round. `targets` are the draws at its sampled rows, [sum(sample_counts)].
+
+    `last_stage_s`: seconds that the last stage computed.
+    """
+    drawn, query, borders = targets.tolist(), round.token_ids.tolist(), round.query_offsets.tolist()
     token_ids: list[int] = []
-    emitted, matched, finish, at = [], [], [], 0
-    for sequence_id, count, first, length in zip(
-        round.sequence_ids.tolist(), counts.tolist(), first_rows.tolist(), lengths.tolist(), strict=True
+    emitted, kept, matched, finish, at = [], [], [], [], 0
+    for sequence_id, start, count, (first, end) in zip(
+        round.sequence_ids.tolist(), round.starts.tolist(), round.sample_counts.tolist(), pairwise(borders), strict=True
     ):
         accepted = _NOTHING
+        unsampled = end - first - count
         if count:
             limits = Limits.of(starts[sequence_id], starts.eos_token_ids, max_model_len)
-            accepted = verify(drawn[at : at + count], query[first + 1 : first + count], length, limits)
+            drafts = query[end - count + 1 : end]
+            accepted = verify(drawn[at : at + count], drafts, start + unsampled + 1, limits)
         token_ids += accepted.token_ids
         emitted.append(len(accepted.token_ids))
+        kept.append(unsampled + len(accepted.token_ids))
         matched.append(accepted.drafts_accepted)
         finish.append(accepted.finish)
         at += count
     return Verdict(
         round_id=round.round_id,
         lane=round.lane,
-        token_offsets=ints(np.concatenate([[0], np.cumsum(ints(emitted))])),
+        token_offsets=offsets(emitted),
         token_ids=ints(token_ids),
-        accepted_rows=np.diff(round.query_offsets) - counts + ints(emitted),
+        accepted_rows=ints(kept),
         drafts_accepted=ints(matched),
         finish=ints(finish),
+        stage_s=np.append(round.stage_s, last_stage_s),
     )
 
 
