@@ -85,8 +85,6 @@ def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) ->
         return 'kernels="torch" was asked for'
     if device.type != "cpu":
         return f"they are for CPUs, and the device is {device.type}"
-    if config.numerics != "exact":
-        return f'they compute numerics="exact", and numerics="{config.numerics}" was asked for'
     if dtype not in _COMPILED_DTYPES:
         return f"they know float32 and bfloat16, and the model is in {str(dtype).removeprefix('torch.')}"
     try:
@@ -109,6 +107,7 @@ def _load_compiled(wanted: Wanted) -> Parts:
         dtype=wanted.dtype,
         quantization=wanted.config.quantization,
         block_size=wanted.config.block_size,
+        fast=wanted.config.numerics == "fast",
     )
     stage = CompiledStage(context, loader, wanted.layers, wanted.progress)
     ids = draft_head_ids(wanted.checkpoint.path, wanted.model) if wanted.drafts else None

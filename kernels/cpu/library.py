@@ -34,7 +34,7 @@ class Shape(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("hidden", "heads", "nope", "rope", "value", "latent_rank", "query_rank")),
         *((name, c_int32) for name in ("experts", "chosen", "groups", "chosen_groups", "normalise")),
-        *((name, c_int32) for name in ("block_size", "cache_kind")),
+        *((name, c_int32) for name in ("block_size", "cache_kind", "fast", "unused")),
         *((name, c_float) for name in ("routed_scale", "eps", "latent_eps", "softmax_scale")),
         ("rotary", c_void_p),
     )
@@ -47,6 +47,7 @@ class Attention(Structure):
         ("output", Linear),
         ("key_up", POINTER(Linear)),
         ("value_up", POINTER(Linear)),
+        ("key_expand", POINTER(Linear)),
         ("query_norm", c_void_p),
         ("latent_norm", c_void_p),
     )

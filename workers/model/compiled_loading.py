@@ -1,7 +1,7 @@
 """Builds layers for the compiled kernels from a checkpoint: the twin of loading.py. Knows DeepSeek's tensor names."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -32,8 +32,10 @@ class CompiledLoader:
         dtype: torch.dtype,
         quantization: str | None,
         block_size: int,
+        fast: bool = False,
     ) -> None:
         self.config, self.dtype = config, dtype
+        self._fast = fast
         self._checkpoint = checkpoint
         self._kind = kind_of(dtype, quantization)
         self._arena = Arena()
@@ -89,6 +91,7 @@ class CompiledLoader:
             normalise=config.norm_topk_prob,
             block_size=block_size,
             cache_kind=kind_of(self.dtype),
+            fast=self._fast,
             routed_scale=config.routed_scaling_factor,
             eps=config.rms_norm_eps,
             latent_eps=LATENT_NORM_EPS,
@@ -100,27 +103,27 @@ class CompiledLoader:
         config, hidden, rank = self.config, self.config.hidden_size, self.config.q_lora_rank
         queries = config.num_attention_heads * config.qk_head_dim
         key = (name + "kv_a_proj_with_mqa", config.head_dim_latent)
-        key_up, value_up = self._latent_up(name)
+        by_head = self._latent_up(name)
         return library.Attention(
             down=self.linear((name + "q_a_proj", rank) if rank else (name + "q_proj", queries), key, inputs=hidden),
             query_up=self.linear((name + "q_b_proj", queries), inputs=rank) if rank else Linear(),
             output=self.linear((name + "o_proj", hidden), inputs=config.num_attention_heads * config.v_head_dim),
-            key_up=key_up,
-            value_up=value_up,
+            key_up=self._each(head[: config.qk_nope_head_dim].t() for head in by_head),
+            value_up=self._each(head[config.qk_nope_head_dim :] for head in by_head),
+            key_expand=self._each(head[: config.qk_nope_head_dim] for head in by_head) if self._fast else None,
             query_norm=self.vector(name + "q_a_layernorm.weight", rank) if rank else None,
             latent_norm=self.vector(name + "kv_a_layernorm.weight", config.kv_lora_rank),
         )
 
-    def _latent_up(self, name: str) -> "tuple[ctypes.Array[Linear], ctypes.Array[Linear]]":
-        """kv_b_proj by head: into the latent space for keys, out of it for values."""
+    def _latent_up(self, name: str) -> Tensor:
+        """kv_b_proj by head, [heads, nope + v, latent]: into the latent space for keys, out of it for values."""
         config = self.config
-        heads, nope, values = config.num_attention_heads, config.qk_nope_head_dim, config.v_head_dim
-        weight = self._weights([(name + "kv_b_proj", heads * (nope + values))], config.kv_lora_rank)
-        by_head = weight.view(heads, nope + values, config.kv_lora_rank)
-        return (
-            self._array(Linear, [packed(self._arena, head[:nope].t(), self._kind) for head in by_head]),
-            self._array(Linear, [packed(self._arena, head[nope:], self._kind) for head in by_head]),
-        )
+        heads, outputs = config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim
+        weight = self._weights([(name + "kv_b_proj", heads * outputs)], config.kv_lora_rank)
+        return weight.view(heads, outputs, config.kv_lora_rank)
+
+    def _each(self, weights: Iterable[Tensor]) -> "ctypes.Array[Linear]":
+        return self._array(Linear, [packed(self._arena, weight, self._kind) for weight in weights])
 
     def _route(self, layer: library.Layer, name: str) -> None:
         config = self.config

@@ -158,6 +158,27 @@ struct Gathered {
     }
 };
 
+// Turns a query's scores [kChunk] in slots [begin, end) of a chunk into weights, 0 elsewhere, and counts them in. What
+// was gathered before is to be multiplied by the factor returned.
+inline float weigh(float* weights, int begin, int end, Gathered& now) {
+    if (begin >= end) return 1.0f;
+    std::fill(weights, weights + begin, -INFINITY);
+    std::fill(weights + end, weights + kChunk, -INFINITY);
+    F16 best = load(weights);
+    for (int i = kLanes; i < kChunk; i += kLanes) best = largest(best, load(weights + i));
+    const float most = std::max(now.most, max_lane(best));
+    F16 parts = zero();
+    for (int i = 0; i < kChunk; i += kLanes) {
+        store(weights + i, exp(load(weights + i) - all(most)));
+        if (i < begin) std::fill(weights + i, weights + std::min(begin, i + kLanes), 0.0f);
+        if (i + kLanes > end) std::fill(weights + std::max(end, i), weights + i + kLanes, 0.0f);
+        parts = parts + load(weights + i);
+    }
+    const float kept = now.total > 0 ? Gathered::exp_of(now.most - most) : 1.0f;
+    now = {most, now.total * kept + sum(parts)};
+    return kept;
+}
+
 // Room for the parts of walks over one segment each.
 struct Parts {
     std::vector<Gathered> gathered;
@@ -246,7 +267,7 @@ private:
         find_slots(walk, chunk);
         for (int slot = 0; slot < kChunk; slot += kQuads) score_quad(walk, heads, chunk, slot);
         for (int row = walk.begin; row < walk.end; ++row)
-            for (int h = 0; h < heads; ++h) weigh((row - walk.begin) * heads + h, seen(row, chunk));
+            for (int h = 0; h < heads; ++h) weigh_query((row - walk.begin) * heads + h, seen(row, chunk));
         constexpr int width = kQuads * kLanes;
         int at = 0;
         for (; at + width <= shape_.latent_rank; at += width) gather_part<kQuads>(walk, heads, chunk, at);
@@ -275,27 +296,7 @@ private:
         }
     }
 
-    // Turns a query's scores in a chunk into weights.
-    void weigh(int q, Seen range) {
-        kept_[q] = 1.0f;
-        if (range.begin >= range.end) return;
-        float* weights = weights_[q];
-        std::fill(weights, weights + range.begin, -INFINITY);
-        std::fill(weights + range.end, weights + kChunk, -INFINITY);
-        F16 best = load(weights);
-        for (int i = kLanes; i < kChunk; i += kLanes) best = largest(best, load(weights + i));
-        Gathered& now = now_[q];
-        const float most = std::max(now.most, max_lane(best));
-        F16 parts = zero();
-        for (int i = 0; i < kChunk; i += kLanes) {
-            store(weights + i, exp(load(weights + i) - all(most)));
-            if (i < range.begin) std::fill(weights + i, weights + std::min(range.begin, i + kLanes), 0.0f);
-            if (i + kLanes > range.end) std::fill(weights + std::max(range.end, i), weights + i + kLanes, 0.0f);
-            parts = parts + load(weights + i);
-        }
-        if (now.total > 0) kept_[q] = Gathered::exp_of(now.most - most);
-        now = {most, now.total * kept_[q] + sum(parts)};
-    }
+    void weigh_query(int q, Seen range) { kept_[q] = weigh(weights_[q], range.begin, range.end, now_[q]); }
 
     template <int V>
     void gather_part(const Walk& walk, int heads, long chunk, int at) {

@@ -11,6 +11,7 @@ struct Shape {
     int32_t hidden, heads, nope, rope, value, latent_rank, query_rank;  // query_rank 0: queries are made in one step
     int32_t experts, chosen, groups, chosen_groups, normalise;          // of the router
     int32_t block_size, cache_kind;                                     // WeightKind of the cache's values
+    int32_t fast, unused;  // 1: long chunks of a prompt attend in the expanded form, in another order of arithmetic
     float routed_scale, eps, latent_eps, softmax_scale;
     const float* rotary;  // [positions][2][rope]: cosines, signed sines
 
@@ -22,6 +23,7 @@ struct Shape {
 struct AttentionWeights {
     Linear down, query_up, output;
     const Linear *key_up, *value_up;  // by head: [latent_rank, nope] and [value, latent_rank]
+    const Linear* key_expand;         // by head: [nope, latent_rank]; where Shape::fast
     const float *query_norm, *latent_norm;
 };
 

@@ -47,7 +47,7 @@ using Sums = F16[R][kVectors];
 
 inline void prefetch(const void* p) {
 #if defined(__GNUC__)
-    __builtin_prefetch(p, 0, 2);
+    __builtin_prefetch(p, 0, 1);
 #endif
 }
 

@@ -2,11 +2,17 @@
 #pragma once
 
 #include "attention.h"
+#include "expanded.h"
 #include "experts.h"
 
 namespace outrider {
 
 constexpr int kAttentionRows = 256;  // whose queries are in the latent space at one time
+
+struct Block {  // rows [begin, end) that attend in the absorbed form
+    int begin, end;
+    Walks walks;
+};
 
 // Room for what a layer makes, kept between rounds and grown when a round is larger.
 class Room {
@@ -32,8 +38,10 @@ public:
     std::vector<float> normed, low, query_low, query, heads, absorbed, gathered;
     std::vector<float> router_scores, chosen_weights, mlp_inner, mlp_outputs;
     std::vector<int32_t> chosen, sequence_of_row;
-    std::vector<Walks> walks;  // by block of kAttentionRows rows
+    std::vector<Block> blocks;
+    std::vector<Expansion> expansions;
     Parts parts;
+    ExpandedRoom expanded;
     Groups by_expert;
     int low_stride = 0;
 
@@ -97,8 +105,13 @@ private:
                        });
             team_.barrier();
         }
-        for (int begin = 0, block = 0; begin < rows_.rows; begin += kAttentionRows, ++block)
-            attend_block(weights, cache, begin, std::min(begin + kAttentionRows, rows_.rows), block);
+        for (const Block& block : room_.blocks) attend_block(weights, cache, block);
+        for (const Expansion& expansion : room_.expansions) {
+            if (shape_.cache_kind == kFloat32)
+                expand(weights, static_cast<const float*>(cache), expansion);
+            else
+                expand(weights, static_cast<const uint16_t*>(cache), expansion);
+        }
         const int width = weights.output.inputs;
         product_of(team_, weights.output, rows_.rows,
                    [&](int row) { return room_.heads.data() + static_cast<long>(row) * width; },
@@ -135,8 +148,14 @@ private:
         return queries + head * shape_.query_head();
     }
 
-    void attend_block(const AttentionWeights& weights, void* cache, int begin, int end, int block) {
-        const int count = end - begin, heads = shape_.heads;
+    template <class Value>
+    void expand(const AttentionWeights& weights, const Value* cache, const Expansion& expansion) {
+        Expander<Value>(team_, shape_, rows_, expansion, room_.expanded)
+            .run(weights, cache, [&](int row, int head) { return query(row, head); }, room_.heads.data());
+    }
+
+    void attend_block(const AttentionWeights& weights, void* cache, const Block& block) {
+        const int begin = block.begin, count = block.end - begin, heads = shape_.heads;
         const long stride = shape_.latent_stride();
         float *absorbed = room_.absorbed.data(), *gathered = room_.gathered.data();
         const F16 scale = all(shape_.softmax_scale);
@@ -151,9 +170,9 @@ private:
             });
         team_.barrier();
         if (shape_.cache_kind == kFloat32)
-            walk(static_cast<const float*>(cache), begin, block);
+            walk(static_cast<const float*>(cache), block);
         else
-            walk(static_cast<const uint16_t*>(cache), begin, block);
+            walk(static_cast<const uint16_t*>(cache), block);
         team_.barrier();
         const int value = shape_.value;
         products(
@@ -174,9 +193,9 @@ private:
     }
 
     template <class Value>
-    void walk(const Value* cache, int begin, int block) {
-        const Walks& walks = room_.walks[block];
-        Walker<Value> walker(shape_, rows_, cache, room_.absorbed.data(), room_.gathered.data(), begin, room_.parts);
+    void walk(const Value* cache, const Block& block) {
+        const Walks& walks = block.walks;
+        Walker<Value> walker(shape_, rows_, cache, room_.absorbed.data(), room_.gathered.data(), block.begin, room_.parts);
         share_walks(team_, walks, walker);
         if (!walks.parts) return;
         team_.barrier();
@@ -227,18 +246,34 @@ private:
     Router router_;
 };
 
+inline void add_block(const Shape& shape, const Rows& rows, int begin, int end, int threads, Room& room) {
+    room.blocks.push_back({begin, end, walks_of(shape, rows, begin, end, threads)});
+    const long parts = room.blocks.back().walks.parts;
+    room.parts.gathered.resize(std::max<size_t>(room.parts.gathered.size(), parts));
+    Room::grow(room.parts.values, parts * shape.latent_stride());
+}
+
 // What the rows of a round have in common, worked out once by one thread.
 inline void prepare(const Shape& shape, const Rows& rows, int threads, const LayerWeights* layers, int count, Room& room) {
     room.grow(shape, rows.rows, rows.rows * (shape.chosen + 1), inner_stride(layers, count));
     room.sequence_of_row.resize(rows.rows);
     for (int s = 0; s < rows.sequences; ++s)
         std::fill(room.sequence_of_row.begin() + rows.offsets[s], room.sequence_of_row.begin() + rows.offsets[s + 1], s);
-    room.walks.clear();
-    for (int begin = 0; begin < rows.rows; begin += kAttentionRows) {
-        room.walks.push_back(walks_of(shape, rows, begin, std::min(begin + kAttentionRows, rows.rows), threads));
-        room.parts.gathered.resize(std::max<size_t>(room.parts.gathered.size(), room.walks.back().parts));
-        Room::grow(room.parts.values, room.walks.back().parts * shape.latent_stride());
+    room.blocks.clear();
+    room.expansions.clear();
+    int begin = 0;  // of the rows that are in no block yet
+    const auto close = [&](int end) {
+        for (; begin < end; begin += kAttentionRows) add_block(shape, rows, begin, std::min(begin + kAttentionRows, end), threads, room);
+        begin = end;
+    };
+    for (int s = 0; s < rows.sequences && shape.fast; ++s) {
+        const int first = static_cast<int>(rows.offsets[s]), last = static_cast<int>(rows.offsets[s + 1]);
+        if (last - first < kExpandRows) continue;
+        close(first);
+        room.expansions.push_back({s, first, last});
+        begin = last;
     }
+    close(rows.rows);
 }
 
 }  // namespace outrider

@@ -156,7 +156,7 @@ inline Best best_of(const Draw& draw, const float* logits, const int32_t* ids, i
     return best;
 }
 
-// Draws every row of `logits` [rows][stride], `count` entries each; overwrites them. `parts` is room for the team.
+// Draws every row of `logits` [rows][stride], `count` entries each, which are overwritten; ends in step.
 class Sampling {
 public:
     void run(const Team& team, int rows, float* logits, long stride, int count, const int32_t* ids, const Draw* draws,
@@ -173,14 +173,13 @@ public:
                                   static_cast<int>(count * (part + 1) / kParts));
         }
         team.barrier();
-        if (team.index != 0) return;
-        for (int row = 0; row < rows; ++row) {
+        for (long row = own.begin; row < own.end; ++row) {
             Best best;
             for (int part = 0; part < kParts; ++part)
-                if (const Best& other = best_[static_cast<size_t>(row) * kParts + part]; other.id >= 0)
-                    best.meet(other.score, other.id);
+                if (const Best& other = best_[row * kParts + part]; other.id >= 0) best.meet(other.score, other.id);
             tokens[row] = best.id;
         }
+        team.barrier();
     }
 
 private:
