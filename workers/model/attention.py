@@ -6,12 +6,11 @@ its up-projection), every sum over chunks runs in the order of the chunks, and a
 depend neither on the rows beside it, nor on the number of query rows, nor on where its blocks lie.
 """
 
-import mmap
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from outrider.kernels.cpu.packing import private_memory
 from outrider.workers.model.batch import CHUNK, MIN_CHUNKS, Batch, Group
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import RmsNorm
@@ -47,9 +46,7 @@ def zeros_when_touched(slots: int, latent: int, dtype: torch.dtype, device: torc
     """Zeros [slots, latent]. On a CPU they take memory once they are written, in huge pages where there are any."""
     if device.type != "cpu":
         return torch.zeros(slots, latent, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, slots * latent * dtype.itemsize)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    memory = private_memory(slots * latent * dtype.itemsize)
     return torch.frombuffer(memory, dtype=dtype).view(slots, latent)
 
 

@@ -71,7 +71,6 @@ class RingReader:
     def attach(self, descriptor: int) -> None:
         """Goes over to a new ring, from which all later bytes come. The descriptor stays the caller's to close."""
         self._memory = _map(descriptor)
-        self._acknowledged = self.taken
 
     def read(self, into: Bytes) -> None:
         """Takes the next bytes; the writer has said that they are there."""
