@@ -34,3 +34,27 @@ def _stream(start: int, step: int, skip: int = 0) -> Iterator[int]:
         for shift, factor in ((30, MIX_1), (27, MIX_2), (31, 1)):
             word = (word ^ (word // 2**shift)) * factor % 2**64
         yield word
+
+
+def quantized_int8(weight: NDArray[np.float32], stretch: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """8-bit weights of [outputs, inputs], and the scales [outputs, ceil(inputs / stretch)] (cpu/src/linear.h, pack).
+
+    A row's inputs share a scale `stretch` by `stretch`: their largest magnitude / 127. All is in float32.
+    """
+    outputs, inputs = weight.shape
+    integers = np.zeros((outputs, inputs), dtype=np.int8)
+    scales = np.zeros((outputs, -(-inputs // stretch)), dtype=np.float32)
+    for row in range(outputs):
+        for part, first in enumerate(range(0, inputs, stretch)):
+            values = weight[row, first : first + stretch]
+            most = np.abs(values).max()
+            if most > 0:
+                integers[row, first : first + stretch] = np.rint(values * (np.float32(127) / most))
+            scales[row, part] = most / np.float32(127)
+    return integers, scales
+
+
+def dequantized_int8(weight: NDArray[np.float32], stretch: int) -> NDArray[np.float64]:
+    """What those weights stand for, float64 [outputs, inputs]."""
+    integers, scales = quantized_int8(weight, stretch)
+    return integers * scales.repeat(stretch, axis=1)[:, : weight.shape[1]].astype(np.float64)

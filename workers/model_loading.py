@@ -27,6 +27,8 @@ from outrider.workers.speculation.torch_parts import TorchDraftModel, TorchHead
 log = logging.getLogger("outrider.loading")
 
 _COMPILED_DTYPES = (torch.float32, torch.bfloat16)
+_FEW_THREADS = 4
+_WIDTH_PER_THREAD = 64  # outputs of a layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +96,18 @@ def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) ->
     return None
 
 
+def useful_threads(hidden_size: int, available: int) -> int:
+    """A narrow model has nothing to do for many threads, which would only wait for one another at every step."""
+    return min(available, max(_FEW_THREADS, hidden_size // _WIDTH_PER_THREAD))
+
+
 def load_parts(wanted: Wanted) -> Parts:
     """Reads this rank's weights. CheckpointError says what was wrong with them."""
     return _load_compiled(wanted) if wanted.kernels == "compiled" else _load_torch(wanted)
 
 
 def _load_compiled(wanted: Wanted) -> Parts:
-    context = Context(torch.get_num_threads())
+    context = Context(useful_threads(wanted.model.hidden_size, torch.get_num_threads()))
     loader = CompiledLoader(
         wanted.model,
         wanted.checkpoint,

@@ -17,6 +17,14 @@ _PAST_END = 4096  # the kernels ask for weights ahead of where they read
 _KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
 
+def private_memory(size: int) -> mmap.mmap:
+    """`size` bytes of zeros, which take memory once they are touched; in huge pages where the system has them."""
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        area.madvise(mmap.MADV_HUGEPAGE)
+    return area
+
+
 class Arena:
     """Memory for one rank's weights, zeroed and aligned, in huge pages where there are any. Given back all at once."""
 
@@ -35,9 +43,7 @@ class Arena:
 
     def _map(self, size: int) -> None:
         pages = -(-size // _HUGE_PAGE) + 1
-        area = mmap.mmap(-1, pages * _HUGE_PAGE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            area.madvise(mmap.MADV_HUGEPAGE)
+        area = private_memory(pages * _HUGE_PAGE)
         self._maps.append(area)
         start = np.frombuffer(area, dtype=np.uint8).ctypes.data
         self._address = -(-start // _HUGE_PAGE) * _HUGE_PAGE

@@ -26,7 +26,7 @@ def frequencies(folder: Path, vocab_size: int, shares: Mapping[str, float] = KIN
     for kind, share in shares.items():
         counts = np.bincount(np.load(folder / f"train.{kind}.npy", mmap_mode="r"), minlength=vocab_size)
         total += share * counts / counts.sum()
-    return total / total.sum()
+    return np.asarray(total / total.sum())
 
 
 def most_frequent(frequencies: Frequencies, coverage: float, always: tuple[int, ...] = ()) -> npt.NDArray[np.int32]:
