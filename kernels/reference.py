@@ -57,4 +57,4 @@ def quantized_int8(weight: NDArray[np.float32], stretch: int) -> tuple[NDArray[n
 def dequantized_int8(weight: NDArray[np.float32], stretch: int) -> NDArray[np.float64]:
     """What those weights stand for, float64 [outputs, inputs]."""
     integers, scales = quantized_int8(weight, stretch)
-    return integers * scales.repeat(stretch, axis=1)[:, : weight.shape[1]].astype(np.float64)
+    return integers.astype(np.float64) * scales.repeat(stretch, axis=1)[:, : weight.shape[1]].astype(np.float64)

@@ -9,6 +9,7 @@ from outrider.workers.engine.pipeline import RoundResult
 from outrider.workers.engine.round import IntArray, Round, Verdict
 from outrider.workers.engine.sampler import sampled_rows
 from outrider.workers.errors import EngineStoppedError
+from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.verify import verify_round
 
@@ -59,12 +60,15 @@ class CountingDrafter:
         self.forgotten: list[int] = []
         self._broken = broken
 
-    def draft(self, round: Round, verdict: Verdict, hidden: torch.Tensor) -> dict[int, list[int]]:
+    def draft(self, round: Round, verdict: Verdict, hidden: torch.Tensor) -> dict[int, list[Draft]]:
         if self._broken:
             raise RuntimeError("no drafts today")
         lasts = verdict.token_ids[np.maximum(verdict.token_offsets[1:] - 1, 0)]
         columns = zip(round.sequence_ids.tolist(), round.draft_steps.tolist(), lasts.tolist(), strict=True)
-        return {s: [(last + 1 + j + (j % 3 == 2)) % VOCAB for j in range(steps)] for s, steps, last in columns if steps}
+        return {s: [self._draft(last, j) for j in range(steps)] for s, steps, last in columns if steps}
+
+    def _draft(self, last: int, step: int) -> Draft:
+        return Draft((last + 1 + step + (step % 3 == 2)) % VOCAB, confidence=9.0)
 
     def forget(self, sequence_ids: IntArray) -> None:
         self.forgotten += sequence_ids.tolist()

@@ -140,7 +140,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         None,
         (
             *_TEAM, POINTER(Shape), POINTER(Module), POINTER(Linear), c_void_p, POINTER(Rows), c_void_p, c_void_p,
-            POINTER(Going), c_int, POINTER(Draw), c_void_p,
+            POINTER(Going), c_int, POINTER(Draw), c_void_p, c_void_p,
         ),
     ),
 }  # fmt: skip

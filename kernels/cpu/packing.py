@@ -71,9 +71,23 @@ def kind_of(dtype: torch.dtype, quantization: str | None = None) -> int:
     return INT8 if quantization == "int8" else _KINDS[dtype]
 
 
+def lossless_kind(weight: Tensor, kind: int) -> int:
+    """float32 weights that bfloat16 holds exactly, as those of most checkpoints, are kept in it.
+
+    That is half the bytes, and every product has the same bits: a weight is widened before it is used, and the order
+    of the sums is the same.
+    """
+    exact = kind == FLOAT32 and torch.equal(weight.to(torch.bfloat16).to(weight.dtype), weight)
+    return BFLOAT16 if exact else kind
+
+
 def packed(arena: Arena, weight: Tensor, kind: int, order: NDArray[np.int32] | None = None) -> Linear:
-    """`weight` [rows, inputs] in float32 or bfloat16, on a CPU, packed as `kind`; output i is its row order[i]."""
+    """`weight` [rows, inputs] in float32 or bfloat16, on a CPU, packed as `kind`, or as loses nothing to it.
+
+    Output i is its row order[i].
+    """
     weight = weight.contiguous()
+    kind = lossless_kind(weight, kind)
     order = in_order(weight.shape[0]) if order is None else order
     panels, inputs = len(order) // PANEL, weight.shape[1]
     outputs = int(np.flatnonzero(order >= 0)[-1]) + 1  # up to the last that is no filling

@@ -22,7 +22,7 @@ from outrider.workers.engine.subscribers import Subscribers
 from outrider.workers.engine.warm_up import warm_up_request
 from outrider.workers.errors import EngineStoppedError
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Drafter
+from outrider.workers.speculation.drafter import Draft, Drafter
 
 log = logging.getLogger("outrider.engine")
 
@@ -148,12 +148,12 @@ class Engine:
         self._subscribers.deliver(chunks)
         drafting = time.perf_counter()
         with self.times.part("draft"):
-            self._scheduler.set_drafts(self._draft(round, result))
+            self._scheduler.set_drafts(self._depth.worthwhile(self._draft(round, result)))
         self._depth.observe(round, result.verdict, judged - began, time.perf_counter() - drafting)
         self._free_lanes.append(round.lane)
         self.times.rounds += 1
 
-    def _draft(self, round: Round, result: RoundResult) -> Mapping[int, list[int]]:
+    def _draft(self, round: Round, result: RoundResult) -> Mapping[int, list[Draft]]:
         """The next drafts; none if the drafter fails, which costs speed and nothing else."""
         if self._drafter is None:
             return {}

@@ -138,10 +138,11 @@ class CompiledModule:
 
     def draft(
         self, pairs: Rows, hidden: Tensor, last_pairs: IntArray, depths: IntArray, draws: NDArray[np.void]
-    ) -> list[list[int]]:
+    ) -> tuple[IntArray, NDArray[np.float64]]:
         """Feeds `pairs` (h_i, t_{i+1}), `hidden` [pairs, hidden] their h_i; then drafts by recursion.
 
-        `depths[n]` drafts follow pair `last_pairs[n]`; `draws[n]` says how the first of them is drawn.
+        `depths[n]` drafts follow pair `last_pairs[n]`; `draws[n]` says how the first of them is drawn. They come
+        sequence by sequence [sum(depths)], with the lead of each one's score over the next best.
         """
         return self._context.draft(
             self._loader.shape, self._module, self._head, self._ids, _structure(pairs), hidden.contiguous(),

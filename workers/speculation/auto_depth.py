@@ -19,10 +19,10 @@ _SEQUENCE_MEMORY, _ENGINE_MEMORY, _PRIOR_WEIGHT = 30.0, 200.0, 8.0
 
 
 class Drafted(NamedTuple):
-    """What became of one decoding sequence's drafts in a round."""
+    """What became of one decoding sequence's drafts in a round. Those not worth verifying count as not accepted."""
 
     sequence_id: int
-    drafts: int
+    drafts: int  # made
     accepted: int
     finished: bool = False
 

@@ -1,11 +1,14 @@
 """Head and drafting by the compiled kernels: logits and draws in one call, all steps of a draft in another."""
 
+import itertools
+
 from torch import Tensor
 
 from outrider.kernels.cpu.context import Context
 from outrider.kernels.cpu.library import Linear
 from outrider.workers.engine.round import IntArray
 from outrider.workers.model.compiled import CompiledModule
+from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.pairs import Pairs, pair_rows
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
@@ -28,7 +31,9 @@ class CompiledDraftModel:
     def __init__(self, module: CompiledModule, starts: SequenceStarts) -> None:
         self._module, self._starts = module, starts
 
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[int]]:
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
         last = pairs.last_rows[going]
         draws = self._starts.draws(pairs.sequence_ids[going], pairs.positions[last] + 2)
-        return self._module.draft(pair_rows(pairs), pairs.hidden, last, depths, draws)
+        tokens, leads = self._module.draft(pair_rows(pairs), pairs.hidden, last, depths, draws)
+        drafts = map(Draft, tokens.tolist(), leads.tolist())
+        return [list(itertools.islice(drafts, depth)) for depth in depths.tolist()]

@@ -5,6 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from outrider.workers.engine.round import IntArray
+from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.pairs import Pairs
 
 
@@ -24,6 +25,6 @@ class Head(Protocol):
 class DraftModel(Protocol):
     """The MTP module, with its cache and a head."""
 
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[int]]:
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
         """Feeds all `pairs`; then, after the last pair of entry `going[n]` of them, drafts `depths[n]` tokens."""
         ...

@@ -10,24 +10,27 @@ import numpy as np
 from torch import Tensor
 
 from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict
+from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.model_parts import DraftModel
 from outrider.workers.speculation.pairs import Backlog, accepted_pairs, followed, joined
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
-_MOST_WAITING = 64  # pairs; as many as are still cheap in one go
+_MOST_WAITING = 8  # pairs; few, so that a draft after a pause costs little more than another
 
 
 class MtpDrafter:
     """Implements Drafter. One per replica, on the first stage.
 
-    While nobody drafts, its cache falls behind by a few dozen pairs, which are caught up with in one go.
+    While nobody drafts, its cache falls behind by up to `most_waiting` pairs, which are caught up with in one go.
     """
 
-    def __init__(self, model: DraftModel, starts: SequenceStarts, block_size: int) -> None:
+    def __init__(
+        self, model: DraftModel, starts: SequenceStarts, block_size: int, most_waiting: int = _MOST_WAITING
+    ) -> None:
         self._model, self._starts = model, starts
-        self._backlog = Backlog(_MOST_WAITING, block_size)
+        self._backlog = Backlog(most_waiting, block_size)
 
-    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[int]]:
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
         """Feeds the accepted rows, then drafts each going-on sequence as deep as the round says."""
         self._starts.begin(round.begins)
         self._backlog.yield_blocks(round)

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from outrider.kernels.sampling import gumbel_noise, key_tensor, row_key, sequence_key
 from outrider.workers.engine.round import FloatArray, IntArray, ints
@@ -60,6 +61,17 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
         index = torch.tensor(drawn, device=logits.device)
         tokens[index] = _draw(logits[index], [rows[i] for i in drawn])
     return tokens
+
+
+def sample_with_leads(logits: Tensor, rows: Sequence[SampleRow]) -> tuple[Tensor, Tensor]:
+    """As `sample`, and by how much each token's score leads over the next best: float64 [n]."""
+    scores = transform(logits, rows)
+    drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
+    if drawn:
+        keys = key_tensor([rows[i].noise_key for i in drawn], logits.device)
+        scores[torch.tensor(drawn, device=logits.device)] += gumbel_noise(keys, scores.shape[-1])
+    best = functional.pad(scores, (0, 1), value=-torch.inf).topk(2, dim=-1).values
+    return lowest_argmax(scores), best[:, 0] - best[:, 1]
 
 
 def transform(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:

@@ -8,8 +8,9 @@ from outrider.workers.engine.round import IntArray, ints, offsets
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows
+from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.pairs import Pairs, pair_rows
-from outrider.workers.speculation.sampling import sample
+from outrider.workers.speculation.sampling import sample, sample_with_leads
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
 
@@ -34,16 +35,16 @@ class TorchDraftModel:
         self._modules, self._starts = modules, starts
 
     @torch.inference_mode()
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[int]]:
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
         state = self._modules.run(pair_rows(pairs), pairs.hidden)
-        drafts: list[list[int]] = [[] for _ in depths]
+        drafts: list[list[Draft]] = [[] for _ in depths]
         live, last = np.arange(len(depths)), pairs.last_rows[going]
         state, positions = state[torch.from_numpy(last)], pairs.positions[last]
         for step in range(1, int(depths.max(initial=0)) + 1):
             # Step j draws draft j from the state of step j, then feeds that draft and that state to step j+1.
-            tokens = self._draw(state, pairs.sequence_ids[going[live]], positions + 2)
-            for n, token in zip(live.tolist(), tokens.tolist(), strict=True):
-                drafts[n].append(token)
+            tokens, leads = self._draw(state, pairs.sequence_ids[going[live]], positions + 2)
+            for n, token, lead in zip(live.tolist(), tokens.tolist(), leads, strict=True):
+                drafts[n].append(Draft(token, lead))
             deeper = np.flatnonzero(depths[live] > step)
             if not len(deeper):
                 break
@@ -52,9 +53,9 @@ class TorchDraftModel:
             state = self._modules.run(one_each(pairs, going[live], tokens[deeper], positions), state)
         return drafts
 
-    def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
-        rows = self._starts.rows(sequence_ids, positions)
-        return ints(sample(self._modules.logits(state), rows).cpu().numpy())
+    def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> tuple[IntArray, list[float]]:
+        tokens, leads = sample_with_leads(self._modules.logits(state), self._starts.rows(sequence_ids, positions))
+        return ints(tokens.cpu().numpy()), leads.tolist()
 
 
 def one_each(pairs: Pairs, which: IntArray, token_ids: IntArray, positions: IntArray) -> Rows:

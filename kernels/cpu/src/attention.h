@@ -265,12 +265,13 @@ private:
 
     void visit(const Walk& walk, int heads, long chunk) {
         find_slots(walk, chunk);
-        for (int slot = 0; slot < kChunk; slot += kQuads) score_quad(walk, heads, chunk, slot);
+        for (int slot = 0; slot < kChunk; slot += kQuads) score_quad(walk, chunk, slot);
         for (int row = walk.begin; row < walk.end; ++row)
             for (int h = 0; h < heads; ++h) weigh_query((row - walk.begin) * heads + h, seen(row, chunk));
-        constexpr int width = kQuads * kLanes;
         int at = 0;
-        for (; at + width <= shape_.latent_rank; at += width) gather_part<kQuads>(walk, heads, chunk, at);
+        if (heads <= 2)  // few queries: more of their values at one time
+            for (; at + 2 * kQuads * kLanes <= shape_.latent_rank; at += 2 * kQuads * kLanes) gather_part<2 * kQuads>(walk, heads, chunk, at);
+        for (; at + kQuads * kLanes <= shape_.latent_rank; at += kQuads * kLanes) gather_part<kQuads>(walk, heads, chunk, at);
         for (; at < shape_.latent_rank; at += kLanes) gather_part<1>(walk, heads, chunk, at);
     }
 
@@ -283,17 +284,14 @@ private:
         }
     }
 
-    void score_quad(const Walk& walk, int heads, long chunk, int slot) {
-        for (int row = walk.begin; row < walk.end; ++row) {
-            const Seen range = seen(row, chunk);
-            if (slot >= range.end || slot + kQuads <= range.begin) continue;
-            const int first = (row - walk.begin) * heads;
-            in_quads(heads, [&](int h, auto q) {
-                float* scores[decltype(q)::value];
-                for (int i = 0; i < q; ++i) scores[i] = weights_[first + h + i] + slot;
-                score<decltype(q)::value>(query_ + first + h, slots_ + slot, stride_ / kLanes, scores);
-            });
-        }
+    // Of all queries, the slots that only later rows see included: what a row does not see is not weighed.
+    void score_quad(const Walk& walk, long chunk, int slot) {
+        if (slot >= seen(walk.end - 1, chunk).end) return;
+        in_quads(walk.queries(), [&](int first, auto q) {
+            float* scores[decltype(q)::value];
+            for (int i = 0; i < q; ++i) scores[i] = weights_[first + i] + slot;
+            score<decltype(q)::value>(query_ + first, slots_ + slot, stride_ / kLanes, scores);
+        });
     }
 
     void weigh_query(int q, Seen range) { kept_[q] = weigh(weights_[q], range.begin, range.end, now_[q]); }

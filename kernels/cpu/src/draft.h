@@ -102,18 +102,20 @@ public:
         going_ = going;
         draws_.assign(draws, draws + count);
         tokens_.resize(count);
+        margins_.resize(count);
         logits_.resize(static_cast<size_t>(count) * head_.linear->outputs);
         for (int i = 0; i < count; ++i) live_.push_back({i, going[i].pair});
         module_.prepare(fed_, threads);
     }
 
-    void run(const Team& team, Sampling& sampling, int64_t* drafts) {
+    // Where they go, `drafts` and their `margins`, is up to Going.
+    void run(const Team& team, Sampling& sampling, int64_t* drafts, double* margins) {
         module_.run(team, fed_, hidden_, states_);
         for (int depth = 0; !live_.empty(); ++depth) {
             const int rows = static_cast<int>(live_.size()), outputs = head_.linear->outputs;
             project(team, head_, rows, [&](int i) { return states_ + live_[i].row * width_; }, logits_.data());
-            sampling.run(team, rows, logits_.data(), outputs, outputs, head_.ids, draws_.data(), tokens_.data());
-            if (team.index == 0) advance(depth, drafts);
+            sampling.run(team, rows, logits_.data(), outputs, outputs, head_.ids, draws_.data(), tokens_.data(), margins_.data());
+            if (team.index == 0) advance(depth, drafts, margins);
             team.barrier();
             if (!live_.empty()) module_.run(team, fed_, step_.hidden.data(), states_);
         }
@@ -152,12 +154,13 @@ private:
     };
 
     // Takes the tokens just drawn, and makes the next step's pairs of the sequences that go deeper.
-    void advance(int depth, int64_t* drafts) {
+    void advance(int depth, int64_t* drafts, double* margins) {
         Step next;
         std::vector<Live> deeper;
         for (size_t n = 0; n < live_.size(); ++n) {
             const Going& sequence = going_[live_[n].sequence];
             drafts[sequence.drafts + depth] = tokens_[n];
+            margins[sequence.drafts + depth] = margins_[n];
             if (sequence.depth <= depth + 1) continue;
             next.add(fed_, live_[n].row, tokens_[n], states_ + live_[n].row * width_, width_);
             draws_[deeper.size()] = draws_[n];
@@ -181,6 +184,7 @@ private:
     std::vector<Live> live_;
     std::vector<Draw> draws_;
     std::vector<int64_t> tokens_;
+    std::vector<double> margins_;
     std::vector<float> logits_;
     Step step_;
 };

@@ -81,7 +81,7 @@ void outrider_sample(Context* context, int threads, int spins, const Linear* hea
         project(team, {head, nullptr}, count, [&](int i) { return hidden + which[i] * head->inputs; }, logits);
         const auto share = team.share(count);
         std::copy(logits + share.begin * outputs, logits + share.end * outputs, context->logits.data() + share.begin * outputs);
-        context->sampling.run(team, count, context->logits.data(), outputs, static_cast<int>(outputs), nullptr, draws, tokens);
+        context->sampling.run(team, count, context->logits.data(), outputs, static_cast<int>(outputs), nullptr, draws, tokens, nullptr);
     });
 }
 
@@ -89,18 +89,18 @@ void outrider_sample(Context* context, int threads, int spins, const Linear* hea
 void outrider_draw(Context* context, int threads, int spins, float* logits, int rows, int count, const Draw* draws,
                    int64_t* tokens) {
     context->pool.run(threads, spins, [&](const Team& team) {
-        context->sampling.run(team, rows, logits, count, count, nullptr, draws, tokens);
+        context->sampling.run(team, rows, logits, count, count, nullptr, draws, tokens, nullptr);
     });
 }
 
-// Feeds the pairs to the module with the states `hidden` before them, then drafts for the sequences `going`. `states`
-// [pairs][hidden] is room.
+// Feeds the pairs to the module with the states `hidden` before them, then drafts for the sequences `going`; a draft's
+// margin is its score's lead over the next best. `states` [pairs][hidden] is room.
 void outrider_draft(Context* context, int threads, int spins, const Shape* shape, const ModuleWeights* weights,
                     const Linear* head, const int32_t* ids, const Rows* pairs, const float* hidden, float* states,
-                    const Going* going, int count, const Draw* draws, int64_t* drafts) {
+                    const Going* going, int count, const Draw* draws, int64_t* drafts, double* margins) {
     Module module(*shape, *weights, context->room);
     Drafting drafting(module, {head, ids}, *pairs, hidden, states, shape->hidden);
     drafting.prepare(going, count, draws, threads);
-    context->pool.run(threads, spins, [&](const Team& team) { drafting.run(team, context->sampling, drafts); });
+    context->pool.run(threads, spins, [&](const Team& team) { drafting.run(team, context->sampling, drafts, margins); });
 }
 }

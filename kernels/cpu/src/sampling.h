@@ -34,12 +34,24 @@ struct Draw {
 };
 
 struct Best {
-    double score = -INFINITY;
+    double score = -INFINITY, second = -INFINITY;
     int64_t id = -1;
 
     void meet(double other, int64_t other_id) {
-        if (id < 0 || other > score || (other == score && other_id < id)) *this = {other, other_id};
+        if (id < 0 || other > score || (other == score && other_id < id))
+            *this = {other, score, other_id};
+        else if (other > second)
+            second = other;
     }
+
+    void join(const Best& other) {
+        if (other.id < 0) return;
+        meet(other.score, other.id);
+        second = std::max(second, other.second);
+    }
+
+    // How far the best is ahead: what says how likely another model's draw is the same.
+    double margin() const { return score - second; }
 };
 
 constexpr int kNoiseBlock = 64;
@@ -156,11 +168,12 @@ inline Best best_of(const Draw& draw, const float* logits, const int32_t* ids, i
     return best;
 }
 
-// Draws every row of `logits` [rows][stride], `count` entries each, which are overwritten; ends in step.
+// Draws every row of `logits` [rows][stride], `count` entries each, which are overwritten; ends in step. `margins`
+// [rows] may be null.
 class Sampling {
 public:
     void run(const Team& team, int rows, float* logits, long stride, int count, const int32_t* ids, const Draw* draws,
-             int64_t* tokens) {
+             int64_t* tokens, double* margins) {
         if (team.index == 0) best_.assign(static_cast<size_t>(rows) * kParts, Best{});
         Transform transform;
         const auto own = team.share(rows);
@@ -175,9 +188,9 @@ public:
         team.barrier();
         for (long row = own.begin; row < own.end; ++row) {
             Best best;
-            for (int part = 0; part < kParts; ++part)
-                if (const Best& other = best_[row * kParts + part]; other.id >= 0) best.meet(other.score, other.id);
+            for (int part = 0; part < kParts; ++part) best.join(best_[row * kParts + part]);
             tokens[row] = best.id;
+            if (margins) margins[row] = best.margin();
         }
         team.barrier();
     }

@@ -7,6 +7,7 @@ from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.speculation.drafter import Draft
 
 
 def sequence(speculation: str | int | None = None, sequence_id: int = 0) -> Sequence:
@@ -121,3 +122,50 @@ def test_what_ended_is_forgotten() -> None:
         )
 
     assert policy.sequences <= 1
+
+
+def _rounds(policy: DepthPolicy, own: Sequence, count: int) -> None:
+    """Rounds of 1 to 4 rows, in which a row takes half of a round's fixed time, and all drafts stand."""
+    for number in range(count):
+        drafts = number % 4
+        policy.depth(own)
+        policy.worthwhile({own.sequence_id: [Draft(5, 6.0)] * drafts})
+        policy.observe(
+            Round(
+                round_id=number, sequence_ids=ints([own.sequence_id]), query_offsets=ints([0, drafts + 1]),
+                token_ids=ints([5] * (drafts + 1)), starts=ints([9]), sample_counts=ints([drafts + 1]),
+            ),
+            Verdict(token_ids=ints([5] * (drafts + 1)), drafts_accepted=ints([drafts]), finish=ints([RUNNING])),
+            round_s=0.010 + 0.005 * drafts,
+            draft_s=0.0,
+        )  # fmt: skip
+
+
+DOUBTFUL = [Draft(1, 6.0), Draft(2, 0.0), Draft(3, 0.0), Draft(4, 6.0)]
+
+
+def test_under_auto_drafts_are_verified_while_their_confidence_is_worth_their_time() -> None:
+    policy, own = DepthPolicy("auto"), sequence()
+    _rounds(policy, own, 200)
+
+    assert policy.worthwhile({0: DOUBTFUL}) in ({0: [1]}, {0: [1, 2]})
+
+
+def test_a_fixed_depth_is_verified_whatever_the_confidence() -> None:
+    policy, own = DepthPolicy("auto"), sequence(4)
+    _rounds(policy, own, 200)
+
+    assert policy.worthwhile({0: DOUBTFUL}) == {0: [1, 2, 3, 4]}
+
+
+def test_nothing_is_kept_of_sequences_that_ended() -> None:
+    policy, own = DepthPolicy("auto"), sequence()
+    _rounds(policy, own, 4)
+    policy.observe(
+        Round(sequence_ids=ints([0]), query_offsets=ints([0, 1]), token_ids=ints([5]), starts=ints([9]),
+              sample_counts=ints([1])),
+        Verdict(token_ids=ints([5]), drafts_accepted=ints([0]), finish=ints([STOPPED])),
+        round_s=0.01, draft_s=0.0,
+    )  # fmt: skip
+
+    assert policy.sequences == 0

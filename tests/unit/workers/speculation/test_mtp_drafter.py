@@ -39,7 +39,7 @@ class RecordingModules:
 
 def _drafter(modules: RecordingModules) -> MtpDrafter:
     starts = SequenceStarts(())
-    return MtpDrafter(TorchDraftModel(modules, starts), starts, BLOCK)  # type: ignore[arg-type]  # a double
+    return MtpDrafter(TorchDraftModel(modules, starts), starts, BLOCK, most_waiting=64)  # type: ignore[arg-type]  # a double
 
 
 def _decode(sequence_id: int, position: int, token: int, table: IntArray, steps: int) -> Round:
@@ -85,7 +85,7 @@ def test_pairs_that_waited_are_in_their_slots_before_the_next_draft() -> None:
     assert modules.slots == {}
     drafts = drafter.draft(_decode(1, 5, 5, table, steps=3), _says(6), HIDDEN)
 
-    assert drafts == {1: [7, 8, 9]}
+    assert [draft.token_id for draft in drafts[1]] == [7, 8, 9]
     assert modules.steps == [6, 1, 1]
     # Slot p holds token p: 1..6 are certain, 7 and 8 are the drafts that steps 2 and 3 were fed.
     assert modules.slots == {int(table[p // BLOCK]) * BLOCK + p % BLOCK: p for p in range(1, 9)}
