@@ -46,7 +46,7 @@ class _Layout:
         return cls(content, tuple(fields), floats, Struct(f"={4 + len(fields)}q"), attrgetter(*fields))
 
 
-_LAYOUTS = {Kind.ROUND: _Layout.of(Round), Kind.VERDICT: _Layout.of(Verdict)}
+_LAYOUTS: dict[int, _Layout] = {Kind.ROUND: _Layout.of(Round), Kind.VERDICT: _Layout.of(Verdict)}
 
 
 def pack(content: Round | Verdict | None) -> bytes:
@@ -62,21 +62,20 @@ def pack(content: Round | Verdict | None) -> bytes:
 
 
 def unpack(data: bytearray) -> Round | Verdict | None:
-    """What `pack` was given. The arrays are views of `data`, which is theirs from now on."""
-    kind = Kind(_KIND.unpack_from(data)[0])
-    if kind is Kind.STOP:
+    """What `pack` was given; more may follow it in `data`. The arrays are views of `data`, theirs from now on."""
+    layout = _LAYOUTS.get(_KIND.unpack_from(data)[0])
+    if layout is None:
         return None
-    layout = _LAYOUTS[kind]
     _, round_id, lane, starts_bytes, *lengths = layout.counts.unpack_from(data)
     values: dict[str, Any] = {"round_id": round_id, "lane": lane}
-    if starts_bytes:
-        values["begins"] = _starts_from_json(data[-starts_bytes:])
-    words = np.frombuffer(data, dtype=np.int64, count=(len(data) - starts_bytes) // _INTEGER)
+    words = np.frombuffer(data, dtype=np.int64, count=len(data) // _INTEGER)
     at = layout.counts.size // _INTEGER
     for name, length in zip(layout.names, lengths, strict=True):
         array = words[at : at + length]
         values[name] = array.view(np.float64) if name in layout.floats else array
         at += length
+    if starts_bytes:
+        values["begins"] = _starts_from_json(data[_INTEGER * at : _INTEGER * at + starts_bytes])
     return layout.content(**values)
 
 

@@ -8,10 +8,6 @@ are totals of bytes since the first: the ring's size is a power of two, and a to
 import mmap
 import os
 
-import numpy as np
-
-from outrider.workers.parallel.transport import Bytes
-
 LEAST_CAPACITY = 1 << 18  # bytes; a few hundred small messages
 
 
@@ -19,7 +15,7 @@ class RingWriter:
     """The sending end. There is no memory until `grow` makes it."""
 
     def __init__(self) -> None:
-        self._memory = _no_memory()
+        self._memory = memoryview(bytearray())
         self._written = 0
         self._released = 0  # total that the reader has done with, as far as is known here
 
@@ -47,17 +43,19 @@ class RingWriter:
         """The reader has done with the first `total` bytes ever written."""
         self._released = max(self._released, total)
 
-    def write(self, data: Bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """The caller has made sure of the room."""
         at = self._written & (len(self._memory) - 1)
-        first = min(len(data), len(self._memory) - at)
-        self._memory[at : at + first] = data[:first]
-        if first < len(data):
-            self._memory[: len(data) - first] = data[first:]
+        end = at + len(data)
+        if (over := end - len(self._memory)) > 0:
+            self._memory[at:] = data[:-over]
+            self._memory[:over] = data[-over:]
+        else:
+            self._memory[at:end] = data
         self._written += len(data)
 
     def close(self) -> None:
-        self._memory = _no_memory()
+        self._memory = memoryview(bytearray())
 
 
 class RingReader:
@@ -65,21 +63,21 @@ class RingReader:
 
     def __init__(self) -> None:
         self.taken = 0  # total ever read
-        self._memory = _no_memory()
+        self._memory = memoryview(bytearray())
         self._acknowledged = 0
 
     def attach(self, descriptor: int) -> None:
         """Goes over to a new ring, from which all later bytes come. The descriptor stays the caller's to close."""
         self._memory = _map(descriptor)
 
-    def read(self, into: Bytes) -> None:
+    def read(self, size: int) -> bytearray:
         """Takes the next bytes; the writer has said that they are there."""
         at = self.taken & (len(self._memory) - 1)
-        first = min(len(into), len(self._memory) - at)
-        into[:first] = self._memory[at : at + first]
-        if first < len(into):
-            into[first:] = self._memory[: len(into) - first]
-        self.taken += len(into)
+        data = bytearray(self._memory[at : at + size])
+        if len(data) < size:
+            data += self._memory[: size - len(data)]
+        self.taken += size
+        return data
 
     def must_acknowledge(self) -> bool:
         """Whether the writer should now hear of `taken`: once for half a ring, so seldom that it costs nothing.
@@ -92,13 +90,9 @@ class RingReader:
         return True
 
     def close(self) -> None:
-        self._memory = _no_memory()
+        self._memory = memoryview(bytearray())
 
 
-def _map(descriptor: int) -> Bytes:
-    """All of the file; unmapped when the array goes."""
-    return np.frombuffer(mmap.mmap(descriptor, 0), dtype=np.uint8)
-
-
-def _no_memory() -> Bytes:
-    return np.empty(0, dtype=np.uint8)
+def _map(descriptor: int) -> memoryview:
+    """All of the file; unmapped when the view goes."""
+    return memoryview(mmap.mmap(descriptor, 0))

@@ -12,7 +12,6 @@ import socket
 from enum import IntEnum
 from struct import Struct
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,13 +43,14 @@ class SharedMemory:
     def send(self, packed: bytes, hidden: Tensor, timeout_s: float) -> None:
         check_dtype(hidden, self._dtype)
         states = as_bytes(hidden.contiguous())
-        size = len(packed) + len(states)
+        start = _aligned(len(packed))
+        size = start + len(states)
         self._grow(size, timeout_s)
         while not self._writer.has_room(size):
             bell, total, _, _ = self._take_packet(timeout_s, "it took nothing")
             assert bell == Bell.TAKEN, "a receiving end only acknowledges"
             self._writer.release(total)
-        self._writer.write(np.frombuffer(packed, dtype=np.uint8))
+        self._writer.write(packed.ljust(start, b"\0"))
         self._writer.write(states)
         self._post(timeout_s, Bell.MESSAGE, len(packed), *hidden.shape)
 
@@ -62,13 +62,12 @@ class SharedMemory:
         while bell == Bell.NEW_RING:
             self._attach()
             bell, packed_bytes, rows, width = self._take_packet(timeout_s, "nothing came")
-        packed, hidden = bytearray(packed_bytes), torch.empty((rows, width), dtype=self._dtype)
-        self._reader.read(np.frombuffer(packed, dtype=np.uint8))
-        self._reader.read(as_bytes(hidden))
+        start = _aligned(packed_bytes)
+        data = self._reader.read(start + rows * width * self._dtype.itemsize)
         if self._reader.must_acknowledge():
             with contextlib.suppress(LinkBrokenError):  # this message is here; the next wait will say it
                 self._post(timeout_s, Bell.TAKEN, self._reader.taken)
-        return packed, hidden
+        return data, self._states(data, start, rows, width)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -76,6 +75,12 @@ class SharedMemory:
         self._connection.close()
         self._writer.close()
         self._reader.close()
+
+    def _states(self, data: bytearray, start: int, rows: int, width: int) -> Tensor:
+        """A view of `data`, which nobody else will change."""
+        if not rows * width:
+            return torch.empty((rows, width), dtype=self._dtype)  # frombuffer knows no empty ones
+        return torch.frombuffer(data, dtype=self._dtype, count=rows * width, offset=start).view(rows, width)
 
     def _grow(self, size: int, timeout_s: float) -> None:
         """Makes sure that the ring can take `size` bytes, if need be with a new one that the peer is sent."""
@@ -106,10 +111,10 @@ class SharedMemory:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _post(self, timeout_s: float | None, bell: Bell, *numbers: int) -> None:
+    def _post(self, timeout_s: float | None, bell: Bell, one: int = 0, two: int = 0, three: int = 0) -> None:
         self._limit(socket.SO_SNDTIMEO, timeout_s)
         try:
-            self._connection.send(_PACKET.pack(bell, *numbers, *[0] * (3 - len(numbers))))
+            self._connection.send(_PACKET.pack(bell, one, two, three))
         except BlockingIOError as error:
             raise LinkBrokenError(f"it took nothing within {timeout_s:g} s") from error
         except OSError as error:
@@ -139,3 +144,8 @@ class SharedMemory:
             microseconds = 0 if timeout_s is None else max(1, round(timeout_s * 1e6))  # 0 means for ever
             self._connection.setsockopt(socket.SOL_SOCKET, option, _TIME.pack(*divmod(microseconds, 1_000_000)))
             self._timeouts_s[option] = timeout_s
+
+
+def _aligned(size: int) -> int:
+    """`size` rounded up to where hidden states may begin: as aligned as memory of Python's own."""
+    return size + -size % 16

@@ -4,10 +4,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-Bytes = NDArray[np.uint8]
 
 
 class LinkBrokenError(Exception):
@@ -31,7 +28,7 @@ class Transport(Protocol):
         ...
 
     def receive(self, timeout_s: float | None) -> tuple[bytearray, Tensor]:
-        """The next message, in memory of its own. None: waits for as long as it takes."""
+        """The next message, in memory of its own; more may follow the packed content. None: waits for ever."""
         ...
 
     def close(self) -> None:
@@ -39,9 +36,10 @@ class Transport(Protocol):
         ...
 
 
-def as_bytes(tensor: Tensor) -> Bytes:
+def as_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, [bytes]."""
-    return tensor.view(torch.uint8).numpy().reshape(-1)
+    known_to_numpy = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    return known_to_numpy.numpy().reshape(-1).view(np.uint8).data
 
 
 def check_dtype(hidden: Tensor, dtype: torch.dtype) -> None:

@@ -26,7 +26,7 @@ def test_who_was_invited_is_let_in(door: Door) -> None:
     sender.send(b"hello", torch.ones(2, 3, dtype=TYPE), 5)
 
     packed, hidden = receiver.receive(5)
-    assert (packed, hidden.tolist()) == (b"hello", [[1.0] * 3] * 2)
+    assert (packed[:5], hidden.tolist()) == (b"hello", [[1.0] * 3] * 2)
     sender.close()
     receiver.close()
 
