@@ -1,16 +1,19 @@
-"""What the benchmarks share: prompts, repeats, and how a result is written down."""
+"""What the benchmarks share: prompts, repeats, and how a result is written down. Knows nothing of the engine."""
 
+import itertools
 import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+Name = TypeVar("Name", bound=Hashable)
 
 
 def prompts(kind: str, count: int) -> list[str]:
@@ -18,9 +21,18 @@ def prompts(kind: str, count: int) -> list[str]:
     return list(json.loads((ROOT / "cluster" / "demo_prompts.json").read_text())[kind][:count])
 
 
-def interleaved(arms: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def windows(texts: list[list[int]], length: int, count: int) -> list[list[list[int]]]:
+    """Sets of `count` prompts of `length` tokens, each starting with another text and running on into the next."""
+    starts = []
+    for i in range(len(texts)):
+        running_on = itertools.islice(itertools.cycle(texts), i, None)
+        starts.append(list(itertools.islice(itertools.chain.from_iterable(running_on), length)))
+    return [starts[i : i + count] for i in range(0, len(starts) - count + 1, count)]
+
+
+def interleaved(arms: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, list[float]]:
     """Runs the arms in turn, so that the machine's moods meet all alike. Each arm returns its figure."""
-    figures: dict[str, list[float]] = {name: [] for name in arms}
+    figures: dict[Name, list[float]] = {name: [] for name in arms}
     for _ in range(repeats):
         for name, run in arms.items():
             figures[name].append(run())
@@ -29,6 +41,36 @@ def interleaved(arms: dict[str, Callable[[], float]], repeats: int) -> dict[str,
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which `percent` of them lie, in proportion between the two nearest. ValueError if none."""
+    if not values:
+        raise ValueError("no percentile of no values")
+    ordered = sorted(values)
+    place = percent / 100 * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def numbers(text: str) -> list[int]:
+    """A command line's "1,2,4"."""
+    return [int(part) for part in text.split(",") if part]
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def words(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
 
 
 def machine() -> str:

@@ -1,143 +1,212 @@
-"""One round of scout on this machine: what each part takes, and how it grows with the rows of one sequence.
+"""A profile of a round on this machine: what each part of the compiled path takes, and what the engine around it does.
 
-    .venv/bin/python benchmarks/round.py [--model scout] [--context 128] [--repeats 60]
+    .venv/bin/python benchmarks/round.py [--model scout] [--dtype float32] [--contexts 128,2048] [--repeats 60]
 
-T(rows) is a verification round of one sequence with that many query rows: layers, head and draw. Interleaved; medians.
-The profile times modules with hooks, which add a little to each.
+The first table is a round's parts, for 1 and 4 rows of one sequence: each is the difference between rounds with and
+without it (loaded.py); beside their sum stands the round as measured in one piece. The second is an engine's, over a
+real run of a batch with speculation off and auto: its own clock by part, with the compiled calls inside them timed as
+they are made. There "rest" is what no part has: the inbox, the handing out of tokens, waiting for a thread.
 """
 
 import argparse
+import itertools
+import shlex
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
-from common import interleaved, median, save
-from torch import Tensor, nn
+from common import counted, interleaved, median, numbers, prompts, save, seconds, windows, words
+from generation import BatchLLM
+from loaded import Loaded
 
-from outrider.workers.config import EngineConfig, resolve_model
-from outrider.workers.engine.round import ints
-from outrider.workers.engine.runner import compute_threads
-from outrider.workers.model.attention import Attention
-from outrider.workers.model.batch import Batch
+from outrider import SamplingParams
+from outrider.kernels.cpu.context import Context
+from outrider.workers.config import resolve_model
+from outrider.workers.engine.engine import RoundTimes
 from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.deepseek import Stage
-from outrider.workers.model.layers import RmsNorm
-from outrider.workers.model.moe import MoE, Router
-from outrider.workers.model.mtp import MtpModules
-from outrider.workers.model.weights import Checkpoint
-from outrider.workers.sampling_params import SamplingParams
-from outrider.workers.speculation.sampling import SampleRow, sample
+from outrider.workers.model_loading import useful_threads
 
-ROWS = range(1, 9)
-
-
-class Bench:
-    """A loaded model with one sequence of `context` tokens in its cache."""
-
-    def __init__(self, model: str, context: int) -> None:
-        config = EngineConfig(model=model)
-        path = resolve_model(model)
-        shape, checkpoint = ModelConfig.load(path), Checkpoint(path)
-        torch.set_num_threads(compute_threads(shape.hidden_size, ROWS.stop, torch.get_num_threads()))
-        own = {"numerics": "exact", "device": "cpu", "dtype": torch.float32, "block_size": config.block_size}
-        self.stage = Stage.load(shape, checkpoint, range(shape.num_hidden_layers), **own)  # type: ignore[arg-type]
-        self.mtp = MtpModules.load(shape, checkpoint, self.stage, **own)  # type: ignore[arg-type]
-        self.blocks = ints(range(-(-(context + 32) // config.block_size)))
-        self.stage.allocate_cache(len(self.blocks))
-        self.mtp.allocate_cache(len(self.blocks))
-        self.context, self.block_size, self.vocab = context, config.block_size, shape.vocab_size
-        self.hidden = self.forward(context, start=0)
-
-    def batch(self, rows: int, start: int, shift: int = 0) -> Batch:
-        positions = ints(range(start, start + rows))
-        return Batch.build(
-            token_ids=ints(np.arange(rows) * 37 % self.vocab),
-            rope_positions=positions,
-            cache_positions=positions + shift,
-            query_offsets=ints([0, rows]),
-            write_from=ints([0]),
-            block_offsets=ints([0, len(self.blocks)]),
-            block_ids=self.blocks,
-            first_cache_position=shift,
-            block_size=self.block_size,
-            device="cpu",
-        )
-
-    @torch.inference_mode()
-    def forward(self, rows: int, start: int) -> Tensor:
-        batch = self.batch(rows, start)
-        return self.stage(batch, self.stage.embed(batch))
-
-    @torch.inference_mode()
-    def round(self, rows: int, temperature: float) -> None:
-        hidden = self.forward(rows, self.context)
-        sample(self.stage.logits(hidden), self._sample_rows(rows, temperature))
-
-    @torch.inference_mode()
-    def draft(self, temperature: float) -> None:
-        """One step of the drafter: a row through the MTP module, its head and the draw."""
-        state = self.mtp(self.batch(1, self.context - 1, shift=1), self.hidden[-1:])
-        sample(self.mtp.logits(state), self._sample_rows(1, temperature))
-
-    def _sample_rows(self, rows: int, temperature: float) -> list[SampleRow]:
-        params = SamplingParams(temperature=temperature)
-        return [
-            SampleRow(params=params, seed=1, output_index=0, position=p, output_tokens=p, eos_token_ids=(1,))
-            for p in range(rows)
-        ]
+ROWS = (1, 4)
+SHORTEST = 16  # tokens of context: so few that reading the cache takes next to nothing
+PROMPT_TOKENS = 32
+CALLS = {"stage": "forward", "sample": "forward", "draft": "draft"}  # compiled calls, and the engine's part they are in
+VARIANTS = ("nothing", "attention", "dense", "layers")  # of a stage, each with what the one before it has
+Parts = dict[str, float]
 
 
-def seconds(call: Callable[[], object]) -> Callable[[], float]:
-    def run() -> float:
-        began = time.perf_counter()
-        call()
-        return time.perf_counter() - began
-
-    return run
-
-
-def profile(bench: Bench, rows: int, repeats: int) -> dict[str, float]:
-    """Milliseconds a round by part, of modules that contain no other listed part."""
-    spent: dict[str, float] = defaultdict(float)
-    began: dict[nn.Module, float] = {}
-    names: dict[type[nn.Module], str] = {Attention: "attention", MoE: "experts", Router: "router", RmsNorm: "norms"}
-    handles = []
-    for module in bench.stage.modules():
-        if type(module) in names:
-            handles.append(module.register_forward_pre_hook(lambda m, _: began.update({m: time.perf_counter()})))
-            handles.append(module.register_forward_hook(lambda m, *_: _add(spent, names[type(m)], began[m])))
-    whole = median([seconds(lambda: bench.round(rows, 0.8))() for _ in range(repeats)])
-    for handle in handles:
-        handle.remove()
-    parts = {name: 1e3 * total / repeats for name, total in spent.items()}
-    parts["experts"] -= parts["router"]
-    return {**parts, "rest (dense layer, head, draw, tables)": 1e3 * whole - sum(parts.values()), "round": 1e3 * whole}
+def round_parts(loaded: Loaded, contexts: list[int], repeats: int) -> dict[str, dict[str, Any]]:
+    """Microseconds by part, and measured as one, of a round of `rows` rows by "ROWS rows, context TOKENS"."""
+    variants = (loaded.first_layers(0), loaded.attention_alone(), loaded.without_routing(), loaded.stage)
+    arms: dict[tuple[str, int, int], Callable[[], object]] = {}
+    for rows, context in itertools.product(ROWS, (SHORTEST, *contexts)):
+        for name, variant in zip(VARIANTS, variants, strict=True):
+            if context == SHORTEST or name == "attention":
+                arms[name, rows, context] = loaded.layers(variant, rows, context)
+        arms["round", rows, context] = loaded.round(rows, context, 0.8)
+    timed = {arm: partial(seconds, call) for arm, call in arms.items()}
+    interleaved(timed, 3)
+    took = {arm: 1e6 * median(values) for arm, values in interleaved(timed, repeats).items()}
+    figures = {}
+    for rows, context in itertools.product(ROWS, contexts):
+        short = {name: took[name, rows, SHORTEST] for name in (*VARIANTS, "round")}
+        over_cache = took["attention", rows, context] - short["attention"]
+        figures[f"{counted(rows, 'row')}, context {context}"] = {
+            "us": stage_parts(short, over_cache),
+            "measured_us": took["round", rows, context],
+        }
+    return figures
 
 
-def _add(spent: dict[str, float], name: str, began: float) -> None:
-    spent[name] += time.perf_counter() - began
+def stage_parts(short: Parts, over_cache: float) -> Parts:
+    """What each variant of a round after a short context adds to the one before it; the cache's share by itself.
+
+    Nothing but attention over the cache depends on the context.
+    """
+    return {
+        "embedding, norm, call": short["nothing"],
+        "attention's products": short["attention"] - short["nothing"],
+        "attention over the cache": over_cache,
+        "dense layers, shared experts": short["dense"] - short["attention"],
+        "router, routed experts": short["layers"] - short["dense"],
+        "head, draw": short["round"] - short["layers"],
+    }
+
+
+@contextmanager
+def stopwatch() -> Iterator[Parts]:
+    """Seconds spent in compiled calls by name, of every engine of this process, while it is open."""
+    spent: Parts = defaultdict(float)
+    own = {name: getattr(Context, name) for name in CALLS}
+
+    def timed(name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            began = time.perf_counter()
+            result = own[name](*args)
+            spent[name] += time.perf_counter() - began
+            return result
+
+        return call
+
+    try:
+        for name in CALLS:
+            setattr(Context, name, timed(name))
+        yield spent
+    finally:
+        for name, call in own.items():
+            setattr(Context, name, call)
+
+
+class EngineProfile:
+    """Where an engine's time goes while it decodes a batch, the prompts left out."""
+
+    def __init__(self, llm: BatchLLM, spent: Parts) -> None:
+        self._times: Callable[[], RoundTimes] = lambda: llm._host.engine.times  # type: ignore[attr-defined]  # one rank
+        self._llm, self._spent = llm, spent
+        self._before: tuple[int, Parts, Parts] = (0, {}, {})
+
+    def run(self, batch: list[list[int]], params: SamplingParams) -> dict[str, Any]:
+        """Microseconds a round by part, and what a round brought."""
+        decoded = self._llm.decode(batch, params, on_first=self._mark)
+        rounds, parts, calls = self._before
+        times = self._times()
+        count = times.rounds - rounds
+        by_part = {name: took - parts.get(name, 0.0) for name, took in times.by_part.items()}
+        compiled = {name: took - calls.get(name, 0.0) for name, took in self._spent.items()}
+        us = {name: 1e6 * took / count for name, took in engine_parts(by_part, compiled, decoded.rest_s).items()}
+        return {"us": us, "rounds": count, "tokens_per_round": decoded.tokens / count}
+
+    def _mark(self) -> None:
+        times = self._times()
+        self._before = times.rounds, dict(times.by_part), dict(self._spent)
+
+
+def engine_parts(by_part: Parts, compiled: Parts, whole: float) -> Parts:
+    """The engine's parts with the compiled calls inside them apart, and what is left of the whole."""
+    parts = dict(by_part)
+    for name, took in compiled.items():
+        parts[CALLS[name]] -= took
+    parts |= {f"compiled: {name}": took for name, took in compiled.items()}
+    return parts | {"rest": whole - sum(by_part.values())}
+
+
+def engine(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """An engine's profile by "SPECULATION, batch BATCH": medians over the repeats, which take turns."""
+    settings = {"dtype": args.dtype, "quantization": args.quantization, "enable_prefix_caching": False}
+    figures = {}
+    with stopwatch() as spent, BatchLLM(args.model, **settings) as llm:
+        if llm.tokenizer is None:
+            sys.exit(f"{args.model} has no tokenizer to make prompts with")
+        texts = [llm.tokenizer.encode(text) for text in prompts("code", 1000)]
+        profile = EngineProfile(llm, spent)
+        cases = list(itertools.product(args.speculation, args.batch))
+        runs: dict[tuple[str, int], list[dict[str, Any]]] = {case: [] for case in cases}
+        for _ in range(args.runs + 1):
+            for speculation, batch in cases:
+                params = SamplingParams(
+                    temperature=0.8, max_tokens=args.tokens, ignore_eos=True, seed=1,
+                    speculation=int(speculation) if speculation.isdigit() else speculation,
+                )  # fmt: skip
+                chosen = windows(texts, PROMPT_TOKENS, batch)[0]
+                runs[speculation, batch].append(profile.run(chosen, params))
+        for (speculation, batch), listed in runs.items():
+            figures[f"{speculation}, batch {batch}"] = _medians(listed[1:])
+    return figures
+
+
+def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    names = dict.fromkeys(name for run in runs for name in run["us"])
+    us = {name: median([run["us"].get(name, 0.0) for run in runs]) for name in names}
+    return {"us": us} | {key: median([run[key] for run in runs]) for key in ("rounds", "tokens_per_round")}
+
+
+def show(name: str, parts: Parts) -> None:
+    whole = sum(parts.values())
+    print(f"{name}: {whole:.0f} us")
+    for part, took in parts.items():
+        print(f"  {part:<30} {took:8.1f} us  {took / whole:4.0%}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="scout", help="a bundled model's name, or a checkpoint's directory")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--quantization", choices=["int8"])
+    parser.add_argument("--contexts", type=numbers, default=[128, 2048], help="tokens before a round")
+    parser.add_argument("--repeats", type=int, default=60, help="of every round")
+    parser.add_argument("--speculation", type=words, default=["off", "auto"])
+    parser.add_argument("--batch", type=numbers, default=[1, 8])
+    parser.add_argument("--tokens", type=int, default=192, help="of output, in the engine's run")
+    parser.add_argument("--runs", type=int, default=5, help="of the engine, for each batch and speculation")
+    parser.add_argument("--name", help="of the file of results (round-MODEL-DTYPE)")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="scout")
-    parser.add_argument("--context", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=60)
-    args = parser.parse_args()
-    bench = Bench(args.model, args.context)
-    arms = {f"{rows}": seconds(lambda rows=rows: bench.round(rows, 0.8)) for rows in ROWS}  # type: ignore[misc]
-    arms |= {"1 greedy": seconds(lambda: bench.round(1, 0)), "draft step": seconds(lambda: bench.draft(0.8))}
-    interleaved(arms, 5)
-    times = {name: 1e3 * median(values) for name, values in interleaved(arms, args.repeats).items()}
-    for name, took in times.items():
-        print(f"{name:>10}  {took:7.2f} ms  {took / times['1']:5.2f} x one row")
-    parts = {f"{rows} rows": profile(bench, rows, args.repeats) for rows in (1, 4)}
-    for name, own in parts.items():
-        print(name + ": " + ", ".join(f"{part} {took:.2f} ms" for part, took in own.items()))
-    figures = {"threads": torch.get_num_threads(), "milliseconds": times, "profile_ms": parts}
-    print("written to", save("round", f"benchmarks/round.py --context {args.context}", figures))
+    args = arguments()
+    path = resolve_model(args.model)
+    threads = useful_threads(ModelConfig.load(path).hidden_size, torch.get_num_threads())
+    loaded = Loaded(
+        path,
+        threads=threads,
+        longest=max(args.contexts),
+        dtype=getattr(torch, args.dtype),
+        quantization=args.quantization,
+    )
+    rounds = round_parts(loaded, args.contexts, args.repeats)
+    for name, each in rounds.items():
+        show(f"{name} (measured in one piece {each['measured_us']:.0f} us)", each["us"])
+    del loaded
+    engines = engine(args)
+    for name, figures in engines.items():
+        show(f"{name}, {figures['tokens_per_round']:.2f} tokens a round", figures["us"])
+    record = {"threads": threads, "rounds": rounds, "engine": engines}
+    name = args.name or f"round-{path.name}-{args.quantization or args.dtype}"
+    print("written to", save(name, f"benchmarks/round.py {shlex.join(sys.argv[1:])}".strip(), record))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Serves scout on two stages as a user would, and exits 1 if anything leaked or a 
 import argparse
 import asyncio
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from collections import Counter
 
 import psutil
 from common import prompts, save
+from served import Served
 
 from outrider import AsyncClient
 from outrider.cluster.errors import DeadlineExceededError
@@ -88,29 +88,21 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=120)
     args = parser.parse_args()
-    command = [sys.executable, "-m", "outrider.cluster.cli", "serve", "--pipeline-parallel-size", "2", "--port", "0"]
-    command += ["--ray-address", "local", "--name", "soak"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    address = server.stdout.readline().split(" on ")[1].split(",")[0]
-    try:
-        asyncio.run(keep_busy(address, args.streams, 15))
-        before = resources(server)
-        tally = asyncio.run(keep_busy(address, args.streams, args.seconds))
-        live, cache = asyncio.run(settled_status(address))
+    with Served("soak", "--pipeline-parallel-size", "2") as served:
+        asyncio.run(keep_busy(served.address, args.streams, 15))
+        before = resources(served.process)
+        tally = asyncio.run(keep_busy(served.address, args.streams, args.seconds))
+        live, cache = asyncio.run(settled_status(served.address))
         time.sleep(2)
-        after = resources(server)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        status = server.wait(60)
+        after = resources(served.process)
     grown = {name: (before[name], after.get(name)) for name in before if _grew(before[name], after.get(name))}
-    figures = {"streams": dict(tally), "live": live, "cache": cache, "grown": grown, "exit_status": status}
+    figures = {"streams": dict(tally), "live": live, "cache": cache, "grown": grown, "exit_status": served.exit_status}
     print(figures)
     print(
         "written to", save("soak", f"benchmarks/soak.py --streams {args.streams} --seconds {args.seconds:g}", figures)
     )
     bad = [kind for kind in tally if kind.startswith("UNEXPECTED")]
-    return 1 if bad or live or cache > 1e-9 or grown or status else 0
+    return 1 if bad or live or cache > 1e-9 or grown or served.exit_status else 0
 
 
 def _grew(before: tuple[int, int], after: tuple[int, int] | None) -> bool:

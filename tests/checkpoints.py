@@ -3,12 +3,13 @@
 import json
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 YARN = {
@@ -111,6 +112,12 @@ def write_checkpoint(
     return _as_read(stored, layout.fp8_block)
 
 
+def rewrite(path: Path, change: Callable[[str, Tensor], Tensor]) -> None:
+    """Puts `change(name, tensor)` in the place of every tensor of an unsharded checkpoint."""
+    file = path / "model.safetensors"
+    save_file({name: change(name, tensor).contiguous() for name, tensor in load_file(file).items()}, file)
+
+
 def shapes(config: dict[str, Any], *, mtp: bool) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor, MTP modules as further layers, in DeepSeek's layout."""
     vocab, hidden, layers = config["vocab_size"], config["hidden_size"], config["num_hidden_layers"]
@@ -142,6 +149,8 @@ def _layer_shapes(config: dict[str, Any], layer: int) -> dict[str, tuple[int, ..
     out[name + "mlp.gate.e_score_correction_bias"] = (experts,)
     for expert in range(experts):
         out |= _mlp_shapes(f"{name}mlp.experts.{expert}.", hidden, width)
+    if not config["n_shared_experts"]:
+        return out
     return out | _mlp_shapes(name + "mlp.shared_experts.", hidden, width * config["n_shared_experts"])
 
 

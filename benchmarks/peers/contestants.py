@@ -104,10 +104,14 @@ def _vllm(course: Course, dtype: str, threads: int, options: dict[str, Any]) -> 
     method, depth = options.pop("speculation", "off"), options.pop("depth", 1)
     if method != "off":
         settings["speculative_config"] = {"method": method, "num_speculative_tokens": depth}
+    preloads = [ENVS / "vllm" / "lib" / "libiomp5.so", Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")]
     cores = sorted(os.sched_getaffinity(0))[:threads]
     env = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in the runner's own process: no messages between two
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "OMP_NUM_THREADS": str(threads),  # else it takes one
+        "KMP_BLOCKTIME": "5",  # ms that idle threads spin; its own choice where it starts the engine apart
+        "LD_PRELOAD": ":".join(str(file) for file in preloads if file.exists()),
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_CACHE_ROOT": str(ENVS / "vllm" / "cache"),
         "VLLM_NO_USAGE_STATS": "1",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from contestants import CannotRaceError, Start
+from crowd import Moment, share_of_others
 
 LOAD_TIMEOUT_S = 1800.0  # vLLM compiles for minutes
 RUN_TIMEOUT_S = 900.0
@@ -23,6 +24,7 @@ class Answer:
     seconds_first: float
     seconds: float
     tokens: list[list[int]]
+    others: float  # share of the machine's processor time that others took meanwhile
 
 
 class Runner:
@@ -44,8 +46,10 @@ class Runner:
 
     def run(self, prompts: list[list[int]], max_tokens: int) -> Answer:
         assert self._process.stdin is not None
+        began = Moment.now(self._process.pid)
         print(json.dumps({"prompts": prompts, "max_tokens": max_tokens}), file=self._process.stdin, flush=True)
-        return Answer(**self._read(RUN_TIMEOUT_S))
+        answer = self._read(RUN_TIMEOUT_S)
+        return Answer(**answer, others=share_of_others(began, Moment.now(self._process.pid)))
 
     def close(self) -> None:
         """Ends it, at once if it does not end by itself."""

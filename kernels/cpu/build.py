@@ -31,6 +31,7 @@ _FLAGS = (
 )
 _X86_FLAGS = {"avx512": ("-march=x86-64-v4",), "avx2": ("-march=x86-64-v3",)}
 _COMPILERS = ("c++", "g++", "clang++")
+_CURE = "set XDG_CACHE_HOME to a folder that can be written"
 
 
 class BuildError(Exception):
@@ -70,20 +71,21 @@ def _compiler() -> str:
 
 
 def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise BuildError(f"there is no home folder to keep the CPU kernels in: {_CURE}") from error
     folder = Path(root) / "outrider"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BuildError(
-            f"cannot write {folder} ({error.strerror}): set XDG_CACHE_HOME to a folder that can be"
-        ) from error
+        raise BuildError(f"cannot write {folder} ({error.strerror}): {_CURE}") from error
     return folder
 
 
 def _digest(compiler: str, flags: tuple[str, ...]) -> str:
     """Of all that goes into the library, the compiler's version included."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    version = _run(compiler, "--version").stdout
     digest = hashlib.sha256("\n".join((version, *flags)).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())
@@ -93,9 +95,20 @@ def _digest(compiler: str, flags: tuple[str, ...]) -> str:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Ranks that start together build once: the others wait."""
-    with path.open("w") as file:
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise BuildError(f"cannot write {path.parent} ({error.strerror}): {_CURE}") from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _run(compiler: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run([compiler, *arguments], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{compiler} is no compiler that runs here ({error.strerror}): set CXX to one") from error
 
 
 def _build(compiler: str, flags: tuple[str, ...], isa: str, path: Path) -> None:
@@ -103,9 +116,8 @@ def _build(compiler: str, flags: tuple[str, ...], isa: str, path: Path) -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         out = Path(folder) / path.name
-        command = [compiler, *flags, str(SOURCES / "library.cpp"), "-o", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
+        done = _run(compiler, *flags, str(SOURCES / "library.cpp"), "-o", str(out))
+        if done.returncode != 0 or not out.exists():
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
             raise BuildError(f"{compiler} could not build the CPU kernels: {first}")
         out.replace(path)

@@ -27,6 +27,7 @@ DRAW = np.dtype(
         ("top_k", np.int64),
         ("ruled_out", np.uint64),
         ("ruled_out_count", np.int64),
+        ("ruled_out_until", np.int64),
     ]
 )
 _SPINS = 2000  # pauses, some 40 microseconds: between the calls of one round, but not while Python works

@@ -117,6 +117,7 @@ class Draw(Structure):
         ("top_k", c_int64),
         ("ruled_out", c_void_p),
         ("ruled_out_count", c_int64),
+        ("ruled_out_until", c_int64),
     )
 
 

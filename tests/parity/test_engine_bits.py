@@ -1,19 +1,21 @@
 """A row's bits survive everything that the engine does to its sequence: chunks, companions, drafts, hits, preemption.
 
-What is compared is the state after the final norm and the experts chosen, at every position of every request.
+What is compared is the state after the final norm, at every position of every request; on torch's path the experts
+chosen too.
 """
 
 import queue
 import threading
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import random_config, write_checkpoint
 from torch import Tensor, nn
 
-from outrider.workers.config import resolve_model
+from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.pipeline import RoundResult, SingleStage
@@ -23,19 +25,23 @@ from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.moe import Router
-from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.sequence_starts import SequenceStarts
-from outrider.workers.speculation.torch_parts import TorchDraftModel, TorchHead
 
 BLOCK, TOKENS = 4, 24
 PROMPTS = [list(range(10 + 3 * n, 10 + 3 * n + 9 + 4 * n)) for n in range(5)]
 CPU = torch.device("cpu")
+KERNELS: dict[str, dict[str, Any]] = {
+    "torch": {"kernels": "torch"},
+    "compiled": {"kernels": "compiled"},
+    "compiled bf16": {"kernels": "compiled", "dtype": "bfloat16"},
+    "compiled int8": {"kernels": "compiled", "quantization": "int8"},
+}
 
 
 class Recorder(SingleStage):
@@ -50,7 +56,7 @@ class Recorder(SingleStage):
         self._seeds: dict[int, int] = {}
         self._rounds: list[Round] = []
         self._chosen: list[Tensor] = []
-        for module in runner.stage.modules():
+        for module in runner.stage.modules() if isinstance(runner.stage, nn.Module) else ():
             if isinstance(module, Router):
                 module.register_forward_hook(self._note_experts)
 
@@ -65,7 +71,8 @@ class Recorder(SingleStage):
 
     def collect(self) -> RoundResult:
         result, round = super().collect(), self._rounds[-1]
-        chosen = torch.stack(self._chosen, dim=1)  # [rows, layers, k]
+        nothing = torch.zeros(round.rows, 0)
+        chosen = torch.stack(self._chosen, dim=1) if self._chosen else nothing  # [rows, layers, k]
         rows = zip(round.sequence_ids.tolist(), round.starts.tolist(), round.query_offsets.tolist(), strict=False)
         taken = 0
         for s, (sequence_id, start, first) in enumerate(rows):
@@ -79,14 +86,33 @@ class Recorder(SingleStage):
         return result
 
 
-def _engine(path: Path, *, blocks: int, budget: int, speculation: str | int) -> tuple[Engine, Recorder]:
-    config, checkpoint = ModelConfig.load(path), Checkpoint(path)
-    own = {"numerics": "exact", "device": CPU, "dtype": torch.float32, "block_size": BLOCK}
-    stage = Stage.load(config, checkpoint, range(config.num_hidden_layers), **own)  # type: ignore[arg-type]  # a table
-    modules = MtpModules.load(config, checkpoint, stage, **own)  # type: ignore[arg-type]  # a table
-    stage.allocate_cache(blocks)
-    modules.allocate_cache(blocks)
+def _parts(path: Path, starts: SequenceStarts, **settings: Any) -> Parts:
+    config, engine = ModelConfig.load(path), EngineConfig(model=str(path), block_size=BLOCK, **settings)
+    dtype = torch.bfloat16 if engine.dtype == "bfloat16" else torch.float32
+    return load_parts(
+        Wanted(
+            config=engine,
+            model=config,
+            checkpoint=Checkpoint(path),
+            layers=range(config.num_hidden_layers),
+            device=CPU,
+            dtype=dtype,
+            kernels=kernels_in_force(engine, CPU, dtype),
+            drafts=True,
+            starts=starts,
+            progress=lambda done, total: None,
+        )
+    )
+
+
+def _engine(
+    path: Path, *, blocks: int, budget: int, speculation: str | int, **settings: Any
+) -> tuple[Engine, Recorder]:
     starts, depth = SequenceStarts(()), DepthPolicy(speculation)
+    parts = _parts(path, starts, **settings)
+    parts.allocate_cache(blocks)
+    assert parts.head is not None
+    assert parts.draft_model is not None
     limits = SchedulerConfig(
         max_num_seqs=8,
         max_num_batched_tokens=budget,
@@ -95,11 +121,11 @@ def _engine(path: Path, *, blocks: int, budget: int, speculation: str | int) -> 
         max_model_len=120,
         speculation=speculation,
     )
-    recorder = Recorder(StageRunner(stage, CPU), Sampler(TorchHead(stage, starts), starts, 120))
-    drafter = MtpDrafter(TorchDraftModel(modules, starts), starts, BLOCK) if speculation != "off" else None
+    recorder = Recorder(StageRunner(parts.stage, CPU), Sampler(parts.head, starts, 120))
+    drafter = MtpDrafter(parts.draft_model, starts, BLOCK) if speculation != "off" else None
     info = EngineInfo(
-        fingerprint="f", max_model_len=120, vocab_size=config.vocab_size, dtype="float32", numerics="exact",
-        speculation=str(speculation), has_mtp=True,
+        fingerprint="f", max_model_len=120, vocab_size=ModelConfig.load(path).vocab_size, dtype="float32",
+        numerics="exact", speculation=str(speculation), has_mtp=True,
     )  # fmt: skip
     return Engine(
         info=info, scheduler=Scheduler(limits, depth.depth), pipeline=recorder, drafter=drafter, depth=depth
@@ -125,26 +151,34 @@ def _run(engine: Engine, prompts: dict[int, list[int]], temperature: float) -> d
     return texts
 
 
-@pytest.fixture(scope="module", params=["scout", "random"])
-def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "scout":
-        return resolve_model("scout")
+CASES = [(model, kernels) for model in ("scout", "random") for kernels in KERNELS]
+LONG = [("scout", "compiled bf16"), ("scout", "compiled int8")]  # the random model has them too
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("random")
     write_checkpoint(folder, random_config(5, vocab_size=128, first_k_dense_replace=1, num_hidden_layers=3), seed=5)
     return folder
 
 
+@pytest.mark.parametrize(
+    ("model", "kernels"), [pytest.param(*case, marks=pytest.mark.full) if case in LONG else case for case in CASES]
+)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_every_rows_bits_survive_chunks_companions_drafts_hits_and_preemption(path: Path, temperature: float) -> None:
+def test_every_rows_bits_survive_chunks_companions_drafts_hits_and_preemption(
+    model: str, kernels: str, temperature: float, random_model: Path
+) -> None:
+    path = resolve_model("scout") if model == "scout" else random_model
     prompts = dict(enumerate([*PROMPTS, PROMPTS[4], PROMPTS[4]]))  # the last two may find their prompt in the cache
     texts: dict[int, list[int]] = {}
     references = []
     for number, prompt in prompts.items():
-        engine, alone = _engine(path, blocks=64, budget=512, speculation="off")
+        engine, alone = _engine(path, blocks=64, budget=512, speculation="off", **KERNELS[kernels])
         texts |= _run(engine, {number: prompt}, temperature)
         references.append(alone)
 
-    engine, crowded = _engine(path, blocks=16, budget=13, speculation=3)
+    engine, crowded = _engine(path, blocks=16, budget=13, speculation=3, **KERNELS[kernels])
     found = _run(engine, prompts, temperature)
 
     assert found == texts

@@ -26,7 +26,7 @@ def transformers_greedy(path: Path, prompts: list[list[int]]) -> list[list[int]]
     return texts
 
 
-def assert_engines_agree(path: Path, seed: int) -> None:
+def assert_engines_agree(path: Path, seed: int, kernels: str) -> None:
     """All prompts at once, in chunks of fewer tokens than the longest has, with no drafts and with three."""
     config = random_config(seed)
     write_checkpoint(path, config, seed)
@@ -34,8 +34,9 @@ def assert_engines_agree(path: Path, seed: int) -> None:
     wanted = transformers_greedy(path, prompts)
     for speculation in ("off", 3):
         with LLM(
-            str(path), speculation=speculation, kv_cache_memory_bytes=CACHE, block_size=8, max_num_batched_tokens=40
-        ) as llm:
+            str(path), kernels=kernels, speculation=speculation, kv_cache_memory_bytes=CACHE, block_size=8,
+            max_num_batched_tokens=40,
+        ) as llm:  # fmt: skip
             params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, speculation=speculation)
             outputs = [out.outputs[0] for out in llm.generate(prompts, params)]
         assert [out.token_ids for out in outputs] == wanted
@@ -47,4 +48,16 @@ def assert_engines_agree(path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_engine_gives_transformers_greedy_tokens_with_and_without_drafts(seed: int, tmp_path: Path) -> None:
-    assert_engines_agree(tmp_path, seed)
+    assert_engines_agree(tmp_path, seed, "compiled")
+
+
+@pytest.mark.parametrize("seed", [0, 3, 7, 12, 18])
+def test_the_engine_on_torchs_path_gives_transformers_greedy_tokens(seed: int, tmp_path: Path) -> None:
+    assert_engines_agree(tmp_path, seed, "torch")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kernels", ["compiled", "torch"])
+@pytest.mark.parametrize("seed", range(20, 60))
+def test_forty_more_models_give_transformers_greedy_tokens(seed: int, kernels: str, tmp_path: Path) -> None:
+    assert_engines_agree(tmp_path, seed, kernels)

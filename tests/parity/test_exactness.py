@@ -1,10 +1,14 @@
-"""The same bits of states, logits and routing however a sequence's rows are cut, accompanied, placed and split."""
+"""The same bits of states, logits and routing however a sequence's rows are cut, accompanied, placed and split.
+
+On torch's path and on the compiled kernels, whose routing is not seen, but decides the states.
+"""
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import torch
 from checkpoints import random_config, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rounds import Model, Rows, random_tokens
+from rounds import WEIGHTS, CompiledModel, Model, Rows, load_model, random_tokens
 from torch import Tensor, nn
 
 from outrider.workers.config import resolve_model
@@ -48,7 +52,7 @@ class Trace:
     logits: dict[int, Tensor] = field(default_factory=dict)
     routes: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    def run(self, model: Model, *parts: Rows) -> None:
+    def run(self, model: Model | CompiledModel, *parts: Rows) -> None:
         """One round, whose first part is the sequence."""
         with recorded_routes(model) as routes:
             hidden = model.hidden(*parts)
@@ -67,14 +71,15 @@ class Trace:
 
 
 @contextmanager
-def recorded_routes(model: Model) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Ids and weights of every router in layer order, as the round runs."""
+def recorded_routes(model: Model | CompiledModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Ids and weights of every router in layer order, as the round runs; nothing of compiled routers."""
     routes: list[tuple[Tensor, Tensor]] = []
 
     def record(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
         routes.append(output)
 
-    modules = [module for stage in model.stages for module in stage.modules() if isinstance(module, Router)]
+    stages = model.stages if isinstance(model, Model) else []
+    modules = [module for stage in stages for module in stage.modules() if isinstance(module, Router)]
     handles = [module.register_forward_hook(record) for module in modules]
     try:
         yield routes
@@ -83,7 +88,7 @@ def recorded_routes(model: Model) -> Iterator[list[tuple[Tensor, Tensor]]]:
             handle.remove()
 
 
-def one_by_one(model: Model, tokens: Sequence[int]) -> Trace:
+def one_by_one(model: Model | CompiledModel, tokens: Sequence[int]) -> Trace:
     trace = Trace()
     for position, token in enumerate(tokens):
         trace.run(model, Rows([token], position, BLOCKS))
@@ -94,28 +99,40 @@ def one_by_one(model: Model, tokens: Sequence[int]) -> Trace:
 class Case:
     """A model, a sequence, and what decoding it one row at a time gave."""
 
-    path: Path
-    model: Model
+    load: Callable[..., Model | CompiledModel]
+    model: Model | CompiledModel
     tokens: list[int]
     expected: Trace
 
 
-def make_case(path: Path, vocab: int) -> Case:
-    model, tokens = Model.load(path), random_tokens(LENGTH, vocab, seed=1)
-    return Case(path, model, tokens, one_by_one(model, tokens))
+def make_case(path: Path, vocab: int, kernels: str) -> Case:
+    load = partial(load_model, path, kernels)
+    model, tokens = load(), random_tokens(LENGTH, vocab, seed=1)
+    return Case(load, model, tokens, one_by_one(model, tokens))
 
 
-@pytest.fixture(scope="module", params=[*MODELS, "scout"])
+CASES = [(name, kernels) for name in [*MODELS, "scout"] for kernels in ["torch", *WEIGHTS]]
+LONG = [("scout", "bf16"), ("scout", "int8")]  # there is a smaller model of that shape
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, marks=pytest.mark.full) if case in LONG else case for case in CASES],
+    ids=lambda case: f"{case[0]}, {case[1]}",
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    if request.param == "scout":
-        return make_case(resolve_model("scout"), 4096)
+    name, kernels = request.param
+    if name == "scout":
+        return make_case(resolve_model("scout"), 4096, kernels)
     path = tmp_path_factory.mktemp("model")
-    config = random_config(0, **MODELS[request.param])
+    config = random_config(0, **MODELS[name])
     write_checkpoint(path, config)
-    return make_case(path, config["vocab_size"])
+    return make_case(path, config["vocab_size"], kernels)
 
 
-def in_chunks(case: Case, sizes: Sequence[int], blocks: Sequence[int] = BLOCKS, model: Model | None = None) -> Trace:
+def in_chunks(
+    case: Case, sizes: Sequence[int], blocks: Sequence[int] = BLOCKS, model: Model | CompiledModel | None = None
+) -> Trace:
     """The sequence in chunks of the given sizes, the rest of it as the last."""
     trace, start = Trace(), 0
     for size in [*sizes, LENGTH]:
@@ -177,21 +194,28 @@ def test_where_a_sequence_stands_in_its_round_changes_no_bit(case: Case) -> None
 
 
 def test_two_stages_give_the_same_bits_as_one(case: Case) -> None:
-    in_chunks(case, [50, 1, 4], model=Model.load(case.path, stages=2)).assert_same_bits(case.expected)
+    in_chunks(case, [50, 1, 4], model=case.load(stages=2)).assert_same_bits(case.expected)
 
 
-def test_two_threads_give_the_same_bits_as_one(case: Case) -> None:
+@contextmanager
+def model_on(case: Case, threads: int) -> Iterator[Model | CompiledModel]:
+    if isinstance(case.model, CompiledModel):
+        yield case.load(threads=threads)
+        return
     before = torch.get_num_threads()
-    traces = []
+    torch.set_num_threads(threads)
     try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            traces.append(in_chunks(case, [100, 1, 5, 2, 17]))
+        yield case.model
     finally:
         torch.set_num_threads(before)
 
-    traces[0].assert_same_bits(case.expected)
-    traces[1].assert_same_bits(case.expected)
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_changes_no_bit(case: Case, threads: int) -> None:
+    with model_on(case, threads) as model:
+        trace = in_chunks(case, [100, 1, 5, 2, 17], model=model)
+
+    trace.assert_same_bits(case.expected)
 
 
 def test_a_prefix_hit_gives_the_same_bits(case: Case) -> None:
@@ -208,17 +232,20 @@ def test_a_prefix_hit_gives_the_same_bits(case: Case) -> None:
 
 def test_a_row_before_write_from_leaves_its_shared_slot_alone(case: Case) -> None:
     in_chunks(case, [])
-    slot = BLOCKS[3] * 16 + 15
-    before = [cache[slot].clone() for stage in case.model.stages for cache in stage.cache.layers]
+    shared, own = BLOCKS[3] * 16 + 15, 30 * 16
+    before = case.model.cached([shared, own])
 
     case.model.hidden(Rows([case.tokens[63] + 1, 5], 63, [*BLOCKS[:4], 30], write_from=64))
 
-    after = [cache[slot] for stage in case.model.stages for cache in stage.cache.layers]
-    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    after = case.model.cached([shared, own])
+    assert torch.equal(after[:, 0], before[:, 0])
+    assert not torch.equal(after[:, 1], before[:, 1]), "the next row's slot is written"
 
 
-def test_a_long_context_gives_the_same_bits_in_every_cut() -> None:
-    model, tokens, blocks = Model.load(resolve_model("scout")), random_tokens(900, 4096, 3), list(range(60))
+@pytest.mark.parametrize("kernels", ["torch", "float32"])
+def test_a_long_context_gives_the_same_bits_in_every_cut(kernels: str) -> None:
+    model, tokens = load_model(resolve_model("scout"), kernels), random_tokens(900, 4096, 3)
+    blocks = list(range(60))
     whole = model.hidden(Rows(tokens, 0, blocks))
     shuffled = random.Random(0).sample(blocks, 60)
 
@@ -232,12 +259,17 @@ def test_a_long_context_gives_the_same_bits_in_every_cut() -> None:
 
 @pytest.mark.parametrize("block_size", [1, 8, 32, 128])
 def test_the_size_of_blocks_changes_no_bit(case: Case, block_size: int) -> None:
-    model = Model.load(case.path, block_size=block_size, blocks=200)
+    model = case.load(block_size=block_size, blocks=200)
     blocks = random.Random(0).sample(range(200), -(-LENGTH // block_size))
 
     in_chunks(case, [60, 1, 1, 3], blocks, model).assert_same_bits(case.expected)
 
 
-def test_every_linear_of_a_model_has_an_exact_order(case: Case) -> None:
-    names = {type(m).__name__ for stage in case.model.stages for m in stage.modules() if "Linear" in type(m).__name__}
+@pytest.mark.parametrize("name", MODELS)
+def test_every_linear_of_torchs_path_has_an_exact_order(name: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, random_config(0, **MODELS[name]))
+
+    stages = Model.load(tmp_path).stages
+
+    names = {type(m).__name__ for stage in stages for m in stage.modules() if "Linear" in type(m).__name__}
     assert names <= {"PackedLinear", "TiledLinear"}

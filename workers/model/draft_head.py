@@ -5,6 +5,7 @@ sorted tensor, `token_ids`; workers/training/draft_head.py makes it.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,16 @@ def draft_head_ids(path: Path, model: ModelConfig) -> NDArray[np.int32] | None:
     if not file.is_file():
         return None
     try:
-        ids = load_file(file)["token_ids"].astype(np.int32)
-    except (SafetensorError, KeyError, OSError) as error:
+        ids = load_file(file)["token_ids"]
+    except (SafetensorError, KeyError, OSError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
-    if not len(ids) or ids[0] < 0 or ids[-1] >= model.vocab_size or (np.diff(ids) <= 0).any():
+    if not _are_ascending_tokens(ids, model.vocab_size):
         raise CheckpointError(f"{file} must hold ascending token ids below the vocabulary's {model.vocab_size}")
-    return ids
+    return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+def _are_ascending_tokens(ids: NDArray[Any], vocab_size: int) -> bool:
+    if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
+        return False
+    wide = ids.astype(np.int64)
+    return bool(wide[0] >= 0 and wide[-1] < vocab_size and (np.diff(wide) > 0).all())

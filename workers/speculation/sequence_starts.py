@@ -16,7 +16,6 @@ class Drawn(NamedTuple):
     """A SequenceStart as the compiled kernels take it, but for the position."""
 
     row: IntArray  # the words of a DRAW
-    ends_from: int  # the first position at which its end ids are not ruled out
     end_ids: IntArray  # what the row points to
 
     @classmethod
@@ -28,7 +27,8 @@ class Drawn(NamedTuple):
         row["temperature"] = 0 if params.greedy else params.temperature
         row["min_p"], row["top_p"], row["top_k"] = params.min_p, params.top_p, params.top_k
         row["ruled_out"], row["ruled_out_count"] = end_ids.ctypes.data, len(end_ids)
-        return cls(row.view(np.int64), start.prompt_tokens + params.min_tokens, end_ids)
+        row["ruled_out_until"] = start.prompt_tokens + params.min_tokens
+        return cls(row.view(np.int64), end_ids)
 
 
 class SequenceStarts:
@@ -80,5 +80,4 @@ class SequenceStarts:
         words = np.concatenate([each.row for each in drawn])
         out = words.view(DRAW)
         out["position"] = positions
-        out["ruled_out_count"][positions >= [each.ends_from for each in drawn]] = 0
         return out

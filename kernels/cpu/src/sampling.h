@@ -29,8 +29,8 @@ struct Draw {
     double temperature;  // 0: the best logit, without noise
     double min_p, top_p;
     int64_t top_k;  // 0: all
-    const int64_t* ruled_out;  // token ids
-    int64_t ruled_out_count;
+    const int64_t* ruled_out;  // token ids, before position `ruled_out_until`
+    int64_t ruled_out_count, ruled_out_until;
 };
 
 struct Best {
@@ -102,6 +102,7 @@ public:
 
 private:
     static void rule_out(const Draw& draw, float* logits, const int32_t* ids, int count) {
+        if (draw.position >= draw.ruled_out_until) return;
         for (int64_t n = 0; n < draw.ruled_out_count; ++n) {
             const int64_t id = draw.ruled_out[n];
             if (!ids) {

@@ -33,6 +33,7 @@ inline F16 operator*(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F16 operator/(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F16 largest(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F16 least(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F16 nearest(F16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
 inline F16 times_power_of_two(F16 a, F16 whole) {
@@ -104,6 +105,7 @@ inline F16 fma(F16 a, F16 b, F16 c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
 inline F16 largest(F16 a, F16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+inline F16 least(F16 a, F16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
 inline F16 nearest(F16 a) {
     constexpr int how = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(a.lo, how), _mm256_round_ps(a.hi, how)};
@@ -184,6 +186,7 @@ inline F16 operator*(F16 a, F16 b) { return each([&](int i) { return a.v[i] * b.
 inline F16 operator/(F16 a, F16 b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
 inline F16 fma(F16 a, F16 b, F16 c) { return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
 inline F16 largest(F16 a, F16 b) { return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+inline F16 least(F16 a, F16 b) { return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
 inline F16 nearest(F16 a) { return each([&](int i) { return __builtin_nearbyintf(a.v[i]); }); }
 
 inline float as_float(uint32_t bits) {
@@ -244,9 +247,9 @@ inline void store_some(float* p, F16 a, int count) {
     std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(float));
 }
 
-// e^x within 2 units in the last place, for x from -87 to 88; what is below counts as -87.
+// e^x within 2 units in the last place, for x from -87 to 88; what is beyond counts as those.
 inline F16 exp(F16 x) {
-    x = largest(x, all(-87.0f));
+    x = least(largest(x, all(-87.0f)), all(88.0f));
     const F16 whole = nearest(x * all(1.44269504f));
     F16 rest = fma(whole, all(-0.693359375f), x);
     rest = fma(whole, all(2.12194440e-4f), rest);

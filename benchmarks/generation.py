@@ -1,0 +1,93 @@
+"""Runs batches on an engine and times them as the engine's own thread sees the tokens come."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from outrider import LLM, SamplingParams
+from outrider.workers.engine.request import SequenceChunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """What a batch took. `first_s`: until every prompt had its first token; everything else: from there to the last."""
+
+    first_s: float
+    rest_s: float
+    tokens: int
+    rounds: int  # of every sequence, added up
+    drafted: int
+    accepted: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.rest_s
+
+
+class BatchLLM(LLM):
+    """An LLM that times a batch. Makes no text: nobody is woken while it runs."""
+
+    def decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        on_first: Callable[[], None] = lambda: None,
+    ) -> Decoded:
+        """All prompts at once. `on_first` is called on the engine's thread when every prompt has its first token."""
+        requests = self._requests(prompts, params)
+        watch = Watch({request.request_id for request in requests}, on_first)
+        began = time.perf_counter()
+        for request in requests:
+            self._host.engine.submit(request, watch)
+        watch.ended.wait()
+        if watch.error:
+            raise RuntimeError(watch.error)
+        return watch.result(began)
+
+
+class Watch:
+    """Takes the chunks of a batch, one call a round. One that runs to its end with its first tokens decodes nothing."""
+
+    def __init__(self, request_ids: set[str], on_first: Callable[[], None]) -> None:
+        self._without_token, self._running = set(request_ids), set(request_ids)
+        self._on_first = on_first
+        self._first_at = self._last_at = 0.0
+        self._tokens = self._rounds = self._drafted = self._accepted = 0
+        self.error = ""
+        self.ended = threading.Event()
+
+    def __call__(self, chunks: Sequence[SequenceChunk]) -> None:
+        now = time.perf_counter()
+        if self._without_token:
+            self._look_for_first(chunks, now)
+        else:
+            for chunk in chunks:
+                self._count(chunk)
+        self._running -= {chunk.request_id for chunk in chunks if chunk.finish_reason is not None}
+        self.error = next((chunk.error for chunk in chunks if chunk.error), self.error)
+        if not self._running or self.error:
+            self._last_at = now
+            self.ended.set()
+
+    def _look_for_first(self, chunks: Sequence[SequenceChunk], now: float) -> None:
+        self._without_token -= {chunk.request_id for chunk in chunks if chunk.token_ids}
+        if not self._without_token:
+            self._first_at = now
+            self._on_first()
+
+    def _count(self, chunk: SequenceChunk) -> None:
+        self._tokens += len(chunk.token_ids)
+        self._rounds += bool(chunk.token_ids)
+        self._drafted += chunk.drafted
+        self._accepted += chunk.accepted
+
+    def result(self, began: float) -> Decoded:
+        return Decoded(
+            first_s=self._first_at - began,
+            rest_s=self._last_at - self._first_at,
+            tokens=self._tokens,
+            rounds=self._rounds,
+            drafted=self._drafted,
+            accepted=self._accepted,
+        )

@@ -1,0 +1,96 @@
+"""Who chooses the compiled kernels, when, and what is said where they cannot be had."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from outrider.workers.config import EngineConfig
+from outrider.workers.errors import OutriderError
+from outrider.workers.fingerprint import fingerprint
+from outrider.workers.model_loading import kernels_in_force, useful_threads
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("kernels", ["auto", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("settings", [{}, {"quantization": "int8"}, {"numerics": "fast"}])
+def test_a_cpu_runs_them_where_they_can_be_had(kernels: str, dtype: torch.dtype, settings: dict[str, Any]) -> None:
+    assert kernels_in_force(EngineConfig(kernels=kernels, **settings), CPU, dtype) == "compiled"
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "dtype"),
+    [({"kernels": "torch"}, CPU, torch.float32), ({}, CPU, torch.float16), ({}, CUDA, torch.bfloat16)],
+    ids=["asked for", "float16", "a GPU"],
+)
+def test_torchs_path_runs_without_a_word_where_that_is_meant(
+    settings: dict[str, Any], device: torch.device, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert kernels_in_force(EngineConfig(**settings), device, dtype) == "torch"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "why"),
+    [(CUDA, torch.bfloat16, "device is cuda"), (CPU, torch.float16, "model is in float16")],
+)
+def test_asking_for_them_where_they_cannot_run_is_an_error_that_says_why(
+    device: torch.device, dtype: torch.dtype, why: str
+) -> None:
+    with pytest.raises(OutriderError, match=f'kernels="compiled" cannot be had: .*{why}'):
+        kernels_in_force(EngineConfig(kernels="compiled"), device, dtype)
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "dtype", "why"),
+    [
+        ({"kernels": "torch"}, CPU, torch.float32, 'kernels="torch" was asked for'),
+        ({}, CUDA, torch.bfloat16, "device is cuda"),
+        ({}, CPU, torch.float16, "model is in float16"),
+    ],
+)
+def test_8_bit_weights_without_them_are_an_error_that_says_why(
+    settings: dict[str, Any], device: torch.device, dtype: torch.dtype, why: str
+) -> None:
+    with pytest.raises(OutriderError, match=f'quantization="int8" needs the compiled kernels: .*{why}'):
+        kernels_in_force(EngineConfig(quantization="int8", **settings), device, dtype)
+
+
+@pytest.mark.parametrize(("name", "value"), [("kernels", "fast"), ("kernels", None), ("quantization", "int4")])
+def test_an_unknown_setting_is_refused_by_name_with_what_there_is(name: str, value: str | None) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be one of .*(compiled|int8).*, got {value!r}"):
+        EngineConfig(**{name: value})  # type: ignore[arg-type]  # a table
+
+
+def test_both_settings_reach_a_rank() -> None:
+    config = EngineConfig(kernels="torch", quantization="int8")
+
+    assert EngineConfig.from_json(config.to_json()) == config
+
+
+def test_each_way_to_compute_has_a_fingerprint_of_its_own() -> None:
+    ways: list[tuple[dict[str, Any], torch.dtype, str]] = [
+        ({}, torch.float32, "compiled"),
+        ({}, torch.float32, "torch"),
+        ({}, torch.bfloat16, "compiled"),
+        ({"quantization": "int8"}, torch.float32, "compiled"),
+        ({"quantization": "int8"}, torch.bfloat16, "compiled"),
+        ({"numerics": "fast"}, torch.float32, "compiled"),
+    ]
+
+    found = {fingerprint(EngineConfig(**settings), "hash", dtype, CPU, kernels) for settings, dtype, kernels in ways}
+
+    assert len(found) == len(ways)
+    assert fingerprint(EngineConfig(kernels="auto"), "hash", torch.float32, CPU, "compiled") in found
+
+
+@pytest.mark.parametrize(
+    ("hidden", "available", "used"),
+    [(256, 1, 1), (256, 2, 2), (64, 16, 4), (256, 64, 4), (2048, 64, 32), (7168, 64, 64)],
+)
+def test_a_narrow_model_takes_few_threads_and_none_takes_more_than_there_are(
+    hidden: int, available: int, used: int
+) -> None:
+    assert useful_threads(hidden, available) == used
