@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from outrider import LLM, SamplingParams
 from outrider.workers.engine.request import SequenceChunk
 
+DEADLINE_S = 900.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
@@ -40,7 +42,8 @@ class BatchLLM(LLM):
         began = time.perf_counter()
         for request in requests:
             self._host.engine.submit(request, watch)
-        watch.ended.wait()
+        if not watch.ended.wait(DEADLINE_S):
+            raise RuntimeError(f"a batch of {len(requests)} has not ended after {DEADLINE_S:.0f} s")
         if watch.error:
             raise RuntimeError(watch.error)
         return watch.result(began)

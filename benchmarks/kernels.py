@@ -51,7 +51,7 @@ def linear(args: argparse.Namespace, gb_per_s: dict[int, float]) -> list[dict[st
         for kind in KINDS:
             weights = WeightSet(product, kind)
             for threads, context in contexts.items():
-                by_rows = measure(weights, context, FEW_ROWS, max(args.repeats // 10, 1), gb_per_s[threads])
+                by_rows = measure(weights, context, FEW_ROWS, max(args.repeats // 20, 1), gb_per_s[threads])
                 entry = {"product": product.name, "outputs": product.outputs, "inputs": product.inputs}
                 entries.append({**entry, "kind": kind, "threads": threads, "by_rows": by_rows})
                 print(f"{product.name} {kind}, {counted(threads, 'thread')}: {products_line(by_rows)}", flush=True)

@@ -46,7 +46,7 @@ public:
         const uint32_t phase = phase_.load(std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(size)) {
             arrived_.store(0, std::memory_order_relaxed);
-            phase_.fetch_add(1, std::memory_order_release);
+            phase_.fetch_add(1, std::memory_order_seq_cst);
             phase_.notify_all();
             return true;
         }
@@ -110,7 +110,9 @@ private:
     // One word says that there is work and for how many: who is not among them reads nothing else.
     void begin(uint32_t size) {
         const uint32_t runs = start_.load(std::memory_order_relaxed) >> 16;
-        start_.store((runs + 1) << 16 | size, std::memory_order_release);
+        // Not a plain store: that could become visible after notify_all has looked for sleepers, and one that is just
+        // going to sleep would never be woken.
+        start_.exchange((runs + 1) << 16 | size, std::memory_order_seq_cst);
         start_.notify_all();
     }
 

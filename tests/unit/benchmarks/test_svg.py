@@ -7,9 +7,9 @@ from reporting.svg import bar_plot, line_plot, scale, stacked_plot, ticks
 
 
 def test_a_scale_maps_its_ends_to_its_ends_and_may_turn_around() -> None:
-    up = scale(0, 10, 200, 100)
+    up = scale(10, 20, 200, 100)
 
-    assert (up(0), up(5), up(10)) == (200, 150, 100)
+    assert (up(10), up(15), up(20)) == (200, 150, 100)
 
 
 @pytest.mark.parametrize("top", [0.013, 0.97, 1, 3, 7.2, 99, 101, 1345, 25_000])
