@@ -76,7 +76,8 @@ def _python(name: str) -> Path:
 
 def _outrider(course: Course, dtype: str, threads: int, options: dict[str, Any]) -> Start:
     """Options: any argument of LLM."""
-    settings = {"dtype": dtype, "max_num_seqs": course.max_prompts} | options
+    weights = {"dtype": "bfloat16", "quantization": "int8"} if dtype == "int8" else {"dtype": dtype}
+    settings = weights | {"max_num_seqs": course.max_prompts} | options
     command = [sys.executable, str(HERE / "outrider_runner.py"), str(course.model), json.dumps(settings)]
     return Start(command, {"OMP_NUM_THREADS": str(threads)})
 
