@@ -233,5 +233,10 @@ def make_pairs(
     )
 
 
+def relative_errors(got: Tensor, wanted: Tensor) -> Tensor:
+    """Of each row, relative to its length."""
+    return (got - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+
+
 def random_tokens(count: int, vocab: int, seed: int) -> list[int]:
     return torch.randint(0, vocab, (count,), generator=torch.Generator().manual_seed(seed)).tolist()

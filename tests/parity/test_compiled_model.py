@@ -1,20 +1,17 @@
 """Hidden states, logits and caches of the compiled kernels against torch's path and transformers, on drawn models."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from checkpoints import Layout, random_config, rewrite, write_checkpoint
-from rounds import CompiledModel, Model, Rows, flat_rows, make_pairs, random_tokens
+from checkpoints import random_config, rewrite, write_checkpoint
+from rounds import CompiledModel, Model, Rows, flat_rows, make_pairs, random_tokens, relative_errors
 from torch import Tensor
 from transformers import DeepseekV3ForCausalLM
 
-from outrider.kernels import reference
 from outrider.kernels.cpu.context import DRAW
-from outrider.kernels.cpu.library import STRETCH_8
 from outrider.workers.errors import CheckpointError
 from outrider.workers.model.compiled import CompiledModule
 from outrider.workers.speculation.pairs import pair_rows
@@ -57,11 +54,6 @@ def oracle_states(model: DeepseekV3ForCausalLM, tokens: list[int]) -> tuple[Tens
     return out.hidden_states[-1][0], out.logits[0]
 
 
-def errors(got: Tensor, wanted: Tensor) -> Tensor:
-    """Relative to each row's length."""
-    return (got - wanted).norm(dim=-1) / wanted.norm(dim=-1)
-
-
 def sequences(vocab: int, block_size: int) -> list[Rows]:
     """One of each length, their blocks in any order."""
     blocks = torch.randperm(sum(-(-length // block_size) for length in LENGTHS)).tolist()
@@ -80,8 +72,8 @@ def assert_torchs_model(path: Path, vocab: int, block_size: int = 16) -> None:
 
     got = compiled.hidden(*parts)
 
-    assert errors(got, wanted).max() < 1e-4
-    assert errors(compiled.logits(got), torchs.logits(wanted)).max() < 1e-4
+    assert relative_errors(got, wanted).max() < 1e-4
+    assert relative_errors(compiled.logits(got), torchs.logits(wanted)).max() < 1e-4
 
 
 def assert_transformers_model(path: Path, vocab: int, block_size: int = 16) -> None:
@@ -92,7 +84,7 @@ def assert_transformers_model(path: Path, vocab: int, block_size: int = 16) -> N
         generated = model.greedy(prompt, GREEDY_TOKENS, range(130)[:: 1 if block_size == 1 else -1])
         tokens = prompt + generated
         states, logits = oracle_states(reference_model, tokens)
-        assert errors(model.hidden(Rows(tokens, 0, range(130))), states).max() < 1e-4
+        assert relative_errors(model.hidden(Rows(tokens, 0, range(130))), states).max() < 1e-4
         assert generated == logits[length - 1 : -1].argmax(dim=-1).tolist()
 
 
@@ -147,7 +139,7 @@ def test_gates_and_routers_far_from_zero_are_torchs(weights: str, tmp_path: Path
 
     got, wanted = (kind.load(tmp_path).hidden(part) for kind in (CompiledModel, Model))
 
-    assert errors(got, wanted).quantile(0.75) < 1e-4
+    assert relative_errors(got, wanted).quantile(0.75) < 1e-4
 
 
 @pytest.mark.parametrize("kind", [*KINDS])
@@ -165,23 +157,27 @@ def test_fast_numerics_compute_the_same_model(kind: str, settings: dict[str, Any
         parts = [
             Rows(some[first:end], first, table) for some, table, (first, end) in zip(tokens, tables, spans, strict=True)
         ]
-        assert errors(fast.hidden(*parts), exact.hidden(*parts)).max() < 1e-4
+        assert relative_errors(fast.hidden(*parts), exact.hidden(*parts)).max() < 1e-4
 
 
 def test_fast_numerics_draft_the_same_tokens(tmp_path: Path) -> None:
+    """Whatever others left in slot 0, which no pair sees."""
     config = random_config(2, num_attention_heads=9, num_key_value_heads=9)
     write_checkpoint(tmp_path, config, seed=7)
-    tokens, found = random_tokens(150, config["vocab_size"], 0), []
+    tokens, draws = random_tokens(150, config["vocab_size"], 0), np.zeros(1, dtype=DRAW)
     states = torch.randn(149, config["hidden_size"], generator=torch.Generator().manual_seed(0))
+    drafts, leads = [], []
     for numerics in ("exact", "fast"):
         model = CompiledModel.load(tmp_path, numerics=numerics, drafts=True, threads=2)
         assert model.module is not None
-        pairs = make_pairs(states, tokens, 0, range(10))
-        draws = np.zeros(1, dtype=DRAW)
-        tokens_drafted, _ = model.module.draft(pair_rows(pairs), pairs.hidden, pairs.last_rows, np.array([6]), draws)
-        found.append(tokens_drafted.tolist())
+        for table in ([*range(1, 10), 0], range(10)):
+            pairs = make_pairs(states, tokens, 0, table)
+            found = model.module.draft(pair_rows(pairs), pairs.hidden, pairs.last_rows, np.array([6]), draws)
+        drafts.append(found[0].tolist())
+        leads.append(found[1].tolist())
 
-    assert found[0] == found[1]
+    assert drafts[0] == drafts[1]
+    assert leads[0] == pytest.approx(leads[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("bias", [0.0, 5.0])
@@ -197,83 +193,6 @@ def test_experts_with_equal_scores_go_to_the_lower_id(bias: float, tmp_path: Pat
     )
 
     assert_torchs_model(tmp_path, config["vocab_size"])
-
-
-@pytest.mark.parametrize("layout", [Layout(dtype=torch.bfloat16), Layout(fp8_block=16)], ids=["bf16", "fp8"])
-def test_low_precision_files_are_computed_with_in_float32(layout: Layout, tmp_path: Path) -> None:
-    config = random_config(11, first_k_dense_replace=1)
-    write_checkpoint(tmp_path, config, layout=layout)
-
-    assert_torchs_model(tmp_path, config["vocab_size"])
-
-
-def in_8_bits(config: dict[str, Any], name: str, weight: Tensor) -> Tensor:
-    """`weight` as 8-bit weights hold it: by stretches of inputs, and kv_b_proj's keys as they are used, transposed."""
-
-    def held(values: Tensor) -> Tensor:
-        return torch.from_numpy(reference.dequantized_int8(values.contiguous().numpy(), STRETCH_8)).float()
-
-    if weight.dim() == 1 or "mlp.gate." in name or "embed_tokens" in name:
-        return weight
-    if "kv_b_proj" not in name:
-        return held(weight)
-    heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
-    by_head = weight.view(heads, -1, weight.shape[1])
-    parts = [torch.cat([held(head[:nope].T).T, held(head[nope:])]) for head in by_head]
-    return torch.cat(parts)
-
-
-@pytest.mark.parametrize("seed", [1, 4, 5])
-def test_an_8_bit_model_is_torchs_with_the_weights_that_8_bits_hold(seed: int, tmp_path: Path) -> None:
-    config = random_config(seed, hidden_size=200)
-    for folder in ("plain", "held"):
-        write_checkpoint(tmp_path / folder, config, seed)
-    rewrite(tmp_path / "held", partial(in_8_bits, config))
-    torchs, compiled = Model.load(tmp_path / "held"), CompiledModel.load(tmp_path / "plain", quantization="int8")
-    part = Rows(random_tokens(60, config["vocab_size"], 0), 0, range(4))
-
-    got, wanted = compiled.hidden(part), torchs.hidden(part)
-
-    assert errors(got, wanted).max() < 1e-4
-    assert errors(compiled.logits(got), torchs.logits(wanted)).max() < 1e-4
-    assert errors(got, Model.load(tmp_path / "plain").hidden(part)).min() > 1e-4, "nothing was quantised"
-
-
-def test_a_bf16_model_is_torchs_in_float32_but_for_the_rounding_of_weights_and_cache(tmp_path: Path) -> None:
-    config = random_config(2, first_k_dense_replace=9, num_hidden_layers=2)
-    write_checkpoint(tmp_path, config, layout=Layout(dtype=torch.bfloat16))
-    torchs, compiled = Model.load(tmp_path), CompiledModel.load(tmp_path, dtype=torch.bfloat16)
-    first, rest = Rows([5], 0, range(4)), Rows(random_tokens(60, config["vocab_size"], 0), 0, range(4))
-
-    assert errors(compiled.hidden(rest), torchs.hidden(rest)).max() < 0.02
-    assert errors(compiled.hidden(first), torchs.hidden(first)).max() < 0.02
-    compiled.hidden(rest)
-    latents = compiled.cached(range(60)).view(torch.bfloat16).float()[..., : latent_size(config)]
-    torchs.hidden(rest)
-    torch.testing.assert_close(latents[0], torchs.cached(range(60))[0].view(torch.float32), rtol=2**-7, atol=2e-5)
-
-
-def latent_size(config: dict[str, Any]) -> int:
-    return int(config["kv_lora_rank"] + config["qk_rope_head_dim"])
-
-
-@pytest.mark.parametrize("seed", [0, 3])
-def test_the_cache_holds_torchs_latents_and_zeros_up_to_whole_vectors(seed: int, tmp_path: Path) -> None:
-    config = random_config(seed)
-    write_checkpoint(tmp_path, config, seed)
-    part = Rows(random_tokens(50, config["vocab_size"], 0), 0, [3, 1, 2, 0])
-    slots = [block * 16 + offset for block in part.blocks for offset in range(16)][:50]
-    torchs, compiled = Model.load(tmp_path), CompiledModel.load(tmp_path)
-    torchs.hidden(part)
-    compiled.hidden(part)
-
-    found = compiled.cached(slots).view(torch.float32)
-
-    torch.testing.assert_close(
-        found[..., : latent_size(config)], torchs.cached(slots).view(torch.float32), rtol=1e-4, atol=1e-5
-    )
-    assert not found[..., latent_size(config) :].any()
-    assert found.shape[-1] == -(-latent_size(config) // 16) * 16
 
 
 def test_a_block_takes_the_bytes_that_a_stage_says(tmp_path: Path) -> None:

@@ -71,9 +71,10 @@ def unpack(data: bytearray) -> Round | Verdict | None:
     words = np.frombuffer(data, dtype=np.int64, count=len(data) // _INTEGER)
     at = layout.counts.size // _INTEGER
     for name, length in zip(layout.names, lengths, strict=True):
-        array = words[at : at + length]
-        values[name] = array.view(np.float64) if name in layout.floats else array
+        values[name] = words[at : at + length]
         at += length
+    for name in layout.floats:
+        values[name] = values[name].view(np.float64)
     if starts_bytes:
         values["begins"] = _starts_from_json(data[_INTEGER * at : _INTEGER * at + starts_bytes])
     return layout.content(**values)

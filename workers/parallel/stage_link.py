@@ -33,6 +33,7 @@ class StageLink:
     def send(self, content: Round | Verdict | None, hidden: Tensor) -> None:
         """Starts sending, and does not wait for the receiver while there is room. `hidden` may then be reused."""
         try:
+            self._transport.announce(self._timeout_s)
             self._transport.send(pack(content), hidden, self._timeout_s)
         except LinkBrokenError as error:
             raise self._lost("sending to", error) from error

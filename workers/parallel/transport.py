@@ -19,6 +19,10 @@ class Transport(Protocol):
 
     name: str  # in logs
 
+    def announce(self, timeout_s: float) -> None:
+        """Says that a message is being packed, so that its receiver may get ready meanwhile."""
+        ...
+
     def send(self, packed: bytes, hidden: Tensor, timeout_s: float) -> None:
         """Starts sending, and waits only for room. `hidden` may be written over as soon as this returns."""
         ...

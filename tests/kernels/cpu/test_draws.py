@@ -169,10 +169,13 @@ def test_frequencies_are_those_of_the_softmax(context: Context) -> None:
     assert chi_square < 18.5  # four degrees of freedom: 0.1 %
 
 
-def test_top_p_over_equal_logits_keeps_exactly_the_lowest_ids_that_reach_it(context: Context) -> None:
-    tokens = context.draw(torch.zeros(3000, 10), draws_of(range(3000), 0, 0, top_p=0.35))
+@pytest.mark.parametrize(("top_p", "kept"), [(0.35, 4), (0.5, 5), (0.1, 1), (0.95, 10)])
+def test_top_p_over_equal_logits_keeps_exactly_the_lowest_ids_that_reach_it(
+    context: Context, top_p: float, kept: int
+) -> None:
+    tokens = context.draw(torch.zeros(3000, 10), draws_of(range(3000), 0, 0, top_p=top_p))
 
-    assert set(tokens.tolist()) == {0, 1, 2, 3}
+    assert set(tokens.tolist()) == set(range(kept))
 
 
 def test_top_k_keeps_exactly_k_among_equals(context: Context) -> None:

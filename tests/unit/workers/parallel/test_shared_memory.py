@@ -120,6 +120,28 @@ def test_each_wait_has_its_own_deadline(ends: Ends) -> None:
     assert ends.receiver.receive(None)[0][:4] == b"late"
 
 
+@pytest.mark.parametrize("rows", [0, 2048])
+def test_a_message_that_was_announced_is_awaited_however_long_it_takes(ends: Ends, rows: int) -> None:
+    ends.sender.announce(LONG_S)
+    threading.Timer(0.3, ends.sender.send, (b"here", torch.ones(rows, 256), LONG_S)).start()
+
+    packed, hidden = ends.receiver.receive(None)
+    assert (packed[:4], hidden.shape) == (b"here", (rows, 256))
+
+
+def test_a_message_that_was_announced_and_does_not_come_is_an_error_at_the_deadline(ends: Ends) -> None:
+    ends.sender.announce(LONG_S)
+    with pytest.raises(LinkBrokenError, match=r"nothing came within 0\.05 s"):
+        ends.receiver.receive(SHORT_S)
+
+
+def test_who_announces_and_closes_is_gone_at_once(ends: Ends) -> None:
+    ends.sender.announce(LONG_S)
+    ends.sender.close()
+    with pytest.raises(LinkBrokenError, match="it closed the connection"):
+        ends.receiver.receive(None)
+
+
 def test_a_receiver_that_takes_nothing_is_an_error_at_the_deadline(ends: Ends) -> None:
     half_a_ring = torch.zeros(128, 256)
     with pytest.raises(LinkBrokenError, match=r"it took nothing within 0\.05 s"):
