@@ -119,8 +119,16 @@ _ADDRESS = typer.Option(help="HOST:PORT of a gateway.")
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help='The text to continue; "-" reads it from standard input.')],
+    prompt: Annotated[
+        str | None, typer.Argument(help='The text to continue; "-" reads it from standard input.')
+    ] = None,
     address: Annotated[str, _ADDRESS] = "127.0.0.1:50051",
+    source: Annotated[Path | None, typer.Option("--input", help="A JSONL file of requests, instead of PROMPT.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--output", help="Where --input's answers go; what is there already is kept.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Requests of --input at a time.")] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start --output anew.")] = False,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 1.0,
     top_p: Annotated[float, typer.Option()] = 1.0,
     top_k: Annotated[int, typer.Option(help="0: all.")] = 0,
@@ -133,8 +141,7 @@ def generate(
     speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
-    """Continue a text, streaming it as it comes."""
-    from outrider.cluster.cli_generate import run_generate
+    """Continue a text, streaming it as it comes; or answer every line of a file."""
 
     sampling: dict[str, Any] = {
         "temperature": temperature,
@@ -148,7 +155,18 @@ def generate(
         "ignore_eos": ignore_eos,
         "speculation": int(speculation) if speculation and speculation.isdecimal() else speculation,
     }
-    run_generate(sys.stdin.read() if prompt == "-" else prompt, address, sampling, as_json=as_json)
+    if (prompt is None) == (source is None):
+        raise typer.BadParameter("give either a prompt or --input FILE.jsonl")
+    if (source is None) != (target is None):
+        raise typer.BadParameter("--input and --output go together")
+    if source is not None and target is not None:
+        from outrider.cluster.cli_batch import run_batch
+
+        run_batch(source, target, address, sampling, concurrency=concurrency, overwrite=overwrite)
+    elif prompt is not None:
+        from outrider.cluster.cli_generate import run_generate
+
+        run_generate(sys.stdin.read() if prompt == "-" else prompt, address, sampling, as_json=as_json)
 
 
 @app.command()
