@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +87,7 @@ class Answers:
         try:
             with beside.open("w", encoding="utf-8") as file:
                 file.writelines(f"{json.dumps(record)}\n" for record in kept)
-            os.replace(beside, self._path)
+            beside.replace(self._path)
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise SettingsError(f"--output {self._path}: {error.strerror}") from error
@@ -123,7 +122,7 @@ def _answered(path: Path) -> Iterator[Record]:
                 record = json.loads(text)
             if not isinstance(record, dict) or not {"line", "input"} <= record.keys():
                 raise SettingsError(
-                    f"--output {path} line {number} is no answer of an earlier run: name another file, or --overwrite it"
+                    f"--output {path} line {number} is no earlier run's answer: name another file, or --overwrite it"
                 )
             if "error" not in record:
                 yield record

@@ -23,7 +23,7 @@ def test_blank_lines_are_skipped_and_numbers_are_the_files(tmp_path: Path) -> No
 
 
 def test_a_missing_input_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="--input .*absent.*No such file"):
+    with pytest.raises(SettingsError, match=r"--input .*absent.*No such file"):
         list(read_lines(tmp_path / "absent"))
 
 
@@ -75,5 +75,5 @@ def test_a_file_that_is_something_else_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="--output .*absent"):
+    with pytest.raises(SettingsError, match=r"--output .*absent"):
         Answers(tmp_path / "absent" / "out")
