@@ -43,6 +43,9 @@ class ServeSettings(BaseModel):
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
     speculation: str | int = "auto"
+    drafter: str = "auto"
+    draft_model: str | None = None
+    verification: str = "coupled"
     seed: int = 0
     round_timeout_s: float = 300.0
 

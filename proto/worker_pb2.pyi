@@ -79,7 +79,7 @@ class GetEngineRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetEngineResponse(_message.Message):
-    __slots__ = ("fingerprint", "max_model_len", "vocab_size", "dtype", "numerics", "speculation", "has_mtp", "running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted")
+    __slots__ = ("fingerprint", "max_model_len", "vocab_size", "dtype", "numerics", "speculation", "has_mtp", "running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted", "drafters", "verification")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,8 @@ class GetEngineResponse(_message.Message):
     KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    DRAFTERS_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     max_model_len: int
     vocab_size: int
@@ -106,4 +108,6 @@ class GetEngineResponse(_message.Message):
     kv_cache_usage: float
     drafted: int
     accepted: int
-    def __init__(self, fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., numerics: _Optional[str] = ..., speculation: _Optional[str] = ..., has_mtp: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., rounds: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ...) -> None: ...
+    drafters: _containers.RepeatedScalarFieldContainer[str]
+    verification: str
+    def __init__(self, fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., numerics: _Optional[str] = ..., speculation: _Optional[str] = ..., has_mtp: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., rounds: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., drafters: _Optional[_Iterable[str]] = ..., verification: _Optional[str] = ...) -> None: ...

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outrider.workers.errors import CheckpointError
-from outrider.workers.sampling_params import check_speculation
+from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, DRAFTERS, MTP, check_speculation
 
 BUNDLED_MODELS = ("scout",)
 DEVICES = ("auto", "cpu", "cuda")
@@ -15,12 +15,16 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 NUMERICS = ("exact", "fast")
 KERNELS = ("auto", "compiled", "torch")
 QUANTIZATIONS = (None, "int8")
+COUPLED = "coupled"
+VERIFICATIONS = (COUPLED, "rejection", "block")
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "device": DEVICES,
     "dtype": DTYPES,
     "quantization": QUANTIZATIONS,
     "numerics": NUMERICS,
     "kernels": KERNELS,
+    "drafter": DRAFTERS,
+    "verification": VERIFICATIONS,
 }
 _LEAST = {
     "max_num_seqs": 1,
@@ -85,6 +89,9 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
     speculation: str | int = "auto"
+    drafter: str = AUTO  # "auto" loads every drafter there is, and each sequence has the one that pays
+    draft_model: str | None = None  # a checkpoint with the same tokenizer, to draft with
+    verification: str = COUPLED  # the other rules are for study: with them the text depends on the drafts
     seed: int = 0
     round_timeout_s: float = 300.0  # deadline of every wait for another rank within a round
 
@@ -101,6 +108,22 @@ class EngineConfig:
         if self.speculation is None:
             raise ValueError('speculation must be "auto", "off" or 1..16, got None')
         check_speculation(self.speculation)
+        if self.drafter == DRAFT_MODEL and self.draft_model is None:
+            raise ValueError('drafter="draft_model" needs draft_model, the checkpoint to draft with')
+        if self.verification != COUPLED:
+            self._check_study()
+
+    def _check_study(self) -> None:
+        """What the rules for study need: a depth that no draft has a say in, and drafter and sampler side by side."""
+        needs = {
+            "a fixed depth, speculation=1..16": isinstance(self.speculation, int),
+            "pipeline_parallel_size=1": self.parallel.world_size == 1,
+            'the MTP module, drafter="auto" or "mtp", and no draft_model': self.drafter in (AUTO, MTP)
+            and self.draft_model is None,
+        }
+        for need, met in needs.items():
+            if not met:
+                raise ValueError(f'verification="{self.verification}" is for study and needs {need}')
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 from outrider.kernels.cpu.build import instruction_set
-from outrider.workers.config import EngineConfig
+from outrider.workers.config import COUPLED, EngineConfig
 
 ARITHMETIC_VERSION = 3  # raise it whenever the order of any sum changes
 
@@ -14,7 +14,9 @@ def fingerprint(
     config: EngineConfig, checkpoint_hash: str, dtype: torch.dtype, device: torch.device, kernels: str
 ) -> str:
     """16 hex digits over all that decides the bits of a logit: not over how the model is split."""
-    model = (checkpoint_hash, dtype, config.quantization)
+    model: tuple[object, ...] = (checkpoint_hash, dtype, config.quantization)
+    if config.verification != COUPLED:  # what comes out of the bits counts too: such a text cannot go on elsewhere
+        model = (*model, config.verification, config.speculation)
     parts = (ARITHMETIC_VERSION, *model, config.numerics, kernels, device.type, *_processor(device, kernels))
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
 

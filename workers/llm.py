@@ -49,11 +49,11 @@ class LLM:
         kv_cache_memory_bytes: int | None = None,
         enable_prefix_caching: bool = True,
         speculation: str | int = "auto",
+        drafter: str = "auto",
         draft_model: str | None = None,
+        verification: str = "coupled",
         seed: int = 0,
     ) -> None:
-        if draft_model is not None:
-            raise ValueError(f"draft_model is not supported yet: leave it at None, got {draft_model!r}")
         config = EngineConfig(
             model=model,
             parallel=ParallelConfig(
@@ -74,6 +74,9 @@ class LLM:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             enable_prefix_caching=enable_prefix_caching,
             speculation=speculation,
+            drafter=drafter,
+            draft_model=draft_model,
+            verification=verification,
             seed=seed,
         )
         self._seed = seed

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from outrider.workers.config import EngineConfig, resolve_model
+from outrider.workers.draft_model_loading import load_draft_model
+from outrider.workers.drafter_loading import drafters_in_force, make_drafter, speculation_in_force
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.memory import blocks_for, free_bytes
@@ -15,7 +17,7 @@ from outrider.workers.engine.pipeline import FirstStage, Pipeline, SingleStage
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.errors import CheckpointError, OutriderError
+from outrider.workers.errors import OutriderError
 from outrider.workers.fingerprint import fingerprint
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import Checkpoint
@@ -24,8 +26,8 @@ from outrider.workers.parallel import groups
 from outrider.workers.parallel.meeting import meet, this_machine
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.roles import Follower, Leader
+from outrider.workers.sampling_params import DRAFT_MODEL, MTP
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
 if TYPE_CHECKING:
@@ -52,13 +54,17 @@ class _Loader:
         self._kernels = kernels_in_force(self._config, self._device, self._dtype)
         self._max_model_len = _max_model_len(self._config, self._model)
         self._starts = SequenceStarts(self._model.eos_token_ids)
-        self._speculation = _speculation(self._config, self._checkpoint.has_mtp(self._model))
+        self._has_mtp = self._checkpoint.has_mtp(self._model)
+        self._speculation = speculation_in_force(self._config, self._has_mtp)
+        self._drafters = drafters_in_force(self._config, self._has_mtp)
 
     def load(self, progress: Callable[[float], None]) -> Leader | Follower:
         spec = self._spec
         if spec.world_size > 1:
             groups.join(spec.rank, spec.world_size, spec.master_address, spec.master_port, self._device)
-        self._parts = self._load_parts(progress)
+        wanted = self._wanted(progress)
+        self._parts = load_parts(wanted)
+        self._draft_parts = self._load_draft_model(wanted)
         blocks = self._allocate()
         self._max_model_len = fitted_length(self._config, self._max_model_len, blocks)
         runner = StageRunner(self._parts.stage, self._device)
@@ -78,10 +84,17 @@ class _Loader:
         else:
             up, down = self._links()
             pipeline = FirstStage(runner, spec.world_size, down, up)
-        model = self._parts.draft_model
-        drafter = MtpDrafter(model, self._starts, self._config.block_size) if model is not None else None
         depth = DepthPolicy(self._speculation)
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth)
+        drafter = make_drafter(
+            self._drafters,
+            self._parts,
+            self._draft_parts,
+            self._starts,
+            self._config,
+            self._speculation,
+            scheduler.live,
+        )
         engine = Engine(info=self._info(), scheduler=scheduler, pipeline=pipeline, drafter=drafter, depth=depth)
         return Leader(engine=engine, runner=runner, sampler=sampler, service_host=spec.service_host)
 
@@ -97,28 +110,35 @@ class _Loader:
             speculation=self._speculation,
         )
 
-    def _load_parts(self, progress: Callable[[float], None]) -> Parts:
-        return load_parts(
-            Wanted(
-                config=self._config,
-                model=self._model,
-                checkpoint=self._checkpoint,
-                layers=self._spec.layers,
-                device=self._device,
-                dtype=self._dtype,
-                kernels=self._kernels,
-                drafts=self._spec.rank == 0 and self._speculation != "off",
-                starts=self._starts,
-                progress=lambda done, total: progress(done / total),
-            )
+    def _wanted(self, progress: Callable[[float], None]) -> Wanted:
+        return Wanted(
+            config=self._config,
+            model=self._model,
+            checkpoint=self._checkpoint,
+            layers=self._spec.layers,
+            device=self._device,
+            dtype=self._dtype,
+            kernels=self._kernels,
+            drafts=self._spec.rank == 0 and MTP in self._drafters,
+            starts=self._starts,
+            progress=lambda done, total: progress(done / total),
         )
+
+    def _load_draft_model(self, wanted: Wanted) -> Parts | None:
+        """The separate model's, where the drafts are made."""
+        name = self._config.draft_model
+        if name is None or self._spec.rank != 0 or DRAFT_MODEL not in self._drafters:
+            return None
+        return load_draft_model(wanted, name, self._max_model_len)
 
     def _allocate(self) -> int:
         """Blocks that every rank of the replica has room for, taken here."""
-        per_block = self._parts.cache_bytes_per_block
+        each = [parts for parts in (self._parts, self._draft_parts) if parts is not None]
+        per_block = sum(parts.cache_bytes_per_block for parts in each)
         blocks = blocks_for(self._config, self._max_model_len, per_block, free_bytes(self._device))
         blocks = groups.agree_on_minimum(blocks, self._device)
-        self._parts.allocate_cache(blocks)
+        for parts in each:
+            parts.allocate_cache(blocks)
         return blocks
 
     def _links(self) -> tuple[StageLink, StageLink]:
@@ -138,7 +158,9 @@ class _Loader:
             dtype=str(self._dtype).removeprefix("torch."),
             numerics=self._config.numerics,
             speculation=str(self._speculation),
-            has_mtp=self._checkpoint.has_mtp(self._model),
+            has_mtp=self._has_mtp,
+            drafters=self._drafters,
+            verification=self._config.verification,
         )
 
 
@@ -182,14 +204,3 @@ def fitted_length(config: EngineConfig, max_model_len: int, blocks: int) -> int:
         raise OutriderError(f"max_model_len={max_model_len} does not fit, {cure}")
     log.warning("max_model_len is %d and not the model's %d, %s", tokens, max_model_len, cure)
     return tokens
-
-
-def _speculation(config: EngineConfig, has_mtp: bool) -> str | int:
-    """The ceiling in force: without MTP weights a fixed depth is an error, and "auto" becomes "off" with a warning."""
-    if has_mtp or config.speculation == "off":
-        return config.speculation
-    missing = f"checkpoint {config.model} has no MTP weights"
-    if config.speculation == "auto":
-        log.warning("%s: serving without MTP drafts", missing)
-        return "off"
-    raise CheckpointError(f'{missing}, so speculation={config.speculation} cannot be had: use "auto" or "off"')

@@ -1,14 +1,14 @@
 """Loads the parts of a model that a rank has: on torch's path, or for the compiled kernels. Chooses between them."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.build import BuildError
 from outrider.kernels.cpu.context import Context
-from outrider.workers.config import EngineConfig
+from outrider.workers.config import COUPLED, EngineConfig
 from outrider.workers.engine.runner import StageModel
 from outrider.workers.errors import OutriderError
 from outrider.workers.model.compiled import CompiledModule, CompiledStage
@@ -22,6 +22,7 @@ from outrider.workers.model.weights import Checkpoint
 from outrider.workers.speculation.compiled_parts import CompiledDraftModel, CompiledHead
 from outrider.workers.speculation.model_parts import DraftModel, Head
 from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.study import Blocks, StudyDraftModel, StudyHead
 from outrider.workers.speculation.torch_parts import TorchDraftModel, TorchHead
 
 log = logging.getLogger("outrider.loading")
@@ -85,6 +86,8 @@ def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) ->
     """What keeps the compiled kernels from being used."""
     if config.kernels == "torch":
         return 'kernels="torch" was asked for'
+    if config.verification != COUPLED:
+        return f'verification="{config.verification}" is for study, and is there on torch\'s path only'
     if device.type != "cpu":
         return f"they are for CPUs, and the device is {device.type}"
     if dtype not in _COMPILED_DTYPES:
@@ -140,10 +143,15 @@ def _load_torch(wanted: Wanted) -> Parts:
             model, checkpoint, stage, numerics=config.numerics, device=wanted.device, dtype=wanted.dtype,
             block_size=config.block_size,
         )  # fmt: skip
-    return Parts(
+    parts = Parts(
         stage=stage,
         module=module,
         head=TorchHead(stage, wanted.starts) if stage.head is not None else None,
         draft_model=TorchDraftModel(module, wanted.starts) if module is not None else None,
         hidden_dtype=wanted.dtype,
     )
+    if config.verification == COUPLED or module is None:
+        return parts
+    blocks: Blocks = {}
+    head = StudyHead(stage, wanted.starts, config.verification, blocks)
+    return replace(parts, head=head, draft_model=StudyDraftModel(module, wanted.starts, blocks))

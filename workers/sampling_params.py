@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_DRAFT_TOKENS = 16
+# Who drafts: the model's own module, the text itself, or another model; "auto" is whoever pays most.
+AUTO, MTP, LOOKUP, DRAFT_MODEL = "auto", "mtp", "lookup", "draft_model"
+DRAFTERS = (AUTO, MTP, LOOKUP, DRAFT_MODEL)
 _INT64 = 2**63
 _NOT_BUILT: dict[str, Any] = {
     "presence_penalty": 0.0,
@@ -37,6 +40,12 @@ def check_speculation(value: str | int | None, name: str = "speculation") -> Non
         return
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DRAFT_TOKENS:
         raise ValueError(f'{name} must be "auto", "off" or 1..{MAX_DRAFT_TOKENS} drafts a round, got {value!r}')
+
+
+def check_drafter(value: str | None) -> None:
+    """Refuses what is not a drafter's name, or None."""
+    if value is not None and value not in DRAFTERS:
+        raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     speculation: str | int | None = None
+    drafter: str | None = None  # who drafts for this request; None: as the engine is set
 
     def __post_init__(self) -> None:
         for name, default in _NOT_BUILT.items():
@@ -76,6 +86,9 @@ class SamplingParams:
         self._check_distribution()
         self._check_stops()
         check_speculation(self.speculation)
+        check_drafter(self.drafter)
+        if self.speculation == "off" and self.drafter is not None:
+            raise ValueError(f"drafter goes with speculation, which is off: leave it out, got {self.drafter!r}")
 
     def _check_types(self) -> None:
         for name in ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs"):

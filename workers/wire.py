@@ -90,6 +90,8 @@ def engine_to_wire(info: EngineInfo, counters: EngineCounters) -> worker_pb2.Get
         numerics=info.numerics,
         speculation=info.speculation,
         has_mtp=info.has_mtp,
+        drafters=info.drafters,
+        verification=info.verification,
         running=counters.running,
         waiting=counters.waiting,
         rounds=counters.rounds,
@@ -109,6 +111,8 @@ def engine_from_wire(response: worker_pb2.GetEngineResponse) -> tuple[EngineInfo
         numerics=response.numerics,
         speculation=response.speculation,
         has_mtp=response.has_mtp,
+        drafters=tuple(response.drafters),
+        verification=response.verification,
     )
     counters = EngineCounters(
         running=response.running,

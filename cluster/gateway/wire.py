@@ -39,6 +39,7 @@ def call_to_wire(call: g.GenerateCall) -> pb.GenerateRequest:
     _fill(request.response, params, ("logprobs", "skip_special_tokens"))
     _fill(request.response, call, ("speculation_detail",))
     _speculation_to_wire(params.speculation, request.speculation)
+    _fill(request.speculation, params, ("drafter",))
     request.num_sequences = params.n
     return request
 
@@ -71,6 +72,7 @@ def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
     given["stop"] = tuple(request.stopping.stop) or None
     given["stop_token_ids"] = tuple(request.stopping.stop_token_ids) or None
     given["speculation"] = _speculation_from_wire(request.speculation)
+    given |= _present(request.speculation, ("drafter",))
     if request.HasField("num_sequences"):
         given["n"] = request.num_sequences
     return g.GenerateCall(
@@ -82,7 +84,7 @@ def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
 
 
 def _refuse_what_is_not_built(request: pb.GenerateRequest) -> None:
-    for message, name in ((request, "structured_output"), (request, "resume"), (request.speculation, "drafter")):
+    for message, name in ((request, "structured_output"), (request, "resume")):
         if message.HasField(name):
             raise ValueError(f"{name} is not supported yet: leave it out")
 

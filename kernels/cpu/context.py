@@ -66,13 +66,25 @@ class Context:
     def sample(self, head: Linear, hidden: Tensor, which: IntArray, draws: NDArray[Any]) -> tuple[Tensor, IntArray]:
         """Logits [n, vocab] float32 of rows `which` [n] of `hidden`, and a token drawn from each by `draws` [n]."""
         logits = torch.empty(len(which), head.outputs)
+        return logits, self._sampled(head, hidden, which, draws, logits, None)
+
+    def sample_with_leads(
+        self, head: Linear, hidden: Tensor, which: IntArray, draws: NDArray[Any]
+    ) -> tuple[IntArray, NDArray[np.float64]]:
+        """The tokens of `sample`, and by how much each one's score leads over the next best."""
+        logits, leads = torch.empty(len(which), head.outputs), np.empty(len(which))
+        return self._sampled(head, hidden, which, draws, logits, leads.ctypes.data), leads
+
+    def _sampled(
+        self, head: Linear, hidden: Tensor, which: IntArray, draws: NDArray[Any], logits: Tensor, leads: int | None
+    ) -> IntArray:
         tokens = np.empty(len(which), dtype=np.int64)
         if len(which):
             self._library.outrider_sample(
                 *self._team, head, hidden.data_ptr(), which.ctypes.data, len(which), _pointer(draws),
-                logits.data_ptr(), tokens.ctypes.data,
+                logits.data_ptr(), tokens.ctypes.data, leads,
             )  # fmt: skip
-        return logits, tokens
+        return tokens
 
     def draw(self, logits: Tensor, draws: NDArray[Any]) -> IntArray:
         """Tokens drawn from `logits` [n, vocab] float32, which are left as they are."""

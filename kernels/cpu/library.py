@@ -134,7 +134,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "outrider_stage": (None, (*_TEAM, POINTER(Shape), POINTER(Stage), POINTER(Rows), c_void_p)),
     "outrider_sample": (
         None,
-        (*_TEAM, POINTER(Linear), c_void_p, c_void_p, c_int, POINTER(Draw), c_void_p, c_void_p),
+        (*_TEAM, POINTER(Linear), c_void_p, c_void_p, c_int, POINTER(Draw), c_void_p, c_void_p, c_void_p),
     ),
     "outrider_draw": (None, (*_TEAM, c_void_p, c_int, c_int, POINTER(Draw), c_void_p)),
     "outrider_draft": (

@@ -69,7 +69,9 @@ BAD_REQUESTS = [
     ("structured_output is not supported yet", tokens(5, structured_output=pb.StructuredOutput(regex="a+"))),
     ("structured_output is not supported yet", tokens(5, structured_output=pb.StructuredOutput())),
     ("resume is not supported yet", tokens(5, resume=pb.Resume(seed=1, fingerprint="feedbeef"))),
-    ("drafter is not supported yet", _speculating(pb.SPECULATION_MODE_AUTO, drafter="ngram")),
+    ("drafter must be one of auto, mtp, lookup", _speculating(pb.SPECULATION_MODE_AUTO, drafter="ngram")),
+    ("drafter must be one that this engine loaded", _speculating(pb.SPECULATION_MODE_AUTO, drafter="draft_model")),
+    ("drafter goes with speculation, which is off", _speculating(pb.SPECULATION_MODE_OFF, drafter="mtp")),
 ]
 
 

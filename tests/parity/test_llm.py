@@ -215,11 +215,6 @@ def test_a_checkpoint_without_a_tokenizer_takes_token_ids_and_gives_no_text(tmp_
             llm.generate([[5]], SamplingParams(stop="x"))
 
 
-def test_a_draft_model_is_not_built_yet_and_says_so() -> None:
-    with pytest.raises(ValueError, match="draft_model is not supported yet"):
-        LLM("scout", draft_model="other")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(OutriderError, match='device="cuda"'):

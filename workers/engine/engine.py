@@ -148,8 +148,9 @@ class Engine:
         self._subscribers.deliver(chunks)
         drafting = time.perf_counter()
         with self.times.part("draft"):
-            self._scheduler.set_drafts(self._depth.worthwhile(self._draft(round, result)))
+            drafts = self._draft(round, result)
         self._depth.observe(round, result.verdict, judged - began, time.perf_counter() - drafting)
+        self._scheduler.set_drafts(self._depth.worthwhile(drafts))
         self._free_lanes.append(round.lane)
         self.times.rounds += 1
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from outrider.workers.config import COUPLED
 from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
-from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 
 Deliver = Callable[[list[SequenceChunk]], None]
 
@@ -21,6 +22,8 @@ class EngineInfo:
     numerics: str
     speculation: str  # the ceiling: "auto", "off" or a number
     has_mtp: bool
+    drafters: tuple[str, ...] = (MTP, LOOKUP)  # what it loaded
+    verification: str = COUPLED
 
     def check(
         self,
@@ -36,7 +39,7 @@ class EngineInfo:
             if not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
                 raise ValueError(f"{prompt_name}[{place}] must be in [0, {self.vocab_size - 1}], got {token_id}")
         params.check_for_model(self.vocab_size, has_tokenizer)
-        self._check_speculation(params.speculation)
+        self._check_speculation(params.speculation, params.drafter)
 
     def _check_length(self, length: int, prompt_name: str) -> None:
         if length == 0:
@@ -46,16 +49,29 @@ class EngineInfo:
                 f"{prompt_name} has {length} tokens, and must be shorter than the model's length, {self.max_model_len}"
             )
 
-    def _check_speculation(self, asked: str | int | None) -> None:
-        """Without MTP weights "auto" means none, as it does for the engine itself."""
+    def _check_speculation(self, asked: str | int | None, drafter: str | None) -> None:
+        """Without a drafter "auto" means none, as it does for the engine itself; a depth is a model's, or named."""
+        if drafter is not None:
+            self._check_drafter(drafter)
+        if self.verification != COUPLED and asked == "auto":
+            raise ValueError(
+                f'speculation must be "off" or a number with verification="{self.verification}", got "auto"'
+            )
         if asked in (None, "off") or (asked == "auto" and not self.has_mtp):
             return
-        if not self.has_mtp:
+        if drafter in (None, AUTO) and not self.has_mtp and DRAFT_MODEL not in self.drafters:
             raise ValueError(f"speculation must not be {asked!r}: this checkpoint has no MTP weights to draft with")
         if self.speculation == "off":
             raise ValueError(
                 f'speculation must be "off" or absent, got {asked!r}: this engine runs with speculation off'
             )
+
+    def _check_drafter(self, drafter: str) -> None:
+        if self.speculation == "off":
+            raise ValueError(f"drafter must be absent, got {drafter!r}: this engine runs with speculation off")
+        if drafter not in (AUTO, *self.drafters):
+            loaded = ", ".join((AUTO, *self.drafters))
+            raise ValueError(f"drafter must be one that this engine loaded ({loaded}), got {drafter!r}")
 
 
 class EngineHandle(Protocol):

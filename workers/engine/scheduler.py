@@ -51,6 +51,10 @@ class Scheduler:
         self._counters = EngineCounters()
         self._update_gauges()
 
+    def live(self, sequence_id: int) -> Sequence | None:
+        """The sequence of that id, if it runs: not to be changed by who asks. For the engine's own thread."""
+        return self._residents.running.get(sequence_id)
+
     def check(self, request: Request) -> None:
         """ValueError if the pool could never hold one of the request's sequences. Safe from any thread."""
         self._config.length_limit(request)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from outrider.kernels.cpu.context import Context
 from outrider.kernels.cpu.library import Linear
-from outrider.workers.engine.round import IntArray
+from outrider.workers.engine.round import FloatArray, IntArray
 from outrider.workers.model.compiled import CompiledModule
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.pairs import Pairs, pair_rows
@@ -23,6 +23,12 @@ class CompiledHead:
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[Tensor, IntArray]:
         return self._context.sample(self._head, hidden, rows, self._starts.draws(sequence_ids, positions))
+
+    def draw_with_leads(
+        self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
+    ) -> tuple[IntArray, FloatArray]:
+        draws = self._starts.draws(sequence_ids, positions)
+        return self._context.sample_with_leads(self._head, hidden, rows, draws)
 
 
 class CompiledDraftModel:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from outrider.workers.engine.round import RUNNING, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import MAX_DRAFT_TOKENS
+from outrider.workers.sampling_params import LOOKUP, MAX_DRAFT_TOKENS
 from outrider.workers.speculation.auto_depth import AUTO_DEPTHS, AutoDepth, Drafted
 from outrider.workers.speculation.confidence import Confidence
 from outrider.workers.speculation.drafter import Draft
@@ -37,6 +37,7 @@ class DepthPolicy:
         self._price = VerificationPrice()
         self._greedy: dict[int, bool] = {}  # the sequences whose depth is "auto"
         self._pending: dict[int, _Pending] = {}  # theirs, by id
+        self._looked_up: set[int] = set()  # sequences whose drafts are not a model's: depths have no part in them
         self._draft_s: dict[int, float] = {}  # by lane: seconds that the drafts under verification took to make
 
     @property
@@ -61,6 +62,9 @@ class DepthPolicy:
 
     def _kept(self, sequence_id: int, drafts: list[Draft]) -> list[int]:
         tokens = [draft.token_id for draft in drafts]
+        if drafts and drafts[0].drafter == LOOKUP:
+            self._looked_up.add(sequence_id)
+            return tokens
         if sequence_id not in self._greedy:
             return tokens
         greedy, leads = self._greedy[sequence_id], [draft.confidence for draft in drafts]
@@ -77,9 +81,10 @@ class DepthPolicy:
         made_s = self._draft_s.get(round.lane, 0.0)
         self._draft_s[round.lane] = draft_s
         decoding = list(_decoding(round, verdict))
-        drafted = [self._judged(each) for each in decoding]
+        drafted = [self._judged(each) for each in decoding if each.sequence_id not in self._looked_up]
         whole = len(decoding) == round.sequences
-        self._auto.observe(drafted, made_s + round_s if whole else None)
+        self._auto.observe(drafted, made_s + round_s if whole and len(drafted) == len(decoding) else None)
+        self._looked_up.difference_update(round.sequence_ids.tolist())
         if decoding and whole:
             self._price.observe(round.rows, len(verdict.token_ids), round_s, made_s)
         finished = (s for s, finish in zip(round.sequence_ids.tolist(), verdict.finish.tolist(), strict=True) if finish)

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from outrider.workers.engine.round import IntArray
+from outrider.workers.engine.round import FloatArray, IntArray
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.pairs import Pairs
 
@@ -21,9 +21,15 @@ class Head(Protocol):
         """
         ...
 
+    def draw_with_leads(
+        self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
+    ) -> tuple[IntArray, FloatArray]:
+        """As `draw`, but in place of the logits by how much each token's score leads over the next best, [n]."""
+        ...
+
 
 class DraftModel(Protocol):
-    """The MTP module, with its cache and a head."""
+    """The MTP module or a separate model, with its cache and a head."""
 
     def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
         """Feeds all `pairs`; then, after the last pair of entry `going[n]` of them, drafts `depths[n]` tokens."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.model_parts import DraftModel
-from outrider.workers.speculation.pairs import Backlog, accepted_pairs, followed, joined
+from outrider.workers.speculation.pairs import Backlog, Pairs, accepted_pairs, followed, joined
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
 _MOST_WAITING = 8  # pairs; few, so that a draft after a pause costs little more than another
@@ -35,7 +35,7 @@ class MtpDrafter:
         self._starts.begin(round.begins)
         self._backlog.yield_blocks(round)
         kept = followed(round, verdict)
-        pairs = accepted_pairs(round, verdict, hidden, kept)
+        pairs = self._pairs(round, verdict, hidden, kept)
         depths = np.where(verdict.finish == RUNNING, round.draft_steps, 0)[kept]
         ending = bool((verdict.finish != RUNNING).any())  # its blocks are free, and may be another's next
         if not depths.any() and not ending and self._backlog.has_room(pairs):
@@ -48,6 +48,10 @@ class MtpDrafter:
         before = len(waiting.lengths) - len(pairs.lengths)
         drafts = self._model.draft(waiting, before + live, depths[live])
         return dict(zip(pairs.sequence_ids[live].tolist(), drafts, strict=True))
+
+    def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: IntArray) -> Pairs:
+        """What the verdict makes certain of the round's sequences `kept`."""
+        return accepted_pairs(round, verdict, hidden, kept)
 
     def forget(self, sequence_ids: IntArray) -> None:
         self._starts.end(sequence_ids)

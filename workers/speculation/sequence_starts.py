@@ -45,6 +45,9 @@ class SequenceStarts:
     def __len__(self) -> int:
         return len(self._starts)
 
+    def __contains__(self, sequence_id: int) -> bool:
+        return sequence_id in self._starts
+
     def begin(self, begins: Iterable[SequenceStart]) -> None:
         for start in begins:
             self._starts[start.sequence_id] = start

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.round import IntArray, ints, offsets
+from outrider.workers.engine.round import FloatArray, IntArray, ints, offsets
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows
@@ -26,6 +26,14 @@ class TorchHead:
     ) -> tuple[Tensor, IntArray]:
         logits = self._stage.logits(hidden[torch.from_numpy(rows)])
         return logits, ints(sample(logits, self._starts.rows(sequence_ids, positions)).cpu().numpy())
+
+    @torch.inference_mode()
+    def draw_with_leads(
+        self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
+    ) -> tuple[IntArray, FloatArray]:
+        logits = self._stage.logits(hidden[torch.from_numpy(rows)])
+        tokens, leads = sample_with_leads(logits, self._starts.rows(sequence_ids, positions))
+        return ints(tokens.cpu().numpy()), leads.cpu().numpy()
 
 
 class TorchDraftModel:

@@ -72,16 +72,18 @@ void outrider_stage(Context* context, int threads, int spins, const Shape* shape
     });
 }
 
-// logits [count][outputs] of rows `which` of `hidden`, kept; and a token drawn from each.
+// logits [count][outputs] of rows `which` of `hidden`, kept; and a token drawn from each, with its score's lead over the
+// next best in `margins`, unless that is null.
 void outrider_sample(Context* context, int threads, int spins, const Linear* head, const float* hidden,
-                     const int64_t* which, int count, const Draw* draws, float* logits, int64_t* tokens) {
+                     const int64_t* which, int count, const Draw* draws, float* logits, int64_t* tokens,
+                     double* margins) {
     const long outputs = head->outputs;
     Room::grow(context->logits, count * outputs);
     context->pool.run(threads, spins, [&](const Team& team) {
         project(team, {head, nullptr}, count, [&](int i) { return hidden + which[i] * head->inputs; }, logits);
         const auto share = team.share(count);
         std::copy(logits + share.begin * outputs, logits + share.end * outputs, context->logits.data() + share.begin * outputs);
-        context->sampling.run(team, count, context->logits.data(), outputs, static_cast<int>(outputs), nullptr, draws, tokens, nullptr);
+        context->sampling.run(team, count, context->logits.data(), outputs, static_cast<int>(outputs), nullptr, draws, tokens, margins);
     });
 }
 

@@ -1,0 +1,117 @@
+"""What is looked up, how sure it is, and what is learned from the text alone."""
+
+import torch
+
+from outrider.workers.engine.request import Request
+from outrider.workers.engine.round import Round, Verdict, ints
+from outrider.workers.engine.sequence import Sequence
+from outrider.workers.sampling_params import LOOKUP, SamplingParams
+from outrider.workers.speculation.lookup_drafter import LookupDrafter, continued
+from outrider.workers.speculation.match_acceptance import MatchAcceptance, OwnAcceptance
+
+HIDDEN = torch.zeros(0, 1)
+
+
+def a_sequence(tokens: list[int], *, ceiling: int = 16, limit: int = 1000, sequence_id: int = 0) -> Sequence:
+    request = Request(request_id="r", prompt_token_ids=tuple(tokens), params=SamplingParams(temperature=0), seed=0)
+    return Sequence(
+        sequence_id=sequence_id, request=request, output_index=0, token_ids=list(tokens), limit=limit,
+        draft_ceiling=ceiling,
+    )  # fmt: skip
+
+
+def a_round(*, rows: int = 1, samples: int = 1, start: int = 0, sequence_id: int = 0) -> Round:
+    return Round(
+        sequence_ids=ints([sequence_id]),
+        query_offsets=ints([0, rows]),
+        token_ids=ints([0] * rows),
+        starts=ints([start]),
+        sample_counts=ints([samples]),
+    )
+
+
+def drafted(drafter: LookupDrafter) -> list[int]:
+    return [draft.token_id for draft in drafter.draft(a_round(), Verdict(), HIDDEN).get(0, [])]
+
+
+def test_what_followed_the_longest_match_is_proposed_and_says_whose_it_is() -> None:
+    sequence = a_sequence([5, 6, 7, 8, 9, 10, 3, 5, 6, 7])
+    drafter = LookupDrafter({0: sequence}.get)
+
+    drafts = drafter.draft(a_round(), Verdict(), HIDDEN)[0]
+
+    assert [draft.token_id for draft in drafts][:4] == [8, 9, 10, 3]
+    assert {draft.drafter for draft in drafts} == {LOOKUP}
+    assert all(0 < draft.confidence < 1 for draft in drafts)
+    assert drafts[0].confidence < drafts[3].confidence  # where drafts stand, the match grows
+
+
+def test_a_loop_is_continued_past_the_end_of_the_text() -> None:
+    assert drafted(LookupDrafter({0: a_sequence([1, 2, 3, 1, 2, 3])}.get))[:7] == [1, 2, 3, 1, 2, 3, 1]
+    assert continued([4, 5, 6], 1, 5) == [5, 6, 5, 6, 5]
+
+
+def test_no_more_is_proposed_than_the_ceiling_and_the_limit_allow() -> None:
+    loop = [1, 2] * 6
+
+    assert len(drafted(LookupDrafter({0: a_sequence(loop, ceiling=3)}.get))) == 3
+    assert len(drafted(LookupDrafter({0: a_sequence(loop, limit=len(loop) + 3)}.get))) == 2
+    assert drafted(LookupDrafter({0: a_sequence(loop, limit=len(loop) + 1)}.get)) == []
+    assert drafted(LookupDrafter({0: a_sequence(loop, ceiling=0)}.get)) == []
+
+
+def test_a_prompt_is_indexed_chunk_by_chunk_and_drafted_for_at_its_end_only() -> None:
+    sequence = a_sequence([1, 2, 3] * 10)
+    drafter = LookupDrafter({0: sequence}.get)
+
+    assert drafter.draft(a_round(rows=20, samples=0), Verdict(), HIDDEN) == {}
+    assert drafter.draft(a_round(rows=10, samples=1, start=20), Verdict(), HIDDEN)[0]
+
+
+def test_a_sequence_that_ended_is_forgotten() -> None:
+    live = {0: a_sequence([1, 2, 1, 2])}
+    drafter = LookupDrafter(live.get)
+    assert drafted(drafter)
+    live.clear()
+
+    assert drafted(drafter) == []
+    drafter.forget(ints([0]))
+    assert len(drafter) == 0
+
+
+def test_it_learns_from_rounds_in_which_others_drafted() -> None:
+    """The text alone says whether a proposal would have stood."""
+    confidences = []
+    for new in (lambda number: 4, lambda number: 100 + number):  # behind 1, 2, 3
+        sequence = a_sequence([1, 2, 3])
+        drafter = LookupDrafter({0: sequence}.get)
+        for number in range(30):
+            sequence.token_ids += [new(number), 200 + number, 1, 2, 3]
+            drafter.draft(a_round(), Verdict(), HIDDEN)
+        confidences.append(drafter.draft(a_round(), Verdict(), HIDDEN)[0][0].confidence)
+
+    assert confidences[0] > 0.75
+    assert confidences[1] < 0.2
+
+
+def test_rates_follow_what_was_seen_by_length_of_match() -> None:
+    engine = MatchAcceptance()
+    own = OwnAcceptance(engine, greedy=True)
+    before = own.rates(2, 1)[0]
+    for _ in range(200):
+        own.observe(2, [7], [8])
+        own.observe(25, [7, 7], [7, 7])
+
+    assert own.rates(2, 1)[0] < 0.1 < before
+    assert own.rates(25, 1)[0] > 0.9
+    assert OwnAcceptance(engine, greedy=False).rates(25, 1)[0] < 0.9  # drawn text is counted apart
+
+
+def test_nothing_is_learned_of_drafts_behind_a_wrong_one() -> None:
+    engine = MatchAcceptance()
+    before = [engine.rate(True, length) for length in (2, 3, 4)]
+
+    OwnAcceptance(engine, greedy=True).observe(2, [7, 7, 7], [8, 7, 7])
+
+    assert [engine.rate(True, length) for length in (3, 4)] == before[1:]
+    assert engine.rate(True, 2) < before[0]

@@ -1,0 +1,72 @@
+"""Which drafters an engine has, and the one Drafter that they make together."""
+
+import logging
+from collections.abc import Callable
+
+from outrider.workers.config import COUPLED, EngineConfig
+from outrider.workers.engine.sequence import Sequence
+from outrider.workers.errors import CheckpointError
+from outrider.workers.model_loading import Parts
+from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP
+from outrider.workers.speculation.choosing_drafter import ChoosingDrafter
+from outrider.workers.speculation.drafter import Drafter
+from outrider.workers.speculation.lookup_drafter import LookupDrafter
+from outrider.workers.speculation.mtp_drafter import MtpDrafter
+from outrider.workers.speculation.separate_model import SeparateModel, SeparateModelDrafter
+from outrider.workers.speculation.sequence_starts import SequenceStarts
+
+log = logging.getLogger("outrider.loading")
+
+
+def drafters_in_force(config: EngineConfig, has_mtp: bool) -> tuple[str, ...]:
+    """What the engine loads, models first. CheckpointError if the one that was asked for cannot be had."""
+    if config.speculation == "off":
+        return ()
+    if config.verification != COUPLED:
+        log.warning('verification="%s" is for study: the text depends on the drafts', config.verification)
+        return (MTP,)
+    has = {MTP: has_mtp, DRAFT_MODEL: config.draft_model is not None, LOOKUP: True}
+    if config.drafter == AUTO:
+        return tuple(name for name, there in has.items() if there)
+    if not has[config.drafter]:
+        raise CheckpointError(f'checkpoint {config.model} has no MTP weights, so drafter="{config.drafter}" cannot be')
+    return (config.drafter,)
+
+
+def speculation_in_force(config: EngineConfig, has_mtp: bool) -> str | int:
+    """The ceiling. Without a model to draft with a fixed depth is an error, and "auto" looks up, with a warning."""
+    if has_mtp or config.speculation == "off" or config.draft_model is not None or config.drafter == LOOKUP:
+        return config.speculation
+    missing = f"checkpoint {config.model} has no MTP weights"
+    if config.speculation == "auto":
+        log.warning("%s: serving without MTP drafts; prompt lookup still drafts", missing)
+        return config.speculation
+    raise CheckpointError(
+        f'{missing}, so speculation={config.speculation} cannot be had: use "auto" or "off", drafter="lookup" or a'
+        " draft_model"
+    )
+
+
+def make_drafter(
+    names: tuple[str, ...],
+    parts: Parts,
+    draft_parts: Parts | None,
+    starts: SequenceStarts,
+    config: EngineConfig,
+    speculation: str | int,
+    live: Callable[[int], Sequence | None],
+) -> Drafter | None:
+    """The drafters of these names behind one; None if there are none. `live` as ChoosingDrafter has it.
+
+    `draft_parts`: the separate model's.
+    """
+    if not names:
+        return None
+    models: dict[str, Drafter] = {}
+    if MTP in names and parts.draft_model is not None:
+        models[MTP] = MtpDrafter(parts.draft_model, starts, config.block_size)
+    if draft_parts is not None and draft_parts.head is not None:
+        separate = SeparateModel(draft_parts.stage, draft_parts.head)
+        models[DRAFT_MODEL] = SeparateModelDrafter(separate, starts, config.block_size)
+    lookup = LookupDrafter(live) if LOOKUP in names else None
+    return ChoosingDrafter(models, lookup, live, speculation)

@@ -1,0 +1,113 @@
+"""Drafts by looking the sequence's end up in its own prompt and output: no model, no cache, some microseconds.
+
+What followed the longest earlier match is proposed. That pays where text is copied: edits, code, retrieval, loops.
+Works with every checkpoint and any number of stages, since it needs only the tokens.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import NamedTuple
+
+from torch import Tensor
+
+from outrider.workers.engine.round import IntArray, Round, Verdict
+from outrider.workers.engine.sequence import Sequence
+from outrider.workers.sampling_params import LOOKUP
+from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.match_acceptance import MatchAcceptance, OwnAcceptance
+from outrider.workers.speculation.suffix_index import SuffixIndex
+
+_DESPAIR = 0.02  # a draft that is so unlikely to be reached is not proposed
+
+
+class _Proposal(NamedTuple):
+    at: int  # the sequence's length then
+    length: int  # of the match
+    token_ids: list[int]
+
+
+class _Followed:
+    """What is kept of one sequence."""
+
+    def __init__(self, engine: MatchAcceptance, greedy: bool) -> None:
+        self.index = SuffixIndex()
+        self._acceptance = OwnAcceptance(engine, greedy)
+        self._proposal = _Proposal(0, 0, [])
+
+    def propose(self, tokens: list[int], most: int) -> list[Draft]:
+        """What followed the longest match of the end of `tokens`, no further than it may be reached."""
+        match = self.index.longest(tokens)
+        if match is None:
+            self._proposal = _Proposal(0, 0, [])
+            return []
+        found = continued(tokens, match.following, most)
+        rates = self._acceptance.rates(match.length, len(found))
+        reached, drafts = 1.0, list[Draft]()
+        for token, rate in zip(found, rates, strict=True):
+            reached *= rate
+            if reached < _DESPAIR:
+                break
+            drafts.append(Draft(token, rate, LOOKUP))
+        self._proposal = _Proposal(len(tokens), match.length, found)
+        return drafts
+
+    def learn(self, tokens: list[int]) -> None:
+        """Compares what was proposed last, whether it was used or not, with what the target said since."""
+        at, length, found = self._proposal
+        if found:
+            self._acceptance.observe(length, found, tokens[at : at + len(found)])
+
+
+class LookupDrafter:
+    """Implements Drafter. `live` gives the sequence of an id, None once it ended; its tokens are the committed ones."""
+
+    def __init__(self, live: Callable[[int], Sequence | None]) -> None:
+        self._live = live
+        self._engine = MatchAcceptance()
+        self._followed: dict[int, _Followed] = {}
+
+    def __len__(self) -> int:
+        """Sequences that it keeps something of."""
+        return len(self._followed)
+
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
+        """Up to each sequence's ceiling, whatever the round's draft steps are. Those without a match are left out."""
+        drafts = {}
+        columns = zip(
+            round.sequence_ids.tolist(), round.sample_counts.tolist(), round.starts.tolist(),
+            pairwise(round.query_offsets.tolist()), strict=True,
+        )  # fmt: skip
+        for sequence_id, samples, start, (first, end) in columns:
+            sequence = self._live(sequence_id)
+            if sequence is None or not sequence.draft_ceiling:
+                continue
+            followed = self._follow(sequence)
+            if not samples:  # a prompt's chunk: its share of the index now, so that no round pays for the whole
+                followed.index.extend(sequence.token_ids, start + end - first)
+            elif found := self._propose(followed, sequence):
+                drafts[sequence_id] = found
+        return drafts
+
+    def forget(self, sequence_ids: IntArray) -> None:
+        for sequence_id in sequence_ids.tolist():
+            self._followed.pop(sequence_id, None)
+
+    def _follow(self, sequence: Sequence) -> _Followed:
+        followed = self._followed.get(sequence.sequence_id)
+        if followed is None:
+            followed = _Followed(self._engine, sequence.request.params.greedy)
+            self._followed[sequence.sequence_id] = followed
+        return followed
+
+    def _propose(self, followed: _Followed, sequence: Sequence) -> list[Draft]:
+        followed.learn(sequence.token_ids)
+        room = sequence.limit - len(sequence.token_ids) - 1
+        return followed.propose(sequence.token_ids, min(sequence.draft_ceiling, room)) if room > 0 else []
+
+
+def continued(tokens: list[int], place: int, most: int) -> list[int]:
+    """The `most` tokens from `place` on; where they run into the end they go on with themselves, as a loop does."""
+    found = tokens[place : place + most]
+    while len(found) < most:
+        found += found[: most - len(found)]
+    return found

@@ -1,0 +1,73 @@
+"""Drafts with another, smaller model that has the same tokenizer (Leviathan, Kalman and Matias, arXiv 2211.17192).
+
+Its cache lives in the blocks of the model that it drafts for: slot i holds token i, as there. So what the scheduler
+does to a sequence's blocks (shares them for a prefix, takes them away, has rejected slots written again) is right for
+both. It is fed every token that is certain, prompts included, and draws with the target's own noise and transforms.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from outrider.workers.engine.round import IntArray, Round, Verdict
+from outrider.workers.engine.runner import StageModel
+from outrider.workers.model.rows import Rows
+from outrider.workers.sampling_params import DRAFT_MODEL
+from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.model_parts import Head
+from outrider.workers.speculation.mtp_drafter import MtpDrafter
+from outrider.workers.speculation.pairs import Pairs, accepted_pairs, pair_rows
+from outrider.workers.speculation.torch_parts import one_each
+
+
+class SeparateModelDrafter(MtpDrafter):
+    """Implements Drafter: follows the model's tokens as an MTP module does, and the first token of a sequence too."""
+
+    def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: IntArray) -> Pairs:
+        pairs = accepted_pairs(round, verdict, hidden, kept)
+        return with_openings(pairs, round, kept)
+
+
+def with_openings(pairs: Pairs, round: Round, kept: IntArray) -> Pairs:
+    """`pairs` of the round's sequences `kept`, and before them the token at position 0 of those that begin there.
+
+    A pair is fed as its token at its slot; so that token is the pair of position -1. States have no part in it.
+    """
+    opening = (round.starts[kept] == 0).astype(np.int64)
+    firsts = np.cumsum(pairs.lengths) - pairs.lengths
+    places = firsts[opening == 1]
+    return replace(
+        pairs,
+        lengths=pairs.lengths + opening,
+        token_ids=np.insert(pairs.token_ids, places, round.token_ids[round.query_offsets[kept[opening == 1]]]),
+        positions=np.insert(pairs.positions, places, -1),
+        hidden=pairs.hidden.new_empty(len(pairs) + len(places), 0),
+    )
+
+
+class SeparateModel:
+    """Implements DraftModel, with all layers of a model in one stage, and its head."""
+
+    def __init__(self, stage: StageModel, head: Head) -> None:
+        self._stage, self._head = stage, head
+
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
+        states = self._stage.run(as_tokens(pair_rows(pairs)), None)
+        rows, positions = pairs.last_rows[going], pairs.positions[pairs.last_rows[going]]
+        live, drafts = np.arange(len(depths)), [list[Draft]() for _ in depths]
+        for step in range(1, int(depths.max(initial=0)) + 1):
+            tokens, leads = self._head.draw_with_leads(states, rows, pairs.sequence_ids[going[live]], positions + 2)
+            for n, token, lead in zip(live.tolist(), tokens.tolist(), leads.tolist(), strict=True):
+                drafts[n].append(Draft(token, lead, DRAFT_MODEL))
+            deeper = np.flatnonzero(depths[live] > step)
+            if not len(deeper):
+                break
+            live, positions, rows = live[deeper], positions[deeper] + 1, np.arange(len(deeper))
+            states = self._stage.run(as_tokens(one_each(pairs, going[live], tokens[deeper], positions)), None)
+        return drafts
+
+
+def as_tokens(pairs: Rows) -> Rows:
+    """The pair of position i as the token at position i + 1, in the same slot: all slots are seen from the first."""
+    return replace(pairs, rope_positions=pairs.cache_positions, first_cache_position=0)
