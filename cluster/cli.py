@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import outrider
+from outrider.cluster import cli_options as o
 from outrider.cluster import logs
 from outrider.cluster.config import SettingsError
 from outrider.cluster.errors import InvalidRequestError
@@ -60,6 +61,12 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Where the gateway listens; loopback by default.")] = None,
     port: Annotated[int | None, typer.Option(help="The gateway's port; 0 takes a free one. [50051]")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve the gateway's Prometheus metrics here.")] = None,
+    health_port: o.HealthPort = None,
+    tls_cert: o.TlsCert = None,
+    tls_key: o.TlsKey = None,
+    tls_client_ca: o.TlsClientCa = None,
+    auth_token_file: o.AuthTokenFile = None,
+    cluster_key_file: o.ClusterKeyFile = None,
     ray_address: Annotated[
         str | None, typer.Option(help="auto (a running cluster, else one started here), local, or HOST:PORT.")
     ] = None,
@@ -78,51 +85,52 @@ def serve(
         "host": host,
         "port": port,
         "metrics_port": metrics_port,
+        "health_port": health_port,
         "ray_address": ray_address,
         "name": name,
     }
+    files = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
+    files |= {"auth_token_file": auth_token_file, "cluster_key_file": cluster_key_file}
+    options |= {name: str(path) for name, path in files.items() if path is not None}
     run_serve(load_settings(config, assignments or (), options), log_level=context.obj)
 
 
 @app.command()
 def gateway(
+    context: typer.Context,
     controller: Annotated[str, typer.Option(help="HOST:PORT of the controller.")],
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 50051,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
+    health_port: o.HealthPort = None,
+    tls_cert: o.TlsCert = None,
+    tls_key: o.TlsKey = None,
+    tls_client_ca: o.TlsClientCa = None,
+    auth_token_file: o.AuthTokenFile = None,
+    cluster_key_file: o.ClusterKeyFile = None,
     max_live_requests: Annotated[int, typer.Option(help="More at once are refused.")] = 1024,
     max_queued_tokens: Annotated[int, typer.Option(help="Prompt tokens that may wait; more are refused.")] = 1_000_000,
+    max_message_bytes: Annotated[int, typer.Option(help="A larger request is refused unread.")] = 4 * 2**20,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="A longer prompt is refused. [the model's]")] = None,
+    max_stop_strings: Annotated[int, typer.Option(help="More in one request are refused.")] = 16,
+    max_logit_bias: Annotated[int, typer.Option(help="More entries in one request are refused.")] = 1024,
+    max_schema_bytes: Annotated[int, typer.Option(help="A larger structured output is refused.")] = 64 * 2**10,
     drain_grace_s: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.")] = 20.0,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", help="Drain when standard input closes.")] = False,
 ) -> None:
     """Run a gateway of a cluster that is served elsewhere."""
-    from outrider.cluster.gateway.server import GatewaySettings, run_gateway
+    from outrider.cluster.cli_gateway import run_gateway_command
 
-    try:
-        settings = GatewaySettings(
-            controller=controller,
-            host=host,
-            port=port,
-            metrics_port=metrics_port,
-            max_live_requests=max_live_requests,
-            max_queued_tokens=max_queued_tokens,
-            drain_grace_s=drain_grace_s,
-            end_with_stdin=end_with_stdin,
-        )
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-    run_gateway(settings)
-
-
-_ADDRESS = typer.Option(help="HOST:PORT of a gateway.")
+    run_gateway_command(context.params)
 
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help='The text to continue; "-" reads it from standard input.')
     ] = None,
-    address: Annotated[str, _ADDRESS] = "127.0.0.1:50051",
+    address: o.Address = "127.0.0.1:50051",
     source: Annotated[Path | None, typer.Option("--input", help="A JSONL file of requests, instead of PROMPT.")] = None,
     target: Annotated[
         Path | None, typer.Option("--output", help="Where --input's answers go; what is there already is kept.")
@@ -140,8 +148,15 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False,
     speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
+    token_file: o.TokenFile = None,
+    tls: o.Tls = False,
+    tls_ca: o.TlsCa = None,
+    tls_cert: o.ClientCert = None,
+    tls_key: o.ClientKey = None,
+    tls_server_name: o.ServerName = None,
 ) -> None:
     """Continue a text, streaming it as it comes; or answer every line of a file."""
+    from outrider.cluster.cli_connection import connection
 
     sampling: dict[str, Any] = {
         "temperature": temperature,
@@ -162,22 +177,43 @@ def generate(
     if source is not None and target is not None:
         from outrider.cluster.cli_batch import run_batch
 
-        run_batch(source, target, address, sampling, concurrency=concurrency, overwrite=overwrite)
+        run_batch(source, target, connection(context.params), sampling, concurrency=concurrency, overwrite=overwrite)
     elif prompt is not None:
         from outrider.cluster.cli_generate import run_generate
 
-        run_generate(sys.stdin.read() if prompt == "-" else prompt, address, sampling, as_json=as_json)
+        text = sys.stdin.read() if prompt == "-" else prompt
+        run_generate(text, connection(context.params), sampling, as_json=as_json)
 
 
 @app.command()
 def status(
-    address: Annotated[str, _ADDRESS] = "127.0.0.1:50051",
+    context: typer.Context,
+    address: o.Address = "127.0.0.1:50051",
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    token_file: o.TokenFile = None,
+    tls: o.Tls = False,
+    tls_ca: o.TlsCa = None,
+    tls_cert: o.ClientCert = None,
+    tls_key: o.ClientKey = None,
+    tls_server_name: o.ServerName = None,
 ) -> None:
     """Show a cluster's replicas, ranks and load."""
+    from outrider.cluster.cli_connection import connection
     from outrider.cluster.cli_status import run_status
 
-    run_status(address, as_json=as_json)
+    run_status(connection(context.params), as_json=as_json)
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Argument(help="Whose it is; appears in the gateway's log.")],
+    file: Annotated[Path, typer.Option(help="The gateway's --auth-token-file; made if absent.")],
+    role: Annotated[list[str], typer.Option(help="inference or admin; may be repeated.")],
+) -> None:
+    """Make a bearer token: prints it once, and adds its hash to a gateway's file."""
+    from outrider.cluster.cli_token import run_token
+
+    run_token(name, role, file)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from outrider.cluster.batch import Answers, Line, Record, answer_all, read_lines
-from outrider.cluster.client import AsyncClient
+from outrider.cluster.cli_connection import Connection
 from outrider.cluster.config import SettingsError
 
 
@@ -33,21 +33,27 @@ class _Tally:
 
 
 def run_batch(
-    source: Path, target: Path, address: str, defaults: Mapping[str, Any], *, concurrency: int, overwrite: bool
+    source: Path,
+    target: Path,
+    connection: Connection,
+    defaults: Mapping[str, Any],
+    *,
+    concurrency: int,
+    overwrite: bool,
 ) -> None:
     """Exits with 1 if a line failed. Everything answered is in `target` however this ends; the same call goes on."""
     if target.exists() and source.exists() and target.samefile(source):
         raise SettingsError("--input and --output must be two files")
     lines = sum(1 for _ in read_lines(source))
     console = Console(stderr=True)
-    asyncio.run(_require_gateway(address))  # before the file of answers is touched
+    asyncio.run(_require_gateway(connection))  # before the file of answers is touched
     answers = Answers(target, overwrite=overwrite)
     earlier = len(answers)
     try:
         waiting = _unanswered(source, answers)
         with _progress(console) as progress:
             tally = _Tally(answers, progress, lines, earlier)
-            asyncio.run(_run(address, waiting, defaults, concurrency, tally))
+            asyncio.run(_run(connection, waiting, defaults, concurrency, tally))
     finally:
         answers.close()
     console.print(_summary(lines, earlier, tally, target), highlight=False, soft_wrap=True)
@@ -64,15 +70,15 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal)
 
 
-async def _require_gateway(address: str) -> None:
-    async with AsyncClient(address) as client:
+async def _require_gateway(connection: Connection) -> None:
+    async with connection.async_client() as client:
         await client.model()
 
 
 async def _run(
-    address: str, lines: Iterator[Line], defaults: Mapping[str, Any], concurrency: int, tally: _Tally
+    connection: Connection, lines: Iterator[Line], defaults: Mapping[str, Any], concurrency: int, tally: _Tally
 ) -> None:
-    async with AsyncClient(address) as client:
+    async with connection.async_client() as client:
         await answer_all(client, lines, defaults, concurrency=concurrency, done=tally.add)
 
 

@@ -7,13 +7,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from outrider.cluster.cli_connection import Connection
 from outrider.cluster.client import Client
 from outrider.cluster.generation import Finished, Output
 from outrider.workers.text.assembler import Usage
 
 
-def run_generate(prompt: str, address: str, sampling: Mapping[str, Any], *, as_json: bool) -> None:
-    with Client(address) as client:
+def run_generate(prompt: str, connection: Connection, sampling: Mapping[str, Any], *, as_json: bool) -> None:
+    with connection.client() as client:
         if as_json:
             answer = client.generate(prompt, **sampling)
             print(json.dumps(dataclasses.asdict(answer)))  # noqa: T201  # the command's output

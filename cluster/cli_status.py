@@ -6,14 +6,14 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from outrider.cluster.client import Client
+from outrider.cluster.cli_connection import Connection
 from outrider.cluster.status import ClusterStatus, ReplicaStatus
 
 _COLOURS = {"ready": "green", "failed": "red"}
 
 
-def run_status(address: str, *, as_json: bool) -> None:
-    with Client(address) as client:
+def run_status(connection: Connection, *, as_json: bool) -> None:
+    with connection.client() as client:
         status = client.status()
     if as_json:
         print(json.dumps(dataclasses.asdict(status), indent=2))  # noqa: T201  # the command's output

@@ -7,6 +7,7 @@ from typing import Any, Self
 import grpc
 
 from outrider.cluster.client_call import Collector, Messages, build_call, checked, exception_of
+from outrider.cluster.client_security import ClientSecurity
 from outrider.cluster.gateway import wire
 from outrider.cluster.generation import Event, GenerateCall, Generation
 from outrider.cluster.status import ClusterStatus, ModelInfo, model_from_wire, status_from_wire
@@ -14,6 +15,7 @@ from outrider.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
 from outrider.workers.sampling_params import SamplingParams
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+PLAIN = ClientSecurity()
 _ASK_TIMEOUT_S = 10.0
 _OPTIONS = (("grpc.max_receive_message_length", 64 * 2**20), ("grpc.enable_http_proxy", 0))
 
@@ -21,10 +23,11 @@ _OPTIONS = (("grpc.max_receive_message_length", 64 * 2**20), ("grpc.enable_http_
 class Client:
     """A cluster, through one of its gateways. Safe to use from several threads; a context manager."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, security: ClientSecurity = PLAIN) -> None:
         """`address`: HOST:PORT of a gateway."""
         self.address = address
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._metadata = security.metadata
+        self._channel = security.channel(address, _OPTIONS)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
 
@@ -68,7 +71,7 @@ class Client:
         return self._events(call, timeout_s)
 
     def _events(self, call: GenerateCall, timeout_s: float | None) -> Iterator[Event]:
-        responses = self._inference.Generate(wire.call_to_wire(call), timeout=timeout_s)
+        responses = self._inference.Generate(wire.call_to_wire(call), timeout=timeout_s, metadata=self._metadata)
         try:
             for response in responses:
                 event = checked(wire.event_from_wire(response))
@@ -81,15 +84,19 @@ class Client:
 
     def status(self, timeout_s: float = _ASK_TIMEOUT_S) -> ClusterStatus:
         try:
-            return status_from_wire(self._cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=timeout_s))
+            response = self._cluster.GetStatus(
+                cluster_pb2.GetStatusRequest(), timeout=timeout_s, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise exception_of(error, self.address) from error
+        return status_from_wire(response)
 
     def model(self, timeout_s: float = _ASK_TIMEOUT_S) -> ModelInfo:
         try:
-            return model_from_wire(self._cluster.GetModel(cluster_pb2.GetModelRequest(), timeout=timeout_s))
+            response = self._cluster.GetModel(cluster_pb2.GetModelRequest(), timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise exception_of(error, self.address) from error
+        return model_from_wire(response)
 
     def close(self) -> None:
         self._channel.close()
@@ -106,10 +113,11 @@ class Client:
 class AsyncClient:
     """Client for an event loop; the loop that makes it is the one that uses it."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, security: ClientSecurity = PLAIN) -> None:
         """`address`: HOST:PORT of a gateway."""
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._metadata = security.metadata
+        self._channel = security.aio_channel(address, _OPTIONS)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
 
@@ -152,7 +160,7 @@ class AsyncClient:
         return self._events(call, timeout_s)
 
     async def _events(self, call: GenerateCall, timeout_s: float | None) -> AsyncIterator[Event]:
-        responses = self._inference.Generate(wire.call_to_wire(call), timeout=timeout_s)
+        responses = self._inference.Generate(wire.call_to_wire(call), timeout=timeout_s, metadata=self._metadata)
         try:
             async for response in responses:
                 event = checked(wire.event_from_wire(response))
@@ -165,14 +173,18 @@ class AsyncClient:
 
     async def status(self, timeout_s: float = _ASK_TIMEOUT_S) -> ClusterStatus:
         try:
-            response = await self._cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=timeout_s)
+            response = await self._cluster.GetStatus(
+                cluster_pb2.GetStatusRequest(), timeout=timeout_s, metadata=self._metadata
+            )
         except grpc.aio.AioRpcError as error:
             raise exception_of(error, self.address) from error
         return status_from_wire(response)
 
     async def model(self, timeout_s: float = _ASK_TIMEOUT_S) -> ModelInfo:
         try:
-            response = await self._cluster.GetModel(cluster_pb2.GetModelRequest(), timeout=timeout_s)
+            response = await self._cluster.GetModel(
+                cluster_pb2.GetModelRequest(), timeout=timeout_s, metadata=self._metadata
+            )
         except grpc.aio.AioRpcError as error:
             raise exception_of(error, self.address) from error
         return model_from_wire(response)

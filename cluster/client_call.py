@@ -13,6 +13,7 @@ from outrider.cluster.errors import (
     DuplicateRequestError,
     GenerationFailedError,
     InvalidRequestError,
+    NotAllowedError,
     UnavailableError,
 )
 from outrider.cluster.generation import (
@@ -36,12 +37,15 @@ from outrider.workers.text.assembler import Usage
 
 Messages = Sequence[Mapping[str, str]]
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(SamplingParams))
+_TOO_LARGE = "larger than max"  # gRPC's own words; trying again would not help
 _DETAILS_KEY = "grpc-status-details-bin"
 _KINDS: dict[grpc.StatusCode, type[OutriderError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.ALREADY_EXISTS: DuplicateRequestError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.UNAUTHENTICATED: NotAllowedError,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowedError,
 }
 
 
@@ -146,6 +150,8 @@ def checked(event: Event | None) -> Event | None:
 def exception_of(error: grpc.RpcError, address: str) -> OutriderError:
     """The exception that says what a gRPC status means."""
     code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
+        return InvalidRequestError(f"the request is larger than the gateway takes: {details}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return OverloadedError(details, _retry_after_s(error.trailing_metadata() or ()))
     if code is grpc.StatusCode.UNAVAILABLE:

@@ -3,7 +3,9 @@
 An unknown key is an error that names the key and its neighbours.
 """
 
+import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from outrider.cluster.gateway.door import Door
 from outrider.workers.config import EngineConfig, ParallelConfig
 
 
@@ -28,6 +31,15 @@ class ServeSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    auth_token_file: str | None = None
+    cluster_key_file: str | None = None  # None: a key is drawn, and other gateways cannot join
+    controller_host: str = ""  # where gateways reach it; "": loopback, or this node's address where there are more
+    controller_port: int = Field(default=0, ge=0, le=65535)
+    leader_ports: str = "0"  # one, or FIRST-LAST: where the replicas' leaders listen; 0: anywhere
 
     model: str = "scout"
     pipeline_parallel_size: int = 1
@@ -57,10 +69,34 @@ class ServeSettings(BaseModel):
             return "off"
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
+    @property
+    def leader_port_range(self) -> tuple[int, int]:
+        """First and last."""
+        first, _, last = self.leader_ports.partition("-")
+        return int(first), int(last or first)
+
+    @field_validator("leader_ports", mode="before")
+    @classmethod
+    def _port_range(cls, value: object) -> str:
+        """YAML reads a single port as a number."""
+        found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", str(value))
+        if found is None or not 0 <= int(found[1]) <= int(found[2] or found[1]) <= 65535:
+            raise ValueError("must be a port or FIRST-LAST")
+        return str(value)
+
+    def door(self) -> Door:
+        """SettingsError if options do not go together."""
+        paths = ("tls_cert", "tls_key", "tls_client_ca", "auth_token_file")
+        given = {name: Path(value) for name in paths if (value := getattr(self, name)) is not None}
+        try:
+            return Door(**given, health_port=self.health_port)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
     def engine(self) -> EngineConfig:
         """The ranks' share of the settings. SettingsError if a value is out of its range."""
-        own = {"name", "ray_address", "host", "port", "metrics_port", "pipeline_parallel_size"}
-        values = {key: getattr(self, key) for key in type(self).model_fields if key not in own}
+        names = {field.name for field in dataclasses.fields(EngineConfig)} & set(type(self).model_fields)
+        values = {name: getattr(self, name) for name in names}
         try:
             parallel = ParallelConfig(pipeline_parallel_size=self.pipeline_parallel_size)
             return EngineConfig(parallel=parallel, **values)
@@ -85,6 +121,7 @@ def load_settings(
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from error
     settings.engine()
+    settings.door()
     return settings
 
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import grpc
 import ray
 
-from outrider.cluster.controller_service import ControllerService
+from outrider.cluster.controller_service import ControllerService, bind
 from outrider.cluster.gang import fleet, prefix
+from outrider.cluster.gateway.health import Health
 from outrider.cluster.reconcile import Action, End, Phase, Publish, Start, Stop, reconcile
 from outrider.cluster.replica import Charge, Replica
 from outrider.cluster.routes import Ending, Route, RouteTable
 from outrider.proto import cluster_pb2_grpc
+from outrider.workers.cluster_key import interceptors
 
 log = logging.getLogger("outrider.controller")
 TICK_S = 0.25
@@ -55,11 +57,13 @@ class Controller:
 
     async def open(self) -> str:
         """Starts to serve gateways and to reconcile. Returns the HOST:PORT that gateways connect to."""
-        self._server = grpc.aio.server(options=[("grpc.http2.min_ping_interval_without_data_ms", 10_000)])
+        options = [("grpc.http2.min_ping_interval_without_data_ms", 10_000), ("grpc.so_reuseport", 0)]
+        self._server = grpc.aio.server(options=options, interceptors=interceptors(self._charge.key))
         service = ControllerService(self._charge.cluster, self._charge.model_name, self._charge.model_path, self)
         cluster_pb2_grpc.add_ControllerServiceServicer_to_server(service, self._server)
-        host = "127.0.0.1" if len(fleet()) == 1 else ray.util.get_node_ip_address()
-        port = self._server.add_insecure_port(f"{host}:0")
+        Health().add_to(self._server)
+        host = self._charge.controller_host or ("127.0.0.1" if len(fleet()) == 1 else ray.util.get_node_ip_address())
+        port = bind(self._server, host, self._charge.controller_port)
         await self._server.start()
         self._ticks = asyncio.create_task(self._reconcile_forever(), name="reconcile")
         return f"{host}:{port}"

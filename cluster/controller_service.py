@@ -11,6 +11,7 @@ from outrider.cluster.replica import Replica
 from outrider.cluster.routes import RouteTable, Table
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.engine.request import EngineCounters
+from outrider.workers.errors import OutriderError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -70,6 +71,14 @@ class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
     ) -> AsyncIterator[cluster_pb2.WatchRoutesResponse]:
         async for table in self._controlled.table.watch():
             yield routes_response(table)
+
+
+def bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    """The port it is, a free one for 0. OutriderError if it is taken."""
+    try:
+        return int(server.add_insecure_port(f"{host}:{port}"))
+    except RuntimeError as error:
+        raise OutriderError(f"the controller cannot listen on {host}:{port}: choose another controller_port") from error
 
 
 def _problem(replica: Replica) -> str:

@@ -19,5 +19,9 @@ class DeadlineExceededError(OutriderError, TimeoutError):
     """The request's deadline passed before it was done."""
 
 
+class NotAllowedError(OutriderError):
+    """The gateway does not know the caller's token, or the token has no role for what was called."""
+
+
 class GenerationFailedError(OutriderError):
     """The request failed after it was accepted: a replica ended, or the gateway did."""

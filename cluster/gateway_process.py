@@ -16,6 +16,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from outrider.cluster.gateway.door import Door
+from outrider.workers.cluster_key import STDIN
 from outrider.workers.errors import OutriderError
 
 READY_TIMEOUT_S = 30.0
@@ -26,20 +28,37 @@ SERVICE = "outrider.v1.InferenceService"
 class GatewayProcess:
     """One gateway on HOST:PORT."""
 
-    def __init__(self, *, controller: str, host: str, port: int, metrics_port: int | None, log_level: str) -> None:
+    def __init__(
+        self,
+        *,
+        controller: str,
+        host: str,
+        port: int,
+        metrics_port: int | None,
+        door: Door,
+        cluster_key: str,
+        log_level: str,
+    ) -> None:
+        """With TLS the door needs a health port: only there can this process ask whether the gateway is ready."""
         self.address = f"{host}:{port}"
+        self._health_address = self.address if door.tls is None else f"{host}:{door.health_port}"
         # -P: what lies in the current directory is nobody's module.
         command = [sys.executable, "-P", "-m", "outrider.cluster.cli", "--log-level", log_level, "gateway"]
         command += ["--controller", controller, "--host", host, "--port", str(port), "--end-with-stdin"]
+        command += ["--cluster-key-file", STDIN, *door.arguments()]
         if metrics_port is not None:
             command += ["--metrics-port", str(metrics_port)]
         # A session of its own: Ctrl-C reaches this process alone, which then ends everything in order.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `check` says so
+            self._process.stdin.write(f"{cluster_key}\n".encode())
+            self._process.stdin.flush()
 
     def wait_until_ready(self, stop: threading.Event) -> None:
         """Returns once it takes requests, or when `stop` is set. OutriderError if it ended or takes too long."""
         until = time.monotonic() + READY_TIMEOUT_S
-        with grpc.insecure_channel(self.address) as channel:
+        with grpc.insecure_channel(self._health_address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             while not stop.is_set() and not _is_serving(health):
                 self.check()

@@ -21,6 +21,12 @@ class GatewayMetrics:
             ["status"],
             registry=self.registry,
         )
+        self.refused_calls = Counter(
+            "outrider_gateway_refused_calls",
+            "Calls that were not let in, by the gRPC status they got: unauthenticated or permission_denied.",
+            ["status"],
+            registry=self.registry,
+        )
         self.live_requests = self._gauge("outrider_gateway_live_requests", "Requests that have not ended.")
         self.queued_tokens = self._gauge(
             "outrider_gateway_queued_tokens", "Prompt tokens of requests that wait for their first token."

@@ -32,6 +32,10 @@ class Charge:
     model_path: str
     engine: EngineConfig
     plan: ShardPlan
+    key: str = field(default="", repr=False)  # the cluster's, see workers/cluster_key.py
+    controller_host: str = ""  # "": loopback, or its node's address with more nodes
+    controller_port: int = 0  # 0: a free one
+    leader_ports: tuple[int, int] = (0, 0)  # first and last; 0: any
     factory: RankFactory = Rank
     deadlines: Deadlines = field(default_factory=Deadlines)
 
@@ -100,6 +104,8 @@ class Replica:
                 generation=self.generation,
                 replica=self.name,
                 service_host=address,
+                service_ports=self._charge.leader_ports,
+                service_key=self._charge.key,
             )
             for rank in self.ranks
         ]

@@ -3,6 +3,7 @@
 `outrider serve` and `outrider demo` both run on this. Whatever happens in between, `close` leaves nothing running.
 """
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Any
 from outrider.cluster.config import ServeSettings
 from outrider.cluster.controller import Controller, Report, controller_name
 from outrider.cluster.gang import remove_leftovers
+from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway_process import GatewayProcess, check_port, free_port
 from outrider.cluster.plan import make_plan
 from outrider.cluster.ray_session import RaySession, import_ray
 from outrider.cluster.reconcile import Phase
 from outrider.cluster.replica import Charge
+from outrider.workers.cluster_key import draw_key, read_key
 from outrider.workers.config import resolve_model
 from outrider.workers.errors import OutriderError
 from outrider.workers.model.config import ModelConfig
@@ -36,7 +39,17 @@ def make_charge(settings: ServeSettings) -> Charge:
         plan = make_plan(ModelConfig.load(path), engine.parallel, engine.speculation)
     except ValueError as error:
         raise OutriderError(str(error)) from error
-    return Charge(cluster=settings.name, model_name=path.name, model_path=str(path), engine=engine, plan=plan)
+    return Charge(
+        cluster=settings.name,
+        model_name=path.name,
+        model_path=str(path),
+        engine=engine,
+        plan=plan,
+        key=read_key(settings.cluster_key_file) if settings.cluster_key_file else draw_key(),
+        controller_host=settings.controller_host,
+        controller_port=settings.controller_port,
+        leader_ports=settings.leader_port_range,
+    )
 
 
 class Heartbeat:
@@ -94,6 +107,8 @@ class ServedCluster:
             host=settings.host,
             port=port,
             metrics_port=settings.metrics_port,
+            door=self._door(),
+            cluster_key=self._charge.key,
             log_level=self._log_level,
         )
         self._wait_for_ranks(on_report)
@@ -106,6 +121,14 @@ class ServedCluster:
         if settings.metrics_port is not None:
             check_port(settings.host, settings.metrics_port, "--metrics-port")
         return settings.port or free_port(settings.host)
+
+    def _door(self) -> Door:
+        """With a plain port for health checks where the gateway's own speaks TLS: readiness is asked there."""
+        door, host = self._settings.door(), self._settings.host
+        if door.health_port is not None:
+            check_port(host, door.health_port, "--health-port")
+        plain_needed = door.tls is not None or door.health_port == 0
+        return dataclasses.replace(door, health_port=door.health_port or free_port(host)) if plain_needed else door
 
     def _take_name(self) -> None:
         """Removes what a killed run left under our name; refuses to remove what is alive."""

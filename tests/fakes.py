@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 import grpc
 
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
+from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.request import EngineCounters, FinishReason, Request, SequenceChunk, TokenLogprobs
 from outrider.workers.errors import EngineStoppedError
@@ -185,8 +186,9 @@ def _logprobs(token_id: int, count: int) -> TokenLogprobs:
 class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
     """Tells gateways what a test tells it. May be stopped and started again, on the same port."""
 
-    def __init__(self, model_path: str) -> None:
+    def __init__(self, model_path: str, key: str = "") -> None:
         self.model_path = model_path
+        self._key = key
         self.port = 0
         self.watchers = 0
         self._table = cluster_pb2.WatchRoutesResponse(version=1)
@@ -198,7 +200,7 @@ class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
         return f"127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=interceptors(self._key))
         cluster_pb2_grpc.add_ControllerServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()

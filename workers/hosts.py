@@ -81,7 +81,7 @@ class LocalProcesses:
     def __init__(self, config: EngineConfig, layer_splits: tuple[tuple[int, int], ...]) -> None:
         self._gang = LocalGang(config, layer_splits)
         try:
-            self._client = RemoteEngine.connect(self._gang.leader_address)
+            self._client = RemoteEngine.connect(self._gang.leader_address, key=self._gang.key)
         except EngineStoppedError:
             self._gang.close()
             raise

@@ -15,6 +15,7 @@ import grpc
 
 from outrider.proto import worker_pb2, worker_pb2_grpc
 from outrider.workers import wire
+from outrider.workers.cluster_key import key_metadata
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
 from outrider.workers.errors import EngineStoppedError
@@ -45,8 +46,10 @@ class _Live:
 class LeaderClient:
     """One stream to one leader. All methods are the event loop's; `deliver` is called on it, once a message."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: str = "") -> None:
+        """`key`: the cluster's, see cluster_key.py."""
         self.address = address
+        self._metadata = key_metadata(key)
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = worker_pb2_grpc.EngineServiceStub(self._channel)
         self._numbers = itertools.count()
@@ -60,14 +63,16 @@ class LeaderClient:
     async def connect(self, timeout_s: float = _CALL_TIMEOUT_S) -> EngineInfo:
         """Opens the stream. EngineStoppedError if the leader does not answer in time."""
         self._info, _ = await self.ask(timeout_s)
-        call = self._stub.Attach()
+        call = self._stub.Attach(metadata=self._metadata)
         self._tasks = (asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call)))
         return self._info
 
     async def ask(self, timeout_s: float = _CALL_TIMEOUT_S) -> tuple[EngineInfo, EngineCounters]:
         """What the engine is, and how it does. EngineStoppedError if the leader does not answer in time."""
         try:
-            response = await self._stub.GetEngine(worker_pb2.GetEngineRequest(), timeout=timeout_s, wait_for_ready=True)
+            response = await self._stub.GetEngine(
+                worker_pb2.GetEngineRequest(), timeout=timeout_s, wait_for_ready=True, metadata=self._metadata
+            )
         except grpc.aio.AioRpcError as error:
             raise EngineStoppedError(f"the leader at {self.address} does not answer: {error.details()}") from error
         return wire.engine_from_wire(response)
@@ -154,16 +159,16 @@ class LeaderClient:
 class RemoteEngine:
     """An EngineHandle on a leader in another process. Its own thread calls `deliver`."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: str = "") -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="remote-engine", daemon=True)
         self._thread.start()
-        self._client = asyncio.run_coroutine_threadsafe(self._open(address), self._loop).result()
+        self._client = asyncio.run_coroutine_threadsafe(self._open(address, key), self._loop).result()
 
     @classmethod
-    def connect(cls, address: str, timeout_s: float = _CALL_TIMEOUT_S) -> Self:
-        """EngineStoppedError if the leader does not answer in time."""
-        engine = cls(address)
+    def connect(cls, address: str, timeout_s: float = _CALL_TIMEOUT_S, key: str = "") -> Self:
+        """EngineStoppedError if the leader does not answer in time. `key`: the cluster's."""
+        engine = cls(address, key)
         try:
             asyncio.run_coroutine_threadsafe(engine._client.connect(timeout_s), engine._loop).result()
         except EngineStoppedError:
@@ -172,8 +177,8 @@ class RemoteEngine:
         return engine
 
     @staticmethod
-    async def _open(address: str) -> LeaderClient:
-        return LeaderClient(address)
+    async def _open(address: str, key: str) -> LeaderClient:
+        return LeaderClient(address, key)
 
     @property
     def info(self) -> EngineInfo:

@@ -27,6 +27,7 @@ from outrider.workers.parallel.meeting import meet, this_machine
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.roles import Follower, Leader
 from outrider.workers.sampling_params import DRAFT_MODEL, MTP
+from outrider.workers.service import LeaderDoor
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
@@ -96,7 +97,7 @@ class _Loader:
             scheduler.live,
         )
         engine = Engine(info=self._info(), scheduler=scheduler, pipeline=pipeline, drafter=drafter, depth=depth)
-        return Leader(engine=engine, runner=runner, sampler=sampler, service_host=spec.service_host)
+        return Leader(engine=engine, runner=runner, sampler=sampler, door=_door(spec))
 
     def _scheduler_config(self, lanes: int, blocks: int) -> SchedulerConfig:
         return SchedulerConfig(
@@ -204,3 +205,10 @@ def fitted_length(config: EngineConfig, max_model_len: int, blocks: int) -> int:
         raise OutriderError(f"max_model_len={max_model_len} does not fit, {cure}")
     log.warning("max_model_len is %d and not the model's %d, %s", tokens, max_model_len, cure)
     return tokens
+
+
+def _door(spec: "RankSpec") -> LeaderDoor | None:
+    """None: the engine is used in this process alone."""
+    if spec.service_host is None:
+        return None
+    return LeaderDoor(host=spec.service_host, ports=spec.service_ports, key=spec.service_key)

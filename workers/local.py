@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import outrider
+from outrider.workers.cluster_key import draw_key
 from outrider.workers.config import EngineConfig
 from outrider.workers.errors import OutriderError
 from outrider.workers.rank import RankSpec, RankStatus
@@ -50,6 +51,7 @@ class LocalGang:
             world_size=config.parallel.world_size,
             master_port=_free_port(),
             service_host="127.0.0.1",
+            service_key=draw_key(),
         )
         self._members = [self._start(rank) for rank in range(self._spec.world_size)]
         for member in self._members:
@@ -65,6 +67,11 @@ class LocalGang:
     @property
     def leader_address(self) -> str:
         return self._members[0].status.service_address
+
+    @property
+    def key(self) -> str:
+        """What the leader asks of whoever calls it: other users of this machine reach its port too."""
+        return self._spec.service_key
 
     def failure_within(self, timeout_s: float) -> str:
         """Which rank was lost, if the watcher knows or finds out in time; else ""."""

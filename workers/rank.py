@@ -45,6 +45,8 @@ class RankSpec:
     service_host: str | None = (
         None  # where the leader's EngineService listens; None: nowhere, the engine is used in process
     )
+    service_ports: tuple[int, int] = (0, 0)  # the first free one of them, first and last included; 0: any
+    service_key: str = field(default="", repr=False)  # who has it may call the leader
 
     @property
     def layers(self) -> range:
@@ -61,6 +63,7 @@ class RankSpec:
     def from_json(cls, text: str) -> "RankSpec":
         values = json.loads(text)
         values["layer_splits"] = tuple((first, end) for first, end in values["layer_splits"])
+        values["service_ports"] = tuple(values["service_ports"])
         return cls(**{**values, "engine": EngineConfig.from_json(values["engine"])})
 
 

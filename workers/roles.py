@@ -10,25 +10,25 @@ from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.request_times import RequestTimes, TimedEngine
-from outrider.workers.service import EngineServer
+from outrider.workers.service import LeaderDoor
 
 
 class Leader:
-    """Rank 0: owns the engine and, where it has a `service_host`, serves it over gRPC."""
+    """Rank 0: owns the engine and, where it has a `door`, serves it over gRPC."""
 
     def __init__(
-        self, *, engine: Engine, runner: StageRunner, sampler: Sampler | None, service_host: str | None
+        self, *, engine: Engine, runner: StageRunner, sampler: Sampler | None, door: LeaderDoor | None
     ) -> None:
         self.engine = engine
         self.times = RequestTimes()
-        self._runner, self._sampler, self._service_host = runner, sampler, service_host
+        self._runner, self._sampler, self._door = runner, sampler, door
 
     def run(self, on_ready: Callable[[str], None]) -> None:
         """Warms up, opens the door (`on_ready` gets its address, or ""), serves until stopped."""
         self.engine.warm_up()
-        server = EngineServer(TimedEngine(self.engine, self.times), self._service_host) if self._service_host else None
+        server = self._door.serve(TimedEngine(self.engine, self.times)) if self._door else None
         try:
-            on_ready(f"{self._service_host}:{server.start()}" if server else "")
+            on_ready(f"{self._door.host}:{server.start()}" if self._door and server else "")
             self.engine.run()
         finally:
             if server:

@@ -6,11 +6,13 @@ import itertools
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 import grpc
 
 from outrider.proto import worker_pb2, worker_pb2_grpc
 from outrider.workers import wire
+from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.handle import EngineHandle
 from outrider.workers.engine.request import SequenceChunk
 from outrider.workers.errors import EngineStoppedError, OutriderError
@@ -112,13 +114,31 @@ async def _send(attachment: _Attachment, context: AttachContext) -> None:
         await context.write(await attachment.next_message())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderDoor:
+    """Where a leader's service listens, and the key that opens it."""
+
+    host: str
+    ports: tuple[int, int] = (0, 0)  # first and last; 0: any
+    key: str = field(default="", repr=False)
+
+    def serve(self, engine: EngineHandle) -> "EngineServer":
+        """Not started yet."""
+        return EngineServer(engine, self.host, self.ports[0], last_port=self.ports[1], key=self.key)
+
+
 class EngineServer:
     """Serves an engine from a thread with an event loop of its own, beside the engine's thread."""
 
-    def __init__(self, engine: EngineHandle, host: str = "127.0.0.1", port: int = 0) -> None:
-        """`port` 0 takes a free one."""
-        self._engine = engine
-        self._address = f"{host}:{port}"
+    def __init__(
+        self, engine: EngineHandle, host: str = "127.0.0.1", port: int = 0, *, last_port: int = 0, key: str = ""
+    ) -> None:
+        """`port` 0 takes a free one; with `last_port`, the first free one of the two and those between.
+
+        `key`: the cluster's, see cluster_key.py.
+        """
+        self._engine, self._host, self._key = engine, host, key
+        self._ports = range(port, max(port, last_port) + 1)
         self._bound: Future[int] = Future()
         self._stopping: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
@@ -145,13 +165,21 @@ class EngineServer:
 
     async def _serve(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=_OPTIONS, interceptors=interceptors(self._key))
         worker_pb2_grpc.add_EngineServiceServicer_to_server(EngineServicer(self._engine), server)
-        try:
-            port = server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise OutriderError(f"the leader cannot listen on {self._address}: {error}") from error
+        port = self._bind(server)
         await server.start()
         self._bound.set_result(port)
         await self._stopping.wait()
         await server.stop(_STOP_GRACE_S)
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        """The port it is; OutriderError if all are taken."""
+        reason: Exception | None = None
+        for port in self._ports:
+            try:
+                return int(server.add_insecure_port(f"{self._host}:{port}"))
+            except RuntimeError as error:
+                reason = error
+        ports = f"{self._ports[0]}" if len(self._ports) == 1 else f"{self._ports[0]}..{self._ports[-1]}"
+        raise OutriderError(f"the leader cannot listen on {self._host}:{ports}: {reason}")

@@ -9,6 +9,7 @@ import grpc
 from outrider.cluster import logs
 from outrider.cluster.gateway.router import ReplicaId, RoutingTable
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
+from outrider.workers.cluster_key import key_metadata
 
 log = logging.getLogger("outrider.gateway.controller")
 
@@ -26,8 +27,10 @@ _LAST_RETRY_S = 2.0
 class ControllerLink:
     """One event loop. While the controller is away the last table holds."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: str = "") -> None:
+        """`key`: the cluster's, see workers/cluster_key.py."""
         self.address = address
+        self._metadata = key_metadata(key)
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = cluster_pb2_grpc.ControllerServiceStub(self._channel)
 
@@ -36,7 +39,7 @@ class ControllerLink:
         pause = _FIRST_RETRY_S
         while True:
             try:
-                async for response in self._stub.WatchRoutes(cluster_pb2.WatchRoutesRequest()):
+                async for response in self._stub.WatchRoutes(cluster_pb2.WatchRoutesRequest(), metadata=self._metadata):
                     pause = _FIRST_RETRY_S
                     on_table(_table_from_wire(response))
                 problem: str | None = "the stream ended"
@@ -49,14 +52,14 @@ class ControllerLink:
     async def get_model(self) -> cluster_pb2.GetModelResponse:
         """AioRpcError if the controller does not answer, or has no model yet."""
         response: cluster_pb2.GetModelResponse = await self._stub.GetModel(
-            cluster_pb2.GetModelRequest(), timeout=_ASK_TIMEOUT_S
+            cluster_pb2.GetModelRequest(), timeout=_ASK_TIMEOUT_S, metadata=self._metadata
         )
         return response
 
     async def get_status(self) -> cluster_pb2.GetStatusResponse:
         """AioRpcError if the controller does not answer."""
         response: cluster_pb2.GetStatusResponse = await self._stub.GetStatus(
-            cluster_pb2.GetStatusRequest(), timeout=_ASK_TIMEOUT_S
+            cluster_pb2.GetStatusRequest(), timeout=_ASK_TIMEOUT_S, metadata=self._metadata
         )
         return response
 
@@ -87,7 +90,7 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         try:
             return await self._controller.get_status()
         except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), self._explain(error))
+            await context.abort(_public_code(error.code()), self._explain(error))
 
     async def GetModel(  # noqa: N802
         self,
@@ -97,7 +100,12 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         try:
             return await self._controller.get_model()
         except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), self._explain(error))
+            await context.abort(_public_code(error.code()), self._explain(error))
 
     def _explain(self, error: grpc.aio.AioRpcError) -> str:
         return f"the controller at {self._controller.address} answered: {error.details()}"
+
+
+def _public_code(code: grpc.StatusCode) -> grpc.StatusCode:
+    """That the controller refuses this gateway's key is no fault of the client, whose own token is good."""
+    return grpc.StatusCode.UNAVAILABLE if code is grpc.StatusCode.UNAUTHENTICATED else code

@@ -16,10 +16,11 @@ log = logging.getLogger("outrider.gateway.fleet")
 class Fleet:
     """One event loop. `on_change` is called whenever what is ready may have changed."""
 
-    def __init__(self, on_change: Callable[[], None], reason_wait_s: float) -> None:
-        """`reason_wait_s`: how long requests of a lost replica wait for the controller to say why."""
+    def __init__(self, on_change: Callable[[], None], reason_wait_s: float, key: str = "") -> None:
+        """`reason_wait_s`: how long requests of a lost replica wait for the controller to say why; `key`: the
+        cluster's."""
         self._on_change = on_change
-        self._reason_wait_s = reason_wait_s
+        self._reason_wait_s, self._key = reason_wait_s, key
         self._replicas: dict[ReplicaId, Replica] = {}
         self.draining = False
 
@@ -38,7 +39,7 @@ class Fleet:
         for one in steps.retire:
             self._replicas[one].retire()
         for one, address in steps.connect.items():
-            self._replicas[one] = Replica(one, address, self._on_change, self._reason_wait_s)
+            self._replicas[one] = Replica(one, address, self._on_change, self._reason_wait_s, self._key)
         self.draining = table.draining
         self._on_change()
 

@@ -11,13 +11,16 @@ from outrider.proto import cluster_pb2, inference_pb2
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 CLUSTER = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+REFLECTIONS = (reflection.SERVICE_NAME, _REFLECTION_V1)
 
 
 class Health:
-    """grpc.health.v1 of one server."""
+    """grpc.health.v1: one state, that several servers may tell."""
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self) -> None:
         self._servicer = health.aio.HealthServicer()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def set_ready(self, ready: bool) -> None:
@@ -28,7 +31,7 @@ class Health:
 
 def add_reflection(server: grpc.aio.Server) -> None:
     """v1alpha, and v1: the same messages under another name, which grpcio-reflection does not offer itself."""
-    names: Sequence[str] = (INFERENCE, CLUSTER, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1)
+    names: Sequence[str] = (INFERENCE, CLUSTER, health.SERVICE_NAME, *REFLECTIONS)
     reflection.enable_server_reflection(names, server)
     servicer = reflection.aio.ReflectionServicer(names)
     method = grpc.stream_stream_rpc_method_handler(

@@ -21,12 +21,13 @@ class Replica:
     """Connects at once and again whenever the stream breaks. One event loop."""
 
     def __init__(
-        self, replica_id: ReplicaId, address: str, on_change: Callable[[], None], reason_wait_s: float
+        self, replica_id: ReplicaId, address: str, on_change: Callable[[], None], reason_wait_s: float, key: str = ""
     ) -> None:
-        """`reason_wait_s`: how long `why` waits for the controller's word."""
+        """`reason_wait_s`: how long `why` waits for the controller's word; `key`: the cluster's."""
         self.id = replica_id
         self.address = address
-        self.client = LeaderClient(address)
+        self._key = key
+        self.client = LeaderClient(address, key)
         self._on_change = on_change
         self._reason_wait_s = reason_wait_s
         self._ready = False
@@ -74,7 +75,7 @@ class Replica:
                 await self._stay_connected()
                 await asyncio.sleep(_RETRY_S)
                 await self.client.close()
-                self.client = LeaderClient(self.address)
+                self.client = LeaderClient(self.address, self._key)
         finally:
             self._set_ready(False)
             await self.client.close()

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -15,8 +15,11 @@ import grpc
 from outrider.cluster import logs
 from outrider.cluster.gateway.admission import Admission
 from outrider.cluster.gateway.controller_link import ClusterServicer, ControllerLink
+from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.fleet import Fleet
-from outrider.cluster.gateway.health import Health, add_reflection
+from outrider.cluster.gateway.health import Health
+from outrider.cluster.gateway.limits import RequestLimits
+from outrider.cluster.gateway.listen import Listeners
 from outrider.cluster.gateway.prompts import PromptEncoder
 from outrider.cluster.gateway.service import InferenceServicer
 from outrider.cluster.metrics import GatewayMetrics, serve_metrics
@@ -25,11 +28,6 @@ from outrider.workers.errors import CheckpointError, OutriderError
 
 log = logging.getLogger("outrider.gateway")
 
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
 _RETRY_S = 1.0
 _LAST_WORDS_S = 2.0
 
@@ -47,6 +45,9 @@ class GatewaySettings:
     drain_grace_s: float = 20.0  # how long running requests may go on after SIGTERM
     reason_wait_s: float = 5.0  # how long requests of a lost replica wait for the controller to say why
     end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
+    cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/cluster_key.py
+    door: Door = field(default_factory=Door)
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __post_init__(self) -> None:
         for name in ("max_live_requests", "max_queued_tokens"):
@@ -65,22 +66,33 @@ class Gateway:
     """`start`, then `drain`. One event loop."""
 
     def __init__(self, settings: GatewaySettings, on_failure: Callable[[], None] = lambda: None) -> None:
-        """`on_failure` is called once `failure` says why this gateway cannot do its work."""
+        """`on_failure` is called once `failure` says why this gateway cannot do its work.
+
+        OutriderError if the token file is wrong.
+        """
         self.settings = settings
         self.failure = ""
         self._on_failure = on_failure
         self.metrics = GatewayMetrics()
-        self.port = 0
         self.metrics_port = 0
         self._changed = asyncio.Event()
-        self._controller = ControllerLink(settings.controller)
-        self._fleet = Fleet(self._changed.set, settings.reason_wait_s)
+        self._health = Health()
+        self._listeners = Listeners(settings.door, self._health, self.metrics, settings.limits.max_message_bytes)
+        self._controller = ControllerLink(settings.controller, settings.cluster_key)
+        self._fleet = Fleet(self._changed.set, settings.reason_wait_s, settings.cluster_key)
         admission = Admission(settings.max_live_requests, settings.max_queued_tokens)
-        self._inference = InferenceServicer(admission, self._fleet, self.metrics)
-        self._server = grpc.aio.server(options=_OPTIONS)
-        self._health = Health(self._server)
+        self._inference = InferenceServicer(admission, self._fleet, self.metrics, settings.limits)
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()
+
+    @property
+    def port(self) -> int:
+        return self._listeners.port
+
+    @property
+    def health_port(self) -> int:
+        """Of the plain listener; 0 without one."""
+        return self._listeners.health_port
 
     @property
     def live_requests(self) -> int:
@@ -92,19 +104,16 @@ class Gateway:
 
     async def start(self) -> None:
         """Listens. OutriderError if a port is taken. Ready once the controller has named a replica."""
-        settings = self.settings
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, self._server)
-        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(self._controller), self._server)
-        add_reflection(self._server)
+        settings, server = self.settings, self._listeners.server
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, server)
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(self._controller), server)
         await self._health.set_ready(False)
-        try:
-            self.port = self._server.add_insecure_port(f"{settings.host}:{settings.port}")
-        except RuntimeError as error:
-            raise OutriderError(f"cannot listen on {settings.host}:{settings.port}: choose another --port") from error
+        if weakness := settings.door.weakness(settings.host):
+            logs.event(log, logging.WARNING, "the door is open", reason=weakness)
         if settings.metrics_port is not None:
             self.metrics_port, stop = serve_metrics(self.metrics.registry, settings.host, settings.metrics_port)
             self._closers.callback(stop)
-        await self._server.start()
+        await self._listeners.start(settings.host, settings.port)
         work = (self._controller.watch(self._fleet.apply), self._learn_model(), self._report_health())
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
@@ -134,7 +143,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.stop(grace=0.5)
+        await self._listeners.stop(grace_s=0.5)
         await self._fleet.close()
         await self._controller.close()
         await asyncio.to_thread(self._closers.close)

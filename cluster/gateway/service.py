@@ -18,6 +18,7 @@ from outrider.cluster.errors import DuplicateRequestError, UnavailableError
 from outrider.cluster.gateway import wire
 from outrider.cluster.gateway.admission import Admission, Ticket
 from outrider.cluster.gateway.fleet import Fleet
+from outrider.cluster.gateway.limits import RequestLimits
 from outrider.cluster.gateway.prompts import PromptEncoder, prompt_name
 from outrider.cluster.gateway.stream import RequestStream
 from outrider.cluster.generation import Accepted, GenerateCall
@@ -51,12 +52,13 @@ class _Record:
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """One event loop. `encoder` comes once the model is known; `draining` refuses what is new."""
 
-    def __init__(self, admission: Admission, fleet: Fleet, metrics: GatewayMetrics) -> None:
+    def __init__(self, admission: Admission, fleet: Fleet, metrics: GatewayMetrics, limits: RequestLimits) -> None:
         self.encoder: PromptEncoder | None = None
         self.draining = False
         self._admission = admission
         self._fleet = fleet
         self._metrics = metrics
+        self._limits = limits
         self._streams: set[RequestStream] = set()
         metrics.live_requests.set_function(lambda: admission.live_requests)
         metrics.queued_tokens.set_function(lambda: admission.queued_tokens)
@@ -90,6 +92,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, message: inference_pb2.GenerateRequest, context: GenerateContext, record: _Record
     ) -> None:
         encoder = self._ready_encoder()
+        self._limits.check(message)
         record.request_id = message.request_id or secrets.token_hex(16)
         with self._admission.enter(record.request_id) as ticket:
             call = wire.call_from_wire(message)
@@ -115,6 +118,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _open(self, call: GenerateCall, encoder: PromptEncoder, ticket: Ticket) -> RequestStream:
         """A checked request with its place in the queue, and the replica it goes to."""
         token_ids = await encoder.encode(call.prompt)
+        self._limits.check_prompt(len(token_ids), prompt_name(call.prompt))
         replica = self._fleet.choose()
         has_tokenizer = encoder.tokenizer is not None
         replica.info.check(token_ids, call.params, has_tokenizer=has_tokenizer, prompt_name=prompt_name(call.prompt))

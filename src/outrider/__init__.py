@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from outrider.cluster.client import AsyncClient as AsyncClient
     from outrider.cluster.client import Client as Client
+    from outrider.cluster.client_security import ClientSecurity as ClientSecurity
     from outrider.workers.errors import OutriderError as OutriderError
     from outrider.workers.llm import LLM as LLM
     from outrider.workers.sampling_params import SamplingParams as SamplingParams
@@ -21,8 +22,9 @@ _HOMES = {
     "OutriderError": "outrider.workers.errors",
     "Client": "outrider.cluster.client",
     "AsyncClient": "outrider.cluster.client",
+    "ClientSecurity": "outrider.cluster.client_security",
 }
-__all__ = ["LLM", "AsyncClient", "Client", "OutriderError", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncClient", "Client", "ClientSecurity", "OutriderError", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from gateway.every_rpc import LEADER, assert_closed_to_strangers
 
 from outrider import LLM, OutriderError, SamplingParams
 from outrider.workers.errors import EngineStoppedError
@@ -62,8 +63,9 @@ def test_a_rank_that_dies_or_freezes_is_named_within_ten_seconds(llm: LLM, rank:
         llm.generate("def main():")
 
 
-def test_closing_leaves_no_process() -> None:
-    LLM("scout", pipeline_parallel_size=2, kv_cache_memory_bytes=256 << 20).close()
+def test_while_it_is_open_nobody_else_gets_in_and_closing_leaves_no_process() -> None:
+    with LLM("scout", pipeline_parallel_size=2, kv_cache_memory_bytes=256 << 20):
+        assert_closed_to_strangers(_ranks()[0].pid, LEADER)
 
     _assert_no_rank_is_left()
 

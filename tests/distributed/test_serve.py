@@ -1,5 +1,6 @@
 """`outrider serve` as a process, with the real model on two stages: from its ready line to nothing left."""
 
+import asyncio
 import json
 import os
 import re
@@ -10,11 +11,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 from distributed.controlled import actors, groups
 from distributed.served import Outrider, is_free
+from gateway.every_rpc import CONTROLLER, LEADER, assert_closed_to_strangers, statuses
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider import Client
+from outrider.cluster.client import PLAIN
 from outrider.cluster.errors import GenerationFailedError
 from outrider.cluster.generation import Output
 from outrider.workers.config import resolve_model
@@ -44,6 +49,8 @@ def test_serve_answers_names_a_frozen_rank_and_leaves_nothing() -> None:
         assert len({answer.text for answer in answers}) == 1
         (replica,) = client.status().replicas
         assert [rank.state for rank in replica.ranks] == ["ready", "ready"]
+        assert_closed_to_strangers(replica.ranks[0].pid, LEADER)
+        assert_controller_is_closed_to_strangers(run)
 
         reason, seconds = last_words(client, replica.ranks[1].pid, signal.SIGSTOP)
 
@@ -56,6 +63,19 @@ def test_serve_answers_names_a_frozen_rank_and_leaves_nothing() -> None:
     assert run.finish(within_s=40) == 0, run.errors
     assert run.left() == []
     assert is_free(address)
+
+
+def assert_controller_is_closed_to_strangers(run: Outrider) -> None:
+    """Without the key, which no command line shows."""
+    command = run.child("gateway").cmdline()
+    controller = command[command.index("--controller") + 1]
+
+    assert command[command.index("--cluster-key-file") + 1] == "-"
+    got = asyncio.run(statuses(controller, CONTROLLER, PLAIN))
+    assert set(got.values()) == {grpc.StatusCode.UNAUTHENTICATED}, got
+    with grpc.insecure_channel(controller) as channel:  # a probe has no key
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.mark.parametrize("rank", [0, 1])

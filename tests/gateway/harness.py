@@ -11,9 +11,11 @@ from fakes import FakeController, FakeEngine
 
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.proto import cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
+from outrider.workers.cluster_key import draw_key
 from outrider.workers.service import EngineServer
 
 pb = inference_pb2
+KEY = draw_key()
 
 
 @dataclass
@@ -49,11 +51,11 @@ async def running(
 ) -> AsyncIterator[Cluster]:
     """A cluster that takes requests, unless `ready` is False. `settings`: GatewaySettings' own."""
     engine = engine or FakeEngine()
-    leader = EngineServer(engine)
+    leader = EngineServer(engine, key=KEY)
     leader_address = f"127.0.0.1:{leader.start()}"
-    controller = FakeController(str(model))
+    controller = FakeController(str(model), KEY)
     await controller.start()
-    gateway = Gateway(GatewaySettings(controller=controller.address, port=0, **settings))
+    gateway = Gateway(GatewaySettings(**{"controller": controller.address, "port": 0, "cluster_key": KEY, **settings}))
     await gateway.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=[("grpc.use_local_subchannel_pool", 1)])
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes import FakeEngine
-from gateway.harness import eventually, running, stopping, tokens
+from gateway.harness import KEY, eventually, running, stopping, tokens
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
@@ -178,6 +178,7 @@ def _start_process(controller: str, port: int, *options: str) -> "subprocess.Pop
 def test_a_gateway_that_cannot_go_on_ends_and_says_why_in_one_line(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": [5]}))
+    (tmp_path / "key").write_text(KEY)
 
     async def scenario() -> None:
         async with running(model) as cluster:
@@ -185,7 +186,7 @@ def test_a_gateway_that_cannot_go_on_ends_and_says_why_in_one_line(model: Path, 
             command = [sys.executable, "-m", "outrider.cluster.cli", "gateway", "--port", "0", "--controller"]
             ended = await asyncio.to_thread(
                 subprocess.run,
-                [*command, cluster.controller.address],
+                [*command, cluster.controller.address, "--cluster-key-file", str(tmp_path / "key")],
                 env={**os.environ, "PYTHONPATH": str(SOURCE)},
                 capture_output=True,
                 text=True,
@@ -210,7 +211,9 @@ def test_the_process_serves_then_drains_and_exits_0_without_ever_loading_ray_or_
     async def scenario() -> None:
         async with running(model, FakeEngine(max_model_len=100_000)) as cluster:
             port = _free_port()
-            process = _start_process(cluster.controller.address, port, f"end_with_stdin={how == 'stdin'}")
+            process = _start_process(
+                cluster.controller.address, port, f"end_with_stdin={how == 'stdin'}", f"cluster_key={KEY!r}"
+            )
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 await asyncio.wait_for(channel.channel_ready(), 20)
                 for _ in range(200):

@@ -51,7 +51,7 @@ def test_an_unknown_key_is_named_with_its_neighbours() -> None:
 
 
 def test_an_unknown_key_that_resembles_nothing_brings_the_list_of_all() -> None:
-    with pytest.raises(SettingsError, match=r"unknown setting 'zzz': known settings: block_size, .*speculation"):
+    with pytest.raises(SettingsError, match=r"unknown setting 'zzz': known settings: auth_token_file, .*speculation"):
         load_settings(None, ["zzz=4"])
 
 

@@ -1,0 +1,32 @@
+"""`outrider token`: a new bearer token. The gateway's file gets its hash; the token itself is printed once."""
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from outrider.cluster.gateway.auth import digest_of, parse_callers
+from outrider.workers.errors import OutriderError
+
+PREFIX = "or-"  # so that scanners for leaked secrets can know one
+
+
+def run_token(name: str, roles: Sequence[str], file: Path) -> None:
+    """Appends to `file`, which is made if absent. OutriderError if name or role is wrong, or the name is there."""
+    token = f"{PREFIX}{secrets.token_urlsafe(32)}"
+    line = f"{name} {','.join(roles)} sha256:{digest_of(token).hex()}\n"
+    before = _read(file)
+    parse_callers(before + line, str(file))
+    try:
+        file.touch(mode=0o600)
+        file.write_text(before + line)
+    except OSError as error:
+        raise OutriderError(f"cannot write {file}: {error.strerror}") from error
+    print(token)  # noqa: T201  # the command's output
+
+
+def _read(file: Path) -> str:
+    try:
+        text = file.read_text() if file.exists() else ""
+    except OSError as error:
+        raise OutriderError(f"cannot read {file}: {error.strerror}") from error
+    return text if not text or text.endswith("\n") else text + "\n"

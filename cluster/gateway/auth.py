@@ -1,0 +1,137 @@
+"""Who may call what: bearer tokens, of which only hashes are kept, and the role that each method asks for."""
+
+import enum
+import hashlib
+import hmac
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from outrider.cluster import logs
+from outrider.cluster.gateway.health import CLUSTER, INFERENCE, REFLECTIONS
+from outrider.cluster.gateway.watched import Watched
+from outrider.workers.cluster_key import HEALTH, Continuation, refusal
+from outrider.workers.errors import OutriderError
+
+log = logging.getLogger("outrider.gateway.auth")
+
+_LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._@-]{0,62})\s+(?P<roles>[a-z,]+)\s+sha256:(?P<digest>[0-9a-f]{64})")
+
+
+class Role(enum.Enum):
+    """What a token is for. A token may have both."""
+
+    INFERENCE = "inference"  # generate text, ask what model it is
+    ADMIN = "admin"  # look at the cluster and change it
+
+
+_ANY = frozenset(Role)
+_ROLES: Mapping[str, frozenset[Role]] = {
+    f"/{INFERENCE}/": frozenset({Role.INFERENCE}),
+    f"/{CLUSTER}/GetModel": _ANY,
+    **{f"/{service}/": _ANY for service in REFLECTIONS},
+}
+
+
+def roles_for(method: str) -> frozenset[Role]:
+    """Any of these will do. What is not listed is an administrator's."""
+    return next((roles for start, roles in _ROLES.items() if method.startswith(start)), frozenset({Role.ADMIN}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Somebody with a token."""
+
+    name: str
+    roles: frozenset[Role]
+    digest: bytes  # SHA-256 of the token: 256 random bits need no slower hash
+
+
+def digest_of(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def parse_callers(text: str, source: str) -> tuple[Caller, ...]:
+    """Lines of NAME ROLE[,ROLE] sha256:HEX; empty lines and # comments are skipped. OutriderError names the line."""
+    callers: dict[str, Caller] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            caller = _parse(line.strip(), f"{source} line {number}")
+            if caller.name in callers:
+                raise OutriderError(f"{source} line {number}: {caller.name} is there twice")
+            callers[caller.name] = caller
+    if not callers:
+        raise OutriderError(f"{source} has no token: nobody could call (make one with `outrider token`)")
+    return tuple(callers.values())
+
+
+def _parse(line: str, where: str) -> Caller:
+    found = _LINE.fullmatch(line)
+    if found is None:  # the line itself is not quoted: it may be a token, put there by mistake
+        raise OutriderError(f"{where} is not NAME ROLE[,ROLE] sha256:HEX (make one with `outrider token`)")
+    known = {role.value: role for role in Role}
+    names = found["roles"].split(",")
+    for name in names:
+        if name not in known:
+            raise OutriderError(f"{where}: role must be {' or '.join(known)}, got {name!r}")
+    return Caller(
+        name=found["name"], roles=frozenset(known[name] for name in names), digest=bytes.fromhex(found["digest"])
+    )
+
+
+def load_callers(path: Path) -> tuple[Caller, ...]:
+    """OutriderError if the file cannot be read or one of its lines is wrong."""
+    try:
+        return parse_callers(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutriderError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def caller_of(token: str, callers: tuple[Caller, ...]) -> Caller | None:
+    """Compares with every caller, in constant time: how long it takes says nothing of who is there."""
+    digest, found = digest_of(token), None
+    for caller in callers:
+        if hmac.compare_digest(caller.digest, digest):
+            found = caller
+    return found
+
+
+class Authenticator(grpc.aio.ServerInterceptor):
+    """Lets a call in if its bearer token has a role for the method. Health checks need none."""
+
+    def __init__(self, path: Path, on_refusal: Callable[[str], None] = lambda status: None) -> None:
+        """OutriderError if the token file is wrong. A later change takes effect with the next call."""
+        self._callers = Watched([path], lambda: load_callers(path))
+        self._on_refusal = on_refusal
+
+    async def intercept_service(self, continuation: Continuation, details: grpc.HandlerCallDetails) -> Any:
+        method = details.method
+        if method.startswith(HEALTH):
+            return await continuation(details)
+        caller = caller_of(_bearer_token(details), self._callers.value)
+        if caller is None:
+            message = "no valid token: send metadata authorization: Bearer TOKEN"
+            return self._refuse(grpc.StatusCode.UNAUTHENTICATED, message, method, "")
+        wanted = roles_for(method)
+        if not wanted & caller.roles:
+            roles = " or ".join(sorted(role.value for role in wanted))
+            message = f"{caller.name} may not call {method}: it needs the role {roles}"
+            return self._refuse(grpc.StatusCode.PERMISSION_DENIED, message, method, caller.name)
+        return await continuation(details)
+
+    def _refuse(self, code: grpc.StatusCode, message: str, method: str, name: str) -> Any:
+        self._on_refusal(code.name.lower())
+        logs.event(log, logging.INFO, "call refused", method=method, status=code.name.lower(), caller=name)
+        return refusal(code, message)
+
+
+def _bearer_token(details: grpc.HandlerCallDetails) -> str:
+    """ "" if there is none, which is no token's value."""
+    given = next((value for key, value in details.invocation_metadata or () if key == "authorization"), "")
+    kind, _, token = str(given).partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""

@@ -1,0 +1,72 @@
+"""What a gateway listens on: its gRPC port behind the door, and a plain one for health checks alone where asked for."""
+
+import grpc
+
+from outrider.cluster.gateway.auth import Authenticator
+from outrider.cluster.gateway.door import Door
+from outrider.cluster.gateway.health import Health, add_reflection
+from outrider.cluster.gateway.tls import server_credentials
+from outrider.cluster.metrics import GatewayMetrics
+from outrider.workers.errors import OutriderError
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class Listeners:
+    """`start`, then `stop`. Services are added to `server` in between construction and start."""
+
+    def __init__(self, door: Door, health: Health, metrics: GatewayMetrics, max_message_bytes: int) -> None:
+        """OutriderError if the token file is wrong."""
+        self._door = door
+        options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
+        self.server = grpc.aio.server(options=options, interceptors=_interceptors(door, metrics))
+        self._health_server = grpc.aio.server(options=_OPTIONS) if door.health_port is not None else None
+        self.port = 0
+        self.health_port = 0
+        health.add_to(self.server)
+        add_reflection(self.server)
+        if self._health_server is not None:
+            health.add_to(self._health_server)
+
+    async def start(self, host: str, port: int) -> None:
+        """OutriderError if a port is taken, or a certificate cannot be used."""
+        self.port = self._bind(host, port)
+        if self._health_server is not None and self._door.health_port is not None:
+            self.health_port = _plain(self._health_server, host, self._door.health_port, "--health-port")
+            await self._health_server.start()
+        await self.server.start()
+
+    def _bind(self, host: str, port: int) -> int:
+        if self._door.tls is None:
+            return _plain(self.server, host, port, "--port")
+        credentials = server_credentials(self._door.tls)
+        try:
+            return int(self.server.add_secure_port(f"{host}:{port}", credentials))
+        except RuntimeError as error:
+            raise _taken(host, port, "--port") from error
+
+    async def stop(self, grace_s: float) -> None:
+        await self.server.stop(grace_s)
+        if self._health_server is not None:
+            await self._health_server.stop(None)
+
+
+def _interceptors(door: Door, metrics: GatewayMetrics) -> tuple[Authenticator, ...]:
+    if door.auth_token_file is None:
+        return ()
+    return (Authenticator(door.auth_token_file, lambda status: metrics.refused_calls.labels(status=status).inc()),)
+
+
+def _plain(server: grpc.aio.Server, host: str, port: int, option: str) -> int:
+    try:
+        return int(server.add_insecure_port(f"{host}:{port}"))
+    except RuntimeError as error:
+        raise _taken(host, port, option) from error
+
+
+def _taken(host: str, port: int, option: str) -> OutriderError:
+    return OutriderError(f"cannot listen on {host}:{port}: choose another {option}")

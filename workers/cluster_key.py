@@ -1,0 +1,84 @@
+"""The key that the processes of one cluster share: who has it may call the controller and the leaders, nobody else.
+
+It travels in metadata only: never in process arguments, logs or status. An empty key leaves a service open to whoever
+reaches it, which only tests want.
+"""
+
+import hmac
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from outrider.workers.errors import OutriderError
+
+HEADER = "outrider-cluster-key"
+HEALTH = "/grpc.health.v1.Health/"  # a probe has no key
+SHORTEST = 32  # characters
+STDIN = "-"
+
+Metadata = tuple[tuple[str, str], ...]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+
+
+def draw_key() -> str:
+    """A new one, of 256 bits."""
+    return secrets.token_urlsafe(32)
+
+
+def read_key(path: str) -> str:
+    """From a file, or from the first line of standard input ("-"). OutriderError if it is absent or too short."""
+    key = _first_line_of_stdin() if path == STDIN else _read(Path(path))
+    if len(key) < SHORTEST or not key.isascii() or not key.isprintable():
+        raise OutriderError(f"the cluster key in {path} must be one line of at least {SHORTEST} printable characters")
+    return key
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutriderError(f"cannot read the cluster key {path}: {getattr(error, 'strerror', error)}") from error
+
+
+def _first_line_of_stdin() -> str:
+    """Byte by byte: what follows the line is for whoever reads standard input next."""
+    line = b""
+    while (byte := os.read(0, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode(errors="replace").strip()
+
+
+def key_metadata(key: str) -> Metadata:
+    """What a caller sends with each call."""
+    return ((HEADER, key),) if key else ()
+
+
+class KeyInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses every call that does not bring the key, but for health checks. Reads nothing of what it refuses."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key.encode()
+
+    async def intercept_service(self, continuation: Continuation, details: grpc.HandlerCallDetails) -> Any:
+        given = dict(details.invocation_metadata or ()).get(HEADER, "")
+        if details.method.startswith(HEALTH) or hmac.compare_digest(str(given).encode(), self._key):
+            return await continuation(details)
+        return refusal(grpc.StatusCode.UNAUTHENTICATED, "this service is the cluster's own: give its cluster key")
+
+
+def interceptors(key: str) -> tuple[KeyInterceptor, ...]:
+    """A server's, for its constructor."""
+    return (KeyInterceptor(key),) if key else ()
+
+
+def refusal(code: grpc.StatusCode, message: str) -> Any:
+    """A handler for any method, whatever its kind, that ends the call before a byte of it is read."""
+
+    async def refuse(request_iterator: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        await context.abort(code, message)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
