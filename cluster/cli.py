@@ -217,6 +217,18 @@ def token(
 
 
 @app.command()
+def top(
+    address: Annotated[str, _ADDRESS] = "127.0.0.1:50051",
+    interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between two looks.")] = 1.0,
+    looks: Annotated[int | None, typer.Option(min=1, help="How often to look; without it, until interrupted.")] = None,
+) -> None:
+    """Watch each replica's speed, and what speculation does for it."""
+    from outrider.cluster.cli_top import run_top
+
+    run_top(address, interval_s=interval_s, looks=looks)
+
+
+@app.command()
 def demo(
     context: typer.Context,
     json_file: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = Path("demo.json"),
