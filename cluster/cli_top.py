@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from outrider.cluster.client import Client
+from outrider.cluster.cli_connection import Connection
 from outrider.cluster.status import ClusterStatus, EngineStatus, ReplicaStatus
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -72,10 +72,10 @@ class History:
         return found
 
 
-def run_top(address: str, *, interval_s: float, looks: int | None) -> None:
+def run_top(connection: Connection, *, interval_s: float, looks: int | None) -> None:
     """Looks every `interval_s`, `looks` times or until interrupted."""
     console, history = Console(), History()
-    with Client(address) as client, Live(console=console, auto_refresh=False, transient=False) as live:
+    with connection.client() as client, Live(console=console, auto_refresh=False, transient=False) as live:
         for number in itertools.count() if looks is None else range(looks):
             if number:
                 time.sleep(interval_s)
