@@ -59,6 +59,8 @@ class ServeSettings(BaseModel):
     draft_model: str | None = None
     verification: str = "coupled"
     seed: int = 0
+    harvest_path: str | None = None
+    harvest_max_gib: float = 64.0
     round_timeout_s: float = 300.0
 
     @field_validator("speculation", mode="before")
@@ -111,9 +113,7 @@ def load_settings(
     values: dict[str, Any] = {}
     if config is not None:
         values.update(_read_yaml(config))
-    for assignment in assignments:
-        key, value = _parse_assignment(assignment)
-        values[key] = value
+    values.update(parse_assignments(assignments))
     values.update({key: value for key, value in (options or {}).items() if value is not None})
     _refuse_unknown_keys(values)
     try:
@@ -137,6 +137,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SettingsError(f"--config {path} must hold settings (key: value), got a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
+
+
+def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as values by key, the last winning. SettingsError names one that is none."""
+    return dict(_parse_assignment(text) for text in texts)
 
 
 def _parse_assignment(text: str) -> tuple[str, Any]:

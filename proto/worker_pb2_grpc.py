@@ -45,6 +45,11 @@ class EngineServiceStub:
                 request_serializer=outrider_dot_proto_dot_worker__pb2.GetEngineRequest.SerializeToString,
                 response_deserializer=outrider_dot_proto_dot_worker__pb2.GetEngineResponse.FromString,
                 _registered_method=True)
+        self.SwapDrafter = channel.unary_unary(
+                '/outrider.v1.EngineService/SwapDrafter',
+                request_serializer=outrider_dot_proto_dot_worker__pb2.SwapDrafterRequest.SerializeToString,
+                response_deserializer=outrider_dot_proto_dot_worker__pb2.SwapDrafterResponse.FromString,
+                _registered_method=True)
 
 
 class EngineServiceServicer:
@@ -64,6 +69,13 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SwapDrafter(self, request, context):
+        """Drafts with another checkpoint's MTP module from the next round on. No token changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EngineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +88,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.GetEngine,
                     request_deserializer=outrider_dot_proto_dot_worker__pb2.GetEngineRequest.FromString,
                     response_serializer=outrider_dot_proto_dot_worker__pb2.GetEngineResponse.SerializeToString,
+            ),
+            'SwapDrafter': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwapDrafter,
+                    request_deserializer=outrider_dot_proto_dot_worker__pb2.SwapDrafterRequest.FromString,
+                    response_serializer=outrider_dot_proto_dot_worker__pb2.SwapDrafterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +150,33 @@ class EngineService:
             '/outrider.v1.EngineService/GetEngine',
             outrider_dot_proto_dot_worker__pb2.GetEngineRequest.SerializeToString,
             outrider_dot_proto_dot_worker__pb2.GetEngineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwapDrafter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.EngineService/SwapDrafter',
+            outrider_dot_proto_dot_worker__pb2.SwapDrafterRequest.SerializeToString,
+            outrider_dot_proto_dot_worker__pb2.SwapDrafterResponse.FromString,
             options,
             channel_credentials,
             insecure,

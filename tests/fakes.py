@@ -13,7 +13,7 @@ from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.request import EngineCounters, FinishReason, Request, SequenceChunk, TokenLogprobs
-from outrider.workers.errors import EngineStoppedError
+from outrider.workers.errors import EngineStoppedError, OutriderError
 
 EOS = 1
 Script = Callable[[Request, int], Iterable[int]]
@@ -102,6 +102,9 @@ class FakeEngine:
             for one in self._sequences:
                 if one.request.request_id == request_id and index in (None, one.index):
                     one.cancelled = True
+
+    def swap_drafter(self, checkpoint: str) -> None:
+        raise OutriderError(f"a fake engine has no module to swap for {checkpoint}")
 
     def fail(self, reason: str) -> None:
         """As when a rank is lost: every request hears why, and new ones are refused."""

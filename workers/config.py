@@ -93,6 +93,8 @@ class EngineConfig:
     draft_model: str | None = None  # a checkpoint with the same tokenizer, to draft with
     verification: str = COUPLED  # the other rules are for study: with them the text depends on the drafts
     seed: int = 0
+    harvest_path: str | None = None  # a folder: finished sequences' tokens and hidden states are kept there
+    harvest_max_gib: float = 64.0  # what that folder may hold before harvesting ends
     round_timeout_s: float = 300.0  # deadline of every wait for another rank within a round
 
     def __post_init__(self) -> None:
@@ -103,8 +105,9 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        if not self.round_timeout_s > 0:
-            raise ValueError(f"round_timeout_s must be above 0, got {self.round_timeout_s}")
+        for name in ("round_timeout_s", "harvest_max_gib"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.speculation is None:
             raise ValueError('speculation must be "auto", "off" or 1..16, got None')
         check_speculation(self.speculation)

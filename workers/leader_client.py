@@ -18,7 +18,7 @@ from outrider.workers import wire
 from outrider.workers.cluster_key import key_metadata
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
-from outrider.workers.errors import EngineStoppedError
+from outrider.workers.errors import EngineStoppedError, OutriderError
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
@@ -29,6 +29,7 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 _CALL_TIMEOUT_S = 10.0
+_SWAP_TIMEOUT_S = 600.0  # a large module takes a while to read
 _LAST_TASKS_S = 1.0
 
 AttachCall = grpc.aio.StreamStreamCall[worker_pb2.AttachRequest, worker_pb2.AttachResponse]
@@ -76,6 +77,16 @@ class LeaderClient:
         except grpc.aio.AioRpcError as error:
             raise EngineStoppedError(f"the leader at {self.address} does not answer: {error.details()}") from error
         return wire.engine_from_wire(response)
+
+    async def swap_drafter(self, checkpoint: str) -> None:
+        """As EngineHandle.swap_drafter."""
+        request = worker_pb2.SwapDrafterRequest(checkpoint=checkpoint)
+        try:
+            await self._stub.SwapDrafter(request, timeout=_SWAP_TIMEOUT_S, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                raise OutriderError(error.details()) from error
+            raise EngineStoppedError(f"the leader at {self.address} does not answer: {error.details()}") from error
 
     @property
     def info(self) -> EngineInfo:
@@ -204,6 +215,12 @@ class RemoteEngine:
     def cancel(self, request_id: str, index: int | None = None) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._client.cancel, request_id, index)
+
+    def swap_drafter(self, checkpoint: str) -> None:
+        """As EngineHandle.swap_drafter."""
+        if self._loop.is_closed():
+            raise EngineStoppedError("the engine was closed")
+        asyncio.run_coroutine_threadsafe(self._client.swap_drafter(checkpoint), self._loop).result()
 
     def close(self) -> None:
         """Ends the stream and the thread. Twice is once."""

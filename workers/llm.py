@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import queue
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -14,11 +15,10 @@ from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
 from outrider.workers.engine.request import Request, SequenceChunk
 from outrider.workers.errors import EngineStoppedError
 from outrider.workers.hosts import EngineHost, start_engine
-from outrider.workers.outputs import OutputCollector, RequestOutput, logprobs_by_token
+from outrider.workers.outputs import OutputCollector, RequestOutput
 from outrider.workers.rank import RankStatus
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler
-from outrider.workers.text.edge import settled
 from outrider.workers.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -53,6 +53,7 @@ class LLM:
         drafter: str = "auto",
         draft_model: str | None = None,
         verification: str = "coupled",
+        harvest_path: str | None = None,
         seed: int = 0,
     ) -> None:
         config = EngineConfig(
@@ -78,6 +79,7 @@ class LLM:
             drafter=drafter,
             draft_model=draft_model,
             verification=verification,
+            harvest_path=harvest_path,
             seed=seed,
         )
         self._seed = seed
@@ -123,6 +125,13 @@ class LLM:
         requests = self._requests([prompt], sampling_params)
         return self._run([_Collected(requests[0], None, self.tokenizer)], _Mailbox(at_once=requests))
 
+    def swap_drafter(self, checkpoint: str) -> None:
+        """Drafts with another checkpoint's MTP module (and drafting head) from the next round on, and waits for that.
+
+        Requests go on meanwhile, and no token changes. OutriderError if it does not fit the model that runs.
+        """
+        self._host.engine.swap_drafter(str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint)
+
     def status(self) -> list[RankStatus]:
         """How each rank is, by rank: rounds, requests and time spent computing."""
         return self._host.statuses
@@ -153,11 +162,9 @@ class LLM:
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         number = next(self._numbers)
-        token_ids = tuple(self._encode(prompt))
-        params = settled(params, self.tokenizer, token_ids)
         request = Request(
             request_id=f"llm-{number}",
-            prompt_token_ids=token_ids,
+            prompt_token_ids=tuple(self._encode(prompt)),
             params=params,
             seed=params.seed if params.seed is not None else _derived_seed(self._seed, number),
         )
@@ -220,7 +227,6 @@ class _Collected:
 
     def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer | None) -> None:
         self.request = request
-        self._tokenizer = tokenizer
         self._assembler = RequestAssembler(tokenizer, request.params, len(request.prompt_token_ids))
         wants_logprobs = request.params.logprobs is not None
         self._collectors = [
@@ -230,7 +236,6 @@ class _Collected:
             prompt=prompt,
             prompt_token_ids=list(request.prompt_token_ids),
             outputs=[collector.output for collector in self._collectors],
-            prompt_logprobs=None if request.params.prompt_logprobs is None else [None],
         )
 
     @property
@@ -242,8 +247,6 @@ class _Collected:
             raise EngineStoppedError(chunk.error)
         delta = self._assembler.add(chunk)
         self._collectors[chunk.index].add(delta)
-        if self.result.prompt_logprobs is not None:
-            self.result.prompt_logprobs += logprobs_by_token(delta.prompt_logprobs, self._tokenizer)
         self.result.num_cached_tokens = self._assembler.usage.cached_tokens
         return delta
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ from outrider.workers.fingerprint import fingerprint
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
+from outrider.workers.module_swap import ModuleSwap
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.meeting import meet, this_machine
 from outrider.workers.parallel.stage_link import StageLink
@@ -29,7 +31,7 @@ from outrider.workers.roles import Follower, Leader
 from outrider.workers.sampling_params import DRAFT_MODEL, MTP
 from outrider.workers.service import LeaderDoor
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.grammar import Grammars
+from outrider.workers.speculation.drafter import Drafter
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
 if TYPE_CHECKING:
@@ -55,8 +57,7 @@ class _Loader:
         self._dtype = _dtype(self._config, self._device)
         self._kernels = kernels_in_force(self._config, self._device, self._dtype)
         self._max_model_len = _max_model_len(self._config, self._model)
-        grammars = Grammars(path, self._model.vocab_size, self._model.eos_token_ids)
-        self._starts = SequenceStarts(self._model.eos_token_ids, grammars)
+        self._starts = SequenceStarts(self._model.eos_token_ids)
         self._has_mtp = self._checkpoint.has_mtp(self._model)
         self._speculation = speculation_in_force(self._config, self._has_mtp)
         self._drafters = drafters_in_force(self._config, self._has_mtp)
@@ -98,8 +99,24 @@ class _Loader:
             self._speculation,
             scheduler.live,
         )
-        engine = Engine(info=self._info(), scheduler=scheduler, pipeline=pipeline, drafter=drafter, depth=depth)
+        engine = Engine(
+            info=self._info(),
+            scheduler=scheduler,
+            pipeline=pipeline,
+            drafter=self._recorded(drafter),
+            depth=depth,
+            load_module=ModuleSwap(self._wanted(), self._parts).load,
+        )
         return Leader(engine=engine, runner=runner, sampler=sampler, door=_door(spec))
+
+    def _recorded(self, drafter: Drafter | None) -> Drafter | None:
+        """The drafter, behind one that keeps what finished sequences said, where that is wanted."""
+        config = self._config
+        if config.harvest_path is None:
+            return drafter
+        from outrider.workers.training.distill.recorder import Recorder  # only who harvests needs it
+
+        return Recorder(drafter, Path(config.harvest_path), max_bytes=int(config.harvest_max_gib * 2**30))
 
     def _scheduler_config(self, lanes: int, blocks: int) -> SchedulerConfig:
         return SchedulerConfig(
@@ -113,7 +130,7 @@ class _Loader:
             speculation=self._speculation,
         )
 
-    def _wanted(self, progress: Callable[[float], None]) -> Wanted:
+    def _wanted(self, progress: Callable[[float], None] = lambda share: None) -> Wanted:
         return Wanted(
             config=self._config,
             model=self._model,

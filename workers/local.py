@@ -49,7 +49,7 @@ class LocalGang:
             engine=config,
             layer_splits=layer_splits,
             world_size=config.parallel.world_size,
-            master_port=_free_port(),
+            master_port=free_port(),
             service_host="127.0.0.1",
             service_key=draw_key(),
         )
@@ -95,7 +95,7 @@ class LocalGang:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,  # Ctrl-C is for the caller to handle; a closed stdin ends the rank
-            env=_environment(self._spec.world_size),
+            env=rank_environment(self._spec.world_size),
         )
         assert process.stdin is not None
         process.stdin.write(replace(self._spec, rank=rank).to_json() + "\n")
@@ -145,7 +145,7 @@ def _listen(member: _Member) -> None:
         member.status, member.heard_at = RankStatus.from_json(line), time.monotonic()
 
 
-def _environment(local_ranks: int) -> dict[str, str]:
+def rank_environment(local_ranks: int) -> dict[str, str]:
     """Thread counts and waiting policy must be set before torch loads: ranks share this machine's cores."""
     source = str(Path(outrider.__file__).parent.parent)
     cores = len(os.sched_getaffinity(0))
@@ -157,7 +157,7 @@ def _environment(local_ranks: int) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

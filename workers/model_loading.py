@@ -10,7 +10,7 @@ from outrider.kernels.cpu.build import BuildError
 from outrider.kernels.cpu.context import Context
 from outrider.workers.config import COUPLED, EngineConfig
 from outrider.workers.engine.runner import StageModel
-from outrider.workers.errors import OutriderError
+from outrider.workers.errors import CheckpointError, OutriderError
 from outrider.workers.model.compiled import CompiledModule, CompiledStage
 from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.config import ModelConfig
@@ -20,7 +20,7 @@ from outrider.workers.model.loading import Progress
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.speculation.compiled_parts import CompiledDraftModel, CompiledHead
-from outrider.workers.speculation.model_parts import DraftModel, Head
+from outrider.workers.speculation.model_parts import Head, ModuleDraftModel
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.study import Blocks, StudyDraftModel, StudyHead
 from outrider.workers.speculation.torch_parts import TorchDraftModel, TorchHead
@@ -55,7 +55,7 @@ class Parts:
     stage: StageModel
     module: MtpModules | CompiledModule | None  # the first stage's, where it drafts
     head: Head | None  # the last stage's
-    draft_model: DraftModel | None
+    draft_model: ModuleDraftModel | None
     hidden_dtype: torch.dtype  # of the states that travel between stages
 
     @property
@@ -111,17 +111,9 @@ def load_parts(wanted: Wanted) -> Parts:
 
 def _load_compiled(wanted: Wanted) -> Parts:
     context = Context(useful_threads(wanted.model.hidden_size, torch.get_num_threads()))
-    loader = CompiledLoader(
-        wanted.model,
-        wanted.checkpoint,
-        dtype=wanted.dtype,
-        quantization=wanted.config.quantization,
-        block_size=wanted.config.block_size,
-        fast=wanted.config.numerics == "fast",
-    )
+    loader = _compiled_loader(wanted)
     stage = CompiledStage(context, loader, wanted.layers, wanted.progress)
-    ids = draft_head_ids(wanted.checkpoint.path, wanted.model) if wanted.drafts else None
-    module = CompiledModule(stage, loader, ids) if wanted.drafts else None
+    module = _compiled_module(wanted, stage, loader) if wanted.drafts else None
     return Parts(
         stage=stage,
         module=module,
@@ -131,18 +123,54 @@ def _load_compiled(wanted: Wanted) -> Parts:
     )
 
 
+def _compiled_loader(wanted: Wanted) -> CompiledLoader:
+    return CompiledLoader(
+        wanted.model,
+        wanted.checkpoint,
+        dtype=wanted.dtype,
+        quantization=wanted.config.quantization,
+        block_size=wanted.config.block_size,
+        fast=wanted.config.numerics == "fast",
+    )
+
+
+def _compiled_module(wanted: Wanted, stage: CompiledStage, loader: CompiledLoader) -> CompiledModule:
+    return CompiledModule(stage, loader, draft_head_ids(wanted.checkpoint.path, wanted.model))
+
+
+def _torch_module(wanted: Wanted, stage: Stage) -> MtpModules:
+    return MtpModules.load(
+        wanted.model, wanted.checkpoint, stage, numerics=wanted.config.numerics, device=wanted.device,
+        dtype=wanted.dtype, block_size=wanted.config.block_size,
+    )  # fmt: skip
+
+
+def load_module(wanted: Wanted, stage: StageModel, cache_of: object) -> MtpModules | CompiledModule:
+    """The MTP module of `wanted.checkpoint` for a stage that runs, with the cache of `cache_of`, a module of it.
+
+    CheckpointError if the checkpoint has none.
+    """
+    if not wanted.checkpoint.has_mtp(wanted.model):
+        raise CheckpointError(f"checkpoint {wanted.checkpoint.path} has no MTP weights to swap in")
+    module: MtpModules | CompiledModule
+    if isinstance(stage, CompiledStage) and isinstance(cache_of, CompiledModule):
+        module = _compiled_module(wanted, stage, _compiled_loader(wanted))
+        module.share_cache(cache_of)
+        return module
+    assert isinstance(stage, Stage), "a stage that is not compiled is torch's"
+    assert isinstance(cache_of, MtpModules), "a rank's parts are of one kind"
+    module = _torch_module(wanted, stage)
+    module.cache = cache_of.cache
+    return module
+
+
 def _load_torch(wanted: Wanted) -> Parts:
     model, checkpoint, config = wanted.model, wanted.checkpoint, wanted.config
     stage = Stage.load(
         model, checkpoint, wanted.layers, numerics=config.numerics, device=wanted.device, dtype=wanted.dtype,
         block_size=config.block_size, progress=wanted.progress,
     )  # fmt: skip
-    module = None
-    if wanted.drafts:
-        module = MtpModules.load(
-            model, checkpoint, stage, numerics=config.numerics, device=wanted.device, dtype=wanted.dtype,
-            block_size=config.block_size,
-        )  # fmt: skip
+    module = _torch_module(wanted, stage) if wanted.drafts else None
     parts = Parts(
         stage=stage,
         module=module,

@@ -76,6 +76,7 @@ class RankStatus:
     error: str = ""
     service_address: str = ""  # the leader's, once ready
     busy_s: float = 0.0  # spent computing rounds
+    draft_s: float = 0.0  # of those, drafting; the leader's
     elapsed_s: float = 0.0  # since ready
     counters: EngineCounters = field(default_factory=EngineCounters)
     info: EngineInfo | None = None
@@ -140,6 +141,7 @@ class Rank:
         return dataclasses.replace(
             self._status,
             busy_s=self._role.busy_s,
+            draft_s=self._role.draft_s,
             elapsed_s=time.monotonic() - self._ready_at,
             counters=self._role.counters,
         )

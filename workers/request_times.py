@@ -118,3 +118,6 @@ class TimedEngine:
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
         self._engine.cancel(request_id, index)
+
+    def swap_drafter(self, checkpoint: str) -> None:
+        self._engine.swap_drafter(checkpoint)

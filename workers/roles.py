@@ -39,9 +39,12 @@ class Leader:
         self.engine.stop(reason)
 
     @property
+    def draft_s(self) -> float:
+        return self.engine.times.by_part["draft"]
+
+    @property
     def busy_s(self) -> float:
-        drafting = self.engine.times.by_part["draft"]
-        return self._runner.busy_s + drafting + (self._sampler.busy_s if self._sampler else 0.0)
+        return self._runner.busy_s + self.draft_s + (self._sampler.busy_s if self._sampler else 0.0)
 
     @property
     def counters(self) -> EngineCounters:
@@ -54,6 +57,7 @@ class Follower:
     def __init__(self, *, runner: StageRunner, above: StageLink, onward: StageLink, sampler: Sampler | None) -> None:
         self._runner, self._above, self._onward, self._sampler = runner, above, onward, sampler
         self.engine = None
+        self.draft_s = 0.0
         self.counters = EngineCounters()
         self.times = RequestTimes()  # stays empty: requests are the leader's
 

@@ -19,6 +19,7 @@ from outrider.workers.errors import EngineStoppedError, OutriderError
 
 AttachContext = grpc.aio.ServicerContext[worker_pb2.AttachRequest, worker_pb2.AttachResponse]
 EngineContext = grpc.aio.ServicerContext[worker_pb2.GetEngineRequest, worker_pb2.GetEngineResponse]
+SwapContext = grpc.aio.ServicerContext[worker_pb2.SwapDrafterRequest, worker_pb2.SwapDrafterResponse]
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
@@ -93,6 +94,15 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
         self, request: worker_pb2.GetEngineRequest, context: EngineContext
     ) -> worker_pb2.GetEngineResponse:
         return wire.engine_to_wire(self._engine.info, self._engine.counters)
+
+    async def SwapDrafter(  # noqa: N802
+        self, request: worker_pb2.SwapDrafterRequest, context: SwapContext
+    ) -> worker_pb2.SwapDrafterResponse:
+        try:
+            await asyncio.to_thread(self._engine.swap_drafter, request.checkpoint)
+        except OutriderError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return worker_pb2.SwapDrafterResponse()
 
     async def Attach(  # noqa: N802
         self, request_iterator: AsyncIterator[worker_pb2.AttachRequest], context: AttachContext

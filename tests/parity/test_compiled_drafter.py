@@ -220,7 +220,7 @@ def test_a_cut_heads_drafts_are_the_full_heads_masked_to_it(cut: int, tmp_path: 
     """With every transform: what is cut off has neither mass nor rank."""
     for seed in (2, 6, 7):
         twins = drawn_twins(tmp_path / str(seed), seed, cut=cut, threads=1 + seed % 2)
-        reference = twins.torchs._modules
+        reference = twins.torchs.module
         assert isinstance(reference, Masked)
 
         drafts = [token for some in run_rounds(twins, seed) for token in some]

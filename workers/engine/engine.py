@@ -9,18 +9,19 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from outrider.workers.engine.handle import Deliver, EngineInfo
-from outrider.workers.engine.inbox import Cancel, Inbox, Message, Stop, Submit
+from outrider.workers.engine.inbox import Call, Cancel, Inbox, Message, Stop, Submit
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
 from outrider.workers.engine.request import EngineCounters, Request
 from outrider.workers.engine.round import Round
 from outrider.workers.engine.scheduler import Scheduler
 from outrider.workers.engine.subscribers import Subscribers
 from outrider.workers.engine.warm_up import warm_up_request
-from outrider.workers.errors import EngineStoppedError
+from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Draft, Drafter
 
@@ -45,11 +46,20 @@ class Engine:
     """Implements EngineHandle for one replica. `run` belongs to one thread; the other methods are thread-safe."""
 
     def __init__(
-        self, *, info: EngineInfo, scheduler: Scheduler, pipeline: Pipeline, drafter: Drafter | None, depth: DepthPolicy
+        self,
+        *,
+        info: EngineInfo,
+        scheduler: Scheduler,
+        pipeline: Pipeline,
+        drafter: Drafter | None,
+        depth: DepthPolicy,
+        load_module: Callable[[str], Callable[[], None]] | None = None,
     ) -> None:
+        """`load_module` reads a checkpoint's MTP module, and returns what puts it in the place of the drafter's."""
         self.info = info
         self.times = RoundTimes()
         self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
+        self._load_module = load_module
         self._inbox = Inbox()
         self._subscribers = Subscribers()
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
@@ -72,6 +82,17 @@ class Engine:
     def stop(self, reason: str) -> None:
         """Makes `run` return after the rounds in flight; unfinished requests end with `reason`."""
         self._inbox.put(Stop(reason))
+
+    def swap_drafter(self, checkpoint: str) -> None:
+        """See EngineHandle. The module is read in the caller's thread; rounds wait for its putting in place only."""
+        if self._load_module is None:
+            raise OutriderError("this engine does not draft with an MTP module: there is none to swap")
+        call = Call(self._load_module(checkpoint), Future())
+        with self._door:
+            if self._ended:
+                raise EngineStoppedError(self._ended)
+            self._inbox.put(call)
+        call.done.result()
 
     @property
     def counters(self) -> EngineCounters:
@@ -123,6 +144,8 @@ class Engine:
                 self._subscribers.deliver(self._scheduler.cancel(request_id, index))
             case Stop(reason):
                 self._stop_reason = reason
+            case Call():
+                message.run()
 
     def _start_round(self) -> bool:
         if not self._free_lanes:
@@ -173,4 +196,6 @@ class Engine:
         for message in self._inbox.take(sleep=False):
             if isinstance(message, Submit):
                 self._subscribers.add(message.request, message.deliver)
+            elif isinstance(message, Call):
+                message.done.set_exception(EngineStoppedError(reason))
         self._subscribers.end_all(reason)

@@ -1,6 +1,8 @@
 """Messages to the engine's thread."""
 
 import queue
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from outrider.workers.engine.handle import Deliver
@@ -24,7 +26,23 @@ class Stop:
     reason: str
 
 
-Message = Submit | Cancel | Stop
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Something to do between two rounds."""
+
+    action: Callable[[], None]
+    done: Future[None]
+
+    def run(self) -> None:
+        try:
+            self.action()
+        except Exception as error:  # whoever asked for it is told
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
+
+
+Message = Submit | Cancel | Stop | Call
 
 
 class Inbox:

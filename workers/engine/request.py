@@ -12,7 +12,6 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
-    ERROR = "error"  # its grammar became too complex to follow: the text may not conform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +26,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:
-    """Log-probabilities at one token: the chosen token first, then the likeliest, by descending value.
+    """Log-probabilities at one generated token: the chosen token first, then the likeliest, by descending value.
 
     `ranks` are 1-based places in the raw distribution.
     """
@@ -51,7 +50,6 @@ class SequenceChunk:
     stop_token_id: int | None = None  # the token that ended it, when one did (end-of-sequence included)
     error: str = ""  # set: the whole request failed, and this is its last chunk
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; set in a sequence's first chunk
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up; in the first chunk of output 0
 
 
 @dataclass(slots=True)
@@ -64,7 +62,6 @@ class EngineCounters:
     kv_cache_usage: float = 0.0  # 0..1
     drafted: int = 0
     accepted: int = 0
-    generated_tokens: int = 0
     prefix_queries: int = 0  # tokens looked up
     prefix_hits: int = 0  # tokens found
     drafts: int = 0  # draft sequences verified (rounds with at least one draft)

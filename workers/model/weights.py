@@ -5,6 +5,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,40 @@ class Checkpoint:
                 f"checkpoint {self.path} has no tensor {name}: it is incomplete, or not as config.json says"
             )
         return self._files[name]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor's bytes are in its file, and how they are to be read."""
+
+    file: str
+    dtype: str  # as safetensors says it: F32, BF16, F8_E4M3, ..
+    shape: tuple[int, ...]
+    first: int  # byte of the file
+    end: int
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint in directory `path`, by name, scales included."""
+    files = _locate(path)
+    headers = {file: _header(path / file) for file in set(files.values())}
+    starts = {file: 8 + _header_length(path / file) for file in headers}
+    found = {}
+    for name, file in files.items():
+        entry, start = headers[file][name], starts[file]
+        first, end = entry["data_offsets"]
+        found[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), start + first, start + end)
+    return found
+
+
+def has_weights(path: Path) -> bool:
+    """Whether directory `path` has weights, and not a config.json alone."""
+    return (path / INDEX_FILE).is_file() or (path / SINGLE_FILE).is_file()
+
+
+def _header_length(file: Path) -> int:
+    with file.open("rb") as stream:
+        return int(struct.unpack("<Q", stream.read(8))[0])
 
 
 def _locate(path: Path) -> dict[str, str]:

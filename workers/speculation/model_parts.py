@@ -24,14 +24,7 @@ class Head(Protocol):
     def draw_with_leads(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[IntArray, FloatArray]:
-        """As `draw`, but in place of the logits by how much each token's score leads over the next best, [n].
-
-        For drafting: what later drafts are drawn by takes these tokens for said.
-        """
-        ...
-
-    def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
-        """Logits [n, vocab] in float32 of rows `rows` [n] of `hidden`."""
+        """As `draw`, but in place of the logits by how much each token's score leads over the next best, [n]."""
         ...
 
 
@@ -40,4 +33,15 @@ class DraftModel(Protocol):
 
     def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
         """Feeds all `pairs`; then, after the last pair of entry `going[n]` of them, drafts `depths[n]` tokens."""
+        ...
+
+
+class ModuleDraftModel(DraftModel, Protocol):
+    """The MTP module, which another one may replace."""
+
+    @property
+    def module(self) -> object: ...
+
+    def use(self, module: object) -> None:
+        """Drafts with another module from now on; it has this one's cache. For the engine's thread, between rounds."""
         ...

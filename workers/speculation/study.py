@@ -54,7 +54,7 @@ class StudyDraftModel(TorchDraftModel):
 
     def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> tuple[IntArray, list[float]]:
         rows = self._starts.rows(sequence_ids, positions)
-        scores = transform(self._modules.logits(state), rows)
+        scores = transform(self.module.logits(state), rows)
         tokens = []
         for sequence_id, row, own in zip(sequence_ids.tolist(), rows, scores, strict=True):
             block = self._blocks.setdefault(sequence_id, Block(row.position))

@@ -33,24 +33,22 @@ class TorchHead:
     ) -> tuple[IntArray, FloatArray]:
         logits = self._stage.logits(hidden[torch.from_numpy(rows)])
         tokens, leads = sample_with_leads(logits, self._starts.rows(sequence_ids, positions))
-        drawn = ints(tokens.cpu().numpy())
-        self._starts.write_each(sequence_ids, positions, drawn)
-        return drawn, leads.cpu().numpy()
-
-    @torch.inference_mode()
-    def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
-        return self._stage.logits(hidden[torch.from_numpy(rows)])
+        return ints(tokens.cpu().numpy()), leads.cpu().numpy()
 
 
 class TorchDraftModel:
     """Implements DraftModel by recursion, step by step."""
 
     def __init__(self, modules: MtpModules, starts: SequenceStarts) -> None:
-        self._modules, self._starts = modules, starts
+        self.module, self._starts = modules, starts
+
+    def use(self, module: object) -> None:
+        assert isinstance(module, MtpModules), "a module of the stage that runs"
+        self.module = module
 
     @torch.inference_mode()
     def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
-        state = self._modules.run(pair_rows(pairs), pairs.hidden)
+        state = self.module.run(pair_rows(pairs), pairs.hidden)
         drafts: list[list[Draft]] = [[] for _ in depths]
         live, last = np.arange(len(depths)), pairs.last_rows[going]
         state, positions = state[torch.from_numpy(last)], pairs.positions[last]
@@ -59,17 +57,16 @@ class TorchDraftModel:
             tokens, leads = self._draw(state, pairs.sequence_ids[going[live]], positions + 2)
             for n, token, lead in zip(live.tolist(), tokens.tolist(), leads, strict=True):
                 drafts[n].append(Draft(token, lead))
-            self._starts.write_each(pairs.sequence_ids[going[live]], positions + 2, tokens)
             deeper = np.flatnonzero(depths[live] > step)
             if not len(deeper):
                 break
             live, positions = live[deeper], positions[deeper] + 1
             state = state[torch.from_numpy(deeper)]
-            state = self._modules.run(one_each(pairs, going[live], tokens[deeper], positions), state)
+            state = self.module.run(one_each(pairs, going[live], tokens[deeper], positions), state)
         return drafts
 
     def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> tuple[IntArray, list[float]]:
-        tokens, leads = sample_with_leads(self._modules.logits(state), self._starts.rows(sequence_ids, positions))
+        tokens, leads = sample_with_leads(self.module.logits(state), self._starts.rows(sequence_ids, positions))
         return ints(tokens.cpu().numpy()), leads.tolist()
 
 

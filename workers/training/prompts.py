@@ -43,14 +43,15 @@ def choose(documents: list[dict[str, str]], tokenizer: Tokenizer, kind: str, cou
 
 def main() -> None:
     """Writes {"code": [...], "prose": [...]} to --out."""
-    parser = argparse.ArgumentParser(description="Cut benchmark prompts from held-out text.")
+    parser = argparse.ArgumentParser(description="Cut prompts from the corpus: from held-out text, for benchmarks.")
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--count", type=int, default=40, help="of each kind")
+    parser.add_argument("--split", choices=["heldout", "train"], default="heldout", help="train: to distil from")
     arguments = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(arguments.tokenizer / "tokenizer.json"))
-    documents = [json.loads(line) for line in (arguments.corpus / "heldout.jsonl").read_text().splitlines()]
+    documents = [json.loads(line) for line in (arguments.corpus / f"{arguments.split}.jsonl").read_text().splitlines()]
     chosen = {kind: choose(documents, tokenizer, kind, arguments.count) for kind in _STARTS}
     arguments.out.write_text(json.dumps(chosen, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

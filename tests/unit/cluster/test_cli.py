@@ -49,6 +49,10 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (("gateway", "--controller", "h:1", "--max-live-requests", "0"), "max_live_requests"),
         (("--log-level", "loud", "status"), "--log-level"),
         (("demo", "--prompts", "0"), "--prompts"),
+        (("distill", "--zero-stage", "4", "--only", "train"), "zero_stage"),
+        (("distill", "--set", "dept=3", "--only", "train"), "dept"),
+        (("distill", "--engine", "port=3"), "port"),
+        (("distill",), "prompts"),
         (("explode",), "explode"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
@@ -72,6 +76,7 @@ def test_bad_usage_is_one_line_and_status_2(
         (("generate", "x", "--address", "127.0.0.1:1"), "127.0.0.1:1"),
         (("status", "--address", "127.0.0.1:1"), "127.0.0.1:1"),
         (("demo", "--json", "/nowhere/demo.json"), "/nowhere/demo.json"),
+        (("distill", "--dry-run", "--model", "nowhere"), "unknown model 'nowhere'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
 )

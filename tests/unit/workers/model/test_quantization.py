@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from outrider.workers.model.quantization import dequantize
+from outrider.workers.model.quantization import dequantize, quantize
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 6), (5, 7), (1, 13)])
@@ -24,3 +24,21 @@ def test_rows_from_the_middle_of_a_weight_keep_their_blocks(first: int) -> None:
     assert torch.equal(
         dequantize(values[first:], scales, (4, 4), first_row=first), dequantize(values, scales, (4, 4))[first:]
     )
+
+
+def test_quantising_and_back_loses_no_more_than_e4m3_does_and_fills_its_range() -> None:
+    values = torch.randn(37, 50, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 50)
+
+    packed, scales = quantize(values, (16, 16))
+
+    assert (packed.shape, scales.shape) == ((37, 50), (3, 4))
+    back = dequantize(packed, scales, (16, 16))
+    largest = scales.repeat_interleave(16, 0).repeat_interleave(16, 1)[:37, :50] * 448
+    assert ((back - values).abs() <= torch.maximum(values.abs() / 16, largest / 448 / 512) * 1.001).all()
+    assert packed.float().abs().max() == 448
+
+
+def test_a_block_of_zeros_stays_zero() -> None:
+    packed, scales = quantize(torch.zeros(16, 16), (16, 16))
+
+    assert torch.equal(dequantize(packed, scales, (16, 16)), torch.zeros(16, 16))
