@@ -218,6 +218,26 @@ def token(
 
 
 @app.command()
+def top(
+    context: typer.Context,
+    address: o.Address = "127.0.0.1:50051",
+    interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between two looks.")] = 1.0,
+    looks: Annotated[int | None, typer.Option(min=1, help="How often to look; without it, until interrupted.")] = None,
+    token_file: o.TokenFile = None,
+    tls: o.Tls = False,
+    tls_ca: o.TlsCa = None,
+    tls_cert: o.ClientCert = None,
+    tls_key: o.ClientKey = None,
+    tls_server_name: o.ServerName = None,
+) -> None:
+    """Watch each replica's speed, and what speculation does for it."""
+    from outrider.cluster.cli_connection import connection
+    from outrider.cluster.cli_top import run_top
+
+    run_top(connection(context.params), interval_s=interval_s, looks=looks)
+
+
+@app.command()
 def demo(
     context: typer.Context,
     json_file: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = Path("demo.json"),

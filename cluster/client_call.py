@@ -32,6 +32,7 @@ from outrider.cluster.generation import (
     TokenPrompt,
 )
 from outrider.workers.errors import OutriderError, OverloadedError
+from outrider.workers.outputs import Logprob
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import Usage
 
@@ -109,6 +110,7 @@ class Collector:
         self._accepted: Accepted | None = None
         self._outputs = [Completion() for _ in range(outputs)]
         self._usage: Usage | None = None
+        self._prompt_logprobs: list[dict[int, Logprob]] = []
 
     def add(self, event: Event) -> None:
         match event:
@@ -118,7 +120,9 @@ class Collector:
                 output = self._outputs[event.index]
                 output.token_ids.extend(event.token_ids)
                 output.text += event.text
+                output.reasoning += event.reasoning
                 output.logprobs.extend(event.logprobs)
+                self._prompt_logprobs.extend(event.prompt_logprobs)
             case Finished():
                 output = self._outputs[event.index]
                 output.finish_reason, output.stop_reason = event.reason.value, event.stop_reason
@@ -137,6 +141,7 @@ class Collector:
             fingerprint=self._accepted.fingerprint,
             outputs=self._outputs,
             usage=self._usage,
+            prompt_logprobs=self._prompt_logprobs,
         )
 
 

@@ -114,6 +114,7 @@ def replica_status(replica: Replica) -> cluster_pb2.ReplicaStatus:
             rounds=counters.rounds,
             kv_cache_usage=counters.kv_cache_usage,
             drafted=counters.drafted,
+            generated_tokens=counters.generated_tokens,
             accepted=counters.accepted,
         ),
     )

@@ -62,9 +62,11 @@ class Output:
     index: int
     token_ids: tuple[int, ...] = ()
     text: str = ""
+    reasoning: str = ""  # what comes before </think>, where that is to be given apart
     drafted: int = 0  # drafts verified in the rounds of this delta, if speculation_detail was asked for
     accepted: int = 0
     logprobs: tuple[dict[int, Logprob], ...] = ()  # one per token, by token id; the chosen token comes first
+    prompt_logprobs: tuple[dict[int, Logprob], ...] = ()  # of prompt tokens 1 and up, with the first of output 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,8 @@ class Completion:
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
-    finish_reason: str = ""  # "stop", "length" or "cancelled"
+    reasoning: str = ""
+    finish_reason: str = ""  # "stop", "length", "cancelled" or "error"
     stop_reason: int | str | None = None
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
 
@@ -108,6 +111,7 @@ class Generation:
     fingerprint: str
     outputs: list[Completion]
     usage: Usage
+    prompt_logprobs: list[dict[int, Logprob]] = field(default_factory=list)  # of prompt tokens 1 and up, if asked for
 
     @property
     def token_ids(self) -> list[int]:
@@ -116,6 +120,10 @@ class Generation:
     @property
     def text(self) -> str:
         return self.outputs[0].text
+
+    @property
+    def reasoning(self) -> str:
+        return self.outputs[0].reasoning
 
     @property
     def finish_reason(self) -> str:

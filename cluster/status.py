@@ -30,6 +30,7 @@ class EngineStatus:
     kv_cache_usage: float  # 0..1
     drafted: int
     accepted: int
+    generated_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,7 @@ def _replica_from_wire(replica: cluster_pb2.ReplicaStatus) -> ReplicaStatus:
             kv_cache_usage=replica.engine.kv_cache_usage,
             drafted=replica.engine.drafted,
             accepted=replica.engine.accepted,
+            generated_tokens=replica.engine.generated_tokens,
         ),
     )
 

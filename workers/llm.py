@@ -15,10 +15,11 @@ from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
 from outrider.workers.engine.request import Request, SequenceChunk
 from outrider.workers.errors import EngineStoppedError
 from outrider.workers.hosts import EngineHost, start_engine
-from outrider.workers.outputs import OutputCollector, RequestOutput
+from outrider.workers.outputs import OutputCollector, RequestOutput, logprobs_by_token
 from outrider.workers.rank import RankStatus
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler
+from outrider.workers.text.edge import settled
 from outrider.workers.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -162,9 +163,11 @@ class LLM:
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         number = next(self._numbers)
+        token_ids = tuple(self._encode(prompt))
+        params = settled(params, self.tokenizer, token_ids)
         request = Request(
             request_id=f"llm-{number}",
-            prompt_token_ids=tuple(self._encode(prompt)),
+            prompt_token_ids=token_ids,
             params=params,
             seed=params.seed if params.seed is not None else _derived_seed(self._seed, number),
         )
@@ -227,6 +230,7 @@ class _Collected:
 
     def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer | None) -> None:
         self.request = request
+        self._tokenizer = tokenizer
         self._assembler = RequestAssembler(tokenizer, request.params, len(request.prompt_token_ids))
         wants_logprobs = request.params.logprobs is not None
         self._collectors = [
@@ -236,6 +240,7 @@ class _Collected:
             prompt=prompt,
             prompt_token_ids=list(request.prompt_token_ids),
             outputs=[collector.output for collector in self._collectors],
+            prompt_logprobs=None if request.params.prompt_logprobs is None else [None],
         )
 
     @property
@@ -247,6 +252,8 @@ class _Collected:
             raise EngineStoppedError(chunk.error)
         delta = self._assembler.add(chunk)
         self._collectors[chunk.index].add(delta)
+        if self.result.prompt_logprobs is not None:
+            self.result.prompt_logprobs += logprobs_by_token(delta.prompt_logprobs, self._tokenizer)
         self.result.num_cached_tokens = self._assembler.usage.cached_tokens
         return delta
 

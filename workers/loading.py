@@ -32,6 +32,7 @@ from outrider.workers.sampling_params import DRAFT_MODEL, MTP
 from outrider.workers.service import LeaderDoor
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Drafter
+from outrider.workers.speculation.grammar import Grammars
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class _Loader:
         self._dtype = _dtype(self._config, self._device)
         self._kernels = kernels_in_force(self._config, self._device, self._dtype)
         self._max_model_len = _max_model_len(self._config, self._model)
-        self._starts = SequenceStarts(self._model.eos_token_ids)
+        grammars = Grammars(path, self._model.vocab_size, self._model.eos_token_ids)
+        self._starts = SequenceStarts(self._model.eos_token_ids, grammars)
         self._has_mtp = self._checkpoint.has_mtp(self._model)
         self._speculation = speculation_in_force(self._config, self._has_mtp)
         self._drafters = drafters_in_force(self._config, self._has_mtp)

@@ -26,6 +26,7 @@ class SpeculationSummary:
     accepted: int
     accepted_per_position: list[int]
     drafted_per_position: list[int]  # element j: rounds that verified at least j+1 drafts
+    rounds_per_depth: list[int]  # element d: rounds that verified d drafts
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,7 +37,8 @@ class CompletionOutput:
     seed: int
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
-    finish_reason: str | None = None  # "stop", "length" or "cancelled"
+    reasoning: str = ""  # with SamplingParams.reasoning: what came before </think>
+    finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
     stop_reason: int | str | None = None
     logprobs: list[dict[int, Logprob]] | None = None
     speculation: SpeculationSummary | None = None
@@ -50,6 +52,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # None for the first token: nothing is before it
 
 
 class OutputCollector:
@@ -64,6 +67,7 @@ class OutputCollector:
         output = self.output
         output.token_ids.extend(delta.token_ids)
         output.text += delta.text
+        output.reasoning += delta.reasoning
         if output.logprobs is not None:
             output.logprobs.extend(logprobs_by_token(delta.logprobs, self._tokenizer))
         if delta.token_ids:
@@ -80,6 +84,7 @@ class OutputCollector:
             accepted=usage.accepted,
             accepted_per_position=list(usage.accepted_per_position),
             drafted_per_position=list(usage.drafted_per_position),
+            rounds_per_depth=list(usage.rounds_per_depth),
         )
 
 

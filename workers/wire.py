@@ -49,17 +49,19 @@ def _chunk_to_wire(request_id: str, chunk: SequenceChunk) -> worker_pb2.Sequence
         request_id=request_id,
         index=chunk.index,
         token_ids=chunk.token_ids,
-        logprobs=[
-            worker_pb2.ChunkLogprobs(token_ids=entry.token_ids, logprobs=entry.logprobs, ranks=entry.ranks)
-            for entry in chunk.logprobs
-        ],
+        logprobs=map(_logprobs_to_wire, chunk.logprobs),
         drafted=chunk.drafted,
         accepted=chunk.accepted,
         finish_reason="" if chunk.finish_reason is None else chunk.finish_reason.value,
         stop_token_id=chunk.stop_token_id,
         error=chunk.error,
         cached_tokens=chunk.cached_tokens,
+        prompt_logprobs=map(_logprobs_to_wire, chunk.prompt_logprobs),
     )
+
+
+def _logprobs_to_wire(entry: TokenLogprobs) -> worker_pb2.ChunkLogprobs:
+    return worker_pb2.ChunkLogprobs(token_ids=entry.token_ids, logprobs=entry.logprobs, ranks=entry.ranks)
 
 
 def chunk_from_wire(chunk: worker_pb2.SequenceChunk, request_id: str) -> SequenceChunk:
@@ -68,17 +70,19 @@ def chunk_from_wire(chunk: worker_pb2.SequenceChunk, request_id: str) -> Sequenc
         request_id=request_id,
         index=chunk.index,
         token_ids=tuple(chunk.token_ids),
-        logprobs=tuple(
-            TokenLogprobs(token_ids=tuple(e.token_ids), logprobs=tuple(e.logprobs), ranks=tuple(e.ranks))
-            for e in chunk.logprobs
-        ),
+        logprobs=tuple(map(_logprobs_from_wire, chunk.logprobs)),
         drafted=chunk.drafted,
         accepted=chunk.accepted,
         finish_reason=FinishReason(chunk.finish_reason) if chunk.finish_reason else None,
         stop_token_id=chunk.stop_token_id if chunk.HasField("stop_token_id") else None,
         error=chunk.error,
         cached_tokens=chunk.cached_tokens,
+        prompt_logprobs=tuple(map(_logprobs_from_wire, chunk.prompt_logprobs)),
     )
+
+
+def _logprobs_from_wire(entry: worker_pb2.ChunkLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(token_ids=tuple(entry.token_ids), logprobs=tuple(entry.logprobs), ranks=tuple(entry.ranks))
 
 
 def engine_to_wire(info: EngineInfo, counters: EngineCounters) -> worker_pb2.GetEngineResponse:

@@ -1,11 +1,14 @@
 """Turns what a client sent into token ids, with the served checkpoint's own tokenizer."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 from outrider.cluster.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from outrider.workers.errors import CheckpointError
+from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.text.edge import settled
 from outrider.workers.text.tokenizer import Tokenizer
 
 _THREAD_FROM_CHARACTERS = 2_000  # shorter texts take less time to encode than to hand to a thread
@@ -40,6 +43,12 @@ class PromptEncoder:
                 tokenizer = self._tokenizer("messages")
                 turns = [{"role": message.role, "content": message.content} for message in messages]
                 return tuple(await asyncio.to_thread(tokenizer.encode_chat, turns))
+
+    async def settle(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> SamplingParams:
+        """The parameters that the engine gets. ValueError names what cannot be settled."""
+        if params.structured_outputs is None:
+            return settled(params, self.tokenizer, prompt_token_ids)
+        return await asyncio.to_thread(settled, params, self.tokenizer, prompt_token_ids)  # a grammar takes its time
 
     def _tokenizer(self, name: str) -> Tokenizer:
         if self.tokenizer is None:

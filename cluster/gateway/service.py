@@ -119,12 +119,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """A checked request with its place in the queue, and the replica it goes to."""
         token_ids = await encoder.encode(call.prompt)
         self._limits.check_prompt(len(token_ids), prompt_name(call.prompt))
+        params = await encoder.settle(call.params, token_ids)
         replica = self._fleet.choose()
         has_tokenizer = encoder.tokenizer is not None
-        replica.info.check(token_ids, call.params, has_tokenizer=has_tokenizer, prompt_name=prompt_name(call.prompt))
+        replica.info.check(token_ids, params, has_tokenizer=has_tokenizer, prompt_name=prompt_name(call.prompt))
         ticket.queue(len(token_ids))
         seed = call.params.seed if call.params.seed is not None else secrets.randbits(63)
-        request = Request(request_id=ticket.request_id, prompt_token_ids=token_ids, params=call.params, seed=seed)
+        request = Request(request_id=ticket.request_id, prompt_token_ids=token_ids, params=params, seed=seed)
         return RequestStream(call, request, replica, encoder.tokenizer)
 
     async def _relay(self, stream: RequestStream, accepted: Accepted, ticket: Ticket, context: GenerateContext) -> None:

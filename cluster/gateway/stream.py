@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output
@@ -10,6 +10,8 @@ from outrider.workers.engine.request import Request, SequenceChunk
 from outrider.workers.outputs import logprobs_by_token
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage
 from outrider.workers.text.tokenizer import Tokenizer
+
+_PROMPT_LOGPROBS_AT_ONCE = 512
 
 
 class RequestStream:
@@ -81,16 +83,18 @@ class RequestStream:
     def _events_of(self, index: int, deltas: Iterable[OutputDelta]) -> list[Event]:
         """One output's deltas as one event, and its end as another."""
         own = [delta for delta in deltas if delta.index == index]
-        events: list[Event] = []
+        events: list[Event] = [*self._prompt_events(index, own)]
         token_ids = tuple(token_id for delta in own for token_id in delta.token_ids)
         text = "".join(delta.text for delta in own)
-        if token_ids or text:
+        reasoning = "".join(delta.reasoning for delta in own)
+        if token_ids or text or reasoning:
             logprobs = [entry for delta in own for entry in delta.logprobs]
             events.append(
                 Output(
                     index=index,
                     token_ids=token_ids,
                     text=text,
+                    reasoning=reasoning,
                     drafted=sum(delta.drafted for delta in own) if self._detail else 0,
                     accepted=sum(delta.accepted for delta in own) if self._detail else 0,
                     logprobs=tuple(logprobs_by_token(logprobs, self._tokenizer)),
@@ -102,6 +106,13 @@ class RequestStream:
             if delta.finish_reason is not None
         ]
         return events
+
+    def _prompt_events(self, index: int, own: Iterable[OutputDelta]) -> Iterator[Output]:
+        """Log-probabilities of the prompt, in messages of bounded size."""
+        entries = [entry for delta in own for entry in delta.prompt_logprobs]
+        for first in range(0, len(entries), _PROMPT_LOGPROBS_AT_ONCE):
+            some = logprobs_by_token(entries[first : first + _PROMPT_LOGPROBS_AT_ONCE], self._tokenizer)
+            yield Output(index=index, prompt_logprobs=tuple(some))
 
     async def _explain(self, error: str) -> str:
         return await self.replica.why(error) if self._client.broken.is_set() else error

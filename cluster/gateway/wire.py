@@ -10,16 +10,19 @@ from outrider.proto import inference_pb2 as pb
 from outrider.workers.engine.request import FinishReason
 from outrider.workers.outputs import Logprob
 from outrider.workers.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
+from outrider.workers.structured_outputs import StructuredOutputsParams
 from outrider.workers.text.assembler import Usage
 
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", *_PENALTIES, "seed")
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos", "include_stop_str_in_output")
+_RESPONSE = ("logprobs", "skip_special_tokens", "prompt_logprobs", "reasoning")
 _ACCEPTED = ("request_id", "seed", "prompt_tokens", "fingerprint")
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    FinishReason.ERROR: pb.FINISH_REASON_ERROR,
 }
 _REASONS_BACK = {code: reason for reason, code in _REASONS.items()}
 
@@ -31,15 +34,27 @@ def call_to_wire(call: g.GenerateCall) -> pb.GenerateRequest:
     _fill(request, call, ("request_id",))
     _prompt_to_wire(call.prompt, request)
     _fill(request.sampling, params, _SAMPLING)
-    request.sampling.logit_bias.update(params.logit_bias or {})
+    with _naming("logit_bias"):
+        request.sampling.logit_bias.update(params.logit_bias or {})
     _fill(request.stopping, params, _STOPPING)
-    for name, values in (("stop", params.stop_strings), ("stop_token_ids", params.stop_token_ids or ())):
+    for message, name, values in (
+        (request.stopping, "stop", params.stop_strings),
+        (request.stopping, "stop_token_ids", params.stop_token_ids),
+        (request.sampling, "allowed_token_ids", params.allowed_token_ids),
+        (request.sampling, "bad_words", params.bad_words),
+    ):
         with _naming(name):
-            getattr(request.stopping, name).extend(values)
-    _fill(request.response, params, ("logprobs", "skip_special_tokens"))
+            getattr(message, name).extend(values or ())
+    with _naming("bad_words_token_ids"):
+        words = params.bad_words_token_ids or ()
+        request.sampling.bad_words_token_ids.extend(pb.TokenIds(ids=word) for word in words)
+    _fill(request.response, params, _RESPONSE)
     _fill(request.response, call, ("speculation_detail",))
     _speculation_to_wire(params.speculation, request.speculation)
     _fill(request.speculation, params, ("drafter",))
+    if params.structured_outputs is not None:
+        with _naming("structured_outputs"):
+            _structured_to_wire(params.structured_outputs, request.structured_output)
     request.num_sequences = params.n
     return request
 
@@ -66,11 +81,14 @@ def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
     prompt = _prompt_from_wire(request)
     given: dict[str, Any] = {"max_tokens": None}
     given |= _present(request.sampling, _SAMPLING) | _present(request.stopping, _STOPPING)
-    given |= _present(request.response, ("logprobs", "skip_special_tokens"))
+    given |= _present(request.response, _RESPONSE)
     if request.sampling.logit_bias:
         given["logit_bias"] = dict(request.sampling.logit_bias)
-    given["stop"] = tuple(request.stopping.stop) or None
-    given["stop_token_ids"] = tuple(request.stopping.stop_token_ids) or None
+    given |= {name: tuple(getattr(request.stopping, name)) or None for name in ("stop", "stop_token_ids")}
+    given |= {name: list(getattr(request.sampling, name)) or None for name in ("allowed_token_ids", "bad_words")}
+    given["bad_words_token_ids"] = [list(word.ids) for word in request.sampling.bad_words_token_ids] or None
+    if request.HasField("structured_output"):
+        given["structured_outputs"] = _structured_from_wire(request.structured_output)
     given["speculation"] = _speculation_from_wire(request.speculation)
     given |= _present(request.speculation, ("drafter",))
     if request.HasField("num_sequences"):
@@ -84,7 +102,7 @@ def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
 
 
 def _refuse_what_is_not_built(request: pb.GenerateRequest) -> None:
-    for message, name in ((request, "structured_output"), (request, "resume")):
+    for message, name in ((request, "resume"),):
         if message.HasField(name):
             raise ValueError(f"{name} is not supported yet: leave it out")
 
@@ -157,6 +175,26 @@ def _speculation_from_wire(options: pb.SpeculationOptions) -> str | int | None:
     return modes[options.mode]
 
 
+def _structured_to_wire(params: StructuredOutputsParams, message: pb.StructuredOutput) -> None:
+    if params.json is not None:
+        message.json_schema = params.source
+    elif params.choice is not None:
+        message.choice.choices.extend(params.choice)
+    elif params.json_object:
+        message.json_object = True
+    _fill(message, params, ("regex", "grammar", "disable_any_whitespace", "whitespace_pattern"))
+
+
+def _structured_from_wire(message: pb.StructuredOutput) -> StructuredOutputsParams:
+    which = message.WhichOneof("constraint")
+    value = list(message.choice.choices) if which == "choice" else getattr(message, which) if which else None
+    constraint: dict[str, Any] = {} if which is None else {"json" if which == "json_schema" else which: value}
+    pattern = message.whitespace_pattern if message.HasField("whitespace_pattern") else None
+    return StructuredOutputsParams(
+        **constraint, disable_any_whitespace=message.disable_any_whitespace, whitespace_pattern=pattern
+    )
+
+
 def event_to_wire(event: g.Event) -> pb.GenerateResponse:
     match event:
         case g.Accepted():
@@ -189,17 +227,20 @@ def _output_to_wire(output: g.Output) -> pb.Output:
         index=output.index,
         token_ids=output.token_ids,
         text=output.text,
+        reasoning=output.reasoning,
         drafted=output.drafted,
         accepted=output.accepted,
-        logprobs=[
-            pb.TokenLogprobs(
-                entries=[
-                    pb.Logprob(token_id=n, logprob=one.logprob, rank=one.rank, decoded_token=one.decoded_token)
-                    for n, one in entry.items()
-                ]
-            )
-            for entry in output.logprobs
-        ],
+        logprobs=map(_logprobs_to_wire, output.logprobs),
+        prompt_logprobs=map(_logprobs_to_wire, output.prompt_logprobs),
+    )
+
+
+def _logprobs_to_wire(entry: Mapping[int, Logprob]) -> pb.TokenLogprobs:
+    return pb.TokenLogprobs(
+        entries=[
+            pb.Logprob(token_id=n, logprob=one.logprob, rank=one.rank, decoded_token=one.decoded_token)
+            for n, one in entry.items()
+        ]
     )
 
 
@@ -208,13 +249,16 @@ def _output_from_wire(output: pb.Output) -> g.Output:
         index=output.index,
         token_ids=tuple(output.token_ids),
         text=output.text,
+        reasoning=output.reasoning,
         drafted=output.drafted,
         accepted=output.accepted,
-        logprobs=tuple(
-            {e.token_id: Logprob(logprob=e.logprob, rank=e.rank, decoded_token=e.decoded_token) for e in entry.entries}
-            for entry in output.logprobs
-        ),
+        logprobs=tuple(map(_logprobs_from_wire, output.logprobs)),
+        prompt_logprobs=tuple(map(_logprobs_from_wire, output.prompt_logprobs)),
     )
+
+
+def _logprobs_from_wire(entry: pb.TokenLogprobs) -> dict[int, Logprob]:
+    return {e.token_id: Logprob(logprob=e.logprob, rank=e.rank, decoded_token=e.decoded_token) for e in entry.entries}
 
 
 def _finished_to_wire(finished: g.Finished) -> pb.Finished:
@@ -239,7 +283,7 @@ def _finished_from_wire(finished: pb.Finished) -> g.Finished:
 
 
 _USAGE_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "rounds", "drafted", "accepted")
-_USAGE_LISTS = ("accepted_per_position", "drafted_per_position")
+_USAGE_LISTS = ("accepted_per_position", "drafted_per_position", "rounds_per_depth")
 
 
 def _usage_to_wire(usage: Usage) -> pb.Usage:

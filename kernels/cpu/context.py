@@ -4,6 +4,8 @@ Reference: the torch path (workers/model, workers/speculation/sampling), which t
 """
 
 import ctypes
+from collections.abc import Callable
+from ctypes import c_double, c_int64, c_uint64, c_void_p
 from typing import Any
 
 import numpy as np
@@ -15,21 +17,11 @@ from outrider.kernels.cpu import library
 from outrider.kernels.cpu.library import Going, Linear, Module, Rows, Shape, Stage
 
 IntArray = NDArray[np.int64]
+Allowing = Callable[[int, int], NDArray[np.uint32] | None]  # a mask of tokens for (sequence, draft); None: all
 
-# One row to draw, as src/sampling.h has it.
-DRAW = np.dtype(
-    [
-        ("sequence_key", np.uint64),
-        ("position", np.int64),
-        ("temperature", np.float64),
-        ("min_p", np.float64),
-        ("top_p", np.float64),
-        ("top_k", np.int64),
-        ("ruled_out", np.uint64),
-        ("ruled_out_count", np.int64),
-        ("ruled_out_until", np.int64),
-    ]
-)
+# One row to draw, as src/rules.h has it.
+_NUMPY_KINDS = {c_uint64: np.uint64, c_int64: np.int64, c_double: np.float64, c_void_p: np.uint64}
+DRAW = np.dtype([(name, _NUMPY_KINDS[kind]) for name, kind in library.Draw._fields_])  # all of 8 bytes
 _SPINS = 2000  # pauses, some 40 microseconds: between the calls of one round, but not while Python works
 
 
@@ -107,11 +99,13 @@ class Context:
         last_pairs: IntArray,
         depths: IntArray,
         draws: NDArray[Any],
+        allowed: Allowing | None = None,
     ) -> tuple[IntArray, NDArray[np.float64]]:
         """Feeds `pairs` with the states `hidden` [pairs, hidden]; then drafts `depths[i]` tokens after `last_pairs[i]`.
 
         The tokens, sequence by sequence [sum(depths)], and by how much each one's score leads over the next best.
-        `draws[i]` is how the first of them is drawn. `ids` are the tokens of a cut head's outputs, ascending.
+        `draws[i]` is how the first of them is drawn; where it is constrained, `allowed(i, j)` says what may be its
+        draft j, from 1 on. `ids` are the tokens of a cut head's outputs, ascending.
         """
         ends = np.cumsum(depths)
         going = np.stack([last_pairs, depths, ends - depths], axis=1)
@@ -122,8 +116,23 @@ class Context:
             *self._team, shape, module, head, None if ids is None else ids.ctypes.data, pairs,
             hidden.data_ptr(), states.data_ptr(), ctypes.cast(going.ctypes.data, ctypes.POINTER(Going)), len(depths),
             _pointer(draws), drafts.ctypes.data, leads.ctypes.data,
+            library.REMASK() if allowed is None else _Remasked(allowed, len(depths)).function,
         )  # fmt: skip
         return drafts, leads
+
+
+class _Remasked:
+    """`allowed` as the kernels call it. Keeps the last mask of each of `count` sequences alive."""
+
+    def __init__(self, allowed: Allowing, count: int) -> None:
+        self._allowed = allowed
+        self._masks: list[NDArray[np.uint32] | None] = [None] * count
+        self.function = library.REMASK(self._fill)
+
+    def _fill(self, which: int, depth: int, out: Any) -> None:
+        mask = self._masks[which] = self._allowed(which, depth)
+        if mask is not None:
+            out.contents.words, out.contents.count = mask.ctypes.data, len(mask)
 
 
 def _pointer(draws: NDArray[Any]) -> Any:

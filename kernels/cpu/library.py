@@ -6,7 +6,7 @@ A structure holds bare addresses: whoever fills one keeps what it points to aliv
 import ctypes
 import functools
 import logging
-from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from typing import Any
 
 from outrider.kernels.cpu.build import BuildError, built, instruction_set
@@ -115,10 +115,35 @@ class Draw(Structure):
         ("min_p", c_double),
         ("top_p", c_double),
         ("top_k", c_int64),
+        ("prompt_tokens", c_int64),
         ("ruled_out", c_void_p),
         ("ruled_out_count", c_int64),
         ("ruled_out_until", c_int64),
+        ("biased", c_void_p),
+        ("biases", c_void_p),
+        ("biased_count", c_int64),
+        ("allowed", c_void_p),
+        ("allowed_words", c_int64),
+        ("bad_words", c_void_p),
+        ("bad_words_size", c_int64),
+        ("penalises", c_int64),
+        ("repetition", c_double),
+        ("frequency", c_double),
+        ("presence", c_double),
+        ("prompt_ids", c_void_p),
+        ("prompt_ids_count", c_int64),
+        ("said", c_void_p),
+        ("constrained", c_int64),
+        ("fallback", c_int64),
     )
+
+
+class Allowed(Structure):
+    _fields_ = (("words", c_void_p), ("count", c_int64))
+
+
+# Fills in what sequence `which` of those drafted for may say at its draft `depth`, counted from 0.
+REMASK = CFUNCTYPE(None, c_int64, c_int64, POINTER(Allowed))
 
 
 class Going(Structure):
@@ -141,7 +166,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         None,
         (
             *_TEAM, POINTER(Shape), POINTER(Module), POINTER(Linear), c_void_p, POINTER(Rows), c_void_p, c_void_p,
-            POINTER(Going), c_int, POINTER(Draw), c_void_p, c_void_p,
+            POINTER(Going), c_int, POINTER(Draw), c_void_p, c_void_p, REMASK,
         ),
     ),
 }  # fmt: skip

@@ -1,5 +1,7 @@
 """The gateway's pure parts: admission, routing, and both ways over the wire."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from outrider.workers.engine.request import FinishReason
 from outrider.workers.errors import OverloadedError
 from outrider.workers.outputs import Logprob
 from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.structured_outputs import StructuredOutputsParams
 from outrider.workers.text.assembler import Usage
 
 A1, A2, B1 = ReplicaId("a", 1), ReplicaId("a", 2), ReplicaId("b", 1)
@@ -93,6 +96,8 @@ def test_a_prompt_longer_than_the_queue_is_taken_when_it_is_alone() -> None:
     [
         Accepted(request_id="r", seed=-5, prompt_tokens=3, fingerprint="f"),
         Output(index=1, token_ids=(4, 5), text="é", drafted=3, accepted=1),
+        Output(index=0, reasoning="hm"),
+        Output(index=0, prompt_logprobs=({4: Logprob(logprob=-0.5, rank=1, decoded_token="x")}, {})),
         Output(index=0, token_ids=(4,), logprobs=({4: Logprob(logprob=-1.0, rank=2, decoded_token="x")},)),
         Finished(index=2, reason=FinishReason.STOP, stop_reason="\n\n"),
         Finished(index=2, reason=FinishReason.STOP, stop_reason=0),
@@ -112,11 +117,29 @@ def test_events_survive_the_wire(event: Accepted | Output | Finished | Failed) -
 @pytest.mark.parametrize("speculation", [None, "auto", "off", 1, 16])
 def test_calls_survive_the_wire(speculation: str | int | None) -> None:
     params = SamplingParams(
-        n=3, temperature=0.5, stop=("a", "b"), stop_token_ids=(1, 2), max_tokens=None, speculation=speculation
-    )
+        n=3, temperature=0.5, stop=("a", "b"), stop_token_ids=(1, 2), max_tokens=None, speculation=speculation,
+        logit_bias={3: -1.5}, allowed_token_ids=[1, 3], bad_words=["é"], bad_words_token_ids=[[4, 5]],
+        repetition_penalty=1.1, presence_penalty=-0.5, frequency_penalty=0.5, logprobs=1, prompt_logprobs=2,
+    )  # fmt: skip
     for prompt in (TextPrompt("hello"), ChatPrompt((Message(role="user", content="é"),))):
         call = GenerateCall(prompt=prompt, params=params, request_id="r", speculation_detail=True)
         assert wire.call_from_wire(wire.call_to_wire(call)) == call
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"json": '{"type": "object"}', "disable_any_whitespace": True},
+        {"json_object": True, "whitespace_pattern": " ?"},
+        {"regex": "a+"},
+        {"grammar": "start: /a/"},
+        {"choice": ["a", "é"]},
+    ],
+)
+def test_structured_outputs_survive_the_wire(constraint: dict[str, Any]) -> None:
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(**constraint), max_tokens=None, reasoning=True)
+    call = GenerateCall(prompt=TextPrompt("hello"), params=params)
+    assert wire.call_from_wire(wire.call_to_wire(call)) == call
 
 
 @pytest.mark.parametrize(

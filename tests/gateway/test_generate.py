@@ -40,6 +40,7 @@ def test_accepted_comes_first_then_deltas_then_finished_with_the_usage(model: Pa
             assert (usage.drafted, usage.accepted) == (7, 4)
             assert list(usage.drafted_per_position) == [3, 2, 2]
             assert list(usage.accepted_per_position) == [2, 2]
+            assert list(usage.rounds_per_depth) == [0, 1, 0, 2]
 
     asyncio.run(scenario())
 

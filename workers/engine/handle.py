@@ -8,6 +8,7 @@ from outrider.workers.config import COUPLED
 from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
 from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 
+_MOST_PROMPT_LOGPROBS = 1_000_000
 Deliver = Callable[[list[SequenceChunk]], None]
 
 
@@ -39,6 +40,7 @@ class EngineInfo:
             if not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
                 raise ValueError(f"{prompt_name}[{place}] must be in [0, {self.vocab_size - 1}], got {token_id}")
         params.check_for_model(self.vocab_size, has_tokenizer)
+        self._check_prompt_logprobs(len(prompt_token_ids), params.prompt_logprobs)
         self._check_speculation(params.speculation, params.drafter)
 
     def _check_length(self, length: int, prompt_name: str) -> None:
@@ -47,6 +49,15 @@ class EngineInfo:
         if length >= self.max_model_len:
             raise ValueError(
                 f"{prompt_name} has {length} tokens, and must be shorter than the model's length, {self.max_model_len}"
+            )
+
+    @staticmethod
+    def _check_prompt_logprobs(length: int, wanted: int | None) -> None:
+        """They are one message to the gateway."""
+        if wanted is not None and length * (wanted + 1) > _MOST_PROMPT_LOGPROBS:
+            raise ValueError(
+                f"prompt_logprobs={wanted} of a prompt of {length} tokens are {length * (wanted + 1)} values, and may "
+                f"be at most {_MOST_PROMPT_LOGPROBS}"
             )
 
     def _check_speculation(self, asked: str | int | None, drafter: str | None) -> None:

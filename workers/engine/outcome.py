@@ -5,10 +5,15 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from outrider.workers.engine.request import FinishReason, SequenceChunk, TokenLogprobs
-from outrider.workers.engine.round import LENGTH, RUNNING, STOPPED, Round, Verdict
+from outrider.workers.engine.round import FAILED, LENGTH, RUNNING, STOPPED, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
 
-_FINISH_REASONS = {RUNNING: None, STOPPED: FinishReason.STOP, LENGTH: FinishReason.LENGTH}
+_FINISH_REASONS = {
+    RUNNING: None,
+    STOPPED: FinishReason.STOP,
+    LENGTH: FinishReason.LENGTH,
+    FAILED: FinishReason.ERROR,
+}
 
 
 class Outcome(NamedTuple):
@@ -22,6 +27,7 @@ class Outcome(NamedTuple):
     accepted: int
     finish: int
     logprobs: tuple[TokenLogprobs, ...]
+    prompt_logprobs: tuple[TokenLogprobs, ...]
 
 
 def outcomes(round: Round, verdict: Verdict) -> Iterator[Outcome]:
@@ -29,16 +35,18 @@ def outcomes(round: Round, verdict: Verdict) -> Iterator[Outcome]:
     offsets = verdict.token_offsets.tolist()
     token_ids = verdict.token_ids.tolist()
     logprobs = _logprobs(verdict)
+    scored = len(token_ids)  # those of prompt tokens come after all of emitted ones
     columns = zip(
         round.sequence_ids.tolist(),
         round.starts.tolist(),
         round.sample_counts.tolist(),
+        round.score_counts.tolist(),
         verdict.accepted_rows.tolist(),
         verdict.drafts_accepted.tolist(),
         verdict.finish.tolist(),
         strict=True,
     )
-    for index, (sequence_id, start, samples, rows, accepted, finish) in enumerate(columns):
+    for index, (sequence_id, start, samples, scores, rows, accepted, finish) in enumerate(columns):
         low, high = offsets[index], offsets[index + 1]
         yield Outcome(
             sequence_id,
@@ -49,7 +57,9 @@ def outcomes(round: Round, verdict: Verdict) -> Iterator[Outcome]:
             accepted,
             finish,
             logprobs[low:high],
+            logprobs[scored : scored + scores],
         )
+        scored += scores
 
 
 def gained_chunk(sequence: Sequence, outcome: Outcome, first: bool) -> SequenceChunk:
@@ -64,6 +74,7 @@ def gained_chunk(sequence: Sequence, outcome: Outcome, first: bool) -> SequenceC
         finish_reason=_FINISH_REASONS[outcome.finish],
         stop_token_id=outcome.token_ids[-1] if outcome.finish == STOPPED else None,
         cached_tokens=sequence.cached_tokens if first else 0,
+        prompt_logprobs=tuple(sequence.prompt_logprobs) if first else (),
     )
 
 
@@ -76,7 +87,7 @@ def cancelled_chunk(sequence: Sequence) -> SequenceChunk:
 
 
 def _logprobs(verdict: Verdict) -> tuple[TokenLogprobs, ...]:
-    """One entry per emitted token; empty when nobody asked. A token of which nobody asked has an empty entry."""
+    """One entry per emitted, then per scored prompt token; none when nobody asked, an empty one where nobody did."""
     if len(verdict.logprob_offsets) == 1:
         return ()
     offsets = verdict.logprob_offsets.tolist()

@@ -12,6 +12,7 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    ERROR = "error"  # its grammar became too complex to follow: the text may not conform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:
-    """Log-probabilities at one generated token: the chosen token first, then the likeliest, by descending value.
+    """Log-probabilities at one token: the chosen token first, then the likeliest, by descending value.
 
     `ranks` are 1-based places in the raw distribution.
     """
@@ -50,6 +51,7 @@ class SequenceChunk:
     stop_token_id: int | None = None  # the token that ended it, when one did (end-of-sequence included)
     error: str = ""  # set: the whole request failed, and this is its last chunk
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; set in a sequence's first chunk
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up; in the first chunk of output 0
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class EngineCounters:
     kv_cache_usage: float = 0.0  # 0..1
     drafted: int = 0
     accepted: int = 0
+    generated_tokens: int = 0
     prefix_queries: int = 0  # tokens looked up
     prefix_hits: int = 0  # tokens found
     drafts: int = 0  # draft sequences verified (rounds with at least one draft)

@@ -110,7 +110,7 @@ class Residents:
         del sequence.blocks[:]
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        if not self._config.enable_prefix_caching:
+        if not self._config.enable_prefix_caching or sequence.scores_prompt:  # what is cached has no logits
             return []
         self._extend_keys(sequence, len(sequence.token_ids) // self._size)
         return self.pool.find(sequence.block_keys)

@@ -44,6 +44,8 @@ class SequenceStart:
     seed: int
     prompt_tokens: int
     params: SamplingParams
+    prompt_ids: tuple[int, ...] = ()  # the prompt's distinct tokens, if a repetition penalty asks for them
+    output_token_ids: tuple[int, ...] = ()  # what it had said before, elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,9 @@ class Round:
     sample_counts: IntArray = field(
         default_factory=ints
     )  # [S] trailing rows to sample; the last sample_counts-1 are drafts
+    score_counts: IntArray = field(
+        default_factory=ints
+    )  # [S] rows before the sampled ones, the last so many, whose next token (of the prompt) gets log-probabilities
     next_token_ids: IntArray = field(
         default_factory=ints
     )  # [S] prompt token after a chunk that does not sample, else 0
@@ -92,8 +97,8 @@ class Round:
         return np.arange(self.rows) + np.repeat(self.starts - self.query_offsets[:-1], lengths)
 
 
-# How a sequence ended, as Verdict.finish codes.
-RUNNING, STOPPED, LENGTH = 0, 1, 2
+# How a sequence ended, as Verdict.finish codes. FAILED: its grammar could not be followed any further.
+RUNNING, STOPPED, LENGTH, FAILED = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +116,9 @@ class Verdict:
     token_ids: IntArray = field(default_factory=ints)  # [T]
     accepted_rows: IntArray = field(default_factory=ints)  # [S] leading rows whose hidden states the drafter may use
     drafts_accepted: IntArray = field(default_factory=ints)  # [S]
-    finish: IntArray = field(default_factory=ints)  # [S] RUNNING, STOPPED (by its last token) or LENGTH
-    logprob_offsets: IntArray = field(default_factory=lambda: ints([0]))  # [T+1], or [1] when nobody asked
+    finish: IntArray = field(default_factory=ints)  # [S] RUNNING, STOPPED (by its last token), LENGTH or FAILED
+    # Of the emitted tokens, then of the round's scored prompt tokens: [T+P+1], or [1] when nobody asked.
+    logprob_offsets: IntArray = field(default_factory=lambda: ints([0]))
     logprob_ids: IntArray = field(default_factory=ints)
     logprob_ranks: IntArray = field(default_factory=ints)
     logprob_values: FloatArray = field(default_factory=lambda: np.zeros(0))

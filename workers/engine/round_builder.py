@@ -24,6 +24,7 @@ class RoundBuilder:
         self._starts = array("q")
         self._write_from = array("q")
         self._sample_counts = array("q")
+        self._score_counts = array("q")
         self._next_token_ids = array("q")
         self._block_offsets = array("q", [0])
         self._block_ids = array("q")
@@ -47,6 +48,7 @@ class RoundBuilder:
         self._starts.append(sequence.start)
         self._write_from.append(sequence.computed)
         self._sample_counts.append(drafts + 1 if drafts >= 0 else 0)
+        self._score_counts.append(sequence.rows_to_score(end - max(0, drafts + 1)))
         self._next_token_ids.append(0 if drafts >= 0 else tokens[end])
         self._block_ids.extend(sequence.blocks)
         self._block_offsets.append(len(self._block_ids))
@@ -66,6 +68,7 @@ class RoundBuilder:
             starts=_as_ints(self._starts),
             write_from=_as_ints(self._write_from),
             sample_counts=_as_ints(self._sample_counts),
+            score_counts=_as_ints(self._score_counts),
             next_token_ids=_as_ints(self._next_token_ids),
             block_offsets=_as_ints(self._block_offsets),
             block_ids=_as_ints(self._block_ids),

@@ -159,15 +159,21 @@ class Scheduler:
     def _take_in(self, sequence: Sequence, outcome: Outcome) -> SequenceChunk | None:
         """Advances the sequence by its outcome; the chunk says what was gained, or None for nothing."""
         first = sequence.output_tokens == 0
+        sequence.prompt_logprobs += outcome.prompt_logprobs
         sequence.token_ids += outcome.token_ids
         sequence.drafts = []
         self._residents.land(sequence, min(outcome.computed, len(sequence.token_ids) - outcome.sampled))
         self._count(outcome)
         if sequence.cancelled:
             return cancelled_chunk(sequence)
-        return gained_chunk(sequence, outcome, first) if outcome.token_ids else None
+        if not outcome.token_ids:
+            return None
+        chunk = gained_chunk(sequence, outcome, first)
+        sequence.prompt_logprobs = []
+        return chunk
 
     def _count(self, outcome: Outcome) -> None:
+        self._counters.generated_tokens += len(outcome.token_ids)
         if outcome.drafted:
             self._counters.drafts += 1
             self._counters.drafted += outcome.drafted

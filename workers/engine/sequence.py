@@ -3,7 +3,7 @@
 from array import array
 from dataclasses import dataclass, field
 
-from outrider.workers.engine.request import Request
+from outrider.workers.engine.request import Request, TokenLogprobs
 from outrider.workers.engine.round import SequenceStart
 
 
@@ -27,6 +27,7 @@ class Sequence:
     cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
     block_keys: list[bytes] = field(default_factory=list)  # prefix cache keys of its leading full blocks
     published: int = 0  # leading blocks that are in the prefix cache, or whose equals are
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1 and up, until given out
 
     @property
     def prompt_tokens(self) -> int:
@@ -41,12 +42,25 @@ class Sequence:
         """1 if the drafter's cache follows it: it may draft, now or later."""
         return 1 if self.draft_ceiling else 0
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of its prompt are wanted of it, and not all given out yet."""
+        wanted = self.request.params.prompt_logprobs is not None
+        return wanted and self.output_index == 0 and self.output_tokens == 0
+
+    def rows_to_score(self, end: int) -> int:
+        """How many rows from its next one to position `end` have a prompt token after them that is not scored yet."""
+        return max(0, end - max(self.start, len(self.prompt_logprobs))) if self.scores_prompt else 0
+
     def introduction(self) -> SequenceStart:
         """What the sampler must know, sent with its first round."""
+        prompt, params = self.request.prompt_token_ids, self.request.params
         return SequenceStart(
             sequence_id=self.sequence_id,
             output_index=self.output_index,
             seed=self.request.seed,
             prompt_tokens=self.prompt_tokens,
-            params=self.request.params,
+            params=params,
+            prompt_ids=tuple(sorted(set(prompt))) if params.repetition_penalty != 1 else (),
+            output_token_ids=tuple(self.token_ids[len(prompt) :]),
         )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.context import Context
+from outrider.kernels.cpu.context import Allowing, Context
 from outrider.kernels.cpu.library import Linear
 from outrider.kernels.cpu.packing import in_order
 from outrider.workers.errors import CheckpointError
@@ -142,16 +142,23 @@ class CompiledModule:
         self._module.cache = self.cache.addresses[0]
 
     def draft(
-        self, pairs: Rows, hidden: Tensor, last_pairs: IntArray, depths: IntArray, draws: NDArray[np.void]
+        self,
+        pairs: Rows,
+        hidden: Tensor,
+        last_pairs: IntArray,
+        depths: IntArray,
+        draws: NDArray[np.void],
+        allowed: Allowing | None = None,
     ) -> tuple[IntArray, NDArray[np.float64]]:
         """Feeds `pairs` (h_i, t_{i+1}), `hidden` [pairs, hidden] their h_i; then drafts by recursion.
 
-        `depths[n]` drafts follow pair `last_pairs[n]`; `draws[n]` says how the first of them is drawn. They come
+        `depths[n]` drafts follow pair `last_pairs[n]`; `draws[n]` says how the first of them is drawn, and
+        `allowed(n, j)` what may be its draft j from 1 on, where a grammar constrains it. They come
         sequence by sequence [sum(depths)], with the lead of each one's score over the next best.
         """
         return self._context.draft(
             self._loader.shape, self._module, self._head, self._ids, _structure(pairs), hidden.contiguous(),
-            last_pairs, depths, draws,
+            last_pairs, depths, draws, allowed,
         )  # fmt: skip
 
 

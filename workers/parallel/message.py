@@ -7,7 +7,7 @@ nothing of how it travels, nor of what the numbers mean.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from operator import attrgetter
 from struct import Struct
@@ -41,9 +41,9 @@ class _Layout:
 
     @classmethod
     def of(cls, content: type[Round] | type[Verdict]) -> "_Layout":
-        fields = array_fields(content)
-        floats = frozenset(name for name, element_type in fields.items() if element_type == np.float64)
-        return cls(content, tuple(fields), floats, Struct(f"={4 + len(fields)}q"), attrgetter(*fields))
+        arrays = array_fields(content)
+        floats = frozenset(name for name, element_type in arrays.items() if element_type == np.float64)
+        return cls(content, tuple(arrays), floats, Struct(f"={4 + len(arrays)}q"), attrgetter(*arrays))
 
 
 _LAYOUTS: dict[int, _Layout] = {Kind.ROUND: _Layout.of(Round), Kind.VERDICT: _Layout.of(Verdict)}
@@ -81,18 +81,17 @@ def unpack(data: bytearray) -> Round | Verdict | None:
 
 
 def _starts_to_json(begins: Sequence[SequenceStart]) -> bytes:
-    rows = [(b.sequence_id, b.output_index, b.seed, b.prompt_tokens, b.params.to_json()) for b in begins]
-    return json.dumps(rows).encode()
+    return json.dumps([{**_shallow(start), "params": start.params.to_json()} for start in begins]).encode()
+
+
+def _shallow(start: SequenceStart) -> dict[str, Any]:
+    return {field.name: getattr(start, field.name) for field in fields(start)}
 
 
 def _starts_from_json(text: bytearray) -> tuple[SequenceStart, ...]:
-    return tuple(
-        SequenceStart(
-            sequence_id=sequence_id,
-            output_index=output_index,
-            seed=seed,
-            prompt_tokens=prompt_tokens,
-            params=SamplingParams.from_json(params),
-        )
-        for sequence_id, output_index, seed, prompt_tokens, params in json.loads(text)
-    )
+    return tuple(_start(values) for values in json.loads(text))
+
+
+def _start(values: dict[str, Any]) -> SequenceStart:
+    lists = {name: tuple(values[name]) for name in ("prompt_ids", "output_token_ids")}
+    return SequenceStart(**{**values, **lists, "params": SamplingParams.from_json(values["params"])})

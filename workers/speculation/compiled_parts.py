@@ -2,6 +2,7 @@
 
 import itertools
 
+import torch
 from torch import Tensor
 
 from outrider.kernels.cpu.context import Context
@@ -11,6 +12,7 @@ from outrider.workers.model.compiled import CompiledModule
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.pairs import Pairs, pair_rows
 from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.token_rules import Mask
 
 
 class CompiledHead:
@@ -28,7 +30,12 @@ class CompiledHead:
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[IntArray, FloatArray]:
         draws = self._starts.draws(sequence_ids, positions)
-        return self._context.sample_with_leads(self._head, hidden, rows, draws)
+        tokens, leads = self._context.sample_with_leads(self._head, hidden, rows, draws)
+        self._starts.write_each(sequence_ids, positions, tokens)
+        return tokens, leads
+
+    def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
+        return self._context.linear(self._head, hidden[torch.from_numpy(rows)])
 
 
 class CompiledDraftModel:
@@ -43,7 +50,14 @@ class CompiledDraftModel:
 
     def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
         last = pairs.last_rows[going]
-        draws = self._starts.draws(pairs.sequence_ids[going], pairs.positions[last] + 2)
-        tokens, leads = self.module.draft(pair_rows(pairs), pairs.hidden, last, depths, draws)
+        sequence_ids, positions = pairs.sequence_ids[going], pairs.positions[last] + 2
+
+        def allowed(which: int, depth: int) -> Mask | None:
+            return self._starts.allowed(int(sequence_ids[which]), int(positions[which]) + depth)
+
+        draws = self._starts.draws(sequence_ids, positions)
+        tokens, leads = self.module.draft(
+            pair_rows(pairs), pairs.hidden, last, depths, draws, allowed if self._starts.constrains else None
+        )
         drafts = map(Draft, tokens.tolist(), leads.tolist())
         return [list(itertools.islice(drafts, depth)) for depth in depths.tolist()]

@@ -24,7 +24,14 @@ class Head(Protocol):
     def draw_with_leads(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[IntArray, FloatArray]:
-        """As `draw`, but in place of the logits by how much each token's score leads over the next best, [n]."""
+        """As `draw`, but in place of the logits by how much each token's score leads over the next best, [n].
+
+        For drafting: what later drafts are drawn by takes these tokens for said.
+        """
+        ...
+
+    def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
+        """Logits [n, vocab] in float32 of rows `rows` [n] of `hidden`."""
         ...
 
 

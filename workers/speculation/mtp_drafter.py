@@ -33,6 +33,7 @@ class MtpDrafter:
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
         """Feeds the accepted rows, then drafts each going-on sequence as deep as the round says."""
         self._starts.begin(round.begins)
+        self._starts.write_verdict(round, verdict)
         self._backlog.yield_blocks(round)
         kept = followed(round, verdict)
         pairs = self._pairs(round, verdict, hidden, kept)

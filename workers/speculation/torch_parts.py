@@ -33,7 +33,13 @@ class TorchHead:
     ) -> tuple[IntArray, FloatArray]:
         logits = self._stage.logits(hidden[torch.from_numpy(rows)])
         tokens, leads = sample_with_leads(logits, self._starts.rows(sequence_ids, positions))
-        return ints(tokens.cpu().numpy()), leads.cpu().numpy()
+        drawn = ints(tokens.cpu().numpy())
+        self._starts.write_each(sequence_ids, positions, drawn)
+        return drawn, leads.cpu().numpy()
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
+        return self._stage.logits(hidden[torch.from_numpy(rows)])
 
 
 class TorchDraftModel:
@@ -57,6 +63,7 @@ class TorchDraftModel:
             tokens, leads = self._draw(state, pairs.sequence_ids[going[live]], positions + 2)
             for n, token, lead in zip(live.tolist(), tokens.tolist(), leads, strict=True):
                 drafts[n].append(Draft(token, lead))
+            self._starts.write_each(pairs.sequence_ids[going[live]], positions + 2, tokens)
             deeper = np.flatnonzero(depths[live] > step)
             if not len(deeper):
                 break

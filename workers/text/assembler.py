@@ -16,7 +16,9 @@ class OutputDelta:
     index: int
     token_ids: tuple[int, ...] = ()
     text: str = ""
+    reasoning: str = ""  # what is said before </think>, where that is to be given apart
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up, with the first delta of output 0
     drafted: int = 0
     accepted: int = 0
     finish_reason: FinishReason | None = None
@@ -36,12 +38,15 @@ class Usage:
     accepted: int = 0
     accepted_per_position: list[int] = field(default_factory=list)  # [j]: rounds whose drafts 1..j+1 were all accepted
     drafted_per_position: list[int] = field(default_factory=list)  # [j]: rounds that verified at least j+1 drafts
+    rounds_per_depth: list[int] = field(default_factory=list)  # [d]: rounds that verified d drafts
 
     def add_round(self, tokens: int, drafted: int, accepted: int) -> None:
         self.completion_tokens += tokens
         self.rounds += 1
         self.drafted += drafted
         self.accepted += accepted
+        self.rounds_per_depth.extend([0] * (drafted + 1 - len(self.rounds_per_depth)))
+        self.rounds_per_depth[drafted] += 1
         _count_up_to(self.drafted_per_position, drafted)
         _count_up_to(self.accepted_per_position, accepted)
 
@@ -52,17 +57,40 @@ def _count_up_to(counts: list[int], positions: int) -> None:
         counts[position] += 1
 
 
+class _Text:
+    """Tokens to text as it can be given out, up to a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self._stops = StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output)
+
+    def add(self, token_id: int, may_stop: bool) -> tuple[str, str | None]:
+        """What the token decides, and the stop string that it completes."""
+        return self._stops.add(self._detokenizer.add(token_id), may_stop=may_stop)
+
+    def rest(self) -> str:
+        unfinished = self._detokenizer.flush()
+        return self._stops.flush() + unfinished
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What some tokens decide."""
+
+    tokens: int = 0  # used
+    text: str = ""
+    reasoning: str = ""
+    stop_string: str | None = None  # which the last of them completed
+
+
 class OutputAssembler:
     """One output. What it gives does not depend on how the engine grouped tokens into rounds."""
 
     def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, index: int = 0) -> None:
         """Without a tokenizer the text stays empty."""
-        self._params = params
-        self._index = index
-        self._detokenizer = (
-            None if tokenizer is None else Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
-        )
-        self._stops = StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output)
+        self._tokenizer, self._params, self._index = tokenizer, params, index
+        self._reasons = params.reasoning and tokenizer is not None  # and has not come to an end
+        self._text = None if tokenizer is None else _Text(tokenizer, params)
         self._tokens = 0
         self.finished = False
 
@@ -70,38 +98,62 @@ class OutputAssembler:
         """What this output gained; nothing once it is finished."""
         if self.finished:
             return OutputDelta(index=self._index)
-        text, taken, stop_string = self._take(chunk)
-        by_string = stop_string is not None
+        taken = self._take(chunk)
+        by_string = taken.stop_string is not None
         finish_reason = FinishReason.STOP if by_string else chunk.finish_reason
         self.finished = finish_reason is not None
         if self.finished and not by_string:
-            text += self._rest()
+            self._give_rest(taken)
         return OutputDelta(
             index=self._index,
-            token_ids=chunk.token_ids[:taken],
-            text=text,
-            logprobs=chunk.logprobs[:taken],
+            token_ids=chunk.token_ids[: taken.tokens],
+            text=taken.text,
+            reasoning=taken.reasoning,
+            logprobs=chunk.logprobs[: taken.tokens],
+            prompt_logprobs=chunk.prompt_logprobs,
             drafted=chunk.drafted,
-            accepted=min(chunk.accepted, taken),  # of a round that a stop string cuts, drafts may be discarded
+            accepted=min(chunk.accepted, taken.tokens),  # of a round that a stop string cuts, drafts may be discarded
             finish_reason=finish_reason,
-            stop_reason=stop_string if by_string else self._stop_id(chunk),
+            stop_reason=taken.stop_string if by_string else self._stop_id(chunk),
             must_cancel=by_string and chunk.finish_reason is None,
         )
 
-    def _take(self, chunk: SequenceChunk) -> tuple[str, int, str | None]:
-        """Text decided, tokens used, and the stop string that the last of them completed."""
-        text = ""
-        for place, token_id in enumerate(chunk.token_ids):
+    def _take(self, chunk: SequenceChunk) -> _Taken:
+        taken = _Taken()
+        for token_id in chunk.token_ids:
+            taken.tokens += 1
             self._tokens += 1
-            ends_here = chunk.stop_token_id is not None and place == len(chunk.token_ids) - 1
-            if self._detokenizer is None or (ends_here and not self._shows_end(chunk)):
+            ends_here = chunk.stop_token_id is not None and taken.tokens == len(chunk.token_ids)
+            if (
+                self._text is None
+                or (ends_here and not self._shows_end(chunk))
+                or self._marks_reasoning(token_id, taken)
+            ):
                 continue
-            piece = self._detokenizer.add(token_id)
-            decided, stop_string = self._stops.add(piece, may_stop=self._tokens > self._params.min_tokens)
-            text += decided
-            if stop_string is not None:
-                return text, place + 1, stop_string
-        return text, len(chunk.token_ids), None
+            decided, taken.stop_string = self._text.add(token_id, self._tokens > self._params.min_tokens)
+            self._give(taken, decided)
+            if taken.stop_string is not None:
+                break
+        return taken
+
+    def _marks_reasoning(self, token_id: int, taken: _Taken) -> bool:
+        """Whether the token only says where reasoning begins or ends. A stop string does not reach across the end."""
+        if not self._reasons or self._tokenizer is None:
+            return False
+        begin, end = self._tokenizer.reasoning_ids
+        if token_id == end:
+            self._give_rest(taken)
+            self._reasons, self._text = False, _Text(self._tokenizer, self._params)
+        return token_id in (begin, end)
+
+    def _give(self, taken: _Taken, decided: str) -> None:
+        if self._reasons:
+            taken.reasoning += decided
+        else:
+            taken.text += decided
+
+    def _give_rest(self, taken: _Taken) -> None:
+        self._give(taken, "" if self._text is None else self._text.rest())
 
     def _stop_id(self, chunk: SequenceChunk) -> int | None:
         return chunk.stop_token_id if chunk.stop_token_id in (self._params.stop_token_ids or ()) else None
@@ -109,10 +161,6 @@ class OutputAssembler:
     def _shows_end(self, chunk: SequenceChunk) -> bool:
         """End-of-sequence is never text; a stop id is when the request includes what stopped it."""
         return self._params.include_stop_str_in_output and self._stop_id(chunk) is not None
-
-    def _rest(self) -> str:
-        unfinished = "" if self._detokenizer is None else self._detokenizer.flush()
-        return self._stops.flush() + unfinished
 
 
 class RequestAssembler:

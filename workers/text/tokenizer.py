@@ -105,6 +105,10 @@ class Tokenizer:
         """A prompt's token ids, begin-of-sentence included where the model has one."""
         return self._missing_bos + list(self._backend.encode(text).ids)
 
+    def encode_part(self, text: str) -> list[int]:
+        """The token ids of a piece of text that no prompt begins with."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """A conversation's token ids, up to where the assistant speaks. ValueError names `messages`."""
         if self._chat is None:
@@ -114,6 +118,11 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """All the text at once; bytes that are no UTF-8 become U+FFFD."""
         return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    @property
+    def reasoning_ids(self) -> tuple[int | None, int | None]:
+        """The tokens `<think>` and `</think>`, where it has them."""
+        return self._backend.token_to_id("<think>"), self._backend.token_to_id("</think>")
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids

@@ -16,6 +16,7 @@ namespace outrider {
 
 constexpr int kChunk = 64;      // slots
 constexpr int kSegment = 128;
+constexpr int kEnoughSegments = 3;  // for each thread, to be shared out evenly
 constexpr int kTileRows = 8;    // of one sequence, that walk the cache together
 constexpr int kTileQueries = 64;
 constexpr int kQuads = 4;       // queries, slots or vectors whose sums are in registers together
@@ -32,20 +33,22 @@ struct Walk {
     int queries() const { return (end - begin) * heads(); }
 };
 
-// The walks of some rows, and how many queries leave parts.
+// The walks of some rows, how many queries are walked in parts, and how many parts they leave.
 struct Walks {
     std::vector<Walk> all;
-    long parts = 0;
+    long parted = 0, parts = 0;
 };
 
 inline long segments_of(const Rows& rows, int row) { return rows.slots[row] / kSegment + 1; }
 
-// Few rows that look far back are walked segment by segment, so that all threads share one reading of the cache.
+// Few rows that look far back are walked segment by segment, so that all threads share one reading of the cache; where
+// that makes few pieces, some heads at a time as well.
 inline void add_tile(const Shape& shape, const Rows& rows, Walk tile, bool apart, int head_tile, Walks& walks) {
     const long segments = segments_of(rows, tile.end - 1);
     for (int head = 0; head < shape.heads; head += head_tile) {
         tile.first_head = head;
         tile.last_head = std::min(head + head_tile, shape.heads);
+        walks.parted += apart ? tile.queries() : 0;
         for (long s = 0; s < segments; s += apart ? 1 : segments) {
             tile.first_segment = s;
             tile.last_segment = apart ? s + 1 : segments;
@@ -65,9 +68,11 @@ inline Walks walks_of(const Shape& shape, const Rows& rows, int begin, int end, 
         for (int row = first; row < last; row += kTileRows) {
             const int until = std::min(row + kTileRows, last);
             const int most = std::max(kTileQueries / (until - row) / kQuads * kQuads, kQuads);
-            const bool few = last - first <= kTileRows && threads > 1, apart = few && segments_of(rows, until - 1) > 1;
-            const int even = few && !apart ? (shape.heads + threads - 1) / threads : shape.heads;
-            add_tile(shape, rows, {s, row, until, 0, 0, 0, 0, -1, 0}, apart, std::min(most, even), walks);
+            const bool few = last - first <= kTileRows && threads > 1;
+            const long segments = segments_of(rows, until - 1);
+            const int even = (shape.heads + threads - 1) / threads;
+            const bool by_heads = few && segments < kEnoughSegments * threads && (until - row) * even >= kQuads;
+            add_tile(shape, rows, {s, row, until, 0, 0, 0, 0, -1, 0}, few && segments > 1, by_heads ? std::min(most, even) : most, walks);
         }
     }
     return walks;
@@ -81,14 +86,15 @@ void share_walks(const Team& team, const Walks& walks, Take& take) {
     const auto share = team.share(total);
     long at = 0;
     for (const Walk& walk : walks.all) {
-        if (at >= share.begin && at < share.end) take(walk);
+        const long middle = at + walk.cost / 2;
+        if (middle >= share.begin && middle < share.end) take(walk);
         at += walk.cost;
     }
 }
 
 // scores[q][0..3] of Q queries with four slots; asks for the four after them.
 template <int Q, class Value>
-inline void score(const float* const* queries, const Value* const* slots, int vectors, float* const* scores) {
+NEVER_INLINE void score(const float* const* queries, const Value* const* slots, int vectors, float* const* scores) {
     F16 sums[Q][kQuads];
     for (int q = 0; q < Q; ++q)
         for (int j = 0; j < kQuads; ++j) sums[q][j] = zero();
@@ -108,7 +114,7 @@ inline void score(const float* const* queries, const Value* const* slots, int ve
 
 // out[q] = out[q] * kept[q] + sum over slots [begin, end) of weight times value, for V vectors of values at `at`.
 template <int Q, int V, class Value>
-inline void gather(const float* const* weights, const Value* const* slots, int begin, int end, int at,
+NEVER_INLINE void gather(const float* const* weights, const Value* const* slots, int begin, int end, int at,
                    const float* kept, float* const* out) {
     F16 sums[Q][V];
     for (int q = 0; q < Q; ++q)
@@ -218,26 +224,25 @@ public:
         for (int q = 0; q < count; ++q) finish(whole[q], out_ + place(walk, q));
     }
 
-    // Joins what the walks of one tile left in parts: `walk` is the first of them.
-    void join_parts(const Walk* walk) {
+    // Joins what the walks of one tile left in parts of its query q: `walk` is the first of them.
+    void join_parts(const Walk* walk, int q) {
         const long segments = segments_of(rows_, walk->end - 1);
-        for (int q = 0; q < walk->queries(); ++q) {
-            float* out = out_ + place(*walk, q);
-            Gathered whole;
-            std::fill_n(out, stride_, 0.0f);
-            for (long segment = 0; segment < segments; ++segment) {
-                const long part = walk[segment].part + q;
-                const Gathered& its = parts_.gathered[part];
-                if (its.total > 0) whole.join(its, out, parts_.values.data() + part * stride_, stride_);
-            }
-            finish(whole, out);
+        float* out = out_ + place(*walk, q);
+        Gathered whole;
+        std::fill_n(out, stride_, 0.0f);
+        for (long segment = 0; segment < segments; ++segment) {
+            const long part = walk[segment].part + q;
+            const Gathered& its = parts_.gathered[part];
+            if (its.total > 0) whole.join(its, out, parts_.values.data() + part * stride_, stride_);
         }
+        finish(whole, out);
     }
 
 private:
     // What row `row` sees of a chunk: slots [begin, end) of it.
     struct Seen {
         int begin, end;
+        bool operator==(const Seen&) const = default;
     };
     Seen seen(int row, long chunk) const {
         const int64_t begin = rows_.first_slot - chunk * kChunk, end = rows_.slots[row] + 1 - chunk * kChunk;
@@ -269,7 +274,7 @@ private:
         for (int row = walk.begin; row < walk.end; ++row)
             for (int h = 0; h < heads; ++h) weigh_query((row - walk.begin) * heads + h, seen(row, chunk));
         int at = 0;
-        if (heads <= 2)  // few queries: more of their values at one time
+        if (walk.queries() <= 2)  // more of their values at one time
             for (; at + 2 * kQuads * kLanes <= shape_.latent_rank; at += 2 * kQuads * kLanes) gather_part<2 * kQuads>(walk, heads, chunk, at);
         for (; at + kQuads * kLanes <= shape_.latent_rank; at += kQuads * kLanes) gather_part<kQuads>(walk, heads, chunk, at);
         for (; at < shape_.latent_rank; at += kLanes) gather_part<1>(walk, heads, chunk, at);
@@ -298,13 +303,14 @@ private:
 
     template <int V>
     void gather_part(const Walk& walk, int heads, long chunk, int at) {
-        for (int row = walk.begin; row < walk.end; ++row) {
+        for (int row = walk.begin, until = row; row < walk.end; row = until) {
             const Seen range = seen(row, chunk);
+            while (until < walk.end && seen(until, chunk) == range) ++until;  // rows that see the same are read for at once
             if (range.begin >= range.end) continue;
             const int first = (row - walk.begin) * heads;
-            in_quads(heads, [&](int h, auto q) {
-                gather<decltype(q)::value, V>(weights_ + first + h, slots_, range.begin, range.end, at,
-                                              kept_ + first + h, values_ + first + h);
+            in_quads((until - row) * heads, [&](int i, auto q) {
+                gather<decltype(q)::value, V>(weights_ + first + i, slots_, range.begin, range.end, at,
+                                              kept_ + first + i, values_ + first + i);
             });
         }
     }

@@ -42,6 +42,15 @@ struct ModuleWeights {
     int32_t unused;
 };
 
+// What a sequence may say at a place: see Draw.
+struct Allowed {
+    const uint32_t* words;
+    int64_t count;
+};
+
+// Asks whoever follows the grammars, by one thread, what sequence `which` may say at its draft `depth`.
+using Remask = void (*)(int64_t which, int64_t depth, Allowed* allowed);
+
 struct Going {  // a sequence that is drafted for
     int64_t pair;    // its last pair's row
     int64_t depth;   // drafts wanted
@@ -93,8 +102,8 @@ private:
 // One call's drafting. Step j draws draft j of every sequence from its state, and feeds both to step j + 1.
 class Drafting {
 public:
-    Drafting(Module& module, const Head& head, const Rows& pairs, const float* hidden, float* states, int width)
-        : module_(module), head_(head), fed_(pairs), hidden_(hidden), states_(states), width_(width) {}
+    Drafting(Module& module, const Head& head, const Rows& pairs, const float* hidden, float* states, int width, Remask remask)
+        : module_(module), head_(head), fed_(pairs), hidden_(hidden), states_(states), width_(width), remask_(remask) {}
 
     // By one thread. `draws[i]` is how sequence i draws its first draft.
     void prepare(const Going* going, int count, const Draw* draws, int threads) {
@@ -161,10 +170,11 @@ private:
             const Going& sequence = going_[live_[n].sequence];
             drafts[sequence.drafts + depth] = tokens_[n];
             margins[sequence.drafts + depth] = margins_[n];
+            if (draws_[n].said) draws_[n].said[draws_[n].said_count()] = tokens_[n];
             if (sequence.depth <= depth + 1) continue;
             next.add(fed_, live_[n].row, tokens_[n], states_ + live_[n].row * width_, width_);
             draws_[deeper.size()] = draws_[n];
-            ++draws_[deeper.size()].position;
+            step_on(draws_[deeper.size()], live_[n].sequence, depth + 1);
             deeper.push_back({live_[n].sequence, static_cast<int64_t>(deeper.size())});
         }
         live_ = std::move(deeper);
@@ -173,12 +183,22 @@ private:
         if (!live_.empty()) module_.prepare(fed_, threads_);
     }
 
+    void step_on(Draw& draw, int64_t sequence, int64_t depth) const {
+        ++draw.position;
+        if (!draw.constrained || !remask_) return;
+        Allowed allowed{nullptr, 0};
+        remask_(sequence, depth, &allowed);
+        draw.allowed = allowed.words;
+        draw.allowed_words = allowed.count;
+    }
+
     Module& module_;
     Head head_;
     Rows fed_;
     const float* hidden_;
     float* states_;
     long width_;
+    Remask remask_;
     int threads_ = 1;
     const Going* going_ = nullptr;
     std::vector<Live> live_;

@@ -97,11 +97,13 @@ void outrider_draw(Context* context, int threads, int spins, float* logits, int 
 
 // Feeds the pairs to the module with the states `hidden` before them, then drafts for the sequences `going`; a draft's
 // margin is its score's lead over the next best. `states` [pairs][hidden] is room.
+// `remask` is called where a draw is constrained.
 void outrider_draft(Context* context, int threads, int spins, const Shape* shape, const ModuleWeights* weights,
                     const Linear* head, const int32_t* ids, const Rows* pairs, const float* hidden, float* states,
-                    const Going* going, int count, const Draw* draws, int64_t* drafts, double* margins) {
+                    const Going* going, int count, const Draw* draws, int64_t* drafts, double* margins,
+                    Remask remask) {
     Module module(*shape, *weights, context->room);
-    Drafting drafting(module, {head, ids}, *pairs, hidden, states, shape->hidden);
+    Drafting drafting(module, {head, ids}, *pairs, hidden, states, shape->hidden, remask);
     drafting.prepare(going, count, draws, threads);
     context->pool.run(threads, spins, [&](const Team& team) { drafting.run(team, context->sampling, drafts, margins); });
 }

@@ -199,9 +199,13 @@ private:
         share_walks(team_, walks, walker);
         if (!walks.parts) return;
         team_.barrier();
-        const auto share = team_.share(static_cast<long>(walks.all.size()));
-        for (long i = share.begin; i < share.end; ++i)
-            if (walks.all[i].part >= 0 && walks.all[i].first_segment == 0) walker.join_parts(&walks.all[i]);
+        const auto share = team_.share(walks.parted);
+        long query = 0;
+        for (const Walk& walk : walks.all) {
+            if (walk.part < 0 || walk.first_segment > 0) continue;
+            for (int q = 0; q < walk.queries(); ++q, ++query)
+                if (query >= share.begin && query < share.end) walker.join_parts(&walk, q);
+        }
     }
 
     void dense(const MlpWeights& mlp) {

@@ -2,8 +2,8 @@
 //
 // Every thread runs the same function and takes its share of each step's items; barriers stand between steps. Which
 // thread takes an item never changes a bit. Waiting threads spin for a while, then sleep in the kernel. A team whose
-// members keep one another waiting, because others use the cores, gives way to a single thread, and is tried again
-// after ever longer times.
+// members keep one another waiting because others use the cores gives way to a single thread, and is tried again after
+// ever longer times.
 #pragma once
 
 #include <atomic>
@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "delay.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -19,7 +21,7 @@
 namespace outrider {
 
 constexpr int kBarrierSpins = 2000;  // pauses, some 40 us: more than threads in step are apart
-constexpr int kTooLate = 3;          // waits in one run that say that a core is another's
+constexpr int kTooLate = 3;          // waits in one run that ask whether a core is another's
 constexpr int kMostAlone = 1024;     // runs
 
 inline void pause() {
@@ -62,9 +64,11 @@ private:
 struct Team {
     int index, size;
     Barrier* gate;
-    int* late;  // how often this thread had to sleep for the others
+    std::atomic<int>* late;  // how often one had to sleep for the others
 
-    void barrier() const { *late += !gate->wait(size, kBarrierSpins); }
+    void barrier() const {
+        if (!gate->wait(size, kBarrierSpins)) late->fetch_add(1, std::memory_order_relaxed);
+    }
 
     struct Share {
         long begin, end;
@@ -91,19 +95,20 @@ public:
     // for the next run before they sleep.
     void run(int size, int spins, const Work& work) {
         size = size < threads() ? size : threads();
-        int late = 0;
         if (size <= 1 || alone_ > 0) {
             alone_ -= alone_ > 0;
-            return work(Team{0, 1, &barrier_, &late});
+            return work(Team{0, 1, &barrier_, &late_});
         }
+        late_.store(0, std::memory_order_relaxed);
         work_ = &work;
         spins_.store(spins, std::memory_order_relaxed);
         begin(static_cast<uint32_t>(size));
-        const Team team{0, size, &barrier_, &late};
+        const Team team{0, size, &barrier_, &late_};
         work(team);
         team.barrier();
-        next_alone_ = late < kTooLate ? 8 : next_alone_ < kMostAlone ? 2 * next_alone_ : kMostAlone;
-        alone_ = late < kTooLate ? 0 : next_alone_;
+        const bool crowded = late_.load(std::memory_order_relaxed) >= kTooLate && delays_.crowded();
+        next_alone_ = !crowded ? 8 : next_alone_ < kMostAlone ? 2 * next_alone_ : kMostAlone;
+        alone_ = crowded ? next_alone_ : 0;
     }
 
 private:
@@ -117,25 +122,27 @@ private:
     }
 
     void help(int index) {
+        delays_.watch_this_thread();
         for (uint32_t seen = 0;;) {
             wait_while(start_, seen, spins_.load(std::memory_order_relaxed));
             seen = start_.load(std::memory_order_acquire);
             const int size = seen & 0xFFFF;
             if (size == 0) return;
             if (index >= size) continue;
-            int late = 0;
-            const Team team{index, size, &barrier_, &late};
+            const Team team{index, size, &barrier_, &late_};
             (*work_)(team);
             team.barrier();
         }
     }
 
-    std::vector<std::thread> helpers_;
     Barrier barrier_;
+    std::atomic<int> late_{0};
+    Delays delays_;
     alignas(64) std::atomic<uint32_t> start_{0};
     std::atomic<int> spins_{0};
     const Work* work_ = nullptr;
     int alone_ = 0, next_alone_ = 8;  // runs
+    std::vector<std::thread> helpers_;  // last: they use the rest
 };
 
 }  // namespace outrider

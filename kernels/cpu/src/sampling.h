@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "pool.h"
+#include "rules.h"
 
 namespace outrider {
 
@@ -21,17 +22,6 @@ inline uint64_t mix(uint64_t z) {
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
     return z ^ (z >> 31);
 }
-
-// How a row is drawn. `position` is the token's own, over prompt and output.
-struct Draw {
-    uint64_t sequence_key;
-    int64_t position;
-    double temperature;  // 0: the best logit, without noise
-    double min_p, top_p;
-    int64_t top_k;  // 0: all
-    const int64_t* ruled_out;  // token ids, before position `ruled_out_until`
-    int64_t ruled_out_count, ruled_out_until;
-};
 
 struct Best {
     double score = -INFINITY, second = -INFINITY;
@@ -51,7 +41,10 @@ struct Best {
     }
 
     // How far the best is ahead: what says how likely another model's draw is the same.
-    double margin() const { return score - second; }
+    double margin() const { return none() ? 0 : score - second; }
+
+    // Whether the rules left nothing to choose from.
+    bool none() const { return score == -INFINITY; }
 };
 
 constexpr int kNoiseBlock = 64;
@@ -83,12 +76,12 @@ inline void gumbel(uint64_t row_key, const int64_t* ids, double* noise) {
     }
 }
 
-// A row's logits with what its parameters rule out at -inf: everything that needs the whole row at once.
+// A row's logits after its rules, with what its parameters cut off at -inf: everything that needs the whole row at once.
 class Transform {
 public:
     // `ids` are the entries that the logits belong to, null for 0, 1, ...
     void operator()(const Draw& draw, float* logits, const int32_t* ids, int count) {
-        rule_out(draw, logits, ids, count);
+        rules_(draw, {logits, ids, count});
         if (draw.temperature <= 0) return;
         const float most = *std::max_element(logits, logits + count);
         if (draw.min_p > 0) {
@@ -101,19 +94,6 @@ public:
     }
 
 private:
-    static void rule_out(const Draw& draw, float* logits, const int32_t* ids, int count) {
-        if (draw.position >= draw.ruled_out_until) return;
-        for (int64_t n = 0; n < draw.ruled_out_count; ++n) {
-            const int64_t id = draw.ruled_out[n];
-            if (!ids) {
-                if (id < count) logits[id] = -INFINITY;
-                continue;
-            }
-            const int32_t* found = std::lower_bound(ids, ids + count, static_cast<int32_t>(id));
-            if (found != ids + count && *found == id) logits[found - ids] = -INFINITY;
-        }
-    }
-
     // Keeps exactly `most_kept` by (logit descending, id ascending), then the shortest prefix whose mass reaches top_p.
     void cut_tail(const Draw& draw, float* logits, int count, int most_kept, float most) {
         const auto before = [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
@@ -147,6 +127,7 @@ private:
         }
     }
 
+    Rules rules_;
     std::vector<int> order_;
 };
 
@@ -190,7 +171,7 @@ public:
         for (long row = own.begin; row < own.end; ++row) {
             Best best;
             for (int part = 0; part < kParts; ++part) best.join(best_[row * kParts + part]);
-            tokens[row] = best.id;
+            tokens[row] = best.none() && !ids ? draws[row].fallback : best.id;  // a cut head may not have it
             if (margins) margins[row] = best.margin();
         }
         team.barrier();

@@ -16,6 +16,7 @@ namespace outrider {
 constexpr int kLanes = 16;
 
 #define ALWAYS_INLINE __attribute__((always_inline)) inline  // sums must stay in registers
+#define NEVER_INLINE __attribute__((noinline))  // keeps a loop's registers its own
 
 #if defined(__AVX512F__)
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,14 +39,40 @@ def random_params(draw: random.Random, vocab: int, **fixed: float) -> SamplingPa
         "min_tokens": draw.choice([0, 0, 5, 12]),
     }
     stops = draw.sample(range(vocab), min(vocab, draw.choice([0, 0, 3, 20])))
-    return SamplingParams(max_tokens=100, stop_token_ids=stops, **{**values, **fixed})  # type: ignore[arg-type]  # a table
+    rules = random_rules(draw, vocab) if draw.random() < 0.5 else {}
+    return SamplingParams(max_tokens=100, stop_token_ids=stops, **{**values, **rules, **fixed})  # type: ignore[arg-type]  # a table
+
+
+def random_rules(draw: random.Random, vocab: int) -> dict[str, Any]:
+    def some(most: int) -> list[int]:
+        return [draw.randrange(vocab) for _ in range(draw.randrange(1, most + 1))]
+
+    rules = {
+        "logit_bias": {token: draw.choice([-100.0, -1.3, 0.7, 5.0]) for token in some(20)},
+        "allowed_token_ids": some(vocab),
+        "bad_words_token_ids": [some(3) for _ in range(20)],
+        "repetition_penalty": draw.choice([0.3, 1.1, 2.7]),
+        "frequency_penalty": draw.choice([-0.7, 0.3, 2.0]),
+        "presence_penalty": draw.choice([-1.1, 0.1, 2.0]),
+    }
+    return {name: rule for name, rule in rules.items() if draw.random() < 0.5}
 
 
 def starts_of(params: Sequence[SamplingParams], seed: int, vocab: int) -> SequenceStarts:
-    """Sequence s is sampled by params[s], its prompt 10 + s tokens long."""
+    """Sequence s is sampled by params[s], its prompt 10 + s tokens long, its output of a few of the vocabulary."""
     starts = SequenceStarts(tuple(token for token in EOS if token < vocab))
+    draw = random.Random(seed)
+    some = [draw.randrange(vocab) for _ in range(5)]
     starts.begin(
-        SequenceStart(sequence_id=s, output_index=s % 3, seed=seed * 1000 + s, prompt_tokens=10 + s, params=one)
+        SequenceStart(
+            sequence_id=s,
+            output_index=s % 3,
+            seed=seed * 1000 + s,
+            prompt_tokens=10 + s,
+            params=one,
+            prompt_ids=tuple(sorted({draw.randrange(vocab) for _ in range(10)})),
+            output_token_ids=tuple(draw.choices(some, k=100)),
+        )
         for s, one in enumerate(params)
     )
     return starts

@@ -15,7 +15,10 @@ START = SequenceStart(
     seed=-(2**63),
     prompt_tokens=3,
     params=SamplingParams(temperature=0.7, top_p=0.9, stop=["ü"], stop_token_ids=[5, 6], max_tokens=None),
+    prompt_ids=(3, 8),
+    output_token_ids=(9, 9, 4),
 )
+_ARRAYS = len(array_fields(Round))
 VERDICT = Verdict(
     round_id=41,
     lane=3,
@@ -43,7 +46,7 @@ def _assert_same(left: Round | Verdict, right: Round | Verdict | None) -> None:
 
 
 @given(
-    lengths=st.lists(st.integers(0, 70), min_size=13, max_size=13),
+    lengths=st.lists(st.integers(0, 70), min_size=_ARRAYS, max_size=_ARRAYS),
     begins=st.integers(0, 3),
     round_id=st.integers(0, 2**62),
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from outrider.workers.engine.round import ints
-from outrider.workers.speculation.sampling import logprobs
+from outrider.workers.speculation.logprobs import logprobs
 
 
 def plain_logprobs(row: torch.Tensor, chosen: int, count: int) -> list[tuple[int, int, float]]:

@@ -1,6 +1,7 @@
 """Draws and transforms, against a plain reference that follows the design's sentences one by one."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,30 +12,67 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.kernels import reference
+from outrider.workers.engine.round import ints
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.ordering import FIRST_WIDTH
-from outrider.workers.speculation.sampling import SampleRow, lowest_argmax, sample, transform
+from outrider.workers.speculation.sampling import SampleRow, lowest_argmax, sample, sample_with_leads, transform
+from outrider.workers.speculation.token_rules import TokenRules
 
 EOS = 1
 
 
-def row(position: int = 9, output_tokens: int = 3, seed: int = 5, output_index: int = 0, **params: object) -> SampleRow:
+PROMPT, SAID = (2, 4, 4, 8), (3, 5, 3)
+
+
+def row(
+    position: int = 9,
+    output_tokens: int = 3,
+    seed: int = 5,
+    output_index: int = 0,
+    said: Sequence[int] = SAID,
+    **params: object,
+) -> SampleRow:
+    """Where a rule looks back it sees the prompt `PROMPT` and the output `said`."""
+    checked = SamplingParams(**params)
     return SampleRow(
-        params=SamplingParams(**params),
+        params=checked,
         seed=seed,
         output_index=output_index,
         position=position,
         output_tokens=output_tokens,
         eos_token_ids=(EOS,),
+        rules=(rules := TokenRules.of(checked, sorted(set(PROMPT)))),
+        allowed=rules.allowed,
+        said=ints(said),
     )
+
+
+def plain_rules(logits: list[float], at: SampleRow) -> list[float]:
+    """The design's order of what comes before temperature, on one row, in plain Python."""
+    params, said, scores = at.params, at.said.tolist(), list(logits)
+    for token_id, bias in (params.logit_bias or {}).items():
+        scores[token_id] += bias
+    for token_id in range(len(scores)):
+        if params.allowed_token_ids is not None and token_id not in params.allowed_token_ids:
+            scores[token_id] = -math.inf
+    for word in params.bad_words_token_ids or ():
+        if [*said, word[-1]][-len(word) :] == list(word):
+            scores[word[-1]] = -math.inf
+    if at.output_tokens < params.min_tokens:
+        for token_id in (*at.eos_token_ids, *(params.stop_token_ids or ())):
+            scores[token_id] = -math.inf
+    for token_id in range(len(scores)):
+        count = said.count(token_id)
+        if count or token_id in PROMPT:
+            up = scores[token_id] <= 0
+            scores[token_id] *= params.repetition_penalty if up else 1 / params.repetition_penalty
+        scores[token_id] -= params.frequency_penalty * count + params.presence_penalty * (count > 0)
+    return scores
 
 
 def plain_scores(logits: list[float], at: SampleRow) -> list[float]:
     """The design's order of transforms on one row, in plain Python."""
-    params, scores = at.params, list(logits)
-    if at.output_tokens < params.min_tokens:
-        for token_id in (*at.eos_token_ids, *(params.stop_token_ids or ())):
-            scores[token_id] = -math.inf
+    params, scores = at.params, plain_rules(logits, at)
     if params.temperature == 0:
         return scores
     scores = [score / params.temperature for score in scores]
@@ -59,8 +97,17 @@ TRANSFORMS: dict[str, dict[str, Any]] = {
     "top_k": {"top_k": 3},
     "top_p": {"top_p": 0.8},
     "min_tokens": {"min_tokens": 9, "stop_token_ids": [4]},
-    "all": {"temperature": 1.3, "min_p": 0.02, "top_k": 7, "top_p": 0.9, "min_tokens": 9},
-}
+    "logit_bias": {"logit_bias": {3: 1.5, 0: -2.0, 10: 0.25}},
+    "allowed_token_ids": {"allowed_token_ids": [9, 1, 4, 7]},
+    "bad_words": {"bad_words_token_ids": [[7], [5, 3, 9], [3, 3], [3, 0], [4, 5, 3, 2]]},
+    "repetition_penalty": {"repetition_penalty": 1.7},
+    "frequency_penalty": {"frequency_penalty": 0.6},
+    "presence_penalty": {"presence_penalty": -1.1},
+    "all": {
+        "temperature": 1.3, "min_p": 0.02, "top_k": 7, "top_p": 0.9, "min_tokens": 9, "logit_bias": {3: 2.0, 6: 1.0},
+        "bad_words_token_ids": [[3, 0]], "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.1,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("draws", [40_000, pytest.param(200_000, marks=pytest.mark.full)])
@@ -92,6 +139,12 @@ PARAMS = st.fixed_dictionaries(
         "top_p": st.sampled_from([1.0, 0.999, 0.6, 0.31, 1e-9]),
         "min_tokens": st.sampled_from([0, 9]),
         "stop_token_ids": st.sampled_from([None, [0], [2, 3]]),
+        "logit_bias": st.sampled_from([None, None, {0: 1.0, 8: -0.5}]),
+        "allowed_token_ids": st.sampled_from([None, None, [2, 5, 8, 0]]),
+        "bad_words_token_ids": st.sampled_from([None, None, [[4], [3, 6]]]),
+        "repetition_penalty": st.sampled_from([1.0, 1.0, 2.0]),
+        "frequency_penalty": st.sampled_from([0.0, 0.5]),
+        "presence_penalty": st.sampled_from([0.0, -0.25]),
     }
 )
 
@@ -214,6 +267,17 @@ def test_end_ids_cannot_be_drawn_before_min_tokens_and_can_from_then_on(temperat
 
     assert sample(logits, [row(output_tokens=3, **params)]).item() not in (EOS, 3)
     assert sample(logits, [row(output_tokens=4, **params)]).item() == EOS
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_the_rules_leave_no_token_the_sequence_ends(temperature: float) -> None:
+    nothing = row(temperature=temperature, allowed_token_ids=[3], bad_words_token_ids=[[3]])
+    something = row(temperature=temperature, allowed_token_ids=[3])
+
+    tokens, leads = sample_with_leads(torch.zeros(2, 9), [nothing, something])
+
+    assert sample(torch.zeros(2, 9), [nothing, something]).tolist() == tokens.tolist() == [EOS, 3]
+    assert leads.tolist() == [0, math.inf]
 
 
 def test_a_sequence_draws_by_its_seed_its_output_index_and_the_position_alone() -> None:

@@ -147,3 +147,50 @@ def test_usage_counts_rounds_drafts_and_acceptance_by_position() -> None:
     assert (usage.drafted, usage.accepted) == (6, 4)
     assert usage.accepted_per_position == [2, 1, 1]
     assert usage.drafted_per_position == [2, 2, 2]
+
+
+@_settings
+@given(
+    thought=st.lists(st.integers(20, VOCABULARY_SIZE - 1), max_size=12),
+    answer=st.lists(st.integers(20, VOCABULARY_SIZE - 1), max_size=12),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    opened=st.booleans(),
+    closed=st.booleans(),
+)
+def test_reasoning_is_given_apart_wherever_its_border_falls_in_a_round(
+    tokenizer: Tokenizer, thought: list[int], answer: list[int], sizes: list[int], opened: bool, closed: bool
+) -> None:
+    begin, end = tokenizer.reasoning_ids
+    assert begin is not None
+    assert end is not None
+    token_ids = [*[begin] * opened, *thought, *([end, *answer] if closed else [])]
+
+    deltas = _assemble(tokenizer, SamplingParams(reasoning=True), _chunks(token_ids, sizes, FinishReason.LENGTH))
+
+    assert "".join(delta.reasoning for delta in deltas) == tokenizer.decode(thought)
+    assert "".join(delta.text for delta in deltas) == (tokenizer.decode(answer) if closed else "")
+    assert _result(deltas)[0] == token_ids
+
+
+def test_a_stop_string_holds_in_reasoning_and_in_the_answer_but_not_across_their_border(tokenizer: Tokenizer) -> None:
+    _, end = tokenizer.reasoning_ids
+    assert end is not None
+    thought, answer = (tokenizer.encode(text)[1:] for text in ("the quick", "brown fox"))
+    params = SamplingParams(reasoning=True, stop=["kb", "fo"])
+
+    deltas = _assemble(tokenizer, params, _chunks([*thought, end, *answer], [2], FinishReason.LENGTH))
+
+    assert "".join(delta.reasoning for delta in deltas) == "the quick"
+    assert _result(deltas)[1:] == ("brown ", FinishReason.STOP, "fo")
+
+
+def test_without_reasoning_asked_for_the_text_is_one(tokenizer: Tokenizer) -> None:
+    _, end = tokenizer.reasoning_ids
+    assert end is not None
+    token_ids = [*tokenizer.encode("the quick")[1:], end, *tokenizer.encode("fox")[1:]]
+    params = SamplingParams(skip_special_tokens=False)
+
+    deltas = _assemble(tokenizer, params, _chunks(token_ids, [3], FinishReason.LENGTH))
+
+    assert _result(deltas)[1] == "the quick</think>fox"
+    assert not any(delta.reasoning for delta in deltas)

@@ -1,0 +1,128 @@
+"""`outrider top`: each replica's speed and what speculation does for it, live."""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from outrider.cluster.cli_connection import Connection
+from outrider.cluster.status import ClusterStatus, EngineStatus, ReplicaStatus
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_COLUMNS = (
+    *("running", "waiting", "cache", "tokens/s", "", "rounds/s"),
+    *("tokens/round", "depth", "accepted", "busy"),
+)
+_KEPT = 24  # looks that the curve shows
+_STATE_STYLES = {"ready": "green", "failed": "red"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """One replica between two looks at it. None: nothing happened that would tell."""
+
+    tokens_per_s: float = 0.0
+    rounds_per_s: float = 0.0
+    tokens_per_verification: float | None = None  # of a sequence in a round
+    depth: float | None = None  # drafts verified, of a sequence in a round
+    acceptance: float | None = None  # share of the verified drafts
+
+
+def rates(before: EngineStatus, after: EngineStatus, seconds: float) -> Rates:
+    """What happened between two looks, `seconds` apart."""
+    tokens, rounds = after.generated_tokens - before.generated_tokens, after.rounds - before.rounds
+    drafted, accepted = after.drafted - before.drafted, after.accepted - before.accepted
+    verifications = tokens - accepted  # each gives its accepted drafts and one token more
+    if seconds <= 0 or min(tokens, rounds, drafted, accepted) < 0:  # the replica began anew
+        return Rates()
+    return Rates(
+        tokens_per_s=tokens / seconds,
+        rounds_per_s=rounds / seconds,
+        tokens_per_verification=tokens / verifications if verifications > 0 else None,
+        depth=drafted / verifications if verifications > 0 else None,
+        acceptance=accepted / drafted if drafted else None,
+    )
+
+
+@dataclass(slots=True)
+class History:
+    """What was seen of each replica, by name and generation."""
+
+    clock: Callable[[], float] = time.monotonic
+    _last: dict[tuple[str, int], tuple[float, EngineStatus]] = field(default_factory=dict)
+    _speeds: dict[tuple[str, int], deque[float]] = field(default_factory=dict)
+
+    def look(self, status: ClusterStatus) -> dict[str, tuple[Rates, tuple[float, ...]]]:
+        """Of each replica its rates since the last look, and its tokens a second of late."""
+        now, found = self.clock(), {}
+        for replica in status.replicas:
+            key = (replica.name, replica.generation)
+            then, before = self._last.get(key, (now, replica.engine))
+            seen = rates(before, replica.engine, now - then)
+            speeds = self._speeds.setdefault(key, deque(maxlen=_KEPT))
+            speeds.append(seen.tokens_per_s)
+            self._last[key] = (now, replica.engine)
+            found[replica.name] = (seen, tuple(speeds))
+        return found
+
+
+def run_top(connection: Connection, *, interval_s: float, looks: int | None) -> None:
+    """Looks every `interval_s`, `looks` times or until interrupted."""
+    console, history = Console(), History()
+    with connection.client() as client, Live(console=console, auto_refresh=False, transient=False) as live:
+        for number in itertools.count() if looks is None else range(looks):
+            if number:
+                time.sleep(interval_s)
+            status = client.status()
+            live.update(view(status, history.look(status)), refresh=True)
+
+
+def view(status: ClusterStatus, seen: Mapping[str, tuple[Rates, tuple[float, ...]]]) -> RenderableType:
+    """One screen."""
+    head = Text.assemble((status.name, "bold"), f" serves {status.model} (outrider {status.version})")
+    problem = [Text(status.problem, style="red")] if status.problem else []
+    return Group(head, *problem, _table(status.replicas, seen))
+
+
+def _table(replicas: Iterable[ReplicaStatus], seen: Mapping[str, tuple[Rates, tuple[float, ...]]]) -> Table:
+    table = Table("replica", "state")
+    for name in _COLUMNS:
+        table.add_column(name, justify="right")
+    for replica in replicas:
+        table.add_row(*_row(replica, *seen[replica.name]))
+    return table
+
+
+def _row(replica: ReplicaStatus, now: Rates, speeds: tuple[float, ...]) -> list[RenderableType]:
+    engine = replica.engine
+    return [
+        f"{replica.name}.{replica.generation}",
+        Text(replica.state, style=_STATE_STYLES.get(replica.state, "yellow")),
+        str(engine.running),
+        str(engine.waiting),
+        f"{engine.kv_cache_usage:.0%}",
+        f"{now.tokens_per_s:.0f}",
+        Text(curve(speeds), style="cyan"),
+        f"{now.rounds_per_s:.0f}",
+        _figure(now.tokens_per_verification, ".2f"),
+        _figure(now.depth, ".2f"),
+        _figure(now.acceptance, ".0%"),
+        "/".join(f"{rank.busy:.0%}" for rank in replica.ranks),
+    ]
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def curve(values: Iterable[float]) -> str:
+    """One character for each, as high as it is beside the largest."""
+    listed = list(values)
+    most = max(listed, default=0.0) or 1.0
+    return "".join(_BARS[round(value / most * (len(_BARS) - 1))] for value in listed)

@@ -1,0 +1,54 @@
+{{/* Pieces of NetworkPolicies: who a component's pods are, and ranges of ports by name. */}}
+
+{{- define "outrider.peer" -}}
+- podSelector:
+    matchLabels: {{- include "outrider.selector" . | nindent 6 }}
+{{- end }}
+
+{{- define "outrider.dnsEgress" -}}
+- to: {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
+  ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+{{- end }}
+
+{{/* Each node's Ray, as other nodes call it. */}}
+{{- define "outrider.rayNodePorts" -}}
+{{- $p := .Values.ports -}}
+- {port: {{ $p.nodeManager }}, protocol: TCP}
+- {port: {{ $p.objectManager }}, protocol: TCP}
+- {port: {{ $p.runtimeEnvAgent }}, protocol: TCP}
+- {port: {{ $p.dashboardAgentGrpc }}, protocol: TCP}
+- {port: {{ $p.dashboardAgent }}, protocol: TCP}
+- port: {{ include "outrider.firstPort" (dict "key" "ports.rayWorkers" "value" $p.rayWorkers) }}
+  endPort: {{ include "outrider.lastPort" (dict "value" $p.rayWorkers) }}
+  protocol: TCP
+{{- end }}
+
+{{- define "outrider.leaderPorts" -}}
+- port: {{ include "outrider.firstPort" (dict "key" "ports.leaders" "value" .Values.ports.leaders) }}
+  endPort: {{ include "outrider.lastPort" (dict "value" .Values.ports.leaders) }}
+  protocol: TCP
+{{- end }}
+
+{{- define "outrider.torchPorts" -}}
+- port: {{ include "outrider.firstPort" (dict "key" "ports.torch" "value" .Values.ports.torch) }}
+  endPort: {{ include "outrider.lastPort" (dict "value" .Values.ports.torch) }}
+  protocol: TCP
+{{- end }}
+
+{{- define "outrider.monitoringIngress" -}}
+{{- if .root.Values.networkPolicy.monitoring }}
+- from: {{- toYaml .root.Values.networkPolicy.monitoring | nindent 4 }}
+  ports:
+    - {port: {{ .port }}, protocol: TCP}
+{{- end }}
+{{- end }}
+
+{{- define "outrider.objectStoreEgress" -}}
+- to: {{- toYaml .Values.networkPolicy.objectStore | nindent 4 }}
+  ports:
+    {{- range .Values.networkPolicy.objectStorePorts }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+{{- end }}

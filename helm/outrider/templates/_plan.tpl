@@ -1,0 +1,148 @@
+{{/* What the values must agree on before anything is made of them. Every message names its key. */}}
+
+{{- define "outrider.check" -}}
+{{- include "outrider.checkName" . -}}
+{{- include "outrider.checkRanks" . -}}
+{{- include "outrider.checkModel" . -}}
+{{- include "outrider.checkReplicas" . -}}
+{{- include "outrider.checkWeights" . -}}
+{{- include "outrider.checkDoor" . -}}
+{{- end }}
+
+{{- define "outrider.checkName" -}}
+{{- $name := include "outrider.fullname" . -}}
+{{- if gt (len $name) 40 -}}
+{{- fail (printf "fullnameOverride: %q is longer than 40 characters" $name) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "outrider.worldSize" -}}
+{{ mul .Values.parallel.pipeline .Values.parallel.tensor .Values.parallel.data }}
+{{- end }}
+
+{{- define "outrider.checkRanks" -}}
+{{- $p := .Values.parallel -}}
+{{- $w := .Values.workers -}}
+{{- $world := include "outrider.worldSize" . | int -}}
+{{- if gt (int $w.gpusPerNode) 0 -}}
+{{- $gpus := mul $w.nodesPerReplica $w.gpusPerNode | int -}}
+{{- if ne $world $gpus -}}
+{{- fail (printf "workers.gpusPerNode: a replica has %d x %d = %d GPUs, and parallel.pipeline x tensor x data makes %d ranks: they must be as many" (int $w.nodesPerReplica) (int $w.gpusPerNode) $gpus $world) -}}
+{{- end -}}
+{{- else -}}
+{{- $cores := mul $w.nodesPerReplica $w.cpus | int -}}
+{{- if gt $world $cores -}}
+{{- fail (printf "workers.cpus: a replica has %d x %d = %d cores, and parallel.pipeline x tensor x data makes %d ranks" (int $w.nodesPerReplica) (int $w.cpus) $cores $world) -}}
+{{- end -}}
+{{- end -}}
+{{- $spread := mul $p.data $p.tensor | int -}}
+{{- if not (has (int $p.expert) (list 1 $spread)) -}}
+{{- fail (printf "parallel.expert: must be 1 or data x tensor = %d, got %d" $spread (int $p.expert)) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Bytes in GB (10^9): of a checkpoint with its MTP module, and of a device. */}}
+{{- define "outrider.models" -}}
+deepseek-r1: {layers: 61, heads: 128, experts: 256, gb: 689}
+deepseek-v3: {layers: 61, heads: 128, experts: 256, gb: 689}
+{{- end }}
+
+{{- define "outrider.gpus" -}}
+h100-80g: 80
+h200-141g: 141
+h800-80g: 80
+h20-96g: 96
+a100-80g: 80
+b200-180g: 180
+mi300x-192g: 192
+{{- end }}
+
+{{- define "outrider.checkModel" -}}
+{{- if .Values.plan.model -}}
+{{- $p := .Values.parallel -}}
+{{- $model := get (include "outrider.models" . | fromYaml) .Values.plan.model -}}
+{{- if gt (int $p.pipeline) (int $model.layers) -}}
+{{- fail (printf "parallel.pipeline: %s has %d layers, got %d stages" .Values.plan.model (int $model.layers) (int $p.pipeline)) -}}
+{{- end -}}
+{{- if mod $model.heads $p.tensor -}}
+{{- fail (printf "parallel.tensor: must divide the %d heads of %s, got %d" (int $model.heads) .Values.plan.model (int $p.tensor)) -}}
+{{- end -}}
+{{- if mod $model.experts $p.expert -}}
+{{- fail (printf "parallel.expert: must divide the %d experts of %s, got %d" (int $model.experts) .Values.plan.model (int $p.expert)) -}}
+{{- end -}}
+{{- if and .Values.plan.gpu (gt (int .Values.workers.gpusPerNode) 0) -}}
+{{- $each := get (include "outrider.gpus" . | fromYaml) .Values.plan.gpu | int -}}
+{{- $gpus := mul .Values.workers.nodesPerReplica .Values.workers.gpusPerNode | int -}}
+{{- $usable := div (mul $each $gpus 9) 10 | int -}}
+{{- if lt $usable (int $model.gb) -}}
+{{- fail (printf "workers.gpusPerNode: %d x %s hold %d GB, nine tenths of it for weights, and %s has %d GB of them" $gpus .Values.plan.gpu (mul $each $gpus) .Values.plan.model (int $model.gb)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "outrider.checkReplicas" -}}
+{{- if gt (int .Values.replicas) (int .Values.workers.maxReplicas) -}}
+{{- fail (printf "workers.maxReplicas: must be at least replicas = %d, got %d" (int .Values.replicas) (int .Values.workers.maxReplicas)) -}}
+{{- end -}}
+{{- if and .Values.scaling.enabled (gt (int .Values.scaling.minReplicas) (int .Values.replicas)) -}}
+{{- fail (printf "scaling.minReplicas: must be at most replicas = %d, got %d" (int .Values.replicas) (int .Values.scaling.minReplicas)) -}}
+{{- end -}}
+{{- if and .Values.scaling.autoscale.enabled (not .Values.scaling.enabled) -}}
+{{- fail "scaling.autoscale.enabled: needs scaling.enabled, or nothing could be scaled" -}}
+{{- end -}}
+{{- $a := .Values.gateway.autoscaling -}}
+{{- if and $a.enabled (gt (int $a.minReplicas) (int $a.maxReplicas)) -}}
+{{- fail (printf "gateway.autoscaling.maxReplicas: must be at least minReplicas = %d, got %d" (int $a.minReplicas) (int $a.maxReplicas)) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "outrider.checkWeights" -}}
+{{- $w := .Values.weights -}}
+{{- if and (eq $w.source "bundled") (ne .Values.model.path "scout") -}}
+{{- fail (printf "weights.source: bundled holds scout alone, and model.path is %q: choose claim, objectStore or nodeCache" .Values.model.path) -}}
+{{- end -}}
+{{- if and (ne $w.source "bundled") (not (hasPrefix (printf "%s/" $w.mountPath) (printf "%s/" .Values.model.path))) -}}
+{{- fail (printf "model.path: must be %s or below it with weights.source %s, got %q" $w.mountPath $w.source .Values.model.path) -}}
+{{- end -}}
+{{- if and (has $w.source (list "claim" "objectStore")) (not $w.claim) -}}
+{{- fail (printf "weights.claim: weights.source %s needs an existing PersistentVolumeClaim" $w.source) -}}
+{{- end -}}
+{{- if and (has $w.source (list "objectStore" "nodeCache")) (not $w.objectStore.url) -}}
+{{- fail (printf "weights.objectStore.url: weights.source %s needs REMOTE:PATH" $w.source) -}}
+{{- end -}}
+{{- if and (has $w.source (list "objectStore" "nodeCache")) (not $w.objectStore.rcloneConfigSecret) -}}
+{{- fail (printf "weights.objectStore.rcloneConfigSecret: weights.source %s needs the Secret with rclone.conf" $w.source) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "outrider.checkDoor" -}}
+{{- if and .Values.tls.clientCaExistingSecret (not .Values.tls.existingSecret) -}}
+{{- fail "tls.existingSecret: mutual TLS (tls.clientCaExistingSecret) needs the gateways' own certificate too" -}}
+{{- end -}}
+{{- if .Values.test.enabled -}}
+{{- if and .Values.auth.existingSecret (not .Values.test.tokenExistingSecret) -}}
+{{- fail "test.tokenExistingSecret: with auth.existingSecret the test needs a token (or test.enabled: false)" -}}
+{{- end -}}
+{{- if and .Values.tls.clientCaExistingSecret (not .Values.test.clientCertExistingSecret) -}}
+{{- fail "test.clientCertExistingSecret: with mutual TLS the test needs a certificate (or test.enabled: false)" -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq .Values.gateway.service.clusterIP "None") (ne .Values.gateway.service.type "ClusterIP") -}}
+{{- fail (printf "gateway.service.clusterIP: None goes with type ClusterIP only, got %s" .Values.gateway.service.type) -}}
+{{- end -}}
+{{- end }}
+
+{{/* First and last of FIRST-LAST, checked: (dict "key" "ports.leaders" "value" ...). */}}
+{{- define "outrider.firstPort" -}}
+{{- $first := splitList "-" .value | first | int -}}
+{{- $last := splitList "-" .value | last | int -}}
+{{- if or (lt $last $first) (gt $last 65535) (lt $first 1) -}}
+{{- fail (printf "%s: must be FIRST-LAST within 1..65535, got %q" .key .value) -}}
+{{- end -}}
+{{- $first -}}
+{{- end }}
+
+{{- define "outrider.lastPort" -}}
+{{- splitList "-" .value | last | int -}}
+{{- end }}

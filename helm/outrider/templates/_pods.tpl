@@ -1,0 +1,188 @@
+{{/* What pods have in common: security, scheduling, volumes. */}}
+
+{{- define "outrider.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 1000
+runAsGroup: 1000
+fsGroup: 1000
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* Ray's pods: the ports that torch and gloo draw are pinned to a range that NetworkPolicies know. */}}
+{{- define "outrider.rayPodSecurity" -}}
+{{ include "outrider.podSecurity" . }}
+sysctls:
+  - name: net.ipv4.ip_local_port_range
+    value: "{{ include "outrider.firstPort" (dict "key" "ports.torch" "value" .Values.ports.torch) }} {{ include "outrider.lastPort" (dict "value" .Values.ports.torch) }}"
+{{- end }}
+
+{{- define "outrider.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+privileged: false
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "outrider.workerSecurity" -}}
+{{ include "outrider.containerSecurity" . }}
+{{- if .Values.rdma.enabled }}
+  add: [IPC_LOCK]
+{{- end }}
+{{- end }}
+
+{{/* (dict "values" .Values.gateway): where pods may run. */}}
+{{- define "outrider.scheduling" -}}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "outrider.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "outrider.homeEnv" -}}
+- name: HOME
+  value: /home/outrider
+- name: RAY_USAGE_STATS_ENABLED
+  value: "0"
+{{- end }}
+
+{{- define "outrider.podIpEnv" -}}
+- name: POD_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.podIP
+{{- end }}
+
+{{/* Where each kind of pod finds the checkpoint. */}}
+{{- define "outrider.weightsMount" -}}
+{{- if ne .Values.weights.source "bundled" }}
+- name: weights
+  mountPath: {{ .Values.weights.mountPath }}
+  readOnly: true
+  {{- if and .Values.weights.subPath (ne .Values.weights.source "nodeCache") }}
+  subPath: {{ .Values.weights.subPath }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* (dict "root" $ "whole" true): a node's cache, or of the checkpoint only the small files that others need. */}}
+{{- define "outrider.weightsVolume" -}}
+{{- $w := .root.Values.weights -}}
+{{- if has $w.source (list "claim" "objectStore") }}
+- name: weights
+  persistentVolumeClaim:
+    claimName: {{ $w.claim }}
+    readOnly: true
+{{- else if eq $w.source "nodeCache" }}
+- name: weights
+  {{- if .whole }}
+  hostPath:
+    path: {{ $w.hostPath }}
+    type: DirectoryOrCreate
+  {{- else }}
+  emptyDir:
+    sizeLimit: 512Mi
+  {{- end }}
+{{- include "outrider.fetchVolumes" .root }}
+{{- end }}
+{{- end }}
+
+{{- define "outrider.fetchVolumes" }}
+- name: fetch-script
+  configMap:
+    name: {{ include "outrider.fullname" . }}-fetch
+- name: rclone-config
+  secret:
+    secretName: {{ .Values.weights.objectStore.rcloneConfigSecret }}
+    defaultMode: 0440
+- name: rclone-temporary
+  emptyDir:
+    sizeLimit: 64Mi
+{{- end }}
+
+{{/* (dict "root" $ "whole" true "readOnly" false): the container that brings the checkpoint. */}}
+{{- define "outrider.fetchContainer" -}}
+{{- $s := .root.Values.weights.objectStore -}}
+- name: fetch-weights
+  image: {{ $s.image }}
+  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  command: [/bin/sh, /scripts/fetch-weights.sh]
+  args:
+    - {{ $s.url | quote }}
+    - /weights
+    - {{ $s.manifest | quote }}
+    - {{ $s.transfers | quote }}
+    - {{ ternary "whole" "small" .whole }}
+  env:
+    - name: RCLONE_CONFIG
+      value: /rclone/rclone.conf
+    - name: HOME
+      value: /tmp
+  securityContext: {{- include "outrider.containerSecurity" .root | nindent 4 }}
+  resources:
+    requests:
+      cpu: {{ $s.cpus | quote }}
+      memory: {{ $s.memory }}
+    limits:
+      memory: {{ $s.memory }}
+  volumeMounts:
+    - name: weights
+      mountPath: /weights
+      {{- if and .root.Values.weights.subPath (ne .root.Values.weights.source "nodeCache") }}
+      subPath: {{ .root.Values.weights.subPath }}
+      {{- end }}
+    - name: fetch-script
+      mountPath: /scripts
+      readOnly: true
+    - name: rclone-config
+      mountPath: /rclone
+      readOnly: true
+    - name: rclone-temporary
+      mountPath: /tmp
+{{- end }}
+
+{{/* (dict "root" $ "whole" true): init containers after which the checkpoint is there, whole and checked. */}}
+{{- define "outrider.weightsInit" -}}
+{{- $w := .root.Values.weights -}}
+{{- if eq $w.source "objectStore" }}
+initContainers:
+  - name: wait-for-weights
+    image: {{ include "outrider.image" .root }}
+    imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+    command: [/bin/sh, -c]
+    args:
+      - until [ "$(cat "$MARKER" 2>/dev/null)" = "$WANTED" ]; do echo "waiting for $WANTED"; sleep 5; done
+    env:
+      - name: MARKER
+        value: {{ $w.mountPath }}/.outrider-complete
+      - name: WANTED
+        value: {{ $w.objectStore.url | quote }}
+    securityContext: {{- include "outrider.containerSecurity" .root | nindent 6 }}
+    resources:
+      requests: {cpu: 10m, memory: 32Mi}
+      limits: {memory: 32Mi}
+    volumeMounts: {{- include "outrider.weightsMount" .root | nindent 6 }}
+{{- else if eq $w.source "nodeCache" }}
+initContainers: {{- include "outrider.fetchContainer" . | nindent 2 }}
+{{- end }}
+{{- end }}

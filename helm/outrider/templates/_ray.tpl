@@ -1,0 +1,66 @@
+{{/* What Ray's containers are started with and what their ports are called. */}}
+
+{{- define "outrider.rayStartParams" -}}
+{{- $p := .Values.ports -}}
+disable-usage-stats: "true"
+node-manager-port: {{ $p.nodeManager | quote }}
+object-manager-port: {{ $p.objectManager | quote }}
+runtime-env-agent-port: {{ $p.runtimeEnvAgent | quote }}
+dashboard-agent-grpc-port: {{ $p.dashboardAgentGrpc | quote }}
+dashboard-agent-listen-port: {{ $p.dashboardAgent | quote }}
+metrics-export-port: {{ $p.rayMetrics | quote }}
+min-worker-port: {{ include "outrider.firstPort" (dict "key" "ports.rayWorkers" "value" $p.rayWorkers) | quote }}
+max-worker-port: {{ include "outrider.lastPort" (dict "value" $p.rayWorkers) | quote }}
+{{- end }}
+
+{{/* What runs, where the controller scales: an upgrade does not undo what it decided. */}}
+{{- define "outrider.replicas" -}}
+{{- $replicas := .Values.replicas -}}
+{{- if .Values.scaling.enabled -}}
+{{- $live := lookup "ray.io/v1" "RayCluster" .Release.Namespace (include "outrider.fullname" .) -}}
+{{- range dig "spec" "workerGroupSpecs" list (default dict $live) -}}
+{{- $replicas = default $replicas .replicas -}}
+{{- end -}}
+{{- end -}}
+{{- int $replicas -}}
+{{- end }}
+
+{{- define "outrider.rayPorts" -}}
+{{- $p := .Values.ports -}}
+- {name: node-manager, containerPort: {{ $p.nodeManager }}}
+- {name: object-manager, containerPort: {{ $p.objectManager }}}
+- {name: runtime-env, containerPort: {{ $p.runtimeEnvAgent }}}
+- {name: agent-grpc, containerPort: {{ $p.dashboardAgentGrpc }}}
+- {name: agent-http, containerPort: {{ $p.dashboardAgent }}}
+- {name: metrics, containerPort: {{ $p.rayMetrics }}}
+{{- end }}
+
+{{/* Whether this node's Ray answers; the model may still load. (dict "path" ... "port" ...) */}}
+{{- define "outrider.rayHealthy" -}}
+exec:
+  command: [bash, -c, "wget --tries 1 -T 2 -q -O- http://localhost:{{ .port }}/{{ .path }} | grep success"]
+{{- end }}
+
+{{- define "outrider.rayVolumes" -}}
+{{/* "root", "sharedMemory", "extra" */}}
+- name: tmp
+  emptyDir: {}
+- name: home
+  emptyDir: {}
+- name: shared-memory
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ .sharedMemory }}
+{{- with .extra }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "outrider.rayMounts" -}}
+- name: tmp
+  mountPath: /tmp
+- name: home
+  mountPath: /home/outrider
+- name: shared-memory
+  mountPath: /dev/shm
+{{- end }}

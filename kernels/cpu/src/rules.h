@@ -1,0 +1,119 @@
+// What a row's rules add to its logits, take off, or rule out: all transforms before temperature.
+//
+// Each changed logit is computed in double and rounded once. Reference: workers/speculation/row_rules.py.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace outrider {
+
+// How a row is drawn. `position` is the token's own, over prompt and output. What has a count of zero is not there.
+struct Draw {
+    uint64_t sequence_key;
+    int64_t position;
+    double temperature;  // 0: the best logit, without noise
+    double min_p, top_p;
+    int64_t top_k;  // 0: all
+    int64_t prompt_tokens;
+    const int64_t* ruled_out;  // token ids, before position `ruled_out_until`
+    int64_t ruled_out_count, ruled_out_until;
+    const int64_t* biased;
+    const double* biases;
+    int64_t biased_count;
+    const uint32_t* allowed;  // a bit for each token, further ones are not; null: all
+    int64_t allowed_words;
+    const int64_t* bad_words;  // of each its length, then its tokens
+    int64_t bad_words_size;
+    int64_t penalises;
+    double repetition, frequency, presence;
+    const int64_t* prompt_ids;  // distinct tokens of the prompt, for the repetition penalty
+    int64_t prompt_ids_count;
+    int64_t* said;  // the output by place, drafts included; null: no rule looks back on it
+    int64_t constrained;  // a grammar says what is allowed, at each place anew
+    int64_t fallback;  // drawn where the rules leave no token
+
+    int64_t said_count() const { return said ? position - prompt_tokens : 0; }
+};
+
+// A row of logits. `ids` are the entries they belong to, ascending; null for 0, 1, ...
+struct Entries {
+    float* logits;
+    const int32_t* ids;
+    int count;
+
+    // An entry's logit, or null where the row has none for it.
+    float* of(int64_t id) const {
+        if (!ids) return id < count ? logits + id : nullptr;
+        const int32_t* found = std::lower_bound(ids, ids + count, static_cast<int32_t>(id));
+        return found != ids + count && *found == id ? logits + (found - ids) : nullptr;
+    }
+
+    void rule_out(int64_t id) const {
+        if (float* logit = of(id)) *logit = -INFINITY;
+    }
+};
+
+class Rules {
+public:
+    void operator()(const Draw& draw, const Entries& row) {
+        for (int64_t n = 0; n < draw.biased_count; ++n)
+            if (float* logit = row.of(draw.biased[n])) *logit = static_cast<float>(*logit + draw.biases[n]);
+        if (draw.allowed) keep_allowed(draw, row);
+        rule_out_bad_words(draw, row);
+        if (draw.position < draw.ruled_out_until)
+            for (int64_t n = 0; n < draw.ruled_out_count; ++n) row.rule_out(draw.ruled_out[n]);
+        if (draw.penalises) penalise(draw, row);
+    }
+
+private:
+    static void keep_allowed(const Draw& draw, const Entries& row) {
+        for (int i = 0; i < row.count; ++i) {
+            const int64_t id = row.ids ? row.ids[i] : i, word = id / 32;
+            if (word >= draw.allowed_words || !(draw.allowed[word] >> (id % 32) & 1)) row.logits[i] = -INFINITY;
+        }
+    }
+
+    // The tokens that would complete a bad word after what was said.
+    static void rule_out_bad_words(const Draw& draw, const Entries& row) {
+        const int64_t said = draw.said_count();
+        for (int64_t at = 0; at < draw.bad_words_size; at += 1 + draw.bad_words[at]) {
+            const int64_t *word = draw.bad_words + at + 1, before = draw.bad_words[at] - 1;
+            if (before == 0 || (before <= said && std::equal(word, word + before, draw.said + said - before)))
+                row.rule_out(word[before]);
+        }
+    }
+
+    void penalise(const Draw& draw, const Entries& row) {
+        for (int64_t n = 0; n < draw.prompt_ids_count; ++n) note(draw.prompt_ids[n]);
+        for (int64_t n = 0; n < draw.said_count(); ++n) ++note(draw.said[n]);
+        for (const int64_t id : noted_) {
+            if (float* logit = row.of(id)) *logit = penalised(draw, *logit, notes_[id] - 1);
+            notes_[id] = 0;
+        }
+        noted_.clear();
+    }
+
+    // One more than how often a token was said.
+    int32_t& note(int64_t id) {
+        if (id >= static_cast<int64_t>(notes_.size())) notes_.resize(id + 1);
+        if (notes_[id] == 0) {
+            notes_[id] = 1;
+            noted_.push_back(id);
+        }
+        return notes_[id];
+    }
+
+    static float penalised(const Draw& draw, double logit, int32_t count) {
+        logit = logit > 0 ? logit / draw.repetition : logit * draw.repetition;
+        logit -= draw.frequency * count;
+        return static_cast<float>(logit - (count > 0 ? draw.presence : 0.0));
+    }
+
+    std::vector<int32_t> notes_;  // by token id; zero between rows
+    std::vector<int64_t> noted_;
+};
+
+}  // namespace outrider

@@ -1,0 +1,229 @@
+"""The chart's Grafana dashboards, made from the panels below. `python tests/helm/dashboards.py` writes them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parents[2] / "helm" / "outrider" / "files" / "dashboards"
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+WIDTH, HEIGHT, COLUMNS = 8, 8, 3
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One graph: what it answers, in which unit, and its queries with their legends."""
+
+    title: str
+    unit: str
+    queries: tuple[tuple[str, str], ...]
+    meaning: str
+
+
+def _share(part: str, whole: str) -> str:
+    return f"sum(rate({part}[$__rate_interval])) / sum(rate({whole}[$__rate_interval]))"
+
+
+def _rate(metric: str, by: str) -> str:
+    return f"sum by ({by}) (rate({metric}[$__rate_interval]))"
+
+
+def _quantile(share: float, metric: str) -> str:
+    return f"histogram_quantile({share}, sum by (le) (rate({metric}_bucket[$__rate_interval])))"
+
+
+def _quantiles(metric: str) -> tuple[tuple[str, str], ...]:
+    return tuple((_quantile(share, metric), f"p{round(100 * share)}") for share in (0.5, 0.95, 0.99))
+
+
+GATEWAY, ENGINE = "outrider_gateway_", "ray_outrider_"
+_DRAFTS = f"{ENGINE}spec_decode_num_draft_tokens_total"
+_ACCEPTED = f"{ENGINE}spec_decode_num_accepted_tokens_total"
+
+DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
+    "overview": (
+        "outrider: overview",
+        (
+            Panel(
+                "Ready replicas",
+                "short",
+                ((f"max({GATEWAY}ready_replicas)", "replicas"),),
+                "Replicas that take requests.",
+            ),
+            Panel(
+                "Requests by how they ended",
+                "reqps",
+                ((_rate(f"{GATEWAY}requests_total", "status"), "{{status}}"),),
+                "ok, error (after acceptance), or the gRPC status.",
+            ),
+            Panel(
+                "Live requests", "short", ((f"sum({GATEWAY}live_requests)", "live"),), "Requests that have not ended."
+            ),
+            Panel(
+                "Time to first token, as clients see it",
+                "s",
+                _quantiles(f"{GATEWAY}time_to_first_token_seconds"),
+                "From a request's arrival at the gateway.",
+            ),
+            Panel(
+                "Time to the end, as clients see it",
+                "s",
+                _quantiles(f"{GATEWAY}e2e_request_latency_seconds"),
+                "From a request's arrival at the gateway.",
+            ),
+            Panel(
+                "Time per output token",
+                "s",
+                _quantiles(f"{ENGINE}request_time_per_output_token_seconds"),
+                "Between a request's tokens, after the first.",
+            ),
+            Panel(
+                "Calls that were not let in",
+                "reqps",
+                ((_rate(f"{GATEWAY}refused_calls_total", "status"), "{{status}}"),),
+                "Without a valid token, or without the role.",
+            ),
+            Panel(
+                "Generation of each replica",
+                "short",
+                ((f"max by (replica) ({ENGINE}generation)", "{{replica}}"),),
+                "A step is a replica that was rebuilt.",
+            ),
+            Panel(
+                "How requests finished",
+                "reqps",
+                ((_rate(f"{ENGINE}request_success_total", "finished_reason"), "{{finished_reason}}"),),
+                "stop, length or cancelled.",
+            ),
+        ),
+    ),
+    "speculation": (
+        "outrider: speculation",
+        (
+            Panel(
+                "Drafts accepted", "percentunit", ((_share(_ACCEPTED, _DRAFTS), "accepted"),), "Of the drafts verified."
+            ),
+            Panel(
+                "Drafts accepted, by place",
+                "ops",
+                ((_rate(f"{ENGINE}spec_decode_num_accepted_tokens_per_pos_total", "position"), "draft {{position}}"),),
+                "Falls with the place, for a miss ends a draft.",
+            ),
+            Panel(
+                "Drafts verified in a sequence's round",
+                "short",
+                ((_share(_DRAFTS, f"{ENGINE}spec_decode_num_drafts_total"), "drafts"),),
+                "The depth in force, of the rounds that drafted.",
+            ),
+            Panel(
+                "Drafts verified and accepted",
+                "ops",
+                (
+                    (_rate(_DRAFTS, "replica"), "{{replica}} verified"),
+                    (_rate(_ACCEPTED, "replica"), "{{replica}} accepted"),
+                ),
+                "What lies between is work that came to nothing.",
+            ),
+            Panel(
+                "Rounds", "ops", ((_rate(f"{ENGINE}rounds_total", "replica"), "{{replica}}"),), "Verification rounds."
+            ),
+        ),
+    ),
+    "capacity": (
+        "outrider: capacity",
+        (
+            Panel(
+                "Cache in use",
+                "percentunit",
+                ((f"max by (replica) ({ENGINE}kv_cache_usage_perc)", "{{replica}}"),),
+                "Share of the cache's blocks.",
+            ),
+            Panel(
+                "Sequences that run",
+                "short",
+                ((f"sum by (replica) ({ENGINE}num_requests_running)", "{{replica}}"),),
+                "They hold cache blocks.",
+            ),
+            Panel(
+                "Sequences that wait",
+                "short",
+                ((f"sum by (replica) ({ENGINE}num_requests_waiting)", "{{replica}}"),),
+                "For cache blocks.",
+            ),
+            Panel(
+                "Prompt tokens that wait",
+                "short",
+                ((f"sum({GATEWAY}queued_tokens)", "tokens"),),
+                "Of requests without a first token yet.",
+            ),
+            Panel(
+                "Busy stages",
+                "percentunit",
+                ((_rate(f"{ENGINE}stage_busy_seconds_total", "replica, stage"), "{{replica}} stage {{stage}}"),),
+                "Share of the time in which a stage computes.",
+            ),
+            Panel(
+                "Prompt tokens found in the prefix cache",
+                "percentunit",
+                ((_share(f"{ENGINE}prefix_cache_hits_total", f"{ENGINE}prefix_cache_queries_total"), "hits"),),
+                "Of those looked up.",
+            ),
+            Panel(
+                "Time to first token, as the engine sees it",
+                "s",
+                _quantiles(f"{ENGINE}time_to_first_token_seconds"),
+                "From submission to the leader.",
+            ),
+            Panel(
+                "Time to the end, as the engine sees it",
+                "s",
+                _quantiles(f"{ENGINE}e2e_request_latency_seconds"),
+                "From submission to the leader.",
+            ),
+        ),
+    ),
+}
+
+
+def dashboard(name: str) -> dict[str, Any]:
+    title, panels = DASHBOARDS[name]
+    variable = {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"}
+    return {
+        "uid": f"outrider-{name}",
+        "title": title,
+        "tags": ["outrider"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": [variable]},
+        "panels": [_panel(number, panel) for number, panel in enumerate(panels)],
+    }
+
+
+def _panel(number: int, panel: Panel) -> dict[str, Any]:
+    row, column = divmod(number, COLUMNS)
+    return {
+        "id": number + 1,
+        "type": "timeseries",
+        "title": panel.title,
+        "description": panel.meaning,
+        "datasource": SOURCE,
+        "gridPos": {"x": column * WIDTH, "y": row * HEIGHT, "w": WIDTH, "h": HEIGHT},
+        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+        "targets": [
+            {"refId": chr(ord("A") + place), "datasource": SOURCE, "expr": expression, "legendFormat": legend}
+            for place, (expression, legend) in enumerate(panel.queries)
+        ],
+    }
+
+
+def as_json(name: str) -> str:
+    return json.dumps(dashboard(name), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for each in DASHBOARDS:
+        (FOLDER / f"{each}.json").write_text(as_json(each))

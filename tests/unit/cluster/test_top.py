@@ -1,0 +1,74 @@
+"""What `outrider top` makes of two looks at a cluster."""
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from outrider.cluster.cli_top import History, Rates, curve, rates, view
+from outrider.cluster.status import ClusterStatus, EngineStatus, RankStatus, ReplicaStatus
+
+ENGINE = EngineStatus(
+    running=3, waiting=1, rounds=100, kv_cache_usage=0.25, drafted=300, accepted=200, generated_tokens=300
+)
+RANK = RankStatus(rank=0, stage=0, first_layer=0, end_layer=12, node="n", pid=1, device="cpu", state="ready", busy=0.8)
+REPLICA = ReplicaStatus(name="r0", generation=2, state="ready", problem="", ranks=(RANK,), engine=ENGINE)
+STATUS = ClusterStatus(name="demo", model="scout", version="0", replicas=(REPLICA,), problem="")
+
+
+def later(rounds: int, drafted: int, accepted: int, tokens: int) -> EngineStatus:
+    return replace(
+        ENGINE,
+        rounds=100 + rounds,
+        drafted=300 + drafted,
+        accepted=200 + accepted,
+        generated_tokens=300 + tokens,
+    )
+
+
+def test_rates_are_those_of_the_time_between_the_looks() -> None:
+    """Ten sequences verified 3 drafts each, of which two stood, and said a token more each."""
+    seen = rates(ENGINE, later(rounds=5, drafted=30, accepted=20, tokens=30), 2.0)
+
+    assert (seen.tokens_per_s, seen.rounds_per_s) == (15.0, 2.5)
+    assert (seen.tokens_per_verification, seen.depth) == (3.0, 3.0)
+    assert seen.acceptance == pytest.approx(2 / 3)
+
+
+def test_of_an_idle_replica_nothing_is_told() -> None:
+    assert rates(ENGINE, ENGINE, 1.0) == Rates()
+
+
+def test_counters_that_fell_are_those_of_a_replica_that_began_anew() -> None:
+    assert rates(ENGINE, replace(ENGINE, rounds=1, generated_tokens=2), 1.0) == Rates()
+
+
+def test_a_new_generation_is_not_compared_with_the_old_one() -> None:
+    times = iter([0.0, 1.0, 2.0])
+    history = History(clock=lambda: next(times))
+    history.look(STATUS)
+    busy = replace(STATUS, replicas=(replace(REPLICA, engine=later(1, 0, 0, 50)),))
+    anew = replace(STATUS, replicas=(replace(REPLICA, generation=3, engine=later(9, 9, 9, 900)),))
+
+    assert history.look(busy)["r0"][0].tokens_per_s == 50
+    assert history.look(anew)["r0"] == (Rates(), (0.0,))
+
+
+def test_the_screen_shows_every_replica_and_what_is_wrong() -> None:
+    times = iter([0.0, 2.0])
+    history = History(clock=lambda: next(times))
+    history.look(STATUS)
+    now = replace(STATUS, problem="node n2 is gone", replicas=(replace(REPLICA, engine=later(5, 30, 20, 30)),))
+    console = Console(width=140, record=True, force_terminal=False)
+
+    console.print(view(now, history.look(now)))
+
+    text = console.export_text()
+    for shown in ("demo serves scout", "node n2 is gone", "r0.2", "ready", "25%", "15", "3.00", "67%", "80%"):
+        assert shown in text, shown
+
+
+def test_a_curve_is_as_high_as_each_value_beside_the_largest() -> None:
+    assert curve([0, 4, 8]) == " ▄█"
+    assert curve([0, 0]) == "  "
+    assert curve([]) == ""
