@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-full check format proto wheel-demo clean
+.PHONY: demo test test-full check format proto wheel-demo docs clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "outrider needs Python 3.11 or newer; set PYTHON=" >&2; exit 1; }
@@ -34,6 +34,9 @@ format: $(STAMP)
 
 proto: $(STAMP)  ## regenerate the protobuf modules
 	$(BIN)/python -m grpc_tools.protoc -Ioutrider/proto=proto --python_out=src --pyi_out=src --grpc_python_out=src proto/*.proto
+
+docs: $(STAMP)  ## build the documentation's site into build/site
+	$(BIN)/mkdocs build --strict
 
 wheel-demo: $(STAMP)  ## build the wheel, install it beside the installed dependencies, run the demo from an empty directory
 	.ci/wheel-demo $(BIN)/python

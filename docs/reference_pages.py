@@ -1,0 +1,134 @@
+"""Makes the site's reference pages from the code they describe, whenever the site is built (a hook of mkdocs).
+
+Commands from the command line's own parser, settings from their model, metrics from where they are defined, and gRPC
+from the protobuf descriptors with the comments of the .proto files. Nothing here can drift, because nothing is written.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from outrider.cluster.cli import app
+from outrider.cluster.config import ServeSettings
+from outrider.cluster.metrics import GatewayMetrics
+from outrider.workers import metrics as publishing
+
+ROOT = Path(__file__).parent.parent
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """mkdocs' event: the pages exist from here on."""
+    pages = {
+        "cli.md": commands(),
+        "configuration.md": settings(),
+        "metrics.md": metrics(),
+        "grpc.md": grpc(),
+        "values.md": values(),
+    }
+    for name, text in pages.items():
+        files.append(File.generated(config, f"reference/{name}", content=text))
+    return files
+
+
+def cell(text: object) -> str:
+    """Fit for a table's cell."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def table(headings: tuple[str, ...], rows: Iterator[tuple[object, ...]]) -> str:
+    lines = [headings, tuple("---" for _ in headings), *(tuple(map(cell, row)) for row in rows)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def commands() -> str:
+    root = typer.main.get_command(app)
+    parts = ["# Commands", root.help or ""]
+    parts += [command(name, one) for name, one in root.commands.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def command(name: str, one: Any) -> str:
+    context = one.make_context(name, [], resilient_parsing=True)
+    usage = " ".join(["outrider", name, *one.collect_usage_pieces(context)])
+    rows = (
+        (f"`{', '.join(option.opts)}`", default(option), option.help or "") for option in one.params if named(option)
+    )
+    return f"## `outrider {name}`\n\n{one.help}\n\n```text\n{usage}\n```\n\n{table(('option', 'default', ''), rows)}"
+
+
+def named(option: Any) -> bool:
+    return any(word.startswith("-") for word in option.opts)
+
+
+def default(option: Any) -> str:
+    value = option.default
+    return "" if value in (None, False) or callable(value) else f"`{value}`"
+
+
+def settings() -> str:
+    rows = ((f"`{name}`", f"`{field.default!r}`", kind(field.annotation)) for name, field in fields())
+    head = "# Settings\n\nOf `outrider serve`: in a YAML file (`--config`), as `--set key=value`, or by option."
+    return f"{head} An unknown key is an error.\n\n{table(('setting', 'default', 'type'), rows)}\n"
+
+
+def fields() -> list[tuple[str, Any]]:
+    return list(ServeSettings.model_fields.items())
+
+
+def kind(annotation: Any) -> str:
+    return (
+        getattr(annotation, "__name__", "")
+        if isinstance(annotation, type)
+        else str(annotation).replace("NoneType", "None")
+    )
+
+
+def metrics() -> str:
+    gateway = (
+        (f"`{metric.name}{'_total' if metric.type == 'counter' else ''}`", metric.type, "", metric.documentation)
+        for metric in GatewayMetrics().registry.collect()
+    )
+    headings = ("metric", "kind", "labels", "")
+    return (
+        "# Metrics\n\n## The gateway's\nServed on `--metrics-port`, as its clients see the cluster.\n\n"
+        f"{table(headings, gateway)}\n\n## The engine's\nExported by every rank through Ray's metrics agent, "
+        f"which puts `ray_` in front.\n\n{table(headings, engine_metrics())}\n"
+    )
+
+
+def engine_metrics() -> Iterator[tuple[object, ...]]:
+    """A row for each metric that a publisher makes, told by one that makes stand-ins for Ray's."""
+    made: list[tuple[object, ...]] = []
+
+    def stand_in(kind: str) -> Any:
+        suffix = "_total" if kind == "counter" else ""
+
+        def make(name: str, description: str = "", tag_keys: Sequence[str] = (), **options: Any) -> None:
+            tags = ", ".join(tag_keys)
+            made.append((f"`ray_{name}{suffix}`", kind, tags, description))
+
+        return make
+
+    kinds = {kind.capitalize(): stand_in(kind) for kind in ("counter", "gauge", "histogram")}
+    with mock.patch.multiple(publishing, **kinds):
+        publishing.MetricsPublisher("replica", 1, 0, leads=True)
+    return iter(made)
+
+
+def grpc() -> str:
+    parts = ["# gRPC", "Package `outrider.v1`. Reflection is on, so `grpcurl` lists what stands here."]
+    for name in ("inference", "cluster"):
+        text = (ROOT / "proto" / f"{name}.proto").read_text()
+        parts.append(f"## {name}.proto\n\n```protobuf\n{text}```")
+    return "\n\n".join(parts) + "\n"
+
+
+def values() -> str:
+    """The chart's own table, which a test keeps equal to its values.yaml."""
+    text = (ROOT / "helm" / "outrider" / "README.md").read_text()
+    return "# Values of the Helm chart" + text.split("## Values", 1)[1]
