@@ -1,10 +1,11 @@
 """Who should draft, by kind of text: tokens a second with MTP, with prompt lookup, and with the chooser between them.
 
-    .venv/bin/python benchmarks/drafters.py [--kinds code,prose,edit,list] [--temperatures 0,0.8] [--draft-model DIR]
+    .venv/bin/python benchmarks/drafters.py [--kinds code,prose,edit] [--temperatures 0,0.8] [--draft-model DIR]
 
 One engine; the arms differ in what the requests ask for, and are interleaved over the same prompts. "code" and "prose"
-are held-out text. "edit" has a piece of code, the piece with one name changed, and asks for more of the same: the
-output copies most of what stands before it. A figure is the median of tokens a second from the first token on.
+are held-out text. "edit" has some lines of code, and then the lines with one name changed, several times, the last
+time begun: the answer copies what stands before it, as far as the model is up to that (scout mostly is, at T=0).
+A figure is the median of tokens a second from the first token on; ratios are medians of the repeats' own.
 """
 
 import argparse
@@ -19,19 +20,20 @@ from generation import BatchLLM, Decoded
 
 from outrider import SamplingParams
 
-EDITED_TOKENS, REPEATED = 64, 3
+EDITED_TOKENS, COPIES, BEGUN = 24, 6, 4
 SEED = 1
 
 
 def edit_prompts(llm: BatchLLM, count: int) -> list[list[int]]:
-    """A piece of code and its edited copies, the last one begun: "self" has become another name in them."""
+    """Some lines and their edited copies, the last one begun: "self" has become another name in them."""
     assert llm.tokenizer is not None
     made = []
     for text in prompts("code", 1000):
-        piece = llm.tokenizer.encode(text)[:EDITED_TOKENS]
-        edited = llm.tokenizer.encode(text.replace("self", "node"))[:EDITED_TOKENS]
-        if len(piece) == EDITED_TOKENS:
-            made.append(piece + edited * (REPEATED - 1) + edited[:12])
+        lines = "\n".join(text.split("\n")[-8:])
+        piece = llm.tokenizer.encode(lines)[:EDITED_TOKENS]
+        edited = llm.tokenizer.encode(lines.replace("self", "node"))[:EDITED_TOKENS]
+        if len(piece) == len(edited) == EDITED_TOKENS:
+            made.append(piece + edited * (COPIES - 1) + edited[:BEGUN])
     return made[:count]
 
 

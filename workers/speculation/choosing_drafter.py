@@ -89,6 +89,8 @@ class ChoosingDrafter:
         if isinstance(depth, int) or wanted == LOOKUP:
             first = next(iter(self._models), None) if wanted == AUTO else None
             return first, proposal if first is None else []
+        if not proposal and len(self._models) < 2:
+            return next(iter(self._models), None), []
         kept, worth = self.chooser.looked_up(proposal)
         model, model_worth = self.chooser.best_model(sequence_id, steps, sharing)
         return (None, proposal[:kept]) if kept and worth > model_worth else (model, [])

@@ -9,35 +9,64 @@ from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 
-from outrider.workers.speculation.acceptance import Acceptance
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.drafter_prices import DrafterPrices
 
-_MOST = 16
 _FIRST_GUESS = 0.7  # a model's acceptance at every position before anything was seen
+_CEILING = 0.98
 _OWN_MEMORY, _ALL_MEMORY, _PRIOR_WEIGHT = 30.0, 200.0, 8.0
+
+
+class Counts:
+    """By position, how many drafts were judged, given that those before them stood, and how many stood; fading."""
+
+    __slots__ = ("_keep", "_stood", "_tried")
+
+    def __init__(self, memory: float) -> None:
+        self._keep = 1.0 - 1.0 / memory
+        self._tried: list[float] = []
+        self._stood: list[float] = []
+
+    def observe(self, judged: int, accepted: int) -> None:
+        while len(self._tried) < judged:
+            self._tried.append(0.0)
+            self._stood.append(0.0)
+        for place in range(judged):
+            self._tried[place] = self._tried[place] * self._keep + 1.0
+            self._stood[place] = self._stood[place] * self._keep + (place < accepted)
+
+    def rates(self, prior: Sequence[float]) -> list[float]:
+        """That a draft stands if those before it do. Where little was seen `prior`'s, shifted as the one before was."""
+        rates, shift = [], 1.0
+        for place, usual in enumerate(prior):
+            expected, seen = min(usual * shift, _CEILING), place < len(self._tried)
+            tried, stood = (self._tried[place], self._stood[place]) if seen else (0.0, 0.0)
+            rate = min((stood + _PRIOR_WEIGHT * expected) / (tried + _PRIOR_WEIGHT), _CEILING)
+            rates.append(rate)
+            shift = rate / usual
+        return rates
 
 
 class ModelAcceptance:
     """Of one model that drafts: the rates of all sequences together, and from there each one's own."""
 
     def __init__(self) -> None:
-        self._all = Acceptance(_MOST, memory=_ALL_MEMORY, prior_weight=_PRIOR_WEIGHT)
-        self._all_rates = [_FIRST_GUESS] * _MOST
-        self._own: dict[int, Acceptance] = {}
+        self._all = Counts(_ALL_MEMORY)
+        self._own: dict[int, Counts] = {}
 
     def observe(self, sequence_id: int, made: int, accepted: int, finished: bool) -> None:
         """What became of `made` drafts. Those that were not verified count as not accepted."""
         own = self._own.get(sequence_id)
         if own is None:
-            own = self._own[sequence_id] = Acceptance(_MOST, memory=_OWN_MEMORY, prior_weight=_PRIOR_WEIGHT)
-        self._all.observe(made, accepted, finished)
-        own.observe(made, accepted, finished)
-        self._all_rates = self._all.rates([_FIRST_GUESS] * _MOST)
+            own = self._own[sequence_id] = Counts(_OWN_MEMORY)
+        judged = min(made, accepted if finished else accepted + 1)
+        self._all.observe(judged, accepted)
+        own.observe(judged, accepted)
 
     def rates(self, sequence_id: int, drafts: int) -> list[float]:
+        rates = self._all.rates([_FIRST_GUESS] * drafts)
         own = self._own.get(sequence_id)
-        return (own.rates(self._all_rates) if own is not None else self._all_rates)[:drafts]
+        return own.rates(rates) if own is not None else rates
 
     def forget(self, sequence_id: int) -> None:
         self._own.pop(sequence_id, None)
@@ -70,7 +99,9 @@ class DrafterChooser:
 
         `sharing`: how many sequences draft together, and share the price of the steps.
         """
-        worths = {name: self._worth(name, sequence_id, steps, sharing) for name in self.acceptance if steps}
+        if not steps:
+            return None, 0.0
+        worths = {name: self._worth(name, sequence_id, steps, sharing) for name in self.acceptance}
         best = max(worths, key=worths.__getitem__, default=None)
         return best, worths[best] if best is not None else 0.0
 

@@ -29,9 +29,9 @@ class _Proposal(NamedTuple):
 class _Followed:
     """What is kept of one sequence."""
 
-    def __init__(self, engine: MatchAcceptance, greedy: bool) -> None:
+    def __init__(self, engine: MatchAcceptance) -> None:
         self.index = SuffixIndex()
-        self._acceptance = OwnAcceptance(engine, greedy)
+        self._acceptance = OwnAcceptance(engine)
         self._proposal = _Proposal(0, 0, [])
 
     def propose(self, tokens: list[int], most: int) -> list[Draft]:
@@ -63,7 +63,7 @@ class LookupDrafter:
 
     def __init__(self, live: Callable[[int], Sequence | None]) -> None:
         self._live = live
-        self._engine = MatchAcceptance()
+        self._engine = {greedy: MatchAcceptance(greedy=greedy) for greedy in (True, False)}
         self._followed: dict[int, _Followed] = {}
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class LookupDrafter:
     def _follow(self, sequence: Sequence) -> _Followed:
         followed = self._followed.get(sequence.sequence_id)
         if followed is None:
-            followed = _Followed(self._engine, sequence.request.params.greedy)
+            followed = _Followed(self._engine[sequence.request.params.greedy])
             self._followed[sequence.sequence_id] = followed
         return followed
 

@@ -8,6 +8,7 @@ from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP, SamplingParams
 from outrider.workers.speculation.lookup_drafter import LookupDrafter, continued
 from outrider.workers.speculation.match_acceptance import MatchAcceptance, OwnAcceptance
+from outrider.workers.speculation.suffix_index import LONGEST
 
 HIDDEN = torch.zeros(0, 1)
 
@@ -95,8 +96,7 @@ def test_it_learns_from_rounds_in_which_others_drafted() -> None:
 
 
 def test_rates_follow_what_was_seen_by_length_of_match() -> None:
-    engine = MatchAcceptance()
-    own = OwnAcceptance(engine, greedy=True)
+    own = OwnAcceptance(MatchAcceptance(greedy=True))
     before = own.rates(2, 1)[0]
     for _ in range(200):
         own.observe(2, [7], [8])
@@ -104,14 +104,32 @@ def test_rates_follow_what_was_seen_by_length_of_match() -> None:
 
     assert own.rates(2, 1)[0] < 0.1 < before
     assert own.rates(25, 1)[0] > 0.9
-    assert OwnAcceptance(engine, greedy=False).rates(25, 1)[0] < 0.9  # drawn text is counted apart
+
+
+def test_a_sequence_that_differs_from_the_others_is_known_by_its_own_past() -> None:
+    engine = MatchAcceptance(greedy=False)
+    right, wrong = OwnAcceptance(engine), OwnAcceptance(engine)
+    for _ in range(30):
+        right.observe(5, [7], [7])
+        wrong.observe(5, [7], [8])
+
+    assert right.rates(9, 2)[0] > 1.5 * wrong.rates(9, 2)[0]
 
 
 def test_nothing_is_learned_of_drafts_behind_a_wrong_one() -> None:
-    engine = MatchAcceptance()
-    before = [engine.rate(True, length) for length in (2, 3, 4)]
+    engine = MatchAcceptance(greedy=True)
+    before = engine.rates(2, 3)
 
-    OwnAcceptance(engine, greedy=True).observe(2, [7, 7, 7], [8, 7, 7])
+    OwnAcceptance(engine).observe(2, [7, 7, 7], [8, 7, 7])
 
-    assert [engine.rate(True, length) for length in (3, 4)] == before[1:]
-    assert engine.rate(True, 2) < before[0]
+    after = engine.rates(2, 3)
+    assert after[1:] == before[1:]
+    assert after[0] < before[0]
+
+
+def test_a_draft_that_stands_makes_the_next_match_longer() -> None:
+    rates = MatchAcceptance(greedy=True).rates(2, 16)
+
+    assert rates == sorted(rates)
+    assert rates[0] < rates[1] < rates[-1]
+    assert len(MatchAcceptance(greedy=True).rates(LONGEST, 16)) == 16
