@@ -16,6 +16,7 @@ for name in (
     "decode",
     "generation",
     "linears",
+    "planner",
     "report",
     "reporting.svg",
     "reporting.tables",

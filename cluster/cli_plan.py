@@ -1,0 +1,141 @@
+"""`outrider plan`: how to split a model over GPUs, what fits, and how fast it will be, before anything starts."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from outrider.cluster.config import SettingsError
+from outrider.cluster.planning.document import document
+from outrider.cluster.planning.efficiency import Workload
+from outrider.cluster.planning.hardware import Fleet, Gpu, find_gpu
+from outrider.cluster.planning.picture import page
+from outrider.cluster.planning.presets import load_shape
+from outrider.cluster.planning.search import Goal, require_fit, search
+from outrider.cluster.planning.shapes import Shapes
+from outrider.cluster.planning.tables import render
+from outrider.workers.errors import OutriderError
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.parallel.stages import expected_draft_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """The command line, as it was written: None where an option was not given."""
+
+    model: str
+    gpu: str | None
+    nodes: int
+    gpus_per_node: int
+    gpu_memory_gib: float | None
+    gpu_bandwidth_gbs: float | None
+    gpu_tflops: float | None
+    link_gbs: float | None
+    network_gbps: float | None
+    objective: str
+    concurrency: int
+    context_tokens: int
+    speculation: str
+    acceptance: float
+    min_tokens_per_s: float
+    tensor_parallel_size: int | None
+    pipeline_parallel_size: int | None
+    expert_parallel_size: int | None
+    data_parallel_size: int | None
+    redundant_experts: int
+    numerics: str
+    weights: str
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    alternatives: int
+    as_json: bool
+    html: Path | None
+
+    def device(self) -> Gpu:
+        """The named one with what is given by hand instead of its own. SettingsError if neither says enough."""
+        scaled = {
+            "memory_bytes": (self.gpu_memory_gib, 2**30),
+            "bandwidth": (self.gpu_bandwidth_gbs, 1e9),
+            "bf16_flops": (self.gpu_tflops, 1e12),
+            "link": (self.link_gbs, 1e9),
+            "network": (self.network_gbps, 1e9 / 8),
+        }
+        given = {name: value * unit for name, (value, unit) in scaled.items() if value is not None}
+        if not all(value > 0 for value in given.values()):
+            raise SettingsError("a GPU's memory, bandwidth, TFLOPS, link and network must be above 0")
+        if self.gpu is None and not {"memory_bytes", "bandwidth", "bf16_flops"} <= given.keys():
+            raise SettingsError("say which GPU: --gpu NAME, or --gpu-memory-gib, --gpu-bandwidth-gbs and --gpu-tflops")
+        base = dataclasses.asdict(find_gpu(self.gpu)) if self.gpu is not None else _UNKNOWN
+        if "bf16_flops" in given and base["fp8_flops"]:
+            given["fp8_flops"] = 2 * given["bf16_flops"]
+        return Gpu(**{**base, **given, "memory_bytes": round(given.get("memory_bytes", base["memory_bytes"]))})
+
+    def workload(self, model: ModelConfig) -> Workload:
+        return Workload(
+            concurrency=self.concurrency,
+            context=self.context_tokens,
+            draft_steps=expected_draft_steps(_drafts(self.speculation), model),
+            acceptance=self.acceptance,
+            numerics=self.numerics,
+            redundant_experts=self.redundant_experts,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_num_seqs=self.max_num_seqs,
+        )
+
+    def goal(self) -> Goal:
+        sizes = {name: getattr(self, f"{name}_parallel_size") for name in ("tensor", "pipeline", "expert", "data")}
+        fixed = {name: size for name, size in sizes.items() if size is not None}
+        return Goal(objective=self.objective, tokens_per_s_per_user=self.min_tokens_per_s, sizes=fixed)
+
+
+# A device by hand: PCIe 4.0 x16 between the GPUs of a node, and 100 Gb/s Ethernet, unless said otherwise.
+_UNKNOWN: dict[str, Any] = {
+    "name": "gpu",
+    "memory_bytes": 0,
+    "bandwidth": 0.0,
+    "bf16_flops": 0.0,
+    "fp8_flops": None,
+    "link": 32e9,
+    "network": 12.5e9,
+    "source": "by hand",
+}
+
+
+def run_plan(options: PlanOptions) -> None:
+    """Prints the plan. DoesNotFitError, after the JSON if that was asked for, if nothing fits."""
+    model = load_shape(options.model)
+    try:
+        shapes = Shapes.of(model, options.weights)
+        fleet = Fleet(gpu=options.device(), nodes=options.nodes, gpus_per_node=options.gpus_per_node)
+        workload, goal = options.workload(model), options.goal()
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    ranking = search(shapes, fleet, workload, goal)
+    if options.as_json:
+        text = json.dumps(document(options.model, ranking, goal, options.alternatives), indent=2)
+        print(text)  # noqa: T201  # the command's output
+    best = require_fit(ranking, options.model, fleet)
+    shown = ranking.fitting[: 1 + options.alternatives]
+    if options.html is not None:
+        _write(options.html, page(options.model, best, shown))
+    if not options.as_json:
+        render(options.model, best, shown, goal, Console())
+
+
+def _drafts(speculation: str) -> str | int:
+    """SettingsError if it is neither auto, off nor 1..16."""
+    if speculation in ("auto", "off"):
+        return speculation
+    if speculation.isdecimal() and 1 <= int(speculation) <= 16:
+        return int(speculation)
+    raise SettingsError(f'speculation must be "auto", "off" or 1..16, got {speculation!r}')
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise OutriderError(f"cannot write {path}: {error.strerror}") from error

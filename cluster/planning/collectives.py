@@ -1,0 +1,152 @@
+"""Every collective of a round: what for, among whom, how often, how many bytes. Pure.
+
+`numerics: exact` splits outputs and never a sum, so what a product needs of other ranks is gathered first; `fast` sums
+over ranks instead (all-reduce), and sends a row once for every expert it chose. Purposes are named as the kernels name
+what they carry.
+"""
+
+from dataclasses import dataclass
+
+from outrider.cluster.planning.efficiency import Workload
+from outrider.cluster.planning.shapes import Shapes
+from outrider.cluster.planning.split import Split
+
+GATHER, REDUCE, EXCHANGE = "gather", "reduce", "exchange"
+_ID, _SIZE = 4, 8  # bytes of an expert's id, of a count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collective:
+    """`bytes` is what one rank contributes to one of them: its part of a gather, the whole of a reduce, what it sends
+    to others in an exchange (expected)."""
+
+    purpose: str
+    kind: str
+    group: str  # "tensor" or "stage"
+    bytes: float
+    count: float = 1
+
+
+def widest(size: int, parts: int, unit: int = 1) -> int:
+    """The widest of `parts` slices of `size` that differ by at most one `unit`."""
+    units = -(-size // unit)
+    return min(size, -(-units // parts) * unit)
+
+
+@dataclass(frozen=True)
+class RoundShape:
+    """Rows of one data group in one round, in one element size."""
+
+    shapes: Shapes
+    split: Split
+    workload: Workload
+    rows: float
+    unit: int = 1  # outputs that stay together
+
+    @property
+    def exact(self) -> bool:
+        return self.workload.numerics == "exact"
+
+    def columns(self, size: int) -> float:
+        """Bytes of one rank's slice of `rows` rows."""
+        return self.rows * widest(size, self.split.tensor, self.unit) * self.shapes.value_bytes
+
+    def attention(self) -> list[Collective]:
+        """Of one layer."""
+        model, split = self.shapes.model, self.split
+        if split.tensor == 1:
+            return []
+        if not self.exact:
+            return [self._reduce("attention")]
+        own_heads = model.num_attention_heads // split.tensor * model.v_head_dim
+        latents = (model.q_lora_rank or 0) + model.head_dim_latent
+        return [
+            _gather("latents", self.columns(latents)),
+            _gather("heads", self.rows * own_heads * self.shapes.value_bytes),
+            _gather("attention", self.columns(model.hidden_size)),
+        ]
+
+    def dense(self) -> list[Collective]:
+        return self._mlp(self.columns(self.shapes.model.intermediate_size))
+
+    def experts(self) -> list[Collective]:
+        """Of one layer with experts."""
+        model = self.shapes.model
+        if self.split.spread:
+            shared = self._mlp(self.columns(model.n_shared_experts * model.moe_intermediate_size))
+            if not model.n_shared_experts or not self.exact:
+                shared = [one for one in shared if one.purpose != "inner"]
+            dispatch = self._dispatch() if self.exact else self._copies()
+            return [*dispatch, *shared]
+        widths = [model.moe_intermediate_size, model.n_shared_experts * model.moe_intermediate_size]
+        pairs = model.num_experts_per_tok + (model.n_shared_experts > 0)
+        return self._mlp(pairs * max(self.columns(width) for width in widths if width))
+
+    def _mlp(self, inner: float) -> list[Collective]:
+        if self.split.tensor == 1:
+            return []
+        if not self.exact:
+            return [self._reduce("outputs")]
+        return [_gather("inner", inner), _gather("outputs", self.columns(self.shapes.model.hidden_size))]
+
+    def _dispatch(self) -> list[Collective]:
+        """A row once to each rank of another data group that has experts of its choice; outputs back, by columns."""
+        model, split, size = self.shapes.model, self.split, self.shapes.value_bytes
+        others = split.data - 1
+        packet = model.hidden_size * size + model.num_experts_per_tok * _ID
+        rows = [
+            Collective(purpose="counts", kind=GATHER, group="stage", bytes=split.stage_size * _SIZE),
+            _exchange("rows_to_experts", self.rows * others * self._chance() * packet),
+        ]
+        pairs = self.rows * model.num_experts_per_tok  # of a data group; its ranks each get their columns of all
+        outputs = pairs * model.hidden_size * size / split.tensor * (1 - 1 / split.stage_size)
+        return [*(rows if others else []), _exchange("pairs_to_owners", outputs)]
+
+    def _chance(self) -> float:
+        """That a row chose an expert of a given rank, if all experts are equally likely."""
+        model = self.shapes.model
+        own = model.n_routed_experts / self.split.stage_size
+        missed = 1.0
+        for n in range(model.num_experts_per_tok):
+            missed *= max(0.0, 1 - own / (model.n_routed_experts - n))
+        return 1 - missed
+
+    def _copies(self) -> list[Collective]:
+        """A row for every expert it chose, in 8 bits where weights are; an output of 16 bits for each back."""
+        model, split = self.shapes.model, self.split
+        if split.data == 1:
+            return []  # every rank has the rows, and the sum is the all-reduce's
+        pairs = self.rows / split.tensor * model.num_experts_per_tok * (1 - 1 / split.stage_size)
+        narrow = 1 + 4 / 128 if self.shapes.quantised else self.shapes.value_bytes
+        return [
+            _exchange("rows_to_experts", pairs * model.hidden_size * narrow),
+            _exchange("pairs_to_owners", pairs * model.hidden_size * self.shapes.value_bytes),
+        ]
+
+    def embedding(self) -> list[Collective]:
+        if self.split.tensor == 1:
+            return []
+        whole = self.rows * self.shapes.model.hidden_size * self.shapes.value_bytes
+        return (
+            [_gather("embeddings", self.columns(self.shapes.model.hidden_size))]
+            if self.exact
+            else [Collective(purpose="embeddings", kind=REDUCE, group="tensor", bytes=whole)]
+        )
+
+    def head(self, purpose: str) -> list[Collective]:
+        """Logits of `rows` rows to the one that draws."""
+        if self.split.tensor == 1:
+            return []
+        return [_gather(purpose, self.rows * widest(self.shapes.model.vocab_size, self.split.tensor, self.unit) * 4)]
+
+    def _reduce(self, purpose: str) -> Collective:
+        whole = self.rows * self.shapes.model.hidden_size * self.shapes.value_bytes
+        return Collective(purpose=purpose, kind=REDUCE, group="tensor", bytes=whole)
+
+
+def _gather(purpose: str, part: float) -> Collective:
+    return Collective(purpose=purpose, kind=GATHER, group="tensor", bytes=part)
+
+
+def _exchange(purpose: str, sent: float) -> Collective:
+    return Collective(purpose=purpose, kind=EXCHANGE, group="stage", bytes=sent)

@@ -1,0 +1,77 @@
+"""How much of what data sheets promise is had in practice: measured by others on single kernels and links, not fitted
+to what whole servers were seen to do. docs/planning.md compares predictions with published figures of whole servers.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """Shares of a data sheet's figure, and seconds."""
+
+    # DeepGEMM's own table (README of February 2025, H800), grouped and masked: 4 groups of 256 rows, 4096 x 7168: 2064
+    # of 3350 GB/s; 1 group of 1024: 1233 of 1979 TFLOPS.
+    weight_bandwidth: float = 0.62
+    linear_flops: float = 0.62
+    # FlashMLA's README (H800): 3000 of 3350 GB/s where memory bounds, 660 of 989 TFLOPS where arithmetic does.
+    cache_bandwidth: float = 0.90
+    attention_flops: float = 0.667
+    # One-shot all-reduce on 8 H100 (sgl-project/sglang pull request 2904): 5.9 us at 512 bytes, 33.8 us at 1 MiB, which
+    # is 7 MiB read in 28 us: 262 of 450 GB/s.
+    link: float = 0.58
+    link_latency_s: float = 6e-6
+    # DeepEP's low-latency kernels (H800, 400 Gb/s): 39 GB/s of 50 at 128 ranks; what is left over bytes at 16 and 32
+    # ranks is 10 to 20 us.
+    network: float = 0.78
+    exchange_latency_s: float = 10e-6
+    # The rest is assumed. A collective that sums or gathers over nodes: NCCL's usual tens of microseconds.
+    network_latency_s: float = 40e-6
+    # Norms, rotations, quantising, choosing experts: some 20 small kernels a layer, 3 us each in a graph.
+    layer_overhead_s: float = 60e-6
+    # Scheduling, sampling and passing results on, of which the most is hidden behind the round before.
+    round_overhead_s: float = 0.5e-3
+    # The fullest rank over the mean after balancing: between 1.07 and 1.45 (EPLB on Zipf loads of 0.6 and 1.0).
+    expert_imbalance: float = 1.2
+    # Two halves of a batch, so that one computes while the other exchanges.
+    overlap: bool = True
+    # Of device memory, for the driver's context, the communication library and graphs.
+    runtime_bytes: int = 3 * 1024**3
+    # Of what is free once weights are loaded, for the cache (workers/engine/memory.py's share on a GPU).
+    cache_share: float = 0.85
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is asked of a replica."""
+
+    concurrency: int = 16  # sequences in flight, over all data groups
+    context: int = 4096  # tokens of a sequence: prompt and output
+    draft_steps: int = 2  # drafts a round
+    acceptance: float = 0.8  # of each draft, given those before it
+    numerics: str = "exact"  # "fast": all-reduce, and a copy of the row for every expert
+    redundant_experts: int = 0
+    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 256  # of a data group, at most
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "context", "max_num_batched_tokens", "max_num_seqs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.draft_steps <= 16:
+            raise ValueError(f"draft_steps must be 0..16, got {self.draft_steps}")
+        if not 0 <= self.acceptance <= 1:
+            raise ValueError(f"acceptance must be 0..1, got {self.acceptance}")
+        if self.numerics not in ("exact", "fast"):
+            raise ValueError(f"numerics must be exact or fast, got {self.numerics!r}")
+        if self.redundant_experts < 0:
+            raise ValueError(f"redundant_experts must be at least 0, got {self.redundant_experts}")
+
+    @property
+    def rows_per_sequence(self) -> int:
+        """Query tokens of a sequence in a round: its last token and its drafts."""
+        return 1 + self.draft_steps
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Expected: the accepted drafts, each given those before it, and the token after them."""
+        return sum(self.acceptance**n for n in range(self.draft_steps + 1))

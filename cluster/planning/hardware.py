@@ -1,0 +1,66 @@
+"""Devices and how they are joined: what a plan may use. Figures and their sources are in gpus.json."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from outrider.cluster.config import SettingsError
+
+_DATA = Path(__file__).parent / "gpus.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One device. Bandwidths in bytes a second and one way, FLOPs a second dense."""
+
+    name: str
+    memory_bytes: int
+    bandwidth: float
+    bf16_flops: float
+    fp8_flops: float | None  # None: no FP8 units, 8-bit weights are multiplied as bf16
+    link: float  # to the other devices of its node
+    network: float  # to other nodes
+    source: str
+
+    def flops(self, *, quantised: bool) -> float:
+        return self.fp8_flops if quantised and self.fp8_flops else self.bf16_flops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """Equal nodes of equal devices. ValueError if there are none."""
+
+    gpu: Gpu
+    nodes: int
+    gpus_per_node: int
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "gpus_per_node"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def size(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    def __str__(self) -> str:
+        return f"{self.nodes} x {self.gpus_per_node} {self.gpu.name}"
+
+
+def known_gpus() -> dict[str, Gpu]:
+    """Every device of gpus.json, by name."""
+    records = json.loads(_DATA.read_text())["gpus"]
+    return {record["name"]: Gpu(**record) for record in records}
+
+
+def find_gpu(name: str) -> Gpu:
+    """By its name, or by what stands before its memory ("h200"). SettingsError, with the names that are near."""
+    gpus = known_gpus()
+    wanted = name.lower()
+    matches = [gpu for key, gpu in gpus.items() if wanted in (key, key.partition("-")[0])]
+    if matches:
+        return matches[0]
+    near = difflib.get_close_matches(wanted, [*gpus, *(key.partition("-")[0] for key in gpus)], n=1, cutoff=0.4)
+    hint = f": did you mean {near[0]}?" if near else ":"
+    raise SettingsError(f"unknown --gpu {name!r}{hint} known are {', '.join(gpus)}")

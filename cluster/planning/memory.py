@@ -1,0 +1,107 @@
+"""What a rank of each stage keeps in memory, and how many tokens of cache that leaves room for. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from outrider.cluster.planning.efficiency import Efficiency, Workload
+from outrider.cluster.planning.shapes import Shapes
+from outrider.cluster.planning.split import Split
+
+_NORMS = 4  # hidden-sized vectors of a layer, and latent ones
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """Bytes of each rank of one stage. All of its ranks are alike."""
+
+    weights: dict[str, float]  # by part
+    buffers: float
+    runtime: float
+    cache_per_token: float  # for a token of the rank's own data group
+    device: float
+    cache_share: float
+
+    @property
+    def weight_bytes(self) -> float:
+        return sum(self.weights.values())
+
+    @property
+    def fixed(self) -> float:
+        """All but the cache."""
+        return self.weight_bytes + self.buffers + self.runtime
+
+    @property
+    def cache_bytes(self) -> float:
+        """What the cache may take: its share of what weights leave, if buffers leave that much."""
+        after_weights = self.device - self.weight_bytes - self.runtime
+        return max(0.0, min(after_weights * self.cache_share, after_weights - self.buffers))
+
+    @property
+    def cache_tokens(self) -> int:
+        return int(self.cache_bytes // self.cache_per_token)
+
+    def needed(self, tokens: int) -> float:
+        """With a cache of `tokens`, and the share of memory that is left free beside it."""
+        cache = tokens * self.cache_per_token
+        return max(self.fixed + cache, self.weight_bytes + self.runtime + cache / self.cache_share)
+
+
+def stage_memory(
+    shapes: Shapes, split: Split, workload: Workload, efficiency: Efficiency, device: int, stage: int, layers: range
+) -> StageMemory:
+    """Of the ranks that hold `layers`; the first stage also embeds and drafts, the last also projects."""
+    drafts = stage == 0 and workload.draft_steps > 0
+    weights = _layers(shapes, split, workload, layers)
+    if drafts:
+        module = _layers(shapes, split, workload, [shapes.model.num_hidden_layers])
+        weights["drafter"] = sum(module.values()) + shapes.joiner * shapes.wide_bytes / split.tensor
+    vocabulary = shapes.vocabulary * shapes.wide_bytes / split.tensor
+    last = stage == split.pipeline - 1
+    if stage == 0:
+        weights["embedding"] = vocabulary
+    if (last or drafts) and not (stage == 0 and shapes.model.tie_word_embeddings):
+        weights["head"] = vocabulary
+    return StageMemory(
+        weights=weights,
+        buffers=_buffers(shapes, split, workload, efficiency, last=last or drafts),
+        runtime=efficiency.runtime_bytes,
+        cache_per_token=(len(layers) + drafts) * shapes.cache_bytes,
+        device=device,
+        cache_share=efficiency.cache_share,
+    )
+
+
+def _layers(shapes: Shapes, split: Split, workload: Workload, layers: Sequence[int]) -> dict[str, float]:
+    model, moe = shapes.model, sum(shapes.moe(layer) for layer in layers)
+    parts = {
+        "attention": len(layers) * shapes.attention_bytes / split.tensor,
+        "dense": (len(layers) - moe) * shapes.dense * shapes.weight_bytes / split.tensor,
+        "experts": moe * experts_of_rank(shapes, split, workload) * shapes.expert * shapes.weight_bytes,
+        "shared": moe * shapes.shared * shapes.weight_bytes / split.tensor,
+        "router": moe * shapes.router * 4.0,  # float32
+        "norms": len(layers) * _NORMS * model.hidden_size * shapes.value_bytes,
+    }
+    return {name: float(size) for name, size in parts.items() if size}
+
+
+def experts_of_rank(shapes: Shapes, split: Split, workload: Workload) -> float:
+    """How many experts' weights the fullest rank has, of each layer."""
+    experts = shapes.model.n_routed_experts
+    if not split.spread:
+        return experts / split.tensor
+    return -(-(experts + workload.redundant_experts) // split.expert)
+
+
+def _buffers(shapes: Shapes, split: Split, workload: Workload, efficiency: Efficiency, *, last: bool) -> float:
+    """Activations of the largest round, and what is exchanged in it."""
+    model, rows, size = shapes.model, workload.max_num_batched_tokens, shapes.value_bytes
+    inner = model.num_attention_heads * (model.kv_lora_rank + model.head_dim_latent) / split.tensor
+    stream = rows * size * (4 * model.hidden_size + 2 * inner + model.num_attention_heads * model.v_head_dim)
+    pairs = float(rows * model.num_experts_per_tok)
+    if split.spread:  # rows of all data groups come here, and their outputs go back
+        pairs = pairs * split.data / split.expert * efficiency.expert_imbalance + pairs / split.tensor
+    exchanged = (
+        pairs * size * (2 * model.hidden_size + 3 * model.moe_intermediate_size) if model.n_routed_experts else 0
+    )
+    logits = 8 * workload.max_num_seqs * workload.rows_per_sequence * model.vocab_size if last else 0
+    return stream + exchanged + logits

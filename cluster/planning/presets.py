@@ -1,0 +1,25 @@
+"""Models a plan can be made for by name, without their weights."""
+
+from pathlib import Path
+
+from outrider.workers.config import BUNDLED_MODELS, resolve_model
+from outrider.workers.errors import CheckpointError
+from outrider.workers.model.config import ModelConfig
+
+_MODELS = Path(__file__).parent / "models"
+PRESETS = {"deepseek-v3": "deepseek_v3", "deepseek-r1": "deepseek_v3"}  # of one shape
+
+
+def load_shape(model: str) -> ModelConfig:
+    """The shape of a preset, of a bundled model, or of the checkpoint in a directory. CheckpointError if none is it."""
+    if model in PRESETS:
+        return ModelConfig.load(_MODELS / PRESETS[model])
+    try:
+        return ModelConfig.load(resolve_model(model))
+    except CheckpointError as error:
+        if "unknown model" not in str(error):
+            raise
+        known = ", ".join([*PRESETS, *BUNDLED_MODELS])
+        raise CheckpointError(
+            f"unknown model {model!r}: no directory with a config.json of that name, and not one of {known}"
+        ) from None

@@ -1,0 +1,120 @@
+"""Finds the splits that fit a fleet and ranks them. Pure."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from outrider.cluster.planning.candidate import Candidate
+from outrider.cluster.planning.efficiency import Efficiency, Workload
+from outrider.cluster.planning.hardware import Fleet
+from outrider.cluster.planning.shapes import Shapes
+from outrider.cluster.planning.split import Split, refusal, splits
+from outrider.workers.errors import OutriderError
+
+OBJECTIVES = ("latency", "throughput")
+
+
+class DoesNotFitError(OutriderError):
+    """No split of the model fits the fleet; the message has the bytes needed and had, and where."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What makes a plan a good one. ValueError for an unknown objective."""
+
+    objective: str = "latency"
+    tokens_per_s_per_user: float = 0.0  # throughput: no user gets less
+    sizes: Mapping[str, int] | None = None  # of Split, those that are fixed
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Best first. `fitting` may be empty; then `nearest` is what lacks least, or is too slow."""
+
+    fitting: tuple[Candidate, ...]
+    nearest: Candidate | None
+    refused: tuple[tuple[Split, str], ...]  # what was asked for by its sizes, and cannot be
+
+
+def search(
+    shapes: Shapes, fleet: Fleet, workload: Workload, goal: Goal, efficiency: Efficiency | None = None
+) -> Ranking:
+    """Every split of the model over the fleet or a part of it, the best first."""
+    allowed, refused = _allowed(shapes, fleet, workload, goal.sizes or {})
+    candidates = [Candidate(shapes, split, workload, fleet, efficiency or Efficiency()) for split in allowed]
+    fitting = [fit for candidate in candidates for fit in _settled(candidate, goal)]
+    least = [
+        candidate.at(candidate.split.data) if goal.objective == "throughput" else candidate for candidate in candidates
+    ]
+    return Ranking(
+        fitting=tuple(sorted(fitting, key=lambda candidate: _order(candidate, goal))),
+        nearest=min(least, key=lambda candidate: candidate.bytes_missing, default=None),
+        refused=tuple(refused),
+    )
+
+
+def _allowed(
+    shapes: Shapes, fleet: Fleet, workload: Workload, sizes: Mapping[str, int]
+) -> tuple[list[Split], list[tuple[Split, str]]]:
+    """Splits with the sizes that are fixed; and, if those leave one only that cannot be, why."""
+    redundant = workload.redundant_experts
+    if len(sizes) == 4:
+        split = Split(**sizes)
+        why = refusal(shapes.model, split, redundant if split.spread else 0)
+        if why is None and split.world_size > fleet.size:
+            why = f"{split} needs {split.world_size} GPUs, and {fleet} has {fleet.size}"
+        return ([], [(split, why)]) if why else ([split], [])
+    found = splits(shapes.model, fleet.size, redundant)
+    return [split for split in found if all(getattr(split, name) == size for name, size in sizes.items())], []
+
+
+def _settled(candidate: Candidate, goal: Goal) -> Iterator[Candidate]:
+    """With the workload as it stands (latency), or with as many sequences as fit and are fast enough (throughput)."""
+    if goal.objective == "latency":
+        yield from [candidate] if candidate.fits else []
+        return
+    groups = candidate.split.data
+
+    def too_many(a_group: int) -> bool:
+        one = candidate.at(a_group * groups)
+        return not one.fits or one.tokens_per_s_per_user < goal.tokens_per_s_per_user
+
+    room = min(candidate.at(groups).most_sequences // groups, candidate.workload.max_num_seqs)
+    most = bisect_left(range(1, room + 1), True, key=too_many)
+    if most:
+        yield candidate.at(most * groups)
+
+
+def _order(candidate: Candidate, goal: Goal) -> tuple[float, ...]:
+    if goal.objective == "latency":
+        return (round(candidate.token_s, 9), candidate.split.world_size)
+    return (-round(candidate.tokens_per_s_per_gpu, 6), candidate.split.world_size)
+
+
+def require_fit(ranking: Ranking, model: str, fleet: Fleet) -> Candidate:
+    """The best plan. DoesNotFitError, with bytes needed and had, if there is none; ValueError if sizes cannot be."""
+    if ranking.fitting:
+        return ranking.fitting[0]
+    if ranking.refused:
+        raise OutriderError(f"{model} cannot be split so: {ranking.refused[0][1]}")
+    if ranking.nearest is None:
+        raise OutriderError(f"{model} has no split with these sizes over {fleet}")
+    if not ranking.nearest.bytes_missing:
+        raise DoesNotFitError(f"{model} fits {fleet}, and no plan serves every user as fast as asked for")
+    raise DoesNotFitError(shortage(ranking.nearest, model))
+
+
+def shortage(candidate: Candidate, model: str) -> str:
+    """What the tightest GPU lacks, and what it would hold."""
+    stage, needed = candidate.tightest
+    memory, had = candidate.memories[stage], candidate.fleet.gpu.memory_bytes
+    return (
+        f"{model} does not fit {candidate.fleet}: the nearest split, {candidate.split}, needs {needed:,.0f} bytes on"
+        f" every GPU of stage {stage} (weights {memory.weight_bytes:,.0f}, cache of {candidate.wanted_tokens:,} tokens"
+        f" {candidate.wanted_tokens * memory.cache_per_token:,.0f}, buffers {memory.buffers:,.0f}, runtime"
+        f" {memory.runtime:,.0f}) and has {had:,}: {candidate.bytes_missing:,.0f} bytes are missing"
+    )

@@ -1,0 +1,117 @@
+"""The four sizes a replica is split by, and where its ranks fall on nodes. Pure.
+
+Ranks are numbered pipeline x data x tensor, tensor innermost; node n has the ranks n * gpus_per_node and on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from outrider.workers.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """World size = pipeline x data x tensor; `expert` is 1 (each split like a dense layer) or data x tensor (whole)."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    expert: int = 1
+    data: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.pipeline * self.data * self.tensor
+
+    @property
+    def stage_size(self) -> int:
+        return self.data * self.tensor
+
+    @property
+    def spread(self) -> bool:
+        """Whether whole experts are dealt out over a stage's ranks."""
+        return self.expert > 1
+
+    def group_size(self, group: str) -> int:
+        """Ranks of a "tensor" or a "stage" group."""
+        return self.tensor if group == "tensor" else self.stage_size
+
+    def __str__(self) -> str:
+        named = {"TP": self.tensor, "PP": self.pipeline, "DP": self.data, "EP": self.expert}
+        return " ".join(f"{name}{size}" for name, size in named.items() if size > 1) or "one GPU"
+
+
+def refusal(model: ModelConfig, split: Split, redundant_experts: int = 0) -> str | None:
+    """Why `model` cannot be split so, naming both numbers; None if it can."""
+    block = model.quantization_block[0] if model.quantization_block else 1
+    experts = model.n_routed_experts
+    if split.pipeline > model.num_hidden_layers:
+        return f"pipeline_parallel_size={split.pipeline} is more than the model's {model.num_hidden_layers} layers"
+    if model.num_attention_heads % split.tensor:
+        return f"tensor_parallel_size={split.tensor} does not divide the model's {model.num_attention_heads} heads"
+    if split.expert not in (1, split.stage_size):
+        return f"expert_parallel_size={split.expert} must be 1 or data x tensor = {split.stage_size}"
+    if split.spread and not experts:
+        return f"expert_parallel_size={split.expert}: the model has no experts"
+    if split.spread and (experts + redundant_experts) % split.expert:
+        return (
+            f"expert_parallel_size={split.expert} does not divide {experts} experts and {redundant_experts} redundant"
+        )
+    if split.spread and redundant_experts > experts * (split.expert - 1):
+        return f"{redundant_experts} redundant experts would put two copies of one on a rank"
+    for name, size in _cut_sizes(model, split).items():
+        if -(-size // block) < split.tensor:
+            return f"tensor_parallel_size={split.tensor} is more than {name} = {size} has blocks of {block}"
+    return None
+
+
+def _cut_sizes(model: ModelConfig, split: Split) -> dict[str, int]:
+    """What a tensor group cuts into slices of whole blocks."""
+    sizes = {"hidden_size": model.hidden_size, "vocab_size": model.vocab_size}
+    if model.first_k_dense_replace or not model.n_routed_experts:
+        sizes["intermediate_size"] = model.intermediate_size
+    if model.n_routed_experts and (not split.spread or model.n_shared_experts):
+        sizes["moe_intermediate_size"] = model.moe_intermediate_size
+    return sizes
+
+
+def splits(model: ModelConfig, most_ranks: int, redundant_experts: int = 0) -> Iterator[Split]:
+    """Every way to use `most_ranks` ranks or fewer that the model allows: powers of two, and what divides the fleet."""
+    factors = sorted({n for n in range(1, most_ranks + 1) if most_ranks % n == 0 or n & (n - 1) == 0})
+    for pipeline in factors:
+        for tensor in (n for n in factors if pipeline * n <= most_ranks):
+            for data in (n for n in factors if pipeline * tensor * n <= most_ranks):
+                for expert in sorted({1, data * tensor}):
+                    split = Split(tensor=tensor, pipeline=pipeline, expert=expert, data=data)
+                    if refusal(model, split, redundant_experts if split.spread else 0) is None:
+                        yield split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """How a group lies on nodes: its members, and how many of them share a node with any one of them."""
+
+    size: int
+    near: int
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.size // self.near)
+
+
+def span(split: Split, group: str, gpus_per_node: int) -> Span:
+    """Of the "tensor" or "stage" group that is spread widest."""
+    size = split.group_size(group)
+    if gpus_per_node % size == 0:
+        return Span(size=size, near=size)
+    if size % gpus_per_node == 0:
+        return Span(size=size, near=gpus_per_node)
+    return Span(size=size, near=max(1, _least_share(size, gpus_per_node, split.world_size)))
+
+
+def _least_share(size: int, gpus_per_node: int, world_size: int) -> int:
+    """The fewest members of one group that a node has, over all groups and nodes."""
+    least = size
+    for first in range(0, world_size, size):
+        nodes = [rank // gpus_per_node for rank in range(first, first + size)]
+        least = min(least, *(nodes.count(node) for node in set(nodes)))
+    return least

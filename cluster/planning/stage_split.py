@@ -1,0 +1,42 @@
+"""Which layers each pipeline stage holds, so that the slowest stage is as fast as can be. Pure."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+
+def split_by_cost(
+    layer_costs: Sequence[float], stages: int, first_extra: float = 0.0, last_extra: float = 0.0
+) -> tuple[tuple[int, int], ...]:
+    """(first layer, one past the last) of each stage; none is empty.
+
+    `first_extra`: what the first stage does beside layers (embedding, drafts), `last_extra` the last (head, draws).
+    Among equally good splits the evenest. ValueError if there are more stages than layers.
+    """
+    layers = len(layer_costs)
+    if not 1 <= stages <= layers:
+        raise ValueError(f"pipeline_parallel_size={stages} does not split {layers} layers")
+    upto = np.concatenate([[0.0], np.cumsum(layer_costs)])
+    spans = np.where(np.tri(layers + 1, dtype=np.bool_), np.inf, upto[None, :] - upto[:, None])  # [first, end]
+    extras = [first_extra * (stage == 0) + last_extra * (stage == stages - 1) for stage in range(stages)]
+    slowest = spans[0] + extras[0]  # [end] of the stages so far, at best
+    for extra in extras[1:]:
+        slowest = np.maximum(slowest[:, None], spans + extra).min(axis=0)
+    return _evenest([spans + extra for extra in extras], slowest[layers] * (1 + 1e-12))
+
+
+def _evenest(
+    costs: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float64]]], limit: float
+) -> tuple[tuple[int, int], ...]:
+    """The least sum of squares with no stage above `limit`. `costs`: [first, end] of each stage."""
+    squares = [np.where(cost <= limit, cost, np.inf) ** 2 for cost in costs]
+    best, cuts = squares[0][0], []
+    for square in squares[1:]:
+        total = best[:, None] + square
+        cuts.append(total.argmin(axis=0))
+        best = total.min(axis=0)
+    bounds = [len(best) - 1]
+    for cut in reversed(cuts):
+        bounds.append(int(cut[bounds[-1]]))
+    return tuple(pairwise([0, *reversed(bounds)]))

@@ -1,0 +1,204 @@
+"""How long the parts of a round take: each the longer of moving its bytes and doing its operations. Pure.
+
+Prefill, decode and verification are one shape: rows of some sequences with some context. A round's rows are one data
+group's; the experts of a stage see those of all groups.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from outrider.cluster.planning.collectives import EXCHANGE, GATHER, Collective, RoundShape
+from outrider.cluster.planning.efficiency import Efficiency, Workload
+from outrider.cluster.planning.hardware import Fleet
+from outrider.cluster.planning.memory import experts_of_rank
+from outrider.cluster.planning.shapes import Shapes
+from outrider.cluster.planning.split import Split, span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What one data group runs: query tokens, of how many sequences, each with how many tokens in the cache."""
+
+    rows: float
+    sequences: float
+    context: float
+    busy_groups: int  # data groups that have as many
+
+    def halved(self) -> "Rows":
+        return replace(self, rows=self.rows / 2, sequences=self.sequences / 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """Seconds of one layer on one rank."""
+
+    attention: float = 0.0  # linears
+    cache: float = 0.0  # scores and values
+    experts: float = 0.0  # or the dense MLP
+    overhead: float = 0.0
+    sharing: float = 0.0  # collectives of the tensor group: nothing else can be done meanwhile
+    dispatch: float = 0.0
+    combine: float = 0.0
+    hidden: float = 0.0  # of dispatch and combine, behind another half of the batch
+
+    @property
+    def exchange(self) -> float:
+        return self.sharing + self.dispatch + self.combine - self.hidden
+
+    @property
+    def total(self) -> float:
+        return self.attention + self.cache + self.experts + self.overhead + self.exchange
+
+    @property
+    def before_experts(self) -> float:
+        return self.attention + self.cache + (self.overhead + self.sharing) / 2
+
+    @property
+    def after_dispatch(self) -> float:
+        return self.experts + (self.overhead + self.sharing) / 2
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Times rounds of one model, split in one way, on one fleet."""
+
+    shapes: Shapes
+    split: Split
+    workload: Workload
+    fleet: Fleet
+    efficiency: Efficiency
+
+    def layer(self, rows: Rows, *, moe: bool) -> LayerTime:
+        """One layer; with experts that rows travel to, in two halves of the batch where that is faster."""
+        whole = self._layer(rows, moe=moe)
+        if not (self.efficiency.overlap and whole.dispatch and rows.sequences >= 2):
+            return whole
+        half = self._layer(rows.halved(), moe=moe)
+        phases = [(half.before_experts, half.dispatch), (half.after_dispatch, half.dispatch)]
+        phases += [(half.after_dispatch, half.combine), (half.before_experts, half.combine)]
+        taken = sum(max(phase) for phase in phases)
+        if taken >= whole.total:
+            return whole
+        both = LayerTime(**{name: 2 * getattr(half, name) for name in LayerTime.__dataclass_fields__})
+        return replace(both, hidden=both.total - taken)
+
+    def _layer(self, rows: Rows, *, moe: bool) -> LayerTime:
+        shape = self._round(rows)
+        collectives = [*shape.attention(), *(shape.experts() if moe else shape.dense())]
+        dispatch, combine = self.trips_s(rows) if moe else (0.0, 0.0)
+        return LayerTime(
+            attention=self._attention_linears(rows),
+            cache=self._cache(rows),
+            experts=self._experts(rows) if moe else self._linear(self.shapes.dense, rows.rows),
+            overhead=self.efficiency.layer_overhead_s,
+            sharing=self.exchange_s(one for one in collectives if one.group == "tensor"),
+            dispatch=dispatch * self.efficiency.expert_imbalance,
+            combine=combine * self.efficiency.expert_imbalance,
+        )
+
+    def trips_s(self, rows: Rows) -> tuple[float, float]:
+        """Rows to the ranks with their experts, and outputs back: of one layer, experts being loaded evenly."""
+        stage = [one for one in self._round(rows).experts() if one.group == "stage"]
+        back = [one for one in stage if one.purpose == "pairs_to_owners"]
+        return self.exchange_s(one for one in stage if one not in back), self.exchange_s(back)
+
+    def _round(self, rows: Rows) -> RoundShape:
+        return RoundShape(self.shapes, self.split, self.workload, rows.rows)
+
+    def _linear(self, parameters: float, rows: float, weight_bytes: float | None = None) -> float:
+        """A product that the tensor group splits."""
+        width = self.shapes.weight_bytes if weight_bytes is None else weight_bytes
+        return self._roofline(parameters * width / self.split.tensor, 2 * rows * parameters / self.split.tensor, width)
+
+    def _roofline(self, bytes_read: float, operations: float, width: float) -> float:
+        gpu, share = self.fleet.gpu, self.efficiency
+        flops = gpu.flops(quantised=width < 2) * share.linear_flops
+        return max(bytes_read / (gpu.bandwidth * share.weight_bandwidth), operations / flops)
+
+    def _attention_linears(self, rows: Rows) -> float:
+        narrow = self.shapes.down + self.shapes.heads - self.shapes.latent_up
+        return self._linear(narrow, rows.rows) + self._linear(self.shapes.latent_up, rows.rows, self.shapes.wide_bytes)
+
+    def _cache(self, rows: Rows) -> float:
+        """Every sequence's latents are read once for all of its rows and all heads of the rank."""
+        model, gpu, share = self.shapes.model, self.fleet.gpu, self.efficiency
+        read = rows.sequences * rows.context * self.shapes.cache_bytes
+        a_key = 2 * (model.head_dim_latent + model.kv_lora_rank)  # operations of a head on it
+        operations = rows.rows * rows.context * a_key * model.num_attention_heads / self.split.tensor
+        return max(
+            read / (gpu.bandwidth * share.cache_bandwidth), operations / (gpu.bf16_flops * share.attention_flops)
+        )
+
+    def _experts(self, rows: Rows) -> float:
+        """Routed, shared, and the router. Of the routed ones only those that some row chose are read."""
+        model, shapes = self.shapes.model, self.shapes
+        groups, ranks = (rows.busy_groups, self.split.expert) if self.split.spread else (1, self.split.tensor)
+        heavier = self.efficiency.expert_imbalance if self.split.spread and self.split.data > 1 else 1.0
+        tokens = rows.rows * groups
+        read = experts_of_rank(shapes, self.split, self.workload) * hit_share(
+            self._experts_in_all, model.num_experts_per_tok, tokens
+        )
+        operations = 2 * tokens * model.num_experts_per_tok * shapes.expert / ranks * heavier
+        routed = self._roofline(read * shapes.expert * shapes.weight_bytes, operations, shapes.weight_bytes)
+        router = self._roofline(shapes.router * 4, 2 * rows.rows * shapes.router, 4)
+        return routed + router + self._linear(shapes.shared, rows.rows)
+
+    @property
+    def _experts_in_all(self) -> int:
+        return self.shapes.model.n_routed_experts + (self.workload.redundant_experts if self.split.spread else 0)
+
+    def head(self, rows: Rows, purpose: str = "logits") -> float:
+        """Projection to the vocabulary, and its logits to the rank that draws."""
+        gathered = self.exchange_s(self._round(rows).head(purpose))
+        return self._linear(self.shapes.vocabulary, rows.rows, self.shapes.wide_bytes) + gathered
+
+    def drafts(self, verified: Rows, steps: int) -> float:
+        """The MTP module over the accepted rows, then over each draft but the last; a head after each."""
+        if not steps:
+            return 0.0
+        one = replace(verified, rows=verified.sequences)
+        accepted = replace(verified, rows=verified.sequences * self.workload.tokens_per_round)
+        passes = self.module(accepted) + (steps - 1) * self.module(one)
+        return passes + steps * self.head(one, "drafts")
+
+    def module(self, rows: Rows) -> float:
+        layer = self.layer(rows, moe=self.shapes.moe(self.shapes.model.num_hidden_layers))
+        joined = self.exchange_s(self._round(rows).embedding())
+        return layer.total + joined + self._linear(self.shapes.joiner, rows.rows, self.shapes.wide_bytes)
+
+    def embedding(self, rows: Rows) -> float:
+        return self.exchange_s(self._round(rows).embedding())
+
+    def stage_link(self, rows: Rows) -> float:
+        """Hidden states to the next stage; every rank of a stage sends to its own."""
+        stride = self.split.stage_size
+        near = self.fleet.gpus_per_node >= 2 * stride
+        share, gpu = self.efficiency, self.fleet.gpu
+        speed = gpu.link * share.link if near else gpu.network * share.network
+        size = rows.rows * self.shapes.model.hidden_size * self.shapes.value_bytes
+        return (share.link_latency_s if near else share.network_latency_s) + size / speed
+
+    def exchange_s(self, collectives: Iterable[Collective]) -> float:
+        return sum(one.count * self._collective(one) for one in collectives)
+
+    def _collective(self, one: Collective) -> float:
+        """What goes over the link and over the network go side by side."""
+        lies, share, gpu = span(self.split, one.group, self.fleet.gpus_per_node), self.efficiency, self.fleet.gpu
+        link, network = gpu.link * share.link, gpu.network * share.network
+        far = lies.size - lies.near
+        if one.kind == EXCHANGE:
+            apart = one.bytes / max(lies.size - 1, 1)
+            return share.exchange_latency_s + max(apart * (lies.near - 1) / link, apart * far / network)
+        latency = share.network_latency_s if far else share.link_latency_s
+        if one.kind == GATHER:
+            return latency + max(one.bytes * (lies.near - 1) / link, one.bytes * far / network)
+        at_once = latency + (lies.size - 1) * one.bytes / link  # every rank reads all others' and sums
+        in_turn = 2 * latency + 2 * one.bytes * (
+            (lies.near - 1) / lies.near / link + (1 - 1 / lies.nodes) / lies.near / network
+        )
+        return in_turn if far else min(at_once, in_turn)
+
+
+def hit_share(experts: int, chosen: int, tokens: float) -> float:
+    """The share of experts that at least one of `tokens` rows chose, if all are equally likely."""
+    return float(1 - (1 - min(1.0, chosen / experts)) ** tokens) if experts else 0.0

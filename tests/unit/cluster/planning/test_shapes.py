@@ -1,0 +1,58 @@
+import math
+
+import pytest
+from safetensors import safe_open
+
+from outrider.cluster.planning.presets import load_shape
+from outrider.cluster.planning.shapes import Shapes
+from outrider.workers.config import resolve_model
+from outrider.workers.errors import CheckpointError
+
+
+def matrices(prefix: str) -> int:
+    """Parameters of scout's tensors of two and more dimensions whose names begin so."""
+    total = 0
+    for file in resolve_model("scout").glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # it is no mapping
+                shape = tensors.get_slice(name).get_shape()
+                total += math.prod(shape) if name.startswith(prefix) and len(shape) > 1 else 0
+    return total
+
+
+def test_scouts_parameters_are_those_of_its_checkpoint() -> None:
+    shapes = Shapes.of(load_shape("scout"))
+    module = f"model.layers.{shapes.model.num_hidden_layers}."
+
+    own = matrices(module) - matrices(module + "embed_tokens") - matrices(module + "shared_head.head")
+    assert shapes.drafter_parameters == own
+    assert shapes.parameters == matrices("model.") + matrices("lm_head") - matrices(module)
+
+
+def test_r1_has_the_published_sizes() -> None:
+    shapes = Shapes.of(load_shape("deepseek-r1"))
+
+    assert shapes.parameters == pytest.approx(671.03e9, rel=1e-4)
+    assert shapes.drafter_parameters == pytest.approx(11.61e9, rel=1e-3)
+    assert shapes.down + shapes.heads == pytest.approx(187.1e6, rel=1e-3)
+    assert shapes.expert == pytest.approx(44.04e6, rel=1e-3)
+    assert 61 * shapes.cache_bytes == pytest.approx(70.3e3, rel=1e-3)
+
+
+@pytest.mark.parametrize(("weights", "width"), [("auto", 1), ("fp8", 1), ("bfloat16", 2), ("float32", 4)])
+def test_weights_are_as_wide_as_asked_for(weights: str, width: int) -> None:
+    assert Shapes.of(load_shape("deepseek-v3"), weights).weight_bytes == pytest.approx(width, rel=1e-3)
+
+
+def test_a_checkpoint_that_is_not_quantised_stays_wide() -> None:
+    assert Shapes.of(load_shape("scout")).weight_bytes == 2
+
+
+def test_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="weights must be"):
+        Shapes.of(load_shape("scout"), "int4")
+
+
+def test_an_unknown_model_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(CheckpointError, match=r"deepseek-r1.*scout"):
+        load_shape("nowhere")

@@ -1,0 +1,114 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outrider.cluster.planning.candidate import Candidate
+from outrider.cluster.planning.efficiency import Efficiency, Workload
+from outrider.cluster.planning.hardware import Fleet, find_gpu
+from outrider.cluster.planning.presets import load_shape
+from outrider.cluster.planning.shapes import Shapes
+from outrider.cluster.planning.split import Split, splits
+from outrider.cluster.planning.timing import hit_share
+
+R1 = Shapes.of(load_shape("deepseek-r1"))
+SPLITS = list(splits(R1.model, 16))
+FLEET = Fleet(gpu=find_gpu("h200"), nodes=2, gpus_per_node=8)
+
+
+def plan(split: Split, fleet: Fleet = FLEET, efficiency: Efficiency | None = None, **workload: object) -> Candidate:
+    return Candidate(R1, split, Workload(**workload), fleet, efficiency or Efficiency())  # type: ignore[arg-type]
+
+
+@given(
+    st.sampled_from(SPLITS),
+    st.sampled_from(["memory", "flops", "link", "network"]),
+    st.integers(1, 512),
+    st.sampled_from(["exact", "fast"]),
+)
+def test_better_hardware_is_never_slower(split: Split, what: str, concurrency: int, numerics: str) -> None:
+    gpu = FLEET.gpu
+    better = {
+        "memory": replace(gpu, bandwidth=2 * gpu.bandwidth),
+        "flops": replace(gpu, bf16_flops=2 * gpu.bf16_flops, fp8_flops=2 * (gpu.fp8_flops or 0)),
+        "link": replace(gpu, link=2 * gpu.link),
+        "network": replace(gpu, network=2 * gpu.network),
+    }[what]
+
+    before = plan(split, concurrency=concurrency, numerics=numerics)
+    after = plan(split, replace(FLEET, gpu=better), concurrency=concurrency, numerics=numerics)
+
+    assert after.round_s <= before.round_s * (1 + 1e-9)
+
+
+@given(st.sampled_from(SPLITS), st.integers(1, 256), st.integers(1, 20_000))
+def test_more_sequences_and_longer_ones_never_take_less_time(split: Split, concurrency: int, context: int) -> None:
+    one = plan(split, concurrency=concurrency, context=context)
+
+    assert plan(split, concurrency=2 * concurrency, context=context).round_s >= one.round_s * (1 - 1e-9)
+    assert plan(split, concurrency=concurrency, context=2 * context).round_s >= one.round_s * (1 - 1e-9)
+
+
+@given(st.sampled_from([split for split in SPLITS if split.spread and split.data > 1]), st.integers(2, 4096))
+def test_overlapping_halves_is_only_done_where_it_is_faster(split: Split, concurrency: int) -> None:
+    overlapped = plan(split, concurrency=concurrency)
+    plain = plan(split, efficiency=Efficiency(overlap=False), concurrency=concurrency)
+
+    assert overlapped.round_s <= plain.round_s * (1 + 1e-9)
+
+
+@given(st.sampled_from(SPLITS), st.integers(1, 64))
+def test_a_rounds_parts_add_up_to_its_stages(split: Split, concurrency: int) -> None:
+    one = plan(split, concurrency=concurrency)
+    stages = [sum(parts.values()) for parts in one.decode_parts]
+
+    assert all(value >= -1e-12 for parts in one.decode_parts for value in parts.values())
+    assert one.round_s >= sum(stages)
+    assert one.round_s >= one.lanes * max(stages)
+
+
+@pytest.mark.parametrize(("experts", "chosen", "tokens"), [(256, 8, 1), (256, 8, 16), (8, 2, 5), (288, 8, 2048)])
+def test_the_experts_that_rows_hit_are_those_that_random_routing_does(experts: int, chosen: int, tokens: int) -> None:
+    random = np.random.default_rng(0)
+    hits = [
+        len(np.unique(np.argsort(random.random((tokens, experts)), axis=1)[:, :chosen]))
+        for _ in range(max(4, 400 // tokens))
+    ]
+
+    assert hit_share(experts, chosen, tokens) == pytest.approx(np.mean(hits) / experts, rel=0.03)
+
+
+def test_a_draft_costs_less_than_the_token_it_saves_at_small_batches() -> None:
+    split = Split(tensor=8)
+
+    assert plan(split, concurrency=1, draft_steps=2).token_s < plan(split, concurrency=1, draft_steps=0).token_s
+
+
+def test_drafts_that_are_never_accepted_only_cost() -> None:
+    split = Split(tensor=8)
+
+    assert plan(split, draft_steps=2, acceptance=0.0).token_s > plan(split, draft_steps=0).token_s
+
+
+def test_tokens_a_round_are_the_accepted_drafts_and_one_more() -> None:
+    assert Workload(draft_steps=2, acceptance=0.5).tokens_per_round == 1.75
+    assert Workload(draft_steps=0).tokens_per_round == 1
+    assert Workload(draft_steps=3, acceptance=1.0).tokens_per_round == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("concurrency", 0),
+        ("context", 0),
+        ("acceptance", 1.5),
+        ("draft_steps", 17),
+        ("numerics", "loose"),
+        ("redundant_experts", -1),
+    ],
+)
+def test_a_workload_that_cannot_be_is_refused_by_name(setting: str, value: object) -> None:
+    with pytest.raises(ValueError, match=setting):
+        Workload(**{setting: value})  # type: ignore[arg-type]
