@@ -278,6 +278,9 @@ def plan(
 def demo(
     context: typer.Context,
     json_file: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = Path("demo.json"),
+    report_file: Annotated[
+        Path | None, typer.Option("--report", help="Write a page of HTML too: plots, and texts round by round.")
+    ] = None,
     model: Annotated[str, typer.Option(help="scout, or a checkpoint's directory.")] = "scout",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 4,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens for each; fewer on a slow machine.")] = 64,
@@ -285,9 +288,10 @@ def demo(
 ) -> None:
     """Serve a model on two stages here, and compare speculation off and auto: speed, and that the text is the same."""
     _require_ray()
-    from outrider.cluster.cli_demo import run_demo
+    from outrider.cluster.cli_demo import Extent, run_demo
 
-    run_demo(json_file, model=model, prompts=prompts, max_tokens=max_tokens, repeats=repeats, log_level=context.obj)
+    extent = Extent(max_tokens, repeats)
+    run_demo(json_file, report_file=report_file, model=model, prompts=prompts, extent=extent, log_level=context.obj)
 
 
 app.command()(distill)

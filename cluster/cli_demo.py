@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -11,13 +12,16 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+import outrider
 from outrider.cluster.cli_serve import LoadingView, ending_on_signals
 from outrider.cluster.client import Client
 from outrider.cluster.config import ServeSettings, load_settings
 from outrider.cluster.demo import Delta, Task, affordable_tokens, ask, load_tasks, measure, warm_up
+from outrider.cluster.demo_page import make_replay, page
 from outrider.cluster.demo_report import DemoReport, Run, differing, make_report
 from outrider.cluster.demo_view import DRAFTED, coloured, table, verdict
 from outrider.cluster.serve import ServedCluster, make_charge
+from outrider.cluster.status import RankStatus
 from outrider.workers.config import resolve_model
 from outrider.workers.errors import OutriderError
 from outrider.workers.text.tokenizer import Tokenizer
@@ -33,30 +37,44 @@ class Extent:
     repeats: int
 
 
-def run_demo(json_file: Path, *, model: str, prompts: int, max_tokens: int, repeats: int, log_level: str) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was asked and heard."""
+
+    runs: list[Run]
+    samples: list[tuple[Task, list[Delta]]]  # one text of each kind, with auto
+    ranks: tuple[RankStatus, ...]  # when all was done
+
+
+def run_demo(
+    json_file: Path, *, report_file: Path | None, model: str, prompts: int, extent: Extent, log_level: str
+) -> None:
     """OutriderError if it cannot run, was interrupted, or if speculation changed a text."""
     options = {"model": model, "pipeline_parallel_size": STAGES, "port": 0, "ray_address": "local"}
     settings = load_settings(options={**options, "name": f"demo-{os.getpid()}"})
     tasks = load_tasks(prompts)
-    _refuse_unwritable(json_file)
-    runs, sample = _serve_and_measure(settings, tasks, Extent(max_tokens, repeats), log_level)
-    report = make_report(model, STAGES, runs)
+    _refuse_unwritable(json_file, "--json")
+    if report_file is not None:
+        _refuse_unwritable(report_file, "--report")
+    outcome = _serve_and_measure(settings, tasks, extent, log_level)
+    report = make_report(model, STAGES, outcome.runs)
     json_file.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    _show(report, sample, _sample_task(tasks), model, json_file)
+    tokenizer = Tokenizer.load(resolve_model(model))
+    if report_file is not None and tokenizer is not None:
+        report_file.write_text(_page(report, outcome, tokenizer), "utf-8")
+    _show(report, outcome, tokenizer, [json_file, *([report_file] if report_file else [])])
     if not report.identical:
-        where = ", ".join(f"{domain} prompt {prompt}" for domain, prompt in differing(runs))
+        where = ", ".join(f"{domain} prompt {prompt}" for domain, prompt in differing(outcome.runs))
         raise OutriderError(f"speculation changed the text of {where}: please report this")
 
 
-def _refuse_unwritable(path: Path) -> None:
+def _refuse_unwritable(path: Path, option: str) -> None:
     """Known before minutes are spent."""
     if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise OutriderError(f"cannot write {path}: choose another --json")
+        raise OutriderError(f"cannot write {path}: choose another {option}")
 
 
-def _serve_and_measure(
-    settings: ServeSettings, tasks: list[Task], extent: Extent, log_level: str
-) -> tuple[list[Run], list[Delta]]:
+def _serve_and_measure(settings: ServeSettings, tasks: list[Task], extent: Extent, log_level: str) -> Outcome:
     charge = make_charge(settings)
     cluster = ServedCluster(settings, charge, dashboard=False, log_level=log_level)
     with ending_on_signals(cluster.stop, cluster.hurry), contextlib.closing(cluster):
@@ -65,14 +83,20 @@ def _serve_and_measure(
         _refuse_interrupted(cluster)
         with Client(cluster.address) as client:
             runs = _measure(cluster, client, tasks, extent)
-            sample: list[Delta] = []
-            ask(client, _sample_task(tasks), "auto", 0, extent.max_tokens, sample.append)
-        return runs, sample
+            samples = [_sample(client, task, extent.max_tokens) for task in _one_of_each(tasks)]
+            return Outcome(runs, samples, client.status().replicas[0].ranks)
 
 
-def _sample_task(tasks: list[Task]) -> Task:
-    """The text to look at: a sampled one, where there is one, for it does not loop."""
-    return next((task for task in tasks if task.temperature > 0), tasks[0])
+def _one_of_each(tasks: list[Task]) -> list[Task]:
+    """Texts to look at: sampled ones first, for they do not loop."""
+    each = {task.domain: task for task in reversed(tasks)}
+    return sorted(each.values(), key=lambda task: -task.temperature)
+
+
+def _sample(client: Client, task: Task, max_tokens: int) -> tuple[Task, list[Delta]]:
+    deltas: list[Delta] = []
+    ask(client, task, "auto", 0, max_tokens, deltas.append)
+    return task, deltas
 
 
 def _measure(cluster: ServedCluster, client: Client, tasks: list[Task], extent: Extent) -> list[Run]:
@@ -96,12 +120,18 @@ def _refuse_interrupted(cluster: ServedCluster) -> None:
         raise OutriderError("interrupted")
 
 
-def _show(report: DemoReport, sample: list[Delta], task: Task, model: str, json_file: Path) -> None:
+def _page(report: DemoReport, outcome: Outcome, tokenizer: Tokenizer) -> str:
+    replays = [make_replay(task.domain, task.text, deltas, tokenizer) for task, deltas in outcome.samples]
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return page(report, replays, outcome.ranks, outrider.__version__, machine)
+
+
+def _show(report: DemoReport, outcome: Outcome, tokenizer: Tokenizer | None, files: list[Path]) -> None:
     console = Console()
     console.print(table(report))
     console.print(verdict(report))
-    tokenizer = Tokenizer.load(resolve_model(model))
     if tokenizer is not None:
         title = f"a text with its accepted drafts in [{DRAFTED}]{DRAFTED}[/]"
-        console.print(Panel(Group(coloured(task.text, sample, tokenizer)), title=title))
-    print(f"figures in {json_file}", file=sys.stderr)  # noqa: T201  # what the user is to read
+        task, deltas = outcome.samples[0]
+        console.print(Panel(Group(coloured(task.text, deltas, tokenizer)), title=title))
+    print(f"figures in {' and '.join(map(str, files))}", file=sys.stderr)  # noqa: T201  # what the user is to read

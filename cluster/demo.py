@@ -36,6 +36,8 @@ class Delta:
 
     token_ids: tuple[int, ...]
     accepted: int
+    drafted: int = 0  # drafts verified
+    seconds: float = 0.0  # from sending the request to this message
 
 
 def load_tasks(prompts: int) -> list[Task]:
@@ -101,7 +103,7 @@ def ask(
             last = time.monotonic() if event.token_ids else last
             token_ids += event.token_ids
             texts.append(event.text)
-            on_delta(Delta(event.token_ids, event.accepted))
+            on_delta(Delta(event.token_ids, event.accepted, event.drafted, time.monotonic() - began))
         elif isinstance(event, Finished):
             end = event
     assert end is not None, "the client promises a Finished event, or raises"

@@ -10,9 +10,11 @@ DOMAINS = ("code", "prose", "code_sampled", "prose_sampled")
 
 
 def test_the_demo_measures_both_modes_writes_its_file_and_leaves_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "demo.json"
+    file, page = tmp_path / "demo.json", tmp_path / "demo.html"
 
-    run = Outrider("demo", "--json", str(file), "--prompts", "1", "--max-tokens", "16", "--repeats", "1")
+    run = Outrider(
+        "demo", "--json", str(file), "--report", str(page), "--prompts", "1", "--max-tokens", "16", "--repeats", "1"
+    )
 
     assert run.finish(within_s=150) == 0, run.errors
     assert run.left() == []
@@ -24,3 +26,4 @@ def test_the_demo_measures_both_modes_writes_its_file_and_leaves_nothing(tmp_pat
         assert domain["speedup"] == pytest.approx(domain["tokens_per_second_auto"] / domain["tokens_per_second_off"])
         assert all(0 <= share <= 1 for share in domain["acceptance_per_position"])
     assert "identical" in "".join(run.output)
+    assert page.read_text().count('"domain"') == len(DOMAINS)
