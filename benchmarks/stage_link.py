@@ -23,12 +23,14 @@ import torch
 from common import save
 from torch import Tensor
 
-from outrider.workers.engine.pipeline import FirstStage, follow
+from outrider.workers.engine.followers import follow
+from outrider.workers.engine.pipeline import FirstStage
 from outrider.workers.engine.round import Round, Verdict, ints
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.meeting import meet
+from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.message import pack, unpack
 from outrider.workers.parallel.stage_link import StageLink
 
@@ -84,7 +86,8 @@ class PromptSampler:
 def links(rank: int, over: str) -> tuple[StageLink, StageLink]:
     """This rank's incoming and outgoing link. Ranks that name different machines meet over the group."""
     machine = "this one" if over == "shared memory" else f"number {rank}"
-    incoming, outgoing = meet(rank, 2, torch.float32, CPU, machine)
+    ends = meet(rank, Mesh(pipeline=2).routes(), torch.float32, CPU, machine)
+    incoming, outgoing = ends[1 - rank, rank], ends[rank, 1 - rank]
     if (incoming.name, outgoing.name) != (over, over):
         raise SystemExit(f"wanted links over {over}, got {incoming.name} and {outgoing.name}")
     return StageLink(incoming, "the other", TIMEOUT_S), StageLink(outgoing, "the other", TIMEOUT_S)

@@ -57,7 +57,14 @@ def serve(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. max_num_seqs=16.")
     ] = None,
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="Ranks that each layer is split over.")] = None,
     pipeline_parallel_size: Annotated[int | None, typer.Option(help="Stages that the layers are split into.")] = None,
+    expert_parallel_size: Annotated[
+        int | None, typer.Option(help="1, or data x tensor: whole experts spread over a stage's ranks.")
+    ] = None,
+    data_parallel_size: Annotated[
+        int | None, typer.Option(help="Groups of ranks that attend to sequences of their own.")
+    ] = None,
     speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None,
     host: Annotated[str | None, typer.Option(help="Where the gateway listens; loopback by default.")] = None,
     port: Annotated[int | None, typer.Option(help="The gateway's port; 0 takes a free one. [50051]")] = None,
@@ -81,7 +88,10 @@ def serve(
 
     options: dict[str, Any] = {
         "model": model,
+        "tensor_parallel_size": tensor_parallel_size,
         "pipeline_parallel_size": pipeline_parallel_size,
+        "expert_parallel_size": expert_parallel_size,
+        "data_parallel_size": data_parallel_size,
         "speculation": speculation,
         "host": host,
         "port": port,

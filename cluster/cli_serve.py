@@ -51,9 +51,11 @@ def _watch(cluster: ServedCluster) -> None:
 
 
 def _ready_line(cluster: ServedCluster, settings: ServeSettings, plan: ShardPlan) -> str:
-    stages = "1 stage" if plan.world_size == 1 else f"{plan.world_size} stages"
+    stages, ranks = len(plan.layer_splits), plan.world_size
+    shape = "1 stage" if stages == 1 else f"{stages} stages"
+    shape += f", {ranks} ranks" if ranks != stages else ""
     dashboard = f" (Ray dashboard: http://{cluster.dashboard_url})" if cluster.dashboard_url else ""
-    return f"ready: {settings.model} on {cluster.address}, {stages}, speculation {settings.speculation}{dashboard}"
+    return f"ready: {settings.model} on {cluster.address}, {shape}, speculation {settings.speculation}{dashboard}"
 
 
 def _say(line: str) -> None:
@@ -76,7 +78,7 @@ def ending_on_signals(stop: threading.Event, hurry: threading.Event) -> Iterator
 
 
 class LoadingView:
-    """One bar a stage while the model loads; on a terminal only."""
+    """One bar a rank while the model loads; on a terminal only."""
 
     def __init__(self, model: str, plan: ShardPlan) -> None:
         console = Console(stderr=True)
@@ -90,8 +92,8 @@ class LoadingView:
             disable=not console.is_terminal,
         )
         self._tasks: list[TaskID] = [
-            self._progress.add_task(f"{model} stage {stage}, layers {first}..{end - 1}", total=1.0, state="starting")
-            for stage, (first, end) in enumerate(plan.layer_splits)
+            self._progress.add_task(f"{model} {plan.describe(rank)}", total=1.0, state="starting")
+            for rank in range(plan.world_size)
         ]
 
     def __enter__(self) -> "LoadingView":
@@ -102,5 +104,5 @@ class LoadingView:
         self._progress.stop()
 
     def show(self, report: Report) -> None:
-        for task, loaded, state in zip(self._tasks, report.loaded, report.states, strict=True):
-            self._progress.update(task, completed=loaded, state=state)
+        for rank, (loaded, state) in enumerate(zip(report.loaded, report.states, strict=True)):
+            self._progress.update(self._tasks[rank], completed=loaded, state=state)

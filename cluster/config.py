@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from outrider.cluster.gateway.door import Door
 from outrider.workers.config import EngineConfig, ParallelConfig
 
+_SIZES = tuple(field.name for field in dataclasses.fields(ParallelConfig))
+
 
 class SettingsError(ValueError):
     """A setting that cannot be: one line that names it."""
@@ -42,7 +44,10 @@ class ServeSettings(BaseModel):
     leader_ports: str = "0"  # one, or FIRST-LAST: where the replicas' leaders listen; 0: anywhere
 
     model: str = "scout"
+    tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    expert_parallel_size: int = 1
+    data_parallel_size: int = 1
     device: str = "auto"
     dtype: str = "auto"
     quantization: str | None = None
@@ -100,7 +105,7 @@ class ServeSettings(BaseModel):
         names = {field.name for field in dataclasses.fields(EngineConfig)} & set(type(self).model_fields)
         values = {name: getattr(self, name) for name in names}
         try:
-            parallel = ParallelConfig(pipeline_parallel_size=self.pipeline_parallel_size)
+            parallel = ParallelConfig(**{name: getattr(self, name) for name in _SIZES})
             return EngineConfig(parallel=parallel, **values)
         except ValueError as error:
             raise SettingsError(str(error)) from error

@@ -121,13 +121,14 @@ def replica_status(replica: Replica) -> cluster_pb2.ReplicaStatus:
 
 
 def _rank_status(replica: Replica, rank: int) -> cluster_pb2.RankStatus:
-    first, end = replica.plan.layer_splits[rank]
+    stage = replica.plan.stage(rank)
+    first, end = replica.plan.layer_splits[stage]
     probe = replica.probe_of(rank)
     status = probe.status if probe is not None else None
     state = status.state if status is not None else "starting"
     return cluster_pb2.RankStatus(
         rank=rank,
-        stage=rank,
+        stage=stage,
         first_layer=first,
         end_layer=end,
         node=probe.host if probe is not None else "",

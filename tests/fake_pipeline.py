@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from outrider.workers.engine.pipeline import RoundResult
-from outrider.workers.engine.round import IntArray, Round, Verdict
-from outrider.workers.engine.sampler import sampled_rows
+from outrider.workers.engine.round import IntArray, Round, Verdict, sampled_rows
 from outrider.workers.errors import EngineStoppedError
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.sequence_starts import SequenceStarts

@@ -22,6 +22,7 @@ from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.speculation.pairs import Pairs
 
 BLOCK_SIZE = 16
@@ -105,13 +106,14 @@ class Model(Decoder):
         block_size: int = BLOCK_SIZE,
         numerics: str = "exact",
         dtype: torch.dtype = torch.float32,
+        sharing: Sharing | None = None,
     ) -> "Model":
         config, checkpoint = ModelConfig.load(path), Checkpoint(path)
         cuts = np.linspace(0, config.num_hidden_layers, stages + 1).astype(int).tolist()
         loaded = [
             Stage.load(
                 config, checkpoint, range(first, end),
-                numerics=numerics, device="cpu", dtype=dtype, block_size=block_size,
+                numerics=numerics, device="cpu", dtype=dtype, block_size=block_size, sharing=sharing,
             )
             for first, end in itertools.pairwise(cuts)
         ]  # fmt: skip
@@ -158,10 +160,11 @@ class CompiledModel(Decoder):
         threads: int = 1,
         drafts: bool = False,
         head_ids: NDArray[np.int32] | None = None,
+        sharing: Sharing | None = None,
     ) -> "CompiledModel":
         config, checkpoint, context = ModelConfig.load(path), Checkpoint(path), Context(threads)
         own = {"dtype": dtype, "quantization": quantization, "block_size": block_size, "fast": numerics == "fast"}
-        loaders = [CompiledLoader(config, checkpoint, **own) for _ in range(stages)]  # type: ignore[arg-type]  # a table
+        loaders = [CompiledLoader(config, checkpoint, **own, sharing=sharing) for _ in range(stages)]  # type: ignore[arg-type]  # a table
         cuts = itertools.pairwise(np.linspace(0, config.num_hidden_layers, stages + 1).astype(int).tolist())
         loaded = [CompiledStage(context, own, range(*cut)) for own, cut in zip(loaders, cuts, strict=True)]
         module = CompiledModule(loaded[0], loaders[0], head_ids) if drafts else None

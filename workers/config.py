@@ -58,17 +58,25 @@ class ParallelConfig:
     data_parallel_size: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("tensor_parallel_size", "expert_parallel_size", "data_parallel_size"):
-            if getattr(self, name) != 1 or isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is not supported yet: leave it at 1, got {getattr(self, name)}")
-        if type(self.pipeline_parallel_size) is not int or self.pipeline_parallel_size < 1:
+        for name in (each.name for each in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if self.expert_parallel_size not in (1, self.stage_size):
             raise ValueError(
-                f"pipeline_parallel_size must be an integer of at least 1, got {self.pipeline_parallel_size!r}"
+                f"expert_parallel_size must be 1 or data_parallel_size x tensor_parallel_size ="
+                f" {self.data_parallel_size} x {self.tensor_parallel_size} = {self.stage_size},"
+                f" got {self.expert_parallel_size}"
             )
 
     @property
+    def stage_size(self) -> int:
+        """Ranks that share a pipeline stage."""
+        return self.data_parallel_size * self.tensor_parallel_size
+
+    @property
     def world_size(self) -> int:
-        return self.pipeline_parallel_size * self.data_parallel_size * self.tensor_parallel_size
+        return self.pipeline_parallel_size * self.stage_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,14 +121,21 @@ class EngineConfig:
         check_speculation(self.speculation)
         if self.drafter == DRAFT_MODEL and self.draft_model is None:
             raise ValueError('drafter="draft_model" needs draft_model, the checkpoint to draft with')
+        self._check_data_groups()
         if self.verification != COUPLED:
             self._check_study()
+
+    def _check_data_groups(self) -> None:
+        """What needs all sequences on the leader's rank, their blocks or their states, cannot have them elsewhere."""
+        for name in ("draft_model", "harvest_path"):
+            if getattr(self, name) is not None and self.parallel.data_parallel_size > 1:
+                raise ValueError(f"{name} needs data_parallel_size=1, got {self.parallel.data_parallel_size}")
 
     def _check_study(self) -> None:
         """What the rules for study need: a depth that no draft has a say in, and drafter and sampler side by side."""
         needs = {
             "a fixed depth, speculation=1..16": isinstance(self.speculation, int),
-            "pipeline_parallel_size=1": self.parallel.world_size == 1,
+            "a single rank": self.parallel.world_size == 1,
             'the MTP module, drafter="auto" or "mtp", and no draft_model': self.drafter in (AUTO, MTP)
             and self.draft_model is None,
         }

@@ -10,6 +10,7 @@ from outrider.workers.errors import CheckpointError
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, load_parts
+from outrider.workers.parallel.sharing import Sharing
 
 
 def load_draft_model(wanted: Wanted, name: str, max_model_len: int) -> Parts:
@@ -18,7 +19,9 @@ def load_draft_model(wanted: Wanted, name: str, max_model_len: int) -> Parts:
     shape = ModelConfig.load(path)
     check_draft_model(name, path, shape, wanted.checkpoint.path, wanted.model, max_model_len)
     layers = range(shape.num_hidden_layers)
-    return load_parts(replace(wanted, model=shape, checkpoint=Checkpoint(path), layers=layers, drafts=False))
+    return load_parts(
+        replace(wanted, model=shape, checkpoint=Checkpoint(path), layers=layers, drafts=False, sharing=Sharing())
+    )
 
 
 def check_draft_model(

@@ -14,6 +14,7 @@ from outrider.workers.speculation.lookup_drafter import LookupDrafter
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.separate_model import SeparateModel, SeparateModelDrafter
 from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.shared_drafts import SharedDrafts
 
 log = logging.getLogger("outrider.loading")
 
@@ -47,24 +48,29 @@ def speculation_in_force(config: EngineConfig, has_mtp: bool) -> str | int:
     )
 
 
+def make_mtp_drafter(
+    parts: Parts, starts: SequenceStarts, block_size: int, shared: SharedDrafts | None
+) -> MtpDrafter | None:
+    """What drafts with the model's own module; None on a rank that has none. `shared` as MtpDrafter has it."""
+    return MtpDrafter(parts.draft_model, starts, block_size, shared=shared) if parts.draft_model is not None else None
+
+
 def make_drafter(
     names: tuple[str, ...],
-    parts: Parts,
     draft_parts: Parts | None,
     starts: SequenceStarts,
     config: EngineConfig,
     speculation: str | int,
     live: Callable[[int], Sequence | None],
+    mtp: Drafter | None,
 ) -> Drafter | None:
     """The drafters of these names behind one; None if there are none. `live` as ChoosingDrafter has it.
 
-    `draft_parts`: the separate model's.
+    `draft_parts`: the separate model's. `mtp`: what drafts with the model's own module, if it is among them.
     """
     if not names:
         return None
-    models: dict[str, Drafter] = {}
-    if MTP in names and parts.draft_model is not None:
-        models[MTP] = MtpDrafter(parts.draft_model, starts, config.block_size)
+    models: dict[str, Drafter] = {MTP: mtp} if mtp is not None else {}
     if draft_parts is not None and draft_parts.head is not None:
         separate = SeparateModel(draft_parts.stage, draft_parts.head)
         models[DRAFT_MODEL] = SeparateModelDrafter(separate, starts, config.block_size)

@@ -9,6 +9,7 @@ from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.leader_client import RemoteEngine
 from outrider.workers.local import LocalGang
 from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.shard import check_split
 from outrider.workers.parallel.stages import expected_draft_steps, split_layers
 from outrider.workers.rank import Rank, RankSpec, RankStatus
 
@@ -35,6 +36,7 @@ class EngineHost(Protocol):
 def start_engine(config: EngineConfig) -> EngineHost:
     """Returns when the engine is ready. OutriderError or ValueError says why it cannot be."""
     model = ModelConfig.load(resolve_model(config.model))
+    check_split(model, config.parallel)
     steps = expected_draft_steps(config.speculation, model)
     splits = split_layers(model, config.parallel.pipeline_parallel_size, steps)
     return InProcess(config, splits) if config.parallel.world_size == 1 else LocalProcesses(config, splits)

@@ -10,7 +10,7 @@ import torch
 
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.draft_model_loading import load_draft_model
-from outrider.workers.drafter_loading import drafters_in_force, make_drafter, speculation_in_force
+from outrider.workers.drafter_loading import drafters_in_force, make_drafter, make_mtp_drafter, speculation_in_force
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.memory import blocks_for, free_bytes
@@ -21,11 +21,15 @@ from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.errors import OutriderError
 from outrider.workers.fingerprint import fingerprint
 from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
 from outrider.workers.module_swap import ModuleSwap
 from outrider.workers.parallel import groups
+from outrider.workers.parallel.group_meeting import meet_groups
 from outrider.workers.parallel.meeting import meet, this_machine
+from outrider.workers.parallel.mesh import Route
+from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.roles import Follower, Leader
 from outrider.workers.sampling_params import DRAFT_MODEL, MTP
@@ -34,6 +38,10 @@ from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Drafter
 from outrider.workers.speculation.grammar import Grammars
 from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.shared_drafts import SharedDrafts
+from outrider.workers.speculation.shared_head import SharedHead
+from outrider.workers.speculation.told_drafter import ToldDrafter
+from outrider.workers.wires import Wires
 
 if TYPE_CHECKING:
     from outrider.workers.rank import RankSpec
@@ -68,38 +76,72 @@ class _Loader:
         spec = self._spec
         if spec.world_size > 1:
             groups.join(spec.rank, spec.world_size, spec.master_address, spec.master_port, self._device)
+        self._sharing = self._share()
         wanted = self._wanted(progress)
         self._parts = load_parts(wanted)
         self._draft_parts = self._load_draft_model(wanted)
         blocks = self._allocate()
         self._max_model_len = fitted_length(self._config, self._max_model_len, blocks)
-        runner = StageRunner(self._parts.stage, self._device)
-        head = self._parts.head
-        sampler = Sampler(head, self._starts, self._max_model_len) if head is not None else None
+        runner = StageRunner(self._parts.stage, self._device, self._sharing.shard.data)
+        sampler, mtp = self._sampler(), self._mtp_drafter()
+        wires = Wires(spec.rank, spec.mesh, self._links())
         progress(1.0)
         if spec.rank == 0:
-            return self._leader(runner, sampler, blocks)
-        above, onward = self._links()
-        return Follower(runner=runner, above=above, onward=onward, sampler=sampler)
+            return self._leader(runner, sampler, mtp, wires, blocks)
+        live = wires.follower(runner, sampler, mtp)
+        return Follower(live=live, runner=runner, sampler=sampler, sharing=self._sharing)
 
-    def _leader(self, runner: StageRunner, sampler: Sampler | None, blocks: int) -> Leader:
+    def _share(self) -> Sharing:
+        """This rank's share of every layer, and the groups that it is in. Every rank's turn."""
         spec = self._spec
+        shard = Shard.of(self._config.parallel, spec.rank, self._model)
+        if spec.world_size == 1:
+            return Sharing(shard=shard)
+        met = meet_groups(
+            spec.rank, spec.mesh, self._device, this_machine(), self._config.round_timeout_s, spec.describe
+        )
+        return Sharing.of(shard, met, spec.mesh, spec.rank)
+
+    def _sampler(self) -> Sampler | None:
+        head, sharing = self._parts.head, self._sharing
+        if head is None:
+            return None
+        shared = None
+        if sharing.stage.size > 1:
+            shared = SharedHead(head, sharing.stage, sharing.shard, self._model.vocab_size)
+        return Sampler(head, self._starts, self._max_model_len, shared)
+
+    def _mtp_drafter(self) -> Drafter | None:
+        sharing = self._sharing
+        shared = SharedDrafts(sharing.stage, sharing.shard, self._device) if sharing.shard.datas > 1 else None
+        return make_mtp_drafter(self._parts, self._starts, self._config.block_size, shared)
+
+    def _leader(
+        self,
+        runner: StageRunner,
+        sampler: Sampler | None,
+        mtp: Drafter | None,
+        wires: Wires,
+        blocks: int,
+    ) -> Leader:
+        spec, mesh = self._spec, self._spec.mesh
+        fellows = wires.fellows
         pipeline: Pipeline
         if sampler is not None:
-            pipeline = SingleStage(runner, sampler)
+            pipeline = SingleStage(runner, sampler, fellows, tells_verdicts=mtp is None)
         else:
-            up, down = self._links()
-            pipeline = FirstStage(runner, spec.world_size, down, up)
+            up, down = wires.column
+            pipeline = FirstStage(runner, mesh.pipeline, down, up, fellows, tells_verdicts=mtp is None)
         depth = DepthPolicy(self._speculation)
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth)
         drafter = make_drafter(
             self._drafters,
-            self._parts,
             self._draft_parts,
             self._starts,
             self._config,
             self._speculation,
             scheduler.live,
+            ToldDrafter(mtp, fellows.tell) if mtp is not None and mesh.stage_size > 1 else mtp,
         )
         engine = Engine(
             info=self._info(),
@@ -109,7 +151,7 @@ class _Loader:
             depth=depth,
             load_module=ModuleSwap(self._wanted(), self._parts).load,
         )
-        return Leader(engine=engine, runner=runner, sampler=sampler, door=_door(spec))
+        return Leader(engine=engine, runner=runner, sampler=sampler, sharing=self._sharing, door=_door(spec))
 
     def _recorded(self, drafter: Drafter | None) -> Drafter | None:
         """The drafter, behind one that keeps what finished sequences said, where that is wanted."""
@@ -128,6 +170,7 @@ class _Loader:
             num_blocks=blocks,
             max_model_len=self._max_model_len,
             lanes=lanes,
+            data_groups=self._config.parallel.data_parallel_size,
             enable_prefix_caching=self._config.enable_prefix_caching,
             speculation=self._speculation,
         )
@@ -141,7 +184,8 @@ class _Loader:
             device=self._device,
             dtype=self._dtype,
             kernels=self._kernels,
-            drafts=self._spec.rank == 0 and MTP in self._drafters,
+            drafts=self._spec.layers.start == 0 and MTP in self._drafters,
+            sharing=self._sharing,
             starts=self._starts,
             progress=lambda done, total: progress(done / total),
         )
@@ -163,12 +207,14 @@ class _Loader:
             parts.allocate_cache(blocks)
         return blocks
 
-    def _links(self) -> tuple[StageLink, StageLink]:
-        """From the rank before and to the rank after; the last stage's verdicts go to the first. Every rank's turn."""
+    def _links(self) -> dict[Route, StageLink]:
+        """The links that begin or end here. Every rank's turn."""
         spec, timeout_s = self._spec, self._config.round_timeout_s
-        before, after = (spec.describe((spec.rank + step) % spec.world_size) for step in (-1, 1))
-        incoming, outgoing = meet(spec.rank, spec.world_size, self._parts.hidden_dtype, self._device, this_machine())
-        return StageLink(incoming, before, timeout_s), StageLink(outgoing, after, timeout_s)
+        if spec.world_size == 1:
+            return {}
+        ends = meet(spec.rank, spec.mesh.routes(), self._parts.hidden_dtype, self._device, this_machine())
+        peers = {route: route[0] if route[1] == spec.rank else route[1] for route in ends}
+        return {route: StageLink(end, spec.describe(peers[route]), timeout_s) for route, end in ends.items()}
 
     def _info(self) -> EngineInfo:
         return EngineInfo(

@@ -11,6 +11,7 @@ from typing import Protocol
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from outrider.workers.engine.request import EngineCounters
+from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
 
@@ -79,6 +80,13 @@ _DESCRIPTIONS: Mapping[str, str] = {
 }
 
 
+_TRAFFIC: Mapping[str, str] = {
+    "outrider_collectives": "Collectives among the ranks of a stage, by stage and purpose.",
+    "outrider_collective_bytes": "Bytes given to them.",
+    "outrider_collective_seconds": "Seconds spent in them, waiting included.",
+}
+
+
 class Published(Protocol):
     """What is asked of a rank."""
 
@@ -104,6 +112,9 @@ class MetricsPublisher:
         self._stage_seconds = Counter(
             "outrider_stage_busy_seconds", "Seconds spent computing rounds, by stage.", (*_TAGS, "stage")
         )
+        self._traffic = {
+            name: Counter(name, description, (*_TAGS, "stage", "purpose")) for name, description in _TRAFFIC.items()
+        }
         self._requests = Counter(
             "outrider_request_success", "Requests that ended, by how.", (*_TAGS, "finished_reason")
         )
@@ -123,6 +134,7 @@ class MetricsPublisher:
             for name, seconds in durations(observation).items():
                 self._histograms[name].observe(seconds, self._tags)
         self._add(self._stage_seconds, "stage", status.busy_s, self._stage)
+        self._publish_traffic(status.traffic)
         if self._leads:
             self._generation.set(self._generation_number, self._tags)
             self._publish_engine(status.counters)
@@ -134,6 +146,15 @@ class MetricsPublisher:
             self._add(self._counters[name], name, total)
         for position, total in enumerate(counters.accepted_per_position):
             self._add(self._per_position, "position", total, str(position))
+
+    def _publish_traffic(self, traffic: Mapping[str, Traffic]) -> None:
+        for purpose, carried in traffic.items():
+            tags = {**self._tags, "stage": self._stage, "purpose": purpose}
+            totals = (carried.count, carried.bytes, carried.seconds)
+            for (name, counter), total in zip(self._traffic.items(), totals, strict=True):
+                gained = self._increments.of(name, total, purpose)
+                if gained > 0:
+                    counter.inc(gained, tags)
 
     def _add(self, counter: Counter, tag: str, total: float, label: str = "") -> None:
         gained = self._increments.of(tag, total, label)

@@ -1,7 +1,7 @@
 """Loads the parts of a model that a rank has: on torch's path, or for the compiled kernels. Chooses between them."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from outrider.workers.model.draft_head import draft_head_ids
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.parallel.sharing import Columns, Sharing
 from outrider.workers.speculation.compiled_parts import CompiledDraftModel, CompiledHead
 from outrider.workers.speculation.model_parts import Head, ModuleDraftModel
 from outrider.workers.speculation.sequence_starts import SequenceStarts
@@ -46,6 +47,7 @@ class Wanted:
     drafts: bool  # this rank drafts
     starts: SequenceStarts
     progress: Progress
+    sharing: Sharing = field(default_factory=Sharing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,7 @@ def _compiled_loader(wanted: Wanted) -> CompiledLoader:
         quantization=wanted.config.quantization,
         block_size=wanted.config.block_size,
         fast=wanted.config.numerics == "fast",
+        sharing=wanted.sharing,
     )
 
 
@@ -168,14 +171,14 @@ def _load_torch(wanted: Wanted) -> Parts:
     model, checkpoint, config = wanted.model, wanted.checkpoint, wanted.config
     stage = Stage.load(
         model, checkpoint, wanted.layers, numerics=config.numerics, device=wanted.device, dtype=wanted.dtype,
-        block_size=config.block_size, progress=wanted.progress,
+        block_size=config.block_size, progress=wanted.progress, sharing=wanted.sharing,
     )  # fmt: skip
     module = _torch_module(wanted, stage) if wanted.drafts else None
     parts = Parts(
         stage=stage,
         module=module,
         head=TorchHead(stage, wanted.starts) if stage.head is not None else None,
-        draft_model=TorchDraftModel(module, wanted.starts) if module is not None else None,
+        draft_model=TorchDraftModel(module, wanted.starts, _vocabulary(wanted)) if module is not None else None,
         hidden_dtype=wanted.dtype,
     )
     if config.verification == COUPLED or module is None:
@@ -183,3 +186,9 @@ def _load_torch(wanted: Wanted) -> Parts:
     blocks: Blocks = {}
     head = StudyHead(stage, wanted.starts, config.verification, blocks)
     return replace(parts, head=head, draft_model=StudyDraftModel(module, wanted.starts, blocks))
+
+
+def _vocabulary(wanted: Wanted) -> Columns | None:
+    """What joins slices of logits; None where there are none."""
+    sharing = wanted.sharing
+    return sharing.columns(wanted.model.vocab_size, "logits", unit=1) if sharing.tensor.size > 1 else None

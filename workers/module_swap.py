@@ -31,6 +31,10 @@ class ModuleSwap:
         draft_model = self._parts.draft_model
         if draft_model is None:
             raise OutriderError("this engine does not draft with an MTP module: there is none to swap")
+        if self._wanted.sharing.stage.size > 1:
+            raise OutriderError(
+                "a module that several ranks share cannot be swapped: restart with the other checkpoint"
+            )
         path = resolve_model(checkpoint)
         self._check(path)
         wanted = replace(self._wanted, checkpoint=Checkpoint(path))

@@ -20,7 +20,8 @@ from outrider.workers.config import EngineConfig
 from outrider.workers.engine.handle import EngineHandle, EngineInfo
 from outrider.workers.engine.request import EngineCounters
 from outrider.workers.errors import OutriderError
-from outrider.workers.parallel.stages import describe_rank
+from outrider.workers.parallel.mesh import Mesh
+from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.request_times import Observation
 
 if TYPE_CHECKING:
@@ -49,12 +50,16 @@ class RankSpec:
     service_key: str = field(default="", repr=False)  # who has it may call the leader
 
     @property
+    def mesh(self) -> Mesh:
+        return Mesh.of(self.engine.parallel)
+
+    @property
     def layers(self) -> range:
-        return range(*self.layer_splits[self.rank])
+        return range(*self.layer_splits[self.mesh.place(self.rank).stage])
 
     def describe(self, rank: int) -> str:
         """A rank's name in errors, e.g. "rank 1 (stage 1, layers 7..12)"."""
-        return describe_rank(self.layer_splits, rank)
+        return self.mesh.describe(self.layer_splits, rank)
 
     def to_json(self) -> str:
         return json.dumps({**dataclasses.asdict(self), "engine": self.engine.to_json()})
@@ -79,6 +84,7 @@ class RankStatus:
     draft_s: float = 0.0  # of those, drafting; the leader's
     elapsed_s: float = 0.0  # since ready
     counters: EngineCounters = field(default_factory=EngineCounters)
+    traffic: dict[str, Traffic] = field(default_factory=dict)  # of the collectives, by purpose
     info: EngineInfo | None = None
 
     def to_json(self) -> str:
@@ -88,8 +94,12 @@ class RankStatus:
     def from_json(cls, text: str) -> "RankStatus":
         values = json.loads(text)
         info = values["info"]
-        counters = EngineCounters(**values["counters"])
-        return cls(**{**values, "counters": counters, "info": EngineInfo(**info) if info else None})
+        read = {
+            "counters": EngineCounters(**values["counters"]),
+            "traffic": {purpose: Traffic(**carried) for purpose, carried in values["traffic"].items()},
+            "info": EngineInfo(**info) if info else None,
+        }
+        return cls(**{**values, **read})
 
 
 class Rank:
@@ -144,6 +154,7 @@ class Rank:
             draft_s=self._role.draft_s,
             elapsed_s=time.monotonic() - self._ready_at,
             counters=self._role.counters,
+            traffic=self._role.traffic,
         )
 
     def _on_ready(self, service_address: str) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 from outrider.workers.engine.engine import Engine
-from outrider.workers.engine.pipeline import follow
 from outrider.workers.engine.request import EngineCounters
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.parallel.collectives import total_traffic
+from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.request_times import RequestTimes, TimedEngine
 from outrider.workers.service import LeaderDoor
 
@@ -17,11 +18,17 @@ class Leader:
     """Rank 0: owns the engine and, where it has a `door`, serves it over gRPC."""
 
     def __init__(
-        self, *, engine: Engine, runner: StageRunner, sampler: Sampler | None, door: LeaderDoor | None
+        self,
+        *,
+        engine: Engine,
+        runner: StageRunner,
+        sampler: Sampler | None,
+        sharing: Sharing,
+        door: LeaderDoor | None,
     ) -> None:
         self.engine = engine
         self.times = RequestTimes()
-        self._runner, self._sampler, self._door = runner, sampler, door
+        self._runner, self._sampler, self._sharing, self._door = runner, sampler, sharing, door
 
     def run(self, on_ready: Callable[[str], None]) -> None:
         """Warms up, opens the door (`on_ready` gets its address, or ""), serves until stopped."""
@@ -50,12 +57,22 @@ class Leader:
     def counters(self) -> EngineCounters:
         return self.engine.counters
 
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        """Of the collectives, by purpose."""
+        return total_traffic(self._sharing.groups)
+
 
 class Follower:
-    """A rank of a later stage. Ends when the leader says so; its process may also simply be ended."""
+    """Any other rank. Ends when the leader says so; its process may also simply be ended.
 
-    def __init__(self, *, runner: StageRunner, above: StageLink, onward: StageLink, sampler: Sampler | None) -> None:
-        self._runner, self._above, self._onward, self._sampler = runner, above, onward, sampler
+    `live` runs rounds until told to stop; `sampler` is there where the rank makes logits.
+    """
+
+    def __init__(
+        self, *, live: Callable[[], None], runner: StageRunner, sampler: Sampler | None, sharing: Sharing
+    ) -> None:
+        self._live, self._runner, self._sampler, self._sharing = live, runner, sampler, sharing
         self.engine = None
         self.draft_s = 0.0
         self.counters = EngineCounters()
@@ -64,13 +81,17 @@ class Follower:
     def run(self, on_ready: Callable[[str], None]) -> None:
         on_ready("")
         try:
-            follow(self._runner, self._above, self._onward, self._sampler)
+            self._live()
         finally:
             groups.leave()
 
     def stop(self, reason: str) -> None:
-        """Nothing to do: the leader's stop travels down the stages."""
+        """Nothing to do: the leader's stop travels to every rank."""
 
     @property
     def busy_s(self) -> float:
         return self._runner.busy_s + (self._sampler.busy_s if self._sampler else 0.0)
+
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        return total_traffic(self._sharing.groups)

@@ -6,7 +6,7 @@ Reference: the torch path (workers/model, workers/speculation/sampling), which t
 import ctypes
 from collections.abc import Callable
 from ctypes import c_double, c_int64, c_uint64, c_void_p
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,22 @@ Allowing = Callable[[int, int], NDArray[np.uint32] | None]  # a mask of tokens f
 _NUMPY_KINDS = {c_uint64: np.uint64, c_int64: np.int64, c_double: np.float64, c_void_p: np.uint64}
 DRAW = np.dtype([(name, _NUMPY_KINDS[kind]) for name, kind in library.Draw._fields_])  # all of 8 bytes
 _SPINS = 2000  # pauses, some 40 microseconds: between the calls of one round, but not while Python works
+
+
+class DraftHead(NamedTuple):
+    """A projection onto the vocabulary, or onto the tokens `ids`, ascending: this rank's slice of its `outputs`."""
+
+    linear: Linear
+    outputs: int
+    ids: NDArray[np.int32] | None
+
+
+class ExchangeError(Exception):
+    """The ranks of a group did not all do their part: `purpose` indexes library.PURPOSES, `code` is the group's own."""
+
+    def __init__(self, outcome: int) -> None:
+        self.purpose, self.code = outcome >> 32, outcome & 0xFFFFFFFF
+        super().__init__(f"an exchange of {library.PURPOSES[self.purpose]} failed ({self.code})")
 
 
 class Context:
@@ -52,8 +68,12 @@ class Context:
         return out
 
     def stage(self, shape: Shape, stage: Stage, rows: Rows, hidden: Tensor) -> None:
-        """Runs a stage's layers over `hidden` [rows, hidden] float32, in place; the first stage embeds into it."""
-        self._library.outrider_stage(*self._team, shape, stage, rows, hidden.data_ptr())
+        """Runs a stage's layers over `hidden` [rows, hidden] float32, in place; the first stage embeds into it.
+
+        ExchangeError where other ranks share the layers and one of them fails.
+        """
+        if outcome := self._library.outrider_stage(*self._team, shape, stage, rows, hidden.data_ptr()):
+            raise ExchangeError(outcome)
 
     def sample(self, head: Linear, hidden: Tensor, which: IntArray, draws: NDArray[Any]) -> tuple[Tensor, IntArray]:
         """Logits [n, vocab] float32 of rows `which` [n] of `hidden`, and a token drawn from each by `draws` [n]."""
@@ -92,12 +112,12 @@ class Context:
         self,
         shape: Shape,
         module: Module,
-        head: Linear,
-        ids: NDArray[np.int32] | None,
+        head: DraftHead,
         pairs: Rows,
         hidden: Tensor,
         last_pairs: IntArray,
         depths: IntArray,
+        steps: int,
         draws: NDArray[Any],
         allowed: Allowing | None = None,
     ) -> tuple[IntArray, NDArray[np.float64]]:
@@ -105,19 +125,22 @@ class Context:
 
         The tokens, sequence by sequence [sum(depths)], and by how much each one's score leads over the next best.
         `draws[i]` is how the first of them is drawn; where it is constrained, `allowed(i, j)` says what may be its
-        draft j, from 1 on. `ids` are the tokens of a cut head's outputs, ascending.
+        draft j, from 1 on. `steps` is the largest depth, also of other data groups, which draft beside this one.
+        ExchangeError as `stage`.
         """
         ends = np.cumsum(depths)
         going = np.stack([last_pairs, depths, ends - depths], axis=1)
         drafts = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
         leads = np.empty(len(drafts))
         states = torch.empty_like(hidden)
-        self._library.outrider_draft(
-            *self._team, shape, module, head, None if ids is None else ids.ctypes.data, pairs,
-            hidden.data_ptr(), states.data_ptr(), ctypes.cast(going.ctypes.data, ctypes.POINTER(Going)), len(depths),
-            _pointer(draws), drafts.ctypes.data, leads.ctypes.data,
+        outcome = self._library.outrider_draft(
+            *self._team, shape, module, head.linear, head.outputs, None if head.ids is None else head.ids.ctypes.data,
+            pairs, hidden.data_ptr(), states.data_ptr(), ctypes.cast(going.ctypes.data, ctypes.POINTER(Going)),
+            len(depths), steps, _pointer(draws), drafts.ctypes.data, leads.ctypes.data,
             library.REMASK() if allowed is None else _Remasked(allowed, len(depths)).function,
         )  # fmt: skip
+        if outcome:
+            raise ExchangeError(outcome)
         return drafts, leads
 
 

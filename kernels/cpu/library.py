@@ -30,6 +30,46 @@ class Linear(Structure):
     )
 
 
+# What a collective carries, in the order of src/sharding.h.
+PURPOSES = (
+    "latents",
+    "heads",
+    "attention outputs",
+    "inner activations",
+    "layer outputs",
+    "embeddings",
+    "counts of rows",
+    "rows to experts",
+    "expert outputs",
+    "logits",
+    "drafts",
+)
+GATHER = CFUNCTYPE(c_int32, c_void_p, c_int32, c_void_p, c_int64, c_int32, c_void_p)
+EXCHANGE = CFUNCTYPE(c_int32, c_void_p, c_int32, c_void_p, POINTER(c_int64), c_void_p, POINTER(c_int64))
+
+
+class Group(Structure):
+    _fields_ = (
+        ("rank", c_int32),
+        ("size", c_int32),
+        ("state", c_void_p),
+        ("gather", GATHER),
+        ("exchange", EXCHANGE),
+    )
+
+
+class Shard(Structure):
+    _fields_ = (
+        ("tensor", Group),
+        ("stage", Group),
+        *((name, c_int32) for name in ("unit", "spread", "heads", "unused")),
+    )
+
+
+class Traffic(Structure):
+    _fields_ = (("count", c_int64), ("bytes", c_int64), ("nanoseconds", c_int64))
+
+
 class Shape(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("hidden", "heads", "nope", "rope", "value", "latent_rank", "query_rank")),
@@ -37,6 +77,7 @@ class Shape(Structure):
         *((name, c_int32) for name in ("block_size", "cache_kind", "fast", "unused")),
         *((name, c_float) for name in ("routed_scale", "eps", "latent_eps", "softmax_scale")),
         ("rotary", c_void_p),
+        ("shard", POINTER(Shard)),
     )
 
 
@@ -156,19 +197,25 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "outrider_close": (None, (c_void_p,)),
     "outrider_pack": (None, (c_void_p, c_int, c_void_p, c_int, c_int, c_int, c_void_p, c_void_p)),
     "outrider_linear": (None, (*_TEAM, POINTER(Linear), c_int, c_void_p, c_void_p)),
-    "outrider_stage": (None, (*_TEAM, POINTER(Shape), POINTER(Stage), POINTER(Rows), c_void_p)),
+    "outrider_stage": (c_int64, (*_TEAM, POINTER(Shape), POINTER(Stage), POINTER(Rows), c_void_p)),
     "outrider_sample": (
         None,
         (*_TEAM, POINTER(Linear), c_void_p, c_void_p, c_int, POINTER(Draw), c_void_p, c_void_p, c_void_p),
     ),
     "outrider_draw": (None, (*_TEAM, c_void_p, c_int, c_int, POINTER(Draw), c_void_p)),
     "outrider_draft": (
-        None,
+        c_int64,
         (
-            *_TEAM, POINTER(Shape), POINTER(Module), POINTER(Linear), c_void_p, POINTER(Rows), c_void_p, c_void_p,
-            POINTER(Going), c_int, POINTER(Draw), c_void_p, c_void_p, REMASK,
+            *_TEAM, POINTER(Shape), POINTER(Module), POINTER(Linear), c_int, c_void_p, POINTER(Rows), c_void_p,
+            c_void_p, POINTER(Going), c_int, c_int, POINTER(Draw), c_void_p, c_void_p, REMASK,
         ),
     ),
+    "outrider_group_open": (c_void_p, (c_void_p, c_int, c_int, c_int64, c_int, c_int64)),
+    "outrider_group_close": (None, (c_void_p,)),
+    "outrider_group_size": (c_int64, (c_int, c_int64)),
+    "outrider_group_gather": (c_int32, (c_void_p, c_int32, c_void_p, c_int64, c_int32, c_void_p)),
+    "outrider_group_exchange": (c_int32, (c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_void_p)),
+    "outrider_group_traffic": (POINTER(Traffic), (c_void_p,)),
 }  # fmt: skip
 
 

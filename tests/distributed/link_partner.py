@@ -14,7 +14,9 @@ import torch
 from outrider.workers.engine.round import Round
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.meeting import meet
+from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.parallel.transport import Transport
 
 TIMEOUT_S = 60.0
 CPU = torch.device("cpu")
@@ -62,6 +64,12 @@ TASKS: dict[str, Callable[[StageLink, StageLink], None]] = {
 }
 
 
+def ring(rank: int, ranks: int, machine: str) -> tuple[Transport, Transport]:
+    """This rank's ends of the links from the rank before and to the rank after."""
+    ends = meet(rank, Mesh(pipeline=ranks).routes(), torch.float32, CPU, machine)
+    return ends[(rank - 1) % ranks, rank], ends[rank, (rank + 1) % ranks]
+
+
 def spare_descriptors(count: int) -> None:
     """From now on this process can open so many."""
     lowest_free = os.dup(0)
@@ -75,7 +83,7 @@ def main() -> None:
     groups.join(rank, ranks, "127.0.0.1", port, CPU)
     if task == "pass on, with no descriptor to spare":
         spare_descriptors(4)  # its door, its own sending end with a ring, and who knocks: not the knocker's ring
-    incoming, onward = meet(rank, ranks, torch.float32, CPU, machine)
+    incoming, onward = ring(rank, ranks, machine)
     TASKS[task](StageLink(incoming, "before", TIMEOUT_S), StageLink(onward, "after", TIMEOUT_S))
     groups.leave()
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed.link_partner import CPU
+from distributed.link_partner import CPU, ring
 
 from outrider.workers.engine.round import Round, Verdict, ints
 from outrider.workers.errors import EngineStoppedError
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.meeting import meet
 from outrider.workers.parallel.stage_link import StageLink
 
 PARTNER = Path(__file__).parent / "link_partner.py"
@@ -58,7 +57,7 @@ class Company:
         for rank, (machine, task) in enumerate(partners, start=1):
             self.start(rank, ranks, machine, task)
         groups.join(0, ranks, "127.0.0.1", self._port, CPU)
-        incoming, onward = meet(0, ranks, torch.float32, CPU, HERE)
+        incoming, onward = ring(0, ranks, HERE)
         return Ends(
             StageLink(incoming, "rank 9 (the one before)", timeout_s),
             StageLink(onward, "rank 1 (the one after)", timeout_s),

@@ -18,6 +18,7 @@ from outrider.workers.engine.inbox import Call, Cancel, Inbox, Message, Stop, Su
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
 from outrider.workers.engine.request import EngineCounters, Request
 from outrider.workers.engine.round import Round
+from outrider.workers.engine.runner import naming
 from outrider.workers.engine.scheduler import Scheduler
 from outrider.workers.engine.subscribers import Subscribers
 from outrider.workers.engine.warm_up import warm_up_request
@@ -183,7 +184,10 @@ class Engine:
             return {}
         try:
             self._drafter.forget(round.ends)
-            return self._drafter.draft(round, result.verdict, result.hidden)
+            with naming(round):
+                return self._drafter.draft(round, result.verdict, result.hidden)
+        except EngineStoppedError:  # another rank was lost, and with it the replica
+            raise
         except Exception:
             log.exception("the drafter failed in round %d; going on without its drafts", round.round_id)
             return {}

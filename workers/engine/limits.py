@@ -17,11 +17,20 @@ class SchedulerConfig:
     num_blocks: int
     max_model_len: int
     lanes: int = 1
+    data_groups: int = 1  # each with `num_blocks` of its own
     enable_prefix_caching: bool = True
     speculation: str | int = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "max_model_len", "lanes"):
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "block_size",
+            "num_blocks",
+            "max_model_len",
+            "lanes",
+            "data_groups",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_speculation(self.speculation)

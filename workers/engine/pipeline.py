@@ -4,6 +4,7 @@ Rounds go in and verdicts come out in the same order. Up to `lanes` rounds may b
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -42,72 +43,98 @@ class Pipeline(Protocol):
         ...
 
 
+class Fellows:
+    """The other ranks of this one's stage, which do as they are told. With none of them nothing is said."""
+
+    def __init__(self, links: Sequence[StageLink] = ()) -> None:
+        self._links = links
+
+    def tell(self, content: Round | Verdict | None) -> None:
+        """A round to run, a verdict to draft after (or to pass on), or the word to stop."""
+        for link in self._links:
+            link.send(content, torch.empty(0, 0))
+
+    def flush(self) -> None:
+        for link in self._links:
+            link.flush()
+
+
 class SingleStage:
-    """The whole model in this process: a round is finished when it has been dispatched."""
+    """All layers in this stage: a round is finished when it has been dispatched."""
 
     lanes = 1
 
-    def __init__(self, runner: StageRunner, sampler: Sampler) -> None:
-        self._runner, self._sampler = runner, sampler
+    def __init__(
+        self, runner: StageRunner, sampler: Sampler, fellows: Fellows | None = None, *, tells_verdicts: bool = True
+    ) -> None:
+        """`tells_verdicts`: unless the drafter tells the fellows."""
+        self._runner, self._sampler, self._fellows = runner, sampler, fellows or Fellows()
+        self._tells_verdicts = tells_verdicts
         self._finished: deque[RoundResult] = deque()
 
     def dispatch(self, round: Round) -> None:
+        self._fellows.tell(round)
         hidden, took = self._runner.forward(round, None)
         verdict, accepted = self._sampler.judge(round, hidden, took)
         self._finished.append(RoundResult(verdict=verdict, hidden=accepted))
 
     def collect(self) -> RoundResult:
-        return self._finished.popleft()
+        result = self._finished.popleft()
+        if self._tells_verdicts:
+            self._fellows.tell(result.verdict)
+        return result
 
     def close(self) -> None:
         self._finished.clear()
+        self._fellows.tell(None)
+        self._fellows.flush()
 
 
 class FirstStage:
     """The first of several stages: sends rounds down, takes verdicts from the last."""
 
-    def __init__(self, runner: StageRunner, lanes: int, down: StageLink, up: StageLink) -> None:
-        self.lanes = lanes
-        self._runner, self._down, self._up = runner, down, up
+    def __init__(
+        self,
+        runner: StageRunner,
+        lanes: int,
+        down: StageLink,
+        up: StageLink,
+        fellows: Fellows | None = None,
+        *,
+        tells_verdicts: bool = True,
+    ) -> None:
+        """`tells_verdicts`: unless the drafter tells the fellows."""
+        self.lanes, self._tells_verdicts = lanes, tells_verdicts
+        self._runner, self._down, self._up, self._fellows = runner, down, up, fellows or Fellows()
         self._under_way: deque[int] = deque()
 
     def dispatch(self, round: Round) -> None:
+        self._fellows.tell(round)
         hidden, took = self._runner.forward(round, None)
-        self._down.send(_passed(round, took), hidden)
+        self._down.send(passed(round, took), hidden)
         self._under_way.append(round.round_id)
 
     def collect(self) -> RoundResult:
-        round_id = self._under_way.popleft()
-        message = self._up.receive(deadline=True, waiting_for=f"the verdict of round {round_id}")
-        if not isinstance(message.content, Verdict) or message.content.round_id != round_id:
-            raise EngineStoppedError(f"expected the verdict of round {round_id}, got {message.content!r}")
-        return RoundResult(verdict=message.content, hidden=message.hidden)
+        result = take_verdict(self._up, self._under_way.popleft())
+        if self._tells_verdicts:
+            self._fellows.tell(result.verdict)
+        return result
 
     def close(self) -> None:
+        self._fellows.tell(None)
         self._down.send(None, torch.empty(0, 0))
         self._down.flush()
+        self._fellows.flush()
 
 
-def follow(runner: StageRunner, above: StageLink, onward: StageLink, sampler: Sampler | None) -> None:
-    """A later stage's life: take a round from `above`, run it, pass it `onward` (the last stage: its verdict).
-
-    Returns when told to stop; EngineStoppedError when a neighbour is gone.
-    """
-    while True:
-        message = above.receive(deadline=False, waiting_for="a round")
-        if not isinstance(message.content, Round):
-            if sampler is None:
-                onward.send(None, message.hidden)
-                onward.flush()
-            return
-        round = message.content
-        hidden, took = runner.forward(round, message.hidden)
-        if sampler is None:
-            onward.send(_passed(round, took), hidden)
-        else:
-            onward.send(*sampler.judge(round, hidden, took))
+def take_verdict(link: StageLink, round_id: int) -> RoundResult:
+    """The round's, which must be the next to come. EngineStoppedError if it does not."""
+    message = link.receive(deadline=True, waiting_for=f"the verdict of round {round_id}")
+    if not isinstance(message.content, Verdict) or message.content.round_id != round_id:
+        raise EngineStoppedError(f"expected the verdict of round {round_id}, got {message.content!r}")
+    return RoundResult(verdict=message.content, hidden=message.hidden)
 
 
-def _passed(round: Round, took: float) -> Round:
+def passed(round: Round, took: float) -> Round:
     """The round with one more stage's seconds."""
     return replace(round, stage_s=np.append(round.stage_s, took))

@@ -4,6 +4,8 @@ A sequence waits, is ready (admitted, between rounds) or is in flight. A block i
 sequence that holds it, and returns only when that one is not in flight, so no stage can still be writing it.
 """
 
+from collections.abc import Collection
+
 from outrider.workers.engine.blocks import BlockPool, blocks_needed, extend_keys
 from outrider.workers.engine.limits import SchedulerConfig
 from outrider.workers.engine.sequence import Sequence
@@ -14,12 +16,12 @@ _SALTS = (b"model", b"model and drafter")
 
 
 class Residents:
-    """The sequences, by state, and the pool that they share."""
+    """The sequences, by state, and the pools that they share: one for each data group."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
         self._size = config.block_size
-        self.pool = BlockPool(config.num_blocks)
+        self.pools = [BlockPool(config.num_blocks) for _ in range(config.data_groups)]  # by data group
         self.waiting = WaitingQueue()
         self.running: dict[int, Sequence] = {}  # ready or in flight
         self.ready: dict[int, Sequence] = {}  # the first has waited longest since its last round
@@ -38,12 +40,12 @@ class Residents:
         if not self.may_admit:
             return None
         sequence = self.waiting.head
-        found = self._cached_prefix(sequence)
-        missing = blocks_needed(len(sequence.token_ids) + 1, self._size) - len(found)
-        if missing + len(self.running) > self.pool.free - self.pool.free_among(found):
+        place = self._place_for(sequence)
+        if place is None:
             return None
         self.waiting.pop()
-        self.pool.share(found)
+        sequence.owner, found = place
+        self.pools[sequence.owner].share(found)
         sequence.blocks.extend(found)
         sequence.published = len(found)
         sequence.computed = len(found) * self._size
@@ -64,14 +66,15 @@ class Residents:
         if wanted <= held * self._size:
             return wanted
         missing = blocks_needed(least, self._size) - held
-        while missing > self.pool.free:
-            youngest = max(self.ready)
+        pool = self.pools[sequence.owner]
+        while missing > pool.free:
+            youngest = max(self._ready_beside(sequence))
             if youngest == sequence.sequence_id:
                 return 0
             self._preempt(self.ready[youngest])
-        spare = self.pool.free - (len(self.ready) - 1)
+        spare = pool.free - (len(self._ready_beside(sequence)) - 1)
         extra = min(blocks_needed(wanted, self._size) - held, max(missing, spare))
-        sequence.blocks.extend(self.pool.take(extra) or ())
+        sequence.blocks.extend(pool.take(extra) or ())
         return min(wanted, (held + extra) * self._size)
 
     def depart(self, sequence: Sequence) -> None:
@@ -98,6 +101,27 @@ class Residents:
         if sequence.output_index == 0:
             self.waiting.let_go(sequence.request.request_id)
 
+    def _ready_beside(self, sequence: Sequence) -> Collection[int]:
+        """The ready sequences that share a pool with this one, it included."""
+        if len(self.pools) == 1:
+            return self.ready
+        return [s for s, other in self.ready.items() if other.owner == sequence.owner]
+
+    def _place_for(self, sequence: Sequence) -> tuple[int, list[int]] | None:
+        """The data group that would have the fewest tokens to see to, of those with room, and what its cache has."""
+        loads, crowds = [0] * len(self.pools), [0] * len(self.pools)
+        for other in self.running.values():
+            loads[other.owner] += len(other.token_ids)
+            crowds[other.owner] += 1
+        places: list[tuple[int, int, list[int]]] = []
+        for owner, pool in enumerate(self.pools):
+            found = self._cached_prefix(sequence, pool)
+            missing = blocks_needed(len(sequence.token_ids) + 1, self._size) - len(found)
+            if missing + crowds[owner] <= pool.free - pool.free_among(found):
+                load = loads[owner] + len(sequence.token_ids) - len(found) * self._size
+                places.append((load, owner, found))
+        return min(places, key=lambda place: place[:2])[1:] if places else None
+
     def _preempt(self, sequence: Sequence) -> None:
         """Back to its place in the queue; it computes its tokens again when readmitted."""
         del self.running[sequence.sequence_id], self.ready[sequence.sequence_id]
@@ -106,19 +130,19 @@ class Residents:
         self.waiting.push(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.blocks)
+        self.pools[sequence.owner].release(sequence.blocks)
         del sequence.blocks[:]
 
-    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+    def _cached_prefix(self, sequence: Sequence, pool: BlockPool) -> list[int]:
         if not self._config.enable_prefix_caching or sequence.scores_prompt:  # what is cached has no logits
             return []
         self._extend_keys(sequence, len(sequence.token_ids) // self._size)
-        return self.pool.find(sequence.block_keys)
+        return pool.find(sequence.block_keys)
 
     def _publish(self, sequence: Sequence, blocks: int) -> None:
         self._extend_keys(sequence, blocks)
         for index in range(sequence.published, blocks):
-            self.pool.publish(sequence.blocks[index], sequence.block_keys[index])
+            self.pools[sequence.owner].publish(sequence.blocks[index], sequence.block_keys[index])
         sequence.published = blocks
 
     def _extend_keys(self, sequence: Sequence, blocks: int) -> None:

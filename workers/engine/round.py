@@ -5,7 +5,7 @@ Prefill, decode and verification are one shape: a sequence contributes n >= 1 qu
 1 + its drafts). Torch-free: the scheduler makes Rounds, the runner turns them into tensors.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,7 @@ class Round:
     )  # [S] prompt token after a chunk that does not sample, else 0
     block_offsets: IntArray = field(default_factory=lambda: ints([0]))  # [S+1] into block_ids
     block_ids: IntArray = field(default_factory=ints)  # [B] each sequence's whole block table
+    owners: IntArray = field(default_factory=ints)  # [S] data group of each; [0] where there is only one
     draft_steps: IntArray = field(default_factory=ints)  # [S] drafts to make after this round (0: none)
     upkeep: IntArray = field(default_factory=ints)  # [S] 1: the drafter's cache follows this sequence
     begins: tuple[SequenceStart, ...] = ()  # sequences new to the sampler
@@ -117,6 +118,9 @@ class Verdict:
     accepted_rows: IntArray = field(default_factory=ints)  # [S] leading rows whose hidden states the drafter may use
     drafts_accepted: IntArray = field(default_factory=ints)  # [S]
     finish: IntArray = field(default_factory=ints)  # [S] RUNNING, STOPPED (by its last token), LENGTH or FAILED
+    draft_steps: IntArray = field(
+        default_factory=ints
+    )  # [S] drafts that the MTP module makes after it, as the leader tells the ranks beside it; [0] from the sampler
     # Of the emitted tokens, then of the round's scored prompt tokens: [T+P+1], or [1] when nobody asked.
     logprob_offsets: IntArray = field(default_factory=lambda: ints([0]))
     logprob_ids: IntArray = field(default_factory=ints)
@@ -129,3 +133,59 @@ def array_fields(kind: type[Round] | type[Verdict]) -> dict[str, np.dtype[Any]]:
     """Element type (of 8 bytes) of every array field, in declaration order: the order they are packed in."""
     element_types: dict[Any, np.dtype[Any]] = {IntArray: np.dtype(np.int64), FloatArray: np.dtype(np.float64)}
     return {f.name: element_types[f.type] for f in fields(kind) if f.type in element_types}
+
+
+def sampled_rows(round: Round) -> tuple[IntArray, IntArray]:
+    """The rows to sample and the sequence that each belongs to, [sum(sample_counts)] both."""
+    counts = round.sample_counts
+    if round.sequences == 1:
+        return np.arange(round.rows - counts[0], round.rows), np.zeros(counts[0], dtype=np.int64)
+    first = round.query_offsets[1:] - counts
+    return np.repeat(first, counts) + ranges(counts), ints(np.repeat(np.arange(round.sequences), counts))
+
+
+def owned(round: Round, data: int) -> IntArray:
+    """Which sequences of a round are those of data group `data`."""
+    if not len(round.owners):
+        return np.arange(round.sequences)
+    return ints(np.flatnonzero(round.owners == data))
+
+
+def share_of(round: Round, data: int) -> Round:
+    """The round's sequences of one data group, as a round of their own: what that group's ranks run."""
+    if not len(round.owners):
+        return round
+    which = owned(round, data)
+    lengths, blocks = np.diff(round.query_offsets)[which], np.diff(round.block_offsets)[which]
+    return replace(
+        round,
+        sequence_ids=round.sequence_ids[which],
+        query_offsets=offsets(lengths),
+        token_ids=round.token_ids[np.repeat(round.query_offsets[which], lengths) + ranges(lengths)],
+        starts=round.starts[which],
+        write_from=round.write_from[which],
+        sample_counts=round.sample_counts[which],
+        score_counts=round.score_counts[which],
+        next_token_ids=round.next_token_ids[which],
+        block_offsets=offsets(blocks),
+        block_ids=round.block_ids[np.repeat(round.block_offsets[which], blocks) + ranges(blocks)],
+        owners=ints(),
+        draft_steps=round.draft_steps[which],
+        upkeep=round.upkeep[which],
+    )
+
+
+def verdict_for(round: Round, verdict: Verdict, data: int) -> Verdict:
+    """What the verdict says of the sequences that `share_of` keeps, but for log-probabilities."""
+    if not len(round.owners):
+        return verdict
+    which = owned(round, data)
+    emitted = np.diff(verdict.token_offsets)[which]
+    return replace(
+        verdict,
+        token_offsets=offsets(emitted),
+        token_ids=verdict.token_ids[np.repeat(verdict.token_offsets[which], emitted) + ranges(emitted)],
+        accepted_rows=verdict.accepted_rows[which],
+        drafts_accepted=verdict.drafts_accepted[which],
+        finish=verdict.finish[which],
+    )

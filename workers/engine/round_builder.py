@@ -28,6 +28,7 @@ class RoundBuilder:
         self._next_token_ids = array("q")
         self._block_offsets = array("q", [0])
         self._block_ids = array("q")
+        self._owners = array("q")
         self._draft_steps = array("q")
         self._upkeep = array("q")
         self.begins: list[Sequence] = []  # in their first round
@@ -52,13 +53,14 @@ class RoundBuilder:
         self._next_token_ids.append(0 if drafts >= 0 else tokens[end])
         self._block_ids.extend(sequence.blocks)
         self._block_offsets.append(len(self._block_ids))
+        self._owners.append(sequence.owner)
         self._draft_steps.append(draft_steps)
         self._upkeep.append(sequence.upkeep)
         if not sequence.begun:
             sequence.begun = True
             self.begins.append(sequence)
 
-    def build(self, round_id: int, lane: int, ends: Ids[int]) -> Round:
+    def build(self, round_id: int, lane: int, ends: Ids[int], *, several_groups: bool = False) -> Round:
         return Round(
             round_id=round_id,
             lane=lane,
@@ -72,6 +74,7 @@ class RoundBuilder:
             next_token_ids=_as_ints(self._next_token_ids),
             block_offsets=_as_ints(self._block_offsets),
             block_ids=_as_ints(self._block_ids),
+            owners=_as_ints(self._owners) if several_groups else ints(),
             draft_steps=_as_ints(self._draft_steps),
             upkeep=_as_ints(self._upkeep),
             begins=tuple(sequence.introduction() for sequence in self.begins),

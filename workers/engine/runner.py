@@ -1,13 +1,16 @@
 """Runs one stage's layers over a Round. Knows tensors; knows nothing of scheduling, sampling or other ranks."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.round import Round
+from outrider.workers.engine.round import Round, share_of
 from outrider.workers.model.rows import Rows
+from outrider.workers.parallel.collectives import ExchangeBrokenError
 
 
 class StageModel(Protocol):
@@ -28,23 +31,35 @@ class StageModel(Protocol):
 class StageRunner:
     """One stage of the model, and the time it has spent computing."""
 
-    def __init__(self, stage: StageModel, device: torch.device) -> None:
+    def __init__(self, stage: StageModel, device: torch.device, data: int = 0) -> None:
+        """`data`: the group whose sequences this rank runs, of several."""
         self.stage = stage
         self.busy_s = 0.0
-        self._device = device
+        self._device, self._data = device, data
 
     def forward(self, round: Round, hidden: Tensor | None) -> tuple[Tensor, float]:
         """The hidden states after this stage's layers, [rows, hidden], and the seconds it took.
 
-        `hidden` is None on the first stage, which embeds.
+        `hidden` is None on the first stage, which embeds. Rows are those of this rank's data group.
+        ExchangeBrokenError, with the round's number, where another rank of the stage fails.
         """
         began = time.perf_counter()
-        hidden = self.stage.run(round_rows(round), hidden)
+        with naming(round):
+            hidden = self.stage.run(round_rows(share_of(round, self._data)), hidden)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         took = time.perf_counter() - began
         self.busy_s += took
         return hidden, took
+
+
+@contextlib.contextmanager
+def naming(round: Round) -> Iterator[None]:
+    """Errors of other ranks inside get the round's number."""
+    try:
+        yield
+    except ExchangeBrokenError as error:
+        raise ExchangeBrokenError(f"{error} in round {round.round_id}") from error
 
 
 def round_rows(round: Round) -> Rows:

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.round import FAILED, IntArray, Round, Verdict, ints, ranges
+from outrider.workers.engine.round import FAILED, IntArray, Round, Verdict, ints, owned, ranges, sampled_rows, share_of
+from outrider.workers.engine.runner import naming
 from outrider.workers.speculation.logprobs import Logprobs, joined, logprobs
 from outrider.workers.speculation.model_parts import Head
 from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.shared_head import SharedHead
 from outrider.workers.speculation.verify import verify_round
 
 _ROWS_AT_ONCE = 64
@@ -20,14 +22,18 @@ _ROWS_AT_ONCE = 64
 class Sampler:
     """Draws the target's token at every sampled row, and verifies the drafts against them."""
 
-    def __init__(self, head: Head, starts: SequenceStarts, max_model_len: int) -> None:
-        self._head, self._starts, self._max_model_len = head, starts, max_model_len
+    def __init__(
+        self, head: Head, starts: SequenceStarts, max_model_len: int, shared: SharedHead | None = None
+    ) -> None:
+        """`shared`: where the stage's ranks make the logits together."""
+        self._head, self._starts, self._max_model_len, self._shared = head, starts, max_model_len, shared
         self.busy_s = 0.0
 
     def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         """The Verdict, and the accepted rows' hidden states, [sum(accepted_rows), hidden].
 
-        `hidden` is the model's output after the final norm, [rows, hidden], which the last stage took `stage_s` for.
+        `hidden` is the model's output after the final norm, [rows, hidden], which the last stage took `stage_s` for: of
+        this rank's data group, and so are the states that come out.
         """
         began = time.perf_counter()
         self._starts.end(round.ends)
@@ -35,14 +41,36 @@ class Sampler:
         self._starts.write_drafts(round)
         rows, owners = sampled_rows(round)
         positions = rows + (round.starts - round.query_offsets[:-1])[owners] + 1
-        logits, targets = self._head.draw(hidden, rows, round.sequence_ids[owners], positions)
+        if self._shared is None:
+            logits, targets = self._head.draw(hidden, rows, round.sequence_ids[owners], positions)
+        else:
+            logits = self._logits(round, hidden, rows)
+            targets = self._head.choose(logits, round.sequence_ids[owners], positions)
         took = time.perf_counter() - began
         self.busy_s += took
         verdict = verify_round(round, targets, self._starts, self._max_model_len, stage_s + took)
         verdict = _with_failures(verdict, self._starts.failed(round, verdict))
         self._starts.write_verdict(round, verdict)
         asked = joined([self._emitted(round, verdict, logits), *self._prompts(round, hidden)])
-        return _with_logprobs(verdict, asked), _leading_rows(round, hidden, verdict.accepted_rows)
+        return _with_logprobs(verdict, asked), self.accepted(round, hidden, verdict)
+
+    def assist(self, round: Round, hidden: Tensor) -> None:
+        """On a rank beside the sampler: makes this one's part of all logits that the sampler needs."""
+        began = time.perf_counter()
+        for rows in (sampled_rows(round)[0], *_scored(round)):
+            self._logits(round, hidden, rows)
+        self.busy_s += time.perf_counter() - began
+
+    def accepted(self, round: Round, hidden: Tensor, verdict: Verdict) -> Tensor:
+        """The accepted rows' hidden states, of those that this rank has."""
+        return accepted_states(round, hidden, verdict, self._shared.data if self._shared is not None else 0)
+
+    def _logits(self, round: Round, hidden: Tensor, rows: IntArray) -> Tensor:
+        """Of rows `rows` of the round, [n, vocab]; where ranks share the stage, on the sampler alone."""
+        if self._shared is None:
+            return self._head.logits(hidden, rows)
+        with naming(round):
+            return self._shared.logits(round, hidden, rows)
 
     def _emitted(self, round: Round, verdict: Verdict, logits: Tensor) -> Logprobs:
         """What was asked for of the emitted tokens: of the raw logits, at the row of each."""
@@ -59,17 +87,23 @@ class Sampler:
 
     def _prompts(self, round: Round, hidden: Tensor) -> Iterator[Logprobs]:
         """What was asked for of prompt tokens, some rows at a time: a head's outputs are many."""
-        if not round.score_counts.any():
-            return
-        owners = np.repeat(np.arange(round.sequences), round.score_counts)
-        ends = (round.query_offsets[1:] - round.sample_counts)[owners]
-        rows = ends - round.score_counts[owners] + ranges(round.score_counts)
         following = np.append(round.token_ids[1:], 0)
         following[round.query_offsets[1:] - 1] = round.next_token_ids
-        for first in range(0, len(rows), _ROWS_AT_ONCE):
-            some = slice(first, first + _ROWS_AT_ONCE)
-            counts = [self._starts[int(round.sequence_ids[s])].params.prompt_logprobs for s in owners[some]]
-            yield logprobs(self._head.logits(hidden, rows[some]), following[rows[some]], counts)
+        for rows in _scored(round):
+            owners = round.sequence_ids[np.searchsorted(round.query_offsets, rows, side="right") - 1]
+            counts = [self._starts[owner].params.prompt_logprobs for owner in owners.tolist()]
+            yield logprobs(self._logits(round, hidden, rows), following[rows], counts)
+
+
+def _scored(round: Round) -> Iterator[IntArray]:
+    """The rows whose next token gets log-probabilities, some at a time."""
+    if not round.score_counts.any():
+        return
+    owners = np.repeat(np.arange(round.sequences), round.score_counts)
+    ends = (round.query_offsets[1:] - round.sample_counts)[owners]
+    rows = ends - round.score_counts[owners] + ranges(round.score_counts)
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        yield rows[first : first + _ROWS_AT_ONCE]
 
 
 def _with_failures(verdict: Verdict, failed: list[int]) -> Verdict:
@@ -91,17 +125,9 @@ def _with_logprobs(verdict: Verdict, found: Logprobs) -> Verdict:
     )
 
 
-def sampled_rows(round: Round) -> tuple[IntArray, IntArray]:
-    """The rows to sample and the sequence that each belongs to, [sum(sample_counts)] both."""
-    counts = round.sample_counts
-    if round.sequences == 1:
-        return np.arange(round.rows - counts[0], round.rows), np.zeros(counts[0], dtype=np.int64)
-    first = round.query_offsets[1:] - counts
-    return np.repeat(first, counts) + ranges(counts), ints(np.repeat(np.arange(round.sequences), counts))
-
-
-def _leading_rows(round: Round, hidden: Tensor, counts: IntArray) -> Tensor:
-    """The first `counts[s]` rows of each sequence, end to end."""
-    if round.sequences == 1:
+def accepted_states(round: Round, hidden: Tensor, verdict: Verdict, data: int = 0) -> Tensor:
+    """Of a round's states `hidden` [rows of the data group, hidden] those of the rows that the verdict accepted."""
+    own, counts = share_of(round, data), verdict.accepted_rows[owned(round, data)]
+    if own.sequences == 1:
         return hidden[: int(counts[0])]
-    return hidden[torch.from_numpy(np.repeat(round.query_offsets[:-1], counts) + ranges(counts))]
+    return hidden[torch.from_numpy(np.repeat(own.query_offsets[:-1], counts) + ranges(counts))]

@@ -154,7 +154,7 @@ class Scheduler:
             self._counters.prefix_queries += sequence.prompt_tokens
             self._counters.prefix_hits += sequence.cached_tokens
         self._update_gauges()
-        return builder.build(round_id, lane, ends)
+        return builder.build(round_id, lane, ends, several_groups=self._config.data_groups > 1)
 
     def _take_in(self, sequence: Sequence, outcome: Outcome) -> SequenceChunk | None:
         """Advances the sequence by its outcome; the chunk says what was gained, or None for nothing."""
@@ -185,7 +185,8 @@ class Scheduler:
         residents = self._residents
         self._counters.running = len(residents.running)
         self._counters.waiting = len(residents.waiting) + residents.waiting.held
-        self._counters.kv_cache_usage = 1 - residents.pool.free / residents.pool.num_blocks
+        blocks = sum(pool.num_blocks for pool in residents.pools)
+        self._counters.kv_cache_usage = 1 - sum(pool.free for pool in residents.pools) / blocks
 
     def _end(self, sequence: Sequence) -> None:
         """Forgets the sequence, and its request with the last of them."""

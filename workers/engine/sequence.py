@@ -17,6 +17,7 @@ class Sequence:
     token_ids: list[int]  # prompt, then committed output
     limit: int  # length at which it ends: max_model_len, or the prompt and max_tokens
     draft_ceiling: int  # most drafts in one of its rounds; 0 keeps it out of speculation
+    owner: int = 0  # data group whose ranks run it, and whose blocks it holds; chosen at admission
     start: int = 0  # position of its next query row
     computed: int = 0  # leading tokens whose cache entries are committed; start, or start + 1 after a prefix hit
     blocks: "array[int]" = field(default_factory=lambda: array("q"))

@@ -1,9 +1,10 @@
 """Multi-head latent attention over the paged latent cache, in the absorbed form (DeepSeek-V2, arXiv 2405.04434).
 
 A query is taken into the latent space, attends the cached latents themselves, and what it gathers is taken out again.
-Every product is a batch of items of one fixed shape (a row's heads against CHUNK slots; ROW_TILE rows of a head against
-its up-projection), every sum over chunks runs in the order of the chunks, and all of it is in float32: so a row's bits
-depend neither on the rows beside it, nor on the number of query rows, nor on where its blocks lie.
+Every product is a batch of items of one fixed shape (HEAD_TILE heads of a row against CHUNK slots; ROW_TILE rows of a
+head against its up-projection), every sum over chunks runs in the order of the chunks, and all of it is in float32: so
+a row's bits depend neither on the rows beside it, nor on the number of query rows, nor on where its blocks lie, nor on
+which rank has its heads.
 """
 
 import torch
@@ -13,11 +14,13 @@ from torch.nn import functional
 from outrider.kernels.cpu.packing import private_memory
 from outrider.workers.model.batch import CHUNK, MIN_CHUNKS, Batch, Group
 from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.layers import RmsNorm
+from outrider.workers.model.layers import RmsNorm, SharedProduct
 from outrider.workers.model.linear import Linear
 from outrider.workers.model.rotary import Rotation, rotate
+from outrider.workers.parallel.sharing import Columns
 
 ROW_TILE = 4  # rows per item of a product with a head's up-projection
+HEAD_TILE = 4  # heads per item of a product with the cache
 
 
 class LatentCache:
@@ -53,43 +56,47 @@ def zeros_when_touched(slots: int, latent: int, dtype: torch.dtype, device: torc
 class Attention(nn.Module):
     """One layer's attention. `down` makes the query's and the key's latents in one product.
 
-    `key_up` [heads, nope, latent] and `value_up` [heads, latent, v] are the halves of kv_b_proj, in float32.
+    `key_up` [heads, nope, latent] and `value_up` [heads, latent, v] are the halves of kv_b_proj, in float32: of this
+    rank's heads, where several share the layer; `heads` then joins what all of them gathered, and `output` makes a
+    slice of the outputs. `head_tile`: heads that attend as one item, None for all.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         *,
-        down: Linear,
+        down: SharedProduct,
         query_norm: RmsNorm | None,
         query_up: Linear | None,
         latent_norm: RmsNorm,
         key_up: Tensor,
         value_up: Tensor,
+        heads: Columns,
         output: Linear,
+        head_tile: int | None = HEAD_TILE,
     ) -> None:
         super().__init__()
         self.config = config
         self.down, self.query_norm, self.query_up, self.latent_norm = down, query_norm, query_up, latent_norm
         self.key_up = nn.Parameter(key_up * config.softmax_scale, requires_grad=False)
         self.value_up = nn.Parameter(value_up, requires_grad=False)
-        self.output = output
+        self.heads, self.output, self._head_tile = heads, output, head_tile
 
     def forward(self, batch: Batch, x: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
-        """`x` [R, hidden], normed. Writes the batch's rows into `cache` [slots, latent], then attends it."""
+        """`x` [R, hidden], normed -> [R, own columns]. Writes its rows to `cache` [slots, latent], then attends it."""
         query, latent = self._project(x, rotation)
         latent = latent.to(cache.dtype)
         written = latent if batch.write_rows is None else latent.index_select(0, batch.write_rows)
         cache.index_copy_(0, batch.write_slots, written)
-        gathered = attend(query, cache, batch, self.config.kv_lora_rank)  # [R, heads, latent]
+        gathered = attend_in_tiles(query, cache, batch, self.config.kv_lora_rank, self._head_tile)  # [R, heads, latent]
         heads = per_head(gathered, self.value_up)  # [R, heads, v]
-        out: Tensor = self.output(heads.flatten(1).to(x.dtype))
+        out: Tensor = self.output(self.heads(heads.flatten(1).to(x.dtype)))
         return out
 
     def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Queries in the latent space, scaled [R, heads, latent], and what the rows leave in the cache [R, latent]."""
         config = self.config
-        rope, heads = config.qk_rope_head_dim, config.num_attention_heads
+        rope, heads = config.qk_rope_head_dim, self.key_up.shape[0]
         low = self.down(x)
         query, key = low[:, : -config.head_dim_latent], low[:, -config.head_dim_latent :]
         if self.query_norm is not None and self.query_up is not None:
@@ -115,6 +122,16 @@ def per_head(x: Tensor, weights: Tensor) -> Tensor:
         parts = [torch.bmm(by_head[:, :, h], weights[h].expand(tiles, -1, -1)).flatten(0, 1) for h in range(heads)]
         out = torch.stack(parts)
     return out.transpose(0, 1)[:rows]
+
+
+def attend_in_tiles(query: Tensor, cache: Tensor, batch: Batch, value_dim: int, head_tile: int | None) -> Tensor:
+    """As `attend`, `head_tile` heads at a time; the last tile is filled up with heads of no effect."""
+    heads = query.shape[1]
+    if head_tile is None or heads == head_tile:
+        return attend(query, cache, batch, value_dim)
+    padded = functional.pad(query, (0, 0, 0, -heads % head_tile))
+    tiles = [attend(tile.contiguous(), cache, batch, value_dim) for tile in torch.split(padded, head_tile, dim=1)]
+    return torch.cat(tiles, dim=1)[:, :heads]
 
 
 def attend(query: Tensor, cache: Tensor, batch: Batch, value_dim: int) -> Tensor:

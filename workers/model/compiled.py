@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.context import Allowing, Context
-from outrider.kernels.cpu.library import Linear
-from outrider.kernels.cpu.packing import in_order
+from outrider.kernels.cpu.context import Allowing, Context, DraftHead
 from outrider.workers.errors import CheckpointError
 from outrider.workers.model.attention import zeros_when_touched
 from outrider.workers.model.compiled_loading import CompiledLoader
@@ -90,8 +88,9 @@ class CompiledStage:
         """`hidden` [R, hidden] float32, None on the first stage -> [R, hidden]; the last stage's is after the norm."""
         width = self._loader.config.hidden_size
         out = torch.empty(len(rows), width) if hidden is None else hidden.clone()
-        if len(rows):
-            self.context.stage(self._loader.shape, self._stage, _structure(rows), out)
+        if len(rows) or self._loader.shard.spread:  # other ranks' rows may be for experts of this one
+            with self._loader.explaining():
+                self.context.stage(self._loader.shape, self._stage, _structure(rows), out)
         return out
 
 
@@ -108,9 +107,8 @@ class CompiledModule:
             raise CheckpointError("an MTP module lives with the first stage")
         self._context, self._loader = stage.context, loader
         self._layer = loader.layer(number)
-        self._join = loader.linear((name + "eh_proj", hidden), inputs=2 * hidden)
-        self._ids = head_ids
-        self._head = self._make_head(stage)
+        self._join = loader.linear(loader.own(name + "eh_proj", hidden), inputs=2 * hidden)
+        self._head = self._make_head(stage, head_ids)
         self._module = library.Module(
             layer=pointer(self._layer),
             embedding_norm=loader.vector(name + "enorm.weight", hidden),
@@ -122,11 +120,11 @@ class CompiledModule:
         )
         self.cache = CompiledCache(1, loader.shape)
 
-    def _make_head(self, stage: CompiledStage) -> Linear:
-        if self._ids is None:
-            return stage.head if stage.head is not None else self._loader.head()
-        places = in_order(len(self._ids))
-        return self._loader.head(np.where(places < 0, places, self._ids[places]).astype(np.int32))
+    def _make_head(self, stage: CompiledStage, ids: NDArray[np.int32] | None) -> DraftHead:
+        if ids is not None:
+            return DraftHead(self._loader.cut_head(ids), len(ids), ids)
+        whole = stage.head if stage.head is not None else self._loader.head()
+        return DraftHead(whole, self._loader.config.vocab_size, None)
 
     @property
     def cache_bytes_per_block(self) -> int:
@@ -149,17 +147,22 @@ class CompiledModule:
         depths: IntArray,
         draws: NDArray[np.void],
         allowed: Allowing | None = None,
+        steps: int | None = None,
     ) -> tuple[IntArray, NDArray[np.float64]]:
         """Feeds `pairs` (h_i, t_{i+1}), `hidden` [pairs, hidden] their h_i; then drafts by recursion.
 
         `depths[n]` drafts follow pair `last_pairs[n]`; `draws[n]` says how the first of them is drawn, and
         `allowed(n, j)` what may be its draft j from 1 on, where a grammar constrains it. They come
-        sequence by sequence [sum(depths)], with the lead of each one's score over the next best.
+        sequence by sequence [sum(depths)], with the lead of each one's score over the next best. `steps`: the largest
+        depth of all data groups, where others draft beside this one. Of ranks with the same pairs only the first has
+        the leads.
         """
-        return self._context.draft(
-            self._loader.shape, self._module, self._head, self._ids, _structure(pairs), hidden.contiguous(),
-            last_pairs, depths, draws, allowed,
-        )  # fmt: skip
+        most = int(depths.max(initial=0)) if steps is None else steps
+        with self._loader.explaining():
+            return self._context.draft(
+                self._loader.shape, self._module, self._head, _structure(pairs), hidden.contiguous(), last_pairs,
+                depths, most, draws, allowed,
+            )  # fmt: skip
 
 
 def _structure(rows: Rows) -> library.Rows:

@@ -13,6 +13,7 @@ from outrider.workers.model.loading import DecoderLayer, LayerLoader, Progress
 from outrider.workers.model.rotary import Rotary
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.parallel.sharing import Sharing
 
 _WIDTH_PER_THREAD = 512  # outputs of a layer
 _VALUES_PER_THREAD = 8192  # of a round's hidden states
@@ -31,7 +32,7 @@ class Stage(nn.Module):
     """Layers `layers` of a model, and their cache. On a CPU under numerics "exact" its outputs follow design section 4:
     a row's bits depend on its own tokens alone.
 
-    `embedding` is there on the first stage; `norm` and `head` on the last.
+    `embedding` (this rank's columns of it) is there on the first stage; `norm` and `head` on the last.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Stage(nn.Module):
         head: Linear | None,
         hidden_size: int,
         block_size: int,
+        sharing: Sharing,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -54,6 +56,8 @@ class Stage(nn.Module):
         self.norm = norm
         self.head = head
         self.block_size = block_size
+        self.sharing = sharing
+        self._embedded = sharing.columns(hidden_size, "embeddings")
         self._hidden_size = hidden_size
         self._device = cache.device
         self._threads = torch.get_num_threads()  # to be had
@@ -70,10 +74,11 @@ class Stage(nn.Module):
         dtype: torch.dtype,
         block_size: int,
         progress: Progress | None = None,
+        sharing: Sharing | None = None,
     ) -> "Stage":
         """Read the layers in `layers`, and what goes before or after them. `progress` hears of every layer read."""
         device = torch.device(device)
-        loader = LayerLoader.of(config, checkpoint, numerics=numerics, device=device, dtype=dtype)
+        loader = LayerLoader.of(config, checkpoint, numerics=numerics, device=device, dtype=dtype, sharing=sharing)
         last = layers.stop == config.num_hidden_layers
         decoders = []
         for number in layers:
@@ -89,6 +94,7 @@ class Stage(nn.Module):
             head=loader.head() if last else None,
             hidden_size=config.hidden_size,
             block_size=block_size,
+            sharing=loader.sharing,
         )
 
     @property
@@ -110,12 +116,12 @@ class Stage(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """[R, hidden]; the first stage's."""
         assert self.embedding is not None, "only the first stage embeds"
-        return functional.embedding(batch.token_ids, self.embedding)
+        return self._embedded(functional.embedding(batch.token_ids, self.embedding))
 
     @torch.inference_mode()
     def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
         """`hidden` [R, hidden] through the stage's layers -> [R, hidden]; the last stage's is after the final norm."""
-        if batch.rows:
+        if batch.rows or self.sharing.shard.spread:  # other ranks' rows may be for experts of this one
             rotation = self.rotary.at(batch.rope_positions)
             for layer, cache in zip(self.layers, self.cache.layers, strict=True):
                 hidden = layer(batch, hidden, rotation, cache)
@@ -123,7 +129,7 @@ class Stage(nn.Module):
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """`hidden` [n, hidden] after the final norm -> [n, vocab] in float32; the last stage's."""
+        """`hidden` [n, hidden] after the final norm -> [n, own vocabulary] in float32; the last stage's."""
         assert self.head is not None, "only the last stage has the head"
         logits: Tensor = self.head(hidden)
         return logits.float()

@@ -1,8 +1,10 @@
 """The small parts that every layer is made of: exact pointwise functions, RMSNorm, the gated MLP."""
 
+import torch
 from torch import Tensor, nn
 
 from outrider.workers.model.linear import Linear
+from outrider.workers.parallel.sharing import Columns
 
 LATENT_NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps says
 
@@ -36,13 +38,34 @@ class RmsNorm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """down(silu(gate(x)) * up(x)); gate and up are one product."""
+    """down(silu(gate(x)) * up(x)); gate and up are one product.
 
-    def __init__(self, gate_up: Linear, down: Linear) -> None:
+    Shared by several ranks, each has a slice of what is inside, which `inner` joins, and a slice of the outputs.
+    """
+
+    def __init__(self, gate_up: Linear, down: Linear, inner: Columns | None = None) -> None:
         super().__init__()
         self.gate_up = gate_up
         self.down = down
+        self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(gated(self.gate_up(x)))
+        """`x` [R, hidden] -> [R, own columns of hidden]."""
+        made = gated(self.gate_up(x))
+        out: Tensor = self.down(made if self.inner is None else self.inner(made))
         return out
+
+
+class SharedProduct(nn.Module):
+    """A product whose outputs several ranks share, but for the first `own` of them, which nobody else needs."""
+
+    def __init__(self, linear: Linear, columns: Columns, own: int = 0) -> None:
+        super().__init__()
+        self.linear, self.columns, self.own = linear, columns, own
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [R, inputs] -> [R, own outputs, then everybody's]."""
+        made: Tensor = self.linear(x)
+        if not self.own:
+            return self.columns(made)
+        return torch.cat([made[:, : self.own], self.columns(made[:, self.own :])], dim=1)

@@ -1,33 +1,74 @@
 """Builds layers from a checkpoint, tensor by tensor. Knows DeepSeek's tensor names; knows nothing of rounds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from outrider.workers.model.attention import Attention
+from outrider.workers.model.attention import HEAD_TILE, Attention
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.layers import LATENT_NORM_EPS, Mlp, RmsNorm
+from outrider.workers.model.layers import LATENT_NORM_EPS, Mlp, RmsNorm, SharedProduct
 from outrider.workers.model.linear import Linear, make_linear
 from outrider.workers.model.moe import Experts, MoE, Router
 from outrider.workers.model.rotary import Rotation
+from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.parallel.expert_dispatch import AllToAll, Stay
+from outrider.workers.parallel.sharing import Columns, Sharing
 
+Named = tuple[str, int]  # a weight and its outputs
 Progress = Callable[[int, int], None]  # layers loaded, layers in all
 
 
-class DecoderLayer(nn.Module):
-    """Attention, then a dense MLP or experts, each on the normed residual stream and added to it."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a weight of `outputs` rows; None: all of them."""
 
-    def __init__(self, input_norm: RmsNorm, attention: Attention, post_norm: RmsNorm, mlp: Mlp | MoE) -> None:
+    name: str
+    outputs: int
+    rows: slice | None = None
+
+    @property
+    def size(self) -> int:
+        return self.outputs if self.rows is None else int(self.rows.stop - self.rows.start)
+
+
+def parts_of(weights: Sequence[Named], rows: slice) -> list[Part]:
+    """Rows `rows` of all these weights laid one after another."""
+    parts, first = [], 0
+    for name, outputs in weights:
+        begin, end = max(rows.start - first, 0), min(rows.stop - first, outputs)
+        if begin < end:
+            parts.append(Part(name, outputs, slice(begin, end)))
+        first += outputs
+    return parts
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then a dense MLP or experts, each on the normed residual stream and added to it.
+
+    Both make this rank's columns; `attended` and `made` join them to the others'.
+    """
+
+    def __init__(
+        self,
+        input_norm: RmsNorm,
+        attention: Attention,
+        attended: Columns,
+        post_norm: RmsNorm,
+        mlp: Mlp | MoE,
+        made: Columns,
+    ) -> None:
         super().__init__()
         self.input_norm, self.attention, self.post_norm, self.mlp = input_norm, attention, post_norm, mlp
+        self.attended, self.made = attended, made
 
     def forward(self, batch: Batch, hidden: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
-        hidden = hidden + self.attention(batch, self.input_norm(hidden), rotation, cache)
-        out: Tensor = hidden + self.mlp(self.post_norm(hidden))
+        if batch.rows:  # else this rank only lends its experts
+            hidden = hidden + self.attended(self.attention(batch, self.input_norm(hidden), rotation, cache))
+        out: Tensor = hidden + self.made(self.mlp(self.post_norm(hidden)))
         return out
 
 
@@ -40,6 +81,7 @@ class LayerLoader:
     dtype: torch.dtype
     device: torch.device
     exact: bool
+    sharing: Sharing
     prefix: str = "model."
 
     @classmethod
@@ -51,75 +93,138 @@ class LayerLoader:
         numerics: str,
         device: torch.device | str,
         dtype: torch.dtype,
+        sharing: Sharing | None = None,
     ) -> "LayerLoader":
+        """`sharing`: this rank reads its own slices only."""
         device = torch.device(device)
         exact = numerics == "exact" and device.type == "cpu"
-        return cls(config=config, checkpoint=checkpoint, dtype=dtype, device=device, exact=exact)
+        return cls(
+            config=config,
+            checkpoint=checkpoint,
+            dtype=dtype,
+            device=device,
+            exact=exact,
+            sharing=sharing or Sharing(),
+        )
 
-    def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return self.checkpoint.tensor(self.prefix + name, dtype or self.dtype, shape).to(self.device)
+    @property
+    def shard(self) -> Shard:
+        return self.sharing.shard
 
-    def linear(self, *sizes: tuple[str, int], inputs: int, dtype: torch.dtype | None = None) -> Linear:
-        """One product over the weights named in `sizes`, each with its number of outputs, laid one after another."""
-        weights = [self.tensor(f"{name}.weight", outputs, inputs, dtype=dtype) for name, outputs in sizes]
+    def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None, rows: slice | None = None) -> Tensor:
+        return self.checkpoint.tensor(self.prefix + name, dtype or self.dtype, shape, rows).to(self.device)
+
+    def linear(self, *parts: Part, inputs: int, dtype: torch.dtype | None = None) -> Linear:
+        """One product over slices of weights, laid one after another."""
+        weights = [
+            self.tensor(f"{part.name}.weight", part.outputs, inputs, dtype=dtype, rows=part.rows) for part in parts
+        ]
         return make_linear(weights, exact=self.exact)
+
+    def own(self, name: str, outputs: int) -> Part:
+        """This rank's slice of a weight."""
+        return Part(name, outputs, self.shard.own(outputs))
+
+    def columns(self, purpose: str) -> Columns:
+        """What joins slices of hidden states."""
+        return self.sharing.columns(self.config.hidden_size, purpose)
 
     def norm(self, name: str, size: int, eps: float | None = None) -> RmsNorm:
         return RmsNorm(self.tensor(f"{name}.weight", size), self.config.rms_norm_eps if eps is None else eps)
 
     def embedding(self) -> Tensor:
-        return self.tensor("embed_tokens.weight", self.config.vocab_size, self.config.hidden_size)
+        """[vocab, own columns of hidden]: so a row's parts come together as those of any other product do."""
+        shape, columns = (self.config.vocab_size, self.config.hidden_size), self.shard.own(self.config.hidden_size)
+        name = self.prefix + "embed_tokens.weight"
+        return self.checkpoint.tensor(name, self.dtype, shape, columns=columns).to(self.device)
 
     def head(self) -> Linear:
+        """This rank's slice of the vocabulary."""
         name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
-        shape = (self.config.vocab_size, self.config.hidden_size)
-        return make_linear(self.checkpoint.tensor(name, self.dtype, shape).to(self.device), exact=self.exact)
+        shape, rows = (self.config.vocab_size, self.config.hidden_size), self.shard.vocabulary(self.config.vocab_size)
+        weight = self.checkpoint.tensor(name, self.dtype, shape, rows.slice(self.shard.tensor))
+        return make_linear(weight.to(self.device), exact=self.exact)
 
     def layer(self, number: int) -> DecoderLayer:
         hidden, moe, name = self.config.hidden_size, self.config.is_moe_layer(number), f"layers.{number}."
         return DecoderLayer(
             self.norm(name + "input_layernorm", hidden),
             self._attention(name + "self_attn."),
+            self.columns("attention outputs"),
             self.norm(name + "post_attention_layernorm", hidden),
             self._moe(name + "mlp.") if moe else self._mlp(name + "mlp.", self.config.intermediate_size),
+            self.columns("layer outputs"),
         )
 
     def _attention(self, name: str) -> Attention:
-        config, hidden, rank = self.config, self.config.hidden_size, self.config.q_lora_rank
-        queries = config.num_attention_heads * config.qk_head_dim
-        key = (name + "kv_a_proj_with_mqa", config.head_dim_latent)
+        config, rank = self.config, self.config.q_lora_rank
         key_up, value_up = self._latent_up(name)
         return Attention(
             config,
-            down=self.linear((name + "q_a_proj", rank) if rank else (name + "q_proj", queries), key, inputs=hidden),
+            down=self._down(name),
             query_norm=self.norm(name + "q_a_layernorm", rank, LATENT_NORM_EPS) if rank else None,
-            query_up=self.linear((name + "q_b_proj", queries), inputs=rank) if rank else None,
+            query_up=self.linear(self._queries(name + "q_b_proj"), inputs=rank) if rank else None,
             latent_norm=self.norm(name + "kv_a_layernorm", config.kv_lora_rank, LATENT_NORM_EPS),
             key_up=key_up,
             value_up=value_up,
-            output=self.linear((name + "o_proj", hidden), inputs=config.num_attention_heads * config.v_head_dim),
+            heads=self.sharing.columns(config.num_attention_heads * config.v_head_dim, "heads", unit=config.v_head_dim),
+            output=self.linear(
+                self.own(name + "o_proj", config.hidden_size), inputs=config.num_attention_heads * config.v_head_dim
+            ),
+            head_tile=HEAD_TILE if self.exact else None,
         )
 
+    def _down(self, name: str) -> SharedProduct:
+        """Latents, split over the ranks as one run of outputs; before them this rank's queries, if made in one step."""
+        config, rank = self.config, self.config.q_lora_rank
+        key = (name + "kv_a_proj_with_mqa", config.head_dim_latent)
+        low = [(name + "q_a_proj", rank), key] if rank else [key]
+        columns = self.sharing.columns(sum(outputs for _, outputs in low), "latents")
+        parts = parts_of(low, columns.cut.slice(self.shard.tensor))
+        own = [] if rank else [self._queries(name + "q_proj")]
+        linear = self.linear(*own, *parts, inputs=config.hidden_size)
+        return SharedProduct(linear, columns, own=sum(part.size for part in own))
+
+    def _queries(self, name: str) -> Part:
+        heads, size = self.shard.heads(self.config.num_attention_heads), self.config.qk_head_dim
+        return Part(name, self.config.num_attention_heads * size, slice(heads.start * size, heads.stop * size))
+
     def _latent_up(self, name: str) -> tuple[Tensor, Tensor]:
-        """kv_b_proj by head: [heads, nope, latent] for keys, [heads, latent, v] for values."""
+        """kv_b_proj by head, this rank's: [heads, nope, latent] for keys, [heads, latent, v] for values."""
         config = self.config
-        heads, nope, values = config.num_attention_heads, config.qk_nope_head_dim, config.v_head_dim
-        shape = (heads * (nope + values), config.kv_lora_rank)
-        weight = self.tensor(name + "kv_b_proj.weight", *shape, dtype=torch.float32).view(heads, nope + values, -1)
+        nope, size = config.qk_nope_head_dim, config.qk_nope_head_dim + config.v_head_dim
+        heads = self.shard.heads(config.num_attention_heads)
+        shape = (config.num_attention_heads * size, config.kv_lora_rank)
+        rows = slice(heads.start * size, heads.stop * size)
+        weight = self.tensor(name + "kv_b_proj.weight", *shape, dtype=torch.float32, rows=rows).view(
+            heads.stop - heads.start, size, -1
+        )
         return weight[:, :nope].contiguous(), weight[:, nope:].transpose(1, 2).contiguous()
 
     def _mlp(self, name: str, width: int) -> Mlp:
+        """Split over the tensor group."""
+        gate_up = self.linear(
+            self.own(name + "gate_proj", width), self.own(name + "up_proj", width), inputs=self.config.hidden_size
+        )
+        down = self.linear(self.own(name + "down_proj", self.config.hidden_size), inputs=width)
+        return Mlp(gate_up, down, self.sharing.columns(width, "inner activations"))
+
+    def _whole_mlp(self, name: str, width: int) -> Mlp:
         hidden = self.config.hidden_size
-        gate_up = self.linear((name + "gate_proj", width), (name + "up_proj", width), inputs=hidden)
-        return Mlp(gate_up, self.linear((name + "down_proj", hidden), inputs=width))
+        gate_up = self.linear(Part(name + "gate_proj", width), Part(name + "up_proj", width), inputs=hidden)
+        return Mlp(gate_up, self.linear(Part(name + "down_proj", hidden), inputs=width))
 
     def _moe(self, name: str) -> MoE:
         config = self.config
-        routed, shared = config.n_routed_experts, config.n_shared_experts * config.moe_intermediate_size
+        routed, width = config.n_routed_experts, config.moe_intermediate_size
         router = Router(
             config,
-            self.linear((name + "gate", routed), inputs=config.hidden_size, dtype=torch.float32),
+            self.linear(Part(name + "gate", routed), inputs=config.hidden_size, dtype=torch.float32),
             self.tensor(name + "gate.e_score_correction_bias", routed, dtype=torch.float32),
         )
-        experts = [self._mlp(f"{name}experts.{expert}.", config.moe_intermediate_size) for expert in range(routed)]
-        return MoE(router, Experts(experts), self._mlp(name + "shared_experts.", shared) if shared else None)
+        make = self._whole_mlp if self.shard.spread else self._mlp
+        own = {expert: make(f"{name}experts.{expert}.", width) for expert in self.shard.experts(routed)}
+        experts = Experts(own, None if self.shard.spread else self.sharing.columns(width, "inner activations"))
+        shared = config.n_shared_experts * width
+        dispatch = AllToAll(self.sharing, config.hidden_size, routed) if self.shard.spread else Stay()
+        return MoE(router, experts, self._mlp(name + "shared_experts.", shared) if shared else None, dispatch)

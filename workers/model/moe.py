@@ -5,6 +5,7 @@ the shared expert last. So where experts live changes nothing.
 """
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import Mlp, gated, sigmoid
 from outrider.workers.model.linear import Linear
+from outrider.workers.parallel.expert_dispatch import ExpertDispatch
+from outrider.workers.parallel.sharing import Columns
 
 
 class Router(nn.Module):
@@ -35,7 +38,9 @@ class Router(nn.Module):
     def _choose(self, biased: Tensor) -> Tensor:
         """The best experts of the best groups; equal scores go to the lower id."""
         if self.config.topk_group < self.config.n_group:
-            groups = biased.view(len(biased), self.config.n_group, -1)  # [R, groups, experts of a group]
+            groups = biased.view(
+                len(biased), self.config.n_group, biased.shape[1] // self.config.n_group
+            )  # [R, groups, experts of a group]
             best_two = groups.sort(dim=-1, descending=True, stable=True).values[..., :2]
             order = (best_two[..., 0] + best_two[..., 1]).sort(dim=-1, descending=True, stable=True).indices
             masked = torch.ones_like(groups, dtype=torch.bool)
@@ -46,45 +51,41 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts' outputs, whole and unsummed per (token, expert)."""
+    """The routed experts that this rank has, by id; `inner` joins what is inside, where each is split over ranks."""
 
-    def __init__(self, experts: list[Mlp]) -> None:
+    def __init__(self, experts: Mapping[int, Mlp], inner: Columns | None = None) -> None:
         super().__init__()
-        self._experts = experts
+        self._experts = dict(experts)
+        self._inner = inner
 
-    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
-        """`x` [R, hidden], `ids` [R, k] -> [R, k, hidden]. Pairs go sorted by expert: one product for each."""
-        tokens, places = ids.shape
-        if tokens == 1:  # its experts are sorted as they are
-            counts = dict.fromkeys(ids[0].tolist(), 1)
-            return self._outputs(x.expand(places, -1), counts).view(1, places, -1)
-        order = ids.flatten().argsort(stable=True)
-        counts = dict(enumerate(torch.bincount(ids.flatten(), minlength=len(self._experts)).tolist()))
-        outputs = self._outputs(x.index_select(0, order // places), counts)
-        return torch.empty_like(outputs).index_copy_(0, order, outputs).view(tokens, places, -1)
-
-    def _outputs(self, rows: Tensor, counts: dict[int, int]) -> Tensor:
-        """`rows` [pairs, hidden], `counts[e]` of them for expert e, in the order of `counts` -> [pairs, hidden]."""
+    def forward(self, rows: Tensor, counts: Mapping[int, int]) -> Tensor:
+        """`rows` [pairs, hidden], `counts[e]` of them for expert e, in the order of `counts` -> [pairs, columns]."""
         ends = itertools.accumulate(counts.values())
         shares = [
             (self._experts[e], slice(end - counts[e], end)) for e, end in zip(counts, ends, strict=True) if counts[e]
         ]
+        if not shares:
+            return rows
         hidden = gated(torch.cat([expert.gate_up(rows[span]) for expert, span in shares]))
+        if self._inner is not None:
+            hidden = self._inner(hidden)
         return torch.cat([expert.down(hidden[span]) for expert, span in shares])
 
 
 class MoE(nn.Module):
-    """Routed experts by their weights, then the shared expert."""
+    """Routed experts by their weights, then the shared expert: this rank's columns of the outputs."""
 
-    def __init__(self, router: Router, experts: Experts, shared: Mlp | None) -> None:
+    def __init__(self, router: Router, experts: Experts, shared: Mlp | None, dispatch: ExpertDispatch) -> None:
         super().__init__()
         self.router = router
         self.experts = experts
         self.shared = shared
+        self.dispatch = dispatch
 
     def forward(self, x: Tensor) -> Tensor:
         ids, weights = self.router(x)
-        outputs = (self.experts(x, ids) * weights.unsqueeze(-1)).to(x.dtype)  # [R, k, hidden]
+        made = self.dispatch(x, ids, self.experts)  # [R, k, own columns]
+        outputs = (made * weights.unsqueeze(-1)).to(x.dtype)
         total: Tensor = outputs[:, 0]
         for place in range(1, outputs.shape[1]):
             total = total + outputs[:, place]

@@ -18,7 +18,7 @@ from outrider.workers.model.attention import LatentCache
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.deepseek import Stage
-from outrider.workers.model.layers import RmsNorm
+from outrider.workers.model.layers import RmsNorm, SharedProduct
 from outrider.workers.model.linear import Linear
 from outrider.workers.model.loading import DecoderLayer, LayerLoader
 from outrider.workers.model.rotary import Rotation
@@ -30,7 +30,7 @@ class MtpModule(nn.Module):
     """Joins the next token's embedding with the state before it; one decoder layer; the head's norm."""
 
     def __init__(
-        self, embedding_norm: RmsNorm, hidden_norm: RmsNorm, join: Linear, decoder: DecoderLayer, norm: RmsNorm
+        self, embedding_norm: RmsNorm, hidden_norm: RmsNorm, join: SharedProduct, decoder: DecoderLayer, norm: RmsNorm
     ) -> None:
         super().__init__()
         self.embedding_norm, self.hidden_norm, self.join = embedding_norm, hidden_norm, join
@@ -48,6 +48,8 @@ class MtpModules(nn.Module):
     def __init__(self, stage: Stage, module: MtpModule, cache: LatentCache, head: Linear) -> None:
         super().__init__()
         self._embedding, self._rotary, self._head = stage.embedding, stage.rotary, head
+        self.sharing = stage.sharing
+        self._embedded = stage.sharing.columns(module.embedding_norm.weight.shape[0], "embeddings")
         self._block_size = stage.block_size
         self.module = module
         self.cache = cache
@@ -72,7 +74,9 @@ class MtpModules(nn.Module):
             raise CheckpointError(
                 f"checkpoint {checkpoint.path} has no MTP weights ({mtp_marker(config)}): it cannot draft for itself"
             )
-        loader = LayerLoader.of(config, checkpoint, numerics=numerics, device=device, dtype=dtype)
+        loader = LayerLoader.of(
+            config, checkpoint, numerics=numerics, device=device, dtype=dtype, sharing=stage.sharing
+        )
         module = _load_module(loader, config.num_hidden_layers)
         cache = LatentCache(1, config, block_size, loader.dtype, loader.device)
         return cls(stage, module, cache, stage.head if stage.head is not None else loader.head())
@@ -95,17 +99,17 @@ class MtpModules(nn.Module):
         A row of `batch` is the pair (h_i, t_{i+1}): its token id is t_{i+1}, its rotary position i, its cache position
         i+1, and `hidden` [R, hidden] is h_i after the final norm, or in a draft's later steps the state returned last.
         """
-        if not batch.rows:
+        if not batch.rows and not self.sharing.shard.spread:
             return hidden
         assert self._embedding is not None, "MTP modules live with the first stage"
-        embedded = functional.embedding(batch.token_ids, self._embedding)
+        embedded = self._embedded(functional.embedding(batch.token_ids, self._embedding))
         rotation = self._rotary.at(batch.rope_positions)
         state: Tensor = self.module(batch, embedded, hidden, rotation, self.cache.layers[0])
         return state
 
     @torch.inference_mode()
     def logits(self, state: Tensor) -> Tensor:
-        """The next-but-one token's logits, from what `forward` returned: [n, vocab] in float32."""
+        """The next-but-one token's logits, from what `forward` returned: [n, own vocabulary] in float32."""
         logits: Tensor = self._head(state)
         return logits.float()
 
@@ -115,7 +119,9 @@ def _load_module(loader: LayerLoader, number: int) -> MtpModule:
     return MtpModule(
         loader.norm(name + "enorm", hidden),
         loader.norm(name + "hnorm", hidden),
-        loader.linear((name + "eh_proj", hidden), inputs=2 * hidden),
+        SharedProduct(
+            loader.linear(loader.own(name + "eh_proj", hidden), inputs=2 * hidden), loader.columns("embeddings")
+        ),
         loader.layer(number),
         loader.norm(name + "shared_head.norm", hidden),
     )

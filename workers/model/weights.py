@@ -59,15 +59,23 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._headers[self._file(name)][name]["shape"])
 
-    def tensor(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], rows: slice | None = None) -> Tensor:
+    def tensor(
+        self,
+        name: str,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        rows: slice | None = None,
+        columns: slice | None = None,
+    ) -> Tensor:
         """Tensor `name` in `dtype`, dequantised; CheckpointError unless its whole shape is `shape`.
 
-        `rows` reads only those rows of it from the file. The result is the caller's own memory.
+        `rows` and `columns` (of a weight that is not in FP8) read only those from the file. The result is the caller's
+        own memory.
         """
         if self.shape(name) != shape:
             found, wanted = list(self.shape(name)), list(shape)
             raise CheckpointError(f"{self.path}: {name} has shape {found}, but config.json calls for {wanted}")
-        values = self._read(name, rows)
+        values = self._read(name, rows, columns)
         if values.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
             return self._dequantized(name, values, (rows or slice(0, None)).start or 0).to(dtype)
         return values.to(dtype, copy=True)
@@ -90,7 +98,7 @@ class Checkpoint:
     def _dequantized(self, name: str, values: Tensor, first_row: int) -> Tensor:
         if self._block is None:
             raise CheckpointError(f"{self.path}: {name} is FP8, but config.json has no quantization_config")
-        scales = self._read(name + _SCALE_SUFFIX, None)
+        scales = self._read(name + _SCALE_SUFFIX)
         blocks = tuple(math.ceil(size / block) for size, block in zip(self.shape(name), self._block, strict=True))
         if tuple(scales.shape) != blocks:
             raise CheckpointError(
@@ -99,14 +107,15 @@ class Checkpoint:
             )
         return dequantize(values, scales, self._block, first_row=first_row)
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
         file = self._file(name)
         try:
             if file not in self._open:
                 self._open[file] = safe_open(self.path / file, framework="pt")
-            if rows is None:
+            if rows is None and columns is None:
                 return torch.as_tensor(self._open[file].get_tensor(name))
-            return torch.as_tensor(self._open[file].get_slice(name)[rows])
+            part = self._open[file].get_slice(name)
+            return torch.as_tensor(part[rows] if columns is None else part[rows or slice(None), columns])
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.path / file} is damaged: cannot read {name} ({error})") from error
 

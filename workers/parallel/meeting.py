@@ -7,20 +7,24 @@ memory, a secret that the receiver gave out over the group. Containers that shar
 import logging
 import secrets
 import socket
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.group_transport import GroupTransport
+from outrider.workers.parallel.mesh import Route
 from outrider.workers.parallel.shared_memory import SharedMemory
 from outrider.workers.parallel.transport import LinkBrokenError, Transport
 
 log = logging.getLogger("outrider.links")
 _TIMEOUT_S = 10.0  # for what a peer of this machine has already done when it is waited for
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,40 +80,53 @@ def knock(offer: Offer, machine: str, dtype: torch.dtype) -> SharedMemory:
     return link
 
 
-def meet(rank: int, ranks: int, dtype: torch.dtype, device: torch.device, machine: str) -> tuple[Transport, Transport]:
-    """This rank's ends of the links from the rank before and to the rank after (the first comes after the last).
+def meet(
+    rank: int, routes: Sequence[Route], dtype: torch.dtype, device: torch.device, machine: str
+) -> dict[Route, Transport]:
+    """This rank's ends of the links that begin or end here, of all `routes` of the replica.
 
-    Every rank of the group must call it, at the same place. They end when the group is left.
+    Every rank of the group must call it, with the same routes, at the same place. They end when the group is left.
     """
-    before, after = (rank - 1) % ranks, (rank + 1) % ranks
-    ends: tuple[SharedMemory | str, SharedMemory | str] = ("it is a GPU", "it is a GPU")
+    own = [route for route in routes if rank in route]
+    ends: dict[Route, SharedMemory | str] = dict.fromkeys(own, "it is a GPU")
     if device.type == "cpu":
-        ends = _meet_in_memory(before, after, dtype, machine)
-    incoming, outgoing = (
-        end if isinstance(end, SharedMemory) else GroupTransport(peer, dtype, device)
-        for end, peer in zip(ends, (before, after), strict=True)
-    )
-    reason = "" if isinstance(ends[1], SharedMemory) else f" ({ends[1]})"
-    log.info("rank %d sends to rank %d over %s%s", rank, after, outgoing.name, reason)
-    for transport in (incoming, outgoing):
+        ends = _meet_in_memory(rank, own, dtype, machine)
+    transports: dict[Route, Transport] = {}
+    for (sender, receiver), end in ends.items():
+        peer = receiver if sender == rank else sender
+        transport = end if isinstance(end, SharedMemory) else GroupTransport(peer, dtype, device)
+        if sender == rank:
+            reason = "" if isinstance(end, SharedMemory) else f" ({end})"
+            log.info("rank %d sends to rank %d over %s%s", sender, receiver, transport.name, reason)
         groups.on_leave(transport.close)
-    return incoming, outgoing
+        transports[sender, receiver] = transport
+    return transports
 
 
 def _meet_in_memory(
-    before: int, after: int, dtype: torch.dtype, machine: str
-) -> tuple[SharedMemory | str, SharedMemory | str]:
-    """The incoming and the outgoing end, or why there is none. Three times all ranks wait for one another."""
-    with closing(Door(machine)) as door:
-        offers = groups.ask_all(door.offer)
-        outgoing = _attempt(lambda: knock(offers[after], machine, dtype))
-        refusals = groups.ask_all(_reason(outgoing))
-        incoming = _attempt(lambda: door.admit(dtype)) if not refusals[before] else refusals[before]
-        refusals = groups.ask_all(_reason(incoming))
-    if isinstance(outgoing, SharedMemory) and refusals[after]:
-        outgoing.close()
-        outgoing = refusals[after]
-    return incoming, outgoing
+    rank: int, own: Sequence[Route], dtype: torch.dtype, machine: str
+) -> dict[Route, SharedMemory | str]:
+    """Each route's end here, or why there is none. Three times all ranks wait for one another."""
+    outgoing, incoming = ([route for route in own if route[side] == rank] for side in (0, 1))
+    with ExitStack() as stack:
+        doors = {route: stack.enter_context(closing(Door(machine))) for route in incoming}
+        offers = _ask_all_of({route: door.offer for route, door in doors.items()})
+        ends = {route: _attempt(partial(knock, offers[route], machine, dtype)) for route in outgoing}
+        refusals = _ask_all_of({route: _reason(end) for route, end in ends.items()})
+        for route, door in doors.items():
+            ends[route] = refusals[route] or _attempt(partial(door.admit, dtype))
+        refusals = _ask_all_of({route: _reason(ends[route]) for route in incoming})
+    for route in outgoing:
+        end = ends[route]
+        if isinstance(end, SharedMemory) and refusals[route]:
+            end.close()
+            ends[route] = refusals[route]
+    return ends
+
+
+def _ask_all_of(own: dict[Route, T]) -> dict[Route, T]:
+    """What every rank says of its own routes, together."""
+    return {route: answer for answers in groups.ask_all(own) for route, answer in answers.items()}
 
 
 def _attempt(open_end: Callable[[], SharedMemory]) -> SharedMemory | str:

@@ -1,7 +1,5 @@
 """Which layers each pipeline stage holds. Pure and torch-free."""
 
-from collections.abc import Sequence
-
 from outrider.workers.model.config import ModelConfig
 
 # What the ends of the pipeline do besides layers, in one layer's time on one row (benchmarks/round.py, on a CPU).
@@ -28,13 +26,6 @@ def split_layers(model: ModelConfig, stages: int, draft_steps: int) -> tuple[tup
     sizes = [first, *_even(layers - first - last, middle), last] if middle else [first, layers - first]
     ends = [sum(sizes[: i + 1]) for i in range(stages)]
     return tuple(zip([0, *ends[:-1]], ends, strict=True))
-
-
-def describe_rank(layer_splits: Sequence[tuple[int, int]], rank: int, pid: int | None = None) -> str:
-    """A rank's name in errors, e.g. "rank 1 (stage 1, layers 7..12, pid 123)"."""
-    first, end = layer_splits[rank]
-    process = "" if pid is None else f", pid {pid}"
-    return f"rank {rank} (stage {rank}, layers {first}..{end - 1}{process})"
 
 
 def _clamp(value: int, low: int, high: int) -> int:

@@ -37,6 +37,9 @@ class CompiledHead:
     def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
         return self._context.linear(self._head, hidden[torch.from_numpy(rows)])
 
+    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
+        return self._context.draw(logits, self._starts.draws(sequence_ids, positions))
+
 
 class CompiledDraftModel:
     """Implements DraftModel."""
@@ -48,7 +51,7 @@ class CompiledDraftModel:
         assert isinstance(module, CompiledModule), "a module of the stage that runs"
         self.module = module
 
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
         last = pairs.last_rows[going]
         sequence_ids, positions = pairs.sequence_ids[going], pairs.positions[last] + 2
 
@@ -56,8 +59,7 @@ class CompiledDraftModel:
             return self._starts.allowed(int(sequence_ids[which]), int(positions[which]) + depth)
 
         draws = self._starts.draws(sequence_ids, positions)
-        tokens, leads = self.module.draft(
-            pair_rows(pairs), pairs.hidden, last, depths, draws, allowed if self._starts.constrains else None
-        )
+        remask = allowed if self._starts.constrains else None
+        tokens, leads = self.module.draft(pair_rows(pairs), pairs.hidden, last, depths, draws, remask, steps)
         drafts = map(Draft, tokens.tolist(), leads.tolist())
         return [list(itertools.islice(drafts, depth)) for depth in depths.tolist()]

@@ -31,15 +31,23 @@ class Head(Protocol):
         ...
 
     def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
-        """Logits [n, vocab] in float32 of rows `rows` [n] of `hidden`."""
+        """Logits in float32 of rows `rows` [n] of `hidden`: [n, slice of the vocabulary that this rank has]."""
+        ...
+
+    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
+        """The tokens that whole rows of logits [n, vocab] draw, as `draw`."""
         ...
 
 
 class DraftModel(Protocol):
     """The MTP module or a separate model, with its cache and a head."""
 
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
-        """Feeds all `pairs`; then, after the last pair of entry `going[n]` of them, drafts `depths[n]` tokens."""
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
+        """Feeds all `pairs`; then, after the last pair of entry `going[n]` of them, drafts `depths[n]` tokens.
+
+        `steps` is the largest depth where other data groups draft beside this one: all go as many. Of ranks with the
+        same pairs only the first is sure of its drafts' confidence.
+        """
         ...
 
 

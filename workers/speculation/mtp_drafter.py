@@ -9,46 +9,56 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict
+from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, ints, share_of, verdict_for
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.model_parts import DraftModel
 from outrider.workers.speculation.pairs import Backlog, Pairs, accepted_pairs, followed, joined
 from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.speculation.shared_drafts import SharedDrafts
 
 _MOST_WAITING = 8  # pairs; few, so that a draft after a pause costs little more than another
 
 
 class MtpDrafter:
-    """Implements Drafter. One per replica, on the first stage.
+    """Implements Drafter, on every rank of the first stage; each drafts for the sequences of its data group.
 
-    While nobody drafts, its cache falls behind by up to `most_waiting` pairs, which are caught up with in one go.
+    While nobody drafts, its cache falls behind by up to `most_waiting` pairs, which are caught up with in one go. What
+    it does follows from the round and the verdict alone, so that all ranks do it at the same time.
     """
 
     def __init__(
-        self, model: DraftModel, starts: SequenceStarts, block_size: int, most_waiting: int = _MOST_WAITING
+        self,
+        model: DraftModel,
+        starts: SequenceStarts,
+        block_size: int,
+        most_waiting: int = _MOST_WAITING,
+        shared: SharedDrafts | None = None,
     ) -> None:
-        self._model, self._starts = model, starts
+        """`shared`: where there are several data groups, what brings their drafts to the leader."""
+        self._model, self._starts, self._shared = model, starts, shared
+        self._data = shared.data if shared is not None else 0
+        self._most_waiting = most_waiting
         self._backlog = Backlog(most_waiting, block_size)
+        self._behind = 0  # pairs that wait in all data groups together
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
-        """Feeds the accepted rows, then drafts each going-on sequence as deep as the round says."""
+        """Feeds the accepted rows, then drafts each going-on sequence as deep as the round says.
+
+        `hidden` are the accepted rows' of this data group; the drafts are everybody's on the leader.
+        """
         self._starts.begin(round.begins)
         self._starts.write_verdict(round, verdict)
-        self._backlog.yield_blocks(round)
-        kept = followed(round, verdict)
-        pairs = self._pairs(round, verdict, hidden, kept)
-        depths = np.where(verdict.finish == RUNNING, round.draft_steps, 0)[kept]
+        self._backlog.yield_blocks(share_of(round, self._data))
+        everybody = followed(round, verdict)
+        depths = np.zeros(round.sequences, dtype=np.int64)
+        depths[everybody] = np.where(verdict.finish == RUNNING, round.draft_steps, 0)[everybody]
         ending = bool((verdict.finish != RUNNING).any())  # its blocks are free, and may be another's next
-        if not depths.any() and not ending and self._backlog.has_room(pairs):
+        pairs = self._own_pairs(round, verdict, hidden)
+        if not depths.any() and not ending and self._may_wait(pairs, int(verdict.accepted_rows[everybody].sum())):
             self._backlog.add(pairs)
             return {}
-        waiting = joined([*self._backlog.take(), pairs])
-        if not len(waiting):
-            return {}
-        live = np.flatnonzero(depths)
-        before = len(waiting.lengths) - len(pairs.lengths)
-        drafts = self._model.draft(waiting, before + live, depths[live])
-        return dict(zip(pairs.sequence_ids[live].tolist(), drafts, strict=True))
+        drafts = self._catch_up(pairs, dict(zip(round.sequence_ids.tolist(), depths.tolist(), strict=True)))
+        return drafts if self._shared is None else self._shared.collect(round, depths, drafts)
 
     def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: IntArray) -> Pairs:
         """What the verdict makes certain of the round's sequences `kept`."""
@@ -56,3 +66,26 @@ class MtpDrafter:
 
     def forget(self, sequence_ids: IntArray) -> None:
         self._starts.end(sequence_ids)
+
+    def _own_pairs(self, round: Round, verdict: Verdict, hidden: Tensor) -> Pairs:
+        own, its = share_of(round, self._data), verdict_for(round, verdict, self._data)
+        return self._pairs(own, its, hidden, followed(own, its))
+
+    def _may_wait(self, pairs: Pairs, everybodys: int) -> bool:
+        """Whether these pairs can wait; data groups answer alike."""
+        if self._shared is None:
+            return self._backlog.has_room(pairs)
+        self._behind += everybodys
+        return self._behind <= self._most_waiting
+
+    def _catch_up(self, pairs: Pairs, depths: Mapping[int, int]) -> dict[int, list[Draft]]:
+        """Feeds what waits and `pairs`, then drafts `depths` (by sequence id) for the sequences in `pairs`."""
+        waiting = joined([*self._backlog.take(), pairs])
+        self._behind = 0
+        if not len(waiting) and self._shared is None:
+            return {}
+        own = ints([depths[sequence_id] for sequence_id in pairs.sequence_ids.tolist()])
+        live = np.flatnonzero(own)
+        before = len(waiting.lengths) - len(pairs.lengths)
+        drafts = self._model.draft(waiting, before + live, own[live], max(depths.values(), default=0))
+        return dict(zip(pairs.sequence_ids[live].tolist(), drafts, strict=True))

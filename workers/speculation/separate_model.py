@@ -52,7 +52,7 @@ class SeparateModel:
     def __init__(self, stage: StageModel, head: Head) -> None:
         self._stage, self._head = stage, head
 
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
         states = self._stage.run(as_tokens(pair_rows(pairs)), None)
         rows, positions = pairs.last_rows[going], pairs.positions[pairs.last_rows[going]]
         live, drafts = np.arange(len(depths)), [list[Draft]() for _ in depths]

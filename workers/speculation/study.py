@@ -46,11 +46,11 @@ class StudyDraftModel(TorchDraftModel):
         super().__init__(modules, starts)
         self._blocks = blocks
 
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
         drafted = set(pairs.sequence_ids[going].tolist())
         for sequence_id in [i for i in self._blocks if i in drafted or i not in self._starts]:
             del self._blocks[sequence_id]
-        return super().draft(pairs, going, depths)
+        return super().draft(pairs, going, depths, steps)
 
     def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> tuple[IntArray, list[float]]:
         rows = self._starts.rows(sequence_ids, positions)

@@ -8,6 +8,7 @@ from outrider.workers.engine.round import FloatArray, IntArray, ints, offsets
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows
+from outrider.workers.parallel.sharing import Columns
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.pairs import Pairs, pair_rows
 from outrider.workers.speculation.sampling import sample, sample_with_leads
@@ -24,8 +25,12 @@ class TorchHead:
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[Tensor, IntArray]:
-        logits = self._stage.logits(hidden[torch.from_numpy(rows)])
-        return logits, ints(sample(logits, self._starts.rows(sequence_ids, positions)).cpu().numpy())
+        logits = self.logits(hidden, rows)
+        return logits, self.choose(logits, sequence_ids, positions)
+
+    @torch.inference_mode()
+    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
+        return ints(sample(logits, self._starts.rows(sequence_ids, positions)).cpu().numpy())
 
     @torch.inference_mode()
     def draw_with_leads(
@@ -45,36 +50,48 @@ class TorchHead:
 class TorchDraftModel:
     """Implements DraftModel by recursion, step by step."""
 
-    def __init__(self, modules: MtpModules, starts: SequenceStarts) -> None:
-        self.module, self._starts = modules, starts
+    def __init__(self, modules: MtpModules, starts: SequenceStarts, vocabulary: Columns | None = None) -> None:
+        """`vocabulary` joins slices of logits, where several ranks make them."""
+        self.module, self._starts, self._vocabulary = modules, starts, vocabulary
 
     def use(self, module: object) -> None:
         assert isinstance(module, MtpModules), "a module of the stage that runs"
         self.module = module
 
     @torch.inference_mode()
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
+        most = int(depths.max(initial=0)) if steps is None else steps
         state = self.module.run(pair_rows(pairs), pairs.hidden)
         drafts: list[list[Draft]] = [[] for _ in depths]
         live, last = np.arange(len(depths)), pairs.last_rows[going]
         state, positions = state[torch.from_numpy(last)], pairs.positions[last]
-        for step in range(1, int(depths.max(initial=0)) + 1):
+        for step in range(1, most + 1):
             # Step j draws draft j from the state of step j, then feeds that draft and that state to step j+1.
             tokens, leads = self._draw(state, pairs.sequence_ids[going[live]], positions + 2)
             for n, token, lead in zip(live.tolist(), tokens.tolist(), leads, strict=True):
                 drafts[n].append(Draft(token, lead))
             self._starts.write_each(pairs.sequence_ids[going[live]], positions + 2, tokens)
-            deeper = np.flatnonzero(depths[live] > step)
-            if not len(deeper):
+            if step == most:
                 break
+            deeper = np.flatnonzero(depths[live] > step)
             live, positions = live[deeper], positions[deeper] + 1
             state = state[torch.from_numpy(deeper)]
             state = self.module.run(one_each(pairs, going[live], tokens[deeper], positions), state)
         return drafts
 
     def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> tuple[IntArray, list[float]]:
-        tokens, leads = sample_with_leads(self.module.logits(state), self._starts.rows(sequence_ids, positions))
-        return ints(tokens.cpu().numpy()), leads.tolist()
+        """Of ranks with the same rows the first one draws, and the others take its tokens."""
+        if not len(sequence_ids):
+            return ints(), []
+        part, rows = self.module.logits(state), self._starts.rows(sequence_ids, positions)
+        logits = part if self._vocabulary is None else self._vocabulary.on(0, part)
+        if logits is not None:
+            found, leads = sample_with_leads(logits, rows)
+        else:
+            found, leads = torch.zeros(len(state), dtype=torch.int64, device=state.device), state.new_zeros(len(state))
+        if self._vocabulary is not None:
+            found = self._vocabulary.group.gather(found, "drafts")[0]
+        return ints(found.cpu().numpy()), leads.tolist()
 
 
 def one_each(pairs: Pairs, which: IntArray, token_ids: IntArray, positions: IntArray) -> Rows:
@@ -87,6 +104,6 @@ def one_each(pairs: Pairs, which: IntArray, token_ids: IntArray, positions: IntA
         query_offsets=np.arange(len(which) + 1),
         write_from=pairs.write_from[which],
         block_offsets=offsets([len(table) for table in tables]),
-        block_ids=ints(np.concatenate(tables)),
+        block_ids=ints(np.concatenate(tables)) if tables else ints(),
         first_cache_position=1,
     )

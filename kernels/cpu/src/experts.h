@@ -116,42 +116,46 @@ inline void store_gated(float* row, int panel_output, int width, const F16* sums
     store_some(row + first, silu(sums[0]) * sums[1], width - first);
 }
 
-// outputs[pair] [hidden] of every pair; `inner` is room for [pairs][inner_stride].
-inline void run_experts(const Team& team, const Groups& by_expert, const float* x, int hidden, float* inner,
-                        long inner_stride, float* outputs) {
+// What comes before an expert's last product, at to(job, pair): of every pair, from x(row).
+template <class Input, class To>
+void gate_pairs(const Team& team, const Groups& by_expert, const Input& x, const To& to) {
     const auto& groups = by_expert.groups;
-    const int jobs = static_cast<int>(groups.size());
-    const auto rows = [&](int job) { return groups[job].count; };
     products(
-        team, jobs, [&](int job) -> const Linear& { return groups[job].weights->gate_up; }, rows,
-        [&](int job, int i) { return x + static_cast<long>(by_expert.row_of_pair[groups[job].first + i]) * hidden; },
+        team, static_cast<int>(groups.size()), [&](int job) -> const Linear& { return groups[job].weights->gate_up; },
+        [&](int job) { return groups[job].count; },
+        [&](int job, int i) { return x(by_expert.row_of_pair[groups[job].first + i]); },
         [&](int job, int i, int first, const F16* sums) {
-            store_gated(inner + (groups[job].first + i) * inner_stride, first, groups[job].weights->width, sums);
-        });
-    team.barrier();
-    products(
-        team, jobs, [&](int job) -> const Linear& { return groups[job].weights->down; }, rows,
-        [&](int job, int i) { return inner + (groups[job].first + i) * inner_stride; },
-        [&](int job, int i, int first, const F16* sums) {
-            store_panel(outputs + static_cast<long>(groups[job].first + i) * hidden, first, hidden, sums);
+            store_gated(to(job, groups[job].first + i), first, groups[job].weights->width, sums);
         });
     team.barrier();
 }
 
-// A row's outputs by their weights, summed in ascending expert id, then the shared expert's; added to `residual`.
-inline void combine(const Shape& shape, const Groups& by_expert, const float* weights, const float* outputs, int row,
-                    int rows, bool shared, float* residual) {
-    const int hidden = shape.hidden;
+// The outputs of every pair at to(job, pair), from inner(pair).
+template <class Input, class To>
+void finish_pairs(const Team& team, const Groups& by_expert, const Input& inner, const To& to) {
+    const auto& groups = by_expert.groups;
+    products(
+        team, static_cast<int>(groups.size()), [&](int job) -> const Linear& { return groups[job].weights->down; },
+        [&](int job) { return groups[job].count; }, [&](int job, int i) { return inner(groups[job].first + i); },
+        [&](int job, int i, int first, const F16* sums) {
+            store_panel(to(job, groups[job].first + i), first, groups[job].weights->down.outputs, sums);
+        });
+    team.barrier();
+}
+
+// A row's outputs (`width` columns of them, [pairs][width]) by their weights, summed in ascending expert id, then the
+// shared expert's, if there is one: stored at `out`, or added to what is there.
+inline void combine(const Shape& shape, const Groups& by_expert, const float* weights, const float* outputs, int width,
+                    int row, const float* shared, Put put, float* out) {
     const int32_t* pairs = by_expert.pair_of_choice.data() + static_cast<long>(row) * shape.chosen;
     weights += static_cast<long>(row) * shape.chosen;
-    const float* last = outputs + (static_cast<long>(rows) * shape.chosen + row) * hidden;
-    for (int i = 0; i < hidden; i += kLanes) {
-        const int count = hidden - i;
-        F16 total = load_some(outputs + static_cast<long>(pairs[0]) * hidden + i, count) * all(weights[0]);
+    for (int i = 0; i < width; i += kLanes) {
+        const int count = width - i;
+        F16 total = load_some(outputs + static_cast<long>(pairs[0]) * width + i, count) * all(weights[0]);
         for (int n = 1; n < shape.chosen; ++n)
-            total = total + load_some(outputs + static_cast<long>(pairs[n]) * hidden + i, count) * all(weights[n]);
-        if (shared) total = total + load_some(last + i, count);
-        store_some(residual + i, load_some(residual + i, count) + total, count);
+            total = total + load_some(outputs + static_cast<long>(pairs[n]) * width + i, count) * all(weights[n]);
+        if (shared) total = total + load_some(shared + i, count);
+        store_some(out + i, put == Put::kAdd ? load_some(out + i, count) + total : total, count);
     }
 }
 

@@ -4,16 +4,18 @@
 #include <cstdint>
 
 #include "linear.h"
+#include "sharding.h"
 
 namespace outrider {
 
-struct Shape {
+struct Shape {  // `heads` are this rank's
     int32_t hidden, heads, nope, rope, value, latent_rank, query_rank;  // query_rank 0: queries are made in one step
     int32_t experts, chosen, groups, chosen_groups, normalise;          // of the router
     int32_t block_size, cache_kind;                                     // WeightKind of the cache's values
     int32_t fast, unused;  // 1: long chunks of a prompt attend in the expanded form, in another order of arithmetic
     float routed_scale, eps, latent_eps, softmax_scale;
     const float* rotary;  // [positions][2][rope]: cosines, signed sines
+    const Shard* shard;   // null: this rank has all of every layer
 
     int query_head() const { return nope + rope; }
     int latent() const { return latent_rank + rope; }
@@ -29,7 +31,7 @@ struct AttentionWeights {
 
 struct MlpWeights {
     Linear gate_up, down;  // panels of gate_up: 16 gates, then their 16 ups
-    int32_t width;
+    int32_t width;         // this rank's; down.inputs is everybody's
     int32_t unused;
 };
 

@@ -26,8 +26,8 @@ void run_stage(const Team& team, const Shape& shape, const StageWeights& stage, 
     const long width = shape.hidden;
     const auto share = team.share(rows.rows);
     if (stage.embedding)
-        for (long row = share.begin; row < share.end; ++row)
-            embed(shape, stage.embedding, stage.embedding_kind, rows.token_ids[row], hidden + row * width);
+        embed_rows(team, shape, rows, stage.embedding, stage.embedding_kind, room.exchanged,
+                   [&](int row) { return hidden + row * width; });
     team.barrier();
     LayerRunner runner(team, shape, rows, room, hidden, inner_stride(stage.layers, stage.count));
     for (int l = 0; l < stage.count; ++l) runner.run(stage.layers[l], stage.caches[l]);
@@ -35,6 +35,11 @@ void run_stage(const Team& team, const Shape& shape, const StageWeights& stage, 
     runner.norm_rows(stage.norm);
     for (long row = share.begin; row < share.end; ++row)
         std::copy_n(room.normed.data() + row * width, width, hidden + row * width);
+}
+
+// What became of the other ranks' parts in a call: 0, or the purpose and what its group said of it.
+int64_t outcome(const Exchanged& exchanged) {
+    return exchanged.broken ? static_cast<int64_t>(exchanged.purpose) << 32 | static_cast<uint32_t>(exchanged.broken) : 0;
 }
 
 }  // namespace
@@ -58,18 +63,20 @@ void outrider_pack(const void* weights, int kind_of_weights, const int32_t* orde
 
 void outrider_linear(Context* context, int threads, int spins, const Linear* linear, int rows, const float* x, float* out) {
     context->pool.run(threads, spins, [&](const Team& team) {
-        project(team, {linear, nullptr}, rows, [&](int row) { return x + static_cast<long>(row) * linear->inputs; }, out);
+        project(team, {linear, nullptr, linear->outputs}, rows, [&](int row) { return x + static_cast<long>(row) * linear->inputs; }, out);
     });
 }
 
 // Runs a stage's layers. `hidden` [rows][hidden]: what comes in, or on the first stage what the tokens embed to; what
-// comes out is after the final norm on the last stage.
-void outrider_stage(Context* context, int threads, int spins, const Shape* shape, const StageWeights* stage,
+// comes out is after the final norm on the last stage. Returns `outcome`.
+int64_t outrider_stage(Context* context, int threads, int spins, const Shape* shape, const StageWeights* stage,
                     const Rows* rows, float* hidden) {
+    context->room.exchanged.broken = 0;
     prepare(*shape, *rows, threads, stage->layers, stage->count, context->room);
     context->pool.run(threads, spins, [&](const Team& team) {
         run_stage(team, *shape, *stage, *rows, context->room, hidden);
     });
+    return outcome(context->room.exchanged);
 }
 
 // logits [count][outputs] of rows `which` of `hidden`, kept; and a token drawn from each, with its score's lead over the
@@ -80,7 +87,7 @@ void outrider_sample(Context* context, int threads, int spins, const Linear* hea
     const long outputs = head->outputs;
     Room::grow(context->logits, count * outputs);
     context->pool.run(threads, spins, [&](const Team& team) {
-        project(team, {head, nullptr}, count, [&](int i) { return hidden + which[i] * head->inputs; }, logits);
+        project(team, {head, nullptr, head->outputs}, count, [&](int i) { return hidden + which[i] * head->inputs; }, logits);
         const auto share = team.share(count);
         std::copy(logits + share.begin * outputs, logits + share.end * outputs, context->logits.data() + share.begin * outputs);
         context->sampling.run(team, count, context->logits.data(), outputs, static_cast<int>(outputs), nullptr, draws, tokens, margins);
@@ -95,16 +102,43 @@ void outrider_draw(Context* context, int threads, int spins, float* logits, int 
     });
 }
 
-// Feeds the pairs to the module with the states `hidden` before them, then drafts for the sequences `going`; a draft's
-// margin is its score's lead over the next best. `states` [pairs][hidden] is room.
-// `remask` is called where a draw is constrained.
-void outrider_draft(Context* context, int threads, int spins, const Shape* shape, const ModuleWeights* weights,
-                    const Linear* head, const int32_t* ids, const Rows* pairs, const float* hidden, float* states,
-                    const Going* going, int count, const Draw* draws, int64_t* drafts, double* margins,
-                    Remask remask) {
+// Feeds the pairs to the module with the states `hidden` before them, then drafts `steps` tokens, the most of all
+// sequences `going`, these and those of other data groups; a draft's margin is its score's lead over the next best.
+// `head` makes this rank's slice of `outputs`. `states` [pairs and sequences][hidden] is room. `remask` is
+// called where a draw is constrained. Returns `outcome`.
+int64_t outrider_draft(Context* context, int threads, int spins, const Shape* shape, const ModuleWeights* weights,
+                       const Linear* head, int outputs, const int32_t* ids, const Rows* pairs, const float* hidden,
+                       float* states, const Going* going, int count, int steps, const Draw* draws, int64_t* drafts,
+                       double* margins, Remask remask) {
+    context->room.exchanged.broken = 0;
     Module module(*shape, *weights, context->room);
-    Drafting drafting(module, {head, ids}, *pairs, hidden, states, shape->hidden, remask);
+    Drafting drafting(module, *shape, {head, ids, outputs}, *pairs, hidden, states, steps, context->room, remask);
     drafting.prepare(going, count, draws, threads);
     context->pool.run(threads, spins, [&](const Team& team) { drafting.run(team, context->sampling, drafts, margins); });
+    return outcome(context->room.exchanged);
 }
+
+// A rank's end of a group in memory that all its ranks map; see SharedGroup.
+SharedGroup* outrider_group_open(void* memory, int rank, int size, int64_t room, int spins, int64_t timeout_ns) {
+    return new SharedGroup(memory, rank, size, room, spins, timeout_ns);
+}
+
+void outrider_group_close(SharedGroup* group) {
+    group->leave();
+    delete group;
+}
+
+int64_t outrider_group_size(int size, int64_t room) { return SharedGroup::size_of(size, room); }
+
+int32_t outrider_group_gather(void* group, int32_t what, const void* mine, int64_t bytes, int32_t root, void* all) {
+    return gather_shared(group, what, mine, bytes, root, all);
+}
+
+int32_t outrider_group_exchange(void* group, int32_t what, const void* sent, const int64_t* sent_sizes, void* received,
+                                const int64_t* received_sizes) {
+    return exchange_shared(group, what, sent, sent_sizes, received, received_sizes);
+}
+
+// [kPurposes] of what the group has carried.
+const Traffic* outrider_group_traffic(const SharedGroup* group) { return group->traffic; }
 }

@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "expanded.h"
 #include "experts.h"
+#include "spread.h"
 
 namespace outrider {
 
@@ -26,6 +27,7 @@ public:
         grow(query_low, static_cast<long>(rows) * shape.query_rank);
         grow(query, static_cast<long>(rows) * shape.heads * shape.query_head());
         grow(heads, static_cast<long>(rows) * inner);
+        if (shape.shard) grow(all_heads, static_cast<long>(rows) * shape.shard->heads * shape.value);
         grow(absorbed, block * shape.heads * shape.latent_stride());
         grow(gathered, block * shape.heads * shape.latent_stride());
         grow(router_scores, static_cast<long>(rows) * shape.experts);
@@ -35,7 +37,7 @@ public:
         grow(mlp_outputs, static_cast<long>(pairs) * shape.hidden);
     }
 
-    std::vector<float> normed, low, query_low, query, heads, absorbed, gathered;
+    std::vector<float> normed, low, query_low, query, heads, all_heads, absorbed, gathered;
     std::vector<float> router_scores, chosen_weights, mlp_inner, mlp_outputs;
     std::vector<int32_t> chosen, sequence_of_row;
     std::vector<Block> blocks;
@@ -43,6 +45,8 @@ public:
     Parts parts;
     ExpandedRoom expanded;
     Groups by_expert;
+    SpreadRoom spread;
+    Exchanged exchanged;
     int low_stride = 0;
 
     static void grow(std::vector<float>& room, long size) {
@@ -53,8 +57,8 @@ public:
 inline int inner_stride(const LayerWeights* layers, int count) {
     int most = 0;
     for (int l = 0; l < count; ++l) {
-        if (layers[l].routed) most = std::max(most, layers[l].experts[0].width);
-        if (layers[l].shared || !layers[l].routed) most = std::max(most, layers[l].dense.width);
+        if (layers[l].routed) most = std::max(most, layers[l].experts[0].down.inputs);
+        if (layers[l].shared || !layers[l].routed) most = std::max(most, layers[l].dense.down.inputs);
     }
     return most;
 }
@@ -92,9 +96,7 @@ private:
     float* low(int row) const { return room_.low.data() + static_cast<long>(row) * room_.low_stride; }
 
     void attend(const AttentionWeights& weights, void* cache) {
-        product_of(team_, weights.down, rows_.rows, [&](int row) { return normed(row); },
-                   [&](int row, int first, const F16* sums) { store_panel(low(row), first, weights.down.outputs, sums); });
-        team_.barrier();
+        make_low(weights.down);
         each_row([&](int row) { finish_low(weights, row, cache); });
         if (shape_.query_rank) {
             const int rank = shape_.query_rank, width = weights.query_up.outputs;
@@ -113,10 +115,76 @@ private:
                 expand(weights, static_cast<const uint16_t*>(cache), expansion);
         }
         const int width = weights.output.inputs;
-        product_of(team_, weights.output, rows_.rows,
-                   [&](int row) { return room_.heads.data() + static_cast<long>(row) * width; },
-                   [&](int row, int first, const F16* sums) { add_panel(residual(row), first, shape_.hidden, sums); });
+        const float* heads = whole_heads();
+        add_product(weights.output, kAttention, [&](int row) { return heads + static_cast<long>(row) * width; });
+    }
+
+    // Low-rank queries (or, where there are none, this rank's own queries), then latents.
+    void make_low(const Linear& down) {
+        if (!shape_.shard) {
+            product_of(team_, down, rows_.rows, [&](int row) { return normed(row); },
+                       [&](int row, int first, const F16* sums) { store_panel(low(row), first, down.outputs, sums); });
+            return team_.barrier();
+        }
+        const int own = shape_.query_rank ? 0 : shape_.heads * shape_.query_head();  // outputs that nobody else needs
+        const Cut cut = shape_.shard->cut(room_.low_stride - own);
+        const int stride = own + cut.widest();
+        float* made = own_room(static_cast<long>(rows_.rows) * (stride + cut.widest()));
+        float* shared = made + static_cast<long>(rows_.rows) * stride;
+        product_of(team_, down, rows_.rows, [&](int row) { return normed(row); },
+                   [&](int row, int first, const F16* sums) {
+                       store_panel(made + static_cast<long>(row) * stride, first, down.outputs, sums);
+                   });
         team_.barrier();
+        each_row([&](int row) {
+            const float* from = made + static_cast<long>(row) * stride;
+            std::copy_n(from, own, low(row));
+            std::copy_n(from + own, down.outputs - own, shared + static_cast<long>(row) * cut.widest());
+        });
+        gather_columns(team_, shape_.shard->tensor, kLatents, rows_.rows, shared, cut.widest(), room_.exchanged,
+                       Put::kStore, [&](int) { return cut; }, [&](int row) { return low(row) + own; });
+    }
+
+    // What all heads gathered, [rows][all heads * value].
+    const float* whole_heads() {
+        if (!shape_.shard) return room_.heads.data();
+        const int own = shape_.heads * shape_.value, all = shape_.shard->heads * shape_.value;
+        const Cut cut{all, shape_.shard->tensor.size, shape_.value};
+        gather_columns(team_, shape_.shard->tensor, kHeads, rows_.rows, room_.heads.data(), own, room_.exchanged, Put::kStore,
+                       [&](int) { return cut; },
+                       [&](int row) { return room_.all_heads.data() + static_cast<long>(row) * all; });
+        return room_.all_heads.data();
+    }
+
+    // Adds a product of x(row) to the stream.
+    template <class Input>
+    void add_product(const Linear& linear, Purpose what, const Input& x) {
+        if (!shape_.shard) {
+            product_of(team_, linear, rows_.rows, x, [&](int row, int first, const F16* sums) {
+                add_panel(residual(row), first, shape_.hidden, sums);
+            });
+            return team_.barrier();
+        }
+        const int stride = shape_.shard->cut(shape_.hidden).widest();
+        float* made = own_room(static_cast<long>(rows_.rows) * stride);
+        product_of(team_, linear, rows_.rows, x, [&](int row, int first, const F16* sums) {
+            store_panel(made + static_cast<long>(row) * stride, first, linear.outputs, sums);
+        });
+        team_.barrier();
+        add_columns(what, made, stride);
+    }
+
+    // Adds everybody's columns of the stream; this rank's are `made` [rows][stride].
+    void add_columns(Purpose what, const float* made, int stride) {
+        gather_columns(team_, shape_.shard->tensor, what, rows_.rows, made, stride, room_.exchanged, Put::kAdd,
+                       [&](int) { return shape_.shard->cut(shape_.hidden); }, [&](int row) { return residual(row); });
+    }
+
+    // Room for what goes to the others. In step.
+    float* own_room(long size) {
+        if (team_.index == 0) room_.exchanged.own(size);
+        team_.barrier();
+        return room_.exchanged.mine.data();
     }
 
     // Norms a row's low-rank query, and writes its latent into the cache.
@@ -209,12 +277,22 @@ private:
     }
 
     void dense(const MlpWeights& mlp) {
+        const Cut cut = mlp_cut(mlp);
+        const int stride = cut.widest();
+        float* made = shape_.shard ? own_room(static_cast<long>(rows_.rows) * stride) : nullptr;
         product_of(team_, mlp.gate_up, rows_.rows, [&](int row) { return normed(row); },
-                   [&](int row, int first, const F16* sums) { store_gated(inner(row), first, mlp.width, sums); });
+                   [&](int row, int first, const F16* sums) {
+                       store_gated(made ? made + static_cast<long>(row) * stride : inner(row), first, mlp.width, sums);
+                   });
         team_.barrier();
-        product_of(team_, mlp.down, rows_.rows, [&](int row) { return inner(row); },
-                   [&](int row, int first, const F16* sums) { add_panel(residual(row), first, shape_.hidden, sums); });
-        team_.barrier();
+        if (made)
+            gather_columns(team_, shape_.shard->tensor, kInner, rows_.rows, made, stride, room_.exchanged, Put::kStore,
+                           [&](int) { return cut; }, [&](int row) { return inner(row); });
+        add_product(mlp.down, kOutputs, [&](int row) { return inner(row); });
+    }
+
+    Cut mlp_cut(const MlpWeights& mlp) const {
+        return shape_.shard ? shape_.shard->cut(mlp.down.inputs) : Cut{mlp.down.inputs, 1, 1};
     }
 
     float* inner(int row) const { return room_.mlp_inner.data() + row * inner_stride_; }
@@ -223,12 +301,78 @@ private:
         each_row([&](int row) { route(layer, row); });
         if (team_.index == 0) room_.by_expert.build(shape_, layer, room_.chosen.data(), rows_.rows);
         team_.barrier();
-        run_experts(team_, room_.by_expert, room_.normed.data(), shape_.hidden, room_.mlp_inner.data(), inner_stride_,
-                    room_.mlp_outputs.data());
-        each_row([&](int row) {
-            combine(shape_, room_.by_expert, room_.chosen_weights.data(), room_.mlp_outputs.data(), row, rows_.rows,
-                    layer.shared, residual(row));
-        });
+        if (!shape_.shard)
+            whole_experts(layer);
+        else if (shape_.shard->spread)
+            spread_experts(layer);
+        else
+            split_experts(layer);
+    }
+
+    long routed_pairs() const { return static_cast<long>(rows_.rows) * shape_.chosen; }
+
+    void whole_experts(const LayerWeights& layer) {
+        const int hidden = shape_.hidden;
+        gate_pairs(team_, room_.by_expert, [&](int row) { return normed(row); }, [&](int, int pair) { return inner(pair); });
+        finish_pairs(team_, room_.by_expert, [&](int pair) { return inner(pair); },
+                     [&](int, int pair) { return room_.mlp_outputs.data() + static_cast<long>(pair) * hidden; });
+        each_row([&](int row) { sum_outputs(layer, row, hidden, Put::kAdd, residual(row)); });
+    }
+
+    // `out` gets the first `width` columns that this rank has of the outputs.
+    void sum_outputs(const LayerWeights& layer, int row, int width, Put put, float* out) {
+        const float* shared = layer.shared ? room_.mlp_outputs.data() + (routed_pairs() + row) * width : nullptr;
+        combine(shape_, room_.by_expert, room_.chosen_weights.data(), room_.mlp_outputs.data(), width, row, shared, put, out);
+    }
+
+    // Every expert's outputs are split over the ranks, as a dense layer's are.
+    void split_experts(const LayerWeights& layer) {
+        const Cut routed = mlp_cut(layer.experts[0]), shared = layer.shared ? mlp_cut(layer.dense) : routed;
+        const int stride = std::max(routed.widest(), shared.widest()), width = shape_.shard->own_width(shape_.hidden);
+        const int pairs = static_cast<int>(room_.by_expert.row_of_pair.size());
+        float* made = own_room(static_cast<long>(pairs) * stride);
+        gate_pairs(team_, room_.by_expert, [&](int row) { return normed(row); },
+                   [&](int, int pair) { return made + static_cast<long>(pair) * stride; });
+        gather_columns(team_, shape_.shard->tensor, kInner, pairs, made, stride, room_.exchanged, Put::kStore,
+                       [&](int pair) { return pair < routed_pairs() ? routed : shared; }, [&](int pair) { return inner(pair); });
+        finish_pairs(team_, room_.by_expert, [&](int pair) { return inner(pair); },
+                     [&](int, int pair) { return room_.mlp_outputs.data() + static_cast<long>(pair) * width; });
+        add_summed(layer, width);
+    }
+
+    // Whole experts, dealt out over the ranks of the stage; the shared one is split over this row's own.
+    void spread_experts(const LayerWeights& layer) {
+        const int width = shape_.shard->own_width(shape_.hidden);
+        SpreadExperts(team_, shape_, layer, room_.spread, room_.exchanged)
+            .run(room_.by_expert, room_.normed.data(), room_.chosen.data(), rows_.rows, room_.mlp_outputs.data());
+        if (layer.shared) shared_expert(layer.dense, room_.mlp_outputs.data() + routed_pairs() * width, width);
+        add_summed(layer, width);
+    }
+
+    void shared_expert(const MlpWeights& mlp, float* outputs, int width) {
+        const Cut cut = mlp_cut(mlp);
+        const int stride = cut.widest();
+        float* made = own_room(static_cast<long>(rows_.rows) * stride);
+        product_of(team_, mlp.gate_up, rows_.rows, [&](int row) { return normed(row); },
+                   [&](int row, int first, const F16* sums) {
+                       store_gated(made + static_cast<long>(row) * stride, first, mlp.width, sums);
+                   });
+        team_.barrier();
+        gather_columns(team_, shape_.shard->tensor, kInner, rows_.rows, made, stride, room_.exchanged, Put::kStore,
+                       [&](int) { return cut; }, [&](int row) { return inner(row); });
+        product_of(team_, mlp.down, rows_.rows, [&](int row) { return inner(row); },
+                   [&](int row, int first, const F16* sums) {
+                       store_panel(outputs + static_cast<long>(row) * width, first, width, sums);
+                   });
+        team_.barrier();
+    }
+
+    // Sums this rank's columns of the outputs, and adds everybody's to the stream.
+    void add_summed(const LayerWeights& layer, int width) {
+        const int stride = shape_.shard->cut(shape_.hidden).widest();
+        float* made = own_room(static_cast<long>(rows_.rows) * stride);
+        each_row([&](int row) { sum_outputs(layer, row, width, Put::kStore, made + static_cast<long>(row) * stride); });
+        add_columns(kOutputs, made, stride);
     }
 
     void route(const LayerWeights& layer, int row) {

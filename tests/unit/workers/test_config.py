@@ -33,10 +33,17 @@ def test_a_bad_setting_is_refused_by_name(name: str, value: object) -> None:
         EngineConfig(**{name: value})  # type: ignore[arg-type]  # a table
 
 
-@pytest.mark.parametrize("name", ["tensor_parallel_size", "expert_parallel_size", "data_parallel_size"])
-def test_a_split_that_is_not_built_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is not supported yet"):
-        ParallelConfig(**{name: 2})
+@pytest.mark.parametrize("name", ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"])
+@pytest.mark.parametrize("size", [0, -1, True, 2.0, "2"])
+def test_a_size_is_a_whole_number_of_at_least_one(name: str, size: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {size!r}"):
+        ParallelConfig(**{name: size})  # type: ignore[arg-type]  # a table
+
+
+def test_experts_are_spread_over_a_whole_stage_or_not_at_all() -> None:
+    assert ParallelConfig(tensor_parallel_size=2, data_parallel_size=2, expert_parallel_size=4).world_size == 4
+    with pytest.raises(ValueError, match=r"expert_parallel_size must be 1 or .* 2 x 2 = 4, got 2"):
+        ParallelConfig(tensor_parallel_size=2, data_parallel_size=2, expert_parallel_size=2)
 
 
 def test_settings_survive_the_trip_to_a_rank() -> None:
@@ -62,3 +69,9 @@ def test_a_cache_too_small_for_one_block_is_an_error_with_the_numbers() -> None:
 
     with pytest.raises(OutriderError, match=r"kv_cache_memory_bytes=99 .* 100 bytes"):
         blocks_for(config, max_model_len=32, bytes_per_block=100, free_bytes=1)
+
+
+@pytest.mark.parametrize("name", ["draft_model", "harvest_path"])
+def test_what_needs_every_sequence_on_one_rank_is_refused_over_data_groups(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} needs data_parallel_size=1, got 2"):
+        EngineConfig(parallel=ParallelConfig(data_parallel_size=2), **{name: "somewhere"})  # type: ignore[arg-type]  # a table

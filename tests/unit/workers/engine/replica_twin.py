@@ -11,6 +11,7 @@ from random import Random
 import numpy as np
 from unit.workers.engine.toy_model import END_TOKEN, VOCABULARY, chain, length_limit, next_token, straight_line_text
 
+from outrider.workers.engine.blocks import BlockPool
 from outrider.workers.engine.request import FinishReason, Request, SequenceChunk
 from outrider.workers.engine.round import LENGTH, RUNNING, STOPPED, Round, SequenceStart, Verdict, ints
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
@@ -110,18 +111,18 @@ class ReplicaTwin:
                 assert (output.token_ids, output.finish_reason) == (text, reason)
 
     def check_pool(self) -> None:
-        """The pool's counts are those of the blocks that sequences hold; every other block is free, once."""
+        """Each pool's counts are those of the blocks that sequences hold; every other block is free, once."""
         residents = self.scheduler._residents
-        pool = residents.pool
-        holders = [0] * pool.num_blocks
-        for sequence in residents.running.values():
-            assert len(set(sequence.blocks)) == len(sequence.blocks)
-            for block in sequence.blocks:
-                holders[block] += 1
-        assert [pool.references(block) for block in range(pool.num_blocks)] == holders
-        assert sorted([*pool._blank, *pool._kept]) == [block for block, held in enumerate(holders) if not held]
-        assert all(pool.is_cached(block) for block in pool._kept)
-        assert not any(pool.is_cached(block) for block in pool._blank)
+        for owner, pool in enumerate(residents.pools):
+            holders = [0] * pool.num_blocks
+            for sequence in residents.running.values():
+                assert len(set(sequence.blocks)) == len(sequence.blocks)
+                for block in sequence.blocks if sequence.owner == owner else ():
+                    holders[block] += 1
+            assert [pool.references(block) for block in range(pool.num_blocks)] == holders
+            assert sorted([*pool._blank, *pool._kept]) == [block for block, held in enumerate(holders) if not held]
+            assert all(pool.is_cached(block) for block in pool._kept)
+            assert not any(pool.is_cached(block) for block in pool._blank)
         live = [s for sequences in self.scheduler._requests.values() for s in sequences]
         assert all(not s.blocks for s in live if s.sequence_id not in residents.running)
         assert len(residents.running) <= self.config.max_num_seqs
@@ -246,20 +247,30 @@ class ReplicaTwin:
         return tokens[len(known.token_ids) :]
 
     def _table(self, round: Round, index: int) -> list[int]:
-        return round.block_ids[round.block_offsets[index] : round.block_offsets[index + 1]].tolist()
+        """A sequence's blocks, numbered through all data groups."""
+        owner = int(round.owners[index]) if len(round.owners) else 0
+        table = round.block_ids[round.block_offsets[index] : round.block_offsets[index + 1]]
+        return (table + owner * self.config.num_blocks).tolist()
+
+    def _pool_of(self, block: int) -> tuple[BlockPool, int]:
+        """Its group's pool, and its number there."""
+        owner, number = divmod(block, self.config.num_blocks)
+        return self.scheduler._residents.pools[owner], number
 
     def _slot(self, table: list[int], position: int) -> int:
         return table[position // self.config.block_size] * self.config.block_size + position % self.config.block_size
 
     def _write(self, cache: dict[int, int], table: list[int], position: int, marks: list[int]) -> None:
         block = table[position // self.config.block_size]
-        assert self.scheduler._residents.pool.references(block) <= 1, "a shared block written"
+        pool, number = self._pool_of(block)
+        assert pool.references(number) <= 1, "a shared block written"
         cache[self._slot(table, position)] = marks[position]
 
     def _check_private(self, table: list[int], position: int) -> None:
         """Nobody can find the block while it is written. (The drafter fills those that a commit just published.)"""
         block = table[position // self.config.block_size]
-        assert not self.scheduler._residents.pool.is_cached(block), "a published block written"
+        pool, number = self._pool_of(block)
+        assert not pool.is_cached(number), "a published block written"
 
     def _read(self, cache: dict[int, int], table: list[int], positions: range, marks: list[int]) -> None:
         for position in positions:

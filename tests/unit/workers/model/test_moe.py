@@ -12,6 +12,7 @@ from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import Mlp
 from outrider.workers.model.linear import FastLinear, make_linear
 from outrider.workers.model.moe import Experts, MoE, Router
+from outrider.workers.parallel.expert_dispatch import Stay
 
 
 def config_of(path: Path, *, experts: int, groups: int, topk_group: int, chosen: int, norm: bool = True) -> ModelConfig:
@@ -100,7 +101,7 @@ def test_an_experts_output_for_a_token_is_whole_unsummed_and_its_own(tokens: int
     x = torch.randn(tokens, 12, generator=generator)
     ids = torch.rand(tokens, 6, generator=generator).argsort(dim=1)[:, :3].sort(dim=1).values
 
-    outputs = Experts(experts)(x, ids)
+    outputs = Stay()(x, ids, Experts(dict(enumerate(experts))))
 
     for row in range(tokens):
         for place, expert in enumerate(ids[row].tolist()):
@@ -114,7 +115,7 @@ def test_outputs_are_summed_in_ascending_expert_id_and_the_shared_expert_last(tm
     router = router_of(config)
     x = torch.randn(5, 12, generator=generator)
 
-    got = MoE(router, Experts(experts), shared)(x)
+    got = MoE(router, Experts(dict(enumerate(experts))), shared, Stay())(x)
 
     ids, weights = router(x)
     assert torch.equal(ids, ids.sort(dim=1).values)

@@ -1,0 +1,106 @@
+"""What ranks give one another through shared memory arrives whole, and who does not take part is named in time."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+import torch
+from sharded import all_sharings, close_all
+
+from outrider.workers.config import ParallelConfig, resolve_model
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.parallel.collectives import Collectives, ExchangeBrokenError, total_traffic
+
+SCOUT = ModelConfig.load(resolve_model("scout"))
+RANKS = 4
+T = TypeVar("T")
+
+
+@pytest.fixture
+def ranks() -> Iterator[list[Collectives]]:
+    sharings = all_sharings(SCOUT, ParallelConfig(tensor_parallel_size=RANKS), timeout_s=0.5)
+    yield [sharing.tensor for sharing in sharings]
+    close_all(sharings)
+
+
+def together(ranks: list[Collectives], work: Callable[[Collectives], T]) -> list[T]:
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        return list(pool.map(work, ranks))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (0, 5), (700, 1000)])  # the last is more than goes at one time
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_everybody_gets_every_part_by_rank(
+    ranks: list[Collectives], shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    parts = [(torch.arange(shape[0] * shape[1]).view(shape) * (rank + 1) % 97).to(dtype) for rank in range(RANKS)]
+
+    for _ in range(3):
+        found = together(ranks, lambda group: group.gather(parts[group.rank], "heads"))
+        assert all(torch.equal(each, torch.stack(parts)) for each in found)
+
+
+def test_only_the_root_gets_what_is_gathered_for_it(ranks: list[Collectives]) -> None:
+    parts = [torch.full((2,), float(rank)) for rank in range(RANKS)]
+
+    def work(group: Collectives) -> list[torch.Tensor]:
+        return [group.gather(parts[group.rank] + turn, "logits", root=turn % RANKS) for turn in range(9)]
+
+    for rank, turns in enumerate(together(ranks, work)):
+        for turn, found in enumerate(turns):
+            expected = torch.stack(parts) + turn if rank == turn % RANKS else torch.empty(0, 2)
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("width", [3, 60_000])  # the second takes several pieces
+def test_parts_of_uneven_and_of_no_rows_reach_whom_they_are_for(ranks: list[Collectives], width: int) -> None:
+    rows = [[(sender * 2 + receiver) % 3 * (sender != 1) for receiver in range(RANKS)] for sender in range(RANKS)]
+    rows[3] = [0, 9, 0, 1]
+
+    def give(sender: int, receiver: int) -> torch.Tensor:
+        count = rows[sender][receiver]
+        return torch.arange(count * width).view(count, width).float() + 1000 * sender + 100 * receiver
+
+    def work(group: Collectives) -> torch.Tensor:
+        sent = torch.cat([give(group.rank, receiver) for receiver in range(RANKS)])
+        return group.exchange(sent, rows[group.rank], [row[group.rank] for row in rows], "rows to experts")
+
+    for _ in range(2):
+        for receiver, found in enumerate(together(ranks, work)):
+            assert torch.equal(found, torch.cat([give(sender, receiver) for sender in range(RANKS)]))
+
+
+def test_a_rank_that_does_not_come_is_named_by_the_deadline(ranks: list[Collectives]) -> None:
+    began = time.monotonic()
+
+    def work(group: Collectives) -> str:
+        with pytest.raises(ExchangeBrokenError) as caught:
+            group.gather(torch.ones(1), "latents")
+        return str(caught.value)
+
+    for message in together(ranks[:2], work):
+        assert message.startswith("rank 2 is gone or late: waiting for its part of the latents")
+    assert 0.4 < time.monotonic() - began < 5
+
+
+def test_a_rank_that_leaves_is_known_at_once(ranks: list[Collectives]) -> None:
+    for group in ranks[1:]:
+        group.close()
+
+    with pytest.raises(ExchangeBrokenError, match=r"rank 1 is gone or late: .* closed the connection"):
+        ranks[0].gather(torch.ones(1), "latents")
+
+
+def test_traffic_is_counted_by_purpose(ranks: list[Collectives]) -> None:
+    together(ranks, lambda group: group.gather(torch.ones(10), "heads"))
+    together(ranks, lambda group: group.gather(torch.ones(5), "heads"))
+    together(ranks, lambda group: group.exchange(torch.ones(4, 2), [1] * 4, [1] * 4, "expert outputs"))
+
+    traffic = total_traffic([ranks[0]])
+    assert {purpose: (each.count, each.bytes) for purpose, each in traffic.items()} == {
+        "heads": (2, 60),
+        "expert outputs": (1, 32),
+    }
+    assert all(each.seconds > 0 for each in traffic.values())

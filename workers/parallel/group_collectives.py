@@ -1,0 +1,75 @@
+"""Collectives over torch.distributed: gloo between CPUs, NCCL between GPUs."""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from outrider.workers.parallel.collectives import ExchangeBrokenError, as_rows_of_bytes
+from outrider.workers.parallel.group_transport import first_clause
+from outrider.workers.parallel.traffic import Traffic
+
+
+class GroupCollectives:
+    """One process group. Implements Collectives. It travels as bytes, so every type does.
+
+    `where` names the group in errors, e.g. "ranks 0..3".
+    """
+
+    def __init__(self, group: Any, where: str, timeout_s: float) -> None:
+        self.name = str(dist.get_backend(group))
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self._group, self._where, self._timeout_s = group, where, timeout_s
+        self._traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
+
+    @property
+    def traffic(self) -> Mapping[str, Traffic]:
+        return self._traffic
+
+    def gather(self, part: Tensor, purpose: str, root: int | None = None) -> Tensor:
+        mine = as_rows_of_bytes(part.unsqueeze(0))
+        here = root is None or root == self.rank
+        out = mine.new_empty(self.size if here else 0, mine.shape[1])
+        if mine.shape[1]:
+            if root is None:
+                self._do(
+                    purpose, mine, lambda: dist.all_gather(list(torch.split(out, 1)), mine, self._group, async_op=True)
+                )
+            else:
+                parts = list(torch.split(out, 1)) if here else None
+                self._do(
+                    purpose, mine, lambda: dist.gather(mine, parts, group=self._group, group_dst=root, async_op=True)
+                )
+        return out.view(part.dtype).view(out.shape[0], *part.shape)
+
+    def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
+        mine = as_rows_of_bytes(sent)
+        out = mine.new_empty(sum(received_rows), mine.shape[1])
+        splits = list(received_rows), list(sent_rows)
+        self._do(purpose, mine, lambda: dist.all_to_all_single(out, mine, *splits, self._group, async_op=True))
+        return out.view(sent.dtype).view(out.shape[0], *sent.shape[1:])
+
+    def close(self) -> None:
+        """The process group ends with the rank's other ones."""
+
+    def _do(self, purpose: str, mine: Tensor, start: Any) -> None:
+        began = time.perf_counter()
+        try:
+            work = start()
+            if not work.wait(timedelta(seconds=self._timeout_s)):
+                raise RuntimeError(f"not within {self._timeout_s:g} s")
+        except RuntimeError as error:
+            raise ExchangeBrokenError(
+                f"a rank of {self._where} is gone or late: the exchange of {purpose} failed ({first_clause(error)})"
+            ) from error
+        self._traffic[purpose] += Traffic(1, mine.numel(), time.perf_counter() - began)
+
+
+def new_group(ranks: Sequence[int]) -> Any:
+    """A process group of some of the ranks that joined. Every rank of the replica must call it, in the same order."""
+    return dist.new_group(list(ranks), timeout=timedelta(days=365))

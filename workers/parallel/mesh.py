@@ -1,0 +1,101 @@
+"""Where each rank stands: pipeline x data x tensor, in that order, the tensor group innermost. Pure and torch-free.
+
+Rank (stage, data, tensor) is (stage * data_size + data) * tensor_size + tensor. So a stage's ranks follow one
+another, and so do a tensor group's, which exchange most and should share a node.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from outrider.workers.config import ParallelConfig
+
+Route = tuple[int, int]  # one direction between two ranks: sender, receiver
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rank's coordinates."""
+
+    stage: int
+    data: int
+    tensor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """One replica's ranks."""
+
+    pipeline: int = 1
+    data: int = 1
+    tensor: int = 1
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig) -> "Mesh":
+        return cls(
+            pipeline=parallel.pipeline_parallel_size,
+            data=parallel.data_parallel_size,
+            tensor=parallel.tensor_parallel_size,
+        )
+
+    @property
+    def stage_size(self) -> int:
+        return self.data * self.tensor
+
+    @property
+    def size(self) -> int:
+        return self.pipeline * self.stage_size
+
+    def place(self, rank: int) -> Place:
+        stage, within = divmod(rank, self.stage_size)
+        return Place(stage, *divmod(within, self.tensor))
+
+    def tensor_group(self, rank: int) -> tuple[int, ...]:
+        """The ranks that split the heads of the same sequences."""
+        first = rank - rank % self.tensor
+        return tuple(range(first, first + self.tensor))
+
+    def stage_group(self, rank: int) -> tuple[int, ...]:
+        """The ranks that hold the same layers: experts are spread over them."""
+        first = rank - rank % self.stage_size
+        return tuple(range(first, first + self.stage_size))
+
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """Every group of two or more ranks that has collectives, by name; one of equal members goes by both uses."""
+        named: dict[str, tuple[int, ...]] = {}
+        for stage in range(self.pipeline):
+            first = stage * self.stage_size
+            members = [self.stage_group(first), *(self.tensor_group(first + d * self.tensor) for d in range(self.data))]
+            for group in members:
+                if len(group) > 1:
+                    named[group_name(group)] = group
+        return named
+
+    def routes(self) -> tuple[Route, ...]:
+        """Every stage link.
+
+        A column's ranks form a ring from stage to stage, and the last stage's verdicts go round it to the first. The
+        leader tells the other ranks of the first stage what to do, and the sampler those of the last what it judged.
+        """
+        step = self.stage_size
+        ring = [(rank, (rank + step) % self.size) for rank in range(self.size)] if self.pipeline > 1 else []
+        heads = {0, self.sampler}
+        return (*ring, *((head, other) for head in sorted(heads) for other in self.stage_group(head) if other != head))
+
+    @property
+    def sampler(self) -> int:
+        """The rank that draws: the first of the last stage."""
+        return self.size - self.stage_size
+
+    def describe(self, layer_splits: Sequence[tuple[int, int]], rank: int, pid: int | None = None) -> str:
+        """A rank's name in errors, e.g. "rank 3 (stage 1, layers 7..12, tensor 1, pid 123)"."""
+        place = self.place(rank)
+        first, end = layer_splits[place.stage]
+        parts = [f"stage {place.stage}", f"layers {first}..{end - 1}"]
+        parts += [f"data {place.data}"] * (self.data > 1) + [f"tensor {place.tensor}"] * (self.tensor > 1)
+        parts += [] if pid is None else [f"pid {pid}"]
+        return f"rank {rank} ({', '.join(parts)})"
+
+
+def group_name(ranks: Sequence[int]) -> str:
+    """E.g. "ranks 4..7"."""
+    return f"ranks {ranks[0]}..{ranks[-1]}"

@@ -1,0 +1,77 @@
+"""A rank's share of every layer, and the groups that it shares the rest with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from outrider.workers.model.shard import Shard
+from outrider.workers.parallel.collectives import Alone, Collectives
+from outrider.workers.parallel.mesh import Mesh
+from outrider.workers.parallel.slices import Cut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """By default a rank that has all of every layer."""
+
+    shard: Shard = field(default_factory=Shard)
+    tensor: Collectives = field(default_factory=Alone)
+    stage: Collectives = field(default_factory=Alone)
+
+    @classmethod
+    def of(cls, shard: Shard, groups: Mapping[tuple[int, ...], Collectives], mesh: Mesh, rank: int) -> "Sharing":
+        """`groups` are this rank's, by their members."""
+        return cls(
+            shard=shard,
+            tensor=groups.get(mesh.tensor_group(rank)) or Alone(),
+            stage=groups.get(mesh.stage_group(rank)) or Alone(),
+        )
+
+    @property
+    def groups(self) -> tuple[Collectives, ...]:
+        """Each once."""
+        return tuple({id(group): group for group in (self.tensor, self.stage)}.values())
+
+    def columns(self, size: int, purpose: str, unit: int | None = None) -> "Columns":
+        """What joins this rank's slice of `size` outputs to the others'."""
+        shard = self.shard
+        return Columns(self.tensor, Cut(size, shard.tensors, shard.unit if unit is None else unit), purpose)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Joins slices of columns, one of each rank of a group, to whole rows."""
+
+    group: Collectives
+    cut: Cut
+    purpose: str
+
+    def __call__(self, part: Tensor) -> Tensor:
+        """`part` [rows, own width] -> [rows, size], the same on every rank."""
+        if self.group.size == 1:
+            return part
+        if not len(part):
+            return part.new_empty(0, self.cut.size)
+        return self.joined(self.group.gather(self._padded(part), self.purpose))
+
+    def on(self, root: int, part: Tensor) -> Tensor | None:
+        """As a call, for one rank only; None on the others."""
+        if self.group.size == 1:
+            return part
+        parts = self.group.gather(self._padded(part), self.purpose, root)
+        return self.joined(parts) if self.group.rank == root else None
+
+    def joined(self, parts: Tensor) -> Tensor:
+        """`parts` [ranks, rows, widest] without their filling, side by side."""
+        return joined_columns(parts, self.cut)
+
+    def _padded(self, part: Tensor) -> Tensor:
+        return functional.pad(part, (0, self.cut.widest - part.shape[-1]))
+
+
+def joined_columns(parts: Tensor, cut: Cut) -> Tensor:
+    """[ranks, rows, widest] -> [rows, size]."""
+    return torch.cat([part[:, :width] for part, width in zip(parts, cut.widths, strict=True)], dim=1)
