@@ -155,9 +155,9 @@ class Candidate:
 
     @property
     def bubble_s(self) -> float:
-        """Of the slowest stage, in each round."""
+        """How long the slowest stage has nothing to do, in each round."""
         slowest = max(sum(parts.values()) for parts in self.decode_parts)
-        return self.round_s - self.lanes * slowest
+        return self.round_s - self.efficiency.round_overhead_s - self.lanes * slowest
 
     @property
     def token_s(self) -> float:

@@ -18,16 +18,30 @@ def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Goal, 
         f" {work.concurrency} sequences of {work.context:,} tokens, {work.draft_steps} drafts at {work.acceptance:.0%}",
         highlight=False,
     )
-    console.print(plans(shown))
-    console.print(memory(best))
-    console.print(time(best))
-    console.print(exchange(best))
+    for title, table in (
+        ("Plans, best first", plans(shown)),
+        ("Memory of each GPU by layers, GB", memory(best)),
+        (_round_title(best), time(best)),
+        (f"Collectives of a round with {_rows(best)} rows in a data group", exchange(best)),
+    ):
+        console.print(f"\n[bold]{title}[/]", highlight=False)
+        console.print(table)
+
+
+def _round_title(plan: Candidate) -> str:
+    waits = f", the slowest stage waits {plan.bubble_s * 1e3:.2f} of them" if plan.split.pipeline > 1 else ""
+    return (
+        f"A round by layers, ms: {plan.round_s * 1e3:.2f} from one to a sequence's next, with"
+        f" {plan.efficiency.round_overhead_s * 1e3:.2f} of overhead{waits}"
+    )
+
+
+def _rows(plan: Candidate) -> int:
+    return max(1, round(plan.rows.rows))
 
 
 def plans(fitting: Sequence[Candidate]) -> Table:
-    table = _table(
-        "Plans, best first", "split", "GPUs", "tokens/s a user", "tokens/s a GPU", "ms a token", "first token s"
-    )
+    table = _table("split", "GPUs", "tokens/s a user", "tokens/s a GPU", "ms a token", "first token s")
     for heading in ("sequences", "longest context", "GB a GPU"):
         table.add_column(heading, justify="right")
     for plan in fitting:
@@ -48,9 +62,7 @@ def plans(fitting: Sequence[Candidate]) -> Table:
 def memory(plan: Candidate) -> Table:
     """Gigabytes of each rank, a column for each stage."""
     parts = [{**stage.weights, "buffers": stage.buffers, "runtime": stage.runtime} for stage in plan.memories]
-    table = _by_stage(
-        "Memory of each GPU, GB, by layers", plan, [{name: size / _GB for name, size in part.items()} for part in parts]
-    )
+    table = _by_stage(plan, [{name: size / _GB for name, size in part.items()} for part in parts])
     table.add_row("room for cache", *(_amount(stage.cache_bytes / _GB) for stage in plan.memories))
     table.add_row("in tokens", *(f"{stage.cache_tokens:,}" for stage in plan.memories))
     return table
@@ -58,15 +70,13 @@ def memory(plan: Candidate) -> Table:
 
 def time(plan: Candidate) -> Table:
     """Milliseconds of a round, a column for each stage."""
-    waits = max(plan.bubble_s, 0.0) * 1e3
-    title = f"A round: {plan.round_s * 1e3:.2f} ms, of which the slowest stage waits {waits:.2f}; ms by layers"
     stages = [{name: seconds * 1e3 for name, seconds in part.items()} for part in plan.decode_parts]
-    return _by_stage(title, plan, stages)
+    return _by_stage(plan, stages)
 
 
-def _by_stage(title: str, plan: Candidate, stages: Sequence[dict[str, float]]) -> Table:
+def _by_stage(plan: Candidate, stages: Sequence[dict[str, float]]) -> Table:
     """A row for each part, and their sum."""
-    table = _table(title, "part", *(f"{first}..{end - 1}" for first, end in plan.layer_splits))
+    table = _table("part", *(f"{first}..{end - 1}" for first, end in plan.layer_splits))
     for part in dict.fromkeys(part for stage in stages for part in stage):
         table.add_row(part, *(_amount(stage.get(part, 0.0)) for stage in stages))
     table.add_row("in all", *(_amount(sum(stage.values())) for stage in stages), style="bold")
@@ -74,18 +84,8 @@ def _by_stage(title: str, plan: Candidate, stages: Sequence[dict[str, float]]) -
 
 
 def exchange(plan: Candidate) -> Table:
-    """Collectives of a round."""
-    rows = max(1, round(plan.rows.rows))
-    table = _table(
-        f"Collectives of a round with {rows} rows in a data group",
-        "stage",
-        "for",
-        "kind",
-        "ranks",
-        "times",
-        "bytes each",
-    )
-    for stage, one in plan.collectives(rows):
+    table = _table("stage", "for", "kind", "ranks", "times", "bytes each")
+    for stage, one in plan.collectives(_rows(plan)):
         size = plan.split.group_size(one.group)
         table.add_row(str(stage), one.purpose, one.kind, str(size), f"{one.count:g}", f"{one.bytes:,.0f}")
     if not table.rows:
@@ -93,8 +93,8 @@ def exchange(plan: Candidate) -> Table:
     return table
 
 
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left")
+def _table(*headings: str) -> Table:
+    table = Table()
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("split", "part", "for", "kind") else "right")
     return table
