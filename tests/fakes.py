@@ -161,6 +161,7 @@ class FakeEngine:
             finish_reason=finish,
             stop_token_id=stop_id,
             cached_tokens=16 if first and len(one.request.prompt_token_ids) > 16 else 0,
+            prompt_logprobs=_prompt_logprobs(one.request) if first and one.index == 0 else (),
         )
 
     def _tokens(self, one: _FakeSequence, count: int) -> tuple[list[int], FinishReason | None, int | None]:
@@ -175,6 +176,11 @@ class FakeEngine:
             if one.given == params.max_tokens or length >= self.info.max_model_len:
                 return taken, FinishReason.LENGTH, None
         return taken, None, None
+
+
+def _prompt_logprobs(request: Request) -> tuple[TokenLogprobs, ...]:
+    asked = request.params.prompt_logprobs
+    return () if asked is None else tuple(_logprobs(token_id, asked) for token_id in request.prompt_token_ids[1:])
 
 
 def _logprobs(token_id: int, count: int) -> TokenLogprobs:

@@ -67,6 +67,14 @@ def test_every_sampling_parameter_arrives_at_the_engine(model: Path) -> None:
         skip_special_tokens=False,
         include_stop_str_in_output=True,
         speculation=4,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.25,
+        logit_bias={7: -100.0},
+        allowed_token_ids=[*range(100, 300)],
+        bad_words_token_ids=[[9, 8]],
+        prompt_logprobs=0,
+        structured_outputs={"json": '{"type": "array"}', "disable_any_whitespace": True},  # type: ignore[arg-type]  # a mapping
     )
 
     async def scenario() -> None:
@@ -83,6 +91,7 @@ def test_every_sampling_parameter_arrives_at_the_engine(model: Path) -> None:
             assert answer.request_id == "mine"
             assert [len(output.logprobs) for output in answer.outputs] == [3, 3]
             assert len(answer.outputs) == 2
+            assert [list(entry) for entry in answer.prompt_logprobs] == [[6]]
 
     asyncio.run(scenario())
 

@@ -182,6 +182,42 @@ def test_logprobs_come_with_every_token_and_carry_its_text(model: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_logprobs_of_a_long_prompt_come_first_in_messages_of_bounded_size(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=1200)) as cluster:
+            prompt = [100 + n % 50 for n in range(1100)]
+            request = tokens(*prompt, response=pb.ResponseOptions(prompt_logprobs=1), stopping=stopping(max_tokens=2))
+            events = await cluster.events(request)
+
+            outputs = [event.output for event in events if event.HasField("output")]
+            assert [len(output.prompt_logprobs) for output in outputs[:4]] == [512, 512, 75, 0]
+            assert not any(output.token_ids for output in outputs[:3])
+            entries = [place.entries for output in outputs for place in output.prompt_logprobs]
+            assert [(len(place), place[0].token_id) for place in entries] == [(2, token) for token in prompt[1:]]
+            assert _joined(events)[0] == [149, 150]
+
+    asyncio.run(scenario())
+
+
+def test_reasoning_comes_apart_from_the_answer_if_asked_for(model: Path) -> None:
+    async def scenario() -> None:
+        tokenizer = Tokenizer.load(model)
+        assert tokenizer is not None
+        end = tokenizer.reasoning_ids[1]
+        said = [*tokenizer.encode("the quick")[1:], end, *tokenizer.encode("fox")[1:], EOS]
+        async with running(model, FakeEngine(lambda request, index: said, per_round=lambda given: 3)) as cluster:
+            for asked, wanted in ((True, ("the quick", "fox")), (False, ("", "the quickfox"))):
+                events = await cluster.events(tokens(5, response=pb.ResponseOptions(reasoning=asked)))
+
+                outputs = [event.output for event in events if event.HasField("output")]
+                texts = ("".join(output.reasoning for output in outputs), "".join(output.text for output in outputs))
+                assert texts == wanted
+                assert _joined(events)[0] == said
+            assert [one.params.reasoning_end_id for one in cluster.engine.submitted] == [end, None]
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("asked", [False, True])
 def test_drafted_and_accepted_counts_come_with_the_output_if_asked_for(model: Path, asked: bool) -> None:
     async def scenario() -> None:

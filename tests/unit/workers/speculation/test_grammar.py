@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llguidance import LLParserLimits
 
 from outrider.workers.config import resolve_model
-from outrider.workers.engine.round import ints
+from outrider.workers.engine.round import Round, SequenceStart, Verdict, ints
+from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.grammar import Constraint, Grammars, check_grammar
+from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.token_rules import Mask, allowed_of
 from outrider.workers.structured_outputs import StructuredOutputsParams
 from outrider.workers.text.tokenizer import Tokenizer
@@ -122,6 +125,59 @@ def test_behind_its_end_an_output_can_only_end_again(grammars: Grammars) -> None
     assert mask_after(constraint, said[:1]) != [EOS]
 
 
+TIGHT = LLParserLimits(step_max_items=1)
+
+
+def until_it_fails(constraint: Constraint) -> Said:
+    said: Said = []
+    while (allowed := mask_after(constraint, said)) is not None:
+        said.append(next(token for token in allowed if token != EOS))
+        assert len(said) < 9, "it never failed: the test is too easy"
+    return said
+
+
+def test_where_following_costs_too_much_the_place_is_told_and_others_are_as_they_were(grammars: Grammars) -> None:
+    constraint = Grammars(resolve_model("scout"), VOCAB, (EOS,), TIGHT).follow(PARAMS["regex"], None)
+
+    said = until_it_fails(constraint)
+
+    assert constraint.failed_at == len(said) > 0
+    assert mask_after(constraint, said[:1]) == mask_after(grammars.follow(PARAMS["regex"], None), said[:1])
+
+
+@pytest.mark.parametrize(("accepted", "fails"), [(0, False), (1, True)])
+def test_a_sequence_fails_if_a_token_it_keeps_was_drawn_where_its_grammar_could_not_be_followed(
+    accepted: int, fails: bool
+) -> None:
+    """Not if the place was behind a draft that fell."""
+    grammars = Grammars(resolve_model("scout"), VOCAB, (EOS,), TIGHT)
+    *said, last = until_it_fails(grammars.follow(PARAMS["regex"], None))
+    params = SamplingParams(structured_outputs=PARAMS["regex"], temperature=0)
+    starts = SequenceStarts((EOS,), grammars)
+    starts.begin(
+        [
+            SequenceStart(
+                sequence_id=4, output_index=0, seed=1, prompt_tokens=3, params=params, output_token_ids=tuple(said)
+            )
+        ]
+    )
+    start = 3 + len(said) - 1
+    round = Round(
+        sequence_ids=ints([4]),
+        query_offsets=ints([0, 2]),
+        token_ids=ints([said[-1], last]),
+        starts=ints([start]),
+        sample_counts=ints([2]),
+    )
+    starts.write_drafts(round)
+
+    starts.draws(ints([4, 4]), ints([start + 1, start + 2]))
+
+    gained = [last, 7] if accepted else [7]
+    verdict = Verdict(token_offsets=ints([0, len(gained)]), token_ids=ints(gained))
+    assert starts.failed(round, verdict) == ([0] if fails else [])
+
+
 def test_after_reasoning_the_grammar_begins_behind_the_first_end_of_it(grammars: Grammars) -> None:
     late, plain = grammars.follow(PARAMS["regex"], THINK_END), grammars.follow(PARAMS["regex"], None)
 
@@ -185,8 +241,6 @@ def test_what_is_no_constraint_is_refused_by_name(given: Any, named: str) -> Non
 
 
 def test_a_mapping_is_as_good_and_survives_the_wire() -> None:
-    from outrider.workers.sampling_params import SamplingParams
-
     params = SamplingParams(structured_outputs={"json": SCHEMA, "disable_any_whitespace": True})  # type: ignore[arg-type]
 
     assert params.structured_outputs == PARAMS["json"]
