@@ -33,7 +33,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("defaults", {"fullnameOverride": "x" * 41}, "/fullnameOverride"),
     # what the plan refuses
     ("r1-1x8-h200", {"workers.gpusPerNode": 4}, "workers.gpusPerNode: a replica has 1 x 4 = 4 GPUs"),
-    ("r1-1x8-h200", {"plan.gpu": "h100-80g"}, "workers.gpusPerNode: 8 x h100-80g hold 640 GB"),
+    ("r1-1x8-h200", {"plan.gpu": "h100-80g"}, "workers.gpusPerNode: 8 x h100-80g hold 680 GB"),
     ("r1-2x8-h100", {"workers.nodesPerReplica": 3}, "workers.gpusPerNode: a replica has 3 x 8 = 24 GPUs"),
     ("r1-4x8-h100-dp", {"parallel.expert": 8}, "parallel.expert: must be 1 or data x tensor = 32, got 8"),
     (

@@ -41,37 +41,25 @@
 {{- end -}}
 {{- end }}
 
-{{/* Bytes in GB (10^9): of a checkpoint with its MTP module, and of a device. */}}
-{{- define "outrider.models" -}}
-deepseek-r1: {layers: 61, heads: 128, experts: 256, gb: 689}
-deepseek-v3: {layers: 61, heads: 128, experts: 256, gb: 689}
-{{- end }}
-
-{{- define "outrider.gpus" -}}
-h100-80g: 80
-h200-141g: 141
-h800-80g: 80
-h20-96g: 96
-a100-80g: 80
-b200-180g: 180
-mi300x-192g: 192
-{{- end }}
-
 {{- define "outrider.checkModel" -}}
 {{- if .Values.plan.model -}}
 {{- $p := .Values.parallel -}}
-{{- $model := get (include "outrider.models" . | fromYaml) .Values.plan.model -}}
+{{- $known := .Files.Get "files/plan.yaml" | fromYaml -}}
+{{- $model := get $known.models .Values.plan.model -}}
 {{- if gt (int $p.pipeline) (int $model.layers) -}}
 {{- fail (printf "parallel.pipeline: %s has %d layers, got %d stages" .Values.plan.model (int $model.layers) (int $p.pipeline)) -}}
 {{- end -}}
 {{- if mod $model.heads $p.tensor -}}
 {{- fail (printf "parallel.tensor: must divide the %d heads of %s, got %d" (int $model.heads) .Values.plan.model (int $p.tensor)) -}}
 {{- end -}}
+{{- if gt (int $p.tensor) (int $model.widestTensor) -}}
+{{- fail (printf "parallel.tensor: %s can be split over %d ranks at most, got %d" .Values.plan.model (int $model.widestTensor) (int $p.tensor)) -}}
+{{- end -}}
 {{- if mod $model.experts $p.expert -}}
 {{- fail (printf "parallel.expert: must divide the %d experts of %s, got %d" (int $model.experts) .Values.plan.model (int $p.expert)) -}}
 {{- end -}}
 {{- if and .Values.plan.gpu (gt (int .Values.workers.gpusPerNode) 0) -}}
-{{- $each := get (include "outrider.gpus" . | fromYaml) .Values.plan.gpu | int -}}
+{{- $each := get $known.gpus .Values.plan.gpu | int -}}
 {{- $gpus := mul .Values.workers.nodesPerReplica .Values.workers.gpusPerNode | int -}}
 {{- $usable := div (mul $each $gpus 9) 10 | int -}}
 {{- if lt $usable (int $model.gb) -}}

@@ -1,0 +1,66 @@
+"""The chart refuses what the planner refuses, and the examples are plans that fit."""
+
+import json
+from typing import Any
+
+import pytest
+from helm.plan_table import FILE, MODELS, as_yaml
+from helm.rendering import CHART, EXAMPLES, RenderError, render, values_of, with_values
+
+from outrider.cluster.cli import run
+from outrider.cluster.planning.hardware import known_gpus
+from outrider.cluster.planning.presets import load_shape
+from outrider.cluster.planning.split import Split, refusal
+
+PLANNED = sorted(name for name in EXAMPLES if values_of(name).get("plan"))
+SPLITS = [Split(tensor=size) for size in (1, 2, 3, 8, 16, 32, 128)]
+SPLITS += [Split(pipeline=size) for size in (4, 61, 62)]
+SPLITS += [Split(data=8, expert=expert) for expert in (1, 2, 8)]
+SPLITS += [Split(data=3, expert=3), Split(tensor=2, data=4, expert=8), Split(tensor=2, data=4, expert=4)]
+
+
+def test_what_the_chart_knows_is_the_planners() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["plan"]["properties"]
+
+    assert FILE.read_text() == as_yaml(), "run python tests/helm/plan_table.py"
+    assert set(schema["gpu"]["enum"]) == {"", *known_gpus()}
+    assert set(schema["model"]["enum"]) == {"", *MODELS}
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_a_split_is_refused_by_the_chart_if_and_only_if_by_the_planner(split: Split) -> None:
+    sizes = {name: getattr(split, name) for name in ("pipeline", "tensor", "data", "expert")}
+    nodes = {"nodesPerReplica": split.world_size, "gpusPerNode": 1, "cpus": 8}
+    values = {"parallel": sizes, "workers": nodes, "plan": {"model": "deepseek-r1"}}
+
+    try:
+        render(values)
+        refused = ""
+    except RenderError as error:
+        refused = str(error)
+
+    assert bool(refused) == (refusal(load_shape("deepseek-r1"), split) is not None), refused
+    assert not refused or "parallel." in refused
+
+
+def _arguments(values: dict[str, Any]) -> list[str]:
+    workers, plan = values["workers"], values["plan"]
+    fleet = ["--gpu", plan["gpu"], "--gpus-per-node", str(workers["gpusPerNode"])]
+    sizes = [
+        f"--{name}-parallel-size={values['parallel'].get(name, 1)}" for name in ("tensor", "pipeline", "expert", "data")
+    ]
+    return ["plan", "--model", plan["model"], *fleet, "--nodes", str(workers.get("nodesPerReplica", 1)), *sizes]
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_an_example_is_a_plan_that_fits(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(_arguments(values_of(name))) == 0, capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_by_both(capsys: pytest.CaptureFixture[str]) -> None:
+    values = with_values("r1-1x8-h200", {"plan.gpu": "h100-80g"})
+
+    assert run(_arguments(values)) == 1
+    assert "does not fit" in capsys.readouterr().err
+    with pytest.raises(RenderError, match="8 x h100-80g hold"):
+        render(values)
