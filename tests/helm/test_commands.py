@@ -84,8 +84,7 @@ def test_the_serve_settings_are_known_and_checked(rendered: Rendered, tmp_path: 
 
 
 NOT_YET = {
-    *("tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "replicas"),
-    *("kubernetes_ray_cluster", "kubernetes_worker_group", "ranks_per_node"),
+    *("replicas", "kubernetes_ray_cluster", "kubernetes_worker_group", "ranks_per_node"),
     *(f"autoscale_{name}" for name in ("min_replicas", "max_replicas", "target_tokens", "target_wait_s", "headroom")),
     "autoscale_cooldown_s",
 }
@@ -118,3 +117,10 @@ def test_the_tests_command_is_one_that_the_program_takes(rendered: Rendered) -> 
 @pytest.mark.parametrize(("example_name", "ranks"), [("cpu-demo", 2), ("r1-1x8-h200", 8), ("r1-2x8-h100", 16)])
 def test_the_examples_split_the_model_as_they_say(example_name: str, ranks: int) -> None:
     assert example(example_name).serve_settings()["pipeline_parallel_size"] == ranks
+
+
+def test_data_parallel_attention_with_spread_experts_is_what_its_example_asks_for() -> None:
+    settings = example("r1-4x8-h100-dp").serve_settings()
+
+    assert (settings["data_parallel_size"], settings["expert_parallel_size"]) == (32, 32)
+    assert "tensor_parallel_size" not in settings
