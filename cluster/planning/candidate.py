@@ -189,7 +189,9 @@ class Candidate:
             done += [(stage, one) for one in (shape.embedding() if stage == 0 else [])]
             counted = ((end - first, shape.attention()), (end - first - moe, shape.dense()), (moe, shape.experts()))
             done += [(stage, replace(one, count=count)) for count, kinds in counted if count for one in kinds]
-        return done + [(self.split.pipeline - 1, one) for one in shape.head("logits")]
+        return done + [
+            (self.split.pipeline - 1, one) for one in shape.head("stage" if self.workload.one_sampler else "tensor")
+        ]
 
     def ranks(self) -> Iterator[RankPlan]:
         model, split = self.shapes.model, self.split

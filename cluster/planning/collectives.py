@@ -1,8 +1,8 @@
 """Every collective of a round: what for, among whom, how often, how many bytes. Pure.
 
 `numerics: exact` splits outputs and never a sum, so what a product needs of other ranks is gathered first; `fast` sums
-over ranks instead (all-reduce), and sends a row once for every expert it chose. Purposes are named as the kernels name
-what they carry.
+over ranks instead (all-reduce), and sends a row once for every expert it chose. Purposes are named as ranks name what
+they carried; workers/parallel/volume.py works out the same for one rank, and tests hold both together.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from outrider.cluster.planning.efficiency import Workload
 from outrider.cluster.planning.shapes import Shapes
 from outrider.cluster.planning.split import Split
+from outrider.workers.parallel.slices import Cut
 
 GATHER, REDUCE, EXCHANGE = "gather", "reduce", "exchange"
 _ID, _SIZE = 4, 8  # bytes of an expert's id, of a count
@@ -27,12 +28,6 @@ class Collective:
     count: float = 1
 
 
-def widest(size: int, parts: int, unit: int = 1) -> int:
-    """The widest of `parts` slices of `size` that differ by at most one `unit`."""
-    units = -(-size // unit)
-    return min(size, -(-units // parts) * unit)
-
-
 @dataclass(frozen=True)
 class RoundShape:
     """Rows of one data group in one round, in one element size."""
@@ -41,15 +36,15 @@ class RoundShape:
     split: Split
     workload: Workload
     rows: float
-    unit: int = 1  # outputs that stay together
 
     @property
     def exact(self) -> bool:
         return self.workload.numerics == "exact"
 
     def columns(self, size: int) -> float:
-        """Bytes of one rank's slice of `rows` rows."""
-        return self.rows * widest(size, self.split.tensor, self.unit) * self.shapes.value_bytes
+        """Bytes of one rank's slice of `rows` rows; the rows of an FP8 block stay together."""
+        block = self.shapes.model.quantization_block
+        return self.rows * Cut(size, self.split.tensor, block[0] if block else 1).widest * self.shapes.value_bytes
 
     def attention(self) -> list[Collective]:
         """Of one layer."""
@@ -57,13 +52,13 @@ class RoundShape:
         if split.tensor == 1:
             return []
         if not self.exact:
-            return [self._reduce("attention")]
+            return [self._reduce("attention outputs")]
         own_heads = model.num_attention_heads // split.tensor * model.v_head_dim
         latents = (model.q_lora_rank or 0) + model.head_dim_latent
         return [
             _gather("latents", self.columns(latents)),
             _gather("heads", self.rows * own_heads * self.shapes.value_bytes),
-            _gather("attention", self.columns(model.hidden_size)),
+            _gather("attention outputs", self.columns(model.hidden_size)),
         ]
 
     def dense(self) -> list[Collective]:
@@ -75,7 +70,7 @@ class RoundShape:
         if self.split.spread:
             shared = self._mlp(self.columns(model.n_shared_experts * model.moe_intermediate_size))
             if not model.n_shared_experts or not self.exact:
-                shared = [one for one in shared if one.purpose != "inner"]
+                shared = [one for one in shared if one.purpose != "inner activations"]
             dispatch = self._dispatch() if self.exact else self._copies()
             return [*dispatch, *shared]
         widths = [model.moe_intermediate_size, model.n_shared_experts * model.moe_intermediate_size]
@@ -86,8 +81,11 @@ class RoundShape:
         if self.split.tensor == 1:
             return []
         if not self.exact:
-            return [self._reduce("outputs")]
-        return [_gather("inner", inner), _gather("outputs", self.columns(self.shapes.model.hidden_size))]
+            return [self._reduce("layer outputs")]
+        return [
+            _gather("inner activations", inner),
+            _gather("layer outputs", self.columns(self.shapes.model.hidden_size)),
+        ]
 
     def _dispatch(self) -> list[Collective]:
         """A row once to each rank of another data group that has experts of its choice; outputs back, by columns."""
@@ -95,12 +93,12 @@ class RoundShape:
         others = split.data - 1
         packet = model.hidden_size * size + model.num_experts_per_tok * _ID
         rows = [
-            Collective(purpose="counts", kind=GATHER, group="stage", bytes=split.stage_size * _SIZE),
-            _exchange("rows_to_experts", self.rows * others * self._chance() * packet),
+            Collective(purpose="counts of rows", kind=GATHER, group="stage", bytes=split.stage_size * _SIZE),
+            _exchange("rows to experts", self.rows * others * self._chance() * packet),
         ]
         pairs = self.rows * model.num_experts_per_tok  # of a data group; its ranks each get their columns of all
         outputs = pairs * model.hidden_size * size / split.tensor * (1 - 1 / split.stage_size)
-        return [*(rows if others else []), _exchange("pairs_to_owners", outputs)]
+        return [*(rows if others else []), _exchange("expert outputs", outputs)]
 
     def _chance(self) -> float:
         """That a row chose an expert of a given rank, if all experts are equally likely."""
@@ -119,8 +117,8 @@ class RoundShape:
         pairs = self.rows / split.tensor * model.num_experts_per_tok * (1 - 1 / split.stage_size)
         narrow = 1 + 4 / 128 if self.shapes.quantised else self.shapes.value_bytes
         return [
-            _exchange("rows_to_experts", pairs * model.hidden_size * narrow),
-            _exchange("pairs_to_owners", pairs * model.hidden_size * self.shapes.value_bytes),
+            _exchange("rows to experts", pairs * model.hidden_size * narrow),
+            _exchange("expert outputs", pairs * model.hidden_size * self.shapes.value_bytes),
         ]
 
     def embedding(self) -> list[Collective]:
@@ -133,11 +131,12 @@ class RoundShape:
             else [Collective(purpose="embeddings", kind=REDUCE, group="tensor", bytes=whole)]
         )
 
-    def head(self, purpose: str) -> list[Collective]:
-        """Logits of `rows` rows to the one that draws."""
-        if self.split.tensor == 1:
+    def head(self, group: str) -> list[Collective]:
+        """Logits of `rows` rows: of all data groups to the sampler ("stage"), or of one among its ranks ("tensor")."""
+        if self.split.group_size(group) == 1:
             return []
-        return [_gather(purpose, self.rows * widest(self.shapes.model.vocab_size, self.split.tensor, self.unit) * 4)]
+        part = self.rows * Cut(self.shapes.model.vocab_size, self.split.tensor).widest * 4
+        return [Collective(purpose="logits", kind=GATHER, group=group, bytes=part)]
 
     def _reduce(self, purpose: str) -> Collective:
         whole = self.rows * self.shapes.model.hidden_size * self.shapes.value_bytes

@@ -50,6 +50,7 @@ class Workload:
     acceptance: float = 0.8  # of each draft, given those before it
     numerics: str = "exact"  # "fast": all-reduce, and a copy of the row for every expert
     redundant_experts: int = 0
+    one_sampler: bool = True  # logits of all data groups go to one rank, which draws; False: each group draws its own
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 256  # of a data group, at most
 

@@ -4,9 +4,11 @@ Ranks are numbered pipeline x data x tensor, tensor innermost; node n has the ra
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from outrider.workers.config import ParallelConfig
 from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.shard import check_split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,15 @@ class Split:
         """Whether whole experts are dealt out over a stage's ranks."""
         return self.expert > 1
 
+    def parallel(self) -> ParallelConfig:
+        """ValueError if `expert` is neither 1 nor data x tensor."""
+        return ParallelConfig(
+            tensor_parallel_size=self.tensor,
+            pipeline_parallel_size=self.pipeline,
+            expert_parallel_size=self.expert,
+            data_parallel_size=self.data,
+        )
+
     def group_size(self, group: str) -> int:
         """Ranks of a "tensor" or a "stage" group."""
         return self.tensor if group == "tensor" else self.stage_size
@@ -42,36 +53,16 @@ class Split:
 
 def refusal(model: ModelConfig, split: Split, redundant_experts: int = 0) -> str | None:
     """Why `model` cannot be split so, naming both numbers; None if it can."""
-    block = model.quantization_block[0] if model.quantization_block else 1
-    experts = model.n_routed_experts
+    experts = model.n_routed_experts + redundant_experts
     if split.pipeline > model.num_hidden_layers:
         return f"pipeline_parallel_size={split.pipeline} is more than the model's {model.num_hidden_layers} layers"
-    if model.num_attention_heads % split.tensor:
-        return f"tensor_parallel_size={split.tensor} does not divide the model's {model.num_attention_heads} heads"
-    if split.expert not in (1, split.stage_size):
-        return f"expert_parallel_size={split.expert} must be 1 or data x tensor = {split.stage_size}"
-    if split.spread and not experts:
-        return f"expert_parallel_size={split.expert}: the model has no experts"
-    if split.spread and (experts + redundant_experts) % split.expert:
-        return (
-            f"expert_parallel_size={split.expert} does not divide {experts} experts and {redundant_experts} redundant"
-        )
-    if split.spread and redundant_experts > experts * (split.expert - 1):
-        return f"{redundant_experts} redundant experts would put two copies of one on a rank"
-    for name, size in _cut_sizes(model, split).items():
-        if -(-size // block) < split.tensor:
-            return f"tensor_parallel_size={split.tensor} is more than {name} = {size} has blocks of {block}"
+    if redundant_experts and experts > model.n_routed_experts * split.expert:
+        return f"{redundant_experts} redundant experts would put two copies of one on a rank of {split}"
+    try:
+        check_split(replace(model, n_routed_experts=experts), split.parallel())
+    except ValueError as error:
+        return str(error)
     return None
-
-
-def _cut_sizes(model: ModelConfig, split: Split) -> dict[str, int]:
-    """What a tensor group cuts into slices of whole blocks."""
-    sizes = {"hidden_size": model.hidden_size, "vocab_size": model.vocab_size}
-    if model.first_k_dense_replace or not model.n_routed_experts:
-        sizes["intermediate_size"] = model.intermediate_size
-    if model.n_routed_experts and (not split.spread or model.n_shared_experts):
-        sizes["moe_intermediate_size"] = model.moe_intermediate_size
-    return sizes
 
 
 def splits(model: ModelConfig, most_ranks: int, redundant_experts: int = 0) -> Iterator[Split]:

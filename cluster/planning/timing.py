@@ -99,7 +99,7 @@ class Clock:
     def trips_s(self, rows: Rows) -> tuple[float, float]:
         """Rows to the ranks with their experts, and outputs back: of one layer, experts being loaded evenly."""
         stage = [one for one in self._round(rows).experts() if one.group == "stage"]
-        back = [one for one in stage if one.purpose == "pairs_to_owners"]
+        back = [one for one in stage if one.purpose == "expert outputs"]
         return self.exchange_s(one for one in stage if one not in back), self.exchange_s(back)
 
     def _round(self, rows: Rows) -> RoundShape:
@@ -147,9 +147,10 @@ class Clock:
     def _experts_in_all(self) -> int:
         return self.shapes.model.n_routed_experts + (self.workload.redundant_experts if self.split.spread else 0)
 
-    def head(self, rows: Rows, purpose: str = "logits") -> float:
-        """Projection to the vocabulary, and its logits to the rank that draws."""
-        gathered = self.exchange_s(self._round(rows).head(purpose))
+    def head(self, rows: Rows, *, drafts: bool = False) -> float:
+        """Projection to the vocabulary, and its logits to the rank that draws; drafts are drawn where they are made."""
+        group = "tensor" if drafts or not self.workload.one_sampler else "stage"
+        gathered = self.exchange_s(self._round(rows).head(group))
         return self._linear(self.shapes.vocabulary, rows.rows, self.shapes.wide_bytes) + gathered
 
     def drafts(self, verified: Rows, steps: int) -> float:
@@ -159,7 +160,7 @@ class Clock:
         one = replace(verified, rows=verified.sequences)
         accepted = replace(verified, rows=verified.sequences * self.workload.tokens_per_round)
         passes = self.module(accepted) + (steps - 1) * self.module(one)
-        return passes + steps * self.head(one, "drafts")
+        return passes + steps * self.head(one, drafts=True)
 
     def module(self, rows: Rows) -> float:
         layer = self.layer(rows, moe=self.shapes.moe(self.shapes.model.num_hidden_layers))

@@ -112,3 +112,11 @@ def test_tokens_a_round_are_the_accepted_drafts_and_one_more() -> None:
 def test_a_workload_that_cannot_be_is_refused_by_name(setting: str, value: object) -> None:
     with pytest.raises(ValueError, match=setting):
         Workload(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_one_sampler_for_many_data_groups_costs_what_their_logits_are() -> None:
+    split = Split(data=16, expert=16)
+    together, apart = (plan(split, concurrency=512, one_sampler=one) for one in (True, False))
+
+    logits = 15 * together.rows.rows * R1.model.vocab_size * 4  # of the other groups
+    assert together.round_s - apart.round_s >= logits / FLEET.gpu.link / 2
