@@ -146,7 +146,7 @@ class ByHand:
             return self.run(asked["exec"]["command"]).returncode == 0
         return _serving(f"127.0.0.1:{asked['grpc']['port']}", self.ip, asked["grpc"].get("service", ""))
 
-    def wait_for_probe(self, component: str, container: str, probe: str, within_s: float = 60) -> None:
+    def wait_for_probe(self, component: str, container: str, probe: str, within_s: float = 90) -> None:
         until = time.monotonic() + within_s
         while not self.probe(component, container, probe):
             assert time.monotonic() < until, f"{component}/{container}: {probe} fails\n{self._logs()}"
