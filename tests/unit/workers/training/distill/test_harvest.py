@@ -118,3 +118,24 @@ def test_a_file_that_is_no_shard_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(OutriderError, match=r"shard-0\.safetensors is damaged"):
         Harvest(tmp_path)
+
+
+@pytest.mark.full
+def test_stages_in_other_processes_harvest_the_same(harvested: Harvested, tmp_path: Path) -> None:
+    whole, tasks = Harvest(harvested.work / "harvest"), plan_tasks(harvested.prompts[:4], (0.0, 1.0), seed=0)
+
+    def start() -> LLM:
+        return LLM(
+            str(harvested.checkpoint), harvest_path=str(tmp_path), enable_prefix_caching=False,
+            pipeline_parallel_size=2, kv_cache_memory_bytes=16 << 20,
+        )  # fmt: skip
+
+    run_harvest(start, tasks, tmp_path, MAX_TOKENS, lambda n: None)
+
+    index = {sample.key: number for number, sample in enumerate(whole.outlines)}
+    harvest = Harvest(tmp_path)
+    assert len(harvest) == len(tasks)
+    for number, sample in enumerate(harvest.outlines):
+        count = len(sample.token_ids) - 1
+        assert sample.token_ids.tolist() == whole.outlines[index[sample.key]].token_ids.tolist()
+        assert torch.equal(harvest.hidden(number, 0, count), whole.hidden(index[sample.key], 0, count))
