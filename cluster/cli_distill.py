@@ -15,7 +15,9 @@ _DRY_RUN_SIZES = (8, 16)
 
 
 def distill(
-    model: Annotated[str, typer.Option(help="scout, or a checkpoint's directory.")] = "scout",
+    model: Annotated[
+        str, typer.Option(help="scout, or a checkpoint's directory; to look at, also deepseek-r1.")
+    ] = "scout",
     prompts: Annotated[Path | None, typer.Option(help="Prompts to continue: .jsonl, .json or lines of text.")] = None,
     work: Annotated[Path, typer.Option(help="Where harvest, checkpoints and report are kept.")] = Path("distill"),
     out: Annotated[Path | None, typer.Option(help="Where the distilled checkpoint is written.")] = None,
@@ -70,11 +72,12 @@ def _run(given: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
 def _dry_run(given: dict[str, Any]) -> dict[str, Any]:
     """Shapes and partition checked on meta tensors, and every GPU's bytes by part, for the ranks asked for."""
     from outrider.cluster.distill_view import show_footprints
+    from outrider.cluster.planning.presets import load_shape
     from outrider.workers.training.distill.job import dry_run
 
     sizes = [given["ranks"] * given["nodes"]] if "ranks" in given else list(_DRY_RUN_SIZES)
     try:
-        found = dry_run(given, sizes)
+        found = dry_run(given, load_shape(given["model"]), sizes)
     except ValueError as error:
         raise SettingsError(str(error)) from error
     show_footprints(found)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from outrider.workers.config import resolve_model
+from outrider.workers.config import BUNDLED_MODELS, resolve_model
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import has_weights
 from outrider.workers.training.distill.footprint import check_checkpoint, footprint, module_shape, tensor_shapes
@@ -71,16 +71,18 @@ def make_job(given: Mapping[str, Any], engine: Mapping[str, Any]) -> Job:
     return Job(training=_training(given), machines=machines, engine=dict(engine), **own)
 
 
-def dry_run(given: Mapping[str, Any], world_sizes: Sequence[int]) -> dict[str, Any]:
-    """What training would take on so many GPUs; the module's tensors are checked against the checkpoint's, if any."""
+def dry_run(given: Mapping[str, Any], config: ModelConfig, world_sizes: Sequence[int]) -> dict[str, Any]:
+    """What training a model of shape `config` would take on so many GPUs.
+
+    Where `given` names a checkpoint with weights, the module's tensors are checked against them.
+    """
     _refuse_unknown(given)
     settings = _training(given)
-    path = resolve_model(settings.model)
-    config = ModelConfig.load(path)
     shapes = tensor_shapes(module_shape(config, settings.expert_group_size), settings.trained)
-    checked = has_weights(path)
+    path = Path(settings.model).expanduser()
+    checked = settings.model in BUNDLED_MODELS or has_weights(path)
     if checked:
-        check_checkpoint(shapes, path)
+        check_checkpoint(shapes, resolve_model(settings.model))
     elements = {trained: sum(t.elements for t in shapes if t.trained == trained) for trained in (True, False)}
     where = "all in the checkpoint, in their shapes" if checked else "no weights there to compare them with"
     return {

@@ -76,17 +76,18 @@ def _harvest(job: Job, listener: Listener) -> dict[str, Any]:
 
 
 def _train(job: Job, listener: Listener) -> dict[str, Any]:
-    settings, looks = job.training, []
-    if settings.trained_file.exists():
-        return {"trained": str(settings.trained_file), "held_out": [], "note": "was there already"}
+    settings, note = job.training, "was there already"
+    if not settings.trained_file.exists():
+        run_training(settings, job.machines, listener.trained)
+        note = "trained"
+    return {"trained": str(settings.trained_file), "note": note, "held_out": _looks(Path(settings.work))}
 
-    def on_report(report: dict[str, Any]) -> None:
-        listener.trained(report)
-        if "held_out" in report:
-            looks.append({"step": report["step"], **report["held_out"]})
 
-    run_training(settings, job.machines, on_report)
-    return {"trained": str(settings.trained_file), "held_out": looks}
+def _looks(work: Path) -> list[dict[str, Any]]:
+    """What held-out text said, from the first run that led here on."""
+    metrics = work / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    return [{"step": row["step"], **row["held_out"]} for row in rows if "held_out" in row]
 
 
 def _export(job: Job, listener: Listener) -> dict[str, Any]:

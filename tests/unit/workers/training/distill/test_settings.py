@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from outrider.workers.config import resolve_model
+from outrider.workers.model.config import ModelConfig
 from outrider.workers.training.distill.gang import Machines
 from outrider.workers.training.distill.job import Job, dry_run, make_job
 from outrider.workers.training.distill.settings import TrainingSettings
@@ -79,7 +81,9 @@ def test_all_parts_are_the_default() -> None:
 
 
 def test_a_dry_run_checks_the_checkpoints_shapes_and_says_what_every_size_takes() -> None:
-    found = dry_run({"model": "scout", "zero_stage": 3, "batch_rows": 16}, [8, 16])
+    scout = ModelConfig.load(resolve_model("scout"))
+
+    found = dry_run({"model": "scout", "zero_stage": 3, "batch_rows": 16}, scout, [8, 16])
 
     assert "all in the checkpoint, in their shapes" in found["module"]
     assert [each["world_size"] for each in found["footprints"]] == [8, 16]
