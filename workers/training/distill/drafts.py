@@ -54,6 +54,10 @@ class DraftFigures:
     tokens_per_round: float
     draft_ms_per_round: float
 
+    def undisturbed(self, other: "DraftFigures | None") -> "DraftFigures":
+        """The one of two runs whose drafts took less time: what disturbs a run makes it slower, and changes nothing."""
+        return self if other is None or self.draft_ms_per_round <= other.draft_ms_per_round else other
+
 
 def measure_drafts(llm: LLM, case: Case, depth: int, max_tokens: int) -> DraftFigures:
     began = _draft_s(llm)

@@ -49,11 +49,12 @@ def compare(
     OutriderError if a variant changed a text, which cannot be.
     """
     drafts: dict[str, dict[str, DraftFigures]] = {case.name: {} for case in cases}
-    for variant, checkpoint in variants.items():
+    for _, (variant, checkpoint) in itertools.product(range(extent.repeats), variants.items()):
         llm.swap_drafter(checkpoint)
         for case in cases:
             report(f"{variant}: acceptance, {case.name}")
-            drafts[case.name][variant] = measure_drafts(llm, case, extent.depth, extent.max_tokens)
+            figures = measure_drafts(llm, case, extent.depth, extent.max_tokens)
+            drafts[case.name][variant] = figures.undisturbed(drafts[case.name].get(variant))
     return [
         Comparison(
             case=case.name, drafts=drafts[case.name], tokens_per_second=_speeds(llm, variants, case, extent, report)
