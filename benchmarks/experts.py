@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/experts.py [--layers N] [--repeats N] [--eplb-file eplb.py]
 
 256 experts on 32 GPUs of 4 nodes with 32 redundant experts, loads by Zipf's law dealt to experts at random in each
-layer. EPLB is tests/eplb.py, written anew in plain Python from its description; with --eplb-file also the original's
-own file (github.com/deepseek-ai/EPLB), which loops in the same way over tensors. Timings are interleaved, in one
-process, on one thread. Writes results/experts.json.
+layer; and scout's own loads, recorded while it continues code and prose, on 4 ranks with 4 redundant experts. EPLB is
+tests/eplb.py, written anew in plain Python from its description; with --eplb-file also the original's own file
+(github.com/deepseek-ai/EPLB), which loops in the same way over tensors. Timings are interleaved, in one process, on one
+thread. Writes results/experts.json.
 """
 
 import argparse
@@ -18,11 +19,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from common import ROOT, interleaved, median, save, seconds
+from common import ROOT, interleaved, median, prompts, save, seconds
 from reporting.tables import Table
 
 from outrider.cluster.expert_packing import FloatArray
 from outrider.cluster.experts import ExpertLayout, imbalance, place_experts
+from outrider.workers.expert_loads import ExpertLoads
 from outrider.workers.expert_placement import ExpertPlacement
 
 EXPONENTS = (0.3, 0.6, 1.0)
@@ -30,6 +32,7 @@ LAYOUTS = {
     "hierarchical": ExpertLayout(experts=256, ranks=32, redundant_experts=32, nodes=4, groups=8),
     "global": ExpertLayout(experts=256, ranks=32, redundant_experts=32),
 }
+SCOUT = ExpertLayout(experts=8, ranks=4, redundant_experts=4)
 DRIFT = 0.1
 
 
@@ -43,6 +46,29 @@ def zipf(exponent: float, layers: int, seed: int = 0) -> FloatArray:
     random = np.random.default_rng(seed)
     loads = 1e6 / np.arange(1, 257) ** exponent
     return np.stack([random.permutation(loads) for _ in range(layers)])
+
+
+def scout_loads() -> FloatArray:
+    """How many rows each of scout's experts took, layer by layer, in one process on torch's path."""
+    from torch import Tensor, nn
+    from torch.nn.modules.module import register_module_forward_hook
+
+    from outrider import LLM, SamplingParams
+    from outrider.workers.model.moe import Router
+
+    layers: dict[nn.Module, int] = {}
+    loads = ExpertLoads(layers=11, experts=SCOUT.experts, window=1)
+
+    def count(module: nn.Module, _: object, output: tuple[Tensor, Tensor]) -> None:
+        if isinstance(module, Router):
+            loads.count(layers.setdefault(module, len(layers)), output[0].numpy())
+
+    hook = register_module_forward_hook(count)  # type: ignore[arg-type]
+    texts = [*prompts("code", 4), *prompts("prose", 4)]
+    with LLM("scout", kernels="torch", speculation="off", kv_cache_memory_bytes=64 << 20) as llm:
+        llm.generate(texts, SamplingParams(temperature=0.8, seed=0, max_tokens=64, ignore_eos=True))
+    hook.remove()
+    return loads.total.astype(np.float64)
 
 
 def by_eplb(eplb: ModuleType, loads: FloatArray, layout: ExpertLayout) -> Callable[[], Any]:
@@ -65,9 +91,8 @@ def by_original(path: Path, loads: FloatArray, layout: ExpertLayout) -> Callable
 
 
 def compare(
-    eplb: ModuleType, exponent: float, layout: ExpertLayout, layers: int, repeats: int, original: Path | None
+    eplb: ModuleType, loads: FloatArray, layout: ExpertLayout, repeats: int, original: Path | None
 ) -> dict[str, float]:
-    loads = zipf(exponent, layers)
     theirs, copies = by_eplb(eplb, loads, layout)()
     uneven = [eplb.imbalance(*layer) for layer in zip(loads.tolist(), theirs, copies, strict=True)]
     before = place_experts(loads, layout)
@@ -115,13 +140,18 @@ def main() -> None:
     parser.add_argument("--eplb-file", type=Path, help="the original's eplb.py, to be timed too")
     options = parser.parse_args()
     eplb = reference()
-    rows, figures = [], {}
-    for kind, layout in LAYOUTS.items():
-        for exponent in EXPONENTS:
-            found = compare(eplb, exponent, layout, options.layers, options.repeats, options.eplb_file)
-            figures[f"{kind}, Zipf {exponent}"] = found
-            rows.append([f"{kind}, Zipf {exponent}", *(f"{value:.4g}" for value in found.values())])
-    print(Table(["loads", *found], rows).markdown())
+    cases = {
+        f"{kind}, Zipf {exponent}": (zipf(exponent, options.layers), layout)
+        for kind, layout in LAYOUTS.items()
+        for exponent in EXPONENTS
+    }
+    cases["scout's own"] = (scout_loads(), SCOUT)
+    figures = {
+        name: compare(eplb, loads, layout, options.repeats, options.eplb_file)
+        for name, (loads, layout) in cases.items()
+    }
+    rows = [[name, *(f"{value:.4g}" for value in found.values())] for name, found in figures.items()]
+    print(Table(["loads", *figures["scout's own"]], rows).markdown())
     command = f"benchmarks/experts.py --layers {options.layers} --repeats {options.repeats}"
     command += " --eplb-file eplb.py" if options.eplb_file else ""
     print(save("experts", command, {"layers": options.layers, "repeats": options.repeats, "placements": figures}))

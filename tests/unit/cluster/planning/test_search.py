@@ -10,7 +10,7 @@ from outrider.cluster.planning.hardware import Fleet, find_gpu, known_gpus
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.search import DoesNotFitError, Goal, require_fit, search
 from outrider.cluster.planning.shapes import Shapes
-from outrider.cluster.planning.split import Split, refusal
+from outrider.cluster.planning.split import Split, refusal, splits
 from outrider.workers.errors import OutriderError
 
 R1 = Shapes.of(load_shape("deepseek-r1"))
@@ -150,3 +150,19 @@ def test_every_rank_is_where_the_mesh_says_and_every_expert_is_somewhere() -> No
 
 def test_scout_fits_one_small_gpu() -> None:
     assert search(SCOUT, fleet("l40s", 1, 1), Workload(), Goal()).fitting[0].split == Split()
+
+
+@given(st.sampled_from(list(splits(R1.model, 16))))
+def test_the_ranks_of_a_replica_hold_the_model_once_for_each_data_group_and_experts_by_their_spread(
+    split: Split,
+) -> None:
+    candidate = Candidate(R1, split, Workload(draft_steps=0), fleet("h200", 2), Efficiency())
+
+    def held(part: str) -> float:
+        return sum(memory.weights.get(part, 0.0) for memory in candidate.memories) * split.stage_size
+
+    experts = 58 * 256 * R1.expert * R1.weight_bytes
+    assert held("experts") == pytest.approx(experts * (1 if split.spread else split.data))
+    for part, whole in (("attention", 61 * R1.attention_bytes), ("dense", 3 * R1.dense * R1.weight_bytes)):
+        assert held(part) == pytest.approx(whole * split.data)
+    assert held("embedding") == held("head") == pytest.approx(R1.vocabulary * 2 * split.data)
