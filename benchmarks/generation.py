@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from outrider import LLM, SamplingParams
 from outrider.workers.engine.request import SequenceChunk
+from outrider.workers.sampling_params import MAX_DRAFT_TOKENS
 
 DEADLINE_S = 900.0
 
@@ -21,6 +22,8 @@ class Decoded:
     rounds: int  # of every sequence, added up
     drafted: int
     accepted: int
+    drafted_at: tuple[int, ...]  # element j: rounds of a sequence that verified at least j + 1 drafts
+    accepted_at: tuple[int, ...]  # element j: of those, whose first j + 1 all stood
 
     @property
     def tokens_per_second(self) -> float:
@@ -57,6 +60,7 @@ class Watch:
         self._on_first = on_first
         self._first_at = self._last_at = 0.0
         self._tokens = self._rounds = self._drafted = self._accepted = 0
+        self._drafted_at, self._accepted_at = [0] * MAX_DRAFT_TOKENS, [0] * MAX_DRAFT_TOKENS
         self.error = ""
         self.ended = threading.Event()
 
@@ -84,6 +88,9 @@ class Watch:
         self._rounds += bool(chunk.token_ids)
         self._drafted += chunk.drafted
         self._accepted += chunk.accepted
+        for place in range(chunk.drafted):
+            self._drafted_at[place] += 1
+            self._accepted_at[place] += place < chunk.accepted
 
     def result(self, began: float) -> Decoded:
         return Decoded(
@@ -93,4 +100,6 @@ class Watch:
             rounds=self._rounds,
             drafted=self._drafted,
             accepted=self._accepted,
+            drafted_at=tuple(self._drafted_at),
+            accepted_at=tuple(self._accepted_at),
         )

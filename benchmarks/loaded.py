@@ -131,7 +131,7 @@ class Loaded:
             write_from=np.array([0]),
             block_offsets=np.array([0, len(self._blocks)]),
             block_ids=self._blocks,
-            first_cache_position=int(mtp),
+            first_slots=np.array([int(mtp)]),
         )
 
     def without_routing(self) -> OpenStage:

@@ -52,6 +52,7 @@ ONE_ROW = Round(
     block_ids=ints(range(13)),
     draft_steps=ints([0]),
     upkeep=ints([1]),
+    followed_from=ints([1]),
 )
 ITS_VERDICT = Verdict(
     round_id=7,

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from outrider.cluster.cli_connection import Connection
-from outrider.cluster.status import ClusterStatus, ReplicaStatus
+from outrider.cluster.status import ClusterStatus, ReplicaStatus, SpeculationStatus
 
 _COLOURS = {"ready": "green", "failed": "red"}
 
@@ -28,6 +28,8 @@ def render(status: ClusterStatus, console: Console) -> None:
     for replica in status.replicas:
         console.print(_ranks(replica))
         console.print(_load(replica), highlight=False)
+        if replica.engine.drafted:
+            console.print(speculation_line(replica.engine.speculation), highlight=False)
 
 
 def _ranks(replica: ReplicaStatus) -> Table:
@@ -58,6 +60,20 @@ def _load(replica: ReplicaStatus) -> str:
         f"{engine.running} running, {engine.waiting} waiting, {engine.rounds} rounds, {accepted}, "
         f"cache {engine.kv_cache_usage:.0%} full"
     )
+
+
+def speculation_line(speculation: SpeculationStatus) -> str:
+    """Depth, gain, price, ledger, acceptance, and what seems broken, in one line."""
+    accepted = " ".join(f"{share:.2f}" for share in speculation.acceptance[:8])
+    ledger = "stopped, the ledger is empty" if speculation.stopped else f"ledger {speculation.ledger:.1f} rounds"
+    words = [
+        f"speculation: {speculation.gain:.2f} x off, depth {speculation.depth:.1f}",
+        f"price {speculation.price:.0f} tokens/s",
+        ledger,
+        f"accepted at 1.. {accepted}",
+    ]
+    raised = [f"{alarm} x{count}" for alarm, count in speculation.alarms.items() if count]
+    return ", ".join(words) + (f" [red]alarms: {', '.join(raised)}[/]" if raised else "")
 
 
 def _coloured(state: str) -> str:

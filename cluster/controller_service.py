@@ -116,7 +116,23 @@ def replica_status(replica: Replica) -> cluster_pb2.ReplicaStatus:
             drafted=counters.drafted,
             generated_tokens=counters.generated_tokens,
             accepted=counters.accepted,
+            speculation=speculation_to_wire(counters),
         ),
+    )
+
+
+def speculation_to_wire(counters: EngineCounters) -> cluster_pb2.SpeculationStatus:
+    figures = counters.speculation
+    return cluster_pb2.SpeculationStatus(
+        price=figures.price,
+        gain=figures.gain,
+        ledger=figures.ledger,
+        stopped=figures.stopped,
+        depth=figures.depth,
+        forecast_error=figures.forecast_error,
+        drafted_per_position=counters.drafted_per_position,
+        accepted_per_position=counters.accepted_per_position,
+        alarms=figures.alarms,
     )
 
 

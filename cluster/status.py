@@ -1,6 +1,7 @@
 """A cluster's state and its model, as clients see them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from outrider.proto import cluster_pb2
 
@@ -21,6 +22,27 @@ class RankStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationStatus:
+    """How a replica's speculation does at present, as its engine models it."""
+
+    price: float = 0.0  # tokens that a second is worth
+    gain: float = 1.0  # speed over that without speculation
+    ledger: float = 0.0  # rounds without drafts whose time may still be lost
+    stopped: bool = False  # the ledger is empty
+    depth: float = 0.0  # of late, drafts verified a sequence and round
+    forecast_error: float = 0.0  # of late, of rounds' time, mean absolute share
+    drafted_per_position: tuple[int, ...] = ()  # element j: rounds of a sequence that verified at least j + 1 drafts
+    accepted_per_position: tuple[int, ...] = ()  # element j: of those, whose first j + 1 were accepted
+    alarms: Mapping[str, int] = field(default_factory=dict)  # how often each sign of a broken drafter was seen
+
+    @property
+    def acceptance(self) -> list[float]:
+        """By position: of the rounds that verified at least so many drafts, the share whose drafts so far all stood."""
+        columns = zip(self.accepted_per_position, self.drafted_per_position, strict=True)
+        return [accepted / drafted for accepted, drafted in columns if drafted]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
     """One replica's work."""
 
@@ -31,6 +53,7 @@ class EngineStatus:
     drafted: int
     accepted: int
     generated_tokens: int = 0
+    speculation: SpeculationStatus = field(default_factory=SpeculationStatus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +119,22 @@ def _replica_from_wire(replica: cluster_pb2.ReplicaStatus) -> ReplicaStatus:
             drafted=replica.engine.drafted,
             accepted=replica.engine.accepted,
             generated_tokens=replica.engine.generated_tokens,
+            speculation=speculation_from_wire(replica.engine.speculation),
         ),
+    )
+
+
+def speculation_from_wire(speculation: cluster_pb2.SpeculationStatus) -> SpeculationStatus:
+    return SpeculationStatus(
+        price=speculation.price,
+        gain=speculation.gain,
+        ledger=speculation.ledger,
+        stopped=speculation.stopped,
+        depth=speculation.depth,
+        forecast_error=speculation.forecast_error,
+        drafted_per_position=tuple(speculation.drafted_per_position),
+        accepted_per_position=tuple(speculation.accepted_per_position),
+        alarms=dict(speculation.alarms),
     )
 
 

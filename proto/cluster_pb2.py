@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coutrider/proto/cluster.proto\x12\x0boutrider.v1\"\x12\n\x10GetStatusRequest\"\x80\x01\n\x11GetStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12,\n\x08replicas\x18\x04 \x03(\x0b\x32\x1a.outrider.v1.ReplicaStatus\x12\x0f\n\x07problem\x18\x05 \x01(\t\"\xa4\x01\n\rReplicaStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12&\n\x05ranks\x18\x05 \x03(\x0b\x32\x17.outrider.v1.RankStatus\x12)\n\x06\x65ngine\x18\x06 \x01(\x0b\x32\x19.outrider.v1.EngineStatus\"\x99\x01\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0c\n\x04\x62usy\x18\t \x01(\x01\"\x95\x01\n\x0c\x45ngineStatus\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0e\n\x06rounds\x18\x03 \x01(\x04\x12\x16\n\x0ekv_cache_usage\x18\x04 \x01(\x01\x12\x0f\n\x07\x64rafted\x18\x05 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x07 \x01(\x04\"\x11\n\x0fGetModelRequest\"\xb5\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x10\n\x08numerics\x18\x07 \x01(\t\x12\x13\n\x0bspeculation\x18\x08 \x01(\t\x12\x0f\n\x07has_mtp\x18\t \x01(\x08\"\x14\n\x12WatchRoutesRequest\"\x86\x01\n\x13WatchRoutesResponse\x12\"\n\x06routes\x18\x01 \x03(\x0b\x32\x12.outrider.v1.Route\x12(\n\x05\x65nded\x18\x02 \x03(\x0b\x32\x19.outrider.v1.EndedReplica\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x0f\n\x07version\x18\x04 \x01(\x04\"=\n\x05Route\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"C\n\x0c\x45ndedReplica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xa5\x01\n\x0e\x43lusterService\x12J\n\tGetStatus\x12\x1d.outrider.v1.GetStatusRequest\x1a\x1e.outrider.v1.GetStatusResponse\x12G\n\x08GetModel\x12\x1c.outrider.v1.GetModelRequest\x1a\x1d.outrider.v1.GetModelResponse2\xfc\x01\n\x11\x43ontrollerService\x12J\n\tGetStatus\x12\x1d.outrider.v1.GetStatusRequest\x1a\x1e.outrider.v1.GetStatusResponse\x12G\n\x08GetModel\x12\x1c.outrider.v1.GetModelRequest\x1a\x1d.outrider.v1.GetModelResponse\x12R\n\x0bWatchRoutes\x12\x1f.outrider.v1.WatchRoutesRequest\x1a .outrider.v1.WatchRoutesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coutrider/proto/cluster.proto\x12\x0boutrider.v1\"\x12\n\x10GetStatusRequest\"\x80\x01\n\x11GetStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12,\n\x08replicas\x18\x04 \x03(\x0b\x32\x1a.outrider.v1.ReplicaStatus\x12\x0f\n\x07problem\x18\x05 \x01(\t\"\xa4\x01\n\rReplicaStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12&\n\x05ranks\x18\x05 \x03(\x0b\x32\x17.outrider.v1.RankStatus\x12)\n\x06\x65ngine\x18\x06 \x01(\x0b\x32\x19.outrider.v1.EngineStatus\"\x99\x01\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0c\n\x04\x62usy\x18\t \x01(\x01\"\xca\x01\n\x0c\x45ngineStatus\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0e\n\x06rounds\x18\x03 \x01(\x04\x12\x16\n\x0ekv_cache_usage\x18\x04 \x01(\x01\x12\x0f\n\x07\x64rafted\x18\x05 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x07 \x01(\x04\x12\x33\n\x0bspeculation\x18\x08 \x01(\x0b\x32\x1e.outrider.v1.SpeculationStatus\"\xa0\x02\n\x11SpeculationStatus\x12\r\n\x05price\x18\x01 \x01(\x01\x12\x0c\n\x04gain\x18\x02 \x01(\x01\x12\x0e\n\x06ledger\x18\x03 \x01(\x01\x12\x0f\n\x07stopped\x18\x04 \x01(\x08\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\x01\x12\x16\n\x0e\x66orecast_error\x18\x06 \x01(\x01\x12\x1c\n\x14\x64rafted_per_position\x18\x07 \x03(\x04\x12\x1d\n\x15\x61\x63\x63\x65pted_per_position\x18\x08 \x03(\x04\x12:\n\x06\x61larms\x18\t \x03(\x0b\x32*.outrider.v1.SpeculationStatus.AlarmsEntry\x1a-\n\x0b\x41larmsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x11\n\x0fGetModelRequest\"\xb5\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x10\n\x08numerics\x18\x07 \x01(\t\x12\x13\n\x0bspeculation\x18\x08 \x01(\t\x12\x0f\n\x07has_mtp\x18\t \x01(\x08\"\x14\n\x12WatchRoutesRequest\"\x86\x01\n\x13WatchRoutesResponse\x12\"\n\x06routes\x18\x01 \x03(\x0b\x32\x12.outrider.v1.Route\x12(\n\x05\x65nded\x18\x02 \x03(\x0b\x32\x19.outrider.v1.EndedReplica\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x0f\n\x07version\x18\x04 \x01(\x04\"=\n\x05Route\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"C\n\x0c\x45ndedReplica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xa5\x01\n\x0e\x43lusterService\x12J\n\tGetStatus\x12\x1d.outrider.v1.GetStatusRequest\x1a\x1e.outrider.v1.GetStatusResponse\x12G\n\x08GetModel\x12\x1c.outrider.v1.GetModelRequest\x1a\x1d.outrider.v1.GetModelResponse2\xfc\x01\n\x11\x43ontrollerService\x12J\n\tGetStatus\x12\x1d.outrider.v1.GetStatusRequest\x1a\x1e.outrider.v1.GetStatusResponse\x12G\n\x08GetModel\x12\x1c.outrider.v1.GetModelRequest\x1a\x1d.outrider.v1.GetModelResponse\x12R\n\x0bWatchRoutes\x12\x1f.outrider.v1.WatchRoutesRequest\x1a .outrider.v1.WatchRoutesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'outrider.proto.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SPECULATIONSTATUS_ALARMSENTRY']._loaded_options = None
+  _globals['_SPECULATIONSTATUS_ALARMSENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATUSREQUEST']._serialized_start=45
   _globals['_GETSTATUSREQUEST']._serialized_end=63
   _globals['_GETSTATUSRESPONSE']._serialized_start=66
@@ -40,21 +42,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RANKSTATUS']._serialized_start=364
   _globals['_RANKSTATUS']._serialized_end=517
   _globals['_ENGINESTATUS']._serialized_start=520
-  _globals['_ENGINESTATUS']._serialized_end=669
-  _globals['_GETMODELREQUEST']._serialized_start=671
-  _globals['_GETMODELREQUEST']._serialized_end=688
-  _globals['_GETMODELRESPONSE']._serialized_start=691
-  _globals['_GETMODELRESPONSE']._serialized_end=872
-  _globals['_WATCHROUTESREQUEST']._serialized_start=874
-  _globals['_WATCHROUTESREQUEST']._serialized_end=894
-  _globals['_WATCHROUTESRESPONSE']._serialized_start=897
-  _globals['_WATCHROUTESRESPONSE']._serialized_end=1031
-  _globals['_ROUTE']._serialized_start=1033
-  _globals['_ROUTE']._serialized_end=1094
-  _globals['_ENDEDREPLICA']._serialized_start=1096
-  _globals['_ENDEDREPLICA']._serialized_end=1163
-  _globals['_CLUSTERSERVICE']._serialized_start=1166
-  _globals['_CLUSTERSERVICE']._serialized_end=1331
-  _globals['_CONTROLLERSERVICE']._serialized_start=1334
-  _globals['_CONTROLLERSERVICE']._serialized_end=1586
+  _globals['_ENGINESTATUS']._serialized_end=722
+  _globals['_SPECULATIONSTATUS']._serialized_start=725
+  _globals['_SPECULATIONSTATUS']._serialized_end=1013
+  _globals['_SPECULATIONSTATUS_ALARMSENTRY']._serialized_start=968
+  _globals['_SPECULATIONSTATUS_ALARMSENTRY']._serialized_end=1013
+  _globals['_GETMODELREQUEST']._serialized_start=1015
+  _globals['_GETMODELREQUEST']._serialized_end=1032
+  _globals['_GETMODELRESPONSE']._serialized_start=1035
+  _globals['_GETMODELRESPONSE']._serialized_end=1216
+  _globals['_WATCHROUTESREQUEST']._serialized_start=1218
+  _globals['_WATCHROUTESREQUEST']._serialized_end=1238
+  _globals['_WATCHROUTESRESPONSE']._serialized_start=1241
+  _globals['_WATCHROUTESRESPONSE']._serialized_end=1375
+  _globals['_ROUTE']._serialized_start=1377
+  _globals['_ROUTE']._serialized_end=1438
+  _globals['_ENDEDREPLICA']._serialized_start=1440
+  _globals['_ENDEDREPLICA']._serialized_end=1507
+  _globals['_CLUSTERSERVICE']._serialized_start=1510
+  _globals['_CLUSTERSERVICE']._serialized_end=1675
+  _globals['_CONTROLLERSERVICE']._serialized_start=1678
+  _globals['_CONTROLLERSERVICE']._serialized_end=1930
 # @@protoc_insertion_point(module_scope)

@@ -63,7 +63,7 @@ class RankStatus(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., busy: _Optional[float] = ...) -> None: ...
 
 class EngineStatus(_message.Message):
-    __slots__ = ("running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted", "generated_tokens")
+    __slots__ = ("running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted", "generated_tokens", "speculation")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class EngineStatus(_message.Message):
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     rounds: int
@@ -78,7 +79,37 @@ class EngineStatus(_message.Message):
     drafted: int
     accepted: int
     generated_tokens: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., rounds: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    speculation: SpeculationStatus
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., rounds: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationStatus, _Mapping]] = ...) -> None: ...
+
+class SpeculationStatus(_message.Message):
+    __slots__ = ("price", "gain", "ledger", "stopped", "depth", "forecast_error", "drafted_per_position", "accepted_per_position", "alarms")
+    class AlarmsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    PRICE_FIELD_NUMBER: _ClassVar[int]
+    GAIN_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    FORECAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_PER_POSITION_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_PER_POSITION_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
+    price: float
+    gain: float
+    ledger: float
+    stopped: bool
+    depth: float
+    forecast_error: float
+    drafted_per_position: _containers.RepeatedScalarFieldContainer[int]
+    accepted_per_position: _containers.RepeatedScalarFieldContainer[int]
+    alarms: _containers.ScalarMap[str, int]
+    def __init__(self, price: _Optional[float] = ..., gain: _Optional[float] = ..., ledger: _Optional[float] = ..., stopped: _Optional[bool] = ..., depth: _Optional[float] = ..., forecast_error: _Optional[float] = ..., drafted_per_position: _Optional[_Iterable[int]] = ..., accepted_per_position: _Optional[_Iterable[int]] = ..., alarms: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ()

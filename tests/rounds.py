@@ -56,7 +56,7 @@ def flat_rows(parts: Sequence[Rows], *, mtp: bool = False) -> FlatRows:
         write_from=np.array([part.write_from for part in parts]),
         block_offsets=np.cumsum([0, *(len(part.blocks) for part in parts)]),
         block_ids=np.concatenate([np.asarray(part.blocks, dtype=np.int64) for part in parts]),
-        first_cache_position=int(mtp),
+        first_slots=np.full(len(parts), int(mtp)),
     )
 
 
@@ -232,6 +232,7 @@ def make_pairs(
         positions=np.arange(first, end),
         hidden=states,
         write_from=np.array([write_from]),
+        first_slots=np.array([1]),
         tables=(np.array(blocks),),
     )
 

@@ -132,8 +132,9 @@ class _Loader:
         else:
             up, down = wires.column
             pipeline = FirstStage(runner, mesh.pipeline, down, up, fellows, tells_verdicts=mtp is None)
-        depth = DepthPolicy(self._speculation)
-        scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth)
+        experts = max(1, self._model.n_routed_experts), max(1, self._model.num_experts_per_tok)
+        depth = DepthPolicy(self._speculation, experts)
+        scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth, depth.follows)
         drafter = make_drafter(
             self._drafters,
             self._draft_parts,

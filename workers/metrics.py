@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from outrider.workers.engine.request import EngineCounters
+from outrider.workers.engine.request import EngineCounters, SpeculationFigures
 from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
@@ -51,6 +51,18 @@ def gauges(counters: EngineCounters) -> dict[str, float]:
     }
 
 
+def speculation_gauges(figures: SpeculationFigures) -> dict[str, float]:
+    """How speculation does at present."""
+    return {
+        "outrider_spec_decode_price_tokens_per_second": figures.price,
+        "outrider_spec_decode_gain": figures.gain,
+        "outrider_spec_decode_ledger_rounds": figures.ledger,
+        "outrider_spec_decode_stopped": float(figures.stopped),
+        "outrider_spec_decode_draft_depth": figures.depth,
+        "outrider_spec_decode_forecast_error": figures.forecast_error,
+    }
+
+
 def durations(observation: Observation) -> dict[str, float]:
     """What one request adds to the histograms."""
     measured = {
@@ -77,6 +89,12 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "outrider_num_requests_running": "Sequences that hold cache blocks.",
     "outrider_num_requests_waiting": "Sequences that wait for cache blocks.",
     "outrider_kv_cache_usage_perc": "Share of the cache's blocks in use, 0..1.",
+    "outrider_spec_decode_price_tokens_per_second": "Tokens that a second is worth at present.",
+    "outrider_spec_decode_gain": "Speed over that without speculation, as modelled.",
+    "outrider_spec_decode_ledger_rounds": "Rounds without drafts whose time speculation may still lose.",
+    "outrider_spec_decode_stopped": "1 while that ledger is empty and nothing is drafted.",
+    "outrider_spec_decode_draft_depth": "Drafts verified a sequence and round, of late.",
+    "outrider_spec_decode_forecast_error": "Mean absolute share by which rounds' time was forecast wrongly, of late.",
 }
 
 
@@ -103,7 +121,11 @@ class MetricsPublisher:
         self._increments = Increments()
         empty = EngineCounters()
         self._counters = {name: Counter(name, _DESCRIPTIONS[name], _TAGS) for name in totals(empty)}
-        self._gauges = {name: Gauge(name, _DESCRIPTIONS[name], _TAGS) for name in gauges(empty)}
+        named = (*gauges(empty), *speculation_gauges(empty.speculation))
+        self._gauges = {name: Gauge(name, _DESCRIPTIONS[name], _TAGS) for name in named}
+        self._alarms = Counter(
+            "outrider_spec_decode_alarms", "Signs that a drafter is broken, by which.", (*_TAGS, "alarm")
+        )
         self._per_position = Counter(
             "outrider_spec_decode_num_accepted_tokens_per_pos",
             "Drafts accepted, by their place in the draft.",
@@ -140,8 +162,10 @@ class MetricsPublisher:
             self._publish_engine(status.counters)
 
     def _publish_engine(self, counters: EngineCounters) -> None:
-        for name, value in gauges(counters).items():
+        for name, value in (gauges(counters) | speculation_gauges(counters.speculation)).items():
             self._gauges[name].set(value, self._tags)
+        for alarm, count in counters.speculation.alarms.items():
+            self._add(self._alarms, "alarm", count, alarm)
         for name, total in totals(counters).items():
             self._add(self._counters[name], name, total)
         for position, total in enumerate(counters.accepted_per_position):

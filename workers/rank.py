@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from outrider.workers.config import EngineConfig
 from outrider.workers.engine.handle import EngineHandle, EngineInfo
-from outrider.workers.engine.request import EngineCounters
+from outrider.workers.engine.request import EngineCounters, SpeculationFigures
 from outrider.workers.errors import OutriderError
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.traffic import Traffic
@@ -94,8 +94,10 @@ class RankStatus:
     def from_json(cls, text: str) -> "RankStatus":
         values = json.loads(text)
         info = values["info"]
+        counters = EngineCounters(**values["counters"])
+        counters.speculation = SpeculationFigures(**values["counters"]["speculation"])
         read = {
-            "counters": EngineCounters(**values["counters"]),
+            "counters": counters,
             "traffic": {purpose: Traffic(**carried) for purpose, carried in values["traffic"].items()},
             "info": EngineInfo(**info) if info else None,
         }

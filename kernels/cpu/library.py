@@ -119,7 +119,7 @@ class Rows(Structure):
         *((name, c_void_p) for name in ("token_ids", "positions", "slots", "offsets", "write_from")),
         ("block_offsets", c_void_p),
         ("block_ids", c_void_p),
-        ("first_slot", c_int64),
+        ("first_slots", c_void_p),
     )
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,21 @@ def test_a_backlog_of_one_sequences_pairs_goes_in_one_call(seed: int, tmp_path: 
     whole = again.drafts([again.pairs(2, 0, 39), again.pairs(4, 0, 65)], [4, 6])
     assert drafts == whole
     twins.assert_caches_agree(4, 65 + 6)
+
+
+@pytest.mark.parametrize("first", [1, 20, 63, 64, 65, 80])
+def test_a_sequence_that_is_followed_from_its_middle_sees_nothing_before(first: int, tmp_path: Path) -> None:
+    """Whatever was left there: another sequence's entries in the same blocks, or nothing."""
+    used, fresh = (drawn_twins(tmp_path / name, 3) for name in ("used", "fresh"))
+    used.drafts([replace(used.pairs(5, 0, 89), hidden=3 * used.states[5])], [0])
+
+    def middle(twins: Twins) -> list[list[int]]:
+        begun = replace(twins.pairs(5, first, 85), first_slots=np.array([first + 1]))
+        later = replace(twins.pairs(5, 85, 89), first_slots=np.array([first + 1]))
+        beside = twins.pairs(2, 0, 30)
+        return twins.drafts([begun, beside], [3, 2]) + twins.drafts([later], [6])
+
+    assert middle(used) == middle(fresh)
 
 
 def test_pairs_that_nobody_drafts_after_are_only_fed(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ def _write(path: Path, modules: int) -> Path:
     return path
 
 
-def _round(tokens: Sequence[int], first: int, end: int) -> tuple[Round, Verdict]:
-    """A chunk of a prompt that goes on after it, with four drafts asked for."""
+def _round(tokens: Sequence[int], first: int, end: int, *, followed_from: int | None = 1) -> tuple[Round, Verdict]:
+    """A chunk of a prompt that goes on after it, with four drafts asked for; none of one that is not followed."""
     begin = SequenceStart(sequence_id=1, output_index=0, seed=0, prompt_tokens=90, params=SamplingParams(temperature=0))
     round = Round(
         sequence_ids=ints([1]),
@@ -38,8 +38,9 @@ def _round(tokens: Sequence[int], first: int, end: int) -> tuple[Round, Verdict]
         next_token_ids=ints([tokens[end]]),
         block_offsets=ints([0, len(BLOCKS)]),
         block_ids=ints(BLOCKS),
-        draft_steps=ints([4]),
-        upkeep=ints([1]),
+        draft_steps=ints([4 if followed_from else 0]),
+        upkeep=ints([1 if followed_from else 0]),
+        followed_from=ints([followed_from or 1]),
         begins=(begin,) if first == 0 else (),
     )
     verdict = Verdict(
@@ -49,8 +50,11 @@ def _round(tokens: Sequence[int], first: int, end: int) -> tuple[Round, Verdict]
     return round, verdict
 
 
-def _drafts(path: Path, left_behind: float) -> list[list[int]]:
-    """Four drafts after each of the rounds; `left_behind` is what other sequences left in every slot of the cache."""
+def _drafts(path: Path, left_behind: float, *, skipped: int = 0) -> list[list[int]]:
+    """Four drafts after each of the rounds; `left_behind` is what other sequences left in every slot of the cache.
+
+    The drafter does not follow the first `skipped` rounds.
+    """
     model = Model.load(path)
     modules = load_mtp(path, model.stages[0], blocks=12)
     for layer in modules.cache.layers:
@@ -60,9 +64,10 @@ def _drafts(path: Path, left_behind: float) -> list[list[int]]:
     tokens = random_tokens(CUTS[-1] + 1, 97, seed=8)
     hidden = model.hidden(Rows(tokens[:-1], 0, BLOCKS))
     found = []
-    for first, end in itertools.pairwise(CUTS):
-        round, verdict = _round(tokens, first, end)
-        found.append(drafter.draft(round, verdict, hidden[first:end])[1])
+    for number, (first, end) in enumerate(itertools.pairwise(CUTS)):
+        followed_from = None if number < skipped else CUTS[skipped] + 1
+        round, verdict = _round(tokens, first, end, followed_from=followed_from)
+        found.append(drafter.draft(round, verdict, hidden[first:end]).get(1, []))
     return found
 
 
@@ -80,6 +85,17 @@ def test_no_draft_depends_on_a_slot_that_was_never_written_for_its_sequence(modu
 
     assert used == clean
     assert [len(drafts) for drafts in clean] == [4] * 4
+
+
+@pytest.mark.parametrize("skipped", [1, 2])
+def test_no_draft_depends_on_slots_from_before_its_sequence_was_followed(skipped: int, tmp_path: Path) -> None:
+    path = _write(tmp_path, 1)
+
+    clean, used = (_drafts(path, left_behind, skipped=skipped) for left_behind in (0.0, 50.0))
+
+    assert used == clean
+    assert [len(drafts) for drafts in clean] == [0] * skipped + [4] * (4 - skipped)
+    assert clean != _drafts(path, 0.0)
 
 
 def test_further_modules_change_no_draft(tmp_path: Path) -> None:

@@ -71,10 +71,11 @@ class RoundComposer:
 
         Slots are reserved for its rows, for the drafter's entry one place further, and for the drafts to be made.
         """
-        start, upkeep = sequence.start, sequence.upkeep
+        start, follows = sequence.start, self._residents.follows(sequence)
+        upkeep = int(follows)
         pending = len(sequence.token_ids) - start
         rows = min(pending + len(sequence.drafts), budget)
-        steps = self._draft_steps(sequence, rows - pending) if rows >= pending else 0
+        steps = self._draft_steps(sequence, rows - pending) if follows and rows >= pending else 0
         slots = start + rows + upkeep
         granted = self._residents.reserve(sequence, slots + steps, start + 1 + upkeep)
         if granted == 0:
@@ -82,6 +83,7 @@ class RoundComposer:
         rows = min(rows, granted - upkeep - start)
         steps = max(0, min(steps, granted - slots)) if rows >= pending else 0
         self._residents.depart(sequence)
+        sequence.follow(follows)
         builder.add(sequence, rows, steps)
         return rows
 

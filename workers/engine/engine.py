@@ -55,12 +55,16 @@ class Engine:
         drafter: Drafter | None,
         depth: DepthPolicy,
         load_module: Callable[[str], Callable[[], None]] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`load_module` reads a checkpoint's MTP module, and returns what puts it in the place of the drafter's."""
+        """`load_module` reads a checkpoint's MTP module, and returns what puts it in the place of the drafter's.
+
+        `clock` times the rounds that depths are learned from.
+        """
         self.info = info
         self.times = RoundTimes()
         self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
-        self._load_module = load_module
+        self._load_module, self._clock = load_module, clock
         self._inbox = Inbox()
         self._subscribers = Subscribers()
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
@@ -97,7 +101,10 @@ class Engine:
 
     @property
     def counters(self) -> EngineCounters:
-        return self._scheduler.counters
+        """The live counters, with how speculation does. Written by the engine's thread only."""
+        counters = self._scheduler.counters
+        counters.speculation = self._depth.figures
+        return counters
 
     def warm_up(self) -> None:
         """Runs one small request to its end, before `run`; leaves no trace in the counters."""
@@ -151,7 +158,7 @@ class Engine:
     def _start_round(self) -> bool:
         if not self._free_lanes:
             return False
-        began = time.perf_counter()
+        began = self._clock()
         with self.times.part("schedule"):
             round = self._scheduler.schedule(self._free_lanes[0])
         if not round.sequences:
@@ -166,15 +173,17 @@ class Engine:
         with self.times.part("wait"):
             result = self._pipeline.collect()
         round, began = self._under_way.popleft()
-        judged = time.perf_counter()
         with self.times.part("commit"):
             chunks = self._scheduler.commit(round, result.verdict)
         self._subscribers.deliver(chunks)
-        drafting = time.perf_counter()
+        delivered = self._clock()
         with self.times.part("draft"):
             drafts = self._draft(round, result)
-        self._depth.observe(round, result.verdict, judged - began, time.perf_counter() - drafting)
-        self._scheduler.set_drafts(self._depth.worthwhile(drafts))
+        with self.times.part("depth"):
+            self._depth.observe(round, result.verdict, delivered - began, self._clock() - delivered)
+            self._scheduler.set_drafts(self._depth.worthwhile(drafts))
+        for warning in self._depth.take_warnings():
+            log.warning("%s", warning)
         self._free_lanes.append(round.lane)
         self.times.rounds += 1
 
@@ -188,8 +197,9 @@ class Engine:
                 return self._drafter.draft(round, result.verdict, result.hidden)
         except EngineStoppedError:  # another rank was lost, and with it the replica
             raise
-        except Exception:
-            log.exception("the drafter failed in round %d; going on without its drafts", round.round_id)
+        except Exception as error:
+            if self._depth.failed(f"{type(error).__name__}: {error}"):
+                log.exception("the drafter failed in round %d; going on without its drafts", round.round_id)
             return {}
 
     def _end(self, reason: str) -> None:

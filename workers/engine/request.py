@@ -55,6 +55,19 @@ class SequenceChunk:
 
 
 @dataclass(slots=True)
+class SpeculationFigures:
+    """How speculation does at present, as the engine models it."""
+
+    price: float = 0.0  # tokens that a second is worth
+    gain: float = 1.0  # speed over that without speculation
+    ledger: float = 0.0  # undrafted rounds that may still be lost
+    stopped: bool = False  # the ledger is empty
+    depth: float = 0.0  # of late, drafts verified a sequence and round
+    forecast_error: float = 0.0  # of late, of rounds' time, mean absolute share
+    alarms: dict[str, int] = field(default_factory=dict)  # how often each was raised
+
+
+@dataclass(slots=True)
 class EngineCounters:
     """Running totals and gauges of one engine. Read by status and metrics; written by the engine's thread only."""
 
@@ -69,3 +82,5 @@ class EngineCounters:
     prefix_hits: int = 0  # tokens found
     drafts: int = 0  # draft sequences verified (rounds with at least one draft)
     accepted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
+    drafted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
+    speculation: SpeculationFigures = field(default_factory=SpeculationFigures)

@@ -4,7 +4,7 @@ A sequence waits, is ready (admitted, between rounds) or is in flight. A block i
 sequence that holds it, and returns only when that one is not in flight, so no stage can still be writing it.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from outrider.workers.engine.blocks import BlockPool, blocks_needed, extend_keys
 from outrider.workers.engine.limits import SchedulerConfig
@@ -18,8 +18,10 @@ _SALTS = (b"model", b"model and drafter")
 class Residents:
     """The sequences, by state, and the pools that they share: one for each data group."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, follows: Callable[[Sequence], bool]) -> None:
+        """`follows` says whether the drafter's cache follows a sequence that may draft."""
         self._config = config
+        self._follows = follows
         self._size = config.block_size
         self.pools = [BlockPool(config.num_blocks) for _ in range(config.data_groups)]  # by data group
         self.waiting = WaitingQueue()
@@ -40,6 +42,7 @@ class Residents:
         if not self.may_admit:
             return None
         sequence = self.waiting.head
+        self._salt(sequence)
         place = self._place_for(sequence)
         if place is None:
             return None
@@ -87,7 +90,7 @@ class Residents:
         sequence.in_flight = False
         self.ready[sequence.sequence_id] = sequence
         sequence.start = sequence.computed = computed
-        if computed // self._size > sequence.published and self._config.enable_prefix_caching:
+        if computed // self._size > sequence.published and self._config.enable_prefix_caching and sequence.publishes:
             self._publish(sequence, computed // self._size)
         if sequence.output_index == 0 and computed >= sequence.prompt_tokens:
             self.waiting.let_go(sequence.request.request_id)
@@ -133,6 +136,18 @@ class Residents:
         self.pools[sequence.owner].release(sequence.blocks)
         del sequence.blocks[:]
 
+    def follows(self, sequence: Sequence) -> bool:
+        """Whether the drafter takes in the sequence's next rows."""
+        return sequence.draft_ceiling > 0 and self._follows(sequence)
+
+    def _salt(self, sequence: Sequence) -> None:
+        """Settles what its keys say: that the drafter follows it from its first row on, or nothing of the drafter."""
+        followed = self.follows(sequence)
+        if followed != sequence.salted:
+            sequence.block_keys.clear()
+        sequence.salted = sequence.followed = followed
+        sequence.followed_from = 1
+
     def _cached_prefix(self, sequence: Sequence, pool: BlockPool) -> list[int]:
         if not self._config.enable_prefix_caching or sequence.scores_prompt:  # what is cached has no logits
             return []
@@ -146,4 +161,4 @@ class Residents:
         sequence.published = blocks
 
     def _extend_keys(self, sequence: Sequence, blocks: int) -> None:
-        extend_keys(sequence.block_keys, sequence.token_ids, blocks, self._size, _SALTS[sequence.upkeep])
+        extend_keys(sequence.block_keys, sequence.token_ids, blocks, self._size, _SALTS[sequence.salted])

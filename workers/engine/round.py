@@ -75,6 +75,7 @@ class Round:
     owners: IntArray = field(default_factory=ints)  # [S] data group of each; [0] where there is only one
     draft_steps: IntArray = field(default_factory=ints)  # [S] drafts to make after this round (0: none)
     upkeep: IntArray = field(default_factory=ints)  # [S] 1: the drafter's cache follows this sequence
+    followed_from: IntArray = field(default_factory=ints)  # [S] the first slot of that cache which holds it, from 1
     begins: tuple[SequenceStart, ...] = ()  # sequences new to the sampler
     ends: IntArray = field(default_factory=ints)  # sequence ids that the sampler and drafter may forget
     stage_s: FloatArray = field(
@@ -172,6 +173,7 @@ def share_of(round: Round, data: int) -> Round:
         owners=ints(),
         draft_steps=round.draft_steps[which],
         upkeep=round.upkeep[which],
+        followed_from=round.followed_from[which],
     )
 
 

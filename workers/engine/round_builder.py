@@ -31,6 +31,7 @@ class RoundBuilder:
         self._owners = array("q")
         self._draft_steps = array("q")
         self._upkeep = array("q")
+        self._followed_from = array("q")
         self.begins: list[Sequence] = []  # in their first round
 
     def __len__(self) -> int:
@@ -55,7 +56,8 @@ class RoundBuilder:
         self._block_offsets.append(len(self._block_ids))
         self._owners.append(sequence.owner)
         self._draft_steps.append(draft_steps)
-        self._upkeep.append(sequence.upkeep)
+        self._upkeep.append(sequence.followed)
+        self._followed_from.append(sequence.followed_from)
         if not sequence.begun:
             sequence.begun = True
             self.begins.append(sequence)
@@ -77,6 +79,7 @@ class RoundBuilder:
             owners=_as_ints(self._owners) if several_groups else ints(),
             draft_steps=_as_ints(self._draft_steps),
             upkeep=_as_ints(self._upkeep),
+            followed_from=_as_ints(self._followed_from),
             begins=tuple(sequence.introduction() for sequence in self.begins),
             ends=ints(ends),
         )

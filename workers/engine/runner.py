@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,5 +73,5 @@ def round_rows(round: Round) -> Rows:
         write_from=round.write_from,
         block_offsets=round.block_offsets,
         block_ids=round.block_ids,
-        first_cache_position=0,
+        first_slots=np.zeros(round.sequences, dtype=np.int64),
     )

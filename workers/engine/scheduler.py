@@ -20,11 +20,19 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 
 
 class Scheduler:
-    """`depth` says how many drafts to make next for a sequence; the limits and the free blocks may allow fewer."""
+    """`depth` says how many drafts to make next for a sequence; the limits and the free blocks may allow fewer.
 
-    def __init__(self, config: SchedulerConfig, depth: Callable[[Sequence], int]) -> None:
+    `follows` says whether the drafter takes in the next rows of a sequence that may draft: without, it cannot draft.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        depth: Callable[[Sequence], int],
+        follows: Callable[[Sequence], bool] = lambda sequence: True,
+    ) -> None:
         self._config = config
-        self._residents = Residents(config)
+        self._residents = Residents(config, follows)
         self._composer = RoundComposer(config, depth, self._residents)
         self._requests: dict[str, list[Sequence]] = {}  # unfinished sequences
         self._in_flight: list[int | None] = [None] * config.lanes  # round id, by lane
@@ -178,6 +186,8 @@ class Scheduler:
             self._counters.drafts += 1
             self._counters.drafted += outcome.drafted
             self._counters.accepted += outcome.accepted
+            for position in range(outcome.drafted):
+                self._counters.drafted_per_position[position] += 1
             for position in range(outcome.accepted):
                 self._counters.accepted_per_position[position] += 1
 

@@ -29,6 +29,9 @@ class Sequence:
     block_keys: list[bytes] = field(default_factory=list)  # prefix cache keys of its leading full blocks
     published: int = 0  # leading blocks that are in the prefix cache, or whose equals are
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1 and up, until given out
+    salted: bool = False  # its keys say that the drafter's entries are in its blocks too
+    followed: bool = False  # by the drafter, in its latest round
+    followed_from: int = 1  # the first slot of the drafter's cache that holds it
 
     @property
     def prompt_tokens(self) -> int:
@@ -39,9 +42,15 @@ class Sequence:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
-    def upkeep(self) -> int:
-        """1 if the drafter's cache follows it: it may draft, now or later."""
-        return 1 if self.draft_ceiling else 0
+    def publishes(self) -> bool:
+        """Whether its full blocks hold what their keys say: the drafter's entries too, or not for certain."""
+        return not self.salted or (self.followed and self.followed_from == 1)
+
+    def follow(self, followed: bool) -> None:
+        """The drafter takes in the rows of its coming round, or does not: then it begins anew with the next it does."""
+        if followed and not self.followed:
+            self.followed_from = self.start + 1
+        self.followed = followed
 
     @property
     def scores_prompt(self) -> bool:

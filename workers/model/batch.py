@@ -104,7 +104,8 @@ class _Tables:
         pages = np.stack([self._pages(sequence, chunks) for sequence, _, _ in spans])
         slots = np.arange(chunks * CHUNK)
         last_seen = positions[row_ids][..., None]
-        seen = (slots >= self.rows.first_cache_position) & (slots <= last_seen)  # [n, S, C*CHUNK]
+        first_seen = self.rows.first_slots[[sequence for sequence, _, _ in spans]][:, None]
+        seen = (slots >= first_seen) & (slots <= last_seen)  # [n, S, C*CHUNK]
         bias = np.where(seen, np.float32(0), np.float32(-np.inf)).reshape(rows, len(spans), chunks, 1, CHUNK)
         whole = row_ids.size == len(self.rows) and np.array_equal(row_ids.ravel(), np.arange(len(self.rows)))
         return Group(

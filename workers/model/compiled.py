@@ -169,7 +169,7 @@ def _structure(rows: Rows) -> library.Rows:
     """Valid as long as `rows` is."""
     arrays = (
         rows.token_ids, rows.rope_positions, rows.cache_positions, rows.query_offsets, rows.write_from,
-        rows.block_offsets, rows.block_ids,
+        rows.block_offsets, rows.block_ids, rows.first_slots,
     )  # fmt: skip
     addresses = (array.__array_interface__["data"][0] for array in arrays)
-    return library.Rows(len(rows.token_ids), len(rows.write_from), *addresses, rows.first_cache_position)
+    return library.Rows(len(rows.token_ids), len(rows.write_from), *addresses)

@@ -19,7 +19,7 @@ class Rows:
     write_from: IntArray  # [S] rows at earlier slots write nothing
     block_offsets: IntArray  # [S+1] into block_ids
     block_ids: IntArray  # [B] each sequence's block table
-    first_cache_position: int  # the first slot that any row sees: 0 for the model, 1 for an MTP module
+    first_slots: IntArray  # [S] the first slot that a row sees: 0 for the model, 1 or later for an MTP module
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -1,126 +1,263 @@
-"""The depth with the most expected tokens per second, from measured time and acceptance.
+"""Depth by the price of time: how many tokens to draft for each sequence, and which of the drafts to verify.
 
-Acceptance is each sequence's own; time is the engine's, by depth and batch size, none being one of the depths, so
-that drafting ends where it does not pay. A small share of the rounds tries other depths, so that no estimate grows
-old. Pure: reads no clock.
+Joins what is believed of acceptance, of rounds' time and of the price of a second, and keeps the ledger that bounds
+what speculation may lose. Deep where text is easy or the engine idle, shallow where it is not, off where drafts do not
+pay: all of it follows from the price. Pure: reads no clock, and the text never depends on it.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from outrider.workers.speculation.acceptance import Acceptance, expected_tokens
-from outrider.workers.speculation.cost import SETTLING, RoundCosts, size_class
-from outrider.workers.speculation.probes import Probes
+import numpy as np
 
-AUTO_DEPTHS = (0, 1, 2, 3, 4, 6)
-_MARGIN = 1.02  # what drafting must promise over not drafting
-_FIRST_GUESS = 0.7  # acceptance at every position before anything was seen
-_SEQUENCE_MEMORY, _ENGINE_MEMORY, _PRIOR_WEIGHT = 30.0, 200.0, 8.0
+from outrider.workers.engine.request import SpeculationFigures
+from outrider.workers.speculation.acceptance import Acceptance, Kind, Made
+from outrider.workers.speculation.alarms import Alarms
+from outrider.workers.speculation.cost import RoundCost, Shape
+from outrider.workers.speculation.hope import Hope
+from outrider.workers.speculation.ledger import Ledger
+from outrider.workers.speculation.planning import (
+    Depths,
+    DraftSeconds,
+    Worth,
+    depth_worth_alone,
+    depths_worth,
+    slots_worth,
+    slots_worth_alone,
+)
+from outrider.workers.speculation.price import Price
+
+DEEPEST = 8
+_CAUTION = 1.02  # what a second must bring with drafts over what it brings without
+_MEASURING = 0.005  # of all time, what may be lost to measuring stale numbers of rows again
+_FIRST_CREDIT, _MOST_CREDIT = 8.0, 8.0  # undrafted rounds
+_CLIP = 2.0  # a round costs the ledger at most this many times its forecast: what disturbs it is not speculation's
+_MOST_WATCHED = 16  # sequences of a round whose drafts are looked at for signs of a fault
+_SURPRISE = 0.4  # acceptance that was foreseen, at most, of a draft whose acceptance is news
+_TOKENS_FOLLOWED = 1.5  # a round, of a sequence: about
+_TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
+_PLAIN_SEEN = 4  # of rounds in which nothing is drafted or followed, one in so many is learned from
 
 
-class Drafted(NamedTuple):
-    """What became of one decoding sequence's drafts in a round. Those not worth verifying count as not accepted."""
+class Live(NamedTuple):
+    """A sequence that may draft next."""
 
     sequence_id: int
-    drafts: int  # made
+    kind: Kind
+    context: int  # tokens
+
+
+class Outcome(NamedTuple):
+    """What became of one decoding sequence in a round."""
+
+    sequence_id: int
+    verified: int  # drafts
     accepted: int
     finished: bool = False
+    gap: bool = False  # the drafter had not followed all of it
+
+    @property
+    def judged(self) -> int:
+        """Drafts that got an answer: those accepted and the first that was not, which an end may leave open."""
+        return self.accepted if self.finished else min(self.verified, self.accepted + 1)
 
 
 class AutoDepth:
-    """Chooses among `depths`, which rise from 0."""
+    """Decides for the sequences of one replica. Not thread-safe."""
 
-    def __init__(self, depths: tuple[int, ...] = AUTO_DEPTHS, costs: RoundCosts | None = None) -> None:
-        """`costs`: what is known of rounds' times beforehand."""
-        self._depths = depths
-        self._costs = costs or RoundCosts(depths)
-        self._engine = self._new_acceptance(_ENGINE_MEMORY)
-        self._engine_rates = [_FIRST_GUESS] * depths[-1]
-        self._sequences: dict[int, Acceptance] = {}
-        self._chosen: dict[int, int] = {}  # by sequence id, as of its last observation
-        self._lessons: dict[tuple[int, int], int] = {}  # rounds spent on learning what (size class, depth) takes
-        self._probes = Probes(depths)
-        self._cap = depths[-1]
-        self._prepare(batch=1)
+    def __init__(self, deepest: int = DEEPEST, experts: tuple[int, int] = (1, 1)) -> None:
+        """`experts`: of a layer, and how many of them a token wakes."""
+        self.acceptance, self.cost = Acceptance(max(deepest, 1)), RoundCost(experts)
+        self.ledger, self.price, self.alarms = Ledger(), Price(), Alarms()
+        self.figures = SpeculationFigures(alarms=self.alarms.counts)
+        self.warnings: list[str] = []  # to be said once, and not said yet
+        self._deepest = deepest
+        self._hopes: dict[int, Hope] = {}
+        self._depths: dict[int, int] = {}
+        self._credit = _FIRST_CREDIT  # undrafted rounds that may be spent on measuring
+        self._plain = 0  # rounds without drafts
 
     def __len__(self) -> int:
         """Sequences that it keeps something of."""
-        return len(self._sequences)
+        return max(len(self._hopes), len(self.acceptance))
 
-    def depth(self, sequence_id: int) -> int:
-        """Drafts to make next for this sequence."""
-        if sequence_id not in self._sequences:
-            self._sequences[sequence_id] = self._new_acceptance(_SEQUENCE_MEMORY)
-            self._chosen[sequence_id] = min(self._best(self._tokens(sequence_id)), self._cap)
-        return self._probes.moved(self._chosen[sequence_id]) if self._lesson is None else self._lesson
+    def depth(self, live: Live) -> int:
+        """Drafts to make for the sequence after the round that is being composed."""
+        if live.sequence_id not in self._depths:
+            self.plan([live])
+        return self._depths[live.sequence_id]
 
-    def observe(self, sequences: Sequence[Drafted], seconds: float | None) -> None:
-        """Learns what became of every decoding sequence's drafts, and how long making and verifying them took.
+    def follows(self, sequence_id: int) -> bool:
+        """Whether the drafter should take in the sequence's tokens."""
+        if self.ledger.stopped:
+            return False
+        hope = self._hopes.get(sequence_id)
+        return hope is None or hope.followed
 
-        None: not to be compared with other rounds, because this one held prompt chunks.
-        """
-        if not sequences:
+    def plan(self, live: Sequence[Live]) -> None:
+        """Sets the depths of these sequences, which share rounds."""
+        if self.ledger.stopped or not self._deepest:
+            self._depths.update((each.sequence_id, 0) for each in live)
             return
-        for sequence_id, drafts, accepted, finished in sequences:
-            self._engine.observe(drafts, accepted, finished)
-            if sequence_id in self._sequences:
-                self._sequences[sequence_id].observe(drafts, accepted, finished)
-        self._engine_rates = self._engine.rates([_FIRST_GUESS] * self._depths[-1])
-        if seconds is not None:
-            self._costs.observe(len(sequences), sum(each.drafts for each in sequences) / len(sequences), seconds)
-        self._prepare(len(sequences))
-        self._choose([each.sequence_id for each in sequences if each.sequence_id in self._sequences])
+        hopes = [self._hope(each.sequence_id) for each in live]
+        if not any(hope.followed for hope in hopes):
+            for each, hope in zip(live, hopes, strict=True):
+                self._depths[each.sequence_id] = self._tried(hope)
+            return
+        worth = self._worthwhile_depths(live)
+        pays = worth.gain > 0.0
+        other = self._explores(worth, len(live))
+        for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
+            if pays and depth:
+                hope.worth()
+            drafts = pays is not other
+            self._depths[each.sequence_id] = depth if drafts and depth else 0 if pays else self._tried(hope)
+
+    def _worthwhile_depths(self, live: Sequence[Live]) -> Depths:
+        base = _base(live)
+        price = _CAUTION * self._relative_price(base)
+        drafting = self._draft_seconds(live[0].kind.drafter, len(live))
+        more_rows = self.cost.more_rows(base.rows, len(live) * self._deepest)
+        if len(live) == 1:
+            survivals = self.acceptance.foreseen_alone(live[0].sequence_id, live[0].kind)
+            return depth_worth_alone(survivals, self.cost.slot(live[0].context), more_rows, drafting, price)
+        slot_s = np.array([self.cost.slot(each.context) for each in live])
+        foreseen = self.acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
+        return depths_worth(foreseen, slot_s, more_rows, drafting, price)
+
+    def _draft_seconds(self, drafter: str, sequences: int) -> DraftSeconds:
+        """The upkeep of the sequences is part of it: what does not pay for that is not worth following."""
+        following, token, first, step, draft = self.cost.drafting(drafter).coefficients
+        return DraftSeconds(first + following + _TOKENS_FOLLOWED * token * sequences, step, draft)
+
+    def _explores(self, worth: Depths, sequences: int) -> bool:
+        """Whether to draft though none is better, or not at all though that is, since it tells something cheaply.
+
+        Of rounds without drafts it tells what they take, where that has not been seen for long.
+        """
+        if worth.gain > 0.0 and not self.cost.stale(sequences):
+            return False
+        loss = abs(worth.gain) / sequences  # undrafted rounds, or less
+        if loss > self._credit:
+            return False
+        self._credit -= loss
+        return True
+
+    def _tried(self, hope: Hope) -> int:
+        """A draft, if it is time to try a sequence for which none is worth it."""
+        if hope.due and self.ledger.affords(_TRY_RISK):
+            hope.tried()
+            return 1
+        hope.passed()
+        return 0
+
+    def keep(self, made: Sequence[Made], base: Shape) -> list[int]:
+        """How many leading drafts of each to verify. `base`: the round that they would join, without them.
+
+        Each has at least one draft. Remembers them, to learn from what becomes of them.
+        """
+        more_rows = self.cost.more_rows(base.rows, sum([len(each.leads) for each in made]))
+        price = self._relative_price(base)
+        slot_s = self.cost.slot(base.context / base.sequences)
+        if len(made) == 1:
+            survivals = self.acceptance.judged_alone(made[0])
+            worth = slots_worth_alone(survivals, slot_s, more_rows, _CAUTION * price)
+        else:
+            worth = slots_worth(self.acceptance.judged(made), np.full(len(made), slot_s), more_rows, _CAUTION * price)
+        return [0] * len(made) if self.ledger.stopped else self._measured(worth, made, base)
+
+    def _measured(self, worth: Worth, made: Sequence[Made], base: Shape) -> list[int]:
+        """The best counts, or all where such a round has not been seen for long and costs little."""
+        whole = [len(each.leads) for each in made]
+        lost = (worth.best - worth.every) / base.sequences  # undrafted rounds, or less
+        if whole == worth.counts or lost > self._credit or not self.cost.stale(base.rows + sum(whole)):
+            return worth.counts
+        self._credit -= lost
+        return whole
+
+    def observe(
+        self,
+        outcomes: Sequence[Outcome],
+        shape: Shape,
+        tokens: int,
+        round_s: float,
+        draft_s: float,
+        *,
+        own: bool = True,
+    ) -> None:
+        """Learns from a round of decoding sequences alone, that emitted `tokens`, and from what was drafted after it.
+
+        `round_s`: to the verdict; `draft_s`: from there to the drafts. `own`: all its drafts were of this one's
+        choosing, so that what they won or lost goes into the ledger.
+        """
+        if shape.rows == shape.sequences and not (shape.drafts or shape.followed):
+            self._observe_plain(shape, round_s, draft_s)
+            return
+        self.learn_acceptance(outcomes)
+        took = round_s + draft_s
+        undrafted, forecast = took, took
+        if self.cost.known:
+            undrafted, forecast = self.cost.undrafted(shape.sequences, shape.context), self.cost.forecast(shape)
+        self.cost.observe(shape, round_s, draft_s)
+        if own:
+            counted = min(took, _CLIP * forecast)
+            self.price.observe(shape.sequences, tokens, counted, undrafted)
+            self.ledger.settle(tokens / shape.sequences, counted / undrafted, shape.sequences)
+        self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)
+        self._tell(shape, undrafted, abs(took - forecast) / max(took, 1e-9))
+
+    def _observe_plain(self, shape: Shape, round_s: float, draft_s: float) -> None:
+        """A round that speculation had no part in: it costs the ledger nothing, and should hardly cost time."""
+        self._plain += 1
+        self.ledger.earn(1.0)
+        if self._plain % _PLAIN_SEEN == 0 or not self.cost.known:
+            self.cost.observe(shape, round_s, draft_s)
+            self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
+            self._tell(shape, self.cost.undrafted(shape.sequences, shape.context), self.figures.forecast_error)
+
+    def learn_acceptance(self, outcomes: Sequence[Outcome]) -> None:
+        """The same from a round whose time is not comparable: it held prompt chunks."""
+        for each in outcomes[:_MOST_WATCHED]:
+            made = self.acceptance.pending(each.sequence_id)
+            if made is not None and each.judged:
+                self.warnings += self.alarms.judged(made, each.judged, each.accepted, gap=each.gap)
+            if each.accepted and made is not None:
+                self._surprised(made)
+        self.acceptance.observe([(each.sequence_id, each.judged, each.accepted) for each in outcomes])
+
+    def _surprised(self, made: Made) -> None:
+        """Gives a sequence that promised nothing hope again, where its draft was accepted against expectation."""
+        hope = self._hopes.get(made.sequence_id)
+        if hope is None or not hope.idle:
+            return
+        if self.acceptance.foreseen_alone(made.sequence_id, made.kind)[0] < _SURPRISE:
+            hope.stood()
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence that ended."""
-        self._sequences.pop(sequence_id, None)
-        self._chosen.pop(sequence_id, None)
+        self._hopes.pop(sequence_id, None)
+        self._depths.pop(sequence_id, None)
+        self.acceptance.forget(sequence_id)
 
-    def _prepare(self, batch: int) -> None:
-        """Sets what rounds of about `batch` sequences take, and whether more must be learned of that first."""
-        self._batch = batch
-        self._seconds = self._costs.by_depth(batch)
-        self._lesson = self._next_lesson()
+    def _relative_price(self, base: Shape) -> float:
+        """Tokens that one of the cost model's relative seconds is worth."""
+        undrafted = self.cost.undrafted(base.sequences, base.context) / self.cost.speed
+        return self.price.per_second(base.sequences, undrafted)
 
-    def _next_lesson(self) -> int | None:
-        """A depth that must be tried at this batch size before others can be estimated: 0, and one in the middle.
+    def _hope(self, sequence_id: int) -> Hope:
+        if sequence_id not in self._hopes:
+            self._hopes[sequence_id] = Hope()
+        return self._hopes[sequence_id]
 
-        Given up after some rounds: among sequences of fixed depth the wanted mean may never come about.
-        """
-        for depth in (0, self._depths[len(self._depths) // 2]):
-            lesson = size_class(self._batch), depth
-            tries = self._lessons.get(lesson, 0)
-            if self._costs.seen(self._batch, depth) < SETTLING and tries < 3 * SETTLING:
-                self._lessons[lesson] = tries + 1
-                return depth
-        return None
+    def _tell(self, shape: Shape, undrafted: float, error: float) -> None:
+        told = self.figures
+        told.gain = self.price.gain(shape.sequences)
+        told.price = shape.sequences / undrafted * told.gain
+        told.ledger, told.stopped = self.ledger.level, self.ledger.stopped
+        told.depth += 0.05 * ((shape.rows - shape.sequences) / shape.sequences - told.depth)
+        told.forecast_error += 0.05 * (error - told.forecast_error)
 
-    def _choose(self, sequence_ids: list[int]) -> None:
-        """Sets the depths of these sequences, which share rounds, and whether the next one is a probe."""
-        if not sequence_ids:
-            return
-        tokens = [self._tokens(sequence_id) for sequence_id in sequence_ids]
-        wanted = [self._best(each) for each in tokens]
-        self._cap = max(self._depths, key=lambda cap: self._worth(tokens, [min(depth, cap) for depth in wanted]))
-        self._chosen.update((i, min(depth, self._cap)) for i, depth in zip(sequence_ids, wanted, strict=True))
-        mean = [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
-        self._probes.plan(self._best(mean), self._seconds, mean, allowed=self._lesson is None)
 
-    def _best(self, tokens: list[float]) -> int:
-        """The depth with the most of these expected tokens per second."""
-        worth = {depth: tokens[depth] / self._seconds[depth] for depth in self._depths}
-        worth[0] *= _MARGIN
-        return max(worth, key=worth.__getitem__)
-
-    def _worth(self, tokens: list[list[float]], depths: list[int]) -> float:
-        """Tokens per second of a round in which each sequence has its depth: one alone does not pay for its steps."""
-        expected = sum(each[depth] for each, depth in zip(tokens, depths, strict=True))
-        seconds = self._costs.seconds(self._batch, sum(depths) / len(depths))
-        return expected / seconds * (1 if any(depths) else _MARGIN)
-
-    def _tokens(self, sequence_id: int) -> list[float]:
-        """Expected tokens of the sequence's next round, by depth."""
-        return expected_tokens(self._sequences[sequence_id].rates(self._engine_rates))
-
-    def _new_acceptance(self, memory: float) -> Acceptance:
-        return Acceptance(self._depths[-1], memory=memory, prior_weight=_PRIOR_WEIGHT)
+def _base(live: Sequence[Live]) -> Shape:
+    context = float(sum([each.context for each in live]))
+    return Shape(len(live), len(live), context, context)

@@ -3,47 +3,45 @@
 Pure: seconds are given to it. Depths never change the text, so any rule would do; which one is fast is auto_depth.py's.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import pairwise, takewhile
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.engine.round import RUNNING, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import LOOKUP, MAX_DRAFT_TOKENS
-from outrider.workers.speculation.auto_depth import AUTO_DEPTHS, AutoDepth, Drafted
-from outrider.workers.speculation.confidence import Confidence
+from outrider.workers.sampling_params import LOOKUP, MAX_DRAFT_TOKENS, MTP
+from outrider.workers.speculation.acceptance import Kind, Made
+from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth, Live, Outcome
+from outrider.workers.speculation.cost import Shape
 from outrider.workers.speculation.drafter import Draft
-from outrider.workers.speculation.price import VerificationPrice
-
-
-class _Pending(NamedTuple):
-    """A sequence's drafts that were made for its next round."""
-
-    greedy: bool
-    leads: list[float]  # of all that were made
 
 
 class DepthPolicy:
     """The engine's speculation setting joined with the requests' own. Not thread-safe."""
 
-    def __init__(self, speculation: str | int) -> None:
-        """`speculation` is the engine's: "off", "auto", or a fixed depth, which bounds the requests' own too."""
+    def __init__(self, speculation: str | int, experts: tuple[int, int] = (1, 1)) -> None:
+        """`speculation` is the engine's: "off", "auto", or a fixed depth, which bounds the requests' own too.
+
+        `experts`: how many routed ones a layer has, and how many of them a token wakes.
+        """
         self._default = speculation
         self._ceiling = (
             speculation if isinstance(speculation, int) else {"off": 0, "auto": MAX_DRAFT_TOKENS}[speculation]
         )
-        self._auto = AutoDepth(tuple(depth for depth in AUTO_DEPTHS if depth <= self._ceiling))
-        self._confidence = Confidence()
-        self._price = VerificationPrice()
-        self._greedy: dict[int, bool] = {}  # the sequences whose depth is "auto"
-        self._pending: dict[int, _Pending] = {}  # theirs, by id
-        self._looked_up: set[int] = set()  # sequences whose drafts are not a model's: depths have no part in them
-        self._draft_s: dict[int, float] = {}  # by lane: seconds that the drafts under verification took to make
+        self._auto = AutoDepth(min(self._ceiling, DEEPEST), experts)
+        self._kinds: dict[int, Kind] = {}  # of the sequences whose depth is "auto"
+        self._next: dict[int, Shape] = {}  # by lane: its next round but for the drafts, as far as it is known
+        self._lane = 0  # the one observed last
+
+    @property
+    def figures(self) -> SpeculationFigures:
+        """What can be told of it: price, gain, ledger, alarms. Live."""
+        return self._auto.figures
 
     @property
     def sequences(self) -> int:
         """How many sequences it keeps something of."""
-        return max(len(self._auto), len(self._greedy))
+        return max(len(self._auto), len(self._kinds))
 
     def depth(self, sequence: Sequence) -> int:
         """Drafts to make for the sequence after the round that is being composed."""
@@ -53,65 +51,100 @@ class DepthPolicy:
             return 0
         if wanted != "auto":
             return min(int(wanted), self._ceiling)
-        self._greedy[sequence.sequence_id] = sequence.request.params.greedy
-        return self._auto.depth(sequence.sequence_id)
+        sequence_id = sequence.sequence_id
+        if sequence_id not in self._kinds:
+            self._kinds[sequence_id] = Kind.of(MTP, sequence.request.params.temperature)
+        return self._auto.depth(Live(sequence_id, self._kinds[sequence_id], len(sequence.token_ids)))
 
-    def worthwhile(self, drafts: Mapping[int, list[Draft]]) -> dict[int, list[int]]:
-        """Of drafts by sequence id those to verify. With a fixed depth all; else while they are worth their time."""
-        return {sequence_id: self._kept(sequence_id, own) for sequence_id, own in drafts.items()}
-
-    def _kept(self, sequence_id: int, drafts: list[Draft]) -> list[int]:
-        tokens = [draft.token_id for draft in drafts]
-        if drafts and drafts[0].drafter == LOOKUP:
-            self._looked_up.add(sequence_id)
-            return tokens
-        if sequence_id not in self._greedy:
-            return tokens
-        greedy, leads = self._greedy[sequence_id], [draft.confidence for draft in drafts]
-        self._pending[sequence_id] = _Pending(greedy, leads)
-        price = self._price.per_draft
-        survivals = self._confidence.survivals(greedy, leads)
-        return tokens[: sum(1 for _ in takewhile(lambda survival: survival >= price, survivals))]
+    def follows(self, sequence: Sequence) -> bool:
+        """Whether the drafter should take in the sequence's next rows. With a fixed depth always."""
+        requested = sequence.request.params.speculation
+        wanted = self._default if requested is None else requested
+        return wanted != "auto" or self._auto.follows(sequence.sequence_id)
 
     def observe(self, round: Round, verdict: Verdict, round_s: float, draft_s: float) -> None:
-        """Learns from a round: `round_s` from its scheduling to its verdict, `draft_s` then, on the next drafts.
+        """Learns from a round: `round_s` from its scheduling until its tokens are out, `draft_s` from then on."""
+        if not self._ceiling:
+            return
+        seen = _Seen.of(round, verdict)
+        if seen.whole:
+            own = all(each.sequence_id in self._kinds or not each.verified for each in seen.outcomes)
+            self._auto.observe(seen.outcomes, seen.shape, len(verdict.token_ids), round_s, draft_s, own=own)
+        else:
+            self._auto.learn_acceptance(seen.outcomes)
+        for sequence_id in (*round.ends.tolist(), *seen.finished):
+            self._auto.forget(sequence_id)
+            self._kinds.pop(sequence_id, None)
+        live = [Live(i, self._kinds[i], context) for i, context in seen.going.items() if i in self._kinds]
+        if live:
+            self._auto.plan(live)
+        self._lane = round.lane
+        context = float(sum(seen.going.values()))
+        self._next[round.lane] = Shape(len(seen.going), len(seen.going), context, context)
 
-        A depth's price is the making of its drafts and their verification, so `draft_s` counts with the lane's next.
+    def failed(self, reason: str) -> bool:
+        """The drafter raised an error: counted. Whether that is news."""
+        return bool(self._auto.alarms.failed(MTP, reason))
+
+    def take_warnings(self) -> list[str]:
+        """What was found to be wrong since the last call, with its likely cause; each thing once."""
+        if not self._auto.warnings:
+            return []
+        taken, self._auto.warnings = self._auto.warnings, []
+        return taken
+
+    def worthwhile(self, drafts: Mapping[int, list[Draft]]) -> dict[int, list[int]]:
+        """Of drafts by sequence id those to verify, after their round was observed.
+
+        With a fixed depth all; else those that are worth their time.
         """
-        made_s = self._draft_s.get(round.lane, 0.0)
-        self._draft_s[round.lane] = draft_s
-        decoding = list(_decoding(round, verdict))
-        drafted = [self._judged(each) for each in decoding if each.sequence_id not in self._looked_up]
-        whole = len(decoding) == round.sequences
-        self._auto.observe(drafted, made_s + round_s if whole and len(drafted) == len(decoding) else None)
-        self._looked_up.difference_update(round.sequence_ids.tolist())
-        if decoding and whole:
-            self._price.observe(round.rows, len(verdict.token_ids), round_s, made_s)
-        finished = (s for s, finish in zip(round.sequence_ids.tolist(), verdict.finish.tolist(), strict=True) if finish)
-        for sequence_id in (*round.ends.tolist(), *finished):
-            self._forget(sequence_id)
-
-    def _judged(self, verified: Drafted) -> Drafted:
-        """Learns from the verified drafts of a sequence; the same with all that had been made for it."""
-        made = self._pending.pop(verified.sequence_id, None)
-        if made is None:
-            return verified
-        judged = made.leads[: verified.accepted if verified.finished else verified.drafts]
-        self._confidence.observe(made.greedy, judged, verified.accepted)
-        return verified._replace(drafts=max(verified.drafts, len(made.leads)))
-
-    def _forget(self, sequence_id: int) -> None:
-        self._auto.forget(sequence_id)
-        self._greedy.pop(sequence_id, None)
-        self._pending.pop(sequence_id, None)
+        tokens = {sequence_id: [draft.token_id for draft in own] for sequence_id, own in drafts.items()}
+        made = [
+            Made(sequence_id, self._kinds[sequence_id].by(own[0].drafter), [draft.confidence for draft in own])
+            for sequence_id, own in drafts.items()
+            if own and sequence_id in self._kinds and own[0].drafter != LOOKUP  # which are worth it where they are made
+        ]
+        if not made:
+            return tokens
+        base = self._next[self._lane]
+        fixed = sum(map(len, tokens.values())) - sum(len(each.leads) for each in made)
+        counts = self._auto.keep(made, base._replace(rows=base.rows + fixed))
+        for each, count in zip(made, counts, strict=True):
+            del tokens[each.sequence_id][count:]
+        return tokens
 
 
-def _decoding(round: Round, verdict: Verdict) -> Iterator[Drafted]:
-    """The round's sequences that only verified, with the drafts that they verified."""
-    columns = zip(
-        round.sequence_ids.tolist(), round.sample_counts.tolist(), verdict.drafts_accepted.tolist(),
-        verdict.finish.tolist(), pairwise(round.query_offsets.tolist()), strict=True,
-    )  # fmt: skip
-    for sequence_id, count, accepted, finish, (first, end) in columns:
-        if count == end - first:
-            yield Drafted(sequence_id, count - 1, accepted, finish != RUNNING)
+class _Seen(NamedTuple):
+    """A round and its verdict, read."""
+
+    outcomes: list[Outcome]
+    shape: Shape
+    whole: bool  # no prompt chunks: its time can be compared
+    finished: list[int]
+    going: dict[int, int]  # sequences that go on decoding, and their tokens
+
+    @classmethod
+    def of(cls, round: Round, verdict: Verdict) -> "_Seen":
+        outcomes, finished, going = [], [], {}
+        context = rows_context = 0.0
+        steps = drafts = followed = 0
+        ends, emitted = round.query_offsets.tolist(), verdict.token_offsets.tolist()
+        columns = zip(
+            round.sequence_ids.tolist(), round.sample_counts.tolist(), verdict.drafts_accepted.tolist(),
+            verdict.finish.tolist(), round.starts.tolist(), round.draft_steps.tolist(), round.upkeep.tolist(),
+            round.followed_from.tolist(), verdict.accepted_rows.tolist(), strict=True,
+        )  # fmt: skip
+        for s, (sequence_id, count, accepted, finish, start, wanted, upkeep, held, kept) in enumerate(columns):
+            rows = ends[s + 1] - ends[s]
+            context += start + rows
+            rows_context += rows * (start + rows)
+            followed += kept * upkeep
+            if count == rows:
+                outcomes.append(Outcome(sequence_id, count - 1, accepted, finish != RUNNING, held > 1))
+            if finish != RUNNING:
+                finished.append(sequence_id)
+            elif count:
+                going[sequence_id] = start + rows - count + 1 + emitted[s + 1] - emitted[s]
+                steps, drafts = max(steps, wanted), drafts + wanted
+        shape = Shape(round.sequences, round.rows, context, rows_context, steps, drafts, followed)
+        return cls(outcomes, shape, len(outcomes) == round.sequences, finished, going)

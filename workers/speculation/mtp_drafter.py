@@ -50,6 +50,8 @@ class MtpDrafter:
         self._starts.write_verdict(round, verdict)
         self._backlog.yield_blocks(share_of(round, self._data))
         everybody = followed(round, verdict)
+        if not len(everybody) and not (self._behind if self._shared is not None else len(self._backlog)):
+            return {}
         depths = np.zeros(round.sequences, dtype=np.int64)
         depths[everybody] = np.where(verdict.finish == RUNNING, round.draft_steps, 0)[everybody]
         ending = bool((verdict.finish != RUNNING).any())  # its blocks are free, and may be another's next

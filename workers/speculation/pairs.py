@@ -25,6 +25,9 @@ class Pairs:
     positions: IntArray  # [N] i
     hidden: Tensor  # [N, hidden] h_i, or the module's own state in a later step of a draft
     write_from: IntArray  # [S] slots before it are others' too, and are not written
+    first_slots: (
+        IntArray  # [S] slots before it the drafter did not follow, and does not see: 1 if it followed from the start
+    )
     tables: tuple[IntArray, ...]  # by sequence: its blocks
 
     def __len__(self) -> int:
@@ -56,6 +59,7 @@ def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: IntArra
         positions=round.starts[owner] + within,
         hidden=hidden,
         write_from=round.write_from[kept],
+        first_slots=round.followed_from[kept],
         tables=tuple(block_table(round, s) for s in kept.tolist()),
     )
 
@@ -71,6 +75,7 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
         positions=np.concatenate([part.positions for part in parts]),
         hidden=torch.cat([part.hidden for part in parts]),
         write_from=np.concatenate([part.write_from for part in parts]),
+        first_slots=np.concatenate([part.first_slots for part in parts]),
         tables=tuple(table for part in parts for table in part.tables),
     )
 
@@ -85,7 +90,7 @@ def pair_rows(pairs: Pairs) -> Rows:
         write_from=pairs.write_from,
         block_offsets=offsets([len(table) for table in pairs.tables]),
         block_ids=ints(np.concatenate(pairs.tables)) if pairs.tables else ints(),
-        first_cache_position=1,
+        first_slots=pairs.first_slots,
     )
 
 
@@ -164,5 +169,6 @@ def _selected(pairs: Pairs, own: NDArray[np.bool_]) -> Pairs:
         positions=pairs.positions[rows],
         hidden=pairs.hidden[torch.from_numpy(rows)],
         write_from=pairs.write_from[kept],
+        first_slots=pairs.first_slots[kept],
         tables=tuple(pairs.tables[s] for s in kept.tolist()),
     )

@@ -69,5 +69,6 @@ class SeparateModel:
 
 
 def as_tokens(pairs: Rows) -> Rows:
-    """The pair of position i as the token at position i + 1, in the same slot: all slots are seen from the first."""
-    return replace(pairs, rope_positions=pairs.cache_positions, first_cache_position=0)
+    """The pair of position i as the token at position i + 1, in the same slot; from the start on slot 0 is seen too."""
+    first_slots = np.where(pairs.first_slots == 1, 0, pairs.first_slots)
+    return replace(pairs, rope_positions=pairs.cache_positions, first_slots=first_slots)

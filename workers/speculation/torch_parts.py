@@ -105,5 +105,5 @@ def one_each(pairs: Pairs, which: IntArray, token_ids: IntArray, positions: IntA
         write_from=pairs.write_from[which],
         block_offsets=offsets([len(table) for table in tables]),
         block_ids=ints(np.concatenate(tables)) if tables else ints(),
-        first_cache_position=1,
+        first_slots=pairs.first_slots[which],
     )

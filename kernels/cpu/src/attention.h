@@ -244,8 +244,8 @@ private:
         int begin, end;
         bool operator==(const Seen&) const = default;
     };
-    Seen seen(int row, long chunk) const {
-        const int64_t begin = rows_.first_slot - chunk * kChunk, end = rows_.slots[row] + 1 - chunk * kChunk;
+    Seen seen(const Walk& walk, int row, long chunk) const {
+        const int64_t begin = rows_.first_slots[walk.sequence] - chunk * kChunk, end = rows_.slots[row] + 1 - chunk * kChunk;
         return {static_cast<int>(std::clamp<int64_t>(begin, 0, kChunk)), static_cast<int>(std::clamp<int64_t>(end, 0, kChunk))};
     }
 
@@ -272,7 +272,7 @@ private:
         find_slots(walk, chunk);
         for (int slot = 0; slot < kChunk; slot += kQuads) score_quad(walk, chunk, slot);
         for (int row = walk.begin; row < walk.end; ++row)
-            for (int h = 0; h < heads; ++h) weigh_query((row - walk.begin) * heads + h, seen(row, chunk));
+            for (int h = 0; h < heads; ++h) weigh_query((row - walk.begin) * heads + h, seen(walk, row, chunk));
         int at = 0;
         if (walk.queries() <= 2)  // more of their values at one time
             for (; at + 2 * kQuads * kLanes <= shape_.latent_rank; at += 2 * kQuads * kLanes) gather_part<2 * kQuads>(walk, heads, chunk, at);
@@ -291,7 +291,7 @@ private:
 
     // Of all queries, the slots that only later rows see included: what a row does not see is not weighed.
     void score_quad(const Walk& walk, long chunk, int slot) {
-        if (slot >= seen(walk.end - 1, chunk).end) return;
+        if (slot >= seen(walk, walk.end - 1, chunk).end) return;
         in_quads(walk.queries(), [&](int first, auto q) {
             float* scores[decltype(q)::value];
             for (int i = 0; i < q; ++i) scores[i] = weights_[first + i] + slot;
@@ -304,8 +304,8 @@ private:
     template <int V>
     void gather_part(const Walk& walk, int heads, long chunk, int at) {
         for (int row = walk.begin, until = row; row < walk.end; row = until) {
-            const Seen range = seen(row, chunk);
-            while (until < walk.end && seen(until, chunk) == range) ++until;  // rows that see the same are read for at once
+            const Seen range = seen(walk, row, chunk);
+            while (until < walk.end && seen(walk, until, chunk) == range) ++until;  // rows that see the same are read for at once
             if (range.begin >= range.end) continue;
             const int first = (row - walk.begin) * heads;
             in_quads((until - row) * heads, [&](int i, auto q) {

@@ -171,7 +171,7 @@ private:
 
     // The pairs of one step, one for each sequence, and the states before them.
     struct Step {
-        std::vector<int64_t> tokens, positions, slots, offsets{0}, write_from, block_offsets{0}, block_ids;
+        std::vector<int64_t> tokens, positions, slots, offsets{0}, write_from, block_offsets{0}, block_ids, first_slots;
         std::vector<float> hidden;
 
         void add(const Rows& from, int64_t row, int64_t token, const float* state, int width) {
@@ -182,16 +182,17 @@ private:
             slots.push_back(from.slots[row] + 1);
             offsets.push_back(static_cast<int64_t>(tokens.size()));
             write_from.push_back(from.write_from[owner]);
+            first_slots.push_back(from.first_slots[owner]);
             block_ids.insert(block_ids.end(), from.block_ids + from.block_offsets[owner],
                              from.block_ids + from.block_offsets[owner + 1]);
             block_offsets.push_back(static_cast<int64_t>(block_ids.size()));
             hidden.insert(hidden.end(), state, state + width);
         }
 
-        Rows rows(int64_t first_slot) const {
+        Rows rows() const {
             const auto count = static_cast<int32_t>(tokens.size());
             return {count, count, tokens.data(), positions.data(), slots.data(), offsets.data(), write_from.data(),
-                    block_offsets.data(), block_ids.data(), first_slot};
+                    block_offsets.data(), block_ids.data(), first_slots.data()};
         }
     };
 
@@ -241,7 +242,7 @@ private:
         }
         live_ = std::move(deeper);
         step_ = std::move(next);
-        fed_ = step_.rows(fed_.first_slot);
+        fed_ = step_.rows();
         if (depth + 1 < steps_) module_.prepare(fed_, threads_);
     }
 

@@ -141,7 +141,7 @@ private:
                     for (int i = 0; i < q; ++i) scores[i] = weights[r + i] + slot;
                     score<decltype(q)::value>(queries + r, keys + slot, key_stride_ / kLanes, scores);
                 });
-            const auto from = static_cast<int>(std::clamp<int64_t>(rows_.first_slot - chunk * kChunk, 0, kChunk));
+            const auto from = static_cast<int>(std::clamp<int64_t>(rows_.first_slots[expansion_.sequence] - chunk * kChunk, 0, kChunk));
             for (int r = 0; r < size; ++r) {
                 const auto to = static_cast<int>(std::clamp<int64_t>(last[r] + 1 - chunk * kChunk, 0, kChunk));
                 kept[r] = weigh(weights[r], from, to, now[r]);

@@ -52,7 +52,7 @@ struct Rows {
     const int64_t *offsets;                        // [S+1] into the rows
     const int64_t *write_from;                     // [S] slots before it are not written
     const int64_t *block_offsets, *block_ids;      // [S+1] into the ids
-    int64_t first_slot;                            // the first that any row sees
+    const int64_t* first_slots;                    // [S] the first that a row of the sequence sees
 
     long slot_of(const Shape& shape, int sequence, int64_t position) const {
         const int64_t block = block_ids[block_offsets[sequence] + position / shape.block_size];

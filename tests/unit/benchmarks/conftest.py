@@ -17,11 +17,15 @@ for name in (
     "generation",
     "linears",
     "planner",
+    "record",
+    "recorders",
+    "simulation",
     "report",
     "reporting.svg",
     "reporting.tables",
     "round",
     "serve",
+    "speculation",
 ):
     importlib.import_module(name)
 sys.path.remove(str(BENCHMARKS))

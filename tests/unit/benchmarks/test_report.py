@@ -52,6 +52,25 @@ RESULTS: dict[str, dict[str, Any]] = {
             }
         ],
     },
+    "speculation": {
+        "command": "benchmarks/speculation.py", "tokens": 96, "threads": 2,
+        "cells": [
+            {
+                "kind": "code", "temperature": 0.8, "batch": 4, "best_static": "2", "auto_over_best": 1.04,
+                "auto_over_off": 1.56,
+                "arms": {
+                    name: {"tokens_per_second": speed, "all": [], "mean_depth": 2.0, "acceptance_per_position": by}
+                    for name, speed, by in (("off", 200.0, []), ("2", 300.0, [0.7, 0.5]), ("auto", 312.0, [0.8]))
+                },
+            }
+        ],
+        "replay": {
+            "hour_s": 5.0, "hours": [{"rate": 1.5, "tokens_per_busy_second": {"off": 100.0, "auto": None}}],
+            "arms": {"off": {"tokens_per_second": 100.0}, "auto": {"tokens_per_second": 150.0}},
+            "best_static": "off", "auto_over_best": 1.5, "auto_over_off": 1.5,
+        },
+        "decision_us": {"1": {"depths": 20.0, "slots": 15.0, "learning": 40.0}},
+    },
     "round": {
         "command": "benchmarks/round.py", "threads": 1,
         "rounds": {"1 row, context 128": {"us": {"call": 10.0, "attention": 90.0}, "measured_us": 101.0}},
@@ -103,6 +122,15 @@ def test_figures_stand_in_their_rows() -> None:
 
     assert "| code, T=0.8 | 8 | 700 | 1,200 | 1,400 | 2.00 |" in text
     assert "| code, T=0.8 | auto | 1,400 | 2.00 | 70% | 2.00 | 1.50 |" in text
+
+
+def test_auto_stands_beside_the_best_static_depth_and_acceptance_by_position() -> None:
+    text = markdown(sections_of([("speculation", "speculation-x", RESULTS["speculation"] | RUN)]))
+
+    assert "| code, T=0.8 | 4 | 200 | 300 | 312 | 2 | 1.04 | 1.56 |" in text
+    assert "| code, T=0.8 | 0.70 | 0.50 |" in text
+    assert "| 0 | 1.50 | 100 | – |" in text
+    assert "| all |  | 100 | 150 |" in text
 
 
 def test_who_did_not_race_is_told_with_the_reason() -> None:

@@ -1,5 +1,6 @@
-from outrider.workers.engine.request import EngineCounters
-from outrider.workers.metrics import Increments, durations, gauges, totals
+from outrider.workers.engine.request import EngineCounters, SpeculationFigures
+from outrider.workers.metrics import Increments, durations, gauges, speculation_gauges, totals
+from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
 
 
@@ -42,3 +43,23 @@ def test_a_request_without_tokens_adds_to_the_latency_alone() -> None:
         "outrider_request_time_per_output_token_seconds": 0.1,
         "outrider_e2e_request_latency_seconds": 2.0,
     }
+
+
+def test_what_speculation_does_at_present_is_a_gauge_each() -> None:
+    figures = SpeculationFigures(price=900.0, gain=1.5, ledger=4.0, stopped=True, depth=2.5, forecast_error=0.07)
+
+    assert speculation_gauges(figures) == {
+        "outrider_spec_decode_price_tokens_per_second": 900.0,
+        "outrider_spec_decode_gain": 1.5,
+        "outrider_spec_decode_ledger_rounds": 4.0,
+        "outrider_spec_decode_stopped": 1.0,
+        "outrider_spec_decode_draft_depth": 2.5,
+        "outrider_spec_decode_forecast_error": 0.07,
+    }
+
+
+def test_a_ranks_status_tells_how_speculation_does() -> None:
+    figures = SpeculationFigures(gain=1.5, alarms={"drafter_failed": 2})
+    status = RankStatus(state="ready", counters=EngineCounters(drafted=3, speculation=figures))
+
+    assert RankStatus.from_json(status.to_json()) == status

@@ -42,7 +42,10 @@ class ReplicaTwin:
     def __init__(self, config: SchedulerConfig, depth: int = 3) -> None:
         self.config = config
         self.depth = depth
-        self.scheduler = Scheduler(config, lambda sequence: self.depth)
+        self.let_go: set[int] = set()  # sequence ids that the drafter does not follow at present
+        self.scheduler = Scheduler(
+            config, lambda sequence: self.depth, lambda sequence: sequence.sequence_id not in self.let_go
+        )
         self.requests: dict[str, Request] = {}
         self.outputs: dict[tuple[str, int], Output] = {}
         self.in_flight: dict[int, Round] = {}
@@ -227,21 +230,22 @@ class ReplicaTwin:
             for slot in range(start + 1, start + 1 + int(verdict.accepted_rows[index])):
                 assert slot >= round.write_from[index]
                 self._write(self._drafter, table, slot, marks)
-                self._read(self._drafter, table, range(1, slot + 1), marks)
+                self._read(self._drafter, table, range(int(round.followed_from[index]), slot + 1), marks)
             if verdict.finish[index] == RUNNING and round.draft_steps[index]:
                 assert len(known.token_ids) > len(before[sequence_id])
-                known.drafts = self._recurse(known, table, int(round.draft_steps[index]), random)
+                first = int(round.followed_from[index])
+                known.drafts = self._recurse(known, table, first, int(round.draft_steps[index]), random)
                 drafts[sequence_id] = list(known.drafts)
         return drafts
 
-    def _recurse(self, known: Known, table: list[int], steps: int, random: Random) -> list[int]:
+    def _recurse(self, known: Known, table: list[int], first: int, steps: int, random: Random) -> list[int]:
         tokens = list(known.token_ids)
         for step in range(steps):
             if step:
                 marks = chain(tokens)
                 self._check_private(table, len(tokens) - 1)
                 self._write(self._drafter, table, len(tokens) - 1, marks)
-                self._read(self._drafter, table, range(1, len(tokens)), marks)
+                self._read(self._drafter, table, range(first, len(tokens)), marks)
             right = next_token(tokens, known.start.seed, known.start.output_index)
             tokens.append(right if random.random() < 0.75 else random.randrange(VOCABULARY))
         return tokens[len(known.token_ids) :]

@@ -65,6 +65,7 @@ def _round(owners: list[int]) -> Round:
         owners=ints(owners),
         draft_steps=ints(np.arange(len(owners))),
         upkeep=ints([1] * len(owners)),
+        followed_from=ints([1] * len(owners)),
     )
 
 

@@ -82,6 +82,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         names = sorted(self.twin.requests)
         self.twin.cancel(names[which % len(names)], index)
 
+    @rule(which=st.integers(0, 20))
+    def follow_or_let_go(self, which: int) -> None:
+        """The drafter ends following a sequence, or begins again."""
+        self.twin.let_go ^= {which}
+
     @invariant()
     def no_block_is_leaked_shared_wrongly_or_lost(self) -> None:
         if hasattr(self, "twin"):

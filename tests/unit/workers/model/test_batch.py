@@ -95,7 +95,7 @@ def test_an_empty_round_is_a_batch_of_no_rows(mtp: bool) -> None:
     none = np.zeros(0, dtype=np.int64)
     rows = FlatRows(
         token_ids=none, rope_positions=none, cache_positions=none, query_offsets=np.zeros(1, dtype=np.int64),
-        write_from=none, block_offsets=np.zeros(1, dtype=np.int64), block_ids=none, first_cache_position=int(mtp),
+        write_from=none, block_offsets=np.zeros(1, dtype=np.int64), block_ids=none, first_slots=none,
     )  # fmt: skip
     batch = Batch.of(rows, block_size=16)
 

@@ -1,62 +1,114 @@
-"""What rounds take: learned from noisy rounds, interpolated where none was seen."""
+"""What rounds take: learned from noisy rounds, extended to those that were never seen."""
 
 import random
 
+import numpy as np
 import pytest
 
-from outrider.workers.speculation.cost import RoundCosts, size_class
+from outrider.workers.speculation.cost import RoundCost, Shape
+from outrider.workers.speculation.line import Line
 
-DEPTHS = (0, 1, 2, 3, 4, 6)
-
-
-def test_what_disturbs_a_few_rounds_hardly_moves_the_estimate() -> None:
-    rng, costs = random.Random(0), RoundCosts(DEPTHS)
-    for number in range(300):
-        costs.observe(1, 2, 100.0 if number in (0, 50, 100) else 1.0 + 0.05 * rng.random())
-
-    assert costs.seconds(1, 2) == pytest.approx(1.025, rel=0.05)
+EXPERTS = (8, 2)
 
 
-def test_a_lasting_change_is_followed() -> None:
-    costs = RoundCosts(DEPTHS)
-    for seconds in [1.0] * 50 + [5.0] * 60:
-        costs.observe(1, 2, seconds)
-
-    assert costs.seconds(1, 2) == pytest.approx(5.0, rel=0.05)
-
-
-@pytest.mark.parametrize(("depth", "seconds"), [(0, 10.0), (1, 12.0), (2.5, 15.0), (3, 16.0), (6, 22.0)])
-def test_depths_that_were_not_tried_lie_on_the_line_through_those_that_were(depth: float, seconds: float) -> None:
-    costs = RoundCosts(DEPTHS)
-    costs.observe(1, 0, 10.0)
-    costs.observe(1, 3, 16.0)
-
-    assert costs.seconds(1, depth) == pytest.approx(seconds)
+def shape(sequences: int, drafts: int, *, context: int = 100, steps: int = 0) -> Shape:
+    rows = sequences + drafts
+    return Shape(
+        sequences, rows, sequences * context, rows * context, steps, steps * sequences, sequences if steps else 0
+    )
 
 
-def test_rounds_of_mixed_depth_teach_both_neighbours_of_the_mean() -> None:
-    rng, costs = random.Random(1), RoundCosts(DEPTHS)
+def seconds(of: Shape) -> tuple[float, float]:
+    """A machine: every part in proportion, and a kernel that pads to four rows."""
+    woken = 8 * (1 - 0.75**of.rows)
+    verify = 1.0 + 0.1 * of.rows + 0.15 * woken + 0.05 * of.sequences + 4e-5 * of.rows_context
+    pad = 0.12 * (-of.rows % 4)
+    return 1e-3 * (verify + pad), 1e-3 * (0.1 + (0.2 if of.steps else 0.0) + 0.15 * of.steps + 0.02 * of.drafts)
+
+
+def taught(rounds: int, *, seed: int = 0, noise: float = 0.1) -> RoundCost:
+    rng, cost = random.Random(seed), RoundCost(EXPERTS)
+    for _ in range(rounds):
+        sequences = rng.choice((1, 2, 4, 8))
+        of = shape(sequences, rng.randint(0, 4 * sequences), context=rng.choice((50, 900)), steps=rng.randint(0, 4))
+        disturbed = (1 + noise * rng.random()) * (5 if rng.random() < 0.02 else 1)
+        cost.observe(of, *(took * disturbed for took in seconds(of)))
+    return cost
+
+
+def test_rounds_that_were_not_seen_are_forecast_within_a_tenth() -> None:
+    cost, rng = taught(600), random.Random(1)
+    errors = []
+    for _ in range(200):
+        sequences = rng.choice((1, 2, 3, 4, 6, 8))
+        of = shape(
+            sequences, rng.randint(0, 4 * sequences), context=rng.choice((50, 400, 900)), steps=rng.randint(0, 4)
+        )
+        wanted = 1.05 * sum(seconds(of))
+        errors.append(abs(cost.forecast(of) - wanted) / wanted)
+
+    assert np.mean(errors) < 0.1
+
+
+def test_more_rows_never_take_less() -> None:
+    added = taught(400, noise=0.5).more_rows(1, 60)
+
+    assert len(added) == 61
+    assert added[0] == 0
+    assert (np.diff(added) >= 0).all()
+
+
+def test_a_round_without_drafts_is_forecast_from_such_rounds() -> None:
+    cost = taught(600)
+
+    assert cost.undrafted(4, 400) == pytest.approx(1.05 * sum(seconds(shape(4, 0))), rel=0.08)
+
+
+def test_a_machine_that_slows_down_is_followed() -> None:
+    cost = taught(300, noise=0.0)
+    of = shape(2, 3)
+    for _ in range(80):
+        cost.observe(of, *(3 * took for took in seconds(of)))
+
+    assert cost.forecast(of) == pytest.approx(3 * sum(seconds(of)), rel=0.1)
+
+
+def test_one_disturbed_round_hardly_moves_a_forecast() -> None:
+    cost, of = taught(300, noise=0.0), shape(2, 3)
+    before = cost.forecast(of)
+    cost.observe(of, *(100 * took for took in seconds(of)))
+
+    assert cost.forecast(of) == pytest.approx(before, rel=0.1)
+
+
+def test_numbers_of_rows_that_were_not_seen_for_long_are_to_be_measured_again() -> None:
+    cost = taught(300)
     for _ in range(400):
-        mean = rng.uniform(1, 3)
-        costs.observe(8, mean, 20 + 3 * mean)
+        cost.observe(shape(1, 1), *seconds(shape(1, 1)))
 
-    for depth in (1, 2, 3):
-        assert costs.seconds(8, depth) == pytest.approx(20 + 3 * depth, rel=0.02)
-
-
-def test_sizes_are_apart_and_an_unknown_one_takes_the_nearest() -> None:
-    costs = RoundCosts(DEPTHS)
-    costs.observe(1, 0, 1.0)
-    costs.observe(16, 0, 9.0)
-
-    assert [costs.seconds(batch, 0) for batch in (1, 2, 12, 16, 64)] == [1.0, 1.0, 9.0, 9.0, 9.0]
-    assert (costs.seen(1, 0), costs.seen(2, 0), costs.seen(16, 0)) == (1, 0, 1)
-    assert [size_class(batch) for batch in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
+    assert cost.stale(20)
+    assert not cost.stale(2)
+    assert RoundCost().stale(1)
 
 
-def test_estimates_stay_above_zero_where_the_line_would_cross_it() -> None:
-    costs = RoundCosts(DEPTHS)
-    costs.observe(1, 3, 1.0)
-    costs.observe(1, 4, 9.0)
+def test_each_drafter_has_a_time_of_its_own() -> None:
+    cost = RoundCost(EXPERTS)
+    for number in range(200):
+        slow, quick = shape(1, 1, steps=number % 4), shape(1, 1, steps=number % 4)._replace(drafter="lookup")
+        cost.observe(slow, *seconds(slow))
+        cost.observe(quick, seconds(quick)[0], 1e-5)
+    wanted = shape(1, 1, steps=3)
 
-    assert all(costs.seconds(1, depth) > 0 for depth in DEPTHS)
+    slow, quick = cost.forecast(wanted), cost.forecast(wanted._replace(drafter="lookup"))
+    assert slow == pytest.approx(sum(seconds(wanted)), rel=0.1)
+    assert quick < seconds(wanted)[0] + 0.2 * seconds(wanted)[1]
+
+
+def test_a_line_finds_its_coefficients_and_none_below_zero() -> None:
+    rng, line = random.Random(0), Line((1.0, 1.0, 1.0), memory=500)
+    for _ in range(600):
+        features = (1.0, rng.uniform(0, 5), rng.uniform(0, 5))
+        line.observe(features, (2.0 + 3.0 * features[1]) * rng.uniform(0.95, 1.05))
+
+    assert line.coefficients == pytest.approx([2.0, 3.0, 0.0], abs=0.2)
+    assert min(line.coefficients) >= 0

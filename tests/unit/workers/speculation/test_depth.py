@@ -1,5 +1,7 @@
 """Whose word counts: the engine's setting, the request's, and the measured price."""
 
+from dataclasses import replace
+
 import pytest
 
 from outrider.workers.engine.request import Request
@@ -41,31 +43,46 @@ def test_the_engine_is_the_ceiling_and_the_request_may_ask_for_less(
     assert {policy.depth(sequence(request_)) for _ in range(20)} == {depth}
 
 
+def seen(
+    sequence_id: int, drafts: int, accepted: int, *, finish: int = RUNNING, chunk: int = 0
+) -> tuple[Round, Verdict]:
+    """A round of one decoding sequence, and of `chunk` prompt tokens of another."""
+    rows, others = drafts + 1, 1 if chunk else 0
+    round = Round(
+        sequence_ids=ints([sequence_id, 99][: 1 + others]),
+        query_offsets=ints([0, rows, rows + chunk][: 2 + others]),
+        token_ids=ints([5] * (rows + chunk)),
+        starts=ints([9, 0][: 1 + others]),
+        sample_counts=ints([rows, 0][: 1 + others]),
+        draft_steps=ints([4, 0][: 1 + others]),
+        upkeep=ints([1, 1][: 1 + others]),
+        followed_from=ints([1, 1][: 1 + others]),
+    )
+    emitted = accepted + 1
+    verdict = Verdict(
+        token_offsets=ints([0, emitted, emitted][: 2 + others]),
+        token_ids=ints([5] * emitted),
+        accepted_rows=ints([emitted, chunk][: 1 + others]),
+        drafts_accepted=ints([accepted, 0][: 1 + others]),
+        finish=ints([finish, RUNNING][: 1 + others]),
+    )
+    return round, verdict
+
+
 def play(policy: DepthPolicy, speculation: str | None, rounds: int, *, step_s: float, accept_all: bool) -> list[int]:
     """Rounds of one sequence as the engine runs them: chosen depth k is drafted after round k and verified in k+1."""
     drafts, chosen = 0, []
-    for number in range(rounds):
+    for _ in range(rounds):
         depth = policy.depth(sequence(speculation))
         chosen.append(depth)
-        policy.observe(
-            Round(
-                round_id=number,
-                sequence_ids=ints([0]),
-                query_offsets=ints([0, drafts + 1]),
-                token_ids=ints([5] * (drafts + 1)),
-                starts=ints([9]),
-                sample_counts=ints([drafts + 1]),
-            ),
-            Verdict(drafts_accepted=ints([drafts if accept_all else 0]), finish=ints([RUNNING])),
-            round_s=0.010 + 0.001 * drafts,
-            draft_s=step_s * depth,
-        )
-        drafts = depth
+        round, verdict = seen(0, drafts, drafts if accept_all else 0)
+        policy.observe(round, verdict, round_s=0.010 + 0.001 * drafts, draft_s=0.0005 + step_s * depth)
+        drafts = len(policy.worthwhile({0: [Draft(5, 3.0)] * depth})[0])
     return chosen
 
 
 def test_auto_drafts_deep_where_drafts_are_cheap_and_good() -> None:
-    assert sorted(play(DepthPolicy("auto"), None, 300, step_s=0.001, accept_all=True)[100:])[100] == 6
+    assert sorted(play(DepthPolicy("auto"), None, 300, step_s=0.001, accept_all=True)[100:])[100] >= 6
 
 
 def test_auto_does_not_draft_where_making_drafts_costs_more_than_they_save() -> None:
@@ -78,7 +95,6 @@ def test_a_request_may_ask_for_auto_under_a_fixed_ceiling() -> None:
     chosen = play(DepthPolicy(2), "auto", 200, step_s=0.001, accept_all=True)
 
     assert max(chosen) == 2
-    assert min(chosen) == 0
 
 
 def test_rounds_with_prompt_chunks_say_nothing_of_time() -> None:
@@ -87,18 +103,7 @@ def test_rounds_with_prompt_chunks_say_nothing_of_time() -> None:
     usual = max(play(policy, None, 9, step_s=0.001, accept_all=True))
 
     for _ in range(50):
-        policy.observe(
-            Round(
-                sequence_ids=ints([0, 1]),
-                query_offsets=ints([0, usual + 1, usual + 101]),
-                token_ids=ints([5] * (usual + 101)),
-                starts=ints([9, 0]),
-                sample_counts=ints([usual + 1, 0]),
-            ),
-            Verdict(drafts_accepted=ints([usual, 0]), finish=ints([RUNNING, RUNNING])),
-            round_s=5.0,
-            draft_s=0.001 * usual,
-        )
+        policy.observe(*seen(0, usual, usual, chunk=100), round_s=5.0, draft_s=0.001 * usual)
 
     assert max(play(policy, None, 9, step_s=0.001, accept_all=True)) == usual
 
@@ -107,65 +112,50 @@ def test_what_ended_is_forgotten() -> None:
     policy = DepthPolicy("auto")
     for sequence_id in range(100):
         policy.depth(sequence(sequence_id=sequence_id))
-        policy.observe(
-            Round(
-                sequence_ids=ints([sequence_id]),
-                query_offsets=ints([0, 1]),
-                token_ids=ints([5]),
-                starts=ints([9]),
-                sample_counts=ints([1]),
-                ends=ints([sequence_id - 1]),
-            ),
-            Verdict(drafts_accepted=ints([0]), finish=ints([STOPPED if sequence_id % 2 else RUNNING])),
-            round_s=0.01,
-            draft_s=0.0,
-        )
+        round, verdict = seen(sequence_id, 0, 0, finish=STOPPED if sequence_id % 2 else RUNNING)
+        policy.observe(replace(round, ends=ints([sequence_id - 1])), verdict, round_s=0.01, draft_s=0.0)
 
     assert policy.sequences <= 1
 
 
-def _rounds(policy: DepthPolicy, own: Sequence, count: int) -> None:
-    """Rounds of 1 to 4 rows, in which a row takes half of a round's fixed time, and all drafts stand."""
-    for number in range(count):
-        drafts = number % 4
-        policy.depth(own)
-        policy.worthwhile({own.sequence_id: [Draft(5, 6.0)] * drafts})
-        policy.observe(
-            Round(
-                round_id=number, sequence_ids=ints([own.sequence_id]), query_offsets=ints([0, drafts + 1]),
-                token_ids=ints([5] * (drafts + 1)), starts=ints([9]), sample_counts=ints([drafts + 1]),
-            ),
-            Verdict(token_ids=ints([5] * (drafts + 1)), drafts_accepted=ints([drafts]), finish=ints([RUNNING])),
-            round_s=0.010 + 0.005 * drafts,
-            draft_s=0.0,
-        )  # fmt: skip
+DOUBTFUL = [Draft(1, 9.0), Draft(2, 0.0), Draft(3, 0.0), Draft(4, 9.0)]
 
 
-DOUBTFUL = [Draft(1, 6.0), Draft(2, 0.0), Draft(3, 0.0), Draft(4, 6.0)]
+def taught() -> DepthPolicy:
+    policy = DepthPolicy("auto")
+    play(policy, None, 200, step_s=0.001, accept_all=True)
+    policy._auto._credit = 0.0  # for trying things
+    return policy
 
 
 def test_under_auto_drafts_are_verified_while_their_confidence_is_worth_their_time() -> None:
-    policy, own = DepthPolicy("auto"), sequence()
-    _rounds(policy, own, 200)
+    policy = taught()
+    for _ in range(50):  # a row takes half of a round's fixed time
+        policy.observe(*seen(0, 0, 0), round_s=0.010, draft_s=0.0)
+        policy.observe(*seen(0, 3, 3), round_s=0.025, draft_s=0.0)
 
     assert policy.worthwhile({0: DOUBTFUL}) in ({0: [1]}, {0: [1, 2]})
 
 
 def test_a_fixed_depth_is_verified_whatever_the_confidence() -> None:
-    policy, own = DepthPolicy("auto"), sequence(4)
-    _rounds(policy, own, 200)
+    policy = taught()
+    policy.depth(sequence(4, sequence_id=3))
 
-    assert policy.worthwhile({0: DOUBTFUL}) == {0: [1, 2, 3, 4]}
+    assert policy.worthwhile({3: DOUBTFUL}) == {3: [1, 2, 3, 4]}
 
 
-def test_nothing_is_kept_of_sequences_that_ended() -> None:
-    policy, own = DepthPolicy("auto"), sequence()
-    _rounds(policy, own, 4)
-    policy.observe(
-        Round(sequence_ids=ints([0]), query_offsets=ints([0, 1]), token_ids=ints([5]), starts=ints([9]),
-              sample_counts=ints([1])),
-        Verdict(token_ids=ints([5]), drafts_accepted=ints([0]), finish=ints([STOPPED])),
-        round_s=0.01, draft_s=0.0,
-    )  # fmt: skip
+def test_drafts_without_an_alternative_have_a_lead_without_end_and_are_verified() -> None:
+    policy = taught()
+    sure = [Draft(1, float("inf")), Draft(2, float("inf"))]
 
-    assert policy.sequences == 0
+    assert policy.worthwhile({0: sure}) == {0: [1, 2]}
+    policy.observe(*seen(0, 2, 2), round_s=0.012, draft_s=0.001)
+
+
+def test_a_sequence_of_fixed_depth_is_always_followed_and_one_under_auto_while_it_pays() -> None:
+    policy = DepthPolicy("auto")
+    play(policy, None, 60, step_s=0.005, accept_all=False)
+
+    assert policy.follows(sequence(4))
+    assert not policy.follows(sequence(None))
+    assert policy.follows(sequence(None, sequence_id=7))

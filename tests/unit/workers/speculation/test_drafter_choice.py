@@ -53,6 +53,7 @@ def a_round(steps: int, drafts: int = 0) -> Round:
         sample_counts=ints([1 + drafts]),
         draft_steps=ints([steps]),
         upkeep=ints([1]),
+        followed_from=ints([1]),
     )
 
 

@@ -59,6 +59,7 @@ def _decode(sequence_id: int, position: int, token: int, table: IntArray, steps:
         block_ids=table,
         draft_steps=ints([steps]),
         upkeep=ints([1]),
+        followed_from=ints([1]),
         begins=(start,),
     )
 

@@ -29,7 +29,7 @@ class RecordingStage:
 
     def run(self, rows: Rows, hidden: Tensor | None) -> Tensor:
         assert hidden is None
-        assert rows.first_cache_position == 0
+        assert not rows.first_slots.any()
         assert (rows.rope_positions == rows.cache_positions).all()
         batch = Batch.of(rows, BLOCK)
         writing = batch.write_rows if batch.write_rows is not None else torch.arange(batch.rows)
@@ -77,6 +77,7 @@ def a_round(
         block_ids=ints(table),
         draft_steps=ints([steps]),
         upkeep=ints([1]),
+        followed_from=ints([1]),
         begins=(begin,),
     )
 

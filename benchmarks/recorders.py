@@ -1,0 +1,123 @@
+"""Depth policies that record instead of deciding well: what every place of a text drafts, and what rounds take.
+
+A text does not depend on its drafts, so what would have been accepted at any place is known once it has been drafted
+at every place: whatever policy is simulated over such a recording fares exactly as it would have on the engine.
+"""
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from generation import BatchLLM
+from numpy.typing import NDArray
+
+from outrider.workers.engine.round import RUNNING, Round, Verdict
+from outrider.workers.engine.sequence import Sequence
+from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.speculation.drafter import Draft
+
+DEPTH = 8
+_LEADS_PER_UNIT = 32  # a lead is kept as a byte: log(1 + lead) in steps of 1/32
+ROUND_COLUMNS = (
+    "sequences", "rows", "context", "rows_context",  # read by the round; context: tokens, summed over its sequences
+    "steps", "drafts", "followed",  # made after it: the deepest draft, all drafts, and tokens that the drafter took in
+    "round_s", "draft_s",
+)  # fmt: skip
+
+
+def install(llm: BatchLLM, policy: DepthPolicy) -> None:
+    """Lets `policy` set the depths of an engine in this process."""
+    engine: Any = llm._host.engine
+    engine._depth = policy
+    engine._scheduler._composer._depth = policy.depth
+    engine._scheduler._residents._follows = policy.follows
+    engine._clock = time.thread_time  # not what others take of a shared machine
+
+
+class TextRecorder(DepthPolicy):
+    """Drafts `DEPTH` tokens at every place and verifies none of them."""
+
+    def __init__(self) -> None:
+        super().__init__(DEPTH)
+        self._tokens: dict[int, list[int]] = defaultdict(list)
+        self._drafts: dict[int, dict[int, list[Draft]]] = defaultdict(dict)
+
+    def depth(self, sequence: Sequence) -> int:
+        return DEPTH
+
+    def worthwhile(self, drafts: Mapping[int, list[Draft]]) -> dict[int, list[int]]:
+        for sequence_id, own in drafts.items():
+            if len(own) == DEPTH:
+                self._drafts[sequence_id][len(self._tokens[sequence_id])] = own
+        return {}
+
+    def observe(self, round: Round, verdict: Verdict, round_s: float, draft_s: float) -> None:
+        ends = verdict.token_offsets.tolist()
+        for s, sequence_id in enumerate(round.sequence_ids.tolist()):
+            self._tokens[sequence_id] += verdict.token_ids[ends[s] : ends[s + 1]].tolist()
+
+    def recorded(self) -> list[NDArray[np.uint8]]:
+        """For each sequence, by place: how many leading drafts are the text's own, then their leads, [n, 1 + DEPTH]."""
+        return [_places(self._tokens[sequence_id], drafts) for sequence_id, drafts in self._drafts.items()]
+
+
+def _places(tokens: list[int], drafts: dict[int, list[Draft]]) -> NDArray[np.uint8]:
+    rows = []
+    for place in sorted(drafts):
+        following = tokens[place : place + DEPTH]
+        if len(following) == DEPTH:
+            made = drafts[place]
+            wrong = (n for n, draft in enumerate(made) if draft.token_id != following[n])
+            rows.append([next(wrong, DEPTH), *(_as_byte(draft.confidence) for draft in made)])
+    return np.array(rows, dtype=np.uint8).reshape(-1, 1 + DEPTH)
+
+
+def _as_byte(lead: float) -> int:
+    return min(round(_LEADS_PER_UNIT * float(np.log1p(max(lead, 0.0)))), 255)
+
+
+def leads(recorded: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The leads in a recording, [n, DEPTH]."""
+    values: NDArray[np.float64] = np.expm1(recorded[:, 1:] / _LEADS_PER_UNIT)
+    return values
+
+
+class RoundRecorder(DepthPolicy):
+    """Drafts and verifies by chance, so that every kind of round occurs beside every other."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(DEPTH)
+        self._rng = random.Random(seed)
+        self._deepest = 0
+        self._rows: list[list[float]] = []
+
+    def depth(self, sequence: Sequence) -> int:
+        return self._rng.choice((self._deepest, self._deepest, self._rng.randint(0, self._deepest)))
+
+    def worthwhile(self, drafts: Mapping[int, list[Draft]]) -> dict[int, list[int]]:
+        """The same number of each sequence, or each its own, in turn of chance."""
+        most, alike = self._rng.randint(0, DEPTH), self._rng.random() < 0.5
+        return {
+            sequence_id: [draft.token_id for draft in own[: most if alike else self._rng.randint(0, most)]]
+            for sequence_id, own in drafts.items()
+        }
+
+    def observe(self, round: Round, verdict: Verdict, round_s: float, draft_s: float) -> None:
+        rows = np.diff(round.query_offsets)
+        if (rows == round.sample_counts).all():
+            steps = np.where(verdict.finish == RUNNING, round.draft_steps, 0)
+            contexts = round.starts + rows
+            self._rows.append(
+                [
+                    round.sequences, round.rows, contexts.sum(), (contexts * rows).sum(),
+                    steps.max(), steps.sum(), verdict.accepted_rows.sum(), round_s, draft_s,
+                ]
+            )  # fmt: skip
+        self._deepest = self._rng.choice((0, 0, 0, 0, *range(1, DEPTH + 1)))
+
+    def recorded(self) -> NDArray[np.float32]:
+        """[n, ROUND_COLUMNS], in the order in which they ran."""
+        return np.array(self._rows, dtype=np.float32).reshape(-1, len(ROUND_COLUMNS))

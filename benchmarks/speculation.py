@@ -1,0 +1,295 @@
+"""Speculation on this machine: depths side by side on every kind of text, over a day of load, and what deciding takes.
+
+    .venv/bin/python benchmarks/speculation.py [--model scout] [--only cells,replay,decisions] [--batch 1,4,16]
+
+*cells*: tokens a second and acceptance by position, by kind of text, temperature, batch and depth (off, 1..5, auto),
+the arms interleaved; auto against the best static depth and against off. *replay*: a day of load in a minute, requests
+that arrive by chance at a rate that rises and falls, static depths and auto side by side, hour by hour in turn; what
+counts is the tokens of a second in which anything ran. *decisions*: microseconds of a round's decision.
+
+Texts are held out, "chat" goes through the chat template, "repetitive" repeats a few lines, and "adversarial" is made
+of tokens by chance at T=2. Sequences do not end at their end of sequence.
+"""
+
+import argparse
+import itertools
+import math
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from common import interleaved, median, numbers, save, seconds, words
+from generation import BatchLLM, Decoded
+from record import TEXTS, Text, kind_prompts
+from serve import arrivals
+
+from outrider import SamplingParams
+from outrider.workers.config import resolve_model
+from outrider.workers.engine.request import SequenceChunk
+from outrider.workers.speculation.acceptance import Kind, Made
+from outrider.workers.speculation.auto_depth import AutoDepth, Live, Outcome
+from outrider.workers.speculation.cost import Shape
+
+ARMS = ("off", "1", "2", "3", "4", "5", "auto")
+BATCHES = [1, 4, 16]
+HOURS = 6
+SEED = 1
+
+
+class Engines:
+    """One engine that drafts, and one that cannot, for "off"."""
+
+    def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
+        settings = {"dtype": args.dtype, "max_num_seqs": max(32, *args.batch), "enable_prefix_caching": False}
+        self.drafting = stack.enter_context(BatchLLM(args.model, **settings))
+        self._plain = stack.enter_context(BatchLLM(args.model, speculation="off", **settings))
+        if self.drafting.tokenizer is None:
+            sys.exit(f"{args.model} has no tokenizer to make prompts with")
+
+    def of(self, arm: str) -> BatchLLM:
+        return self._plain if arm == "off" else self.drafting
+
+    def prompts(self, kind: str, count: int) -> list[list[int]]:
+        assert self.drafting.tokenizer is not None
+        return kind_prompts(kind, self.drafting.tokenizer, self.drafting._host.engine.info.vocab_size, count)
+
+
+def params(arm: str, temperature: float, tokens: int, seed: int) -> SamplingParams:
+    speculation = int(arm) if arm.isdigit() else arm
+    return SamplingParams(
+        temperature=temperature, max_tokens=tokens, ignore_eos=True, seed=seed, speculation=speculation
+    )
+
+
+# Cells ---------------------------------------------------------------------------------------------------------------
+
+
+def cell(engines: Engines, text: Text, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """All arms on one kind of text at one batch, in turn; every repeat has prompts and seeds of its own."""
+    chosen = engines.prompts(text.kind, max(batch, 12))
+    decoded: dict[str, list[Decoded]] = {arm: [] for arm in args.speculation}
+
+    def run(arm: str, repeats: Iterator[int]) -> Callable[[], float]:
+        def once() -> float:
+            repeat = next(repeats)
+            prompts = [chosen[(repeat * batch + n) % len(chosen)] for n in range(batch)]
+            each = [params(arm, text.temperature, args.tokens, SEED + repeat * batch + n) for n in range(batch)]
+            decoded[arm].append(engines.of(arm).decode(prompts, each))
+            return decoded[arm][-1].tokens_per_second
+
+        return once
+
+    arms = {arm: run(arm, itertools.count()) for arm in args.speculation}
+    interleaved(arms, 1)
+    rates = interleaved(arms, args.repeats)
+    figures = {arm: arm_figures(decoded[arm][1:], rates[arm]) for arm in args.speculation}
+    return {"kind": text.kind, "temperature": text.temperature, "batch": batch, "arms": figures, **against(figures)}
+
+
+def arm_figures(decoded: Sequence[Decoded], rates: list[float]) -> dict[str, Any]:
+    drafted = [sum(column) for column in zip(*(one.drafted_at for one in decoded), strict=True)]
+    accepted = [sum(column) for column in zip(*(one.accepted_at for one in decoded), strict=True)]
+    return {
+        "tokens_per_second": median(rates),
+        "all": rates,
+        "mean_depth": sum(one.drafted for one in decoded) / sum(one.rounds for one in decoded),
+        "acceptance_per_position": [a / d for a, d in zip(accepted, drafted, strict=True) if d],
+    }
+
+
+def against(arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Auto over the best static depth (off among them), and over off; None where an arm is missing."""
+    speeds = {arm: figures["tokens_per_second"] for arm, figures in arms.items()}
+    auto = speeds.pop("auto", None)
+    if auto is None or not speeds:
+        return {"best_static": None, "auto_over_best": None, "auto_over_off": None}
+    best = max(speeds, key=speeds.__getitem__)
+    over_off = auto / speeds["off"] if "off" in speeds else None
+    return {"best_static": best, "auto_over_best": auto / speeds[best], "auto_over_off": over_off}
+
+
+# A day of load -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Busy:
+    """Tokens, and the seconds in which at least one request ran. Its methods may be called from any thread."""
+
+    clock: Callable[[], float] = time.perf_counter
+    tokens: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    _live: int = 0
+    _since: float = 0.0
+    _idle: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._live:
+                self._since = self.clock()
+                self._idle.clear()
+            self._live += 1
+
+    def __call__(self, chunks: Sequence[SequenceChunk]) -> None:
+        """What an engine delivers."""
+        with self._lock:
+            for chunk in chunks:
+                self.error = chunk.error or self.error
+                self.tokens += len(chunk.token_ids)
+                self._live -= chunk.finish_reason is not None
+            if not self._live or self.error:
+                self.seconds += self.clock() - self._since
+                self._idle.set()
+
+    def wait(self, timeout_s: float) -> None:
+        if not self._idle.wait(timeout_s):
+            raise RuntimeError(f"requests have not ended after {timeout_s:.0f} s")
+        if self.error:
+            raise RuntimeError(self.error)
+
+
+def hourly_rates(peak: float, hours: int) -> list[float]:
+    """Requests a second by hour: from a tenth of the peak up to it and down again."""
+    return [peak * (0.1 + 0.9 * math.sin(math.pi * (hour + 0.5) / hours) ** 2) for hour in range(hours)]
+
+
+def replay(engines: Engines, args: argparse.Namespace) -> dict[str, Any]:
+    """Every hour with each arm in turn, on the same arrivals, prompts and seeds."""
+    kinds = [text for text in TEXTS if text.temperature == 0.8]
+    texts = [(text, prompt) for text in kinds for prompt in engines.prompts(text.kind, 12)]
+    rates = hourly_rates(args.peak, args.hours)
+    totals = {arm: [0, 0.0] for arm in args.speculation}
+    hours = []
+    for hour, rate in enumerate(rates):
+        figures = {}
+        for arm in args.speculation:
+            busy = one_hour(engines.of(arm), texts, arm, arrivals(rate, args.hour_s, SEED + hour), args, hour)
+            figures[arm] = busy.tokens / busy.seconds if busy.seconds else None
+            totals[arm][0] += busy.tokens
+            totals[arm][1] += busy.seconds
+        hours.append({"rate": rate, "tokens_per_busy_second": figures})
+        print(f"hour {hour}, {rate:.1f} requests/s: {_listed(figures)}", flush=True)
+    speeds = {arm: {"tokens_per_second": tokens / took} for arm, (tokens, took) in totals.items()}
+    return {"hour_s": args.hour_s, "hours": hours, "arms": speeds, **against(speeds)}
+
+
+def one_hour(
+    llm: BatchLLM,
+    texts: Sequence[tuple[Text, list[int]]],
+    arm: str,
+    due: Sequence[float],
+    args: argparse.Namespace,
+    hour: int,
+) -> Busy:
+    busy, began = Busy(), time.perf_counter()
+    for number, at in enumerate(due):
+        time.sleep(max(0.0, began + at - time.perf_counter()))
+        text, prompt = texts[(37 * hour + 5 * number) % len(texts)]
+        own = params(arm, text.temperature, args.tokens, SEED + 1000 * hour + number)
+        (request,) = llm._requests([prompt], own)
+        busy.begin()
+        llm._host.engine.submit(request, busy)
+    if due:
+        busy.wait(600.0)
+    return busy
+
+
+def _listed(figures: dict[str, float | None]) -> str:
+    return ", ".join(f"{arm} {value:.0f}" if value else f"{arm} -" for arm, value in figures.items())
+
+
+# Decisions -----------------------------------------------------------------------------------------------------------
+
+
+def decision_us(sequences: int, repeats: int = 300) -> dict[str, float]:
+    """Microseconds of a round's decision by part, with four drafts each: medians."""
+    auto, kind = AutoDepth(experts=(8, 2)), Kind("mtp", 1)
+    live = [Live(n, kind, 200) for n in range(sequences)]
+    made = [Made(n, kind, [3.0, 2.0, 1.0, 0.5]) for n in range(sequences)]
+    base = Shape(sequences, sequences, 200.0 * sequences, 200.0 * sequences)
+    took: dict[str, list[float]] = {"depths": [], "slots": [], "learning": []}
+    for number in range(repeats):
+        accepted = number % 3
+        shape = base._replace(rows=3 * sequences, steps=4, drafts=4 * sequences, followed=sequences)
+        outcomes = [Outcome(n, 2, accepted) for n in range(sequences)]
+        took["slots"].append(seconds(partial(auto.keep, made, base)))
+        learn = partial(auto.observe, outcomes, shape, sequences * (accepted + 1), 0.004 + 0.001 * shape.rows, 0.001)
+        took["learning"].append(seconds(learn))
+        took["depths"].append(seconds(partial(auto.plan, live)))
+    return {part: 1e6 * median(values[repeats // 3 :]) for part, values in took.items()}
+
+
+def decisions() -> dict[str, dict[str, float]]:
+    return {str(sequences): decision_us(sequences) for sequences in (1, 4, 16, 64)}
+
+
+# -------------------------------------------------------------------------------------------------------------------
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="scout", help="a bundled model's name, or a checkpoint's directory")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--only", type=words, default=["decisions", "cells", "replay"])
+    parser.add_argument("--kinds", type=words, default=["code", "prose", "repetitive", "adversarial"])
+    parser.add_argument("--batch", type=numbers, default=BATCHES)
+    parser.add_argument("--speculation", type=words, default=list(ARMS))
+    parser.add_argument("--greedy", action="store_true", help="code and prose at T=0 too")
+    parser.add_argument("--tokens", type=int, default=96, help="of output, of each request")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peak", type=float, default=12.0, help="requests a second at the day's peak")
+    parser.add_argument("--hours", type=int, default=HOURS)
+    parser.add_argument("--hour-s", type=float, default=5.0, help="seconds that an hour of the replayed day takes")
+    parser.add_argument("--name", help="of the file of results (speculation-MODEL)")
+    return parser.parse_args()
+
+
+def chosen_texts(args: argparse.Namespace) -> list[Text]:
+    sampled = {"code", "prose"} if not args.greedy else set()
+    return [text for text in TEXTS if text.kind in args.kinds and not (text.kind in sampled and not text.temperature)]
+
+
+def main() -> None:
+    args = arguments()
+    figures: dict[str, Any] = {"threads": torch.get_num_threads(), "tokens": args.tokens}
+    if "decisions" in args.only:
+        figures["decision_us"] = decisions()
+        for sequences, parts in figures["decision_us"].items():
+            print(f"deciding for {sequences}: {', '.join(f'{part} {us:.0f} us' for part, us in parts.items())}")
+    with ExitStack() as stack:
+        engines = Engines(args, stack) if {"cells", "replay"} & set(args.only) else None
+        if engines and "cells" in args.only:
+            figures["cells"] = []
+            for text, batch in itertools.product(chosen_texts(args), args.batch):
+                figures["cells"].append(cell(engines, text, batch, args))
+                print(line(figures["cells"][-1]), flush=True)
+        if engines and "replay" in args.only:
+            figures["replay"] = replay(engines, args)
+            print(f"the day: {verdict(figures['replay'])}")
+    name = args.name or f"speculation-{resolve_model(args.model).name}"
+    command = f"benchmarks/speculation.py {shlex.join(sys.argv[1:])}".strip()
+    print("written to", save(name, command, figures))
+
+
+def line(one: dict[str, Any]) -> str:
+    speeds = ", ".join(f"{arm} {figures['tokens_per_second']:.0f}" for arm, figures in one["arms"].items())
+    return f"{one['kind']}, T={one['temperature']:g}, batch {one['batch']}: {speeds}: {verdict(one)}"
+
+
+def verdict(one: dict[str, Any]) -> str:
+    if one["auto_over_best"] is None:
+        return "no comparison"
+    over_off = f", {one['auto_over_off']:.2f} of off" if one["auto_over_off"] is not None else ""
+    return f"auto {one['auto_over_best']:.2f} of the best static depth ({one['best_static']}){over_off}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Depths by the price of time over what scout's texts drafted and what its rounds took (benchmarks/recordings)."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recorders import ROUND_COLUMNS
+from simulation import Auto, RecordedMachine, Simulation, Static, Text, recorded_text
+
+from outrider.workers.speculation.acceptance import Acceptance, Made
+from outrider.workers.speculation.cost import RoundCost, Shape
+
+RECORDINGS = Path(__file__).resolve().parents[3] / "benchmarks" / "recordings"
+KINDS = ("code, T=0.8", "prose, T=0.8", "repetitive, T=0", "adversarial, T=2")
+OTHERS = ("code, T=0", "prose, T=0", "chat, T=0.8")
+
+
+@functools.cache
+def recorded_texts(kind: str) -> list[Text]:
+    temperature = float(kind.split("=")[1])
+    with np.load(RECORDINGS / "scout-texts.npz") as texts:
+        return [recorded_text(texts[name], temperature) for name in texts.files if name.startswith(f"{kind}/")]
+
+
+@functools.cache
+def recorded_rounds() -> np.ndarray:
+    with np.load(RECORDINGS / "scout-rounds.npz") as rounds:
+        return np.concatenate([rounds[name] for name in rounds.files if name != "about"])
+
+
+@functools.cache
+def machine() -> RecordedMachine:
+    return RecordedMachine(recorded_rounds())
+
+
+def speed(policy: Auto | Static, kind: str, batch: int) -> float:
+    simulation = Simulation(policy, machine(), recorded_texts(kind))
+    settled = simulation.run(batch, 200 if batch == 1 else 400)
+    tokens, seconds = settled.tokens, settled.seconds
+    score = simulation.run(batch, 1200 if batch == 1 else 400)
+    return (score.tokens - tokens) / (score.seconds - seconds)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
+def test_auto_keeps_up_with_the_best_static_depth(kind: str, batch: int) -> None:
+    static = [speed(Static(depth), kind, batch) for depth in range(6)]
+
+    auto = speed(Auto(), kind, batch)
+
+    assert auto >= 0.90 * max(static)
+    assert auto >= 0.96 * static[0]
+
+
+def test_what_is_believed_of_drafts_is_what_becomes_of_them() -> None:
+    """Expected calibration error over ten equal ranges of belief, each draft judged before it taught anything."""
+    acceptance, believed, came = Acceptance(8), [], []
+    texts = [text for kind in (*KINDS, *OTHERS) for text in recorded_texts(kind)]
+    for number in np.random.default_rng(0).permutation(len(texts)).tolist():
+        place, text = 0, texts[number]
+        while place < len(text.places):
+            accepted, leads = text.places[place]
+            survivals = acceptance.judged([Made(number, text.kind, leads)])[0]
+            judged = min(len(leads), accepted + 1)
+            chances = survivals[:judged] / np.concatenate([[1.0], survivals[: judged - 1]])
+            believed += chances.tolist()
+            came += [n < accepted for n in range(judged)]
+            acceptance.observe([(number, judged, accepted)])
+            place += accepted + 1
+        acceptance.forget(number)
+
+    assert calibration_error(np.array(believed), np.array(came, dtype=float)) <= 0.03
+
+
+def calibration_error(believed: np.ndarray, came: np.ndarray) -> float:
+    ranges = np.minimum((believed * 10).astype(int), 9)
+    parts = [(ranges == n) for n in range(10) if (ranges == n).any()]
+    return float(sum(part.mean() * abs(believed[part].mean() - came[part].mean()) for part in parts))
+
+
+def test_the_time_of_rounds_that_were_held_out_is_forecast_within_a_tenth() -> None:
+    cost, errors = RoundCost((8, 2)), []
+    rng = np.random.default_rng(0)
+    rounds = recorded_rounds()
+    for number, row in enumerate(rounds[rng.permutation(len(rounds))]):
+        values = dict(zip(ROUND_COLUMNS, row.tolist(), strict=True))
+        shape = Shape(
+            int(values["sequences"]), int(values["rows"]), values["context"], values["rows_context"],
+            int(values["steps"]), int(values["drafts"]), int(values["followed"]),
+        )  # fmt: skip
+        took = values["round_s"] + values["draft_s"]
+        if number % 4 == 0 and number > 400:
+            errors.append(abs(cost.forecast(shape) - took) / took)
+        else:
+            cost.observe(shape, values["round_s"], values["draft_s"])
+
+    assert np.mean(errors) <= 0.10

@@ -1,0 +1,68 @@
+"""What the benchmark of speculation makes of its runs."""
+
+import pytest
+from generation import Decoded
+from speculation import Busy, against, arm_figures, decision_us, hourly_rates
+
+from outrider.workers.engine.request import FinishReason, SequenceChunk
+
+
+def decoded(rounds: int, drafted: tuple[int, ...], accepted: tuple[int, ...]) -> Decoded:
+    return Decoded(
+        first_s=0.1, rest_s=1.0, tokens=rounds + sum(accepted), rounds=rounds, drafted=sum(drafted),
+        accepted=sum(accepted), drafted_at=drafted, accepted_at=accepted,
+    )  # fmt: skip
+
+
+def test_acceptance_is_by_position_over_all_runs() -> None:
+    figures = arm_figures([decoded(10, (10, 10, 0), (8, 4, 0)), decoded(10, (10, 5, 0), (6, 2, 0))], [14.0, 12.0])
+
+    assert figures["acceptance_per_position"] == pytest.approx([14 / 20, 6 / 15])
+    assert figures["mean_depth"] == pytest.approx(35 / 20)
+    assert figures["tokens_per_second"] == 13.0
+
+
+def test_auto_is_held_against_the_best_static_depth_off_among_them() -> None:
+    arms = {name: {"tokens_per_second": speed} for name, speed in (("off", 100.0), ("3", 150.0), ("auto", 165.0))}
+
+    assert against(arms) == pytest.approx({"best_static": "3", "auto_over_best": 1.1, "auto_over_off": 1.65})
+    assert against({"off": {"tokens_per_second": 1.0}})["auto_over_best"] is None
+
+
+def test_only_seconds_in_which_something_runs_count() -> None:
+    now = [0.0]
+    busy = Busy(clock=lambda: now[0])
+    for begin, end in ((1.0, 3.0), (10.0, 10.5)):
+        now[0] = begin
+        busy.begin()
+        busy.begin()
+        for finished in (end - 0.1, end):
+            now[0] = finished
+            busy([SequenceChunk(request_id="r", token_ids=(1, 2), finish_reason=FinishReason.LENGTH)])
+
+    assert busy.seconds == pytest.approx(2.5)
+    assert busy.tokens == 8
+    busy.wait(0.0)
+
+
+def test_an_error_is_told_to_who_waits() -> None:
+    busy = Busy()
+    busy.begin()
+    busy([SequenceChunk(request_id="r", error="the rank is gone")])
+
+    with pytest.raises(RuntimeError, match="the rank is gone"):
+        busy.wait(1.0)
+
+
+def test_a_day_rises_to_its_peak_and_falls_again() -> None:
+    rates = hourly_rates(10.0, 6)
+
+    assert rates == pytest.approx(rates[::-1])
+    assert rates[0] < rates[1] < rates[2] <= 10.0
+
+
+def test_every_part_of_a_decision_is_timed() -> None:
+    took = decision_us(2, repeats=12)
+
+    assert set(took) == {"depths", "slots", "learning"}
+    assert all(us > 0 for us in took.values())

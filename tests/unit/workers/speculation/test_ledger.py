@@ -1,0 +1,64 @@
+"""The floor: however acceptance behaves, so much is lost and no more."""
+
+import random
+
+import pytest
+
+from outrider.workers.speculation.ledger import CAP, SHARE, Ledger
+
+WORST = 4.0  # undrafted rounds that a drafted one takes at most, in these tests
+
+
+def test_losses_empty_it_and_time_fills_it_again() -> None:
+    ledger = Ledger()
+    while not ledger.stopped:
+        ledger.settle(worth=1.0, took=1.5)
+    rounds = 0
+    while ledger.stopped:
+        ledger.settle(worth=1.0, took=1.0)
+        rounds += 1
+
+    assert ledger.stops == 1
+    assert rounds > 100
+
+
+def test_gains_are_not_saved_beyond_the_cap() -> None:
+    ledger = Ledger()
+    for _ in range(1000):
+        ledger.settle(worth=3.0, took=1.0)
+
+    assert ledger.level == CAP
+
+
+def test_with_more_sequences_less_is_saved() -> None:
+    ledger = Ledger()
+    ledger.settle(worth=3.0, took=1.0, sequences=16)
+
+    assert ledger.level == CAP / 2
+
+
+def test_what_is_not_there_cannot_be_risked() -> None:
+    ledger = Ledger()
+
+    assert ledger.affords(1.0)
+    assert not ledger.affords(CAP + 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_over_any_stretch_the_loss_is_bounded(seed: int) -> None:
+    """An adversary sets what every speculated round brings, with any plan it likes."""
+    rng, ledger = random.Random(seed), Ledger()
+    balance, peak, earned = 0.0, 0.0, 0.0
+    generous = True
+    for _ in range(5000):
+        generous = generous if rng.random() < 0.98 else not generous
+        worth, took = 1.0, 1.0
+        if not ledger.stopped:
+            took = rng.uniform(1.0, WORST)
+            worth = took * rng.uniform(1.0, 1.5) if generous else 1.0
+        ledger.settle(worth, took)
+        balance += worth - took
+        earned += SHARE * worth
+        peak = max(peak, balance + earned)
+
+        assert peak - (balance + earned) <= CAP + WORST

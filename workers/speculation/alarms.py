@@ -1,0 +1,154 @@
+"""Signs that a drafter is broken and not just unlucky: counted, and each said once with its likely cause. Pure.
+
+Hard text makes drafts unsure, and what is unsure may fail. So acceptance is held against what drafts of the same
+confidence had come to before, on this checkpoint: a confident draft that fails is not the text's doing.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from outrider.workers.speculation.acceptance import Kind, Made
+
+COLLAPSE, DEAD_POSITION, STALE_CACHE, FAILURE = "acceptance_collapsed", "position_dead", "cache_stale", "drafter_failed"
+ALARMS = (COLLAPSE, DEAD_POSITION, STALE_CACHE, FAILURE)
+
+_WINDOW = 256  # judged drafts that are held against those before them
+_LEARNING = 1024  # judged drafts before that
+_BINS = 12  # of leads: each half as wide again in log(1 + lead)
+_SHORTFALL, _DEVIATIONS = 0.7, 6.0  # a window is too low at so small a share of what was expected, beyond chance
+_DEAD_TRIES, _LIVE_BEFORE = 64, 0.3  # a dead position was tried so often behind one that lives
+
+
+@dataclass(slots=True)
+class _Tally:
+    tried: float = 0.0
+    accepted: float = 0.0
+
+    def add(self, stood: bool) -> None:
+        self.tried += 1
+        self.accepted += stood
+
+    @property
+    def rate(self) -> float:
+        return self.accepted / self.tried if self.tried else 0.0
+
+
+@dataclass(slots=True)
+class _Window:
+    """What was expected of the latest drafts, and what came."""
+
+    expected: float = 0.0
+    variance: float = 0.0
+    accepted: float = 0.0
+    drafts: int = 0
+    labels: list[tuple[int, bool]] = field(default_factory=list)  # not in the history yet
+
+    @property
+    def low(self) -> bool:
+        missing = self.expected - self.accepted
+        return self.accepted < _SHORTFALL * self.expected and missing > _DEVIATIONS * math.sqrt(self.variance + 1.0)
+
+
+class _History:
+    """Of one kind of drafts."""
+
+    def __init__(self) -> None:
+        self.judged = 0
+        self.bins = [_Tally() for _ in range(_BINS)]
+        self.positions: list[_Tally] = []
+        self.window = _Window()
+
+    def add(self, place: int, lead: float, stood: bool) -> None:
+        while len(self.positions) <= place:
+            self.positions.append(_Tally())
+        self.positions[place].add(stood)
+        bin = int(min(math.log1p(max(lead, 0.0)) / math.log(1.5), _BINS - 1))
+        rate, window = self.bins[bin].rate, self.window
+        window.expected += rate
+        window.variance += rate * (1.0 - rate)
+        window.accepted += stood
+        window.drafts += 1
+        window.labels.append((bin, stood))
+        self.judged += 1
+
+    def close(self, *, trusted: bool) -> None:
+        """Takes the window's labels into the history, unless they are held to be a fault's."""
+        for bin, stood in self.window.labels if trusted else ():
+            self.bins[bin].add(stood)
+        self.window = _Window()
+
+
+class Alarms:
+    """Watches what becomes of drafts. `counts` grows for as long as something is wrong."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(ALARMS, 0)
+        self._said: set[tuple[str, str, int]] = set()
+        self._histories: dict[tuple[Kind, bool], _History] = {}
+
+    def judged(self, made: Made, judged: int, accepted: int, *, gap: bool = False) -> list[str]:
+        """Of a sequence's drafts the first `judged` got an answer; says what is newly wrong, each thing once.
+
+        `gap`: the drafter had not followed all of the sequence.
+        """
+        history = self._histories.setdefault((made.kind, gap), _History())
+        for place, lead in enumerate(made.leads[:judged]):
+            history.add(place, lead, place < accepted)
+        if history.window.drafts < _WINDOW:
+            return []
+        return [*self._dead(made.kind, history), *self._weighed(made.kind, history, gap)]
+
+    def failed(self, drafter: str, reason: str) -> list[str]:
+        """The drafter raised an error."""
+        return self._raise(FAILURE, drafter, 0, f"drafter {drafter} failed ({reason}): going on without its drafts")
+
+    def _weighed(self, kind: Kind, history: _History, gap: bool) -> list[str]:
+        window, whole = history.window, self._histories.get((kind, False))
+        said: list[str] = []
+        low = history.judged > _LEARNING + _WINDOW and window.low
+        if low:
+            share = window.accepted / window.expected
+            said = self._raise(COLLAPSE, kind.drafter, kind.heat, _COLLAPSE.format(kind.drafter, share))
+        elif gap and whole is not None and whole.judged > _WINDOW and _rate(history) < 0.5 * _rate(whole):
+            said = self._raise(STALE_CACHE, kind.drafter, kind.heat, _STALE.format(kind.drafter))
+        history.close(trusted=not low)
+        return said
+
+    def _dead(self, kind: Kind, history: _History) -> list[str]:
+        said: list[str] = []
+        for place, tally in enumerate(history.positions):
+            lives = place == 0 or history.positions[place - 1].rate >= _LIVE_BEFORE
+            if tally.tried >= _DEAD_TRIES and not tally.accepted and lives and _confident(history):
+                said += self._raise(DEAD_POSITION, kind.drafter, place, _DEAD.format(place + 1, kind.drafter))
+        return said
+
+    def _raise(self, alarm: str, drafter: str, place: int, text: str) -> list[str]:
+        self.counts[alarm] += 1
+        if (alarm, drafter, place) in self._said:
+            return []
+        self._said.add((alarm, drafter, place))
+        return [text]
+
+
+def _rate(history: _History) -> float:
+    return sum(t.accepted for t in history.positions) / max(1.0, sum(t.tried for t in history.positions))
+
+
+def _confident(history: _History) -> bool:
+    """Whether the window's drafts were sure of themselves: half of them or more in the upper half of the bins."""
+    labels = history.window.labels
+    return sum(bin >= _BINS // 4 for bin, _ in labels) >= len(labels) / 2
+
+
+_COLLAPSE = (
+    "drafts of {} are accepted {:.0%} as often as their confidence used to mean: is the drafter fed the right hidden "
+    "states, and does it sample as the model does?"
+)
+_DEAD = (
+    "draft {} of {} is never accepted, the one before it is: does the recursion recycle the state after "
+    "shared_head.norm, and does the cache hold the drafts' own entries?"
+)
+_STALE = (
+    "drafts of {} for sequences that it did not follow from the start are accepted less than half as often as others: "
+    "its cache misses their beginning"
+)

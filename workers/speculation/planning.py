@@ -1,0 +1,107 @@
+"""Which drafts to make and which to verify, given what each is worth and what time costs. Pure arithmetic.
+
+With time at a price (tokens a second), a slot is worth its survival less the price of what it adds to the round. Slots
+of all sequences compete for the same rows, so a round takes them by value for as long as that grows. A lone sequence's
+slots stand in order as they are; its decision is the same, without numpy, whose calls cost more than the sums.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Worth(NamedTuple):
+    """What a choice of slots brings, in tokens over verifying none: `best` with `counts`, and with `every` one."""
+
+    counts: list[int]  # [sequences] leading drafts to verify
+    best: float
+    every: float
+
+
+class DraftSeconds(NamedTuple):
+    """What making drafts takes."""
+
+    first: float  # any at all, with what it takes to follow the sequences for it
+    step: float  # each step, which the sequences share
+    draft: float  # each draft
+
+
+class Depths(NamedTuple):
+    """The best number of drafts to make, [sequences], but for none at all; and what it brings over none, in tokens."""
+
+    depths: list[int]
+    gain: float  # below 0 where none is better
+
+
+def slots_worth(survivals: Floats, slot_s: Floats, more_rows: Sequence[float], price: float) -> Worth:
+    """Of made drafts those to verify. `survivals` [sequences, drafts] never rise along a row, and are 0 past its end.
+
+    `slot_s` [sequences]: seconds that a row of this sequence adds by itself; `more_rows` [n + 1]: what so many rows
+    add, for at least as many as there are slots.
+    """
+    slots = int(np.count_nonzero(survivals))
+    values = survivals - price * slot_s[:, None]
+    order = np.sort(values, axis=None)[::-1][:slots]
+    if not slots:
+        return Worth([0] * len(values), 0.0, 0.0)
+    gains = np.cumsum(order) - price * np.array(more_rows[1 : slots + 1])
+    best = int(gains.argmax())
+    if gains[best] <= 0.0:
+        return Worth([0] * len(values), 0.0, float(gains[-1]))
+    kept = (values >= order[best]) & (survivals > 0.0)
+    return Worth(kept.sum(axis=1).tolist(), float(gains[best]), float(gains[-1]))
+
+
+def slots_worth_alone(survivals: Sequence[float], slot_s: float, more_rows: Sequence[float], price: float) -> Worth:
+    """`slots_worth` of a single sequence's drafts."""
+    gain = best = 0.0
+    count, each = 0, price * slot_s
+    for number, survival in enumerate(survivals, 1):
+        gain += survival - each
+        net = gain - price * more_rows[number]
+        if net > best:
+            best, count = net, number
+    every = gain - price * more_rows[len(survivals)]
+    return Worth([count], best, every)
+
+
+def depths_worth(
+    survivals: Floats, slot_s: Floats, more_rows: Sequence[float], drafting: DraftSeconds, price: float
+) -> Depths:
+    """How deep to draft. `survivals` [sequences, depth] are foreseen; the rest as in `slots_worth`.
+
+    Only drafts that could be worth verifying are made, and steps only as long as the sequences together pay for them.
+    """
+    values = survivals - price * (slot_s[:, None] + drafting.draft)
+    order = np.sort(values, axis=None)[::-1]
+    rows_s = np.array(more_rows[1 : len(order) + 1])
+    best = int((np.cumsum(order) - price * rows_s).argmax())
+    gains = values - price * rows_s[best] / (best + 1)
+    paying = np.maximum(gains, 0.0).sum(axis=0)
+    steps = np.arange(1, gains.shape[1] + 1)
+    by_depth = np.cumsum(paying) - price * (drafting.first + drafting.step * steps)
+    deepest = int(by_depth.argmax())
+    depths = np.minimum((gains > 0.0).sum(axis=1), deepest + 1)
+    if not depths.any():
+        one_each = values[:, 0].sum() - price * (more_rows[len(values)] + drafting.first + drafting.step)
+        return Depths([1] * len(values), float(one_each))
+    return Depths(depths.tolist(), float(by_depth[deepest]))
+
+
+def depth_worth_alone(
+    survivals: Sequence[float], slot_s: float, more_rows: Sequence[float], drafting: DraftSeconds, price: float
+) -> Depths:
+    """`depths_worth` of a single sequence: each step is its own."""
+    gain = -price * drafting.first
+    best, depth, each = -math.inf, 1, price * (slot_s + drafting.draft + drafting.step)
+    for number, survival in enumerate(survivals, 1):
+        gain += survival - each
+        net = gain - price * more_rows[number]
+        if net > best:
+            best, depth = net, number
+    return Depths([depth], best)
