@@ -84,6 +84,28 @@ def test_the_text_is_the_same_whoever_drafts(one_stage: LLM, sampling: str) -> N
             assert texts == expected, (drafter, speculation, together)
 
 
+FEATURES: dict[str, dict[str, Any]] = {
+    "penalties": {"repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.2},
+    "banned": {"bad_words": ["return", "the", "self."], "logit_bias": {10: 2.0}},
+    "cut": {"top_p": 0.9, "top_k": 40, "min_p": 0.02, "logprobs": 1},
+    "json": {"structured_outputs": {"json": {"type": "object"}}},
+    "grammar": {"structured_outputs": {"grammar": 'start: (WORD " ")+\nWORD: /[a-z]+/'}, "temperature": 0.0},
+    "several": {"n": 2, "stop": ["e", "("], "min_tokens": 4},
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_every_sampling_feature_is_the_same_whoever_drafts(one_stage: LLM, feature: str) -> None:
+    """What is looked up may break a rule; then it does not stand."""
+    seen = []
+    for own in ({"speculation": "off"}, *({"speculation": 4, "drafter": name} for name in DRAFTERS)):
+        params = SamplingParams(**{"temperature": 0.8, "seed": 3, "max_tokens": 24, **FEATURES[feature], **own})  # type: ignore[arg-type]  # a table
+        outputs = one_stage.generate(_prompts(one_stage), params)
+        seen.append([(one.token_ids, one.text, one.finish_reason) for out in outputs for one in out.outputs])
+
+    assert all(each == seen[0] for each in seen), feature
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
