@@ -39,10 +39,9 @@ class ChoosingDrafter:
         self._speculation, self._clock = speculation, clock
         self.chooser = DrafterChooser(list(models), DrafterPrices())
         self._made: dict[int, tuple[str, int]] = {}  # drafts under verification: by whom, and how many
-        self._made_s: dict[int, float] = {}  # by lane: what they took to make
+        self._called_at: float | None = None  # since then the engine was never without work
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
-        began = self._clock()
         self._learn(round, verdict)
         found = dict(self._lookup.draft(round, verdict, hidden)) if self._lookup is not None else {}
         owners, found = self._choose(round, verdict, found)
@@ -53,7 +52,6 @@ class ChoosingDrafter:
         for sequence_id, own in drafts.items():
             if own:
                 self._made[sequence_id] = own[0].drafter, len(own)
-        self._made_s[round.lane] = self._clock() - began
         return drafts
 
     def forget(self, sequence_ids: IntArray) -> None:
@@ -93,7 +91,10 @@ class ChoosingDrafter:
             return next(iter(self._models), None), []
         kept, worth = self.chooser.looked_up(proposal)
         model, model_worth = self.chooser.best_model(sequence_id, steps, sharing)
-        return (None, proposal[:kept]) if kept and worth > model_worth else (model, [])
+        if not kept or worth <= model_worth:
+            return model, []
+        self.chooser.pass_over(sequence_id)
+        return None, proposal[:kept]
 
     def _model_drafts(
         self, name: str, drafter: Drafter, round: Round, owners: list[str | None], verdict: Verdict, hidden: Tensor
@@ -110,10 +111,12 @@ class ChoosingDrafter:
 
     def _learn(self, round: Round, verdict: Verdict) -> None:
         """Takes in what became of the drafts, and how long the round took."""
-        rows_only = bool((round.sample_counts == round.query_offsets[1:] - round.query_offsets[:-1]).all())
-        if rows_only and len(verdict.token_ids):
-            made_s = self._made_s.get(round.lane, 0.0)
-            self.chooser.prices.observe_round(round.rows, len(verdict.token_ids), float(verdict.stage_s.sum()), made_s)
+        now, before = self._clock(), self._called_at
+        self._called_at = now if (verdict.finish == RUNNING).any() else None
+        decodes = bool((round.sample_counts == round.query_offsets[1:] - round.query_offsets[:-1]).all())
+        if decodes and before is not None:
+            round_s = float(verdict.stage_s.sum())
+            self.chooser.prices.observe_round(round.rows, len(verdict.token_ids), round_s, now - before)
         columns = zip(
             round.sequence_ids.tolist(), verdict.drafts_accepted.tolist(), verdict.finish.tolist(), strict=True
         )

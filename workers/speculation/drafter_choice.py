@@ -35,6 +35,11 @@ class Counts:
             self._tried[place] = self._tried[place] * self._keep + 1.0
             self._stood[place] = self._stood[place] * self._keep + (place < accepted)
 
+    def fade(self) -> None:
+        """A round in which nothing was judged: what was seen counts less, so that nobody is given up for good."""
+        self._tried = [tried * self._keep for tried in self._tried]
+        self._stood = [stood * self._keep for stood in self._stood]
+
     def rates(self, prior: Sequence[float]) -> list[float]:
         """That a draft stands if those before it do. Where little was seen `prior`'s, shifted as the one before was."""
         rates, shift = [], 1.0
@@ -67,6 +72,12 @@ class ModelAcceptance:
         rates = self._all.rates([_FIRST_GUESS] * drafts)
         own = self._own.get(sequence_id)
         return own.rates(rates) if own is not None else rates
+
+    def pass_over(self, sequence_id: int) -> None:
+        """Others drafted for the sequence in this round."""
+        self._all.fade()
+        if sequence_id in self._own:
+            self._own[sequence_id].fade()
 
     def forget(self, sequence_id: int) -> None:
         self._own.pop(sequence_id, None)
@@ -104,6 +115,11 @@ class DrafterChooser:
         worths = {name: self._worth(name, sequence_id, steps, sharing) for name in self.acceptance}
         best = max(worths, key=worths.__getitem__, default=None)
         return best, worths[best] if best is not None else 0.0
+
+    def pass_over(self, sequence_id: int) -> None:
+        """Nothing of the models was used for the sequence in this round."""
+        for acceptance in self.acceptance.values():
+            acceptance.pass_over(sequence_id)
 
     def forget(self, sequence_id: int) -> None:
         for acceptance in self.acceptance.values():

@@ -19,17 +19,21 @@ class DrafterPrices:
         self._tokens = self._whole_s = 0.0
         self._drafting: dict[str, dict[int, float]] = {}  # drafter -> steps -> seconds
 
-    def observe_round(self, rows: int, tokens: int, round_s: float, made_s: float) -> None:
-        """A decoding round of `rows` rows that emitted `tokens` in `round_s`, and whose drafts had taken `made_s`."""
+    def observe_round(self, rows: int, tokens: int, round_s: float, whole_s: float) -> None:
+        """A decoding round of `rows` rows that the stages computed in `round_s`, and that emitted `tokens`.
+
+        `whole_s`: from verdict to verdict, whatever else was done in that time, the drafts not least.
+        """
         if self._weight:
             round_s = min(round_s, _CLIP * self._seconds / self._weight)
+            whole_s = min(whole_s, _CLIP * self._whole_s / self._weight)
         self._weight = self._weight * _KEEP + 1
         self._rows = self._rows * _KEEP + rows
         self._seconds = self._seconds * _KEEP + round_s
         self._products = self._products * _KEEP + rows * round_s
         self._squares = self._squares * _KEEP + rows * rows
         self._tokens = self._tokens * _KEEP + tokens
-        self._whole_s = self._whole_s * _KEEP + round_s + made_s
+        self._whole_s = self._whole_s * _KEEP + whole_s
 
     def observe_drafting(self, drafter: str, steps: int, seconds: float) -> None:
         """A call of `drafter` that made up to `steps` drafts for each sequence. The fastest of the first counts."""

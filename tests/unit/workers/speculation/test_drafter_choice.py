@@ -1,6 +1,7 @@
 """Who drafts: by what drafts are worth, what they cost, and what a request asked for."""
 
 from collections.abc import Mapping
+from itertools import count
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def chosen(
     sequence = a_sequence(**request)  # type: ignore[arg-type]  # a table
     drafter = ChoosingDrafter(scripted, Scripted(LOOKUP, confidences), {0: sequence}.get, engine)
     for _ in range(40):
-        drafter.chooser.prices.observe_round(3, 3, ROUND_S + 2 * ROW_S, STEP_S)
+        drafter.chooser.prices.observe_round(3, 3, ROUND_S + 2 * ROW_S, ROUND_S + 2 * ROW_S + STEP_S)
         for name in models:
             drafter.chooser.prices.observe_drafting(name, 2, 2 * STEP_S)
     drafts = drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
@@ -116,7 +117,7 @@ def test_of_two_models_the_one_that_is_right_more_often_drafts() -> None:
     prices = DrafterPrices()
     chooser = DrafterChooser([MTP, DRAFT_MODEL], prices)
     for _ in range(40):
-        prices.observe_round(3, 3, ROUND_S, STEP_S)
+        prices.observe_round(3, 3, ROUND_S, ROUND_S + STEP_S)
         chooser.acceptance[MTP].observe(0, 3, 0, finished=False)
         chooser.acceptance[DRAFT_MODEL].observe(0, 3, 3, finished=False)
         for name in (MTP, DRAFT_MODEL):
@@ -134,7 +135,9 @@ def test_it_turns_away_from_a_model_whose_drafts_fail() -> None:
     proposal = [0.4, 0.3]
     assert chosen(proposal)[0] == {MTP}
     model = Scripted(MTP)
-    drafter = ChoosingDrafter({MTP: model}, Scripted(LOOKUP, proposal), {0: a_sequence()}.get, "auto")
+    ticks = count()
+    lookup, live = Scripted(LOOKUP, proposal), {0: a_sequence()}
+    drafter = ChoosingDrafter({MTP: model}, lookup, live.get, "auto", clock=lambda: next(ticks) * ROUND_S / 2)
     drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
 
     for _ in range(30):
@@ -142,6 +145,9 @@ def test_it_turns_away_from_a_model_whose_drafts_fail() -> None:
 
     assert model.steps[0] == 2
     assert model.steps[-1] == 0
+    for _ in range(400):
+        drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
+    assert 2 in model.steps[-300:]  # what was seen long ago is no reason for ever
 
 
 def test_drafts_are_worth_their_rows_as_long_as_they_are_likely_to_be_reached() -> None:
@@ -154,7 +160,8 @@ def test_the_price_of_a_row_is_the_time_that_rows_add_at_the_present_speed() -> 
     prices = DrafterPrices()
     for number in range(200):
         rows = 1 + number % 4
-        prices.observe_round(rows, 2, ROUND_S + ROW_S * (rows - 1), 0.0)
+        round_s = ROUND_S + ROW_S * (rows - 1)
+        prices.observe_round(rows, 2, round_s, round_s)
 
     assert prices.of_row() == pytest.approx(ROW_S * prices.tokens_per_second, rel=0.02)
     assert prices.tokens_per_second == pytest.approx(2 / (ROUND_S + 1.5 * ROW_S), rel=0.05)
