@@ -65,6 +65,7 @@ def serve(
     data_parallel_size: Annotated[
         int | None, typer.Option(help="Groups of ranks that attend to sequences of their own.")
     ] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the model; `outrider scale` changes it. [1]")] = None,
     speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None,
     host: Annotated[str | None, typer.Option(help="Where the gateway listens; loopback by default.")] = None,
     port: Annotated[int | None, typer.Option(help="The gateway's port; 0 takes a free one. [50051]")] = None,
@@ -92,6 +93,7 @@ def serve(
         "pipeline_parallel_size": pipeline_parallel_size,
         "expert_parallel_size": expert_parallel_size,
         "data_parallel_size": data_parallel_size,
+        "replicas": replicas,
         "speculation": speculation,
         "host": host,
         "port": port,
@@ -127,6 +129,9 @@ def gateway(
     max_logit_bias: Annotated[int, typer.Option(help="More entries in one request are refused.")] = 1024,
     max_schema_bytes: Annotated[int, typer.Option(help="A larger structured output is refused.")] = 64 * 2**10,
     drain_grace_s: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.")] = 20.0,
+    resume_wait_s: Annotated[
+        float, typer.Option(help="How long requests of a lost replica wait for another to go on with them.")
+    ] = 600.0,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", help="Drain when standard input closes.")] = False,
 ) -> None:
     """Run a gateway of a cluster that is served elsewhere."""
@@ -208,7 +213,7 @@ def status(
     tls_key: o.ClientKey = None,
     tls_server_name: o.ServerName = None,
 ) -> None:
-    """Show a cluster's replicas, ranks and load."""
+    """Show a cluster's replicas, stages and ranks, and their load."""
     from outrider.cluster.cli_connection import connection
     from outrider.cluster.cli_status import run_status
 
@@ -282,6 +287,44 @@ def plan(
     from outrider.cluster.cli_plan import PlanOptions, run_plan
 
     run_plan(PlanOptions(**context.params))
+
+
+@app.command()
+def scale(
+    context: typer.Context,
+    replicas: Annotated[int, typer.Argument(min=0, help="Copies of the model that are to serve.")],
+    address: o.Address = "127.0.0.1:50051",
+    token_file: o.TokenFile = None,
+    tls: o.Tls = False,
+    tls_ca: o.TlsCa = None,
+    tls_cert: o.ClientCert = None,
+    tls_key: o.ClientKey = None,
+    tls_server_name: o.ServerName = None,
+) -> None:
+    """Set how many replicas serve. Returns at once; those that leave finish their requests first."""
+    from outrider.cluster.cli_connection import connection
+    from outrider.cluster.cli_status import run_scale
+
+    run_scale(connection(context.params), replicas)
+
+
+@app.command()
+def drain(
+    context: typer.Context,
+    replica: Annotated[str, typer.Argument(help="Its name, as `outrider status` shows it.")],
+    address: o.Address = "127.0.0.1:50051",
+    token_file: o.TokenFile = None,
+    tls: o.Tls = False,
+    tls_ca: o.TlsCa = None,
+    tls_cert: o.ClientCert = None,
+    tls_key: o.ClientKey = None,
+    tls_server_name: o.ServerName = None,
+) -> None:
+    """Take one replica out, once its requests have finished; one less serves from then on. Returns at once."""
+    from outrider.cluster.cli_connection import connection
+    from outrider.cluster.cli_status import run_drain
+
+    run_drain(connection(context.params), replica)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from outrider.cluster.config import ServeSettings
-from outrider.cluster.controller import Report
+from outrider.cluster.controller import ReplicaReport, Report
 from outrider.cluster.plan import ShardPlan
 from outrider.cluster.reconcile import Phase
 from outrider.cluster.serve import ServedCluster, make_charge
@@ -41,21 +41,30 @@ def warnings(settings: ServeSettings, report: Report) -> list[str]:
 
 
 def _watch(cluster: ServedCluster) -> None:
-    """Until told to stop. A replica that failed is reported once, and stays visible in `outrider status`."""
-    told = False
+    """Until told to stop. What happens to replicas is said once, and stays visible in `outrider status`."""
+    told: tuple[str, ...] = ()
     while not cluster.stop.wait(WATCH_EVERY_S):
-        report = cluster.check()
-        if report.phase is Phase.FAILED and not told:
-            told = True
-            print(f"error: {report.problem}; requests are refused until this is restarted", file=sys.stderr)  # noqa: T201
+        news = tuple(_news(replica) for replica in cluster.check().replicas)
+        for line in news:
+            if line and line not in told:
+                print(f"warning: {line}", file=sys.stderr)  # noqa: T201  # what the user is to read
+        told = news
+
+
+def _news(replica: ReplicaReport) -> str:
+    if replica.phase is Phase.FAILED:
+        return f"replica {replica.name} ended ({replica.problem}): its requests go on elsewhere, and it is rebuilt"
+    return f"replica {replica.name} waits for room: {replica.waiting}" if replica.waiting else ""
 
 
 def _ready_line(cluster: ServedCluster, settings: ServeSettings, plan: ShardPlan) -> str:
     stages, ranks = len(plan.layer_splits), plan.world_size
     shape = "1 stage" if stages == 1 else f"{stages} stages"
     shape += f", {ranks} ranks" if ranks != stages else ""
+    replicas = "" if settings.replicas == 1 else f"{settings.replicas} replicas of "
     dashboard = f" (Ray dashboard: http://{cluster.dashboard_url})" if cluster.dashboard_url else ""
-    return f"ready: {settings.model} on {cluster.address}, {shape}, speculation {settings.speculation}{dashboard}"
+    speculation = f"speculation {settings.speculation}{dashboard}"
+    return f"ready: {settings.model} on {cluster.address}, {replicas}{shape}, {speculation}"
 
 
 def _say(line: str) -> None:
@@ -91,10 +100,8 @@ class LoadingView:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._tasks: list[TaskID] = [
-            self._progress.add_task(f"{model} {plan.describe(rank)}", total=1.0, state="starting")
-            for rank in range(plan.world_size)
-        ]
+        self._names = [f"{model} {plan.describe(rank)}" for rank in range(plan.world_size)]
+        self._tasks: dict[tuple[str, int], TaskID] = {}  # by replica and rank
 
     def __enter__(self) -> "LoadingView":
         self._progress.start()
@@ -104,5 +111,14 @@ class LoadingView:
         self._progress.stop()
 
     def show(self, report: Report) -> None:
-        for rank, (loaded, state) in enumerate(zip(report.loaded, report.states, strict=True)):
-            self._progress.update(self._tasks[rank], completed=loaded, state=state)
+        for replica in report.replicas:
+            for rank, (loaded, state) in enumerate(zip(replica.loaded, replica.states, strict=True)):
+                task = self._task(replica.name, rank, several=len(report.replicas) > 1)
+                waits = f"waits for room: {replica.waiting}" if replica.waiting else state
+                self._progress.update(task, completed=loaded, state=waits)
+
+    def _task(self, replica: str, rank: int, *, several: bool) -> TaskID:
+        if (replica, rank) not in self._tasks:
+            name = f"{replica} {self._names[rank]}" if several else self._names[rank]
+            self._tasks[replica, rank] = self._progress.add_task(name, total=1.0, state="starting")
+        return self._tasks[replica, rank]

@@ -1,13 +1,22 @@
-"""`outrider status`: what a cluster says of itself, as a table or as JSON."""
+"""`outrider status`, `scale` and `drain`: what a cluster says of itself, as a tree or as JSON, and what it is told."""
 
 import dataclasses
+import itertools
 import json
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.tree import Tree
 
 from outrider.cluster.cli_connection import Connection
-from outrider.cluster.status import ClusterStatus, ReplicaStatus, SpeculationStatus
+from outrider.cluster.status import (
+    ClusterStatus,
+    Draining,
+    RankStatus,
+    ReplicaStatus,
+    Scaling,
+    SpeculationStatus,
+)
 
 _COLOURS = {"ready": "green", "failed": "red"}
 
@@ -18,37 +27,79 @@ def run_status(connection: Connection, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(status), indent=2))  # noqa: T201  # the command's output
     else:
-        render(status, Console())
+        Console().print(tree(status), highlight=False, soft_wrap=True)
 
 
-def render(status: ClusterStatus, console: Console) -> None:
-    console.print(f"[bold]{status.name}[/] serves {status.model} (outrider {status.version})", highlight=False)
+def run_scale(connection: Connection, replicas: int) -> None:
+    with connection.client() as client:
+        scaling = client.scale(replicas)
+    print(scaled(scaling))  # noqa: T201  # the command's output
+
+
+def run_drain(connection: Connection, replica: str) -> None:
+    with connection.client() as client:
+        draining = client.drain(replica)
+    print(drained(draining))  # noqa: T201  # the command's output
+
+
+def scaled(scaling: Scaling) -> str:
+    line = f"{_replicas(scaling.desired)} wanted: {scaling.ready} ready, {scaling.pending} pending"
+    return f"{line} ({scaling.reason})" if scaling.reason else line
+
+
+def drained(draining: Draining) -> str:
+    running = "1 sequence" if draining.running == 1 else f"{draining.running} sequences"
+    return f"{draining.replica} drains with {running} running; {_replicas(draining.desired)} wanted from now on"
+
+
+def _replicas(count: int) -> str:
+    return "1 replica" if count == 1 else f"{count} replicas"
+
+
+def tree(status: ClusterStatus) -> Tree:
+    """Replicas, their stages, the ranks of each."""
+    ready = sum(replica.state == "ready" for replica in status.replicas)
+    head = f"[bold]{escape(status.name)}[/] serves {escape(status.model)} (outrider {status.version}): "
+    root = Tree(head + f"{ready} of {_replicas(status.desired_replicas)} ready")
     if status.problem:
-        console.print(status.problem, style="red", highlight=False, markup=False, soft_wrap=True)
+        root.add(f"[red]{escape(status.problem)}[/]")
+    if status.last_scaling:
+        root.add(f"[dim]autoscaler: {escape(status.last_scaling)}[/]")
     for replica in status.replicas:
-        console.print(_ranks(replica))
-        console.print(_load(replica), highlight=False)
-        if replica.engine.drafted:
-            console.print(speculation_line(replica.engine.speculation), highlight=False)
+        _add_replica(root, replica)
+    return root
 
 
-def _ranks(replica: ReplicaStatus) -> Table:
-    title = f"{replica.name}, generation {replica.generation}: {_coloured(replica.state)}"
-    table = Table(
-        "rank", "stage", "layers", "node", "pid", "device", "state", "busy", title=title, title_justify="left"
-    )
-    for rank in replica.ranks:
-        table.add_row(
-            str(rank.rank),
-            str(rank.stage),
-            f"{rank.first_layer}..{rank.end_layer - 1}",
-            rank.node,
-            str(rank.pid or ""),
-            rank.device,
-            _coloured(rank.state),
-            f"{rank.busy:.0%}",
-        )
-    return table
+def _add_replica(root: Tree, replica: ReplicaStatus) -> None:
+    branch = root.add(f"[bold]{replica.name}[/], generation {replica.generation}: {_replica_state(replica)}")
+    if replica.last_ending:
+        branch.add(f"[dim]{escape(replica.last_ending)}[/]")
+    if replica.engine.drafted and replica.state == "ready":
+        branch.add(speculation_line(replica.engine.speculation))
+    for stage, ranks in itertools.groupby(replica.ranks, key=lambda rank: rank.stage):
+        _add_stage(branch, stage, list(ranks))
+
+
+def _replica_state(replica: ReplicaStatus) -> str:
+    state = _coloured(replica.state)
+    if replica.problem:
+        return f"{state}: {escape(replica.problem)}"
+    return f"{state}, {_load(replica)}" if replica.state in ("ready", "draining") else state
+
+
+def _add_stage(branch: Tree, stage: int, ranks: list[RankStatus]) -> None:
+    first = ranks[0]
+    label = branch.add(f"stage {stage}, layers {first.first_layer}..{first.end_layer - 1}")
+    for rank in ranks:
+        label.add(f"rank {rank.rank}: {_coloured(rank.state)}, {_place(rank)}, busy {rank.busy:.0%}")
+
+
+def _place(rank: RankStatus) -> str:
+    """Where it runs, and on what; parts that are not known yet are left out."""
+    device = f"{rank.device} {rank.visible_devices}".strip()
+    via = f"via {rank.interface}" if rank.interface else ""
+    process = f"pid {rank.pid}" if rank.pid else ""
+    return ", ".join(escape(part) for part in (rank.node, process, device, via) if part)
 
 
 def _load(replica: ReplicaStatus) -> str:

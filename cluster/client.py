@@ -1,16 +1,28 @@
 """Client and AsyncClient: a cluster's gRPC API with types. What goes wrong is one of cluster/errors.py's exceptions."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
-from outrider.cluster.client_call import Collector, Messages, build_call, checked, exception_of
+from outrider.cluster.client_call import Collector, Messages, build_call, exception_of, explained, scale_request
+from outrider.cluster.client_resume import PATIENCE_S, GatewayLeftError, ResumableCall
 from outrider.cluster.client_security import ClientSecurity
 from outrider.cluster.gateway import wire
 from outrider.cluster.generation import Event, GenerateCall, Generation
-from outrider.cluster.status import ClusterStatus, ModelInfo, model_from_wire, status_from_wire
+from outrider.cluster.status import (
+    ClusterStatus,
+    Draining,
+    ModelInfo,
+    Scaling,
+    draining_from_wire,
+    model_from_wire,
+    scaling_from_wire,
+    status_from_wire,
+)
 from outrider.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
 from outrider.workers.sampling_params import SamplingParams
 
@@ -23,9 +35,17 @@ _OPTIONS = (("grpc.max_receive_message_length", 64 * 2**20), ("grpc.enable_http_
 class Client:
     """A cluster, through one of its gateways. Safe to use from several threads; a context manager."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, security: ClientSecurity = PLAIN) -> None:
-        """`address`: HOST:PORT of a gateway."""
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        security: ClientSecurity = PLAIN,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """`address`: HOST:PORT of a gateway. A request whose gateway is lost goes on at the next that answers there,
+        unless nothing is heard for `patience_s`; 0 never asks again."""
         self.address = address
+        self._patience_s = patience_s
         self._metadata = security.metadata
         self._channel = security.channel(address, _OPTIONS)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
@@ -71,14 +91,26 @@ class Client:
         return self._events(call, timeout_s)
 
     def _events(self, call: GenerateCall, timeout_s: float | None) -> Iterator[Event]:
-        responses = self._inference.Generate(wire.call_to_wire(call), timeout=timeout_s, metadata=self._metadata)
+        now = time.monotonic()
+        request, until = ResumableCall(call, self._patience_s, now), None if timeout_s is None else now + timeout_s
+        while True:
+            try:
+                yield from self._heard(request, until)
+                return
+            except (grpc.RpcError, GatewayLeftError) as error:
+                if not request.may_go_on(error, time.monotonic()):
+                    raise explained(error, self.address) from error
+            time.sleep(request.pause_s())
+
+    def _heard(self, request: ResumableCall, until: float | None) -> Iterator[Event]:
+        """What one gateway says. RpcError if its connection breaks."""
+        left = None if until is None else max(0.0, until - time.monotonic())
+        responses = self._inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=self._metadata)
         try:
             for response in responses:
-                event = checked(wire.event_from_wire(response))
+                event = request.hear(wire.event_from_wire(response), time.monotonic())
                 if event is not None:
                     yield event
-        except grpc.RpcError as error:
-            raise exception_of(error, self.address) from error
         finally:
             responses.cancel()
 
@@ -98,6 +130,34 @@ class Client:
             raise exception_of(error, self.address) from error
         return model_from_wire(response)
 
+    def watch_status(self) -> Iterator[ClusterStatus]:
+        """The status now, and again whenever it differs, for as long as the iterator is read."""
+        responses = self._cluster.WatchStatus(cluster_pb2.WatchStatusRequest(), metadata=self._metadata)
+        try:
+            for response in responses:
+                yield status_from_wire(response.status)
+        except grpc.RpcError as error:
+            raise exception_of(error, self.address) from error
+        finally:
+            responses.cancel()
+
+    def scale(self, replicas: int, timeout_s: float = _ASK_TIMEOUT_S) -> Scaling:
+        """So many replicas are to serve. Returns at once: `watch_status` shows how it goes."""
+        try:
+            response = self._cluster.Scale(scale_request(replicas), timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise exception_of(error, self.address) from error
+        return scaling_from_wire(response)
+
+    def drain(self, replica: str, timeout_s: float = _ASK_TIMEOUT_S) -> Draining:
+        """Takes a replica out: it finishes its requests first, or they go on elsewhere. Returns at once."""
+        request = cluster_pb2.DrainRequest(replica=replica)
+        try:
+            response = self._cluster.Drain(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise exception_of(error, self.address) from error
+        return draining_from_wire(response)
+
     def close(self) -> None:
         self._channel.close()
 
@@ -113,9 +173,17 @@ class Client:
 class AsyncClient:
     """Client for an event loop; the loop that makes it is the one that uses it."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, security: ClientSecurity = PLAIN) -> None:
-        """`address`: HOST:PORT of a gateway."""
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        security: ClientSecurity = PLAIN,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """`address`: HOST:PORT of a gateway. A request whose gateway is lost goes on at the next that answers there,
+        unless nothing is heard for `patience_s`; 0 never asks again."""
         self.address = address
+        self._patience_s = patience_s
         self._metadata = security.metadata
         self._channel = security.aio_channel(address, _OPTIONS)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
@@ -160,14 +228,27 @@ class AsyncClient:
         return self._events(call, timeout_s)
 
     async def _events(self, call: GenerateCall, timeout_s: float | None) -> AsyncIterator[Event]:
-        responses = self._inference.Generate(wire.call_to_wire(call), timeout=timeout_s, metadata=self._metadata)
+        now = time.monotonic()
+        request, until = ResumableCall(call, self._patience_s, now), None if timeout_s is None else now + timeout_s
+        while True:
+            try:
+                async for event in self._heard(request, until):
+                    yield event
+                return
+            except (grpc.aio.AioRpcError, GatewayLeftError) as error:
+                if not request.may_go_on(error, time.monotonic()):
+                    raise explained(error, self.address) from error
+            await asyncio.sleep(request.pause_s())
+
+    async def _heard(self, request: ResumableCall, until: float | None) -> AsyncIterator[Event]:
+        """As Client._heard."""
+        left = None if until is None else max(0.0, until - time.monotonic())
+        responses = self._inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=self._metadata)
         try:
             async for response in responses:
-                event = checked(wire.event_from_wire(response))
+                event = request.hear(wire.event_from_wire(response), time.monotonic())
                 if event is not None:
                     yield event
-        except grpc.aio.AioRpcError as error:
-            raise exception_of(error, self.address) from error
         finally:
             responses.cancel()
 
@@ -188,6 +269,34 @@ class AsyncClient:
         except grpc.aio.AioRpcError as error:
             raise exception_of(error, self.address) from error
         return model_from_wire(response)
+
+    async def watch_status(self) -> AsyncIterator[ClusterStatus]:
+        """As Client.watch_status."""
+        responses = self._cluster.WatchStatus(cluster_pb2.WatchStatusRequest(), metadata=self._metadata)
+        try:
+            async for response in responses:
+                yield status_from_wire(response.status)
+        except grpc.aio.AioRpcError as error:
+            raise exception_of(error, self.address) from error
+        finally:
+            responses.cancel()
+
+    async def scale(self, replicas: int, timeout_s: float = _ASK_TIMEOUT_S) -> Scaling:
+        """As Client.scale."""
+        try:
+            response = await self._cluster.Scale(scale_request(replicas), timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise exception_of(error, self.address) from error
+        return scaling_from_wire(response)
+
+    async def drain(self, replica: str, timeout_s: float = _ASK_TIMEOUT_S) -> Draining:
+        """As Client.drain."""
+        request = cluster_pb2.DrainRequest(replica=replica)
+        try:
+            response = await self._cluster.Drain(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise exception_of(error, self.address) from error
+        return draining_from_wire(response)
 
     async def close(self) -> None:
         await self._channel.close()

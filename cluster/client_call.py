@@ -31,6 +31,7 @@ from outrider.cluster.generation import (
     TextPrompt,
     TokenPrompt,
 )
+from outrider.proto import cluster_pb2
 from outrider.workers.errors import OutriderError, OverloadedError
 from outrider.workers.outputs import Logprob
 from outrider.workers.sampling_params import SamplingParams
@@ -42,6 +43,7 @@ _TOO_LARGE = "larger than max"  # gRPC's own words; trying again would not help
 _DETAILS_KEY = "grpc-status-details-bin"
 _KINDS: dict[grpc.StatusCode, type[OutriderError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: InvalidRequestError,
     grpc.StatusCode.ALREADY_EXISTS: DuplicateRequestError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
@@ -103,6 +105,13 @@ def _message(number: int, given: Mapping[str, str]) -> Message:
     return Message(role=given["role"], content=given["content"])
 
 
+def scale_request(replicas: int) -> cluster_pb2.ScaleRequest:
+    """InvalidRequestError if that is no number of replicas."""
+    if isinstance(replicas, bool) or not isinstance(replicas, int) or not 0 <= replicas < 2**32:
+        raise InvalidRequestError(f"replicas must be an integer of at least 0, got {replicas!r}")
+    return cluster_pb2.ScaleRequest(replicas=replicas)
+
+
 class Collector:
     """Adds a request's events up."""
 
@@ -145,11 +154,9 @@ class Collector:
         )
 
 
-def checked(event: Event | None) -> Event | None:
-    """GenerationFailedError for an error event."""
-    if isinstance(event, Failed):
-        raise GenerationFailedError(event.message)
-    return event
+def explained(error: grpc.RpcError | OutriderError, address: str) -> OutriderError:
+    """The exception for the caller."""
+    return error if isinstance(error, OutriderError) else exception_of(error, address)
 
 
 def exception_of(error: grpc.RpcError, address: str) -> OutriderError:

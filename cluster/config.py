@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from outrider.cluster.autoscale import AutoscalePolicy
 from outrider.cluster.gateway.door import Door
 from outrider.workers.config import EngineConfig, ParallelConfig
 
@@ -42,6 +43,17 @@ class ServeSettings(BaseModel):
     controller_host: str = ""  # where gateways reach it; "": loopback, or this node's address where there are more
     controller_port: int = Field(default=0, ge=0, le=65535)
     leader_ports: str = "0"  # one, or FIRST-LAST: where the replicas' leaders listen; 0: anywhere
+    replicas: int = Field(default=1, ge=1, le=1024)
+    ranks_per_node: int | None = Field(default=None, ge=1)  # of nodes that are not there yet; None: as those that are
+    autoscale_max_replicas: int | None = Field(default=None, ge=1, le=1024)  # None: no autoscaler
+    autoscale_min_replicas: int = 1
+    autoscale_target_tokens: int = 16_384
+    autoscale_target_wait_s: float = 5.0
+    autoscale_headroom: float = 0.2
+    autoscale_cooldown_s: float = 300.0
+    kubernetes_ray_cluster: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$")  # NAMESPACE/NAME
+    kubernetes_worker_group: str = "workers"
+    drain_grace_s: float = Field(default=300.0, ge=0)  # how long a replica that leaves may finish its requests
 
     model: str = "scout"
     tensor_parallel_size: int = 1
@@ -100,6 +112,22 @@ class ServeSettings(BaseModel):
         except ValueError as error:
             raise SettingsError(str(error)) from error
 
+    def autoscale(self) -> AutoscalePolicy | None:
+        """None without an autoscaler. SettingsError if a value is out of its range."""
+        if self.autoscale_max_replicas is None:
+            return None
+        try:
+            return AutoscalePolicy(
+                min_replicas=self.autoscale_min_replicas,
+                max_replicas=self.autoscale_max_replicas,
+                target_tokens=self.autoscale_target_tokens,
+                target_wait_s=self.autoscale_target_wait_s,
+                headroom=self.autoscale_headroom,
+                cooldown_s=self.autoscale_cooldown_s,
+            )
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
     def engine(self) -> EngineConfig:
         """The ranks' share of the settings. SettingsError if a value is out of its range."""
         names = {field.name for field in dataclasses.fields(EngineConfig)} & set(type(self).model_fields)
@@ -127,6 +155,7 @@ def load_settings(
         raise SettingsError(_one_line(error)) from error
     settings.engine()
     settings.door()
+    settings.autoscale()
     return settings
 
 

@@ -1,4 +1,4 @@
-"""The controller: a named Ray actor that observes a replica, reconciles it with what is wanted, and tells the gateways.
+"""The controller: a named Ray actor that observes replicas, reconciles them with what is wanted, tells the gateways.
 
 It serves ControllerService to gateways over gRPC; Ray calls come from `outrider serve` alone.
 """
@@ -6,16 +6,22 @@ It serves ControllerService to gateways over gRPC; Ray calls come from `outrider
 import asyncio
 import logging
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
 import ray
 
+from outrider.cluster import logs, roster
+from outrider.cluster.autoscale import Autoscaler, Load
 from outrider.cluster.controller_service import ControllerService, bind
-from outrider.cluster.gang import fleet, prefix
+from outrider.cluster.gang import prefix, survey
 from outrider.cluster.gateway.health import Health
-from outrider.cluster.reconcile import Action, End, Phase, Publish, Start, Stop, reconcile
+from outrider.cluster.machines import MachineKeeper, MachineProvider, Need, RayPlacement, unused
+from outrider.cluster.reconcile import Action, End, Goal, Phase, Publish, Retire, Start, Stop, reconcile
 from outrider.cluster.replica import Charge, Replica
+from outrider.cluster.roster import Member
 from outrider.cluster.routes import Ending, Route, RouteTable
 from outrider.proto import cluster_pb2_grpc
 from outrider.workers.cluster_key import interceptors
@@ -24,7 +30,7 @@ log = logging.getLogger("outrider.controller")
 TICK_S = 0.25
 LATE_S = 2.0  # a tick this late means that the controller was held up, and no rank is to blame for the silence
 OWNER_SILENT_S = 5.0
-REPLICA = "r0"
+REMEMBERED_HOSTS = 256
 
 
 def controller_name(cluster: str) -> str:
@@ -32,45 +38,97 @@ def controller_name(cluster: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaReport:
+    """One replica, as `outrider serve` hears of it."""
+
+    name: str
+    phase: Phase
+    problem: str = ""
+    waiting: str = ""  # for what room
+    loaded: tuple[float, ...] = ()  # by rank: share of its weights, 0..1
+    states: tuple[str, ...] = ()  # by rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What `outrider serve` hears with every heartbeat."""
 
-    phase: Phase
-    problem: str
-    loaded: tuple[float, ...]  # by rank: share of its weights, 0..1
-    states: tuple[str, ...]  # by rank
+    replicas: tuple[ReplicaReport, ...]
+    ever_ready: bool  # one of them has been, at some time
     has_mtp: bool  # whether the model can draft for itself; True until it is known
+
+    @property
+    def phase(self) -> Phase:
+        """READY when a replica serves, and none of the others is about to; FAILED when none ever will."""
+        phases = {replica.phase for replica in self.replicas if not replica.waiting}
+        if Phase.STARTING in phases or Phase.ABSENT in phases:
+            return Phase.STARTING
+        if Phase.READY in phases:
+            return Phase.READY
+        hopeless = self.replicas and all(replica.phase is Phase.FAILED for replica in self.replicas)
+        return Phase.FAILED if hopeless and not self.ever_ready else Phase.STARTING
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, of the first that has something wrong."""
+        return next((replica.problem for replica in self.replicas if replica.problem), "")
 
 
 class Controller:
-    """Keeps one replica as it is wanted. Every method runs in the actor's asyncio loop."""
+    """Keeps as many replicas as are wanted. Every method runs in the actor's asyncio loop."""
 
     def __init__(self, charge: Charge) -> None:
         self._charge = charge
-        self._wanted = True
+        self._desired = charge.replicas
         self._owner_seen_at = time.monotonic()
-        self._replica = Replica(REPLICA, charge)
+        self._replicas: dict[str, Replica] = {}
+        self._generations: dict[str, int] = {}  # the last of every name there ever was
+        self._acting: dict[str, asyncio.Task[None]] = {}  # by replica: one set of actions at a time, each to its end
+        self._former_hosts: deque[str] = deque(maxlen=REMEMBERED_HOSTS)  # of replicas that left
+        self._ever_ready = self._ending = False
+        self._autoscaler = Autoscaler(charge.autoscale, charge.engine.max_num_seqs) if charge.autoscale else None
+        self._machines = MachineKeeper(_provider(charge), self._machines_needed)
         self._table = RouteTable()
-        self._acting = asyncio.Lock()  # one set of actions at a time, each to its end
-        self._ticks: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
 
     async def open(self) -> str:
         """Starts to serve gateways and to reconcile. Returns the HOST:PORT that gateways connect to."""
+        logs.configure("info")  # into Ray's log of this actor
         options = [("grpc.http2.min_ping_interval_without_data_ms", 10_000), ("grpc.so_reuseport", 0)]
         self._server = grpc.aio.server(options=options, interceptors=interceptors(self._charge.key))
         service = ControllerService(self._charge.cluster, self._charge.model_name, self._charge.model_path, self)
         cluster_pb2_grpc.add_ControllerServiceServicer_to_server(service, self._server)
         Health().add_to(self._server)
-        host = self._charge.controller_host or ("127.0.0.1" if len(fleet()) == 1 else ray.util.get_node_ip_address())
+        host = self._charge.controller_host or ("127.0.0.1" if len(survey()) == 1 else ray.util.get_node_ip_address())
         port = bind(self._server, host, self._charge.controller_port)
         await self._server.start()
-        self._ticks = asyncio.create_task(self._reconcile_forever(), name="reconcile")
+        await self._reconcile()
+        self._background = [
+            asyncio.create_task(self._reconcile_forever(), name="reconcile"),
+            asyncio.create_task(self._machines.keep(), name="machines"),
+        ]
         return f"{host}:{port}"
 
     @property
-    def replicas(self) -> tuple[Replica, ...]:
-        return (self._replica,)
+    def replicas(self) -> Sequence[Replica]:
+        """By number."""
+        return [self._replicas[name] for name in sorted(self._replicas, key=roster.number)]
+
+    @property
+    def desired(self) -> int:
+        """Replicas that are to serve."""
+        return self._desired
+
+    @property
+    def last_scaling(self) -> str:
+        """What the autoscaler last changed, and why."""
+        return self._autoscaler.last_change if self._autoscaler is not None else ""
+
+    @property
+    def machines_problem(self) -> str:
+        """Why the machines that are needed are not provided."""
+        return self._machines.problem
 
     @property
     def table(self) -> RouteTable:
@@ -79,28 +137,39 @@ class Controller:
     async def heartbeat(self) -> Report:
         """The owner is alive; this is how things stand."""
         self._owner_seen_at = time.monotonic()
-        ranks = self._replica.observed
-        info = self._replica.leader.info
-        probes = [self._replica.probe_of(rank.rank) for rank in ranks]
+        infos = [replica.leader.info for replica in self.replicas]
         return Report(
-            phase=self._replica.phase,
-            problem=self._replica.problem,
-            loaded=tuple(probe.status.loaded if probe and probe.status else 0.0 for probe in probes),
-            states=tuple(rank.state for rank in ranks),
-            has_mtp=info.has_mtp if info is not None else True,
+            replicas=tuple(_report(replica) for replica in self.replicas),
+            ever_ready=self._ever_ready,
+            has_mtp=all(info.has_mtp for info in infos if info is not None),
         )
 
     async def owner_alive(self) -> bool:
         """Whether the `outrider serve` that started this controller still sends heartbeats."""
         return time.monotonic() - self._owner_seen_at < OWNER_SILENT_S
 
+    async def scale(self, replicas: int) -> None:
+        """So many are to serve from now on."""
+        logs.event(log, logging.INFO, "scale", replicas=replicas, before=self._desired)
+        self._desired = replicas
+        await self._reconcile()
+
+    async def drain_replica(self, name: str) -> None:
+        """This one finishes its work and leaves, and one less is wanted. KeyError if there is none of that name."""
+        if self._replicas[name].goal is Goal.SERVE:
+            self._replicas[name].goal = Goal.DRAIN
+            self._desired = max(0, self._desired - 1)
+            await self._reconcile()
+
     async def drain(self) -> None:
         """Tells the gateways to take no more, then ends the ranks. The actor itself is the owner's to kill."""
-        self._wanted = False
+        self._ending = True
         await self._table.drain()
-        await self._reconcile()
-        if self._ticks is not None:
-            self._ticks.cancel()
+        while self._replicas:
+            await self._reconcile()
+            await asyncio.wait([*self._acting.values(), asyncio.create_task(asyncio.sleep(TICK_S))])
+        for task in self._background:
+            task.cancel()
         if self._server is not None:
             await self._server.stop(grace=1.0)
 
@@ -109,45 +178,138 @@ class Controller:
         while True:
             now = time.monotonic()
             if now - last > LATE_S:
-                self._replica.forgive(now)
+                for replica in self.replicas:
+                    replica.forgive(now)
             last = now
             try:
                 await self._reconcile()
             except Exception:
-                log.exception("an action failed; the next tick decides again")
+                log.exception("a decision failed; the next tick decides again")
             await asyncio.sleep(TICK_S)
 
     async def _reconcile(self) -> None:
-        async with self._acting:
-            for action in self._decide():
-                await self._act(action)
+        """Decides who comes, who leaves and what each does next, and begins to act on it."""
+        self._acting = {name: task for name, task in self._acting.items() if not task.done()}
+        self._forget_who_left()
+        self._autoscale()
+        self._change_roster()
+        for replica in self.replicas:
+            actions = self._decide(replica) if replica.name not in self._acting else []
+            if actions:
+                self._acting[replica.name] = asyncio.create_task(self._act(replica, actions))
+        await self._table.expect(self._pending)
 
-    def _decide(self) -> list[Action]:
+    @property
+    def _pending(self) -> int:
+        """Replicas that are wanted and do not serve yet."""
+        serving = sum(replica.phase is Phase.READY for replica in self.replicas)
+        return 0 if self._ending else max(0, self._desired - serving)
+
+    def _forget_who_left(self) -> None:
+        for name, replica in list(self._replicas.items()):
+            gone = replica.goal is not Goal.SERVE and replica.phase in (Phase.ABSENT, Phase.FAILED)
+            if gone and name not in self._acting:
+                self._generations[name] = replica.generation
+                self._former_hosts.extend(replica.hosts)
+                del self._replicas[name]
+
+    def _autoscale(self) -> None:
+        if self._autoscaler is None or self._ending or not self._ever_ready:
+            return
+        load = Load.total(replica.load for replica in self.replicas)
+        ready = self._desired - self._pending
+        decision = self._autoscaler.step(load, desired=self._desired, ready=ready, now=time.monotonic())
+        if decision.reason:
+            logs.event(log, logging.INFO, "autoscale", decision=decision.reason, load=load)
+            self._desired = decision.scale.desired
+
+    def _machines_needed(self) -> Need:
+        used = [host for replica in self.replicas for host in replica.hosts]
+        replicas = max(self._desired, len(self._replicas))  # those that drain still run somewhere
+        return Need(replicas=replicas, unused_hosts=unused(list(self._former_hosts), used))
+
+    def _change_roster(self) -> None:
+        if self._ending:
+            for replica in self.replicas:
+                replica.goal = Goal.STOP
+            return
+        members = [Member(name=r.name, goal=r.goal, phase=r.phase, load=r.sequences) for r in self.replicas]
+        for change in roster.changes(self._desired, members):
+            logs.event(log, logging.INFO, "roster changes", change=change, wanted=self._desired)
+            match change:
+                case roster.Add(name):
+                    self._replicas[name] = Replica(name, self._charge, self._generations.get(name, 0))
+                case roster.Release(name):
+                    self._replicas[name].goal = Goal.DRAIN
+
+    def _decide(self, replica: Replica) -> list[Action]:
         return reconcile(
-            wanted=self._wanted,
-            phase=self._replica.phase,
-            problem=self._replica.problem,
-            ranks=self._replica.observed,
+            goal=replica.goal,
+            phase=replica.phase,
+            problem=replica.problem,
+            ranks=replica.observed,
             now=time.monotonic(),
             deadlines=self._charge.deadlines,
+            leaving=replica.leaving,
+            retry_at=replica.retry_at if self._ever_ready else None,
         )
 
-    async def _act(self, action: Action) -> None:
-        replica = self._replica
-        log.info("%s generation %d: %s", replica.name, replica.generation, action)
+    async def _act(self, replica: Replica, actions: Sequence[Action]) -> None:
+        for action in actions:
+            names = {"replica": replica.name, "generation": replica.generation}
+            logs.event(log, logging.INFO, "replica acts", **names, action=action)
+            try:
+                await self._take(replica, action)
+            except Exception:
+                log.exception("%s: an action failed; the next tick decides again", replica.name)
+
+    async def _take(self, replica: Replica, action: Action) -> None:
         match action:
             case Start():
                 replica.start()
             case Publish():
-                replica.phase = Phase.READY
+                replica.ready()
+                self._ever_ready = True
                 address = replica.leader.service_address
-                await self._table.publish(Route(replica=replica.name, generation=replica.generation, address=address))
+                route = Route(replica=replica.name, generation=replica.generation, address=address)
+                await self._table.publish(route, pending=self._pending)
+            case Retire():
+                replica.retired()
+                await self._table.retire(replica.name, pending=self._pending)
             case End(reason):
-                published, replica.phase, replica.problem = replica.phase is Phase.READY, Phase.FAILED, reason
-                if published:
-                    ending = Ending(replica=replica.name, generation=replica.generation, reason=reason)
-                    await self._table.withdraw(ending)
+                published = replica.phase in (Phase.READY, Phase.DRAINING)
+                replica.failed(reason)
+                await self._withdraw(replica, reason if published else "")
                 await replica.destroy(gently=False)
-            case Stop():
-                ready, replica.phase = replica.phase is Phase.READY, Phase.DRAINING
-                await replica.destroy(gently=ready)
+            case Stop(reason):
+                gently = replica.phase is not Phase.STARTING
+                replica.phase = Phase.DRAINING
+                await self._withdraw(replica, reason)
+                await replica.destroy(gently=gently)
+                replica.phase = Phase.ABSENT
+
+    async def _withdraw(self, replica: Replica, reason: str) -> None:
+        """Its gateways hear that it ended, and why; without a reason there is nothing to tell."""
+        if reason:
+            ending = Ending(replica=replica.name, generation=replica.generation, reason=reason)
+            await self._table.withdraw(ending, pending=self._pending)
+
+
+def _provider(charge: Charge) -> MachineProvider:
+    if charge.kubernetes_ray_cluster is None:
+        return RayPlacement()
+    from outrider.cluster.kubernetes import RayClusterMachines, connect  # a second's import that few need
+
+    return RayClusterMachines(connect(), charge.kubernetes_ray_cluster, charge.kubernetes_worker_group)
+
+
+def _report(replica: Replica) -> ReplicaReport:
+    probes = [replica.probe_of(rank) for rank in replica.ranks]
+    return ReplicaReport(
+        name=replica.name,
+        phase=replica.phase,
+        problem=replica.problem,
+        waiting=replica.waiting,
+        loaded=tuple(probe.status.loaded if probe and probe.status else 0.0 for probe in probes),
+        states=tuple(rank.state for rank in replica.observed),
+    )

@@ -1,17 +1,22 @@
 """ControllerService: what gateways ask of the controller. The only file of the controller that knows protobuf."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 import grpc
 
 import outrider
-from outrider.cluster.reconcile import Phase
+from outrider.cluster.reconcile import Goal, Phase
 from outrider.cluster.replica import Replica
 from outrider.cluster.routes import RouteTable, Table
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.engine.request import EngineCounters
 from outrider.workers.errors import OutriderError
+
+WATCH_EVERY_S = 0.5
+MOST_REPLICAS = 1024
+_STATES = {Phase.ABSENT: "starting"}  # it will be, with the next tick
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -23,7 +28,20 @@ class Controlled(Protocol):
     def replicas(self) -> Sequence[Replica]: ...
 
     @property
+    def desired(self) -> int: ...
+
+    @property
+    def last_scaling(self) -> str: ...
+
+    @property
+    def machines_problem(self) -> str: ...
+
+    @property
     def table(self) -> RouteTable: ...
+
+    async def scale(self, replicas: int) -> None: ...
+
+    async def drain_replica(self, name: str) -> None: ...
 
 
 class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
@@ -36,16 +54,54 @@ class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
     async def GetStatus(  # noqa: N802  # the name is the protocol's
         self, request: cluster_pb2.GetStatusRequest, context: Context
     ) -> cluster_pb2.GetStatusResponse:
+        return self._status()
+
+    def _status(self) -> cluster_pb2.GetStatusResponse:
         replicas = self._controlled.replicas
-        problems = [_problem(replica) for replica in replicas if replica.problem]
         serving = any(replica.phase is Phase.READY for replica in replicas)
+        problems = [line for replica in replicas if (line := _problem(replica))]
+        problems += [self._controlled.machines_problem] if self._controlled.machines_problem else []
         return cluster_pb2.GetStatusResponse(
             name=self._cluster,
             model=self._model_name,
             version=outrider.__version__,
             replicas=[replica_status(replica) for replica in replicas],
             problem="" if serving else "; ".join(problems),
+            desired_replicas=self._controlled.desired,
+            last_scaling=self._controlled.last_scaling,
         )
+
+    async def WatchStatus(  # noqa: N802  # the name is the protocol's
+        self, request: cluster_pb2.WatchStatusRequest, context: Context
+    ) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:
+        """Now, then whenever it differs; looks as often as the ranks are asked how they are."""
+        told: cluster_pb2.GetStatusResponse | None = None
+        while True:
+            status = self._status()
+            if status != told:
+                yield cluster_pb2.WatchStatusResponse(status=status)
+                told = status
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    async def Scale(  # noqa: N802  # the name is the protocol's
+        self, request: cluster_pb2.ScaleRequest, context: Context
+    ) -> cluster_pb2.ScaleResponse:
+        if request.replicas > MOST_REPLICAS:
+            message = f"replicas must be 0..{MOST_REPLICAS}, got {request.replicas}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+        await self._controlled.scale(request.replicas)
+        return scale_response(self._controlled.desired, self._controlled.replicas)
+
+    async def Drain(  # noqa: N802  # the name is the protocol's
+        self, request: cluster_pb2.DrainRequest, context: Context
+    ) -> cluster_pb2.DrainResponse:
+        found = {replica.name: replica for replica in self._controlled.replicas}
+        if request.replica not in found:
+            names = ", ".join(found) or "none"
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no replica {request.replica!r}: there are {names}")
+        await self._controlled.drain_replica(request.replica)
+        running = found[request.replica].sequences
+        return cluster_pb2.DrainResponse(replica=request.replica, running=running, desired=self._controlled.desired)
 
     async def GetModel(  # noqa: N802  # the name is the protocol's
         self, request: cluster_pb2.GetModelRequest, context: Context
@@ -82,7 +138,28 @@ def bind(server: grpc.aio.Server, host: str, port: int) -> int:
 
 
 def _problem(replica: Replica) -> str:
-    return f"replica {replica.name} ended ({replica.problem}) and is not rebuilt: restart `outrider serve`"
+    """Why this replica does not serve, in one line; empty if there is nothing to say."""
+    if replica.phase is Phase.FAILED:
+        return f"replica {replica.name} ended ({replica.problem})"
+    if replica.waiting:
+        return f"replica {replica.name} waits for room: {replica.waiting}"
+    if replica.phase is Phase.STARTING and replica.last_ending:
+        return f"replica {replica.name} starts again: {replica.last_ending}"
+    return ""
+
+
+def scale_response(desired: int, replicas: Sequence[Replica]) -> cluster_pb2.ScaleResponse:
+    """Of those that are to serve: how many do, how many do not yet, and why."""
+    serving = [replica for replica in replicas if replica.goal is Goal.SERVE]
+    ready = sum(replica.phase is Phase.READY for replica in serving)
+    reasons = [
+        _problem(replica) or f"replica {replica.name} is starting"
+        for replica in serving
+        if replica.phase is not Phase.READY
+    ]
+    return cluster_pb2.ScaleResponse(
+        desired=desired, ready=ready, pending=max(0, desired - ready), reason="; ".join(reasons)
+    )
 
 
 def routes_response(table: Table) -> cluster_pb2.WatchRoutesResponse:
@@ -97,6 +174,7 @@ def routes_response(table: Table) -> cluster_pb2.WatchRoutesResponse:
         ],
         draining=table.draining,
         version=table.version,
+        pending=table.pending,
     )
 
 
@@ -105,8 +183,9 @@ def replica_status(replica: Replica) -> cluster_pb2.ReplicaStatus:
     return cluster_pb2.ReplicaStatus(
         name=replica.name,
         generation=replica.generation,
-        state=replica.phase.value,
-        problem=replica.problem,
+        state="waiting" if replica.waiting else _STATES.get(replica.phase, replica.phase.value),
+        problem=replica.problem or replica.waiting,
+        last_ending=replica.last_ending,
         ranks=[_rank_status(replica, rank) for rank in range(replica.plan.world_size)],
         engine=cluster_pb2.EngineStatus(
             running=counters.running,
@@ -148,8 +227,11 @@ def _rank_status(replica: Replica, rank: int) -> cluster_pb2.RankStatus:
         first_layer=first,
         end_layer=end,
         node=probe.host if probe is not None else "",
+        node_id=probe.node_id if probe is not None else "",
         pid=probe.pid if probe is not None else 0,
         device=replica.device,
+        visible_devices=probe.visible_devices if probe is not None else "",
+        interface=probe.interface if probe is not None else "",
         state="failed" if replica.phase is Phase.FAILED else state,
         busy=status.busy_s / status.elapsed_s if status is not None and status.elapsed_s > 0 else 0.0,
     )

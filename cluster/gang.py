@@ -6,8 +6,9 @@ The only file that talks placement groups and worker actors. Everything it creat
 
 import asyncio
 import contextlib
+import itertools
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -16,15 +17,15 @@ from ray.util import get_placement_group, placement_group_table
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from outrider.cluster.placement import Placement, Room
 from outrider.cluster.processes import end_process
-from outrider.cluster.topology import Bundle, Node
+from outrider.cluster.topology import Bundle
 from outrider.workers.actor import Probe, RankFactory, RankShell
-from outrider.workers.errors import OutriderError
 from outrider.workers.rank import RankSpec
 
 log = logging.getLogger("outrider.gang")
 
-PLACEMENT_TIMEOUT_S = 60.0
+DOMAIN_LABEL = "ray.io/gpu-domain"  # of a node: where its GPUs have a fast link
 STOP_TIMEOUT_S = 6.0
 GONE_TIMEOUT_S = 10.0
 _CAUSES = (
@@ -50,23 +51,34 @@ class Gang:
     def __init__(self, *, cluster: str, replica: str, generation: int) -> None:
         self._name = f"{prefix(cluster)}{replica}:g{generation}"
         self._label = f"{replica} generation {generation}"
+        self._asked = itertools.count(1)
         self._group: PlacementGroup | None = None
         self._actors: list[ActorHandle[RankShell]] = []
         self._processes: dict[int, tuple[str, int]] = {}  # by rank, once it answered: node id and pid
 
-    async def create(self, bundles: Sequence[Bundle], factory: RankFactory) -> None:
-        """Reserves the nodes and starts the ranks' processes. OutriderError if they do not fit."""
-        strategy = "STRICT_PACK" if len(bundles) == 1 else "STRICT_SPREAD"
-        wanted = [bundle.resources for bundle in bundles]
-        group = self._group = placement_group(wanted, strategy=strategy, name=self._name, lifetime="detached")
-        if not await asyncio.to_thread(group.wait, PLACEMENT_TIMEOUT_S):
-            raise OutriderError(
-                f"no room in the Ray cluster for {wanted} within {PLACEMENT_TIMEOUT_S:.0f} s: "
-                f"free are {ray.available_resources()}"
-            )
+    async def ask_for(self, placement: Placement) -> None:
+        """Asks Ray for the nodes, in the place of what was asked for before. They may come at once, later or never."""
+        self._give_back()
+        strategy = "STRICT_PACK" if len(placement.bundles) == 1 else "STRICT_SPREAD"
+        within = [{DOMAIN_LABEL: placement.domain}] * len(placement.bundles) if placement.domain else None
+        self._group = placement_group(
+            [bundle.resources for bundle in placement.bundles],
+            strategy=strategy,
+            name=f"{self._name}:{next(self._asked)}",
+            lifetime="detached",
+            bundle_label_selector=within,
+        )
+
+    async def placed_within(self, seconds: float) -> bool:
+        """Whether the nodes are ours by then."""
+        return self._group is not None and await asyncio.to_thread(self._group.wait, seconds)
+
+    def start_ranks(self, bundles: Sequence[Bundle], factory: RankFactory) -> None:
+        """Starts the ranks' processes on the nodes that were asked for."""
+        assert self._group is not None, "ask_for comes first"
         for index, bundle in enumerate(bundles):
             self._actors += [
-                self._start_actor(PlacementGroupSchedulingStrategy(group, index), bundle, rank, factory)
+                self._start_actor(PlacementGroupSchedulingStrategy(self._group, index), bundle, rank, factory)
                 for rank in bundle.ranks
             ]
 
@@ -87,6 +99,11 @@ class Gang:
         actor = shell.remote(f"rank {rank} of {self._label}", factory)
         assert isinstance(actor, ActorHandle)
         return actor
+
+    def _give_back(self) -> None:
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
 
     async def endpoint(self) -> tuple[str, int]:
         """Where the ranks can meet: rank 0's node, and a port that is free there."""
@@ -116,9 +133,8 @@ class Gang:
         ends = [asyncio.to_thread(end_process, node_id, pid) for node_id, pid in self._processes.values()]
         await _within(GONE_TIMEOUT_S, asyncio.gather(*ends))
         await _within(GONE_TIMEOUT_S, asyncio.gather(*(self._until_dead(actor) for actor in self._actors)))
-        if self._group is not None:
-            remove_placement_group(self._group)
-        self._actors, self._group, self._processes = [], None, {}
+        self._give_back()
+        self._actors, self._processes = [], {}
 
     async def _until_dead(self, actor: ActorHandle[RankShell]) -> None:
         with contextlib.suppress(ray.exceptions.RayActorError):
@@ -155,13 +171,36 @@ def _cause_of_death(error: Exception) -> str:
     return text.split(" The actor is dead because ")[-1][:200]
 
 
-def fleet() -> list[Node]:
-    """The nodes that are there now."""
-    return [
-        Node(node_id=row["NodeID"], cores=row["Resources"].get("CPU", 0.0), gpus=row["Resources"].get("GPU", 0.0))
-        for row in ray.nodes()
-        if row["Alive"]
-    ]
+def survey() -> list[Room]:
+    """The nodes that take work now: those that are being drained do not."""
+    free = ray._private.state.available_resources_per_node()
+    leaving = _draining_nodes()
+    return [_room(row, free.get(row["NodeID"], {})) for row in ray.nodes() if _takes_work(row, leaving)]
+
+
+def _room(row: Mapping[str, Any], free: Mapping[str, float]) -> Room:
+    has = row["Resources"]
+    return Room(
+        node_id=row["NodeID"],
+        name=f"node {row['NodeManagerAddress']} (id {row['NodeID'][:12]})",
+        cores=has.get("CPU", 0.0),
+        gpus=has.get("GPU", 0.0),
+        free_cores=free.get("CPU", 0.0),
+        free_gpus=free.get("GPU", 0.0),
+        domain=row.get("Labels", {}).get(DOMAIN_LABEL, ""),
+    )
+
+
+def _takes_work(row: Mapping[str, Any], leaving: Collection[str]) -> bool:
+    return row["Alive"] and row["NodeID"] not in leaving
+
+
+def _draining_nodes() -> Collection[str]:
+    """Ids of nodes that Ray has been told to empty; none where this version of Ray cannot say."""
+    try:
+        return set(ray._private.state.state.get_draining_nodes())
+    except AttributeError:
+        return ()
 
 
 def remove_leftovers(name: str) -> list[str]:

@@ -5,6 +5,7 @@ The gateway never imports Ray, so it lives in an interpreter of its own; all it 
 
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import subprocess
@@ -20,8 +21,10 @@ from outrider.cluster.gateway.door import Door
 from outrider.workers.cluster_key import STDIN
 from outrider.workers.errors import OutriderError
 
+log = logging.getLogger("outrider.serve")
 READY_TIMEOUT_S = 30.0
 DRAIN_TIMEOUT_S = 25.0
+SHORT_LIFE_S = 5.0
 SERVICE = "outrider.v1.InferenceService"
 
 
@@ -48,11 +51,16 @@ class GatewayProcess:
         command += ["--cluster-key-file", STDIN, *door.arguments()]
         if metrics_port is not None:
             command += ["--metrics-port", str(metrics_port)]
+        self._command, self._cluster_key = command, cluster_key
+        self._start()
+
+    def _start(self) -> None:
         # A session of its own: Ctrl-C reaches this process alone, which then ends everything in order.
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
+        self._started_at = time.monotonic()
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended: `check` says so
-            self._process.stdin.write(f"{cluster_key}\n".encode())
+            self._process.stdin.write(f"{self._cluster_key}\n".encode())
             self._process.stdin.flush()
 
     def wait_until_ready(self, stop: threading.Event) -> None:
@@ -67,10 +75,14 @@ class GatewayProcess:
                 stop.wait(0.1)
 
     def check(self) -> None:
-        """OutriderError if the process has ended."""
+        """Starts it again if it was killed. OutriderError if it ended itself, or is killed as soon as it starts."""
         status = self._process.poll()
-        if status is not None:
+        if status is None:
+            return
+        if status >= 0 or time.monotonic() - self._started_at < SHORT_LIFE_S:
             raise OutriderError(f"the gateway on {self.address} ended with status {status}")
+        log.warning("the gateway on %s was killed by signal %d: another is started", self.address, -status)
+        self._start()
 
     def close(self, hurry: threading.Event) -> None:
         """Lets running requests finish, for a while or until `hurry` is set; then it is killed."""

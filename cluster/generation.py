@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from outrider.workers.engine.request import FinishReason
+from outrider.workers.engine.request import FinishReason, OutputSoFar
 from outrider.workers.outputs import Logprob
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import Usage
@@ -36,6 +36,18 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Continues a request whose stream broke: what its Accepted event said, and each unfinished output so far.
+
+    Events are deltas behind that. Outputs that are not named have finished.
+    """
+
+    seed: int
+    fingerprint: str
+    outputs: tuple[OutputSoFar, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateCall:
     """A request before it meets a model: parameters are in range; tokens, length and seed are not settled yet."""
 
@@ -43,6 +55,7 @@ class GenerateCall:
     params: SamplingParams
     request_id: str = ""  # empty: the gateway draws one
     speculation_detail: bool = False
+    resume: Resume | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +97,7 @@ class Failed:
     """The request failed after it was accepted. Always the last event."""
 
     message: str
+    resumable: bool = False  # the gateway left, and another may go on with the request
 
 
 Event = Accepted | Output | Finished | Failed

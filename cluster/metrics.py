@@ -27,6 +27,11 @@ class GatewayMetrics:
             ["status"],
             registry=self.registry,
         )
+        self.moves = Counter(
+            "outrider_gateway_request_moves",
+            "Times that a request went on at another replica because its own was lost.",
+            registry=self.registry,
+        )
         self.live_requests = self._gauge("outrider_gateway_live_requests", "Requests that have not ended.")
         self.queued_tokens = self._gauge(
             "outrider_gateway_queued_tokens", "Prompt tokens of requests that wait for their first token."

@@ -5,6 +5,14 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 
+class Goal(Enum):
+    """What a replica is wanted for."""
+
+    SERVE = "serve"
+    DRAIN = "drain"  # finish what runs, or let it go on elsewhere, and leave
+    STOP = "stop"  # leave now: the gateways have drained
+
+
 class Phase(Enum):
     """Where a replica stands; the values are the words of cluster.proto."""
 
@@ -29,6 +37,14 @@ class Deadlines:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """How far the drain of a replica has got."""
+
+    idle: bool = False  # nothing runs there any more, and no gateway still sends
+    overdue: bool = False  # it has had all the time that a drain may take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedRank:
     """The last that is known of a rank. Times are on the observer's monotonic clock."""
 
@@ -48,12 +64,17 @@ class ObservedRank:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Bring up a gang."""
+    """Bring up a gang: the next generation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
     """Tell the gateways that the replica takes requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Tell the gateways that it takes no more; those it has go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,32 +86,61 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The gang is not wanted any more."""
+    """The gang is not wanted any more. With a reason its requests are told to go on elsewhere."""
+
+    reason: str = ""
 
 
-Action = Start | Publish | End | Stop
+Action = Start | Publish | Retire | End | Stop
+FIRST_RETRY_S = 1.0
+LAST_RETRY_S = 60.0
+
+
+def retry_delay_s(failures: int) -> float:
+    """How long to wait before the next generation, after so many that failed one after another."""
+    return min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** (failures - 1))
 
 
 def reconcile(
-    *, wanted: bool, phase: Phase, problem: str, ranks: Sequence[ObservedRank], now: float, deadlines: Deadlines
+    *,
+    goal: Goal,
+    phase: Phase,
+    problem: str,
+    ranks: Sequence[ObservedRank],
+    now: float,
+    deadlines: Deadlines,
+    leaving: Leaving | None = None,
+    retry_at: float | None = None,
 ) -> list[Action]:
     """The next steps towards what is wanted.
 
-    `problem` is what kept the gang from being brought up. A failed replica stays failed: its reason is for people
-    to read.
+    `problem` is what kept the gang from being brought up. `leaving` matters while it drains, and `retry_at` (None:
+    never) when it has failed.
     """
-    if not wanted:
-        return [Stop()] if phase in (Phase.STARTING, Phase.READY) else []
-    if phase is Phase.ABSENT:
-        return [Start()]
-    if phase not in (Phase.STARTING, Phase.READY):
+    if goal is Goal.STOP:
+        return [Stop()] if phase in (Phase.STARTING, Phase.READY, Phase.DRAINING) else []
+    if phase is Phase.ABSENT or (phase is Phase.FAILED and retry_at is not None and now >= retry_at):
+        return [Start()] if goal is Goal.SERVE else []
+    if phase not in (Phase.STARTING, Phase.READY, Phase.DRAINING):
         return []
+    if goal is Goal.DRAIN and phase is Phase.STARTING:
+        return [Stop()]
     reason = fault(ranks, now, deadlines) or problem
     if reason:
         return [End(reason)]
+    if goal is Goal.DRAIN:
+        return _drain(phase, leaving or Leaving())
     if phase is Phase.STARTING and ranks and all(rank.state == "ready" for rank in ranks):
         return [Publish()]
     return []
+
+
+def _drain(phase: Phase, leaving: Leaving) -> list[Action]:
+    if phase is Phase.READY:
+        return [Retire()]
+    if leaving.idle:
+        return [Stop()]
+    return [Stop("it was drained, and its time was over")] if leaving.overdue else []
 
 
 def fault(ranks: Sequence[ObservedRank], now: float, deadlines: Deadlines) -> str:

@@ -10,17 +10,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from outrider.cluster.gang import Gang, RankDiedError, fleet
+from outrider.cluster.autoscale import AutoscalePolicy, Load
+from outrider.cluster.gang import Gang, RankDiedError, survey
+from outrider.cluster.placement import Placement, Room, Wanted, arrange
 from outrider.cluster.plan import ShardPlan
-from outrider.cluster.reconcile import Deadlines, ObservedRank, Phase
-from outrider.cluster.topology import choose_device, place
-from outrider.workers.actor import Probe, RankFactory
+from outrider.cluster.reconcile import Deadlines, Goal, Leaving, ObservedRank, Phase, retry_delay_s
+from outrider.cluster.topology import Node, choose_device
+from outrider.workers.actor import LOOPBACK, Probe, RankFactory
 from outrider.workers.config import EngineConfig
 from outrider.workers.errors import OutriderError
 from outrider.workers.rank import Rank, RankSpec, RankStatus
 
 log = logging.getLogger("outrider.controller")
 PROBE_EVERY_S = 0.5
+LOOK_AGAIN_S = 1.0  # for room
+SETTLED_S = 1.0  # after which no gateway still sends requests to a replica that was retired
+PROVEN_S = 60.0  # a generation that served so long is not one of a series of failures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,21 +43,40 @@ class Charge:
     leader_ports: tuple[int, int] = (0, 0)  # first and last; 0: any
     factory: RankFactory = Rank
     deadlines: Deadlines = field(default_factory=Deadlines)
+    replicas: int = 1
+    drain_grace_s: float = 300.0  # how long a replica that leaves may finish its requests; then they go elsewhere
+    ranks_per_node: int | None = None  # of the nodes that an autoscaler may bring
+    may_grow: bool = False  # Ray is not ours alone: what has no room waits for it
+    autoscale: AutoscalePolicy | None = None  # None: as many replicas as `outrider scale` says
+    kubernetes_ray_cluster: str | None = None  # NAMESPACE/NAME, whose worker group follows the number of replicas
+    kubernetes_worker_group: str = "workers"
 
 
 class Replica:
-    """A gang and what is known of it. One asyncio loop."""
+    """One generation after another of a gang, and what is known of the latest. One asyncio loop."""
 
-    def __init__(self, name: str, charge: Charge, generation: int = 1) -> None:
+    def __init__(self, name: str, charge: Charge, generation: int = 0) -> None:
+        """`generation`: the last that had this name; `start` begins the next."""
         self.name, self.generation = name, generation
         self.plan = charge.plan
-        self.device = charge.engine.device  # settled when the gang is placed
+        self.goal = Goal.SERVE
         self.phase = Phase.ABSENT
         self.problem = ""
+        self.waiting = ""  # for what room
+        self.last_ending = ""  # why the generation before this one ended
+        self.device = charge.engine.device  # settled when the gang is placed
+        self.failures = 0  # one after another
         self._charge = charge
-        self._gang = Gang(cluster=charge.cluster, replica=name, generation=generation)
+        self._failed_at = self._ready_at = self._retired_at = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        """A generation of which nothing is known yet."""
+        name, generation = self.name, self.generation
+        self._gang = Gang(cluster=self._charge.cluster, replica=name, generation=generation)
         self._observed = {rank: ObservedRank(rank=rank, label=self.plan.describe(rank)) for rank in self.ranks}
         self._probes: dict[int, Probe] = {}
+        self._node_names: dict[str, str] = {}  # by Ray's id, where there are several
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -72,38 +96,117 @@ class Replica:
         probe = self._probes.get(0)
         return probe.status if probe is not None and probe.status is not None else RankStatus()
 
+    @property
+    def sequences(self) -> int:
+        """That it runs, or that wait in it."""
+        return self.leader.counters.running + self.leader.counters.waiting
+
+    @property
+    def load(self) -> Load:
+        """What it has to do, as far as it is alive."""
+        if self.phase not in (Phase.READY, Phase.DRAINING):
+            return Load()
+        counters = self.leader.counters
+        return Load(tokens=counters.tokens, sequences=counters.running, oldest_wait_s=counters.oldest_wait_s)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Of its ranks, in order, each once: in Kubernetes a pod's name."""
+        return tuple(dict.fromkeys(probe.host for _, probe in sorted(self._probes.items())))
+
+    @property
+    def leaving(self) -> Leaving:
+        """How far its drain has got."""
+        asked_at = self._observed[0].answered_at
+        settled = asked_at is not None and asked_at > self._retired_at + SETTLED_S
+        overdue = time.monotonic() > self._retired_at + self._charge.drain_grace_s
+        return Leaving(idle=settled and self.sequences == 0, overdue=overdue)
+
+    @property
+    def retry_at(self) -> float:
+        """When the next generation may begin, after one that failed."""
+        return self._failed_at + retry_delay_s(self.failures)
+
     def start(self) -> None:
-        self.phase = Phase.STARTING
+        """Begins the next generation."""
+        self.generation += 1
+        self._reset()
+        self.phase, self.problem = Phase.STARTING, ""
         self._tasks.append(asyncio.create_task(self._bring_up(), name=f"bring up {self.name}"))
+
+    def ready(self) -> None:
+        self.phase, self._ready_at = Phase.READY, time.monotonic()
+
+    def retired(self) -> None:
+        self.phase, self._retired_at = Phase.DRAINING, time.monotonic()
+
+    def failed(self, reason: str) -> None:
+        now = time.monotonic()
+        proven = self.phase is Phase.READY and now - self._ready_at > PROVEN_S
+        self.failures = 1 if proven else self.failures + 1
+        self.phase, self.problem, self.waiting = Phase.FAILED, reason, ""
+        self.last_ending, self._failed_at = f"generation {self.generation} ended: {reason}", now
 
     async def _bring_up(self) -> None:
         """Places the ranks, starts their processes, tells them to start. A failure is the replica's problem."""
         try:
-            nodes = fleet()
-            self.device = choose_device(self._charge.engine.device, nodes)
-            await self._gang.create(place(self.plan.world_size, nodes, self.device), self._charge.factory)
+            placement = await self._find_room()
+            self._gang.start_ranks(placement.bundles, self._charge.factory)
             self._tasks += [asyncio.create_task(self._watch(rank)) for rank in self.ranks]
             address, port = await self._gang.endpoint()
-            await self._gang.start(self._specs("127.0.0.1" if len(nodes) == 1 else address, port))
+            await self._gang.start(self._specs(placement, address, port))
         except (OutriderError, ValueError) as error:
             self.problem = str(error)
         except Exception as error:  # a rank that died meanwhile is the better reason, and soon known
             await asyncio.sleep(2 * PROBE_EVERY_S)
             self.problem = f"the ranks could not be started: {type(error).__name__}: {' '.join(str(error).split())}"
 
-    def _specs(self, address: str, port: int) -> list[RankSpec]:
+    async def _find_room(self) -> Placement:
+        """Waits until Ray has given the nodes. OutriderError if they are too few, and Ray is ours alone."""
+        asked: Placement | None = None
+        while True:
+            rooms = await asyncio.to_thread(survey)
+            found = self._arrange(rooms)
+            if found.shortage and not self._charge.may_grow:
+                raise OutriderError(f"{found.shortage}: lower the parallel sizes, or use another --ray-address")
+            self.waiting = found.shortage
+            if asked is None or (asked != found and not await self._gang.placed_within(0)):
+                asked = found
+                await self._gang.ask_for(found)
+            if await self._gang.placed_within(LOOK_AGAIN_S):
+                self.waiting = ""
+                self._node_names = {room.node_id: room.name for room in rooms} if len(rooms) > 1 else {}
+                return asked
+
+    def _arrange(self, rooms: Sequence[Room]) -> Placement:
+        engine = self._charge.engine
+        nodes = [Node(node_id=room.node_id, cores=room.cores, gpus=room.gpus) for room in rooms]
+        self.device = choose_device(engine.device, nodes)
+        wanted = Wanted(
+            world_size=self.plan.world_size,
+            device=self.device,
+            group_size=engine.parallel.tensor_parallel_size,
+            ranks_per_node=self._charge.ranks_per_node,
+            shares_cores=not self._charge.may_grow,
+            replicas=self._charge.replicas,
+        )
+        return arrange(wanted, rooms)
+
+    def _specs(self, placement: Placement, address: str, port: int) -> list[RankSpec]:
+        """Ranks on one node meet on loopback; the leader is called from other nodes, if there are any."""
         engine = replace(self._charge.engine, device=self.device)
+        alone, several = len(placement.bundles) == 1, bool(self._node_names)
         return [
             RankSpec(
                 engine=engine,
                 layer_splits=self.plan.layer_splits,
                 rank=rank,
                 world_size=self.plan.world_size,
-                master_address=address,
+                master_address=LOOPBACK if alone else address,
                 master_port=port,
                 generation=self.generation,
                 replica=self.name,
-                service_host=address,
+                service_host=address if several else LOOPBACK,
                 service_ports=self._charge.leader_ports,
                 service_key=self._charge.key,
             )
@@ -136,13 +239,18 @@ class Replica:
         first_failed = self._observed[rank].failed_at or time.monotonic()
         self._observed[rank] = replace(
             self._observed[rank],
-            label=self.plan.describe(rank, probe.pid),
+            label=self._label(rank, probe),
             state=status.state if status is not None else "starting",
             error=status.error if status is not None else "",
             failed_at=first_failed if failed else None,
             answered_at=sent,
             waiting_since=None,
         )
+
+    def _label(self, rank: int, probe: Probe) -> str:
+        """A rank's name in errors, with its node where there are several."""
+        node = self._node_names.get(probe.node_id)
+        return self.plan.describe(rank, probe.pid) + (f" on {node}" if node else "")
 
     def forgive(self, now: float) -> None:
         """Silence so far does not count: the observer itself was held up."""
@@ -151,7 +259,7 @@ class Replica:
                 self._observed[rank] = replace(seen, waiting_since=now)
 
     async def destroy(self, *, gently: bool) -> None:
-        """Leaves no process, actor or group of this replica."""
+        """Leaves no process, actor or group of this generation."""
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -34,6 +34,7 @@ class Table:
     ended: tuple[Ending, ...]
     draining: bool
     version: int
+    pending: int = 0  # replicas that are being started, or will be
 
 
 class RouteTable:
@@ -43,28 +44,41 @@ class RouteTable:
         self._routes: dict[str, Route] = {}
         self._endings: list[tuple[int, Ending]] = []  # with the version that brought them
         self._draining = False
+        self._pending = 0
         self._version = 1
         self._changed = asyncio.Condition()
 
-    async def publish(self, route: Route) -> None:
-        async with self._change():
+    async def publish(self, route: Route, *, pending: int = 0) -> None:
+        """`pending`, here and below: replicas that are being started from now on, or will be."""
+        async with self._change(pending):
             self._routes[route.replica] = route
 
-    async def withdraw(self, ending: Ending) -> None:
-        async with self._change():
+    async def withdraw(self, ending: Ending, *, pending: int = 0) -> None:
+        async with self._change(pending):
             self._routes.pop(ending.replica, None)
             self._endings = [*self._endings, (self._version, ending)][-_REMEMBERED_ENDINGS:]
 
+    async def retire(self, replica: str, *, pending: int = 0) -> None:
+        """No new requests to this one; those that it has go on."""
+        async with self._change(pending):
+            self._routes.pop(replica, None)
+
+    async def expect(self, pending: int) -> None:
+        if pending != self._pending:
+            async with self._change(pending):
+                pass
+
     async def drain(self) -> None:
         """No new requests anywhere; routes stay for those that run."""
-        async with self._change():
+        async with self._change(0):
             self._draining = True
 
     @contextlib.asynccontextmanager
-    async def _change(self) -> AsyncIterator[None]:
+    async def _change(self, pending: int) -> AsyncIterator[None]:
         """A new version of the table, made inside; those who watch wake after it."""
         async with self._changed:
             self._version += 1
+            self._pending = pending
             yield
             self._changed.notify_all()
 
@@ -85,4 +99,5 @@ class RouteTable:
             ended=tuple(ending for version, ending in self._endings if version > heard),
             draining=self._draining,
             version=self._version,
+            pending=self._pending,
         )

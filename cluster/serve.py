@@ -49,6 +49,12 @@ def make_charge(settings: ServeSettings) -> Charge:
         controller_host=settings.controller_host,
         controller_port=settings.controller_port,
         leader_ports=settings.leader_port_range,
+        replicas=settings.replicas,
+        drain_grace_s=settings.drain_grace_s,
+        ranks_per_node=settings.ranks_per_node,
+        autoscale=settings.autoscale(),
+        kubernetes_ray_cluster=settings.kubernetes_ray_cluster,
+        kubernetes_worker_group=settings.kubernetes_worker_group,
     )
 
 
@@ -156,14 +162,15 @@ class ServedCluster:
         options = {"lifetime": "detached", "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
         name = controller_name(self._settings.name)
         try:
-            self._controller = ray.remote(Controller).options(name=name, **options).remote(self._charge)
+            charge = dataclasses.replace(self._charge, may_grow=not self._session.is_own)
+            self._controller = ray.remote(Controller).options(name=name, **options).remote(charge)
         except ValueError as error:  # somebody else was faster
             raise self._name_taken() from error
         self._heartbeat = Heartbeat(self._controller)
         return str(self._ask("open", timeout_s=60.0))
 
     def _wait_for_ranks(self, on_report: OnReport) -> None:
-        """Until every rank is ready, or `stop` is set."""
+        """Until the replicas that have room are ready, and one is; or `stop` is set."""
         while not self.stop.is_set():
             report = self.check()
             on_report(report)

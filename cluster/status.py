@@ -19,6 +19,9 @@ class RankStatus:
     device: str
     state: str  # "starting", "loading", "ready" or "failed"
     busy: float  # share of the time since start in which it computed, 0..1
+    visible_devices: str  # of its node's accelerators; empty on a CPU
+    interface: str  # through which it meets ranks on other nodes
+    node_id: str  # Ray's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +65,11 @@ class ReplicaStatus:
 
     name: str
     generation: int
-    state: str  # "starting", "ready", "draining" or "failed"
-    problem: str
+    state: str  # "waiting" (for room), "starting", "ready", "draining" or "failed"
+    problem: str  # why it failed, or what room it waits for
     ranks: tuple[RankStatus, ...]
     engine: EngineStatus
+    last_ending: str  # why the generation before this one ended; empty if there was none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,27 @@ class ClusterStatus:
     version: str
     replicas: tuple[ReplicaStatus, ...]
     problem: str
+    desired_replicas: int
+    last_scaling: str  # what the autoscaler last changed, and why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """How far a cluster is from the number of replicas that is wanted."""
+
+    desired: int
+    ready: int
+    pending: int
+    reason: str  # why some are pending; empty if none is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draining:
+    """A replica that takes no more requests."""
+
+    replica: str
+    running: int  # sequences that it still has
+    desired: int  # replicas that are to serve from now on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +126,17 @@ def status_from_wire(status: cluster_pb2.GetStatusResponse) -> ClusterStatus:
         version=status.version,
         replicas=tuple(_replica_from_wire(replica) for replica in status.replicas),
         problem=status.problem,
+        desired_replicas=status.desired_replicas,
+        last_scaling=status.last_scaling,
     )
+
+
+def scaling_from_wire(scaling: cluster_pb2.ScaleResponse) -> Scaling:
+    return Scaling(desired=scaling.desired, ready=scaling.ready, pending=scaling.pending, reason=scaling.reason)
+
+
+def draining_from_wire(draining: cluster_pb2.DrainResponse) -> Draining:
+    return Draining(replica=draining.replica, running=draining.running, desired=draining.desired)
 
 
 def _replica_from_wire(replica: cluster_pb2.ReplicaStatus) -> ReplicaStatus:
@@ -110,6 +145,7 @@ def _replica_from_wire(replica: cluster_pb2.ReplicaStatus) -> ReplicaStatus:
         generation=replica.generation,
         state=replica.state,
         problem=replica.problem,
+        last_ending=replica.last_ending,
         ranks=tuple(_rank_from_wire(rank) for rank in replica.ranks),
         engine=EngineStatus(
             running=replica.engine.running,
@@ -149,6 +185,9 @@ def _rank_from_wire(rank: cluster_pb2.RankStatus) -> RankStatus:
         device=rank.device,
         state=rank.state,
         busy=rank.busy,
+        visible_devices=rank.visible_devices,
+        interface=rank.interface,
+        node_id=rank.node_id,
     )
 
 

@@ -11,37 +11,87 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("name", "model", "version", "replicas", "problem")
+    __slots__ = ("name", "model", "version", "replicas", "problem", "desired_replicas", "last_scaling")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    LAST_SCALING_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     version: str
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
     problem: str
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., problem: _Optional[str] = ...) -> None: ...
+    desired_replicas: int
+    last_scaling: str
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., problem: _Optional[str] = ..., desired_replicas: _Optional[int] = ..., last_scaling: _Optional[str] = ...) -> None: ...
+
+class WatchStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchStatusResponse(_message.Message):
+    __slots__ = ("status",)
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: GetStatusResponse
+    def __init__(self, status: _Optional[_Union[GetStatusResponse, _Mapping]] = ...) -> None: ...
+
+class ScaleRequest(_message.Message):
+    __slots__ = ("replicas",)
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    replicas: int
+    def __init__(self, replicas: _Optional[int] = ...) -> None: ...
+
+class ScaleResponse(_message.Message):
+    __slots__ = ("desired", "ready", "pending", "reason")
+    DESIRED_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    desired: int
+    ready: int
+    pending: int
+    reason: str
+    def __init__(self, desired: _Optional[int] = ..., ready: _Optional[int] = ..., pending: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("replica",)
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    def __init__(self, replica: _Optional[str] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("replica", "running", "desired")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    running: int
+    desired: int
+    def __init__(self, replica: _Optional[str] = ..., running: _Optional[int] = ..., desired: _Optional[int] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("name", "generation", "state", "problem", "ranks", "engine")
+    __slots__ = ("name", "generation", "state", "problem", "ranks", "engine", "last_ending")
     NAME_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    LAST_ENDING_FIELD_NUMBER: _ClassVar[int]
     name: str
     generation: int
     state: str
     problem: str
     ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
     engine: EngineStatus
-    def __init__(self, name: _Optional[str] = ..., generation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ...) -> None: ...
+    last_ending: str
+    def __init__(self, name: _Optional[str] = ..., generation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., last_ending: _Optional[str] = ...) -> None: ...
 
 class RankStatus(_message.Message):
-    __slots__ = ("rank", "stage", "first_layer", "end_layer", "node", "pid", "device", "state", "busy")
+    __slots__ = ("rank", "stage", "first_layer", "end_layer", "node", "pid", "device", "state", "busy", "visible_devices", "interface", "node_id")
     RANK_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +101,9 @@ class RankStatus(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
+    VISIBLE_DEVICES_FIELD_NUMBER: _ClassVar[int]
+    INTERFACE_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
     rank: int
     stage: int
     first_layer: int
@@ -60,7 +113,10 @@ class RankStatus(_message.Message):
     device: str
     state: str
     busy: float
-    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., busy: _Optional[float] = ...) -> None: ...
+    visible_devices: str
+    interface: str
+    node_id: str
+    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., busy: _Optional[float] = ..., visible_devices: _Optional[str] = ..., interface: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
 
 class EngineStatus(_message.Message):
     __slots__ = ("running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted", "generated_tokens", "speculation")
@@ -142,16 +198,18 @@ class WatchRoutesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchRoutesResponse(_message.Message):
-    __slots__ = ("routes", "ended", "draining", "version")
+    __slots__ = ("routes", "ended", "draining", "version", "pending")
     ROUTES_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     routes: _containers.RepeatedCompositeFieldContainer[Route]
     ended: _containers.RepeatedCompositeFieldContainer[EndedReplica]
     draining: bool
     version: int
-    def __init__(self, routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., ended: _Optional[_Iterable[_Union[EndedReplica, _Mapping]]] = ..., draining: _Optional[bool] = ..., version: _Optional[int] = ...) -> None: ...
+    pending: int
+    def __init__(self, routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., ended: _Optional[_Iterable[_Union[EndedReplica, _Mapping]]] = ..., draining: _Optional[bool] = ..., version: _Optional[int] = ..., pending: _Optional[int] = ...) -> None: ...
 
 class Route(_message.Message):
     __slots__ = ("replica", "generation", "address")

@@ -45,6 +45,21 @@ class ClusterServiceStub:
                 request_serializer=outrider_dot_proto_dot_cluster__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=outrider_dot_proto_dot_cluster__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.WatchStatus = channel.unary_stream(
+                '/outrider.v1.ClusterService/WatchStatus',
+                request_serializer=outrider_dot_proto_dot_cluster__pb2.WatchStatusRequest.SerializeToString,
+                response_deserializer=outrider_dot_proto_dot_cluster__pb2.WatchStatusResponse.FromString,
+                _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/outrider.v1.ClusterService/Scale',
+                request_serializer=outrider_dot_proto_dot_cluster__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=outrider_dot_proto_dot_cluster__pb2.ScaleResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/outrider.v1.ClusterService/Drain',
+                request_serializer=outrider_dot_proto_dot_cluster__pb2.DrainRequest.SerializeToString,
+                response_deserializer=outrider_dot_proto_dot_cluster__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -63,6 +78,27 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchStatus(self, request, context):
+        """The status now, and again whenever it differs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scale(self, request, context):
+        """Sets how many replicas are to serve. Returns at once; the same number again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Takes one replica out: it finishes its requests, or they go on elsewhere, and one less is to serve.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +111,21 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=outrider_dot_proto_dot_cluster__pb2.GetModelRequest.FromString,
                     response_serializer=outrider_dot_proto_dot_cluster__pb2.GetModelResponse.SerializeToString,
+            ),
+            'WatchStatus': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchStatus,
+                    request_deserializer=outrider_dot_proto_dot_cluster__pb2.WatchStatusRequest.FromString,
+                    response_serializer=outrider_dot_proto_dot_cluster__pb2.WatchStatusResponse.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=outrider_dot_proto_dot_cluster__pb2.ScaleRequest.FromString,
+                    response_serializer=outrider_dot_proto_dot_cluster__pb2.ScaleResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=outrider_dot_proto_dot_cluster__pb2.DrainRequest.FromString,
+                    response_serializer=outrider_dot_proto_dot_cluster__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -142,6 +193,87 @@ class ClusterService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def WatchStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/outrider.v1.ClusterService/WatchStatus',
+            outrider_dot_proto_dot_cluster__pb2.WatchStatusRequest.SerializeToString,
+            outrider_dot_proto_dot_cluster__pb2.WatchStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.ClusterService/Scale',
+            outrider_dot_proto_dot_cluster__pb2.ScaleRequest.SerializeToString,
+            outrider_dot_proto_dot_cluster__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.ClusterService/Drain',
+            outrider_dot_proto_dot_cluster__pb2.DrainRequest.SerializeToString,
+            outrider_dot_proto_dot_cluster__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class ControllerServiceStub:
     """Served by the controller.
@@ -162,6 +294,21 @@ class ControllerServiceStub:
                 '/outrider.v1.ControllerService/GetModel',
                 request_serializer=outrider_dot_proto_dot_cluster__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=outrider_dot_proto_dot_cluster__pb2.GetModelResponse.FromString,
+                _registered_method=True)
+        self.WatchStatus = channel.unary_stream(
+                '/outrider.v1.ControllerService/WatchStatus',
+                request_serializer=outrider_dot_proto_dot_cluster__pb2.WatchStatusRequest.SerializeToString,
+                response_deserializer=outrider_dot_proto_dot_cluster__pb2.WatchStatusResponse.FromString,
+                _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/outrider.v1.ControllerService/Scale',
+                request_serializer=outrider_dot_proto_dot_cluster__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=outrider_dot_proto_dot_cluster__pb2.ScaleResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/outrider.v1.ControllerService/Drain',
+                request_serializer=outrider_dot_proto_dot_cluster__pb2.DrainRequest.SerializeToString,
+                response_deserializer=outrider_dot_proto_dot_cluster__pb2.DrainResponse.FromString,
                 _registered_method=True)
         self.WatchRoutes = channel.unary_stream(
                 '/outrider.v1.ControllerService/WatchRoutes',
@@ -186,6 +333,24 @@ class ControllerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchStatus(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scale(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRoutes(self, request, context):
         """The routing table now, and again whenever it changes.
         """
@@ -205,6 +370,21 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=outrider_dot_proto_dot_cluster__pb2.GetModelRequest.FromString,
                     response_serializer=outrider_dot_proto_dot_cluster__pb2.GetModelResponse.SerializeToString,
+            ),
+            'WatchStatus': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchStatus,
+                    request_deserializer=outrider_dot_proto_dot_cluster__pb2.WatchStatusRequest.FromString,
+                    response_serializer=outrider_dot_proto_dot_cluster__pb2.WatchStatusResponse.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=outrider_dot_proto_dot_cluster__pb2.ScaleRequest.FromString,
+                    response_serializer=outrider_dot_proto_dot_cluster__pb2.ScaleResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=outrider_dot_proto_dot_cluster__pb2.DrainRequest.FromString,
+                    response_serializer=outrider_dot_proto_dot_cluster__pb2.DrainResponse.SerializeToString,
             ),
             'WatchRoutes': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRoutes,
@@ -267,6 +447,87 @@ class ControllerService:
             '/outrider.v1.ControllerService/GetModel',
             outrider_dot_proto_dot_cluster__pb2.GetModelRequest.SerializeToString,
             outrider_dot_proto_dot_cluster__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/outrider.v1.ControllerService/WatchStatus',
+            outrider_dot_proto_dot_cluster__pb2.WatchStatusRequest.SerializeToString,
+            outrider_dot_proto_dot_cluster__pb2.WatchStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.ControllerService/Scale',
+            outrider_dot_proto_dot_cluster__pb2.ScaleRequest.SerializeToString,
+            outrider_dot_proto_dot_cluster__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.ControllerService/Drain',
+            outrider_dot_proto_dot_cluster__pb2.DrainRequest.SerializeToString,
+            outrider_dot_proto_dot_cluster__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,7 +12,14 @@ import grpc
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.handle import Deliver, EngineInfo
-from outrider.workers.engine.request import EngineCounters, FinishReason, Request, SequenceChunk, TokenLogprobs
+from outrider.workers.engine.request import (
+    EngineCounters,
+    FinishReason,
+    OutputSoFar,
+    Request,
+    SequenceChunk,
+    TokenLogprobs,
+)
 from outrider.workers.errors import EngineStoppedError, OutriderError
 
 EOS = 1
@@ -25,10 +32,10 @@ def counting(request: Request, index: int) -> Iterable[int]:
 
 
 class _FakeSequence:
-    def __init__(self, request: Request, index: int, deliver: Deliver, tokens: Iterable[int]) -> None:
-        self.request, self.index, self.deliver = request, index, deliver
-        self.tokens: Iterator[int] = iter(tokens)
-        self.given = 0
+    def __init__(self, request: Request, output: OutputSoFar, deliver: Deliver, tokens: Iterable[int]) -> None:
+        self.request, self.index, self.deliver = request, output.index, deliver
+        self.given = len(output.token_ids)
+        self.tokens: Iterator[int] = itertools.islice(tokens, self.given, None)
         self.cancelled = False
 
 
@@ -45,10 +52,11 @@ class FakeEngine:
         vocab_size: int = 400,
         speculation: str = "auto",
         has_mtp: bool = True,
+        fingerprint: str = "feedbeef",
     ) -> None:
         """`per_round`: tokens of a sequence's next round, from how many it was given; above one they were drafts."""
         self.info = EngineInfo(
-            fingerprint="feedbeef",
+            fingerprint=fingerprint,
             max_model_len=max_model_len,
             vocab_size=vocab_size,
             dtype="float32",
@@ -83,6 +91,10 @@ class FakeEngine:
         """No more rounds until `go_on`."""
         self._running.clear()
 
+    def stall_after(self, tokens: int) -> None:
+        """No sequence gets further than that."""
+        self._per_round = lambda given: 1 if given < tokens else 0
+
     def go_on(self) -> None:
         self._running.set()
 
@@ -93,8 +105,8 @@ class FakeEngine:
             assert request.request_id not in {one.request.request_id for one in self._sequences}
             self.submitted.append(request)
             self._sequences += [
-                _FakeSequence(request, index, deliver, self._script(request, index))
-                for index in range(request.params.n)
+                _FakeSequence(request, output, deliver, self._script(request, output.index))
+                for output in request.outputs
             ]
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
@@ -111,7 +123,10 @@ class FakeEngine:
         with self._lock:
             self._failure = reason
             self._deliver(
-                [(one, SequenceChunk(request_id=one.request.request_id, error=reason)) for one in self._sequences]
+                [
+                    (one, SequenceChunk(request_id=one.request.request_id, error=reason, engine_lost=True))
+                    for one in self._sequences
+                ]
             )
             self._sequences = []
 
@@ -218,15 +233,15 @@ class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
         assert self._server is not None
         await self._server.stop(grace=None)
 
-    async def publish(self, *routes: tuple[str, int, str], draining: bool = False) -> None:
-        """Replicas as name, generation, address."""
+    async def publish(self, *routes: tuple[str, int, str], draining: bool = False, pending: int = 0) -> None:
+        """Replicas as name, generation, address; `pending` more are on their way."""
         wire = [cluster_pb2.Route(replica=name, generation=n, address=address) for name, n, address in routes]
-        await self._change(cluster_pb2.WatchRoutesResponse(routes=wire, draining=draining))
+        await self._change(cluster_pb2.WatchRoutesResponse(routes=wire, draining=draining, pending=pending))
 
-    async def end(self, name: str, generation: int, reason: str) -> None:
+    async def end(self, name: str, generation: int, reason: str, pending: int = 0) -> None:
         routes = [route for route in self._table.routes if route.replica != name]
         ended = cluster_pb2.EndedReplica(replica=name, generation=generation, reason=reason)
-        await self._change(cluster_pb2.WatchRoutesResponse(routes=routes, ended=[ended]))
+        await self._change(cluster_pb2.WatchRoutesResponse(routes=routes, ended=[ended], pending=pending))
 
     async def _change(self, table: cluster_pb2.WatchRoutesResponse) -> None:
         async with self._changed:

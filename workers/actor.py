@@ -15,6 +15,7 @@ from typing import Protocol
 
 import ray
 
+from outrider.workers import network
 from outrider.workers.errors import OutriderError
 from outrider.workers.metrics import MetricsPublisher
 from outrider.workers.rank import Rank, RankSpec, RankStatus
@@ -22,6 +23,7 @@ from outrider.workers.request_times import Observation
 
 log = logging.getLogger("outrider.rank")
 STOP_TIMEOUT_S = 5.0
+LOOPBACK = "127.0.0.1"  # where the ranks of a gang on one node meet
 
 
 class RunnableRank(Protocol):
@@ -45,6 +47,8 @@ class Probe:
     host: str
     node_id: str  # Ray's
     status: RankStatus | None  # None: not told to start yet
+    visible_devices: str = ""  # of its node's accelerators, as CUDA_VISIBLE_DEVICES has it; empty on a CPU
+    interface: str = ""  # the network interface through which it meets ranks on other nodes
 
 
 class RankShell:
@@ -59,6 +63,7 @@ class RankShell:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._error = ""
+        self._interface = ""
 
     def __repr__(self) -> str:
         """How the Ray dashboard and Ray's logs name this actor."""
@@ -72,6 +77,8 @@ class RankShell:
 
     def start(self, spec: RankSpec) -> None:
         """Returns at once; `probe` says how it goes."""
+        alone = spec.master_address == LOOPBACK
+        self._interface = "lo" if alone else network.choose_interface(ray.util.get_node_ip_address())
         self._rank = self._factory(spec)
         self._thread = threading.Thread(target=self._live, args=(self._rank, spec), name="rank", daemon=True)
         self._thread.start()
@@ -94,8 +101,15 @@ class RankShell:
         threading.Thread(target=publisher.run, args=(rank, self._stopping), name="metrics", daemon=True).start()
 
     def probe(self) -> Probe:
-        node_id = ray.get_runtime_context().get_node_id()
-        return Probe(pid=os.getpid(), host=socket.gethostname(), node_id=node_id, status=self._status())
+        context = ray.get_runtime_context()
+        return Probe(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            node_id=context.get_node_id(),
+            status=self._status(),
+            visible_devices=",".join(context.get_accelerator_ids().get("GPU", ())),
+            interface=self._interface,
+        )
 
     def _status(self) -> RankStatus | None:
         if self._rank is None:

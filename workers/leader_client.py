@@ -104,7 +104,7 @@ class LeaderClient:
         if self.broken.is_set() or not self._tasks:
             raise EngineStoppedError(self._closed_message())
         wire_id = f"{request.request_id}/{next(self._numbers)}"
-        self._live[wire_id] = _Live(request.request_id, request.params.n, deliver)
+        self._live[wire_id] = _Live(request.request_id, len(request.outputs), deliver)
         self._wire_ids[request.request_id] = wire_id
         self._outgoing.put_nowait(wire.submit_to_wire(request, wire_id))
 
@@ -161,7 +161,7 @@ class LeaderClient:
         self.broken.set()
         for wire_id, live in list(self._live.items()):
             self._forget(wire_id, live)
-            live.deliver([SequenceChunk(request_id=live.request_id, error=self._closed_message())])
+            live.deliver([SequenceChunk(request_id=live.request_id, error=self._closed_message(), engine_lost=True)])
 
     def _closed_message(self) -> str:
         return f"the replica's leader (rank 0, {self.address}) closed its connection"
@@ -210,7 +210,7 @@ class RemoteEngine:
         try:
             self._client.submit(request, deliver)
         except EngineStoppedError as error:
-            deliver([SequenceChunk(request_id=request.request_id, error=str(error))])
+            deliver([SequenceChunk(request_id=request.request_id, error=str(error), engine_lost=True)])
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
         if not self._loop.is_closed():

@@ -41,7 +41,7 @@ class RequestTimes:
 
     def begin(self, request: Request) -> None:
         with self._lock:
-            self._live[request.request_id] = _Live(self.clock(), request.params.n)
+            self._live[request.request_id] = _Live(self.clock(), len(request.outputs))
 
     def forget(self, request_id: str) -> None:
         """The engine refused it."""
@@ -63,6 +63,12 @@ class RequestTimes:
         if chunk.error or live.outputs == 0:
             del self._live[chunk.request_id]
             self._ended.append(_observe(chunk, live, now))
+
+    def oldest_wait_s(self) -> float:
+        """How long the request has waited that has waited longest for its first token; 0 if none waits."""
+        with self._lock:
+            began = min((live.began for live in self._live.values() if live.first_token is None), default=None)
+        return 0.0 if began is None else self.clock() - began
 
     def take(self) -> list[Observation]:
         """What ended since the last call."""

@@ -1,6 +1,7 @@
 """What a loaded rank does: lead (schedule, draft, serve) or follow (run rounds as they come)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.request import EngineCounters
@@ -55,7 +56,8 @@ class Leader:
 
     @property
     def counters(self) -> EngineCounters:
-        return self.engine.counters
+        """The engine's, and how long requests wait, as their times say."""
+        return replace(self.engine.counters, oldest_wait_s=self.times.oldest_wait_s())
 
     @property
     def traffic(self) -> dict[str, Traffic]:

@@ -57,10 +57,11 @@ class _Attachment:
         request_id = self._prefix + submit.request_id
         try:
             request = wire.submit_from_wire(submit, request_id)
-            self._live[request_id] = request.params.n
+            self._live[request_id] = len(request.outputs)
             self._engine.submit(request, self.deliver)
         except (ValueError, TypeError, EngineStoppedError) as error:
-            self._rounds.put_nowait([SequenceChunk(request_id=request_id, error=str(error))])
+            lost = isinstance(error, EngineStoppedError)
+            self._rounds.put_nowait([SequenceChunk(request_id=request_id, error=str(error), engine_lost=lost)])
 
     async def next_message(self) -> worker_pb2.AttachResponse:
         """The next round's chunks; if the gateway was slow, those of every round since."""

@@ -4,7 +4,14 @@ from collections.abc import Iterable
 
 from outrider.proto import worker_pb2
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.request import EngineCounters, FinishReason, Request, SequenceChunk, TokenLogprobs
+from outrider.workers.engine.request import (
+    EngineCounters,
+    FinishReason,
+    OutputSoFar,
+    Request,
+    SequenceChunk,
+    TokenLogprobs,
+)
 from outrider.workers.sampling_params import SamplingParams
 
 
@@ -16,6 +23,7 @@ def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachReques
             prompt_token_ids=request.prompt_token_ids,
             sampling_params=request.params.to_json(),
             seed=request.seed,
+            resumed=[worker_pb2.OutputSoFar(index=o.index, token_ids=o.token_ids) for o in request.resumed],
         )
     )
 
@@ -27,6 +35,7 @@ def submit_from_wire(submit: worker_pb2.Submit, request_id: str) -> Request:
         prompt_token_ids=tuple(submit.prompt_token_ids),
         params=SamplingParams.from_json(submit.sampling_params),
         seed=submit.seed,
+        resumed=tuple(OutputSoFar(index=o.index, token_ids=tuple(o.token_ids)) for o in submit.resumed),
     )
 
 
@@ -55,6 +64,7 @@ def _chunk_to_wire(request_id: str, chunk: SequenceChunk) -> worker_pb2.Sequence
         finish_reason="" if chunk.finish_reason is None else chunk.finish_reason.value,
         stop_token_id=chunk.stop_token_id,
         error=chunk.error,
+        engine_lost=chunk.engine_lost,
         cached_tokens=chunk.cached_tokens,
         prompt_logprobs=map(_logprobs_to_wire, chunk.prompt_logprobs),
     )
@@ -76,6 +86,7 @@ def chunk_from_wire(chunk: worker_pb2.SequenceChunk, request_id: str) -> Sequenc
         finish_reason=FinishReason(chunk.finish_reason) if chunk.finish_reason else None,
         stop_token_id=chunk.stop_token_id if chunk.HasField("stop_token_id") else None,
         error=chunk.error,
+        engine_lost=chunk.engine_lost,
         cached_tokens=chunk.cached_tokens,
         prompt_logprobs=tuple(map(_logprobs_from_wire, chunk.prompt_logprobs)),
     )

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 
@@ -12,6 +13,8 @@ from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.cluster_key import key_metadata
 
 log = logging.getLogger("outrider.gateway.controller")
+
+ClusterContext = grpc.aio.ServicerContext[Any, Any]
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -63,6 +66,27 @@ class ControllerLink:
         )
         return response
 
+    def watch_status(self) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:
+        """The status now, and whenever it differs. AioRpcError once the controller is lost."""
+        stream: AsyncIterator[cluster_pb2.WatchStatusResponse] = self._stub.WatchStatus(
+            cluster_pb2.WatchStatusRequest(), metadata=self._metadata
+        )
+        return stream
+
+    async def scale(self, request: cluster_pb2.ScaleRequest) -> cluster_pb2.ScaleResponse:
+        """AioRpcError if the controller does not answer, or refuses."""
+        response: cluster_pb2.ScaleResponse = await self._stub.Scale(
+            request, timeout=_ASK_TIMEOUT_S, metadata=self._metadata
+        )
+        return response
+
+    async def drain(self, request: cluster_pb2.DrainRequest) -> cluster_pb2.DrainResponse:
+        """AioRpcError if the controller does not answer, or refuses."""
+        response: cluster_pb2.DrainResponse = await self._stub.Drain(
+            request, timeout=_ASK_TIMEOUT_S, metadata=self._metadata
+        )
+        return response
+
     async def close(self) -> None:
         await self._channel.close()
 
@@ -73,6 +97,7 @@ def _table_from_wire(response: cluster_pb2.WatchRoutesResponse) -> RoutingTable:
         ended={ReplicaId(one.replica, one.generation): one.reason for one in response.ended},
         draining=response.draining,
         version=response.version,
+        pending=response.pending,
     )
 
 
@@ -99,6 +124,31 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
     ) -> cluster_pb2.GetModelResponse:
         try:
             return await self._controller.get_model()
+        except grpc.aio.AioRpcError as error:
+            await context.abort(_public_code(error.code()), self._explain(error))
+
+    async def WatchStatus(  # noqa: N802
+        self, request: cluster_pb2.WatchStatusRequest, context: ClusterContext
+    ) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:
+        try:
+            async for response in self._controller.watch_status():
+                yield response
+        except grpc.aio.AioRpcError as error:
+            await context.abort(_public_code(error.code()), self._explain(error))
+
+    async def Scale(  # noqa: N802
+        self, request: cluster_pb2.ScaleRequest, context: ClusterContext
+    ) -> cluster_pb2.ScaleResponse:
+        try:
+            return await self._controller.scale(request)
+        except grpc.aio.AioRpcError as error:
+            await context.abort(_public_code(error.code()), self._explain(error))
+
+    async def Drain(  # noqa: N802
+        self, request: cluster_pb2.DrainRequest, context: ClusterContext
+    ) -> cluster_pb2.DrainResponse:
+        try:
+            return await self._controller.drain(request)
         except grpc.aio.AioRpcError as error:
             await context.abort(_public_code(error.code()), self._explain(error))
 

@@ -1,14 +1,17 @@
 """The replicas that a gateway is connected to. Follows the routing table; the choice itself is router.py's."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
 from outrider.cluster import logs
 from outrider.cluster.errors import UnavailableError
 from outrider.cluster.gateway import router
+from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.replica import Replica
-from outrider.cluster.gateway.router import ReplicaId, RoutingTable
+from outrider.cluster.gateway.router import Candidate, ReplicaId, RoutingTable
+from outrider.workers.leader_client import LeaderClient
 
 log = logging.getLogger("outrider.gateway.fleet")
 
@@ -22,7 +25,13 @@ class Fleet:
         self._on_change = on_change
         self._reason_wait_s, self._key = reason_wait_s, key
         self._replicas: dict[ReplicaId, Replica] = {}
-        self.draining = False
+        self._table = RoutingTable()
+        self._change = asyncio.Event()  # set at the next change, and replaced
+        self._stopped = False
+
+    @property
+    def draining(self) -> bool:
+        return self._table.draining
 
     @property
     def ready(self) -> int:
@@ -39,19 +48,71 @@ class Fleet:
         for one in steps.retire:
             self._replicas[one].retire()
         for one, address in steps.connect.items():
-            self._replicas[one] = Replica(one, address, self._on_change, self._reason_wait_s, self._key)
-        self.draining = table.draining
-        self._on_change()
+            self._replicas[one] = Replica(one, address, self._changed, self._reason_wait_s, self._key)
+        self._table = table
+        self._changed()
 
-    def choose(self) -> Replica:
-        """Where the next request goes. UnavailableError if no replica takes any."""
-        ready = [] if self.draining else [one for one, replica in self._replicas.items() if replica.ready]
-        chosen = router.choose({one: self._replicas[one].client.live for one in ready}, ready)
-        if chosen is None:
-            raise UnavailableError(
-                "the cluster is draining" if self.draining else "no replica is ready: try again later"
+    def choose(
+        self, prompt_tokens: int = 0, prefix: PrefixKeys | None = None, fingerprint: str | None = None
+    ) -> Replica:
+        """Where the next request goes. UnavailableError if no replica takes any, or none yet of this fingerprint;
+        ValueError if none has it."""
+        if self.draining:
+            raise UnavailableError("the cluster is draining")
+        candidates = self._candidates(prefix)
+        if fingerprint is not None:
+            found = router.successor(candidates, self._table, fingerprint, prompt_tokens)
+            if isinstance(found, router.Never):
+                raise ValueError(f"resume.fingerprint: {found.reason}")
+        else:
+            found = router.choose(candidates, prompt_tokens) or router.Wait()
+        if isinstance(found, router.Wait):
+            raise UnavailableError("no replica is ready: try again later")
+        return self._replicas[found]
+
+    async def successor(
+        self, lost: LeaderClient, fingerprint: str, prompt_tokens: int, prefix: PrefixKeys, wait_s: float
+    ) -> Replica:
+        """Where a request goes on whose connection `lost` is no more; waits for a replica that is on its way.
+
+        UnavailableError says why there is none.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        while True:
+            change = self._change
+            found = router.successor(self._candidates(prefix, lost), self._table, fingerprint, prompt_tokens)
+            if isinstance(found, ReplicaId):
+                return self._replicas[found]
+            if isinstance(found, router.Never):
+                raise UnavailableError(found.reason)
+            if self._stopped:
+                raise UnavailableError("the gateway shut down before the request was done: send it again")
+            if loop.time() >= until:
+                raise UnavailableError(f"no replica took over within {wait_s:g} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(change.wait(), until - loop.time())
+
+    def stop_waiting(self) -> None:
+        """Nobody waits for a successor any more."""
+        self._stopped = True
+        self._changed()
+
+    def _candidates(self, prefix: PrefixKeys | None, lost: LeaderClient | None = None) -> dict[ReplicaId, Candidate]:
+        return {
+            one: Candidate(
+                load_tokens=replica.load.tokens,
+                cached_tokens=replica.load.cached_tokens(prefix) if prefix is not None else 0,
+                fingerprint=replica.info.fingerprint,
             )
-        return self._replicas[chosen]
+            for one, replica in self._replicas.items()
+            if replica.ready and replica.client is not lost
+        }
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+        self._on_change()
 
     async def close(self) -> None:
         await asyncio.gather(*(replica.close() for replica in self._replicas.values()))

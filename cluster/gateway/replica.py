@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from outrider.cluster import logs
+from outrider.cluster.gateway.load import LoadBook
 from outrider.cluster.gateway.router import ReplicaId
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.errors import EngineStoppedError
@@ -28,6 +29,7 @@ class Replica:
         self.address = address
         self._key = key
         self.client = LeaderClient(address, key)
+        self.load = LoadBook()
         self._on_change = on_change
         self._reason_wait_s = reason_wait_s
         self._ready = False
@@ -49,7 +51,7 @@ class Replica:
         self._retired.set()
 
     def end(self, reason: str) -> None:
-        """The replica is no more: its requests fail with `reason`."""
+        """The replica is no more: its requests lose it, for `reason`."""
         if not self._reason.done():
             self._reason.set_result(reason)
         self._task.cancel()

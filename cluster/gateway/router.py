@@ -1,6 +1,6 @@
-"""Chooses a replica. Pure: the controller's table and what is live where, in; decisions, out."""
+"""Chooses a replica. Pure: the controller's table, and what each replica has to do and knows, in; decisions, out."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 
@@ -17,12 +17,13 @@ class ReplicaId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingTable:
-    """What the controller says: who takes requests, and who ended and why."""
+    """What the controller says: who takes requests, who ended and why, and how many more are on their way."""
 
     routes: Mapping[ReplicaId, str] = field(default_factory=dict)  # HOST:PORT of each leader
     ended: Mapping[ReplicaId, str] = field(default_factory=dict)
     draining: bool = False
     version: int = 0
+    pending: int = 0  # replicas that are being started, or will be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class Changes:
     """What makes a gateway's connections match a table."""
 
     connect: Mapping[ReplicaId, str]
-    end: Mapping[ReplicaId, str]  # with the reason: their requests fail now
+    end: Mapping[ReplicaId, str]  # with the reason: their requests go elsewhere now
     retire: frozenset[ReplicaId]  # take no more requests, and finish those they have
 
 
@@ -44,6 +45,52 @@ def changes(connected: Collection[ReplicaId], table: RoutingTable) -> Changes:
     )
 
 
-def choose(live: Mapping[ReplicaId, int], ready: Iterable[ReplicaId]) -> ReplicaId | None:
-    """The ready replica with the fewest live requests; of equals, the first by name."""
-    return min(ready, key=lambda one: (live.get(one, 0), one), default=None)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A replica that takes requests, as one request sees it."""
+
+    load_tokens: int  # work that its live requests still have
+    cached_tokens: int = 0  # of this request's prompt, likely in its prefix cache
+    fingerprint: str = ""
+
+
+def choose(candidates: Mapping[ReplicaId, Candidate], prompt_tokens: int) -> ReplicaId | None:
+    """The replica with the least work before it, this prompt's own included; of equals, the first by name.
+
+    So a request follows its prefix for as long as what that spares is more than the others' lead.
+    """
+
+    def work(one: ReplicaId) -> int:
+        candidate = candidates[one]
+        return candidate.load_tokens + max(0, prompt_tokens - candidate.cached_tokens)
+
+    return min(candidates, key=lambda one: (work(one), one), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """None can take the request now; one may soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Never:
+    """None will take the request, and why."""
+
+    reason: str
+
+
+def successor(
+    candidates: Mapping[ReplicaId, Candidate], table: RoutingTable, fingerprint: str, prompt_tokens: int
+) -> ReplicaId | Wait | Never:
+    """Where a request goes whose replica was lost: to one that computes the same bits, and to no other."""
+    equal = {one: candidate for one, candidate in candidates.items() if candidate.fingerprint == fingerprint}
+    chosen = choose(equal, prompt_tokens)
+    if chosen is not None:
+        return chosen
+    if table.draining:
+        return Never("the cluster is draining")
+    unheard = set(table.routes) - set(table.ended) - set(candidates)
+    if table.pending or unheard:
+        return Wait()
+    others = ", ".join(f"{one} has {candidates[one].fingerprint}" for one in sorted(candidates))
+    return Never(f"no replica with fingerprint {fingerprint} is left" + (f" ({others})" if others else ""))

@@ -44,6 +44,7 @@ class GatewaySettings:
     max_queued_tokens: int = 1_000_000  # prompt tokens of requests that wait for their first token
     drain_grace_s: float = 20.0  # how long running requests may go on after SIGTERM
     reason_wait_s: float = 5.0  # how long requests of a lost replica wait for the controller to say why
+    resume_wait_s: float = 600.0  # how long requests of a lost replica wait for one that goes on with them
     end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
     cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/cluster_key.py
     door: Door = field(default_factory=Door)
@@ -57,7 +58,7 @@ class GatewaySettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 65535:
                 raise ValueError(f"{name} must be 0..65535, got {value}")
-        for name in ("drain_grace_s", "reason_wait_s"):
+        for name in ("drain_grace_s", "reason_wait_s", "resume_wait_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
@@ -81,7 +82,9 @@ class Gateway:
         self._controller = ControllerLink(settings.controller, settings.cluster_key)
         self._fleet = Fleet(self._changed.set, settings.reason_wait_s, settings.cluster_key)
         admission = Admission(settings.max_live_requests, settings.max_queued_tokens)
-        self._inference = InferenceServicer(admission, self._fleet, self.metrics, settings.limits)
+        self._inference = InferenceServicer(
+            admission, self._fleet, self.metrics, settings.limits, settings.resume_wait_s
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()
 

@@ -1,6 +1,7 @@
 """InferenceService: one Generate call from its arrival to its end. What is decided elsewhere is put in order here."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import secrets
@@ -19,7 +20,10 @@ from outrider.cluster.gateway import wire
 from outrider.cluster.gateway.admission import Admission, Ticket
 from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.limits import RequestLimits
+from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.prompts import PromptEncoder, prompt_name
+from outrider.cluster.gateway.replica import Replica
+from outrider.cluster.gateway.resumption import check_resume, to_say_again
 from outrider.cluster.gateway.stream import RequestStream
 from outrider.cluster.generation import Accepted, GenerateCall
 from outrider.cluster.metrics import GatewayMetrics
@@ -28,6 +32,8 @@ from outrider.workers.engine.request import Request
 from outrider.workers.errors import EngineStoppedError, OverloadedError
 
 log = logging.getLogger("outrider.gateway.service")
+
+MOST_MOVES = 3  # in a row without a token: a request that breaks every replica it meets must not meet them all
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 
@@ -52,7 +58,16 @@ class _Record:
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """One event loop. `encoder` comes once the model is known; `draining` refuses what is new."""
 
-    def __init__(self, admission: Admission, fleet: Fleet, metrics: GatewayMetrics, limits: RequestLimits) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        fleet: Fleet,
+        metrics: GatewayMetrics,
+        limits: RequestLimits,
+        resume_wait_s: float,
+    ) -> None:
+        """`resume_wait_s`: how long a request whose replica was lost waits for another."""
+        self._resume_wait_s = resume_wait_s
         self.encoder: PromptEncoder | None = None
         self.draining = False
         self._admission = admission
@@ -70,8 +85,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     def fail_all(self, message: str) -> None:
         """Every live request gets an error event, its last."""
+        self._fleet.stop_waiting()
         for stream in self._streams:
-            stream.fail(message)
+            stream.fail(message, resumable=True)
 
     async def Generate(  # noqa: N802
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
@@ -120,13 +136,25 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         token_ids = await encoder.encode(call.prompt)
         self._limits.check_prompt(len(token_ids), prompt_name(call.prompt))
         params = await encoder.settle(call.params, token_ids)
-        replica = self._fleet.choose()
+        replica = self._choose(call, token_ids)
         has_tokenizer = encoder.tokenizer is not None
         replica.info.check(token_ids, params, has_tokenizer=has_tokenizer, prompt_name=prompt_name(call.prompt))
+        if call.resume is not None:
+            check_resume(call.resume, call, len(token_ids), replica.info)
         ticket.queue(len(token_ids))
-        seed = call.params.seed if call.params.seed is not None else secrets.randbits(63)
-        request = Request(request_id=ticket.request_id, prompt_token_ids=token_ids, params=params, seed=seed)
+        request = Request(
+            request_id=ticket.request_id,
+            prompt_token_ids=token_ids,
+            params=params,
+            seed=_seed(call),
+            resumed=to_say_again(call.resume) if call.resume is not None else (),
+        )
         return RequestStream(call, request, replica, encoder.tokenizer)
+
+    def _choose(self, call: GenerateCall, token_ids: tuple[int, ...]) -> Replica:
+        prefix = PrefixKeys.of(token_ids)
+        fingerprint = call.resume.fingerprint if call.resume is not None else None
+        return self._fleet.choose(len(token_ids), prefix, fingerprint)
 
     async def _relay(self, stream: RequestStream, accepted: Accepted, ticket: Ticket, context: GenerateContext) -> None:
         await context.write(wire.event_to_wire(accepted))
@@ -136,6 +164,26 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 ticket.started()
             for event in events:
                 await context.write(wire.event_to_wire(event))
+            if stream.lost:
+                await self._move(stream)
+
+    async def _move(self, stream: RequestStream) -> None:
+        """To a replica that goes on with the same text; without one the stream fails, and says why."""
+        origin, fingerprint = stream.replica.id, stream.fingerprint
+        while stream.lost:
+            try:
+                if stream.moves_without_progress >= MOST_MOVES:
+                    raise UnavailableError(f"it was moved {MOST_MOVES} times without a token")
+                replica = await self._fleet.successor(
+                    stream.connection, fingerprint, stream.length, stream.prefix, self._resume_wait_s
+                )
+                with contextlib.suppress(EngineStoppedError):  # gone in this moment: then another
+                    stream.move_to(replica)
+                    self._metrics.moves.inc()
+                    fields = {"request_id": stream.request.request_id, "from": origin, "to": replica.id}
+                    logs.event(log, logging.WARNING, "request moved", **fields, tokens=stream.usage.completion_tokens)
+            except UnavailableError as error:
+                stream.fail(f"{await stream.why_lost()}; {error}")
 
     def _finish(self, record: _Record) -> None:
         now, stream = time.monotonic(), record.stream
@@ -150,6 +198,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             fields |= {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
             fields |= {"drafted": usage.drafted, "accepted": usage.accepted}
         logs.event(log, logging.INFO, "request ended", **fields, seconds=round(now - record.started, 4))
+
+
+def _seed(call: GenerateCall) -> int:
+    if call.resume is not None:
+        return call.resume.seed
+    return call.params.seed if call.params.seed is not None else secrets.randbits(63)
 
 
 async def _refuse(context: GenerateContext, error: Exception, record: _Record) -> NoReturn:

@@ -1,12 +1,16 @@
-"""One accepted request, from the engine's chunks to the client's events. Knows nothing of gRPC."""
+"""One accepted request, from the engine's chunks to the client's events, on one replica after another where the
+first is lost. Knows nothing of gRPC."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator
 
+from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output
-from outrider.workers.engine.request import Request, SequenceChunk
+from outrider.workers.engine.request import OutputSoFar, Request, SequenceChunk
+from outrider.workers.leader_client import LeaderClient
 from outrider.workers.outputs import logprobs_by_token
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage
 from outrider.workers.text.tokenizer import Tokenizer
@@ -15,18 +19,28 @@ _PROMPT_LOGPROBS_AT_ONCE = 512
 
 
 class RequestStream:
-    """Runs on one replica. The queue between engine and client holds at most one output's length: nothing is dropped,
-    and what a slow client missed becomes one larger delta."""
+    """Runs on one replica at a time. The queue between engine and client holds at most one output's length: nothing is
+    dropped, and what a slow client missed becomes one larger delta."""
 
     def __init__(self, call: GenerateCall, request: Request, replica: Replica, tokenizer: Tokenizer | None) -> None:
         self.request = request
         self.replica = replica
+        self.fingerprint = replica.info.fingerprint
+        self.prefix = PrefixKeys.of(request.prompt_token_ids)
         self.first_token_at: float | None = None  # time.monotonic()
         self.failed = False
+        self.lost = ""  # why its replica does not go on with it; empty while it does
+        self.moves_without_progress = 0
+        self._resumable = False  # once it has failed: another gateway may go on with it
         self._client = replica.client
         self._tokenizer = tokenizer
         self._detail = call.speculation_detail
         self._assembler = RequestAssembler(tokenizer, request.params, len(request.prompt_token_ids))
+        outputs = request.outputs
+        if call.resume is not None:
+            outputs = call.resume.outputs
+            self._assembler.take_up(outputs)
+        self._so_far = {output.index: list(output.token_ids) for output in outputs}  # what the client has
         self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
 
     @property
@@ -38,47 +52,94 @@ class RequestStream:
     def usage(self) -> Usage:
         return self._assembler.usage
 
+    @property
+    def length(self) -> int:
+        """Tokens to compute before the next one comes."""
+        return len(self.request.prompt_token_ids) + sum(map(len, self._so_far.values()))
+
+    @property
+    def connection(self) -> LeaderClient:
+        """What it runs on now, or ran on until it was lost."""
+        return self._client
+
     def start(self) -> Accepted:
         """EngineStoppedError if the leader has just gone."""
-        self._client.submit(self.request, self._rounds.put_nowait)
+        self._submit()
         return Accepted(
             request_id=self.request.request_id,
             seed=self.request.seed,
             prompt_tokens=len(self.request.prompt_token_ids),
-            fingerprint=self.replica.info.fingerprint,
+            fingerprint=self.fingerprint,
         )
 
-    def fail(self, message: str) -> None:
+    def _submit(self) -> None:
+        self._client.submit(self.request, self._rounds.put_nowait)
+        self.replica.load.begin(self.request, self.prefix)
+
+    def move_to(self, replica: Replica) -> None:
+        """Goes on there behind the tokens it has. EngineStoppedError if that one has just gone too."""
+        self.replica.load.end(self.request.request_id)
+        self.request = dataclasses.replace(self.request, resumed=self._unfinished())
+        self.moves_without_progress += 1
+        self.replica, self._client = replica, replica.client
+        self._submit()
+        self.lost = ""
+
+    def _unfinished(self) -> tuple[OutputSoFar, ...]:
+        """The outputs that an engine is to go on with, and behind what."""
+        return tuple(
+            OutputSoFar(index=index, token_ids=tuple(token_ids[: len(token_ids) - self._assembler.repeats(index)]))
+            for index, token_ids in self._so_far.items()
+            if self._assembler.unfinished(index)
+        )
+
+    async def why_lost(self) -> str:
+        """The controller's reason, if it comes in time, else what the stream itself heard."""
+        return await self.replica.why(self.lost) if self._client.broken.is_set() else self.lost
+
+    def fail(self, message: str, *, resumable: bool = False) -> None:
         """Ends the stream with an error event, after what has been generated so far."""
+        self._resumable = resumable
         self._rounds.put_nowait([SequenceChunk(request_id=self.request.request_id, error=message)])
+        self.lost = ""
 
     def close(self) -> None:
         """However it ended: the engine does not go on with it."""
+        self.replica.load.end(self.request.request_id)
         if self.failed or not self._assembler.finished:
             self._client.cancel(self.request.request_id)
 
     async def next_events(self) -> list[Event]:
-        """What has come since the last call; waits for at least one round."""
+        """What has come since the last call; waits for at least one round. Then `lost` may be set."""
         chunks = await self._rounds.get()
         while not self._rounds.empty():
             chunks = chunks + self._rounds.get_nowait()
-        error = next((chunk.error for chunk in chunks if chunk.error), None)
+        error = next((chunk for chunk in chunks if chunk.error), None)
         deltas = [self._assemble(chunk) for chunk in chunks if not chunk.error]
         events = [event for index in range(self.request.params.n) for event in self._events_of(index, deltas)]
         if self._assembler.finished:
             return _with_usage(events, self.usage)
-        if error is not None:
+        if error is not None and error.engine_lost:
+            self.lost = error.error
+        elif error is not None:
             self.failed = True
-            events.append(Failed(message=await self._explain(error)))
+            events.append(Failed(message=error.error, resumable=self._resumable))
         return events
 
     def _assemble(self, chunk: SequenceChunk) -> OutputDelta:
         delta = self._assembler.add(chunk)
         if delta.must_cancel:
             self._client.cancel(self.request.request_id, delta.index)
-        if delta.token_ids and self.first_token_at is None:
-            self.first_token_at = time.monotonic()
+        self._so_far[delta.index] += delta.token_ids
+        if chunk.token_ids:
+            self._note_token()
         return delta
+
+    def _note_token(self) -> None:
+        self.moves_without_progress = 0
+        self.replica.load.prefilled(self.request.request_id)
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
 
     def _events_of(self, index: int, deltas: Iterable[OutputDelta]) -> list[Event]:
         """One output's deltas as one event, and its end as another."""
@@ -113,9 +174,6 @@ class RequestStream:
         for first in range(0, len(entries), _PROMPT_LOGPROBS_AT_ONCE):
             some = logprobs_by_token(entries[first : first + _PROMPT_LOGPROBS_AT_ONCE], self._tokenizer)
             yield Output(index=index, prompt_logprobs=tuple(some))
-
-    async def _explain(self, error: str) -> str:
-        return await self.replica.why(error) if self._client.broken.is_set() else error
 
 
 def _with_usage(events: list[Event], usage: Usage) -> list[Event]:

@@ -7,7 +7,7 @@ from typing import Any
 from outrider.cluster import generation as g
 from outrider.cluster.errors import InvalidRequestError
 from outrider.proto import inference_pb2 as pb
-from outrider.workers.engine.request import FinishReason
+from outrider.workers.engine.request import FinishReason, OutputSoFar
 from outrider.workers.outputs import Logprob
 from outrider.workers.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
 from outrider.workers.structured_outputs import StructuredOutputsParams
@@ -56,6 +56,8 @@ def call_to_wire(call: g.GenerateCall) -> pb.GenerateRequest:
         with _naming("structured_outputs"):
             _structured_to_wire(params.structured_outputs, request.structured_output)
     request.num_sequences = params.n
+    if call.resume is not None:
+        _resume_to_wire(call.resume, request.resume)
     return request
 
 
@@ -77,7 +79,6 @@ def _naming(field: str) -> Iterator[None]:
 
 def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
     """ValueError names the field that is wrong."""
-    _refuse_what_is_not_built(request)
     prompt = _prompt_from_wire(request)
     given: dict[str, Any] = {"max_tokens": None}
     given |= _present(request.sampling, _SAMPLING) | _present(request.stopping, _STOPPING)
@@ -98,13 +99,8 @@ def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
         params=_checked_params(given),
         request_id=request.request_id,
         speculation_detail=request.response.speculation_detail,
+        resume=_resume_from_wire(request.resume) if request.HasField("resume") else None,
     )
-
-
-def _refuse_what_is_not_built(request: pb.GenerateRequest) -> None:
-    for message, name in ((request, "resume"),):
-        if message.HasField(name):
-            raise ValueError(f"{name} is not supported yet: leave it out")
 
 
 def _checked_params(given: Mapping[str, Any]) -> SamplingParams:
@@ -148,6 +144,17 @@ def _prompt_from_wire(request: pb.GenerateRequest) -> g.Prompt:
             return g.ChatPrompt(tuple(g.Message(role=m.role, content=m.content) for m in request.messages.messages))
         case _:
             raise ValueError("prompt, token_ids or messages must be given: the request has no input")
+
+
+def _resume_to_wire(resume: g.Resume, message: pb.Resume) -> None:
+    with _naming("resume"):
+        message.seed, message.fingerprint = resume.seed, resume.fingerprint
+        message.outputs.extend(pb.ResumedOutput(index=o.index, token_ids=o.token_ids) for o in resume.outputs)
+
+
+def _resume_from_wire(message: pb.Resume) -> g.Resume:
+    outputs = tuple(OutputSoFar(index=o.index, token_ids=tuple(o.token_ids)) for o in message.outputs)
+    return g.Resume(seed=message.seed, fingerprint=message.fingerprint, outputs=outputs)
 
 
 def _speculation_to_wire(speculation: str | int | None, options: pb.SpeculationOptions) -> None:
@@ -204,7 +211,7 @@ def event_to_wire(event: g.Event) -> pb.GenerateResponse:
         case g.Finished():
             return pb.GenerateResponse(finished=_finished_to_wire(event))
         case g.Failed():
-            return pb.GenerateResponse(error=pb.Error(message=event.message))
+            return pb.GenerateResponse(error=pb.Error(message=event.message, resumable=event.resumable))
 
 
 def event_from_wire(response: pb.GenerateResponse) -> g.Event | None:
@@ -217,7 +224,7 @@ def event_from_wire(response: pb.GenerateResponse) -> g.Event | None:
         case "finished":
             return _finished_from_wire(response.finished)
         case "error":
-            return g.Failed(message=response.error.message)
+            return g.Failed(message=response.error.message, resumable=response.error.resumable)
         case _:
             return None
 

@@ -1,6 +1,7 @@
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed.controlled import Controlled
@@ -35,12 +36,12 @@ def name(ray_address: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def controlled(name: str) -> Iterator[Callable[[RankFactory], Controlled]]:
-    """Starts a controller of two ranks of the given kind, and ends it."""
+def controlled(name: str) -> Iterator[Callable[..., Controlled]]:
+    """Starts a controller of replicas of two ranks of the given kind, and ends it."""
     started: list[Controlled] = []
 
-    def start(factory: RankFactory) -> Controlled:
-        started.append(Controlled(name, factory))
+    def start(factory: RankFactory, **changes: Any) -> Controlled:
+        started.append(Controlled(name, factory, **changes))
         return started[-1]
 
     yield start

@@ -1,7 +1,7 @@
 """A real controller on a real Ray, over ranks that have no engine, and what tests look at."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -22,16 +22,26 @@ PLAN = ShardPlan(layer_splits=((0, 7), (7, 13)))
 
 
 class Controlled:
-    """A cluster of two ranks. `name` is what its actors and groups are found by."""
+    """A cluster of replicas of two ranks. `name` is what its actors and groups are found by."""
 
-    def __init__(self, name: str, factory: RankFactory) -> None:
+    def __init__(self, name: str, factory: RankFactory, **changes: Any) -> None:
+        """`changes`: Charge's own fields."""
         self.name = name
         charge = Charge(
-            cluster=name, model_name="M", model_path="/models/M", engine=EngineConfig(), plan=PLAN, factory=factory
+            **{
+                "cluster": name,
+                "model_name": "M",
+                "model_path": "/models/M",
+                "engine": EngineConfig(),
+                "plan": PLAN,
+                "factory": factory,
+                **changes,
+            }
         )
         options = {"name": controller_name(name), "lifetime": "detached", "num_cpus": 0}
         self.controller = ray.remote(Controller).options(**options).remote(charge)
-        self._channel = grpc.insecure_channel(ray.get(self.controller.open.remote()))
+        self.address: str = ray.get(self.controller.open.remote())
+        self._channel = grpc.insecure_channel(self.address)
         self.stub = cluster_pb2_grpc.ControllerServiceStub(self._channel)
 
     def heartbeat(self) -> Report:
@@ -44,6 +54,18 @@ class Controlled:
             assert time.monotonic() < until, f"still {report} after {within_s} s"
             time.sleep(0.05)
         return report
+
+    def status(self) -> cluster_pb2.GetStatusResponse:
+        return self.stub.GetStatus(cluster_pb2.GetStatusRequest())
+
+    def wait_for_status(
+        self, holds: Callable[[cluster_pb2.GetStatusResponse], bool], within_s: float = 30.0
+    ) -> cluster_pb2.GetStatusResponse:
+        """The first status of which it holds."""
+        for response in self.stub.WatchStatus(cluster_pb2.WatchStatusRequest(), timeout=within_s):
+            if holds(response.status):
+                return response.status
+        raise AssertionError("the controller ended the stream")
 
     def pids(self) -> list[int]:
         """Of the ranks, in order."""

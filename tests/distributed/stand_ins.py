@@ -2,11 +2,17 @@
 
 import threading
 import time
+from dataclasses import replace
+
+from fakes import FakeEngine
 
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.errors import CheckpointError
 from outrider.workers.rank import RankSpec, RankStatus
 from outrider.workers.request_times import Observation
+from outrider.workers.service import EngineServer
+
+LONG = 100_000
 
 INFO = EngineInfo(
     fingerprint="stand-in",
@@ -43,6 +49,28 @@ class IdleRank:
 
     def take_observations(self) -> list[Observation]:
         return []
+
+
+class SpeakingRank(IdleRank):
+    """Its leader serves a fake engine: real streams, some hundred tokens a second, no model."""
+
+    def load(self) -> None:
+        super().load()
+        if self.spec.rank == 0:
+            self._engine = FakeEngine(round_s=0.01, max_model_len=LONG, vocab_size=400)
+            self._server = EngineServer(self._engine, str(self.spec.service_host))
+            address = f"{self.spec.service_host}:{self._server.start()}"
+            self._status = replace(self._status, service_address=address, info=self._engine.info)
+
+    def status(self) -> RankStatus:
+        status = super().status()
+        return replace(status, counters=self._engine.counters) if status.info is not None else status
+
+    def stop(self) -> None:
+        if self._status.info is not None:
+            self._server.stop()
+            self._engine.close()
+        super().stop()
 
 
 class SlowRank(IdleRank):

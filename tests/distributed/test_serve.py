@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -20,43 +21,68 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider import Client
 from outrider.cluster.client import PLAIN
-from outrider.cluster.errors import GenerationFailedError
-from outrider.cluster.generation import Output
+from outrider.cluster.generation import Event, Output
 from outrider.workers.config import resolve_model
 
 TWO_STAGES = ("--pipeline-parallel-size", "2", "--port", "0", "--set", "kv_cache_memory_bytes=67108864")
 
 
-def last_words(client: Client, pid: int, number: signal.Signals) -> tuple[str, float]:
-    """Sends a signal to a process in the middle of a request: how the request ends, and how long after."""
-    sent_at = 0.0
-    stream = client.stream("def f(", max_tokens=3000, ignore_eos=True, seed=1)
-    try:
-        for event in stream:
-            if isinstance(event, Output) and not sent_at:
-                sent_at = time.monotonic()
-                os.kill(pid, number)
-    except GenerationFailedError as error:
-        return str(error), time.monotonic() - sent_at
-    pytest.fail("the request ended well, without a rank")
+QUESTION: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.9, "seed": 1}
 
 
-def test_serve_answers_names_a_frozen_rank_and_leaves_nothing() -> None:
+def answer_through(client: Client, pid: int, number: signal.Signals) -> tuple[list[int], str, float]:
+    """Sends a signal to a rank in the middle of QUESTION: the whole answer, what the controller says of the end of
+    that generation, and how soon it said so."""
+    events = client.stream("def f(", **QUESTION)
+    token_ids: list[int] = []
+    while not token_ids:
+        token_ids += tokens_of(next(events))
+    sent_at = time.monotonic()
+    os.kill(pid, number)
+    said = threading.Event()
+    words: list[tuple[str, float]] = []
+
+    def watch() -> None:
+        for status in client.watch_status():
+            if status.replicas[0].last_ending:
+                words.append((status.replicas[0].last_ending, time.monotonic() - sent_at))
+                said.set()
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    for event in events:
+        token_ids += tokens_of(event)
+    assert said.wait(5)
+    return token_ids, *words[0]
+
+
+def tokens_of(event: Event) -> tuple[int, ...]:
+    return event.token_ids if isinstance(event, Output) else ()
+
+
+def test_a_request_outlives_a_frozen_rank_which_is_named_and_nothing_is_left() -> None:
     run = Outrider("serve", *TWO_STAGES, "--ray-address", "local", "--name", "alone")
     address = run.wait_until_ready()
     with Client(address) as client:
         answers = [client.generate("def f(", max_tokens=24, seed=5, speculation=s) for s in ("auto", "off", "auto")]
         assert len({answer.text for answer in answers}) == 1
+        undisturbed = client.generate("def f(", **QUESTION).token_ids
         (replica,) = client.status().replicas
         assert [rank.state for rank in replica.ranks] == ["ready", "ready"]
         assert_closed_to_strangers(replica.ranks[0].pid, LEADER)
         assert_controller_is_closed_to_strangers(run)
 
-        reason, seconds = last_words(client, replica.ranks[1].pid, signal.SIGSTOP)
+        answer, reason, seconds = answer_through(client, replica.ranks[1].pid, signal.SIGSTOP)
 
+        assert answer == undisturbed
         assert "rank 1 (stage 1" in reason
         assert seconds < 10, f"noticed after {seconds:.1f} s"
-        assert "rank 1 (stage 1" in client.status().problem
+        (replica,) = client.status().replicas
+        assert (replica.generation, replica.state) == (2, "ready")
+        events = client.stream("def f(", **QUESTION)
+        answer = [*tokens_of(next(events)), *tokens_of(next(events))]
+        run.child("gateway").kill()
+        assert answer + [token for event in events for token in tokens_of(event)] == undisturbed
 
     run.process.send_signal(signal.SIGTERM)
 
@@ -79,29 +105,25 @@ def assert_controller_is_closed_to_strangers(run: Outrider) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_request_hears_which_rank_was_killed_within_ten_seconds(ray_address: str, name: str, rank: int) -> None:
+def test_a_request_outlives_a_killed_rank_which_is_named_within_ten_seconds(
+    ray_address: str, name: str, rank: int
+) -> None:
     run = Outrider("serve", *TWO_STAGES, "--ray-address", ray_address, "--name", name)
     with Client(run.wait_until_ready()) as client:
+        undisturbed = client.generate("def f(", **QUESTION).token_ids
         pid = client.status().replicas[0].ranks[rank].pid
 
-        reason, seconds = last_words(client, pid, signal.SIGKILL)
+        answer, reason, seconds = answer_through(client, pid, signal.SIGKILL)
 
-        assert f"rank {rank} (stage {rank}, layers " in reason
+        assert answer == undisturbed
         assert f"rank {1 - rank} " not in reason
         assert seconds < 10, f"noticed after {seconds:.1f} s"
-        assert re.search(rf"rank {rank} \(stage {rank}, .*, pid {pid}\) died: its process was killed", problem(client))
+        assert re.search(rf"rank {rank} \(stage {rank}, .*, pid {pid}\) died: its process was killed", reason)
 
     run.process.send_signal(signal.SIGTERM)
     assert run.finish(within_s=40) == 0, run.errors
+    assert f"warning: replica r0 ended (rank {rank} (stage {rank}" in "".join(run.errors)
     assert (actors(name), groups(name), run.left()) == ([], [], [])
-
-
-def problem(client: Client, within_s: float = 10.0) -> str:
-    """Why the cluster cannot serve, once the controller knows it."""
-    until = time.monotonic() + within_s
-    while not (found := client.status().problem) and time.monotonic() < until:
-        time.sleep(0.05)
-    return found
 
 
 def end_in_mid_request(run: Outrider, client: Client, tokens: int, meanwhile: Callable[[], None]) -> int:

@@ -143,7 +143,10 @@ def test_closing_a_stream_early_frees_the_engine(model: Path) -> None:
 
 def test_refusals_become_exceptions_that_say_what_was_wrong(model: Path) -> None:
     async def scenario() -> None:
-        async with running(model, max_live_requests=1) as cluster, AsyncClient(cluster.address) as client:
+        async with (
+            running(model, max_live_requests=1, resume_wait_s=0.1) as cluster,
+            AsyncClient(cluster.address) as client,
+        ):
             with pytest.raises(InvalidRequestError, match=r"token_ids\[0\]"):
                 await client.generate(token_ids=[4000])
             with pytest.raises(ValueError, match="temperature"):

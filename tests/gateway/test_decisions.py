@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from outrider.cluster.errors import DuplicateRequestError
 from outrider.cluster.gateway import router, wire
 from outrider.cluster.gateway.admission import Admission
-from outrider.cluster.gateway.router import ReplicaId, RoutingTable
+from outrider.cluster.gateway.load import BLOCK_TOKENS, EXPECTED_OUTPUT_TOKENS, LoadBook, PrefixKeys
+from outrider.cluster.gateway.router import Candidate, Never, ReplicaId, RoutingTable, Wait
 from outrider.cluster.gateway.server import GatewaySettings
 from outrider.cluster.generation import (
     Accepted,
@@ -19,9 +20,10 @@ from outrider.cluster.generation import (
     GenerateCall,
     Message,
     Output,
+    Resume,
     TextPrompt,
 )
-from outrider.workers.engine.request import FinishReason
+from outrider.workers.engine.request import FinishReason, OutputSoFar, Request
 from outrider.workers.errors import OverloadedError
 from outrider.workers.outputs import Logprob
 from outrider.workers.sampling_params import SamplingParams
@@ -46,17 +48,99 @@ def test_a_generation_that_ended_is_never_connected_again() -> None:
     assert not steps.connect
 
 
-@given(
-    live=st.dictionaries(st.sampled_from([A1, A2, B1]), st.integers(0, 5)), ready=st.sets(st.sampled_from([A1, A2, B1]))
+CANDIDATES = st.builds(
+    Candidate,
+    load_tokens=st.integers(0, 5000),
+    cached_tokens=st.integers(0, 3000),
+    fingerprint=st.sampled_from(["f", "g"]),
 )
-def test_the_least_loaded_ready_replica_is_chosen(live: dict[ReplicaId, int], ready: set[ReplicaId]) -> None:
-    chosen = router.choose(live, ready)
+FLEETS = st.dictionaries(st.sampled_from([A1, A2, B1]), CANDIDATES)
 
-    if not ready:
-        assert chosen is None
+
+@given(fleet=FLEETS, prompt=st.integers(1, 4000))
+def test_the_replica_with_the_least_to_compute_is_chosen_the_prompt_included(
+    fleet: dict[ReplicaId, Candidate], prompt: int
+) -> None:
+    chosen = router.choose(fleet, prompt)
+
+    def work(one: ReplicaId) -> int:
+        return fleet[one].load_tokens + max(0, prompt - fleet[one].cached_tokens)
+
+    assert (chosen is None) == (not fleet)
+    assert all(work(chosen) <= work(one) for one in fleet if chosen is not None)
+
+
+def test_a_prefix_is_followed_until_what_it_spares_is_less_than_the_lead_of_others() -> None:
+    def chosen(lead: int) -> ReplicaId | None:
+        busy, idle = Candidate(load_tokens=lead, cached_tokens=640), Candidate(load_tokens=0)
+        return router.choose({A1: idle, B1: busy}, prompt_tokens=1000)
+
+    assert (chosen(639), chosen(641)) == (B1, A1)
+
+
+@given(fleet=FLEETS, pending=st.integers(0, 1), unheard=st.booleans(), draining=st.booleans())
+def test_a_lost_request_goes_to_equal_numerics_or_waits_or_is_told_that_none_is_left(
+    fleet: dict[ReplicaId, Candidate], pending: int, unheard: bool, draining: bool
+) -> None:
+    routes = dict.fromkeys(fleet, "h:1") | ({ReplicaId("c", 1): "h:2"} if unheard else {})
+    table = RoutingTable(routes=routes, pending=pending, draining=draining)
+
+    found = router.successor(fleet, table, "f", 100)
+
+    if any(candidate.fingerprint == "f" for candidate in fleet.values()):
+        assert isinstance(found, ReplicaId)
+        assert fleet[found].fingerprint == "f"
     else:
-        assert chosen in ready
-        assert live.get(chosen, 0) == min(live.get(one, 0) for one in ready)
+        assert isinstance(found, Wait if (pending or unheard) and not draining else Never)
+
+
+def a_request(request_id: str, *prompt: int, **params: int) -> Request:
+    return Request(request_id=request_id, prompt_token_ids=prompt, params=SamplingParams(**params), seed=0)
+
+
+def test_a_replicas_load_is_the_tokens_it_still_has_to_compute() -> None:
+    book = LoadBook()
+    prompt = tuple(range(200))
+
+    book.begin(a_request("a", *prompt, max_tokens=40), PrefixKeys.of(prompt))
+    book.begin(a_request("b", 1, 2, max_tokens=10_000, n=2), PrefixKeys.of((1, 2)))
+    assert book.tokens == 200 + 40 + 2 + 2 * EXPECTED_OUTPUT_TOKENS
+
+    book.prefilled("a")
+    assert book.tokens == 40 + 2 + 2 * EXPECTED_OUTPUT_TOKENS
+    book.begin(a_request("c", *prompt, max_tokens=1), PrefixKeys.of(prompt))
+    assert book.tokens == 40 + (200 - 192) + 1 + 2 + 2 * EXPECTED_OUTPUT_TOKENS, "192 of c's 200 tokens were a's too"
+
+    for one in "abc":
+        book.end(one)
+    assert book.tokens == 0
+
+
+@given(prompts=st.lists(st.lists(st.integers(0, 1), max_size=400), max_size=8), asked=st.lists(st.integers(0, 1)))
+def test_the_cached_part_of_a_prompt_is_its_longest_common_prefix_in_whole_blocks(
+    prompts: list[list[int]], asked: list[int]
+) -> None:
+    book = LoadBook()
+    for number, prompt in enumerate(prompts):
+        book.begin(a_request(str(number), *prompt), PrefixKeys.of(prompt))
+
+    def common(prompt: list[int]) -> int:
+        return next(
+            (n for n, (x, y) in enumerate(zip(prompt, asked, strict=False)) if x != y), min(len(prompt), len(asked))
+        )
+
+    longest = max((common(prompt) for prompt in prompts), default=0)
+    assert book.cached_tokens(PrefixKeys.of(asked)) == longest // BLOCK_TOKENS * BLOCK_TOKENS
+
+
+def test_a_load_book_forgets_the_prompts_used_longest_ago() -> None:
+    book = LoadBook(most_blocks=3)
+    old, new = [1] * 2 * BLOCK_TOKENS, [2] * 2 * BLOCK_TOKENS
+    for name, prompt in (("old", old), ("new", new)):
+        book.begin(a_request(name, *prompt), PrefixKeys.of(prompt))
+
+    assert book.cached_tokens(PrefixKeys.of(new)) == 2 * BLOCK_TOKENS
+    assert book.cached_tokens(PrefixKeys.of(old)) == BLOCK_TOKENS, "of one prompt the end is forgotten first"
 
 
 def test_a_ticket_gives_everything_back_however_it_ends() -> None:
@@ -122,7 +206,10 @@ def test_calls_survive_the_wire(speculation: str | int | None) -> None:
         repetition_penalty=1.1, presence_penalty=-0.5, frequency_penalty=0.5, logprobs=1, prompt_logprobs=2,
     )  # fmt: skip
     for prompt in (TextPrompt("hello"), ChatPrompt((Message(role="user", content="é"),))):
-        call = GenerateCall(prompt=prompt, params=params, request_id="r", speculation_detail=True)
+        resume = Resume(
+            seed=-7, fingerprint="f", outputs=(OutputSoFar(index=1, token_ids=(5, 6)), OutputSoFar(index=2))
+        )
+        call = GenerateCall(prompt=prompt, params=params, request_id="r", speculation_detail=True, resume=resume)
         assert wire.call_from_wire(wire.call_to_wire(call)) == call
 
 

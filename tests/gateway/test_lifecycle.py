@@ -77,7 +77,8 @@ def test_a_replica_that_ends_gives_one_error_event_with_the_controllers_reason(m
 
             assert [event.WhichOneof("event") for event in events if not event.HasField("output")] == ["error"]
             assert events[-1].error.message == (
-                "replica r0 (generation 1) ended: rank 1 (stage 1, layers 6..11) was killed by signal 9"
+                "replica r0 (generation 1) ended: rank 1 (stage 1, layers 6..11) was killed by signal 9; "
+                "no replica with fingerprint feedbeef is left"
             )
             assert cluster.gateway.live_requests == 0
             assert not cluster.gateway.ready
@@ -102,7 +103,7 @@ def test_a_replica_that_the_controller_ends_fails_its_requests_though_its_leader
 
 def test_a_broken_stream_without_a_reason_names_the_leader(model: Path) -> None:
     async def scenario() -> None:
-        async with running(model, FakeEngine(max_model_len=100_000), reason_wait_s=0.1) as cluster:
+        async with running(model, FakeEngine(max_model_len=100_000), reason_wait_s=0.1, resume_wait_s=0.1) as cluster:
             call = await _started(cluster)
 
             await asyncio.to_thread(cluster.leader.stop)
@@ -117,14 +118,16 @@ def test_a_broken_stream_without_a_reason_names_the_leader(model: Path) -> None:
 
 def test_an_engine_that_fails_says_why_itself(model: Path) -> None:
     async def scenario() -> None:
-        async with running(model) as cluster:
+        async with running(model, resume_wait_s=0.1) as cluster:
             cluster.engine.pause()
             call = cluster.inference.Generate(tokens(5))
             await call.read()
 
             cluster.engine.fail("rank 1 did not answer within 300 s in round 7")
 
-            assert (await rest(call))[-1].error.message == "rank 1 did not answer within 300 s in round 7"
+            assert (await rest(call))[-1].error.message == (
+                "rank 1 did not answer within 300 s in round 7; no replica took over within 0.1 s"
+            )
             late = await cluster.events(tokens(5))
             assert [event.WhichOneof("event") for event in late] == ["accepted", "error"]
 

@@ -76,7 +76,7 @@ BAD_REQUESTS = [
     ("structured_outputs cannot be followed", tokens(5, structured_output=pb.StructuredOutput(json_schema="{"))),
     ("structured_outputs must have exactly one", tokens(5, structured_output=pb.StructuredOutput())),
     ("structured_outputs choice", tokens(5, structured_output=pb.StructuredOutput(choice=pb.Choices()))),
-    ("resume is not supported yet", tokens(5, resume=pb.Resume(seed=1, fingerprint="feedbeef"))),
+    ("resume.outputs must name an unfinished output", tokens(5, resume=pb.Resume(seed=1, fingerprint="feedbeef"))),
     ("drafter must be one of auto, mtp, lookup", _speculating(pb.SPECULATION_MODE_AUTO, drafter="ngram")),
     ("drafter must be one that this engine loaded", _speculating(pb.SPECULATION_MODE_AUTO, drafter="draft_model")),
     ("drafter goes with speculation, which is off", _speculating(pb.SPECULATION_MODE_OFF, drafter="mtp")),

@@ -36,10 +36,16 @@ class SchedulerConfig:
         check_speculation(self.speculation)
 
     def length_limit(self, request: Request) -> int:
-        """Length at which the request's sequences end at the latest. ValueError if the pool could not hold that."""
+        """Length at which the request's sequences end at the latest.
+
+        ValueError if the pool could not hold that, or a resumed output is that long already.
+        """
         longest = self.max_model_len
         if request.params.max_tokens is not None:
             longest = min(longest, len(request.prompt_token_ids) + request.params.max_tokens)
+        for output in request.resumed:
+            if len(request.prompt_token_ids) + len(output.token_ids) >= longest:
+                raise ValueError(f"resume: output {output.index} has {len(output.token_ids)} tokens, and is complete")
         needed = blocks_needed(longest, self.block_size)
         if needed > self.num_blocks:
             raise ValueError(

@@ -16,13 +16,31 @@ class FinishReason(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSoFar:
+    """One of a request's outputs, and the tokens it has already: none in a new request."""
+
+    index: int
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A checked request: the prompt fits the model, the parameters are in range, the seed is drawn."""
+    """A checked request: the prompt fits the model, the parameters are in range, the seed is drawn.
+
+    `resumed` continues what another replica began: its unfinished outputs, and no others, go on behind the tokens
+    they have, with the text they would have had. Empty for a new request.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     seed: int
+    resumed: tuple[OutputSoFar, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[OutputSoFar, ...]:
+        """The outputs to generate."""
+        return self.resumed or tuple(OutputSoFar(index=index) for index in range(self.params.n))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +68,7 @@ class SequenceChunk:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that ended it, when one did (end-of-sequence included)
     error: str = ""  # set: the whole request failed, and this is its last chunk
+    engine_lost: bool = False  # with an error: the engine ended, and another may go on with the request
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; set in a sequence's first chunk
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up; in the first chunk of output 0
 
@@ -73,6 +92,8 @@ class EngineCounters:
 
     running: int = 0
     waiting: int = 0
+    tokens: int = 0  # of unfinished sequences, prompt and output
+    oldest_wait_s: float = 0.0  # longest that a live request has waited for its first token
     rounds: int = 0
     kv_cache_usage: float = 0.0  # 0..1
     drafted: int = 0

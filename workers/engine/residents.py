@@ -55,7 +55,7 @@ class Residents:
         # The last cached token is computed again, unwritten, for its hidden state: it has no entry in the cache.
         sequence.start = max(0, sequence.computed - 1)
         if not sequence.begun:
-            sequence.cached_tokens = sequence.computed
+            sequence.cached_tokens = min(sequence.computed, sequence.prompt_tokens)
         self.running[sequence.sequence_id] = self.ready[sequence.sequence_id] = sequence
         return sequence
 

@@ -39,6 +39,7 @@ class Scheduler:
         self._ends: list[int] = []
         self._sequence_ids = count()
         self._round_ids = count()
+        self._tokens = 0  # of all unfinished sequences
         self._counters = EngineCounters()
 
     @property
@@ -68,9 +69,9 @@ class Scheduler:
         self._config.length_limit(request)
 
     def add(self, request: Request) -> None:
-        """Queues the request's n sequences. ValueError as `check`, or if its id is live.
+        """Queues the request's sequences. ValueError as `check`, or if its id is live.
 
-        Later outputs wait until the first has computed the prompt, whose blocks they then share.
+        Later outputs wait until output 0 has computed the prompt, whose blocks they then share.
         """
         if request.request_id in self._requests:
             raise ValueError(f"request_id {request.request_id!r} is already being served")
@@ -79,19 +80,25 @@ class Scheduler:
             Sequence(
                 sequence_id=next(self._sequence_ids),
                 request=request,
-                output_index=index,
-                token_ids=list(request.prompt_token_ids),
+                output_index=output.index,
+                token_ids=[*request.prompt_token_ids, *output.token_ids],
                 limit=limit,
                 draft_ceiling=ceiling,
             )
-            for index in range(request.params.n)
+            for output in request.outputs
         ]
         self._requests[request.request_id] = sequences
-        shares = self._config.enable_prefix_caching and len(request.prompt_token_ids) >= self._config.block_size
+        shares = self._shares_prompt(request)
+        self._tokens += sum(len(sequence.token_ids) for sequence in sequences)
         for sequence in sequences:
             enqueue = self._residents.waiting.hold if shares and sequence.output_index else self._residents.waiting.push
             enqueue(sequence)
         self._update_gauges()
+
+    def _shares_prompt(self, request: Request) -> bool:
+        """Whether the prompt fills a block, and output 0 is there to compute it first."""
+        fills = self._config.enable_prefix_caching and len(request.prompt_token_ids) >= self._config.block_size
+        return fills and request.outputs[0].index == 0
 
     def cancel(self, request_id: str, index: int | None = None) -> list[SequenceChunk]:
         """Ends one output, or all of the request's: at once, or, where in flight, at the commit of its round.
@@ -112,7 +119,7 @@ class Scheduler:
 
     def fail(self, reason: str) -> list[SequenceChunk]:
         """Ends every request with an error. Rounds in flight are forgotten: their commits do nothing."""
-        chunks = [SequenceChunk(request_id=request_id, error=reason) for request_id in self._requests]
+        chunks = [SequenceChunk(request_id=request_id, error=reason, engine_lost=True) for request_id in self._requests]
         for sequences in list(self._requests.values()):
             for sequence in sequences.copy():
                 self._end(sequence)
@@ -169,6 +176,7 @@ class Scheduler:
         first = sequence.output_tokens == 0
         sequence.prompt_logprobs += outcome.prompt_logprobs
         sequence.token_ids += outcome.token_ids
+        self._tokens += len(outcome.token_ids)
         sequence.drafts = []
         self._residents.land(sequence, min(outcome.computed, len(sequence.token_ids) - outcome.sampled))
         self._count(outcome)
@@ -193,6 +201,7 @@ class Scheduler:
 
     def _update_gauges(self) -> None:
         residents = self._residents
+        self._counters.tokens = self._tokens
         self._counters.running = len(residents.running)
         self._counters.waiting = len(residents.waiting) + residents.waiting.held
         blocks = sum(pool.num_blocks for pool in residents.pools)
@@ -201,6 +210,7 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         """Forgets the sequence, and its request with the last of them."""
         self._residents.remove(sequence)
+        self._tokens -= len(sequence.token_ids)
         if sequence.begun:
             self._ends.append(sequence.sequence_id)
         live = self._requests[sequence.request.request_id]

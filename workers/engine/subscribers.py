@@ -14,7 +14,7 @@ class Subscribers:
         self._live: dict[str, tuple[Deliver, int]] = {}  # by request id: where to, and outputs still running
 
     def add(self, request: Request, deliver: Deliver) -> None:
-        self._live[request.request_id] = (deliver, request.params.n)
+        self._live[request.request_id] = (deliver, len(request.outputs))
 
     def deliver(self, chunks: Sequence[SequenceChunk]) -> None:
         """One call per subscriber. A request whose outputs have all ended is forgotten."""
@@ -26,7 +26,8 @@ class Subscribers:
 
     def end_all(self, reason: str) -> None:
         """Every live request gets its one error chunk."""
-        self.deliver([SequenceChunk(request_id=request_id, error=reason) for request_id in list(self._live)])
+        ended = [SequenceChunk(request_id=request_id, error=reason, engine_lost=True) for request_id in self._live]
+        self.deliver(ended)
 
     def _count_down(self, chunk: SequenceChunk) -> Deliver:
         deliver, running = self._live.pop(chunk.request_id)

@@ -1,8 +1,9 @@
 """Makes what clients see of what an engine says: text, stop strings, ends, usage. LLM and gateway both use it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from outrider.workers.engine.request import FinishReason, SequenceChunk, TokenLogprobs
+from outrider.workers.engine.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.detokenizer import Detokenizer
 from outrider.workers.text.stops import StopStrings
@@ -92,12 +93,14 @@ class OutputAssembler:
         self._reasons = params.reasoning and tokenizer is not None  # and has not come to an end
         self._text = None if tokenizer is None else _Text(tokenizer, params)
         self._tokens = 0
+        self.repeats = 0  # tokens that the engine will say, and the client has
         self.finished = False
 
     def add(self, chunk: SequenceChunk) -> OutputDelta:
         """What this output gained; nothing once it is finished."""
         if self.finished:
             return OutputDelta(index=self._index)
+        repeated = min(self.repeats, len(chunk.token_ids))
         taken = self._take(chunk)
         by_string = taken.stop_string is not None
         finish_reason = FinishReason.STOP if by_string else chunk.finish_reason
@@ -106,32 +109,48 @@ class OutputAssembler:
             self._give_rest(taken)
         return OutputDelta(
             index=self._index,
-            token_ids=chunk.token_ids[: taken.tokens],
+            token_ids=chunk.token_ids[repeated : taken.tokens],
             text=taken.text,
             reasoning=taken.reasoning,
-            logprobs=chunk.logprobs[: taken.tokens],
-            prompt_logprobs=chunk.prompt_logprobs,
+            logprobs=chunk.logprobs[repeated : taken.tokens],
+            prompt_logprobs=() if repeated else chunk.prompt_logprobs,
             drafted=chunk.drafted,
-            accepted=min(chunk.accepted, taken.tokens),  # of a round that a stop string cuts, drafts may be discarded
+            # of a round that a stop string cuts, drafts may be discarded
+            accepted=min(chunk.accepted, taken.tokens - repeated),
             finish_reason=finish_reason,
             stop_reason=taken.stop_string if by_string else self._stop_id(chunk),
             must_cancel=by_string and chunk.finish_reason is None,
         )
+
+    def take_up(self, token_ids: Sequence[int]) -> None:
+        """The client has these, and their text: what follows is given behind it.
+
+        The engine is to say the last of them again, so that an end is heard that the client has missed.
+        """
+        self._take(SequenceChunk(request_id="", token_ids=tuple(token_ids[:-1])))
+        self.repeats = len(token_ids[-1:])
+
+    def skip(self) -> None:
+        """This output finished before."""
+        self.finished = True
 
     def _take(self, chunk: SequenceChunk) -> _Taken:
         taken = _Taken()
         for token_id in chunk.token_ids:
             taken.tokens += 1
             self._tokens += 1
+            given = taken
+            if self.repeats:
+                self.repeats, given = self.repeats - 1, _Taken()  # the client has its text
             ends_here = chunk.stop_token_id is not None and taken.tokens == len(chunk.token_ids)
             if (
                 self._text is None
                 or (ends_here and not self._shows_end(chunk))
-                or self._marks_reasoning(token_id, taken)
+                or self._marks_reasoning(token_id, given)
             ):
                 continue
             decided, taken.stop_string = self._text.add(token_id, self._tokens > self._params.min_tokens)
-            self._give(taken, decided)
+            self._give(given, decided)
             if taken.stop_string is not None:
                 break
         return taken
@@ -169,6 +188,23 @@ class RequestAssembler:
     def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, prompt_tokens: int) -> None:
         self._outputs = [OutputAssembler(tokenizer, params, index) for index in range(params.n)]
         self.usage = Usage(prompt_tokens=prompt_tokens)
+
+    def take_up(self, resumed: Sequence[OutputSoFar]) -> None:
+        """Goes on behind these outputs' tokens; the others have finished."""
+        tokens = {output.index: output.token_ids for output in resumed}
+        for index, output in enumerate(self._outputs):
+            if index in tokens:
+                output.take_up(tokens[index])
+                self.usage.completion_tokens += len(tokens[index])
+            else:
+                output.skip()
+
+    def unfinished(self, index: int) -> bool:
+        return not self._outputs[index].finished
+
+    def repeats(self, index: int) -> int:
+        """Tokens of the output that its client has, and the engine is still to say again."""
+        return self._outputs[index].repeats
 
     @property
     def finished(self) -> bool:

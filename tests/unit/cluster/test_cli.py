@@ -109,7 +109,7 @@ def test_debug_shows_the_traceback() -> None:
         run(["--debug", "status", "--address", "127.0.0.1:1"])
 
 
-@pytest.mark.parametrize("option", ["--tensor-parallel-size", "--replicas"])
+@pytest.mark.parametrize("option", ["--tensor-parallel-size"])
 def test_an_option_that_does_not_work_yet_is_absent(capsys: pytest.CaptureFixture[str], option: str) -> None:
     assert said(capsys, "serve", option, "1")[0] == 2
 

@@ -6,13 +6,17 @@ from outrider.cluster.reconcile import (
     Action,
     Deadlines,
     End,
+    Goal,
+    Leaving,
     ObservedRank,
     Phase,
     Publish,
+    Retire,
     Start,
     Stop,
     fault,
     reconcile,
+    retry_delay_s,
 )
 
 DEADLINES = Deadlines(starting_s=100, loading_s=30, ready_s=6)
@@ -24,8 +28,24 @@ def a_rank(rank: int, state: str = "ready") -> ObservedRank:
     return ObservedRank(rank=rank, label=f"rank {rank}", state=state, answered_at=NOW - 0.5)
 
 
-def decide(*ranks: ObservedRank, phase: Phase = Phase.READY, wanted: bool = True, problem: str = "") -> list[Action]:
-    return reconcile(wanted=wanted, phase=phase, problem=problem, ranks=ranks, now=NOW, deadlines=DEADLINES)
+def decide(
+    *ranks: ObservedRank,
+    phase: Phase = Phase.READY,
+    goal: Goal = Goal.SERVE,
+    problem: str = "",
+    leaving: Leaving | None = None,
+    retry_at: float | None = None,
+) -> list[Action]:
+    return reconcile(
+        goal=goal,
+        phase=phase,
+        problem=problem,
+        ranks=ranks,
+        now=NOW,
+        deadlines=DEADLINES,
+        leaving=leaving,
+        retry_at=retry_at,
+    )
 
 
 def test_a_replica_that_is_wanted_and_absent_is_started() -> None:
@@ -45,18 +65,54 @@ def test_a_replica_without_ranks_yet_is_not_published() -> None:
     assert decide(phase=Phase.STARTING) == []
 
 
-@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.READY])
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.READY, Phase.DRAINING])
 def test_a_replica_that_is_not_wanted_any_more_is_stopped(phase: Phase) -> None:
-    assert decide(a_rank(0), phase=phase, wanted=False) == [Stop()]
+    assert decide(a_rank(0), phase=phase, goal=Goal.STOP) == [Stop()]
 
 
-@pytest.mark.parametrize("phase", [Phase.ABSENT, Phase.DRAINING, Phase.FAILED])
-def test_there_is_nothing_to_stop_in_a_replica_that_has_no_gang(phase: Phase) -> None:
-    assert decide(a_rank(0), phase=phase, wanted=False) == []
+@pytest.mark.parametrize("goal", [Goal.STOP, Goal.DRAIN])
+@pytest.mark.parametrize("phase", [Phase.ABSENT, Phase.FAILED])
+def test_there_is_nothing_to_stop_in_a_replica_that_has_no_gang(phase: Phase, goal: Goal) -> None:
+    assert decide(a_rank(0), phase=phase, goal=goal, retry_at=NOW) == []
 
 
-def test_a_failed_replica_stays_failed() -> None:
-    assert decide(replace(a_rank(0), death="it was killed"), phase=Phase.FAILED) == []
+def test_a_failed_replica_gets_its_next_generation_when_its_time_has_come_and_not_before() -> None:
+    failed = replace(a_rank(0), death="it was killed")
+
+    assert decide(failed, phase=Phase.FAILED) == []
+    assert decide(failed, phase=Phase.FAILED, retry_at=NOW + 0.1) == []
+    assert decide(failed, phase=Phase.FAILED, retry_at=NOW) == [Start()]
+
+
+def test_generations_that_fail_one_after_another_come_ever_more_slowly() -> None:
+    delays = [retry_delay_s(failures) for failures in range(1, 12)]
+
+    assert delays[:3] == [1.0, 2.0, 4.0]
+    assert delays == sorted(delays)
+    assert delays[-1] == 60.0
+
+
+def test_a_replica_that_drains_is_retired_then_stopped_once_it_is_idle() -> None:
+    assert decide(a_rank(0), goal=Goal.DRAIN) == [Retire()]
+    assert decide(a_rank(0), goal=Goal.DRAIN, phase=Phase.DRAINING, leaving=Leaving()) == []
+    assert decide(a_rank(0), goal=Goal.DRAIN, phase=Phase.DRAINING, leaving=Leaving(idle=True)) == [Stop()]
+
+
+def test_a_drain_that_takes_too_long_sends_the_requests_elsewhere() -> None:
+    (stop,) = decide(a_rank(0), goal=Goal.DRAIN, phase=Phase.DRAINING, leaving=Leaving(overdue=True))
+
+    assert isinstance(stop, Stop)
+    assert "drained" in stop.reason
+
+
+def test_a_replica_that_loads_need_not_be_waited_for_to_leave() -> None:
+    assert decide(a_rank(0, "loading"), goal=Goal.DRAIN, phase=Phase.STARTING) == [Stop()]
+
+
+def test_a_rank_that_dies_while_its_replica_drains_is_still_noticed() -> None:
+    dead = replace(a_rank(0), death="it was killed")
+
+    assert decide(dead, goal=Goal.DRAIN, phase=Phase.DRAINING) == [End("rank 0 died: it was killed")]
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.READY])

@@ -57,6 +57,37 @@ def test_an_ended_replica_loses_its_route_and_its_reason_is_told_once() -> None:
     asyncio.run(scenario())
 
 
+def test_a_replica_that_is_retired_loses_its_route_without_an_ending() -> None:
+    async def scenario() -> None:
+        table = RouteTable()
+        watch = aiter(table.watch())
+        await anext(watch)
+        await table.publish(ROUTE)
+        await table.retire("r0", pending=1)
+
+        retired = await anext(watch)
+        assert (retired.routes, retired.ended, retired.pending) == ((), (), 1)
+
+    asyncio.run(scenario())
+
+
+def test_an_ending_and_the_replicas_to_come_are_told_in_one_table() -> None:
+    async def scenario() -> None:
+        table = RouteTable()
+        await table.publish(ROUTE)
+        watch = aiter(table.watch())
+        await anext(watch)
+        await table.withdraw(ENDING, pending=2)
+        await table.expect(2)
+
+        told = await anext(watch)
+        assert (told.ended, told.pending) == ((ENDING,), 2)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(watch), 0.05)
+
+    asyncio.run(scenario())
+
+
 def test_a_slow_watcher_misses_tables_and_no_ending() -> None:
     async def scenario() -> None:
         table = RouteTable()

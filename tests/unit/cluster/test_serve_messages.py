@@ -2,12 +2,13 @@ import pytest
 
 from outrider.cluster.cli_serve import warnings
 from outrider.cluster.config import ServeSettings
-from outrider.cluster.controller import Report
+from outrider.cluster.controller import ReplicaReport, Report
 from outrider.cluster.reconcile import Phase
 
 
 def a_report(*, has_mtp: bool) -> Report:
-    return Report(phase=Phase.READY, problem="", loaded=(1.0,), states=("ready",), has_mtp=has_mtp)
+    replica = ReplicaReport(name="r0", phase=Phase.READY, loaded=(1.0,), states=("ready",))
+    return Report(replicas=(replica,), ever_ready=True, has_mtp=has_mtp)
 
 
 def test_a_checkpoint_without_mtp_weights_is_served_with_a_warning_that_names_it() -> None:

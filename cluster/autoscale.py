@@ -1,0 +1,123 @@
+"""How many replicas a load wants. Pure policy: what runs and waits, in; a number of replicas and the reason, out.
+
+Up at once, down only after the load has been low for a while; whole replicas only, and never fewer than what runs
+needs. Who leaves, and that it drains first, is roster.py's and reconcile.py's.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoscalePolicy:
+    """`headroom` is what is kept free for a rise: 0.2 means a fifth more than the load."""
+
+    min_replicas: int = 1
+    max_replicas: int
+    target_tokens: int = 16_384  # in flight on one replica
+    target_wait_s: float = 5.0  # that a request may wait for its first token
+    headroom: float = 0.2
+    cooldown_s: float = 300.0  # the load is low for so long before a replica goes
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_replicas <= self.max_replicas:
+            most = f"autoscale_max_replicas ({self.max_replicas})"
+            raise ValueError(f"autoscale_min_replicas must be 0..{most}, got {self.min_replicas}")
+        if self.target_tokens < 1:
+            raise ValueError(f"autoscale_target_tokens must be at least 1, got {self.target_tokens}")
+        for name in ("target_wait_s", "headroom", "cooldown_s"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"autoscale_{name} must be at least 0, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the replicas have to do."""
+
+    tokens: int = 0  # of unfinished sequences, prompt and output
+    sequences: int = 0  # running
+    oldest_wait_s: float = 0.0  # longest that a request has waited for its first token
+
+    @classmethod
+    def total(cls, loads: "Iterable[Load]") -> "Load":
+        each = list(loads)
+        return cls(
+            tokens=sum(load.tokens for load in each),
+            sequences=sum(load.sequences for load in each),
+            oldest_wait_s=max((load.oldest_wait_s for load in each), default=0.0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How many there are, and since when the load has wanted fewer."""
+
+    desired: int
+    ready: int
+    low_since: float | None = None
+    low_peak: int = 0  # the most that the load has wanted since
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """`reason` is empty where nothing changes. `scale` is to be handed to the next decision."""
+
+    scale: Scale
+    reason: str = ""
+
+
+def decide(policy: AutoscalePolicy, load: Load, scale: Scale, *, seats: int, now: float) -> Decision:
+    """`seats`: sequences that one replica runs at once. `now` is on any clock that only rises."""
+    wanted, reason = _wanted(policy, load, scale)
+    wanted = min(policy.max_replicas, max(policy.min_replicas, _needed_by_running(load, seats), wanted))
+    if wanted > scale.desired:
+        return _to(wanted, scale, reason)
+    if wanted == scale.desired:
+        return Decision(scale=replace(scale, low_since=None, low_peak=0))
+    since = now if scale.low_since is None else scale.low_since
+    lowered = replace(scale, low_since=since, low_peak=max(scale.low_peak, wanted))
+    if now - since < policy.cooldown_s:
+        return Decision(scale=lowered)
+    return _to(lowered.low_peak, scale, f"{reason} for {now - since:.0f} s")
+
+
+def _wanted(policy: AutoscalePolicy, load: Load, scale: Scale) -> tuple[int, str]:
+    """By tokens; and one more than there are, where requests wait too long though all of those are ready."""
+    by_tokens = math.ceil(load.tokens * (1 + policy.headroom) / policy.target_tokens)
+    waits_long = load.oldest_wait_s > policy.target_wait_s
+    if waits_long and scale.desired >= by_tokens:
+        more = 1 if scale.ready >= scale.desired else 0
+        return scale.desired + more, f"a request has waited {load.oldest_wait_s:.1f} s for its first token"
+    return by_tokens, f"{load.tokens} tokens in flight want {by_tokens} of {policy.target_tokens} tokens each"
+
+
+def _needed_by_running(load: Load, seats: int) -> int:
+    return math.ceil(load.sequences / seats)
+
+
+def _to(replicas: int, scale: Scale, reason: str) -> Decision:
+    if replicas == scale.desired:
+        return Decision(scale=replace(scale, low_since=None, low_peak=0))
+    return Decision(
+        scale=Scale(desired=replicas, ready=scale.ready), reason=f"{scale.desired} -> {replicas} replicas: {reason}"
+    )
+
+
+class Autoscaler:
+    """Hands each decision on to the next, and remembers the last that changed something."""
+
+    def __init__(self, policy: AutoscalePolicy, seats: int) -> None:
+        """`seats`: sequences that one replica runs at once."""
+        self._policy, self._seats = policy, seats
+        self._scale: Scale | None = None
+        self.last_change = ""
+
+    def step(self, load: Load, *, desired: int, ready: int, now: float) -> Decision:
+        """`desired`: as it is now, whoever set it."""
+        before = self._scale or Scale(desired=desired, ready=ready)
+        decision = decide(self._policy, load, replace(before, desired=desired, ready=ready), seats=self._seats, now=now)
+        self._scale = decision.scale
+        self.last_change = decision.reason or self.last_change
+        return decision

@@ -1,0 +1,80 @@
+"""A client's request across gateways: what it has heard, and how it goes on where a stream broke. No network, no clock.
+
+The text is a function of prompt, parameters and seed, so another gateway can go on behind the tokens that came.
+"""
+
+import dataclasses
+
+import grpc
+
+from outrider.cluster.errors import GenerationFailedError
+from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, Resume
+from outrider.workers.engine.request import OutputSoFar
+
+PATIENCE_S = 20.0  # without progress; then the break is the caller's
+FIRST_PAUSE_S = 0.1
+LAST_PAUSE_S = 2.0
+# What a broken connection looks like, and, of a request that is resumed, its old self that is not quite gone yet.
+_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_NOT_YET = (*_BROKEN, grpc.StatusCode.ALREADY_EXISTS)
+
+
+class GatewayLeftError(GenerationFailedError):
+    """The gateway ended the stream in good order, before the request was done."""
+
+
+class ResumableCall:
+    """One request. `call` is what to send: at first as it was made, later with what has been heard.
+
+    Times are on any clock that only rises, in seconds.
+    """
+
+    def __init__(self, call: GenerateCall, patience_s: float, now: float) -> None:
+        self._original = call
+        self._accepted: Accepted | None = None
+        self._so_far = {index: list[int]() for index in range(call.params.n)}  # unfinished outputs
+        if call.resume is not None:
+            self._so_far = {output.index: list(output.token_ids) for output in call.resume.outputs}
+        self._pause_s = FIRST_PAUSE_S
+        self._patience_s, self._progress_at = patience_s, now
+
+    @property
+    def call(self) -> GenerateCall:
+        if self._accepted is None:
+            return self._original
+        resume = Resume(
+            seed=self._accepted.seed,
+            fingerprint=self._accepted.fingerprint,
+            outputs=tuple(OutputSoFar(index=n, token_ids=tuple(ids)) for n, ids in self._so_far.items()),
+        )
+        return dataclasses.replace(self._original, request_id=self._accepted.request_id, resume=resume)
+
+    def hear(self, event: Event | None, now: float) -> Event | None:
+        """The event, if it is news to the caller. GenerationFailedError for an error event, GatewayLeftError for one
+        that another gateway may go on behind."""
+        again = isinstance(event, Accepted) and self._accepted is not None
+        match event:
+            case Accepted():
+                self._accepted = self._accepted or event
+            case Output():
+                self._so_far[event.index] += event.token_ids
+            case Finished():
+                self._so_far.pop(event.index, None)
+            case Failed():
+                raise (GatewayLeftError if event.resumable else GenerationFailedError)(event.message)
+        if not isinstance(event, Accepted):
+            self._pause_s, self._progress_at = FIRST_PAUSE_S, now
+        return None if again else event
+
+    def may_go_on(self, error: Exception, now: float) -> bool:
+        """Whether asking again may bring the rest: the request was accepted, its connection broke, and not long ago."""
+        if self._accepted is None or not self._so_far or now - self._progress_at > self._patience_s:
+            return False
+        if isinstance(error, GatewayLeftError):
+            return True
+        return isinstance(error, grpc.RpcError) and error.code() in _NOT_YET
+
+    def pause_s(self) -> float:
+        """How long to wait before asking again: ever longer, until an event comes."""
+        pause, self._pause_s = self._pause_s, min(2 * self._pause_s, LAST_PAUSE_S)
+        return pause

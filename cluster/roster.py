@@ -1,0 +1,57 @@
+"""Which replicas there should be: how many are wanted x those there are -> who comes and who leaves. Pure."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from outrider.cluster.reconcile import Goal, Phase
+
+# The first to leave: what serves least.
+_LEAVES_BEFORE = (Phase.FAILED, Phase.ABSENT, Phase.STARTING, Phase.READY, Phase.DRAINING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One replica, as far as the choice goes."""
+
+    name: str
+    goal: Goal
+    phase: Phase
+    load: int = 0  # sequences running and waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """This one is to drain."""
+
+    name: str
+
+
+def changes(desired: int, members: Sequence[Member]) -> list[Add | Release]:
+    """What makes `desired` of them serve: new names (r0, r1, ..., none in use), or the least useful released.
+
+    A replica that drains is not called back: its gateways have let go of it.
+    """
+    serving = [member for member in members if member.goal is Goal.SERVE]
+    if len(serving) > desired:
+        order = sorted(serving, key=_usefulness)
+        return [Release(member.name) for member in order[: len(serving) - desired]]
+    return [Add(name) for name in _new_names(desired - len(serving), [member.name for member in members])]
+
+
+def _usefulness(member: Member) -> tuple[int, int, int]:
+    """Of equals the one that came last leaves first."""
+    return _LEAVES_BEFORE.index(member.phase), member.load, -number(member.name)
+
+
+def number(name: str) -> int:
+    return int(name.removeprefix("r"))
+
+
+def _new_names(count: int, taken: Collection[str]) -> list[str]:
+    free = (f"r{n}" for n in range(count + len(taken)))
+    return [name for name in free if name not in taken][:count]

@@ -1,0 +1,90 @@
+"""A load that rises and falls over `outrider serve` on a Ray whose real autoscaler brings the nodes."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from distributed.autoscaling_ray import AutoscalingRay
+from distributed.served import Outrider
+
+from outrider import Client
+
+ASKED: dict[str, Any] = {"max_tokens": 250, "ignore_eos": True, "temperature": 0.9}
+SCALING = {
+    "device": "cpu",
+    "kv_cache_memory_bytes": 67108864,
+    "autoscale_max_replicas": 3,
+    "autoscale_target_tokens": 800,
+    "autoscale_cooldown_s": 10,
+    "ranks_per_node": 1,
+}
+
+
+@pytest.fixture
+def autoscaling_ray() -> Iterator[AutoscalingRay]:
+    ray = AutoscalingRay(cores_per_node=1, most_nodes=3, idle_s=6)
+    yield ray
+    ray.close()
+
+
+class Crowd:
+    """Clients that each ask one question after another until told to stop."""
+
+    def __init__(self, address: str, clients: int) -> None:
+        self.answers: list[tuple[int, list[int]]] = []
+        self.errors: list[Exception] = []
+        self._address, self._stop = address, threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(n,), daemon=True) for n in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, number: int) -> None:
+        with Client(self._address) as client:
+            while not self._stop.is_set():
+                try:
+                    self.answers.append((number, client.generate("def f(", seed=number, **ASKED).token_ids))
+                except Exception as error:  # for the test's own thread
+                    self.errors.append(error)
+
+    def close(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(120)
+
+
+def wait_for_ready(client: Client, replicas: int, within_s: float = 180.0) -> None:
+    until = time.monotonic() + within_s
+    while [replica.state for replica in client.status().replicas] != ["ready"] * replicas:
+        assert time.monotonic() < until, client.status()
+        time.sleep(0.5)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(570)
+def test_replicas_and_nodes_follow_a_load_that_rises_and_falls_and_no_request_is_lost(
+    autoscaling_ray: AutoscalingRay,
+) -> None:
+    settings = [word for key, value in SCALING.items() for word in ("--set", f"{key}={value}")]
+    run = Outrider("serve", "--port", "0", "--ray-address", autoscaling_ray.address, "--name", "scaled", *settings)
+    with Client(run.wait_until_ready(180)) as client:
+        autoscaling_ray.wait_for_nodes(1)
+        alone = {seed: client.generate("def f(", seed=seed, **ASKED).token_ids for seed in range(16)}
+
+        crowd = Crowd(client.address, 16)
+        wait_for_ready(client, 3)
+        autoscaling_ray.wait_for_nodes(3)
+        assert "tokens in flight want" in client.status().last_scaling
+        crowd.close()
+        wait_for_ready(client, 1)
+        autoscaling_ray.wait_for_nodes(1)
+
+        assert crowd.errors == []
+        assert len(crowd.answers) >= 16
+        assert all(token_ids == alone[seed] for seed, token_ids in crowd.answers)
+
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish(within_s=60) == 0, run.errors
+    assert run.left() == []

@@ -1,0 +1,138 @@
+"""A client's request outlives its gateway: it goes on at the next that answers at the address, with the same text."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fakes import FakeEngine
+from gateway.harness import Cluster, eventually, running
+
+from outrider import AsyncClient
+from outrider.cluster.client_resume import ResumableCall
+from outrider.cluster.errors import GenerationFailedError, UnavailableError
+from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
+from outrider.workers.engine.request import FinishReason, OutputSoFar
+from outrider.workers.sampling_params import SamplingParams
+
+LONG = 100_000
+
+
+async def next_gateway(cluster: Cluster) -> Gateway:
+    """Another, where the first was."""
+    gateway = Gateway(GatewaySettings(controller=cluster.controller.address, port=cluster.gateway.port))
+    await gateway.start()
+    return gateway
+
+
+@pytest.mark.parametrize("end", ["drained", "gone"])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_stream_whose_gateway_ends_goes_on_at_the_next(model: Path, end: str, outputs: int) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG), drain_grace_s=0.05) as cluster:
+            client = AsyncClient(cluster.address)
+            asked = {"token_ids": [5], "max_tokens": 120, "n": outputs, "temperature": 0.5}
+            whole = await client.generate(**asked)
+            events: list[Event] = []
+            async for event in client.stream(**asked):
+                events.append(event)
+                if len(events) == 12:
+                    await (cluster.gateway.drain() if end == "drained" else cluster.gateway.close())
+                    cluster.gateway = await next_gateway(cluster)
+
+            said = [
+                [t for e in events if isinstance(e, Output) and e.index == n for t in e.token_ids]
+                for n in range(outputs)
+            ]
+            text = ["".join(e.text for e in events if isinstance(e, Output) and e.index == n) for n in range(outputs)]
+            assert said == [output.token_ids for output in whole.outputs]
+            assert text == [output.text for output in whole.outputs]
+            assert [type(event) for event in events].count(Accepted) == 1
+            assert sorted(e.index for e in events if isinstance(e, Finished)) == list(range(outputs))
+            await eventually(lambda: not cluster.engine.live)
+            await client.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_client_without_patience_hears_that_its_gateway_left(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG), drain_grace_s=0.05) as cluster:
+            client = AsyncClient(cluster.address, patience_s=0)
+            stream = client.stream(token_ids=[5])
+            await anext(stream)
+            await asyncio.sleep(0.05)
+
+            drain = asyncio.create_task(cluster.gateway.drain())
+
+            with pytest.raises(GenerationFailedError, match="gateway shut down"):
+                async for _ in stream:
+                    pass
+            await drain
+            await client.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_gateway_that_does_not_come_back_is_unavailable_when_patience_ends(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG)) as cluster:
+            client = AsyncClient(cluster.address, patience_s=0.5)
+            stream = client.stream(token_ids=[5])
+            await anext(stream)
+            await anext(stream)
+            await cluster.gateway.close()
+
+            with pytest.raises((UnavailableError, GenerationFailedError)):
+                async for _ in stream:
+                    pass
+            await client.close()
+
+    asyncio.run(scenario())
+
+
+def a_call(outputs: int = 2) -> ResumableCall:
+    call = GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams(n=outputs))
+    return ResumableCall(call, patience_s=10, now=0.0)
+
+
+ACCEPTED = Accepted(request_id="r", seed=3, prompt_tokens=1, fingerprint="f")
+
+
+def test_what_was_heard_is_what_is_resumed_and_finished_outputs_are_left_out() -> None:
+    request = a_call()
+    assert request.call.resume is None
+
+    for event in (
+        ACCEPTED,
+        Output(index=1, token_ids=(7, 8)),
+        Output(index=0, token_ids=(6,)),
+        Output(index=1, token_ids=(9,)),
+        Finished(index=0, reason=FinishReason.STOP),
+    ):
+        assert request.hear(event, 1.0) is event
+
+    resume = request.call.resume
+    assert resume is not None
+    assert (resume.seed, resume.fingerprint, request.call.request_id) == (3, "f", "r")
+    assert resume.outputs == (OutputSoFar(index=1, token_ids=(7, 8, 9)),)
+    assert request.hear(ACCEPTED, 2.0) is None, "the caller has heard that already"
+
+
+def test_only_an_accepted_request_is_asked_again_and_only_for_a_while() -> None:
+    request = a_call()
+    left = GenerationFailedError("the gateway failed")
+    with pytest.raises(GenerationFailedError) as caught:
+        request.hear(Failed(message="the gateway shut down", resumable=True), 0.0)
+    assert not request.may_go_on(caught.value, 1.0)
+
+    request.hear(ACCEPTED, 1.0)
+    request.hear(Output(index=0, token_ids=(6,)), 5.0)
+
+    assert request.may_go_on(caught.value, 14.9)
+    assert not request.may_go_on(caught.value, 15.1)
+    assert not request.may_go_on(left, 5.0)
+    pauses = [request.pause_s() for _ in range(8)]
+    assert pauses == sorted(pauses)
+    request.hear(Output(index=0, token_ids=(6,)), 6.0)
+    assert request.pause_s() == pauses[0]

@@ -1,0 +1,295 @@
+"""No request lost: what happens to an accepted request when its replica is, and the text it has in the end."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from fakes import FakeEngine
+from gateway.harness import Cluster, eventually, pb, rest, running, stopping, tokens
+
+from outrider.workers.engine.handle import Deliver
+from outrider.workers.engine.request import Request
+from outrider.workers.service import EngineServer
+
+LONG = 100_000
+
+
+@contextlib.asynccontextmanager
+async def another(cluster: Cluster, engine: FakeEngine, *, replaces: bool = False) -> AsyncIterator[EngineServer]:
+    """A second replica, in the table beside the first or in its place."""
+    leader = EngineServer(engine)
+    address = f"127.0.0.1:{await asyncio.to_thread(leader.start)}"
+    routes = [("r0", 2, address)] if replaces else [("r0", 1, cluster.leader_address), ("r1", 1, address)]
+    await cluster.controller.publish(*routes)
+    try:
+        yield leader
+    finally:
+        await asyncio.to_thread(leader.stop)
+        engine.close()
+
+
+def ready_replicas(cluster: Cluster) -> float | None:
+    return cluster.gateway.metrics.registry.get_sample_value("outrider_gateway_ready_replicas")
+
+
+def moves(cluster: Cluster) -> float | None:
+    return cluster.gateway.metrics.registry.get_sample_value("outrider_gateway_request_moves_total")
+
+
+def output_tokens(events: list[pb.GenerateResponse], index: int = 0) -> list[int]:
+    return [
+        t
+        for event in events
+        if event.HasField("output") and event.output.index == index
+        for t in event.output.token_ids
+    ]
+
+
+def text(events: list[pb.GenerateResponse]) -> str:
+    return "".join(event.output.text for event in events if event.HasField("output"))
+
+
+async def begun(cluster: Cluster, least: int = 3, **fields: object) -> tuple["grpc.aio.UnaryStreamCall", list]:
+    """A call, and its events up to `least` tokens of output 0."""
+    call = cluster.inference.Generate(tokens(5, **fields))
+    events = []
+    while len(output_tokens(events)) < least:
+        events.append(await call.read())
+    return call, events
+
+
+def test_a_request_whose_leader_dies_goes_on_elsewhere_with_the_same_tokens_each_once(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG)) as cluster:
+            limits = stopping(max_tokens=60)
+            undisturbed = await cluster.events(tokens(5, stopping=limits))
+            other = FakeEngine(max_model_len=LONG)
+            async with another(cluster, other):
+                await eventually(lambda: ready_replicas(cluster) == 2)
+                cluster.engine.stall_after(10)
+                call, events = await begun(cluster, stopping=limits)
+
+                await asyncio.to_thread(cluster.leader.stop)
+                events += await rest(call)
+
+                assert output_tokens(events) == output_tokens(undisturbed)
+                assert text(events) == text(undisturbed)
+                assert events[-1].finished.usage.completion_tokens == 60
+                (resumed,) = other.submitted
+                assert resumed.prompt_token_ids == (5,)
+                assert (
+                    list(resumed.resumed[0].token_ids)
+                    == output_tokens(undisturbed)[: len(resumed.resumed[0].token_ids)]
+                )
+                assert len(resumed.resumed[0].token_ids) >= 3
+                assert resumed.seed == cluster.engine.submitted[-1].seed
+                assert moves(cluster) == 1
+
+    asyncio.run(scenario())
+
+
+def test_of_several_outputs_only_the_unfinished_are_resumed(model: Path) -> None:
+    async def scenario() -> None:
+        def script(request, index):  # noqa: ANN001, ANN202  # the fake's own
+            return [50, 1] if index == 1 else [60 + index] * 1000  # output 1 ends at once
+
+        async with running(model, FakeEngine(script, max_model_len=LONG)) as cluster:
+            other = FakeEngine(script, max_model_len=LONG)
+            async with another(cluster, other):
+                await eventually(lambda: ready_replicas(cluster) == 2)
+                cluster.engine.stall_after(10)
+                call, events = await begun(cluster, num_sequences=3, stopping=stopping(max_tokens=80))
+
+                await asyncio.to_thread(cluster.leader.stop)
+                events += await rest(call)
+
+                assert [output.index for output in other.submitted[0].resumed] == [0, 2]
+                assert [len(output_tokens(events, index)) for index in range(3)] == [80, 2, 80]
+                assert sorted(e.finished.index for e in events if e.HasField("finished")) == [0, 1, 2]
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_string_that_began_before_the_loss_still_ends_the_text_behind_it(model: Path) -> None:
+    async def scenario() -> None:
+        letters = [ord("a") + 3, ord("b") + 3, ord("c") + 3, ord("d") + 3]
+
+        def script(request, index):  # noqa: ANN001, ANN202  # the fake's own
+            return [letters[0]] * 5 + letters * 100
+
+        async with running(model, FakeEngine(script, max_model_len=LONG)) as cluster:
+            undisturbed = await cluster.events(tokens(5, stopping=stopping(max_tokens=50)))
+            stop = text(undisturbed)[8:12]
+            limits = stopping(max_tokens=50, stop=[stop])
+            expected = await cluster.events(tokens(5, stopping=limits))
+            other = FakeEngine(script, max_model_len=LONG)
+            async with another(cluster, other):
+                await eventually(lambda: ready_replicas(cluster) == 2)
+                cluster.engine._per_round = lambda given: (
+                    1 if given < 9 else 0
+                )  # never gets past the stop's first letter
+                call, events = await begun(cluster, least=9, stopping=limits)
+
+                await asyncio.to_thread(cluster.leader.stop)
+                events += await rest(call)
+
+                assert (text(events), output_tokens(events)) == (text(expected), output_tokens(expected))
+                assert events[-1].finished.stop_string == stop
+
+    asyncio.run(scenario())
+
+
+def test_a_request_waits_for_the_generation_that_the_controller_has_announced(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG)) as cluster:
+            cluster.engine.stall_after(10)
+            call, events = await begun(cluster, stopping=stopping(max_tokens=60))
+            await asyncio.to_thread(cluster.leader.stop)
+            await cluster.controller.end("r0", 1, "rank 1 died", pending=1)
+            await asyncio.sleep(0.1)
+            assert cluster.gateway.live_requests == 1
+            assert not cluster.gateway.ready
+
+            async with another(cluster, FakeEngine(max_model_len=LONG), replaces=True):
+                events += await rest(call)
+
+            assert len(output_tokens(events)) == 60
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_fails_gives_its_requests_to_others(model: Path) -> None:
+    async def scenario() -> None:
+        first, second = FakeEngine(max_model_len=LONG), FakeEngine(max_model_len=LONG)
+        async with running(model, first) as cluster, another(cluster, second):
+            await eventually(lambda: ready_replicas(cluster) == 2)
+            first.stall_after(10)
+            call, events = await begun(cluster, stopping=stopping(max_tokens=60))
+
+            first.fail("rank 1 did not answer within 300 s in round 7")
+
+            assert len(output_tokens(events + await rest(call))) == 60
+            assert second.submitted
+
+    asyncio.run(scenario())
+
+
+def test_other_numerics_are_never_asked_and_the_error_says_so(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG)) as cluster:
+            other = FakeEngine(max_model_len=LONG, fingerprint="cafe")
+            async with another(cluster, other):
+                await eventually(lambda: ready_replicas(cluster) == 2)
+                cluster.engine.stall_after(10)
+                call, _ = await begun(cluster, stopping=stopping(max_tokens=600))
+                await cluster.controller.publish(("r1", 1, ""))  # r0 takes no more
+                await cluster.controller.end("r0", 1, "rank 1 died")
+
+                events = await rest(call)
+
+                assert events[-1].error.message == (
+                    "replica r0 (generation 1) ended: rank 1 died; no replica with fingerprint feedbeef is left "
+                    "(r1 (generation 1) has cafe)"
+                )
+                assert not other.submitted
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_ends_every_engine_it_meets_is_not_sent_round_for_ever(model: Path) -> None:
+    class PoisonedEngine(FakeEngine):
+        """Ends with the first request it gets."""
+
+        def submit(self, request: Request, deliver: Deliver) -> None:
+            super().submit(request, deliver)
+            self.fail("the engine failed: ValueError: poison")
+
+    async def scenario() -> None:
+        async with running(model) as cluster, contextlib.AsyncExitStack() as stack:
+            routes = []
+            for generation in range(1, 7):
+                leader = EngineServer(PoisonedEngine(max_model_len=LONG))
+                stack.push_async_callback(asyncio.to_thread, leader.stop)
+                routes.append((f"p{generation}", generation, f"127.0.0.1:{await asyncio.to_thread(leader.start)}"))
+            await cluster.controller.publish(*routes)
+            await eventually(lambda: ready_replicas(cluster) == 6)
+
+            events = await cluster.events(tokens(5))
+
+            assert [event.WhichOneof("event") for event in events] == ["accepted", "error"]
+            assert events[-1].error.message == (
+                "the engine failed: ValueError: poison; it was moved 3 times without a token"
+            )
+            assert moves(cluster) == 3
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_for_a_successor_is_told_when_the_gateway_shuts_down(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG), drain_grace_s=0.2) as cluster:
+            cluster.engine.stall_after(10)
+            call, _ = await begun(cluster)
+            await asyncio.to_thread(cluster.leader.stop)
+            await cluster.controller.end("r0", 1, "rank 1 died", pending=1)
+
+            drain = asyncio.create_task(cluster.gateway.drain())
+
+            assert "gateway shut down" in (await rest(call))[-1].error.message
+            await drain
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("had", [0, 1, 17, 40])
+def test_a_client_resumes_what_another_gateway_began_behind_the_tokens_it_has(model: Path, had: int) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG)) as cluster:
+            limits = stopping(max_tokens=40)
+            whole = await cluster.events(tokens(5, stopping=limits))
+            accepted, said = whole[0].accepted, output_tokens(whole)
+            so_far = [pb.ResumedOutput(index=0, token_ids=said[:had])]
+            resume = pb.Resume(seed=accepted.seed, fingerprint=accepted.fingerprint, outputs=so_far)
+
+            events = await cluster.events(tokens(5, stopping=limits, resume=resume))
+
+            assert output_tokens(events) == said[had:]
+            assert text(whole).endswith(text(events))
+            assert events[0].accepted.seed == accepted.seed
+            assert events[-1].finished.usage.completion_tokens == 40
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("resume", "problem"),
+    [
+        ({"outputs": []}, "resume.outputs must name"),
+        ({"outputs": [{"index": 2}]}, "distinct indices below 2"),
+        ({"outputs": [{"index": 0}, {"index": 0}]}, "distinct indices below 2"),
+        ({"outputs": [{"index": 0, "token_ids": [7] * 10}]}, "output 0 has 10 tokens, and may have 9"),
+        ({"outputs": [{"index": 0, "token_ids": [400]}]}, "token 0 of output 0 must be below 400"),
+        ({"outputs": [{"index": 0}], "seed": 4}, r"seed must be resume.seed \(4\)"),
+        ({"outputs": [{"index": 0}], "fingerprint": "cafe"}, "resume.fingerprint: no replica with fingerprint cafe"),
+    ],
+)
+def test_a_resume_that_continues_nothing_is_refused_by_name(model: Path, resume: dict, problem: str) -> None:
+    async def scenario() -> None:
+        async with running(model) as cluster:
+            fields = {"fingerprint": "feedbeef", "seed": 3, **resume}
+            request = tokens(
+                5,
+                resume=pb.Resume(**fields),
+                num_sequences=2,
+                sampling=pb.SamplingParameters(seed=3),
+                stopping=stopping(max_tokens=9),
+            )
+            with pytest.raises(grpc.aio.AioRpcError, match=problem) as caught:
+                await cluster.events(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert not cluster.engine.submitted
+
+    asyncio.run(scenario())
