@@ -39,8 +39,8 @@ class RayPlacement:
 class MachineKeeper:
     """Tells a provider whenever the need has changed, and again after it has failed. One asyncio loop."""
 
-    def __init__(self, provider: MachineProvider, need: Callable[[], Need]) -> None:
-        self._provider, self._need = provider, need
+    def __init__(self, provider: MachineProvider, need: Callable[[], Need], tell_every_s: float = TELL_EVERY_S) -> None:
+        self._provider, self._need, self._tell_every_s = provider, need, tell_every_s
         self.problem = ""  # why the last attempt failed
 
     async def keep(self) -> None:
@@ -49,7 +49,7 @@ class MachineKeeper:
         while True:
             need = self._need()
             if need == told:
-                await asyncio.sleep(TELL_EVERY_S)
+                await asyncio.sleep(self._tell_every_s)
             elif await self._tell(need):
                 told = need
             else:

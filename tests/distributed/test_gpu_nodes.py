@@ -42,6 +42,7 @@ def gpu_nodes(ray_address: str) -> Iterator[GpuNodes]:
     nodes.close()
 
 
+@pytest.mark.full
 def test_ranks_sit_as_planned_and_a_node_that_goes_is_named_and_replaced(
     controlled: Start, gpu_nodes: GpuNodes
 ) -> None:

@@ -18,6 +18,7 @@ from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway_process import GatewayProcess, free_port
 from outrider.cluster.generation import Output
 from outrider.proto import cluster_pb2
+from outrider.workers.cluster_key import draw_key
 from outrider.workers.config import EngineConfig
 
 Start = Callable[..., Controlled]
@@ -44,7 +45,7 @@ class Served:
             port=free_port("127.0.0.1"),
             metrics_port=None,
             door=Door(),
-            cluster_key="",
+            cluster_key=draw_key(),  # which this controller, having none, does not ask for
             log_level="error",
         )
         self._gateway.wait_until_ready(self._stop)
@@ -140,6 +141,7 @@ def test_a_drained_replica_finishes_its_streams_and_leaves_without_another_in_it
         served.client.drain("r0")
 
 
+@pytest.mark.full
 def test_a_drain_whose_time_is_over_moves_its_streams(controlled: Start, model_path: str) -> None:
     served = Served(controlled(SpeakingRank, model_path=model_path, replicas=2, drain_grace_s=1.5))
     try:
@@ -193,6 +195,7 @@ def test_a_number_of_replicas_that_cannot_be_is_refused_by_name(controlled: Star
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.full
 def test_generations_are_not_counted_anew_when_a_name_is_used_again(controlled: Start) -> None:
     cluster = controlled(IdleRank, replicas=2)
     cluster.wait_for_status(lambda status: ready(status) == {"r0", "r1"})
