@@ -19,9 +19,9 @@ class RankStatus:
     device: str
     state: str  # "starting", "loading", "ready" or "failed"
     busy: float  # share of the time since start in which it computed, 0..1
-    visible_devices: str  # of its node's accelerators; empty on a CPU
-    interface: str  # through which it meets ranks on other nodes
-    node_id: str  # Ray's
+    visible_devices: str = ""  # of its node's accelerators; empty on a CPU
+    interface: str = ""  # through which it meets ranks on other nodes
+    node_id: str = ""  # Ray's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class ReplicaStatus:
     problem: str  # why it failed, or what room it waits for
     ranks: tuple[RankStatus, ...]
     engine: EngineStatus
-    last_ending: str  # why the generation before this one ended; empty if there was none
+    last_ending: str = ""  # why the generation before this one ended; empty if there was none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +81,8 @@ class ClusterStatus:
     version: str
     replicas: tuple[ReplicaStatus, ...]
     problem: str
-    desired_replicas: int
-    last_scaling: str  # what the autoscaler last changed, and why
+    desired_replicas: int = 0
+    last_scaling: str = ""  # what the autoscaler last changed, and why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
