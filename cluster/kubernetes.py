@@ -15,6 +15,7 @@ from outrider.workers.errors import OutriderError
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayclusters"
 TIMEOUT_S = 10.0
+JSON_PATCH = "application/json-patch+json"
 
 
 def connect() -> kubernetes.client.CustomObjectsApi:
@@ -45,7 +46,9 @@ class RayClusterMachines:
             cluster: Any = self._api.get_namespaced_custom_object(**self._address(), _request_timeout=TIMEOUT_S)
             operations = patch(cluster, self._group, need)
             if operations:
-                self._api.patch_namespaced_custom_object(**self._address(), body=operations, _request_timeout=TIMEOUT_S)
+                self._api.patch_namespaced_custom_object(
+                    **self._address(), body=operations, _content_type=JSON_PATCH, _request_timeout=TIMEOUT_S
+                )
         except ApiException as error:
             raise OutriderError(f"{self._label()}: Kubernetes answered {error.status} {error.reason}") from error
         except HTTPError as error:

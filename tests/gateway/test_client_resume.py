@@ -1,6 +1,7 @@
 """A client's request outlives its gateway: it goes on at the next that answers at the address, with the same text."""
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from gateway.harness import Cluster, eventually, running
 from outrider import AsyncClient
 from outrider.cluster.client_resume import ResumableCall
 from outrider.cluster.errors import GenerationFailedError, UnavailableError
-from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.cluster.gateway.server import Gateway
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
 from outrider.workers.engine.request import FinishReason, OutputSoFar
 from outrider.workers.sampling_params import SamplingParams
@@ -20,7 +21,7 @@ LONG = 100_000
 
 async def next_gateway(cluster: Cluster) -> Gateway:
     """Another, where the first was."""
-    gateway = Gateway(GatewaySettings(controller=cluster.controller.address, port=cluster.gateway.port))
+    gateway = Gateway(dataclasses.replace(cluster.gateway.settings, port=cluster.gateway.port))
     await gateway.start()
     return gateway
 
@@ -33,12 +34,14 @@ def test_a_stream_whose_gateway_ends_goes_on_at_the_next(model: Path, end: str, 
             client = AsyncClient(cluster.address)
             asked = {"token_ids": [5], "max_tokens": 120, "n": outputs, "temperature": 0.5}
             whole = await client.generate(**asked)
+            cluster.engine.stall_after(100)
             events: list[Event] = []
             async for event in client.stream(**asked):
                 events.append(event)
                 if len(events) == 12:
                     await (cluster.gateway.drain() if end == "drained" else cluster.gateway.close())
                     cluster.gateway = await next_gateway(cluster)
+                    cluster.engine.stall_after(LONG)
 
             said = [
                 [t for e in events if isinstance(e, Output) and e.index == n for t in e.token_ids]

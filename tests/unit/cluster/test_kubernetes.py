@@ -2,13 +2,12 @@
 
 import asyncio
 import itertools
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-import kmock
 import kubernetes
 import pytest
+from fake_kubernetes import FakeKubernetes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,69 +82,54 @@ def test_what_cannot_be_patched_is_said(cluster: dict[str, Any], group: str, nee
         patch(cluster, group, Need(replicas=need))
 
 
-class FakeKubernetes:
-    """A server on a thread with an event loop of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._end = asyncio.Event()
-        self._serving = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
-
-    async def _start(self) -> "asyncio.Task[None]":
-        ready = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._serve(ready))
-        self.handler, self.url = await ready
-        return task
-
-    async def _serve(self, ready: "asyncio.Future[tuple[kmock.KubernetesScaffold, str]]") -> None:
-        async with kmock.KubernetesScaffold() as handler, kmock.Server(handler) as server:
-            ready.set_result((handler, str(server.url)))
-            await self._end.wait()
-
-    @property
-    def api(self) -> kubernetes.client.CustomObjectsApi:
-        configuration = kubernetes.client.Configuration(host=self.url.rstrip("/"))
-        configuration.retries = False
-        return kubernetes.client.CustomObjectsApi(kubernetes.client.ApiClient(configuration))
-
-    def close(self) -> None:
-        async def end() -> None:
-            self._end.set()
-            await self._serving
-
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
 @pytest.fixture
 def fake() -> Iterator[FakeKubernetes]:
-    server = FakeKubernetes()
+    server = FakeKubernetes(PATH, a_cluster(3))
     yield server
     server.close()
 
 
 def test_one_object_is_read_and_patched_by_name_and_nothing_else_is_asked(fake: FakeKubernetes) -> None:
-    patches: list[Any] = []
-    fake.handler[f"get {PATH}"] << a_cluster(3)
-    fake.handler[f"patch {PATH}"] << (lambda request: patches.append((request.headers, request.data)) or a_cluster(1))
+    machines = RayClusterMachines(fake.api, "ns/r1", "workers")
 
-    RayClusterMachines(fake.api, "ns/r1", "workers").provide(Need(replicas=1, unused_hosts=("pod-2",)))
+    machines.provide(Need(replicas=1, unused_hosts=("pod-2",)))
+    machines.provide(Need(replicas=1, unused_hosts=("pod-2",)))
 
-    ((headers, operations),) = patches
-    assert headers["Content-Type"] == "application/json-patch+json"
-    assert workers_of(applied(a_cluster(3), operations))["replicas"] == 1
-    assert [str(request.url.path) for request in fake.handler] == [PATH, PATH]
+    group = workers_of(fake.object)
+    assert (group["replicas"], group["scaleStrategy"]) == (1, {"workersToDelete": ["pod-2"]})
+    assert [(method, path) for method, path, _ in fake.asked] == [("GET", PATH), ("PATCH", PATH), ("GET", PATH)]
+    assert fake.asked[1][2] == "application/json-patch+json"
+
+
+def test_replicas_go_up_and_down_by_a_sequence_of_patches_that_never_deletes_a_pod_in_use(
+    fake: FakeKubernetes,
+) -> None:
+    machines = RayClusterMachines(fake.api, "ns/r1", "workers")
+
+    seen = []
+    for need in (Need(replicas=4), Need(replicas=2, unused_hosts=("pod-4", "pod-5")), Need(replicas=3)):
+        machines.provide(need)
+        group = workers_of(fake.object)
+        seen.append((group["replicas"], group["scaleStrategy"]["workersToDelete"]))
+
+    assert seen == [(4, []), (2, ["pod-4", "pod-5"]), (3, [])]
+
+
+def test_a_group_that_moved_in_the_list_meanwhile_is_not_mistaken_for_another(fake: FakeKubernetes) -> None:
+    fake.before_patch = lambda: fake.object["spec"]["workerGroupSpecs"].reverse()
+
+    with pytest.raises(OutriderError, match="RayCluster ns/r1: Kubernetes answered 422"):
+        RayClusterMachines(fake.api, "ns/r1", "workers").provide(Need(replicas=1))
+
+    assert {group["groupName"]: group["replicas"] for group in fake.object["spec"]["workerGroupSpecs"]} == {
+        "cpu": 7,
+        "workers": 3,
+    }
 
 
 def test_what_kubernetes_refuses_is_one_line_that_names_the_object(fake: FakeKubernetes) -> None:
-    fake.handler[f"get {PATH}"] << 403 << {"message": "no"}
-
-    with pytest.raises(OutriderError, match=r"RayCluster ns/r1: Kubernetes answered 403 Forbidden"):
-        RayClusterMachines(fake.api, "ns/r1", "workers").provide(Need(replicas=2))
+    with pytest.raises(OutriderError, match=r"RayCluster ns/other: Kubernetes answered 403 Forbidden"):
+        RayClusterMachines(fake.api, "ns/other", "workers").provide(Need(replicas=2))
 
 
 def test_a_kubernetes_that_does_not_answer_is_one_line_too() -> None:
