@@ -87,3 +87,18 @@ def test_a_timed_engine_says_what_the_engine_says_and_times_it() -> None:
     assert sum(len(chunk.token_ids) for chunk in chunks) == 4
     assert observation.reason == "length"
     assert 0 < (observation.time_to_first_token_s or 0) <= observation.latency_s
+
+
+def test_the_longest_wait_for_a_first_token_is_of_the_oldest_request_that_has_none(
+    clock: Clock, times: RequestTimes
+) -> None:
+    assert times.oldest_wait_s() == 0
+    times.begin(a_request())
+    clock.now = 2.0
+    times.begin(a_request("later"))
+    clock.now = 5.0
+    assert times.oldest_wait_s() == 5.0
+
+    times.record([a_chunk(1)])
+
+    assert times.oldest_wait_s() == 3.0

@@ -58,7 +58,8 @@ class ReplicaTwin:
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
         self.requests[request.request_id] = request
-        self.outputs.update({(request.request_id, index): Output() for index in range(request.params.n)})
+        for output in request.outputs:
+            self.outputs[request.request_id, output.index] = Output(token_ids=list(output.token_ids))
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
         self.hear(self.scheduler.cancel(request_id, index))
@@ -150,7 +151,7 @@ class ReplicaTwin:
             assert start.sequence_id not in self._known
             prompt = self._request_of(start.sequence_id).prompt_token_ids
             assert start.prompt_tokens == len(prompt)
-            self._known[start.sequence_id] = Known(start, list(prompt))
+            self._known[start.sequence_id] = Known(start, [*prompt, *start.output_token_ids])
 
     def _request_of(self, sequence_id: int) -> Request:
         return self._live(sequence_id).request

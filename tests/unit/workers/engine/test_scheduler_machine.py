@@ -1,14 +1,16 @@
 """Any order of arrivals, rounds, verdicts, cancellations and preemptions, in pools that are nearly too small."""
 
+import dataclasses
 from random import Random
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from unit.workers.engine.replica_twin import ReplicaTwin
-from unit.workers.engine.toy_model import request
+from unit.workers.engine.toy_model import request, straight_line_text
 
 from outrider.workers.engine.blocks import blocks_needed
+from outrider.workers.engine.request import OutputSoFar
 from outrider.workers.engine.scheduler import SchedulerConfig
 
 _PROMPTS = ([1, 2, 3, 4] * 8, [1, 2, 3, 4] * 2 + [2] * 24, [3] * 32)  # share beginnings
@@ -60,6 +62,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         name = f"r{len(self.twin.requests)}"
         self.twin.add(request(name, tokens, max_tokens=max_tokens, n=n, speculation=speculation, seed=seed))
 
+    @precondition(lambda self: self.twin.requests)
+    @rule(which=st.integers(0, 100), had=st.lists(st.integers(0, 12), min_size=1, max_size=3))
+    def take_over(self, which: int, had: list[int]) -> None:
+        """A request like an earlier one, of which another replica has said this much, some outputs wholly."""
+        earlier = list(self.twin.requests.values())[which % len(self.twin.requests)]
+        so_far = []
+        for index, count in enumerate(had[: earlier.params.n]):
+            text, _ = straight_line_text(earlier, index, self.twin.config.max_model_len)
+            if count < len(text):
+                so_far.append(OutputSoFar(index=index, token_ids=tuple(text[:count])))
+        if so_far:
+            name = f"r{len(self.twin.requests)}"
+            self.twin.add(dataclasses.replace(earlier, request_id=name, resumed=tuple(so_far)))
+
     @rule(lane=st.integers(0, 2))
     def start(self, lane: int) -> None:
         lane %= self.twin.config.lanes
@@ -91,6 +107,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def no_block_is_leaked_shared_wrongly_or_lost(self) -> None:
         if hasattr(self, "twin"):
             self.twin.check_pool()
+
+    @invariant()
+    def the_tokens_in_flight_are_those_of_the_unfinished_sequences(self) -> None:
+        if hasattr(self, "twin"):
+            scheduler = self.twin.scheduler
+            held = sum(len(s.token_ids) for live in scheduler._requests.values() for s in live)
+            assert scheduler.counters.tokens == held
 
     def teardown(self) -> None:
         """Everything ends, in a bounded number of rounds, with the right text, and gives back every block."""
