@@ -43,6 +43,16 @@ def _assert_no_rank_is_left() -> None:
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_or_freezes_is_named_within_ten_seconds(llm: LLM, rank: int, sign: signal.Signals) -> None:
+    _assert_named_when_struck(llm, rank, sign)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.full)])
+def test_a_rank_that_shares_a_stage_is_named_too(sign: signal.Signals) -> None:
+    with LLM("scout", tensor_parallel_size=2, kv_cache_memory_bytes=256 << 20) as llm:
+        _assert_named_when_struck(llm, 1, sign)
+
+
+def _assert_named_when_struck(llm: LLM, rank: int, sign: signal.Signals) -> None:
     started = threading.Event()
 
     def strike() -> None:
