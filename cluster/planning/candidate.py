@@ -42,6 +42,11 @@ class Candidate:
     def at(self, concurrency: int) -> "Candidate":
         return replace(self, workload=replace(self.workload, concurrency=concurrency))
 
+    def by_drafts(self, most: int = 6) -> "list[Candidate]":
+        """With 0, 1, ... drafts a round; only without, if the model has no MTP module."""
+        depths = range(1 + most if self.shapes.model.num_nextn_predict_layers else 1)
+        return [replace(self, workload=replace(self.workload, draft_steps=steps)) for steps in depths]
+
     @cached_property
     def clock(self) -> Clock:
         return Clock(self.shapes, self.split, self.workload, self.fleet, self.efficiency)

@@ -29,6 +29,7 @@ def document(model: str, ranking: Ranking, goal: Goal, alternatives: int) -> dic
         "stages": stages(best),
         "ranks": [dataclasses.asdict(rank) for rank in best.ranks()],
         "collectives": collectives(best),
+        "drafts": [drafts(one) for one in best.by_drafts()],
         "alternatives": [summary(other) for other in shown[1 : 1 + alternatives]],
         "refused": refused,
         "efficiency": dataclasses.asdict(best.efficiency),
@@ -57,6 +58,17 @@ def summary(plan: Candidate) -> dict[str, Any]:
         "round_s": plan.round_s,
         "seconds_per_token": plan.token_s,
         "seconds_to_first_token": plan.first_token_s,
+        "tokens_per_s_per_user": plan.tokens_per_s_per_user,
+        "tokens_per_s_per_gpu": plan.tokens_per_s_per_gpu,
+    }
+
+
+def drafts(plan: Candidate) -> dict[str, Any]:
+    """What a number of drafts a round comes to."""
+    return {
+        "draft_steps": plan.workload.draft_steps,
+        "tokens_per_round": plan.workload.tokens_per_round,
+        "round_s": plan.round_s,
         "tokens_per_s_per_user": plan.tokens_per_s_per_user,
         "tokens_per_s_per_gpu": plan.tokens_per_s_per_gpu,
     }

@@ -48,7 +48,7 @@ class Split:
 
     def __str__(self) -> str:
         named = {"TP": self.tensor, "PP": self.pipeline, "DP": self.data, "EP": self.expert}
-        return " ".join(f"{name}{size}" for name, size in named.items() if size > 1) or "one GPU"
+        return " ".join(f"{name}{size}" for name, size in named.items() if size > 1) or "unsplit"
 
 
 def refusal(model: ModelConfig, split: Split, redundant_experts: int = 0) -> str | None:

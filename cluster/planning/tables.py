@@ -14,7 +14,7 @@ _GB = 1e9
 def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Goal, console: Console) -> None:
     work = best.workload
     console.print(
-        f"[bold]{model}[/] on {best.fleet}: [bold]{best.split}[/], {best.split.world_size} GPUs, for {goal.objective}:"
+        f"[bold]{model}[/] on {best.fleet}: [bold]{best.split}[/] on {_gpus(best)}, for {goal.objective}:"
         f" {work.concurrency} sequences of {work.context:,} tokens, {work.draft_steps} drafts at {work.acceptance:.0%}",
         highlight=False,
     )
@@ -22,10 +22,15 @@ def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Goal, 
         ("Plans, best first", plans(shown)),
         ("Memory of each GPU by layers, GB", memory(best)),
         (_round_title(best), time(best)),
+        (f"Drafts a round, each accepted with {work.acceptance:.0%}", drafts(best)),
         (f"Collectives of a round with {_rows(best)} rows in a data group", exchange(best)),
     ):
         console.print(f"\n[bold]{title}[/]", highlight=False)
         console.print(table)
+
+
+def _gpus(plan: Candidate) -> str:
+    return "1 GPU" if plan.split.world_size == 1 else f"{plan.split.world_size} GPUs"
 
 
 def _round_title(plan: Candidate) -> str:
@@ -80,6 +85,20 @@ def _by_stage(plan: Candidate, stages: Sequence[dict[str, float]]) -> Table:
     for part in dict.fromkeys(part for stage in stages for part in stage):
         table.add_row(part, *(_amount(stage.get(part, 0.0)) for stage in stages))
     table.add_row("in all", *(_amount(sum(stage.values())) for stage in stages), style="bold")
+    return table
+
+
+def drafts(plan: Candidate) -> Table:
+    """What drafting deeper would do, all else alike."""
+    table = _table("drafts", "tokens a round", "ms a round", "tokens/s a user", "tokens/s a GPU")
+    for one in plan.by_drafts():
+        table.add_row(
+            str(one.workload.draft_steps),
+            f"{one.workload.tokens_per_round:.2f}",
+            f"{one.round_s * 1e3:.2f}",
+            f"{one.tokens_per_s_per_user:.1f}",
+            f"{one.tokens_per_s_per_gpu:.1f}",
+        )
     return table
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from outrider.cluster.cli import run
+from outrider.workers.config import resolve_model
 
 SOURCE = Path(__file__).parents[3] / "src"
 R1_ON_H200 = ("plan", "--model", "deepseek-r1", "--gpu", "h200", "--nodes", "1", "--gpus-per-node", "8")
@@ -40,6 +41,28 @@ def test_the_bytes_of_a_stage_add_up_to_what_a_gpu_needs(capsys: pytest.CaptureF
 
     tightest = plan["stages"][plan["tightest_stage"]]
     assert sum(tightest["bytes"].values()) == pytest.approx(plan["bytes_per_gpu"], rel=1e-3)
+
+
+def test_deeper_drafts_pay_while_rounds_are_short_and_are_told_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    lone, crowd = (planned(capsys, *R1_ON_H200, "--concurrency", count)["drafts"] for count in ("1", "256"))
+
+    def gain(depths: list) -> float:  # type: ignore[type-arg]
+        return float(depths[3]["tokens_per_s_per_user"] / depths[0]["tokens_per_s_per_user"])
+
+    assert [one["draft_steps"] for one in lone] == list(range(7))
+    assert [one["tokens_per_round"] for one in lone] == sorted(one["tokens_per_round"] for one in lone)
+    assert gain(lone) > gain(crowd)
+    assert gain(lone) > 1.2
+
+
+def test_a_model_without_a_module_is_planned_without_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = json.loads((resolve_model("scout") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "num_nextn_predict_layers": 0}))
+
+    plan = planned(capsys, "plan", "--model", str(tmp_path), "--gpu", "h200")
+
+    assert [one["draft_steps"] for one in plan["drafts"]] == [0]
+    assert "drafter" not in plan["stages"][0]["bytes"]
 
 
 def test_a_table_names_the_best_split_and_the_parts_of_a_round(capsys: pytest.CaptureFixture[str]) -> None:
