@@ -122,6 +122,8 @@ class Authenticator(grpc.aio.ServerInterceptor):
             roles = " or ".join(sorted(role.value for role in wanted))
             message = f"{caller.name} may not call {method}: it needs the role {roles}"
             return self._refuse(grpc.StatusCode.PERMISSION_DENIED, message, method, caller.name)
+        level = logging.INFO if wanted == {Role.ADMIN} else logging.DEBUG
+        logs.event(log, level, "call let in", method=method, caller=caller.name)
         return await continuation(details)
 
     def _refuse(self, code: grpc.StatusCode, message: str, method: str, name: str) -> Any:

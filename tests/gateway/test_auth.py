@@ -141,6 +141,24 @@ def test_a_changed_token_file_takes_effect_and_a_broken_one_does_not(model: Path
     asyncio.run(scenario())
 
 
+def test_the_log_says_who_made_an_administrators_call(
+    model: Path, token_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with running(model, door=Door(auth_token_file=token_file)) as cluster:
+            async with AsyncClient(cluster.address, ClientSecurity(token=BOSS)) as boss:
+                await boss.status()
+            async with AsyncClient(cluster.address, ClientSecurity(token=TEXT)) as writer:
+                await writer.model()
+
+    with caplog.at_level(logging.INFO, logger="outrider"):
+        asyncio.run(scenario())
+
+    lines = [json.loads(logs.JsonFormatter().format(record)) for record in caplog.records]
+    let_in = [(one["method"], one["caller"]) for one in lines if one["event"] == "call let in"]
+    assert let_in == [("/outrider.v1.ClusterService/GetStatus", "boss")]
+
+
 def test_refused_calls_are_counted_and_logged_without_the_token(
     model: Path, token_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
