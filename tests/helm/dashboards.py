@@ -84,6 +84,12 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Without a valid token, or without the role.",
             ),
             Panel(
+                "Requests that moved",
+                "reqps",
+                ((f"sum(rate({GATEWAY}request_moves_total[$__rate_interval]))", "moves"),),
+                "Their replica was lost, and they went on at another, with the same text.",
+            ),
+            Panel(
                 "Generation of each replica",
                 "short",
                 ((f"max by (replica) ({ENGINE}generation)", "{{replica}}"),),

@@ -36,6 +36,7 @@ def test_the_gateways_command_is_one_that_the_program_takes(rendered: Rendered) 
     settings = gateway_settings({**options, "cluster_key_file": None})
 
     assert name == "gateway"
+    assert settings.resume_wait_s == 600
     assert settings.controller == "outrider-controller.serving.svc:50050"
     assert (settings.host, settings.port, settings.door.health_port, settings.metrics_port) == (
         "0.0.0.0",
@@ -73,21 +74,14 @@ def test_the_controllers_command_is_one_that_the_program_takes(rendered: Rendere
 
 def test_the_serve_settings_are_known_and_checked(rendered: Rendered, tmp_path: Path) -> None:
     given = rendered.serve_settings()
-    assert set(given) <= set(ServeSettings.model_fields) | NOT_YET
+    assert set(given) <= set(ServeSettings.model_fields)
 
     file = tmp_path / "serve.yaml"
-    file.write_text(yaml.safe_dump({key: value for key, value in given.items() if key not in NOT_YET}))
+    file.write_text(yaml.safe_dump(given))
     settings = load_settings(file, [f"controller_host={POD_IP}"])
 
     assert settings.leader_port_range == (20100, 20199)
     assert settings.controller_port == rendered.pod("head").ports()["controller"]
-
-
-NOT_YET = {
-    *("replicas", "kubernetes_ray_cluster", "kubernetes_worker_group", "ranks_per_node"),
-    *(f"autoscale_{name}" for name in ("min_replicas", "max_replicas", "target_tokens", "target_wait_s", "headroom")),
-    "autoscale_cooldown_s",
-}
 
 
 def test_scaling_tells_the_controller_which_raycluster_and_group_it_may_patch() -> None:
