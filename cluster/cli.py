@@ -350,6 +350,25 @@ def demo(
 app.command()(distill)
 
 
+@app.command()
+def swap(
+    context: typer.Context,
+    checkpoint: Annotated[str, typer.Argument(help="A directory on the replicas' machines.")],
+    address: o.Address = "127.0.0.1:50051",
+    token_file: o.TokenFile = None,
+    tls: o.Tls = False,
+    tls_ca: o.TlsCa = None,
+    tls_cert: o.ClientCert = None,
+    tls_key: o.ClientKey = None,
+    tls_server_name: o.ServerName = None,
+) -> None:
+    """Draft with another checkpoint's MTP module from the next round on, on every replica; no token changes."""
+    from outrider.cluster.cli_connection import connection
+
+    with connection(context.params).client() as client:
+        typer.echo(f"drafting with {checkpoint}: {', '.join(client.swap_drafter(checkpoint))}")
+
+
 def _require_ray() -> None:
     """A clear refusal, where the imports that follow would fail."""
     from outrider.cluster.ray_session import import_ray

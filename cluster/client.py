@@ -29,6 +29,7 @@ from outrider.workers.sampling_params import SamplingParams
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 PLAIN = ClientSecurity()
 _ASK_TIMEOUT_S = 10.0
+_SWAP_TIMEOUT_S = 600.0  # a large module takes a while to read
 _OPTIONS = (("grpc.max_receive_message_length", 64 * 2**20), ("grpc.enable_http_proxy", 0))
 
 
@@ -157,6 +158,18 @@ class Client:
         except grpc.RpcError as error:
             raise exception_of(error, self.address) from error
         return draining_from_wire(response)
+
+    def swap_drafter(self, checkpoint: str, timeout_s: float = _SWAP_TIMEOUT_S) -> list[str]:
+        """Every ready replica drafts with another checkpoint's MTP module; their names. No token changes.
+
+        `checkpoint` is a directory on the leaders' machines. InvalidRequestError if it does not fit.
+        """
+        request = cluster_pb2.SwapDraftersRequest(checkpoint=checkpoint)
+        try:
+            response = self._cluster.SwapDrafters(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise exception_of(error, self.address) from error
+        return list(response.replicas)
 
     def close(self) -> None:
         self._channel.close()
@@ -297,6 +310,15 @@ class AsyncClient:
         except grpc.aio.AioRpcError as error:
             raise exception_of(error, self.address) from error
         return draining_from_wire(response)
+
+    async def swap_drafter(self, checkpoint: str, timeout_s: float = _SWAP_TIMEOUT_S) -> list[str]:
+        """As Client.swap_drafter."""
+        request = cluster_pb2.SwapDraftersRequest(checkpoint=checkpoint)
+        try:
+            response = await self._cluster.SwapDrafters(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise exception_of(error, self.address) from error
+        return list(response.replicas)
 
     async def close(self) -> None:
         await self._channel.close()

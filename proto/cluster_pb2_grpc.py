@@ -60,6 +60,11 @@ class ClusterServiceStub:
                 request_serializer=outrider_dot_proto_dot_cluster__pb2.DrainRequest.SerializeToString,
                 response_deserializer=outrider_dot_proto_dot_cluster__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.SwapDrafters = channel.unary_unary(
+                '/outrider.v1.ClusterService/SwapDrafters',
+                request_serializer=outrider_dot_proto_dot_cluster__pb2.SwapDraftersRequest.SerializeToString,
+                response_deserializer=outrider_dot_proto_dot_cluster__pb2.SwapDraftersResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -99,6 +104,13 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SwapDrafters(self, request, context):
+        """Every ready replica drafts with another checkpoint's MTP module from its next round on. No token changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=outrider_dot_proto_dot_cluster__pb2.DrainRequest.FromString,
                     response_serializer=outrider_dot_proto_dot_cluster__pb2.DrainResponse.SerializeToString,
+            ),
+            'SwapDrafters': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwapDrafters,
+                    request_deserializer=outrider_dot_proto_dot_cluster__pb2.SwapDraftersRequest.FromString,
+                    response_serializer=outrider_dot_proto_dot_cluster__pb2.SwapDraftersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +281,33 @@ class ClusterService:
             '/outrider.v1.ClusterService/Drain',
             outrider_dot_proto_dot_cluster__pb2.DrainRequest.SerializeToString,
             outrider_dot_proto_dot_cluster__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwapDrafters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.ClusterService/SwapDrafters',
+            outrider_dot_proto_dot_cluster__pb2.SwapDraftersRequest.SerializeToString,
+            outrider_dot_proto_dot_cluster__pb2.SwapDraftersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,7 @@ class FakeEngine:
         )
         self.counters = EngineCounters()
         self.submitted: list[Request] = []
+        self.swapped: list[str] = []
         self.largest_batch = 0
         self._script, self._per_round, self._round_s = script, per_round, round_s
         self._sequences: list[_FakeSequence] = []
@@ -116,7 +117,9 @@ class FakeEngine:
                     one.cancelled = True
 
     def swap_drafter(self, checkpoint: str) -> None:
-        raise OutriderError(f"a fake engine has no module to swap for {checkpoint}")
+        if checkpoint == "misfit":
+            raise OutriderError("misfit is of another shape than the model that runs")
+        self.swapped.append(checkpoint)
 
     def fail(self, reason: str) -> None:
         """As when a rank is lost: every request hears why, and new ones are refused."""

@@ -8,9 +8,12 @@ from typing import Any
 import grpc
 
 from outrider.cluster import logs
+from outrider.cluster.errors import UnavailableError
+from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.router import ReplicaId, RoutingTable
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.cluster_key import key_metadata
+from outrider.workers.errors import EngineStoppedError, OutriderError
 
 log = logging.getLogger("outrider.gateway.controller")
 
@@ -102,10 +105,10 @@ def _table_from_wire(response: cluster_pb2.WatchRoutesResponse) -> RoutingTable:
 
 
 class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
-    """ClusterService: the controller's answers, passed on."""
+    """ClusterService: the controller's answers, passed on; and what the gateway asks of the leaders itself."""
 
-    def __init__(self, controller: ControllerLink) -> None:
-        self._controller = controller
+    def __init__(self, controller: ControllerLink, fleet: Fleet) -> None:
+        self._controller, self._fleet = controller, fleet
 
     async def GetStatus(  # noqa: N802
         self,
@@ -151,6 +154,17 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
             return await self._controller.drain(request)
         except grpc.aio.AioRpcError as error:
             await context.abort(_public_code(error.code()), self._explain(error))
+
+    async def SwapDrafters(  # noqa: N802
+        self, request: cluster_pb2.SwapDraftersRequest, context: ClusterContext
+    ) -> cluster_pb2.SwapDraftersResponse:
+        try:
+            names = await self._fleet.swap_drafters(request.checkpoint)
+        except (UnavailableError, EngineStoppedError) as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except OutriderError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"checkpoint: {error}")
+        return cluster_pb2.SwapDraftersResponse(replicas=names)
 
     def _explain(self, error: grpc.aio.AioRpcError) -> str:
         return f"the controller at {self._controller.address} answered: {error.details()}"

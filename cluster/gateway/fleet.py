@@ -11,6 +11,7 @@ from outrider.cluster.gateway import router
 from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.gateway.router import Candidate, ReplicaId, RoutingTable
+from outrider.workers.errors import OutriderError
 from outrider.workers.leader_client import LeaderClient
 
 log = logging.getLogger("outrider.gateway.fleet")
@@ -113,6 +114,21 @@ class Fleet:
         self._change.set()
         self._change = asyncio.Event()
         self._on_change()
+
+    async def swap_drafters(self, checkpoint: str) -> list[str]:
+        """The names of the ready replicas, all of which draft with `checkpoint`'s module now, one after the other.
+
+        UnavailableError if there are none; OutriderError or EngineStoppedError names the first that did not.
+        """
+        ready = [(one, replica) for one, replica in self._replicas.items() if replica.ready]
+        if not ready:
+            raise UnavailableError("no replica is ready: try again later")
+        for one, replica in ready:
+            try:
+                await replica.client.swap_drafter(checkpoint)
+            except OutriderError as error:
+                raise type(error)(f"replica {one}: {error}") from error
+        return [one.name for one, _ in ready]
 
     async def close(self) -> None:
         await asyncio.gather(*(replica.close() for replica in self._replicas.values()))

@@ -109,7 +109,7 @@ class Gateway:
         """Listens. OutriderError if a port is taken. Ready once the controller has named a replica."""
         settings, server = self.settings, self._listeners.server
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, server)
-        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(self._controller), server)
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(self._controller, self._fleet), server)
         await self._health.set_ready(False)
         if weakness := settings.door.weakness(settings.host):
             logs.event(log, logging.WARNING, "the door is open", reason=weakness)

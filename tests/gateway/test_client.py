@@ -225,3 +225,26 @@ def test_status_and_model_come_from_the_controller(model: Path) -> None:
             await cluster.controller.start()
 
     asyncio.run(scenario())
+
+
+def test_every_replica_drafts_with_the_checkpoint_that_is_swapped_in_and_one_that_does_not_fit_is_named(
+    model: Path,
+) -> None:
+    async def scenario() -> None:
+        async with running(model) as cluster:
+            assert await _in_thread(cluster, lambda client: client.swap_drafter("/models/distilled")) == ["r0"]
+            async with AsyncClient(cluster.address) as client:
+                with pytest.raises(InvalidRequestError, match=r"checkpoint: replica r0.*another shape"):
+                    await client.swap_drafter("misfit")
+            assert cluster.engine.swapped == ["/models/distilled"]
+
+    asyncio.run(scenario())
+
+
+def test_without_a_replica_there_is_nothing_to_swap(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, ready=False) as cluster, AsyncClient(cluster.address) as client:
+            with pytest.raises(UnavailableError, match="no replica is ready"):
+                await client.swap_drafter("/models/distilled")
+
+    asyncio.run(scenario())
