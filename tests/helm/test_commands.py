@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from helm.rendering import Rendered, example
+from helm.rendering import Rendered, example, render
 
 from outrider.cluster.cli import app
 from outrider.cluster.cli_gateway import gateway_settings
@@ -55,8 +55,6 @@ def test_limits_reach_the_gateway() -> None:
         "maxSchemaBytes": 5,
         "maxMessageBytes": 2048,
     }
-    from helm.rendering import render
-
     _, options = _parse(_container(render({"gateway": values}), "gateway", "gateway")["command"])
     limits = gateway_settings({**options, "cluster_key_file": None}).limits
 
