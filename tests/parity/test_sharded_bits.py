@@ -155,6 +155,13 @@ def test_other_weights_and_teams_of_threads_are_split_alike(small: Path, kernels
     _assert_same_bits(small, SPLITS["DP2xTP2+EP4"], kernels, threads=threads)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", SPLITS)
+def test_torchs_path_in_half_precision_is_split_alike(small: Path, layout: str, dtype: torch.dtype) -> None:
+    _assert_same_bits(small, SPLITS[layout], "torch", dtype=dtype)
+
+
 @pytest.mark.parametrize("kernels", ["torch", "float32"])
 def test_fp8_weights_are_split_between_their_blocks(tmp_path: Path, kernels: str) -> None:
     changes = {**SMALL, "hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "q_lora_rank": 48}
