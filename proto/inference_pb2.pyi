@@ -271,7 +271,7 @@ class Finished(_message.Message):
     def __init__(self, index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "rounds", "drafted", "accepted", "accepted_per_position", "drafted_per_position", "rounds_per_depth")
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "rounds", "drafted", "accepted", "accepted_per_position", "drafted_per_position", "rounds_per_depth", "estimated_time_saved_s")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -281,6 +281,7 @@ class Usage(_message.Message):
     ACCEPTED_PER_POSITION_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_PER_POSITION_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_PER_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_TIME_SAVED_S_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -290,7 +291,8 @@ class Usage(_message.Message):
     accepted_per_position: _containers.RepeatedScalarFieldContainer[int]
     drafted_per_position: _containers.RepeatedScalarFieldContainer[int]
     rounds_per_depth: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., rounds: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., accepted_per_position: _Optional[_Iterable[int]] = ..., drafted_per_position: _Optional[_Iterable[int]] = ..., rounds_per_depth: _Optional[_Iterable[int]] = ...) -> None: ...
+    estimated_time_saved_s: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., rounds: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., accepted_per_position: _Optional[_Iterable[int]] = ..., drafted_per_position: _Optional[_Iterable[int]] = ..., rounds_per_depth: _Optional[_Iterable[int]] = ..., estimated_time_saved_s: _Optional[float] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("message", "resumable")

@@ -27,6 +27,7 @@ class SpeculationSummary:
     accepted_per_position: list[int]
     drafted_per_position: list[int]  # element j: rounds that verified at least j+1 drafts
     rounds_per_depth: list[int]  # element d: rounds that verified d drafts
+    estimated_time_saved_s: float  # beside the modelled time without drafts; below 0: lost
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,7 +72,7 @@ class OutputCollector:
         if output.logprobs is not None:
             output.logprobs.extend(logprobs_by_token(delta.logprobs, self._tokenizer))
         if delta.token_ids:
-            self._usage.add_round(len(delta.token_ids), delta.drafted, delta.accepted)
+            self._usage.add_round(len(delta.token_ids), delta.drafted, delta.accepted, delta.saved_s)
         if delta.finish_reason is not None:
             output.finish_reason, output.stop_reason = delta.finish_reason.value, delta.stop_reason
             output.speculation = self._summary()
@@ -85,6 +86,7 @@ class OutputCollector:
             accepted_per_position=list(usage.accepted_per_position),
             drafted_per_position=list(usage.drafted_per_position),
             rounds_per_depth=list(usage.rounds_per_depth),
+            estimated_time_saved_s=usage.estimated_time_saved_s,
         )
 
 

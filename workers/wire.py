@@ -67,6 +67,7 @@ def _chunk_to_wire(request_id: str, chunk: SequenceChunk) -> worker_pb2.Sequence
         engine_lost=chunk.engine_lost,
         cached_tokens=chunk.cached_tokens,
         prompt_logprobs=map(_logprobs_to_wire, chunk.prompt_logprobs),
+        saved_s=chunk.saved_s,
     )
 
 
@@ -89,6 +90,7 @@ def chunk_from_wire(chunk: worker_pb2.SequenceChunk, request_id: str) -> Sequenc
         engine_lost=chunk.engine_lost,
         cached_tokens=chunk.cached_tokens,
         prompt_logprobs=tuple(map(_logprobs_from_wire, chunk.prompt_logprobs)),
+        saved_s=chunk.saved_s,
     )
 
 

@@ -289,7 +289,10 @@ def _finished_from_wire(finished: pb.Finished) -> g.Finished:
     )
 
 
-_USAGE_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "rounds", "drafted", "accepted")
+_USAGE_COUNTS = (
+    *("prompt_tokens", "cached_tokens", "completion_tokens"),
+    *("rounds", "drafted", "accepted", "estimated_time_saved_s"),
+)
 _USAGE_LISTS = ("accepted_per_position", "drafted_per_position", "rounds_per_depth")
 
 

@@ -189,7 +189,14 @@ def test_a_prompt_longer_than_the_queue_is_taken_when_it_is_alone() -> None:
         Finished(
             index=0,
             reason=FinishReason.LENGTH,
-            usage=Usage(prompt_tokens=1, completion_tokens=2, accepted_per_position=[1], drafted_per_position=[2, 1]),
+            usage=Usage(
+                prompt_tokens=1,
+                completion_tokens=2,
+                accepted_per_position=[1],
+                drafted_per_position=[2, 1],
+                rounds_per_depth=[0, 1, 1],
+                estimated_time_saved_s=0.25,
+            ),
         ),
         Failed(message="rank 1 died"),
     ],

@@ -62,7 +62,18 @@ def outcomes(round: Round, verdict: Verdict) -> Iterator[Outcome]:
         scored += scores
 
 
-def gained_chunk(sequence: Sequence, outcome: Outcome, first: bool) -> SequenceChunk:
+class RoundTime(NamedTuple):
+    """What a round took with its drafts and their making, and what one without would have, as modelled (0: unknown)."""
+
+    took_s: float = 0.0
+    undrafted_s: float = 0.0
+
+    def saved_s(self, tokens: int) -> float:
+        """Of a sequence that gained `tokens`; below 0: lost."""
+        return tokens * self.undrafted_s - self.took_s if self.undrafted_s > 0 else 0.0
+
+
+def gained_chunk(sequence: Sequence, outcome: Outcome, first: bool, time: RoundTime) -> SequenceChunk:
     """The emitted tokens, and whether they end the sequence. `first`: it had emitted none before."""
     return SequenceChunk(
         request_id=sequence.request.request_id,
@@ -74,6 +85,7 @@ def gained_chunk(sequence: Sequence, outcome: Outcome, first: bool) -> SequenceC
         finish_reason=_FINISH_REASONS[outcome.finish],
         stop_token_id=outcome.token_ids[-1] if outcome.finish == STOPPED else None,
         cached_tokens=sequence.cached_tokens if first else 0,
+        saved_s=0.0 if first else time.saved_s(len(outcome.token_ids)),
         prompt_logprobs=tuple(sequence.prompt_logprobs) if first else (),
     )
 

@@ -70,6 +70,7 @@ class SequenceChunk:
     error: str = ""  # set: the whole request failed, and this is its last chunk
     engine_lost: bool = False  # with an error: the engine ended, and another may go on with the request
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; set in a sequence's first chunk
+    saved_s: float = 0.0  # time that drafts saved it in this round, as modelled; below 0: cost it
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up; in the first chunk of output 0
 
 

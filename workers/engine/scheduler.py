@@ -9,7 +9,7 @@ from itertools import count
 
 from outrider.workers.engine.composer import RoundComposer
 from outrider.workers.engine.limits import SchedulerConfig
-from outrider.workers.engine.outcome import Outcome, cancelled_chunk, gained_chunk, outcomes
+from outrider.workers.engine.outcome import Outcome, RoundTime, cancelled_chunk, gained_chunk, outcomes
 from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
 from outrider.workers.engine.residents import Residents
 from outrider.workers.engine.round import Round, Verdict
@@ -136,7 +136,7 @@ class Scheduler:
             raise RuntimeError(f"lane {lane} still has round {self._in_flight[lane]} in flight")
         return self._dispatch(lane, self._composer.compose())
 
-    def commit(self, round: Round, verdict: Verdict) -> list[SequenceChunk]:
+    def commit(self, round: Round, verdict: Verdict, time: RoundTime | None = None) -> list[SequenceChunk]:
         """Takes in what the sampler said of the round: a chunk for each sequence that gained tokens or ended."""
         if self._in_flight[round.lane] != round.round_id:
             return []
@@ -145,7 +145,7 @@ class Scheduler:
         chunks = []
         for outcome in outcomes(round, verdict):
             sequence = self._residents.running[outcome.sequence_id]
-            chunk = self._take_in(sequence, outcome)
+            chunk = self._take_in(sequence, outcome, time or RoundTime())
             if chunk is not None:
                 chunks.append(chunk)
                 if chunk.finish_reason is not None:
@@ -171,7 +171,7 @@ class Scheduler:
         self._update_gauges()
         return builder.build(round_id, lane, ends, several_groups=self._config.data_groups > 1)
 
-    def _take_in(self, sequence: Sequence, outcome: Outcome) -> SequenceChunk | None:
+    def _take_in(self, sequence: Sequence, outcome: Outcome, time: RoundTime) -> SequenceChunk | None:
         """Advances the sequence by its outcome; the chunk says what was gained, or None for nothing."""
         first = sequence.output_tokens == 0
         sequence.prompt_logprobs += outcome.prompt_logprobs
@@ -184,7 +184,7 @@ class Scheduler:
             return cancelled_chunk(sequence)
         if not outcome.token_ids:
             return None
-        chunk = gained_chunk(sequence, outcome, first)
+        chunk = gained_chunk(sequence, outcome, first, time)
         sequence.prompt_logprobs = []
         return chunk
 

@@ -22,6 +22,7 @@ class OutputDelta:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up, with the first delta of output 0
     drafted: int = 0
     accepted: int = 0
+    saved_s: float = 0.0  # by drafts, as modelled
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop id or stop string that ended it; None at end-of-sequence
     must_cancel: bool = False  # a stop string ended it, and the engine does not know: cancel this output there
@@ -40,8 +41,10 @@ class Usage:
     accepted_per_position: list[int] = field(default_factory=list)  # [j]: rounds whose drafts 1..j+1 were all accepted
     drafted_per_position: list[int] = field(default_factory=list)  # [j]: rounds that verified at least j+1 drafts
     rounds_per_depth: list[int] = field(default_factory=list)  # [d]: rounds that verified d drafts
+    estimated_time_saved_s: float = 0.0  # by drafts, beside the modelled time without; below 0: lost
 
-    def add_round(self, tokens: int, drafted: int, accepted: int) -> None:
+    def add_round(self, tokens: int, drafted: int, accepted: int, saved_s: float = 0.0) -> None:
+        self.estimated_time_saved_s += saved_s
         self.completion_tokens += tokens
         self.rounds += 1
         self.drafted += drafted
@@ -117,6 +120,7 @@ class OutputAssembler:
             drafted=chunk.drafted,
             # of a round that a stop string cuts, drafts may be discarded
             accepted=min(chunk.accepted, taken.tokens - repeated),
+            saved_s=chunk.saved_s,
             finish_reason=finish_reason,
             stop_reason=taken.stop_string if by_string else self._stop_id(chunk),
             must_cancel=by_string and chunk.finish_reason is None,
@@ -216,5 +220,5 @@ class RequestAssembler:
             self.usage.cached_tokens += chunk.cached_tokens
         delta = self._outputs[chunk.index].add(chunk)
         if delta.token_ids:
-            self.usage.add_round(len(delta.token_ids), delta.drafted, delta.accepted)
+            self.usage.add_round(len(delta.token_ids), delta.drafted, delta.accepted, delta.saved_s)
         return delta

@@ -7,6 +7,7 @@ import pytest
 from unit.workers.engine.replica_twin import ReplicaTwin
 from unit.workers.engine.toy_model import request
 
+from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.request import FinishReason, Request, TokenLogprobs
 from outrider.workers.engine.round import LENGTH, RUNNING, STOPPED, Round, Verdict, ints
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
@@ -123,6 +124,19 @@ def test_of_a_round_with_logprobs_the_others_hear_none() -> None:
 
     assert silent.logprobs == ()
     assert asks.logprobs == (TokenLogprobs(token_ids=(8,), logprobs=(-0.5,), ranks=(1,)),)
+
+
+def test_a_chunk_says_what_drafts_saved_beside_one_token_a_round() -> None:
+    """Not of the first token, which has no round before it to compare with."""
+    engine = scheduler()
+    engine.add(request("one", [1, 2], max_tokens=20))
+    (first,) = engine.commit(round := engine.schedule(0), verdict(round, [[7]], [RUNNING]), RoundTime(0.004, 0.003))
+    (second,) = engine.commit(round := engine.schedule(0), verdict(round, [[8]], [RUNNING]), RoundTime(0.004, 0.003))
+    (third,) = engine.commit(round := engine.schedule(0), verdict(round, [[9]], [RUNNING]))
+
+    assert first.saved_s == third.saved_s == 0.0
+    assert second.saved_s == pytest.approx(0.003 - 0.004)
+    assert RoundTime(took_s=0.004, undrafted_s=0.003).saved_s(tokens=3) == pytest.approx(0.005)
 
 
 def test_a_live_request_id_is_refused_and_a_finished_one_is_not() -> None:
