@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from outrider.cluster.cli_connection import Connection
-from outrider.cluster.status import ClusterStatus, EngineStatus, ReplicaStatus
+from outrider.cluster.status import ClusterStatus, EngineStatus, ReplicaStatus, SpeculationStatus
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = (
     *("running", "waiting", "cache", "tokens/s", "", "rounds/s"),
-    *("tokens/round", "depth", "accepted", "busy"),
+    *("tokens/round", "depth", "accepted", "x off", "price", "ledger", "busy"),
 )
 _KEPT = 24  # looks that the curve shows
 _STATE_STYLES = {"ready": "green", "failed": "red"}
@@ -113,8 +113,17 @@ def _row(replica: ReplicaStatus, now: Rates, speeds: tuple[float, ...]) -> list[
         _figure(now.tokens_per_verification, ".2f"),
         _figure(now.depth, ".2f"),
         _figure(now.acceptance, ".0%"),
+        f"{engine.speculation.gain:.2f}",
+        f"{engine.speculation.price:.0f}",
+        _ledger(engine.speculation),
         "/".join(f"{rank.busy:.0%}" for rank in replica.ranks),
     ]
+
+
+def _ledger(speculation: SpeculationStatus) -> Text:
+    """Rounds without drafts whose time may still be lost."""
+    style = "red" if speculation.stopped else ""
+    return Text("stopped" if speculation.stopped else f"{speculation.ledger:.1f}", style=style)
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -180,6 +180,22 @@ def test_an_engine_without_speculation_refuses_requests_for_drafts() -> None:
         assert len(_ids(llm, SamplingParams(max_tokens=3))) == 3
 
 
+def test_an_output_says_by_depth_how_many_rounds_it_took_and_what_drafts_saved() -> None:
+    with LLM("scout", kv_cache_memory_bytes=CACHE) as llm:
+        some = [
+            llm.generate(PROMPT, SamplingParams(temperature=0, max_tokens=60, ignore_eos=True, speculation=s))[0]
+            for s in ("off", 3, 3)
+        ]
+
+    off, _, drafted = (out.outputs[0].speculation for out in some)
+    assert off is not None
+    assert drafted is not None
+    assert off.rounds_per_depth == [60]
+    assert sum(drafted.rounds_per_depth) == drafted.rounds < 60
+    assert sum(depth * rounds for depth, rounds in enumerate(drafted.rounds_per_depth)) == drafted.drafted
+    assert drafted.estimated_time_saved_s != 0.0  # how much depends on the machine
+
+
 def test_a_fixed_depth_is_a_ceiling_for_requests() -> None:
     with LLM("scout", kv_cache_memory_bytes=CACHE, speculation=2) as llm:
         deep = llm.generate(PROMPT, SamplingParams(temperature=0, max_tokens=30, speculation=8))[0].outputs[0]

@@ -174,7 +174,8 @@ class Engine:
             result = self._pipeline.collect()
         round, began = self._under_way.popleft()
         with self.times.part("commit"):
-            chunks = self._scheduler.commit(round, result.verdict)
+            time = self._depth.time_of(round, self._clock() - began)
+            chunks = self._scheduler.commit(round, result.verdict, time)
         self._subscribers.deliver(chunks)
         delivered = self._clock()
         with self.times.part("draft"):

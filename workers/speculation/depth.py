@@ -6,6 +6,7 @@ Pure: seconds are given to it. Depths never change the text, so any rule would d
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.engine.round import RUNNING, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
@@ -32,6 +33,7 @@ class DepthPolicy:
         self._kinds: dict[int, Kind] = {}  # of the sequences whose depth is "auto"
         self._next: dict[int, Shape] = {}  # by lane: its next round but for the drafts, as far as it is known
         self._lane = 0  # the one observed last
+        self._draft_s: dict[int, float] = {}  # by lane: what the drafts of its next round took to make
 
     @property
     def figures(self) -> SpeculationFigures:
@@ -62,10 +64,22 @@ class DepthPolicy:
         wanted = self._default if requested is None else requested
         return wanted != "auto" or self._auto.follows(sequence.sequence_id)
 
+    def time_of(self, round: Round, round_s: float) -> RoundTime:
+        """What a round took, `round_s` of it since its scheduling, and would have taken without drafts, as modelled.
+
+        Unknown while no round's time is, and of rounds with prompt chunks.
+        """
+        decoding = len(round.token_ids) == round.sample_counts.sum()
+        if not self._ceiling or not decoding or not self._auto.cost.known:
+            return RoundTime()
+        undrafted_s = self._auto.cost.undrafted(round.sequences, float(round.starts.sum() + round.sequences))
+        return RoundTime(self._draft_s.get(round.lane, 0.0) + round_s, undrafted_s)
+
     def observe(self, round: Round, verdict: Verdict, round_s: float, draft_s: float) -> None:
         """Learns from a round: `round_s` from its scheduling until its tokens are out, `draft_s` from then on."""
         if not self._ceiling:
             return
+        self._draft_s[round.lane] = draft_s
         seen = _Seen.of(round, verdict)
         if seen.whole:
             own = all(each.sequence_id in self._kinds or not each.verified for each in seen.outcomes)

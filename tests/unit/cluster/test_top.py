@@ -6,11 +6,12 @@ import pytest
 from rich.console import Console
 
 from outrider.cluster.cli_top import History, Rates, curve, rates, view
-from outrider.cluster.status import ClusterStatus, EngineStatus, RankStatus, ReplicaStatus
+from outrider.cluster.status import ClusterStatus, EngineStatus, RankStatus, ReplicaStatus, SpeculationStatus
 
 ENGINE = EngineStatus(
-    running=3, waiting=1, rounds=100, kv_cache_usage=0.25, drafted=300, accepted=200, generated_tokens=300
-)
+    running=3, waiting=1, rounds=100, kv_cache_usage=0.25, drafted=300, accepted=200, generated_tokens=300,
+    speculation=SpeculationStatus(price=812.0, gain=1.57, ledger=4.3),
+)  # fmt: skip
 RANK = RankStatus(rank=0, stage=0, first_layer=0, end_layer=12, node="n", pid=1, device="cpu", state="ready", busy=0.8)
 REPLICA = ReplicaStatus(name="r0", generation=2, state="ready", problem="", ranks=(RANK,), engine=ENGINE)
 STATUS = ClusterStatus(name="demo", model="scout", version="0", replicas=(REPLICA,), problem="")
@@ -59,13 +60,36 @@ def test_the_screen_shows_every_replica_and_what_is_wrong() -> None:
     history = History(clock=lambda: next(times))
     history.look(STATUS)
     now = replace(STATUS, problem="node n2 is gone", replicas=(replace(REPLICA, engine=later(5, 30, 20, 30)),))
-    console = Console(width=140, record=True, force_terminal=False)
+    console = Console(width=160, record=True, force_terminal=False)
 
     console.print(view(now, history.look(now)))
 
     text = console.export_text()
-    for shown in ("demo serves scout", "node n2 is gone", "r0.2", "ready", "25%", "15", "3.00", "67%", "80%"):
+    for shown in (
+        "demo serves scout",
+        "node n2 is gone",
+        "r0.2",
+        "ready",
+        "25%",
+        "15",
+        "3.00",
+        "67%",
+        "80%",
+        "1.57",
+        "812",
+        "4.3",
+    ):
         assert shown in text, shown
+
+
+def test_an_empty_ledger_is_shown_as_a_stop() -> None:
+    stopped = replace(ENGINE, speculation=SpeculationStatus(stopped=True))
+    now = replace(STATUS, replicas=(replace(REPLICA, engine=stopped),))
+    console = Console(width=160, record=True, force_terminal=False)
+
+    console.print(view(now, History(clock=lambda: 0.0).look(now)))
+
+    assert "stopped" in console.export_text()
 
 
 def test_a_curve_is_as_high_as_each_value_beside_the_largest() -> None:

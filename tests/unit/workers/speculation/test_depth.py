@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.request import Request
 from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
@@ -79,6 +80,21 @@ def play(policy: DepthPolicy, speculation: str | None, rounds: int, *, step_s: f
         policy.observe(round, verdict, round_s=0.010 + 0.001 * drafts, draft_s=0.0005 + step_s * depth)
         drafts = len(policy.worthwhile({0: [Draft(5, 3.0)] * depth})[0])
     return chosen
+
+
+def test_what_a_round_saved_is_told_beside_one_without_drafts_once_times_are_known() -> None:
+    """One takes 10 ms; drafts took 3 ms to make before it, and 1 ms each to verify in it."""
+    policy = DepthPolicy("auto")
+    round, verdict = seen(0, 3, 3)
+    assert policy.time_of(round, 0.013) == RoundTime()
+
+    play(policy, None, 300, step_s=0.001, accept_all=True)
+    policy.observe(round, verdict, round_s=0.013, draft_s=0.003)
+    time = policy.time_of(round, 0.013)
+
+    assert time.took_s == pytest.approx(0.016)
+    assert time.undrafted_s == pytest.approx(0.0105, rel=0.2)
+    assert policy.time_of(seen(0, 3, 3, chunk=8)[0], 0.013) == RoundTime()
 
 
 def test_auto_drafts_deep_where_drafts_are_cheap_and_good() -> None:
