@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from distributed.served import is_free
 
 from outrider.cluster.gateway_process import free_port
 
@@ -44,6 +45,13 @@ class AutoscalingRay:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self._wait_until_it_answers()
+
+    def _wait_until_it_answers(self, within_s: float = 60.0) -> None:
+        until = time.monotonic() + within_s
+        while is_free(self.address):
+            assert time.monotonic() < until, f"no Ray at {self.address} after {within_s} s"
+            time.sleep(0.2)
 
     def nodes(self) -> int:
         """Raylets beside the head's own."""
