@@ -69,7 +69,7 @@ def test_a_file_that_is_something_else_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("dear diary\n")
 
-    with pytest.raises(SettingsError, match="line 1 is no answer"):
+    with pytest.raises(SettingsError, match="line 1 is no earlier run's answer"):
         Answers(path)
     assert path.read_text() == "dear diary\n"
 
