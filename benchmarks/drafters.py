@@ -12,7 +12,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from itertools import cycle, zip_longest
 from typing import Any
 
 from common import interleaved, median, prompts, save, words
@@ -66,8 +66,13 @@ def runs(llm: BatchLLM, texts: list[list[int]], arm: str, temperature: float, ar
 
 
 def added(parts: list[Decoded]) -> Decoded:
-    fields = ("first_s", "rest_s", "tokens", "rounds", "drafted", "accepted")
-    return Decoded(**{name: sum(getattr(part, name) for part in parts) for name in fields})
+    """Sums; counts by position place by place."""
+    sums: dict[str, Any] = {}
+    for name in Decoded.__dataclass_fields__:
+        values = [getattr(part, name) for part in parts]
+        by_place = isinstance(values[0], tuple)
+        sums[name] = tuple(map(sum, zip_longest(*values, fillvalue=0))) if by_place else sum(values)
+    return Decoded(**sums)
 
 
 def measure(llm: BatchLLM, kind: str, temperature: float, args: Any) -> dict[str, Any]:

@@ -181,7 +181,7 @@ class Engine:
         with self.times.part("draft"):
             drafts = self._draft(round, result)
         with self.times.part("depth"):
-            self._depth.observe(round, result.verdict, delivered - began, self._clock() - delivered)
+            self._depth.observe(round, result.verdict, delivered - began, self._clock() - delivered, drafts)
             self._scheduler.set_drafts(self._depth.worthwhile(drafts))
         for warning in self._depth.take_warnings():
             log.warning("%s", warning)

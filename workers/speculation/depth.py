@@ -4,7 +4,10 @@ Pure: seconds are given to it. Depths never change the text, so any rule would d
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
+
+import numpy as np
 
 from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.request import SpeculationFigures
@@ -75,11 +78,23 @@ class DepthPolicy:
         undrafted_s = self._auto.cost.undrafted(round.sequences, float(round.starts.sum() + round.sequences))
         return RoundTime(self._draft_s.get(round.lane, 0.0) + round_s, undrafted_s)
 
-    def observe(self, round: Round, verdict: Verdict, round_s: float, draft_s: float) -> None:
-        """Learns from a round: `round_s` from its scheduling until its tokens are out, `draft_s` from then on."""
+    def observe(
+        self,
+        round: Round,
+        verdict: Verdict,
+        round_s: float,
+        draft_s: float,
+        drafts: Mapping[int, list[Draft]] | None = None,
+    ) -> None:
+        """Learns from a round: `round_s` from its scheduling until its tokens are out, `draft_s` from then on.
+
+        `drafts`: those made in that time; None: as many as the round asks for.
+        """
         if not self._ceiling:
             return
         self._draft_s[round.lane] = draft_s
+        if drafts is not None:
+            round = _with_steps_made(round, drafts)
         seen = _Seen.of(round, verdict)
         if seen.whole:
             own = all(each.sequence_id in self._kinds or not each.verified for each in seen.outcomes)
@@ -112,11 +127,13 @@ class DepthPolicy:
 
         With a fixed depth all; else those that are worth their time.
         """
+        if self._auto.figures.stopped:
+            drafts = {i: own for i, own in drafts.items() if i not in self._kinds or not _looked_up(own)}
         tokens = {sequence_id: [draft.token_id for draft in own] for sequence_id, own in drafts.items()}
         made = [
             Made(sequence_id, self._kinds[sequence_id].by(own[0].drafter), [draft.confidence for draft in own])
             for sequence_id, own in drafts.items()
-            if own and sequence_id in self._kinds and own[0].drafter != LOOKUP  # which are worth it where they are made
+            if own and sequence_id in self._kinds and not _looked_up(own)  # which are worth it where they are made
         ]
         if not made:
             return tokens
@@ -126,6 +143,18 @@ class DepthPolicy:
         for each, count in zip(made, counts, strict=True):
             del tokens[each.sequence_id][count:]
         return tokens
+
+
+def _looked_up(drafts: list[Draft]) -> bool:
+    return bool(drafts) and drafts[0].drafter == LOOKUP
+
+
+def _with_steps_made(round: Round, drafts: Mapping[int, list[Draft]]) -> Round:
+    """The round with the steps that were run after it: none for a sequence whose drafts were looked up."""
+    if not any(map(_looked_up, drafts.values())):
+        return round
+    spared = [_looked_up(drafts.get(sequence_id, [])) for sequence_id in round.sequence_ids.tolist()]
+    return replace(round, draft_steps=np.where(spared, 0, round.draft_steps))
 
 
 class _Seen(NamedTuple):

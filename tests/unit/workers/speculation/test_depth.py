@@ -1,5 +1,6 @@
 """Whose word counts: the engine's setting, the request's, and the measured price."""
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.request import Request
 from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.sampling_params import LOOKUP, SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Draft
 
@@ -175,3 +176,38 @@ def test_a_sequence_of_fixed_depth_is_always_followed_and_one_under_auto_while_i
     assert policy.follows(sequence(4))
     assert not policy.follows(sequence(None))
     assert policy.follows(sequence(None, sequence_id=7))
+
+
+def test_steps_that_were_spared_by_looking_up_are_not_taken_for_cheap_ones() -> None:
+    """Drafting takes 5 ms; half of the rounds look up instead, at once. The model's price is still the whole."""
+    policy = DepthPolicy("auto")
+    chosen = []
+    for number in range(300):
+        depth = policy.depth(sequence())
+        chosen.append(depth)
+        spared = number % 2 == 0
+        drafts = {0: [Draft(5, 0.9, LOOKUP)] * 3 if spared else [Draft(5, 3.0)] * depth}
+        round, verdict = seen(0, 0, 0)
+        round = dataclasses.replace(round, draft_steps=ints([depth]))
+        policy.observe(round, verdict, 0.010, 0.0 if spared else 0.020 * (depth > 0), drafts)
+        policy.worthwhile(drafts)
+
+    assert chosen[150:].count(0) > 120
+
+
+def test_what_was_looked_up_is_verified_as_it_came_unless_the_floor_is_reached() -> None:
+    policy = DepthPolicy("auto")
+    policy.depth(sequence())
+    drafts = {0: [Draft(token, 0.1, LOOKUP) for token in (5, 6, 7)]}
+    assert policy.worthwhile(drafts) == {0: [5, 6, 7]}
+
+    for _ in range(200):  # three rows more in every round, ten times the time, and none of it stands
+        policy.depth(sequence())
+        policy.observe(*seen(0, 0, 0), 0.010, 0.0, drafts)
+        policy.worthwhile(drafts)
+        policy.observe(*seen(0, 3, 0), 0.100, 0.0, drafts)
+        if policy.figures.stopped:
+            break
+
+    assert policy.figures.stopped
+    assert policy.worthwhile(drafts) == {}
