@@ -217,11 +217,12 @@ def decision_us(sequences: int, repeats: int = 300) -> dict[str, float]:
     base = Shape(sequences, sequences, 200.0 * sequences, 200.0 * sequences)
     took: dict[str, list[float]] = {"depths": [], "slots": [], "learning": []}
     for number in range(repeats):
-        accepted = number % 3
-        shape = base._replace(rows=3 * sequences, steps=4, drafts=4 * sequences, followed=sequences)
-        outcomes = [Outcome(n, 2, accepted) for n in range(sequences)]
+        verified = 2 * (number % 2)
+        accepted = verified * (number % 3 > 0)
+        shape = base._replace(rows=(1 + verified) * sequences, steps=4, drafts=4 * sequences, followed=sequences)
+        outcomes = [Outcome(n, verified, accepted) for n in range(sequences)]
         took["slots"].append(seconds(partial(auto.keep, made, base)))
-        learn = partial(auto.observe, outcomes, shape, sequences * (accepted + 1), 0.004 + 0.001 * shape.rows, 0.001)
+        learn = partial(auto.observe, outcomes, shape, sequences * (accepted + 1), 0.05 + 0.0001 * shape.rows, 0.001)
         took["learning"].append(seconds(learn))
         took["depths"].append(seconds(partial(auto.plan, live)))
     return {part: 1e6 * median(values[repeats // 3 :]) for part, values in took.items()}
