@@ -14,7 +14,7 @@ import ray
 @dataclass
 class GpuNode:
     process: subprocess.Popen[bytes]
-    node_id: str
+    node_id: str = ""  # Ray's, once it has joined
 
 
 @dataclass
@@ -26,13 +26,13 @@ class GpuNodes:
 
     def add(self, *gpus: int, domain: str = "") -> list[GpuNode]:
         """As many nodes, which are there when this returns."""
-        before = {row["NodeID"] for row in ray.nodes() if row["Alive"]}
-        processes = [self._start(count, domain) for count in gpus]
         added = []
-        for process, count in zip(processes, gpus, strict=True):
-            node_id = self._joined(before | {node.node_id for node in added}, count)
-            added.append(GpuNode(process, node_id))
-        self.nodes += added
+        for count in gpus:  # one after another: raylets that start at once may choose the same ports
+            known = {row["NodeID"] for row in ray.nodes() if row["Alive"]}
+            node = GpuNode(self._start(count, domain))
+            self.nodes.append(node)
+            node.node_id = self._joined(known, count)
+            added.append(node)
         return added
 
     def _start(self, gpus: int, domain: str) -> "subprocess.Popen[bytes]":
