@@ -211,7 +211,9 @@ def test_a_request_that_ends_every_engine_it_meets_is_not_sent_round_for_ever(mo
         async with running(model) as cluster, contextlib.AsyncExitStack() as stack:
             routes = []
             for generation in range(1, 7):
-                leader = EngineServer(PoisonedEngine(max_model_len=LONG))
+                engine = PoisonedEngine(max_model_len=LONG)
+                stack.callback(engine.close)
+                leader = EngineServer(engine)
                 stack.push_async_callback(asyncio.to_thread, leader.stop)
                 routes.append((f"p{generation}", generation, f"127.0.0.1:{await asyncio.to_thread(leader.start)}"))
             await cluster.controller.publish(*routes)

@@ -1,0 +1,21 @@
+"""What every test of one process shares."""
+
+import asyncio
+import ctypes
+
+import grpc
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _grpc_keeps_its_poller() -> None:
+    """One object of grpc's asyncio side that nobody ever collects.
+
+    With the last of them grpc ends its poller and joins it, in whatever test the collector runs just then;
+    and for ever, if a call of an earlier loop never came to its end.
+    """
+
+    async def lasting_channel() -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel("127.0.0.1:1")
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(asyncio.run(lasting_channel())))
