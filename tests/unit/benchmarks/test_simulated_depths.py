@@ -95,8 +95,8 @@ def test_it_comes_near_the_best_fixed_depth_and_is_never_slower_than_none(
 
     speed = simulate(Auto(), machine, of, batch, rounds, settle=150).speed
 
-    assert speed >= 0.94 * max(fixed)
-    assert speed >= 0.95 * fixed[0]
+    assert speed >= 0.95 * max(fixed)
+    assert speed >= 0.97 * fixed[0]
 
 
 @pytest.mark.parametrize("probability", [0.6, 0.7])
@@ -139,7 +139,7 @@ def test_it_turns_itself_off_when_drafting_becomes_dear() -> None:
 
     assert before.made > 2 * before.rounds
     assert auto.auto.figures.depth < 0.3
-    assert after.speed >= 0.95 * simulate(Static(0), machine, of, 1, 500).speed
+    assert after.speed >= 0.97 * simulate(Static(0), machine, of, 1, 500).speed
 
 
 def test_sequences_that_share_rounds_get_depths_of_their_own() -> None:
