@@ -172,33 +172,9 @@ def generate(
     tls_server_name: o.ServerName = None,
 ) -> None:
     """Continue a text, streaming it as it comes; or answer every line of a file."""
-    from outrider.cluster.cli_connection import connection
+    from outrider.cluster.cli_generate import run_generate_command
 
-    sampling: dict[str, Any] = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "max_tokens": max_tokens,
-        "min_tokens": min_tokens,
-        "seed": seed,
-        "stop": stop or None,
-        "ignore_eos": ignore_eos,
-        "speculation": int(speculation) if speculation and speculation.isdecimal() else speculation,
-    }
-    if (prompt is None) == (source is None):
-        raise typer.BadParameter("give either a prompt or --input FILE.jsonl")
-    if (source is None) != (target is None):
-        raise typer.BadParameter("--input and --output go together")
-    if source is not None and target is not None:
-        from outrider.cluster.cli_batch import run_batch
-
-        run_batch(source, target, connection(context.params), sampling, concurrency=concurrency, overwrite=overwrite)
-    elif prompt is not None:
-        from outrider.cluster.cli_generate import run_generate
-
-        text = sys.stdin.read() if prompt == "-" else prompt
-        run_generate(text, connection(context.params), sampling, as_json=as_json)
+    run_generate_command(context.params)
 
 
 @app.command()
