@@ -1,7 +1,8 @@
 """Trains scout and its MTP module together: `python -m outrider.workers.training.train --data DIR --work DIR`.
 
 The schedule follows the clock, not a count of steps: `--minutes` of training end on time on a busy machine too, with
-the learning rate decayed. `--resume` continues from the last checkpoint below --work with the time that is left.
+the learning rate decayed. `--resume` continues from the last checkpoint below --work with the time that is left;
+`--start DIR` begins a new run with an exported checkpoint's weights, which a short warm-up gives optimizers to.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from outrider.workers.training.dataset import Windows
+from outrider.workers.training.export import load_export
 from outrider.workers.training.muon import Muon
 from outrider.workers.training.network import Losses, Network
 from outrider.workers.training.shape import Shape
@@ -52,6 +54,18 @@ class Recipe:
     def window_at(self, step: int, progress: float) -> int:
         """Tokens in a window: short at first, later every second batch is long, for positions past the short ones."""
         return self.long_window if progress >= self.long_from and step % 2 else self.window
+
+
+# For weights that were trained before: lower rates, since those ended low; longer windows; other text first.
+CONTINUED = Recipe(
+    muon_lr=0.01,
+    adam_lr=2e-3,
+    embedding_lr=0.02,
+    adam_warmup_steps=100,
+    constant_until=0.1,
+    long_window=1024,
+    seed=1,
+)
 
 
 class Trainer:
@@ -168,11 +182,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=80.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="an exported checkpoint of this shape")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(Recipe().seed)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(Network(Shape(), torch.bfloat16), Recipe())
+    if arguments.start:
+        trainer = Trainer(load_export(arguments.start, Shape(), torch.bfloat16), CONTINUED)
+    else:
+        trainer = Trainer(Network(Shape(), torch.bfloat16), Recipe())
     if arguments.resume:
         trainer.load(arguments.work / "checkpoint.pt")
     trainer.network.compile_layers()
