@@ -42,8 +42,10 @@ struct Linear {
 inline int stretches8(int inputs) { return (inputs + kStretch8 - 1) / kStretch8; }
 inline int pairs(int inputs) { return (inputs + 1) / 2; }
 
-template <int R>
-using Sums = F16[R][kVectors];
+// Of R rows and P panels. An output's sum is a chain, each link of which waits for the one before: one row or two take
+// several panels at once, so that there is always one that need not wait.
+template <int R, int P>
+using Sums = F16[P][R][kVectors];
 
 inline void prefetch(const void* p) {
 #if defined(__GNUC__)
@@ -53,91 +55,112 @@ inline void prefetch(const void* p) {
 
 constexpr int kAhead = 2048;  // bytes of a weight stream asked for in advance
 
-template <int R>
-ALWAYS_INLINE void add_float32(Sums<R>& sums, const float* const* x, const float* panel, int begin, int end) {
+// A panel of `stride` words after another.
+template <int R, int P>
+ALWAYS_INLINE void add_float32(Sums<R, P>& sums, const float* const* x, const float* panels, long stride, int begin,
+                               int end) {
     for (int k = begin; k < end; ++k) {
-        const float* w = panel + static_cast<long>(k) * kPanel;
-        prefetch(reinterpret_cast<const char*>(w) + kAhead);
-        prefetch(reinterpret_cast<const char*>(w) + kAhead + 64);
-        for (int v = 0; v < kVectors; ++v) {
-            const F16 weight = load(w + v * kLanes);
-            for (int r = 0; r < R; ++r) sums[r][v] = fma(weight, all(x[r][k]), sums[r][v]);
+        for (int p = 0; p < P; ++p) {
+            const float* w = panels + p * stride + static_cast<long>(k) * kPanel;
+            prefetch(reinterpret_cast<const char*>(w) + kAhead);
+            prefetch(reinterpret_cast<const char*>(w) + kAhead + 64);
+            for (int v = 0; v < kVectors; ++v) {
+                const F16 weight = load(w + v * kLanes);
+                for (int r = 0; r < R; ++r) sums[p][r][v] = fma(weight, all(x[r][k]), sums[p][r][v]);
+            }
         }
     }
 }
 
-template <int R>
-ALWAYS_INLINE void add_bfloat16(Sums<R>& sums, const float* const* x, const uint32_t* panel, int begin, int end) {
+template <int R, int P>
+ALWAYS_INLINE void add_bfloat16(Sums<R, P>& sums, const float* const* x, const uint32_t* panels, long stride, int begin,
+                                int end) {
     int k = begin;
     for (; k + 1 < end; k += 2) {
-        const uint32_t* w = panel + static_cast<long>(k / 2) * kPanel;
-        prefetch(reinterpret_cast<const char*>(w) + kAhead);
-        prefetch(reinterpret_cast<const char*>(w) + kAhead + 64);
-        for (int v = 0; v < kVectors; ++v) {
-            const Words words = load_words(w + v * kLanes);
-            const F16 even = low_halves(words), odd = high_halves(words);
-            for (int r = 0; r < R; ++r) {
-                sums[r][v] = fma(even, all(x[r][k]), sums[r][v]);
-                sums[r][v] = fma(odd, all(x[r][k + 1]), sums[r][v]);
+        for (int p = 0; p < P; ++p) {
+            const uint32_t* w = panels + p * stride + static_cast<long>(k / 2) * kPanel;
+            prefetch(reinterpret_cast<const char*>(w) + kAhead);
+            prefetch(reinterpret_cast<const char*>(w) + kAhead + 64);
+            for (int v = 0; v < kVectors; ++v) {
+                const Words words = load_words(w + v * kLanes);
+                const F16 even = low_halves(words), odd = high_halves(words);
+                for (int r = 0; r < R; ++r) {
+                    sums[p][r][v] = fma(even, all(x[r][k]), sums[p][r][v]);
+                    sums[p][r][v] = fma(odd, all(x[r][k + 1]), sums[p][r][v]);
+                }
             }
         }
     }
     if (k == end) return;
-    for (int v = 0; v < kVectors; ++v) {
-        const F16 last = low_halves(load_words(panel + static_cast<long>(k / 2) * kPanel + v * kLanes));
-        for (int r = 0; r < R; ++r) sums[r][v] = fma(last, all(x[r][k]), sums[r][v]);
-    }
-}
-
-template <int R>
-ALWAYS_INLINE void add_int8(Sums<R>& sums, const float* const* x, const int8_t* panel, int begin, int end) {
-    for (int k = begin; k < end; ++k) {
-        const int8_t* w = panel + static_cast<long>(k) * kPanel;
-        prefetch(w + kAhead);
+    for (int p = 0; p < P; ++p) {
         for (int v = 0; v < kVectors; ++v) {
-            const F16 weight = load(w + v * kLanes);
-            for (int r = 0; r < R; ++r) sums[r][v] = fma(weight, all(x[r][k]), sums[r][v]);
+            const F16 last = low_halves(load_words(panels + p * stride + static_cast<long>(k / 2) * kPanel + v * kLanes));
+            for (int r = 0; r < R; ++r) sums[p][r][v] = fma(last, all(x[r][k]), sums[p][r][v]);
         }
     }
 }
 
-template <int R>
-ALWAYS_INLINE void clear(Sums<R>& sums) {
-    for (int r = 0; r < R; ++r)
-        for (int v = 0; v < kVectors; ++v) sums[r][v] = zero();
+template <int R, int P>
+ALWAYS_INLINE void add_int8(Sums<R, P>& sums, const float* const* x, const int8_t* panels, long stride, int begin,
+                            int end) {
+    for (int k = begin; k < end; ++k) {
+        for (int p = 0; p < P; ++p) {
+            const int8_t* w = panels + p * stride + static_cast<long>(k) * kPanel;
+            prefetch(w + kAhead);
+            for (int v = 0; v < kVectors; ++v) {
+                const F16 weight = load(w + v * kLanes);
+                for (int r = 0; r < R; ++r) sums[p][r][v] = fma(weight, all(x[r][k]), sums[p][r][v]);
+            }
+        }
+    }
 }
 
-// One panel's outputs for R rows: `sums` [R][32]. A stretch's sums are complete before they join the others.
-template <int R, WeightKind kind>
-ALWAYS_INLINE void product(const Linear& linear, int panel, const float* const* x, Sums<R>& sums) {
+template <int R, int P>
+ALWAYS_INLINE void clear(Sums<R, P>& sums) {
+    for (int p = 0; p < P; ++p)
+        for (int r = 0; r < R; ++r)
+            for (int v = 0; v < kVectors; ++v) sums[p][r][v] = zero();
+}
+
+// The outputs of P panels from `panel` on for R rows. A stretch's sums are complete before they join the others.
+template <int R, int P, WeightKind kind>
+ALWAYS_INLINE void product(const Linear& linear, int panel, const float* const* x, Sums<R, P>& sums) {
     constexpr int stretch = kind == kInt8 ? kStretch8 : kStretch;
     const int inputs = linear.inputs;
-    const long panel_inputs = static_cast<long>(panel) * kPanel * (kind == kBfloat16 ? pairs(inputs) : inputs);
-    const float* scales = linear.scales + static_cast<long>(panel) * stretches8(inputs) * kPanel;
-    clear<R>(sums);
+    const long stride = static_cast<long>(kPanel) * (kind == kBfloat16 ? pairs(inputs) : inputs);
+    const long scale_stride = static_cast<long>(stretches8(inputs)) * kPanel;
+    const float* scales = linear.scales + panel * scale_stride;
+    clear<R, P>(sums);
     for (int begin = 0; begin < inputs; begin += stretch) {
         const int end = std::min(begin + stretch, inputs);
-        Sums<R> part;
-        clear<R>(part);
-        if constexpr (kind == kFloat32) add_float32<R>(part, x, static_cast<const float*>(linear.panels) + panel_inputs, begin, end);
-        if constexpr (kind == kBfloat16) add_bfloat16<R>(part, x, static_cast<const uint32_t*>(linear.panels) + panel_inputs, begin, end);
-        if constexpr (kind == kInt8) add_int8<R>(part, x, static_cast<const int8_t*>(linear.panels) + panel_inputs, begin, end);
-        for (int v = 0; v < kVectors; ++v) {
-            const F16 scale = kind == kInt8 ? load(scales + begin / stretch * kPanel + v * kLanes) : all(1.0f);
-            for (int r = 0; r < R; ++r) sums[r][v] = fma(part[r][v], scale, sums[r][v]);
+        Sums<R, P> part;
+        clear<R, P>(part);
+        if constexpr (kind == kFloat32)
+            add_float32<R, P>(part, x, static_cast<const float*>(linear.panels) + panel * stride, stride, begin, end);
+        if constexpr (kind == kBfloat16)
+            add_bfloat16<R, P>(part, x, static_cast<const uint32_t*>(linear.panels) + panel * stride, stride, begin, end);
+        if constexpr (kind == kInt8)
+            add_int8<R, P>(part, x, static_cast<const int8_t*>(linear.panels) + panel * stride, stride, begin, end);
+        for (int p = 0; p < P; ++p) {
+            for (int v = 0; v < kVectors; ++v) {
+                const float* own = scales + p * scale_stride + begin / stretch * kPanel + v * kLanes;
+                const F16 scale = kind == kInt8 ? load(own) : all(1.0f);
+                for (int r = 0; r < R; ++r) sums[p][r][v] = fma(part[p][r][v], scale, sums[p][r][v]);
+            }
         }
     }
 }
 
-template <int R, class Each>
-inline void rows_at_once(const Linear& linear, int panel, int first_row, const float* const* x, const Each& each) {
-    Sums<R> sums;
+template <int R, int P = 1, class Each>
+inline void at_once(const Linear& linear, int panel, int first_row, const float* const* x, const Each& each) {
+    Sums<R, P> sums;
     switch (linear.kind) {
-        case kFloat32: product<R, kFloat32>(linear, panel, x, sums); break;
-        case kBfloat16: product<R, kBfloat16>(linear, panel, x, sums); break;
-        default: product<R, kInt8>(linear, panel, x, sums); break;
+        case kFloat32: product<R, P, kFloat32>(linear, panel, x, sums); break;
+        case kBfloat16: product<R, P, kBfloat16>(linear, panel, x, sums); break;
+        default: product<R, P, kInt8>(linear, panel, x, sums); break;
     }
-    for (int r = 0; r < R; ++r) each(first_row + r, linear.first_output(panel), sums[r]);
+    for (int p = 0; p < P; ++p)
+        for (int r = 0; r < R; ++r) each(first_row + r, linear.first_output(panel + p), sums[p][r]);
 }
 
 // `each(row, first output of the panel, sums[kVectors])` for rows [begin, end) of one panel; x(row) is a row's input.
@@ -149,18 +172,35 @@ void panel_product(const Linear& linear, int panel, int begin, int end, const Ro
         for (int r = 0; r < count; ++r) rows[r] = x(first + r);
         switch (count) {
 #if defined(__AVX512F__)
-            case 8: rows_at_once<8>(linear, panel, first, rows, each); break;
-            case 7: rows_at_once<7>(linear, panel, first, rows, each); break;
-            case 6: rows_at_once<6>(linear, panel, first, rows, each); break;
-            case 5: rows_at_once<5>(linear, panel, first, rows, each); break;
-            case 4: rows_at_once<4>(linear, panel, first, rows, each); break;
+            case 8: at_once<8>(linear, panel, first, rows, each); break;
+            case 7: at_once<7>(linear, panel, first, rows, each); break;
+            case 6: at_once<6>(linear, panel, first, rows, each); break;
+            case 5: at_once<5>(linear, panel, first, rows, each); break;
+            case 4: at_once<4>(linear, panel, first, rows, each); break;
 #endif
-            case 3: rows_at_once<3>(linear, panel, first, rows, each); break;
-            case 2: rows_at_once<2>(linear, panel, first, rows, each); break;
-            default: rows_at_once<1>(linear, panel, first, rows, each); break;
+            case 3: at_once<3>(linear, panel, first, rows, each); break;
+            case 2: at_once<2>(linear, panel, first, rows, each); break;
+            default: at_once<1>(linear, panel, first, rows, each); break;
         }
         first += count;
     }
+}
+
+// The same for panels [panel, last).
+template <class Rows, class Each>
+void panel_products(const Linear& linear, int panel, int last, int begin, int end, const Rows& x, const Each& each) {
+    const float* rows[] = {x(begin), x(end - 1)};
+    if (end - begin == 1) {
+#if defined(__AVX512F__)
+        for (; panel + 4 <= last; panel += 4) at_once<1, 4>(linear, panel, begin, rows, each);
+#endif
+        for (; panel + 2 <= last; panel += 2) at_once<1, 2>(linear, panel, begin, rows, each);
+    }
+#if defined(__AVX512F__)
+    if (end - begin == 2)
+        for (; panel + 2 <= last; panel += 2) at_once<2, 2>(linear, panel, begin, rows, each);
+#endif
+    for (; panel < last; ++panel) panel_product(linear, panel, begin, end, x, each);
 }
 
 constexpr int kRowBlock = 96;  // rows that stay in a core's cache while the panels go by
@@ -189,9 +229,13 @@ void products(const Team& team, int jobs, const LinearOf& linear, const RowsOf& 
         const auto input = [&](int row) { return x(job, row); };
         const auto output = [&](int row, int first, const F16* sums) { each(job, row, first, sums); };
         for (int begin = 0; begin < rows(job); begin += kRowBlock) {
-            const int end = std::min(begin + kRowBlock, rows(job));
-            for (int panel = 0; panel < weights.panel_count(); ++panel, at += end - begin + kPanelCost)
-                if (at >= share.begin && at < share.end) panel_product(weights, panel, begin, end, input, output);
+            const int end = std::min(begin + kRowBlock, rows(job)), panels = weights.panel_count();
+            const long step = end - begin + kPanelCost;
+            const auto panel_at = [&](long place) {  // the first that begins there or later
+                return static_cast<int>(std::clamp<long>((place - at + step - 1) / step, 0, panels));
+            };
+            panel_products(weights, panel_at(share.begin), panel_at(share.end), begin, end, input, output);
+            at += panels * step;
         }
     }
 }
