@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from outrider.workers.engine.pipeline import RoundResult
-from outrider.workers.engine.round import IntArray, Round, Verdict, sampled_rows
+from outrider.workers.engine.round import IntArray, Round, Sampled, Verdict
 from outrider.workers.errors import EngineStoppedError
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.sequence_starts import SequenceStarts
@@ -40,7 +40,7 @@ class CountingPipeline:
         if len(self.rounds) - len(self._under_way) - 1 == self._lost_in_round:
             raise self._error
         self._starts.begin(round.begins)
-        rows, _ = sampled_rows(round)
+        rows = Sampled.of(round).rows
         verdict = verify_round(round, self._target(round, rows), self._starts, max_model_len=10_000)
         return RoundResult(verdict=verdict, hidden=torch.zeros(int(verdict.accepted_rows.sum()), 1))
 

@@ -121,6 +121,7 @@ class Rows(Structure):
         ("block_ids", c_void_p),
         ("first_slots", c_void_p),
     )
+    memory: object  # of the arrays, for as long as the kernels read them
 
 
 class Stage(Structure):

@@ -6,7 +6,7 @@ Prefill, decode and verification are one shape: a sequence contributes n >= 1 qu
 """
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,12 @@ FloatArray = NDArray[np.float64]
 
 def ints(values: Any = ()) -> IntArray:
     return np.asarray(values, dtype=np.int64)
+
+
+def _shared(values: NDArray[Any]) -> Any:
+    """A field's default: one array for all, which nobody writes to."""
+    values.flags.writeable = False
+    return field(default_factory=lambda: values)
 
 
 def ranges(lengths: IntArray) -> IntArray:
@@ -54,33 +60,24 @@ class Round:
 
     round_id: int = 0
     lane: int = 0
-    sequence_ids: IntArray = field(default_factory=ints)  # [S]
-    query_offsets: IntArray = field(default_factory=lambda: ints([0]))  # [S+1] into token_ids
-    token_ids: IntArray = field(default_factory=ints)  # [R]
-    starts: IntArray = field(default_factory=ints)  # [S] absolute position of each sequence's first row
-    write_from: IntArray = field(
-        default_factory=ints
-    )  # [S] rows at earlier positions do not write the cache (shared slot)
-    sample_counts: IntArray = field(
-        default_factory=ints
-    )  # [S] trailing rows to sample; the last sample_counts-1 are drafts
-    score_counts: IntArray = field(
-        default_factory=ints
-    )  # [S] rows before the sampled ones, the last so many, whose next token (of the prompt) gets log-probabilities
-    next_token_ids: IntArray = field(
-        default_factory=ints
-    )  # [S] prompt token after a chunk that does not sample, else 0
-    block_offsets: IntArray = field(default_factory=lambda: ints([0]))  # [S+1] into block_ids
-    block_ids: IntArray = field(default_factory=ints)  # [B] each sequence's whole block table
-    owners: IntArray = field(default_factory=ints)  # [S] data group of each; [0] where there is only one
-    draft_steps: IntArray = field(default_factory=ints)  # [S] drafts to make after this round (0: none)
-    upkeep: IntArray = field(default_factory=ints)  # [S] 1: the drafter's cache follows this sequence
-    followed_from: IntArray = field(default_factory=ints)  # [S] the first slot of that cache which holds it, from 1
+    sequence_ids: IntArray = _shared(ints())  # [S]
+    query_offsets: IntArray = _shared(ints([0]))  # [S+1] into token_ids
+    token_ids: IntArray = _shared(ints())  # [R]
+    starts: IntArray = _shared(ints())  # [S] absolute position of each sequence's first row
+    write_from: IntArray = _shared(ints())  # [S] rows at earlier positions do not write the cache (shared slot)
+    sample_counts: IntArray = _shared(ints())  # [S] trailing rows to sample; the last sample_counts-1 are drafts
+    # [S] rows before the sampled ones, the last so many, whose next token (of the prompt) gets log-probabilities
+    score_counts: IntArray = _shared(ints())
+    next_token_ids: IntArray = _shared(ints())  # [S] prompt token after a chunk that does not sample, else 0
+    block_offsets: IntArray = _shared(ints([0]))  # [S+1] into block_ids
+    block_ids: IntArray = _shared(ints())  # [B] each sequence's whole block table
+    owners: IntArray = _shared(ints())  # [S] data group of each; [0] where there is only one
+    draft_steps: IntArray = _shared(ints())  # [S] drafts to make after this round (0: none)
+    upkeep: IntArray = _shared(ints())  # [S] 1: the drafter's cache follows this sequence
+    followed_from: IntArray = _shared(ints())  # [S] the first slot of that cache which holds it, from 1
     begins: tuple[SequenceStart, ...] = ()  # sequences new to the sampler
-    ends: IntArray = field(default_factory=ints)  # sequence ids that the sampler and drafter may forget
-    stage_s: FloatArray = field(
-        default_factory=lambda: np.zeros(0)
-    )  # seconds of the stages passed, added as it travels
+    ends: IntArray = _shared(ints())  # sequence ids that the sampler and drafter may forget
+    stage_s: FloatArray = _shared(np.zeros(0))  # seconds of the stages passed, added as it travels
 
     @property
     def sequences(self) -> int:
@@ -114,20 +111,19 @@ class Verdict:
 
     round_id: int = 0
     lane: int = 0
-    token_offsets: IntArray = field(default_factory=lambda: ints([0]))  # [S+1] into token_ids
-    token_ids: IntArray = field(default_factory=ints)  # [T]
-    accepted_rows: IntArray = field(default_factory=ints)  # [S] leading rows whose hidden states the drafter may use
-    drafts_accepted: IntArray = field(default_factory=ints)  # [S]
-    finish: IntArray = field(default_factory=ints)  # [S] RUNNING, STOPPED (by its last token), LENGTH or FAILED
-    draft_steps: IntArray = field(
-        default_factory=ints
-    )  # [S] drafts that the MTP module makes after it, as the leader tells the ranks beside it; [0] from the sampler
+    token_offsets: IntArray = _shared(ints([0]))  # [S+1] into token_ids
+    token_ids: IntArray = _shared(ints())  # [T]
+    accepted_rows: IntArray = _shared(ints())  # [S] leading rows whose hidden states the drafter may use
+    drafts_accepted: IntArray = _shared(ints())  # [S]
+    finish: IntArray = _shared(ints())  # [S] RUNNING, STOPPED (by its last token), LENGTH or FAILED
+    # [S] drafts that the MTP module makes after it, as the leader tells the ranks beside it; [0] from the sampler
+    draft_steps: IntArray = _shared(ints())
     # Of the emitted tokens, then of the round's scored prompt tokens: [T+P+1], or [1] when nobody asked.
-    logprob_offsets: IntArray = field(default_factory=lambda: ints([0]))
-    logprob_ids: IntArray = field(default_factory=ints)
-    logprob_ranks: IntArray = field(default_factory=ints)
-    logprob_values: FloatArray = field(default_factory=lambda: np.zeros(0))
-    stage_s: FloatArray = field(default_factory=lambda: np.zeros(0))  # [P] seconds each stage computed this round
+    logprob_offsets: IntArray = _shared(ints([0]))
+    logprob_ids: IntArray = _shared(ints())
+    logprob_ranks: IntArray = _shared(ints())
+    logprob_values: FloatArray = _shared(np.zeros(0))
+    stage_s: FloatArray = _shared(np.zeros(0))  # [P] seconds each stage computed this round
 
 
 def array_fields(kind: type[Round] | type[Verdict]) -> dict[str, np.dtype[Any]]:
@@ -136,13 +132,23 @@ def array_fields(kind: type[Round] | type[Verdict]) -> dict[str, np.dtype[Any]]:
     return {f.name: element_types[f.type] for f in fields(kind) if f.type in element_types}
 
 
-def sampled_rows(round: Round) -> tuple[IntArray, IntArray]:
-    """The rows to sample and the sequence that each belongs to, [sum(sample_counts)] both."""
-    counts = round.sample_counts
-    if round.sequences == 1:
-        return np.arange(round.rows - counts[0], round.rows), np.zeros(counts[0], dtype=np.int64)
-    first = round.query_offsets[1:] - counts
-    return np.repeat(first, counts) + ranges(counts), ints(np.repeat(np.arange(round.sequences), counts))
+class Sampled(NamedTuple):
+    """The rows of a round whose next token is drawn, n = sum(sample_counts)."""
+
+    rows: IntArray  # [n]
+    sequence_ids: IntArray  # [n]
+    positions: IntArray  # [n] absolute, of the tokens to draw
+
+    @classmethod
+    def of(cls, round: Round) -> "Sampled":
+        counts = round.sample_counts
+        if round.sequences == 1:
+            rows = np.arange(round.rows - counts[0], round.rows)
+            return cls(rows, round.sequence_ids.repeat(counts[0]), rows + (round.starts[0] + 1))
+        first = round.query_offsets[1:] - counts
+        rows = np.repeat(first, counts) + ranges(counts)
+        shifts = np.repeat(round.starts - round.query_offsets[:-1] + 1, counts)
+        return cls(rows, np.repeat(round.sequence_ids, counts), rows + shifts)
 
 
 def owned(round: Round, data: int) -> IntArray:

@@ -1,14 +1,14 @@
 """Rank 0 of the last stage: turns a round's hidden states into its Verdict. Owns the sampling state."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.round import FAILED, IntArray, Round, Verdict, ints, owned, ranges, sampled_rows, share_of
+from outrider.workers.engine.round import FAILED, IntArray, Round, Sampled, Verdict, ints, owned, ranges, share_of
 from outrider.workers.engine.runner import naming
 from outrider.workers.speculation.logprobs import Logprobs, joined, logprobs
 from outrider.workers.speculation.model_parts import Head
@@ -39,25 +39,24 @@ class Sampler:
         self._starts.end(round.ends)
         self._starts.begin(round.begins)
         self._starts.write_drafts(round)
-        rows, owners = sampled_rows(round)
-        positions = rows + (round.starts - round.query_offsets[:-1])[owners] + 1
+        rows, sequence_ids, positions = Sampled.of(round)
         if self._shared is None:
-            logits, targets = self._head.draw(hidden, rows, round.sequence_ids[owners], positions)
+            logits, targets = self._head.draw(hidden, rows, sequence_ids, positions)
         else:
             logits = self._logits(round, hidden, rows)
-            targets = self._head.choose(logits, round.sequence_ids[owners], positions)
+            targets = self._head.choose(logits, sequence_ids, positions)
         took = time.perf_counter() - began
         self.busy_s += took
         verdict = verify_round(round, targets, self._starts, self._max_model_len, stage_s + took)
         verdict = _with_failures(verdict, self._starts.failed(round, verdict))
         self._starts.write_verdict(round, verdict)
-        asked = joined([self._emitted(round, verdict, logits), *self._prompts(round, hidden)])
-        return _with_logprobs(verdict, asked), self.accepted(round, hidden, verdict)
+        verdict = self._with_logprobs(round, verdict, hidden, logits)
+        return verdict, self.accepted(round, hidden, verdict)
 
     def assist(self, round: Round, hidden: Tensor) -> None:
         """On a rank beside the sampler: makes this one's part of all logits that the sampler needs."""
         began = time.perf_counter()
-        for rows in (sampled_rows(round)[0], *_scored(round)):
+        for rows in (Sampled.of(round).rows, *_scored(round)):
             self._logits(round, hidden, rows)
         self.busy_s += time.perf_counter() - began
 
@@ -72,18 +71,20 @@ class Sampler:
         with naming(round):
             return self._shared.logits(round, hidden, rows)
 
-    def _emitted(self, round: Round, verdict: Verdict, logits: Tensor) -> Logprobs:
-        """What was asked for of the emitted tokens: of the raw logits, at the row of each."""
+    def _with_logprobs(self, round: Round, verdict: Verdict, hidden: Tensor, logits: Tensor) -> Verdict:
+        """The verdict with what was asked for of the emitted tokens, and of the round's prompt tokens."""
         wanted = [self._starts[sequence_id].params.logprobs for sequence_id in round.sequence_ids.tolist()]
-        if all(count is None for count in wanted):
-            return (
-                Logprobs(offsets=ints(np.zeros(len(verdict.token_ids) + 1))) if round.score_counts.any() else Logprobs()
-            )
-        emitted = np.diff(verdict.token_offsets)
-        first_logits = np.cumsum(round.sample_counts) - round.sample_counts
-        rows = torch.from_numpy(np.repeat(first_logits, emitted) + ranges(emitted))
-        counts = [wanted[s] for s in np.repeat(np.arange(round.sequences), emitted)]
-        return logprobs(logits[rows], verdict.token_ids, counts)
+        scores = bool(round.score_counts.any())
+        if not scores and all(count is None for count in wanted):
+            return verdict
+        found = joined([_emitted(round, verdict, logits, wanted), *self._prompts(round, hidden)])
+        return replace(
+            verdict,
+            logprob_offsets=found.offsets,
+            logprob_ids=found.ids,
+            logprob_ranks=found.ranks,
+            logprob_values=found.values,
+        )
 
     def _prompts(self, round: Round, hidden: Tensor) -> Iterator[Logprobs]:
         """What was asked for of prompt tokens, some rows at a time: a head's outputs are many."""
@@ -115,19 +116,22 @@ def _with_failures(verdict: Verdict, failed: list[int]) -> Verdict:
     return replace(verdict, finish=finish)
 
 
-def _with_logprobs(verdict: Verdict, found: Logprobs) -> Verdict:
-    return replace(
-        verdict,
-        logprob_offsets=found.offsets,
-        logprob_ids=found.ids,
-        logprob_ranks=found.ranks,
-        logprob_values=found.values,
-    )
+def _emitted(round: Round, verdict: Verdict, logits: Tensor, wanted: Sequence[int | None]) -> Logprobs:
+    """Of the emitted tokens, by the raw logits at the row of each. `wanted` [S]: how many of each sequence's."""
+    emitted = np.diff(verdict.token_offsets)
+    if all(count is None for count in wanted):
+        return Logprobs(offsets=ints(np.zeros(len(verdict.token_ids) + 1)))
+    first_logits = np.cumsum(round.sample_counts) - round.sample_counts
+    rows = torch.from_numpy(np.repeat(first_logits, emitted) + ranges(emitted))
+    counts = [wanted[s] for s in np.repeat(np.arange(round.sequences), emitted)]
+    return logprobs(logits[rows], verdict.token_ids, counts)
 
 
 def accepted_states(round: Round, hidden: Tensor, verdict: Verdict, data: int = 0) -> Tensor:
     """Of a round's states `hidden` [rows of the data group, hidden] those of the rows that the verdict accepted."""
     own, counts = share_of(round, data), verdict.accepted_rows[owned(round, data)]
+    if counts.sum() == len(hidden):
+        return hidden
     if own.sequences == 1:
         return hidden[: int(counts[0])]
     return hidden[torch.from_numpy(np.repeat(own.query_offsets[:-1], counts) + ranges(counts))]

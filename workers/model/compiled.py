@@ -4,6 +4,7 @@ Those are the specification; here weights are packed once, a round goes through 
 results are bitwise the same whatever rows, chunks, blocks and threads there are.
 """
 
+from collections.abc import Iterator, Sequence
 from ctypes import c_void_p, pointer
 
 import numpy as np
@@ -166,10 +167,20 @@ class CompiledModule:
 
 
 def _structure(rows: Rows) -> library.Rows:
-    """Valid as long as `rows` is."""
+    """Valid as long as it is itself: it keeps a copy of the arrays, end to end."""
     arrays = (
         rows.token_ids, rows.rope_positions, rows.cache_positions, rows.query_offsets, rows.write_from,
         rows.block_offsets, rows.block_ids, rows.first_slots,
     )  # fmt: skip
-    addresses = (array.__array_interface__["data"][0] for array in arrays)
-    return library.Rows(len(rows.token_ids), len(rows.write_from), *addresses)
+    flat = np.concatenate(arrays)
+    address = flat.__array_interface__["data"][0]
+    structure = library.Rows(len(rows.token_ids), len(rows.write_from), *_addresses(address, arrays))
+    structure.memory = flat
+    return structure
+
+
+def _addresses(address: int, arrays: Sequence[IntArray]) -> Iterator[int]:
+    """Where each begins that lies behind the others from `address` on."""
+    for array in arrays:
+        yield address
+        address += array.nbytes

@@ -105,7 +105,7 @@ def verify_round(
         accepted_rows=ints(kept),
         drafts_accepted=ints(matched),
         finish=ints(finish),
-        stage_s=np.append(round.stage_s, last_stage_s),
+        stage_s=np.array([*round.stage_s.tolist(), last_stage_s]),
     )
 
 
