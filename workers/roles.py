@@ -1,5 +1,6 @@
 """What a loaded rank does: lead (schedule, draft, serve) or follow (run rounds as they come)."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -34,6 +35,8 @@ class Leader:
     def run(self, on_ready: Callable[[str], None]) -> None:
         """Warms up, opens the door (`on_ready` gets its address, or ""), serves until stopped."""
         self.engine.warm_up()
+        if self._door:  # this process is the engine's own
+            gc.freeze()  # a full collection of what lives now anyway would hold up a round for tens of milliseconds
         server = self._door.serve(TimedEngine(self.engine, self.times)) if self._door else None
         try:
             on_ready(f"{self._door.host}:{server.start()}" if self._door and server else "")
