@@ -5,6 +5,7 @@ Prefill, decode and verification are one shape: a sequence contributes n >= 1 qu
 1 + its drafts). Torch-free: the scheduler makes Rounds, the runner turns them into tensors.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -21,10 +22,13 @@ def ints(values: Any = ()) -> IntArray:
     return np.asarray(values, dtype=np.int64)
 
 
-def _shared(values: NDArray[Any]) -> Any:
-    """A field's default: one array for all, which nobody writes to."""
+def _kept(values: NDArray[Any]) -> Callable[[], Any]:
+    """Gives this one array whenever asked, which nobody may write to: a field's default costs no new one."""
     values.flags.writeable = False
-    return field(default_factory=lambda: values)
+    return lambda: values
+
+
+_NO_INTS, _ZERO, _NO_FLOATS = _kept(ints()), _kept(ints([0])), _kept(np.zeros(0))
 
 
 def ranges(lengths: IntArray) -> IntArray:
@@ -60,24 +64,30 @@ class Round:
 
     round_id: int = 0
     lane: int = 0
-    sequence_ids: IntArray = _shared(ints())  # [S]
-    query_offsets: IntArray = _shared(ints([0]))  # [S+1] into token_ids
-    token_ids: IntArray = _shared(ints())  # [R]
-    starts: IntArray = _shared(ints())  # [S] absolute position of each sequence's first row
-    write_from: IntArray = _shared(ints())  # [S] rows at earlier positions do not write the cache (shared slot)
-    sample_counts: IntArray = _shared(ints())  # [S] trailing rows to sample; the last sample_counts-1 are drafts
+    sequence_ids: IntArray = field(default_factory=_NO_INTS)  # [S]
+    query_offsets: IntArray = field(default_factory=_ZERO)  # [S+1] into token_ids
+    token_ids: IntArray = field(default_factory=_NO_INTS)  # [R]
+    starts: IntArray = field(default_factory=_NO_INTS)  # [S] absolute position of each sequence's first row
+    write_from: IntArray = field(
+        default_factory=_NO_INTS
+    )  # [S] rows at earlier positions do not write the cache (shared slot)
+    sample_counts: IntArray = field(
+        default_factory=_NO_INTS
+    )  # [S] trailing rows to sample; the last sample_counts-1 are drafts
     # [S] rows before the sampled ones, the last so many, whose next token (of the prompt) gets log-probabilities
-    score_counts: IntArray = _shared(ints())
-    next_token_ids: IntArray = _shared(ints())  # [S] prompt token after a chunk that does not sample, else 0
-    block_offsets: IntArray = _shared(ints([0]))  # [S+1] into block_ids
-    block_ids: IntArray = _shared(ints())  # [B] each sequence's whole block table
-    owners: IntArray = _shared(ints())  # [S] data group of each; [0] where there is only one
-    draft_steps: IntArray = _shared(ints())  # [S] drafts to make after this round (0: none)
-    upkeep: IntArray = _shared(ints())  # [S] 1: the drafter's cache follows this sequence
-    followed_from: IntArray = _shared(ints())  # [S] the first slot of that cache which holds it, from 1
+    score_counts: IntArray = field(default_factory=_NO_INTS)
+    next_token_ids: IntArray = field(
+        default_factory=_NO_INTS
+    )  # [S] prompt token after a chunk that does not sample, else 0
+    block_offsets: IntArray = field(default_factory=_ZERO)  # [S+1] into block_ids
+    block_ids: IntArray = field(default_factory=_NO_INTS)  # [B] each sequence's whole block table
+    owners: IntArray = field(default_factory=_NO_INTS)  # [S] data group of each; [0] where there is only one
+    draft_steps: IntArray = field(default_factory=_NO_INTS)  # [S] drafts to make after this round (0: none)
+    upkeep: IntArray = field(default_factory=_NO_INTS)  # [S] 1: the drafter's cache follows this sequence
+    followed_from: IntArray = field(default_factory=_NO_INTS)  # [S] the first slot of that cache which holds it, from 1
     begins: tuple[SequenceStart, ...] = ()  # sequences new to the sampler
-    ends: IntArray = _shared(ints())  # sequence ids that the sampler and drafter may forget
-    stage_s: FloatArray = _shared(np.zeros(0))  # seconds of the stages passed, added as it travels
+    ends: IntArray = field(default_factory=_NO_INTS)  # sequence ids that the sampler and drafter may forget
+    stage_s: FloatArray = field(default_factory=_NO_FLOATS)  # seconds of the stages passed, added as it travels
 
     @property
     def sequences(self) -> int:
@@ -111,19 +121,21 @@ class Verdict:
 
     round_id: int = 0
     lane: int = 0
-    token_offsets: IntArray = _shared(ints([0]))  # [S+1] into token_ids
-    token_ids: IntArray = _shared(ints())  # [T]
-    accepted_rows: IntArray = _shared(ints())  # [S] leading rows whose hidden states the drafter may use
-    drafts_accepted: IntArray = _shared(ints())  # [S]
-    finish: IntArray = _shared(ints())  # [S] RUNNING, STOPPED (by its last token), LENGTH or FAILED
+    token_offsets: IntArray = field(default_factory=_ZERO)  # [S+1] into token_ids
+    token_ids: IntArray = field(default_factory=_NO_INTS)  # [T]
+    accepted_rows: IntArray = field(
+        default_factory=_NO_INTS
+    )  # [S] leading rows whose hidden states the drafter may use
+    drafts_accepted: IntArray = field(default_factory=_NO_INTS)  # [S]
+    finish: IntArray = field(default_factory=_NO_INTS)  # [S] RUNNING, STOPPED (by its last token), LENGTH or FAILED
     # [S] drafts that the MTP module makes after it, as the leader tells the ranks beside it; [0] from the sampler
-    draft_steps: IntArray = _shared(ints())
+    draft_steps: IntArray = field(default_factory=_NO_INTS)
     # Of the emitted tokens, then of the round's scored prompt tokens: [T+P+1], or [1] when nobody asked.
-    logprob_offsets: IntArray = _shared(ints([0]))
-    logprob_ids: IntArray = _shared(ints())
-    logprob_ranks: IntArray = _shared(ints())
-    logprob_values: FloatArray = _shared(np.zeros(0))
-    stage_s: FloatArray = _shared(np.zeros(0))  # [P] seconds each stage computed this round
+    logprob_offsets: IntArray = field(default_factory=_ZERO)
+    logprob_ids: IntArray = field(default_factory=_NO_INTS)
+    logprob_ranks: IntArray = field(default_factory=_NO_INTS)
+    logprob_values: FloatArray = field(default_factory=_NO_FLOATS)
+    stage_s: FloatArray = field(default_factory=_NO_FLOATS)  # [P] seconds each stage computed this round
 
 
 def array_fields(kind: type[Round] | type[Verdict]) -> dict[str, np.dtype[Any]]:

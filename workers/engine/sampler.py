@@ -123,7 +123,7 @@ def _emitted(round: Round, verdict: Verdict, logits: Tensor, wanted: Sequence[in
         return Logprobs(offsets=ints(np.zeros(len(verdict.token_ids) + 1)))
     first_logits = np.cumsum(round.sample_counts) - round.sample_counts
     rows = torch.from_numpy(np.repeat(first_logits, emitted) + ranges(emitted))
-    counts = [wanted[s] for s in np.repeat(np.arange(round.sequences), emitted)]
+    counts = [wanted[s] for s in np.repeat(np.arange(round.sequences), emitted).tolist()]
     return logprobs(logits[rows], verdict.token_ids, counts)
 
 
