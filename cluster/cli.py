@@ -12,10 +12,10 @@ import typer
 
 import outrider
 from outrider.cluster import cli_options as o
-from outrider.cluster import logs
 from outrider.cluster.cli_distill import distill
 from outrider.cluster.config import SettingsError
 from outrider.cluster.errors import InvalidRequestError
+from outrider.workers import logs
 from outrider.workers.errors import OutriderError
 
 app = typer.Typer(
@@ -132,6 +132,7 @@ def gateway(
     resume_wait_s: Annotated[
         float, typer.Option(help="How long requests of a lost replica wait for another to go on with them.")
     ] = 600.0,
+    otlp_endpoint: o.OtlpEndpoint = None,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", help="Drain when standard input closes.")] = False,
 ) -> None:
     """Run a gateway of a cluster that is served elsewhere."""
@@ -163,6 +164,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False,
     speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None,
+    traceparent: o.TraceParent = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
     token_file: o.TokenFile = None,
     tls: o.Tls = False,

@@ -1,6 +1,7 @@
 """`outrider gateway`: from the command's options to a gateway's settings."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.limits import RequestLimits
 from outrider.cluster.gateway.server import GatewaySettings, run_gateway
 from outrider.workers.cluster_key import read_key
+from outrider.workers.tracing import endpoint_in_force
 
 _FILES = ("tls_cert", "tls_key", "tls_client_ca", "auth_token_file")
 
@@ -23,13 +25,14 @@ def gateway_settings(options: Mapping[str, Any]) -> GatewaySettings:
     """SettingsError names an option that cannot be; OutriderError, a cluster key that cannot be read."""
     values = {name: value for name, value in options.items() if value is not None}
     values |= {name: Path(values[name]) for name in _FILES if name in values}
-    key_file = values.pop("cluster_key_file", None)
+    key_file, endpoint = values.pop("cluster_key_file", None), values.pop("otlp_endpoint", None)
     try:
         return GatewaySettings(
             **_taken(GatewaySettings, values),
             door=Door(**_taken(Door, values)),
             limits=RequestLimits(**_taken(RequestLimits, values)),
             cluster_key=read_key(str(key_file)) if key_file is not None else "",
+            otlp_endpoint=endpoint_in_force(endpoint, os.environ),
         )
     except ValueError as error:
         raise SettingsError(str(error)) from error

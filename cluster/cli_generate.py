@@ -15,7 +15,7 @@ from outrider.cluster.client import Client
 from outrider.cluster.generation import Finished, Output
 from outrider.workers.text.assembler import Usage
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "seed", "ignore_eos")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "seed", "ignore_eos", "traceparent")
 
 
 def run_generate_command(options: Mapping[str, Any]) -> None:

@@ -26,8 +26,18 @@ ClusterKeyFile = Annotated[
         help='The key that the cluster\'s own processes share; "-" reads it from standard input. [drawn by serve]',
     ),
 ]
+OtlpEndpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--otlp-endpoint",
+        help="Send spans to this OpenTelemetry collector, http://HOST:PORT. [OTEL_EXPORTER_OTLP_ENDPOINT]",
+    ),
+]
 """Options of the gateway's side."""
 
+TraceParent = Annotated[
+    str, typer.Option("--traceparent", envvar="TRACEPARENT", help="The span that asks, as W3C Trace Context has it.")
+]
 Address = Annotated[str, typer.Option("--address", envvar="OUTRIDER_ADDRESS", help="HOST:PORT of a gateway.")]
 TokenFile = Annotated[
     Path | None,

@@ -60,13 +60,22 @@ class Client:
         messages: Messages | None = None,
         params: SamplingParams | None = None,
         request_id: str = "",
+        traceparent: str = "",
+        tracestate: str = "",
         timeout_s: float | None = None,
         **sampling: Any,  # SamplingParams' own fields
     ) -> Generation:
         """The whole answer. Sampling is `params`, or SamplingParams' fields as keywords (max_tokens then defaults to
-        the model's length)."""
+        the model's length). `traceparent` and `tracestate` are W3C Trace Context's, of the span that asks."""
         call = build_call(
-            prompt, token_ids, messages, params, sampling, request_id=request_id, speculation_detail=False
+            prompt,
+            token_ids,
+            messages,
+            params,
+            sampling,
+            request_id=request_id,
+            traceparent=traceparent,
+            tracestate=tracestate,
         )
         collector = Collector(call.params.n)
         for event in self._events(call, timeout_s):
@@ -81,13 +90,23 @@ class Client:
         messages: Messages | None = None,
         params: SamplingParams | None = None,
         request_id: str = "",
+        traceparent: str = "",
+        tracestate: str = "",
         timeout_s: float | None = None,
         speculation_detail: bool = False,
         **sampling: Any,  # SamplingParams' own fields
     ) -> Iterator[Event]:
         """The events as they come: Accepted, Outputs, a Finished per output. Closing the iterator cancels."""
         call = build_call(
-            prompt, token_ids, messages, params, sampling, request_id=request_id, speculation_detail=speculation_detail
+            prompt,
+            token_ids,
+            messages,
+            params,
+            sampling,
+            request_id=request_id,
+            traceparent=traceparent,
+            tracestate=tracestate,
+            speculation_detail=speculation_detail,
         )
         return self._events(call, timeout_s)
 
@@ -106,7 +125,8 @@ class Client:
     def _heard(self, request: ResumableCall, until: float | None) -> Iterator[Event]:
         """What one gateway says. RpcError if its connection breaks."""
         left = None if until is None else max(0.0, until - time.monotonic())
-        responses = self._inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=self._metadata)
+        metadata = (*self._metadata, *request.trace)
+        responses = self._inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=metadata)
         try:
             for response in responses:
                 event = request.hear(wire.event_from_wire(response), time.monotonic())
@@ -210,12 +230,21 @@ class AsyncClient:
         messages: Messages | None = None,
         params: SamplingParams | None = None,
         request_id: str = "",
+        traceparent: str = "",
+        tracestate: str = "",
         timeout_s: float | None = None,
         **sampling: Any,  # SamplingParams' own fields
     ) -> Generation:
         """As Client.generate."""
         call = build_call(
-            prompt, token_ids, messages, params, sampling, request_id=request_id, speculation_detail=False
+            prompt,
+            token_ids,
+            messages,
+            params,
+            sampling,
+            request_id=request_id,
+            traceparent=traceparent,
+            tracestate=tracestate,
         )
         collector = Collector(call.params.n)
         async for event in self._events(call, timeout_s):
@@ -230,13 +259,23 @@ class AsyncClient:
         messages: Messages | None = None,
         params: SamplingParams | None = None,
         request_id: str = "",
+        traceparent: str = "",
+        tracestate: str = "",
         timeout_s: float | None = None,
         speculation_detail: bool = False,
         **sampling: Any,  # SamplingParams' own fields
     ) -> AsyncIterator[Event]:
         """As Client.stream."""
         call = build_call(
-            prompt, token_ids, messages, params, sampling, request_id=request_id, speculation_detail=speculation_detail
+            prompt,
+            token_ids,
+            messages,
+            params,
+            sampling,
+            request_id=request_id,
+            traceparent=traceparent,
+            tracestate=tracestate,
+            speculation_detail=speculation_detail,
         )
         return self._events(call, timeout_s)
 
@@ -256,7 +295,8 @@ class AsyncClient:
     async def _heard(self, request: ResumableCall, until: float | None) -> AsyncIterator[Event]:
         """As Client._heard."""
         left = None if until is None else max(0.0, until - time.monotonic())
-        responses = self._inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=self._metadata)
+        metadata = (*self._metadata, *request.trace)
+        responses = self._inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=metadata)
         try:
             async for response in responses:
                 event = request.hear(wire.event_from_wire(response), time.monotonic())

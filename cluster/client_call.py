@@ -36,6 +36,7 @@ from outrider.workers.errors import OutriderError, OverloadedError
 from outrider.workers.outputs import Logprob
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import Usage
+from outrider.workers.trace_context import TraceContext
 
 Messages = Sequence[Mapping[str, str]]
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(SamplingParams))
@@ -60,7 +61,9 @@ def build_call(
     sampling: Mapping[str, Any],
     *,
     request_id: str,
-    speculation_detail: bool,
+    traceparent: str,
+    tracestate: str,
+    speculation_detail: bool = False,
 ) -> GenerateCall:
     """InvalidRequestError names what is wrong. Without `params` max_tokens is the model's length, as on the wire."""
     if params is not None and sampling:
@@ -70,7 +73,17 @@ def build_call(
         params=params if params is not None else _params(sampling),
         request_id=request_id,
         speculation_detail=speculation_detail,
+        trace=_trace(traceparent, tracestate),
     )
+
+
+def _trace(parent: str, state: str) -> TraceContext | None:
+    trace = TraceContext.parse(parent, state)
+    if parent and trace is None:
+        raise InvalidRequestError(
+            f"traceparent must be as W3C Trace Context has it, 00-TRACE-SPAN-FLAGS, got {parent!r}"
+        )
+    return trace
 
 
 def _params(sampling: Mapping[str, Any]) -> SamplingParams:

@@ -39,6 +39,11 @@ class ResumableCall:
         self._patience_s, self._progress_at = patience_s, now
 
     @property
+    def trace(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of its place in a trace, if it has one."""
+        return self._original.trace.metadata if self._original.trace is not None else ()
+
+    @property
     def call(self) -> GenerateCall:
         if self._accepted is None:
             return self._original

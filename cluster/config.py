@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from outrider.cluster.autoscale import AutoscalePolicy
 from outrider.cluster.gateway.door import Door
 from outrider.workers.config import EngineConfig, ParallelConfig
+from outrider.workers.tracing import endpoint_in_force
 
 _SIZES = tuple(field.name for field in dataclasses.fields(ParallelConfig))
 
@@ -54,6 +55,7 @@ class ServeSettings(BaseModel):
     kubernetes_ray_cluster: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$")  # NAMESPACE/NAME
     kubernetes_worker_group: str = "workers"
     drain_grace_s: float = Field(default=300.0, ge=0)  # how long a replica that leaves may finish its requests
+    otlp_endpoint: str | None = None  # of a collector of spans; None: OTEL_EXPORTER_OTLP_ENDPOINT's
 
     model: str = "scout"
     tensor_parallel_size: int = 1
@@ -109,6 +111,13 @@ class ServeSettings(BaseModel):
         given = {name: Path(value) for name in paths if (value := getattr(self, name)) is not None}
         try:
             return Door(**given, health_port=self.health_port)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+    def spans_go_to(self, environment: Mapping[str, str]) -> str:
+        """The collector in force; "" for none. SettingsError if it cannot be one."""
+        try:
+            return endpoint_in_force(self.otlp_endpoint, environment)
         except ValueError as error:
             raise SettingsError(str(error)) from error
 

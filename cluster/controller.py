@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import grpc
 import ray
 
-from outrider.cluster import logs, roster
+from outrider.cluster import roster
 from outrider.cluster.autoscale import Autoscaler, Load
 from outrider.cluster.controller_service import ControllerService, bind
 from outrider.cluster.gang import prefix, survey
@@ -24,6 +24,7 @@ from outrider.cluster.replica import Charge, Replica
 from outrider.cluster.roster import Member
 from outrider.cluster.routes import Ending, Route, RouteTable
 from outrider.proto import cluster_pb2_grpc
+from outrider.workers import logs
 from outrider.workers.cluster_key import interceptors
 
 log = logging.getLogger("outrider.controller")

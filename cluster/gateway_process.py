@@ -41,6 +41,7 @@ class GatewayProcess:
         door: Door,
         cluster_key: str,
         log_level: str,
+        otlp_endpoint: str,
     ) -> None:
         """With TLS the door needs a health port: only there can this process ask whether the gateway is ready."""
         self.address = f"{host}:{port}"
@@ -51,6 +52,8 @@ class GatewayProcess:
         command += ["--cluster-key-file", STDIN, *door.arguments()]
         if metrics_port is not None:
             command += ["--metrics-port", str(metrics_port)]
+        if otlp_endpoint:
+            command += ["--otlp-endpoint", otlp_endpoint]
         self._command, self._cluster_key = command, cluster_key
         self._start()
 

@@ -7,6 +7,7 @@ from outrider.workers.engine.request import FinishReason, OutputSoFar
 from outrider.workers.outputs import Logprob
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import Usage
+from outrider.workers.trace_context import TraceContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,7 @@ class GenerateCall:
     request_id: str = ""  # empty: the gateway draws one
     speculation_detail: bool = False
     resume: Resume | None = None
+    trace: TraceContext | None = None  # whose span asks for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from outrider.cluster import logs
+from outrider.workers import logs
 
 log = logging.getLogger("outrider.machines")
 TELL_EVERY_S = 1.0

@@ -50,6 +50,7 @@ class Charge:
     autoscale: AutoscalePolicy | None = None  # None: as many replicas as `outrider scale` says
     kubernetes_ray_cluster: str | None = None  # NAMESPACE/NAME, whose worker group follows the number of replicas
     kubernetes_worker_group: str = "workers"
+    otlp_endpoint: str = ""  # where spans go; "": nowhere
 
 
 class Replica:
@@ -209,6 +210,7 @@ class Replica:
                 service_host=address if several else LOOPBACK,
                 service_ports=self._charge.leader_ports,
                 service_key=self._charge.key,
+                otlp_endpoint=self._charge.otlp_endpoint,
             )
             for rank in self.ranks
         ]

@@ -5,6 +5,7 @@
 
 import dataclasses
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from outrider.workers.cluster_key import draw_key, read_key
 from outrider.workers.config import resolve_model
 from outrider.workers.errors import OutriderError
 from outrider.workers.model.config import ModelConfig
+from outrider.workers.tracing import open_tracing
 
 log = logging.getLogger("outrider.serve")
 HEARTBEAT_S = 0.5
@@ -32,9 +34,12 @@ OnReport = Callable[[Report], None]
 
 
 def make_charge(settings: ServeSettings) -> Charge:
-    """What the controller is to run. OutriderError if the model is unknown or cannot be split that way."""
+    """What the controller is to run. OutriderError if the model is unknown or cannot be split that way, or spans cannot
+    be sent."""
     engine = settings.engine()
     path = resolve_model(engine.model)
+    otlp_endpoint = settings.spans_go_to(os.environ)
+    open_tracing(otlp_endpoint, settings.name).close()  # better known now than from a rank
     try:
         plan = make_plan(ModelConfig.load(path), engine.parallel, engine.speculation)
     except ValueError as error:
@@ -55,6 +60,7 @@ def make_charge(settings: ServeSettings) -> Charge:
         autoscale=settings.autoscale(),
         kubernetes_ray_cluster=settings.kubernetes_ray_cluster,
         kubernetes_worker_group=settings.kubernetes_worker_group,
+        otlp_endpoint=otlp_endpoint,
     )
 
 
@@ -116,6 +122,7 @@ class ServedCluster:
             door=self._door(),
             cluster_key=self._charge.key,
             log_level=self._log_level,
+            otlp_endpoint=self._charge.otlp_endpoint,
         )
         self._wait_for_ranks(on_report)
         self._gateway.wait_until_ready(self.stop)

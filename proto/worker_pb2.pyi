@@ -15,18 +15,24 @@ class AttachRequest(_message.Message):
     def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "sampling_params", "seed", "resumed")
+    __slots__ = ("request_id", "prompt_token_ids", "sampling_params", "seed", "resumed", "client_request_id", "traceparent", "tracestate")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_PARAMS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling_params: str
     seed: int
     resumed: _containers.RepeatedCompositeFieldContainer[OutputSoFar]
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling_params: _Optional[str] = ..., seed: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[OutputSoFar, _Mapping]]] = ...) -> None: ...
+    client_request_id: str
+    traceparent: str
+    tracestate: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling_params: _Optional[str] = ..., seed: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[OutputSoFar, _Mapping]]] = ..., client_request_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class OutputSoFar(_message.Message):
     __slots__ = ("index", "token_ids")
@@ -51,7 +57,7 @@ class AttachResponse(_message.Message):
     def __init__(self, chunks: _Optional[_Iterable[_Union[SequenceChunk, _Mapping]]] = ...) -> None: ...
 
 class SequenceChunk(_message.Message):
-    __slots__ = ("request_id", "index", "token_ids", "logprobs", "drafted", "accepted", "finish_reason", "stop_token_id", "error", "cached_tokens", "engine_lost", "prompt_logprobs", "saved_s")
+    __slots__ = ("request_id", "index", "token_ids", "logprobs", "drafted", "accepted", "finish_reason", "stop_token_id", "error", "cached_tokens", "engine_lost", "prompt_logprobs", "saved_s", "queued_s")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +71,7 @@ class SequenceChunk(_message.Message):
     ENGINE_LOST_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     SAVED_S_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_S_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -78,7 +85,8 @@ class SequenceChunk(_message.Message):
     engine_lost: bool
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[ChunkLogprobs]
     saved_s: float
-    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[ChunkLogprobs, _Mapping]]] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., finish_reason: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., error: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., engine_lost: _Optional[bool] = ..., prompt_logprobs: _Optional[_Iterable[_Union[ChunkLogprobs, _Mapping]]] = ..., saved_s: _Optional[float] = ...) -> None: ...
+    queued_s: float
+    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[ChunkLogprobs, _Mapping]]] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., finish_reason: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., error: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., engine_lost: _Optional[bool] = ..., prompt_logprobs: _Optional[_Iterable[_Union[ChunkLogprobs, _Mapping]]] = ..., saved_s: _Optional[float] = ..., queued_s: _Optional[float] = ...) -> None: ...
 
 class ChunkLogprobs(_message.Message):
     __slots__ = ("token_ids", "logprobs", "ranks")

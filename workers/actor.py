@@ -15,7 +15,7 @@ from typing import Protocol
 
 import ray
 
-from outrider.workers import network
+from outrider.workers import logs, network
 from outrider.workers.errors import OutriderError
 from outrider.workers.metrics import MetricsPublisher
 from outrider.workers.rank import Rank, RankSpec, RankStatus
@@ -77,6 +77,7 @@ class RankShell:
 
     def start(self, spec: RankSpec) -> None:
         """Returns at once; `probe` says how it goes."""
+        logs.configure("info", replica=spec.replica, generation=spec.generation, rank=spec.rank)  # into its log at Ray
         alone = spec.master_address == LOOPBACK
         self._interface = "lo" if alone else network.choose_interface(ray.util.get_node_ip_address())
         self._rank = self._factory(spec)

@@ -31,6 +31,8 @@ from outrider.workers.parallel.meeting import meet, this_machine
 from outrider.workers.parallel.mesh import Route
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.request_journal import RequestJournal
+from outrider.workers.request_times import RequestTimes
 from outrider.workers.roles import Follower, Leader
 from outrider.workers.sampling_params import DRAFT_MODEL, MTP
 from outrider.workers.service import LeaderDoor
@@ -41,12 +43,14 @@ from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.shared_drafts import SharedDrafts
 from outrider.workers.speculation.shared_head import SharedHead
 from outrider.workers.speculation.told_drafter import ToldDrafter
+from outrider.workers.tracing import open_tracing
 from outrider.workers.wires import Wires
 
 if TYPE_CHECKING:
     from outrider.workers.rank import RankSpec
 
 log = logging.getLogger("outrider.loading")
+TRACED_AS = "outrider-replica"  # the service's name in spans
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -144,6 +148,8 @@ class _Loader:
             scheduler.live,
             ToldDrafter(mtp, fellows.tell) if mtp is not None and mesh.stage_size > 1 else mtp,
         )
+        journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
+        times = RequestTimes(on_end=journal.ended)
         engine = Engine(
             info=self._info(),
             scheduler=scheduler,
@@ -151,8 +157,17 @@ class _Loader:
             drafter=self._recorded(drafter),
             depth=depth,
             load_module=ModuleSwap(self._wanted(), self._parts).load,
+            on_begin=times.scheduled,
         )
-        return Leader(engine=engine, runner=runner, sampler=sampler, sharing=self._sharing, door=_door(spec))
+        return Leader(
+            engine=engine,
+            runner=runner,
+            sampler=sampler,
+            sharing=self._sharing,
+            door=_door(spec),
+            times=times,
+            journal=journal,
+        )
 
     def _recorded(self, drafter: Drafter | None) -> Drafter | None:
         """The drafter, behind one that keeps what finished sequences said, where that is wanted."""

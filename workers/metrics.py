@@ -66,6 +66,7 @@ def speculation_gauges(figures: SpeculationFigures) -> dict[str, float]:
 def durations(observation: Observation) -> dict[str, float]:
     """What one request adds to the histograms."""
     measured = {
+        "outrider_request_queue_time_seconds": observation.queued_s,
         "outrider_time_to_first_token_seconds": observation.time_to_first_token_s,
         "outrider_request_time_per_output_token_seconds": observation.time_per_output_token_s,
         "outrider_e2e_request_latency_seconds": observation.latency_s,
@@ -74,6 +75,7 @@ def durations(observation: Observation) -> dict[str, float]:
 
 
 _DURATIONS: Mapping[str, str] = {
+    "outrider_request_queue_time_seconds": "From a request's submission to its first round.",
     "outrider_time_to_first_token_seconds": "From a request's submission to its first token.",
     "outrider_request_time_per_output_token_seconds": "Between a request's tokens, after the first.",
     "outrider_e2e_request_latency_seconds": "From a request's submission to its end.",

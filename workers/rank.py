@@ -48,6 +48,7 @@ class RankSpec:
     )
     service_ports: tuple[int, int] = (0, 0)  # the first free one of them, first and last included; 0: any
     service_key: str = field(default="", repr=False)  # who has it may call the leader
+    otlp_endpoint: str = ""  # where the leader's spans go; "": nowhere
 
     @property
     def mesh(self) -> Mesh:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from outrider.workers.engine.handle import Deliver, EngineHandle, EngineInfo
 from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
@@ -18,51 +18,97 @@ class Observation:
 
     reason: str  # "stop", "length" or "cancelled" of its last output, or "error"
     latency_s: float
+    queued_s: float | None = None  # until its first round; None: it had none
     time_to_first_token_s: float | None = None  # None: it had no token
     time_per_output_token_s: float | None = None  # after the first; None: there was no second
 
 
 @dataclass(slots=True)
-class _Live:
+class RequestRecord:
+    """A request, from its submission on. Times are the clock's."""
+
+    request: Request
     began: float
     outputs: int  # still running
+    first_round: float | None = None
     first_token: float | None = None
+    ended: float = 0.0
+    reason: str = ""  # why it ended, as in its observation
+    error: str = ""
     tokens: int = 0
+    rounds: int = 0  # that gave tokens
+    drafted: int = 0
+    accepted: int = 0
+
+    def add(self, chunk: SequenceChunk, now: float) -> None:
+        self.tokens += len(chunk.token_ids)
+        self.rounds += bool(chunk.token_ids)
+        self.drafted += chunk.drafted
+        self.accepted += chunk.accepted
+        if self.first_token is None and self.tokens:
+            self.first_token = now
+        self.outputs -= chunk.finish_reason is not None
+        if chunk.error or self.outputs == 0:
+            self.ended, self.error = now, chunk.error
+            self.reason = chunk.finish_reason.value if chunk.finish_reason is not None else "error"
+
+    @property
+    def observation(self) -> Observation:
+        """Once it has ended."""
+        first, last, began = self.first_token, self.ended, self.began
+        return Observation(
+            reason=self.reason,
+            latency_s=last - began,
+            queued_s=None if self.first_round is None else self.first_round - began,
+            time_to_first_token_s=None if first is None else first - began,
+            time_per_output_token_s=None if first is None or self.tokens < 2 else (last - first) / (self.tokens - 1),
+        )
 
 
 @dataclass(slots=True)
 class RequestTimes:
-    """Collects observations: the engine's thread records, another takes."""
+    """Collects observations: the engine's thread records, another takes. `on_end` gets each record that is whole."""
 
     clock: Callable[[], float] = time.monotonic
-    _live: dict[str, _Live] = field(default_factory=dict)
+    on_end: Callable[[RequestRecord], None] = lambda record: None
+    _live: dict[str, RequestRecord] = field(default_factory=dict)
     _ended: deque[Observation] = field(default_factory=lambda: deque(maxlen=_KEPT))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, request: Request) -> None:
         with self._lock:
-            self._live[request.request_id] = _Live(self.clock(), len(request.outputs))
+            self._live[request.request_id] = RequestRecord(request, self.clock(), len(request.outputs))
 
     def forget(self, request_id: str) -> None:
         """The engine refused it."""
         with self._lock:
             self._live.pop(request_id, None)
 
-    def record(self, chunks: Sequence[SequenceChunk]) -> None:
+    def scheduled(self, request_id: str) -> None:
+        """One of its outputs has its first round now."""
+        with self._lock:
+            record = self._live.get(request_id)
+            if record is not None and record.first_round is None:
+                record.first_round = self.clock()
+
+    def record(self, chunks: Sequence[SequenceChunk]) -> list[SequenceChunk]:
+        """The chunks; those with a request's first token say how long it was queued."""
         now = self.clock()
         with self._lock:
-            for chunk in chunks:
-                if chunk.request_id in self._live:
-                    self._record(chunk, self._live[chunk.request_id], now)
+            return [self._record(chunk, self._live.get(chunk.request_id), now) for chunk in chunks]
 
-    def _record(self, chunk: SequenceChunk, live: _Live, now: float) -> None:
-        live.tokens += len(chunk.token_ids)
-        if live.first_token is None and live.tokens:
-            live.first_token = now
-        live.outputs -= chunk.finish_reason is not None
-        if chunk.error or live.outputs == 0:
+    def _record(self, chunk: SequenceChunk, live: RequestRecord | None, now: float) -> SequenceChunk:
+        if live is None:
+            return chunk
+        is_first = live.first_token is None
+        live.add(chunk, now)
+        if live.reason:
             del self._live[chunk.request_id]
-            self._ended.append(_observe(chunk, live, now))
+            self._ended.append(live.observation)
+            self.on_end(live)
+        if is_first and live.first_token is not None and live.first_round is not None:
+            return replace(chunk, queued_s=live.first_round - live.began)
+        return chunk
 
     def oldest_wait_s(self) -> float:
         """How long the request has waited that has waited longest for its first token; 0 if none waits."""
@@ -78,16 +124,6 @@ class RequestTimes:
         return ended
 
 
-def _observe(last: SequenceChunk, live: _Live, now: float) -> Observation:
-    first = live.first_token
-    return Observation(
-        reason=last.finish_reason.value if last.finish_reason is not None else "error",
-        latency_s=now - live.began,
-        time_to_first_token_s=None if first is None else first - live.began,
-        time_per_output_token_s=None if first is None or live.tokens < 2 else (now - first) / (live.tokens - 1),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Recorded:
     """A subscriber that is recorded. Equal for equal subscribers: the engine calls each once a round."""
@@ -96,8 +132,7 @@ class _Recorded:
     times: RequestTimes = field(compare=False)
 
     def __call__(self, chunks: list[SequenceChunk]) -> None:
-        self.times.record(chunks)
-        self.deliver(chunks)
+        self.deliver(self.times.record(chunks))
 
 
 class TimedEngine:

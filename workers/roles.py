@@ -12,6 +12,7 @@ from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import total_traffic
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.request_journal import RequestJournal
 from outrider.workers.request_times import RequestTimes, TimedEngine
 from outrider.workers.service import LeaderDoor
 
@@ -27,9 +28,12 @@ class Leader:
         sampler: Sampler | None,
         sharing: Sharing,
         door: LeaderDoor | None,
+        times: RequestTimes,
+        journal: RequestJournal,
     ) -> None:
         self.engine = engine
-        self.times = RequestTimes()
+        self.times = times
+        self._journal = journal
         self._runner, self._sampler, self._sharing, self._door = runner, sampler, sharing, door
 
     def run(self, on_ready: Callable[[str], None]) -> None:
@@ -38,6 +42,7 @@ class Leader:
         if self._door:  # this process is the engine's own
             gc.freeze()  # a full collection of what lives now anyway would hold up a round for tens of milliseconds
         server = self._door.serve(TimedEngine(self.engine, self.times)) if self._door else None
+        self._journal.start()
         try:
             on_ready(f"{self._door.host}:{server.start()}" if self._door and server else "")
             self.engine.run()
@@ -45,6 +50,7 @@ class Leader:
             if server:
                 server.stop()
             groups.leave()
+            self._journal.close()
 
     def stop(self, reason: str) -> None:
         self.engine.stop(reason)

@@ -13,6 +13,7 @@ from outrider.workers.engine.request import (
     TokenLogprobs,
 )
 from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.trace_context import TraceContext
 
 
 def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachRequest:
@@ -24,6 +25,9 @@ def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachReques
             sampling_params=request.params.to_json(),
             seed=request.seed,
             resumed=[worker_pb2.OutputSoFar(index=o.index, token_ids=o.token_ids) for o in request.resumed],
+            client_request_id=request.request_id,
+            traceparent=request.trace.parent if request.trace else "",
+            tracestate=request.trace.state if request.trace else "",
         )
     )
 
@@ -36,6 +40,8 @@ def submit_from_wire(submit: worker_pb2.Submit, request_id: str) -> Request:
         params=SamplingParams.from_json(submit.sampling_params),
         seed=submit.seed,
         resumed=tuple(OutputSoFar(index=o.index, token_ids=tuple(o.token_ids)) for o in submit.resumed),
+        client_request_id=submit.client_request_id,
+        trace=TraceContext.parse(submit.traceparent, submit.tracestate),
     )
 
 
@@ -68,6 +74,7 @@ def _chunk_to_wire(request_id: str, chunk: SequenceChunk) -> worker_pb2.Sequence
         cached_tokens=chunk.cached_tokens,
         prompt_logprobs=map(_logprobs_to_wire, chunk.prompt_logprobs),
         saved_s=chunk.saved_s,
+        queued_s=chunk.queued_s,
     )
 
 
@@ -91,6 +98,7 @@ def chunk_from_wire(chunk: worker_pb2.SequenceChunk, request_id: str) -> Sequenc
         cached_tokens=chunk.cached_tokens,
         prompt_logprobs=tuple(map(_logprobs_from_wire, chunk.prompt_logprobs)),
         saved_s=chunk.saved_s,
+        queued_s=chunk.queued_s,
     )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import grpc
 
-from outrider.cluster import logs
 from outrider.cluster.gateway.health import CLUSTER, INFERENCE, REFLECTIONS
 from outrider.cluster.gateway.watched import Watched
+from outrider.workers import logs
 from outrider.workers.cluster_key import HEALTH, Continuation, refusal
 from outrider.workers.errors import OutriderError
 

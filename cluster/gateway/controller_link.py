@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc
 
-from outrider.cluster import logs
 from outrider.cluster.errors import UnavailableError
 from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.router import ReplicaId, RoutingTable
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
+from outrider.workers import logs
 from outrider.workers.cluster_key import key_metadata
 from outrider.workers.errors import EngineStoppedError, OutriderError
 

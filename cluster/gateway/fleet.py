@@ -5,12 +5,12 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from outrider.cluster import logs
 from outrider.cluster.errors import UnavailableError
 from outrider.cluster.gateway import router
 from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.gateway.router import Candidate, ReplicaId, RoutingTable
+from outrider.workers import logs
 from outrider.workers.errors import OutriderError
 from outrider.workers.leader_client import LeaderClient
 

@@ -5,9 +5,9 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from outrider.cluster import logs
 from outrider.cluster.gateway.load import LoadBook
 from outrider.cluster.gateway.router import ReplicaId
+from outrider.workers import logs
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.errors import EngineStoppedError
 from outrider.workers.leader_client import LeaderClient

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import grpc
 
-from outrider.cluster import logs
 from outrider.cluster.gateway.admission import Admission
 from outrider.cluster.gateway.controller_link import ClusterServicer, ControllerLink
 from outrider.cluster.gateway.door import Door
@@ -24,11 +23,14 @@ from outrider.cluster.gateway.prompts import PromptEncoder
 from outrider.cluster.gateway.service import InferenceServicer
 from outrider.cluster.metrics import GatewayMetrics, serve_metrics
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
+from outrider.workers import logs
 from outrider.workers.errors import CheckpointError, OutriderError
+from outrider.workers.tracing import open_tracing
 
 log = logging.getLogger("outrider.gateway")
 
 _RETRY_S = 1.0
+TRACED_AS = "outrider-gateway"  # the service's name in spans
 _LAST_WORDS_S = 2.0
 
 
@@ -46,6 +48,7 @@ class GatewaySettings:
     reason_wait_s: float = 5.0  # how long requests of a lost replica wait for the controller to say why
     resume_wait_s: float = 600.0  # how long requests of a lost replica wait for one that goes on with them
     end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
+    otlp_endpoint: str = ""  # where spans go; "": nowhere
     cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/cluster_key.py
     door: Door = field(default_factory=Door)
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -69,7 +72,7 @@ class Gateway:
     def __init__(self, settings: GatewaySettings, on_failure: Callable[[], None] = lambda: None) -> None:
         """`on_failure` is called once `failure` says why this gateway cannot do its work.
 
-        OutriderError if the token file is wrong.
+        OutriderError if the token file is wrong, or spans cannot be sent.
         """
         self.settings = settings
         self.failure = ""
@@ -81,9 +84,10 @@ class Gateway:
         self._listeners = Listeners(settings.door, self._health, self.metrics, settings.limits.max_message_bytes)
         self._controller = ControllerLink(settings.controller, settings.cluster_key)
         self._fleet = Fleet(self._changed.set, settings.reason_wait_s, settings.cluster_key)
+        self._tracing = open_tracing(settings.otlp_endpoint, TRACED_AS)
         admission = Admission(settings.max_live_requests, settings.max_queued_tokens)
         self._inference = InferenceServicer(
-            admission, self._fleet, self.metrics, settings.limits, settings.resume_wait_s
+            admission, self._fleet, self.metrics, settings.limits, settings.resume_wait_s, self._tracing
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()
@@ -150,6 +154,7 @@ class Gateway:
         await self._fleet.close()
         await self._controller.close()
         await asyncio.to_thread(self._closers.close)
+        await asyncio.to_thread(self._tracing.close)
         logs.event(log, logging.INFO, "gateway stopped")
 
     async def _idle_within(self, seconds: float) -> bool:
@@ -169,6 +174,7 @@ class Gateway:
         try:
             model = await self._controller.get_model()
             self._inference.encoder = await asyncio.to_thread(PromptEncoder.load, Path(model.path))
+            self._inference.model_name = model.name
             self._changed.set()
             logs.event(log, logging.INFO, "model known", model=model.name, fingerprint=model.fingerprint)
         except (grpc.aio.AioRpcError, CheckpointError) as error:

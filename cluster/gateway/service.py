@@ -2,11 +2,8 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import secrets
-import time
-from dataclasses import dataclass
 from typing import NoReturn
 
 import grpc
@@ -14,25 +11,31 @@ from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from outrider.cluster import logs
 from outrider.cluster.errors import DuplicateRequestError, UnavailableError
 from outrider.cluster.gateway import wire
 from outrider.cluster.gateway.admission import Admission, Ticket
+from outrider.cluster.gateway.call_record import CallRecord
 from outrider.cluster.gateway.fleet import Fleet
+from outrider.cluster.gateway.health import INFERENCE
 from outrider.cluster.gateway.limits import RequestLimits
 from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.prompts import PromptEncoder, prompt_name
 from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.gateway.resumption import check_resume, to_say_again
+from outrider.cluster.gateway.router import ReplicaId
 from outrider.cluster.gateway.stream import RequestStream
 from outrider.cluster.generation import Accepted, GenerateCall
 from outrider.cluster.metrics import GatewayMetrics
 from outrider.proto import inference_pb2, inference_pb2_grpc
+from outrider.workers import logs
 from outrider.workers.engine.request import Request
 from outrider.workers.errors import EngineStoppedError, OverloadedError
+from outrider.workers.trace_context import TraceContext
+from outrider.workers.tracing import Tracing
 
 log = logging.getLogger("outrider.gateway.service")
 
+METHOD = f"{INFERENCE}/Generate"
 MOST_MOVES = 3  # in a row without a token: a request that breaks every replica it meets must not meet them all
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
@@ -45,16 +48,6 @@ _REFUSALS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 )
 
 
-@dataclass(slots=True)
-class _Record:
-    """What is known of a call when it ends, for its log line and its metrics."""
-
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    request_id: str = ""
-    status: str = "internal"
-    stream: RequestStream | None = None
-
-
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """One event loop. `encoder` comes once the model is known; `draining` refuses what is new."""
 
@@ -65,10 +58,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         metrics: GatewayMetrics,
         limits: RequestLimits,
         resume_wait_s: float,
+        tracing: Tracing,
     ) -> None:
         """`resume_wait_s`: how long a request whose replica was lost waits for another."""
-        self._resume_wait_s = resume_wait_s
+        self._resume_wait_s, self._tracing = resume_wait_s, tracing
         self.encoder: PromptEncoder | None = None
+        self.model_name = ""
         self.draining = False
         self._admission = admission
         self._fleet = fleet
@@ -92,8 +87,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Generate(  # noqa: N802
         self, request: inference_pb2.GenerateRequest, context: GenerateContext
     ) -> None:
-        record = _Record()
+        record = CallRecord(self._tracing.begin(METHOD, TraceContext.of(context.invocation_metadata() or ())))
         try:
+            await context.send_initial_metadata(record.context.metadata)
             await self._generate(request, context, record)
         except (ValueError, OverloadedError, DuplicateRequestError, UnavailableError, EngineStoppedError) as error:
             await _refuse(context, error, record)
@@ -102,19 +98,20 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             record.status = "deadline_exceeded" if left is not None and left <= 0 else "cancelled"
             raise
         finally:
-            self._finish(record)
+            record.end(self._metrics, self.model_name)
 
     async def _generate(
-        self, message: inference_pb2.GenerateRequest, context: GenerateContext, record: _Record
+        self, message: inference_pb2.GenerateRequest, context: GenerateContext, record: CallRecord
     ) -> None:
         encoder = self._ready_encoder()
         self._limits.check(message)
         record.request_id = message.request_id or secrets.token_hex(16)
         with self._admission.enter(record.request_id) as ticket:
-            call = wire.call_from_wire(message)
-            stream = await self._open(call, encoder, ticket)
+            record.call = call = wire.call_from_wire(message)
+            stream = await self._open(call, encoder, ticket, record.context)
             accepted = stream.start()
             record.stream = stream
+            logs.event(log, logging.INFO, "request accepted", **record.names, **record.place)
             self._streams.add(stream)
             try:
                 await self._relay(stream, accepted, ticket, context)
@@ -131,7 +128,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise UnavailableError("the gateway does not know the model yet: try again later")
         return self.encoder
 
-    async def _open(self, call: GenerateCall, encoder: PromptEncoder, ticket: Ticket) -> RequestStream:
+    async def _open(
+        self, call: GenerateCall, encoder: PromptEncoder, ticket: Ticket, trace: TraceContext
+    ) -> RequestStream:
         """A checked request with its place in the queue, and the replica it goes to."""
         token_ids = await encoder.encode(call.prompt)
         self._limits.check_prompt(len(token_ids), prompt_name(call.prompt))
@@ -148,6 +147,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             params=params,
             seed=_seed(call),
             resumed=to_say_again(call.resume) if call.resume is not None else (),
+            trace=trace,
         )
         return RequestStream(call, request, replica, encoder.tokenizer)
 
@@ -180,24 +180,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 with contextlib.suppress(EngineStoppedError):  # gone in this moment: then another
                     stream.move_to(replica)
                     self._metrics.moves.inc()
-                    fields = {"request_id": stream.request.request_id, "from": origin, "to": replica.id}
-                    logs.event(log, logging.WARNING, "request moved", **fields, tokens=stream.usage.completion_tokens)
+                    _log_move(stream, origin)
             except UnavailableError as error:
                 stream.fail(f"{await stream.why_lost()}; {error}")
 
-    def _finish(self, record: _Record) -> None:
-        now, stream = time.monotonic(), record.stream
-        self._metrics.requests.labels(status=record.status).inc()
-        fields: dict[str, object] = {"request_id": record.request_id, "status": record.status}
-        if stream is not None:
-            self._metrics.latency.observe(now - record.started)
-            if stream.first_token_at is not None:
-                self._metrics.time_to_first_token.observe(stream.first_token_at - record.started)
-            usage = stream.usage
-            fields |= {"replica": stream.replica.id.name, "generation": stream.replica.id.generation}
-            fields |= {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-            fields |= {"drafted": usage.drafted, "accepted": usage.accepted}
-        logs.event(log, logging.INFO, "request ended", **fields, seconds=round(now - record.started, 4))
+
+def _log_move(stream: RequestStream, origin: ReplicaId) -> None:
+    request = stream.request
+    fields: dict[str, object] = {"request_id": request.request_id, "trace_id": request.trace_id}
+    fields |= {"from": origin, "to": stream.replica.id, "tokens": stream.usage.completion_tokens}
+    logs.event(log, logging.WARNING, "request moved", **fields)
 
 
 def _seed(call: GenerateCall) -> int:
@@ -206,7 +198,7 @@ def _seed(call: GenerateCall) -> int:
     return call.params.seed if call.params.seed is not None else secrets.randbits(63)
 
 
-async def _refuse(context: GenerateContext, error: Exception, record: _Record) -> NoReturn:
+async def _refuse(context: GenerateContext, error: Exception, record: CallRecord) -> NoReturn:
     """Before the first event only: what fails later is an event."""
     if isinstance(error, OverloadedError):
         record.status = "resource_exhausted"

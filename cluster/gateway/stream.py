@@ -30,7 +30,9 @@ class RequestStream:
         self.first_token_at: float | None = None  # time.monotonic()
         self.failed = False
         self.lost = ""  # why its replica does not go on with it; empty while it does
-        self.moves_without_progress = 0
+        self.queued_s: float | None = None  # at its first replica, until its first round
+        self.moves = self.moves_without_progress = 0
+        self.finish_reasons: dict[int, str] = {}  # of the outputs that have ended
         self._resumable = False  # once it has failed: another gateway may go on with it
         self._client = replica.client
         self._tokenizer = tokenizer
@@ -80,6 +82,7 @@ class RequestStream:
         """Goes on there behind the tokens it has. EngineStoppedError if that one has just gone too."""
         self.replica.load.end(self.request.request_id)
         self.request = dataclasses.replace(self.request, resumed=self._unfinished())
+        self.moves += 1
         self.moves_without_progress += 1
         self.replica, self._client = replica, replica.client
         self._submit()
@@ -131,15 +134,17 @@ class RequestStream:
         if delta.must_cancel:
             self._client.cancel(self.request.request_id, delta.index)
         self._so_far[delta.index] += delta.token_ids
+        if delta.finish_reason is not None:
+            self.finish_reasons[delta.index] = delta.finish_reason.value
         if chunk.token_ids:
-            self._note_token()
+            self._note_token(chunk)
         return delta
 
-    def _note_token(self) -> None:
+    def _note_token(self, chunk: SequenceChunk) -> None:
         self.moves_without_progress = 0
         self.replica.load.prefilled(self.request.request_id)
         if self.first_token_at is None:
-            self.first_token_at = time.monotonic()
+            self.first_token_at, self.queued_s = time.monotonic(), chunk.queued_s
 
     def _events_of(self, index: int, deltas: Iterable[OutputDelta]) -> list[Event]:
         """One output's deltas as one event, and its end as another."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from outrider.cluster import logs
+from outrider.workers import logs
 from outrider.workers.errors import OutriderError
 
 log = logging.getLogger("outrider.gateway.files")

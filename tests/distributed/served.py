@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -18,9 +19,9 @@ MARK = "OUTRIDER_TEST_RUN"
 class Outrider:
     """One run of the command. Whatever it starts inherits its mark, and is found by it."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.mark = uuid.uuid4().hex
-        environment = {**os.environ, MARK: self.mark, "PYTHONPATH": str(SOURCE)}
+        environment = {**os.environ, MARK: self.mark, "PYTHONPATH": str(SOURCE), **(environment or {})}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "outrider.cluster.cli", *arguments],
             stdout=subprocess.PIPE,

@@ -13,11 +13,11 @@ from gateway.harness import eventually, running, stopping, tokens
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider import AsyncClient, ClientSecurity
-from outrider.cluster import logs
 from outrider.cluster.errors import NotAllowedError
 from outrider.cluster.gateway.auth import Role, caller_of, parse_callers, roles_for
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.workers import logs
 from outrider.workers.errors import OutriderError
 
 Code = grpc.StatusCode

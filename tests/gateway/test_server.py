@@ -21,8 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from outrider.cluster import logs
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.workers import logs
 from outrider.workers.errors import OutriderError
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -163,7 +163,7 @@ def test_logs_carry_the_request_and_where_it_ran_but_never_its_text(
 
 def _start_process(controller: str, port: int, *options: str) -> "subprocess.Popen[str]":
     code = (
-        "import sys; from outrider.cluster import logs; from outrider.cluster.gateway.server import *;"
+        "import sys; from outrider.workers import logs; from outrider.cluster.gateway.server import *;"
         "logs.configure();"
         f"status = run_gateway(GatewaySettings(controller={controller!r}, port={port}, {','.join(options)}));"
         "print([name for name in ('ray', 'torch') if name in sys.modules]); sys.exit(status)"

@@ -62,6 +62,23 @@ def test_limits_reach_the_gateway() -> None:
     assert (limits.max_schema_bytes, limits.max_message_bytes) == (5, 2048)
 
 
+def test_a_collector_of_spans_is_told_to_gateways_and_controller_and_may_be_called(tmp_path: Path) -> None:
+    at = {"endpoint": "http://otel-collector.monitoring:4317"}
+    rendered, without = render({"tracing": at}), render({})
+    _, options = _parse(_container(rendered, "gateway", "gateway")["command"])
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(rendered.serve_settings()))
+
+    assert gateway_settings({**options, "cluster_key_file": None}).otlp_endpoint == at["endpoint"]
+    assert load_settings(file, []).spans_go_to({}) == at["endpoint"]
+    added = {"to": [{"namespaceSelector": {}}], "ports": [{"port": 4317, "protocol": "TCP"}]}
+    for component in ("gateway", "worker"):
+        egress = rendered.policy(component)["egress"]
+        assert [rule for rule in egress if rule not in without.policy(component)["egress"]] == [added]
+    assert rendered.policy("head") == without.policy("head")
+    assert "otlp_endpoint" not in without.serve_settings()
+
+
 def test_the_controllers_command_is_one_that_the_program_takes(rendered: Rendered) -> None:
     name, options = _parse(_container(rendered, "head", "controller")["command"])
 

@@ -26,6 +26,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("defaults", {"ports.leaders": "20199-20100"}, "ports.leaders"),
     ("defaults", {"ports.torch": "32768-99999"}, "ports.torch"),
     ("defaults", {"nccl.env": {"PATH": "/"}}, "/nccl/env"),
+    ("defaults", {"tracing.endpoint": "collector:4317"}, "/tracing/endpoint"),
     ("defaults", {"clusterKey.existingSecret": ""}, "/clusterKey/existingSecret"),
     ("defaults", {"plan.gpu": "h100"}, "/plan/gpu"),
     ("defaults", {"auth.token": "secret"}, "token"),

@@ -56,15 +56,17 @@ class Engine:
         depth: DepthPolicy,
         load_module: Callable[[str], Callable[[], None]] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        on_begin: Callable[[str], None] = lambda request_id: None,
     ) -> None:
         """`load_module` reads a checkpoint's MTP module, and returns what puts it in the place of the drafter's.
 
-        `clock` times the rounds that depths are learned from.
+        `clock` times the rounds that depths are learned from; `on_begin` hears of a request when an output of it has
+        its first round.
         """
         self.info = info
         self.times = RoundTimes()
         self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
-        self._load_module, self._clock = load_module, clock
+        self._load_module, self._clock, self._on_begin = load_module, clock, on_begin
         self._inbox = Inbox()
         self._subscribers = Subscribers()
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
@@ -163,6 +165,9 @@ class Engine:
             round = self._scheduler.schedule(self._free_lanes[0])
         if not round.sequences:
             return False
+        for start in round.begins:
+            if (sequence := self._scheduler.live(start.sequence_id)) is not None:
+                self._on_begin(sequence.request.request_id)
         self._under_way.append((round, began))
         self._free_lanes.popleft()
         with self.times.part("forward"):

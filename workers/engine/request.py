@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.trace_context import TraceContext
 
 
 class FinishReason(Enum):
@@ -36,6 +37,13 @@ class Request:
     params: SamplingParams
     seed: int
     resumed: tuple[OutputSoFar, ...] = ()
+    client_request_id: str = ""  # the client's own name for it, where `request_id` is another
+    trace: TraceContext | None = None  # whose span asks for it
+
+    @property
+    def trace_id(self) -> str:
+        """Empty if it is part of no trace."""
+        return self.trace.trace_id if self.trace is not None else ""
 
     @property
     def outputs(self) -> tuple[OutputSoFar, ...]:
@@ -71,6 +79,7 @@ class SequenceChunk:
     engine_lost: bool = False  # with an error: the engine ended, and another may go on with the request
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; set in a sequence's first chunk
     saved_s: float = 0.0  # time that drafts saved it in this round, as modelled; below 0: cost it
+    queued_s: float = 0.0  # its request waited so long for its first round; set with the request's first token
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up; in the first chunk of output 0
 
 

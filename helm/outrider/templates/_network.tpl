@@ -45,6 +45,15 @@
 {{- end }}
 {{- end }}
 
+{{/* To the collector of spans, if there is one. */}}
+{{- define "outrider.collectorEgress" -}}
+{{- with .Values.tracing.endpoint }}
+- to: {{- toYaml $.Values.networkPolicy.collector | nindent 4 }}
+  ports:
+    - {port: {{ . | splitList ":" | last }}, protocol: TCP}
+{{- end }}
+{{- end }}
+
 {{- define "outrider.objectStoreEgress" -}}
 - to: {{- toYaml .Values.networkPolicy.objectStore | nindent 4 }}
   ports:

@@ -64,6 +64,23 @@ def test_a_request_that_fails_before_its_first_token_has_only_a_latency(clock: C
     assert at(clock, times, 3.0, a_chunk(0, error="a rank died")) == [Observation(reason="error", latency_s=3.0)]
 
 
+def test_a_request_says_with_its_first_token_how_long_it_waited_for_its_first_round(
+    clock: Clock, times: RequestTimes
+) -> None:
+    times.begin(a_request(n=2))
+    clock.now = 2.0
+    times.scheduled("r")
+    clock.now = 3.0
+    times.scheduled("r")  # its second output
+    times.scheduled("unknown")
+
+    said = [times.record([a_chunk(tokens)])[0] for tokens in (0, 1, 1)]
+
+    assert [chunk.queued_s for chunk in said] == [0.0, 2.0, 0.0]
+    (observation,) = at(clock, times, 5.0, a_chunk(0, error="a rank died"))
+    assert observation.queued_s == 2.0
+
+
 def test_a_request_that_the_engine_refuses_is_not_observed(clock: Clock, times: RequestTimes) -> None:
     times.begin(a_request())
     times.forget("r")

@@ -4,7 +4,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -30,7 +30,12 @@ INFO = EngineInfo(
 Chunks = queue.SimpleQueue[list[SequenceChunk]]
 
 
-def _engine(pipeline: CountingPipeline, drafter: CountingDrafter | None = None, speculation: str | int = 3) -> Engine:
+def _engine(
+    pipeline: CountingPipeline,
+    drafter: CountingDrafter | None = None,
+    speculation: str | int = 3,
+    on_begin: Callable[[str], None] = lambda request_id: None,
+) -> Engine:
     config = SchedulerConfig(
         max_num_seqs=8,
         max_num_batched_tokens=64,
@@ -41,7 +46,8 @@ def _engine(pipeline: CountingPipeline, drafter: CountingDrafter | None = None, 
         speculation=speculation,
     )
     depth = DepthPolicy(speculation)
-    return Engine(info=INFO, scheduler=Scheduler(config, depth.depth), pipeline=pipeline, drafter=drafter, depth=depth)
+    scheduler = Scheduler(config, depth.depth)
+    return Engine(info=INFO, scheduler=scheduler, pipeline=pipeline, drafter=drafter, depth=depth, on_begin=on_begin)
 
 
 @contextmanager
@@ -91,6 +97,27 @@ def test_requests_from_many_threads_all_get_their_own_text(lanes: int) -> None:
     assert pipeline.most_under_way == lanes
     assert engine.counters.accepted > 100
     assert len(drafter.forgotten) >= 20 - 8  # the last rounds' ends travel with rounds to come
+
+
+def test_it_says_when_a_request_has_its_first_round_and_once() -> None:
+    chunks = Chunks()
+    happened: list[str] = []
+
+    def deliver(heard: list[SequenceChunk]) -> None:
+        happened.extend(f"{chunk.request_id} gained" for chunk in heard)
+        chunks.put(heard)
+
+    engine = _engine(CountingPipeline(2), on_begin=lambda request_id: happened.append(f"{request_id} began"))
+    for n in range(10):  # more than run at a time
+        engine.submit(_request(f"r{n}", max_tokens=5), deliver)
+    with _running(engine):
+        _collect(chunks, 10)
+
+    for n in range(10):
+        own = [what for what in happened if what.startswith(f"r{n} ")]
+        assert own[0] == f"r{n} began"
+        assert own.count(f"r{n} began") == 1
+    assert happened.index("r9 began") > happened.index("r0 gained")
 
 
 def test_a_failing_drafter_costs_speed_and_nothing_else() -> None:

@@ -1,9 +1,10 @@
-"""Structured logs of the control plane: one JSON object a line, on stderr. Prompts and outputs are never logged."""
+"""Structured logs: one JSON object a line, on stderr. Prompts and outputs are never logged."""
 
 import datetime
 import json
 import logging
 import sys
+from collections.abc import Mapping
 
 _FIELDS = "outrider_fields"
 
@@ -14,7 +15,11 @@ def event(logger: logging.Logger, level: int, message: str, **fields: object) ->
 
 
 class JsonFormatter(logging.Formatter):
-    """time, level, logger, event, then the event's own fields."""
+    """time, level, logger, event, then what every line of this process says, then the event's own fields."""
+
+    def __init__(self, always: Mapping[str, object] | None = None) -> None:
+        super().__init__()
+        self._always = dict(always or {})
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
@@ -23,6 +28,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
+            **self._always,
             **getattr(record, _FIELDS, {}),
         }
         if record.exc_info:
@@ -30,11 +36,12 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure(level: str = "info") -> None:
-    """Sends everything under the logger `outrider` to stderr, from `level` up."""
+def configure(level: str = "info", **always: object) -> None:
+    """Sends all that outrider and its exporter of spans log to stderr, from `level` up; each line says `always` too."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("outrider")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level.upper())
-    logger.propagate = False
+    handler.setFormatter(JsonFormatter(always))
+    for name in ("outrider", "opentelemetry"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level.upper())
+        logger.propagate = False
