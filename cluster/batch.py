@@ -25,7 +25,7 @@ ATTEMPTS = 6  # for a request that failed through no fault of its own
 _LONGEST_PAUSE_S = 16.0
 _DIGEST_LENGTH = 16
 _PROMPTS = {"prompt": str, "token_ids": list, "messages": list}
-_NOT_OF_A_LINE = {"params", "timeout_s", "request_id"}  # Client.generate's own
+_NOT_OF_A_LINE = {"params", "timeout_s", "request_id", "reasoning_end_id"}  # the client's and the gateway's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,16 @@ def parse(line: Line) -> tuple[Any, dict[str, Any]]:
             raise InvalidRequestError(f"{name} must be a {kind.__name__}, got {arguments[name]!r}")
     if not all(isinstance(message, dict) for message in arguments.get("messages") or ()):
         raise InvalidRequestError(f"messages must be objects, got {arguments['messages']!r}")
+    if arguments.get("logit_bias") is not None:
+        arguments["logit_bias"] = _biases(arguments["logit_bias"])
     return identity, arguments
+
+
+def _biases(given: object) -> dict[int, Any]:
+    """By token id: JSON's keys are strings."""
+    if not isinstance(given, dict) or not all(key.isascii() and key.isdigit() for key in given):
+        raise InvalidRequestError(f"logit_bias must be an object of biases by token id, got {given!r}")
+    return {int(key): bias for key, bias in given.items()}
 
 
 class Answers:

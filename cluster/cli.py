@@ -6,13 +6,16 @@ Exit status: 0 on success, 2 on bad usage, 1 otherwise; an error is one line on 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import outrider
 from outrider.cluster import cli_options as o
+from outrider.cluster.cli_connection import Connection
 from outrider.cluster.cli_distill import distill
+from outrider.cluster.cli_sampling import Sampling
+from outrider.cluster.cli_spread import spread
 from outrider.cluster.config import SettingsError
 from outrider.cluster.errors import InvalidRequestError
 from outrider.workers import logs
@@ -87,24 +90,8 @@ def serve(
     _require_ray()
     from outrider.cluster.cli_serve import run_serve
 
-    options: dict[str, Any] = {
-        "model": model,
-        "tensor_parallel_size": tensor_parallel_size,
-        "pipeline_parallel_size": pipeline_parallel_size,
-        "expert_parallel_size": expert_parallel_size,
-        "data_parallel_size": data_parallel_size,
-        "replicas": replicas,
-        "speculation": speculation,
-        "host": host,
-        "port": port,
-        "metrics_port": metrics_port,
-        "health_port": health_port,
-        "ray_address": ray_address,
-        "name": name,
-    }
-    files = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
-    files |= {"auth_token_file": auth_token_file, "cluster_key_file": cluster_key_file}
-    options |= {name: str(path) for name, path in files.items() if path is not None}
+    given = {name: value for name, value in context.params.items() if name not in ("config", "assignments")}
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     run_serve(load_settings(config, assignments or (), options), log_level=context.obj)
 
 
@@ -142,60 +129,47 @@ def gateway(
 
 
 @app.command()
+@spread
 def generate(
-    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help='The text to continue; "-" reads it from standard input.')
     ] = None,
-    address: o.Address = "127.0.0.1:50051",
     source: Annotated[Path | None, typer.Option("--input", help="A JSONL file of requests, instead of PROMPT.")] = None,
     target: Annotated[
         Path | None, typer.Option("--output", help="Where --input's answers go; what is there already is kept.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Requests of --input at a time.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start --output anew.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 1.0,
-    top_p: Annotated[float, typer.Option()] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0: all.")] = 0,
-    min_p: Annotated[float, typer.Option()] = 0.0,
-    max_tokens: Annotated[int, typer.Option()] = 128,
-    min_tokens: Annotated[int, typer.Option()] = 0,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False,
-    speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None,
-    traceparent: o.TraceParent = "",
+    traceparent: Annotated[
+        str, typer.Option(envvar="TRACEPARENT", help="The span that asks, as W3C Trace Context has it.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
-    token_file: o.TokenFile = None,
-    tls: o.Tls = False,
-    tls_ca: o.TlsCa = None,
-    tls_cert: o.ClientCert = None,
-    tls_key: o.ClientKey = None,
-    tls_server_name: o.ServerName = None,
+    *,
+    sampling: Sampling,
+    gateway: Connection,
 ) -> None:
     """Continue a text, streaming it as it comes; or answer every line of a file."""
-    from outrider.cluster.cli_generate import run_generate_command
+    from outrider.cluster.cli_generate import check_sources, run_batch, run_generate
 
-    run_generate_command(context.params)
+    check_sources(prompt, source, target)
+    asked = {**sampling.parameters(), "traceparent": traceparent}
+    if source is not None and target is not None:
+        run_batch(source, target, gateway, asked, concurrency=concurrency, overwrite=overwrite)
+    elif prompt is not None:
+        run_generate(sys.stdin.read() if prompt == "-" else prompt, gateway, asked, as_json=as_json)
 
 
 @app.command()
+@spread
 def status(
-    context: typer.Context,
-    address: o.Address = "127.0.0.1:50051",
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-    token_file: o.TokenFile = None,
-    tls: o.Tls = False,
-    tls_ca: o.TlsCa = None,
-    tls_cert: o.ClientCert = None,
-    tls_key: o.ClientKey = None,
-    tls_server_name: o.ServerName = None,
+    *,
+    gateway: Connection,
 ) -> None:
     """Show a cluster's replicas, stages and ranks, and their load."""
-    from outrider.cluster.cli_connection import connection
     from outrider.cluster.cli_status import run_status
 
-    run_status(connection(context.params), as_json=as_json)
+    run_status(gateway, as_json=as_json)
 
 
 @app.command()
@@ -211,23 +185,17 @@ def token(
 
 
 @app.command()
+@spread
 def top(
-    context: typer.Context,
-    address: o.Address = "127.0.0.1:50051",
     interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between two looks.")] = 1.0,
     looks: Annotated[int | None, typer.Option(min=1, help="How often to look; without it, until interrupted.")] = None,
-    token_file: o.TokenFile = None,
-    tls: o.Tls = False,
-    tls_ca: o.TlsCa = None,
-    tls_cert: o.ClientCert = None,
-    tls_key: o.ClientKey = None,
-    tls_server_name: o.ServerName = None,
+    *,
+    gateway: Connection,
 ) -> None:
     """Watch each replica's speed, and what speculation does for it."""
-    from outrider.cluster.cli_connection import connection
     from outrider.cluster.cli_top import run_top
 
-    run_top(connection(context.params), interval_s=interval_s, looks=looks)
+    run_top(gateway, interval_s=interval_s, looks=looks)
 
 
 @app.command()
@@ -268,41 +236,29 @@ def plan(
 
 
 @app.command()
+@spread
 def scale(
-    context: typer.Context,
     replicas: Annotated[int, typer.Argument(min=0, help="Copies of the model that are to serve.")],
-    address: o.Address = "127.0.0.1:50051",
-    token_file: o.TokenFile = None,
-    tls: o.Tls = False,
-    tls_ca: o.TlsCa = None,
-    tls_cert: o.ClientCert = None,
-    tls_key: o.ClientKey = None,
-    tls_server_name: o.ServerName = None,
+    *,
+    gateway: Connection,
 ) -> None:
     """Set how many replicas serve. Returns at once; those that leave finish their requests first."""
-    from outrider.cluster.cli_connection import connection
     from outrider.cluster.cli_status import run_scale
 
-    run_scale(connection(context.params), replicas)
+    run_scale(gateway, replicas)
 
 
 @app.command()
+@spread
 def drain(
-    context: typer.Context,
     replica: Annotated[str, typer.Argument(help="Its name, as `outrider status` shows it.")],
-    address: o.Address = "127.0.0.1:50051",
-    token_file: o.TokenFile = None,
-    tls: o.Tls = False,
-    tls_ca: o.TlsCa = None,
-    tls_cert: o.ClientCert = None,
-    tls_key: o.ClientKey = None,
-    tls_server_name: o.ServerName = None,
+    *,
+    gateway: Connection,
 ) -> None:
     """Take one replica out, once its requests have finished; one less serves from then on. Returns at once."""
-    from outrider.cluster.cli_connection import connection
     from outrider.cluster.cli_status import run_drain
 
-    run_drain(connection(context.params), replica)
+    run_drain(gateway, replica)
 
 
 @app.command()
@@ -329,21 +285,15 @@ app.command()(distill)
 
 
 @app.command()
+@spread
 def swap(
-    context: typer.Context,
     checkpoint: Annotated[str, typer.Argument(help="A directory on the replicas' machines.")],
-    address: o.Address = "127.0.0.1:50051",
-    token_file: o.TokenFile = None,
-    tls: o.Tls = False,
-    tls_ca: o.TlsCa = None,
-    tls_cert: o.ClientCert = None,
-    tls_key: o.ClientKey = None,
-    tls_server_name: o.ServerName = None,
+    *,
+    gateway: Connection,
 ) -> None:
     """Draft with another checkpoint's MTP module from the next round on, on every replica; no token changes."""
-    from outrider.cluster.cli_connection import connection
 
-    with connection(context.params).client() as client:
+    with gateway.client() as client:
         typer.echo(f"drafting with {checkpoint}: {', '.join(client.swap_drafter(checkpoint))}")
 
 

@@ -1,32 +1,75 @@
-"""From a command's options to a client of the gateway they name."""
+"""A gateway, as a command's options name it. Secrets come in files, never as values: a command line is no secret."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from outrider.cluster.client import AsyncClient, Client
-from outrider.cluster.client_security import ClientSecurity
+import typer
 
-_FILES = {"token_file": "token_file", "ca": "tls_ca", "cert": "tls_cert", "key": "tls_key"}
+if TYPE_CHECKING:  # they take a while to load
+    from outrider.cluster.client import AsyncClient, Client
+    from outrider.cluster.client_security import ClientSecurity
+
+_FILE = {"exists": True, "dir_okay": False, "readable": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """A gateway, and how it is called."""
+    """Where it is, and how it is called; each field is an option.
 
-    address: str
-    security: ClientSecurity
+    Its clients need the files: InvalidRequestError names one that cannot be read.
+    """
 
-    def client(self) -> Client:
-        return Client(self.address, self.security)
+    address: Annotated[str, typer.Option("--address", envvar="OUTRIDER_ADDRESS", help="HOST:PORT of a gateway.")] = (
+        "127.0.0.1:50051"
+    )
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file", envvar="OUTRIDER_TOKEN_FILE", help="A file that holds your bearer token.", **_FILE
+        ),
+    ] = None
+    tls: Annotated[
+        bool, typer.Option("--tls", envvar="OUTRIDER_TLS", help="Use TLS, and trust this machine's CAs.")
+    ] = False
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option("--tls-ca", envvar="OUTRIDER_TLS_CA", help="Use TLS, and trust this CA (PEM) alone.", **_FILE),
+    ] = None
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option("--tls-cert", envvar="OUTRIDER_TLS_CERT", help="Your certificate, for mutual TLS (PEM).", **_FILE),
+    ] = None
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", envvar="OUTRIDER_TLS_KEY", help="Its key (PEM).", **_FILE)
+    ] = None
+    tls_server_name: Annotated[
+        str | None,
+        typer.Option(
+            "--tls-server-name",
+            envvar="OUTRIDER_TLS_SERVER_NAME",
+            help="The name in the gateway's certificate, if another.",
+        ),
+    ] = None
 
-    def async_client(self) -> AsyncClient:
-        return AsyncClient(self.address, self.security)
+    def client(self) -> "Client":
+        from outrider.cluster.client import Client
 
+        return Client(self.address, self._security())
 
-def connection(given: Mapping[str, Any]) -> Connection:
-    """`given`: a command's options by name. InvalidRequestError names a file that cannot be read."""
-    paths = {name: Path(given[option]) for name, option in _FILES.items() if given[option] is not None}
-    security = ClientSecurity.from_files(**paths, tls=given["tls"], server_name=given["tls_server_name"])
-    return Connection(address=given["address"], security=security)
+    def async_client(self) -> "AsyncClient":
+        from outrider.cluster.client import AsyncClient
+
+        return AsyncClient(self.address, self._security())
+
+    def _security(self) -> "ClientSecurity":
+        from outrider.cluster.client_security import ClientSecurity
+
+        return ClientSecurity.from_files(
+            token_file=self.token_file,
+            tls=self.tls,
+            ca=self.tls_ca,
+            cert=self.tls_cert,
+            key=self.tls_key,
+            server_name=self.tls_server_name,
+        )

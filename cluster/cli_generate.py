@@ -5,42 +5,26 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from outrider.cluster.cli_batch import run_batch
-from outrider.cluster.cli_connection import Connection, connection
+from outrider.cluster.cli_connection import Connection
 from outrider.cluster.client import Client
 from outrider.cluster.generation import Finished, Output
 from outrider.workers.text.assembler import Usage
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "seed", "ignore_eos", "traceparent")
+__all__ = ["check_sources", "run_batch", "run_generate"]
 
 
-def run_generate_command(options: Mapping[str, Any]) -> None:
-    """`options`: the command line's own, by parameter. BadParameter names those that do not go together."""
-    prompt, source, target = options["prompt"], options["source"], options["target"]
+def check_sources(prompt: str | None, source: Path | None, target: Path | None) -> None:
+    """BadParameter names those that do not go together."""
     if (prompt is None) == (source is None):
         raise typer.BadParameter("give either a prompt or --input FILE.jsonl")
     if (source is None) != (target is None):
         raise typer.BadParameter("--input and --output go together")
-    sampling, gateway = _sampling(options), connection(options)
-    if source is None:
-        text = sys.stdin.read() if prompt == "-" else prompt
-        run_generate(text, gateway, sampling, as_json=options["as_json"])
-    else:
-        extent = {name: options[name] for name in ("concurrency", "overwrite")}
-        run_batch(source, target, gateway, sampling, **extent)
-
-
-def _sampling(options: Mapping[str, Any]) -> dict[str, Any]:
-    speculation = options["speculation"]
-    return {
-        **{name: options[name] for name in _SAMPLING},
-        "stop": options["stop"] or None,
-        "speculation": int(speculation) if speculation and speculation.isdecimal() else speculation,
-    }
 
 
 def run_generate(prompt: str, connection: Connection, sampling: Mapping[str, Any], *, as_json: bool) -> None:
@@ -57,7 +41,8 @@ def _stream(client: Client, prompt: str, sampling: Mapping[str, Any]) -> None:
     usage = Usage()
     for event in client.stream(prompt, **sampling):
         match event:
-            case Output(text=text):
+            case Output(text=text, reasoning=reasoning):
+                sys.stderr.write(reasoning)
                 sys.stdout.write(text)
                 sys.stdout.flush()
             case Finished(usage=Usage() as whole):

@@ -1,9 +1,11 @@
 """`outrider top`: each replica's speed and what speculation does for it, live."""
 
 import itertools
+import queue
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -12,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from outrider.cluster.cli_connection import Connection
+from outrider.cluster.errors import UnavailableError
 from outrider.cluster.status import ClusterStatus, EngineStatus, ReplicaStatus, SpeculationStatus
+from outrider.workers.errors import OutriderError
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = (
@@ -72,14 +76,41 @@ class History:
         return found
 
 
+class Newest:
+    """The newest of the statuses that a gateway streams, which a thread reads."""
+
+    def __init__(self, statuses: Iterator[ClusterStatus]) -> None:
+        self._heard: queue.SimpleQueue[ClusterStatus | OutriderError] = queue.SimpleQueue()
+        self._known: ClusterStatus | None = None
+        threading.Thread(target=self._read, args=(statuses,), name="statuses", daemon=True).start()
+
+    def _read(self, statuses: Iterator[ClusterStatus]) -> None:
+        try:
+            for status in statuses:
+                self._heard.put(status)
+            self._heard.put(UnavailableError("the gateway says no more of its cluster"))
+        except OutriderError as error:
+            self._heard.put(error)
+
+    def get(self) -> ClusterStatus:
+        """Waits for the first. OutriderError if the stream has ended."""
+        while self._known is None or not self._heard.empty():
+            heard = self._heard.get()
+            if isinstance(heard, OutriderError):
+                raise heard
+            self._known = heard
+        return self._known
+
+
 def run_top(connection: Connection, *, interval_s: float, looks: int | None) -> None:
-    """Looks every `interval_s`, `looks` times or until interrupted."""
+    """Draws every `interval_s` what the gateway has said by then, `looks` times or until interrupted."""
     console, history = Console(), History()
     with connection.client() as client, Live(console=console, auto_refresh=False, transient=False) as live:
+        newest = Newest(client.watch_status())
         for number in itertools.count() if looks is None else range(looks):
             if number:
                 time.sleep(interval_s)
-            status = client.status()
+            status = newest.get()
             live.update(view(status, history.look(status)), refresh=True)
 
 

@@ -256,6 +256,10 @@ class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
         replicas = [cluster_pb2.ReplicaStatus(name=route.replica, state="ready") for route in self._table.routes]
         return cluster_pb2.GetStatusResponse(name="test", model="small", version="0", replicas=replicas)
 
+    async def WatchStatus(self, request, context) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:  # noqa: ANN001, N802
+        async for _ in self.WatchRoutes(request, context):
+            yield cluster_pb2.WatchStatusResponse(status=await self.GetStatus(request, context))
+
     async def GetModel(self, request, context):  # noqa: ANN001, ANN201, N802
         return cluster_pb2.GetModelResponse(name="small", path=self.model_path, fingerprint="feedbeef", has_mtp=True)
 

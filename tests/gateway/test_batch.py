@@ -1,6 +1,7 @@
-"""`outrider generate --input` against a real gateway."""
+"""`outrider generate`, with `--input` and without, and `top`, against a real gateway."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ from gateway.harness import Cluster, eventually, running
 from outrider.cluster.batch import Line, Record, answer_all
 from outrider.cluster.cli import run
 from outrider.cluster.client import AsyncClient
+from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.structured_outputs import StructuredOutputsParams
 
 PROMPTS = [f"line {number}" for number in range(9)]
 
@@ -68,6 +71,139 @@ def test_a_lines_own_fields_win_over_the_commands(model: Path, tmp_path: Path) -
 
     assert asyncio.run(scenario()) == 0
     assert [len(records(target)[line]["outputs"][0]["token_ids"]) for line in (1, 2)] == [2, 4]
+
+
+# A line for each of SamplingParams' fields that a client may say, and what the engine is to get.
+SAID: dict[str, Any] = {
+    "n": 2,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "top_k": 7,
+    "min_p": 0.05,
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "repetition_penalty": 1.25,
+    "logit_bias": {"5": -3.5, "7": 2},
+    "allowed_token_ids": [104, 105, 106],
+    "bad_words": ["fox"],
+    "bad_words_token_ids": [[4, 5], [6]],
+    "seed": -9,
+    "max_tokens": 3,
+    "min_tokens": 2,
+    "stop": ["zz", "yy"],
+    "stop_token_ids": [9],
+    "ignore_eos": True,
+    "logprobs": 2,
+    "prompt_logprobs": 1,
+    "structured_outputs": {"regex": "a+"},
+    "skip_special_tokens": False,
+    "include_stop_str_in_output": True,
+    "speculation": 3,
+    "drafter": "lookup",
+    "reasoning": True,
+}
+
+
+def test_a_line_says_any_sampling_parameter(model: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(
+        "\n".join(json.dumps({"prompt": "a", "max_tokens": 3, name: value}) for name, value in SAID.items())
+    )
+    engine = FakeEngine()
+
+    async def scenario() -> int:
+        async with running(model, engine) as cluster:
+            return await command(cluster, "--input", source, "--output", target, "--concurrency", 1)
+
+    assert asyncio.run(scenario()) == 0, target.read_text()
+    assert SAID.keys() == {field.name for field in dataclasses.fields(SamplingParams)} - {"reasoning_end_id"}
+    got = {name: getattr(one.params, name) for name, one in zip(SAID, engine.submitted, strict=True)}
+    assert got.pop("logit_bias") == {5: -3.5, 7: 2.0}
+    assert got.pop("structured_outputs") == StructuredOutputsParams(regex="a+")
+    words = [list(word) for word in got.pop("bad_words_token_ids")]
+    assert words == SAID["bad_words_token_ids"]
+    as_lists = {name: list(value) if isinstance(value, tuple) else value for name, value in got.items()}
+    assert as_lists == {name: SAID[name] for name in as_lists}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"temprature": 1}, "temprature"),
+        ({"reasoning_end_id": 5}, "reasoning_end_id"),
+        ({"timeout_s": 5}, "timeout_s"),
+        ({"logit_bias": {"a": 1}}, "logit_bias must be an object"),
+        ({"logit_bias": [5]}, "logit_bias must be an object"),
+        ({"logit_bias": {"5": "much"}}, "logit_bias"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs has no 'regexp'"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs cannot be followed"),
+        ({"skip_special_tokens": "no"}, "skip_special_tokens"),
+        ({"stop": 5}, "stop"),
+        ({"logprobs": 99}, "logprobs"),
+        ({"traceparent": "00-x"}, "traceparent"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_its_error_and_names_the_key(
+    model: Path, tmp_path: Path, fields: dict[str, Any], named: str
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"prompt": "a", **fields}) + '\n{"prompt": "b", "max_tokens": 1}')
+
+    async def scenario() -> int:
+        async with running(model) as cluster:
+            return await command(cluster, "--input", source, "--output", target)
+
+    assert asyncio.run(scenario()) == 1
+    answers = records(target)
+    assert answers[1]["error"]["kind"] == "InvalidRequestError"
+    assert named in answers[1]["error"]["message"]
+    assert answers[2]["outputs"]
+
+
+def test_the_commands_options_reach_the_engine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "integer"}')
+    options = (
+        *("--presence-penalty", 0.5, "--frequency-penalty", 0.25, "--repetition-penalty", 1.5, "--seed", 4),
+        *("--logit-bias", "5=-2.5", "--logit-bias", "6=1", "--bad-word", "fox", "--bad-word", "dog"),
+        *("--allowed-token-id", 104, "--stop-token-id", 9, "--stop", "zz", "--max-tokens", 2, "--top-k", 3),
+        *("--json-schema", tmp_path / "schema.json", "--logprobs", 1, "--speculation", 2, "--drafter", "lookup"),
+    )
+    engine = FakeEngine()
+
+    async def scenario() -> int:
+        async with running(model, engine) as cluster:
+            return await command(cluster, "go", "--json", *options)
+
+    assert asyncio.run(scenario()) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"][0]["logprobs"]
+    params = engine.submitted[0].params
+    assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0.5, 0.25, 1.5)
+    assert (params.logit_bias, params.bad_words) == ({5: -2.5, 6: 1.0}, ["fox", "dog"])
+    assert (params.allowed_token_ids, tuple(params.stop_token_ids or ())) == ([104], (9,))
+    assert (params.stop_strings, params.max_tokens, params.top_k, params.seed) == (("zz",), 2, 3, 4)
+    assert params.structured_outputs == StructuredOutputsParams(json='{"type": "integer"}')
+    assert (params.logprobs, params.speculation, params.drafter) == (1, 2, "lookup")
+
+
+def test_an_option_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, named in (
+        (["--logit-bias", "5:1"], "--logit-bias takes ID=BIAS, got '5:1'"),
+        (["--grammar", str(tmp_path / "absent")], "--grammar"),
+        (["--regex", "a", "--choice", "b"], "exactly one of"),
+        (["--traceparent", "x"], "traceparent must be"),
+    ):
+        assert run(["generate", "go", *words]) == 2
+        assert named in capsys.readouterr().err
+
+
+def test_top_draws_what_the_gateway_streams(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario() -> int:
+        async with running(model) as cluster:
+            words = ["top", "--address", cluster.address, "--looks", "2", "--interval", "0.1"]
+            return await asyncio.to_thread(run, words)
+
+    assert asyncio.run(scenario()) == 0
+    assert "serves small" in capsys.readouterr().out
 
 
 def test_a_second_run_asks_only_what_the_first_left(model: Path, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """What `outrider top` makes of two looks at a cluster."""
 
+import queue
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from outrider.cluster.cli_top import History, Rates, curve, rates, view
+from outrider.cluster.cli_top import History, Newest, Rates, curve, rates, view
+from outrider.cluster.errors import UnavailableError
 from outrider.cluster.status import ClusterStatus, EngineStatus, RankStatus, ReplicaStatus, SpeculationStatus
 
 ENGINE = EngineStatus(
@@ -96,3 +99,28 @@ def test_a_curve_is_as_high_as_each_value_beside_the_largest() -> None:
     assert curve([0, 4, 8]) == " ▄█"
     assert curve([0, 0]) == "  "
     assert curve([]) == ""
+
+
+def test_the_newest_status_is_the_last_that_came_and_stays_while_none_comes() -> None:
+    sent: queue.SimpleQueue[ClusterStatus | None] = queue.SimpleQueue()
+    newest = Newest(iter(sent.get, None))
+    sent.put(STATUS)
+    assert newest.get() is newest.get() is STATUS
+
+    for name in ("older", "newer"):
+        sent.put(replace(STATUS, name=name))
+
+    names = iter(lambda: newest.get().name, "newer")
+    assert set(names) <= {"demo", "older"}
+    assert newest.get().name == "newer"
+
+
+def test_a_stream_of_statuses_that_breaks_ends_the_view_with_its_reason() -> None:
+    def broken() -> Iterator[ClusterStatus]:
+        yield STATUS
+        raise UnavailableError("gone")
+
+    newest = Newest(broken())
+
+    with pytest.raises(UnavailableError, match="gone"):
+        list(iter(newest.get, None))
