@@ -9,7 +9,7 @@ from typing import Any
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the fields of its dataclass parameters as options of its own, each of the field's type."""
-    kinds = {
+    kinds: dict[str, Any] = {
         name: parameter.annotation
         for name, parameter in inspect.signature(command).parameters.items()
         if dataclasses.is_dataclass(parameter.annotation)

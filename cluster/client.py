@@ -8,7 +8,9 @@ from typing import Any, Self
 
 import grpc
 
-from outrider.cluster.client_call import Collector, Messages, build_call, exception_of, explained, scale_request
+from outrider.cluster import client_questions as questions
+from outrider.cluster.client_call import Collector, Messages, build_call, exception_of, explained
+from outrider.cluster.client_questions import Question, T
 from outrider.cluster.client_resume import PATIENCE_S, GatewayLeftError, ResumableCall
 from outrider.cluster.client_security import ClientSecurity
 from outrider.cluster.gateway import wire
@@ -18,9 +20,6 @@ from outrider.cluster.status import (
     Draining,
     ModelInfo,
     Scaling,
-    draining_from_wire,
-    model_from_wire,
-    scaling_from_wire,
     status_from_wire,
 )
 from outrider.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
@@ -67,16 +66,8 @@ class Client:
     ) -> Generation:
         """The whole answer. Sampling is `params`, or SamplingParams' fields as keywords (max_tokens then defaults to
         the model's length). `traceparent` and `tracestate` are W3C Trace Context's, of the span that asks."""
-        call = build_call(
-            prompt,
-            token_ids,
-            messages,
-            params,
-            sampling,
-            request_id=request_id,
-            traceparent=traceparent,
-            tracestate=tracestate,
-        )
+        trace = (traceparent, tracestate)
+        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace)
         collector = Collector(call.params.n)
         for event in self._events(call, timeout_s):
             collector.add(event)
@@ -97,17 +88,8 @@ class Client:
         **sampling: Any,  # SamplingParams' own fields
     ) -> Iterator[Event]:
         """The events as they come: Accepted, Outputs, a Finished per output. Closing the iterator cancels."""
-        call = build_call(
-            prompt,
-            token_ids,
-            messages,
-            params,
-            sampling,
-            request_id=request_id,
-            traceparent=traceparent,
-            tracestate=tracestate,
-            speculation_detail=speculation_detail,
-        )
+        trace = (traceparent, tracestate)
+        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace, speculation_detail)
         return self._events(call, timeout_s)
 
     def _events(self, call: GenerateCall, timeout_s: float | None) -> Iterator[Event]:
@@ -136,20 +118,10 @@ class Client:
             responses.cancel()
 
     def status(self, timeout_s: float = _ASK_TIMEOUT_S) -> ClusterStatus:
-        try:
-            response = self._cluster.GetStatus(
-                cluster_pb2.GetStatusRequest(), timeout=timeout_s, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise exception_of(error, self.address) from error
-        return status_from_wire(response)
+        return self._ask(questions.status(), timeout_s)
 
     def model(self, timeout_s: float = _ASK_TIMEOUT_S) -> ModelInfo:
-        try:
-            response = self._cluster.GetModel(cluster_pb2.GetModelRequest(), timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise exception_of(error, self.address) from error
-        return model_from_wire(response)
+        return self._ask(questions.model(), timeout_s)
 
     def watch_status(self) -> Iterator[ClusterStatus]:
         """The status now, and again whenever it differs, for as long as the iterator is read."""
@@ -164,32 +136,25 @@ class Client:
 
     def scale(self, replicas: int, timeout_s: float = _ASK_TIMEOUT_S) -> Scaling:
         """So many replicas are to serve. Returns at once: `watch_status` shows how it goes."""
-        try:
-            response = self._cluster.Scale(scale_request(replicas), timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise exception_of(error, self.address) from error
-        return scaling_from_wire(response)
+        return self._ask(questions.scale(replicas), timeout_s)
 
     def drain(self, replica: str, timeout_s: float = _ASK_TIMEOUT_S) -> Draining:
         """Takes a replica out: it finishes its requests first, or they go on elsewhere. Returns at once."""
-        request = cluster_pb2.DrainRequest(replica=replica)
-        try:
-            response = self._cluster.Drain(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise exception_of(error, self.address) from error
-        return draining_from_wire(response)
+        return self._ask(questions.drain(replica), timeout_s)
 
     def swap_drafter(self, checkpoint: str, timeout_s: float = _SWAP_TIMEOUT_S) -> list[str]:
         """Every ready replica drafts with another checkpoint's MTP module; their names. No token changes.
 
         `checkpoint` is a directory on the leaders' machines. InvalidRequestError if it does not fit.
         """
-        request = cluster_pb2.SwapDraftersRequest(checkpoint=checkpoint)
+        return self._ask(questions.swap_drafter(checkpoint), timeout_s)
+
+    def _ask(self, question: Question[T], timeout_s: float) -> T:
+        call = getattr(self._cluster, question.method)
         try:
-            response = self._cluster.SwapDrafters(request, timeout=timeout_s, metadata=self._metadata)
+            return question.read(call(question.request, timeout=timeout_s, metadata=self._metadata))
         except grpc.RpcError as error:
             raise exception_of(error, self.address) from error
-        return list(response.replicas)
 
     def close(self) -> None:
         self._channel.close()
@@ -236,16 +201,8 @@ class AsyncClient:
         **sampling: Any,  # SamplingParams' own fields
     ) -> Generation:
         """As Client.generate."""
-        call = build_call(
-            prompt,
-            token_ids,
-            messages,
-            params,
-            sampling,
-            request_id=request_id,
-            traceparent=traceparent,
-            tracestate=tracestate,
-        )
+        trace = (traceparent, tracestate)
+        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace)
         collector = Collector(call.params.n)
         async for event in self._events(call, timeout_s):
             collector.add(event)
@@ -266,17 +223,8 @@ class AsyncClient:
         **sampling: Any,  # SamplingParams' own fields
     ) -> AsyncIterator[Event]:
         """As Client.stream."""
-        call = build_call(
-            prompt,
-            token_ids,
-            messages,
-            params,
-            sampling,
-            request_id=request_id,
-            traceparent=traceparent,
-            tracestate=tracestate,
-            speculation_detail=speculation_detail,
-        )
+        trace = (traceparent, tracestate)
+        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace, speculation_detail)
         return self._events(call, timeout_s)
 
     async def _events(self, call: GenerateCall, timeout_s: float | None) -> AsyncIterator[Event]:
@@ -306,22 +254,10 @@ class AsyncClient:
             responses.cancel()
 
     async def status(self, timeout_s: float = _ASK_TIMEOUT_S) -> ClusterStatus:
-        try:
-            response = await self._cluster.GetStatus(
-                cluster_pb2.GetStatusRequest(), timeout=timeout_s, metadata=self._metadata
-            )
-        except grpc.aio.AioRpcError as error:
-            raise exception_of(error, self.address) from error
-        return status_from_wire(response)
+        return await self._ask(questions.status(), timeout_s)
 
     async def model(self, timeout_s: float = _ASK_TIMEOUT_S) -> ModelInfo:
-        try:
-            response = await self._cluster.GetModel(
-                cluster_pb2.GetModelRequest(), timeout=timeout_s, metadata=self._metadata
-            )
-        except grpc.aio.AioRpcError as error:
-            raise exception_of(error, self.address) from error
-        return model_from_wire(response)
+        return await self._ask(questions.model(), timeout_s)
 
     async def watch_status(self) -> AsyncIterator[ClusterStatus]:
         """As Client.watch_status."""
@@ -336,29 +272,22 @@ class AsyncClient:
 
     async def scale(self, replicas: int, timeout_s: float = _ASK_TIMEOUT_S) -> Scaling:
         """As Client.scale."""
-        try:
-            response = await self._cluster.Scale(scale_request(replicas), timeout=timeout_s, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise exception_of(error, self.address) from error
-        return scaling_from_wire(response)
+        return await self._ask(questions.scale(replicas), timeout_s)
 
     async def drain(self, replica: str, timeout_s: float = _ASK_TIMEOUT_S) -> Draining:
         """As Client.drain."""
-        request = cluster_pb2.DrainRequest(replica=replica)
-        try:
-            response = await self._cluster.Drain(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise exception_of(error, self.address) from error
-        return draining_from_wire(response)
+        return await self._ask(questions.drain(replica), timeout_s)
 
     async def swap_drafter(self, checkpoint: str, timeout_s: float = _SWAP_TIMEOUT_S) -> list[str]:
         """As Client.swap_drafter."""
-        request = cluster_pb2.SwapDraftersRequest(checkpoint=checkpoint)
+        return await self._ask(questions.swap_drafter(checkpoint), timeout_s)
+
+    async def _ask(self, question: Question[T], timeout_s: float) -> T:
+        call = getattr(self._cluster, question.method)
         try:
-            response = await self._cluster.SwapDrafters(request, timeout=timeout_s, metadata=self._metadata)
+            return question.read(await call(question.request, timeout=timeout_s, metadata=self._metadata))
         except grpc.aio.AioRpcError as error:
             raise exception_of(error, self.address) from error
-        return list(response.replicas)
 
     async def close(self) -> None:
         await self._channel.close()

@@ -31,7 +31,6 @@ from outrider.cluster.generation import (
     TextPrompt,
     TokenPrompt,
 )
-from outrider.proto import cluster_pb2
 from outrider.workers.errors import OutriderError, OverloadedError
 from outrider.workers.outputs import Logprob
 from outrider.workers.sampling_params import SamplingParams
@@ -59,13 +58,14 @@ def build_call(
     messages: Messages | None,
     params: SamplingParams | None,
     sampling: Mapping[str, Any],
-    *,
     request_id: str,
-    traceparent: str,
-    tracestate: str,
+    trace: tuple[str, str],
     speculation_detail: bool = False,
 ) -> GenerateCall:
-    """InvalidRequestError names what is wrong. Without `params` max_tokens is the model's length, as on the wire."""
+    """`trace`: traceparent and tracestate. Without `params` max_tokens is the model's length, as on the wire.
+
+    InvalidRequestError names what is wrong.
+    """
     if params is not None and sampling:
         raise InvalidRequestError(f"give params or {', '.join(sampling)}, not both")
     return GenerateCall(
@@ -73,7 +73,7 @@ def build_call(
         params=params if params is not None else _params(sampling),
         request_id=request_id,
         speculation_detail=speculation_detail,
-        trace=_trace(traceparent, tracestate),
+        trace=_trace(*trace),
     )
 
 
@@ -116,13 +116,6 @@ def _message(number: int, given: Mapping[str, str]) -> Message:
         if key not in given:
             raise InvalidRequestError(f"messages[{number}] has no {key!r}: each needs a role and a content")
     return Message(role=given["role"], content=given["content"])
-
-
-def scale_request(replicas: int) -> cluster_pb2.ScaleRequest:
-    """InvalidRequestError if that is no number of replicas."""
-    if isinstance(replicas, bool) or not isinstance(replicas, int) or not 0 <= replicas < 2**32:
-        raise InvalidRequestError(f"replicas must be an integer of at least 0, got {replicas!r}")
-    return cluster_pb2.ScaleRequest(replicas=replicas)
 
 
 class Collector:
