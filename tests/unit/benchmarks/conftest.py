@@ -12,7 +12,9 @@ BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 sys.path.insert(0, str(BENCHMARKS))
 for name in (
+    "byte_models",
     "common",
+    "completions",
     "decode",
     "generation",
     "linears",
