@@ -16,9 +16,9 @@ from torch import Tensor
 
 from outrider.workers.training.export import load_export
 from outrider.workers.training.network import Network
-from outrider.workers.training.recursion import unrolled_states
 from outrider.workers.training.sampling import Noise, choose, continuations
 from outrider.workers.training.shape import Shape
+from outrider.workers.training.unrolled import attend_unrolled
 
 DEPTH, PROMPT, NEW = 5, 56, 128
 Report = dict[str, dict[str, object]]
@@ -37,6 +37,29 @@ def held_out_loss(network: Network, stream: Tensor, window: int = 512, most: int
 def tokens_per_byte(tokenizer: Tokenizer, stream: Tensor) -> float:
     """How many tokens stand for one byte of UTF-8 text."""
     return len(stream) / len(tokenizer.decode(stream.tolist(), skip_special_tokens=True).encode())
+
+
+def unrolled_states(network: Network, states: Tensor, tokens: Tensor, depth: int) -> list[Tensor]:
+    """The module's states after steps 1..depth from every start i: entry j-1 predicts the token at i + j + 1.
+
+    `states` [batch, n, hidden] are the main model's after its final norm; `tokens` [batch, n + depth] the text:
+    step j is fed its token at i + j.
+    """
+    module, length = network.mtp, states.shape[1]
+    found: list[Tensor] = []
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    for step in range(1, depth + 1):
+        x = module.join(network.model.embed_tokens(tokens[:, step : step + length]), states)
+        rotary = network.rotary(step - 1, step - 1 + length)
+        query, key, value = module.self_attn.project(module.input_layernorm(x), rotary)
+        keys.append(key)
+        values.append(value)
+        attended = attend_unrolled(query, keys, values, module.self_attn.scale)
+        x, _ = module.feed_forward(x + module.self_attn.combine(attended))
+        states = module.shared_head(x)
+        found.append(states)
+    return found
 
 
 @torch.no_grad()

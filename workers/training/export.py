@@ -96,18 +96,17 @@ def load_export(folder: Path, shape: Shape, dtype: torch.dtype = torch.float32) 
 
 
 def main() -> None:
-    """Exports the newest weights below --work (recursion.pt, else checkpoint.pt) with the tokenizer to --out."""
+    """Exports checkpoint.pt below --work with the tokenizer to --out."""
     parser = argparse.ArgumentParser(description="Write the demo model in DeepSeek-V3's layout.")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    found = [path for name in ("recursion.pt", "checkpoint.pt") if (path := arguments.work / name).exists()]
     network = Network(Shape())
-    network.load_state_dict(torch.load(found[0], weights_only=True)["network"])
+    network.load_state_dict(torch.load(arguments.work / "checkpoint.pt", weights_only=True)["network"])
     export(network, arguments.out)
     save(Tokenizer.from_file(str(arguments.tokenizer / "tokenizer.json")), arguments.out)
-    print(f"exported {found[0].name} to {arguments.out}")
+    print(f"exported to {arguments.out}")
 
 
 if __name__ == "__main__":

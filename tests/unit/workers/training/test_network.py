@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from outrider.workers.training.evaluate import unrolled_states
 from outrider.workers.training.muon import orthogonalised
 from outrider.workers.training.network import Network
-from outrider.workers.training.recursion import DrafterTrainer, unrolled_states
 from outrider.workers.training.sampling import Noise, continuations
 from outrider.workers.training.shape import Shape
 from outrider.workers.training.train import Recipe, Trainer
@@ -129,17 +129,6 @@ def test_training_on_one_batch_lowers_both_losses() -> None:
     last = trainer.network(batch)
     assert last.main < 0.8 * first.main
     assert last.mtp < 0.9 * first.mtp
-
-
-def test_recursion_training_moves_the_mtp_module_and_nothing_else() -> None:
-    network = tiny_network()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-    DrafterTrainer(network).advance(random_tokens(2, 16), factor=1.0)
-
-    moved = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved
-    assert all(name.startswith(f"model.layers.{TINY.num_hidden_layers}.") for name in moved)
 
 
 def test_the_router_bias_moves_towards_the_idle_expert() -> None:
