@@ -66,6 +66,23 @@ inline double log_of(double x) {
     return exponent * 6.93147180369123816490e-01 - ((half - (rest + exponent * 1.90821492927058770002e-10)) - f);
 }
 
+// exp(x) for x at most 0, within an ulp or two, and never 0; written as log_of.
+inline double exp_of(double x) {
+    x = x < -700.0 ? -700.0 : x;
+    constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: what is added to it loses its fraction
+    const double shifted = x * 1.44269504088896340736 + kRound, n = shifted - kRound;
+    const double r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10;
+    double sum = 1.0 / 6227020800.0;
+    for (const double factorial : {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0})
+        sum = sum * r + 1.0 / factorial;
+    uint64_t bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    const uint64_t power = (bits + 1023) << 52;
+    double scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    return sum * scale;
+}
+
 // Gumbel noise of vocabulary entries `ids` [kNoiseBlock].
 inline void gumbel(uint64_t row_key, const int64_t* ids, double* noise) {
     for (int i = 0; i < kNoiseBlock; ++i) {
@@ -96,39 +113,63 @@ public:
 private:
     // Keeps exactly `most_kept` by (logit descending, id ascending), then the shortest prefix whose mass reaches top_p.
     void cut_tail(const Draw& draw, float* logits, int count, int most_kept, float most) {
-        const auto before = [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
-        const auto mass = [&](int i) { return std::exp((static_cast<double>(logits[i]) - most) / draw.temperature); };
-        order_.resize(count);
-        for (int i = 0; i < count; ++i) order_[i] = i;
-        if (most_kept < count) std::nth_element(order_.begin(), order_.begin() + most_kept - 1, order_.end(), before);
-        int kept = most_kept;
-        if (draw.top_p < 1) kept = prefix(draw.top_p, most_kept, before, mass);
-        for (int n = kept; n < count; ++n) logits[order_[n]] = -INFINITY;
+        keys_.resize(count);
+        for (int i = 0; i < count; ++i) keys_[i] = key_of(logits[i], i);
+        uint64_t last = ~0ull;
+        if (most_kept < count) {
+            sorted_ = keys_;
+            std::nth_element(sorted_.begin(), sorted_.begin() + most_kept - 1, sorted_.end());
+            last = sorted_[most_kept - 1];
+        }
+        if (draw.top_p < 1) last = last_of_mass(draw, logits, count, last, most);
+        for (int i = 0; i < count; ++i) logits[i] = keys_[i] <= last ? logits[i] : -INFINITY;
     }
 
-    // Sorts the first `most_kept` of the order as far down as it must.
-    template <class Before, class Mass>
-    int prefix(double top_p, int most_kept, const Before& before, const Mass& mass) {
-        const auto end = order_.begin() + most_kept;
-        std::sort(order_.begin(), end, [](int a, int b) { return a < b; });
-        double total = 0;
-        for (auto it = order_.begin(); it != end; ++it) total += mass(*it);
-        double sum = 0;
-        int sorted = 0;
-        for (int width = 64;; width *= 4) {
-            const int until = std::min(most_kept, sorted + width);
-            if (until < most_kept) std::nth_element(order_.begin() + sorted, order_.begin() + until, end, before);
-            std::sort(order_.begin() + sorted, order_.begin() + until, before);
-            for (; sorted < until; ++sorted) {
-                sum += mass(order_[sorted]);
-                if (sum >= top_p * total) return sorted + 1;
-            }
-            if (sorted == most_kept) return most_kept;
+    // Ascending where logits fall, and among equals where ids rise.
+    static uint64_t key_of(float logit, int id) {
+        uint32_t bits;
+        const float value = logit + 0.0f;  // one zero
+        std::memcpy(&bits, &value, sizeof bits);
+        const uint32_t falling = bits >> 31 ? bits : ~bits & 0x7FFFFFFFu;
+        return static_cast<uint64_t>(falling) << 32 | static_cast<uint32_t>(id);
+    }
+
+    // The last key of the shortest prefix of the keys up to `last` whose mass is at least top_p of theirs.
+    uint64_t last_of_mass(const Draw& draw, const float* logits, int count, uint64_t last, float most) {
+        mass_.resize(count);
+        for (int i = 0; i < count; ++i) {
+            const double mass = exp_of((static_cast<double>(logits[i]) - most) / draw.temperature);
+            mass_[i] = keys_[i] <= last ? mass : 0.0;
         }
+        double total = 0;
+        for (int i = 0; i < count; ++i) total += mass_[i];
+        // Entries with less mass than this are less than the share that is cut, all of them together.
+        const double least = (1 - draw.top_p) * total / (2.0 * count);
+        sorted_.clear();
+        for (int i = 0; i < count; ++i)
+            if (mass_[i] > least) sorted_.push_back(keys_[i]);
+        return last_of_prefix(draw.top_p * total, last);
+    }
+
+    // Sorts as far down as it must.
+    uint64_t last_of_prefix(double wanted, uint64_t last) {
+        double sum = 0;
+        size_t at = 0;
+        for (size_t width = 64; at < sorted_.size(); width *= 4) {
+            const auto begin = sorted_.begin() + at, until = sorted_.begin() + std::min(at + width, sorted_.size());
+            if (until != sorted_.end()) std::nth_element(begin, until, sorted_.end());
+            std::sort(begin, until);
+            for (; at < static_cast<size_t>(until - sorted_.begin()); ++at) {
+                sum += mass_[sorted_[at] & 0xFFFFFFFFu];
+                if (sum >= wanted) return sorted_[at];
+            }
+        }
+        return last;
     }
 
     Rules rules_;
-    std::vector<int> order_;
+    std::vector<uint64_t> keys_, sorted_;
+    std::vector<double> mass_;
 };
 
 // The best of entries [begin, end) of a row: with noise, or at temperature 0 by its logit.
