@@ -70,8 +70,8 @@ class _Loader:
         self._dtype = _dtype(self._config, self._device)
         self._kernels = kernels_in_force(self._config, self._device, self._dtype)
         self._max_model_len = _max_model_len(self._config, self._model)
-        grammars = Grammars(path, self._model.vocab_size, self._model.eos_token_ids)
-        self._starts = SequenceStarts(self._model.eos_token_ids, grammars)
+        self._grammars = Grammars(path, self._model.vocab_size, self._model.eos_token_ids)
+        self._starts = SequenceStarts(self._model.eos_token_ids, self._grammars)
         self._has_mtp = self._checkpoint.has_mtp(self._model)
         self._speculation = speculation_in_force(self._config, self._has_mtp)
         self._drafters = drafters_in_force(self._config, self._has_mtp)
@@ -158,6 +158,7 @@ class _Loader:
             depth=depth,
             load_module=ModuleSwap(self._wanted(), self._parts).load,
             on_begin=times.scheduled,
+            prepare=self._grammars.prepare,
         )
         return Leader(
             engine=engine,

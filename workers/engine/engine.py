@@ -11,10 +11,11 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from outrider.workers.engine.handle import Deliver, EngineInfo
-from outrider.workers.engine.inbox import Call, Cancel, Inbox, Message, Stop, Submit
+from outrider.workers.engine.inbox import Call, Cancel, Inbox, Message, Prepared, Stop, Submit
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
 from outrider.workers.engine.request import EngineCounters, Request
 from outrider.workers.engine.round import Round
@@ -25,8 +26,10 @@ from outrider.workers.engine.warm_up import warm_up_request
 from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Draft, Drafter
+from outrider.workers.structured_outputs import StructuredOutputsParams
 
 log = logging.getLogger("outrider.engine")
+Prepare = Callable[[StructuredOutputsParams], "Future[Any]"]
 
 
 @dataclass(slots=True)
@@ -57,16 +60,18 @@ class Engine:
         load_module: Callable[[str], Callable[[], None]] | None = None,
         clock: Callable[[], float] = time.perf_counter,
         on_begin: Callable[[str], None] = lambda request_id: None,
+        prepare: Prepare | None = None,
     ) -> None:
         """`load_module` reads a checkpoint's MTP module, and returns what puts it in the place of the drafter's.
 
         `clock` times the rounds that depths are learned from; `on_begin` hears of a request when an output of it has
-        its first round.
+        its first round; `prepare` starts to compile a grammar, elsewhere than in the engine's thread.
         """
         self.info = info
         self.times = RoundTimes()
         self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
         self._load_module, self._clock, self._on_begin = load_module, clock, on_begin
+        self._prepare, self._to_prepare = prepare, list[StructuredOutputsParams]()
         self._inbox = Inbox()
         self._subscribers = Subscribers()
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
@@ -149,13 +154,30 @@ class Engine:
         match message:
             case Submit(request, deliver):
                 self._subscribers.add(request, deliver)
-                self._scheduler.add(request)
+                self._add(request)
+            case Prepared(request_id, None):
+                self._scheduler.release(request_id)
+            case Prepared(request_id, error):
+                reason = f"structured_outputs cannot be followed: {error}"
+                self._subscribers.deliver(self._scheduler.refuse(request_id, reason))
             case Cancel(request_id, index):
                 self._subscribers.deliver(self._scheduler.cancel(request_id, index))
             case Stop(reason):
                 self._stop_reason = reason
             case Call():
                 message.run()
+
+    def _add(self, request: Request) -> None:
+        """Queues the request; if it has a grammar, to begin once that can be followed without delay."""
+        constraint = request.params.structured_outputs
+        if constraint is None or self._prepare is None:
+            self._scheduler.add(request)
+            return
+        self._scheduler.add(request, ready=False)
+        self._to_prepare.append(constraint)
+        self._prepare(constraint).add_done_callback(
+            lambda done: self._inbox.put(Prepared(request.request_id, done.exception()))
+        )
 
     def _start_round(self) -> bool:
         if not self._free_lanes:
@@ -168,6 +190,8 @@ class Engine:
         for start in round.begins:
             if (sequence := self._scheduler.live(start.sequence_id)) is not None:
                 self._on_begin(sequence.request.request_id)
+        if self._to_prepare:
+            round, self._to_prepare = replace(round, prepares=tuple(self._to_prepare)), []
         self._under_way.append((round, began))
         self._free_lanes.popleft()
         with self.times.part("forward"):

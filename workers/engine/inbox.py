@@ -22,6 +22,14 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request's grammar can be followed from now on, or why it never can."""
+
+    request_id: str
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     reason: str
 
@@ -42,7 +50,7 @@ class Call:
             self.done.set_result(None)
 
 
-Message = Submit | Cancel | Stop | Call
+Message = Submit | Cancel | Prepared | Stop | Call
 
 
 class Inbox:

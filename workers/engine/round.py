@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.structured_outputs import StructuredOutputsParams
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -86,6 +87,7 @@ class Round:
     upkeep: IntArray = field(default_factory=_NO_INTS)  # [S] 1: the drafter's cache follows this sequence
     followed_from: IntArray = field(default_factory=_NO_INTS)  # [S] the first slot of that cache which holds it, from 1
     begins: tuple[SequenceStart, ...] = ()  # sequences new to the sampler
+    prepares: tuple[StructuredOutputsParams, ...] = ()  # what sequences of later rounds will have to conform to
     ends: IntArray = field(default_factory=_NO_INTS)  # sequence ids that the sampler and drafter may forget
     stage_s: FloatArray = field(default_factory=_NO_FLOATS)  # seconds of the stages passed, added as it travels
 

@@ -37,6 +37,7 @@ class Sampler:
         """
         began = time.perf_counter()
         self._starts.end(round.ends)
+        self._starts.prepare(round.prepares)
         self._starts.begin(round.begins)
         self._starts.write_drafts(round)
         rows, sequence_ids, positions = Sampled.of(round)

@@ -44,7 +44,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._requests)
+        """Whether a sequence runs, or may begin: not if all that there are wait for `release`."""
+        return bool(self._residents.running) or len(self._residents.waiting) > 0
 
     def idle(self, lane: int) -> bool:
         """Whether no round of the lane waits for its commit."""
@@ -68,10 +69,11 @@ class Scheduler:
         """ValueError if the pool could never hold one of the request's sequences. Safe from any thread."""
         self._config.length_limit(request)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, *, ready: bool = True) -> None:
         """Queues the request's sequences. ValueError as `check`, or if its id is live.
 
-        Later outputs wait until output 0 has computed the prompt, whose blocks they then share.
+        Later outputs wait until output 0 has computed the prompt, whose blocks they then share; all of them, where the
+        request is not `ready`, until its `release`.
         """
         if request.request_id in self._requests:
             raise ValueError(f"request_id {request.request_id!r} is already being served")
@@ -88,12 +90,27 @@ class Scheduler:
             for output in request.outputs
         ]
         self._requests[request.request_id] = sequences
-        shares = self._shares_prompt(request)
         self._tokens += sum(len(sequence.token_ids) for sequence in sequences)
         for sequence in sequences:
-            enqueue = self._residents.waiting.hold if shares and sequence.output_index else self._residents.waiting.push
-            enqueue(sequence)
+            self._residents.waiting.hold(sequence)
+        if ready:
+            self.release(request.request_id)
         self._update_gauges()
+
+    def release(self, request_id: str) -> None:
+        """The request's sequences may begin. If it has ended, nothing happens."""
+        waiting = self._residents.waiting
+        for sequence in waiting.take_held(request_id):
+            later = sequence.output_index > 0 and self._shares_prompt(sequence.request)
+            (waiting.hold if later else waiting.push)(sequence)
+
+    def refuse(self, request_id: str, reason: str) -> list[SequenceChunk]:
+        """Ends a request that has not begun with an error, its one chunk. If it has ended, nothing happens."""
+        sequences = self._requests.get(request_id, []).copy()
+        for sequence in sequences:
+            self._end(sequence)
+        self._update_gauges()
+        return [SequenceChunk(request_id=request_id, error=reason)] if sequences else []
 
     def _shares_prompt(self, request: Request) -> bool:
         """Whether the prompt fills a block, and output 0 is there to compute it first."""

@@ -10,7 +10,8 @@ def _arrival(sequence: Sequence) -> int:
 
 
 class WaitingQueue:
-    """Ordered by arrival. Beside it, the outputs held until their first has computed the prompt that they share."""
+    """Ordered by arrival. Beside it, what is held: outputs until their first has computed the prompt that they share,
+    and all of a request's until its grammar is there."""
 
     def __init__(self) -> None:
         self._queue: list[Sequence] = []
@@ -40,8 +41,12 @@ class WaitingQueue:
 
     def let_go(self, request_id: str) -> None:
         """Queues what was held for the request."""
-        for sequence in self._held.pop(request_id, ()):
+        for sequence in self.take_held(request_id):
             self.push(sequence)
+
+    def take_held(self, request_id: str) -> list[Sequence]:
+        """What was held for the request, and waits nowhere from now on."""
+        return self._held.pop(request_id, [])
 
     def discard(self, sequence: Sequence) -> None:
         """Takes the sequence out, wherever it waits; nothing happens if it does not."""

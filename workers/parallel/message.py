@@ -1,12 +1,12 @@
 """What travels on a stage link as bytes: a Round, a Verdict, or the word to stop.
 
 The layout is 8-byte integers (kind, round id, lane, bytes of JSON, then one length per array), the arrays end to end
-in declaration order, and what the sampler must know of new sequences as JSON. Hidden states travel beside it. Knows
-nothing of how it travels, nor of what the numbers mean.
+in declaration order, and what the sampler must know of sequences that begin, or will, as JSON. Hidden states travel
+beside it. Knows nothing of how it travels, nor of what the numbers mean.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from operator import attrgetter
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from outrider.workers.engine.round import Round, SequenceStart, Verdict, array_fields
 from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.structured_outputs import StructuredOutputsParams
 
 _INTEGER = 8  # bytes; every array's elements are as wide
 _KIND = Struct("=q")
@@ -56,9 +57,9 @@ def pack(content: Round | Verdict | None) -> bytes:
     kind = Kind.ROUND if isinstance(content, Round) else Kind.VERDICT
     layout = _LAYOUTS[kind]
     arrays = layout.arrays(content)
-    starts = _starts_to_json(content.begins) if isinstance(content, Round) and content.begins else b""
-    counts = layout.counts.pack(kind, content.round_id, content.lane, len(starts), *map(len, arrays))
-    return b"".join([counts, *[array.tobytes() for array in arrays], starts])
+    news = _news_to_json(content) if isinstance(content, Round) and (content.begins or content.prepares) else b""
+    counts = layout.counts.pack(kind, content.round_id, content.lane, len(news), *map(len, arrays))
+    return b"".join([counts, *[array.tobytes() for array in arrays], news])
 
 
 def unpack(data: bytearray) -> Round | Verdict | None:
@@ -66,7 +67,7 @@ def unpack(data: bytearray) -> Round | Verdict | None:
     layout = _LAYOUTS.get(_KIND.unpack_from(data)[0])
     if layout is None:
         return None
-    _, round_id, lane, starts_bytes, *lengths = layout.counts.unpack_from(data)
+    _, round_id, lane, news_bytes, *lengths = layout.counts.unpack_from(data)
     values: dict[str, Any] = {"round_id": round_id, "lane": lane}
     words = np.frombuffer(data, dtype=np.int64, count=len(data) // _INTEGER)
     at = layout.counts.size // _INTEGER
@@ -75,21 +76,24 @@ def unpack(data: bytearray) -> Round | Verdict | None:
         at += length
     for name in layout.floats:
         values[name] = values[name].view(np.float64)
-    if starts_bytes:
-        values["begins"] = _starts_from_json(data[_INTEGER * at : _INTEGER * at + starts_bytes])
+    if news_bytes:
+        values |= _news_from_json(data[_INTEGER * at : _INTEGER * at + news_bytes])
     return layout.content(**values)
 
 
-def _starts_to_json(begins: Sequence[SequenceStart]) -> bytes:
-    return json.dumps([{**_shallow(start), "params": start.params.to_json()} for start in begins]).encode()
+def _news_to_json(round: Round) -> bytes:
+    begins = [{**_shallow(start), "params": start.params.to_json()} for start in round.begins]
+    return json.dumps({"begins": begins, "prepares": [one.to_dict() for one in round.prepares]}).encode()
 
 
 def _shallow(start: SequenceStart) -> dict[str, Any]:
     return {field.name: getattr(start, field.name) for field in fields(start)}
 
 
-def _starts_from_json(text: bytearray) -> tuple[SequenceStart, ...]:
-    return tuple(_start(values) for values in json.loads(text))
+def _news_from_json(text: bytearray) -> dict[str, Any]:
+    news = json.loads(text)
+    prepares = tuple(StructuredOutputsParams.of(one) for one in news["prepares"])
+    return {"begins": tuple(_start(values) for values in news["begins"]), "prepares": prepares}
 
 
 def _start(values: dict[str, Any]) -> SequenceStart:

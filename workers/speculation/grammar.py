@@ -2,7 +2,9 @@
 
 import functools
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from outrider.workers.structured_outputs import StructuredOutputsParams
 
 _LIMITS = LLParserLimits(max_grammar_size=100_000, verbose_errors=False)
 _KEPT = 64  # compiled grammars; a copy of one costs next to nothing
+_THREADS = 2  # that compile
 
 
 def grammar_of(params: StructuredOutputsParams) -> str:
@@ -52,7 +55,10 @@ def _problem_of(grammar: str) -> str:
 
 
 class Grammars:
-    """Compiles for one checkpoint's tokenizer, which is read when the first grammar comes. Made once a rank."""
+    """Compiles for one checkpoint's tokenizer, which is read when the first grammar comes. Made once a rank.
+
+    It does so in threads of its own, so that no round waits for a grammar that was prepared in time. One reader.
+    """
 
     def __init__(
         self, folder: Path, vocab_size: int, eos_token_ids: tuple[int, ...], limits: LLParserLimits = _LIMITS
@@ -61,18 +67,33 @@ class Grammars:
         self._limits = limits
         self.words = -(-vocab_size // 32)
         self._folder, self._vocab_size, self._eos_token_ids = folder, vocab_size, eos_token_ids
-        self._compiled = functools.lru_cache(maxsize=_KEPT)(self._compile)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammar")  # none before the first grammar
+        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()  # the last used last
 
     @functools.cached_property
     def _tokenizer(self) -> LLTokenizer:
         text = (self._folder / "tokenizer.json").read_text(encoding="utf-8")
         return LLTokenizer(text, n_vocab=self._vocab_size, eos_token=list(self._eos_token_ids) or None)
 
-    def follow(self, params: StructuredOutputsParams, after: int | None) -> "Constraint":
-        """A grammar at the start of an output; `after` is the token behind which it holds, None: from the start."""
-        return Constraint(self._compiled(grammar_of(params)), self.words, self._eos_token_ids, after)
+    def prepare(self, params: StructuredOutputsParams) -> "Future[LLMatcher]":
+        """Done once the grammar can be followed at once; then with what went wrong, if something did."""
+        key = repr(params)
+        if key not in self._compiled:
+            self._compiled[key] = self._threads.submit(self._compile, params)
+        self._compiled.move_to_end(key)
+        if len(self._compiled) > _KEPT:
+            self._compiled.popitem(last=False)
+        return self._compiled[key]
 
-    def _compile(self, grammar: str) -> LLMatcher:
+    def follow(self, params: StructuredOutputsParams, after: int | None) -> "Constraint":
+        """A grammar at the start of an output; `after` is the token behind which it holds, None: from the start.
+
+        Waits where it was not prepared in time.
+        """
+        return Constraint(self.prepare(params).result(), self.words, self._eos_token_ids, after)
+
+    def _compile(self, params: StructuredOutputsParams) -> LLMatcher:
+        grammar = grammar_of(params)
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
 
 

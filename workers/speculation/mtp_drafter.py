@@ -46,6 +46,7 @@ class MtpDrafter:
 
         `hidden` are the accepted rows' of this data group; the drafts are everybody's on the leader.
         """
+        self._starts.prepare(round.prepares)
         self._starts.begin(round.begins)
         self._starts.write_verdict(round, verdict)
         self._backlog.yield_blocks(share_of(round, self._data))

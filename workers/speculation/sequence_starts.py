@@ -16,6 +16,7 @@ from outrider.workers.speculation.grammar import Constraint, Grammars
 from outrider.workers.speculation.said import Said
 from outrider.workers.speculation.sample_row import SampleRow
 from outrider.workers.speculation.token_rules import Mask, TokenRules, both
+from outrider.workers.structured_outputs import StructuredOutputsParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,12 @@ class SequenceStarts:
 
     def __contains__(self, sequence_id: int) -> bool:
         return sequence_id in self._live
+
+    def prepare(self, constraints: Iterable[StructuredOutputsParams]) -> None:
+        """Sequences will begin under these: their grammars are compiled meanwhile, beside the rounds."""
+        if self._grammars is not None:
+            for constraint in constraints:
+                self._grammars.prepare(constraint)
 
     def begin(self, begins: Iterable[SequenceStart]) -> None:
         """What has begun already goes on: sampler and drafter of one process share this."""

@@ -5,18 +5,20 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import pytest
 from fake_pipeline import VOCAB, CountingDrafter, CountingPipeline
 
-from outrider.workers.engine.engine import Engine
+from outrider.workers.engine.engine import Engine, Prepare
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.request import FinishReason, Request, SequenceChunk
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.errors import EngineStoppedError
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.structured_outputs import StructuredOutputsParams
 
 INFO = EngineInfo(
     fingerprint="f",
@@ -35,6 +37,7 @@ def _engine(
     drafter: CountingDrafter | None = None,
     speculation: str | int = 3,
     on_begin: Callable[[str], None] = lambda request_id: None,
+    prepare: Prepare | None = None,
 ) -> Engine:
     config = SchedulerConfig(
         max_num_seqs=8,
@@ -47,7 +50,15 @@ def _engine(
     )
     depth = DepthPolicy(speculation)
     scheduler = Scheduler(config, depth.depth)
-    return Engine(info=INFO, scheduler=scheduler, pipeline=pipeline, drafter=drafter, depth=depth, on_begin=on_begin)
+    return Engine(
+        info=INFO,
+        scheduler=scheduler,
+        pipeline=pipeline,
+        drafter=drafter,
+        depth=depth,
+        on_begin=on_begin,
+        prepare=prepare,
+    )
 
 
 @contextmanager
@@ -63,6 +74,12 @@ def _running(engine: Engine) -> Iterator[Engine]:
 def _request(name: str, first: int = 5, max_tokens: int = 40) -> Request:
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
     return Request(request_id=name, prompt_token_ids=(1, 2, first), params=params, seed=0)
+
+
+def _with_grammar(name: str, n: int = 1) -> Request:
+    """Its prompt fills a block: later outputs share it."""
+    params = SamplingParams(n=n, max_tokens=5, structured_outputs=StructuredOutputsParams(regex=name))
+    return Request(request_id=name, prompt_token_ids=(1, 2, 3, 4, 5), params=params, seed=0)
 
 
 def _collect(chunks: Chunks, requests: int) -> dict[str, list[SequenceChunk]]:
@@ -185,6 +202,61 @@ def test_a_cancelled_request_ends_within_a_round_and_frees_its_blocks() -> None:
     assert heard["r"][-1].finish_reason is FinishReason.CANCELLED
     assert len(_tokens(heard["r"])) <= 2
     assert engine.counters.kv_cache_usage == 0
+
+
+def test_a_slow_grammar_keeps_its_own_request_waiting_and_nobody_else() -> None:
+    compiles: dict[str | None, Future[None]] = {"slow": Future(), "soon": Future()}
+    pipeline, chunks = CountingPipeline(), Chunks()
+    with _running(_engine(pipeline, prepare=lambda constraint: compiles[constraint.regex])) as engine:
+        engine.submit(_with_grammar("slow", n=3), chunks.put)
+        engine.submit(_request("plain"), chunks.put)
+        engine.submit(_with_grammar("soon"), chunks.put)
+        assert _tokens(_collect(chunks, 1)["plain"]) == list(range(6, 46))
+        compiles["soon"].set_result(None)
+        assert _tokens(_collect(chunks, 1)["soon"]) == list(range(6, 11))
+        assert engine.counters.waiting == 3
+
+        compiles["slow"].set_result(None)
+        heard: list[SequenceChunk] = []
+        while sum(chunk.finish_reason is not None for chunk in heard) < 3:
+            heard += chunks.get(timeout=10)
+
+    assert {chunk.request_id for chunk in heard} == {"slow"}
+    for index in range(3):
+        assert _tokens([chunk for chunk in heard if chunk.index == index]) == list(range(6, 11))
+    assert [one.regex for round in pipeline.rounds for one in round.prepares] == ["slow", "soon"]
+
+
+def test_a_grammar_that_cannot_be_compiled_is_an_error_of_its_request_alone() -> None:
+    compiling: Future[None] = Future()
+    chunks = Chunks()
+    with _running(_engine(CountingPipeline(), prepare=lambda constraint: compiling)) as engine:
+        engine.submit(_with_grammar("broken", n=2), chunks.put)
+        compiling.set_exception(ValueError("no such rule"))
+        (chunk,) = _collect(chunks, 1)["broken"]
+        engine.submit(_request("plain"), chunks.put)
+        assert len(_tokens(_collect(chunks, 1)["plain"])) == 40
+
+    assert (chunk.error, chunk.engine_lost) == ("structured_outputs cannot be followed: no such rule", False)
+    assert engine.counters.waiting == 0
+
+
+def test_who_waits_for_a_grammar_can_be_cancelled_and_hears_of_the_end() -> None:
+    chunks = Chunks()
+    engine = _engine(CountingPipeline(), prepare=lambda constraint: Future())
+    with _running(engine):
+        engine.submit(_with_grammar("first"), chunks.put)
+        engine.submit(_with_grammar("second"), chunks.put)
+        engine.cancel("first")
+        (cancelled,) = _collect(chunks, 1)["first"]
+        time.sleep(0.1)
+        parts = dict(engine.times.by_part)
+        time.sleep(0.2)
+        assert engine.times.by_part == parts, "it does not sleep while it waits"
+
+    (ended,) = _collect(chunks, 1)["second"]
+    assert cancelled.finish_reason is FinishReason.CANCELLED
+    assert (ended.error, ended.engine_lost) == ("test over", True)
 
 
 def test_a_stopped_engine_ends_what_is_unfinished_with_the_reason() -> None:

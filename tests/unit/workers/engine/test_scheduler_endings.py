@@ -234,3 +234,34 @@ def test_a_limit_below_one_is_refused_by_name(name: str) -> None:
 
 def _fields(config: SchedulerConfig) -> dict[str, object]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def test_what_is_not_ready_begins_with_its_release_and_that_of_what_has_ended_is_nothing() -> None:
+    engine = scheduler()
+    engine.add(request("r", [1, 2, 3, 4, 5], n=3), ready=False)
+    assert engine.schedule(0).sequences == 0
+    assert (engine.has_work, engine.counters.waiting) == (False, 3)
+
+    engine.cancel("r", 1)
+    engine.release("r")
+    engine.release("never heard of")
+
+    first = engine.schedule(0)
+    assert (first.sequences, engine.counters.waiting) == (1, 1)  # the other shares its prompt
+    engine.commit(first, verdict(first, [[7]], [RUNNING]))
+    assert [engine.schedule(lane).sequences for lane in (0, 1)] == [1, 1]
+    assert engine.refuse("never heard of", "why") == []
+
+
+def test_a_request_that_is_refused_ends_with_one_error_and_is_forgotten() -> None:
+    engine = scheduler()
+    engine.add(request("r", [1, 2, 3, 4, 5], n=3), ready=False)
+
+    (chunk,) = engine.refuse("r", "why")
+    engine.release("r")
+
+    assert (chunk.request_id, chunk.error, chunk.engine_lost) == ("r", "why", False)
+    assert engine.schedule(0).sequences == 0
+    assert (engine.counters.waiting, engine.counters.tokens) == (0, 0)
+    engine.add(request("r", [1, 2]))
+    assert engine.has_work

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from outrider.workers.engine.round import Round, SequenceStart, Verdict, array_fields, ints
 from outrider.workers.parallel.message import pack, unpack
 from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.structured_outputs import StructuredOutputsParams
 
 START = SequenceStart(
     sequence_id=7,
@@ -18,6 +19,7 @@ START = SequenceStart(
     prompt_ids=(3, 8),
     output_token_ids=(9, 9, 4),
 )
+GRAMMAR = StructuredOutputsParams(json='{"type": "null"}', disable_any_whitespace=True)
 _ARRAYS = len(array_fields(Round))
 VERDICT = Verdict(
     round_id=41,
@@ -48,23 +50,26 @@ def _assert_same(left: Round | Verdict, right: Round | Verdict | None) -> None:
 @given(
     lengths=st.lists(st.integers(0, 70), min_size=_ARRAYS, max_size=_ARRAYS),
     begins=st.integers(0, 3),
+    prepares=st.integers(0, 2),
     round_id=st.integers(0, 2**62),
 )
 def test_a_round_with_arrays_of_any_length_and_new_sequences_comes_back(
-    lengths: list[int], begins: int, round_id: int
+    lengths: list[int], begins: int, prepares: int, round_id: int
 ) -> None:
     fields = array_fields(Round)
     arrays = {
         name: (np.arange(length) * 7 - 2**62).astype(dtype)
         for (name, dtype), length in zip(fields.items(), lengths, strict=True)
     }
-    sent = Round(round_id=round_id, lane=2, begins=(START,) * begins, **arrays)
+    news = {"begins": (START,) * begins, "prepares": (GRAMMAR,) * prepares}
+    sent = Round(round_id=round_id, lane=2, **news, **arrays)
 
     got = unpack(bytearray(pack(sent)))
 
     _assert_same(sent, got)
     assert isinstance(got, Round)
     assert got.begins == sent.begins
+    assert got.prepares == sent.prepares
 
 
 def test_a_verdict_comes_back() -> None:

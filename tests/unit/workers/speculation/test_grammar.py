@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import threading
 from typing import Any
 
 import numpy as np
@@ -245,3 +246,31 @@ def test_a_mapping_is_as_good_and_survives_the_wire() -> None:
 
     assert params.structured_outputs == PARAMS["json"]
     assert SamplingParams.from_json(params.to_json()) == params
+
+
+def test_a_grammar_is_compiled_once_and_elsewhere_and_followed_from_then_on(grammars: Grammars) -> None:
+    params = StructuredOutputsParams(regex="[xyz]{2,5}")
+    threads: list[str] = []
+    slow = Grammars(resolve_model("scout"), VOCAB, (EOS,))
+    compile_here = slow._compile
+    slow._compile = lambda one: threads.append(threading.current_thread().name) or compile_here(one)
+
+    compiled = slow.prepare(params)
+
+    assert slow.prepare(StructuredOutputsParams(regex="[xyz]{2,5}")) is compiled
+    assert mask_after(slow.follow(params, None), []) == mask_after(grammars.follow(params, None), [])
+    assert [name.rpartition("_")[0] for name in threads] == ["grammar"]
+
+
+def test_compiled_grammars_are_kept_and_the_one_longest_unused_goes_first() -> None:
+    grammars = Grammars(resolve_model("scout"), VOCAB, (EOS,))
+    first = grammars.prepare(PARAMS["regex"])
+    second = grammars.prepare(PARAMS["choice"])
+    for n in range(62):
+        grammars.prepare(StructuredOutputsParams(regex=f"a{n}"))
+    assert grammars.prepare(PARAMS["regex"]) is first
+
+    grammars.prepare(StructuredOutputsParams(regex="one more"))
+
+    assert grammars.prepare(PARAMS["regex"]) is first
+    assert grammars.prepare(PARAMS["choice"]) is not second
