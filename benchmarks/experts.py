@@ -22,10 +22,10 @@ import numpy as np
 from common import ROOT, interleaved, median, prompts, save, seconds
 from reporting.tables import Table
 
-from outrider.cluster.expert_packing import FloatArray
-from outrider.cluster.experts import ExpertLayout, imbalance, place_experts
-from outrider.workers.expert_loads import ExpertLoads
-from outrider.workers.expert_placement import ExpertPlacement
+from outrider.workers.experts.loads import ExpertLoads
+from outrider.workers.experts.packing import FloatArray
+from outrider.workers.experts.placement import ExpertPlacement
+from outrider.workers.experts.placing import ExpertLayout, imbalance, place_experts
 
 EXPONENTS = (0.3, 0.6, 1.0)
 LAYOUTS = {

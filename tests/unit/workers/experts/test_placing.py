@@ -5,9 +5,9 @@ from eplb import rebalance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outrider.cluster.expert_packing import FloatArray, count_copies, pack
-from outrider.cluster.experts import ExpertLayout, imbalance, place_experts, rank_loads
-from outrider.workers.expert_placement import ExpertPlacement
+from outrider.workers.experts.packing import FloatArray, count_copies, pack
+from outrider.workers.experts.placement import ExpertPlacement
+from outrider.workers.experts.placing import ExpertLayout, imbalance, place_experts, rank_loads
 
 R1 = ExpertLayout(experts=256, ranks=32, redundant_experts=32, nodes=4, groups=8)
 R1_GLOBAL = ExpertLayout(experts=256, ranks=32, redundant_experts=32)

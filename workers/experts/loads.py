@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from outrider.workers.expert_placement import IntArray
+from outrider.workers.experts.placement import IntArray
 
 
 class ExpertLoads:

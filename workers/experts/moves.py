@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from outrider.cluster.expert_packing import FloatArray, bin_loads, exchange, flat
-from outrider.workers.expert_placement import IntArray, count_members
+from outrider.workers.experts.packing import FloatArray, bin_loads, exchange, flat
+from outrider.workers.experts.placement import IntArray, count_members
 
 _COPY_SHARE = 0.5  # of what a rank may carry: copies heavier than that are hard to pack, so their expert gets another
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from outrider.cluster.expert_moves import adjust, nearest_order
-from outrider.cluster.expert_packing import FloatArray, bin_loads, pack
-from outrider.workers.expert_placement import ExpertPlacement, IntArray
+from outrider.workers.experts.moves import adjust, nearest_order
+from outrider.workers.experts.packing import FloatArray, bin_loads, pack
+from outrider.workers.experts.placement import ExpertPlacement, IntArray
 
 _EVEN = 5e-4  # above the mean: nobody gains by less
 

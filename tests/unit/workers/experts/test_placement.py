@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.workers.expert_placement import ExpertPlacement
+from outrider.workers.experts.placement import ExpertPlacement
 
 PLACEMENT = ExpertPlacement(np.array([[[0, 1], [0, 2], [3, 0]]]), num_experts=4)
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.workers.expert_loads import ExpertLoads
+from outrider.workers.experts.loads import ExpertLoads
 
 CHOICES = st.lists(st.lists(st.integers(0, 4), min_size=0, max_size=6), min_size=1, max_size=12)
 

@@ -1,6 +1,6 @@
 """Where the copies of every expert are, and which copy takes a token. Knows neither loads nor weights.
 
-cluster/experts.py decides a placement; ranks load by it and route by it. A copy's output does not depend on which copy
+placing.py decides a placement; ranks load by it and route by it. A copy's output does not depend on which copy
 it is, so a placement changes no token.
 """
 

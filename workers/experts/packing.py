@@ -7,7 +7,7 @@ copies of one expert (two items of one owner) are never in one bin. Knows nothin
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.workers.expert_placement import BoolArray, IntArray, count_members
+from outrider.workers.experts.placement import BoolArray, IntArray, count_members
 
 FloatArray = NDArray[np.float64]
 _PATIENCE = 4  # passes without gain
