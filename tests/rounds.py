@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu.context import DRAW, Context
+from outrider.workers.experts.layer import ExpertLayer
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.compiled import CompiledCache, CompiledModule, CompiledStage
 from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.deepseek import Stage
+from outrider.workers.model.moe import spread_experts
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.model.weights import Checkpoint
@@ -73,6 +75,11 @@ class Decoder(ABC):
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor: ...
+
+    @property
+    @abstractmethod
+    def expert_layers(self) -> Sequence[ExpertLayer]:
+        """Those whose experts are spread over ranks."""
 
     @abstractmethod
     def cached(self, slots: Sequence[int]) -> Tensor:
@@ -131,6 +138,10 @@ class Model(Decoder):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.stages[-1].logits(hidden)
 
+    @property
+    def expert_layers(self) -> Sequence[ExpertLayer]:
+        return spread_experts(*self.stages)
+
     def cached(self, slots: Sequence[int]) -> Tensor:
         layers = [layer for stage in self.stages for layer in stage.cache.layers]
         return torch.stack([layer[list(slots)].view(torch.uint8) for layer in layers])
@@ -184,6 +195,10 @@ class CompiledModel(Decoder):
         assert head is not None
         draws = np.zeros(len(hidden), dtype=DRAW)  # greedy: what is drawn is not looked at
         return self.context.sample(head, hidden.contiguous(), np.arange(len(hidden)), draws)[0]
+
+    @property
+    def expert_layers(self) -> Sequence[ExpertLayer]:
+        return [layer for loader in self.loaders for layer in loader.expert_layers]
 
     def cached(self, slots: Sequence[int]) -> Tensor:
         return torch.cat([self._of_cache(stage.cache, slots) for stage in self.stages])

@@ -17,7 +17,9 @@ T = TypeVar("T")
 TIMEOUT_S = 20.0
 
 
-def all_sharings(model: ModelConfig, parallel: ParallelConfig, timeout_s: float = TIMEOUT_S) -> list[Sharing]:
+def all_sharings(
+    model: ModelConfig, parallel: ParallelConfig, timeout_s: float = TIMEOUT_S, redundant: int = 0
+) -> list[Sharing]:
     """Every rank's, of one stage."""
     mesh = Mesh.of(parallel)
     memory = {members: make_memory(len(members)) for members in mesh.groups().values()}
@@ -32,7 +34,7 @@ def all_sharings(model: ModelConfig, parallel: ParallelConfig, timeout_s: float 
             for members, descriptor in memory.items()
             if rank in members
         }
-        found.append(Sharing.of(Shard.of(parallel, rank, model), groups, mesh, rank))
+        found.append(Sharing.of(Shard.of(parallel, rank, model, redundant), groups, mesh, rank))
     for descriptor in memory.values():
         os.close(descriptor)
     return found

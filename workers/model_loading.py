@@ -1,6 +1,7 @@
 """Loads the parts of a model that a rank has: on torch's path, or for the compiled kernels. Chooses between them."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,12 +12,14 @@ from outrider.kernels.cpu.context import Context
 from outrider.workers.config import COUPLED, EngineConfig
 from outrider.workers.engine.runner import StageModel
 from outrider.workers.errors import CheckpointError, OutriderError
+from outrider.workers.experts.layer import ExpertLayer
 from outrider.workers.model.compiled import CompiledModule, CompiledStage
 from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.draft_head import draft_head_ids
 from outrider.workers.model.loading import Progress
+from outrider.workers.model.moe import spread_experts
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Columns, Sharing
@@ -59,6 +62,7 @@ class Parts:
     head: Head | None  # the last stage's
     draft_model: ModuleDraftModel | None
     hidden_dtype: torch.dtype  # of the states that travel between stages
+    expert_layers: Sequence[ExpertLayer] = ()  # the stage's and the module's, where experts are spread
 
     @property
     def cache_bytes_per_block(self) -> int:
@@ -122,6 +126,7 @@ def _load_compiled(wanted: Wanted) -> Parts:
         head=CompiledHead(context, stage.head, wanted.starts) if stage.head is not None else None,
         draft_model=CompiledDraftModel(module, wanted.starts) if module is not None else None,
         hidden_dtype=torch.float32,
+        expert_layers=loader.expert_layers,
     )
 
 
@@ -180,6 +185,7 @@ def _load_torch(wanted: Wanted) -> Parts:
         head=TorchHead(stage, wanted.starts) if stage.head is not None else None,
         draft_model=TorchDraftModel(module, wanted.starts, _vocabulary(wanted)) if module is not None else None,
         hidden_dtype=wanted.dtype,
+        expert_layers=spread_experts(stage, module),
     )
     if config.verification == COUPLED or module is None:
         return parts

@@ -98,16 +98,27 @@ class Mlp(Structure):
     _fields_ = (("gate_up", Linear), ("down", Linear), ("width", c_int32), ("unused", c_int32))
 
 
+class RoutedExperts(Structure):
+    _fields_ = (
+        ("slots", POINTER(Mlp)),
+        ("count", c_int32),
+        ("most_copies", c_int32),
+        ("copies", c_void_p),
+        ("slots_of_expert", c_void_p),
+        ("loads", c_void_p),
+    )
+
+
 class Layer(Structure):
     _fields_ = (
         ("input_norm", c_void_p),
         ("post_norm", c_void_p),
         ("attention", Attention),
-        ("routed", c_int32),
+        ("routed", POINTER(RoutedExperts)),
         ("shared", c_int32),
+        ("unused", c_int32),
         ("router", Linear),
         ("router_bias", c_void_p),
-        ("experts", POINTER(Mlp)),
         ("dense", Mlp),
     )
 

@@ -1,6 +1,7 @@
 """Weights as the compiled kernels read them: packed once, in memory that the system may back with huge pages."""
 
 import mmap
+from collections import defaultdict
 
 import numpy as np
 import torch
@@ -26,15 +27,26 @@ def private_memory(size: int) -> mmap.mmap:
 
 
 class Arena:
-    """Memory for one rank's weights, zeroed and aligned, in huge pages where there are any. Given back all at once."""
+    """Memory for one rank's weights, aligned, in huge pages where there are any. The system has it back all at once."""
 
     def __init__(self) -> None:
         self._maps: list[mmap.mmap] = []
         self._address, self._left = 0, 0
+        self._sizes: dict[int, int] = {}  # by address, of what is taken
+        self._free: defaultdict[int, list[int]] = defaultdict(list)  # addresses by size
 
     def take(self, size: int) -> int:
-        """The address of `size` bytes."""
+        """The address of `size` bytes: zeros, or what was given back before."""
         size = -(-size // _ALIGNMENT) * _ALIGNMENT
+        address = self._free[size].pop() if self._free[size] else self._cut(size)
+        self._sizes[address] = size
+        return address
+
+    def give_back(self, address: int) -> None:
+        """What is taken next, if it is as large, may be this."""
+        self._free[self._sizes.pop(address)].append(address)
+
+    def _cut(self, size: int) -> int:
         if size + _PAST_END > self._left:
             self._map(max(_CHUNK, size + _PAST_END))
         address = self._address
@@ -98,3 +110,9 @@ def packed(arena: Arena, weight: Tensor, kind: int, order: NDArray[np.int32] | N
         weight.data_ptr(), _KINDS[weight.dtype], order.ctypes.data, panels, inputs, kind, address, scales
     )
     return Linear(panels=address, scales=scales, kind=kind, outputs=outputs, inputs=inputs)
+
+
+def give_back(arena: Arena, linear: Linear) -> None:
+    """The room of a product that `packed` made, and that nothing runs any more."""
+    for address in filter(None, (linear.panels, linear.scales)):
+        arena.give_back(address)

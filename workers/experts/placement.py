@@ -87,3 +87,11 @@ def count_members(values: IntArray, kinds: int) -> IntArray:
     rows = len(values)
     shifted = values + kinds * np.arange(rows)[:, None]
     return np.bincount(shifted.ravel(), minlength=rows * kinds).reshape(rows, kinds)
+
+
+def dealt_out(num_experts: int, slots: int, ranks: int) -> IntArray:
+    """Where experts are before anybody knows their loads: by id, and from the first again while there are slots.
+
+    One layer's, [ranks, slots per rank]; ranks divide the slots.
+    """
+    return (np.arange(slots) % num_experts).reshape(ranks, -1)

@@ -14,7 +14,8 @@ from torch import Tensor
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.context import ExchangeError
 from outrider.kernels.cpu.library import FLOAT32, Linear
-from outrider.kernels.cpu.packing import Arena, gates_beside_ups, in_order, kind_of, packed
+from outrider.kernels.cpu.packing import Arena, gates_beside_ups, give_back, in_order, kind_of, packed
+from outrider.workers.model.compiled_experts import CompiledExperts
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import LATENT_NORM_EPS
 from outrider.workers.model.loading import Part, parts_of
@@ -53,6 +54,7 @@ class CompiledLoader:
         self._kind = kind_of(dtype, quantization)
         self._arena = Arena()
         self._kept: list[object] = []
+        self.expert_layers: list[CompiledExperts] = []  # those loaded so far, where experts are spread
         self.shape = self._shape(block_size)
 
     def linear(self, *parts: Part, inputs: int, order: NDArray[np.int32] | None = None) -> Linear:
@@ -97,10 +99,9 @@ class CompiledLoader:
             input_norm=self.vector(name + "input_layernorm.weight", hidden),
             post_norm=self.vector(name + "post_attention_layernorm.weight", hidden),
             attention=self._attention(name + "self_attn."),
-            routed=routed,
         )
         if routed:
-            self._route(layer, name + "mlp.")
+            self._route(layer, number, name + "mlp.")
         else:
             layer.dense = self._mlp(name + "mlp.", self.config.intermediate_size)
         return layer
@@ -182,25 +183,37 @@ class CompiledLoader:
     def _each(self, weights: Iterable[Tensor]) -> "ctypes.Array[Linear]":
         return self._array(Linear, [packed(self._arena, weight, self._kind) for weight in weights])
 
-    def _route(self, layer: library.Layer, name: str) -> None:
+    def _route(self, layer: library.Layer, number: int, name: str) -> None:
         config = self.config
         routed, shared = config.n_routed_experts, config.n_shared_experts * config.moe_intermediate_size
         gate = self._read(name + "gate.weight", torch.float32, routed, config.hidden_size)
         layer.router = packed(self._arena, gate, FLOAT32)
         layer.router_bias = self.vector(name + "gate.e_score_correction_bias", routed)
-        layer.experts = self._array(library.Mlp, [self._expert(name, expert) for expert in range(routed)])
+        layer.routed = pointer(self._keep(self._routed(number, name + "experts.")))
         layer.shared = shared > 0
         if shared:
             layer.dense = self._mlp(name + "shared_experts.", shared)
 
-    def _expert(self, name: str, expert: int) -> library.Mlp:
-        """Whole or a slice; of another rank's expert only the width."""
-        width = self.config.moe_intermediate_size
+    def _routed(self, number: int, name: str) -> library.RoutedExperts:
+        """A slice of each, or this rank's, whole."""
+        count, width = self.config.n_routed_experts, self.config.moe_intermediate_size
         if not self.shard.spread:
-            return self._mlp(f"{name}experts.{expert}.", width)
-        if expert not in self.shard.experts(self.config.n_routed_experts):
-            return library.Mlp(down=Linear(inputs=width), width=width)
-        return self._mlp(f"{name}experts.{expert}.", width, whole=True)
+            slices = [self._mlp(f"{name}{expert}.", width) for expert in range(count)]
+            return library.RoutedExperts(slots=self._array(library.Mlp, slices), count=count)
+        spread = CompiledExperts(
+            number,
+            self.shard,
+            count,
+            width,
+            lambda expert: self._mlp(f"{name}{expert}.", width, whole=True),
+            self._free,
+        )
+        self.expert_layers.append(spread)
+        return spread.structure
+
+    def _free(self, mlp: library.Mlp) -> None:
+        for linear in (mlp.gate_up, mlp.down):
+            give_back(self._arena, linear)
 
     def _mlp(self, name: str, width: int, *, whole: bool = False) -> library.Mlp:
         hidden = self.config.hidden_size

@@ -11,7 +11,7 @@ from outrider.workers.model.batch import Batch
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import LATENT_NORM_EPS, Mlp, RmsNorm, SharedProduct
 from outrider.workers.model.linear import Linear, make_linear
-from outrider.workers.model.moe import Experts, MoE, Router
+from outrider.workers.model.moe import Experts, MoE, Router, SpreadExperts
 from outrider.workers.model.rotary import Rotation
 from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
@@ -68,7 +68,9 @@ class DecoderLayer(nn.Module):
     def forward(self, batch: Batch, hidden: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
         if batch.rows:  # else this rank only lends its experts
             hidden = hidden + self.attended(self.attention(batch, self.input_norm(hidden), rotation, cache))
-        out: Tensor = hidden + self.made(self.mlp(self.post_norm(hidden)))
+        normed = self.post_norm(hidden)
+        made = self.mlp(normed, batch.rope_positions) if isinstance(self.mlp, MoE) else self.mlp(normed)
+        out: Tensor = hidden + self.made(made)
         return out
 
 
@@ -152,7 +154,7 @@ class LayerLoader:
             self._attention(name + "self_attn."),
             self.columns("attention outputs"),
             self.norm(name + "post_attention_layernorm", hidden),
-            self._moe(name + "mlp.") if moe else self._mlp(name + "mlp.", self.config.intermediate_size),
+            self._moe(number, name + "mlp.") if moe else self._mlp(name + "mlp.", self.config.intermediate_size),
             self.columns("layer outputs"),
         )
 
@@ -214,7 +216,7 @@ class LayerLoader:
         gate_up = self.linear(Part(name + "gate_proj", width), Part(name + "up_proj", width), inputs=hidden)
         return Mlp(gate_up, self.linear(Part(name + "down_proj", hidden), inputs=width))
 
-    def _moe(self, name: str) -> MoE:
+    def _moe(self, number: int, name: str) -> MoE:
         config = self.config
         routed, width = config.n_routed_experts, config.moe_intermediate_size
         router = Router(
@@ -222,9 +224,14 @@ class LayerLoader:
             self.linear(Part(name + "gate", routed), inputs=config.hidden_size, dtype=torch.float32),
             self.tensor(name + "gate.e_score_correction_bias", routed, dtype=torch.float32),
         )
-        make = self._whole_mlp if self.shard.spread else self._mlp
-        own = {expert: make(f"{name}experts.{expert}.", width) for expert in self.shard.experts(routed)}
-        experts = Experts(own, None if self.shard.spread else self.sharing.columns(width, "inner activations"))
-        shared = config.n_shared_experts * width
-        dispatch = AllToAll(self.sharing, config.hidden_size, routed) if self.shard.spread else Stay()
-        return MoE(router, experts, self._mlp(name + "shared_experts.", shared) if shared else None, dispatch)
+        shared_width = config.n_shared_experts * width
+        shared = self._mlp(name + "shared_experts.", shared_width) if shared_width else None
+        if not self.shard.spread:
+            slices = {expert: self._mlp(f"{name}experts.{expert}.", width) for expert in range(routed)}
+            return MoE(router, Experts(slices, self.sharing.columns(width, "inner activations")), shared, Stay())
+        experts = Experts({})
+        spread = SpreadExperts(
+            number, self.shard, routed, lambda e: self._whole_mlp(f"{name}experts.{e}.", width), experts, self.device
+        )
+        dispatch = AllToAll(self.sharing, config.hidden_size, routed + self.shard.redundant)
+        return MoE(router, experts, shared, dispatch, spread)

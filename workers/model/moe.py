@@ -5,14 +5,16 @@ the shared expert last. So where experts live changes nothing.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from outrider.workers.experts.placement import ExpertPlacement, IntArray
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import Mlp, gated, sigmoid
 from outrider.workers.model.linear import Linear
+from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.expert_dispatch import ExpertDispatch
 from outrider.workers.parallel.sharing import Columns
 
@@ -51,15 +53,22 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts that this rank has, by id; `inner` joins what is inside, where each is split over ranks."""
+    """The routed experts that this rank has, by slot; `inner` joins what is inside, where each is split over ranks.
+
+    A slot is an expert, unless whole ones are spread over ranks.
+    """
 
     def __init__(self, experts: Mapping[int, Mlp], inner: Columns | None = None) -> None:
         super().__init__()
         self._experts = dict(experts)
         self._inner = inner
 
+    def use(self, experts: Mapping[int, Mlp]) -> None:
+        """These from now on."""
+        self._experts = dict(experts)
+
     def forward(self, rows: Tensor, counts: Mapping[int, int]) -> Tensor:
-        """`rows` [pairs, hidden], `counts[e]` of them for expert e, in the order of `counts` -> [pairs, columns]."""
+        """`rows` [pairs, hidden], `counts[e]` of them for slot e, in the order of `counts` -> [pairs, columns]."""
         ends = itertools.accumulate(counts.values())
         shares = [
             (self._experts[e], slice(end - counts[e], end)) for e, end in zip(counts, ends, strict=True) if counts[e]
@@ -72,21 +81,79 @@ class Experts(nn.Module):
         return torch.cat([expert.down(hidden[span]) for expert, span in shares])
 
 
+class SpreadExperts:
+    """Which slot holds which expert, where whole ones are spread over ranks. Implements ExpertLayer."""
+
+    def __init__(
+        self, number: int, shard: Shard, count: int, load: Callable[[int], Mlp], experts: Experts, device: torch.device
+    ) -> None:
+        """`load` reads one of `count` experts; `experts` are to be this rank's."""
+        self.number = number
+        self._own = shard.slots(count)
+        self._load, self._experts, self._device = load, experts, device
+        self._held: dict[int, Mlp] = {}  # by expert
+        self._loads = torch.zeros(count, dtype=torch.int64, device=device)
+        self._one = torch.ones(1, dtype=torch.int64, device=device)
+        self.prepare(shard.first_table(count))()
+
+    def route(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Counts the choices `ids` [R, k] of rows at `positions` [R], and says which slot takes each [R, k].
+
+        An expert's copies take turns by the row's position, so that the slot is a function of the row alone.
+        """
+        self._loads.index_add_(0, ids.flatten(), self._one.expand(ids.numel()))
+        return self._slots[ids, positions.unsqueeze(1) % self._copies[ids]]
+
+    def take_loads(self) -> IntArray:
+        taken: IntArray = self._loads.cpu().numpy().copy()
+        self._loads.zero_()
+        return taken
+
+    def prepare(self, table: IntArray) -> Callable[[], None]:
+        placement = ExpertPlacement(table[None], len(self._loads))
+        own = table.ravel()[self._own.start : self._own.stop].tolist()
+        held = {expert: self._held[expert] if expert in self._held else self._load(expert) for expert in own}
+        by_slot = {slot: held[expert] for slot, expert in zip(self._own, own, strict=True)}
+        copies, slots = (torch.from_numpy(each[0]).to(self._device) for each in (placement.copies, placement.slots))
+
+        def switch() -> None:
+            self._held, self._copies, self._slots = held, copies, slots
+            self._experts.use(by_slot)
+
+        return switch
+
+
 class MoE(nn.Module):
     """Routed experts by their weights, then the shared expert: this rank's columns of the outputs."""
 
-    def __init__(self, router: Router, experts: Experts, shared: Mlp | None, dispatch: ExpertDispatch) -> None:
+    def __init__(
+        self,
+        router: Router,
+        experts: Experts,
+        shared: Mlp | None,
+        dispatch: ExpertDispatch,
+        spread: SpreadExperts | None = None,
+    ) -> None:
         super().__init__()
         self.router = router
         self.experts = experts
         self.shared = shared
         self.dispatch = dispatch
+        self.spread = spread
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """`x` [R, hidden] of rows at `positions` [R] -> [R, own columns of hidden]."""
         ids, weights = self.router(x)
-        made = self.dispatch(x, ids, self.experts)  # [R, k, own columns]
+        slots = ids if self.spread is None else self.spread.route(ids, positions)
+        made = self.dispatch(x, slots, self.experts)  # [R, k, own columns]
         outputs = (made * weights.unsqueeze(-1)).to(x.dtype)
         total: Tensor = outputs[:, 0]
         for place in range(1, outputs.shape[1]):
             total = total + outputs[:, place]
         return total if self.shared is None else total + self.shared.forward(x)
+
+
+def spread_experts(*modules: nn.Module | None) -> tuple[SpreadExperts, ...]:
+    """Of every layer in `modules`, in order."""
+    layers = (layer for module in modules if module is not None for layer in module.modules())
+    return tuple(layer.spread for layer in layers if isinstance(layer, MoE) and layer.spread is not None)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from outrider.workers.config import ParallelConfig
+from outrider.workers.experts.placement import IntArray, dealt_out
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.slices import Cut
@@ -23,9 +24,10 @@ class Shard:
     datas: int = 1
     spread: bool = False
     unit: int = 1  # outputs that stay together: the rows of an FP8 block
+    redundant: int = 0  # slots beyond one for each expert, over all ranks of the stage, where experts are spread
 
     @classmethod
-    def of(cls, parallel: ParallelConfig, rank: int, model: ModelConfig) -> "Shard":
+    def of(cls, parallel: ParallelConfig, rank: int, model: ModelConfig, redundant: int = 0) -> "Shard":
         place = Mesh.of(parallel).place(rank)
         return cls(
             tensor=place.tensor,
@@ -34,6 +36,7 @@ class Shard:
             datas=parallel.data_parallel_size,
             spread=parallel.expert_parallel_size > 1,
             unit=model.quantization_block[0] if model.quantization_block else 1,
+            redundant=redundant,
         )
 
     @property
@@ -54,12 +57,15 @@ class Shard:
     def heads(self, heads: int) -> slice:
         return Cut(heads, self.tensors).slice(self.tensor)
 
-    def experts(self, experts: int) -> range:
-        """Those that this rank has, whole or a slice of each."""
-        if not self.spread:
-            return range(experts)
-        cut, rank = Cut(experts, self.datas * self.tensors), self.data * self.tensors + self.tensor
-        return range(cut.begin(rank), cut.begin(rank + 1))
+    def first_table(self, experts: int) -> IntArray:
+        """Where experts are spread, the one that is in each slot of the stage's ranks at first, [ranks, slots a rank]."""
+        return dealt_out(experts, experts + self.redundant, self.datas * self.tensors)
+
+    def slots(self, experts: int) -> range:
+        """This rank's, of all its stage's."""
+        each = (experts + self.redundant) // (self.datas * self.tensors)
+        first = (self.data * self.tensors + self.tensor) * each
+        return range(first, first + each)
 
 
 def check_split(model: ModelConfig, parallel: ParallelConfig) -> None:

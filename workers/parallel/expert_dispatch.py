@@ -1,7 +1,8 @@
 """How rows reach their experts, and the experts' outputs the rows' owners. No row is ever dropped.
 
 An output is complete where it is made. Then its columns go to the ranks of the row's own tensor group that own them, so
-that each has as much to sum as any other, however few the rows are; they come sorted by expert, as they are summed.
+that each has as much to sum as any other, however few the rows are. A row says which slots take it: where whole experts
+are spread, each rank has as many, numbered through rank by rank; else a slot is an expert.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.slices import Cut
 
-# rows [pairs, hidden], sorted by expert, and how many are for each of this rank's experts -> their outputs
+# rows [pairs, hidden], sorted by slot, and how many are for each of this rank's slots -> their outputs
 RunExperts = Callable[[Tensor, Mapping[int, int]], Tensor]
 _FEW_ROWS = 16  # of a data group: then every rank is given all rows, in one exchange instead of three
 
@@ -21,52 +22,52 @@ _FEW_ROWS = 16  # of a data group: then every rank is given all rows, in one exc
 class ExpertDispatch(Protocol):
     """Every rank of the stage calls it for every layer with experts, also without a row of its own."""
 
-    def __call__(self, x: Tensor, ids: Tensor, experts: RunExperts) -> Tensor:
-        """`x` [R, hidden], `ids` [R, k] ascending -> [R, k, own columns]: each expert's output, not yet weighted."""
+    def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
+        """`x` [R, hidden], `slots` [R, k] -> [R, k, own columns]: each expert's output, not yet weighted."""
         ...
 
 
 class Stay:
     """All experts are here, whole or a slice of each. Implements ExpertDispatch."""
 
-    def __call__(self, x: Tensor, ids: Tensor, experts: RunExperts) -> Tensor:
-        tokens, places = ids.shape
+    def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
+        tokens, places = slots.shape
         if tokens == 1:  # its experts are sorted as they are
-            return experts(x.expand(places, -1), dict.fromkeys(ids[0].tolist(), 1)).view(1, places, -1)
-        order = ids.flatten().argsort(stable=True)
-        outputs = experts(x.index_select(0, order // places), _counts(ids.flatten()))
+            return experts(x.expand(places, -1), dict.fromkeys(slots[0].tolist(), 1)).view(1, places, -1)
+        order = slots.flatten().argsort(stable=True)
+        outputs = experts(x.index_select(0, order // places), _counts(slots.flatten()))
         return torch.empty_like(outputs).index_copy_(0, order, outputs).view(tokens, places, -1)
 
 
 class AllToAll:
-    """Experts are dealt out over the stage in ranges of ids. Implements ExpertDispatch."""
+    """Slots are dealt out over the stage's ranks. Implements ExpertDispatch."""
 
-    def __init__(self, sharing: Sharing, hidden: int, experts: int) -> None:
+    def __init__(self, sharing: Sharing, hidden: int, slots: int) -> None:
         self._shard, self._stage = sharing.shard, sharing.stage
         self._columns = sharing.shard.cut(hidden)
-        self._experts = Cut(experts, self._stage.size)
+        self._slots = Cut(slots, self._stage.size)
 
-    def __call__(self, x: Tensor, ids: Tensor, experts: RunExperts) -> Tensor:
-        rows, chosen = self._all_rows(x, ids)
+    def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
+        rows, chosen = self._all_rows(x, slots)
         sources = torch.cat([torch.full((len(part),), data) for data, part in enumerate(chosen)])
         flat = torch.cat(chosen).flatten()
         first, end = self._range(self._stage.rank)
         own = ((flat >= first) & (flat < end)).nonzero().flatten()
-        own = own[flat[own].argsort(stable=True)]  # by expert, then by row
-        row_of_pair = own // ids.shape[1]
+        own = own[flat[own].argsort(stable=True)]  # by slot, then by row
+        row_of_pair = own // slots.shape[1]
         outputs = experts(torch.cat(rows).index_select(0, row_of_pair), _counts(flat[own]))
-        return self._return(outputs, sources.to(x.device)[row_of_pair], ids)
+        return self._return(outputs, sources.to(x.device)[row_of_pair], slots)
 
-    def _all_rows(self, x: Tensor, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _all_rows(self, x: Tensor, slots: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """By data group, the rows that may be for this rank's experts, and what they chose."""
         if self._shard.datas == 1:
-            return [x], [ids]
-        wanted = [self._wanted_by(self._rank_at(data), ids) for data in range(self._shard.datas)]
-        table = self._stage.gather(self._announced(len(x), wanted, ids.device), "counts of rows").tolist()
+            return [x], [slots]
+        wanted = [self._wanted_by(self._rank_at(data), slots) for data in range(self._shard.datas)]
+        table = self._stage.gather(self._announced(len(x), wanted, slots.device), "counts of rows").tolist()
         if max(row[-1] for row in table) <= _FEW_ROWS:
-            return self._gathered(x, ids, [table[self._rank_at(data)][-1] for data in range(self._shard.datas)])
+            return self._gathered(x, slots, [table[self._rank_at(data)][-1] for data in range(self._shard.datas)])
         here = [row[self._stage.rank] for row in table]
-        return self._exchanged(x, ids, wanted, here)
+        return self._exchanged(x, slots, wanted, here)
 
     def _announced(self, rows: int, wanted: Sequence[Tensor], device: torch.device) -> Tensor:
         """How many rows go to each rank of the stage, and how many there are."""
@@ -75,16 +76,16 @@ class AllToAll:
             counts[self._rank_at(data)] = len(which) if data != self._shard.data else 0
         return torch.tensor([*counts, rows], dtype=torch.int64, device=device)
 
-    def _gathered(self, x: Tensor, ids: Tensor, rows: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    def _gathered(self, x: Tensor, slots: Tensor, rows: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
         """Everybody's rows."""
         room = max(rows) - len(x)
         x_parts = self._stage.gather(torch.cat([x, x.new_zeros(room, x.shape[1])]), "rows to experts")
-        id_parts = self._stage.gather(torch.cat([ids, ids.new_zeros(room, ids.shape[1])]), "rows to experts")
+        slot_parts = self._stage.gather(torch.cat([slots, slots.new_zeros(room, slots.shape[1])]), "rows to experts")
         places = [(self._rank_at(data), count) for data, count in enumerate(rows)]
-        return [x_parts[r, :count] for r, count in places], [id_parts[r, :count] for r, count in places]
+        return [x_parts[r, :count] for r, count in places], [slot_parts[r, :count] for r, count in places]
 
     def _exchanged(
-        self, x: Tensor, ids: Tensor, wanted: Sequence[Tensor], here: Sequence[int]
+        self, x: Tensor, slots: Tensor, wanted: Sequence[Tensor], here: Sequence[int]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Of each other group what chose this rank's experts: each row comes once."""
         sent = torch.cat([which for data, which in enumerate(wanted) if data != self._shard.data])
@@ -92,41 +93,41 @@ class AllToAll:
         for data, which in enumerate(wanted):
             counts[self._rank_at(data)] = len(which) if data != self._shard.data else 0
         parts = []
-        for mine in (x, ids):
+        for mine in (x, slots):
             came = self._stage.exchange(mine.index_select(0, sent), counts, here, "rows to experts")
             by_rank = torch.split(came, list(here))
             own = self._shard.data
             parts.append([mine if data == own else by_rank[self._rank_at(data)] for data in range(self._shard.datas)])
         return parts[0], parts[1]
 
-    def _return(self, outputs: Tensor, sources: Tensor, ids: Tensor) -> Tensor:
+    def _return(self, outputs: Tensor, sources: Tensor, slots: Tensor) -> Tensor:
         """Each group's columns to its ranks; what comes is of all of this group's pairs, sorted by expert."""
         by_group = [outputs[sources == data] for data in range(self._shard.datas)]
         slices = [self._columns.slice(rank) for rank in range(self._columns.parts)]
         sent = [part[:, columns].flatten() for part in by_group for columns in slices]
         width = self._columns.width(self._shard.tensor)
-        flat = ids.flatten()
+        flat = slots.flatten()
         order = flat.argsort(stable=True)
         counts = _counts(flat)
         ranges = [self._range(rank) for rank in range(self._stage.size)]
         expected = [sum(counts.get(e, 0) for e in range(first, end)) * width for first, end in ranges]
         came = self._stage.exchange(torch.cat(sent), [len(part) for part in sent], expected, "expert outputs")
         came = came.view(-1, width)
-        return torch.empty_like(came).index_copy_(0, order, came).view(*ids.shape, width)
+        return torch.empty_like(came).index_copy_(0, order, came).view(*slots.shape, width)
 
-    def _wanted_by(self, rank: int, ids: Tensor) -> Tensor:
+    def _wanted_by(self, rank: int, slots: Tensor) -> Tensor:
         first, end = self._range(rank)
-        return ((ids >= first) & (ids < end)).any(dim=1).nonzero().flatten()
+        return ((slots >= first) & (slots < end)).any(dim=1).nonzero().flatten()
 
     def _range(self, rank: int) -> tuple[int, int]:
-        return self._experts.begin(rank), self._experts.begin(rank + 1)
+        return self._slots.begin(rank), self._slots.begin(rank + 1)
 
     def _rank_at(self, data: int) -> int:
         """The rank of another data group at this one's place: the two exchange rows."""
         return data * self._shard.tensors + self._shard.tensor
 
 
-def _counts(experts: Tensor) -> dict[int, int]:
-    """How often each expert occurs, by ascending id."""
-    ids, counts = torch.unique(experts, return_counts=True)
-    return dict(zip(ids.tolist(), counts.tolist(), strict=True))
+def _counts(slots: Tensor) -> dict[int, int]:
+    """How often each slot occurs, in ascending order."""
+    found, counts = torch.unique(slots, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))

@@ -79,7 +79,7 @@ private:
     std::vector<char> taken_, groups_;
 };
 
-// The rows of a round by expert. A pair is a (row, place) of the choices; the shared expert's pairs come last.
+// The rows of a round by slot. A pair is a (row, place) of the choices; the shared expert's pairs come last.
 struct Groups {
     struct Group {
         const MlpWeights* weights;
@@ -88,14 +88,15 @@ struct Groups {
     std::vector<Group> groups;
     std::vector<int32_t> row_of_pair, pair_of_choice, counts;
 
+    // `chosen` [rows][shape.chosen]: slots.
     void build(const Shape& shape, const LayerWeights& layer, const int32_t* chosen, int rows) {
-        const int routed = rows * shape.chosen;
-        counts.assign(shape.experts + 1, 0);
+        const int routed = rows * shape.chosen, slots = layer.routed->count;
+        counts.assign(slots + 1, 0);
         for (int i = 0; i < routed; ++i) ++counts[chosen[i] + 1];
-        for (int e = 0; e < shape.experts; ++e) counts[e + 1] += counts[e];
+        for (int s = 0; s < slots; ++s) counts[s + 1] += counts[s];
         groups.clear();
-        for (int e = 0; e < shape.experts; ++e)
-            if (counts[e + 1] > counts[e]) groups.push_back({layer.experts + e, counts[e], counts[e + 1] - counts[e]});
+        for (int s = 0; s < slots; ++s)
+            if (counts[s + 1] > counts[s]) groups.push_back({layer.routed->slots + s, counts[s], counts[s + 1] - counts[s]});
         row_of_pair.resize(routed + rows);
         pair_of_choice.resize(routed);
         for (int i = 0; i < routed; ++i) {

@@ -35,13 +35,30 @@ struct MlpWeights {
     int32_t unused;
 };
 
+// A layer's routed experts. Its caller may change it between two calls: experts move from slot to slot.
+//
+// Where whole experts are spread over ranks, each rank has equally many slots, numbered through rank by rank, and an
+// expert has a copy in one or more of them. Else a slot is an expert.
+struct RoutedExperts {
+    const MlpWeights* slots;  // [count]; of another rank's slots the sizes only
+    int32_t count, most_copies;
+    const int32_t* copies;          // [experts] how many; null: a slot is an expert
+    const int32_t* slots_of_expert;  // [experts][most_copies]
+    int64_t* loads;                 // [experts] rows that chose each, counted on; may be null
+
+    // The slot that takes a row's choice of an expert: copies take turns by the row's position.
+    int32_t slot_of(int32_t expert, int64_t position) const {
+        return slots_of_expert[expert * static_cast<int64_t>(most_copies) + position % copies[expert]];
+    }
+};
+
 struct LayerWeights {
     const float *input_norm, *post_norm;
     AttentionWeights attention;
-    int32_t routed, shared;  // 0 or 1: has routed experts (else `dense` alone), has a shared one
+    const RoutedExperts* routed;  // null: `dense` alone
+    int32_t shared, unused;       // 0 or 1: has a shared expert
     Linear router;
     const float* router_bias;
-    const MlpWeights* experts;
     MlpWeights dense;  // the dense layer's, or the shared expert
 };
 

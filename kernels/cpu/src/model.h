@@ -57,7 +57,7 @@ public:
 inline int inner_stride(const LayerWeights* layers, int count) {
     int most = 0;
     for (int l = 0; l < count; ++l) {
-        if (layers[l].routed) most = std::max(most, layers[l].experts[0].down.inputs);
+        if (layers[l].routed) most = std::max(most, layers[l].routed->slots[0].down.inputs);
         if (layers[l].shared || !layers[l].routed) most = std::max(most, layers[l].dense.down.inputs);
     }
     return most;
@@ -299,7 +299,7 @@ private:
 
     void moe(const LayerWeights& layer) {
         each_row([&](int row) { route(layer, row); });
-        if (team_.index == 0) room_.by_expert.build(shape_, layer, room_.chosen.data(), rows_.rows);
+        if (team_.index == 0) group_rows(layer);
         team_.barrier();
         if (!shape_.shard)
             whole_experts(layer);
@@ -307,6 +307,16 @@ private:
             spread_experts(layer);
         else
             split_experts(layer);
+    }
+
+    // Counts what the rows chose, then puts slots in the place of experts.
+    void group_rows(const LayerWeights& layer) {
+        const RoutedExperts& routed = *layer.routed;
+        int32_t* chosen = room_.chosen.data();
+        for (long i = 0; i < routed_pairs() && routed.loads; ++i) ++routed.loads[chosen[i]];
+        for (long i = 0; i < routed_pairs() && routed.copies; ++i)
+            chosen[i] = routed.slot_of(chosen[i], rows_.positions[i / shape_.chosen]);
+        room_.by_expert.build(shape_, layer, chosen, rows_.rows);
     }
 
     long routed_pairs() const { return static_cast<long>(rows_.rows) * shape_.chosen; }
@@ -327,7 +337,7 @@ private:
 
     // Every expert's outputs are split over the ranks, as a dense layer's are.
     void split_experts(const LayerWeights& layer) {
-        const Cut routed = mlp_cut(layer.experts[0]), shared = layer.shared ? mlp_cut(layer.dense) : routed;
+        const Cut routed = mlp_cut(layer.routed->slots[0]), shared = layer.shared ? mlp_cut(layer.dense) : routed;
         const int stride = std::max(routed.widest(), shared.widest()), width = shape_.shard->own_width(shape_.hidden);
         const int pairs = static_cast<int>(room_.by_expert.row_of_pair.size());
         float* made = own_room(static_cast<long>(pairs) * stride);

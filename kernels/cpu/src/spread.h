@@ -1,4 +1,4 @@
-// Whole experts spread over the ranks of a stage, each a range of ids.
+// Whole experts spread over the ranks of a stage, each a range of slots.
 //
 // With several data groups a row goes once to each rank that has experts of its choice, from its group's rank at the
 // same place. An expert's output is complete where it is made; its columns then go to the ranks of the row's group that
@@ -28,17 +28,17 @@ class SpreadExperts {
 public:
     SpreadExperts(const Team& team, const Shape& shape, const LayerWeights& layer, SpreadRoom& room, Exchanged& exchanged)
         : team_(team), shape_(shape), shard_(*shape.shard), layer_(layer), room_(room), exchanged_(exchanged),
-          experts_{shape.experts, shard_.stage.size, 1} {}
+          slots_{layer.routed->count, shard_.stage.size, 1} {}
 
-    // This rank's columns [routed pairs][own width] of the outputs of `rows` rows x [rows][hidden], in the order of
-    // `by_expert`. Ends in step; a rank without rows takes part.
+    // This rank's columns [routed pairs][own width] of the outputs of `rows` rows x [rows][hidden] that chose the slots
+    // `chosen`, in the order of `by_expert`. Ends in step; a rank without rows takes part.
     void run(const Groups& by_expert, const float* x, const int32_t* chosen, int rows, float* outputs) {
         if (team_.index == 0) {
             collect(x, chosen, rows);
             build();
         }
         team_.barrier();
-        const int inner_stride = layer_.experts[0].down.inputs, hidden = shape_.hidden;
+        const int inner_stride = layer_.routed->slots[0].down.inputs, hidden = shape_.hidden;
         gate_pairs(team_, room_.own, [&](int row) { return room_.x[row]; },
                    [&](int, int pair) { return room_.inner.data() + static_cast<long>(pair) * inner_stride; });
         finish_pairs(team_, room_.own,
@@ -51,8 +51,8 @@ public:
     }
 
 private:
-    int first_expert(int rank) const { return experts_.begin(rank); }
-    bool has(int rank, int32_t expert) const { return expert >= first_expert(rank) && expert < first_expert(rank + 1); }
+    int first_slot(int rank) const { return slots_.begin(rank); }
+    bool has(int rank, int32_t slot) const { return slot >= first_slot(rank) && slot < first_slot(rank + 1); }
     int rank_at(int data) const { return data * shard_.tensor.size + shard_.tensor.rank; }
     int64_t packet() const { return static_cast<int64_t>(shape_.hidden) * sizeof(float) + shape_.chosen * sizeof(int32_t); }
 
@@ -90,7 +90,7 @@ private:
             const int rank = rank_at(data);
             for (int row = 0; row < rows && data != shard_.data(); ++row) {
                 const int32_t* own = chosen + static_cast<long>(row) * shape_.chosen;
-                if (!std::any_of(own, own + shape_.chosen, [&](int32_t expert) { return has(rank, expert); })) continue;
+                if (!std::any_of(own, own + shape_.chosen, [&](int32_t slot) { return has(rank, slot); })) continue;
                 append(x + static_cast<long>(row) * shape_.hidden, own);
                 room_.sent_sizes[rank] += packet();
             }
@@ -113,29 +113,29 @@ private:
         bytes(chosen, shape_.chosen * sizeof(int32_t));
     }
 
-    // The pairs of this rank's experts: by expert, then by row.
+    // The pairs of this rank's experts: by slot, then by row.
     void build() {
-        const int first = first_expert(shard_.stage.rank), last = first_expert(shard_.stage.rank + 1);
+        const int first = first_slot(shard_.stage.rank), last = first_slot(shard_.stage.rank + 1);
         Groups& own = room_.own;
         own.groups.clear();
         own.row_of_pair.clear();
         room_.pairs.assign(shard_.datas(), {});
-        for (int expert = first; expert < last; ++expert) {
+        for (int slot = first; slot < last; ++slot) {
             const int begin = static_cast<int>(own.row_of_pair.size());
             for (size_t row = 0; row < room_.x.size(); ++row) {
                 const int32_t* chosen = room_.chosen[row];
-                if (std::find(chosen, chosen + shape_.chosen, expert) == chosen + shape_.chosen) continue;
+                if (std::find(chosen, chosen + shape_.chosen, slot) == chosen + shape_.chosen) continue;
                 room_.pairs[room_.source[row]].push_back(static_cast<int32_t>(own.row_of_pair.size()));
                 own.row_of_pair.push_back(static_cast<int32_t>(row));
             }
             const int count = static_cast<int>(own.row_of_pair.size()) - begin;
-            if (count) own.groups.push_back({layer_.experts + expert, begin, count});
+            if (count) own.groups.push_back({layer_.routed->slots + slot, begin, count});
         }
         const size_t pairs = own.row_of_pair.size();
         const auto grow = [](std::vector<float>& room, size_t size) {
             if (room.size() < size) room.resize(size);
         };
-        grow(room_.inner, pairs * layer_.experts[0].down.inputs);
+        grow(room_.inner, pairs * layer_.routed->slots[0].down.inputs);
         grow(room_.outputs, pairs * shape_.hidden);
         grow(room_.sent, pairs * shape_.hidden);
     }
@@ -162,11 +162,11 @@ private:
         for (int data = 0; data < shard_.datas(); ++data)
             for (int rank = 0; rank < cut.parts; ++rank)
                 room_.sent_sizes.push_back(static_cast<int64_t>(room_.pairs[data].size()) * cut.width(rank) * sizeof(float));
-        const auto pairs_before = [&](int expert) {  // of the rows' own choices
-            return rows && expert ? by_expert.counts[expert - 1] : 0;
+        const auto pairs_before = [&](int slot) {  // of the rows' own choices
+            return rows && slot ? by_expert.counts[slot - 1] : 0;
         };
         for (int rank = 0; rank < shard_.stage.size; ++rank) {
-            const int64_t pairs = pairs_before(first_expert(rank + 1)) - pairs_before(first_expert(rank));
+            const int64_t pairs = pairs_before(first_slot(rank + 1)) - pairs_before(first_slot(rank));
             room_.received_sizes.push_back(pairs * own * static_cast<int64_t>(sizeof(float)));
         }
         exchanged_.exchange(shard_.stage, kPairsToOwners, room_.sent.data(), room_.sent_sizes.data(), outputs,
@@ -179,7 +179,7 @@ private:
     const LayerWeights& layer_;
     SpreadRoom& room_;
     Exchanged& exchanged_;
-    Cut experts_;
+    Cut slots_;
 };
 
 }  // namespace outrider

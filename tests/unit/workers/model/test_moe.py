@@ -115,7 +115,7 @@ def test_outputs_are_summed_in_ascending_expert_id_and_the_shared_expert_last(tm
     router = router_of(config)
     x = torch.randn(5, 12, generator=generator)
 
-    got = MoE(router, Experts(dict(enumerate(experts))), shared, Stay())(x)
+    got = MoE(router, Experts(dict(enumerate(experts))), shared, Stay())(x, torch.arange(len(x)))
 
     ids, weights = router(x)
     assert torch.equal(ids, ids.sort(dim=1).values)

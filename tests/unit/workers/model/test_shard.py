@@ -77,6 +77,12 @@ def test_every_head_and_every_expert_is_somewhere(sizes: dict[str, int]) -> None
 
     heads = [shard.heads(128) for shard in own_group]
     assert [head for each in heads for head in range(each.start, each.stop)] == list(range(128))
-    experts: list[Any] = [list(shard.experts(256)) for shard in shards]
-    spread = parallel.expert_parallel_size > 1
-    assert (list(chain.from_iterable(experts)) if spread else experts[0]) == list(range(256))
+    assert list(chain.from_iterable(shard.slots(256) for shard in shards)) == list(range(256))
+    assert shards[0].first_table(256).ravel().tolist() == list(range(256))
+
+
+def test_redundant_slots_hold_the_first_experts_again() -> None:
+    shard = Shard.of(_split(data=4, expert=4), 3, R1, redundant=32)
+
+    assert list(shard.slots(256)) == list(range(216, 288))
+    assert shard.first_table(256)[3].tolist() == [*range(216, 256), *range(32)]
