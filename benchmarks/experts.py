@@ -22,7 +22,6 @@ import numpy as np
 from common import ROOT, interleaved, median, prompts, save, seconds
 from reporting.tables import Table
 
-from outrider.workers.experts.loads import ExpertLoads
 from outrider.workers.experts.packing import FloatArray
 from outrider.workers.experts.placement import ExpertPlacement
 from outrider.workers.experts.placing import ExpertLayout, imbalance, place_experts
@@ -57,18 +56,19 @@ def scout_loads() -> FloatArray:
     from outrider.workers.model.moe import Router
 
     layers: dict[nn.Module, int] = {}
-    loads = ExpertLoads(layers=11, experts=SCOUT.experts, window=1)
+    loads = np.zeros((11, SCOUT.experts))
 
     def count(module: nn.Module, _: object, output: tuple[Tensor, Tensor]) -> None:
         if isinstance(module, Router):
-            loads.count(layers.setdefault(module, len(layers)), output[0].numpy())
+            chosen = np.bincount(output[0].flatten().numpy(), minlength=SCOUT.experts)
+            loads[layers.setdefault(module, len(layers))] += chosen
 
     hook = register_module_forward_hook(count)  # type: ignore[arg-type]
     texts = [*prompts("code", 4), *prompts("prose", 4)]
     with LLM("scout", kernels="torch", speculation="off", kv_cache_memory_bytes=64 << 20) as llm:
         llm.generate(texts, SamplingParams(temperature=0.8, seed=0, max_tokens=64, ignore_eos=True))
     hook.remove()
-    return loads.total.astype(np.float64)
+    return loads
 
 
 def by_eplb(eplb: ModuleType, loads: FloatArray, layout: ExpertLayout) -> Callable[[], Any]:

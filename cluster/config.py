@@ -80,6 +80,10 @@ class ServeSettings(BaseModel):
     seed: int = 0
     harvest_path: str | None = None
     harvest_max_gib: float = 64.0
+    enable_eplb: bool = False
+    num_redundant_experts: int = 0
+    eplb_window_size: int = 1000
+    eplb_step_interval: int = 3000
     round_timeout_s: float = 300.0
 
     @field_validator("speculation", mode="before")

@@ -32,6 +32,9 @@ _LEAST = {
     "block_size": 1,
     "max_model_len": 2,  # a prompt and a token
     "kv_cache_memory_bytes": 1,
+    "num_redundant_experts": 0,
+    "eplb_window_size": 1,
+    "eplb_step_interval": 1,
 }
 
 
@@ -103,6 +106,10 @@ class EngineConfig:
     seed: int = 0
     harvest_path: str | None = None  # a folder: finished sequences' tokens and hidden states are kept there
     harvest_max_gib: float = 64.0  # what that folder may hold before harvesting ends
+    enable_eplb: bool = False  # spread experts move between ranks as their loads ask for
+    num_redundant_experts: int = 0  # slots of a stage beyond one for each expert, for copies of those chosen most
+    eplb_window_size: int = 1000  # rounds whose loads count
+    eplb_step_interval: int = 3000  # rounds between two looks at them
     round_timeout_s: float = 300.0  # deadline of every wait for another rank within a round
 
     def __post_init__(self) -> None:
@@ -122,6 +129,7 @@ class EngineConfig:
         if self.drafter == DRAFT_MODEL and self.draft_model is None:
             raise ValueError('drafter="draft_model" needs draft_model, the checkpoint to draft with')
         self._check_data_groups()
+        self._check_expert_balance()
         if self.verification != COUPLED:
             self._check_study()
 
@@ -130,6 +138,12 @@ class EngineConfig:
         for name in ("draft_model", "harvest_path"):
             if getattr(self, name) is not None and self.parallel.data_parallel_size > 1:
                 raise ValueError(f"{name} needs data_parallel_size=1, got {self.parallel.data_parallel_size}")
+
+    def _check_expert_balance(self) -> None:
+        if self.enable_eplb and self.parallel.expert_parallel_size == 1:
+            raise ValueError("enable_eplb moves experts between ranks: it needs expert_parallel_size above 1")
+        if self.num_redundant_experts and not self.enable_eplb:
+            raise ValueError(f"num_redundant_experts={self.num_redundant_experts} needs enable_eplb")
 
     def _check_study(self) -> None:
         """What the rules for study need: a depth that no draft has a say in, and drafter and sampler side by side."""

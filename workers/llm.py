@@ -55,6 +55,10 @@ class LLM:
         draft_model: str | None = None,
         verification: str = "coupled",
         harvest_path: str | None = None,
+        enable_eplb: bool = False,
+        num_redundant_experts: int = 0,
+        eplb_window_size: int = 1000,
+        eplb_step_interval: int = 3000,
         seed: int = 0,
     ) -> None:
         config = EngineConfig(
@@ -81,6 +85,10 @@ class LLM:
             draft_model=draft_model,
             verification=verification,
             harvest_path=harvest_path,
+            enable_eplb=enable_eplb,
+            num_redundant_experts=num_redundant_experts,
+            eplb_window_size=eplb_window_size,
+            eplb_step_interval=eplb_step_interval,
             seed=seed,
         )
         self._seed = seed

@@ -13,12 +13,16 @@ from outrider.workers.draft_model_loading import load_draft_model
 from outrider.workers.drafter_loading import drafters_in_force, make_drafter, make_mtp_drafter, speculation_in_force
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
+from outrider.workers.engine.live_experts import LiveExperts
 from outrider.workers.engine.memory import blocks_for, free_bytes
 from outrider.workers.engine.pipeline import FirstStage, Pipeline, SingleStage
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.errors import OutriderError
+from outrider.workers.experts.balance import ExpertBalance
+from outrider.workers.experts.placing import ExpertLayout
+from outrider.workers.experts.policy import BalancePolicy
 from outrider.workers.fingerprint import fingerprint
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import Shard
@@ -86,7 +90,7 @@ class _Loader:
         self._draft_parts = self._load_draft_model(wanted)
         blocks = self._allocate()
         self._max_model_len = fitted_length(self._config, self._max_model_len, blocks)
-        runner = StageRunner(self._parts.stage, self._device, self._sharing.shard.data)
+        runner = StageRunner(self._parts.stage, self._device, self._sharing.shard.data, self._live_experts())
         sampler, mtp = self._sampler(), self._mtp_drafter()
         wires = Wires(spec.rank, spec.mesh, self._links())
         progress(1.0)
@@ -98,13 +102,35 @@ class _Loader:
     def _share(self) -> Sharing:
         """This rank's share of every layer, and the groups that it is in. Every rank's turn."""
         spec = self._spec
-        shard = Shard.of(self._config.parallel, spec.rank, self._model)
+        shard = Shard.of(self._config.parallel, spec.rank, self._model, self._config.num_redundant_experts)
         if spec.world_size == 1:
             return Sharing(shard=shard)
         met = meet_groups(
             spec.rank, spec.mesh, self._device, this_machine(), self._config.round_timeout_s, spec.describe
         )
         return Sharing.of(shard, met, spec.mesh, spec.rank)
+
+    def _live_experts(self) -> LiveExperts | None:
+        shard = self._sharing.shard
+        if not shard.spread:
+            return None
+        return LiveExperts(self._parts.expert_layers, self._sharing.stage, shard, self._device)
+
+    def _balance(self) -> ExpertBalance | None:
+        config, shard = self._config, self._sharing.shard
+        if not shard.spread:
+            return None
+        layout = ExpertLayout(
+            experts=self._model.n_routed_experts,
+            ranks=config.parallel.stage_size,
+            redundant_experts=config.num_redundant_experts,
+        )
+        policy = BalancePolicy.of(
+            enabled=config.enable_eplb,
+            window_size=config.eplb_window_size,
+            step_interval=config.eplb_step_interval,
+        )
+        return ExpertBalance(layout, policy)
 
     def _sampler(self) -> Sampler | None:
         head, sharing = self._parts.head, self._sharing
@@ -157,6 +183,7 @@ class _Loader:
             drafter=self._recorded(drafter),
             depth=depth,
             load_module=ModuleSwap(self._wanted(), self._parts).load,
+            balance=self._balance(),
             on_begin=times.scheduled,
             prepare=self._grammars.prepare,
         )

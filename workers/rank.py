@@ -20,6 +20,7 @@ from outrider.workers.config import EngineConfig
 from outrider.workers.engine.handle import EngineHandle, EngineInfo
 from outrider.workers.engine.request import EngineCounters, SpeculationFigures
 from outrider.workers.errors import OutriderError
+from outrider.workers.experts.figures import ExpertFigures
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.request_times import Observation
@@ -83,6 +84,7 @@ class RankStatus:
     service_address: str = ""  # the leader's, once ready
     busy_s: float = 0.0  # spent computing rounds
     draft_s: float = 0.0  # of those, drafting; the leader's
+    held_up_s: float = 0.0  # the longest that an order about experts held a round up
     elapsed_s: float = 0.0  # since ready
     counters: EngineCounters = field(default_factory=EngineCounters)
     traffic: dict[str, Traffic] = field(default_factory=dict)  # of the collectives, by purpose
@@ -97,6 +99,7 @@ class RankStatus:
         info = values["info"]
         counters = EngineCounters(**values["counters"])
         counters.speculation = SpeculationFigures(**values["counters"]["speculation"])
+        counters.experts = ExpertFigures.from_values(values["counters"]["experts"])
         read = {
             "counters": counters,
             "traffic": {purpose: Traffic(**carried) for purpose, carried in values["traffic"].items()},
@@ -155,6 +158,7 @@ class Rank:
             self._status,
             busy_s=self._role.busy_s,
             draft_s=self._role.draft_s,
+            held_up_s=self._role.held_up_s,
             elapsed_s=time.monotonic() - self._ready_at,
             counters=self._role.counters,
             traffic=self._role.traffic,

@@ -64,6 +64,11 @@ class Leader:
         return self._runner.busy_s + self.draft_s + (self._sampler.busy_s if self._sampler else 0.0)
 
     @property
+    def held_up_s(self) -> float:
+        """The longest that an order about experts held a round up: making it, or obeying it."""
+        return max(self._runner.held_up_s, self.engine.ordering.seconds)
+
+    @property
     def counters(self) -> EngineCounters:
         """The engine's, and how long requests wait, as their times say."""
         return replace(self.engine.counters, oldest_wait_s=self.times.oldest_wait_s())
@@ -102,6 +107,10 @@ class Follower:
     @property
     def busy_s(self) -> float:
         return self._runner.busy_s + (self._sampler.busy_s if self._sampler else 0.0)
+
+    @property
+    def held_up_s(self) -> float:
+        return self._runner.held_up_s
 
     @property
     def traffic(self) -> dict[str, Traffic]:

@@ -43,6 +43,7 @@ PURPOSES = (
     "expert outputs",
     "logits",
     "drafts",
+    "expert loads",
 )
 GATHER = CFUNCTYPE(c_int32, c_void_p, c_int32, c_void_p, c_int64, c_int32, c_void_p)
 EXCHANGE = CFUNCTYPE(c_int32, c_void_p, c_int32, c_void_p, POINTER(c_int64), c_void_p, POINTER(c_int64))

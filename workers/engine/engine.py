@@ -16,6 +16,7 @@ from typing import Any
 
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.inbox import Call, Cancel, Inbox, Message, Prepared, Stop, Submit
+from outrider.workers.engine.live_experts import Longest
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
 from outrider.workers.engine.request import EngineCounters, Request
 from outrider.workers.engine.round import Round
@@ -24,6 +25,7 @@ from outrider.workers.engine.scheduler import Scheduler
 from outrider.workers.engine.subscribers import Subscribers
 from outrider.workers.engine.warm_up import warm_up_request
 from outrider.workers.errors import EngineStoppedError, OutriderError
+from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Draft, Drafter
 from outrider.workers.structured_outputs import StructuredOutputsParams
@@ -58,19 +60,23 @@ class Engine:
         drafter: Drafter | None,
         depth: DepthPolicy,
         load_module: Callable[[str], Callable[[], None]] | None = None,
+        balance: ExpertBalance | None = None,
         clock: Callable[[], float] = time.perf_counter,
         on_begin: Callable[[str], None] = lambda request_id: None,
         prepare: Prepare | None = None,
     ) -> None:
         """`load_module` reads a checkpoint's MTP module, and returns what puts it in the place of the drafter's.
 
-        `clock` times the rounds that depths are learned from; `on_begin` hears of a request when an output of it has
-        its first round; `prepare` starts to compile a grammar, elsewhere than in the engine's thread.
+        `balance` keeps spread experts even, where there are any. `clock` times the rounds that depths are learned from;
+        `on_begin` hears of a request when an output of it has its first round; `prepare` starts to compile a grammar,
+        elsewhere than in the engine's thread.
         """
         self.info = info
         self.times = RoundTimes()
+        self.ordering = Longest()  # a round, by the making of an order about experts
         self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
-        self._load_module, self._clock, self._on_begin = load_module, clock, on_begin
+        self._load_module, self._balance = load_module, balance
+        self._clock, self._on_begin = clock, on_begin
         self._prepare, self._to_prepare = prepare, list[StructuredOutputsParams]()
         self._inbox = Inbox()
         self._subscribers = Subscribers()
@@ -108,9 +114,11 @@ class Engine:
 
     @property
     def counters(self) -> EngineCounters:
-        """The live counters, with how speculation does. Written by the engine's thread only."""
+        """The live counters, with how speculation and experts do. Written by the engine's thread only."""
         counters = self._scheduler.counters
         counters.speculation = self._depth.figures
+        if self._balance is not None:
+            counters.experts = self._balance.figures
         return counters
 
     def warm_up(self) -> None:
@@ -192,6 +200,9 @@ class Engine:
                 self._on_begin(sequence.request.request_id)
         if self._to_prepare:
             round, self._to_prepare = replace(round, prepares=tuple(self._to_prepare)), []
+        if self._balance is not None:
+            with self.ordering.timing():
+                round = replace(round, expert_order=self._balance.order())
         self._under_way.append((round, began))
         self._free_lanes.popleft()
         with self.times.part("forward"):
@@ -202,6 +213,8 @@ class Engine:
         with self.times.part("wait"):
             result = self._pipeline.collect()
         round, began = self._under_way.popleft()
+        if self._balance is not None:
+            self._balance.hear(result.verdict.expert_answer)
         with self.times.part("commit"):
             time = self._depth.time_of(round, self._clock() - began)
             chunks = self._scheduler.commit(round, result.verdict, time)

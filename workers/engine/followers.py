@@ -64,6 +64,7 @@ def follow(runner: StageRunner, above: StageLink, onward: StageLink, judge: Judg
             return
         round = message.content
         hidden, took = runner.forward(round, message.hidden)
+        round = runner.answered(round)
         if judge is None:
             onward.send(passed(round, took), hidden)
         else:

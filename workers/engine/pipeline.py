@@ -75,7 +75,7 @@ class SingleStage:
     def dispatch(self, round: Round) -> None:
         self._fellows.tell(round)
         hidden, took = self._runner.forward(round, None)
-        verdict, accepted = self._sampler.judge(round, hidden, took)
+        verdict, accepted = self._sampler.judge(self._runner.answered(round), hidden, took)
         self._finished.append(RoundResult(verdict=verdict, hidden=accepted))
 
     def collect(self) -> RoundResult:
@@ -111,7 +111,7 @@ class FirstStage:
     def dispatch(self, round: Round) -> None:
         self._fellows.tell(round)
         hidden, took = self._runner.forward(round, None)
-        self._down.send(passed(round, took), hidden)
+        self._down.send(passed(self._runner.answered(round), took), hidden)
         self._under_way.append(round.round_id)
 
     def collect(self) -> RoundResult:

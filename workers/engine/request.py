@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from outrider.workers.experts.figures import ExpertFigures
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.trace_context import TraceContext
 
@@ -115,3 +116,4 @@ class EngineCounters:
     accepted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
     drafted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
     speculation: SpeculationFigures = field(default_factory=SpeculationFigures)
+    experts: ExpertFigures = field(default_factory=ExpertFigures)

@@ -89,6 +89,8 @@ class Round:
     begins: tuple[SequenceStart, ...] = ()  # sequences new to the sampler
     prepares: tuple[StructuredOutputsParams, ...] = ()  # what sequences of later rounds will have to conform to
     ends: IntArray = field(default_factory=_NO_INTS)  # sequence ids that the sampler and drafter may forget
+    expert_order: IntArray = field(default_factory=_NO_INTS)  # what ranks do first about experts: experts/orders.py
+    expert_answer: IntArray = field(default_factory=_NO_INTS)  # of the stages passed, added as it travels
     stage_s: FloatArray = field(default_factory=_NO_FLOATS)  # seconds of the stages passed, added as it travels
 
     @property
@@ -138,6 +140,7 @@ class Verdict:
     logprob_ranks: IntArray = field(default_factory=_NO_INTS)
     logprob_values: FloatArray = field(default_factory=_NO_FLOATS)
     stage_s: FloatArray = field(default_factory=_NO_FLOATS)  # [P] seconds each stage computed this round
+    expert_answer: IntArray = field(default_factory=_NO_INTS)  # to the round's expert_order, of all stages
 
 
 def array_fields(kind: type[Round] | type[Verdict]) -> dict[str, np.dtype[Any]]:

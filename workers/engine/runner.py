@@ -3,13 +3,16 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from outrider.workers.engine.live_experts import LiveExperts
 from outrider.workers.engine.round import Round, share_of
+from outrider.workers.experts.orders import NOTHING
 from outrider.workers.model.rows import Rows
 from outrider.workers.parallel.collectives import ExchangeBrokenError
 
@@ -32,11 +35,14 @@ class StageModel(Protocol):
 class StageRunner:
     """One stage of the model, and the time it has spent computing."""
 
-    def __init__(self, stage: StageModel, device: torch.device, data: int = 0) -> None:
-        """`data`: the group whose sequences this rank runs, of several."""
+    def __init__(
+        self, stage: StageModel, device: torch.device, data: int = 0, experts: LiveExperts | None = None
+    ) -> None:
+        """`data`: the group whose sequences this rank runs, of several. `experts`: where they are spread."""
         self.stage = stage
         self.busy_s = 0.0
-        self._device, self._data = device, data
+        self._device, self._data, self._experts = device, data, experts
+        self._answer = NOTHING
 
     def forward(self, round: Round, hidden: Tensor | None) -> tuple[Tensor, float]:
         """The hidden states after this stage's layers, [rows, hidden], and the seconds it took.
@@ -46,12 +52,25 @@ class StageRunner:
         """
         began = time.perf_counter()
         with naming(round):
+            if self._experts is not None:
+                self._answer = self._experts.obey(round.expert_order)
             hidden = self.stage.run(round_rows(share_of(round, self._data)), hidden)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         took = time.perf_counter() - began
         self.busy_s += took
         return hidden, took
+
+    def answered(self, round: Round) -> Round:
+        """The round run last, with what this rank's stage answers to its order about experts."""
+        if not len(self._answer):
+            return round
+        return replace(round, expert_answer=np.append(round.expert_answer, self._answer))
+
+    @property
+    def held_up_s(self) -> float:
+        """The longest that an order about experts held a round up."""
+        return self._experts.held_up.seconds if self._experts is not None else 0.0
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ class Shard:
         return Cut(heads, self.tensors).slice(self.tensor)
 
     def first_table(self, experts: int) -> IntArray:
-        """Where experts are spread, the one that is in each slot of the stage's ranks at first, [ranks, slots a rank]."""
+        """Which expert is in each slot of the stage's ranks at first, where they are spread: [ranks, slots a rank]."""
         return dealt_out(experts, experts + self.redundant, self.datas * self.tensors)
 
     def slots(self, experts: int) -> range:
@@ -68,23 +68,30 @@ class Shard:
         return range(first, first + each)
 
 
-def check_split(model: ModelConfig, parallel: ParallelConfig) -> None:
+def check_split(model: ModelConfig, parallel: ParallelConfig, redundant_experts: int = 0) -> None:
     """ValueError, naming the values, if the model cannot be shared out as `parallel` says."""
     tensors = parallel.tensor_parallel_size
     if model.num_attention_heads % tensors:
         raise ValueError(
             f"tensor_parallel_size={tensors} does not divide the model's {model.num_attention_heads} attention heads"
         )
-    if parallel.expert_parallel_size > 1 and (model.n_routed_experts % parallel.expert_parallel_size):
-        raise ValueError(
-            f"expert_parallel_size={parallel.expert_parallel_size} does not divide"
-            f" the model's {model.n_routed_experts} experts"
-        )
-    if parallel.expert_parallel_size > 1 and not model.n_routed_experts:
-        raise ValueError(f"expert_parallel_size={parallel.expert_parallel_size}: the model has no experts to spread")
+    if parallel.expert_parallel_size > 1:
+        _check_spread(model.n_routed_experts, parallel.expert_parallel_size, redundant_experts)
     for name, width in _inner_widths(model, parallel).items():
         _check_width(model, name, width, tensors)
     _check_slices(model, parallel)
+
+
+def _check_spread(experts: int, ranks: int, redundant: int) -> None:
+    if not experts:
+        raise ValueError(f"expert_parallel_size={ranks}: the model has no experts to spread")
+    if (experts + redundant) % ranks:
+        more = f" and {redundant} redundant ones" if redundant else ""
+        raise ValueError(f"expert_parallel_size={ranks} does not divide the model's {experts} experts{more}")
+    if experts + redundant > experts * ranks:
+        raise ValueError(
+            f"num_redundant_experts={redundant} would put two copies of one of {experts} experts on one rank of {ranks}"
+        )
 
 
 def _inner_widths(model: ModelConfig, parallel: ParallelConfig) -> dict[str, int]:

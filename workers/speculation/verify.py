@@ -106,6 +106,7 @@ def verify_round(
         drafts_accepted=ints(matched),
         finish=ints(finish),
         stage_s=np.array([*round.stage_s.tolist(), last_stage_s]),
+        expert_answer=round.expert_answer,
     )
 
 

@@ -14,6 +14,7 @@ namespace outrider {
 // What a collective carries, in traffic and errors; Python has the same list (kernels/cpu/library.py).
 enum Purpose : int32_t {
     kLatents, kHeads, kAttention, kInner, kOutputs, kEmbeddings, kCounts, kRowsToExperts, kPairsToOwners, kLogits, kDrafts,
+    kExpertLoads,
 };
 
 // `size` outputs in slices that differ by at most one unit: a slice a rank. Python's twin: workers/parallel/slices.py.

@@ -2,7 +2,6 @@
 
 import dataclasses
 from itertools import chain
-from typing import Any
 
 import pytest
 

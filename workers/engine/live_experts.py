@@ -1,0 +1,114 @@
+"""A rank's part in moving experts while it serves: obeys what the leader orders between two rounds (experts/orders.py).
+
+What a slot will hold is read by a thread of its own beside the rounds; going over to it is a matter of pointers.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from outrider.workers.experts.layer import ExpertLayer
+from outrider.workers.experts.orders import NOTHING, Order, State
+from outrider.workers.experts.placement import IntArray
+from outrider.workers.model.shard import Shard
+from outrider.workers.parallel.collectives import Collectives
+
+log = logging.getLogger("outrider.experts")
+_FIRST = 0  # the rank that answers for its stage: the round it passes on reaches the leader
+_PURPOSE = "expert loads"
+
+
+class Longest:
+    """The longest of several spans."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def timing(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds = max(self.seconds, time.perf_counter() - began)
+
+
+class LiveExperts:
+    """`layers` are those of this rank's stage with spread experts, the MTP module's included."""
+
+    def __init__(self, layers: Sequence[ExpertLayer], stage: Collectives, shard: Shard, device: torch.device) -> None:
+        self.held_up = Longest()  # a round, by an order
+        self._layers = {layer.number: layer for layer in layers}
+        self._stage, self._shard, self._device = stage, shard, device
+        self._reader = ThreadPoolExecutor(1, "expert-reader")
+        self._coming: Future[Callable[[], None]] | None = None
+
+    def obey(self, order: IntArray) -> IntArray:
+        """Between two rounds. The stage's answer on its first rank, nothing on others or where none was asked for."""
+        if not len(order):
+            return NOTHING
+        with self.held_up.timing():
+            match Order(int(order[0])):
+                case Order.REPORT:
+                    return self._report()
+                case Order.PREPARE:
+                    self._prepare(int(order[1]), order[2:].copy())
+                case Order.ASK:
+                    return self._state()
+                case Order.SWITCH:
+                    self._switch()
+        return NOTHING
+
+    def _report(self) -> IntArray:
+        """Counts of all data groups; ranks of a tensor group have the same rows, so one of them says it."""
+        if not self._layers:
+            return NOTHING
+        own = np.stack([np.append(number, layer.take_loads()) for number, layer in self._layers.items()])
+        if self._shard.datas == 1:
+            return own.ravel() if self._stage.rank == _FIRST else NOTHING
+        every = self._gathered(own)
+        if self._stage.rank != _FIRST:
+            return NOTHING
+        total = every[:: self._shard.tensors].sum(axis=0)
+        total[:, 0] = own[:, 0]
+        return np.asarray(total.ravel())
+
+    def _prepare(self, number: int, table: IntArray) -> None:
+        layer = self._layers.get(number)
+        if layer is not None:
+            self._coming = self._reader.submit(_read, layer, table.reshape(self._stage.size, -1))
+
+    def _state(self) -> IntArray:
+        """The worst of all ranks, where this stage prepares anything."""
+        if self._coming is None:
+            return NOTHING
+        every = self._gathered(np.array([_state_of(self._coming)], dtype=np.int64))
+        return np.array([every.max()]) if self._stage.rank == _FIRST else NOTHING
+
+    def _switch(self) -> None:
+        """The leader has heard that everybody is ready."""
+        if self._coming is not None:
+            self._coming.result()()
+            self._coming = None
+
+    def _gathered(self, part: IntArray) -> IntArray:
+        """[ranks, ...] on the first rank, nothing on others."""
+        every = self._stage.gather(torch.from_numpy(part).to(self._device), _PURPOSE, _FIRST)
+        return np.asarray(every.cpu().numpy())
+
+
+def _read(layer: ExpertLayer, table: IntArray) -> Callable[[], None]:
+    try:
+        return layer.prepare(table)
+    except Exception:
+        log.exception("experts of layer %d could not be read, and stay where they are from now on", layer.number)
+        raise
+
+
+def _state_of(coming: Future[Callable[[], None]]) -> State:
+    if not coming.done():
+        return State.READING
+    return State.READY if coming.exception() is None else State.FAILED
