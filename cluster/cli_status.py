@@ -17,6 +17,7 @@ from outrider.cluster.status import (
     Scaling,
     SpeculationStatus,
 )
+from outrider.workers.experts.figures import ExpertFigures
 
 _COLOURS = {"ready": "green", "failed": "red"}
 
@@ -76,6 +77,8 @@ def _add_replica(root: Tree, replica: ReplicaStatus) -> None:
         branch.add(f"[dim]{escape(replica.last_ending)}[/]")
     if replica.engine.drafted and replica.state == "ready":
         branch.add(speculation_line(replica.engine.speculation))
+    if replica.engine.experts.imbalance and replica.state == "ready":
+        branch.add(experts_line(replica.engine.experts))
     for stage, ranks in itertools.groupby(replica.ranks, key=lambda rank: rank.stage):
         _add_stage(branch, stage, list(ranks))
 
@@ -125,6 +128,17 @@ def speculation_line(speculation: SpeculationStatus) -> str:
     ]
     raised = [f"{alarm} x{count}" for alarm, count in speculation.alarms.items() if count]
     return ", ".join(words) + (f" [red]alarms: {', '.join(raised)}[/]" if raised else "")
+
+
+def experts_line(experts: ExpertFigures) -> str:
+    """How uneven ranks are, at the worst layer and on average, and what was done about it."""
+    layer, worst = max(experts.imbalance.items(), key=lambda each: each[1])
+    mean = sum(experts.imbalance.values()) / len(experts.imbalance)
+    line = (
+        f"experts: heaviest rank {mean:.2f} x the mean, {worst:.2f} at layer {layer},"
+        f" {experts.replacements} layers placed anew, {experts.moves} experts moved"
+    )
+    return line + (" [red]a rank could not read one: they stay where they are[/]" if experts.stopped else "")
 
 
 def _coloured(state: str) -> str:

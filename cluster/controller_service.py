@@ -13,6 +13,7 @@ from outrider.cluster.routes import RouteTable, Table
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.engine.request import EngineCounters
 from outrider.workers.errors import OutriderError
+from outrider.workers.experts.figures import ExpertFigures
 
 WATCH_EVERY_S = 0.5
 MOST_REPLICAS = 1024
@@ -196,7 +197,17 @@ def replica_status(replica: Replica) -> cluster_pb2.ReplicaStatus:
             generated_tokens=counters.generated_tokens,
             accepted=counters.accepted,
             speculation=speculation_to_wire(counters),
+            experts=experts_to_wire(counters.experts),
         ),
+    )
+
+
+def experts_to_wire(figures: ExpertFigures) -> cluster_pb2.ExpertStatus:
+    return cluster_pb2.ExpertStatus(
+        imbalance=figures.imbalance,
+        replacements=figures.replacements,
+        moves=figures.moves,
+        stopped=figures.stopped,
     )
 
 

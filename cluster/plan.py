@@ -33,9 +33,11 @@ class ShardPlan:
         return self.mesh.describe(self.layer_splits, rank, pid)
 
 
-def make_plan(model: ModelConfig, parallel: ParallelConfig, speculation: str | int) -> ShardPlan:
+def make_plan(
+    model: ModelConfig, parallel: ParallelConfig, speculation: str | int, redundant_experts: int = 0
+) -> ShardPlan:
     """The balanced plan. ValueError, naming the values, if the model cannot be split so."""
-    check_split(model, parallel)
+    check_split(model, parallel, redundant_experts)
     steps = expected_draft_steps(speculation, model)
     return ShardPlan(
         layer_splits=split_layers(model, parallel.pipeline_parallel_size, steps),

@@ -41,7 +41,8 @@ def make_charge(settings: ServeSettings) -> Charge:
     otlp_endpoint = settings.spans_go_to(os.environ)
     open_tracing(otlp_endpoint, settings.name).close()  # better known now than from a rank
     try:
-        plan = make_plan(ModelConfig.load(path), engine.parallel, engine.speculation)
+        model = ModelConfig.load(path)
+        plan = make_plan(model, engine.parallel, engine.speculation, engine.num_redundant_experts)
     except ValueError as error:
         raise OutriderError(str(error)) from error
     return Charge(

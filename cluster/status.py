@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from outrider.proto import cluster_pb2
+from outrider.workers.experts.figures import ExpertFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class EngineStatus:
     accepted: int
     generated_tokens: int = 0
     speculation: SpeculationStatus = field(default_factory=SpeculationStatus)
+    experts: ExpertFigures = field(default_factory=ExpertFigures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,17 @@ def _replica_from_wire(replica: cluster_pb2.ReplicaStatus) -> ReplicaStatus:
             accepted=replica.engine.accepted,
             generated_tokens=replica.engine.generated_tokens,
             speculation=speculation_from_wire(replica.engine.speculation),
+            experts=experts_from_wire(replica.engine.experts),
         ),
+    )
+
+
+def experts_from_wire(experts: cluster_pb2.ExpertStatus) -> ExpertFigures:
+    return ExpertFigures(
+        imbalance=dict(sorted(experts.imbalance.items())),
+        replacements=experts.replacements,
+        moves=experts.moves,
+        stopped=experts.stopped,
     )
 
 

@@ -119,7 +119,7 @@ class RankStatus(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., busy: _Optional[float] = ..., visible_devices: _Optional[str] = ..., interface: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
 
 class EngineStatus(_message.Message):
-    __slots__ = ("running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted", "generated_tokens", "speculation")
+    __slots__ = ("running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted", "generated_tokens", "speculation", "experts")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class EngineStatus(_message.Message):
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     rounds: int
@@ -136,7 +137,27 @@ class EngineStatus(_message.Message):
     accepted: int
     generated_tokens: int
     speculation: SpeculationStatus
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., rounds: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationStatus, _Mapping]] = ...) -> None: ...
+    experts: ExpertStatus
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., rounds: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationStatus, _Mapping]] = ..., experts: _Optional[_Union[ExpertStatus, _Mapping]] = ...) -> None: ...
+
+class ExpertStatus(_message.Message):
+    __slots__ = ("imbalance", "replacements", "moves", "stopped")
+    class ImbalanceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+    IMBALANCE_FIELD_NUMBER: _ClassVar[int]
+    REPLACEMENTS_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    imbalance: _containers.ScalarMap[int, float]
+    replacements: int
+    moves: int
+    stopped: bool
+    def __init__(self, imbalance: _Optional[_Mapping[int, float]] = ..., replacements: _Optional[int] = ..., moves: _Optional[int] = ..., stopped: _Optional[bool] = ...) -> None: ...
 
 class SpeculationStatus(_message.Message):
     __slots__ = ("price", "gain", "ledger", "stopped", "depth", "forecast_error", "drafted_per_position", "accepted_per_position", "alarms")

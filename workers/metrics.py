@@ -40,6 +40,8 @@ def totals(counters: EngineCounters) -> dict[str, float]:
         "outrider_spec_decode_num_drafts": counters.drafts,
         "outrider_spec_decode_num_draft_tokens": counters.drafted,
         "outrider_spec_decode_num_accepted_tokens": counters.accepted,
+        "outrider_expert_replacements": counters.experts.replacements,
+        "outrider_expert_moves": counters.experts.moves,
     }
 
 
@@ -88,6 +90,8 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "outrider_spec_decode_num_drafts": "Rounds of one sequence that verified at least one draft.",
     "outrider_spec_decode_num_draft_tokens": "Drafts verified.",
     "outrider_spec_decode_num_accepted_tokens": "Drafts accepted.",
+    "outrider_expert_replacements": "Layers whose experts went to other ranks.",
+    "outrider_expert_moves": "Experts that ranks read for that.",
     "outrider_num_requests_running": "Sequences that hold cache blocks.",
     "outrider_num_requests_waiting": "Sequences that wait for cache blocks.",
     "outrider_kv_cache_usage_perc": "Share of the cache's blocks in use, 0..1.",
@@ -146,6 +150,11 @@ class MetricsPublisher:
             name: Histogram(name, description, boundaries=list(_SECONDS), tag_keys=_TAGS)
             for name, description in _DURATIONS.items()
         }
+        self._imbalance = Gauge(
+            "outrider_expert_imbalance",
+            "What the rank with the most work for its experts had over the mean, by layer, of late.",
+            (*_TAGS, "layer"),
+        )
         self._generation = Gauge("outrider_generation", "Number of the replica's current gang.", _TAGS)
 
     def run(self, rank: Published, stop: threading.Event) -> None:
@@ -166,6 +175,8 @@ class MetricsPublisher:
     def _publish_engine(self, counters: EngineCounters) -> None:
         for name, value in (gauges(counters) | speculation_gauges(counters.speculation)).items():
             self._gauges[name].set(value, self._tags)
+        for layer, found in counters.experts.imbalance.items():
+            self._imbalance.set(found, {**self._tags, "layer": str(layer)})
         for alarm, count in counters.speculation.alarms.items():
             self._add(self._alarms, "alarm", count, alarm)
         for name, total in totals(counters).items():

@@ -135,6 +135,38 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             ),
         ),
     ),
+    "experts": (
+        "outrider: experts",
+        (
+            Panel(
+                "Heaviest rank over the mean, by layer",
+                "short",
+                ((f"max by (replica, layer) ({ENGINE}expert_imbalance)", "{{replica}} layer {{layer}}"),),
+                "Of the rows that each rank's experts took of late. 1 is even; the others wait for the heaviest.",
+            ),
+            Panel(
+                "Heaviest rank over the mean, all layers",
+                "short",
+                (
+                    (f"avg by (replica) ({ENGINE}expert_imbalance)", "{{replica}} mean"),
+                    (f"max by (replica) ({ENGINE}expert_imbalance)", "{{replica}} worst layer"),
+                ),
+                "What enable_eplb keeps low.",
+            ),
+            Panel(
+                "Layers placed anew",
+                "ops",
+                ((_rate(f"{ENGINE}expert_replacements_total", "replica"), "{{replica}}"),),
+                "Their experts went to other ranks.",
+            ),
+            Panel(
+                "Experts moved",
+                "ops",
+                ((_rate(f"{ENGINE}expert_moves_total", "replica"), "{{replica}}"),),
+                "Read by a rank that had not held them.",
+            ),
+        ),
+    ),
     "capacity": (
         "outrider: capacity",
         (

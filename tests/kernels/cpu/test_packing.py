@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from outrider.kernels.cpu.context import Context
 from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, LANES, PANEL
-from outrider.kernels.cpu.packing import Arena, gates_beside_ups, in_order, kind_of, packed
+from outrider.kernels.cpu.packing import Arena, gates_beside_ups, give_back, in_order, kind_of, packed
 
 CHUNK = 64 << 20  # an arena grows by this, or by what it is asked for
 
@@ -90,3 +90,19 @@ def test_what_an_arena_gives_is_aligned_zeroed_and_apart(sizes: list[int]) -> No
     ordered = sorted(spans)
     for (address, size), (following, _) in itertools.pairwise(ordered):
         assert address + size <= following
+
+
+@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8])
+def test_what_is_given_back_is_taken_again_by_what_is_as_large(kind: int) -> None:
+    arena, weight = Arena(), torch.randn(40, 130)
+    first, kept = packed(arena, weight, kind), packed(arena, weight + 1, kind)
+    give_back(arena, first)
+
+    other = packed(arena, weight - 1, kind)
+
+    assert (other.panels, other.scales) == (first.panels, first.scales)
+    x = torch.randn(3, 130)
+    context = Context(1)
+    wanted = [context.linear(packed(Arena(), each, kind), x) for each in (weight - 1, weight + 1)]
+    assert torch.equal(context.linear(other, x), wanted[0])
+    assert torch.equal(context.linear(kept, x), wanted[1])

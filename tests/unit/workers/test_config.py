@@ -23,6 +23,11 @@ from outrider.workers.errors import CheckpointError, OutriderError
         ("max_num_seqs", "4"),
         ("max_model_len", 1),
         ("kv_cache_memory_bytes", 0),
+        ("num_redundant_experts", -1),
+        ("num_redundant_experts", 2),  # without enable_eplb
+        ("eplb_window_size", 0),
+        ("eplb_step_interval", 0),
+        ("enable_eplb", True),  # without spread experts
         ("round_timeout_s", 0.0),
         ("speculation", 17),
         ("speculation", None),

@@ -1,4 +1,5 @@
 from outrider.workers.engine.request import EngineCounters, SpeculationFigures
+from outrider.workers.experts.figures import ExpertFigures
 from outrider.workers.metrics import Increments, durations, gauges, speculation_gauges, totals
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
@@ -35,6 +36,12 @@ def test_names_are_the_ones_that_dashboards_know() -> None:
     assert {"outrider_prefix_cache_queries", "outrider_prefix_cache_hits"} <= set(published)
 
 
+def test_what_became_of_experts_is_counted() -> None:
+    published = totals(EngineCounters(experts=ExpertFigures(replacements=2, moves=5)))
+
+    assert (published["outrider_expert_replacements"], published["outrider_expert_moves"]) == (2, 5)
+
+
 def test_a_request_without_tokens_adds_to_the_latency_alone() -> None:
     assert durations(Observation(reason="error", latency_s=2.0)) == {"outrider_e2e_request_latency_seconds": 2.0}
     whole = Observation(reason="stop", latency_s=2.0, time_to_first_token_s=1.0, time_per_output_token_s=0.1)
@@ -60,6 +67,7 @@ def test_what_speculation_does_at_present_is_a_gauge_each() -> None:
 
 def test_a_ranks_status_tells_how_speculation_does() -> None:
     figures = SpeculationFigures(gain=1.5, alarms={"drafter_failed": 2})
-    status = RankStatus(state="ready", counters=EngineCounters(drafted=3, speculation=figures))
+    experts = ExpertFigures(imbalance={3: 1.25}, replacements=1)
+    status = RankStatus(state="ready", counters=EngineCounters(drafted=3, speculation=figures, experts=experts))
 
     assert RankStatus.from_json(status.to_json()) == status
