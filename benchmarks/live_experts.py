@@ -5,7 +5,8 @@
 Eight streams of one prompt, without drafts. Each split runs as it is ("still"), and with experts that move far more
 often than by default ("moving"): a look every 25 rounds at a window of 50. A round's time is what passes between two
 tokens of the first stream, as the caller sees it; beside it stands the longest that an order about experts held any
-round up on any rank. Writes results/live_experts.json.
+round up on any rank. Then, without a model: how long the leader takes for an order at DeepSeek-R1's size, 58 layers of
+256 experts on 32 ranks with 32 redundant ones, loads by Zipf's law. Writes results/live_experts.json.
 """
 
 import argparse
@@ -16,6 +17,10 @@ import numpy as np
 from common import prompts, save, words
 
 from outrider import LLM, SamplingParams
+from outrider.workers.experts.balance import ExpertBalance
+from outrider.workers.experts.orders import NOTHING, Order, State
+from outrider.workers.experts.placing import ExpertLayout
+from outrider.workers.experts.policy import BalancePolicy
 
 SPLITS = {
     "TP2+EP2": {"tensor_parallel_size": 2, "expert_parallel_size": 2},
@@ -42,8 +47,13 @@ def main() -> None:
     for name, arms in found.items():
         for arm, figures in arms.items():
             print(f"{name} {arm}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+    orders = order_times()
+    print("orders at R1's size: " + ", ".join(f"{key} {value}" for key, value in orders.items()))
     command = f"benchmarks/live_experts.py --splits {','.join(args.splits)} --tokens {args.tokens}"
-    print("written to", save("live_experts", f"{command} --repeats {args.repeats}", {"splits": found}))
+    print(
+        "written to",
+        save("live_experts", f"{command} --repeats {args.repeats}", {"splits": found, "orders at R1's size": orders}),
+    )
 
 
 def compare(sizes: dict[str, int], tokens: int, repeats: int) -> dict[str, Any]:
@@ -85,6 +95,31 @@ def summed_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "held_up_ms": round(1000 * max(run["held_up_s"] for run in runs), 3),
         "replacements": sum(run["figures"].replacements for run in runs),
         "moves": sum(run["figures"].moves for run in runs),
+    }
+
+
+def order_times() -> dict[str, float]:
+    """Of every order until the leader has seen to all layers, its ranks answering at once that they are ready."""
+    layout = ExpertLayout(experts=256, ranks=32, redundant_experts=32)
+    policy = BalancePolicy(report_every=1, window=1, step_every=1, most_moves=100)
+    balance, random = ExpertBalance(layout, policy), np.random.default_rng(0)
+    loads = 1e5 / np.arange(1, 257) ** 0.6
+    report = np.stack([[layer, *random.permutation(loads).astype(np.int64)] for layer in range(58)])
+    answers = {Order.REPORT: report.ravel(), Order.ASK: np.array([State.READY])}
+    times = []
+    for _ in range(1000):
+        began = time.perf_counter()
+        order = balance.order()
+        answer = answers.get(Order(int(order[0])), NOTHING) if len(order) else NOTHING
+        balance.hear(answer)
+        times.append(1000 * (time.perf_counter() - began))
+    figures = balance.figures
+    return {
+        "median_ms": round(float(np.median(times)), 3),
+        "most_ms": round(max(times), 3),
+        "replacements": figures.replacements,
+        "moves": figures.moves,
+        "imbalance": round(max(figures.imbalance.values()), 3),
     }
 
 

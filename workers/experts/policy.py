@@ -21,7 +21,7 @@ class BalancePolicy:
     uneven: float = 1.1  # a layer below is left as it is
     least_gain: float = 0.03  # by which it must become more even
     least_rows: int = 32  # an expert, in the window: fewer say little
-    most_moves: int = 8  # experts that ranks read after one look, a rank on average
+    most_moves: int = 64  # experts that ranks read after one look, a rank on average
 
     @classmethod
     def of(cls, *, enabled: bool, window_size: int, step_interval: int) -> "BalancePolicy":
