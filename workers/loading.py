@@ -21,8 +21,6 @@ from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.errors import OutriderError
 from outrider.workers.experts.balance import ExpertBalance
-from outrider.workers.experts.placing import ExpertLayout
-from outrider.workers.experts.policy import BalancePolicy
 from outrider.workers.fingerprint import fingerprint
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import Shard
@@ -116,22 +114,6 @@ class _Loader:
             return None
         return LiveExperts(self._parts.expert_layers, self._sharing.stage, shard, self._device)
 
-    def _balance(self) -> ExpertBalance | None:
-        config, shard = self._config, self._sharing.shard
-        if not shard.spread:
-            return None
-        layout = ExpertLayout(
-            experts=self._model.n_routed_experts,
-            ranks=config.parallel.stage_size,
-            redundant_experts=config.num_redundant_experts,
-        )
-        policy = BalancePolicy.of(
-            enabled=config.enable_eplb,
-            window_size=config.eplb_window_size,
-            step_interval=config.eplb_step_interval,
-        )
-        return ExpertBalance(layout, policy)
-
     def _sampler(self) -> Sampler | None:
         head, sharing = self._parts.head, self._sharing
         if head is None:
@@ -183,7 +165,7 @@ class _Loader:
             drafter=self._recorded(drafter),
             depth=depth,
             load_module=ModuleSwap(self._wanted(), self._parts).load,
-            balance=self._balance(),
+            balance=ExpertBalance.of(self._config, self._model) if self._sharing.shard.spread else None,
             on_begin=times.scheduled,
             prepare=self._grammars.prepare,
         )

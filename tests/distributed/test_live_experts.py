@@ -17,7 +17,7 @@ PROMPTS = [
     for texts in json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text()).values()
     for text in texts[:2]
 ]
-RESTLESS = {"enable_eplb": True, "eplb_window_size": 20, "eplb_step_interval": 4}
+RESTLESS = {"enable_eplb": True, "eplb_window_size": 20, "eplb_step_interval": 1}
 TP2 = {"tensor_parallel_size": 2, "expert_parallel_size": 2}
 TP4 = {"tensor_parallel_size": 4, "expert_parallel_size": 4}
 DP2 = {"data_parallel_size": 2, "expert_parallel_size": 2}
@@ -28,7 +28,7 @@ def _tokens(llm: LLM, speculation: str = "auto") -> list[list[int]]:
     found = []
     for temperature in (0.0, 1.0):
         params = [
-            SamplingParams(temperature=temperature, seed=i, max_tokens=64, ignore_eos=True, speculation=speculation)
+            SamplingParams(temperature=temperature, seed=i, max_tokens=96, ignore_eos=True, speculation=speculation)
             for i in range(len(PROMPTS))
         ]
         found += [output.outputs[0].token_ids for output in llm.generate(PROMPTS, params)]
@@ -52,7 +52,7 @@ def _assert_moved_and_same(wanted: list[list[int]], settings: dict[str, Any]) ->
         found, figures = _tokens(llm), _figures(llm)
 
     assert found == wanted
-    assert figures.replacements > 2, "nothing moved: equality says little"
+    assert figures.replacements > 1, "nothing moved: equality says little"
     assert figures.moves >= figures.replacements
     assert list(figures.imbalance) == list(range(1, 13)), "scout's layers with experts, its MTP module's the last"
 

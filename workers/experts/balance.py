@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from outrider.workers.config import EngineConfig
 from outrider.workers.experts.figures import ExpertFigures
 from outrider.workers.experts.loads import ExpertLoads
 from outrider.workers.experts.orders import NOTHING, Order, State, order, prepare
 from outrider.workers.experts.placement import IntArray, dealt_out
 from outrider.workers.experts.placing import ExpertLayout, imbalance
 from outrider.workers.experts.policy import BalancePolicy, as_placement, better_table, moves, uneven_layers
+from outrider.workers.model.config import ModelConfig
 
 _ASK_EVERY = 4  # rounds
 
@@ -44,6 +46,20 @@ class ExpertBalance:
         self._to_see: deque[int] = deque()  # rows of this step
         self._moves_left = 0
         self._move: _Move | None = None
+
+    @classmethod
+    def of(cls, config: EngineConfig, model: ModelConfig) -> "ExpertBalance":
+        layout = ExpertLayout(
+            experts=model.n_routed_experts,
+            ranks=config.parallel.stage_size,
+            redundant_experts=config.num_redundant_experts,
+        )
+        policy = BalancePolicy.of(
+            enabled=config.enable_eplb,
+            window_size=config.eplb_window_size,
+            step_interval=config.eplb_step_interval,
+        )
+        return cls(layout, policy)
 
     def order(self) -> IntArray:
         """What the next round carries; a look at one layer at most, so that no round waits for it."""

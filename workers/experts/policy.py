@@ -50,8 +50,8 @@ def better_table(
     gained = float((imbalance(weights, present) - imbalance(weights, placed))[0])
     if gained < policy.least_gain or placed.moves_from(present) > moves_left:
         return None
-    table: IntArray = placed.experts[0]
-    return table
+    better: IntArray = placed.experts[0]
+    return better
 
 
 def moves(before: IntArray, after: IntArray, experts: int) -> int:
