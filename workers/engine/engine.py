@@ -202,7 +202,8 @@ class Engine:
             round, self._to_prepare = replace(round, prepares=tuple(self._to_prepare)), []
         if self._balance is not None:
             with self.ordering.timing():
-                round = replace(round, expert_order=self._balance.order())
+                order = self._balance.order()
+            round = replace(round, expert_order=order) if len(order) else round
         self._under_way.append((round, began))
         self._free_lanes.popleft()
         with self.times.part("forward"):

@@ -102,7 +102,7 @@ def test_what_is_given_back_is_taken_again_by_what_is_as_large(kind: int) -> Non
 
     assert (other.panels, other.scales) == (first.panels, first.scales)
     x = torch.randn(3, 130)
-    context = Context(1)
-    wanted = [context.linear(packed(Arena(), each, kind), x) for each in (weight - 1, weight + 1)]
+    context, elsewhere = Context(1), Arena()
+    wanted = [context.linear(packed(elsewhere, each, kind), x) for each in (weight - 1, weight + 1)]
     assert torch.equal(context.linear(other, x), wanted[0])
     assert torch.equal(context.linear(kept, x), wanted[1])
