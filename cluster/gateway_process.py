@@ -41,7 +41,7 @@ class GatewayProcess:
         door: Door,
         cluster_key: str,
         log_level: str,
-        otlp_endpoint: str,
+        otlp_endpoint: str = "",
     ) -> None:
         """With TLS the door needs a health port: only there can this process ask whether the gateway is ready."""
         self.address = f"{host}:{port}"
