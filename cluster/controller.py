@@ -16,7 +16,7 @@ import ray
 from outrider.cluster import roster
 from outrider.cluster.autoscale import Autoscaler, Load
 from outrider.cluster.controller_service import ControllerService, bind
-from outrider.cluster.gang import prefix, survey
+from outrider.cluster.gang import survey
 from outrider.cluster.gateway.health import Health
 from outrider.cluster.machines import MachineKeeper, MachineProvider, Need, RayPlacement, unused
 from outrider.cluster.reconcile import Action, End, Goal, Phase, Publish, Retire, Start, Stop, reconcile
@@ -32,10 +32,6 @@ TICK_S = 0.25
 LATE_S = 2.0  # a tick this late means that the controller was held up, and no rank is to blame for the silence
 OWNER_SILENT_S = 5.0
 REMEMBERED_HOSTS = 256
-
-
-def controller_name(cluster: str) -> str:
-    return f"{prefix(cluster)}controller"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from outrider.cluster.bootstrap import controller_name, start_controller
 from outrider.cluster.config import ServeSettings
-from outrider.cluster.controller import Controller, Report, controller_name
+from outrider.cluster.controller import Report
 from outrider.cluster.gang import remove_leftovers
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway_process import GatewayProcess, check_port, free_port
@@ -163,15 +164,9 @@ class ServedCluster:
         return OutriderError(f"a cluster named {name!r} is being served already: stop it, or choose another --name")
 
     def _start_controller(self) -> str:
-        ray = import_ray()
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"lifetime": "detached", "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
-        name = controller_name(self._settings.name)
+        charge = dataclasses.replace(self._charge, may_grow=not self._session.is_own)
         try:
-            charge = dataclasses.replace(self._charge, may_grow=not self._session.is_own)
-            self._controller = ray.remote(Controller).options(name=name, **options).remote(charge)
+            self._controller = start_controller(charge)
         except ValueError as error:  # somebody else was faster
             raise self._name_taken() from error
         self._heartbeat = Heartbeat(self._controller)

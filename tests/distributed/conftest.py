@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from distributed.controlled import Controlled
+from small_tokenizer import write_tokenizer
 
 from outrider.cluster.gang import remove_leftovers
 from outrider.cluster.ray_session import RaySession
@@ -21,6 +22,8 @@ def ray_address() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT / 'tests'}")
         environment.setenv("RAY_metrics_report_interval_ms", "200")
+        environment.setenv("RAY_health_check_period_ms", "1000")  # a node that went is known soon
+        environment.setenv("RAY_worker_niceness", "0")  # ranks wait for other programs no longer than tests do
         session = RaySession("local", dashboard=False)
         session.open()
         yield ray.get_runtime_context().gcs_address
@@ -47,3 +50,9 @@ def controlled(name: str) -> Iterator[Callable[..., Controlled]]:
     yield start
     for one in started:
         one.close()
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> str:
+    """A tokenizer, for ranks that speak."""
+    return str(write_tokenizer(tmp_path))

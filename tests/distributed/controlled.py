@@ -9,7 +9,8 @@ import psutil
 import ray
 from ray.util import placement_group_table
 
-from outrider.cluster.controller import Controller, Report, controller_name
+from outrider.cluster.bootstrap import start_controller
+from outrider.cluster.controller import Report
 from outrider.cluster.gang import prefix
 from outrider.cluster.plan import ShardPlan
 from outrider.cluster.reconcile import Phase
@@ -38,8 +39,7 @@ class Controlled:
                 **changes,
             }
         )
-        options = {"name": controller_name(name), "lifetime": "detached", "num_cpus": 0}
-        self.controller = ray.remote(Controller).options(**options).remote(charge)
+        self.controller: Any = start_controller(charge)  # its methods as Ray calls them
         self.address: str = ray.get(self.controller.open.remote())
         self._channel = grpc.insecure_channel(self.address)
         self.stub = cluster_pb2_grpc.ControllerServiceStub(self._channel)

@@ -14,6 +14,7 @@ import ray
 @dataclass
 class GpuNode:
     process: subprocess.Popen[bytes]
+    domain: str
     node_id: str = ""  # Ray's, once it has joined
 
 
@@ -29,7 +30,7 @@ class GpuNodes:
         added = []
         for count in gpus:  # one after another: raylets that start at once may choose the same ports
             known = {row["NodeID"] for row in ray.nodes() if row["Alive"]}
-            node = GpuNode(self._start(count, domain))
+            node = GpuNode(self._start(count, domain), domain)
             self.nodes.append(node)
             node.node_id = self._joined(known, count)
             added.append(node)
@@ -44,7 +45,7 @@ class GpuNodes:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=os.environ
         )
 
-    def _joined(self, known: set[str], gpus: int, within_s: float = 60.0) -> str:
+    def _joined(self, known: set[str], gpus: int, within_s: float = 150.0) -> str:
         until = time.monotonic() + within_s
         while time.monotonic() < until:
             for row in ray.nodes():

@@ -1,17 +1,22 @@
-"""Where a gang's ranks go on a real Ray of several nodes with fake GPUs, and what becomes of it when a node goes."""
+"""Where a gang's ranks go on a real Ray of several nodes with fake GPUs, and what becomes of it when a node goes.
+
+The ranks are stand-ins without an engine (stand_ins.py); the plans, the placement and the nodes' ends are real.
+"""
 
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import pytest
-from distributed.controlled import Controlled
+from distributed.controlled import Controlled, groups
 from distributed.gpu_nodes import GpuNodes
-from distributed.stand_ins import IdleRank
+from distributed.speaking import Served, expected, ready
+from distributed.stand_ins import IdleRank, SpeakingRank
 
-from outrider.cluster.plan import ShardPlan
+from outrider.cluster.plan import ShardPlan, make_plan
+from outrider.cluster.planning.presets import load_shape
 from outrider.proto import cluster_pb2
-from outrider.workers.config import EngineConfig
+from outrider.workers.config import EngineConfig, ParallelConfig
 
 Start = Callable[..., Controlled]
 
@@ -42,6 +47,21 @@ def gpu_nodes(ray_address: str) -> Iterator[GpuNodes]:
     nodes.close()
 
 
+def test_a_node_that_goes_is_named_and_its_ranks_wait_for_another(controlled: Start, gpu_nodes: GpuNodes) -> None:
+    (node,) = gpu_nodes.add(2)
+    cluster = start(controlled, ranks=2)
+    (replica,) = cluster.wait_for_status(all_ready).replicas
+    assert ranks_by_node(replica) == {node.node_id: [0, 1]}
+
+    gpu_nodes.remove(node)
+
+    ending = rf"generation 1 ended: rank [01] \(.*\) on node \S+ \(id {node.node_id[:12]}\) (died: |stopped answering)"
+    waiting = cluster.wait_for_status(lambda status: status.replicas[0].state == "waiting").replicas[0]
+    assert re.match(ending, waiting.last_ending)
+    assert waiting.problem.startswith("need 1 node with 2 GPUs, have ")
+    cluster.drain()
+
+
 @pytest.mark.full
 def test_ranks_sit_as_planned_and_a_node_that_goes_is_named_and_replaced(
     controlled: Start, gpu_nodes: GpuNodes
@@ -49,7 +69,7 @@ def test_ranks_sit_as_planned_and_a_node_that_goes_is_named_and_replaced(
     large, small = gpu_nodes.add(4, 2)
     cluster = start(controlled, ranks=6)
 
-    (replica,) = cluster.wait_for_status(all_ready).replicas
+    (replica,) = cluster.wait_for_status(all_ready, within_s=60).replicas
 
     assert ranks_by_node(replica) == {large.node_id: [0, 1, 2, 3], small.node_id: [4, 5]}
     assert sorted(rank.visible_devices for rank in replica.ranks[:4]) == ["0", "1", "2", "3"]
@@ -71,17 +91,39 @@ def test_ranks_sit_as_planned_and_a_node_that_goes_is_named_and_replaced(
     cluster.drain()
 
 
+@pytest.fixture(scope="module")
+def fleet(ray_address: str) -> Iterator[GpuNodes]:
+    """Five nodes: two of 8 GPUs in rack1, three of 4 in rack2."""
+    nodes = GpuNodes(ray_address)
+    nodes.add(8, 8, domain="rack1")
+    nodes.add(4, 4, 4, domain="rack2")
+    yield nodes
+    nodes.close()
+
+
+def rack(fleet: GpuNodes, name: str) -> set[str]:
+    return {node.node_id for node in fleet.nodes if node.domain == name}
+
+
 @pytest.mark.full
-def test_a_gang_of_sixteen_takes_two_whole_nodes_and_a_second_waits_for_two_more(
-    controlled: Start, gpu_nodes: GpuNodes
+@pytest.mark.timeout(570)  # sixteen processes start, and five nodes before them
+def test_r1_takes_two_whole_nodes_as_planned_and_a_second_waits_for_two_more(
+    controlled: Start, fleet: GpuNodes
 ) -> None:
-    whole = {node.node_id for node in gpu_nodes.add(8, 8, domain="rack1")}
-    gpu_nodes.add(4, 4, 4, domain="rack2")
-    cluster = start(controlled, ranks=16)
-    (replica,) = cluster.wait_for_status(all_ready, within_s=120).replicas
+    parallel = ParallelConfig(pipeline_parallel_size=2, tensor_parallel_size=8, expert_parallel_size=8)
+    plan = make_plan(load_shape("deepseek-r1"), parallel, "auto")
+    cluster = controlled(
+        IdleRank, plan=plan, engine=EngineConfig(model="R1", device="cuda", parallel=parallel), may_grow=True
+    )
+    (replica,) = cluster.wait_for_status(all_ready, within_s=240).replicas
     placed = ranks_by_node(replica)
-    assert set(placed) == whole
-    assert list(placed.values()) == [list(range(8)), list(range(8, 16))]
+    assert set(placed) == rack(fleet, "rack1")
+    assert list(placed.values()) == [list(range(8)), list(range(8, 16))], "a stage is a tensor group, and has a node"
+    assert [(r.stage, r.first_layer, r.end_layer) for r in replica.ranks] == [
+        (stage, *plan.layer_splits[stage]) for stage in (0, 1) for _ in range(8)
+    ]
+    for stage in (replica.ranks[:8], replica.ranks[8:]):
+        assert sorted(rank.visible_devices for rank in stage) == [str(device) for device in range(8)]
 
     response = cluster.stub.Scale(cluster_pb2.ScaleRequest(replicas=2))
 
@@ -92,12 +134,36 @@ def test_a_gang_of_sixteen_takes_two_whole_nodes_and_a_second_waits_for_two_more
 
 
 @pytest.mark.full
-def test_a_gang_never_leaves_its_domain_where_one_holds_it(controlled: Start, gpu_nodes: GpuNodes) -> None:
-    domains = {name: {node.node_id for node in gpu_nodes.add(4, 4, domain=name)} for name in ("rack1", "rack2")}
-    cluster = start(controlled, ranks=6, replicas=2)
+def test_a_gang_never_leaves_its_domain_where_one_holds_it(controlled: Start, fleet: GpuNodes) -> None:
+    cluster = start(controlled, ranks=10, replicas=2)
 
-    replicas = cluster.wait_for_status(all_ready, within_s=120).replicas
+    replicas = cluster.wait_for_status(all_ready, within_s=180).replicas
 
     placed = [set(ranks_by_node(replica)) for replica in replicas]
-    assert sorted(placed, key=sorted) == sorted(domains.values(), key=sorted)
+    assert sorted(placed, key=sorted) == sorted([rack(fleet, "rack1"), rack(fleet, "rack2")], key=sorted)
     cluster.drain()
+
+
+@pytest.mark.full
+def test_over_five_nodes_one_replica_becomes_three_and_one_again_and_every_stream_finishes(
+    controlled: Start, fleet: GpuNodes, model_path: str
+) -> None:
+    changes = {"plan": gang_of(4), "engine": EngineConfig(device="cuda"), "may_grow": True, "model_path": model_path}
+    served = Served(controlled(SpeakingRank, **changes))
+    try:
+        served.client.scale(3)
+        status = served.cluster.wait_for_status(lambda status: ready(status) == {"r0", "r1", "r2"}, within_s=180)
+        placed = [ranks_by_node(replica) for replica in status.replicas]
+        assert all(list(ranks.values()) == [[0, 1, 2, 3]] for ranks in placed)
+        assert set().union(*placed) == rack(fleet, "rack2"), "a node each, and the domain that is fullest"
+        streams = [served.stream(number, max_tokens=400) for number in range(6)]
+        served.cluster.wait_for_status(lambda status: all(r.engine.running == 2 for r in status.replicas))
+
+        served.client.scale(1)
+
+        assert [stream.rest() for stream in streams] == [expected(number, 400) for number in range(6)]
+        served.cluster.wait_for_status(lambda status: len(status.replicas) == 1)
+        assert len(groups(served.cluster.name)) == 1
+    finally:
+        served.close()
+    served.cluster.drain()

@@ -2,95 +2,20 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import pytest
 from distributed.controlled import Controlled, actors, alive, groups
+from distributed.speaking import Served, expected, ready, states
 from distributed.stand_ins import IdleRank, SpeakingRank
-from small_tokenizer import write_tokenizer
 
-from outrider import Client
 from outrider.cluster.errors import InvalidRequestError
-from outrider.cluster.gateway.door import Door
-from outrider.cluster.gateway_process import GatewayProcess, free_port
-from outrider.cluster.generation import Output
 from outrider.proto import cluster_pb2
-from outrider.workers.cluster_key import draw_key
 from outrider.workers.config import EngineConfig
 
 Start = Callable[..., Controlled]
-Status = cluster_pb2.GetStatusResponse
 
-
-def states(status: Status) -> dict[str, str]:
-    return {replica.name: replica.state for replica in status.replicas}
-
-
-def ready(status: Status) -> set[str]:
-    return {name for name, state in states(status).items() if state == "ready"}
-
-
-class Served:
-    """A controller of replicas that speak, a gateway process, and a client of it."""
-
-    def __init__(self, cluster: Controlled) -> None:
-        self.cluster = cluster
-        self._stop = threading.Event()
-        self._gateway = GatewayProcess(
-            controller=cluster.address,
-            host="127.0.0.1",
-            port=free_port("127.0.0.1"),
-            metrics_port=None,
-            door=Door(),
-            cluster_key=draw_key(),  # which this controller, having none, does not ask for
-            log_level="error",
-        )
-        self._gateway.wait_until_ready(self._stop)
-        self.client = Client(self._gateway.address)
-
-    def stream(self, number: int, max_tokens: int) -> "Stream":
-        return Stream(self.client, number, max_tokens)
-
-    def close(self) -> None:
-        self.client.close()
-        self._stop.set()
-        self._gateway.close(self._stop)
-
-
-class Stream:
-    """A request on a thread of its own; has its first token when constructed."""
-
-    def __init__(self, client: Client, number: int, max_tokens: int) -> None:
-        self.token_ids: list[int] = []
-        self.error: Exception | None = None
-        self._first = threading.Event()
-        self._events = client.stream(token_ids=[5 + number], max_tokens=max_tokens, seed=number)
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-        assert self._first.wait(30), "no token came"
-
-    def _read(self) -> None:
-        try:
-            for event in self._events:
-                if isinstance(event, Output):
-                    self.token_ids += event.token_ids
-                    self._first.set()
-        except Exception as error:  # for the test's own thread
-            self.error = error
-
-    def rest(self) -> list[int]:
-        """Every token, once it has ended well."""
-        self._thread.join(60)
-        assert self.error is None
-        return self.token_ids
-
-
-@pytest.fixture
-def model_path(tmp_path: Path) -> str:
-    return str(write_tokenizer(tmp_path))
 
 
 @pytest.fixture
@@ -98,11 +23,6 @@ def served(controlled: Start, model_path: str) -> Iterator[Served]:
     one = Served(controlled(SpeakingRank, model_path=model_path))
     yield one
     one.close()
-
-
-def expected(number: int, tokens: int) -> list[int]:
-    """What a SpeakingRank's engine says to `Served.stream(number, tokens)`."""
-    return [100 + (5 + number + step) % 100 for step in range(tokens)]
 
 
 def test_one_replica_becomes_three_and_one_again_and_every_stream_finishes(served: Served) -> None:
