@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from outrider.cluster.config import ServeSettings
-from outrider.cluster.controller import ReplicaReport, Report
 from outrider.cluster.plan import ShardPlan
 from outrider.cluster.reconcile import Phase
+from outrider.cluster.report import ReplicaReport, Report
 from outrider.cluster.serve import ServedCluster, make_charge
 
 WATCH_EVERY_S = 1.0

@@ -44,6 +44,7 @@ class ServeSettings(BaseModel):
     controller_host: str = ""  # where gateways reach it; "": loopback, or this node's address where there are more
     controller_port: int = Field(default=0, ge=0, le=65535)
     leader_ports: str = "0"  # one, or FIRST-LAST: where the replicas' leaders listen; 0: anywhere
+    take_over: bool = False  # what a killed run left goes on, if it was told the same; False: it is removed
     replicas: int = Field(default=1, ge=1, le=1024)
     ranks_per_node: int | None = Field(default=None, ge=1)  # of nodes that are not there yet; None: as those that are
     autoscale_max_replicas: int | None = Field(default=None, ge=1, le=1024)  # None: no autoscaler

@@ -1,6 +1,7 @@
 """The controller: a named Ray actor that observes replicas, reconciles them with what is wanted, tells the gateways.
 
-It serves ControllerService to gateways over gRPC; Ray calls come from `outrider serve` alone.
+It serves ControllerService to gateways over gRPC; Ray calls come from `outrider serve` alone. No token passes it, so
+its crash stops none: Ray starts it again, and it goes on from its record (record.py) with the ranks that still run.
 """
 
 import asyncio
@@ -8,67 +9,32 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import grpc
 import ray
 
-from outrider.cluster import roster
+from outrider.cluster import record, roster
 from outrider.cluster.autoscale import Autoscaler, Load
-from outrider.cluster.controller_service import ControllerService, bind
-from outrider.cluster.gang import survey
-from outrider.cluster.gateway.health import Health
+from outrider.cluster.charge import Charge
+from outrider.cluster.controller_service import serve
+from outrider.cluster.leftovers import remove_all_but
 from outrider.cluster.machines import MachineKeeper, MachineProvider, Need, RayPlacement, unused
+from outrider.cluster.names import controller_name
+from outrider.cluster.nodes import survey
 from outrider.cluster.reconcile import Action, End, Goal, Phase, Publish, Retire, Start, Stop, reconcile
-from outrider.cluster.replica import Charge, Replica
+from outrider.cluster.record import ClusterRecord, RecordKeeper
+from outrider.cluster.replica import Replica
+from outrider.cluster.report import Report, report_on
 from outrider.cluster.roster import Member
-from outrider.cluster.routes import Ending, Route, RouteTable
-from outrider.proto import cluster_pb2_grpc
+from outrider.cluster.routes import Ending, RouteTable
 from outrider.workers import logs
-from outrider.workers.cluster_key import interceptors
+from outrider.workers.actor import LOOPBACK
 
 log = logging.getLogger("outrider.controller")
 TICK_S = 0.25
 LATE_S = 2.0  # a tick this late means that the controller was held up, and no rank is to blame for the silence
 OWNER_SILENT_S = 5.0
 REMEMBERED_HOSTS = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaReport:
-    """One replica, as `outrider serve` hears of it."""
-
-    name: str
-    phase: Phase
-    problem: str = ""
-    waiting: str = ""  # for what room
-    loaded: tuple[float, ...] = ()  # by rank: share of its weights, 0..1
-    states: tuple[str, ...] = ()  # by rank
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What `outrider serve` hears with every heartbeat."""
-
-    replicas: tuple[ReplicaReport, ...]
-    ever_ready: bool  # one of them has been, at some time
-    has_mtp: bool  # whether the model can draft for itself; True until it is known
-
-    @property
-    def phase(self) -> Phase:
-        """READY when a replica serves, and none of the others is about to; FAILED when none ever will."""
-        phases = {replica.phase for replica in self.replicas if not replica.waiting}
-        if Phase.STARTING in phases or Phase.ABSENT in phases:
-            return Phase.STARTING
-        if Phase.READY in phases:
-            return Phase.READY
-        hopeless = self.replicas and all(replica.phase is Phase.FAILED for replica in self.replicas)
-        return Phase.FAILED if hopeless and not self.ever_ready else Phase.STARTING
-
-    @property
-    def problem(self) -> str:
-        """What is wrong, of the first that has something wrong."""
-        return next((replica.problem for replica in self.replicas if replica.problem), "")
 
 
 class Controller:
@@ -88,24 +54,69 @@ class Controller:
         self._table = RouteTable()
         self._background: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
+        self._address = ""
+        self._record = RecordKeeper(charge.cluster, self._current_record)
+        self._opening = asyncio.create_task(self._open(), name="open")  # at every start: a restart has no caller
 
     async def open(self) -> str:
-        """Starts to serve gateways and to reconcile. Returns the HOST:PORT that gateways connect to."""
+        """Once it serves gateways and reconciles. Returns the HOST:PORT that gateways connect to."""
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> str:
         logs.configure("info")  # into Ray's log of this actor
-        options = [("grpc.http2.min_ping_interval_without_data_ms", 10_000), ("grpc.so_reuseport", 0)]
-        self._server = grpc.aio.server(options=options, interceptors=interceptors(self._charge.key))
-        service = ControllerService(self._charge.cluster, self._charge.model_name, self._charge.model_path, self)
-        cluster_pb2_grpc.add_ControllerServiceServicer_to_server(service, self._server)
-        Health().add_to(self._server)
-        host = self._charge.controller_host or ("127.0.0.1" if len(survey()) == 1 else ray.util.get_node_ip_address())
-        port = bind(self._server, host, self._charge.controller_port)
-        await self._server.start()
+        before = await asyncio.to_thread(record.load, self._charge.cluster)
+        if before is not None:
+            await self._recover(before)
+        await self._table.expect(self._pending)
+        self._address = await self._listen(before.address if before is not None else "")
         await self._reconcile()
         self._background = [
             asyncio.create_task(self._reconcile_forever(), name="reconcile"),
             asyncio.create_task(self._machines.keep(), name="machines"),
         ]
+        return self._address
+
+    async def _listen(self, before: str) -> str:
+        """Where the controller before this one listened, if that was on this node: gateways look for it there."""
+        here = ray.util.get_node_ip_address()
+        former_host, _, former_port = before.rpartition(":")
+        host = self._charge.controller_host or (former_host if former_host in (LOOPBACK, here) else "")
+        host = host or (LOOPBACK if len(survey()) == 1 else here)
+        port = self._charge.controller_port or (int(former_port) if former_host == host else 0)
+        self._server, port = await serve(self._charge, self, host, port)
         return f"{host}:{port}"
+
+    async def _recover(self, before: ClusterRecord) -> None:
+        """Goes on as the controller before this one would have, with the ranks that it left."""
+        kept = (controller_name(self._charge.cluster), *before.names_to_keep(self._charge.cluster))
+        removed = await asyncio.to_thread(remove_all_but, kept, self._charge.cluster)
+        self._desired = before.desired if before.asked == self._charge.replicas else self._charge.replicas
+        self._ever_ready, self._ending = before.ever_ready, before.ending
+        self._generations = dict(before.generations)
+        self._former_hosts.extend(before.former_hosts)
+        for one in before.replicas:
+            replica = self._replicas[one.name] = Replica(one.name, self._charge, one.generation)
+            replica.goal, replica.last_ending = one.goal, one.last_ending
+            if one in before.survivors:
+                await asyncio.to_thread(replica.adopt, one)
+                replica.watch()
+            if replica.phase is Phase.READY:
+                await self._table.publish(replica.route)
+        adopted = [one.name for one in before.survivors]
+        logs.event(log, logging.WARNING, "controller restarted", adopted=adopted, removed=removed, wanted=self._desired)
+
+    def _current_record(self) -> ClusterRecord:
+        return ClusterRecord(
+            identity=self._charge.identity,
+            address=self._address,
+            asked=self._charge.replicas,
+            desired=self._desired,
+            ever_ready=self._ever_ready,
+            ending=self._ending,
+            replicas=tuple(replica.record for replica in self.replicas),
+            generations=dict(self._generations),
+            former_hosts=tuple(self._former_hosts),
+        )
 
     @property
     def replicas(self) -> Sequence[Replica]:
@@ -133,10 +144,11 @@ class Controller:
 
     async def heartbeat(self) -> Report:
         """The owner is alive; this is how things stand."""
+        await self.open()
         self._owner_seen_at = time.monotonic()
         infos = [replica.leader.info for replica in self.replicas]
         return Report(
-            replicas=tuple(_report(replica) for replica in self.replicas),
+            replicas=tuple(report_on(replica) for replica in self.replicas),
             ever_ready=self._ever_ready,
             has_mtp=all(info.has_mtp for info in infos if info is not None),
         )
@@ -160,6 +172,7 @@ class Controller:
 
     async def drain(self) -> None:
         """Tells the gateways to take no more, then ends the ranks. The actor itself is the owner's to kill."""
+        await asyncio.wait([self._opening])
         self._ending = True
         await self._table.drain()
         while self._replicas:
@@ -195,6 +208,7 @@ class Controller:
             if actions:
                 self._acting[replica.name] = asyncio.create_task(self._act(replica, actions))
         await self._table.expect(self._pending)
+        await self._record.write()
 
     @property
     def _pending(self) -> int:
@@ -267,11 +281,11 @@ class Controller:
             case Publish():
                 replica.ready()
                 self._ever_ready = True
-                address = replica.leader.service_address
-                route = Route(replica=replica.name, generation=replica.generation, address=address)
-                await self._table.publish(route, pending=self._pending)
+                await self._record.write()  # first: what a gateway has heard of, the next controller knows
+                await self._table.publish(replica.route, pending=self._pending)
             case Retire():
                 replica.retired()
+                await self._record.write()
                 await self._table.retire(replica.name, pending=self._pending)
             case End(reason):
                 published = replica.phase in (Phase.READY, Phase.DRAINING)
@@ -298,15 +312,3 @@ def _provider(charge: Charge) -> MachineProvider:
     from outrider.cluster.kubernetes import RayClusterMachines, connect  # a second's import that few need
 
     return RayClusterMachines(connect(), charge.kubernetes_ray_cluster, charge.kubernetes_worker_group)
-
-
-def _report(replica: Replica) -> ReplicaReport:
-    probes = [replica.probe_of(rank) for rank in replica.ranks]
-    return ReplicaReport(
-        name=replica.name,
-        phase=replica.phase,
-        problem=replica.problem,
-        waiting=replica.waiting,
-        loaded=tuple(probe.status.loaded if probe and probe.status else 0.0 for probe in probes),
-        states=tuple(rank.state for rank in replica.observed),
-    )

@@ -7,17 +7,19 @@ from typing import Any, Protocol
 import grpc
 
 import outrider
+from outrider.cluster.charge import Charge
+from outrider.cluster.gateway.health import Health
 from outrider.cluster.reconcile import Goal, Phase
 from outrider.cluster.replica import Replica
 from outrider.cluster.routes import RouteTable, Table
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
+from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.request import EngineCounters
 from outrider.workers.errors import OutriderError
 from outrider.workers.experts.figures import ExpertFigures
 
 WATCH_EVERY_S = 0.5
 MOST_REPLICAS = 1024
-_STATES = {Phase.ABSENT: "starting"}  # it will be, with the next tick
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -130,12 +132,19 @@ class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
             yield routes_response(table)
 
 
-def bind(server: grpc.aio.Server, host: str, port: int) -> int:
-    """The port it is, a free one for 0. OutriderError if it is taken."""
+async def serve(charge: Charge, controlled: Controlled, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    """Answers from now on at HOST:PORT, 0 for a free one. OutriderError if it is taken."""
+    options = [("grpc.http2.min_ping_interval_without_data_ms", 10_000), ("grpc.so_reuseport", 0)]
+    server = grpc.aio.server(options=options, interceptors=interceptors(charge.key))
+    service = ControllerService(charge.cluster, charge.model_name, charge.model_path, controlled)
+    cluster_pb2_grpc.add_ControllerServiceServicer_to_server(service, server)
+    Health().add_to(server)
     try:
-        return int(server.add_insecure_port(f"{host}:{port}"))
+        port = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
         raise OutriderError(f"the controller cannot listen on {host}:{port}: choose another controller_port") from error
+    await server.start()
+    return server, port
 
 
 def _problem(replica: Replica) -> str:
@@ -184,7 +193,7 @@ def replica_status(replica: Replica) -> cluster_pb2.ReplicaStatus:
     return cluster_pb2.ReplicaStatus(
         name=replica.name,
         generation=replica.generation,
-        state="waiting" if replica.waiting else _STATES.get(replica.phase, replica.phase.value),
+        state=_state(replica),
         problem=replica.problem or replica.waiting,
         last_ending=replica.last_ending,
         ranks=[_rank_status(replica, rank) for rank in range(replica.plan.world_size)],
@@ -209,6 +218,13 @@ def experts_to_wire(figures: ExpertFigures) -> cluster_pb2.ExpertStatus:
         moves=figures.moves,
         stopped=figures.stopped,
     )
+
+
+def _state(replica: Replica) -> str:
+    """Absent is what comes with the next tick, or goes with it."""
+    if replica.phase is Phase.ABSENT:
+        return "starting" if replica.goal is Goal.SERVE else "draining"
+    return "waiting" if replica.waiting else replica.phase.value
 
 
 def speculation_to_wire(counters: EngineCounters) -> cluster_pb2.SpeculationStatus:

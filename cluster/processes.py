@@ -1,9 +1,11 @@
-"""Making sure that a process is gone, on this node or another."""
+"""Making sure that processes are gone, on this node or others."""
 
 import contextlib
 import os
 import signal
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ray
@@ -14,27 +16,33 @@ from outrider.workers.errors import OutriderError
 GONE_TIMEOUT_S = 8.0
 
 
-def end_process(node_id: str, pid: int) -> None:
-    """Kills one of Ray's workers, also a frozen one, and returns when it is gone. OutriderError if it will not go."""
-    if node_id == ray.get_runtime_context().get_node_id():
-        _end_here(pid)
-        return
-    if all(node["NodeID"] != node_id or not node["Alive"] for node in ray.nodes()):
-        return  # its node went, and it with it
-    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    ray.get(
-        ray.remote(_end_here).options(num_cpus=0, scheduling_strategy=there).remote(pid), timeout=2 * GONE_TIMEOUT_S
-    )
+def end_processes(processes: Iterable[tuple[str, int]]) -> None:
+    """Kills some of Ray's workers, by node id and pid, also frozen ones, and returns when they are gone.
+
+    OutriderError if one will not go.
+    """
+    by_node = defaultdict(list)
+    for node_id, pid in processes:
+        by_node[node_id].append(pid)
+    _end_here(by_node.pop(ray.get_runtime_context().get_node_id(), []))
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # what was on another went with it
+    task = ray.remote(_end_here).options(num_cpus=0)
+    ends = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(pids)
+        for node_id, pids in by_node.items()
+        if node_id in alive
+    ]
+    ray.get(ends, timeout=2 * GONE_TIMEOUT_S)
 
 
-def _end_here(pid: int) -> None:
-    if _is_ray_worker(pid):
+def _end_here(pids: Sequence[int]) -> None:
+    for pid in filter(_is_ray_worker, pids):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     until = time.monotonic() + GONE_TIMEOUT_S
-    while _is_ray_worker(pid):
+    while left := [pid for pid in pids if _is_ray_worker(pid)]:
         if time.monotonic() > until:
-            raise OutriderError(f"process {pid} is still there {GONE_TIMEOUT_S:.0f} s after SIGKILL")
+            raise OutriderError(f"processes {left} are still there {GONE_TIMEOUT_S:.0f} s after SIGKILL")
         time.sleep(0.02)
 
 

@@ -8,49 +8,26 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from outrider.cluster.autoscale import AutoscalePolicy, Load
-from outrider.cluster.gang import Gang, RankDiedError, survey
+from outrider.cluster.autoscale import Load
+from outrider.cluster.charge import Charge
+from outrider.cluster.gang import Gang, RankDiedError
+from outrider.cluster.nodes import survey
 from outrider.cluster.placement import Placement, Room, Wanted, arrange
-from outrider.cluster.plan import ShardPlan
-from outrider.cluster.reconcile import Deadlines, Goal, Leaving, ObservedRank, Phase, retry_delay_s
+from outrider.cluster.reconcile import Goal, Leaving, ObservedRank, Phase, retry_delay_s
+from outrider.cluster.record import ReplicaRecord
+from outrider.cluster.routes import Route
 from outrider.cluster.topology import Node, choose_device
-from outrider.workers.actor import LOOPBACK, Probe, RankFactory
-from outrider.workers.config import EngineConfig
+from outrider.workers.actor import LOOPBACK, Probe
 from outrider.workers.errors import OutriderError
-from outrider.workers.rank import Rank, RankSpec, RankStatus
+from outrider.workers.rank import RankSpec, RankStatus
 
 log = logging.getLogger("outrider.controller")
 PROBE_EVERY_S = 0.5
 LOOK_AGAIN_S = 1.0  # for room
 SETTLED_S = 1.0  # after which no gateway still sends requests to a replica that was retired
 PROVEN_S = 60.0  # a generation that served so long is not one of a series of failures
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
-    """What a controller is told to keep running; the same for each generation of a replica."""
-
-    cluster: str
-    model_name: str
-    model_path: str
-    engine: EngineConfig
-    plan: ShardPlan
-    key: str = field(default="", repr=False)  # the cluster's, see workers/cluster_key.py
-    controller_host: str = ""  # "": loopback, or its node's address with more nodes
-    controller_port: int = 0  # 0: a free one
-    leader_ports: tuple[int, int] = (0, 0)  # first and last; 0: any
-    factory: RankFactory = Rank
-    deadlines: Deadlines = field(default_factory=Deadlines)
-    replicas: int = 1
-    drain_grace_s: float = 300.0  # how long a replica that leaves may finish its requests; then they go elsewhere
-    ranks_per_node: int | None = None  # of the nodes that an autoscaler may bring
-    may_grow: bool = False  # Ray is not ours alone: what has no room waits for it
-    autoscale: AutoscalePolicy | None = None  # None: as many replicas as `outrider scale` says
-    kubernetes_ray_cluster: str | None = None  # NAMESPACE/NAME, whose worker group follows the number of replicas
-    kubernetes_worker_group: str = "workers"
-    otlp_endpoint: str = ""  # where spans go; "": nowhere
 
 
 class Replica:
@@ -79,6 +56,42 @@ class Replica:
         self._probes: dict[int, Probe] = {}
         self._node_names: dict[str, str] = {}  # by Ray's id, where there are several
         self._tasks: list[asyncio.Task[None]] = []
+        self._started = False  # the ranks have been told what to load
+        self._address = ""  # of the leader, once it is ready
+
+    def adopt(self, record: ReplicaRecord) -> None:
+        """Goes on with the generation that an earlier controller started; its ranks notice nothing. Blocks for Ray."""
+        self.phase, self.device = record.phase, record.device
+        self._started, self._address, self._node_names = True, record.address, record.node_names
+        self._ready_at = self._retired_at = now = time.monotonic()
+        self._gang.adopt(self.ranks)
+        if self.phase is not Phase.STARTING:  # then silence is judged as theirs who have answered
+            for rank, seen in self._observed.items():
+                self._observed[rank] = replace(seen, state="ready", answered_at=now)
+
+    def watch(self) -> None:
+        """Asks every rank how it is, from now on."""
+        self._tasks += [asyncio.create_task(self._watch(rank)) for rank in self.ranks]
+
+    @property
+    def record(self) -> ReplicaRecord:
+        """What `adopt` needs."""
+        return ReplicaRecord(
+            name=self.name,
+            generation=self.generation,
+            goal=self.goal,
+            phase=self.phase,
+            started=self._started,
+            address=self._address,
+            device=self.device,
+            node_names=self._node_names,
+            last_ending=self.last_ending,
+        )
+
+    @property
+    def route(self) -> Route:
+        """What gateways are told, once it is ready."""
+        return Route(replica=self.name, generation=self.generation, address=self._address)
 
     @property
     def ranks(self) -> range:
@@ -137,6 +150,7 @@ class Replica:
 
     def ready(self) -> None:
         self.phase, self._ready_at = Phase.READY, time.monotonic()
+        self._address = self.leader.service_address
 
     def retired(self) -> None:
         self.phase, self._retired_at = Phase.DRAINING, time.monotonic()
@@ -153,9 +167,10 @@ class Replica:
         try:
             placement = await self._find_room()
             self._gang.start_ranks(placement.bundles, self._charge.factory)
-            self._tasks += [asyncio.create_task(self._watch(rank)) for rank in self.ranks]
+            self.watch()
             address, port = await self._gang.endpoint()
             await self._gang.start(self._specs(placement, address, port))
+            self._started = True
         except (OutriderError, ValueError) as error:
             self.problem = str(error)
         except Exception as error:  # a rank that died meanwhile is the better reason, and soon known

@@ -10,16 +10,18 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from outrider.cluster.bootstrap import controller_name, start_controller
+from outrider.cluster import record
+from outrider.cluster.bootstrap import ask, start_controller
+from outrider.cluster.charge import Charge
 from outrider.cluster.config import ServeSettings
-from outrider.cluster.controller import Report
-from outrider.cluster.gang import remove_leftovers
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway_process import GatewayProcess, check_port, free_port
+from outrider.cluster.leftovers import remove_controller, remove_leftovers
+from outrider.cluster.names import controller_name
 from outrider.cluster.plan import make_plan
 from outrider.cluster.ray_session import RaySession, import_ray
 from outrider.cluster.reconcile import Phase
-from outrider.cluster.replica import Charge
+from outrider.cluster.report import Report
 from outrider.workers.cluster_key import draw_key, read_key
 from outrider.workers.config import resolve_model
 from outrider.workers.errors import OutriderError
@@ -29,6 +31,7 @@ from outrider.workers.tracing import open_tracing
 log = logging.getLogger("outrider.serve")
 HEARTBEAT_S = 0.5
 ANSWER_TIMEOUT_S = 10.0
+RESTART_TIMEOUT_S = 60.0  # for Ray to start a controller again that crashed
 DRAIN_TIMEOUT_S = 15.0
 
 OnReport = Callable[[Report], None]
@@ -146,18 +149,33 @@ class ServedCluster:
         return dataclasses.replace(door, health_port=door.health_port or free_port(host)) if plain_needed else door
 
     def _take_name(self) -> None:
-        """Removes what a killed run left under our name; refuses to remove what is alive."""
+        """Takes over, or removes, what a killed run left under our name; refuses to touch what is alive."""
         ray = import_ray()
         name = self._settings.name
         try:
             earlier = ray.get_actor(controller_name(name))
-            alive = ray.get(earlier.owner_alive.remote(), timeout=ANSWER_TIMEOUT_S)
+            alive = ask(earlier, "owner_alive", timeout_s=ANSWER_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayError):
             alive = False
         if alive:
             raise self._name_taken()
+        if self._settings.take_over and self._goes_on():
+            remove_controller(name)
+            return
         for what in remove_leftovers(name):
             log.warning("removed %s, left by an earlier run", what)
+
+    def _goes_on(self) -> bool:
+        """Whether replicas of an earlier run can go on under our settings; says so either way, if there are any."""
+        before = record.load(self._settings.name)
+        if before is None or not before.survivors:
+            return False
+        names = ", ".join(one.name for one in before.survivors)
+        if before.identity != self._charge.identity:
+            log.warning("replicas %s of an earlier run were told otherwise than this one: they are replaced", names)
+            return False
+        log.warning("going on with replicas %s of an earlier run", names)
+        return True
 
     def _name_taken(self) -> OutriderError:
         name = self._settings.name
@@ -170,7 +188,7 @@ class ServedCluster:
         except ValueError as error:  # somebody else was faster
             raise self._name_taken() from error
         self._heartbeat = Heartbeat(self._controller)
-        return str(self._ask("open", timeout_s=60.0))
+        return str(self._ask("open", timeout_s=RESTART_TIMEOUT_S))
 
     def _wait_for_ranks(self, on_report: OnReport) -> None:
         """Until the replicas that have room are ready, and one is; or `stop` is set."""
@@ -184,16 +202,16 @@ class ServedCluster:
             self.stop.wait(HEARTBEAT_S)
 
     def check(self) -> Report:
-        """How things stand. OutriderError if the controller or the gateway is gone."""
+        """How things stand; waits for a controller that crashed. OutriderError if it or the gateway is gone."""
         if self._gateway is not None:
             self._gateway.check()
-        report: Report = self._ask("heartbeat", timeout_s=ANSWER_TIMEOUT_S)
+        report: Report = self._ask("heartbeat", timeout_s=RESTART_TIMEOUT_S)
         return report
 
-    def _ask(self, method: str, *arguments: object, timeout_s: float) -> Any:  # as Ray's own get
+    def _ask(self, method: str, *, timeout_s: float) -> Any:  # as Ray's own get
         ray = import_ray()
         try:
-            return ray.get(getattr(self._controller, method).remote(*arguments), timeout=timeout_s)
+            return ask(self._controller, method, timeout_s=timeout_s)
         except ray.exceptions.GetTimeoutError as error:
             raise OutriderError(f"the controller did not answer within {timeout_s:.0f} s") from error
         except ray.exceptions.RayTaskError as error:

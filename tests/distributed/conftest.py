@@ -7,7 +7,7 @@ import pytest
 from distributed.controlled import Controlled
 from small_tokenizer import write_tokenizer
 
-from outrider.cluster.gang import remove_leftovers
+from outrider.cluster.leftovers import remove_leftovers
 from outrider.cluster.ray_session import RaySession
 from outrider.workers.actor import RankFactory
 

@@ -1,5 +1,7 @@
 """A real controller on a real Ray, over ranks that have no engine, and what tests look at."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,12 +11,15 @@ import psutil
 import ray
 from ray.util import placement_group_table
 
-from outrider.cluster.bootstrap import start_controller
-from outrider.cluster.controller import Report
-from outrider.cluster.gang import prefix
+from outrider import Client
+from outrider.cluster.bootstrap import ask, start_controller
+from outrider.cluster.charge import Charge
+from outrider.cluster.errors import UnavailableError
+from outrider.cluster.leftovers import processes_of
+from outrider.cluster.names import controller_name, prefix
 from outrider.cluster.plan import ShardPlan
 from outrider.cluster.reconcile import Phase
-from outrider.cluster.replica import Charge
+from outrider.cluster.report import Report
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.actor import RankFactory
 from outrider.workers.config import EngineConfig
@@ -48,6 +53,10 @@ class Controlled:
         report: Report = ray.get(self.controller.heartbeat.remote())
         return report
 
+    def heartbeat_again(self) -> None:
+        """Returns once a controller that was killed is back."""
+        ask(self.controller, "heartbeat", timeout_s=30)
+
     def wait_for(self, phase: Phase, within_s: float = 30.0) -> Report:
         until = time.monotonic() + within_s
         while (report := self.heartbeat()).phase is not phase:
@@ -56,20 +65,21 @@ class Controlled:
         return report
 
     def status(self) -> cluster_pb2.GetStatusResponse:
-        return self.stub.GetStatus(cluster_pb2.GetStatusRequest())
+        return self.stub.GetStatus(cluster_pb2.GetStatusRequest(), wait_for_ready=True, timeout=30)
 
     def wait_for_status(
         self, holds: Callable[[cluster_pb2.GetStatusResponse], bool], within_s: float = 30.0
     ) -> cluster_pb2.GetStatusResponse:
         """The first status of which it holds."""
-        for response in self.stub.WatchStatus(cluster_pb2.WatchStatusRequest(), timeout=within_s):
+        request = cluster_pb2.WatchStatusRequest()
+        for response in self.stub.WatchStatus(request, timeout=within_s, wait_for_ready=True):
             if holds(response.status):
                 return response.status
         raise AssertionError("the controller ended the stream")
 
     def pids(self) -> list[int]:
         """Of the ranks, in order."""
-        status = self.stub.GetStatus(cluster_pb2.GetStatusRequest())
+        status = self.status()
         return [rank.pid for rank in status.replicas[0].ranks]
 
     def problem(self) -> str:
@@ -84,7 +94,7 @@ class Controlled:
         return stream
 
     def drain(self) -> None:
-        ray.get(self.controller.drain.remote(), timeout=30)
+        ray.get(self.controller.drain.remote(), timeout=60)
 
     def close(self) -> None:
         self._channel.close()
@@ -103,3 +113,21 @@ def groups(name: str) -> list[dict[str, Any]]:
 
 def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+def kill_controller(name: str) -> None:
+    """As when it runs out of memory."""
+    ((_, pid),) = processes_of([controller_name(name)]).values()
+    os.kill(pid, signal.SIGKILL)
+
+
+def wait_until_status_works(client: Client, within_s: float = 60.0) -> None:
+    """Some seconds after its controller was killed; more where other programs compute."""
+    until = time.monotonic() + within_s
+    while True:
+        try:
+            client.status()
+            return
+        except UnavailableError:
+            assert time.monotonic() < until
+            time.sleep(0.1)

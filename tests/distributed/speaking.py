@@ -27,6 +27,7 @@ class Served:
 
     def __init__(self, cluster: Controlled) -> None:
         self.cluster = cluster
+        cluster.wait_for_status(lambda status: bool(ready(status)), within_s=90)
         self._stop = threading.Event()
         self._gateway = GatewayProcess(
             controller=cluster.address,

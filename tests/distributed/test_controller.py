@@ -10,7 +10,7 @@ import pytest
 from distributed.controlled import Controlled, actors, alive, groups
 from distributed.stand_ins import FailingRank, IdleRank, SlowRank, SpeechlessRank
 
-from outrider.cluster.gang import remove_leftovers
+from outrider.cluster.leftovers import remove_leftovers
 from outrider.cluster.reconcile import Phase
 from outrider.proto import cluster_pb2
 from outrider.workers.actor import RankFactory

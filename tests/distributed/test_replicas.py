@@ -17,7 +17,6 @@ from outrider.workers.config import EngineConfig
 Start = Callable[..., Controlled]
 
 
-
 @pytest.fixture
 def served(controlled: Start, model_path: str) -> Iterator[Served]:
     one = Served(controlled(SpeakingRank, model_path=model_path))

@@ -8,20 +8,22 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from distributed.controlled import actors, groups
+from distributed.controlled import actors, groups, kill_controller, wait_until_status_works
 from distributed.served import Outrider, is_free
 from gateway.every_rpc import CONTROLLER, LEADER, assert_closed_to_strangers, statuses
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider import Client
 from outrider.cluster.client import PLAIN
+from outrider.cluster.gateway_process import free_port
 from outrider.cluster.generation import Event, Output
+from outrider.workers.cluster_key import draw_key
 from outrider.workers.config import resolve_model
 
 TWO_STAGES = ("--pipeline-parallel-size", "2", "--port", "0", "--set", "kv_cache_memory_bytes=67108864")
@@ -179,6 +181,80 @@ def test_what_a_killed_serve_left_on_a_shared_ray_is_removed_by_the_next_which_d
     assert second.finish(within_s=40) == 0
     assert "left by an earlier run" in "".join(second.errors)
     assert (actors(name), groups(name), second.left()) == ([], [], [])
+
+
+def answer_from(events: Iterator[Event], meanwhile: Callable[[], None]) -> list[int]:
+    """All tokens of a stream, with something that happens behind the first."""
+    token_ids = [*tokens_of(next(events)), *tokens_of(next(events))]
+    meanwhile()
+    return token_ids + [token for event in events for token in tokens_of(event)]
+
+
+def wait_for_states(client: Client, *states: str) -> None:
+    """Of all replicas, in order."""
+    for status in client.watch_status():
+        if tuple(replica.state for replica in status.replicas) == states:
+            return
+
+
+@pytest.mark.full
+def test_a_killed_controller_comes_back_and_neither_streams_nor_operators_miss_it_for_long(
+    ray_address: str, name: str
+) -> None:
+    run = Outrider("serve", *TWO_STAGES, "--ray-address", ray_address, "--name", name)
+    with Client(run.wait_until_ready()) as client:
+        undisturbed = client.generate("def f(", **QUESTION).token_ids
+        (before,) = client.status().replicas
+
+        assert answer_from(client.stream("def f(", **QUESTION), lambda: kill_controller(name)) == undisturbed
+
+        wait_until_status_works(client)
+        (after,) = client.status().replicas
+        assert (after.generation, after.state) == (1, "ready")
+        assert client.scale(2).pending == 1
+        wait_for_states(client, "ready", "waiting")  # this Ray has cores for one
+        client.scale(1)
+        wait_for_states(client, "ready")
+        assert [rank.pid for rank in client.status().replicas[0].ranks] == [rank.pid for rank in before.ranks]
+
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish(within_s=40) == 0, run.errors
+    assert (actors(name), groups(name), run.left()) == ([], [], [])
+
+
+@pytest.mark.full
+def test_a_serve_that_takes_over_goes_on_with_the_ranks_of_a_killed_one_and_their_streams(
+    ray_address: str, name: str, tmp_path: Path
+) -> None:
+    key, port, door = tmp_path / "key", free_port("127.0.0.1"), free_port("127.0.0.1")
+    key.write_text(draw_key())
+    options = (*TWO_STAGES, "--ray-address", ray_address, "--name", name, "--cluster-key-file", str(key))
+    options += ("--set", "take_over=true", "--set", f"controller_port={port}")
+    killed = Outrider("serve", *options)
+    killed.wait_until_ready()
+    gateway = Outrider(
+        "gateway", "--controller", f"127.0.0.1:{port}", "--port", str(door), "--cluster-key-file", str(key)
+    )
+    with Client(f"127.0.0.1:{door}") as client:
+        wait_until_status_works(client)
+        undisturbed = client.generate("def f(", **QUESTION).token_ids
+        (before,) = client.status().replicas
+
+        assert answer_from(client.stream("def f(", **QUESTION), killed.process.kill) == undisturbed
+        time.sleep(6)  # until the controller misses its owner
+        second = Outrider("serve", *options)
+        second.wait_until_ready()
+
+        (after,) = client.status().replicas
+        assert (after.generation, [rank.pid for rank in after.ranks]) == (1, [rank.pid for rank in before.ranks])
+        assert client.generate("def f(", **QUESTION).token_ids == undisturbed
+
+    gateway.process.send_signal(signal.SIGTERM)
+    second.process.send_signal(signal.SIGTERM)
+    assert second.finish(within_s=40) == 0, second.errors
+    assert "going on with replicas r0 of an earlier run" in "".join(second.errors)
+    assert gateway.finish(within_s=40) == 0, gateway.errors
+    assert (actors(name), groups(name), killed.left(), second.left()) == ([], [], [], [])
 
 
 def test_damaged_weights_are_one_line_and_leave_nothing(ray_address: str, name: str, tmp_path: Path) -> None:

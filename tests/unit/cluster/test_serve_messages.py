@@ -2,8 +2,8 @@ import pytest
 
 from outrider.cluster.cli_serve import warnings
 from outrider.cluster.config import ServeSettings
-from outrider.cluster.controller import ReplicaReport, Report
 from outrider.cluster.reconcile import Phase
+from outrider.cluster.report import ReplicaReport, Report
 
 
 def a_report(*, has_mtp: bool) -> Report:

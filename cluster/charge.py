@@ -1,0 +1,43 @@
+"""What a controller is told to keep running."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import outrider
+from outrider.cluster.autoscale import AutoscalePolicy
+from outrider.cluster.plan import ShardPlan
+from outrider.cluster.reconcile import Deadlines
+from outrider.workers.actor import RankFactory
+from outrider.workers.config import EngineConfig
+from outrider.workers.rank import Rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """The same for each generation of a replica, and for a controller that was restarted."""
+
+    cluster: str
+    model_name: str
+    model_path: str
+    engine: EngineConfig
+    plan: ShardPlan
+    key: str = field(default="", repr=False)  # the cluster's, see workers/cluster_key.py
+    controller_host: str = ""  # "": loopback, or its node's address with more nodes
+    controller_port: int = 0  # 0: a free one
+    leader_ports: tuple[int, int] = (0, 0)  # first and last; 0: any
+    factory: RankFactory = Rank
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    replicas: int = 1
+    drain_grace_s: float = 300.0  # how long a replica that leaves may finish its requests; then they go elsewhere
+    ranks_per_node: int | None = None  # of the nodes that an autoscaler may bring
+    may_grow: bool = False  # Ray is not ours alone: what has no room waits for it
+    autoscale: AutoscalePolicy | None = None  # None: as many replicas as `outrider scale` says
+    kubernetes_ray_cluster: str | None = None  # NAMESPACE/NAME, whose worker group follows the number of replicas
+    kubernetes_worker_group: str = "workers"
+    otlp_endpoint: str = ""  # where spans go; "": nowhere
+
+    @property
+    def identity(self) -> str:
+        """Equal where ranks are told the same: those of one charge can go on under the other."""
+        told = (outrider.__version__, self.model_path, self.engine.to_json(), self.plan, self.leader_ports, self.key)
+        return hashlib.sha256(repr(told).encode()).hexdigest()
