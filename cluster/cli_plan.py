@@ -15,10 +15,10 @@ from outrider.cluster.planning.hardware import Fleet, Gpu, find_gpu
 from outrider.cluster.planning.picture import page
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.search import Goal, require_fit, search
-from outrider.cluster.planning.shapes import Shapes
 from outrider.cluster.planning.tables import render
 from outrider.workers.errors import OutriderError
 from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.shapes import Shapes
 from outrider.workers.parallel.stages import expected_draft_steps
 
 

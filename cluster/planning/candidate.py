@@ -8,10 +8,10 @@ from outrider.cluster.planning.collectives import Collective, RoundShape
 from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Fleet
 from outrider.cluster.planning.memory import StageMemory, stage_memory
-from outrider.cluster.planning.shapes import Shapes
 from outrider.cluster.planning.split import Split
-from outrider.cluster.planning.stage_split import split_by_cost
 from outrider.cluster.planning.timing import Clock, LayerTime, Rows
+from outrider.workers.model.shapes import Shapes
+from outrider.workers.parallel.stages import split_by_cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

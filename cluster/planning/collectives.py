@@ -8,8 +8,8 @@ they carried; workers/parallel/volume.py works out the same for one rank, and te
 from dataclasses import dataclass
 
 from outrider.cluster.planning.efficiency import Workload
-from outrider.cluster.planning.shapes import Shapes
 from outrider.cluster.planning.split import Split
+from outrider.workers.model.shapes import Shapes
 from outrider.workers.parallel.slices import Cut
 
 GATHER, REDUCE, EXCHANGE = "gather", "reduce", "exchange"

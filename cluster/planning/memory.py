@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outrider.cluster.planning.efficiency import Efficiency, Workload
-from outrider.cluster.planning.shapes import Shapes
 from outrider.cluster.planning.split import Split
+from outrider.workers.model.shapes import Shapes
 
 _NORMS = 4  # hidden-sized vectors of a layer, and latent ones
 

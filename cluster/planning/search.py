@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Fleet
-from outrider.cluster.planning.shapes import Shapes
 from outrider.cluster.planning.split import Split, refusal, splits
 from outrider.workers.errors import OutriderError
+from outrider.workers.model.shapes import Shapes
 
 OBJECTIVES = ("latency", "throughput")
 

@@ -11,8 +11,8 @@ from outrider.cluster.planning.collectives import EXCHANGE, GATHER, Collective, 
 from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Fleet
 from outrider.cluster.planning.memory import experts_of_rank
-from outrider.cluster.planning.shapes import Shapes
 from outrider.cluster.planning.split import Split, span
+from outrider.workers.model.shapes import Shapes, hit_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +198,3 @@ class Clock:
             (lies.near - 1) / lies.near / link + (1 - 1 / lies.nodes) / lies.near / network
         )
         return in_turn if far else min(at_once, in_turn)
-
-
-def hit_share(experts: int, chosen: int, tokens: float) -> float:
-    """The share of experts that at least one of `tokens` rows chose, if all are equally likely."""
-    return float(1 - (1 - min(1.0, chosen / experts)) ** tokens) if experts else 0.0

@@ -9,8 +9,8 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import known_gpus
 from outrider.cluster.planning.memory import stage_memory
 from outrider.cluster.planning.presets import load_shape
-from outrider.cluster.planning.shapes import Shapes
 from outrider.cluster.planning.split import Split, refusal
+from outrider.workers.model.shapes import Shapes
 
 FILE = Path(__file__).resolve().parents[2] / "helm" / "outrider" / "files" / "plan.yaml"
 MODELS = ("deepseek-r1", "deepseek-v3")

@@ -1,39 +1,58 @@
-"""Which layers each pipeline stage holds. Pure and torch-free."""
+"""Which layers each pipeline stage holds, so that the slowest stage is as fast as can be. Pure and torch-free."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
 
 from outrider.workers.model.config import ModelConfig
-
-# What the ends of the pipeline do besides layers, in one layer's time on one row (benchmarks/round.py, on a CPU).
-_HEAD = 0.6  # final norm, projection to the vocabulary and the draw
-_MTP_LAYER = 1.1
+from outrider.workers.parallel.stage_costs import stage_costs
 
 
 def split_layers(model: ModelConfig, stages: int, draft_steps: int) -> tuple[tuple[int, int], ...]:
-    """(first layer, one past the last) of each stage, so that the slowest stage is as fast as can be.
+    """(first layer, one past the last) of each stage, by modelled cost.
 
-    The first stage also makes `draft_steps` drafts, each an MTP layer and a head; the last projects and samples.
-    ValueError if there are more stages than layers.
+    The first stage also embeds and makes `draft_steps` drafts; the last projects and draws. ValueError if there are
+    more stages than layers.
     """
-    layers = model.num_hidden_layers
+    costs = stage_costs(model, draft_steps)
+    return split_by_cost(costs.layers, stages, costs.first_extra, costs.last_extra)
+
+
+def split_by_cost(
+    layer_costs: Sequence[float], stages: int, first_extra: float = 0.0, last_extra: float = 0.0
+) -> tuple[tuple[int, int], ...]:
+    """(first layer, one past the last) of each stage; none is empty.
+
+    `first_extra`: what the first stage does beside layers (embedding, drafts), `last_extra` the last (head, draws).
+    Among equally good splits the evenest. ValueError if there are more stages than layers.
+    """
+    layers = len(layer_costs)
     if stages > layers:
         raise ValueError(f"pipeline_parallel_size={stages} is more than the model's {layers} layers")
-    first_extra, last_extra = draft_steps * (_MTP_LAYER + _HEAD), _HEAD
-    if stages == 1:
-        return ((0, layers),)
-    total = layers + first_extra + last_extra
-    first = _clamp(round(total / stages - first_extra), 1, layers - (stages - 1))
-    last = _clamp(round(total / stages - last_extra), 1, layers - first - (stages - 2))
-    middle = stages - 2
-    sizes = [first, *_even(layers - first - last, middle), last] if middle else [first, layers - first]
-    ends = [sum(sizes[: i + 1]) for i in range(stages)]
-    return tuple(zip([0, *ends[:-1]], ends, strict=True))
+    upto = np.concatenate([[0.0], np.cumsum(layer_costs)])
+    spans = np.where(np.tri(layers + 1, dtype=np.bool_), np.inf, upto[None, :] - upto[:, None])  # [first, end]
+    extras = [first_extra * (stage == 0) + last_extra * (stage == stages - 1) for stage in range(stages)]
+    slowest = spans[0] + extras[0]  # [end] of the stages so far, at best
+    for extra in extras[1:]:
+        slowest = np.maximum(slowest[:, None], spans + extra).min(axis=0)
+    return _evenest([spans + extra for extra in extras], slowest[layers] * (1 + 1e-12))
 
 
-def _clamp(value: int, low: int, high: int) -> int:
-    return max(low, min(value, high))
-
-
-def _even(layers: int, stages: int) -> list[int]:
-    return [layers // stages + (i < layers % stages) for i in range(stages)]
+def _evenest(
+    costs: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float64]]], limit: float
+) -> tuple[tuple[int, int], ...]:
+    """The least sum of squares with no stage above `limit`. `costs`: [first, end] of each stage."""
+    squares = [np.where(cost <= limit, cost, np.inf) ** 2 for cost in costs]
+    best, cuts = squares[0][0], []
+    for square in squares[1:]:
+        total = best[:, None] + square
+        cuts.append(total.argmin(axis=0))
+        best = total.min(axis=0)
+    bounds = [len(best) - 1]
+    for cut in reversed(cuts):
+        bounds.append(int(cut[bounds[-1]]))
+    return tuple(pairwise([0, *reversed(bounds)]))
 
 
 def expected_draft_steps(speculation: str | int, model: ModelConfig) -> int:

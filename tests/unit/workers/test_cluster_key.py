@@ -10,9 +10,9 @@ import pytest
 from fakes import FakeController, FakeEngine
 from gateway.every_rpc import CONTROLLER, LEADER, statuses
 
+from outrider.cluster.charge import Charge
 from outrider.cluster.client import PLAIN
 from outrider.cluster.gateway.controller_link import ControllerLink
-from outrider.cluster.replica import Charge
 from outrider.workers.cluster_key import HEADER, draw_key, key_metadata, read_key
 from outrider.workers.config import EngineConfig
 from outrider.workers.errors import EngineStoppedError, OutriderError

@@ -6,8 +6,8 @@ from outrider.cluster.planning.collectives import RoundShape
 from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Fleet, find_gpu
 from outrider.cluster.planning.presets import load_shape
-from outrider.cluster.planning.shapes import Shapes
 from outrider.cluster.planning.split import Split
+from outrider.workers.model.shapes import Shapes
 from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.parallel.volume import stage_volume

@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,9 +8,8 @@ from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Fleet, find_gpu
 from outrider.cluster.planning.presets import load_shape
-from outrider.cluster.planning.shapes import Shapes
 from outrider.cluster.planning.split import Split, splits
-from outrider.cluster.planning.timing import hit_share
+from outrider.workers.model.shapes import Shapes
 
 R1 = Shapes.of(load_shape("deepseek-r1"))
 SPLITS = list(splits(R1.model, 16))
@@ -67,17 +65,6 @@ def test_a_rounds_parts_add_up_to_its_stages(split: Split, concurrency: int) -> 
     assert all(value >= -1e-12 for parts in one.decode_parts for value in parts.values())
     assert one.round_s >= sum(stages)
     assert one.round_s >= one.lanes * max(stages)
-
-
-@pytest.mark.parametrize(("experts", "chosen", "tokens"), [(256, 8, 1), (256, 8, 16), (8, 2, 5), (288, 8, 2048)])
-def test_the_experts_that_rows_hit_are_those_that_random_routing_does(experts: int, chosen: int, tokens: int) -> None:
-    random = np.random.default_rng(0)
-    hits = [
-        len(np.unique(np.argsort(random.random((tokens, experts)), axis=1)[:, :chosen]))
-        for _ in range(max(4, 400 // tokens))
-    ]
-
-    assert hit_share(experts, chosen, tokens) == pytest.approx(np.mean(hits) / experts, rel=0.03)
 
 
 def test_a_draft_costs_less_than_the_token_it_saves_at_small_batches() -> None:

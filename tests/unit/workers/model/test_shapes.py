@@ -1,12 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 
 from outrider.cluster.planning.presets import load_shape
-from outrider.cluster.planning.shapes import Shapes
 from outrider.workers.config import resolve_model
 from outrider.workers.errors import CheckpointError
+from outrider.workers.model.shapes import Shapes, hit_share
 
 
 def matrices(prefix: str) -> int:
@@ -56,3 +57,14 @@ def test_another_width_is_refused() -> None:
 def test_an_unknown_model_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(CheckpointError, match=r"deepseek-r1.*scout"):
         load_shape("nowhere")
+
+
+@pytest.mark.parametrize(("experts", "chosen", "tokens"), [(256, 8, 1), (256, 8, 16), (8, 2, 5), (288, 8, 2048)])
+def test_the_experts_that_rows_hit_are_those_that_random_routing_does(experts: int, chosen: int, tokens: int) -> None:
+    random = np.random.default_rng(0)
+    hits = [
+        len(np.unique(np.argsort(random.random((tokens, experts)), axis=1)[:, :chosen]))
+        for _ in range(max(4, 400 // tokens))
+    ]
+
+    assert hit_share(experts, chosen, tokens) == pytest.approx(np.mean(hits) / experts, rel=0.03)

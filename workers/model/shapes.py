@@ -116,3 +116,8 @@ class Shapes:
     def cache_bytes(self) -> int:
         """One token's entry in the cache of one layer."""
         return self.model.head_dim_latent * self.value_bytes
+
+
+def hit_share(experts: int, chosen: int, tokens: float) -> float:
+    """The share of experts that at least one of `tokens` rows chose, if all are equally likely."""
+    return float(1 - (1 - min(1.0, chosen / experts)) ** tokens) if experts else 0.0

@@ -1,0 +1,72 @@
+"""What each part of a round costs, modelled for the compiled path: the measure by which stages are balanced. Pure.
+
+The unit is the time that reading one parameter takes. What the constants say was measured on scout by
+benchmarks/round.py (float32, two cores); only ratios matter, and a large model's layers outweigh all of them.
+"""
+
+from dataclasses import dataclass
+
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.shapes import Shapes, hit_share
+
+SEQUENCES = 4  # a round of a lane that has work, each with
+CONTEXT = 256  # tokens behind it
+_ROW = 0.15  # multiplying a parameter with a row
+_KEY = 0.4  # scoring a value of a cached latent for one head and row, or summing it up
+_DRAW = 110.0  # an entry of the vocabulary in a row's draw: its noise, and the comparison
+_DRAFTING = 8e6  # what the drafter does a round around its passes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCosts:
+    """Of a verification round and the drafts for the next one."""
+
+    layers: tuple[float, ...]
+    first_extra: float  # what the first stage does beside layers: embedding and drafts
+    last_extra: float  # and the last: the head, and the draw
+
+
+def stage_costs(model: ModelConfig, draft_steps: int) -> StageCosts:
+    shapes = Shapes.of(model)
+    verified = SEQUENCES * (1 + draft_steps)
+    return StageCosts(
+        layers=tuple(_layer(shapes, layer, verified) for layer in range(model.num_hidden_layers)),
+        first_extra=verified * model.hidden_size + _drafts(shapes, draft_steps),
+        last_extra=_head(shapes, verified),
+    )
+
+
+def _layer(shapes: Shapes, layer: int, rows: float) -> float:
+    model = shapes.model
+    a_key = model.num_attention_heads * (model.head_dim_latent + model.kv_lora_rank)
+    attention = _linear(shapes.down + shapes.heads, rows) + rows * CONTEXT * a_key * _KEY
+    return attention + (_experts(shapes, rows) if shapes.moe(layer) else _linear(shapes.dense, rows))
+
+
+def _experts(shapes: Shapes, rows: float) -> float:
+    """Of the routed ones those are read that some row chose."""
+    model = shapes.model
+    read = model.n_routed_experts * hit_share(model.n_routed_experts, model.num_experts_per_tok, rows)
+    routed = shapes.expert * (read + rows * model.num_experts_per_tok * _ROW)
+    return routed + _linear(shapes.shared + shapes.router, rows)
+
+
+def _linear(parameters: float, rows: float) -> float:
+    return parameters * (1 + rows * _ROW)
+
+
+def _head(shapes: Shapes, rows: float) -> float:
+    return _linear(shapes.vocabulary, rows) + rows * shapes.model.vocab_size * _DRAW
+
+
+def _drafts(shapes: Shapes, steps: int) -> float:
+    """The MTP module over accepted rows (half of the drafts are), then over each draft but the last; a head each."""
+    if not steps:
+        return 0.0
+    accepted = SEQUENCES * (1 + steps / 2)
+    passes = _module(shapes, accepted) + (steps - 1) * _module(shapes, SEQUENCES)
+    return passes + steps * _head(shapes, SEQUENCES) + _DRAFTING
+
+
+def _module(shapes: Shapes, rows: float) -> float:
+    return _layer(shapes, shapes.model.num_hidden_layers, rows) + _linear(shapes.joiner, rows)
