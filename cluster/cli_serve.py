@@ -54,7 +54,9 @@ def _watch(cluster: ServedCluster) -> None:
 def _news(replica: ReplicaReport) -> str:
     if replica.phase is Phase.FAILED:
         return f"replica {replica.name} ended ({replica.problem}): its requests go on elsewhere, and it is rebuilt"
-    return f"replica {replica.name} waits for room: {replica.waiting}" if replica.waiting else ""
+    if replica.waiting:
+        return f"replica {replica.name} waits for room: {replica.waiting}"
+    return f"replica {replica.name} leaves when another serves: {replica.eviction}" if replica.eviction else ""
 
 
 def _ready_line(cluster: ServedCluster, settings: ServeSettings, plan: ShardPlan) -> str:

@@ -84,10 +84,9 @@ def _add_replica(root: Tree, replica: ReplicaStatus) -> None:
 
 
 def _replica_state(replica: ReplicaStatus) -> str:
-    state = _coloured(replica.state)
-    if replica.problem:
-        return f"{state}: {escape(replica.problem)}"
-    return f"{state}, {_load(replica)}" if replica.state in ("ready", "draining") else state
+    load = f", {_load(replica)}" if replica.state in ("ready", "draining") else ""
+    problem = f": {escape(replica.problem)}" if replica.problem else ""
+    return f"{_coloured(replica.state)}{load}{problem}"
 
 
 def _add_stage(branch: Tree, stage: int, ranks: list[RankStatus]) -> None:

@@ -20,7 +20,7 @@ from outrider.cluster.controller_service import serve
 from outrider.cluster.leftovers import remove_all_but
 from outrider.cluster.machines import MachineKeeper, MachineProvider, Need, RayPlacement, unused
 from outrider.cluster.names import controller_name
-from outrider.cluster.nodes import survey
+from outrider.cluster.nodes import draining_nodes, survey
 from outrider.cluster.reconcile import Action, End, Goal, Phase, Publish, Retire, Start, Stop, reconcile
 from outrider.cluster.record import ClusterRecord, RecordKeeper
 from outrider.cluster.replica import Replica
@@ -33,6 +33,7 @@ from outrider.workers.actor import LOOPBACK
 log = logging.getLogger("outrider.controller")
 TICK_S = 0.25
 LATE_S = 2.0  # a tick this late means that the controller was held up, and no rank is to blame for the silence
+LOOK_AT_NODES_S = 1.0
 OWNER_SILENT_S = 5.0
 REMEMBERED_HOSTS = 256
 
@@ -73,6 +74,7 @@ class Controller:
         self._background = [
             asyncio.create_task(self._reconcile_forever(), name="reconcile"),
             asyncio.create_task(self._machines.keep(), name="machines"),
+            asyncio.create_task(self._watch_nodes(), name="nodes"),
         ]
         return self._address
 
@@ -197,6 +199,18 @@ class Controller:
                 log.exception("a decision failed; the next tick decides again")
             await asyncio.sleep(TICK_S)
 
+    async def _watch_nodes(self) -> None:
+        """Looks for nodes that Ray is told to empty, which replicas then leave."""
+        while True:
+            try:
+                draining = await asyncio.to_thread(draining_nodes)
+                for replica in self.replicas:
+                    if replica.notice_draining(draining):
+                        logs.event(log, logging.WARNING, "eviction", replica=replica.name, reason=replica.eviction)
+            except Exception:
+                log.exception("cannot see which nodes are being drained; the next look may")
+            await asyncio.sleep(LOOK_AT_NODES_S)
+
     async def _reconcile(self) -> None:
         """Decides who comes, who leaves and what each does next, and begins to act on it."""
         self._acting = {name: task for name, task in self._acting.items() if not task.done()}
@@ -244,7 +258,10 @@ class Controller:
             for replica in self.replicas:
                 replica.goal = Goal.STOP
             return
-        members = [Member(name=r.name, goal=r.goal, phase=r.phase, load=r.sequences) for r in self.replicas]
+        members = [
+            Member(name=r.name, goal=r.goal, phase=r.phase, load=r.sequences, evicted=bool(r.eviction))
+            for r in self.replicas
+        ]
         for change in roster.changes(self._desired, members):
             logs.event(log, logging.INFO, "roster changes", change=change, wanted=self._desired)
             match change:

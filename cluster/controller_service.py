@@ -194,7 +194,7 @@ def replica_status(replica: Replica) -> cluster_pb2.ReplicaStatus:
         name=replica.name,
         generation=replica.generation,
         state=_state(replica),
-        problem=replica.problem or replica.waiting,
+        problem=replica.problem or replica.waiting or replica.eviction,
         last_ending=replica.last_ending,
         ranks=[_rank_status(replica, rank) for rank in range(replica.plan.world_size)],
         engine=cluster_pb2.EngineStatus(

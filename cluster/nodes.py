@@ -13,7 +13,7 @@ DOMAIN_LABEL = "ray.io/gpu-domain"  # of a node: where its GPUs have a fast link
 def survey() -> list[Room]:
     """The nodes that take work now: those that are being drained do not."""
     free = ray._private.state.available_resources_per_node()
-    leaving = _draining_nodes()
+    leaving = draining_nodes()
     return [_room(row, free.get(row["NodeID"], {})) for row in ray.nodes() if _takes_work(row, leaving)]
 
 
@@ -34,7 +34,7 @@ def _takes_work(row: Mapping[str, Any], leaving: Collection[str]) -> bool:
     return row["Alive"] and row["NodeID"] not in leaving
 
 
-def _draining_nodes() -> Collection[str]:
+def draining_nodes() -> Collection[str]:
     """Ids of nodes that Ray has been told to empty; none where this version of Ray cannot say."""
     try:
         return set(ray._private.state.state.get_draining_nodes())

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from outrider.cluster.autoscale import Load
@@ -42,6 +42,7 @@ class Replica:
         self.problem = ""
         self.waiting = ""  # for what room
         self.last_ending = ""  # why the generation before this one ended
+        self.eviction = ""  # why it cannot stay where it is
         self.device = charge.engine.device  # settled when the gang is placed
         self.failures = 0  # one after another
         self._charge = charge
@@ -127,6 +128,13 @@ class Replica:
     def hosts(self) -> tuple[str, ...]:
         """Of its ranks, in order, each once: in Kubernetes a pod's name."""
         return tuple(dict.fromkeys(probe.host for _, probe in sorted(self._probes.items())))
+
+    def notice_draining(self, nodes: Collection[str]) -> bool:
+        """Ray is emptying these nodes: whether that is news for it."""
+        ids = {probe.node_id for probe in self._probes.values()} & set(nodes)
+        names = sorted(self._node_names.get(one, f"node {one[:12]}") for one in ids)
+        before, self.eviction = self.eviction, f"{' and '.join(names)} is being drained" if names else ""
+        return self.eviction not in ("", before)
 
     @property
     def leaving(self) -> Leaving:

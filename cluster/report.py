@@ -14,6 +14,7 @@ class ReplicaReport:
     phase: Phase
     problem: str = ""
     waiting: str = ""  # for what room
+    eviction: str = ""  # why it cannot stay where it is
     loaded: tuple[float, ...] = ()  # by rank: share of its weights, 0..1
     states: tuple[str, ...] = ()  # by rank
 
@@ -50,6 +51,7 @@ def report_on(replica: Replica) -> ReplicaReport:
         phase=replica.phase,
         problem=replica.problem,
         waiting=replica.waiting,
+        eviction=replica.eviction,
         loaded=tuple(probe.status.loaded if probe and probe.status else 0.0 for probe in probes),
         states=tuple(rank.state for rank in replica.observed),
     )

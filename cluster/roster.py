@@ -17,6 +17,7 @@ class Member:
     goal: Goal
     phase: Phase
     load: int = 0  # sequences running and waiting
+    evicted: bool = False  # it runs on a node that is being drained
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,21 @@ class Release:
 def changes(desired: int, members: Sequence[Member]) -> list[Add | Release]:
     """What makes `desired` of them serve: new names (r0, r1, ..., none in use), or the least useful released.
 
-    A replica that drains is not called back: its gateways have let go of it.
+    A replica that drains is not called back: its gateways have let go of it. One that is evicted serves until another
+    is ready in its place, and so for as long as there is no room for that.
     """
     serving = [member for member in members if member.goal is Goal.SERVE]
-    if len(serving) > desired:
-        order = sorted(serving, key=_usefulness)
-        return [Release(member.name) for member in order[: len(serving) - desired]]
-    return [Add(name) for name in _new_names(desired - len(serving), [member.name for member in members])]
+    staying = [member for member in serving if not member.evicted]
+    evicted = [member for member in serving if member.evicted]
+    ready = sum(member.phase is Phase.READY for member in staying)
+    leaving = [*_surplus(staying, desired), *_surplus(evicted, max(0, desired - ready))]
+    names = _new_names(desired - len(staying), [member.name for member in members])
+    return [*(Release(member.name) for member in leaving), *(Add(name) for name in names)]
+
+
+def _surplus(members: Sequence[Member], wanted: int) -> list[Member]:
+    """Those that leave for so many to remain."""
+    return sorted(members, key=_usefulness)[: max(0, len(members) - wanted)]
 
 
 def _usefulness(member: Member) -> tuple[int, int, int]:
@@ -53,5 +62,5 @@ def number(name: str) -> int:
 
 
 def _new_names(count: int, taken: Collection[str]) -> list[str]:
-    free = (f"r{n}" for n in range(count + len(taken)))
-    return [name for name in free if name not in taken][:count]
+    free = (f"r{n}" for n in range(max(0, count) + len(taken)))
+    return [name for name in free if name not in taken][: max(0, count)]

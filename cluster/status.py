@@ -68,7 +68,7 @@ class ReplicaStatus:
     name: str
     generation: int
     state: str  # "waiting" (for room), "starting", "ready", "draining" or "failed"
-    problem: str  # why it failed, or what room it waits for
+    problem: str  # why it failed, what room it waits for, or why it cannot stay where it is
     ranks: tuple[RankStatus, ...]
     engine: EngineStatus
     last_ending: str = ""  # why the generation before this one ended; empty if there was none

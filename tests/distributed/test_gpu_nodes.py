@@ -4,14 +4,17 @@ The ranks are stand-ins without an engine (stand_ins.py); the plans, the placeme
 """
 
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import pytest
 from distributed.controlled import Controlled, groups
-from distributed.gpu_nodes import GpuNodes
-from distributed.speaking import Served, expected, ready
+from distributed.gpu_nodes import GpuNode, GpuNodes
+from distributed.speaking import Served, expected, ready, states
 from distributed.stand_ins import IdleRank, SpeakingRank
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
 
 from outrider.cluster.plan import ShardPlan, make_plan
 from outrider.cluster.planning.presets import load_shape
@@ -89,6 +92,44 @@ def test_ranks_sit_as_planned_and_a_node_that_goes_is_named_and_replaced(
     assert replica.generation >= 2
     assert ranks_by_node(replica) == {large.node_id: [0, 1, 2, 3], other.node_id: [4, 5]}
     cluster.drain()
+
+
+def drain_node(node: GpuNode, address: str) -> None:
+    """As a cloud does that wants its machine back."""
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int(1000 * (time.time() + 600))
+    accepted, why_not = GcsClient(address=address).drain_node(node.node_id, reason, "wanted back", deadline_ms)
+    assert accepted, why_not
+
+
+@pytest.mark.full
+def test_a_replica_leaves_a_node_that_is_drained_once_another_serves_and_stays_while_there_is_no_room(
+    controlled: Start, gpu_nodes: GpuNodes, ray_address: str, model_path: str
+) -> None:
+    nodes = {node.node_id: node for node in gpu_nodes.add(2, 2)}
+    changes = {"plan": gang_of(2), "engine": EngineConfig(device="cuda"), "may_grow": True, "model_path": model_path}
+    served = Served(controlled(SpeakingRank, **changes))
+    try:
+        (first,) = ranks_by_node(served.cluster.status().replicas[0])
+        stream = served.stream(1, max_tokens=800)
+
+        drain_node(nodes.pop(first), ray_address)
+
+        status = served.cluster.wait_for_status(lambda status: bool(status.replicas[0].problem))
+        assert f"(id {first[:12]}) is being drained" in status.replicas[0].problem
+        status = served.cluster.wait_for_status(lambda status: states(status) == {"r1": "ready"}, within_s=90)
+        (second,) = ranks_by_node(status.replicas[0])
+        assert second in nodes
+        assert stream.rest() == expected(1, 800)
+
+        drain_node(nodes.pop(second), ray_address)
+
+        status = served.cluster.wait_for_status(lambda status: set(states(status).values()) == {"ready", "waiting"})
+        assert f"(id {second[:12]}) is being drained" in {one.name: one.problem for one in status.replicas}["r1"]
+        assert served.stream(2, max_tokens=5).rest() == expected(2, 5)
+    finally:
+        served.close()
+    served.cluster.drain()
 
 
 @pytest.fixture(scope="module")
