@@ -54,7 +54,14 @@ class TextRecorder(DepthPolicy):
                 self._drafts[sequence_id][len(self._tokens[sequence_id])] = own
         return {}
 
-    def observe(self, round: Round, verdict: Verdict, round_s: float, draft_s: float) -> None:
+    def observe(
+        self,
+        round: Round,
+        verdict: Verdict,
+        round_s: float,
+        draft_s: float,
+        drafts: Mapping[int, list[Draft]] | None = None,
+    ) -> None:
         ends = verdict.token_offsets.tolist()
         for s, sequence_id in enumerate(round.sequence_ids.tolist()):
             self._tokens[sequence_id] += verdict.token_ids[ends[s] : ends[s + 1]].tolist()
@@ -105,7 +112,14 @@ class RoundRecorder(DepthPolicy):
             for sequence_id, own in drafts.items()
         }
 
-    def observe(self, round: Round, verdict: Verdict, round_s: float, draft_s: float) -> None:
+    def observe(
+        self,
+        round: Round,
+        verdict: Verdict,
+        round_s: float,
+        draft_s: float,
+        drafts: Mapping[int, list[Draft]] | None = None,
+    ) -> None:
         rows = np.diff(round.query_offsets)
         if (rows == round.sample_counts).all():
             steps = np.where(verdict.finish == RUNNING, round.draft_steps, 0)

@@ -21,11 +21,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-from common import interleaved, median, numbers, save, seconds, words
+from common import interleaved, median, numbers, save, words
+from decisions import decision_us
 from generation import BatchLLM, Decoded
 from record import TEXTS, Text, kind_prompts
 from serve import arrivals
@@ -33,9 +33,6 @@ from serve import arrivals
 from outrider import SamplingParams
 from outrider.workers.config import resolve_model
 from outrider.workers.engine.request import SequenceChunk
-from outrider.workers.speculation.acceptance import Kind, Made
-from outrider.workers.speculation.auto_depth import AutoDepth, Live, Outcome
-from outrider.workers.speculation.cost import Shape
 
 ARMS = ("off", "1", "2", "3", "4", "5", "auto")
 BATCHES = [1, 4, 16]
@@ -209,25 +206,6 @@ def _listed(figures: dict[str, float | None]) -> str:
 # Decisions -----------------------------------------------------------------------------------------------------------
 
 
-def decision_us(sequences: int, repeats: int = 300) -> dict[str, float]:
-    """Microseconds of a round's decision by part, with four drafts each: medians."""
-    auto, kind = AutoDepth(experts=(8, 2)), Kind("mtp", 1)
-    live = [Live(n, kind, 200) for n in range(sequences)]
-    made = [Made(n, kind, [3.0, 2.0, 1.0, 0.5]) for n in range(sequences)]
-    base = Shape(sequences, sequences, 200.0 * sequences, 200.0 * sequences)
-    took: dict[str, list[float]] = {"depths": [], "slots": [], "learning": []}
-    for number in range(repeats):
-        verified = 2 * (number % 2)
-        accepted = verified * (number % 3 > 0)
-        shape = base._replace(rows=(1 + verified) * sequences, steps=4, drafts=4 * sequences, followed=sequences)
-        outcomes = [Outcome(n, verified, accepted) for n in range(sequences)]
-        took["slots"].append(seconds(partial(auto.keep, made, base)))
-        learn = partial(auto.observe, outcomes, shape, sequences * (accepted + 1), 0.05 + 0.0001 * shape.rows, 0.001)
-        took["learning"].append(seconds(learn))
-        took["depths"].append(seconds(partial(auto.plan, live)))
-    return {part: 1e6 * median(values[repeats // 3 :]) for part, values in took.items()}
-
-
 def decisions() -> dict[str, dict[str, float]]:
     return {str(sequences): decision_us(sequences) for sequences in (1, 4, 16, 64)}
 
@@ -264,7 +242,8 @@ def main() -> None:
     if "decisions" in args.only:
         figures["decision_us"] = decisions()
         for sequences, parts in figures["decision_us"].items():
-            print(f"deciding for {sequences}: {', '.join(f'{part} {us:.0f} us' for part, us in parts.items())}")
+            told = ", ".join(f"{part} {us:.0f} us" for part, us in parts.items())
+            print(f"deciding for {sequences}: {told}, {sum(parts.values()):.0f} us in all")
     with ExitStack() as stack:
         engines = Engines(args, stack) if {"cells", "replay"} & set(args.only) else None
         if engines and "cells" in args.only:

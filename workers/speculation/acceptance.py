@@ -6,22 +6,24 @@ Knows nothing of time.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.workers.speculation.logistic import Logistic, logit, sigmoid
+from outrider.workers.speculation.logistic import Logistic
 
 Floats = NDArray[np.float64]
 
 _MOST_LEAD = 12.0  # a lead beyond it says no more
+_HOPELESS = 30.0  # log-odds against a draft, beyond which none is told apart
 _FLEET_MEMORY, _FLEET_TRUST = 3000.0, 40.0  # labels
 _SEQUENCE_MEMORY, _SEQUENCE_TRUST = 24.0, 4.0  # labels
 _USUAL = 0.7  # acceptance that damping pulls both sides towards
-_MOST_TAUGHT = 16  # sequences of a round that the fleet learns from; every one learns its own history
+_FIRST_BATCH, _LARGEST_BATCH = 24, 144  # labels between two steps: a step takes as long for many as for few
 # Weights at first, scout's own: intercept, lead, log(1 + lead), first draft, history
 _JUDGING = ((-0.7, 0.5, 1.8, 0.2, 0.8), (-1.0, 0.3, 1.7, 0.1, 0.8), (-1.0, 0.3, 1.7, 0.1, 0.8))
 # Intercept, first draft, log(position), history
@@ -66,44 +68,68 @@ class History:
         self._accepted = self._accepted * keep + accepted
         self._expected = self._expected * keep + expected
         self._judged = self._judged * keep + judged
-        prior, whole = _USUAL * _SEQUENCE_TRUST, self._judged + _SEQUENCE_TRUST
-        self.offset = logit((self._accepted + prior) / whole) - logit((self._expected + prior) / whole)
+        whole = self._judged + _SEQUENCE_TRUST
+        own, usual = self._accepted + _USUAL * _SEQUENCE_TRUST, self._expected + _USUAL * _SEQUENCE_TRUST
+        self.offset = math.log(own * (whole - usual) / ((whole - own) * usual))
+
+
+class _Lesson(NamedTuple):
+    """What became of the judged drafts of one round of a sequence."""
+
+    leads: Sequence[float]
+    accepted: int
+    judging: float  # offsets of the sequence's histories then
+    foreseeing: float
 
 
 class _Fleet:
-    """The two models of one kind, over all sequences."""
+    """The two models of one kind, over all sequences. Odds are against acceptance, history aside."""
 
     def __init__(self, heat: int, positions: int) -> None:
         def logistic(weights: Sequence[float]) -> Logistic:
             return Logistic(weights, trust=_FLEET_TRUST, memory=_FLEET_MEMORY)
 
         self.judging, self.foreseeing = logistic(_JUDGING[heat]), logistic(_FORESEEING[heat])
-        self._places = [(float(n == 0), math.log1p(n)) for n in range(positions)]
-        self._foreseen: list[float] = []
-        self._foreseen_by: list[float] = []  # the weights that it was computed with
+        self._positions = positions
+        self._lessons: list[_Lesson] = []
+        self._labels, self._batch = 0, _FIRST_BATCH
+        self._foresee()
 
-    def foreseen(self) -> list[float]:
-        """Log-odds by position, history aside, before the drafts are made."""
-        if self._foreseen_by is not self.foreseeing.weights:
-            self._foreseen_by = self.foreseeing.weights
-            fixed, first, slope, _ = self._foreseen_by
-            self._foreseen = [fixed + first * is_first + slope * depth for is_first, depth in self._places]
-        return self._foreseen
-
-    def scores(self, leads: Sequence[float]) -> list[float]:
-        """Log-odds of drafts with these leads, history aside."""
+    def odds(self, leads: Sequence[float]) -> list[float]:
+        """Of drafts with these leads."""
         fixed, slope, bend, first, _ = self.judging.weights
         capped = [min(lead, _MOST_LEAD) for lead in leads]
-        scores = [fixed + slope * lead + bend * math.log1p(lead) for lead in capped]
-        scores[0] += first
-        return scores
+        against = [-fixed - slope * lead - bend * math.log1p(lead) for lead in capped]
+        against[0] -= first
+        return [math.exp(min(score, _HOPELESS)) for score in against]
 
-    def learn(self, leads: Sequence[float], accepted: int, histories: tuple[float, float]) -> None:
-        """From judged drafts, the first `accepted` of which stood; `histories` as judging and foreseeing had them."""
-        for n, lead in enumerate(leads[: accepted + 1]):
-            capped, (is_first, depth) = min(lead, _MOST_LEAD), self._places[n]
-            self.judging.observe((1.0, capped, math.log1p(capped), is_first, histories[0]), n < accepted)
-            self.foreseeing.observe((1.0, is_first, depth, histories[1]), n < accepted)
+    def learn(self, lesson: _Lesson) -> None:
+        self._lessons.append(lesson)
+        self._labels += len(lesson.leads)
+        if self._labels >= self._batch:
+            self._take_in(self._lessons)
+            self._lessons, self._labels = [], 0
+            self._batch = min(self._batch + _FIRST_BATCH, _LARGEST_BATCH)
+            self._foresee()
+
+    def _take_in(self, lessons: Sequence[_Lesson]) -> None:
+        judged = [len(lesson.leads) for lesson in lessons]
+        capped = np.minimum([lead for lesson in lessons for lead in lesson.leads], _MOST_LEAD)  # [labels]
+        place = np.array([n for count in judged for n in range(count)])  # [labels]
+        labels = (place < np.repeat([lesson.accepted for lesson in lessons], judged)).astype(float)
+        judging = np.repeat([lesson.judging for lesson in lessons], judged)
+        foreseeing = np.repeat([lesson.foreseeing for lesson in lessons], judged)
+        ones, first = np.ones(len(place)), (place == 0).astype(float)
+        self.judging.learn(np.stack([ones, capped, np.log1p(capped), first, judging], axis=1), labels)
+        self.foreseeing.learn(np.stack([ones, first, np.log1p(place), foreseeing], axis=1), labels)
+
+    def _foresee(self) -> None:
+        fixed, first, slope, _ = self.foreseeing.weights
+        scores = [fixed + first * (n == 0) + slope * math.log1p(n) for n in range(self._positions)]
+        self.foreseen = [
+            math.exp(min(-score, _HOPELESS)) for score in scores
+        ]  # odds by position, before the drafts are made
+        self.expected = [0.0, *accumulate(1.0 / (1.0 + odds) for odds in self.foreseen)]  # accepted, of so many judged
 
 
 @dataclass(slots=True)
@@ -114,20 +140,6 @@ class _Histories:
     foreseeing: History = field(default_factory=History)
 
 
-@dataclass(slots=True)
-class _Known:
-    """Of one live sequence."""
-
-    histories: dict[str, _Histories] = field(default_factory=dict)  # by drafter
-    made: Made | None = None  # and not judged yet
-    expected: list[float] = field(default_factory=list)  # acceptance of each, history aside
-
-    def of(self, drafter: str) -> _Histories:
-        if drafter not in self.histories:
-            self.histories[drafter] = _Histories()
-        return self.histories[drafter]
-
-
 class Acceptance:
     """Every kind's models and every live sequence's history."""
 
@@ -135,8 +147,8 @@ class Acceptance:
         """`positions`: most drafts of a sequence in one round."""
         self._positions = positions
         self._fleets: dict[Kind, _Fleet] = {}
-        self._known: dict[int, _Known] = {}
-        self._turn = 0
+        self._known: dict[int, dict[str, _Histories]] = {}  # by live sequence and drafter
+        self._made: dict[int, tuple[Made, list[float]]] = {}  # not judged yet; chance of each, history aside
 
     def __len__(self) -> int:
         """Sequences that it keeps something of."""
@@ -147,44 +159,43 @@ class Acceptance:
 
         Remembers the drafts, to learn from what becomes of them.
         """
-        known = [self._of(each.sequence_id) for each in made]
-        most = max((len(each.leads) for each in made), default=0)
-        leads = np.array([[*each.leads, *[0.0] * (most - len(each.leads))] for each in made])
-        capped = np.minimum(leads, _MOST_LEAD)
-        weights = np.array([self._fleet(each.kind).judging.weights for each in made])  # [sequences, 5]
+        lengths = [len(each.leads) for each in made]
+        most, least = max(lengths, default=0), min(lengths, default=0)
+        padded = [each.leads if least == most else [*each.leads, *[0.0] * (most - len(each.leads))] for each in made]
+        capped = np.minimum(np.array(padded), _MOST_LEAD)
+        fleets = self._fleets_of([each.kind for each in made])
+        weights = np.array([fleet.judging.weights for fleet in fleets])  # [sequences or 1, 5]
         scores = weights[:, :1] + weights[:, 1:2] * capped + weights[:, 2:3] * np.log1p(capped)
         scores[:, :1] += weights[:, 3:4]
-        for own, each, expected in zip(known, made, sigmoid(scores).tolist(), strict=True):
-            own.made, own.expected = each, expected
-        offsets = [[own.of(each.kind.drafter).judging.offset] for own, each in zip(known, made, strict=True)]
-        scores += weights[:, 4:] * np.array(offsets)
-        survivals: Floats = np.multiply.accumulate(sigmoid(scores), axis=1)
-        lengths = [len(each.leads) for each in made]
-        if min(lengths, default=0) < most:
+        odds = np.exp(np.minimum(-scores, _HOPELESS))
+        offsets = np.array([self._histories(each.sequence_id, each.kind.drafter).judging.offset for each in made])
+        for each, expected in zip(made, (1.0 / (1.0 + odds)).tolist(), strict=True):
+            self._made[each.sequence_id] = each, expected
+        shifted = odds * np.exp(-weights[:, 4:] * offsets[:, None])
+        survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + shifted, axis=1)
+        if least < most:
             survivals[np.arange(most) >= np.array(lengths)[:, None]] = 0.0
         return survivals
 
     def judged_alone(self, made: Made) -> list[float]:
         """`judged` of one sequence, which has drafts: the same in a tenth of the time."""
-        own, fleet = self._of(made.sequence_id), self._fleet(made.kind)
-        scores = fleet.scores(made.leads)
-        own.made, own.expected = made, [_sigmoid(score) for score in scores]
-        return _survivals(scores, fleet.judging.weights[4] * own.of(made.kind.drafter).judging.offset)
+        fleet, history = self._fleet(made.kind), self._histories(made.sequence_id, made.kind.drafter).judging
+        odds = fleet.odds(made.leads)
+        self._made[made.sequence_id] = made, [1.0 / (1.0 + each) for each in odds]
+        return _survivals(odds, fleet.judging.weights[4] * history.offset)
 
     def foreseen_alone(self, sequence_id: int, kind: Kind) -> list[float]:
         """`foreseen` of one sequence."""
-        fleet, own = self._fleet(kind), self._of(sequence_id).of(kind.drafter)
-        return _survivals(fleet.foreseen(), fleet.foreseeing.weights[3] * own.foreseeing.offset)
+        fleet, history = self._fleet(kind), self._histories(sequence_id, kind.drafter).foreseeing
+        return _survivals(fleet.foreseen, fleet.foreseeing.weights[3] * history.offset)
 
     def foreseen(self, sequences: Sequence[tuple[int, Kind]]) -> Floats:
         """The same of drafts that are not made yet, [sequences, positions]."""
-        fleets = [self._fleet(kind) for _, kind in sequences]
-        shifts = [
-            fleet.foreseeing.weights[3] * self._of(sequence_id).of(kind.drafter).foreseeing.offset
-            for (sequence_id, kind), fleet in zip(sequences, fleets, strict=True)
-        ]
-        scores = np.array([fleet.foreseen() for fleet in fleets]) + np.array(shifts)[:, None]
-        survivals: Floats = np.multiply.accumulate(sigmoid(scores), axis=1)
+        fleets = self._fleets_of([kind for _, kind in sequences])
+        trust = np.array([fleet.foreseeing.weights[3] for fleet in fleets])
+        offsets = np.array([self._histories(each, kind.drafter).foreseeing.offset for each, kind in sequences])
+        odds = np.array([fleet.foreseen for fleet in fleets]) * np.exp(-trust * offsets)[:, None]
+        survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + odds, axis=1)
         return survivals
 
     def observe(self, outcomes: Sequence[tuple[int, int, int]]) -> None:
@@ -192,34 +203,43 @@ class Acceptance:
 
         `judged` counts the accepted ones and the first rejected; what was made beyond was never judged.
         """
-        stride = len(outcomes) // _MOST_TAUGHT + 1
-        self._turn += 1
-        for number, (sequence_id, judged, accepted) in enumerate(outcomes):
-            own = self._known.get(sequence_id)
-            if own is not None and own.made is not None and judged:
-                self._learn(own, own.made, judged, accepted, teaches=(number + self._turn) % stride == 0)
+        for sequence_id, judged, accepted in outcomes:
+            made, expected = self._made.pop(sequence_id, (None, []))
+            if made is not None and judged:
+                self._learn(made, judged, accepted, sum(expected[:judged]))
 
-    def _learn(self, own: _Known, made: Made, judged: int, accepted: int, *, teaches: bool) -> None:
-        fleet, histories = self._fleet(made.kind), own.of(made.kind.drafter)
-        if teaches:
-            fleet.learn(made.leads[:judged], accepted, (histories.judging.offset, histories.foreseeing.offset))
-        histories.judging.observe(accepted, judged, sum(own.expected[:judged]))
-        foreseen = sum([_sigmoid(score) for score in fleet.foreseen()[:judged]])
-        histories.foreseeing.observe(accepted, judged, foreseen)
-        own.made = None
+    def _learn(self, made: Made, judged: int, accepted: int, expected: float) -> None:
+        fleet, histories = self._fleet(made.kind), self._histories(made.sequence_id, made.kind.drafter)
+        judging, foreseeing = histories.judging, histories.foreseeing
+        fleet.learn(_Lesson(made.leads[:judged], accepted, judging.offset, foreseeing.offset))
+        judging.observe(accepted, judged, expected)
+        foreseeing.observe(accepted, judged, fleet.expected[judged])
 
     def pending(self, sequence_id: int) -> Made | None:
         """The sequence's drafts that are not judged yet."""
-        own = self._known.get(sequence_id)
-        return own.made if own is not None else None
+        made, _ = self._made.get(sequence_id, (None, []))
+        return made
+
+    def pass_over(self, sequence_ids: Iterable[int]) -> None:
+        """What became of these sequences' drafts is not to be learned."""
+        for sequence_id in sequence_ids:
+            self._made.pop(sequence_id, None)
 
     def forget(self, sequence_id: int) -> None:
         self._known.pop(sequence_id, None)
+        self._made.pop(sequence_id, None)
 
-    def _of(self, sequence_id: int) -> _Known:
-        if sequence_id not in self._known:
-            self._known[sequence_id] = _Known()
-        return self._known[sequence_id]
+    def _histories(self, sequence_id: int, drafter: str) -> _Histories:
+        own = self._known.get(sequence_id)
+        if own is None:
+            own = self._known[sequence_id] = {}
+        if drafter not in own:
+            own[drafter] = _Histories()
+        return own[drafter]
+
+    def _fleets_of(self, kinds: list[Kind]) -> list[_Fleet]:
+        """Of each, or one for all where they are alike, as they nearly always are."""
+        return [self._fleet(kind) for kind in (kinds[:1] if kinds.count(kinds[0]) == len(kinds) else kinds)]
 
     def _fleet(self, kind: Kind) -> _Fleet:
         if kind not in self._fleets:
@@ -227,13 +247,10 @@ class Acceptance:
         return self._fleets[kind]
 
 
-def _sigmoid(score: float) -> float:
-    return 1.0 / (1.0 + math.exp(-score)) if score > -30.0 else 0.0
-
-
-def _survivals(scores: Sequence[float], shift: float) -> list[float]:
-    reached, survivals = 1.0, []
-    for score in scores:
-        reached *= _sigmoid(score + shift)
+def _survivals(odds: Sequence[float], shift: float) -> list[float]:
+    """Of each draft and all before it, given the odds against each and a shift of all log-odds."""
+    reached, factor, survivals = 1.0, math.exp(-shift), []
+    for each in odds:
+        reached /= 1.0 + each * factor
         survivals.append(reached)
     return survivals

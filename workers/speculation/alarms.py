@@ -5,6 +5,7 @@ confidence had come to before, on this checkpoint: a confident draft that fails 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from outrider.workers.speculation.acceptance import Kind, Made
@@ -40,8 +41,7 @@ class _Window:
     expected: float = 0.0
     variance: float = 0.0
     accepted: float = 0.0
-    drafts: int = 0
-    labels: list[tuple[int, bool]] = field(default_factory=list)  # not in the history yet
+    labels: list[tuple[int, bool]] = field(default_factory=list)  # bins, and whether it stood
 
     @property
     def low(self) -> bool:
@@ -53,29 +53,40 @@ class _History:
     """Of one kind of drafts."""
 
     def __init__(self) -> None:
-        self.judged = 0
+        self.judged = self.waiting = 0
         self.bins = [_Tally() for _ in range(_BINS)]
         self.positions: list[_Tally] = []
-        self.window = _Window()
+        self._latest: list[tuple[Sequence[float], int]] = []  # leads that wait to be read, and how many of them stood
 
-    def add(self, place: int, lead: float, stood: bool) -> None:
+    def add(self, leads: Sequence[float], accepted: int) -> None:
+        self._latest.append((leads, accepted))
+        self.waiting += len(leads)
+
+    def read(self) -> _Window:
+        """What came of the drafts that waited, beside what was expected of them."""
+        window = _Window()
+        for leads, accepted in self._latest:
+            for place, lead in enumerate(leads):
+                self._weigh(window, place, lead, place < accepted)
+        self.judged += self.waiting
+        self._latest, self.waiting = [], 0
+        return window
+
+    def _weigh(self, window: _Window, place: int, lead: float, stood: bool) -> None:
         while len(self.positions) <= place:
             self.positions.append(_Tally())
         self.positions[place].add(stood)
         bin = int(min(math.log1p(max(lead, 0.0)) / math.log(1.5), _BINS - 1))
-        rate, window = self.bins[bin].rate, self.window
+        rate = self.bins[bin].rate
         window.expected += rate
         window.variance += rate * (1.0 - rate)
         window.accepted += stood
-        window.drafts += 1
         window.labels.append((bin, stood))
-        self.judged += 1
 
-    def close(self, *, trusted: bool) -> None:
-        """Takes the window's labels into the history, unless they are held to be a fault's."""
-        for bin, stood in self.window.labels if trusted else ():
+    def trust(self, window: _Window) -> None:
+        """Takes its labels in: they are not held to be a fault's."""
+        for bin, stood in window.labels:
             self.bins[bin].add(stood)
-        self.window = _Window()
 
 
 class Alarms:
@@ -91,19 +102,21 @@ class Alarms:
 
         `gap`: the drafter had not followed all of the sequence.
         """
-        history = self._histories.setdefault((made.kind, gap), _History())
-        for place, lead in enumerate(made.leads[:judged]):
-            history.add(place, lead, place < accepted)
-        if history.window.drafts < _WINDOW:
+        history = self._histories.get((made.kind, gap))
+        if history is None:
+            history = self._histories[made.kind, gap] = _History()
+        history.add(made.leads[:judged], accepted)
+        if history.waiting < _WINDOW:
             return []
-        return [*self._dead(made.kind, history), *self._weighed(made.kind, history, gap)]
+        window = history.read()
+        return [*self._dead(made.kind, history, window), *self._weighed(made.kind, history, window, gap)]
 
     def failed(self, drafter: str, reason: str) -> list[str]:
         """The drafter raised an error."""
         return self._raise(FAILURE, drafter, 0, f"drafter {drafter} failed ({reason}): going on without its drafts")
 
-    def _weighed(self, kind: Kind, history: _History, gap: bool) -> list[str]:
-        window, whole = history.window, self._histories.get((kind, False))
+    def _weighed(self, kind: Kind, history: _History, window: _Window, gap: bool) -> list[str]:
+        whole = self._histories.get((kind, False))
         said: list[str] = []
         low = history.judged > _LEARNING + _WINDOW and window.low
         if low:
@@ -111,14 +124,15 @@ class Alarms:
             said = self._raise(COLLAPSE, kind.drafter, kind.heat, _COLLAPSE.format(kind.drafter, share))
         elif gap and whole is not None and whole.judged > _WINDOW and _rate(history) < 0.5 * _rate(whole):
             said = self._raise(STALE_CACHE, kind.drafter, kind.heat, _STALE.format(kind.drafter))
-        history.close(trusted=not low)
+        if not low:
+            history.trust(window)
         return said
 
-    def _dead(self, kind: Kind, history: _History) -> list[str]:
+    def _dead(self, kind: Kind, history: _History, window: _Window) -> list[str]:
         said: list[str] = []
         for place, tally in enumerate(history.positions):
             lives = place == 0 or history.positions[place - 1].rate >= _LIVE_BEFORE
-            if tally.tried >= _DEAD_TRIES and not tally.accepted and lives and _confident(history):
+            if tally.tried >= _DEAD_TRIES and not tally.accepted and lives and _confident(window):
                 said += self._raise(DEAD_POSITION, kind.drafter, place, _DEAD.format(place + 1, kind.drafter))
         return said
 
@@ -134,10 +148,9 @@ def _rate(history: _History) -> float:
     return sum(t.accepted for t in history.positions) / max(1.0, sum(t.tried for t in history.positions))
 
 
-def _confident(history: _History) -> bool:
-    """Whether the window's drafts were sure of themselves: half of them or more in the upper half of the bins."""
-    labels = history.window.labels
-    return sum(bin >= _BINS // 4 for bin, _ in labels) >= len(labels) / 2
+def _confident(window: _Window) -> bool:
+    """Whether its drafts were sure of themselves: half of them or more in the upper half of the bins."""
+    return sum(bin >= _BINS // 4 for bin, _ in window.labels) >= len(window.labels) / 2
 
 
 _COLLAPSE = (

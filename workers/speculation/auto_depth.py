@@ -32,10 +32,12 @@ _CAUTION = 1.02  # what a second must bring with drafts over what it brings with
 _MEASURING = 0.005  # of all time, what may be lost to measuring stale numbers of rows again
 _FIRST_CREDIT, _MOST_CREDIT = 8.0, 8.0  # undrafted rounds
 _CLIP = 2.0  # a round costs the ledger at most this many times its forecast: what disturbs it is not speculation's
-_MOST_WATCHED = 16  # sequences of a round whose drafts are looked at for signs of a fault
+_MOST_WATCHED = 4  # sequences of a round whose drafts are looked at for signs of a fault
+_MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in turn
 _SURPRISE = 0.4  # acceptance that was foreseen, at most, of a draft whose acceptance is news
 _TOKENS_FOLLOWED = 1.5  # a round, of a sequence: about
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
+_HELD = 8.0  # undrafted rounds: time that may go by before the rounds in it are learned from, all at once
 _PLAIN_SEEN = 4  # of rounds in which nothing is drafted or followed, one in so many is learned from
 
 
@@ -62,6 +64,16 @@ class Outcome(NamedTuple):
         return self.accepted if self.finished else min(self.verified, self.accepted + 1)
 
 
+class _Took(NamedTuple):
+    """A round that drafts had a part in, and what it brought."""
+
+    shape: Shape
+    tokens: int
+    round_s: float
+    draft_s: float
+    own: bool  # all its drafts were of the policy's choosing
+
+
 class AutoDepth:
     """Decides for the sequences of one replica. Not thread-safe."""
 
@@ -74,8 +86,12 @@ class AutoDepth:
         self._deepest = deepest
         self._hopes: dict[int, Hope] = {}
         self._depths: dict[int, int] = {}
+        self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
         self._credit = _FIRST_CREDIT  # undrafted rounds that may be spent on measuring
+        self._turn = 0  # rounds whose acceptance was learned from
         self._plain = 0  # rounds without drafts
+        self._took: list[_Took] = []  # the latest rounds, not learned from yet
+        self._took_s = self._undrafted_s = 0.0  # of these rounds together; of one without drafts
 
     def __len__(self) -> int:
         """Sequences that it keeps something of."""
@@ -102,16 +118,17 @@ class AutoDepth:
         hopes = [self._hope(each.sequence_id) for each in live]
         if not any(hope.followed for hope in hopes):
             for each, hope in zip(live, hopes, strict=True):
-                self._depths[each.sequence_id] = self._tried(hope)
+                self._depths[each.sequence_id] = self._tried(each.sequence_id, hope)
             return
         worth = self._worthwhile_depths(live)
         pays = worth.gain > 0.0
         other = self._explores(worth, len(live))
+        drafts = pays is not other
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
                 hope.worth()
-            drafts = pays is not other
-            self._depths[each.sequence_id] = depth if drafts and depth else 0 if pays else self._tried(hope)
+            tried = 0 if pays or (drafts and depth) else self._tried(each.sequence_id, hope)
+            self._depths[each.sequence_id] = depth if drafts and depth else tried
 
     def _worthwhile_depths(self, live: Sequence[Live]) -> Depths:
         base = _base(live)
@@ -143,10 +160,11 @@ class AutoDepth:
         self._credit -= loss
         return True
 
-    def _tried(self, hope: Hope) -> int:
+    def _tried(self, sequence_id: int, hope: Hope) -> int:
         """A draft, if it is time to try a sequence for which none is worth it."""
         if hope.due and self.ledger.affords(_TRY_RISK):
             hope.tried()
+            self._trying.add(sequence_id)
             return 1
         hope.passed()
         return 0
@@ -164,7 +182,18 @@ class AutoDepth:
             worth = slots_worth_alone(survivals, slot_s, more_rows, _CAUTION * price)
         else:
             worth = slots_worth(self.acceptance.judged(made), np.full(len(made), slot_s), more_rows, _CAUTION * price)
-        return [0] * len(made) if self.ledger.stopped else self._measured(worth, made, base)
+        return [0] * len(made) if self.ledger.stopped else self._also_tried(self._measured(worth, made, base), made)
+
+    def _also_tried(self, counts: list[int], made: Sequence[Made]) -> list[int]:
+        """The counts, and of a sequence that is tried its draft too, which else would tell nothing."""
+        if not self._trying:
+            return counts
+        counts = [
+            max(count, 1) if each.sequence_id in self._trying else count
+            for count, each in zip(counts, made, strict=True)
+        ]
+        self._trying.difference_update([each.sequence_id for each in made])
+        return counts
 
     def _measured(self, worth: Worth, made: Sequence[Made], base: Shape) -> list[int]:
         """The best counts, or all where such a round has not been seen for long and costs little."""
@@ -194,20 +223,33 @@ class AutoDepth:
             self._observe_plain(shape, round_s, draft_s)
             return
         self.learn_acceptance(outcomes)
-        took = round_s + draft_s
+        self._took.append(_Took(shape, tokens, round_s, draft_s, own))
+        self._took_s += round_s + draft_s
+        if self._took_s >= _HELD * self._undrafted_s:
+            self._learn_times()
+
+    def _learn_times(self) -> None:
+        for took in self._took:
+            self._learn_time(took)
+        self._took, self._took_s = [], 0.0
+
+    def _learn_time(self, round: _Took) -> None:
+        shape, took = round.shape, round.round_s + round.draft_s
         undrafted, forecast = took, took
         if self.cost.known:
             undrafted, forecast = self.cost.undrafted(shape.sequences, shape.context), self.cost.forecast(shape)
-        self.cost.observe(shape, round_s, draft_s)
-        if own:
+        self.cost.observe(shape, round.round_s, round.draft_s)
+        if round.own:
             counted = min(took, _CLIP * forecast)
-            self.price.observe(shape.sequences, tokens, counted, undrafted)
-            self.ledger.settle(tokens / shape.sequences, counted / undrafted, shape.sequences)
+            self.price.observe(shape.sequences, round.tokens, counted, undrafted)
+            self.ledger.settle(round.tokens / shape.sequences, counted / undrafted, shape.sequences)
         self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)
         self._tell(shape, undrafted, abs(took - forecast) / max(took, 1e-9))
 
     def _observe_plain(self, shape: Shape, round_s: float, draft_s: float) -> None:
         """A round that speculation had no part in: it costs the ledger nothing, and should hardly cost time."""
+        if self._took:
+            self._learn_times()
         self._plain += 1
         self.ledger.earn(1.0)
         if self._plain % _PLAIN_SEEN == 0 or not self.cost.known:
@@ -223,7 +265,12 @@ class AutoDepth:
                 self.warnings += self.alarms.judged(made, each.judged, each.accepted, gap=each.gap)
             if each.accepted and made is not None:
                 self._surprised(made)
-        self.acceptance.observe([(each.sequence_id, each.judged, each.accepted) for each in outcomes])
+        stride = (len(outcomes) - 1) // _MOST_TAUGHT + 1
+        self._turn += 1
+        taught = outcomes[self._turn % stride :: stride]
+        self.acceptance.observe([(each.sequence_id, each.judged, each.accepted) for each in taught])
+        if stride > 1:
+            self.acceptance.pass_over([each.sequence_id for each in outcomes])
 
     def _surprised(self, made: Made) -> None:
         """Gives a sequence that promised nothing hope again, where its draft was accepted against expectation."""
@@ -237,6 +284,7 @@ class AutoDepth:
         """Drops what is kept for a sequence that ended."""
         self._hopes.pop(sequence_id, None)
         self._depths.pop(sequence_id, None)
+        self._trying.discard(sequence_id)
         self.acceptance.forget(sequence_id)
 
     def _relative_price(self, base: Shape) -> float:
@@ -250,7 +298,7 @@ class AutoDepth:
         return self._hopes[sequence_id]
 
     def _tell(self, shape: Shape, undrafted: float, error: float) -> None:
-        told = self.figures
+        told, self._undrafted_s = self.figures, undrafted
         told.gain = self.price.gain(shape.sequences)
         told.price = shape.sequences / undrafted * told.gain
         told.ledger, told.stopped = self.ledger.level, self.ledger.stopped

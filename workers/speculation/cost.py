@@ -20,7 +20,7 @@ _MEMORY = 400.0  # rounds
 _PER = 1e-3  # contexts are counted in thousands of tokens
 _VERIFYING = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05)  # first shape: fixed, row, expert, sequence, context, rows x context
 _DRAFTING = (0.03, 0.02, 0.1, 0.08, 0.01)  # first shape: following, token followed, drafting, step, draft
-_TABLE_EVERY = 16
+_TABLE_EVERY, _TABLES_AT_ONCE = 32, 16
 _SMALLEST_TABLE = 64  # rows
 _SPEED_RATE, _SPEED_CLIP = 0.05, 1.5
 
@@ -83,7 +83,7 @@ class RoundCost:
         if shape.followed or shape.drafts:
             self.drafting(shape.drafter).observe(_drafted(shape), draft_s / self._speed)
         self._cells.observe(shape.rows, round_s / self._speed / max(self._verifying.seconds(features), 1e-9))
-        if self._rounds <= _TABLE_EVERY or self._rounds % _TABLE_EVERY == 0:
+        if self._rounds <= _TABLES_AT_ONCE or self._rounds % _TABLE_EVERY == 0:
             self._tabulate(max(len(self._by_rows) - 1, 2 * shape.rows))
 
     def forecast(self, shape: Shape) -> float:

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _CLIP = 2.0  # an observation counts as at most this many times the estimate, and at least its inverse
-_EVERY = 16  # observations between two solutions; at first each is taken in as it comes
+_EVERY = 32  # observations between two solutions
+_AT_ONCE = 16  # of the first observations each is taken in as it comes
 _PRIOR = 0.01  # of a coefficient's own weight, the pull towards the first guess
-_SWEEPS = 6  # of the coefficients in each solution
+_SWEEPS = 4  # of the coefficients in each solution
 
 
 class Line:
@@ -37,7 +38,7 @@ class Line:
         self.seen += 1
         self._waiting.append(features)
         self._waiting_s.append(seconds)
-        if self.seen <= _EVERY or len(self._waiting) >= _EVERY:
+        if self.seen <= _AT_ONCE or len(self._waiting) >= _EVERY:
             self._take_in(np.array(self._waiting), np.array(self._waiting_s))
             self._waiting, self._waiting_s = [], []
 
@@ -45,7 +46,7 @@ class Line:
         """`features` [n, d], `seconds` [n]."""
         expected = np.maximum(features @ np.array(self.coefficients), 1e-9)
         ratios = seconds / expected
-        if self.seen > _EVERY:
+        if self.seen > _AT_ONCE:
             ratios = np.clip(ratios, 1.0 / _CLIP, _CLIP)
         relative = features / expected[:, None]
         keep = self._keep ** len(seconds)

@@ -75,22 +75,22 @@ def depths_worth(
 ) -> Depths:
     """How deep to draft. `survivals` [sequences, depth] are foreseen; the rest as in `slots_worth`.
 
-    Only drafts that could be worth verifying are made, and steps only as long as the sequences together pay for them.
+    For each number of steps the best of the slots that it makes; of these numbers that which brings most.
     """
-    values = survivals - price * (slot_s[:, None] + drafting.draft)
-    order = np.sort(values, axis=None)[::-1]
-    rows_s = np.array(more_rows[1 : len(order) + 1])
-    best = int((np.cumsum(order) - price * rows_s).argmax())
-    gains = values - price * rows_s[best] / (best + 1)
-    paying = np.maximum(gains, 0.0).sum(axis=0)
-    steps = np.arange(1, gains.shape[1] + 1)
-    by_depth = np.cumsum(paying) - price * (drafting.first + drafting.step * steps)
-    deepest = int(by_depth.argmax())
-    depths = np.minimum((gains > 0.0).sum(axis=1), deepest + 1)
-    if not depths.any():
-        one_each = values[:, 0].sum() - price * (more_rows[len(values)] + drafting.first + drafting.step)
-        return Depths([1] * len(values), float(one_each))
-    return Depths(depths.tolist(), float(by_depth[deepest]))
+    sequences, deepest = survivals.shape
+    values = (survivals - price * (slot_s[:, None] + drafting.draft)).ravel()
+    order = np.argsort(-values, kind="stable")
+    steps = np.arange(1, deepest + 1)
+    made = order % deepest < steps[:, None]  # [steps, slots]
+    gains = np.cumsum(made * values[order], axis=1) - price * np.array(more_rows)[np.cumsum(made, axis=1)]
+    by_steps = gains.max(axis=1) - price * (drafting.first + drafting.step * steps)
+    best = int(by_steps.argmax())
+    if gains[best].max() <= 0.0:
+        one_each = values[::deepest].sum() - price * (more_rows[sequences] + drafting.first + drafting.step)
+        return Depths([1] * sequences, float(one_each))
+    last = int(gains[best].argmax()) + 1
+    chosen = order[:last][made[best, :last]]
+    return Depths(np.bincount(chosen // deepest, minlength=sequences).tolist(), float(by_steps[best]))
 
 
 def depth_worth_alone(

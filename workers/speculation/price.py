@@ -28,7 +28,9 @@ class Price:
         if not self._sums:
             return 1.0
         wanted = size_class(sequences)
-        _, gained, taken = self._sums[min(self._sums, key=lambda size: abs(size - wanted))]
+        if wanted not in self._sums:
+            wanted = min(self._sums, key=lambda size: abs(size - wanted))
+        _, gained, taken = self._sums[wanted]
         return max(1.0, gained / taken)
 
     def per_second(self, sequences: int, undrafted_s: float) -> float:

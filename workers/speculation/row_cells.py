@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-_SINGLE, _PER_DOUBLING = 16, 8
+_SINGLE, _PER_DOUBLING = 32, 8
 _MEMORY, _TRUST = 24.0, 3.0  # rounds: that a correction remembers, and that it takes to be half believed
 _FEW = 6.0  # rounds that are not enough to know a cell
 _STALE = 300  # rounds after which a correction counts half, and should be measured again
@@ -13,7 +13,7 @@ _CLIP = 2.0
 
 
 class RowCells:
-    """Corrections. Rows of one cell share theirs: each number up to 16, then eight to a doubling."""
+    """Corrections. Rows of one cell share theirs: each number up to 32, then eight to a doubling."""
 
     def __init__(self) -> None:
         self._ratios: dict[int, float] = {}

@@ -15,6 +15,7 @@ for name in (
     "byte_models",
     "common",
     "completions",
+    "decisions",
     "decode",
     "generation",
     "linears",

@@ -1,8 +1,9 @@
 """What the benchmark of speculation makes of its runs."""
 
 import pytest
+from decisions import decision_us
 from generation import Decoded
-from speculation import Busy, against, arm_figures, decision_us, hourly_rates
+from speculation import Busy, against, arm_figures, hourly_rates
 
 from outrider.workers.engine.request import FinishReason, SequenceChunk
 

@@ -1,0 +1,98 @@
+"""What deciding on drafts takes: everything that a round asks of DepthPolicy, with made-up rounds and verdicts.
+
+Sequences decode at T=0.8 with drafts of which four in five stand. What is learned from several rounds at once counts
+in the mean, which is therefore what is told.
+"""
+
+import random
+from collections.abc import Mapping
+
+from common import seconds
+
+from outrider.workers.engine.request import Request
+from outrider.workers.engine.round import RUNNING, Round, Verdict, ints, offsets
+from outrider.workers.engine.sequence import Sequence
+from outrider.workers.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
+from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.speculation.drafter import Draft
+
+_PROMPT, _STANDS = 200, 0.8
+
+
+class Decisions:
+    """Plays rounds, and times the policy's part in them."""
+
+    def __init__(self, sequences: int) -> None:
+        self._policy, self._rng = DepthPolicy("auto", (8, 2)), random.Random(1)
+        params = SamplingParams(temperature=0.8)
+        request = Request(request_id="", prompt_token_ids=(3,) * _PROMPT, params=params, seed=0)
+        self._sequences = [
+            Sequence(
+                sequence_id=n, request=request, output_index=0, token_ids=[3] * _PROMPT,
+                limit=1 << 30, draft_ceiling=MAX_DRAFT_TOKENS,
+            )
+            for n in range(sequences)
+        ]  # fmt: skip
+        self._verified = [0] * sequences
+        self.took: dict[str, list[float]] = {"depths": [], "slots": [], "learning": []}
+
+    def round(self) -> None:
+        depths: list[int] = []
+        follows: list[bool] = []
+
+        def ask() -> None:
+            depths.extend(map(self._policy.depth, self._sequences))
+            follows.extend(map(self._policy.follows, self._sequences))
+
+        self.took["depths"].append(seconds(ask))
+        round, verdict = self._run(depths, follows)
+        drafts = {n: [self._draft() for _ in range(depth)] for n, depth in enumerate(depths) if depth}
+        round_s = 0.001 * len(depths) ** 0.5 * (1.0 + 0.15 * round.rows / len(depths)) * self._rng.uniform(1.0, 1.1)
+
+        def learn() -> None:
+            self._policy.time_of(round, round_s)
+            self._policy.observe(round, verdict, round_s, 0.0001 * (1 + max(depths)), drafts)
+
+        self.took["learning"].append(seconds(learn))
+        self.took["slots"].append(seconds(lambda: self._keep(drafts)))
+
+    def _draft(self) -> Draft:
+        return Draft(5, self._rng.expovariate(0.5))
+
+    def _keep(self, drafts: Mapping[int, list[Draft]]) -> None:
+        kept = self._policy.worthwhile(drafts)
+        self._verified = [len(kept.get(n, ())) for n in range(len(self._sequences))]
+
+    def _run(self, depths: list[int], follows: list[bool]) -> tuple[Round, Verdict]:
+        """What the engine would make of it."""
+        count = len(self._sequences)
+        accepted = [self._standing(drafts) for drafts in self._verified]
+        rows, emitted = [1 + drafts for drafts in self._verified], [1 + stood for stood in accepted]
+        round = Round(
+            sequence_ids=ints(range(count)), query_offsets=offsets(rows), token_ids=ints([5] * sum(rows)),
+            starts=ints([len(each.token_ids) for each in self._sequences]), sample_counts=ints(rows),
+            draft_steps=ints(depths), upkeep=ints(follows), followed_from=ints([1] * count),
+        )  # fmt: skip
+        verdict = Verdict(
+            token_offsets=offsets(emitted), token_ids=ints([5] * sum(emitted)), accepted_rows=ints(emitted),
+            drafts_accepted=ints(accepted), finish=ints([RUNNING] * count),
+        )  # fmt: skip
+        for each, tokens in zip(self._sequences, emitted, strict=True):
+            each.token_ids += [5] * tokens
+        return round, verdict
+
+    def _standing(self, drafts: int) -> int:
+        return next((n for n in range(drafts) if self._rng.random() > _STANDS), drafts)
+
+
+def decision_us(sequences: int, repeats: int = 300) -> dict[str, float]:
+    """Microseconds of a round by part, once it has settled: means, but for the slowest twentieth."""
+    decisions = Decisions(sequences)
+    for _ in range(repeats):
+        decisions.round()
+    return {part: 1e6 * _mean(took[repeats // 3 :]) for part, took in decisions.took.items()}
+
+
+def _mean(values: list[float]) -> float:
+    kept = sorted(values)[: max(1, len(values) * 19 // 20)]
+    return sum(kept) / len(kept)
