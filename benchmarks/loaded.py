@@ -20,7 +20,7 @@ from torch import Tensor
 from outrider.kernels.cpu.context import DRAW, Context
 from outrider.kernels.cpu.library import FLOAT32, Layer, Linear, Mlp, Stage
 from outrider.kernels.cpu.packing import Arena, gates_beside_ups, packed
-from outrider.workers.model.compiled import CompiledModule, CompiledStage
+from outrider.workers.model.compiled import CompiledModules, CompiledStage
 from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.draft_head import draft_head_ids
@@ -114,7 +114,7 @@ class Loaded:
         rows, which, how = self.rows(count, context), np.arange(count), draws(count, temperature)
         return lambda: self.context.sample(self.head, self.stage.run(rows(), None), which, how)
 
-    def draft(self, module: CompiledModule, depth: int, context: int, temperature: float) -> Callable[[], object]:
+    def draft(self, module: CompiledModules, depth: int, context: int, temperature: float) -> Callable[[], object]:
         """Feeding the module one pair, then `depth` drafts."""
         pair, hidden = self._rows(context, context + 1, mtp=True), self.hidden[-1:]
         last, depths, how = np.zeros(1, dtype=np.int64), np.array([depth]), draws(1, temperature)
@@ -155,9 +155,9 @@ class Loaded:
     def first_layers(self, count: int) -> OpenStage:
         return self.stage.variant(lambda layer: None, count)
 
-    def module(self, head_ids: NDArray[np.int32] | None) -> CompiledModule:
+    def module(self, head_ids: NDArray[np.int32] | None) -> CompiledModules:
         """The MTP module with a head of `head_ids`, the text in its cache."""
-        module = CompiledModule(self.stage, self.loader, head_ids)
+        module = CompiledModules(self.stage, self.loader, head_ids)
         module.allocate_cache(len(self._blocks))
         nobody = np.empty(0, dtype=np.int64)
         for first in range(0, self.longest, 512):

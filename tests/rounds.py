@@ -16,7 +16,7 @@ from torch import Tensor
 from outrider.kernels.cpu.context import DRAW, Context
 from outrider.workers.experts.layer import ExpertLayer
 from outrider.workers.model.batch import Batch
-from outrider.workers.model.compiled import CompiledCache, CompiledModule, CompiledStage
+from outrider.workers.model.compiled import CompiledCache, CompiledModules, CompiledStage
 from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.deepseek import Stage
@@ -155,7 +155,7 @@ class CompiledModel(Decoder):
     loaders: list[CompiledLoader]
     context: Context
     block_size: int = BLOCK_SIZE
-    module: CompiledModule | None = None
+    module: CompiledModules | None = None
 
     @classmethod
     def load(
@@ -178,7 +178,7 @@ class CompiledModel(Decoder):
         loaders = [CompiledLoader(config, checkpoint, **own, sharing=sharing) for _ in range(stages)]  # type: ignore[arg-type]  # a table
         cuts = itertools.pairwise(np.linspace(0, config.num_hidden_layers, stages + 1).astype(int).tolist())
         loaded = [CompiledStage(context, own, range(*cut)) for own, cut in zip(loaders, cuts, strict=True)]
-        module = CompiledModule(loaded[0], loaders[0], head_ids) if drafts else None
+        module = CompiledModules(loaded[0], loaders[0], head_ids) if drafts else None
         for part in [*loaded, *([module] if module else [])]:
             part.allocate_cache(blocks)
         return cls(loaded, loaders, context, block_size, module)

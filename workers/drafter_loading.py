@@ -6,6 +6,8 @@ from collections.abc import Callable
 from outrider.workers.config import COUPLED, EngineConfig
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.errors import CheckpointError
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.weights import mtp_marker
 from outrider.workers.model_loading import Parts
 from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP
 from outrider.workers.speculation.choosing_drafter import ChoosingDrafter
@@ -48,10 +50,19 @@ def speculation_in_force(config: EngineConfig, has_mtp: bool) -> str | int:
     )
 
 
+def warn_of_missing_modules(config: EngineConfig, model: ModelConfig, found: int) -> None:
+    """Where a checkpoint promises more MTP modules than the `found` ones, which draft alone."""
+    if found < model.num_nextn_predict_layers:
+        log.warning(
+            "checkpoint %s has weights of %d of its %d MTP modules (%s is missing): drafting with those",
+            config.model, found, model.num_nextn_predict_layers, mtp_marker(model, found),
+        )  # fmt: skip
+
+
 def make_mtp_drafter(
     parts: Parts, starts: SequenceStarts, block_size: int, shared: SharedDrafts | None
 ) -> MtpDrafter | None:
-    """What drafts with the model's own module; None on a rank that has none. `shared` as MtpDrafter has it."""
+    """What drafts with the model's own modules; None on a rank that has none. `shared` as MtpDrafter has it."""
     return MtpDrafter(parts.draft_model, starts, block_size, shared=shared) if parts.draft_model is not None else None
 
 

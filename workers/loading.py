@@ -10,7 +10,13 @@ import torch
 
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.draft_model_loading import load_draft_model
-from outrider.workers.drafter_loading import drafters_in_force, make_drafter, make_mtp_drafter, speculation_in_force
+from outrider.workers.drafter_loading import (
+    drafters_in_force,
+    make_drafter,
+    make_mtp_drafter,
+    speculation_in_force,
+    warn_of_missing_modules,
+)
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.live_experts import LiveExperts
@@ -74,9 +80,9 @@ class _Loader:
         self._max_model_len = _max_model_len(self._config, self._model)
         self._grammars = Grammars(path, self._model.vocab_size, self._model.eos_token_ids)
         self._starts = SequenceStarts(self._model.eos_token_ids, self._grammars)
-        self._has_mtp = self._checkpoint.has_mtp(self._model)
-        self._speculation = speculation_in_force(self._config, self._has_mtp)
-        self._drafters = drafters_in_force(self._config, self._has_mtp)
+        self._modules = self._checkpoint.mtp_modules(self._model)
+        self._speculation = speculation_in_force(self._config, self._modules > 0)
+        self._drafters = drafters_in_force(self._config, self._modules > 0)
 
     def load(self, progress: Callable[[float], None]) -> Leader | Follower:
         spec = self._spec
@@ -138,6 +144,8 @@ class _Loader:
     ) -> Leader:
         spec, mesh = self._spec, self._spec.mesh
         fellows = wires.fellows
+        if MTP in self._drafters:
+            warn_of_missing_modules(self._config, self._model, self._modules)
         pipeline: Pipeline
         if sampler is not None:
             pipeline = SingleStage(runner, sampler, fellows, tells_verdicts=mtp is None)
@@ -199,6 +207,7 @@ class _Loader:
             data_groups=self._config.parallel.data_parallel_size,
             enable_prefix_caching=self._config.enable_prefix_caching,
             speculation=self._speculation,
+            recomputed_tokens=self._modules if MTP in self._drafters else 1,
         )
 
     def _wanted(self, progress: Callable[[float], None] = lambda share: None) -> Wanted:
@@ -252,7 +261,7 @@ class _Loader:
             dtype=str(self._dtype).removeprefix("torch."),
             numerics=self._config.numerics,
             speculation=str(self._speculation),
-            has_mtp=self._has_mtp,
+            has_mtp=self._modules > 0,
             drafters=self._drafters,
             verification=self._config.verification,
         )

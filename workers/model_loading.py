@@ -13,7 +13,7 @@ from outrider.workers.config import COUPLED, EngineConfig
 from outrider.workers.engine.runner import StageModel
 from outrider.workers.errors import CheckpointError, OutriderError
 from outrider.workers.experts.layer import ExpertLayer
-from outrider.workers.model.compiled import CompiledModule, CompiledStage
+from outrider.workers.model.compiled import CompiledModules, CompiledStage
 from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.deepseek import Stage
@@ -58,7 +58,7 @@ class Parts:
     """What a rank runs."""
 
     stage: StageModel
-    module: MtpModules | CompiledModule | None  # the first stage's, where it drafts
+    module: MtpModules | CompiledModules | None  # the first stage's, where it drafts
     head: Head | None  # the last stage's
     draft_model: ModuleDraftModel | None
     hidden_dtype: torch.dtype  # of the states that travel between stages
@@ -142,8 +142,8 @@ def _compiled_loader(wanted: Wanted) -> CompiledLoader:
     )
 
 
-def _compiled_module(wanted: Wanted, stage: CompiledStage, loader: CompiledLoader) -> CompiledModule:
-    return CompiledModule(stage, loader, draft_head_ids(wanted.checkpoint.path, wanted.model))
+def _compiled_module(wanted: Wanted, stage: CompiledStage, loader: CompiledLoader) -> CompiledModules:
+    return CompiledModules(stage, loader, draft_head_ids(wanted.checkpoint.path, wanted.model))
 
 
 def _torch_module(wanted: Wanted, stage: Stage) -> MtpModules:
@@ -153,20 +153,27 @@ def _torch_module(wanted: Wanted, stage: Stage) -> MtpModules:
     )  # fmt: skip
 
 
-def load_module(wanted: Wanted, stage: StageModel, cache_of: object) -> MtpModules | CompiledModule:
-    """The MTP module of `wanted.checkpoint` for a stage that runs, with the cache of `cache_of`, a module of it.
+def load_module(wanted: Wanted, stage: StageModel, cache_of: object) -> MtpModules | CompiledModules:
+    """The MTP modules of `wanted.checkpoint` for a stage that runs, with the cache of its modules `cache_of`.
 
-    CheckpointError if the checkpoint has none.
+    CheckpointError if the checkpoint has not as many.
     """
-    if not wanted.checkpoint.has_mtp(wanted.model):
+    assert isinstance(cache_of, MtpModules | CompiledModules), "modules of the stage that runs"
+    found = wanted.checkpoint.mtp_modules(wanted.model)
+    if not found:
         raise CheckpointError(f"checkpoint {wanted.checkpoint.path} has no MTP weights to swap in")
-    module: MtpModules | CompiledModule
-    if isinstance(stage, CompiledStage) and isinstance(cache_of, CompiledModule):
+    if found != cache_of.count:
+        raise CheckpointError(
+            f"checkpoint {wanted.checkpoint.path} has weights of {found} MTP modules, and {cache_of.count} are in use:"
+            " only as many can be swapped in"
+        )
+    module: MtpModules | CompiledModules
+    if isinstance(cache_of, CompiledModules):
+        assert isinstance(stage, CompiledStage), "a rank's parts are of one kind"
         module = _compiled_module(wanted, stage, _compiled_loader(wanted))
         module.share_cache(cache_of)
         return module
-    assert isinstance(stage, Stage), "a stage that is not compiled is torch's"
-    assert isinstance(cache_of, MtpModules), "a rank's parts are of one kind"
+    assert isinstance(stage, Stage), "a rank's parts are of one kind"
     module = _torch_module(wanted, stage)
     module.cache = cache_of.cache
     return module

@@ -1,4 +1,4 @@
-"""Another MTP module for a running engine: read beside the one in use, and put in its place between two rounds.
+"""Other MTP modules for a running engine: read beside those in use, and put in their place between two rounds.
 
 Drafts never decide what is emitted, so no token changes. What the old weights left in the drafter's cache stays: the
 sequences that run now, and prompts found in the prefix cache, draft a little worse until they have passed.
@@ -24,9 +24,9 @@ class ModuleSwap:
         self._wanted, self._parts = wanted, parts
 
     def load(self, checkpoint: str) -> PutInPlace:
-        """Reads the module of the model or directory `checkpoint`, from any thread. The engine's calls the result.
+        """Reads the modules of the model or directory `checkpoint`, from any thread. The engine's calls the result.
 
-        OutriderError if this rank does not draft, or if the checkpoint is of another shape or has no module.
+        OutriderError if this rank does not draft, or if the checkpoint is of another shape or has not as many modules.
         """
         draft_model = self._parts.draft_model
         if draft_model is None:

@@ -51,10 +51,11 @@ def stage_memory(
 ) -> StageMemory:
     """Of the ranks that hold `layers`; the first stage also embeds and drafts, the last also projects."""
     drafts = stage == 0 and workload.draft_steps > 0
+    modules = shapes.modules if drafts else range(0)
     weights = _layers(shapes, split, workload, layers)
     if drafts:
-        module = _layers(shapes, split, workload, [shapes.model.num_hidden_layers])
-        weights["drafter"] = sum(module.values()) + shapes.joiner * shapes.wide_bytes / split.tensor
+        own = _layers(shapes, split, workload, modules)
+        weights["drafter"] = sum(own.values()) + len(modules) * shapes.joiner * shapes.wide_bytes / split.tensor
     vocabulary = shapes.vocabulary * shapes.wide_bytes / split.tensor
     last = stage == split.pipeline - 1
     if stage == 0:
@@ -65,7 +66,7 @@ def stage_memory(
         weights=weights,
         buffers=_buffers(shapes, split, workload, efficiency, last=last or drafts),
         runtime=efficiency.runtime_bytes,
-        cache_per_token=(len(layers) + drafts) * shapes.cache_bytes,
+        cache_per_token=(len(layers) + len(modules)) * shapes.cache_bytes,
         device=device,
         cache_share=efficiency.cache_share,
     )

@@ -154,12 +154,16 @@ class Clock:
         return self._linear(self.shapes.vocabulary, rows.rows, self.shapes.wide_bytes) + gathered
 
     def drafts(self, verified: Rows, steps: int) -> float:
-        """The MTP module over the accepted rows, then over each draft but the last; a head after each."""
+        """Each MTP module over the accepted rows and the drafts behind them, then the last one draft by draft.
+
+        A head for each draft. Modules that no draft is asked of follow the accepted rows all the same.
+        """
         if not steps:
             return 0.0
-        one = replace(verified, rows=verified.sequences)
-        accepted = replace(verified, rows=verified.sequences * self.workload.tokens_per_round)
-        passes = self.module(accepted) + (steps - 1) * self.module(one)
+        one, modules = replace(verified, rows=verified.sequences), self.shapes.model.num_nextn_predict_layers
+        behind = [step if step < steps else 0 for step in range(modules)]
+        each = [replace(one, rows=one.rows * (self.workload.tokens_per_round + drafts)) for drafts in behind]
+        passes = sum(map(self.module, each)) + max(0, steps - modules) * self.module(one)
         return passes + steps * self.head(one, drafts=True)
 
     def module(self, rows: Rows) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.library import Going, Linear, Module, Rows, Shape, Stage
+from outrider.kernels.cpu.library import Chain, Going, Linear, Module, Rows, Shape, Stage
 
 IntArray = NDArray[np.int64]
 Allowing = Callable[[int, int], NDArray[np.uint32] | None]  # a mask of tokens for (sequence, draft); None: all
@@ -111,7 +111,7 @@ class Context:
     def draft(
         self,
         shape: Shape,
-        module: Module,
+        modules: "ctypes.Array[Module]",
         head: DraftHead,
         pairs: Rows,
         hidden: Tensor,
@@ -120,23 +120,25 @@ class Context:
         steps: int,
         draws: NDArray[Any],
         allowed: Allowing | None = None,
+        chain: Chain | None = None,
     ) -> tuple[IntArray, NDArray[np.float64]]:
         """Feeds `pairs` with the states `hidden` [pairs, hidden]; then drafts `depths[i]` tokens after `last_pairs[i]`.
 
         The tokens, sequence by sequence [sum(depths)], and by how much each one's score leads over the next best.
         `draws[i]` is how the first of them is drawn; where it is constrained, `allowed(i, j)` says what may be its
         draft j, from 1 on. `steps` is the largest depth, also of other data groups, which draft beside this one.
-        ExchangeError as `stage`.
+        `chain` is for several modules. ExchangeError as `stage`.
         """
         ends = np.cumsum(depths)
         going = np.stack([last_pairs, depths, ends - depths], axis=1)
         drafts = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
         leads = np.empty(len(drafts))
-        states = torch.empty_like(hidden)
+        states = hidden.new_empty(len(hidden) + len(depths) * (len(modules) - 1), shape.hidden)
         outcome = self._library.outrider_draft(
-            *self._team, shape, module, head.linear, head.outputs, None if head.ids is None else head.ids.ctypes.data,
-            pairs, hidden.data_ptr(), states.data_ptr(), ctypes.cast(going.ctypes.data, ctypes.POINTER(Going)),
-            len(depths), steps, _pointer(draws), drafts.ctypes.data, leads.ctypes.data,
+            *self._team, shape, modules, len(modules), head.linear, head.outputs,
+            None if head.ids is None else head.ids.ctypes.data, pairs, hidden.data_ptr(), chain, states.data_ptr(),
+            ctypes.cast(going.ctypes.data, ctypes.POINTER(Going)), len(depths), steps, _pointer(draws),
+            drafts.ctypes.data, leads.ctypes.data,
             library.REMASK() if allowed is None else _Remasked(allowed, len(depths)).function,
         )  # fmt: skip
         if outcome:

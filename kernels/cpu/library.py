@@ -161,6 +161,17 @@ class Module(Structure):
     )
 
 
+class Chain(Structure):
+    _fields_ = (
+        ("before", c_void_p),
+        ("reach", c_void_p),
+        ("kept", c_void_p),
+        ("lasts", c_void_p),
+        ("leaves", c_void_p),
+        ("leaving", c_int64),
+    )
+
+
 class Draw(Structure):
     _fields_ = (
         ("sequence_key", c_uint64),
@@ -219,8 +230,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "outrider_draft": (
         c_int64,
         (
-            *_TEAM, POINTER(Shape), POINTER(Module), POINTER(Linear), c_int, c_void_p, POINTER(Rows), c_void_p,
-            c_void_p, POINTER(Going), c_int, c_int, POINTER(Draw), c_void_p, c_void_p, REMASK,
+            *_TEAM, POINTER(Shape), POINTER(Module), c_int, POINTER(Linear), c_int, c_void_p, POINTER(Rows), c_void_p,
+            POINTER(Chain), c_void_p, POINTER(Going), c_int, c_int, POINTER(Draw), c_void_p, c_void_p, REMASK,
         ),
     ),
     "outrider_group_open": (c_void_p, (c_void_p, c_int, c_int, c_int64, c_int, c_int64)),

@@ -45,8 +45,12 @@ class Masked:
     modules: MtpModules
     ids: NDArray[np.int32]
 
-    def run(self, rows: FlatRows, hidden: Tensor) -> Tensor:
-        return self.modules.run(rows, hidden)
+    @property
+    def count(self) -> int:
+        return self.modules.count
+
+    def run(self, rows: FlatRows, hidden: Tensor, module: int = 0) -> Tensor:
+        return self.modules.run(rows, hidden, module)
 
     def logits(self, state: Tensor) -> Tensor:
         logits = self.modules.logits(state)
@@ -114,10 +118,10 @@ class Twins:
         return token_ids(found)
 
     def assert_caches_agree(self, sequence: int, entries: int) -> None:
-        """Slots 1 and up hold the same latents on both paths, the drafted ones too."""
+        """Slots 1 and up hold the same latents on both paths, the drafted ones too, in every module's cache."""
         slots = slots_of(self.tables[sequence], entries)[1:]
-        wanted = self.modules.cache.layers[0][slots]
-        found = self.model.cached_pairs(slots).view(torch.float32)[0, :, : wanted.shape[1]]
+        wanted = torch.stack([layer[slots] for layer in self.modules.cache.layers])
+        found = self.model.cached_pairs(slots).view(torch.float32)[:, :, : wanted.shape[2]]
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=2e-5)
 
 
@@ -149,8 +153,8 @@ def drawn_starts(seed: int, vocab: int, lengths: Sequence[int], outputs: int = 3
     return starts
 
 
-def drawn_twins(path: Path, seed: int, *, cut: int | None = None, **settings: Any) -> Twins:
-    config = random_config(seed, n_shared_experts=1 + seed % 2)
+def drawn_twins(path: Path, seed: int, *, cut: int | None = None, modules: int = 1, **settings: Any) -> Twins:
+    config = random_config(seed, n_shared_experts=1 + seed % 2, num_nextn_predict_layers=modules)
     write_checkpoint(path, config, seed)
     vocab = config["vocab_size"]
     tokens = [random_tokens(length, vocab, seed + length) for length in LENGTHS]
@@ -176,7 +180,9 @@ def run_rounds(twins: Twins, seed: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_drawn_models_drafts_and_drafted_cache_are_torchs_at_mixed_depths(seed: int, tmp_path: Path) -> None:
-    drafts = run_rounds(drawn_twins(tmp_path, seed, threads=1 + seed % 3, stages=1 + seed % 2), seed)
+    twins = drawn_twins(tmp_path, seed, threads=1 + seed % 3, stages=1 + seed % 2, modules=(1, 1, 2, 3)[seed % 4])
+
+    drafts = run_rounds(twins, seed)
 
     assert len({token for some in drafts for token in some}) > 10
 
@@ -184,20 +190,23 @@ def test_a_drawn_models_drafts_and_drafted_cache_are_torchs_at_mixed_depths(seed
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(100, 160))
 def test_sixty_more_models_draft_as_torch_does(seed: int, tmp_path: Path) -> None:
-    run_rounds(drawn_twins(tmp_path, seed, threads=1 + seed % 3, stages=1 + seed % 2), seed)
+    run_rounds(
+        drawn_twins(tmp_path, seed, threads=1 + seed % 3, stages=1 + seed % 2, modules=(1, 2, 3)[seed % 3]), seed
+    )
 
 
+@pytest.mark.parametrize("modules", [1, 3])
 @pytest.mark.parametrize("depths", [[6] * 6, [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [0, 0, 16, 0, 1, 0]])
-def test_sequences_stop_drafting_each_at_its_own_depth(depths: list[int], tmp_path: Path) -> None:
-    twins = drawn_twins(tmp_path, 3)
+def test_sequences_stop_drafting_each_at_its_own_depth(depths: list[int], modules: int, tmp_path: Path) -> None:
+    twins = drawn_twins(tmp_path, 3, modules=modules)
 
     twins.drafts([twins.pairs(s, 0, len(some) - 1) for s, some in enumerate(twins.tokens)], depths)
 
 
-@pytest.mark.parametrize("seed", [0, 5])
-def test_a_backlog_of_one_sequences_pairs_goes_in_one_call(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seed", "modules"), [(0, 1), (5, 1), (5, 2)])
+def test_a_backlog_of_one_sequences_pairs_goes_in_one_call(seed: int, modules: int, tmp_path: Path) -> None:
     """Later pairs see what the earlier entries of the same call write; companions come between."""
-    twins, again = (drawn_twins(tmp_path / name, seed) for name in ("backlog", "whole"))
+    twins, again = (drawn_twins(tmp_path / name, seed, modules=modules) for name in ("backlog", "whole"))
     waiting = [twins.pairs(4, 0, 20), twins.pairs(2, 0, 7), twins.pairs(4, 20, 21), twins.pairs(4, 21, 60)]
 
     drafts = twins.drafts([*waiting, twins.pairs(2, 7, 39), twins.pairs(4, 60, 65)], [0, 0, 0, 0, 4, 6])

@@ -13,7 +13,7 @@ from transformers import DeepseekV3ForCausalLM
 
 from outrider.kernels.cpu.context import DRAW
 from outrider.workers.errors import CheckpointError
-from outrider.workers.model.compiled import CompiledModule
+from outrider.workers.model.compiled import CompiledModules
 from outrider.workers.speculation.pairs import pair_rows
 
 LENGTHS = (1, 23, 100)
@@ -252,7 +252,7 @@ def test_a_module_cannot_live_with_a_later_stage(tmp_path: Path) -> None:
     model = CompiledModel.load(tmp_path, stages=2)
 
     with pytest.raises(CheckpointError, match="first stage"):
-        CompiledModule(model.stages[1], model.loaders[1], None)
+        CompiledModules(model.stages[1], model.loaders[1], None)
 
 
 def test_logits_are_float32_and_finite_whatever_the_weights(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ chosen too.
 import queue
 import threading
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.pipeline import RoundResult, SingleStage
 from outrider.workers.engine.request import Request, SequenceChunk
-from outrider.workers.engine.round import Round
+from outrider.workers.engine.round import Round, Verdict
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
@@ -30,6 +31,7 @@ from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
@@ -51,6 +53,7 @@ class Recorder(SingleStage):
         super().__init__(runner, sampler)
         self.states: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self.experts: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        self.drafts: dict[tuple[int, int], list[list[int]]] = {}
         self.recomputed = 0
         self.hits = 0
         self._seeds: dict[int, int] = {}
@@ -86,6 +89,22 @@ class Recorder(SingleStage):
         return result
 
 
+class DraftsRecorder(MtpDrafter):
+    """Remembers, by request's seed and number of tokens, every draft made there."""
+
+    made: dict[tuple[int, int], list[list[int]]]
+    seeds: dict[int, int]
+
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
+        found = super().draft(round, verdict, hidden)
+        self.seeds.update((begin.sequence_id, begin.seed) for begin in round.begins)
+        ends = round.starts + verdict.accepted_rows
+        for sequence_id, end in zip(round.sequence_ids.tolist(), ends.tolist(), strict=True):
+            if sequence_id in found:
+                self.made[self.seeds[sequence_id], end].append([draft.token_id for draft in found[sequence_id]])
+        return found
+
+
 def _parts(path: Path, starts: SequenceStarts, **settings: Any) -> Parts:
     config, engine = ModelConfig.load(path), EngineConfig(model=str(path), block_size=BLOCK, **settings)
     dtype = torch.bfloat16 if engine.dtype == "bfloat16" else torch.float32
@@ -113,6 +132,7 @@ def _engine(
     parts.allocate_cache(blocks)
     assert parts.head is not None
     assert parts.draft_model is not None
+    assert parts.module is not None
     limits = SchedulerConfig(
         max_num_seqs=8,
         max_num_batched_tokens=budget,
@@ -120,9 +140,13 @@ def _engine(
         num_blocks=blocks,
         max_model_len=120,
         speculation=speculation,
+        recomputed_tokens=parts.module.count,
     )
     recorder = Recorder(StageRunner(parts.stage, CPU), Sampler(parts.head, starts, 120))
-    drafter = MtpDrafter(parts.draft_model, starts, BLOCK) if speculation != "off" else None
+    drafter = DraftsRecorder(parts.draft_model, starts, BLOCK) if speculation != "off" else None
+    if drafter is not None:
+        recorder.drafts = drafter.made = defaultdict(list)
+        drafter.seeds = {}
     info = EngineInfo(
         fingerprint="f", max_model_len=120, vocab_size=ModelConfig.load(path).vocab_size, dtype="float32",
         numerics="exact", speculation=str(speculation), has_mtp=True,
@@ -189,3 +213,31 @@ def test_every_rows_bits_survive_chunks_companions_drafts_hits_and_preemption(
             assert crowded.states[place] or place[0] >= 4, place  # what shares a prompt need not compute it
             assert all(torch.equal(seen, state) for seen in crowded.states[place]), place
             assert all(torch.equal(seen, alone.experts[place][0]) for seen in crowded.experts[place]), place
+
+
+@pytest.mark.parametrize("kernels", ["torch", "compiled"])
+@pytest.mark.parametrize("modules", [1, 2, 3])
+def test_every_draft_survives_chunks_companions_hits_and_preemption(modules: int, kernels: str, tmp_path: Path) -> None:
+    """A draft is made of the text before it alone: so every module's cache was what it would have been."""
+    changes = {"vocab_size": 128, "num_nextn_predict_layers": modules, "num_hidden_layers": 2}
+    write_checkpoint(tmp_path, random_config(5, **changes), seed=5)
+    prompts = dict(enumerate([*PROMPTS, PROMPTS[4], PROMPTS[4]]))  # the last two may find their prompt in the cache
+    alone: dict[tuple[int, int], list[list[int]]] = {}
+    for number, prompt in prompts.items():
+        engine, recorder = _engine(tmp_path, blocks=64, budget=512, speculation=4, **KERNELS[kernels])
+        _run(engine, {number: prompt}, 0.0)
+        alone |= recorder.drafts
+
+    engine, crowded = _engine(tmp_path, blocks=14, budget=13, speculation=4, **KERNELS[kernels])
+    _run(engine, prompts, 0.0)
+
+    assert crowded.recomputed - modules * crowded.hits > 5, "nothing was preempted: the test is too easy"
+    assert crowded.hits > 0, "nothing was found in the cache: the test is too easy"
+    same = [
+        drafts[: len(wanted)] == wanted[: len(drafts)]
+        for place, made in crowded.drafts.items()
+        for wanted in alone.get(place, [])
+        for drafts in made
+    ]
+    assert all(same)
+    assert len(same) > 50

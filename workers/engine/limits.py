@@ -9,7 +9,10 @@ from outrider.workers.sampling_params import MAX_DRAFT_TOKENS, check_speculation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Limits of the rounds and size of the pool. `speculation` is the ceiling of every request's own."""
+    """Limits of the rounds and size of the pool. `speculation` is the ceiling of every request's own.
+
+    `recomputed_tokens`: of a prefix found in the cache, for the states that a drafter makes its next entries of.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -20,6 +23,7 @@ class SchedulerConfig:
     data_groups: int = 1  # each with `num_blocks` of its own
     enable_prefix_caching: bool = True
     speculation: str | int = "auto"
+    recomputed_tokens: int = 1
 
     def __post_init__(self) -> None:
         for name in (
@@ -30,6 +34,7 @@ class SchedulerConfig:
             "max_model_len",
             "lanes",
             "data_groups",
+            "recomputed_tokens",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -52,8 +52,10 @@ class Residents:
         sequence.blocks.extend(found)
         sequence.published = len(found)
         sequence.computed = len(found) * self._size
-        # The last cached token is computed again, unwritten, for its hidden state: it has no entry in the cache.
-        sequence.start = max(0, sequence.computed - 1)
+        # The last cached tokens are computed again, unwritten, for their hidden states, which no cache has: one for the
+        # model, and for its drafter one for each module.
+        again = self._config.recomputed_tokens if sequence.salted else 1
+        sequence.start = max(0, sequence.computed - again)
         if not sequence.begun:
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_tokens)
         self.running[sequence.sequence_id] = self.ready[sequence.sequence_id] = sequence
@@ -89,7 +91,7 @@ class Residents:
         """The sequence is ready again; the entries of its first `computed` tokens are committed."""
         sequence.in_flight = False
         self.ready[sequence.sequence_id] = sequence
-        sequence.start = sequence.computed = computed
+        sequence.start, sequence.computed = computed, max(computed, sequence.computed)
         if computed // self._size > sequence.published and self._config.enable_prefix_caching and sequence.publishes:
             self._publish(sequence, computed // self._size)
         if sequence.output_index == 0 and computed >= sequence.prompt_tokens:

@@ -19,7 +19,7 @@ class Sequence:
     draft_ceiling: int  # most drafts in one of its rounds; 0 keeps it out of speculation
     owner: int = 0  # data group whose ranks run it, and whose blocks it holds; chosen at admission
     start: int = 0  # position of its next query row
-    computed: int = 0  # leading tokens whose cache entries are committed; start, or start + 1 after a prefix hit
+    computed: int = 0  # leading tokens whose cache entries are committed; start, or some more after a prefix hit
     blocks: "array[int]" = field(default_factory=lambda: array("q"))
     drafts: list[int] = field(default_factory=list)  # verified by its next round
     in_flight: bool = False

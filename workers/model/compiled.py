@@ -1,4 +1,4 @@
-"""A stage, and its MTP module, run by the compiled kernels: the same model as deepseek.py and mtp.py, in few calls.
+"""A stage, and its MTP modules, run by the compiled kernels: the same model as deepseek.py and mtp.py, in few calls.
 
 Those are the specification; here weights are packed once, a round goes through all layers in one call, and its
 results are bitwise the same whatever rows, chunks, blocks and threads there are.
@@ -18,7 +18,7 @@ from outrider.workers.errors import CheckpointError
 from outrider.workers.model.attention import zeros_when_touched
 from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.loading import Progress
-from outrider.workers.model.rows import IntArray, Rows
+from outrider.workers.model.rows import Chain, IntArray, Rows
 
 _CACHE_DTYPES = {library.FLOAT32: torch.float32, library.BFLOAT16: torch.bfloat16}
 
@@ -95,31 +95,37 @@ class CompiledStage:
         return out
 
 
-class CompiledModule:
-    """The first MTP module of a model, with its cache layer, beside the model's first stage.
+class CompiledModules:
+    """A model's MTP modules, each with its cache layer, beside the model's first stage.
 
     `head_ids`: the tokens that it may draft, ascending; None: all. Fewer are cheaper, and lose nothing but drafts.
     """
 
     def __init__(self, stage: CompiledStage, loader: CompiledLoader, head_ids: NDArray[np.int32] | None) -> None:
-        config, number = loader.config, loader.config.num_hidden_layers
-        hidden, name = config.hidden_size, f"layers.{config.num_hidden_layers}."
         if stage.embedding is None:
-            raise CheckpointError("an MTP module lives with the first stage")
+            raise CheckpointError("MTP modules live with the first stage")
         self._context, self._loader = stage.context, loader
-        self._layer = loader.layer(number)
-        self._join = loader.linear(loader.own(name + "eh_proj", hidden), inputs=2 * hidden)
         self._head = self._make_head(stage, head_ids)
-        self._module = library.Module(
-            layer=pointer(self._layer),
+        first = loader.config.num_hidden_layers
+        modules = [self._load(number, *stage.embedding) for number in range(first, first + loader.mtp_modules)]
+        self._modules = (library.Module * len(modules))(*modules)
+        self.cache = CompiledCache(self.count, loader.shape)
+
+    @property
+    def count(self) -> int:
+        return len(self._modules)
+
+    def _load(self, number: int, embedding: int, embedding_kind: int) -> library.Module:
+        loader, hidden, name = self._loader, self._loader.config.hidden_size, f"layers.{number}."
+        return library.Module(
+            layer=pointer(loader.layer(number)),
             embedding_norm=loader.vector(name + "enorm.weight", hidden),
             hidden_norm=loader.vector(name + "hnorm.weight", hidden),
             norm=loader.vector(name + "shared_head.norm.weight", hidden),
-            join=pointer(self._join),
-            embedding=stage.embedding[0],
-            embedding_kind=stage.embedding[1],
+            join=pointer(loader.linear(loader.own(name + "eh_proj", hidden), inputs=2 * hidden)),
+            embedding=embedding,
+            embedding_kind=embedding_kind,
         )
-        self.cache = CompiledCache(1, loader.shape)
 
     def _make_head(self, stage: CompiledStage, ids: NDArray[np.int32] | None) -> DraftHead:
         if ids is not None:
@@ -133,12 +139,16 @@ class CompiledModule:
 
     def allocate_cache(self, num_blocks: int) -> None:
         self.cache.allocate(num_blocks)
-        self._module.cache = self.cache.addresses[0]
+        self._use_cache()
 
-    def share_cache(self, other: "CompiledModule") -> None:
-        """Goes on with the cache of `other`, a module of the same stage, instead of one of its own."""
+    def share_cache(self, other: "CompiledModules") -> None:
+        """Goes on with the cache of `other`, as many modules of the same stage, instead of one of its own."""
         self.cache = other.cache
-        self._module.cache = self.cache.addresses[0]
+        self._use_cache()
+
+    def _use_cache(self) -> None:
+        for module, address in zip(self._modules, self.cache.addresses, strict=True):
+            module.cache = address
 
     def draft(
         self,
@@ -149,20 +159,21 @@ class CompiledModule:
         draws: NDArray[np.void],
         allowed: Allowing | None = None,
         steps: int | None = None,
+        chain: Chain | None = None,
     ) -> tuple[IntArray, NDArray[np.float64]]:
-        """Feeds `pairs` (h_i, t_{i+1}), `hidden` [pairs, hidden] their h_i; then drafts by recursion.
+        """Feeds `pairs` (h_i, t_{i+1}), `hidden` [pairs, hidden] their h_i; then drafts.
 
-        `depths[n]` drafts follow pair `last_pairs[n]`; `draws[n]` says how the first of them is drawn, and
-        `allowed(n, j)` what may be its draft j from 1 on, where a grammar constrains it. They come
-        sequence by sequence [sum(depths)], with the lead of each one's score over the next best. `steps`: the largest
-        depth of all data groups, where others draft beside this one. Of ranks with the same pairs only the first has
-        the leads.
+        Where there are several modules `chain` says how those after the first are fed. `depths[n]` drafts follow pair
+        `last_pairs[n]`; `draws[n]` says how the first of them is drawn, and `allowed(n, j)` what may be its draft j
+        from 1 on, where a grammar constrains it. They come sequence by sequence [sum(depths)], with the lead of each
+        one's score over the next best. `steps`: the largest depth of all data groups, where others draft beside this
+        one. Of ranks with the same pairs only the first has the leads.
         """
         most = int(depths.max(initial=0)) if steps is None else steps
         with self._loader.explaining():
             return self._context.draft(
-                self._loader.shape, self._module, self._head, _structure(pairs), hidden.contiguous(), last_pairs,
-                depths, most, draws, allowed,
+                self._loader.shape, self._modules, self._head, _structure(pairs), hidden.contiguous(), last_pairs,
+                depths, most, draws, allowed, None if chain is None else _chain_structure(chain),
             )  # fmt: skip
 
 
@@ -184,3 +195,15 @@ def _addresses(address: int, arrays: Sequence[IntArray]) -> Iterator[int]:
     for array in arrays:
         yield address
         address += array.nbytes
+
+
+def _chain_structure(chain: Chain) -> library.Chain:
+    """Valid as long as `chain` is."""
+    return library.Chain(
+        before=chain.before.ctypes.data,
+        reach=chain.reach.ctypes.data,
+        kept=chain.kept.data_ptr(),
+        lasts=chain.lasts.ctypes.data,
+        leaves=chain.leaves.data_ptr(),
+        leaving=len(chain.lasts),
+    )

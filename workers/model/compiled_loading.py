@@ -57,6 +57,11 @@ class CompiledLoader:
         self.expert_layers: list[CompiledExperts] = []  # those loaded so far, where experts are spread
         self.shape = self._shape(block_size)
 
+    @property
+    def mtp_modules(self) -> int:
+        """How many the checkpoint has."""
+        return self._checkpoint.mtp_modules(self.config)
+
     def linear(self, *parts: Part, inputs: int, order: NDArray[np.int32] | None = None) -> Linear:
         """One product over slices of weights, laid one after another."""
         return packed(self._arena, self._weights(parts, inputs), self._kind, order)

@@ -1,13 +1,15 @@
-"""Multi-token prediction: the module that drafts (DeepSeek-V3, arXiv 2412.19437, section 2.2), beside the first stage.
+"""Multi-token prediction: the modules that draft (DeepSeek-V3, arXiv 2412.19437, section 2.2), beside the first stage.
 
-The pair (h_i, t_{i+1}) lives at slot i+1 of the module's own cache layer, with rotary position i: so a slot depends on
-tokens up to its own only, and blocks may be shared by their tokens' hash. Slot 0 is never seen. The module drafts
-several tokens by recursion: it is fed its own state *after* `shared_head.norm`, which is what it was trained on.
+A module's pair at slot j of its own cache layer joins token t_j with the state that the module before it has at slot
+j-1, which for the first one is the model's, h_{j-1}. So a slot depends on tokens up to its own only, and blocks may be
+shared by their tokens' hash. Module k (from 0) turns by position j-1-k, and has nothing before slot k+1.
 
-Of a model with several modules only the first is loaded, and drafts every token. Module k+1 would attend to its own
-pair of every earlier token, made from module k's state there; a sequence that found its prompt's blocks in the cache
-has not computed those states.
+A draft of each module is one token further than the last one's; what is wanted beyond that the last module drafts by
+recursion: it is fed its own state *after* `shared_head.norm`, which is what it was trained on.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +45,15 @@ class MtpModule(nn.Module):
 
 
 class MtpModules(nn.Module):
-    """The first MTP module of a model, with its cache layer. It shares the first stage's embedding and the head."""
+    """A model's MTP modules, each with its cache layer. They share the first stage's embedding and the head."""
 
-    def __init__(self, stage: Stage, module: MtpModule, cache: LatentCache, head: Linear) -> None:
+    def __init__(self, stage: Stage, modules: Sequence[MtpModule], cache: LatentCache, head: Linear) -> None:
         super().__init__()
         self._embedding, self._rotary, self._head = stage.embedding, stage.rotary, head
         self.sharing = stage.sharing
-        self._embedded = stage.sharing.columns(module.embedding_norm.weight.shape[0], "embeddings")
+        self._embedded = stage.sharing.columns(modules[0].embedding_norm.weight.shape[0], "embeddings")
         self._block_size = stage.block_size
-        self.module = module
+        self.modules_in_turn = nn.ModuleList(modules)
         self.cache = cache
 
     @classmethod
@@ -66,20 +68,26 @@ class MtpModules(nn.Module):
         dtype: torch.dtype,
         block_size: int,
     ) -> "MtpModules":
-        """Read the first MTP module of `checkpoint`, to live with its first stage `stage`.
+        """Read the MTP modules of `checkpoint`, to live with its first stage `stage`.
 
-        CheckpointError if it has none (`Checkpoint.has_mtp` tells). The head is read again only where `stage` lacks it.
+        CheckpointError if it has none (`Checkpoint.mtp_modules` tells). The head is read again only where `stage` lacks
+        it.
         """
-        if not checkpoint.has_mtp(config):
+        count = checkpoint.mtp_modules(config)
+        if not count:
             raise CheckpointError(
                 f"checkpoint {checkpoint.path} has no MTP weights ({mtp_marker(config)}): it cannot draft for itself"
             )
         loader = LayerLoader.of(
             config, checkpoint, numerics=numerics, device=device, dtype=dtype, sharing=stage.sharing
         )
-        module = _load_module(loader, config.num_hidden_layers)
-        cache = LatentCache(1, config, block_size, loader.dtype, loader.device)
-        return cls(stage, module, cache, stage.head if stage.head is not None else loader.head())
+        modules = [_load_module(loader, config.num_hidden_layers + number) for number in range(count)]
+        cache = LatentCache(count, config, block_size, loader.dtype, loader.device)
+        return cls(stage, modules, cache, stage.head if stage.head is not None else loader.head())
+
+    @property
+    def count(self) -> int:
+        return len(self.modules_in_turn)
 
     @property
     def cache_bytes_per_block(self) -> int:
@@ -88,28 +96,32 @@ class MtpModules(nn.Module):
     def allocate_cache(self, num_blocks: int) -> None:
         self.cache.allocate(num_blocks)
 
-    def run(self, rows: Rows, hidden: Tensor) -> Tensor:
-        """As `forward`, from flat arrays."""
-        return self.forward(Batch.of(rows, self._block_size, self.cache.device), hidden)
+    def run(self, rows: Rows, hidden: Tensor, module: int = 0) -> Tensor:
+        """As `forward`, from flat arrays in which the pair at slot j has position j-1, whichever the module."""
+        if module:
+            turned, seen = rows.rope_positions - module, rows.first_slots + module
+            rows = replace(rows, rope_positions=turned, first_slots=seen)
+        return self.forward(Batch.of(rows, self._block_size, self.cache.device), hidden, module)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
-        """The states after `shared_head.norm` [R, hidden].
+    def forward(self, batch: Batch, hidden: Tensor, module: int = 0) -> Tensor:
+        """The states of module number `module` after `shared_head.norm` [R, hidden].
 
-        A row of `batch` is the pair (h_i, t_{i+1}): its token id is t_{i+1}, its rotary position i, its cache position
-        i+1, and `hidden` [R, hidden] is h_i after the final norm, or in a draft's later steps the state returned last.
+        A row of `batch` is the pair at slot j: its token id is t_j, its rotary position j-1-module, its cache position
+        j, and `hidden` [R, hidden] is what the module before has at slot j-1 (before the first one: h_{j-1} after the
+        final norm), or in recursion the module itself.
         """
         if not batch.rows and not self.sharing.shard.spread:
             return hidden
         assert self._embedding is not None, "MTP modules live with the first stage"
         embedded = self._embedded(functional.embedding(batch.token_ids, self._embedding))
         rotation = self._rotary.at(batch.rope_positions)
-        state: Tensor = self.module(batch, embedded, hidden, rotation, self.cache.layers[0])
+        state: Tensor = self.modules_in_turn[module](batch, embedded, hidden, rotation, self.cache.layers[module])
         return state
 
     @torch.inference_mode()
     def logits(self, state: Tensor) -> Tensor:
-        """The next-but-one token's logits, from what `forward` returned: [n, own vocabulary] in float32."""
+        """Logits of the token after a module's own, from what `forward` returned: [n, own vocabulary] in float32."""
         logits: Tensor = self._head(state)
         return logits.float()
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 IntArray = NDArray[np.int64]
 
@@ -23,3 +24,14 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """What joins R pairs to the states one slot before them: what MTP modules after the first are fed."""
+
+    before: IntArray  # [R] the pair one slot before; from R on, of the kept ones; where `reach` is 1, nothing
+    reach: IntArray  # [R] how many modules can take the pair in, at least 1
+    kept: Tensor  # [C, modules - 1, hidden] states of pairs of earlier calls
+    lasts: IntArray  # [K] pairs whose states later calls need: the last of each sequence
+    leaves: Tensor  # [K, modules - 1, hidden] where the call puts them

@@ -77,7 +77,7 @@ class Shapes:
 
     @cached_property
     def joiner(self) -> int:
-        """The MTP module's product over a token's embedding and a hidden state."""
+        """An MTP module's product over a token's embedding and a hidden state."""
         return 2 * self.model.hidden_size**2
 
     def moe(self, layer: int) -> bool:
@@ -94,12 +94,15 @@ class Shapes:
         layers = sum(self.layer(layer) for layer in range(self.model.num_hidden_layers))
         return layers + self.vocabulary * (1 if self.model.tie_word_embeddings else 2)
 
+    @property
+    def modules(self) -> range:
+        """The layers that are MTP modules."""
+        return range(self.model.num_hidden_layers, self.model.num_hidden_layers + self.model.num_nextn_predict_layers)
+
     @cached_property
     def drafter_parameters(self) -> int:
-        """Of the first MTP module, without the embedding and head that it shares."""
-        if not self.model.num_nextn_predict_layers:
-            return 0
-        return self.layer(self.model.num_hidden_layers) + self.joiner
+        """Of the MTP modules, without the embedding and head that they share."""
+        return sum(self.layer(module) + self.joiner for module in self.modules)
 
     @property
     def attention_bytes(self) -> float:

@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ _HASHED_WHOLE = 256 << 20  # bytes of weights that are read in a fraction of a s
 _SAMPLE = 4096
 
 
-def mtp_marker(config: ModelConfig) -> str:
-    """The tensor whose absence means that a checkpoint comes without MTP weights."""
-    return f"model.layers.{config.num_hidden_layers}.eh_proj.weight"
+def mtp_marker(config: ModelConfig, module: int = 0) -> str:
+    """The tensor whose absence means that a checkpoint comes without the weights of that MTP module."""
+    return f"model.layers.{config.num_hidden_layers + module}.eh_proj.weight"
 
 
 class Checkpoint:
@@ -52,9 +53,10 @@ class Checkpoint:
     def has(self, name: str) -> bool:
         return name in self._files
 
-    def has_mtp(self, config: ModelConfig) -> bool:
-        """Whether the weights of an MTP module are here; a config.json may promise one that was left out."""
-        return config.num_nextn_predict_layers > 0 and self.has(mtp_marker(config))
+    def mtp_modules(self, config: ModelConfig) -> int:
+        """How many MTP modules are here, up to the first that is not; a config.json may promise more."""
+        present = (self.has(mtp_marker(config, module)) for module in range(config.num_nextn_predict_layers))
+        return sum(takewhile(bool, present))
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._headers[self._file(name)][name]["shape"])

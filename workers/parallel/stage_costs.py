@@ -60,11 +60,16 @@ def _head(shapes: Shapes, rows: float) -> float:
 
 
 def _drafts(shapes: Shapes, steps: int) -> float:
-    """The MTP module over accepted rows (half of the drafts are), then over each draft but the last; a head each."""
+    """Each MTP module over accepted rows (half of the drafts are) and the drafts behind them, then the last alone.
+
+    A head for each draft. Modules that no draft is asked of follow the accepted rows all the same.
+    """
     if not steps:
         return 0.0
-    accepted = SEQUENCES * (1 + steps / 2)
-    passes = _module(shapes, accepted) + (steps - 1) * _module(shapes, SEQUENCES)
+    accepted, modules = SEQUENCES * (1 + steps / 2), shapes.model.num_nextn_predict_layers
+    behind = [SEQUENCES * (step if step < steps else 0) for step in range(modules)]
+    passes = sum(_module(shapes, accepted + drafts) for drafts in behind)
+    passes += max(0, steps - modules) * _module(shapes, SEQUENCES)
     return passes + steps * _head(shapes, SEQUENCES) + _DRAFTING
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from outrider.kernels.cpu.context import Context
 from outrider.kernels.cpu.library import Linear
 from outrider.workers.engine.round import FloatArray, IntArray
-from outrider.workers.model.compiled import CompiledModule
+from outrider.workers.model.compiled import CompiledModules
 from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.kept_states import KeptStates
 from outrider.workers.speculation.pairs import Pairs, pair_rows
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.token_rules import Mask
@@ -44,11 +45,12 @@ class CompiledHead:
 class CompiledDraftModel:
     """Implements DraftModel."""
 
-    def __init__(self, module: CompiledModule, starts: SequenceStarts) -> None:
+    def __init__(self, module: CompiledModules, starts: SequenceStarts) -> None:
         self.module, self._starts = module, starts
+        self._kept = KeptStates(module.count)
 
     def use(self, module: object) -> None:
-        assert isinstance(module, CompiledModule), "a module of the stage that runs"
+        assert isinstance(module, CompiledModules), "modules of the stage that runs"
         self.module = module
 
     def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
@@ -60,6 +62,10 @@ class CompiledDraftModel:
 
         draws = self._starts.draws(sequence_ids, positions)
         remask = allowed if self._starts.constrains else None
-        tokens, leads = self.module.draft(pair_rows(pairs), pairs.hidden, last, depths, draws, remask, steps)
+        rows, chain = pair_rows(pairs), self._kept.link(pairs)
+        tokens, leads = self.module.draft(rows, pairs.hidden, last, depths, draws, remask, steps, chain)
         drafts = map(Draft, tokens.tolist(), leads.tolist())
         return [list(itertools.islice(drafts, depth)) for depth in depths.tolist()]
+
+    def forget(self, sequence_ids: IntArray) -> None:
+        self._kept.forget(sequence_ids)

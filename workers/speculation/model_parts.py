@@ -40,7 +40,7 @@ class Head(Protocol):
 
 
 class DraftModel(Protocol):
-    """The MTP module or a separate model, with its cache and a head."""
+    """The MTP modules or a separate model, with its cache and a head."""
 
     def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
         """Feeds all `pairs`; then, after the last pair of entry `going[n]` of them, drafts `depths[n]` tokens.
@@ -50,13 +50,17 @@ class DraftModel(Protocol):
         """
         ...
 
+    def forget(self, sequence_ids: IntArray) -> None:
+        """Drops what is kept of sequences beside the cache."""
+        ...
+
 
 class ModuleDraftModel(DraftModel, Protocol):
-    """The MTP module, which another one may replace."""
+    """The MTP modules, which others may replace."""
 
     @property
     def module(self) -> object: ...
 
     def use(self, module: object) -> None:
-        """Drafts with another module from now on; it has this one's cache. For the engine's thread, between rounds."""
+        """Drafts with others from now on; they have these ones' cache. For the engine's thread, between rounds."""
         ...

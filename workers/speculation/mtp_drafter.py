@@ -1,6 +1,6 @@
-"""Drafts with the model's own Multi-Token-Prediction module, by recursion (design: MTP, exactly).
+"""Drafts with the model's own Multi-Token-Prediction modules, the last by recursion (design: MTP, exactly).
 
-Owns the drafter's cache layer through the model. Draws with the target's own noise and transforms, so that a
+Owns the drafter's cache layers through the model. Draws with the target's own noise and transforms, so that a
 draft is accepted iff it equals what the target draws. Knows nothing of how deep to draft: the Round says.
 """
 
@@ -69,6 +69,7 @@ class MtpDrafter:
 
     def forget(self, sequence_ids: IntArray) -> None:
         self._starts.end(sequence_ids)
+        self._model.forget(sequence_ids)
 
     def _own_pairs(self, round: Round, verdict: Verdict, hidden: Tensor) -> Pairs:
         own, its = share_of(round, self._data), verdict_for(round, verdict, self._data)

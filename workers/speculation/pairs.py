@@ -82,15 +82,38 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
 
 def pair_rows(pairs: Pairs) -> Rows:
     """What the module runs over: the pair of position i writes slot i+1 of its cache, and slot 0 is never seen."""
+    rows = pairs.lengths, pairs.token_ids, pairs.positions
+    return _rows(*rows, pairs.write_from, pairs.first_slots, pairs.tables)
+
+
+def one_each(pairs: Pairs, which: IntArray, token_ids: IntArray, positions: IntArray) -> Rows:
+    """One pair for each of the entries `which`: a draft, to be joined with the state it was drawn from."""
+    return rows_of(pairs, which, np.ones_like(which), token_ids, positions)
+
+
+def rows_of(pairs: Pairs, which: IntArray, lengths: IntArray, token_ids: IntArray, positions: IntArray) -> Rows:
+    """Rows of the entries `which` of `pairs`, `lengths` of each: their tokens and the positions of their pairs."""
+    tables = [pairs.tables[s] for s in which.tolist()]
+    return _rows(lengths, token_ids, positions, pairs.write_from[which], pairs.first_slots[which], tables)
+
+
+def _rows(
+    lengths: IntArray,
+    token_ids: IntArray,
+    positions: IntArray,
+    write_from: IntArray,
+    first_slots: IntArray,
+    tables: Sequence[IntArray],
+) -> Rows:
     return Rows(
-        token_ids=pairs.token_ids,
-        rope_positions=pairs.positions,
-        cache_positions=pairs.positions + 1,
-        query_offsets=offsets(pairs.lengths),
-        write_from=pairs.write_from,
-        block_offsets=offsets([len(table) for table in pairs.tables]),
-        block_ids=ints(np.concatenate(pairs.tables)) if pairs.tables else ints(),
-        first_slots=pairs.first_slots,
+        token_ids=token_ids,
+        rope_positions=positions,
+        cache_positions=positions + 1,
+        query_offsets=offsets(lengths),
+        write_from=write_from,
+        block_offsets=offsets([len(table) for table in tables]),
+        block_ids=ints(np.concatenate(tables)) if tables else ints(),
+        first_slots=first_slots,
     )
 
 

@@ -17,8 +17,7 @@ from outrider.workers.sampling_params import DRAFT_MODEL
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.model_parts import Head
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
-from outrider.workers.speculation.pairs import Pairs, accepted_pairs, pair_rows
-from outrider.workers.speculation.torch_parts import one_each
+from outrider.workers.speculation.pairs import Pairs, accepted_pairs, one_each, pair_rows
 
 
 class SeparateModelDrafter(MtpDrafter):
@@ -47,7 +46,7 @@ def with_openings(pairs: Pairs, round: Round, kept: IntArray) -> Pairs:
 
 
 class SeparateModel:
-    """Implements DraftModel, with all layers of a model in one stage, and its head."""
+    """Implements DraftModel, with all layers of a model in one stage, and its head. What it knows is in its cache."""
 
     def __init__(self, stage: StageModel, head: Head) -> None:
         self._stage, self._head = stage, head
@@ -66,6 +65,9 @@ class SeparateModel:
             live, positions, rows = live[deeper], positions[deeper] + 1, np.arange(len(deeper))
             states = self._stage.run(as_tokens(one_each(pairs, going[live], tokens[deeper], positions)), None)
         return drafts
+
+    def forget(self, sequence_ids: IntArray) -> None:
+        pass
 
 
 def as_tokens(pairs: Rows) -> Rows:

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.round import FloatArray, IntArray, ints, offsets
+from outrider.workers.engine.round import FloatArray, IntArray, ints
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
-from outrider.workers.model.rows import Rows
 from outrider.workers.parallel.sharing import Columns
 from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.feed import Feed
+from outrider.workers.speculation.kept_states import KeptStates
 from outrider.workers.speculation.pairs import Pairs, pair_rows
 from outrider.workers.speculation.sampling import sample, sample_with_leads
 from outrider.workers.speculation.sequence_starts import SequenceStarts
@@ -48,36 +49,41 @@ class TorchHead:
 
 
 class TorchDraftModel:
-    """Implements DraftModel by recursion, step by step."""
+    """Implements DraftModel, step by step."""
 
     def __init__(self, modules: MtpModules, starts: SequenceStarts, vocabulary: Columns | None = None) -> None:
         """`vocabulary` joins slices of logits, where several ranks make them."""
         self.module, self._starts, self._vocabulary = modules, starts, vocabulary
+        self._kept = KeptStates(modules.count)
 
     def use(self, module: object) -> None:
-        assert isinstance(module, MtpModules), "a module of the stage that runs"
+        assert isinstance(module, MtpModules), "modules of the stage that runs"
         self.module = module
 
     @torch.inference_mode()
     def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
         most = int(depths.max(initial=0)) if steps is None else steps
+        feed = Feed(pairs, self._kept.link(pairs), self.module.count)
         state = self.module.run(pair_rows(pairs), pairs.hidden)
         drafts: list[list[Draft]] = [[] for _ in depths]
         live, last = np.arange(len(depths)), pairs.last_rows[going]
-        state, positions = state[torch.from_numpy(last)], pairs.positions[last]
-        for step in range(1, most + 1):
+        for step in range(1, max(most, self.module.count) + 1):
             # Step j draws draft j from the state of step j, then feeds that draft and that state to step j+1.
-            tokens, leads = self._draw(state, pairs.sequence_ids[going[live]], positions + 2)
-            for n, token, lead in zip(live.tolist(), tokens.tolist(), leads, strict=True):
-                drafts[n].append(Draft(token, lead))
-            self._starts.write_each(pairs.sequence_ids[going[live]], positions + 2, tokens)
-            if step == most:
-                break
-            deeper = np.flatnonzero(depths[live] > step)
-            live, positions = live[deeper], positions[deeper] + 1
-            state = state[torch.from_numpy(deeper)]
-            state = self.module.run(one_each(pairs, going[live], tokens[deeper], positions), state)
+            feed.leave(state)
+            if step <= most:
+                ids, positions = pairs.sequence_ids[going[live]], feed.positions(last) + 2
+                tokens, leads = self._draw(feed.states(last, state), ids, positions)
+                for n, token, lead in zip(live.tolist(), tokens.tolist(), leads, strict=True):
+                    drafts[n].append(Draft(token, lead))
+                self._starts.write_each(ids, positions, tokens)
+                deeper = np.flatnonzero(depths[live] > step)
+                live, last = live[deeper], feed.add(live[deeper], last[deeper], tokens[deeper])
+            if step < max(most, self.module.count):
+                state = self.module.run(*feed.next(state, live, last))
         return drafts
+
+    def forget(self, sequence_ids: IntArray) -> None:
+        self._kept.forget(sequence_ids)
 
     def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> tuple[IntArray, list[float]]:
         """Of ranks with the same rows the first one draws, and the others take its tokens."""
@@ -92,18 +98,3 @@ class TorchDraftModel:
         if self._vocabulary is not None:
             found = self._vocabulary.group.gather(found, "drafts")[0]
         return ints(found.cpu().numpy()), leads.tolist()
-
-
-def one_each(pairs: Pairs, which: IntArray, token_ids: IntArray, positions: IntArray) -> Rows:
-    """One pair for each of the entries `which`: a draft, to be joined with the state it was drawn from."""
-    tables = [pairs.tables[s] for s in which.tolist()]
-    return Rows(
-        token_ids=token_ids,
-        rope_positions=positions,
-        cache_positions=positions + 1,
-        query_offsets=np.arange(len(which) + 1),
-        write_from=pairs.write_from[which],
-        block_offsets=offsets([len(table) for table in tables]),
-        block_ids=ints(np.concatenate(tables)) if tables else ints(),
-        first_slots=pairs.first_slots[which],
-    )

@@ -1,10 +1,12 @@
-// Drafting by recursion with an MTP module: all steps of all sequences in one call, drawn inside.
+// Drafting with MTP modules, the last one by recursion: all steps of all sequences in one call, drawn inside.
 #pragma once
 
+#include <algorithm>
+#include <numeric>
 #include <utility>
 #include <vector>
 
-#include "model.h"
+#include "modules.h"
 #include "sampling.h"
 
 namespace outrider {
@@ -26,36 +28,15 @@ void project(const Team& team, const Head& head, int rows, const Input& x, float
     team.barrier();
 }
 
-// What the rows' tokens embed to, at to(row). A table [vocabulary][own width] holds this rank's columns. In step.
-template <class To>
-void embed_rows(const Team& team, const Shape& shape, const Rows& rows, const void* table, int kind, Exchanged& exchanged,
-                const To& to) {
-    const int width = shape.shard ? shape.shard->own_width(shape.hidden) : shape.hidden;
-    const int stride = shape.shard ? shape.shard->cut(shape.hidden).widest() : 0;
-    if (shape.shard && team.index == 0) exchanged.own(static_cast<long>(rows.rows) * stride);
-    team.barrier();
-    const auto share = team.share(rows.rows);
-    for (long row = share.begin; row < share.end; ++row) {
-        const long at = rows.token_ids[row] * width;
-        float* out = shape.shard ? exchanged.mine.data() + row * stride : to(static_cast<int>(row));
-        for (int i = 0; i < width; ++i)
-            out[i] = kind == kFloat32 ? static_cast<const float*>(table)[at + i]
-                                      : as_float32(static_cast<const uint16_t*>(table)[at + i]);
-    }
-    team.barrier();
-    if (shape.shard)
-        gather_columns(team, shape.shard->tensor, kEmbeddings, rows.rows, exchanged.mine.data(), stride, exchanged,
-                       Put::kStore, [&](int) { return shape.shard->cut(shape.hidden); }, to);
-}
-
-struct ModuleWeights {
-    const LayerWeights* layer;
-    void* cache;
-    const float *embedding_norm, *hidden_norm, *norm;
-    const Linear* join;
-    const void* embedding;
-    int32_t embedding_kind;
-    int32_t unused;
+// What joins pairs to the states one slot before them, where there are several modules: the pair of a module after the
+// first is a token and the state that the module before has of the token before.
+struct Chain {
+    const int64_t* before;  // [pairs] the pair one slot before; from `pairs` on: of the kept ones
+    const int64_t* reach;   // [pairs] how many modules take it in
+    const float* kept;      // [..][modules - 1][hidden] what earlier calls left
+    const int64_t* lasts;   // [leaving] pairs whose states are left to later calls,
+    float* leaves;          // [leaving][modules - 1][hidden] here
+    int64_t leaving;
 };
 
 // What a sequence may say at a place: see Draw.
@@ -73,72 +54,19 @@ struct Going {  // a sequence that is drafted for
     int64_t drafts;  // where they go
 };
 
-// The module over one set of pairs after another.
-class Module {
-public:
-    Module(const Shape& shape, const ModuleWeights& weights, Room& room) : shape_(shape), weights_(weights), room_(room) {}
-
-    // By one thread, before `run` over as many pairs.
-    void prepare(const Rows& pairs, int threads) {
-        outrider::prepare(shape_, pairs, threads, weights_.layer, 1, room_);
-        Room::grow(embedded_, static_cast<long>(pairs.rows) * shape_.hidden);
-        Room::grow(joined_, static_cast<long>(pairs.rows) * shape_.hidden * 2);
-        Room::grow(stream_, static_cast<long>(pairs.rows) * shape_.hidden);
-    }
-
-    // states [pairs][hidden] after the module's norm, from the pairs and the states `hidden` before them.
-    void run(const Team& team, const Rows& pairs, const float* hidden, float* states) {
-        const long width = shape_.hidden;
-        const auto share = team.share(pairs.rows);
-        embed_rows(team, shape_, pairs, weights_.embedding, weights_.embedding_kind, room_.exchanged,
-                   [&](int row) { return embedded_.data() + row * width; });
-        for (long row = share.begin; row < share.end; ++row) {
-            float* joined = joined_.data() + row * 2 * width;
-            rms_norm(embedded_.data() + row * width, weights_.embedding_norm, shape_.hidden, shape_.eps, joined);
-            rms_norm(hidden + row * width, weights_.hidden_norm, shape_.hidden, shape_.eps, joined + width);
-        }
-        join(team, pairs.rows);
-        LayerRunner(team, shape_, pairs, room_, stream_.data(), inner_stride(weights_.layer, 1)).run(*weights_.layer, weights_.cache);
-        for (long row = share.begin; row < share.end; ++row)
-            rms_norm(stream_.data() + row * width, weights_.norm, shape_.hidden, shape_.eps, states + row * width);
-        team.barrier();
-    }
-
-private:
-    // Embedding and state into one stream.
-    void join(const Team& team, int rows) {
-        const long width = shape_.hidden, stride = shape_.shard ? shape_.shard->cut(shape_.hidden).widest() : width;
-        if (shape_.shard && team.index == 0) room_.exchanged.own(rows * stride);
-        team.barrier();
-        float* made = shape_.shard ? room_.exchanged.mine.data() : stream_.data();
-        product_of(team, *weights_.join, rows, [&](int row) { return joined_.data() + row * 2 * width; },
-                   [&](int row, int first, const F16* sums) {
-                       store_panel(made + row * stride, first, weights_.join->outputs, sums);
-                   });
-        team.barrier();
-        if (shape_.shard)
-            gather_columns(team, shape_.shard->tensor, kEmbeddings, rows, made, static_cast<int>(stride), room_.exchanged,
-                           Put::kStore, [&](int) { return shape_.shard->cut(shape_.hidden); },
-                           [&](int row) { return stream_.data() + row * width; });
-    }
-
-    const Shape& shape_;
-    const ModuleWeights& weights_;
-    Room& room_;
-    std::vector<float> embedded_, joined_, stream_;
-};
-
-// One call's drafting. Step j draws draft j of every sequence from its state, and feeds both to step j + 1.
+// One call's drafting, pass by pass. Pass j is module j's: over the pairs that it can take in, and the drafts behind
+// them; its states draw draft j. Once all modules had theirs, the last goes on alone: it is fed its own state, and what
+// that drew.
 //
 // Of ranks with the same rows the first one draws, and the others take its tokens. Where other data groups draft
 // beside this one, all go the same number of steps.
 class Drafting {
 public:
-    Drafting(Module& module, const Shape& shape, const Head& head, const Rows& pairs, const float* hidden, float* states,
-             int steps, Room& room, Remask remask)
-        : module_(module), shard_(shape.shard), head_(head), fed_(pairs), hidden_(hidden), states_(states),
-          width_(shape.hidden), steps_(steps), exchanged_(room.exchanged), remask_(remask) {}
-
+    Drafting(Modules& modules, const Shape& shape, const Head& head, const Rows& pairs, const float* hidden, float* states,
+             int steps, const Chain* chain, Room& room, Remask remask)
+        : modules_(modules), shard_(shape.shard), head_(head), pairs_(pairs), fed_(pairs), hidden_(hidden), states_(states),
+          width_(shape.hidden), steps_(steps), passes_(std::max(steps, modules.count())), chain_(chain),
+          exchanged_(room.exchanged), remask_(remask) {}
 
     // By one thread. `draws[i]` is how sequence i draws its first draft.
     void prepare(const Going* going, int count, const Draw* draws, int threads) {
@@ -148,58 +76,78 @@ public:
         tokens_.resize(count);
         margins_.resize(count);
         logits_.resize(static_cast<size_t>(count) * head_.outputs);
-        for (int i = 0; i < count; ++i) live_.push_back({i, going[i].pair});
-        module_.prepare(fed_, threads);
+        for (int i = 0; i < count; ++i) live_.push_back({i, owner_of(going[i].pair), 0, going[i].pair});
+        if (chain_) {
+            places_.resize(pairs_.rows);
+            std::iota(places_.begin(), places_.end(), 0);
+        }
+        modules_.prepare(0, fed_, threads);
     }
 
     // Where they go, `drafts` and their `margins`, is up to Going.
     void run(const Team& team, Sampling& sampling, int64_t* drafts, double* margins) {
-        module_.run(team, fed_, hidden_, states_);
-        for (int depth = 0; depth < steps_; ++depth) {
-            draw(team, sampling);
-            if (team.index == 0) advance(depth, drafts, margins);
+        for (int pass = 0; pass < passes_; ++pass) {
+            modules_.run(team, module_of(pass), fed_, pass ? step_.hidden.data() : hidden_, states_);
+            if (pass < steps_) draw(team, pass, sampling);
+            if (team.index == 0) advance(pass, drafts, margins);
             team.barrier();
-            if (depth + 1 < steps_) module_.run(team, fed_, step_.hidden.data(), states_);
         }
     }
 
 private:
+    // Its drafts from number `first` on were fed last, and their states begin at `place`. Number 0 is its last pair.
     struct Live {
-        int sequence;
-        int64_t row;  // of the pairs fed last
+        int sequence, owner;  // among those drafted for, and among the pairs'
+        int64_t first, place;
     };
 
-    // The pairs of one step, one for each sequence, and the states before them.
+    // What a pass is fed, and the states before it.
     struct Step {
         std::vector<int64_t> tokens, positions, slots, offsets{0}, write_from, block_offsets{0}, block_ids, first_slots;
         std::vector<float> hidden;
 
-        void add(const Rows& from, int64_t row, int64_t token, const float* state, int width) {
-            int owner = 0;
-            while (from.offsets[owner + 1] <= row) ++owner;
+        void add(int64_t token, int64_t slot, int module, const float* state, long width) {
             tokens.push_back(token);
-            positions.push_back(from.positions[row] + 1);
-            slots.push_back(from.slots[row] + 1);
-            offsets.push_back(static_cast<int64_t>(tokens.size()));
-            write_from.push_back(from.write_from[owner]);
-            first_slots.push_back(from.first_slots[owner]);
-            block_ids.insert(block_ids.end(), from.block_ids + from.block_offsets[owner],
-                             from.block_ids + from.block_offsets[owner + 1]);
-            block_offsets.push_back(static_cast<int64_t>(block_ids.size()));
+            positions.push_back(slot - 1 - module);
+            slots.push_back(slot);
             hidden.insert(hidden.end(), state, state + width);
         }
 
+        // The rows added since the last call are sequence `owner`'s of `from`.
+        void close(const Rows& from, int owner, int module) {
+            if (static_cast<int64_t>(tokens.size()) == offsets.back()) return;
+            offsets.push_back(static_cast<int64_t>(tokens.size()));
+            write_from.push_back(from.write_from[owner]);
+            first_slots.push_back(from.first_slots[owner] + module);
+            block_ids.insert(block_ids.end(), from.block_ids + from.block_offsets[owner],
+                             from.block_ids + from.block_offsets[owner + 1]);
+            block_offsets.push_back(static_cast<int64_t>(block_ids.size()));
+        }
+
         Rows rows() const {
-            const auto count = static_cast<int32_t>(tokens.size());
-            return {count, count, tokens.data(), positions.data(), slots.data(), offsets.data(), write_from.data(),
-                    block_offsets.data(), block_ids.data(), first_slots.data()};
+            return {static_cast<int32_t>(tokens.size()), static_cast<int32_t>(write_from.size()), tokens.data(),
+                    positions.data(), slots.data(), offsets.data(), write_from.data(), block_offsets.data(),
+                    block_ids.data(), first_slots.data()};
         }
     };
 
-    void draw(const Team& team, Sampling& sampling) {
+    int module_of(int pass) const { return std::min(pass, modules_.count() - 1); }
+
+    int owner_of(int64_t pair) const {
+        return static_cast<int>(std::upper_bound(pairs_.offsets + 1, pairs_.offsets + pairs_.sequences, pair) - pairs_.offsets - 1);
+    }
+
+    // The last pass's state of a sequence's draft, or (number 0) of its last pair.
+    const float* state_of(const Live& live, int64_t draft) const {
+        const int64_t place = draft >= live.first ? live.place + draft - live.first : places_[going_[live.sequence].pair];
+        return states_ + place * width_;
+    }
+
+    // From the states of the last draft that each sequence was fed: draft `pass`.
+    void draw(const Team& team, int pass, Sampling& sampling) {
         const int rows = static_cast<int>(live_.size()), outputs = head_.outputs;
         if (!rows) return;  // on all ranks of the tensor group
-        make_logits(team, rows);
+        make_logits(team, pass, rows);
         if (!shard_ || shard_->tensor.rank == 0)
             sampling.run(team, rows, logits_.data(), outputs, outputs, head_.ids, draws_.data(), tokens_.data(), margins_.data());
         if (!shard_ || team.index != 0) return;
@@ -209,8 +157,8 @@ private:
     }
 
     // Whole rows of logits on whoever draws.
-    void make_logits(const Team& team, int rows) {
-        const auto state = [&](int i) { return states_ + live_[i].row * width_; };
+    void make_logits(const Team& team, int pass, int rows) {
+        const auto state = [&](int i) { return state_of(live_[i], pass); };
         if (!shard_) return project(team, head_, rows, state, logits_.data());
         const Cut cut{head_.outputs, shard_->tensor.size, 1};
         const int own = head_.linear->outputs, widest = cut.widest();
@@ -225,25 +173,71 @@ private:
                        [&](int row) { return logits_.data() + static_cast<long>(row) * head_.outputs; });
     }
 
-    // Takes the tokens just drawn, and makes the next step's pairs of the sequences that go deeper.
-    void advance(int depth, int64_t* drafts, double* margins) {
+    // Between two passes.
+    void advance(int pass, int64_t* drafts, double* margins) {
+        if (chain_) leave(pass);
+        if (pass < steps_) take(pass, drafts, margins);
+        if (pass + 1 == passes_) return;
         Step next;
-        std::vector<Live> deeper;
-        for (size_t n = 0; n < live_.size(); ++n) {
-            const Going& sequence = going_[live_[n].sequence];
-            drafts[sequence.drafts + depth] = tokens_[n];
-            margins[sequence.drafts + depth] = margins_[n];
-            if (draws_[n].said) draws_[n].said[draws_[n].said_count()] = tokens_[n];
-            if (sequence.depth <= depth + 1) continue;
-            next.add(fed_, live_[n].row, tokens_[n], states_ + live_[n].row * width_, width_);
-            draws_[deeper.size()] = draws_[n];
-            step_on(draws_[deeper.size()], live_[n].sequence, depth + 1);
-            deeper.push_back({live_[n].sequence, static_cast<int64_t>(deeper.size())});
-        }
-        live_ = std::move(deeper);
+        std::vector<int64_t> places(places_.size());
+        if (pass + 1 < modules_.count()) add_pairs(next, pass + 1, places);
+        for (Live& live : live_) add_drafts(next, pass + 1, live, drafts + going_[live.sequence].drafts);
+        places_ = std::move(places);
         step_ = std::move(next);
         fed_ = step_.rows();
-        if (depth + 1 < steps_) module_.prepare(fed_, threads_);
+        modules_.prepare(module_of(pass + 1), fed_, threads_);
+    }
+
+    // Keeps a module's states for the pairs of later calls.
+    void leave(int pass) {
+        const int64_t kept = modules_.count() - 1;
+        for (int64_t i = 0; pass < kept && i < chain_->leaving; ++i)
+            if (const int64_t pair = chain_->lasts[i]; chain_->reach[pair] > pass)
+                std::copy_n(states_ + places_[pair] * width_, width_, chain_->leaves + (i * kept + pass) * width_);
+    }
+
+    // The tokens just drawn; the sequences that go deeper stay.
+    void take(int pass, int64_t* drafts, double* margins) {
+        size_t kept = 0;
+        for (size_t n = 0; n < live_.size(); ++n) {
+            const Going& sequence = going_[live_[n].sequence];
+            drafts[sequence.drafts + pass] = tokens_[n];
+            margins[sequence.drafts + pass] = margins_[n];
+            if (draws_[n].said) draws_[n].said[draws_[n].said_count()] = tokens_[n];
+            if (sequence.depth <= pass + 1) continue;
+            live_[kept] = live_[n];
+            draws_[kept] = draws_[n];
+            step_on(draws_[kept], live_[kept].sequence, pass + 1);
+            ++kept;
+        }
+        live_.resize(kept);
+    }
+
+    // The pairs that module `module` takes in, with the states before them, and the places where theirs will be.
+    void add_pairs(Step& next, int module, std::vector<int64_t>& places) const {
+        for (int owner = 0; owner < pairs_.sequences; ++owner) {
+            for (int64_t pair = pairs_.offsets[owner]; pair < pairs_.offsets[owner + 1]; ++pair) {
+                if (chain_->reach[pair] <= module) continue;
+                const int64_t before = chain_->before[pair], kept = before - pairs_.rows;
+                const float* state = kept < 0 ? states_ + places_[before] * width_
+                                              : chain_->kept + (kept * (modules_.count() - 1) + module - 1) * width_;
+                places[pair] = static_cast<int64_t>(next.tokens.size());
+                next.add(pairs_.token_ids[pair], pairs_.slots[pair], module, state, width_);
+            }
+            next.close(pairs_, owner, module);
+        }
+    }
+
+    // A sequence's drafts that the pass is fed: the last one, and before every module had its turn those behind its last
+    // pair that the module can take in.
+    void add_drafts(Step& next, int pass, Live& live, const int64_t* tokens) const {
+        const int64_t pair = going_[live.sequence].pair, place = static_cast<int64_t>(next.tokens.size());
+        const int64_t first = pass < modules_.count() ? std::max<int64_t>(1, pass + 1 - chain_->reach[pair]) : pass;
+        for (int64_t draft = first; draft <= pass; ++draft)
+            next.add(tokens[draft - 1], pairs_.slots[pair] + draft, module_of(pass), state_of(live, draft - 1), width_);
+        next.close(pairs_, live.owner, module_of(pass));
+        live.first = first;
+        live.place = place;
     }
 
     void step_on(Draw& draw, int64_t sequence, int64_t depth) const {
@@ -255,19 +249,22 @@ private:
         draw.allowed_words = allowed.count;
     }
 
-    Module& module_;
+    Modules& modules_;
     const Shard* shard_;
     Head head_;
+    const Rows& pairs_;
     Rows fed_;
     const float* hidden_;
     float* states_;
     long width_;
-    int steps_;
+    int steps_, passes_;
+    const Chain* chain_;  // null: one module
     Exchanged& exchanged_;
     Remask remask_;
     int threads_ = 1;
     const Going* going_ = nullptr;
     std::vector<Live> live_;
+    std::vector<int64_t> places_;  // of the pairs' states among those of the last pass
     std::vector<Draw> draws_;
     std::vector<int64_t> tokens_;
     std::vector<double> margins_;

@@ -102,17 +102,17 @@ void outrider_draw(Context* context, int threads, int spins, float* logits, int 
     });
 }
 
-// Feeds the pairs to the module with the states `hidden` before them, then drafts `steps` tokens, the most of all
+// Feeds the pairs to the `modules` with the states `hidden` before them, then drafts `steps` tokens, the most of all
 // sequences `going`, these and those of other data groups; a draft's margin is its score's lead over the next best.
-// `head` makes this rank's slice of `outputs`. `states` [pairs and sequences][hidden] is room. `remask` is
-// called where a draw is constrained. Returns `outcome`.
+// `head` makes this rank's slice of `outputs`. `states` [pairs, and modules - 1 for each sequence][hidden] is room.
+// `chain` is null where there is one module. `remask` is called where a draw is constrained. Returns `outcome`.
 int64_t outrider_draft(Context* context, int threads, int spins, const Shape* shape, const ModuleWeights* weights,
-                       const Linear* head, int outputs, const int32_t* ids, const Rows* pairs, const float* hidden,
-                       float* states, const Going* going, int count, int steps, const Draw* draws, int64_t* drafts,
-                       double* margins, Remask remask) {
+                       int modules, const Linear* head, int outputs, const int32_t* ids, const Rows* pairs,
+                       const float* hidden, const Chain* chain, float* states, const Going* going, int count, int steps,
+                       const Draw* draws, int64_t* drafts, double* margins, Remask remask) {
     context->room.exchanged.broken = 0;
-    Module module(*shape, *weights, context->room);
-    Drafting drafting(module, *shape, {head, ids, outputs}, *pairs, hidden, states, steps, context->room, remask);
+    Modules each(*shape, weights, modules, context->room);
+    Drafting drafting(each, *shape, {head, ids, outputs}, *pairs, hidden, states, steps, chain, context->room, remask);
     drafting.prepare(going, count, draws, threads);
     context->pool.run(threads, spins, [&](const Team& team) { drafting.run(team, context->sampling, drafts, margins); });
     return outcome(context->room.exchanged);

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outrider.workers.config import BUNDLED_MODELS, resolve_model
+from outrider.workers.errors import OutriderError
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import has_weights
 from outrider.workers.training.distill.footprint import check_checkpoint, footprint, module_shape, tensor_shapes
@@ -48,6 +49,15 @@ class Job:
         return resolve_model(self.training.model)
 
 
+def check_modules(model: str, config: ModelConfig) -> None:
+    """OutriderError if a model of this shape is drafted for by other modules too than the one that is trained."""
+    if config.num_nextn_predict_layers > 1:
+        raise OutriderError(
+            f"{model} has {config.num_nextn_predict_layers} MTP modules, which draft in turn: distill trains the module"
+            " of a model that has one"
+        )
+
+
 def make_job(given: Mapping[str, Any], engine: Mapping[str, Any]) -> Job:
     """A job from what was given by name: settings of the training, the machines and the job itself.
 
@@ -78,6 +88,7 @@ def dry_run(given: Mapping[str, Any], config: ModelConfig, world_sizes: Sequence
     """
     _refuse_unknown(given)
     settings = _training(given)
+    check_modules(settings.model, config)
     shapes = tensor_shapes(module_shape(config, settings.expert_group_size), settings.trained)
     path = Path(settings.model).expanduser()
     checked = settings.model in BUNDLED_MODELS or has_weights(path)

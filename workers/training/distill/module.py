@@ -27,7 +27,7 @@ class SharedHead(nn.Module):
 
 
 class TrainableMtp(nn.Module):
-    """The first MTP module of a model. Its parameters are empty until they are read (names.py)."""
+    """The MTP module of a model that has one. Its parameters are empty until they are read (names.py)."""
 
     def __init__(self, config: ModelConfig, expert_group_size: int) -> None:
         super().__init__()

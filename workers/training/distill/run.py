@@ -24,7 +24,7 @@ from outrider.workers.training.distill.evaluation import Extent, compare
 from outrider.workers.training.distill.export import export
 from outrider.workers.training.distill.gang import run_training
 from outrider.workers.training.distill.harvest import plan_tasks, run_harvest
-from outrider.workers.training.distill.job import PARTS, Job
+from outrider.workers.training.distill.job import PARTS, Job, check_modules
 from outrider.workers.training.distill.prompts import Prompt, load_prompts
 from outrider.workers.training.distill.shards import Harvest
 
@@ -50,6 +50,7 @@ def run_job(job: Job, listener: Listener) -> dict[str, Any]:
 
     OutriderError or ValueError says, in one line, what was wrong.
     """
+    check_modules(job.training.model, ModelConfig.load(job.checkpoint))
     Path(job.training.work).mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     for part in PARTS:

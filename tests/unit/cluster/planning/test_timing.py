@@ -107,3 +107,20 @@ def test_one_sampler_for_many_data_groups_costs_what_their_logits_are() -> None:
 
     logits = 15 * together.rows.rows * R1.model.vocab_size * 4  # of the other groups
     assert together.round_s - apart.round_s >= logits / FLEET.gpu.link / 2
+
+
+def with_modules(count: int, steps: int) -> Candidate:
+    one = plan(Split(tensor=8, pipeline=2), concurrency=8, draft_steps=steps)
+    return replace(one, shapes=Shapes(replace(R1.model, num_nextn_predict_layers=count), R1.weight_bytes))
+
+
+def test_modules_take_memory_each_and_time_where_no_draft_is_theirs() -> None:
+    one, three = with_modules(1, 2), with_modules(3, 2)
+
+    assert three.memories[0].weights["drafter"] == pytest.approx(3 * one.memories[0].weights["drafter"])
+    own = three.memories[0].cache_per_token - one.memories[0].cache_per_token
+    layers = [candidate.layer_splits[0][1] for candidate in (one, three)]
+    assert own == (2 + layers[1] - layers[0]) * R1.cache_bytes
+    assert three.draft_s > one.draft_s
+    assert with_modules(3, 4).draft_s < 1.5 * with_modules(1, 4).draft_s  # as many passes, of more rows
+    assert with_modules(3, 0).draft_s == 0

@@ -53,7 +53,10 @@ class ReplicaTwin:
         self._known: dict[int, Known] = {}
         self._first_stage: dict[int, int] = {}  # slot -> mark of the tokens up to its own
         self._last_stage: dict[int, int] = {}
-        self._drafter: dict[int, int] = {}
+        # By module of the drafter, as many as the scheduler computes tokens again for; and how far each sequence came:
+        # the slot of its last pair, the first that is followed, and the modules that took the pair in.
+        self._modules: list[dict[int, int]] = [{} for _ in range(config.recomputed_tokens)]
+        self._came: dict[int, tuple[int, int, int]] = {}
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
@@ -229,9 +232,7 @@ class ReplicaTwin:
             known, table, start = self._known[sequence_id], self._table(round, index), int(round.starts[index])
             marks = chain(known.token_ids)
             for slot in range(start + 1, start + 1 + int(verdict.accepted_rows[index])):
-                assert slot >= round.write_from[index]
-                self._write(self._drafter, table, slot, marks)
-                self._read(self._drafter, table, range(int(round.followed_from[index]), slot + 1), marks)
+                self._take_in(round, index, slot, marks)
             if verdict.finish[index] == RUNNING and round.draft_steps[index]:
                 assert len(known.token_ids) > len(before[sequence_id])
                 first = int(round.followed_from[index])
@@ -239,14 +240,32 @@ class ReplicaTwin:
                 drafts[sequence_id] = list(known.drafts)
         return drafts
 
+    def _take_in(self, round: Round, index: int, slot: int, marks: list[int]) -> None:
+        """A module takes a pair in if the one before it took in the pair one slot before: none may lack its slot."""
+        sequence_id, table, first = (
+            int(round.sequence_ids[index]),
+            self._table(round, index),
+            int(round.followed_from[index]),
+        )
+        came = self._came.get(sequence_id)
+        reach = came[2] if came is not None and came[:2] == (slot - 1, first) else 0
+        for number, cache in enumerate(self._modules):
+            if number > reach:
+                assert slot < max(int(round.write_from[index]), first + number), "a module lacks the state before"
+                continue
+            if slot >= round.write_from[index]:
+                self._write(cache, table, slot, marks)
+            self._read(cache, table, range(first + number, slot + 1), marks)
+        self._came[sequence_id] = slot, first, min(reach + 1, len(self._modules))
+
     def _recurse(self, known: Known, table: list[int], first: int, steps: int, random: Random) -> list[int]:
         tokens = list(known.token_ids)
         for step in range(steps):
             if step:
                 marks = chain(tokens)
                 self._check_private(table, len(tokens) - 1)
-                self._write(self._drafter, table, len(tokens) - 1, marks)
-                self._read(self._drafter, table, range(first, len(tokens)), marks)
+                self._write(self._modules[0], table, len(tokens) - 1, marks)
+                self._read(self._modules[0], table, range(first, len(tokens)), marks)
             right = next_token(tokens, known.start.seed, known.start.output_index)
             tokens.append(right if random.random() < 0.75 else random.randrange(VOCABULARY))
         return tokens[len(known.token_ids) :]

@@ -29,6 +29,7 @@ def configs(draw: st.DrawFn) -> SchedulerConfig:
         lanes=draw(st.integers(1, 3)),
         enable_prefix_caching=draw(st.booleans()),
         speculation=draw(st.sampled_from(["off", "auto", 1, 3])),
+        recomputed_tokens=draw(st.sampled_from([1, 1, 2, 3])),
     )
 
 

@@ -54,6 +54,22 @@ def test_a_shared_beginning_is_not_computed_again() -> None:
     assert (replica.scheduler.counters.prefix_queries, replica.scheduler.counters.prefix_hits) == (22, 8)
 
 
+def test_a_drafter_of_several_modules_has_as_many_tokens_computed_again_in_any_chunks() -> None:
+    replica = twin(recomputed_tokens=3, max_num_batched_tokens=2)
+    replica.add(request("first", prompt(10), max_tokens=1))
+    replica.run(6)
+    replica.add(request("second", [*prompt(10), 2, 3], max_tokens=1))
+    replica.add(request("does not draft", [*prompt(10), 2, 3], max_tokens=1, speculation="off"))
+
+    rounds = [step(replica) for _ in range(4)]
+
+    assert [round.starts.tolist() for round in rounds] == [[5], [7], [9], [11, 0]]
+    assert [round.write_from.tolist()[0] for round in rounds] == [8, 8, 9, 11]
+    replica.run(20)
+    replica.check_texts()
+    replica.check_pool()
+
+
 def test_a_prompt_that_is_wholly_cached_computes_its_last_token_and_samples_it() -> None:
     replica = twin()
     replica.add(request("first", prompt(8), max_tokens=2, ignore_eos=True))

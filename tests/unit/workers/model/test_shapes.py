@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,15 @@ def test_r1_has_the_published_sizes() -> None:
     assert shapes.down + shapes.heads == pytest.approx(187.1e6, rel=1e-3)
     assert shapes.expert == pytest.approx(44.04e6, rel=1e-3)
     assert 61 * shapes.cache_bytes == pytest.approx(70.3e3, rel=1e-3)
+
+
+def test_every_mtp_module_counts() -> None:
+    one = load_shape("deepseek-r1")
+    three = Shapes.of(replace(one, num_nextn_predict_layers=3))
+
+    assert three.drafter_parameters == 3 * Shapes.of(one).drafter_parameters
+    assert three.parameters == Shapes.of(one).parameters
+    assert Shapes.of(replace(one, num_nextn_predict_layers=0)).drafter_parameters == 0
 
 
 @pytest.mark.parametrize(("weights", "width"), [("auto", 1), ("fp8", 1), ("bfloat16", 2), ("float32", 4)])

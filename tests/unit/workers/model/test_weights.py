@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -83,10 +84,19 @@ def test_mtp_weights_are_found_or_missed(tmp_path: Path) -> None:
     config = CONFIG
     write_checkpoint(tmp_path / "with", config)
     write_checkpoint(tmp_path / "without", config, layout=Layout(mtp=False))
+    write_checkpoint(tmp_path / "two", {**config, "num_nextn_predict_layers": 2})
 
-    found = [Checkpoint(tmp_path / name).has_mtp(ModelConfig.load(tmp_path / name)) for name in ("with", "without")]
+    def found(name: str, promised: int) -> int:
+        shape = dataclasses.replace(ModelConfig.load(tmp_path / name), num_nextn_predict_layers=promised)
+        return Checkpoint(tmp_path / name).mtp_modules(shape)
 
-    assert found == [True, False]
+    assert [found("without", 1), found("with", 0), found("with", 1), found("with", 3), found("two", 3)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]
     with pytest.raises(CheckpointError, match=r"no MTP weights \(model\.layers\.2\.eh_proj\.weight\)"):
         load_mtp(tmp_path / "without", load_stage(tmp_path / "without"))
 

@@ -40,6 +40,15 @@ def test_a_first_stage_that_drafts_gets_fewer_layers() -> None:
     assert drafting[0][1] < without[0][1]
 
 
+def test_modules_that_make_no_draft_cost_the_first_stage_too() -> None:
+    def extra(modules: int, steps: int) -> float:
+        return stage_costs(dataclasses.replace(SCOUT, num_nextn_predict_layers=modules), steps).first_extra
+
+    assert extra(6, 1) > 1.5 * extra(1, 1)
+    assert extra(1, 3) < extra(3, 3) < 1.5 * extra(1, 3)
+    assert extra(6, 0) == extra(1, 0)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 4])
 def test_both_stages_of_scout_are_busy_alike(steps: int) -> None:
     costs = stage_costs(SCOUT, steps)

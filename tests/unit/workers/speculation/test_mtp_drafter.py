@@ -26,7 +26,9 @@ class RecordingModules:
         self.slots: dict[int, int] = {}
         self.steps: list[int] = []  # rows
 
-    def run(self, rows: Rows, hidden: Tensor) -> Tensor:
+    count = 1
+
+    def run(self, rows: Rows, hidden: Tensor, module: int = 0) -> Tensor:
         batch = Batch.of(rows, BLOCK)
         writing = batch.write_rows if batch.write_rows is not None else torch.arange(batch.rows)
         self.slots.update(zip(batch.write_slots.tolist(), batch.token_ids[writing].tolist(), strict=True))

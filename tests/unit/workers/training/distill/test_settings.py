@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import random_config, write_checkpoint
 
 from outrider.workers.config import resolve_model
+from outrider.workers.errors import OutriderError
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.training.distill.gang import Machines
 from outrider.workers.training.distill.job import Job, dry_run, make_job
+from outrider.workers.training.distill.run import Listener, run_job
 from outrider.workers.training.distill.settings import TrainingSettings
 
 
@@ -78,6 +81,17 @@ def test_all_parts_are_the_default() -> None:
     assert Job(training=TrainingSettings(), prompts=Path("p"), out=Path("o")).parts == (
         "harvest", "train", "export", "head", "evaluate",
     )  # fmt: skip
+
+
+def test_a_model_that_several_modules_draft_for_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", random_config(3, num_nextn_predict_layers=2))
+    given = {"model": str(tmp_path / "model"), "work": str(tmp_path / "work"), "only": ["train"]}
+
+    with pytest.raises(OutriderError, match="model has 2 MTP modules, which draft in turn: distill trains"):
+        run_job(make_job(given, {}), Listener())
+    with pytest.raises(OutriderError, match="2 MTP modules"):
+        dry_run({"model": given["model"]}, ModelConfig.load(tmp_path / "model"), [8])
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_dry_run_checks_the_checkpoints_shapes_and_says_what_every_size_takes() -> None:
