@@ -78,6 +78,14 @@ def test_a_step_is_made_only_where_the_sequences_together_pay_for_it() -> None:
     assert depths_worth(several, np.zeros(4), STRAIGHT, DEAR, price=1.0).depths == [2] * 4
 
 
+def test_no_step_is_made_for_rows_that_would_not_be_verified() -> None:
+    """The first four rows are cheap, and the next ones dearer than any draft is worth."""
+    border = [0.0, 0.1, 0.2, 0.3, 0.4, *(5.0 + 0.1 * np.arange(8)).tolist()]
+    chances = survivals([0.95, 0.9, 0.85, 0.8], [0.95, 0.9, 0.85, 0.8])
+
+    assert depths_worth(chances, NOTHING, border, CHEAP, price=1.0).depths == [2, 2]
+
+
 def test_a_lone_sequence_is_decided_as_in_numpy() -> None:
     rng = np.random.default_rng(1)
     for _ in range(200):
