@@ -80,6 +80,7 @@ class Engine:
         self._prepare, self._to_prepare = prepare, list[StructuredOutputsParams]()
         self._inbox = Inbox()
         self._subscribers = Subscribers()
+        self._free_since: float | None = None  # when the last drafts were made: deciding on them is the next round's
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
         self._under_way: deque[tuple[Round, float]] = deque()  # oldest first, and when each was scheduled
         self._stop_reason = ""
@@ -155,7 +156,10 @@ class Engine:
 
     def _read_inbox(self) -> None:
         """Takes every message; sleeps while there is nothing at all to do."""
-        for message in self._inbox.take(sleep=not self._under_way and not self._scheduler.has_work):
+        idle = not self._under_way and not self._scheduler.has_work
+        if idle:
+            self._free_since = None
+        for message in self._inbox.take(sleep=idle):
             self._handle(message)
 
     def _handle(self, message: Message) -> None:
@@ -190,7 +194,7 @@ class Engine:
     def _start_round(self) -> bool:
         if not self._free_lanes:
             return False
-        began = self._clock()
+        began = self._clock() if self._free_since is None else self._free_since
         with self.times.part("schedule"):
             round = self._scheduler.schedule(self._free_lanes[0])
         if not round.sequences:
@@ -223,8 +227,10 @@ class Engine:
         delivered = self._clock()
         with self.times.part("draft"):
             drafts = self._draft(round, result)
+        drafted = self._clock()
+        self._free_since = drafted if self._pipeline.lanes == 1 else None
         with self.times.part("depth"):
-            self._depth.observe(round, result.verdict, delivered - began, self._clock() - delivered, drafts)
+            self._depth.observe(round, result.verdict, delivered - began, drafted - delivered, drafts)
             self._scheduler.set_drafts(self._depth.worthwhile(drafts))
         for warning in self._depth.take_warnings():
             log.warning("%s", warning)

@@ -265,7 +265,7 @@ class AutoDepth:
                 self.warnings += self.alarms.judged(made, each.judged, each.accepted, gap=each.gap)
             if each.accepted and made is not None:
                 self._surprised(made)
-        stride = (len(outcomes) - 1) // _MOST_TAUGHT + 1
+        stride = max(-(-len(outcomes) // _MOST_TAUGHT), 1)
         self._turn += 1
         taught = outcomes[self._turn % stride :: stride]
         self.acceptance.observe([(each.sequence_id, each.judged, each.accepted) for each in taught])
