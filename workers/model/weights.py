@@ -1,23 +1,22 @@
-"""A checkpoint's tensors, read one at a time from memory-mapped safetensors files: the model is never held twice."""
+"""A checkpoint's tensors, read one at a time from its safetensors files: the model is never held twice."""
 
 import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from outrider.workers.errors import CheckpointError
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.fields import Fields
 from outrider.workers.model.quantization import dequantize
+from outrider.workers.model.slice_reading import StoredTensor, read_slice
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -32,19 +31,19 @@ def mtp_marker(config: ModelConfig, module: int = 0) -> str:
 
 
 class Checkpoint:
-    """The tensors in directory `path`, by name. Files are opened when first needed and stay mapped."""
+    """The tensors in directory `path`, by name. May be read from several threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._block = ModelConfig.load(path).quantization_block
         self._files = _locate(path)  # tensor name -> file name
         self._headers = {name: _header(path / name) for name in sorted(set(self._files.values()))}
-        self._open: dict[str, Any] = {}
         for name, file in self._files.items():
             if name not in self._headers[file]:
                 raise CheckpointError(
                     f"{path / INDEX_FILE} says that {name} is in {file}, but that file does not hold it"
                 )
+        self._stored = _stored(path, self._files, self._headers)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,7 +79,7 @@ class Checkpoint:
         values = self._read(name, rows, columns)
         if values.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
             return self._dequantized(name, values, (rows or slice(0, None)).start or 0).to(dtype)
-        return values.to(dtype, copy=True)
+        return values.to(dtype)
 
     def content_hash(self, hashed_whole: int = _HASHED_WHOLE) -> str:
         """A digest of config.json and of every weights file's name, size, header and data: equal for copies.
@@ -112,13 +111,8 @@ class Checkpoint:
     def _read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
         file = self._file(name)
         try:
-            if file not in self._open:
-                self._open[file] = safe_open(self.path / file, framework="pt")
-            if rows is None and columns is None:
-                return torch.as_tensor(self._open[file].get_tensor(name))
-            part = self._open[file].get_slice(name)
-            return torch.as_tensor(part[rows] if columns is None else part[rows or slice(None), columns])
-        except (SafetensorError, OSError) as error:
+            return read_slice(self.path, self._stored[name], rows, columns)
+        except (ValueError, OSError) as error:
             raise CheckpointError(f"{self.path / file} is damaged: cannot read {name} ({error})") from error
 
     def _file(self, name: str) -> str:
@@ -129,33 +123,26 @@ class Checkpoint:
         return self._files[name]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor's bytes are in its file, and how they are to be read."""
-
-    file: str
-    dtype: str  # as safetensors says it: F32, BF16, F8_E4M3, ..
-    shape: tuple[int, ...]
-    first: int  # byte of the file
-    end: int
-
-
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of the checkpoint in directory `path`, by name, scales included."""
     files = _locate(path)
-    headers = {file: _header(path / file) for file in set(files.values())}
-    starts = {file: 8 + _header_length(path / file) for file in headers}
-    found = {}
-    for name, file in files.items():
-        entry, start = headers[file][name], starts[file]
-        first, end = entry["data_offsets"]
-        found[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), start + first, start + end)
-    return found
+    return _stored(path, files, {file: _header(path / file) for file in set(files.values())})
 
 
 def has_weights(path: Path) -> bool:
     """Whether directory `path` has weights, and not a config.json alone."""
     return (path / INDEX_FILE).is_file() or (path / SINGLE_FILE).is_file()
+
+
+def _stored(
+    path: Path, files: Mapping[str, str], headers: Mapping[str, dict[str, dict[str, Any]]]
+) -> dict[str, StoredTensor]:
+    starts, found = {file: 8 + _header_length(path / file) for file in headers}, {}
+    for name, file in files.items():
+        entry, start = headers[file][name], starts[file]
+        first, end = entry["data_offsets"]
+        found[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), start + first, start + end)
+    return found
 
 
 def _header_length(file: Path) -> int:
