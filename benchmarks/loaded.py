@@ -25,6 +25,7 @@ from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.draft_head import draft_head_ids
 from outrider.workers.model.rows import Rows
+from outrider.workers.model.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.text.tokenizer import Tokenizer
 
@@ -70,12 +71,19 @@ class Loaded:
     """A model at the end of a text of `longest` tokens, `threads` computing."""
 
     def __init__(
-        self, path: Path, *, threads: int, longest: int, dtype: torch.dtype, quantization: str | None = None
+        self,
+        path: Path,
+        *,
+        threads: int,
+        longest: int,
+        dtype: torch.dtype,
+        quantization: str | None = None,
+        cache: WeightCache | None = None,
     ) -> None:
         self.config, checkpoint = ModelConfig.load(path), Checkpoint(path)
         self.context = Context(threads)
         self.loader = CompiledLoader(
-            self.config, checkpoint, dtype=dtype, quantization=quantization, block_size=BLOCK_SIZE
+            self.config, checkpoint, dtype=dtype, quantization=quantization, block_size=BLOCK_SIZE, cache=cache
         )
         self.stage = OpenStage(self.context, self.loader, range(self.config.num_hidden_layers))
         self.head_ids = draft_head_ids(path, self.config)

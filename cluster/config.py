@@ -68,6 +68,8 @@ class ServeSettings(BaseModel):
     quantization: str | None = None
     numerics: str = "exact"
     kernels: str = "auto"
+    weight_cache_dir: str | None = None
+    weight_cache_max_gib: float = 64.0
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048

@@ -23,6 +23,7 @@ from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.moe import spread_experts
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
+from outrider.workers.model.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.speculation.pairs import Pairs
@@ -172,10 +173,12 @@ class CompiledModel(Decoder):
         drafts: bool = False,
         head_ids: NDArray[np.int32] | None = None,
         sharing: Sharing | None = None,
+        cache: WeightCache | None = None,
     ) -> "CompiledModel":
         config, checkpoint, context = ModelConfig.load(path), Checkpoint(path), Context(threads)
         own = {"dtype": dtype, "quantization": quantization, "block_size": block_size, "fast": numerics == "fast"}
-        loaders = [CompiledLoader(config, checkpoint, **own, sharing=sharing) for _ in range(stages)]  # type: ignore[arg-type]  # a table
+        own |= {"sharing": sharing, "cache": cache}
+        loaders = [CompiledLoader(config, checkpoint, **own) for _ in range(stages)]  # type: ignore[arg-type]  # a table
         cuts = itertools.pairwise(np.linspace(0, config.num_hidden_layers, stages + 1).astype(int).tolist())
         loaded = [CompiledStage(context, own, range(*cut)) for own, cut in zip(loaders, cuts, strict=True)]
         module = CompiledModules(loaded[0], loaders[0], head_ids) if drafts else None

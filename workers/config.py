@@ -93,6 +93,8 @@ class EngineConfig:
     quantization: str | None = None  # "int8": weights in 8 bits with block scales, made as they are loaded
     numerics: str = "exact"
     kernels: str = "auto"  # of the CPU: "compiled" where they can be had, else "torch"
+    weight_cache_dir: str | None = None  # a folder: packed weights stay there, mapped by all ranks that need the same
+    weight_cache_max_gib: float = 64.0  # what it may hold; the checkpoint that is loaded stays whole
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
@@ -120,9 +122,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name in ("round_timeout_s", "harvest_max_gib"):
+        for name in ("round_timeout_s", "harvest_max_gib", "weight_cache_max_gib"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        self._check_folder()
         if self.speculation is None:
             raise ValueError('speculation must be "auto", "off" or 1..16, got None')
         check_speculation(self.speculation)
@@ -132,6 +135,10 @@ class EngineConfig:
         self._check_expert_balance()
         if self.verification != COUPLED:
             self._check_study()
+
+    def _check_folder(self) -> None:
+        if self.weight_cache_dir == "":
+            raise ValueError("weight_cache_dir must name a folder, got ''")
 
     def _check_data_groups(self) -> None:
         """What needs all sequences on the leader's rank, their blocks or their states, cannot have them elsewhere."""

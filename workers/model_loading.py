@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -21,6 +22,7 @@ from outrider.workers.model.draft_head import draft_head_ids
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.moe import spread_experts
 from outrider.workers.model.mtp import MtpModules
+from outrider.workers.model.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Columns, Sharing
 from outrider.workers.speculation.compiled_parts import CompiledDraftModel, CompiledHead
@@ -85,6 +87,8 @@ def kernels_in_force(config: EngineConfig, device: torch.device, dtype: torch.dt
         raise OutriderError(f'quantization="{config.quantization}" needs the compiled kernels: {obstacle}')
     if isinstance(obstacle, BuildError):
         log.warning("no compiled kernels: %s; running on torch's path, several times slower", obstacle)
+    if config.weight_cache_dir is not None:
+        log.warning("weight_cache_dir: torch's path keeps no weights there (%s)", obstacle)
     return "torch"
 
 
@@ -117,9 +121,12 @@ def load_parts(wanted: Wanted) -> Parts:
 
 def _load_compiled(wanted: Wanted) -> Parts:
     context = Context(useful_threads(wanted.model.hidden_size, torch.get_num_threads()))
-    loader = _compiled_loader(wanted)
+    cache = _weight_cache(wanted)
+    loader = _compiled_loader(wanted, cache)
     stage = CompiledStage(context, loader, wanted.layers, wanted.progress)
     module = _compiled_module(wanted, stage, loader) if wanted.drafts else None
+    if cache is not None:
+        cache.trim()
     return Parts(
         stage=stage,
         module=module,
@@ -130,7 +137,15 @@ def _load_compiled(wanted: Wanted) -> Parts:
     )
 
 
-def _compiled_loader(wanted: Wanted) -> CompiledLoader:
+def _weight_cache(wanted: Wanted) -> WeightCache | None:
+    config = wanted.config
+    if config.weight_cache_dir is None:
+        return None
+    folder, max_bytes = Path(config.weight_cache_dir).expanduser(), int(config.weight_cache_max_gib * 2**30)
+    return WeightCache(folder, max_bytes, wanted.checkpoint)
+
+
+def _compiled_loader(wanted: Wanted, cache: WeightCache | None) -> CompiledLoader:
     return CompiledLoader(
         wanted.model,
         wanted.checkpoint,
@@ -139,6 +154,7 @@ def _compiled_loader(wanted: Wanted) -> CompiledLoader:
         block_size=wanted.config.block_size,
         fast=wanted.config.numerics == "fast",
         sharing=wanted.sharing,
+        cache=cache,
     )
 
 
@@ -170,7 +186,10 @@ def load_module(wanted: Wanted, stage: StageModel, cache_of: object) -> MtpModul
     module: MtpModules | CompiledModules
     if isinstance(cache_of, CompiledModules):
         assert isinstance(stage, CompiledStage), "a rank's parts are of one kind"
-        module = _compiled_module(wanted, stage, _compiled_loader(wanted))
+        cache = _weight_cache(wanted)
+        module = _compiled_module(wanted, stage, _compiled_loader(wanted, cache))
+        if cache is not None:
+            cache.trim()
         module.share_cache(cache_of)
         return module
     assert isinstance(stage, Stage), "a rank's parts are of one kind"

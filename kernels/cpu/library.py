@@ -220,6 +220,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "outrider_open": (c_void_p, (c_int,)),
     "outrider_close": (None, (c_void_p,)),
     "outrider_pack": (None, (c_void_p, c_int, c_void_p, c_int, c_int, c_int, c_void_p, c_void_p)),
+    "outrider_checksum": (c_uint64, (c_void_p, c_int64)),
     "outrider_linear": (None, (*_TEAM, POINTER(Linear), c_int, c_void_p, c_void_p)),
     "outrider_stage": (c_int64, (*_TEAM, POINTER(Shape), POINTER(Stage), POINTER(Rows), c_void_p)),
     "outrider_sample": (

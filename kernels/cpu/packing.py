@@ -1,7 +1,10 @@
 """Weights as the compiled kernels read them: packed once, in memory that the system may back with huge pages."""
 
 import mmap
+import threading
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,25 +29,39 @@ def private_memory(size: int) -> mmap.mmap:
     return area
 
 
+class Room(Protocol):
+    """Memory to pack into."""
+
+    def take(self, size: int) -> int:
+        """The address of `size` bytes."""
+        ...
+
+
 class Arena:
-    """Memory for one rank's weights, aligned, in huge pages where there are any. The system has it back all at once."""
+    """Memory for one rank's weights, aligned, in huge pages where there are any. The system has it back all at once.
+
+    Any thread may take and give back.
+    """
 
     def __init__(self) -> None:
         self._maps: list[mmap.mmap] = []
         self._address, self._left = 0, 0
         self._sizes: dict[int, int] = {}  # by address, of what is taken
         self._free: defaultdict[int, list[int]] = defaultdict(list)  # addresses by size
+        self._alone = threading.Lock()
 
     def take(self, size: int) -> int:
         """The address of `size` bytes: zeros, or what was given back before."""
         size = -(-size // _ALIGNMENT) * _ALIGNMENT
-        address = self._free[size].pop() if self._free[size] else self._cut(size)
-        self._sizes[address] = size
+        with self._alone:
+            address = self._free[size].pop() if self._free[size] else self._cut(size)
+            self._sizes[address] = size
         return address
 
     def give_back(self, address: int) -> None:
         """What is taken next, if it is as large, may be this."""
-        self._free[self._sizes.pop(address)].append(address)
+        with self._alone:
+            self._free[self._sizes.pop(address)].append(address)
 
     def _cut(self, size: int) -> int:
         if size + _PAST_END > self._left:
@@ -93,7 +110,7 @@ def lossless_kind(weight: Tensor, kind: int) -> int:
     return BFLOAT16 if exact else kind
 
 
-def packed(arena: Arena, weight: Tensor, kind: int, order: NDArray[np.int32] | None = None) -> Linear:
+def packed(room: Room, weight: Tensor, kind: int, order: NDArray[np.int32] | None = None) -> Linear:
     """`weight` [rows, inputs] in float32 or bfloat16, on a CPU, packed as `kind`, or as loses nothing to it.
 
     Output i is its row order[i].
@@ -103,9 +120,9 @@ def packed(arena: Arena, weight: Tensor, kind: int, order: NDArray[np.int32] | N
     order = in_order(weight.shape[0]) if order is None else order
     panels, inputs = len(order) // PANEL, weight.shape[1]
     outputs = int(np.flatnonzero(order >= 0)[-1]) + 1  # up to the last that is no filling
-    room = {FLOAT32: 4 * inputs, BFLOAT16: 4 * (-(-inputs // 2)), INT8: inputs}[kind] * PANEL * panels
-    address = arena.take(room)
-    scales = arena.take(panels * -(-inputs // STRETCH_8) * PANEL * 4) if kind == INT8 else None
+    size = {FLOAT32: 4 * inputs, BFLOAT16: 4 * (-(-inputs // 2)), INT8: inputs}[kind] * PANEL * panels
+    address = room.take(size)
+    scales = room.take(panels * -(-inputs // STRETCH_8) * PANEL * 4) if kind == INT8 else None
     library.load().outrider_pack(
         weight.data_ptr(), _KINDS[weight.dtype], order.ctypes.data, panels, inputs, kind, address, scales
     )
@@ -116,3 +133,38 @@ def give_back(arena: Arena, linear: Linear) -> None:
     """The room of a product that `packed` made, and that nothing runs any more."""
     for address in filter(None, (linear.panels, linear.scales)):
         arena.give_back(address)
+
+
+class Packer(Protocol):
+    """Where weights come to lie as the kernels read them, and stay as long as it lives. From one thread at a time.
+
+    Weights are given as what makes them, which is called only where they are not there yet.
+    """
+
+    def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> Linear:
+        """As `packed`."""
+        ...
+
+    def values(self, values: Callable[[], Tensor]) -> int:
+        """The address of a tensor as it is."""
+        ...
+
+
+class PrivateWeights:
+    """In memory of this process. Any thread may pack."""
+
+    def __init__(self) -> None:
+        self._arena = Arena()
+        self._kept: list[Tensor] = []
+
+    def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> Linear:
+        return packed(self._arena, weight(), kind, order)
+
+    def values(self, values: Callable[[], Tensor]) -> int:
+        tensor = values().contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def give_back(self, linear: Linear) -> None:
+        """The room of a product of its own that nothing runs any more."""
+        give_back(self._arena, linear)

@@ -55,16 +55,11 @@ class CompiledStage:
     ) -> None:
         config = loader.config
         self.context, self._loader = context, loader
-        structures = []
-        for number in layers:
-            structures.append(loader.layer(number))
-            if progress is not None:
-                progress(len(structures), len(layers))
-        self._layers = (library.Layer * len(structures))(*structures)
+        self._layers = (library.Layer * len(layers))(*loader.layers(layers, progress))
         last = layers.stop == config.num_hidden_layers
         self.embedding = loader.embedding() if layers.start == 0 else None
         self.head = loader.head() if last else None
-        self._norm = loader.vector("norm.weight", config.hidden_size) if last else None
+        self._norm = loader.norm() if last else None
         self.cache = CompiledCache(len(layers), loader.shape)
 
     @property
@@ -116,16 +111,10 @@ class CompiledModules:
         return len(self._modules)
 
     def _load(self, number: int, embedding: int, embedding_kind: int) -> library.Module:
-        loader, hidden, name = self._loader, self._loader.config.hidden_size, f"layers.{number}."
-        return library.Module(
-            layer=pointer(loader.layer(number)),
-            embedding_norm=loader.vector(name + "enorm.weight", hidden),
-            hidden_norm=loader.vector(name + "hnorm.weight", hidden),
-            norm=loader.vector(name + "shared_head.norm.weight", hidden),
-            join=pointer(loader.linear(loader.own(name + "eh_proj", hidden), inputs=2 * hidden)),
-            embedding=embedding,
-            embedding_kind=embedding_kind,
-        )
+        module = self._loader.module(number)
+        module.layer = pointer(self._loader.layer(number))
+        module.embedding, module.embedding_kind = embedding, embedding_kind
+        return module
 
     def _make_head(self, stage: CompiledStage, ids: NDArray[np.int32] | None) -> DraftHead:
         if ids is not None:

@@ -1,32 +1,35 @@
-"""Builds layers for the compiled kernels from a checkpoint: the twin of loading.py. Knows DeepSeek's tensor names."""
+"""Loads a rank's parts of a model for the compiled kernels, anew or out of a cache of packed weights."""
 
 import contextlib
-import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import pointer
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.context import ExchangeError
-from outrider.kernels.cpu.library import FLOAT32, Linear
-from outrider.kernels.cpu.packing import Arena, gates_beside_ups, give_back, in_order, kind_of, packed
+from outrider.kernels.cpu.library import Linear
+from outrider.kernels.cpu.packed_file import MappedWeights
+from outrider.kernels.cpu.packing import Packer, PrivateWeights, kind_of
 from outrider.workers.model.compiled_experts import CompiledExperts
+from outrider.workers.model.compiled_weights import WeightReader
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import LATENT_NORM_EPS
-from outrider.workers.model.loading import Part, parts_of
+from outrider.workers.model.loading import Progress
 from outrider.workers.model.rotary import rotary_table
+from outrider.workers.model.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.native_group import NativeGroup
 from outrider.workers.parallel.sharing import Sharing
 
 # What goes between all ranks of a stage; anything else between those of a tensor group.
 _OF_STAGE = {library.PURPOSES.index(each) for each in ("counts of rows", "rows to experts", "expert outputs")}
-Item = TypeVar("Item", bound=ctypes.Structure)
+Made = TypeVar("Made")
 Kept = TypeVar("Kept")
 
 
@@ -43,8 +46,9 @@ class CompiledLoader:
         block_size: int,
         fast: bool = False,
         sharing: Sharing | None = None,
+        cache: WeightCache | None = None,
     ) -> None:
-        """`sharing`: this rank reads its own slices only."""
+        """`sharing`: this rank reads its own slices only. `cache` is of this checkpoint."""
         self.config, self.dtype = config, dtype
         self.sharing = sharing or Sharing()
         self.shard = self.sharing.shard
@@ -52,9 +56,10 @@ class CompiledLoader:
         self._fast = fast
         self._checkpoint = checkpoint
         self._kind = kind_of(dtype, quantization)
-        self._arena = Arena()
+        self._private, self._cache = PrivateWeights(), cache
         self._kept: list[object] = []
-        self.expert_layers: list[CompiledExperts] = []  # those loaded so far, where experts are spread
+        self._spread: dict[int, CompiledExperts] = {}  # by layer
+        self._mapped: dict[int, MappedWeights] = {}  # whole experts, by address
         self.shape = self._shape(block_size)
 
     @property
@@ -62,54 +67,105 @@ class CompiledLoader:
         """How many the checkpoint has."""
         return self._checkpoint.mtp_modules(self.config)
 
-    def linear(self, *parts: Part, inputs: int, order: NDArray[np.int32] | None = None) -> Linear:
-        """One product over slices of weights, laid one after another."""
-        return packed(self._arena, self._weights(parts, inputs), self._kind, order)
+    def layers(self, numbers: Sequence[int], progress: Progress | None = None) -> list[library.Layer]:
+        """Several threads read; `progress` hears of each layer."""
+        layers = []
+        with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="outrider-loading") as pool:
+            for layer in pool.map(self.layer, numbers):
+                layers.append(layer)
+                if progress is not None:
+                    progress(len(layers), len(numbers))
+        return layers
 
-    def own(self, name: str, outputs: int) -> Part:
-        """This rank's slice of a weight."""
-        return Part(name, outputs, self.shard.own(outputs))
+    def layer(self, number: int) -> library.Layer:
+        layer = self._part(f"layer-{number}", self._tensor, lambda read: read.layer(number))
+        if self.config.is_moe_layer(number):
+            layer.routed = pointer(self._keep(self._routed(number)))
+        return layer
 
-    def vector(self, name: str, size: int) -> int:
-        """The address of a tensor [size] in float32."""
-        return self._keep(self._read(name, torch.float32, size)).data_ptr()
+    def _routed(self, number: int) -> library.RoutedExperts:
+        """A slice of each, or this rank's, whole."""
+        count = self.config.n_routed_experts
+        if not self.shard.spread:
+            slots = self._part(f"experts-{number}", self._tensor, lambda read: read.experts(number))
+            return library.RoutedExperts(slots=slots, count=count)
+        width, load = self.config.moe_intermediate_size, partial(self._expert, number)
+        spread = CompiledExperts(number, self.shard, count, width, load, self._free)
+        self._spread[number] = spread
+        return spread.structure
+
+    def _expert(self, number: int, expert: int) -> library.Mlp:
+        """Whole. Its memory, private or mapped, is its own."""
+
+        def make(read: WeightReader) -> library.Mlp:
+            return read.expert(number, expert)
+
+        packer = self._packer(f"expert-{number}-{expert}", (), make)
+        mlp = make(self._reader(packer or self._private))
+        if packer is not None:
+            self._mapped[mlp.down.panels] = packer
+        return mlp
+
+    def _free(self, mlp: library.Mlp) -> None:
+        if self._mapped.pop(mlp.down.panels, None) is None:
+            for linear in (mlp.gate_up, mlp.down):
+                self._private.give_back(linear)
+
+    @property
+    def expert_layers(self) -> list[CompiledExperts]:
+        """Those loaded so far, ascending, where experts are spread."""
+        return [self._spread[number] for number in sorted(self._spread)]
+
+    def module(self, number: int) -> library.Module:
+        """What an MTP module has besides its layer, and but for what it shares with the model."""
+        return self._part(f"module-{number}", self._tensor, lambda read: read.module(number))
 
     def embedding(self) -> tuple[int, int]:
         """Address and kind of the embedding [vocab, own columns of hidden]."""
-        columns = self.shard.own(self.config.hidden_size)
-        table = self._checkpoint.tensor(
-            "model.embed_tokens.weight", self.dtype, self._vocabulary_shape(), columns=columns
-        )
-        return self._keep(table.contiguous()).data_ptr(), kind_of(self.dtype)
+        return self._part("embedding", self._tensor, WeightReader.embedding), kind_of(self.dtype)
+
+    def norm(self) -> int:
+        """The address of the norm after the last layer."""
+        return self._reader(self._private).vector("norm.weight", self.config.hidden_size)
 
     def head(self) -> Linear:
         """This rank's slice of the vocabulary."""
-        rows = self.shard.vocabulary(self.config.vocab_size).slice(self.shard.tensor)
-        return packed(self._arena, self._head_weight(rows), self._kind)
+        return self._part("head", self._tensor, WeightReader.head)
 
     def cut_head(self, ids: NDArray[np.int32]) -> Linear:
         """This rank's slice of a head for the tokens `ids` alone."""
-        own = ids[self.shard.vocabulary(len(ids)).slice(self.shard.tensor)]
-        places = in_order(len(own))
-        order = np.where(places < 0, places, own[places]).astype(np.int32)
-        return packed(self._arena, self._head_weight(None), self._kind, order)
+        return self._part("cut-head", (*self._tensor, ids.tolist()), lambda read: read.cut_head(ids))
 
-    def _head_weight(self, rows: slice | None) -> Tensor:
-        name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
-        return self._checkpoint.tensor(name, self.dtype, self._vocabulary_shape(), rows)
+    @property
+    def _tensor(self) -> tuple[object, ...]:
+        """Which slice this rank has of what is split over the tensor group."""
+        return self.shard.tensor, self.shard.tensors, self.shard.unit
 
-    def layer(self, number: int) -> library.Layer:
-        hidden, routed, name = self.config.hidden_size, self.config.is_moe_layer(number), f"layers.{number}."
-        layer = library.Layer(
-            input_norm=self.vector(name + "input_layernorm.weight", hidden),
-            post_norm=self.vector(name + "post_attention_layernorm.weight", hidden),
-            attention=self._attention(name + "self_attn."),
+    def _part(self, name: str, split: tuple[object, ...], make: Callable[[WeightReader], Made]) -> Made:
+        """What `make` reads, which is kept as long as this loader."""
+        packer = self._keep(self._packer(name, split, make))
+        return make(self._reader(packer or self._private))
+
+    def _packer(
+        self, name: str, split: tuple[object, ...], make: Callable[[WeightReader], object]
+    ) -> MappedWeights | None:
+        """Where the cache has what `make` reads, and has it made first if it must; None without a cache."""
+        if self._cache is None:
+            return None
+        how = (self.dtype, self._kind, self._fast, *split)
+        return self._cache.packer(name, how, lambda packer: make(self._reader(packer)))
+
+    def _reader(self, packer: Packer) -> WeightReader:
+        return WeightReader(
+            config=self.config,
+            checkpoint=self._checkpoint,
+            shard=self.shard,
+            dtype=self.dtype,
+            kind=self._kind,
+            fast=self._fast,
+            packer=packer,
+            kept=self._kept,
         )
-        if routed:
-            self._route(layer, number, name + "mlp.")
-        else:
-            layer.dense = self._mlp(name + "mlp.", self.config.intermediate_size)
-        return layer
 
     def _shape(self, block_size: int) -> library.Shape:
         config = self.config
@@ -146,107 +202,6 @@ class CompiledLoader:
             spread=self.shard.spread,
             heads=self.config.num_attention_heads,
         )
-
-    def _attention(self, name: str) -> library.Attention:
-        config, rank = self.config, self.config.q_lora_rank
-        by_head = self._latent_up(name)
-        return library.Attention(
-            down=self._down(name),
-            query_up=self.linear(self._queries(name + "q_b_proj"), inputs=rank) if rank else Linear(),
-            output=self.linear(
-                self.own(name + "o_proj", config.hidden_size), inputs=config.num_attention_heads * config.v_head_dim
-            ),
-            key_up=self._each(head[: config.qk_nope_head_dim].t() for head in by_head),
-            value_up=self._each(head[config.qk_nope_head_dim :] for head in by_head),
-            key_expand=self._each(head[: config.qk_nope_head_dim] for head in by_head) if self._fast else None,
-            query_norm=self.vector(name + "q_a_layernorm.weight", rank) if rank else None,
-            latent_norm=self.vector(name + "kv_a_layernorm.weight", config.kv_lora_rank),
-        )
-
-    def _down(self, name: str) -> Linear:
-        """Latents, split over the ranks as one run of outputs; before them this rank's queries, if made in one step."""
-        rank, key = self.config.q_lora_rank, (name + "kv_a_proj_with_mqa", self.config.head_dim_latent)
-        low = [(name + "q_a_proj", rank), key] if rank else [key]
-        own = self.shard.own(sum(outputs for _, outputs in low))
-        queries = [] if rank else [self._queries(name + "q_proj")]
-        return self.linear(*queries, *parts_of(low, own), inputs=self.config.hidden_size)
-
-    def _queries(self, name: str) -> Part:
-        return self._of_heads(name, self.config.qk_head_dim)
-
-    def _of_heads(self, name: str, size: int) -> Part:
-        """This rank's heads of a weight with `size` outputs for each."""
-        heads = self.shard.heads(self.config.num_attention_heads)
-        return Part(name, self.config.num_attention_heads * size, slice(heads.start * size, heads.stop * size))
-
-    def _latent_up(self, name: str) -> Tensor:
-        """kv_b_proj by head, [own heads, nope + v, latent]: into the latent space for keys, out of it for values."""
-        outputs = self.config.qk_nope_head_dim + self.config.v_head_dim
-        weight = self._weights([self._of_heads(name + "kv_b_proj", outputs)], self.config.kv_lora_rank)
-        return weight.view(-1, outputs, self.config.kv_lora_rank)
-
-    def _each(self, weights: Iterable[Tensor]) -> "ctypes.Array[Linear]":
-        return self._array(Linear, [packed(self._arena, weight, self._kind) for weight in weights])
-
-    def _route(self, layer: library.Layer, number: int, name: str) -> None:
-        config = self.config
-        routed, shared = config.n_routed_experts, config.n_shared_experts * config.moe_intermediate_size
-        gate = self._read(name + "gate.weight", torch.float32, routed, config.hidden_size)
-        layer.router = packed(self._arena, gate, FLOAT32)
-        layer.router_bias = self.vector(name + "gate.e_score_correction_bias", routed)
-        layer.routed = pointer(self._keep(self._routed(number, name + "experts.")))
-        layer.shared = shared > 0
-        if shared:
-            layer.dense = self._mlp(name + "shared_experts.", shared)
-
-    def _routed(self, number: int, name: str) -> library.RoutedExperts:
-        """A slice of each, or this rank's, whole."""
-        count, width = self.config.n_routed_experts, self.config.moe_intermediate_size
-        if not self.shard.spread:
-            slices = [self._mlp(f"{name}{expert}.", width) for expert in range(count)]
-            return library.RoutedExperts(slots=self._array(library.Mlp, slices), count=count)
-        spread = CompiledExperts(
-            number,
-            self.shard,
-            count,
-            width,
-            lambda expert: self._mlp(f"{name}{expert}.", width, whole=True),
-            self._free,
-        )
-        self.expert_layers.append(spread)
-        return spread.structure
-
-    def _free(self, mlp: library.Mlp) -> None:
-        for linear in (mlp.gate_up, mlp.down):
-            give_back(self._arena, linear)
-
-    def _mlp(self, name: str, width: int, *, whole: bool = False) -> library.Mlp:
-        hidden = self.config.hidden_size
-        gate, up, down = (
-            Part(name + part, outputs) if whole else self.own(name + part, outputs)
-            for part, outputs in (("gate_proj", width), ("up_proj", width), ("down_proj", hidden))
-        )
-        return library.Mlp(
-            gate_up=self.linear(gate, up, inputs=hidden, order=gates_beside_ups(gate.size)),
-            down=self.linear(down, inputs=width),
-            width=gate.size,
-        )
-
-    def _weights(self, parts: Sequence[Part], inputs: int) -> Tensor:
-        weights = [
-            self._checkpoint.tensor(f"model.{part.name}.weight", self.dtype, (part.outputs, inputs), part.rows)
-            for part in parts
-        ]
-        return weights[0] if len(weights) == 1 else torch.cat(weights)
-
-    def _read(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
-        return self._checkpoint.tensor("model." + name, dtype, shape)
-
-    def _vocabulary_shape(self) -> tuple[int, int]:
-        return self.config.vocab_size, self.config.hidden_size
-
-    def _array(self, kind: type[Item], items: list[Item]) -> "ctypes.Array[Item]":
-        return self._keep((kind * len(items))(*items))
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:

@@ -96,6 +96,17 @@ class Checkpoint:
                 digest.update(part)
         return digest.hexdigest()
 
+    def identity(self, hashed_whole: int = _HASHED_WHOLE) -> str:
+        """The content's hash; where that is of samples, also of when the files were written: for what is made of them.
+
+        So copies may differ, but two checkpoints have it in common only if no file was changed without a trace.
+        """
+        statuses = {file: (self.path / file).stat() for file in self._headers}
+        digest = hashlib.blake2b(self.content_hash(hashed_whole).encode(), digest_size=32)
+        if sum(status.st_size for status in statuses.values()) > hashed_whole:
+            digest.update(repr([(file, status.st_mtime_ns) for file, status in statuses.items()]).encode())
+        return digest.hexdigest()
+
     def _dequantized(self, name: str, values: Tensor, first_row: int) -> Tensor:
         if self._block is None:
             raise CheckpointError(f"{self.path}: {name} is FP8, but config.json has no quantization_config")

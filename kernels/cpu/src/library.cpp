@@ -1,4 +1,5 @@
 // What Python calls. A handle is a team of threads and the room its rounds need; weights and caches are the caller's.
+#include "checksum.h"
 #include "draft.h"
 
 namespace outrider {
@@ -60,6 +61,8 @@ void outrider_pack(const void* weights, int kind_of_weights, const int32_t* orde
     else
         pack(static_cast<const uint16_t*>(weights), order, panels, inputs, kind, out, scales);
 }
+
+uint64_t outrider_checksum(const unsigned char* bytes, int64_t size) { return checksum(bytes, size); }
 
 void outrider_linear(Context* context, int threads, int spins, const Linear* linear, int rows, const float* x, float* out) {
     context->pool.run(threads, spins, [&](const Team& team) {

@@ -29,6 +29,8 @@ from outrider.workers.errors import CheckpointError, OutriderError
         ("eplb_step_interval", 0),
         ("enable_eplb", True),  # without spread experts
         ("round_timeout_s", 0.0),
+        ("weight_cache_dir", ""),
+        ("weight_cache_max_gib", 0.0),
         ("speculation", 17),
         ("speculation", None),
     ],

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -147,6 +148,22 @@ def test_other_weights_of_the_same_shapes_hash_otherwise(hashed_whole: int, shar
 
     assert one == same
     assert one != other
+
+
+@pytest.mark.parametrize(("hashed_whole", "same"), [(1 << 30, True), (0, False)], ids=["whole", "by samples"])
+def test_a_file_written_anew_has_another_identity_where_its_content_is_known_by_samples(
+    hashed_whole: int, same: bool, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path, CONFIG)
+    before = Checkpoint(tmp_path).identity(hashed_whole)
+    again = Checkpoint(tmp_path).identity(hashed_whole)
+    os.utime(tmp_path / "model.safetensors", ns=(1, 1))
+
+    assert again == before
+    assert (Checkpoint(tmp_path).identity(hashed_whole) == before) == same
+    rewrite(tmp_path, {DOWN: load_file(tmp_path / "model.safetensors")[DOWN] + 1})
+    os.utime(tmp_path / "model.safetensors", ns=(1, 1))
+    assert Checkpoint(tmp_path).identity(hashed_whole) != before
 
 
 @pytest.mark.parametrize("place", [0, 0.5, 1], ids=["first", "middle", "last"])
