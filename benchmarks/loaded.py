@@ -60,7 +60,7 @@ def _one_row_bytes(layer: Layer, shape: Any) -> int:
     read = [attention.down, attention.query_up, attention.output]
     read += [up[head] for up in (attention.key_up, attention.value_up) for head in range(shape.heads)]
     if layer.routed:
-        expert = layer.experts[0]
+        expert = layer.routed.contents.slots[0]
         read += [layer.router, *[expert.gate_up, expert.down] * shape.chosen]
     if layer.shared or not layer.routed:
         read += [layer.dense.gate_up, layer.dense.down]
@@ -156,7 +156,7 @@ class Loaded:
         )
 
         def shrink(layer: Layer) -> None:
-            layer.routed, layer.shared, layer.dense = 0, 0, tiny
+            layer.routed, layer.shared, layer.dense = None, 0, tiny
 
         return self.stage.variant(shrink)
 
@@ -178,7 +178,7 @@ class Loaded:
 def _unroute(layer: Layer) -> None:
     if layer.routed and not layer.shared:
         raise ValueError("this model has no shared experts to stand for dense MLPs")
-    layer.routed = 0
+    layer.routed = None
 
 
 def draws(count: int, temperature: float, top_p: float = 1.0) -> NDArray[Any]:
