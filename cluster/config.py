@@ -189,6 +189,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+_EXPONENT = re.compile(r"\s*[-+]?\d+[eE][-+]?\d+\s*")  # a number, which YAML 1.1 takes for a text
+
+
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts as values by key, the last winning. SettingsError names one that is none."""
     return dict(_parse_assignment(text) for text in texts)
@@ -199,7 +202,7 @@ def _parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise SettingsError(f"--set takes key=value, got {text!r}")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), float(value) if _EXPONENT.fullmatch(value) else yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise SettingsError(f"--set {key.strip()}: {value!r} is not a YAML value") from error
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from outrider.cluster.config import ServeSettings, SettingsError, load_settings
+from outrider.cluster.config import ServeSettings, SettingsError, load_settings, parse_assignments
 
 
 def yaml(folder: Path, text: str) -> Path:
@@ -90,3 +90,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         ServeSettings().port = 5  # type: ignore[misc]  # the point of the test
+
+
+def test_a_number_with_an_exponent_needs_no_point() -> None:
+    assert parse_assignments(["a=6e-4", "b=-1E3", "c=1.5e-3", "d=6e-4x"]) == {
+        "a": 6e-4,
+        "b": -1000.0,
+        "c": 1.5e-3,
+        "d": "6e-4x",
+    }

@@ -25,6 +25,7 @@ from outrider.workers.training.distill.settings import TrainingSettings
         ({"decay": 0.0}, "decay must be above 0 and at most 1"),
         ({"offload": "all"}, 'offload="all" moves parameters too, which needs zero_stage=3, got 2'),
         ({"learning_rate": -1.0}, "learning_rate must be above 0"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
     ],
 )
 def test_a_value_out_of_range_is_named(changes: dict[str, Any], named: str) -> None:
