@@ -81,6 +81,7 @@ class RaySession:
         """A cluster of this machine alone, in a directory of its own: no other program takes it for theirs."""
         _remove_abandoned_directories()
         self._directory = tempfile.mkdtemp(prefix=f"{_DIRECTORY}{os.getpid()}-")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: ranks would give way to any other program
         with _group_apart():
             context = ray.init(
                 address="local",
