@@ -63,6 +63,11 @@ class TrainingSettings:
         for name, least in _LEAST.items():
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {getattr(self, name)!r}")
+        self._check_numbers()
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(f'offload="all" moves parameters too, which needs zero_stage=3, got {self.zero_stage}')
+
+    def _check_numbers(self) -> None:
         for name in ("decay", "held_out", "learning_rate"):
             if type(getattr(self, name)) not in (int, float):
                 raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
@@ -71,8 +76,6 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.offload == "all" and self.zero_stage != 3:
-            raise ValueError(f'offload="all" moves parameters too, which needs zero_stage=3, got {self.zero_stage}')
 
     def check_world(self, world_size: int) -> None:
         """ValueError unless a step's windows can be dealt out evenly."""
