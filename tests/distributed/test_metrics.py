@@ -18,7 +18,8 @@ OWN_LABELS = ("position", "stage", "finished_reason")
 
 def scraped(replica: str) -> Samples:
     """A replica's samples but for buckets, by name and by its own label's value ("" without one)."""
-    (node,) = ray.nodes()
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(url, timeout=5) as answer:
         families = text_string_to_metric_families(answer.read().decode())
