@@ -1,9 +1,10 @@
 """Two stages under load: how busy each is while streams keep both lanes full, from the rounds' own timings.
 
-.venv/bin/python benchmarks/lanes.py [--streams 16] [--tokens 128]
+.venv/bin/python benchmarks/lanes.py [--streams 16] [--tokens 1200]
 """
 
 import argparse
+import sys
 import threading
 import time
 
@@ -15,7 +16,7 @@ from outrider import LLM, SamplingParams
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=192)
+    parser.add_argument("--tokens", type=int, default=1200, help="of each stream: some ten seconds of them")
     parser.add_argument("--speculation", default="auto")
     args = parser.parse_args()
     speculation = int(args.speculation) if args.speculation.isdigit() else args.speculation
@@ -32,6 +33,8 @@ def main() -> None:
             last = now
             time.sleep(0.05)
         worker.join()
+    if last is first:
+        sys.exit(f"the streams ended before two looks at them: --tokens {args.tokens} is too few here")
     shares = [(b.busy_s - a.busy_s) / (b.elapsed_s - a.elapsed_s) for a, b in zip(first, last, strict=True)]
     print("  ".join(f"stage {stage}: busy {share:.0%}" for stage, share in enumerate(shares)))
     print("written to", save("lanes", f"benchmarks/lanes.py --streams {args.streams}", {"busy": shares}))
