@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from fake_pipeline import VOCAB, CountingDrafter, CountingPipeline
@@ -38,6 +39,8 @@ def _engine(
     speculation: str | int = 3,
     on_begin: Callable[[str], None] = lambda request_id: None,
     prepare: Prepare | None = None,
+    depth: DepthPolicy | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Engine:
     config = SchedulerConfig(
         max_num_seqs=8,
@@ -48,7 +51,7 @@ def _engine(
         lanes=pipeline.lanes,
         speculation=speculation,
     )
-    depth = DepthPolicy(speculation)
+    depth = depth or DepthPolicy(speculation)
     scheduler = Scheduler(config, depth.depth)
     return Engine(
         info=INFO,
@@ -58,6 +61,7 @@ def _engine(
         depth=depth,
         on_begin=on_begin,
         prepare=prepare,
+        clock=clock,
     )
 
 
@@ -310,3 +314,32 @@ def _wait_until(condition: object, timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came to be"
         time.sleep(0.005)
+
+
+class _SlowDecisions(DepthPolicy):
+    """Takes 5 seconds of its own clock to learn from a round, and keeps what it heard that rounds took."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.now = 0.0
+        self.heard_s: list[float] = []
+
+    def observe(self, round: Any, verdict: Any, round_s: float, draft_s: float, drafts: Any = None) -> None:
+        super().observe(round, verdict, 1.0, 1.0, drafts)
+        self.heard_s.append(round_s + draft_s)
+        self.now += 5.0
+
+
+@pytest.mark.parametrize(("lanes", "charged_s"), [(1, 5.0), (2, 0.0)])
+def test_a_round_is_charged_with_the_decisions_before_it_but_not_after_idleness_or_beside_others(
+    lanes: int, charged_s: float
+) -> None:
+    depth, chunks = _SlowDecisions(), Chunks()
+    engine = _engine(CountingPipeline(lanes), CountingDrafter(), depth=depth, clock=lambda: depth.now)
+    with _running(engine):
+        for name in ("first", "second"):
+            engine.submit(_request(name), chunks.put)
+            _collect(chunks, 1)
+
+    assert set(depth.heard_s) == {0.0, charged_s}
+    assert not charged_s or depth.heard_s.count(0.0) == 2, "the first round of each"

@@ -3,6 +3,7 @@
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.auto_depth import AutoDepth, Live, Outcome
 from outrider.workers.speculation.cost import Shape
+from outrider.workers.speculation.ledger import Ledger
 
 DRAWN = Kind("mtp", 1)
 SURE, DOUBTFUL = 12.0, 0.0
@@ -125,3 +126,18 @@ def test_the_figures_tell_price_gain_and_ledger() -> None:
     assert figures.ledger > 0
     assert not figures.stopped
     assert figures.forecast_error < 0.1
+
+
+def test_the_draft_of_a_sequence_that_is_tried_is_verified_once_however_unsure_it_is() -> None:
+    auto = taught(stands=False)
+    auto.ledger, sequence_id = Ledger(), 0
+    while depth(auto, sequence_id):  # until none of a sequence's drafts is made by what is foreseen of it
+        auto.learn_acceptance([Outcome(sequence_id, 4, 0)])
+        auto.keep([Made(sequence_id, DRAWN, [DOUBTFUL] * 4)], round_of(1, 0)[0])
+    hope = auto._hopes[sequence_id]
+    while not hope.due:
+        hope.passed()
+    assert depth(auto, sequence_id) == 1
+    unsure = [Made(sequence_id, DRAWN, [DOUBTFUL])]
+
+    assert [auto.keep(unsure, round_of(1, 0)[0]) for _ in range(2)] == [[1], [0]]
