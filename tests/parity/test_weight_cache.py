@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from checkpoints import random_config, rewrite, write_checkpoint
 from rounds import WEIGHTS, CompiledModel, Rows, random_tokens
 
 from outrider import LLM, SamplingParams
+from outrider.kernels.cpu.packed_file import MappedWeights
 from outrider.kernels.cpu.packing import Packer
 from outrider.workers.config import resolve_model
 from outrider.workers.errors import CheckpointError
+from outrider.workers.model import weight_cache
 from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import Shard
@@ -234,6 +237,23 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_does_without(
     assert len(caplog.messages) == 1
     assert "weight_cache_dir: cannot keep" in caplog.messages[0]
     assert "Not a directory" in caplog.messages[0]
+
+
+def test_loaders_that_fail_at_one_time_warn_once(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    def fails_beside_the_other(path: Path) -> MappedWeights:
+        both.wait()
+        raise NotADirectoryError(20, "Not a directory")
+
+    monkeypatch.setattr(weight_cache, "_mapped", fails_beside_the_other)
+    kept = cache(tmp_path, path)
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(lambda name: kept.packer(name, (), lambda packer: None), "ab")] == [None, None]
+
+    assert len(caplog.messages) == 1
 
 
 def test_a_full_disk_leaves_nothing_behind(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

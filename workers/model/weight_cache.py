@@ -11,6 +11,7 @@ import functools
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ class WeightCache:
         identity = checkpoint.identity()
         self._own = folder / f"{checkpoint.path.name}-{identity[:12]}"
         self._decides = (identity, instruction_set(), _code_digest())
-        self._writes = True
+        self._lock, self._writes = threading.Lock(), True
 
     def packer(self, name: str, how: tuple[object, ...], fill: Callable[[Packer], object]) -> MappedWeights | None:
         """Part `name` of the model, cut and packed as `how` says; by `fill` where it is not there yet, or damaged.
@@ -50,10 +51,14 @@ class WeightCache:
                 return _mapped(path)
             return self._made(path, fill) if self._writes else None
         except (OSError, DamagedFileError) as error:
-            if self._writes:
-                log.warning("weight_cache_dir: cannot keep %s (%s): weights stay in private memory", path, error)
-            self._writes = False
+            self._give_up(path, error)
             return None
+
+    def _give_up(self, path: Path, error: Exception) -> None:
+        with self._lock:
+            first, self._writes = self._writes, False
+        if first:
+            log.warning("weight_cache_dir: cannot keep %s (%s): weights stay in private memory", path, error)
 
     def _made(self, path: Path, fill: Callable[[Packer], object]) -> MappedWeights:
         path.parent.mkdir(parents=True, exist_ok=True)
