@@ -83,14 +83,23 @@ inline double exp_of(double x) {
     return sum * scale;
 }
 
-// Gumbel noise of vocabulary entries `ids` [kNoiseBlock].
-inline void gumbel(uint64_t row_key, const int64_t* ids, double* noise) {
-    for (int i = 0; i < kNoiseBlock; ++i) {
-        const uint64_t bits = mix(row_key + static_cast<uint64_t>(ids[i] + 1) * kVocabStep) >> 12;
-        // 1 - u = (2^53 - (2 bits + 1)) 2^-53, exact.
-        const double left = static_cast<double>(static_cast<int64_t>((1ull << 53) - 1 - 2 * bits)) * 0x1p-53;
-        noise[i] = -log_of(-log_of(left));
-    }
+// What an entry's noise is made of: the odd numerator n of u = n 2^-53 in (0, 1), and the noise is -log(-log(1 - u)).
+inline int64_t chance(uint64_t row_key, int64_t id) {
+    return static_cast<int64_t>(mix(row_key + static_cast<uint64_t>(id + 1) * kVocabStep) >> 12) * 2 + 1;
+}
+
+inline double gumbel(int64_t chance) {
+    const double left = static_cast<double>((1ll << 53) - chance) * 0x1p-53;  // 1 - u, exact
+    return -log_of(-log_of(left));
+}
+
+// At least gumbel(chance), and at most 0.06 more where that is large: -log(u), by the logarithm's chords between powers
+// of two, which a number's bits read as an integer are.
+inline double most_gumbel(int64_t chance) {
+    const double u = static_cast<double>(chance) * 0x1p-53;
+    int64_t bits;
+    std::memcpy(&bits, &u, sizeof bits);
+    return (1023.0 - static_cast<double>(bits) * 0x1p-52) * 6.93147180559945309e-01 + 1e-9;
 }
 
 // A row's logits after its rules, with what its parameters cut off at -inf: everything that needs the whole row at once.
@@ -99,14 +108,14 @@ public:
     // `ids` are the entries that the logits belong to, null for 0, 1, ...
     void operator()(const Draw& draw, float* logits, const int32_t* ids, int count) {
         rules_(draw, {logits, ids, count});
-        if (draw.temperature <= 0) return;
+        const bool some = draw.top_k > 0 && draw.top_k < count;
+        if (draw.temperature <= 0 || !(some || draw.min_p > 0 || draw.top_p < 1)) return;
         const float most = *std::max_element(logits, logits + count);
         if (draw.min_p > 0) {
             const double least = most / draw.temperature + std::log(draw.min_p);
             for (int i = 0; i < count; ++i)
                 if (logits[i] / draw.temperature < least) logits[i] = -INFINITY;
         }
-        const bool some = draw.top_k > 0 && draw.top_k < count;
         if (some || draw.top_p < 1) cut_tail(draw, logits, count, some ? static_cast<int>(draw.top_k) : count, most);
     }
 
@@ -172,24 +181,73 @@ private:
     std::vector<double> mass_;
 };
 
-// The best of entries [begin, end) of a row: with noise, or at temperature 0 by its logit.
-inline Best best_of(const Draw& draw, const float* logits, const int32_t* ids, int begin, int end) {
-    Best best;
-    if (draw.temperature <= 0) {
-        for (int i = begin; i < end; ++i) best.meet(logits[i], ids ? ids[i] : i);
+// Finds the best of some entries of a row, with noise or at temperature 0 by its logit, block by block.
+//
+// Noise takes two logarithms: past the first block it is made for those entries alone that may be among the best two.
+class Finder {
+public:
+    Finder(const Draw& draw, const float* logits, const int32_t* ids)
+        : logits_(logits), ids_(ids), noisy_(draw.temperature > 0), temperature_(noisy_ ? draw.temperature : 1.0),
+          row_key_(mix(draw.sequence_key + static_cast<uint64_t>(draw.position + 1) * kPositionStep)) {}
+
+    Best operator()(int begin, int end) {
+        Best best;
+        for (int first = begin; first < end; first += kNoiseBlock) {
+            const int count = std::min(kNoiseBlock, end - first);
+            score(first, count);
+            if (noisy_) hope(first, count);
+            if (best.second == -INFINITY)
+                meet_all(first, count, best);
+            else if (largest_hope() >= best.second)
+                meet_some(first, count, best);
+        }
         return best;
     }
-    const uint64_t row_key = mix(draw.sequence_key + static_cast<uint64_t>(draw.position + 1) * kPositionStep);
-    int64_t entries[kNoiseBlock];
-    double noise[kNoiseBlock];
-    for (int first = begin; first < end; first += kNoiseBlock) {
-        const int count = std::min(kNoiseBlock, end - first);
-        for (int i = 0; i < kNoiseBlock; ++i) entries[i] = i >= count ? 0 : ids ? ids[first + i] : first + i;
-        gumbel(row_key, entries, noise);
-        for (int i = 0; i < count; ++i) best.meet(logits[first + i] / draw.temperature + noise[i], entries[i]);
+
+private:
+    int64_t id(int i) const { return ids_ ? ids_[i] : i; }
+
+    void score(int first, int count) {
+        if (count < kNoiseBlock) std::fill_n(scores_, kNoiseBlock, -INFINITY);
+        for (int i = 0; i < count; ++i) scores_[i] = logits_[first + i] / temperature_;
+        if (!noisy_) std::copy_n(scores_, kNoiseBlock, hopes_);
     }
-    return best;
-}
+
+    void hope(int first, int count) {
+        if (ids_)
+            for (int i = 0; i < count; ++i) chances_[i] = chance(row_key_, ids_[first + i]);
+        else
+            for (int i = 0; i < kNoiseBlock; ++i) chances_[i] = chance(row_key_, first + i);
+        for (int i = 0; i < kNoiseBlock; ++i) hopes_[i] = scores_[i] + most_gumbel(chances_[i]);
+    }
+
+    double largest_hope() const {
+        double most[8];
+        for (int lane = 0; lane < 8; ++lane) most[lane] = hopes_[lane];
+        for (int i = 8; i < kNoiseBlock; i += 8)
+            for (int lane = 0; lane < 8; ++lane) most[lane] = most[lane] < hopes_[i + lane] ? hopes_[i + lane] : most[lane];
+        return *std::max_element(most, most + 8);
+    }
+
+    void meet_all(int first, int count, Best& best) {
+        if (noisy_)
+            for (int i = 0; i < kNoiseBlock; ++i) scores_[i] += gumbel(chances_[i]);
+        for (int i = 0; i < count; ++i) best.meet(scores_[i], id(first + i));
+    }
+
+    void meet_some(int first, int count, Best& best) {
+        for (int i = 0; i < count; ++i)
+            if (hopes_[i] >= best.second) best.meet(noisy_ ? scores_[i] + gumbel(chances_[i]) : scores_[i], id(first + i));
+    }
+
+    const float* logits_;
+    const int32_t* ids_;
+    bool noisy_;
+    double temperature_;
+    uint64_t row_key_;
+    int64_t chances_[kNoiseBlock] = {};
+    double scores_[kNoiseBlock], hopes_[kNoiseBlock];  // without the noise, and with it or more than it
+};
 
 // Draws every row of `logits` [rows][stride], `count` entries each, which are overwritten; ends in step. `margins`
 // [rows] may be null.
@@ -205,8 +263,8 @@ public:
         const auto share = team.share(static_cast<long>(rows) * kParts);
         for (long item = share.begin; item < share.end; ++item) {
             const long row = item / kParts, part = item % kParts;
-            best_[item] = best_of(draws[row], logits + row * stride, ids, static_cast<int>(count * part / kParts),
-                                  static_cast<int>(count * (part + 1) / kParts));
+            Finder find(draws[row], logits + row * stride, ids);
+            best_[item] = find(static_cast<int>(count * part / kParts), static_cast<int>(count * (part + 1) / kParts));
         }
         team.barrier();
         for (long row = own.begin; row < own.end; ++row) {
