@@ -79,6 +79,7 @@ class ServeSettings(BaseModel):
     speculation: str | int = "auto"
     drafter: str = "auto"
     draft_model: str | None = None
+    draft_quantization: str | None = "auto"
     verification: str = "coupled"
     seed: int = 0
     harvest_path: str | None = None

@@ -168,6 +168,7 @@ class CompiledModel(Decoder):
         block_size: int = BLOCK_SIZE,
         dtype: torch.dtype = torch.float32,
         quantization: str | None = None,
+        draft_quantization: str | None = None,
         numerics: str = "exact",
         threads: int = 1,
         drafts: bool = False,
@@ -177,7 +178,7 @@ class CompiledModel(Decoder):
     ) -> "CompiledModel":
         config, checkpoint, context = ModelConfig.load(path), Checkpoint(path), Context(threads)
         own = {"dtype": dtype, "quantization": quantization, "block_size": block_size, "fast": numerics == "fast"}
-        own |= {"sharing": sharing, "cache": cache}
+        own |= {"sharing": sharing, "cache": cache, "draft_quantization": draft_quantization}
         loaders = [CompiledLoader(config, checkpoint, **own) for _ in range(stages)]  # type: ignore[arg-type]  # a table
         cuts = itertools.pairwise(np.linspace(0, config.num_hidden_layers, stages + 1).astype(int).tolist())
         loaded = [CompiledStage(context, own, range(*cut)) for own, cut in zip(loaders, cuts, strict=True)]

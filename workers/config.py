@@ -15,12 +15,14 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 NUMERICS = ("exact", "fast")
 KERNELS = ("auto", "compiled", "torch")
 QUANTIZATIONS = (None, "int8")
+DRAFT_QUANTIZATIONS = ("auto", *QUANTIZATIONS)
 COUPLED = "coupled"
 VERIFICATIONS = (COUPLED, "rejection", "block")
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "device": DEVICES,
     "dtype": DTYPES,
     "quantization": QUANTIZATIONS,
+    "draft_quantization": DRAFT_QUANTIZATIONS,
     "numerics": NUMERICS,
     "kernels": KERNELS,
     "drafter": DRAFTERS,
@@ -104,6 +106,7 @@ class EngineConfig:
     speculation: str | int = "auto"
     drafter: str = AUTO  # "auto" loads every drafter there is, and each sequence has the one that pays
     draft_model: str | None = None  # a checkpoint with the same tokenizer, to draft with
+    draft_quantization: str | None = "auto"  # of what drafts: "int8" on the compiled kernels; None: as the model
     verification: str = COUPLED  # the other rules are for study: with them the text depends on the drafts
     seed: int = 0
     harvest_path: str | None = None  # a folder: finished sequences' tokens and hidden states are kept there

@@ -9,7 +9,7 @@ from outrider.workers.config import resolve_model
 from outrider.workers.errors import CheckpointError
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import Checkpoint
-from outrider.workers.model_loading import Parts, Wanted, load_parts
+from outrider.workers.model_loading import Parts, Wanted, draft_quantization, load_parts
 from outrider.workers.parallel.sharing import Sharing
 
 
@@ -18,9 +18,14 @@ def load_draft_model(wanted: Wanted, name: str, max_model_len: int) -> Parts:
     path = resolve_model(name)
     shape = ModelConfig.load(path)
     check_draft_model(name, path, shape, wanted.checkpoint.path, wanted.model, max_model_len)
-    layers = range(shape.num_hidden_layers)
+    config = wanted.config
+    if wanted.kernels == "compiled":
+        config = replace(config, quantization=draft_quantization(config))
+    layers, checkpoint = range(shape.num_hidden_layers), Checkpoint(path)
     return load_parts(
-        replace(wanted, model=shape, checkpoint=Checkpoint(path), layers=layers, drafts=False, sharing=Sharing())
+        replace(
+            wanted, config=config, model=shape, checkpoint=checkpoint, layers=layers, drafts=False, sharing=Sharing()
+        )
     )
 
 

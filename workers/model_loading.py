@@ -85,11 +85,18 @@ def kernels_in_force(config: EngineConfig, device: torch.device, dtype: torch.dt
         raise OutriderError(f'kernels="compiled" cannot be had: {obstacle}')
     if config.quantization is not None:
         raise OutriderError(f'quantization="{config.quantization}" needs the compiled kernels: {obstacle}')
+    if config.draft_quantization == "int8":
+        raise OutriderError(f'draft_quantization="int8" needs the compiled kernels: {obstacle}')
     if isinstance(obstacle, BuildError):
         log.warning("no compiled kernels: %s; running on torch's path, several times slower", obstacle)
     if config.weight_cache_dir is not None:
         log.warning("weight_cache_dir: torch's path keeps no weights there (%s)", obstacle)
     return "torch"
+
+
+def draft_quantization(config: EngineConfig) -> str | None:
+    """Of what drafts on the compiled kernels: fewer bytes, and the tokens are the model's own all the same."""
+    return "int8" if config.draft_quantization == "auto" else config.draft_quantization or config.quantization
 
 
 def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str | BuildError | None:
@@ -151,6 +158,7 @@ def _compiled_loader(wanted: Wanted, cache: WeightCache | None) -> CompiledLoade
         wanted.checkpoint,
         dtype=wanted.dtype,
         quantization=wanted.config.quantization,
+        draft_quantization=draft_quantization(wanted.config),
         block_size=wanted.config.block_size,
         fast=wanted.config.numerics == "fast",
         sharing=wanted.sharing,

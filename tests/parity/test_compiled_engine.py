@@ -140,3 +140,18 @@ def test_forty_prompts_at_every_depth_on_one_and_two_stages(settings: dict[str, 
     with LLM("scout", pipeline_parallel_size=2, **settings) as two:
         for speculation in ("off", *SPECULATIONS):
             assert texts(generate(two, some, speculation, tokens=32)) == expected, speculation
+
+
+def test_8_bit_weights_of_what_drafts_change_no_token_and_hardly_a_draft() -> None:
+    some, taken = prompts(8), []
+    with LLM("scout", speculation="off", kv_cache_memory_bytes=CACHE) as llm:
+        plain = texts(generate(llm, some, "off", tokens=40))
+
+    for draft_quantization in (None, "int8"):
+        with LLM("scout", draft_quantization=draft_quantization, kv_cache_memory_bytes=CACHE) as llm:
+            outputs = generate(llm, some, 3, tokens=40)
+        assert texts(outputs) == plain
+        taken.append(accepted(outputs))
+
+    assert taken[0] > 100
+    assert taken[1] == pytest.approx(taken[0], rel=0.05)

@@ -11,7 +11,8 @@ from rounds import CompiledModel, Model, Rows, random_tokens, relative_errors
 from torch import Tensor
 
 from outrider.kernels import reference
-from outrider.kernels.cpu.library import STRETCH_8
+from outrider.kernels.cpu.library import BFLOAT16, INT8, STRETCH_8
+from outrider.workers.config import resolve_model
 
 
 @pytest.mark.parametrize("layout", [Layout(dtype=torch.bfloat16), Layout(fp8_block=16)], ids=["bf16", "fp8"])
@@ -105,3 +106,27 @@ def test_the_cache_holds_torchs_latents_and_zeros_up_to_whole_vectors(seed: int,
     )
     assert not found[..., latent_size(config) :].any()
     assert found.shape[-1] == -(-latent_size(config) // 16) * 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [
+        ({}, (BFLOAT16, BFLOAT16)),
+        ({"draft_quantization": "int8"}, (BFLOAT16, INT8)),
+        ({"quantization": "int8"}, (INT8, INT8)),
+    ],
+)
+def test_what_drafts_has_weights_of_its_own_kind_and_a_head_of_its_own_where_that_differs(
+    settings: dict[str, Any], kinds: tuple[int, int]
+) -> None:
+    model = CompiledModel.load(resolve_model("scout"), drafts=True, **settings)
+    assert model.module is not None
+    (stage,), (module,), head = model.stages, model.module._modules, model.module._head.linear
+
+    assert (stage.head.kind, head.kind) == kinds
+    assert (head is stage.head) == (kinds[0] == kinds[1])
+    assert module.join.contents.kind == kinds[1]
+    assert module.layer.contents.attention.output.kind == kinds[1]
+    assert module.layer.contents.routed.contents.slots[0].down.kind == kinds[1]
+    assert module.layer.contents.dense.down.kind == kinds[1]
+    assert {layer.attention.output.kind for layer in stage._layers} == {kinds[0]}

@@ -118,9 +118,9 @@ class CompiledModules:
 
     def _make_head(self, stage: CompiledStage, ids: NDArray[np.int32] | None) -> DraftHead:
         if ids is not None:
-            return DraftHead(self._loader.cut_head(ids), len(ids), ids)
-        whole = stage.head if stage.head is not None else self._loader.head()
-        return DraftHead(whole, self._loader.config.vocab_size, None)
+            return DraftHead(self._loader.draft_head(ids), len(ids), ids)
+        own = stage.head if self._loader.drafts_with_the_head else None
+        return DraftHead(own or self._loader.draft_head(None), self._loader.config.vocab_size, None)
 
     @property
     def cache_bytes_per_block(self) -> int:

@@ -43,19 +43,24 @@ class CompiledLoader:
         *,
         dtype: torch.dtype,
         quantization: str | None,
+        draft_quantization: str | None = None,
         block_size: int,
         fast: bool = False,
         sharing: Sharing | None = None,
         cache: WeightCache | None = None,
     ) -> None:
-        """`sharing`: this rank reads its own slices only. `cache` is of this checkpoint."""
+        """`sharing`: this rank reads its own slices only. `cache` is of this checkpoint.
+
+        `draft_quantization`: of the MTP modules and the head that they draft with, whose drafts are verified; None: as
+        the model's.
+        """
         self.config, self.dtype = config, dtype
         self.sharing = sharing or Sharing()
         self.shard = self.sharing.shard
         self.groups = tuple(map(NativeGroup, (self.sharing.tensor, self.sharing.stage)))
         self._fast = fast
         self._checkpoint = checkpoint
-        self._kind = kind_of(dtype, quantization)
+        self._kind, self._draft_kind = kind_of(dtype, quantization), kind_of(dtype, draft_quantization or quantization)
         self._private, self._cache = PrivateWeights(), cache
         self._kept: list[object] = []
         self._spread: dict[int, CompiledExperts] = {}  # by layer
@@ -78,7 +83,7 @@ class CompiledLoader:
         return layers
 
     def layer(self, number: int) -> library.Layer:
-        layer = self._part(f"layer-{number}", self._tensor, lambda read: read.layer(number))
+        layer = self._part(f"layer-{number}", self._tensor, lambda read: read.layer(number), self._kind_of(number))
         if self.config.is_moe_layer(number):
             layer.routed = pointer(self._keep(self._routed(number)))
         return layer
@@ -87,7 +92,8 @@ class CompiledLoader:
         """A slice of each, or this rank's, whole."""
         count = self.config.n_routed_experts
         if not self.shard.spread:
-            slots = self._part(f"experts-{number}", self._tensor, lambda read: read.experts(number))
+            kind = self._kind_of(number)
+            slots = self._part(f"experts-{number}", self._tensor, lambda read: read.experts(number), kind)
             return library.RoutedExperts(slots=slots, count=count)
         width, load = self.config.moe_intermediate_size, partial(self._expert, number)
         spread = CompiledExperts(number, self.shard, count, width, load, self._free)
@@ -100,8 +106,9 @@ class CompiledLoader:
         def make(read: WeightReader) -> library.Mlp:
             return read.expert(number, expert)
 
-        packer = self._packer(f"expert-{number}-{expert}", (), make)
-        mlp = make(self._reader(packer or self._private))
+        kind = self._kind_of(number)
+        packer = self._packer(f"expert-{number}-{expert}", (), make, kind)
+        mlp = make(self._reader(packer or self._private, kind))
         if packer is not None:
             self._mapped[mlp.down.panels] = packer
         return mlp
@@ -118,50 +125,62 @@ class CompiledLoader:
 
     def module(self, number: int) -> library.Module:
         """What an MTP module has besides its layer, and but for what it shares with the model."""
-        return self._part(f"module-{number}", self._tensor, lambda read: read.module(number))
+        return self._part(f"module-{number}", self._tensor, lambda read: read.module(number), self._kind_of(number))
 
     def embedding(self) -> tuple[int, int]:
         """Address and kind of the embedding [vocab, own columns of hidden]."""
-        return self._part("embedding", self._tensor, WeightReader.embedding), kind_of(self.dtype)
+        return self._part("embedding", self._tensor, WeightReader.embedding, self._kind), kind_of(self.dtype)
 
     def norm(self) -> int:
         """The address of the norm after the last layer."""
-        return self._reader(self._private).vector("norm.weight", self.config.hidden_size)
+        return self._reader(self._private, self._kind).vector("norm.weight", self.config.hidden_size)
 
     def head(self) -> Linear:
         """This rank's slice of the vocabulary."""
-        return self._part("head", self._tensor, WeightReader.head)
+        return self._part("head", self._tensor, WeightReader.head, self._kind)
 
-    def cut_head(self, ids: NDArray[np.int32]) -> Linear:
-        """This rank's slice of a head for the tokens `ids` alone."""
-        return self._part("cut-head", (*self._tensor, ids.tolist()), lambda read: read.cut_head(ids))
+    def draft_head(self, ids: NDArray[np.int32] | None) -> Linear:
+        """This rank's slice of a head to draft with, for the tokens `ids` alone; None: for all."""
+        if ids is None:
+            return self._part("draft-head", self._tensor, WeightReader.head, self._draft_kind)
+        split = *self._tensor, ids.tolist()
+        return self._part("cut-head", split, lambda read: read.cut_head(ids), self._draft_kind)
+
+    @property
+    def drafts_with_the_head(self) -> bool:
+        """Whether the model's own head is just as a whole one to draft with would be."""
+        return self._draft_kind == self._kind
+
+    def _kind_of(self, number: int) -> int:
+        """Of a layer's weights. MTP modules are the layers behind the model's own."""
+        return self._kind if number < self.config.num_hidden_layers else self._draft_kind
 
     @property
     def _tensor(self) -> tuple[object, ...]:
         """Which slice this rank has of what is split over the tensor group."""
         return self.shard.tensor, self.shard.tensors, self.shard.unit
 
-    def _part(self, name: str, split: tuple[object, ...], make: Callable[[WeightReader], Made]) -> Made:
-        """What `make` reads, which is kept as long as this loader."""
-        packer = self._keep(self._packer(name, split, make))
-        return make(self._reader(packer or self._private))
+    def _part(self, name: str, split: tuple[object, ...], make: Callable[[WeightReader], Made], kind: int) -> Made:
+        """What `make` reads, packed as `kind`, which is kept as long as this loader."""
+        packer = self._keep(self._packer(name, split, make, kind))
+        return make(self._reader(packer or self._private, kind))
 
     def _packer(
-        self, name: str, split: tuple[object, ...], make: Callable[[WeightReader], object]
+        self, name: str, split: tuple[object, ...], make: Callable[[WeightReader], object], kind: int
     ) -> MappedWeights | None:
         """Where the cache has what `make` reads, and has it made first if it must; None without a cache."""
         if self._cache is None:
             return None
-        how = (self.dtype, self._kind, self._fast, *split)
-        return self._cache.packer(name, how, lambda packer: make(self._reader(packer)))
+        how = (self.dtype, kind, self._fast, *split)
+        return self._cache.packer(name, how, lambda packer: make(self._reader(packer, kind)))
 
-    def _reader(self, packer: Packer) -> WeightReader:
+    def _reader(self, packer: Packer, kind: int) -> WeightReader:
         return WeightReader(
             config=self.config,
             checkpoint=self._checkpoint,
             shard=self.shard,
             dtype=self.dtype,
-            kind=self._kind,
+            kind=kind,
             fast=self._fast,
             packer=packer,
             kept=self._kept,

@@ -54,11 +54,15 @@ def test_asking_for_them_where_they_cannot_run_is_an_error_that_says_why(
 def test_8_bit_weights_without_them_are_an_error_that_says_why(
     settings: dict[str, Any], device: torch.device, dtype: torch.dtype, why: str
 ) -> None:
-    with pytest.raises(OutriderError, match=f'quantization="int8" needs the compiled kernels: .*{why}'):
-        kernels_in_force(EngineConfig(quantization="int8", **settings), device, dtype)
+    for name in ("quantization", "draft_quantization"):
+        with pytest.raises(OutriderError, match=f'^{name}="int8" needs the compiled kernels: .*{why}'):
+            kernels_in_force(EngineConfig(**{name: "int8"}, **settings), device, dtype)
 
 
-@pytest.mark.parametrize(("name", "value"), [("kernels", "fast"), ("kernels", None), ("quantization", "int4")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kernels", "fast"), ("kernels", None), ("quantization", "int4"), ("draft_quantization", "fp8")],
+)
 def test_an_unknown_setting_is_refused_by_name_with_what_there_is(name: str, value: str | None) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be one of .*(compiled|int8).*, got {value!r}"):
         EngineConfig(**{name: value})  # type: ignore[arg-type]  # a table
