@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.library import Chain, Going, Linear, Module, Rows, Shape, Stage
+from outrider.kernels.cpu.library import Chain, Linear, Module, Rows, Shape, Stage
 
 IntArray = NDArray[np.int64]
 Allowing = Callable[[int, int], NDArray[np.uint32] | None]  # a mask of tokens for (sequence, draft); None: all
@@ -77,14 +77,14 @@ class Context:
 
     def sample(self, head: Linear, hidden: Tensor, which: IntArray, draws: NDArray[Any]) -> tuple[Tensor, IntArray]:
         """Logits [n, vocab] float32 of rows `which` [n] of `hidden`, and a token drawn from each by `draws` [n]."""
-        logits = torch.empty(len(which), head.outputs)
+        logits = uninitialised(len(which), head.outputs)
         return logits, self._sampled(head, hidden, which, draws, logits, None)
 
     def sample_with_leads(
         self, head: Linear, hidden: Tensor, which: IntArray, draws: NDArray[Any]
     ) -> tuple[IntArray, NDArray[np.float64]]:
         """The tokens of `sample`, and by how much each one's score leads over the next best."""
-        logits, leads = torch.empty(len(which), head.outputs), np.empty(len(which))
+        logits, leads = uninitialised(len(which), head.outputs), np.empty(len(which))
         return self._sampled(head, hidden, which, draws, logits, leads.ctypes.data), leads
 
     def _sampled(
@@ -93,7 +93,7 @@ class Context:
         tokens = np.empty(len(which), dtype=np.int64)
         if len(which):
             self._library.outrider_sample(
-                *self._team, head, hidden.data_ptr(), which.ctypes.data, len(which), _pointer(draws),
+                *self._team, head, hidden.data_ptr(), which.ctypes.data, len(which), draws.ctypes.data,
                 logits.data_ptr(), tokens.ctypes.data, leads,
             )  # fmt: skip
         return tokens
@@ -104,7 +104,7 @@ class Context:
         tokens = np.empty(len(logits), dtype=np.int64)
         if len(logits):
             self._library.outrider_draw(
-                *self._team, logits.data_ptr(), *logits.shape, _pointer(draws), tokens.ctypes.data
+                *self._team, logits.data_ptr(), *logits.shape, draws.ctypes.data, tokens.ctypes.data
             )
         return tokens
 
@@ -133,17 +133,22 @@ class Context:
         going = np.stack([last_pairs, depths, ends - depths], axis=1)
         drafts = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
         leads = np.empty(len(drafts))
-        states = hidden.new_empty(len(hidden) + len(depths) * (len(modules) - 1), shape.hidden)
+        states = uninitialised(hidden.shape[0] + len(depths) * (len(modules) - 1), shape.hidden)
         outcome = self._library.outrider_draft(
             *self._team, shape, modules, len(modules), head.linear, head.outputs,
             None if head.ids is None else head.ids.ctypes.data, pairs, hidden.data_ptr(), chain, states.data_ptr(),
-            ctypes.cast(going.ctypes.data, ctypes.POINTER(Going)), len(depths), steps, _pointer(draws),
+            going.ctypes.data, len(depths), steps, draws.ctypes.data,
             drafts.ctypes.data, leads.ctypes.data,
             library.REMASK() if allowed is None else _Remasked(allowed, len(depths)).function,
         )  # fmt: skip
         if outcome:
             raise ExchangeError(outcome)
         return drafts, leads
+
+
+def uninitialised(*shape: int) -> Tensor:
+    """Room for float32. By numpy: between two rounds torch's allocator takes ten times as long."""
+    return torch.from_numpy(np.empty(shape, dtype=np.float32))
 
 
 class _Remasked:
@@ -158,7 +163,3 @@ class _Remasked:
         mask = self._masks[which] = self._allowed(which, depth)
         if mask is not None:
             out.contents.words, out.contents.count = mask.ctypes.data, len(mask)
-
-
-def _pointer(draws: NDArray[Any]) -> Any:
-    return ctypes.cast(draws.ctypes.data, ctypes.POINTER(library.Draw))

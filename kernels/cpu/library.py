@@ -225,14 +225,14 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "outrider_stage": (c_int64, (*_TEAM, POINTER(Shape), POINTER(Stage), POINTER(Rows), c_void_p)),
     "outrider_sample": (
         None,
-        (*_TEAM, POINTER(Linear), c_void_p, c_void_p, c_int, POINTER(Draw), c_void_p, c_void_p, c_void_p),
+        (*_TEAM, POINTER(Linear), c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_void_p),
     ),
-    "outrider_draw": (None, (*_TEAM, c_void_p, c_int, c_int, POINTER(Draw), c_void_p)),
+    "outrider_draw": (None, (*_TEAM, c_void_p, c_int, c_int, c_void_p, c_void_p)),
     "outrider_draft": (
         c_int64,
         (
             *_TEAM, POINTER(Shape), POINTER(Module), c_int, POINTER(Linear), c_int, c_void_p, POINTER(Rows), c_void_p,
-            POINTER(Chain), c_void_p, POINTER(Going), c_int, c_int, POINTER(Draw), c_void_p, c_void_p, REMASK,
+            POINTER(Chain), c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p, REMASK,
         ),
     ),
     "outrider_group_open": (c_void_p, (c_void_p, c_int, c_int, c_int64, c_int, c_int64)),

@@ -4,12 +4,11 @@ Owns the scheduler and the drafter, and runs in one thread. Everybody else talks
 sequences gain is delivered once a round to whoever submitted them.
 """
 
-import contextlib
 import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +19,7 @@ from outrider.workers.engine.live_experts import Longest
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
 from outrider.workers.engine.request import EngineCounters, Request
 from outrider.workers.engine.round import Round
-from outrider.workers.engine.runner import naming
+from outrider.workers.engine.runner import Naming
 from outrider.workers.engine.scheduler import Scheduler
 from outrider.workers.engine.subscribers import Subscribers
 from outrider.workers.engine.warm_up import warm_up_request
@@ -41,11 +40,23 @@ class RoundTimes:
     rounds: int = 0
     by_part: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.by_part[name] += time.perf_counter() - began
+    def part(self, name: str) -> "_Part":
+        return _Part(self.by_part, name)
+
+
+class _Part:
+    """Adds the seconds inside to `by_part[name]`. No generator: a round has many of them."""
+
+    __slots__ = ("_began", "_by_part", "_name")
+
+    def __init__(self, by_part: dict[str, float], name: str) -> None:
+        self._by_part, self._name = by_part, name
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._by_part[self._name] += time.perf_counter() - self._began
 
 
 class Engine:
@@ -243,7 +254,7 @@ class Engine:
             return {}
         try:
             self._drafter.forget(round.ends)
-            with naming(round):
+            with Naming(round):
                 return self._drafter.draft(round, result.verdict, result.hidden)
         except EngineStoppedError:  # another rank was lost, and with it the replica
             raise

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from outrider.workers.engine.pipeline import Fellows, passed, take_verdict
 from outrider.workers.engine.round import Round, Verdict
-from outrider.workers.engine.runner import StageRunner, naming
+from outrider.workers.engine.runner import Naming, StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.speculation.drafter import Drafter
@@ -115,7 +115,7 @@ class Assistant:
             round, accepted = self._next_finished(verdict)
         if self._drafter is not None:
             self._drafter.forget(round.ends)
-            with naming(round):
+            with Naming(round):
                 self._drafter.draft(replace(round, draft_steps=verdict.draft_steps), verdict, accepted)
 
     def _next_finished(self, verdict: Verdict) -> tuple[Round, Tensor]:

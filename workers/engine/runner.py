@@ -1,8 +1,6 @@
 """Runs one stage's layers over a Round. Knows tensors; knows nothing of scheduling, sampling or other ranks."""
 
-import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -51,7 +49,7 @@ class StageRunner:
         ExchangeBrokenError, with the round's number, where another rank of the stage fails.
         """
         began = time.perf_counter()
-        with naming(round):
+        with Naming(round):
             if self._experts is not None:
                 self._answer = self._experts.obey(round.expert_order)
             hidden = self.stage.run(round_rows(share_of(round, self._data)), hidden)
@@ -73,13 +71,20 @@ class StageRunner:
         return self._experts.held_up.seconds if self._experts is not None else 0.0
 
 
-@contextlib.contextmanager
-def naming(round: Round) -> Iterator[None]:
+class Naming:
     """Errors of other ranks inside get the round's number."""
-    try:
-        yield
-    except ExchangeBrokenError as error:
-        raise ExchangeBrokenError(f"{error} in round {round.round_id}") from error
+
+    __slots__ = ("_round",)
+
+    def __init__(self, round: Round) -> None:
+        self._round = round
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ExchangeBrokenError):
+            raise ExchangeBrokenError(f"{error} in round {self._round.round_id}") from error
 
 
 def round_rows(round: Round) -> Rows:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from outrider.workers.engine.round import FAILED, IntArray, Round, Sampled, Verdict, ints, owned, ranges, share_of
-from outrider.workers.engine.runner import naming
+from outrider.workers.engine.runner import Naming
 from outrider.workers.speculation.logprobs import Logprobs, joined, logprobs
 from outrider.workers.speculation.model_parts import Head
 from outrider.workers.speculation.sequence_starts import SequenceStarts
@@ -69,7 +69,7 @@ class Sampler:
         """Of rows `rows` of the round, [n, vocab]; where ranks share the stage, on the sampler alone."""
         if self._shared is None:
             return self._head.logits(hidden, rows)
-        with naming(round):
+        with Naming(round):
             return self._shared.logits(round, hidden, rows)
 
     def _with_logprobs(self, round: Round, verdict: Verdict, hidden: Tensor, logits: Tensor) -> Verdict:
@@ -131,7 +131,7 @@ def _emitted(round: Round, verdict: Verdict, logits: Tensor, wanted: Sequence[in
 def accepted_states(round: Round, hidden: Tensor, verdict: Verdict, data: int = 0) -> Tensor:
     """Of a round's states `hidden` [rows of the data group, hidden] those of the rows that the verdict accepted."""
     own, counts = share_of(round, data), verdict.accepted_rows[owned(round, data)]
-    if counts.sum() == len(hidden):
+    if counts.sum() == hidden.shape[0]:  # len() of a tensor is Python, and slow
         return hidden
     if own.sequences == 1:
         return hidden[: int(counts[0])]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.context import Allowing, Context, DraftHead
+from outrider.kernels.cpu.context import Allowing, Context, DraftHead, uninitialised
 from outrider.workers.errors import CheckpointError
 from outrider.workers.model.attention import zeros_when_touched
 from outrider.workers.model.compiled_loading import CompiledLoader
@@ -83,9 +83,9 @@ class CompiledStage:
     def run(self, rows: Rows, hidden: Tensor | None) -> Tensor:
         """`hidden` [R, hidden] float32, None on the first stage -> [R, hidden]; the last stage's is after the norm."""
         width = self._loader.config.hidden_size
-        out = torch.empty(len(rows), width) if hidden is None else hidden.clone()
+        out = uninitialised(len(rows), width) if hidden is None else hidden.clone()
         if len(rows) or self._loader.shard.spread:  # other ranks' rows may be for experts of this one
-            with self._loader.explaining():
+            with self._loader.explaining:
                 self.context.stage(self._loader.shape, self._stage, _structure(rows), out)
         return out
 
@@ -159,7 +159,7 @@ class CompiledModules:
         one. Of ranks with the same pairs only the first has the leads.
         """
         most = int(depths.max(initial=0)) if steps is None else steps
-        with self._loader.explaining():
+        with self._loader.explaining:
             return self._context.draft(
                 self._loader.shape, self._modules, self._head, _structure(pairs), hidden.contiguous(), last_pairs,
                 depths, most, draws, allowed, None if chain is None else _chain_structure(chain),

@@ -1,7 +1,6 @@
 """Loads a rank's parts of a model for the compiled kernels, anew or out of a cache of packed weights."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import pointer
 from functools import partial
@@ -33,6 +32,21 @@ Made = TypeVar("Made")
 Kept = TypeVar("Kept")
 
 
+class Explaining:
+    """Around a call of the kernels: what other ranks did not do is said in words. ExchangeBrokenError."""
+
+    def __init__(self, tensor: NativeGroup, stage: NativeGroup) -> None:
+        self._tensor, self._stage = tensor, stage
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ExchangeError):
+            group = self._stage if error.purpose in _OF_STAGE else self._tensor
+            raise group.explain(error) from error
+
+
 class CompiledLoader:
     """Reads `checkpoint` into the kernels' structures. What they point to lives as long as the loader."""
 
@@ -58,6 +72,7 @@ class CompiledLoader:
         self.sharing = sharing or Sharing()
         self.shard = self.sharing.shard
         self.groups = tuple(map(NativeGroup, (self.sharing.tensor, self.sharing.stage)))
+        self.explaining = Explaining(*self.groups)
         self._fast = fast
         self._checkpoint = checkpoint
         self._kind, self._draft_kind = kind_of(dtype, quantization), kind_of(dtype, draft_quantization or quantization)
@@ -221,15 +236,6 @@ class CompiledLoader:
             spread=self.shard.spread,
             heads=self.config.num_attention_heads,
         )
-
-    @contextlib.contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Around a call of the kernels: what other ranks did not do is said in words. ExchangeBrokenError."""
-        try:
-            yield
-        except ExchangeError as error:
-            tensor, stage = self.groups
-            raise (stage if error.purpose in _OF_STAGE else tensor).explain(error) from error
 
     def _keep(self, value: Kept) -> Kept:
         self._kept.append(value)

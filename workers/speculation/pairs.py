@@ -50,7 +50,7 @@ def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: IntArra
     """
     lengths = verdict.accepted_rows[kept]
     owner, within = np.repeat(kept, lengths), ranges(lengths)
-    if len(owner) < len(hidden):
+    if len(owner) < hidden.shape[0]:
         hidden = hidden[torch.from_numpy(offsets(verdict.accepted_rows)[owner] + within)]
     return Pairs(
         sequence_ids=round.sequence_ids[kept],
