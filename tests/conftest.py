@@ -2,9 +2,13 @@
 
 import asyncio
 import ctypes
+import logging
+from collections.abc import Iterator
 
 import grpc
 import pytest
+
+from outrider.workers import logs
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,3 +23,13 @@ def _grpc_keeps_its_poller() -> None:
         return grpc.aio.insecure_channel("127.0.0.1:1")
 
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(asyncio.run(lasting_channel())))
+
+
+@pytest.fixture(autouse=True)
+def _untouched_logging() -> Iterator[None]:
+    """A command sets up logging for its process, to a stderr that is this test's alone."""
+    loggers = [logging.getLogger(name) for name in logs.NAMES]
+    before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
+    yield
+    for logger, state in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.level, logger.propagate = state

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Mapping
 
+NAMES = ("outrider", "opentelemetry")  # whose lines are shown
 _FIELDS = "outrider_fields"
 
 
@@ -40,7 +41,7 @@ def configure(level: str = "info", **always: object) -> None:
     """Sends all that outrider and its exporter of spans log to stderr, from `level` up; each line says `always` too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(always))
-    for name in ("outrider", "opentelemetry"):
+    for name in NAMES:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())

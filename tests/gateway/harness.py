@@ -26,7 +26,7 @@ class Cluster:
     leader: EngineServer
     leader_address: str
     controller: FakeController
-    gateway: Gateway
+    gateway: Gateway  # a test that puts another in its place has closed the first
     channel: grpc.aio.Channel
 
     @property
@@ -58,14 +58,15 @@ async def running(
     gateway = Gateway(GatewaySettings(**{"controller": controller.address, "port": 0, "cluster_key": KEY, **settings}))
     await gateway.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=[("grpc.use_local_subchannel_pool", 1)])
+    cluster = Cluster(engine, leader, leader_address, controller, gateway, channel)
     try:
         if ready:
             await controller.publish(("r0", 1, leader_address))
             await eventually(lambda: gateway.ready)
-        yield Cluster(engine, leader, leader_address, controller, gateway, channel)
+        yield cluster
     finally:
         await channel.close()
-        await gateway.close()
+        await cluster.gateway.close()
         await controller.stop()
         await asyncio.to_thread(leader.stop)
         engine.close()

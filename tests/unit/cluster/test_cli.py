@@ -1,8 +1,6 @@
-import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +9,6 @@ import outrider
 from outrider.cluster.cli import run
 
 SOURCE = Path(__file__).parents[3] / "src"
-
-
-@pytest.fixture(autouse=True)
-def _untouched_logging() -> Iterator[None]:
-    """A command sets up logging for its process, which here is everybody's."""
-    logger = logging.getLogger("outrider")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
