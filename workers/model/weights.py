@@ -44,6 +44,7 @@ class Checkpoint:
                     f"{path / INDEX_FILE} says that {name} is in {file}, but that file does not hold it"
                 )
         self._stored = _stored(path, self._files, self._headers)
+        self._hashes: dict[int, str] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,8 +86,13 @@ class Checkpoint:
         """A digest of config.json and of every weights file's name, size, header and data: equal for copies.
 
         Files of more than `hashed_whole` bytes together count by samples, from the beginning, the middle and the end
-        of every tensor: other weights change it, but one number changed between the samples does not.
+        of every tensor: other weights change it, but one number changed between the samples does not. Read once.
         """
+        if hashed_whole not in self._hashes:
+            self._hashes[hashed_whole] = self._hash(hashed_whole)
+        return self._hashes[hashed_whole]
+
+    def _hash(self, hashed_whole: int) -> str:
         digest = hashlib.blake2b((self.path / "config.json").read_bytes(), digest_size=32)
         sizes = {file: (self.path / file).stat().st_size for file in self._headers}
         whole = sum(sizes.values()) <= hashed_whole

@@ -138,6 +138,16 @@ def test_copies_hash_alike_and_other_weights_files_do_not(tmp_path: Path) -> Non
     assert len({one, sharded, scaled}) == 3
 
 
+def test_the_content_is_read_for_its_hash_once(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, CONFIG)
+    checkpoint = Checkpoint(tmp_path)
+    first = checkpoint.content_hash()
+
+    (tmp_path / "model.safetensors").unlink()
+
+    assert checkpoint.content_hash() == first
+
+
 @pytest.mark.parametrize("hashed_whole", [1 << 30, 0], ids=["whole", "by samples"])
 @pytest.mark.parametrize("shards", [1, 2])
 def test_other_weights_of_the_same_shapes_hash_otherwise(hashed_whole: int, shards: int, tmp_path: Path) -> None:
