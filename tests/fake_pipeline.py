@@ -11,6 +11,7 @@ from outrider.workers.errors import EngineStoppedError
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.verify import verify_round
+from outrider.workers.structured_outputs import StructuredOutputsParams
 
 VOCAB = 1000
 
@@ -22,6 +23,7 @@ class CountingPipeline:
         self.lanes = lanes
         self.closed = False
         self.rounds: list[Round] = []
+        self.prepared: list[StructuredOutputsParams] = []
         self.most_under_way = 0
         self._lost_in_round = lost_in_round
         self._error = error or EngineStoppedError("rank 1 (stage 1, layers 6..11) is gone or late")
@@ -32,6 +34,7 @@ class CountingPipeline:
         flying = {s for other in self._under_way for s in other.sequence_ids.tolist()}
         assert flying.isdisjoint(round.sequence_ids.tolist()), "a sequence is in two rounds at once"
         self.rounds.append(round)
+        self.prepared += round.prepares
         self._under_way.append(round)
         self.most_under_way = max(self.most_under_way, len(self._under_way))
 
@@ -43,6 +46,9 @@ class CountingPipeline:
         rows = Sampled.of(round).rows
         verdict = verify_round(round, self._target(round, rows), self._starts, max_model_len=10_000)
         return RoundResult(verdict=verdict, hidden=torch.zeros(int(verdict.accepted_rows.sum()), 1))
+
+    def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
+        self.prepared += constraints
 
     def close(self) -> None:
         assert not self._under_way, "a verdict was never collected: its sender would wait for ever"

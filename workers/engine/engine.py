@@ -209,6 +209,7 @@ class Engine:
         with self.times.part("schedule"):
             round = self._scheduler.schedule(self._free_lanes[0])
         if not round.sequences:
+            self._announce()
             return False
         for start in round.begins:
             if (sequence := self._scheduler.live(start.sequence_id)) is not None:
@@ -224,6 +225,12 @@ class Engine:
         with self.times.part("forward"):
             self._pipeline.dispatch(round)
         return True
+
+    def _announce(self) -> None:
+        """What the next round would have told the sampler to prepare: there is none to tell it with."""
+        if self._to_prepare:
+            self._pipeline.announce(tuple(self._to_prepare))
+            self._to_prepare = []
 
     def _finish_round(self) -> None:
         with self.times.part("wait"):

@@ -4,6 +4,7 @@ A rank of a later stage takes rounds from the stage before. One beside the leade
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from outrider.workers.engine.runner import Naming, StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.speculation.drafter import Drafter
+from outrider.workers.structured_outputs import StructuredOutputsParams
 
 
 class Judge(Protocol):
@@ -23,6 +25,10 @@ class Judge(Protocol):
 
     def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         """The verdict, and the accepted rows' hidden states."""
+        ...
+
+    def prepare(self, constraints: Iterable[StructuredOutputsParams]) -> None:
+        """Sequences of later rounds will begin under these."""
         ...
 
 
@@ -37,6 +43,9 @@ class ToldJudge:
         verdict = take_verdict(self._told, round.round_id).verdict
         return verdict, self._sampler.accepted(round, hidden, verdict)
 
+    def prepare(self, constraints: Iterable[StructuredOutputsParams]) -> None:
+        """Nothing to do: it draws nothing."""
+
 
 class TellingJudge:
     """The sampler, where other ranks share its stage."""
@@ -49,10 +58,14 @@ class TellingJudge:
         self._fellows.tell(verdict)
         return verdict, accepted
 
+    def prepare(self, constraints: Iterable[StructuredOutputsParams]) -> None:
+        self._sampler.prepare(constraints)
+
 
 def follow(runner: StageRunner, above: StageLink, onward: StageLink, judge: Judge | None) -> None:
     """A later stage's life: take a round from `above`, run it, pass it `onward` (the last stage: its verdict).
 
+    One without sequences only says what to prepare, and gets no verdict.
     Returns when told to stop; EngineStoppedError when a neighbour is gone.
     """
     while True:
@@ -63,6 +76,9 @@ def follow(runner: StageRunner, above: StageLink, onward: StageLink, judge: Judg
                 onward.flush()
             return
         round = message.content
+        if not round.sequences:
+            onward.send(round, message.hidden) if judge is None else judge.prepare(round.prepares)
+            continue
         hidden, took = runner.forward(round, message.hidden)
         round = runner.answered(round)
         if judge is None:

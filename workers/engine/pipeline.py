@@ -17,6 +17,9 @@ from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.errors import EngineStoppedError
 from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.structured_outputs import StructuredOutputsParams
+
+_NO_STATES = torch.empty(0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,10 @@ class Pipeline(Protocol):
         """Waits for the oldest round under way. EngineStoppedError names the rank that failed to answer."""
         ...
 
+    def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
+        """Lets the sampler compile these beside the rounds: sequences will begin under them, and no round says so."""
+        ...
+
     def close(self) -> None:
         """Tells the other stages, if any, to stop."""
         ...
@@ -52,7 +59,7 @@ class Fellows:
     def tell(self, content: Round | Verdict | None) -> None:
         """A round to run, a verdict to draft after (or to pass on), or the word to stop."""
         for link in self._links:
-            link.send(content, torch.empty(0, 0))
+            link.send(content, _NO_STATES)
 
     def flush(self) -> None:
         for link in self._links:
@@ -83,6 +90,9 @@ class SingleStage:
         if self._tells_verdicts:
             self._fellows.tell(result.verdict)
         return result
+
+    def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
+        """Nothing to say: the sampler is here, and so are its grammars."""
 
     def close(self) -> None:
         self._finished.clear()
@@ -120,9 +130,12 @@ class FirstStage:
             self._fellows.tell(result.verdict)
         return result
 
+    def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
+        self._down.send(Round(prepares=constraints), _NO_STATES)
+
     def close(self) -> None:
         self._fellows.tell(None)
-        self._down.send(None, torch.empty(0, 0))
+        self._down.send(None, _NO_STATES)
         self._down.flush()
         self._fellows.flush()
 

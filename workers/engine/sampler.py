@@ -1,7 +1,7 @@
 """Rank 0 of the last stage: turns a round's hidden states into its Verdict. Owns the sampling state."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from outrider.workers.speculation.model_parts import Head
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.shared_head import SharedHead
 from outrider.workers.speculation.verify import verify_round
+from outrider.workers.structured_outputs import StructuredOutputsParams
 
 _ROWS_AT_ONCE = 64
 
@@ -37,7 +38,7 @@ class Sampler:
         """
         began = time.perf_counter()
         self._starts.end(round.ends)
-        self._starts.prepare(round.prepares)
+        self.prepare(round.prepares)
         self._starts.begin(round.begins)
         self._starts.write_drafts(round)
         rows, sequence_ids, positions = Sampled.of(round)
@@ -53,6 +54,10 @@ class Sampler:
         self._starts.write_verdict(round, verdict)
         verdict = self._with_logprobs(round, verdict, hidden, logits)
         return verdict, self.accepted(round, hidden, verdict)
+
+    def prepare(self, constraints: Iterable[StructuredOutputsParams]) -> None:
+        """Compiles these beside the rounds: sequences will begin under them."""
+        self._starts.prepare(constraints)
 
     def assist(self, round: Round, hidden: Tensor) -> None:
         """On a rank beside the sampler: makes this one's part of all logits that the sampler needs."""

@@ -228,7 +228,21 @@ def test_a_slow_grammar_keeps_its_own_request_waiting_and_nobody_else() -> None:
     assert {chunk.request_id for chunk in heard} == {"slow"}
     for index in range(3):
         assert _tokens([chunk for chunk in heard if chunk.index == index]) == list(range(6, 11))
-    assert [one.regex for round in pipeline.rounds for one in round.prepares] == ["slow", "soon"]
+    assert [one.regex for one in pipeline.prepared] == ["slow", "soon"]
+
+
+def test_an_idle_engine_has_the_sampler_compile_a_grammar_before_any_round_needs_it() -> None:
+    compiling: Future[None] = Future()
+    pipeline, chunks = CountingPipeline(), Chunks()
+    with _running(_engine(pipeline, prepare=lambda constraint: compiling)) as engine:
+        engine.submit(_with_grammar("only"), chunks.put)
+        _wait_until(lambda: bool(pipeline.prepared))
+        assert pipeline.rounds == []
+
+        compiling.set_result(None)
+        assert _tokens(_collect(chunks, 1)["only"]) == list(range(6, 11))
+
+    assert [one.regex for one in pipeline.prepared] == ["only"]
 
 
 def test_a_grammar_that_cannot_be_compiled_is_an_error_of_its_request_alone() -> None:
