@@ -37,6 +37,18 @@ def _quantiles(metric: str) -> tuple[tuple[str, str], ...]:
 
 
 GATEWAY, ENGINE = "outrider_gateway_", "ray_outrider_"
+
+
+def _each_replica(metric: str) -> tuple[tuple[str, str], ...]:
+    return ((f"max by (replica) ({ENGINE}{metric})", "{{replica}}"),)
+
+
+def _by_purpose(metric: str) -> tuple[tuple[str, str], ...]:
+    """A mean over a stage's ranks."""
+    rate = f"avg by (replica, stage, purpose) (rate({ENGINE}{metric}[$__rate_interval]))"
+    return ((rate, "{{replica}} stage {{stage}} {{purpose}}"),)
+
+
 _DRAFTS = f"{ENGINE}spec_decode_num_draft_tokens_total"
 _ACCEPTED = f"{ENGINE}spec_decode_num_accepted_tokens_total"
 
@@ -133,6 +145,48 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Rounds", "ops", ((_rate(f"{ENGINE}rounds_total", "replica"), "{{replica}}"),), "Verification rounds."
             ),
+            Panel(
+                "Depth of late",
+                "short",
+                _each_replica("spec_decode_draft_depth"),
+                "Drafts verified a sequence and round, those without drafts too.",
+            ),
+            Panel(
+                "Price of time",
+                "tokens/s",
+                _each_replica("spec_decode_price_tokens_per_second"),
+                "Tokens that a second is worth: what a draft must earn.",
+            ),
+            Panel(
+                "Speed over that without speculation",
+                "short",
+                _each_replica("spec_decode_gain"),
+                "As modelled from measured rounds; 1 is none gained.",
+            ),
+            Panel(
+                "Rounds that speculation may still lose",
+                "short",
+                _each_replica("spec_decode_ledger_rounds"),
+                "What bounds its loss; at nothing it stops.",
+            ),
+            Panel(
+                "Speculation stopped",
+                "short",
+                _each_replica("spec_decode_stopped"),
+                "1 while nothing is drafted, because it had lost too much.",
+            ),
+            Panel(
+                "Error of forecasts",
+                "percentunit",
+                _each_replica("spec_decode_forecast_error"),
+                "Mean share by which rounds took another time than foreseen.",
+            ),
+            Panel(
+                "Signs of a broken drafter",
+                "ops",
+                ((_rate(f"{ENGINE}spec_decode_alarms_total", "replica, alarm"), "{{replica}} {{alarm}}"),),
+                "None is the rule; the leader's log says more.",
+            ),
         ),
     ),
     "experts": (
@@ -218,6 +272,25 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 _quantiles(f"{ENGINE}e2e_request_latency_seconds"),
                 "From submission to the leader.",
             ),
+            Panel(
+                "Time in the queue",
+                "s",
+                _quantiles(f"{ENGINE}request_queue_time_seconds"),
+                "From submission to the leader to the first round. Where it grows, a replica more would help.",
+            ),
+            Panel(
+                "Time in collectives",
+                "percentunit",
+                _by_purpose("collective_seconds_total"),
+                "Share of the time in which a stage's ranks exchange, or wait for each other.",
+            ),
+            Panel(
+                "Bytes in collectives",
+                "Bps",
+                _by_purpose("collective_bytes_total"),
+                "What a stage's ranks give to each other.",
+            ),
+            Panel("Collectives", "ops", _by_purpose("collectives_total"), "Exchanges among a stage's ranks."),
         ),
     ),
 }

@@ -30,18 +30,20 @@ from outrider.workers.cluster_key import draw_key
 GATEWAY = "outrider-gateway.serving.svc"
 PORTS = ("controller", "gatewayHealth", "gatewayMetrics", "gcs", "dashboard", "nodeManager", "objectManager")
 PORTS += ("runtimeEnvAgent", "dashboardAgentGrpc", "dashboardAgent", "rayMetrics")
+RESTLESS = {"enable_eplb": True, "eplb_window_size": 20, "eplb_step_interval": 1}
 PROMETHEUS = shutil.which("prometheus")
 pytestmark = [pytest.mark.full, pytest.mark.timeout(300)]
 
 
 def _rendered() -> Rendered:
-    """The example with mutual TLS and tokens, on ports that are free here."""
+    """The example with mutual TLS and tokens, on ports that are free here; experts move, for the panels about them."""
     grpc_port, leader, *ports = free_ports(2 + len(PORTS))
     first = random.randrange(12_000, 30_000)  # below the ports that free_ports draws
     changes: dict[str, Any] = {f"ports.{name}": port for name, port in zip(PORTS, ports, strict=True)}
     changes |= {"ports.leaders": f"{leader}-{leader}", "gateway.service.port": grpc_port}
     changes |= {"ports.rayWorkers": f"{first}-{first + 200}", "gateway.preStopSeconds": 0, "gateway.drainSeconds": 10}
-    changes["model.settings"] = {"port": 0, "kv_cache_memory_bytes": 64 << 20}
+    changes |= {"parallel.pipeline": 1, "parallel.data": 2, "parallel.expert": 2}
+    changes["model.settings"] = {"port": 0, "kv_cache_memory_bytes": 64 << 20, **RESTLESS}
     return render(with_values("mutual-tls", changes))
 
 
@@ -155,6 +157,7 @@ def _questions() -> dict[str, str]:
 
 
 NO_DATA = {
+    "speculation, Signs of a broken drafter: {{replica}} {{alarm}}": "no drafter breaks in this run",
     "OutriderRequestsFail": "no request fails in this run",
     "OutriderOverloaded": "no request is refused for lack of room in this run",
 }
