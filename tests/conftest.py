@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from browser import CHROMIUM, Browser
 
 from outrider.workers import logs
 
@@ -33,3 +34,12 @@ def _untouched_logging() -> Iterator[None]:
     yield
     for logger, state in zip(loggers, before, strict=True):
         logger.handlers[:], logger.level, logger.propagate = state
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()

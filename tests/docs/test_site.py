@@ -1,15 +1,21 @@
 """The documentation's site: built strictly, and its reference made from the code."""
 
+import functools
 import re
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from browser import DESKTOP, PHONE, Browser
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 from outrider.cluster.config import ServeSettings
 
 ROOT = Path(__file__).parents[2]
+CUT_DRAWING = "(one) => /[┌│└]/.test(one.textContent) && one.scrollWidth > one.clientWidth"
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +46,38 @@ def test_the_reference_names_every_setting_command_and_metric(site: Path) -> Non
     for name in ("outrider_gateway_requests_total", "ray_outrider_spec_decode_num_accepted_tokens_per_pos_total"):
         assert name in metrics
     assert "rpc Generate(GenerateRequest)" in text(site, "reference/grpc")
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Of the site, served: from files a browser would not load its search."""
+    handler = functools.partial(_Quiet, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+@pytest.mark.parametrize(
+    "name",
+    ["", "tutorial/", "explanation/one-tokens-path/", "explanation/mtp/", "helm-comparison/", "reference/values/"],
+)
+def test_a_browser_shows_a_page_without_an_error(
+    browser: Browser, address: str, name: str, width: int, dark: bool
+) -> None:
+    with browser.open(f"{address}/{name}", width=width, dark=dark) as page:
+        assert page.complaints == []
+        assert page.overflow() == 0
+        assert page.value("document.body.dataset.mdColorScheme") == ("slate" if dark else "default")
+        assert page.value("document.querySelector('article h1').checkVisibility()")
+        assert (
+            width == PHONE
+            or page.value(f"[...document.querySelectorAll('pre code')].filter({CUT_DRAWING}).length") == 0
+        )

@@ -2,11 +2,10 @@
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from browser import DESKTOP, PHONE, Browser
 from small_tokenizer import write_tokenizer
 
 from outrider.cluster.demo import Delta
@@ -15,8 +14,7 @@ from outrider.cluster.demo_report import DemoReport, DomainReport
 from outrider.cluster.status import RankStatus
 from outrider.workers.text.tokenizer import Tokenizer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ("no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update")
+BACK = ("rgb(255, 255, 255)", "rgb(20, 23, 27)")  # light and dark
 
 
 @pytest.fixture(scope="module")
@@ -84,27 +82,57 @@ def test_the_page_is_whole_asks_for_nothing_and_runs_no_text(shown: str) -> None
     assert re.findall(r'(?:src|href)="(?!data:)[^"]*"|url\((?!#)', shown) == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("width", [390, 1100])
-def test_a_browser_draws_it_without_an_error(shown: str, width: int, tmp_path: Path) -> None:
+@pytest.fixture
+def url(shown: str, tmp_path: Path) -> str:
     file = tmp_path / "page.html"
     file.write_text(shown, "utf-8")
-    options = [
-        f"--{option}" for option in (*QUIET, f"window-size={width},900", f"user-data-dir={tmp_path / 'profile'}")
-    ]
+    return file.as_uri()
 
-    done = subprocess.run(
-        [str(CHROMIUM), "--headless", *options, "--enable-logging=stderr", "--dump-dom", file.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
 
-    assert "CONSOLE" not in done.stderr
-    assert "Identical: speculation changed no token" in done.stdout
-    assert len(re.findall(r"<tr><th scope=\"row\">", done.stdout)) == 2
-    assert done.stdout.count('class="draft"') == 2
-    assert "2 of 2: 1 drafted, 1 accepted" in done.stdout
-    assert all(f'id="{plot}" role="img"' in done.stdout for plot in ("speed", "acceptance", "depth", "price", "busy"))
-    assert not re.search(r'(?:width|height|x|y|points)="[^"]*(?:NaN|Infinity|undefined)', done.stdout)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_a_browser_draws_it_whole_and_legibly(browser: Browser, url: str, width: int, dark: bool) -> None:
+    with browser.open(url, width=width, dark=dark) as page:
+        drawn = page.value("document.documentElement.outerHTML")
+
+        assert page.complaints == []
+        assert page.overflow() == 0
+        assert page.faint() == []
+        assert page.value("getComputedStyle(document.body).backgroundColor") == BACK[dark]
+    assert "Identical: speculation changed no token" in drawn
+    assert len(re.findall(r"<tr><th scope=\"row\">", drawn)) == 2
+    assert drawn.count('class="draft"') == 2
+    assert "2 of 2: 1 drafted, 1 accepted" in drawn
+    assert not re.search(r'(?:width|height|x|y|points)="[^"]*(?:NaN|Infinity|undefined)', drawn)
+
+
+def test_a_screen_reader_has_a_name_for_everything(browser: Browser, url: str) -> None:
+    with browser.open(url) as page:
+        assert page.unnamed() == []
+        plots = page.value("[...document.querySelectorAll('svg')].map((one) => one.getAttribute('aria-label'))")
+
+    assert plots[0] == "code, greedy: 100 off, 250 auto; code, T=0.8: 100 off, 125 auto"
+    assert plots[2] == "2 rounds verified 5 drafts, at most 4 in one, and accepted 3"
+    assert len(plots) == 5
+
+
+def test_the_replay_is_played_by_keys_alone(browser: Browser, url: str) -> None:
+    with browser.open(url) as page:
+        reached = []
+        for _ in range(4):
+            page.press("Tab", 9)
+            reached.append(page.value("document.activeElement.id"))
+        assert reached == ["which", "play", "step", "text"]
+
+        page.value("document.getElementById('step').focus()")
+        page.press("Home", 36)
+        assert page.value("document.getElementById('now').textContent") == "0 of 2"
+        page.press("ArrowRight", 39)
+        assert page.value("document.getElementById('now').textContent") == "1 of 2: 4 drafted, 2 accepted"
+        assert page.value("document.querySelectorAll('#text .now .draft').length") == 2
+
+        page.value("document.getElementById('play').focus()")
+        page.press("Enter", 13, "\r")
+        page.value("new Promise((done) => setTimeout(done, 1000))")
+        assert page.value("document.getElementById('now').textContent") == "2 of 2: 1 drafted, 1 accepted"
+        assert page.value("document.getElementById('play').textContent") == "Play", "at the end it stops"
