@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outrider.cluster.client import AsyncClient
+from outrider.cluster.async_client import AsyncClient
 from outrider.cluster.config import SettingsError
 from outrider.cluster.errors import GenerationFailedError, InvalidRequestError, UnavailableError
 from outrider.workers.errors import OutriderError, OverloadedError

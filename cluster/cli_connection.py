@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:  # they take a while to load
-    from outrider.cluster.client import AsyncClient, Client
+    from outrider.cluster.async_client import AsyncClient
+    from outrider.cluster.client import Client
     from outrider.cluster.client_security import ClientSecurity
 
 _FILE = {"exists": True, "dir_okay": False, "readable": True}
@@ -58,7 +59,7 @@ class Connection:
         return Client(self.address, self._security())
 
     def async_client(self) -> "AsyncClient":
-        from outrider.cluster.client import AsyncClient
+        from outrider.cluster.async_client import AsyncClient
 
         return AsyncClient(self.address, self._security())
 

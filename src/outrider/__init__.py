@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outrider.cluster.client import AsyncClient as AsyncClient
+    from outrider.cluster.async_client import AsyncClient as AsyncClient
     from outrider.cluster.client import Client as Client
     from outrider.cluster.client_security import ClientSecurity as ClientSecurity
     from outrider.workers.errors import OutriderError as OutriderError
@@ -21,7 +21,7 @@ _HOMES = {
     "SamplingParams": "outrider.workers.sampling_params",
     "OutriderError": "outrider.workers.errors",
     "Client": "outrider.cluster.client",
-    "AsyncClient": "outrider.cluster.client",
+    "AsyncClient": "outrider.cluster.async_client",
     "ClientSecurity": "outrider.cluster.client_security",
 }
 __all__ = ["LLM", "AsyncClient", "Client", "ClientSecurity", "OutriderError", "SamplingParams", "__version__"]

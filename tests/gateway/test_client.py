@@ -9,7 +9,8 @@ import pytest
 from fakes import FakeEngine
 from gateway.harness import Cluster, eventually, running
 
-from outrider.cluster.client import AsyncClient, Client
+from outrider.cluster.async_client import AsyncClient
+from outrider.cluster.client import Client
 from outrider.cluster.errors import (
     DeadlineExceededError,
     DuplicateRequestError,

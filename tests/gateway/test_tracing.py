@@ -17,7 +17,7 @@ from gateway.harness import Cluster, eventually, pb, rest, running, stopping, to
 from gateway.test_resumption import another, begun, ready_replicas
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
-from outrider.cluster.client import AsyncClient
+from outrider.cluster.async_client import AsyncClient
 from outrider.cluster.errors import InvalidRequestError
 from outrider.workers import logs
 from outrider.workers.engine.handle import Deliver
