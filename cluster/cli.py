@@ -98,7 +98,7 @@ def serve(
 @app.command()
 def gateway(
     context: typer.Context,
-    controller: Annotated[str, typer.Option(help="HOST:PORT of the controller.")],
+    controller: Annotated[str, typer.Option(help="HOST:PORT of the controller.", callback=o.host_and_port)],
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 50051,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,

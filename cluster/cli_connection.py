@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from outrider.cluster.cli_options import host_and_port
+
 if TYPE_CHECKING:  # they take a while to load
     from outrider.cluster.async_client import AsyncClient
     from outrider.cluster.client import Client
@@ -21,9 +23,10 @@ class Connection:
     Its clients need the files: InvalidRequestError names one that cannot be read.
     """
 
-    address: Annotated[str, typer.Option("--address", envvar="OUTRIDER_ADDRESS", help="HOST:PORT of a gateway.")] = (
-        "127.0.0.1:50051"
-    )
+    address: Annotated[
+        str,
+        typer.Option("--address", envvar="OUTRIDER_ADDRESS", help="HOST:PORT of a gateway.", callback=host_and_port),
+    ] = "127.0.0.1:50051"
     token_file: Annotated[
         Path | None,
         typer.Option(

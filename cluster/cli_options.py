@@ -5,6 +5,15 @@ from typing import Annotated
 
 import typer
 
+
+def host_and_port(value: str) -> str:
+    """An option's value as it is; BadParameter unless it is HOST:PORT, or another of gRPC's names (unix:/PATH, ...)."""
+    host, _, port = value.rpartition(":")
+    if "/" not in value and not (host and port.isdecimal() and int(port) <= 65535):
+        raise typer.BadParameter(f"must be HOST:PORT, got {value!r}")
+    return value
+
+
 TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="The gateway's certificate (PEM): TLS from then on.")]
 TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="Its key (PEM). Both are read anew when they change.")]
 TlsClientCa = Annotated[

@@ -4,14 +4,19 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from outrider.cluster.gateway.auth import digest_of, parse_callers
+from outrider.cluster.config import SettingsError
+from outrider.cluster.gateway.auth import NAME, Role, digest_of, parse_callers
 from outrider.workers.errors import OutriderError
 
 PREFIX = "or-"  # so that scanners for leaked secrets can know one
 
 
 def run_token(name: str, roles: Sequence[str], file: Path) -> None:
-    """Appends to `file`, which is made if absent. OutriderError if name or role is wrong, or the name is there."""
+    """Appends to `file`, which is made if absent. OutriderError if the file is wrong, or the name is there.
+
+    SettingsError names a name or role that cannot be.
+    """
+    _check(name, roles)
     token = f"{PREFIX}{secrets.token_urlsafe(32)}"
     line = f"{name} {','.join(roles)} sha256:{digest_of(token).hex()}\n"
     before = _read(file)
@@ -22,6 +27,17 @@ def run_token(name: str, roles: Sequence[str], file: Path) -> None:
     except OSError as error:
         raise OutriderError(f"cannot write {file}: {error.strerror}") from error
     print(token)  # noqa: T201  # the command's output
+
+
+def _check(name: str, roles: Sequence[str]) -> None:
+    if NAME.fullmatch(name) is None:
+        raise SettingsError(
+            f"NAME must begin with a letter or digit, then at most 62 of these and . _ @ -, got {name!r}"
+        )
+    known = [role.value for role in Role]
+    for role in roles:
+        if role not in known:
+            raise SettingsError(f"--role must be {' or '.join(known)}, got {role!r}")
 
 
 def _read(file: Path) -> str:

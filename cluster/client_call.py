@@ -1,6 +1,7 @@
 """What Client and AsyncClient share: building a call, adding events up, turning a gRPC status into an exception."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -40,6 +41,10 @@ from outrider.workers.trace_context import TraceContext
 Messages = Sequence[Mapping[str, str]]
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 _TOO_LARGE = "larger than max"  # gRPC's own words; trying again would not help
+_NOT_REACHED = re.compile(
+    r"(?:failed to connect to all addresses; last error: \w+: \S+: (?:Failed to connect to remote host: )?"
+    r"|errors resolving .*: )([^]]+)"
+)  # how gRPC says why
 _DETAILS_KEY = "grpc-status-details-bin"
 _KINDS: dict[grpc.StatusCode, type[OutriderError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
@@ -173,9 +178,17 @@ def exception_of(error: grpc.RpcError, address: str) -> OutriderError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return OverloadedError(details, _retry_after_s(error.trailing_metadata() or ()))
     if code is grpc.StatusCode.UNAVAILABLE:
-        return UnavailableError(f"{address}: {details}")
+        return UnavailableError(_unavailable(address, details))
     kind = _KINDS.get(code, OutriderError)
     return kind(details if kind is not OutriderError else f"{address}: {code.name}: {details}")
+
+
+def _unavailable(address: str, details: str) -> str:
+    """A gateway's own words, or that there was none to say any: gRPC's words for that are many."""
+    found = _NOT_REACHED.match(details)
+    if found is None:
+        return f"{address}: {details}"
+    return f"cannot reach {address} ({found[1]}): is a gateway there?"
 
 
 def _retry_after_s(metadata: Iterable[Any]) -> float:

@@ -20,7 +20,8 @@ from outrider.workers.errors import OutriderError
 
 log = logging.getLogger("outrider.gateway.auth")
 
-_LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._@-]{0,62})\s+(?P<roles>[a-z,]+)\s+sha256:(?P<digest>[0-9a-f]{64})")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")  # of a caller
+_LINE = re.compile(rf"(?P<name>{NAME.pattern})\s+(?P<roles>[a-z,]+)\s+sha256:(?P<digest>[0-9a-f]{{64}})")
 
 
 class Role(enum.Enum):

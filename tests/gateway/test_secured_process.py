@@ -123,7 +123,8 @@ def test_a_name_gets_one_token_and_a_role_must_be_known(tmp_path: Path) -> None:
     assert outrider("token", "a", "--role", "admin", "--file", file).returncode == 0
 
     assert "a is there twice" in outrider("token", "a", "--role", "admin", "--file", file).stderr
-    assert (
-        "role must be inference or admin, got 'root'" in outrider("token", "b", "--role", "root", "--file", file).stderr
-    )
+    for name, role, named in (("b", "root", "--role must be inference or admin, got 'root'"), ("b c", "admin", "NAME")):
+        refused = outrider("token", name, "--role", role, "--file", file)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert named in refused.stderr
     assert len(Path(file).read_text().splitlines()) == 1

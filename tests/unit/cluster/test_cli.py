@@ -35,6 +35,8 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (("generate", "\udcff"), "prompt"),  # what Python makes of an argument that is no UTF-8
         (("generate", "x", "--speculation", "fast"), "speculation"),
         (("gateway",), "--controller"),
+        (("gateway", "--controller", "nowhere"), "must be HOST:PORT, got 'nowhere'"),
+        (("status", "--address", "host:99999"), "must be HOST:PORT, got 'host:99999'"),
         (("gateway", "--controller", "h:1", "--max-live-requests", "0"), "max_live_requests"),
         (("--log-level", "loud", "status"), "--log-level"),
         (("demo", "--prompts", "0"), "--prompts"),
@@ -62,8 +64,8 @@ def test_bad_usage_is_one_line_and_status_2(
     [
         (("serve", "--model", "nowhere"), "unknown model 'nowhere'"),
         (("serve", "--pipeline-parallel-size", "99"), "99"),
-        (("generate", "x", "--address", "127.0.0.1:1"), "127.0.0.1:1"),
-        (("status", "--address", "127.0.0.1:1"), "127.0.0.1:1"),
+        (("generate", "x", "--address", "127.0.0.1:1"), "cannot reach 127.0.0.1:1"),
+        (("status", "--address", "127.0.0.1:1"), "cannot reach 127.0.0.1:1"),
         (("demo", "--json", "/nowhere/demo.json"), "/nowhere/demo.json"),
         (("distill", "--dry-run", "--model", "nowhere"), "unknown model 'nowhere'"),
     ],
