@@ -14,6 +14,7 @@ import grpc
 import ray
 
 from outrider.cluster import record, roster
+from outrider.cluster.acting import Acting
 from outrider.cluster.autoscale import Autoscaler, Load
 from outrider.cluster.charge import Charge
 from outrider.cluster.controller_service import serve
@@ -21,12 +22,12 @@ from outrider.cluster.leftovers import remove_all_but
 from outrider.cluster.machines import MachineKeeper, MachineProvider, Need, RayPlacement, unused
 from outrider.cluster.names import controller_name
 from outrider.cluster.nodes import draining_nodes, survey
-from outrider.cluster.reconcile import Action, End, Goal, Phase, Publish, Retire, Start, Stop, reconcile
+from outrider.cluster.reconcile import Action, Goal, Phase, reconcile
 from outrider.cluster.record import ClusterRecord, RecordKeeper
 from outrider.cluster.replica import Replica
 from outrider.cluster.report import Report, report_on
 from outrider.cluster.roster import Member
-from outrider.cluster.routes import Ending, RouteTable
+from outrider.cluster.routes import RouteTable
 from outrider.workers import logs
 from outrider.workers.actor import LOOPBACK
 
@@ -47,7 +48,6 @@ class Controller:
         self._owner_seen_at = time.monotonic()
         self._replicas: dict[str, Replica] = {}
         self._generations: dict[str, int] = {}  # the last of every name there ever was
-        self._acting: dict[str, asyncio.Task[None]] = {}  # by replica: one set of actions at a time, each to its end
         self._former_hosts: deque[str] = deque(maxlen=REMEMBERED_HOSTS)  # of replicas that left
         self._ever_ready = self._ending = False
         self._autoscaler = Autoscaler(charge.autoscale, charge.engine.max_num_seqs) if charge.autoscale else None
@@ -57,6 +57,7 @@ class Controller:
         self._server: grpc.aio.Server | None = None
         self._address = ""
         self._record = RecordKeeper(charge.cluster, self._current_record)
+        self._acting = Acting(self._table, self._record, lambda: self._pending, self._note_ready)
         self._opening = asyncio.create_task(self._open(), name="open")  # at every start: a restart has no caller
 
     async def open(self) -> str:
@@ -179,7 +180,7 @@ class Controller:
         await self._table.drain()
         while self._replicas:
             await self._reconcile()
-            await asyncio.wait([*self._acting.values(), asyncio.create_task(asyncio.sleep(TICK_S))])
+            await asyncio.wait([*self._acting.tasks, asyncio.create_task(asyncio.sleep(TICK_S))])
         for task in self._background:
             task.cancel()
         if self._server is not None:
@@ -213,16 +214,17 @@ class Controller:
 
     async def _reconcile(self) -> None:
         """Decides who comes, who leaves and what each does next, and begins to act on it."""
-        self._acting = {name: task for name, task in self._acting.items() if not task.done()}
         self._forget_who_left()
         self._autoscale()
         self._change_roster()
         for replica in self.replicas:
-            actions = self._decide(replica) if replica.name not in self._acting else []
-            if actions:
-                self._acting[replica.name] = asyncio.create_task(self._act(replica, actions))
+            if not self._acting.busy(replica.name):
+                self._acting.begin(replica, self._decide(replica))
         await self._table.expect(self._pending)
         await self._record.write()
+
+    def _note_ready(self) -> None:
+        self._ever_ready = True
 
     @property
     def _pending(self) -> int:
@@ -233,7 +235,7 @@ class Controller:
     def _forget_who_left(self) -> None:
         for name, replica in list(self._replicas.items()):
             gone = replica.goal is not Goal.SERVE and replica.phase in (Phase.ABSENT, Phase.FAILED)
-            if gone and name not in self._acting:
+            if gone and not self._acting.busy(name):
                 self._generations[name] = replica.generation
                 self._former_hosts.extend(replica.hosts)
                 del self._replicas[name]
@@ -281,46 +283,6 @@ class Controller:
             leaving=replica.leaving,
             retry_at=replica.retry_at if self._ever_ready else None,
         )
-
-    async def _act(self, replica: Replica, actions: Sequence[Action]) -> None:
-        for action in actions:
-            names = {"replica": replica.name, "generation": replica.generation}
-            logs.event(log, logging.INFO, "replica acts", **names, action=action)
-            try:
-                await self._take(replica, action)
-            except Exception:
-                log.exception("%s: an action failed; the next tick decides again", replica.name)
-
-    async def _take(self, replica: Replica, action: Action) -> None:
-        match action:
-            case Start():
-                replica.start()
-            case Publish():
-                replica.ready()
-                self._ever_ready = True
-                await self._record.write()  # first: what a gateway has heard of, the next controller knows
-                await self._table.publish(replica.route, pending=self._pending)
-            case Retire():
-                replica.retired()
-                await self._record.write()
-                await self._table.retire(replica.name, pending=self._pending)
-            case End(reason):
-                published = replica.phase in (Phase.READY, Phase.DRAINING)
-                replica.failed(reason)
-                await self._withdraw(replica, reason if published else "")
-                await replica.destroy(gently=False)
-            case Stop(reason):
-                gently = replica.phase is not Phase.STARTING
-                replica.phase = Phase.DRAINING
-                await self._withdraw(replica, reason)
-                await replica.destroy(gently=gently)
-                replica.phase = Phase.ABSENT
-
-    async def _withdraw(self, replica: Replica, reason: str) -> None:
-        """Its gateways hear that it ended, and why; without a reason there is nothing to tell."""
-        if reason:
-            ending = Ending(replica=replica.name, generation=replica.generation, reason=reason)
-            await self._table.withdraw(ending, pending=self._pending)
 
 
 def _provider(charge: Charge) -> MachineProvider:
