@@ -8,6 +8,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(r"(?:<!--(?P<note>(?:(?!-->).)*)-->\n)?^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
+_OUTRIDER = re.compile(r"(?:\$ )?(?:\.venv/bin/)?(outrider .*)")
 _TITLE = re.compile(r'title="([^"]+)"')
 
 
@@ -21,7 +22,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        return shlex.split(self.text)
+        return shlex.split(self.text, comments=True)
 
 
 def pages() -> list[Path]:
@@ -38,6 +39,16 @@ def commands(page: Path) -> Iterator[Command]:
         for line in block["text"].splitlines():
             assert line.startswith("$ "), f"{page.name}: a console block holds commands alone, got {line!r}"
             yield Command(page.name, line.removeprefix("$ "), why_not)
+
+
+def shown() -> Iterator[Command]:
+    """Every `outrider` command in any block of the repository's pages, of which only those of `commands` are run."""
+    root = DOCS.parent
+    for page in (*pages(), root / "README.md", root / "helm" / "outrider" / "README.md"):
+        for block in _BLOCK.finditer(page.read_text()):
+            lines = block["text"].replace("\\\n", " ").splitlines()
+            for found in filter(None, map(_OUTRIDER.match, lines)):
+                yield Command(page.name, found[1])
 
 
 def written_files(page: Path) -> dict[str, str]:

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from distributed.served import SOURCE, Outrider
-from docs.commands import Command, commands, pages, written_files
+from docs.commands import Command, commands, pages, shown, written_files
+
+from outrider.cluster.cli import app
 
 SHOWN = "127.0.0.1:50051"  # where the documentation's server listens
 RUN = {page: [one for one in commands(page) if not one.why_not] for page in pages()}
@@ -41,6 +44,21 @@ def test_there_are_commands_to_run_and_reasons_for_the_others() -> None:
 
     assert len([one for one in told if not one.why_not]) > 8
     assert [one.text for one in told if one.why_not and len(one.why_not.split()) < 3] == []
+
+
+def test_what_is_shown_and_not_run_is_a_command_with_such_options_too() -> None:
+    root = typer.main.get_command(app)
+    read = 0
+    for one in shown():
+        name, *arguments = one.words[1:]
+        if name == "--version":
+            continue
+        command = root.commands[name]
+        context = command.make_context(name, [], resilient_parsing=True)
+        command.make_parser(context).parse_args(arguments)  # raises, and names what it does not know
+        read += 1
+
+    assert read > 30
 
 
 @pytest.mark.parametrize("page", [page for page, found in RUN.items() if found], ids=lambda page: page.stem)
