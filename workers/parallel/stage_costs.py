@@ -13,8 +13,9 @@ SEQUENCES = 4  # a round of a lane that has work, each with
 CONTEXT = 256  # tokens behind it
 _ROW = 0.15  # multiplying a parameter with a row
 _KEY = 0.4  # scoring a value of a cached latent for one head and row, or summing it up
-_DRAW = 110.0  # an entry of the vocabulary in a row's draw: its noise, and the comparison
-_DRAFTING = 8e6  # what the drafter does a round around its passes
+_DRAW = 40.0  # an entry of the vocabulary in a row's draw: its noise, and the comparison
+_DRAFTING = 5e6  # what the drafter does a round around its passes
+_NARROW = 0.5  # reading a parameter of 8 bits, which those of what drafts have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,27 +37,28 @@ def stage_costs(model: ModelConfig, draft_steps: int) -> StageCosts:
     )
 
 
-def _layer(shapes: Shapes, layer: int, rows: float) -> float:
+def _layer(shapes: Shapes, layer: int, rows: float, reading: float = 1.0) -> float:
     model = shapes.model
     a_key = model.num_attention_heads * (model.head_dim_latent + model.kv_lora_rank)
-    attention = _linear(shapes.down + shapes.heads, rows) + rows * CONTEXT * a_key * _KEY
-    return attention + (_experts(shapes, rows) if shapes.moe(layer) else _linear(shapes.dense, rows))
+    attention = _linear(shapes.down + shapes.heads, rows, reading) + rows * CONTEXT * a_key * _KEY
+    moe = shapes.moe(layer)
+    return attention + (_experts(shapes, rows, reading) if moe else _linear(shapes.dense, rows, reading))
 
 
-def _experts(shapes: Shapes, rows: float) -> float:
+def _experts(shapes: Shapes, rows: float, reading: float) -> float:
     """Of the routed ones those are read that some row chose."""
     model = shapes.model
     read = model.n_routed_experts * hit_share(model.n_routed_experts, model.num_experts_per_tok, rows)
-    routed = shapes.expert * (read + rows * model.num_experts_per_tok * _ROW)
-    return routed + _linear(shapes.shared + shapes.router, rows)
+    routed = shapes.expert * (read * reading + rows * model.num_experts_per_tok * _ROW)
+    return routed + _linear(shapes.shared + shapes.router, rows, reading)
 
 
-def _linear(parameters: float, rows: float) -> float:
-    return parameters * (1 + rows * _ROW)
+def _linear(parameters: float, rows: float, reading: float) -> float:
+    return parameters * (reading + rows * _ROW)
 
 
-def _head(shapes: Shapes, rows: float) -> float:
-    return _linear(shapes.vocabulary, rows) + rows * shapes.model.vocab_size * _DRAW
+def _head(shapes: Shapes, rows: float, reading: float = 1.0) -> float:
+    return _linear(shapes.vocabulary, rows, reading) + rows * shapes.model.vocab_size * _DRAW
 
 
 def _drafts(shapes: Shapes, steps: int) -> float:
@@ -70,8 +72,8 @@ def _drafts(shapes: Shapes, steps: int) -> float:
     behind = [SEQUENCES * (step if step < steps else 0) for step in range(modules)]
     passes = sum(_module(shapes, accepted + drafts) for drafts in behind)
     passes += max(0, steps - modules) * _module(shapes, SEQUENCES)
-    return passes + steps * _head(shapes, SEQUENCES) + _DRAFTING
+    return passes + steps * _head(shapes, SEQUENCES, _NARROW) + _DRAFTING
 
 
 def _module(shapes: Shapes, rows: float) -> float:
-    return _layer(shapes, shapes.model.num_hidden_layers, rows) + _linear(shapes.joiner, rows)
+    return _layer(shapes, shapes.model.num_hidden_layers, rows, _NARROW) + _linear(shapes.joiner, rows, _NARROW)
