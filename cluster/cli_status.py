@@ -101,7 +101,8 @@ def _place(rank: RankStatus) -> str:
     device = f"{rank.device} {rank.visible_devices}".strip()
     via = f"via {rank.interface}" if rank.interface else ""
     process = f"pid {rank.pid}" if rank.pid else ""
-    return ", ".join(escape(part) for part in (rank.node, process, device, via) if part)
+    exchange = f"exchanges over {rank.carriers}" if rank.carriers else ""
+    return ", ".join(escape(part) for part in (rank.node, process, device, via, exchange) if part)
 
 
 def _load(replica: ReplicaStatus) -> str:

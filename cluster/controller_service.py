@@ -259,6 +259,7 @@ def _rank_status(replica: Replica, rank: int) -> cluster_pb2.RankStatus:
         device=replica.device,
         visible_devices=probe.visible_devices if probe is not None else "",
         interface=probe.interface if probe is not None else "",
+        carriers=status.carriers if status is not None else "",
         state="failed" if replica.phase is Phase.FAILED else state,
         busy=status.busy_s / status.elapsed_s if status is not None and status.elapsed_s > 0 else 0.0,
     )

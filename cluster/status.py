@@ -23,6 +23,7 @@ class RankStatus:
     visible_devices: str = ""  # of its node's accelerators; empty on a CPU
     interface: str = ""  # through which it meets ranks on other nodes
     node_id: str = ""  # Ray's
+    carriers: str = ""  # of what it exchanges with other ranks of its stage, e.g. "shared memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +201,7 @@ def _rank_from_wire(rank: cluster_pb2.RankStatus) -> RankStatus:
         visible_devices=rank.visible_devices,
         interface=rank.interface,
         node_id=rank.node_id,
+        carriers=rank.carriers,
     )
 
 

@@ -88,6 +88,7 @@ class RankStatus:
     elapsed_s: float = 0.0  # since ready
     counters: EngineCounters = field(default_factory=EngineCounters)
     traffic: dict[str, Traffic] = field(default_factory=dict)  # of the collectives, by purpose
+    carriers: str = ""  # of them: "shared memory", "gloo", "nccl", or several
     info: EngineInfo | None = None
 
     def to_json(self) -> str:
@@ -162,6 +163,7 @@ class Rank:
             elapsed_s=time.monotonic() - self._ready_at,
             counters=self._role.counters,
             traffic=self._role.traffic,
+            carriers=self._role.carriers,
         )
 
     def _on_ready(self, service_address: str) -> None:

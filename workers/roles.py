@@ -78,6 +78,11 @@ class Leader:
         """Of the collectives, by purpose."""
         return total_traffic(self._sharing.groups)
 
+    @property
+    def carriers(self) -> str:
+        """Of the collectives, in words."""
+        return self._sharing.carriers
+
 
 class Follower:
     """Any other rank. Ends when the leader says so; its process may also simply be ended.
@@ -115,3 +120,8 @@ class Follower:
     @property
     def traffic(self) -> dict[str, Traffic]:
         return total_traffic(self._sharing.groups)
+
+    @property
+    def carriers(self) -> str:
+        """Of the collectives, in words."""
+        return self._sharing.carriers

@@ -44,6 +44,7 @@ PURPOSES = (
     "logits",
     "drafts",
     "expert loads",
+    "trial",
 )
 GATHER = CFUNCTYPE(c_int32, c_void_p, c_int32, c_void_p, c_int64, c_int32, c_void_p)
 EXCHANGE = CFUNCTYPE(c_int32, c_void_p, c_int32, c_void_p, POINTER(c_int64), c_void_p, POINTER(c_int64))

@@ -1,4 +1,7 @@
-"""A rank in a process of its own, over gloo: python collectives_partner.py RANK RANKS PORT. Prints what it found."""
+"""A rank in a process of its own: python collectives_partner.py RANK RANKS PORT [MACHINE]. Prints what it found.
+
+With a machine that all name alike, ranks try whether they share memory; without, each is on one of its own.
+"""
 
 import sys
 
@@ -16,7 +19,8 @@ def main() -> None:
     rank, ranks, port = map(int, sys.argv[1:4])
     groups.join(rank, ranks, "127.0.0.1", port, CPU)
     mesh = Mesh(tensor=ranks)
-    met = meet_groups(rank, mesh, CPU, f"machine {rank}", 3.0, lambda other: f"rank {other}")
+    machine = sys.argv[4] if len(sys.argv) > 4 else f"machine {rank}"
+    met = meet_groups(rank, mesh, CPU, machine, 3.0, lambda other: f"rank {other}")
     group = met[mesh.tensor_group(rank)]
     found = [
         group.gather(torch.full((2, 3), rank, dtype=torch.bfloat16), "heads").float().sum().item(),

@@ -1,6 +1,7 @@
 """Makes a replica's groups: process groups, and where all of a group's ranks share a machine, memory of their own.
 
 As with links, whether they share it is tried, not guessed: the first rank of a group hands its memory over a socket.
+Then both are timed, and the faster one carries what the group exchanges.
 """
 
 import logging
@@ -20,6 +21,7 @@ from outrider.workers.parallel.collectives import Collectives
 from outrider.workers.parallel.group_collectives import GroupCollectives, new_group
 from outrider.workers.parallel.mesh import Mesh, group_name
 from outrider.workers.parallel.shared_collectives import SharedCollectives
+from outrider.workers.parallel.trial import trial_seconds
 
 log = logging.getLogger("outrider.links")
 _TIMEOUT_S = 10.0  # for what a peer of this machine has already done when it is waited for
@@ -49,14 +51,27 @@ def meet_groups(
     memory = _meet_in_memory(rank, own, machine, timeout_s) if device.type == "cpu" else {}
     found: dict[Members, Collectives] = {}
     for members in own:
-        names = [describe(member) for member in members]
+        candidates: list[Collectives] = [GroupCollectives(process_groups[members], group_name(members), timeout_s)]
         if members in memory:
-            found[members] = SharedCollectives(memory[members], names, timeout_s)
-        else:
-            found[members] = GroupCollectives(process_groups[members], group_name(members), timeout_s)
-        log.info("%s exchange over %s", group_name(members), found[members].name)
+            names = [describe(member) for member in members]
+            candidates.insert(0, SharedCollectives(memory[members], names, timeout_s))
+        found[members] = fastest(candidates, group_name(members))
         groups.on_leave(found[members].close)
     return found
+
+
+def fastest(candidates: Sequence[Collectives], where: str) -> Collectives:
+    """The one of `candidates` that goes on; the others are closed. The same on every rank of the group, `where`."""
+    if len(candidates) == 1:
+        log.info("%s exchange over %s", where, candidates[0].name)
+        return candidates[0]
+    seconds = trial_seconds(candidates)
+    best = seconds.index(min(seconds))
+    tried = [f"{each.name} {1e6 * took:.0f} us" for each, took in zip(candidates, seconds, strict=True)]
+    log.info("%s exchange over %s (tried: %s)", where, candidates[best].name, ", ".join(tried))
+    for other in (*candidates[:best], *candidates[best + 1 :]):
+        other.close()
+    return candidates[best]
 
 
 def _meet_in_memory(rank: int, own: Sequence[Members], machine: str, timeout_s: float) -> dict[Members, SharedGroup]:

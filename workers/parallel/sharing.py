@@ -35,6 +35,11 @@ class Sharing:
         """Each once."""
         return tuple({id(group): group for group in (self.tensor, self.stage)}.values())
 
+    @property
+    def carriers(self) -> str:
+        """What carries what this rank exchanges with the others, e.g. "shared memory"; empty where there are none."""
+        return ", ".join(dict.fromkeys(group.name for group in self.groups if group.size > 1))
+
     def columns(self, size: int, purpose: str, unit: int | None = None) -> "Columns":
         """What joins this rank's slice of `size` outputs to the others'."""
         shard = self.shard

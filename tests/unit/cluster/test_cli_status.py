@@ -28,7 +28,11 @@ REPLICA = ReplicaStatus(
     generation=2,
     state="ready",
     problem="",
-    ranks=(RANK, replace(RANK, rank=1, pid=124), replace(RANK, rank=2, stage=1, first_layer=7, end_layer=13)),
+    ranks=(
+        RANK,
+        replace(RANK, rank=1, pid=124, carriers="shared memory"),
+        replace(RANK, rank=2, stage=1, first_layer=7, end_layer=13),
+    ),
     engine=ENGINE,
     last_ending="generation 1 ended: rank 1 [bold] died",
 )
@@ -58,7 +62,7 @@ def test_a_cluster_is_drawn_as_replicas_stages_and_ranks() -> None:
         "    ├── speculation: 1.00 x off, depth 0.0, price 0 tokens/s, ledger 0.0 rounds, accepted at 1..",
         "    ├── stage 0, layers 0..6",
         "    │   ├── rank 0: ready, gpu-a, pid 123, cuda 3, via eth0, busy 50%",
-        "    │   └── rank 1: ready, gpu-a, pid 124, cuda 3, via eth0, busy 50%",
+        "    │   └── rank 1: ready, gpu-a, pid 124, cuda 3, via eth0, exchanges over shared memory, busy 50%",
         "    └── stage 1, layers 7..12",
         "        └── rank 2: ready, gpu-a, pid 123, cuda 3, via eth0, busy 50%",
     ]

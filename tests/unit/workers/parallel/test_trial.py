@@ -1,0 +1,99 @@
+"""What carries a group's collectives is what was faster on its slowest rank, and all ranks agree on it."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+import torch
+from sharded import all_sharings, close_all
+from torch import Tensor
+
+from outrider.workers.config import ParallelConfig, resolve_model
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.parallel.collectives import Collectives, ExchangeBrokenError
+from outrider.workers.parallel.group_meeting import fastest
+from outrider.workers.parallel.shared_collectives import SharedCollectives
+from outrider.workers.parallel.traffic import Traffic
+
+SCOUT = ModelConfig.load(resolve_model("scout"))
+RANKS = 2
+T = TypeVar("T")
+
+
+class Slow:
+    """Another carrier, late on rank 1 only, as its own clock says."""
+
+    name = "slow"
+
+    def __init__(self, group: Collectives) -> None:
+        self._group, self.rank, self.size = group, group.rank, group.size
+        self.closed = False
+
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        late = 0.01 if self.rank else 0.0
+        return {purpose: each + Traffic(0, 0, late * each.count) for purpose, each in self._group.traffic.items()}
+
+    def gather(self, part: Tensor, purpose: str, root: int | None = None) -> Tensor:
+        return self._group.gather(part, purpose, root)
+
+    def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
+        return self._group.exchange(sent, sent_rows, received_rows, purpose)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def groups() -> Iterator[tuple[list[Collectives], list[Collectives]]]:
+    """Two carriers of one group, by rank."""
+    both = [all_sharings(SCOUT, ParallelConfig(tensor_parallel_size=RANKS), timeout_s=1.0) for _ in range(2)]
+    yield tuple([sharing.tensor for sharing in each] for each in both)  # type: ignore[misc]
+    for each in both:
+        close_all(each)
+
+
+def together(work: Callable[[int], T]) -> list[T]:
+    with ThreadPoolExecutor(RANKS) as pool:
+        return list(pool.map(work, range(RANKS)))
+
+
+@pytest.mark.parametrize("slow_first", [True, False])
+def test_all_ranks_go_on_with_what_is_faster_on_the_slowest_of_them(
+    groups: tuple[list[Collectives], list[Collectives]], slow_first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick, slow = groups[0], [Slow(group) for group in groups[1]]
+
+    def choose(rank: int) -> Collectives:
+        candidates: list[Collectives] = [quick[rank], slow[rank]]
+        return fastest(candidates[::-1] if slow_first else candidates, "ranks 0..1")
+
+    with caplog.at_level(logging.INFO, "outrider.links"):
+        assert together(choose) == quick
+
+    assert all(each.closed for each in slow)
+    assert "ranks 0..1 exchange over shared memory (tried: " in caplog.text
+    found = together(lambda rank: quick[rank].gather(torch.tensor([rank]), "latents"))
+    assert all(each.flatten().tolist() == [0, 1] for each in found), "what was chosen still works"
+
+
+def test_what_can_be_had_in_one_way_only_is_not_tried(groups: tuple[list[Collectives], list[Collectives]]) -> None:
+    only = groups[0][0]
+
+    assert fastest([only], "ranks 0..1") is only
+    assert not only.traffic
+
+
+def test_a_rank_that_does_not_come_to_the_trial_is_named(
+    groups: tuple[list[Collectives], list[Collectives]],
+) -> None:
+    began = time.monotonic()
+    first, second = groups
+    assert isinstance(first[0], SharedCollectives)
+
+    with pytest.raises(ExchangeBrokenError, match="rank 1 is gone or late: waiting for its part of the trial"):
+        fastest([first[0], second[0]], "ranks 0..1")
+    assert time.monotonic() - began < 10
