@@ -99,7 +99,7 @@ class Controller:
         self._former_hosts.extend(before.former_hosts)
         for one in before.replicas:
             replica = self._replicas[one.name] = Replica(one.name, self._charge, one.generation)
-            replica.goal, replica.last_ending = one.goal, one.last_ending
+            replica.goal, replica.last_ending, replica.restarts = one.goal, one.last_ending, one.restarts
             if one in before.survivors:
                 await asyncio.to_thread(replica.adopt, one)
                 replica.watch()

@@ -19,6 +19,7 @@ class ReplicaRecord:
 
     name: str
     generation: int
+    restarts: int
     goal: Goal
     phase: Phase
     started: bool  # its ranks exist, and have been told what to load

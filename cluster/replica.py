@@ -45,6 +45,7 @@ class Replica:
         self.eviction = ""  # why it cannot stay where it is
         self.device = charge.engine.device  # settled when the gang is placed
         self.failures = 0  # one after another
+        self.restarts = 0  # generations that followed a failed one
         self._charge = charge
         self._failed_at = self._ready_at = self._retired_at = 0.0
         self._reset()
@@ -80,6 +81,7 @@ class Replica:
         return ReplicaRecord(
             name=self.name,
             generation=self.generation,
+            restarts=self.restarts,
             goal=self.goal,
             phase=self.phase,
             started=self._started,
@@ -152,6 +154,7 @@ class Replica:
     def start(self) -> None:
         """Begins the next generation."""
         self.generation += 1
+        self.restarts += self.phase is Phase.FAILED
         self._reset()
         self.phase, self.problem = Phase.STARTING, ""
         self._tasks.append(asyncio.create_task(self._bring_up(), name=f"bring up {self.name}"))
@@ -229,6 +232,7 @@ class Replica:
                 master_address=LOOPBACK if alone else address,
                 master_port=port,
                 generation=self.generation,
+                restarts=self.restarts,
                 replica=self.name,
                 service_host=address if several else LOOPBACK,
                 service_ports=self._charge.leader_ports,

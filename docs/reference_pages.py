@@ -116,7 +116,7 @@ def engine_metrics() -> Iterator[tuple[object, ...]]:
 
     kinds = {kind.capitalize(): stand_in(kind) for kind in ("counter", "gauge", "histogram")}
     with mock.patch.multiple(publishing, **kinds):
-        publishing.MetricsPublisher("replica", 1, 0, leads=True)
+        publishing.MetricsPublisher("replica", 1, 0, stage=0, leads=True)
     return iter(made)
 
 

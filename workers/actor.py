@@ -96,9 +96,8 @@ class RankShell:
             self._error = str(error) if known else f"{type(error).__name__}: {error}"
 
     def _publish_metrics(self, rank: RunnableRank, spec: RankSpec) -> None:
-        publisher = MetricsPublisher(
-            spec.replica, spec.generation, stage=spec.mesh.place(spec.rank).stage, leads=spec.rank == 0
-        )
+        stage, leads = spec.mesh.place(spec.rank).stage, spec.rank == 0
+        publisher = MetricsPublisher(spec.replica, spec.generation, spec.restarts, stage=stage, leads=leads)
         threading.Thread(target=publisher.run, args=(rank, self._stopping), name="metrics", daemon=True).start()
 
     def probe(self) -> Probe:

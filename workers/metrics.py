@@ -101,6 +101,8 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "outrider_spec_decode_stopped": "1 while that ledger is empty and nothing is drafted.",
     "outrider_spec_decode_draft_depth": "Drafts verified a sequence and round, of late.",
     "outrider_spec_decode_forecast_error": "Mean absolute share by which rounds' time was forecast wrongly, of late.",
+    "outrider_generation": "Number of the replica's current gang.",
+    "outrider_restarts": "Times that a failed gang of the replica was followed by another.",
 }
 
 
@@ -121,13 +123,14 @@ class Published(Protocol):
 class MetricsPublisher:
     """Copies what one rank says of itself into Ray's metrics until told to stop."""
 
-    def __init__(self, replica: str, generation: int, stage: int, *, leads: bool) -> None:
+    def __init__(self, replica: str, generation: int, restarts: int, *, stage: int, leads: bool) -> None:
         self._tags = {"replica": replica}
-        self._stage, self._generation_number, self._leads = str(stage), generation, leads
+        self._stage, self._leads = str(stage), leads
+        self._gang: dict[str, float] = {"outrider_generation": generation, "outrider_restarts": restarts}
         self._increments = Increments()
         empty = EngineCounters()
         self._counters = {name: Counter(name, _DESCRIPTIONS[name], _TAGS) for name in totals(empty)}
-        named = (*gauges(empty), *speculation_gauges(empty.speculation))
+        named = (*gauges(empty), *speculation_gauges(empty.speculation), *self._gang)
         self._gauges = {name: Gauge(name, _DESCRIPTIONS[name], _TAGS) for name in named}
         self._alarms = Counter(
             "outrider_spec_decode_alarms", "Signs that a drafter is broken, by which.", (*_TAGS, "alarm")
@@ -155,7 +158,6 @@ class MetricsPublisher:
             "What the rank with the most work for its experts had over the mean, by layer, of late.",
             (*_TAGS, "layer"),
         )
-        self._generation = Gauge("outrider_generation", "Number of the replica's current gang.", _TAGS)
 
     def run(self, rank: Published, stop: threading.Event) -> None:
         while not stop.wait(PUBLISH_EVERY_S):
@@ -169,11 +171,10 @@ class MetricsPublisher:
         self._add(self._stage_seconds, "stage", status.busy_s, self._stage)
         self._publish_traffic(status.traffic)
         if self._leads:
-            self._generation.set(self._generation_number, self._tags)
             self._publish_engine(status.counters)
 
     def _publish_engine(self, counters: EngineCounters) -> None:
-        for name, value in (gauges(counters) | speculation_gauges(counters.speculation)).items():
+        for name, value in (self._gang | gauges(counters) | speculation_gauges(counters.speculation)).items():
             self._gauges[name].set(value, self._tags)
         for layer, found in counters.experts.imbalance.items():
             self._imbalance.set(found, {**self._tags, "layer": str(layer)})

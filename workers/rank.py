@@ -43,6 +43,7 @@ class RankSpec:
     master_address: str = "127.0.0.1"
     master_port: int = 0
     generation: int = 1
+    restarts: int = 0  # generations of the replica that followed a failed one
     replica: str = "r0"
     service_host: str | None = (
         None  # where the leader's EngineService listens; None: nowhere, the engine is used in process

@@ -1,11 +1,9 @@
 """What an engine publishes, as a scrape of Ray's metrics port shows it."""
 
 import time
-import urllib.request
 
 import pytest
-import ray
-from prometheus_client.parser import text_string_to_metric_families
+from distributed.scraping import samples_of
 
 from outrider.workers.engine.request import EngineCounters
 from outrider.workers.metrics import MetricsPublisher
@@ -18,16 +16,10 @@ OWN_LABELS = ("position", "stage", "finished_reason")
 
 def scraped(replica: str) -> Samples:
     """A replica's samples but for buckets, by name and by its own label's value ("" without one)."""
-    here = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == here)
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        families = text_string_to_metric_families(answer.read().decode())
-        samples = [sample for family in families for sample in family.samples]
     return {
         (sample.name, next((sample.labels[label] for label in OWN_LABELS if label in sample.labels), "")): sample.value
-        for sample in samples
-        if sample.labels.get("replica") == replica and "le" not in sample.labels
+        for sample in samples_of(replica)
+        if "le" not in sample.labels
     }
 
 
@@ -42,7 +34,7 @@ def scraped_once_it_has(replica: str, *key: str) -> Samples:
 
 @pytest.mark.usefixtures("ray_address")
 def test_a_leaders_totals_gauges_and_requests_reach_ray() -> None:
-    publisher = MetricsPublisher("leads", 3, stage=0, leads=True)
+    publisher = MetricsPublisher("leads", 3, 2, stage=0, leads=True)
     counters = EngineCounters(rounds=4, running=9, drafted=8, accepted=4, accepted_per_position=[3, 1])
     stopped = Observation(reason="stop", latency_s=2.0, time_to_first_token_s=1.0)
 
@@ -63,13 +55,14 @@ def test_a_leaders_totals_gauges_and_requests_reach_ray() -> None:
     assert samples["ray_outrider_spec_decode_num_accepted_tokens_total", ""] == 6
     assert samples["ray_outrider_num_requests_running", ""] == 2
     assert samples["ray_outrider_generation", ""] == 3
+    assert samples["ray_outrider_restarts", ""] == 2
     assert samples["ray_outrider_e2e_request_latency_seconds_count", ""] == 4
     assert samples["ray_outrider_time_to_first_token_seconds_count", ""] == 3
 
 
 @pytest.mark.usefixtures("ray_address")
 def test_a_follower_publishes_its_stages_time_and_nothing_of_the_engine() -> None:
-    publisher = MetricsPublisher("follows", 3, stage=1, leads=False)
+    publisher = MetricsPublisher("follows", 3, 2, stage=1, leads=False)
 
     publisher.publish(RankStatus(busy_s=1.5, counters=EngineCounters(rounds=4)), [])
 

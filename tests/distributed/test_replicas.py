@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 from distributed.controlled import Controlled, actors, alive, groups
+from distributed.scraping import wait_until_published
 from distributed.speaking import Served, expected, ready, states
 from distributed.stand_ins import IdleRank, SpeakingRank
 
@@ -88,6 +89,7 @@ def test_a_stream_outlives_its_replica_which_comes_back_as_the_next_generation(s
     assert status.problem == ""
     assert alive(pids) == []
     assert len(groups(served.cluster.name)) == 1
+    wait_until_published("ray_outrider_restarts", "r0", 1)
 
 
 def test_more_than_fits_waits_and_says_for_what(controlled: Start) -> None:

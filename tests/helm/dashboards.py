@@ -102,10 +102,13 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Their replica was lost, and they went on at another, with the same text.",
             ),
             Panel(
-                "Generation of each replica",
+                "Generation and restarts of each replica",
                 "short",
-                ((f"max by (replica) ({ENGINE}generation)", "{{replica}}"),),
-                "A step is a replica that was rebuilt.",
+                (
+                    (f"max by (replica) ({ENGINE}generation)", "{{replica}} generation"),
+                    (f"max by (replica) ({ENGINE}restarts)", "{{replica}} restarts"),
+                ),
+                "A step of both is a replica that failed and was rebuilt.",
             ),
             Panel(
                 "How requests finished",

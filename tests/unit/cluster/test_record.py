@@ -6,6 +6,7 @@ def a_replica(name: str, phase: Phase, *, started: bool) -> ReplicaRecord:
     return ReplicaRecord(
         name=name,
         generation=3,
+        restarts=0,
         goal=Goal.SERVE,
         phase=phase,
         started=started,
