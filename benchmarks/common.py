@@ -43,17 +43,6 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which `percent` of them lie, in proportion between the two nearest. ValueError if none."""
-    if not values:
-        raise ValueError("no percentile of no values")
-    ordered = sorted(values)
-    place = percent / 100 * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-
 def seconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()

@@ -28,9 +28,9 @@ from common import interleaved, median, numbers, save, words
 from decisions import decision_us
 from generation import BatchLLM, Decoded
 from record import TEXTS, Text, kind_prompts
-from serve import arrivals
 
 from outrider import SamplingParams
+from outrider.cluster.bench import arrivals
 from outrider.workers.config import resolve_model
 from outrider.workers.engine.request import SequenceChunk
 

@@ -199,6 +199,28 @@ def top(
 
 
 @app.command()
+@spread
+def bench(
+    rate: Annotated[list[float] | None, typer.Option(help="Requests a second; may be repeated. [4]")] = None,
+    seconds: Annotated[float, typer.Option(help="That requests arrive for, at each rate.")] = 20.0,
+    speculation: Annotated[
+        list[str] | None, typer.Option(help="auto, off, or drafts a round (1..16); may be repeated. [off, auto]")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Of output, of each request.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+    *,
+    gateway: Connection,
+) -> None:
+    """Measure a gateway under load: requests that arrive by chance, and the times that their clients see."""
+    from outrider.cluster.cli_bench import run_bench, windows
+
+    rates, speculations = rate or [4.0], speculation or ["off", "auto"]
+    asked = windows(rates, speculations, seconds=seconds, max_tokens=max_tokens, temperature=temperature)
+    run_bench(gateway, asked, json_file)
+
+
+@app.command()
 def plan(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="deepseek-r1, deepseek-v3, scout, or a checkpoint's directory.")],

@@ -1,21 +1,6 @@
-"""What all benchmarks use: percentiles, prompts of any length, arms that take turns."""
+"""What all benchmarks use: prompts of any length, arms that take turns."""
 
-import pytest
-from common import interleaved, numbers, percentile, windows
-
-
-@pytest.mark.parametrize(("percent", "value"), [(0, 1.0), (50, 2.5), (90, 3.7), (100, 4.0)])
-def test_a_percentile_lies_in_proportion_between_its_neighbours(percent: float, value: float) -> None:
-    assert percentile([4.0, 1.0, 3.0, 2.0], percent) == pytest.approx(value)
-
-
-def test_one_value_is_every_percentile() -> None:
-    assert percentile([7.0], 99) == 7.0
-
-
-def test_no_values_have_no_percentile() -> None:
-    with pytest.raises(ValueError, match="no values"):
-        percentile([], 50)
+from common import interleaved, numbers, windows
 
 
 def test_prompts_start_with_another_text_each_and_run_on_into_the_next() -> None:
