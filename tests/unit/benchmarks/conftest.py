@@ -14,7 +14,6 @@ sys.path.insert(0, str(BENCHMARKS))
 for name in (
     "byte_models",
     "common",
-    "completions",
     "decisions",
     "decode",
     "generation",

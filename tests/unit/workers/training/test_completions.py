@@ -1,7 +1,8 @@
 """What counts as code that parses, and as a loop."""
 
 import pytest
-from completions import loops, parses
+
+from outrider.workers.training.completions import loops, parses
 
 
 def test_a_span_three_times_in_the_last_tokens_is_a_loop() -> None:
