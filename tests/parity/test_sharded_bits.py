@@ -196,5 +196,7 @@ def test_a_round_exchanges_what_was_worked_out_beforehand(small: Path, layout: s
         exact = set(wanted) - {"expert outputs", "rows to experts"}
         assert {p: carried[p].bytes for p in exact} == {p: wanted[p].bytes for p in exact}
     if parallel.expert_parallel_size > 1:
-        returned = sum(carried["expert outputs"].bytes for carried in found)
-        assert returned == 2 * sum(counts) * model.num_experts_per_tok * model.hidden_size * 4
+        given = sum(carried["expert outputs"].bytes for carried in found)
+        made = 2 * sum(counts) * model.num_experts_per_tok * model.hidden_size * 4
+        elsewhere = made * (1 - 1 / parallel.stage_size)
+        assert given == elsewhere if datas == 1 else 0.75 * elsewhere < given < 1.25 * elsewhere

@@ -24,7 +24,8 @@ class GroupCollectives:
     def __init__(self, group: Any, where: str, timeout_s: float) -> None:
         self.name = str(dist.get_backend(group))
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._group, self._where, self._timeout_s = group, where, timeout_s
+        self.process_group = group
+        self._where, self._timeout_s = where, timeout_s
         self._traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
 
     @property
@@ -35,29 +36,33 @@ class GroupCollectives:
         mine = as_rows_of_bytes(part.unsqueeze(0))
         here = root is None or root == self.rank
         out = mine.new_empty(self.size if here else 0, mine.shape[1])
-        if mine.shape[1]:
-            if root is None:
-                self._do(
-                    purpose, mine, lambda: dist.all_gather(list(torch.split(out, 1)), mine, self._group, async_op=True)
-                )
-            else:
-                parts = list(torch.split(out, 1)) if here else None
-                self._do(
-                    purpose, mine, lambda: dist.gather(mine, parts, group=self._group, group_dst=root, async_op=True)
-                )
+        if not mine.shape[1]:
+            return part.new_empty(out.shape[0], *part.shape)
+        parts = list(torch.split(out, 1)) if here else None
+        self._do(purpose, mine.numel(), lambda: self._start_gather(mine, parts, root))
         return out.view(part.dtype).view(out.shape[0], *part.shape)
 
     def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
         mine = as_rows_of_bytes(sent)
         out = mine.new_empty(sum(received_rows), mine.shape[1])
         splits = list(received_rows), list(sent_rows)
-        self._do(purpose, mine, lambda: dist.all_to_all_single(out, mine, *splits, self._group, async_op=True))
+        given = (len(mine) - sent_rows[self.rank]) * mine.shape[1]
+        self._do(purpose, given, lambda: dist.all_to_all_single(out, mine, *splits, self.process_group, async_op=True))
         return out.view(sent.dtype).view(out.shape[0], *sent.shape[1:])
+
+    def note(self, purpose: str, given: int, seconds: float) -> None:
+        """One collective more, of `given` bytes: also of others that go over the same process group."""
+        self._traffic[purpose] += Traffic(1, given, seconds)
 
     def close(self) -> None:
         """The process group ends with the rank's other ones."""
 
-    def _do(self, purpose: str, mine: Tensor, start: Any) -> None:
+    def _start_gather(self, mine: Tensor, parts: list[Tensor] | None, root: int | None) -> Any:
+        if root is None:
+            return dist.all_gather(parts, mine, self.process_group, async_op=True)
+        return dist.gather(mine, parts, group=self.process_group, group_dst=root, async_op=True)
+
+    def _do(self, purpose: str, given: int, start: Any) -> None:
         began = time.perf_counter()
         try:
             work = start()
@@ -67,7 +72,7 @@ class GroupCollectives:
             raise ExchangeBrokenError(
                 f"a rank of {self._where} is gone or late: the exchange of {purpose} failed ({first_clause(error)})"
             ) from error
-        self._traffic[purpose] += Traffic(1, mine.numel(), time.perf_counter() - began)
+        self.note(purpose, given, time.perf_counter() - began)
 
 
 def new_group(ranks: Sequence[int]) -> Any:

@@ -61,7 +61,8 @@ def _experts(model: ModelConfig, shard: Shard, rows: int, all_rows: int, value_b
 def _spread(model: ModelConfig, shard: Shard, all_rows: int, value_bytes: int) -> Volume:
     ranks = shard.datas * shard.tensors
     pairs = all_rows * model.num_experts_per_tok / ranks
-    volume = {"expert outputs": Traffic(1, round(pairs * model.hidden_size * value_bytes))}
+    elsewhere = pairs * model.hidden_size * value_bytes * (1 - 1 / ranks)
+    volume = {"expert outputs": Traffic(1, round(elsewhere))}
     if shard.datas == 1:
         return volume
     chosen = 1 - (1 - 1 / ranks) ** model.num_experts_per_tok  # that a row has an expert on a given rank

@@ -37,7 +37,7 @@ struct Group {
 constexpr int kPurposes = 16;  // at most, of collectives
 
 struct Traffic {  // of one purpose, since the beginning
-    int64_t count, bytes, nanoseconds;  // bytes that this rank gave
+    int64_t count, bytes, nanoseconds;  // bytes that this rank gave: its part of a gather, what went to others of an exchange
 };
 
 inline int64_t now_ns() {
@@ -95,7 +95,7 @@ public:
                     std::memcpy(static_cast<char*>(received) + to + first - at[other], half(other) + first - from, last - first);
             }
         }
-        count(what, places[size_], began);
+        count(what, places[size_] - sent_sizes[rank_], began);
         return 0;
     }
 

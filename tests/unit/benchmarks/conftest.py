@@ -27,6 +27,7 @@ for name in (
     "reporting.tables",
     "round",
     "serve",
+    "sharding",
     "speculation",
 ):
     importlib.import_module(name)
