@@ -18,9 +18,9 @@ TIMEOUT_S = 20.0
 
 
 def all_sharings(
-    model: ModelConfig, parallel: ParallelConfig, timeout_s: float = TIMEOUT_S, redundant: int = 0
+    model: ModelConfig, parallel: ParallelConfig, timeout_s: float = TIMEOUT_S, redundant: int = 0, nodes: int = 1
 ) -> list[Sharing]:
-    """Every rank's, of one stage."""
+    """Every rank's, of one stage that is said to stand on so many nodes."""
     mesh = Mesh.of(parallel)
     memory = {members: make_memory(len(members)) for members in mesh.groups().values()}
     found = []
@@ -34,7 +34,7 @@ def all_sharings(
             for members, descriptor in memory.items()
             if rank in members
         }
-        found.append(Sharing.of(Shard.of(parallel, rank, model, redundant), groups, mesh, rank))
+        found.append(Sharing.of(Shard.of(parallel, rank, model, redundant, nodes), groups, mesh, rank))
     for descriptor in memory.values():
         os.close(descriptor)
     return found

@@ -27,6 +27,8 @@ from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.errors import OutriderError
 from outrider.workers.experts.balance import ExpertBalance
+from outrider.workers.experts.nodes import expert_layout, nodes_of_stages
+from outrider.workers.experts.placing import ExpertLayout
 from outrider.workers.fingerprint import fingerprint
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import Shard
@@ -83,6 +85,7 @@ class _Loader:
         self._modules = self._checkpoint.mtp_modules(self._model)
         self._speculation = speculation_in_force(self._config, self._modules > 0)
         self._drafters = drafters_in_force(self._config, self._modules > 0)
+        self._layout: ExpertLayout | None = None  # of experts that are spread; known once the ranks have met
 
     def load(self, progress: Callable[[float], None]) -> Leader | Follower:
         spec = self._spec
@@ -106,9 +109,14 @@ class _Loader:
     def _share(self) -> Sharing:
         """This rank's share of every layer, and the groups that it is in. Every rank's turn."""
         spec = self._spec
-        shard = Shard.of(self._config.parallel, spec.rank, self._model, self._config.num_redundant_experts)
+        redundant = self._config.num_redundant_experts
         if spec.world_size == 1:
-            return Sharing(shard=shard)
+            return Sharing(shard=Shard.of(self._config.parallel, spec.rank, self._model, redundant))
+        if self._config.parallel.expert_parallel_size > 1:
+            nodes = nodes_of_stages(groups.ask_all(this_machine()), spec.mesh.stage_size)
+            self._layout = expert_layout(self._model, spec.mesh.stage_size, nodes, redundant)
+        parts = self._layout.parts if self._layout is not None else 1
+        shard = Shard.of(self._config.parallel, spec.rank, self._model, redundant, parts)
         met = meet_groups(
             spec.rank, spec.mesh, self._device, this_machine(), self._config.round_timeout_s, spec.describe
         )
@@ -173,7 +181,7 @@ class _Loader:
             drafter=self._recorded(drafter),
             depth=depth,
             load_module=ModuleSwap(self._wanted(), self._parts).load,
-            balance=ExpertBalance.of(self._config, self._model) if self._sharing.shard.spread else None,
+            balance=ExpertBalance.of(self._config, self._layout) if self._layout is not None else None,
             on_begin=times.scheduled,
             prepare=self._grammars.prepare,
         )

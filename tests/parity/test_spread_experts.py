@@ -15,7 +15,9 @@ from sharded import all_sharings, close_all, on_all_ranks
 from torch import Tensor, nn
 
 from outrider.workers.config import ParallelConfig
+from outrider.workers.experts.nodes import expert_layout
 from outrider.workers.experts.placement import IntArray
+from outrider.workers.experts.placing import place_experts
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.moe import Router
 from outrider.workers.parallel.sharing import Sharing
@@ -90,6 +92,34 @@ def test_experts_that_move_between_rounds_change_no_bit(path: Path, layout: str,
     for sharing, own in zip(sharings, found, strict=True):
         for seen, wanted in zip(own, expected[sharing.shard.data], strict=True):
             assert torch.equal(seen, wanted), sharing.shard
+
+
+@pytest.mark.parametrize("kernels", ["torch", "float32"])
+def test_groups_that_stay_whole_on_two_nodes_change_no_bit(path: Path, kernels: str) -> None:
+    """Each node has one group of four experts, and two spare slots."""
+    model, parallel = ModelConfig.load(path), SPLITS["DP2xTP2+EP4"]
+    layout = expert_layout(model, ranks=4, nodes=2, redundant_experts=4)
+    moved = place_experts(np.array([[9.0, 1, 1, 1, 1, 1, 1, 4]]), layout).experts[0]
+    expected = [_run(load_model(path, kernels), [data], 4, moved=False) for data in range(2)]
+    sharings = all_sharings(model, parallel, redundant=4, nodes=2)
+
+    def run(sharing: Sharing) -> list[Tensor]:
+        decoder = load_model(path, kernels, sharing=sharing)
+        sequences = [sharing.shard.data]
+        before = _run(decoder, sequences, 4, moved=False)
+        for layer in decoder.expert_layers:
+            layer.prepare(moved)()
+        after = _run(decoder, sequences, 4, moved=False)
+        assert all(map(torch.equal, before, after))
+        return after
+
+    found = on_all_ranks(sharings, run)
+    close_all(sharings)
+    assert layout.parts == 2
+    assert np.array_equal(sharings[0].shard.first_table(EXPERTS), layout.first_table())
+    assert not np.array_equal(moved, layout.first_table())
+    for sharing, own in zip(sharings, found, strict=True):
+        assert all(map(torch.equal, own, expected[sharing.shard.data]))
 
 
 @pytest.mark.parametrize("kernels", ["torch", "float32"])

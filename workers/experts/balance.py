@@ -13,10 +13,9 @@ from outrider.workers.config import EngineConfig
 from outrider.workers.experts.figures import ExpertFigures
 from outrider.workers.experts.loads import ExpertLoads
 from outrider.workers.experts.orders import NOTHING, Order, State, order, prepare
-from outrider.workers.experts.placement import IntArray, dealt_out
+from outrider.workers.experts.placement import IntArray
 from outrider.workers.experts.placing import ExpertLayout, imbalance
 from outrider.workers.experts.policy import BalancePolicy, as_placement, better_table, moves, uneven_layers
-from outrider.workers.model.config import ModelConfig
 
 _ASK_EVERY = 4  # rounds
 
@@ -48,12 +47,7 @@ class ExpertBalance:
         self._move: _Move | None = None
 
     @classmethod
-    def of(cls, config: EngineConfig, model: ModelConfig) -> "ExpertBalance":
-        layout = ExpertLayout(
-            experts=model.n_routed_experts,
-            ranks=config.parallel.stage_size,
-            redundant_experts=config.num_redundant_experts,
-        )
+    def of(cls, config: EngineConfig, layout: ExpertLayout) -> "ExpertBalance":
         policy = BalancePolicy.of(
             enabled=config.enable_eplb,
             window_size=config.eplb_window_size,
@@ -94,7 +88,7 @@ class ExpertBalance:
             layout = self._layout
             self._layers = report[:, 0].tolist()
             self._loads = ExpertLoads(len(self._layers), layout.experts, self._policy.window)
-            self._tables = [dealt_out(layout.experts, layout.slots, layout.ranks) for _ in self._layers]
+            self._tables = [layout.first_table() for _ in self._layers]
         self._loads.add(report[:, 1:])
         self._news = True
         self._measure(self._loads)

@@ -89,9 +89,11 @@ def count_members(values: IntArray, kinds: int) -> IntArray:
     return np.bincount(shifted.ravel(), minlength=rows * kinds).reshape(rows, kinds)
 
 
-def dealt_out(num_experts: int, slots: int, ranks: int) -> IntArray:
+def dealt_out(num_experts: int, slots: int, ranks: int, parts: int = 1) -> IntArray:
     """Where experts are before anybody knows their loads: by id, and from the first again while there are slots.
 
-    One layer's, [ranks, slots per rank]; ranks divide the slots.
+    One layer's, [ranks, slots per rank]; ranks divide the slots. Each of `parts` nodes deals its own share out so.
     """
-    return (np.arange(slots) % num_experts).reshape(ranks, -1)
+    own = num_experts // parts
+    within = np.arange(slots // parts) % own
+    return (np.arange(parts)[:, None] * own + within).reshape(ranks, -1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from outrider.workers.experts.moves import adjust, nearest_order
 from outrider.workers.experts.packing import FloatArray, bin_loads, pack
-from outrider.workers.experts.placement import ExpertPlacement, IntArray
+from outrider.workers.experts.placement import ExpertPlacement, IntArray, dealt_out
 
 _EVEN = 5e-4  # above the mean: nobody gains by less
 
@@ -51,6 +51,10 @@ class ExpertLayout:
     def parts(self) -> int:
         """Nodes that are packed apart from one another."""
         return self.nodes if self.groups > 1 else 1
+
+    def first_table(self) -> IntArray:
+        """Which expert each slot of a layer holds before loads are known, [ranks, slots per rank]."""
+        return dealt_out(self.experts, self.slots, self.ranks, self.parts)
 
 
 def place_experts(

@@ -25,9 +25,11 @@ class Shard:
     spread: bool = False
     unit: int = 1  # outputs that stay together: the rows of an FP8 block
     redundant: int = 0  # slots beyond one for each expert, over all ranks of the stage, where experts are spread
+    nodes: int = 1  # that the stage stands on, where they matter to which rank has which expert
 
     @classmethod
-    def of(cls, parallel: ParallelConfig, rank: int, model: ModelConfig, redundant: int = 0) -> "Shard":
+    def of(cls, parallel: ParallelConfig, rank: int, model: ModelConfig, redundant: int = 0, nodes: int = 1) -> "Shard":
+        """`nodes` only where experts are laid out by them (experts/nodes.py)."""
         place = Mesh.of(parallel).place(rank)
         return cls(
             tensor=place.tensor,
@@ -37,6 +39,7 @@ class Shard:
             spread=parallel.expert_parallel_size > 1,
             unit=model.quantization_block[0] if model.quantization_block else 1,
             redundant=redundant,
+            nodes=nodes,
         )
 
     @property
@@ -59,7 +62,7 @@ class Shard:
 
     def first_table(self, experts: int) -> IntArray:
         """Which expert is in each slot of the stage's ranks at first, where they are spread: [ranks, slots a rank]."""
-        return dealt_out(experts, experts + self.redundant, self.datas * self.tensors)
+        return dealt_out(experts, experts + self.redundant, self.datas * self.tensors, self.nodes)
 
     def slots(self, experts: int) -> range:
         """This rank's, of all its stage's."""

@@ -53,7 +53,7 @@ def agree_on_minimum(value: int, device: torch.device) -> int:
 
 
 def ask_all(answer: T) -> list[T]:
-    """Every rank's `answer`, by rank; each must give one. Plain values only; for groups of CPUs."""
+    """Every rank's `answer`, by rank; each must give one. Plain values only."""
     answers: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(answers, answer)
     return cast(list[T], answers)

@@ -7,7 +7,7 @@ import pytest
 
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.experts.orders import NOTHING, Order, State
-from outrider.workers.experts.placement import ExpertPlacement, IntArray, dealt_out
+from outrider.workers.experts.placement import ExpertPlacement, IntArray
 from outrider.workers.experts.placing import ExpertLayout, imbalance
 from outrider.workers.experts.policy import BalancePolicy
 
@@ -21,9 +21,11 @@ SKEWED = np.array([900, 800, 700, 600, *[50] * 12])  # all on the first rank at 
 class Ranks:
     """A stage that counts `loads` [layers, experts] every round, and takes `reading` questions to read an expert."""
 
-    def __init__(self, loads: IntArray, reading: int = 0, state: State = State.READY) -> None:
+    def __init__(
+        self, loads: IntArray, reading: int = 0, state: State = State.READY, layout: ExpertLayout = LAYOUT
+    ) -> None:
         self.loads, self.reading, self.state = loads, reading, state
-        self.tables = {layer: dealt_out(LAYOUT.experts, LAYOUT.slots, LAYOUT.ranks) for layer in LAYERS}
+        self.tables = {layer: layout.first_table() for layer in LAYERS}
         self.orders: list[Order] = []
         self._rounds = 0
         self._coming: tuple[int, IntArray] | None = None
@@ -78,7 +80,7 @@ def test_uneven_layers_become_even_one_at_a_time_and_even_ones_stay(reading: int
     assert min(before[0], before[2]) > 1.5
     assert max(after) < 1.15
     assert balance.figures.imbalance == pytest.approx(dict(zip(LAYERS, after, strict=True)))
-    first = ExpertPlacement(np.stack([dealt_out(16, 20, 4)] * 3), 16)
+    first = ExpertPlacement(np.stack([LAYOUT.first_table()] * 3), 16)
     moved = ExpertPlacement(np.stack(list(ranks.tables.values())), 16).moves_from(first)
     assert balance.figures.moves >= moved > 0
     assert balance.figures.replacements == ranks.orders.count(Order.SWITCH) >= 2
@@ -133,3 +135,18 @@ def test_after_a_rank_failed_to_read_experts_stay_where_they_are() -> None:
     assert ranks.orders.count(Order.PREPARE) == 1
     assert Order.SWITCH not in ranks.orders
     assert ranks.orders[-1] is Order.REPORT
+
+
+def test_groups_stay_whole_on_their_nodes_while_experts_move() -> None:
+    layout = ExpertLayout(experts=16, ranks=4, redundant_experts=4, nodes=2, groups=4)
+    skewed = np.array([900, 50, 800, 50, 700, 50, 50, 600, *[50] * 8])
+    balance, ranks = ExpertBalance(layout, POLICY), Ranks(np.stack([skewed] * 3), layout=layout)
+    before = ranks.imbalance()
+
+    _serve(balance, ranks, 200)
+
+    assert balance.figures.replacements == len(LAYERS)
+    assert max(ranks.imbalance()) < min(before)
+    for table in ranks.tables.values():
+        on_nodes = [set((node // 4).ravel().tolist()) for node in table.reshape(2, -1)]
+        assert not on_nodes[0] & on_nodes[1], "a group has experts on both nodes"
