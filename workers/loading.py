@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,6 +36,9 @@ from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
 from outrider.workers.module_swap import ModuleSwap
 from outrider.workers.parallel import groups
+from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.deep_ep import find_deep_ep, open_buffer
+from outrider.workers.parallel.group_collectives import GroupCollectives
 from outrider.workers.parallel.group_meeting import meet_groups
 from outrider.workers.parallel.meeting import meet, this_machine
 from outrider.workers.parallel.mesh import Route
@@ -120,7 +123,17 @@ class _Loader:
         met = meet_groups(
             spec.rank, spec.mesh, self._device, this_machine(), self._config.round_timeout_s, spec.describe
         )
-        return Sharing.of(shard, met, spec.mesh, spec.rank)
+        sharing = Sharing.of(shard, met, spec.mesh, spec.rank)
+        return replace(sharing, deep_ep=self._deep_ep(sharing.stage)) if shard.spread else sharing
+
+    def _deep_ep(self, stage: Collectives) -> Any | None:
+        """DeepEP's buffer where every rank has it, on GPUs, for rows of the type that it carries. Every rank's turn."""
+        if self._device.type != "cuda" or self._dtype != torch.bfloat16 or not isinstance(stage, GroupCollectives):
+            return None
+        module = find_deep_ep(stage.size)
+        if not groups.agree_on_minimum(int(module is not None), self._device):
+            return None
+        return open_buffer(module, stage, 2 * self._model.hidden_size)
 
     def _live_experts(self) -> LiveExperts | None:
         shard = self._sharing.shard

@@ -15,7 +15,8 @@ from outrider.workers.model.moe import Experts, MoE, Router, SpreadExperts
 from outrider.workers.model.rotary import Rotation
 from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
-from outrider.workers.parallel.expert_dispatch import AllToAll, Stay
+from outrider.workers.parallel.deep_ep import DeepEp
+from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, Stay
 from outrider.workers.parallel.sharing import Columns, Sharing
 
 Named = tuple[str, int]  # a weight and its outputs
@@ -233,5 +234,12 @@ class LayerLoader:
         spread = SpreadExperts(
             number, self.shard, routed, lambda e: self._whole_mlp(f"{name}experts.{e}.", width), experts, self.device
         )
-        dispatch = AllToAll(self.sharing, config.hidden_size, routed + self.shard.redundant)
+        dispatch = self._dispatch(routed + self.shard.redundant)
         return MoE(router, experts, shared, dispatch, spread)
+
+    def _dispatch(self, slots: int) -> ExpertDispatch:
+        """To spread experts in `slots` slots."""
+        buffer = self.sharing.deep_ep
+        if buffer is None:
+            return AllToAll(self.sharing, self.config.hidden_size, slots)
+        return DeepEp(self.sharing, buffer, self.config.hidden_size, slots)

@@ -35,7 +35,7 @@ class Stay:
         if tokens == 1:  # its experts are sorted as they are
             return experts(x.expand(places, -1), dict.fromkeys(slots[0].tolist(), 1)).view(1, places, -1)
         order = slots.flatten().argsort(stable=True)
-        outputs = experts(x.index_select(0, order // places), _counts(slots.flatten()))
+        outputs = experts(x.index_select(0, order // places), counts_of(slots.flatten()))
         return torch.empty_like(outputs).index_copy_(0, order, outputs).view(tokens, places, -1)
 
 
@@ -55,7 +55,7 @@ class AllToAll:
         own = ((flat >= first) & (flat < end)).nonzero().flatten()
         own = own[flat[own].argsort(stable=True)]  # by slot, then by row
         row_of_pair = own // slots.shape[1]
-        outputs = experts(torch.cat(rows).index_select(0, row_of_pair), _counts(flat[own]))
+        outputs = experts(torch.cat(rows).index_select(0, row_of_pair), counts_of(flat[own]))
         return self._return(outputs, sources.to(x.device)[row_of_pair], slots)
 
     def _all_rows(self, x: Tensor, slots: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -108,7 +108,7 @@ class AllToAll:
         width = self._columns.width(self._shard.tensor)
         flat = slots.flatten()
         order = flat.argsort(stable=True)
-        counts = _counts(flat)
+        counts = counts_of(flat)
         ranges = [self._range(rank) for rank in range(self._stage.size)]
         expected = [sum(counts.get(e, 0) for e in range(first, end)) * width for first, end in ranges]
         came = self._stage.exchange(torch.cat(sent), [len(part) for part in sent], expected, "expert outputs")
@@ -127,7 +127,7 @@ class AllToAll:
         return data * self._shard.tensors + self._shard.tensor
 
 
-def _counts(slots: Tensor) -> dict[int, int]:
+def counts_of(slots: Tensor) -> dict[int, int]:
     """How often each slot occurs, in ascending order."""
     found, counts = torch.unique(slots, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))

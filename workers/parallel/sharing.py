@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class Sharing:
     shard: Shard = field(default_factory=Shard)
     tensor: Collectives = field(default_factory=Alone)
     stage: Collectives = field(default_factory=Alone)
+    deep_ep: Any | None = None  # its buffer, where rows travel to spread experts by DeepEP
 
     @classmethod
     def of(cls, shard: Shard, groups: Mapping[tuple[int, ...], Collectives], mesh: Mesh, rank: int) -> "Sharing":
