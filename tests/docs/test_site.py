@@ -48,6 +48,19 @@ def test_the_reference_names_every_setting_command_and_metric(site: Path) -> Non
     assert "rpc Generate(GenerateRequest)" in text(site, "reference/grpc")
 
 
+def test_every_drawing_is_shown_with_words_for_those_who_do_not_see_it_and_can_be_dark(site: Path) -> None:
+    shown = {
+        Path(source).name: words
+        for page in site.rglob("index.html")
+        for words, source in re.findall(r'<img alt="([^"]*)" src="([^"]*drawings/[^"]*)"', page.read_text())
+    }
+    drawings = {path.name: path.read_text() for path in (ROOT / "docs" / "drawings").iterdir()}
+
+    assert set(shown) == set(drawings)
+    assert [name for name, words in shown.items() if len(words) < 60] == []
+    assert [name for name, text in drawings.items() if "prefers-color-scheme: dark" not in text] == []
+
+
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
     """Of the site, served: from files a browser would not load its search."""
@@ -67,7 +80,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 @pytest.mark.parametrize(
     "name",
-    ["", "tutorial/", "explanation/one-tokens-path/", "explanation/mtp/", "helm-comparison/", "reference/values/"],
+    ["", "tutorial/", "explanation/zero-difference/", "explanation/mtp/", "helm-comparison/", "reference/values/"],
 )
 def test_a_browser_shows_a_page_without_an_error(
     browser: Browser, address: str, name: str, width: int, dark: bool
