@@ -248,6 +248,7 @@ def _rank_status(replica: Replica, rank: int) -> cluster_pb2.RankStatus:
     probe = replica.probe_of(rank)
     status = probe.status if probe is not None else None
     state = status.state if status is not None else "starting"
+    elapsed_s = status.elapsed_s if status is not None else 0.0
     return cluster_pb2.RankStatus(
         rank=rank,
         stage=stage,
@@ -261,5 +262,6 @@ def _rank_status(replica: Replica, rank: int) -> cluster_pb2.RankStatus:
         interface=probe.interface if probe is not None else "",
         carriers=status.carriers if status is not None else "",
         state="failed" if replica.phase is Phase.FAILED else state,
-        busy=status.busy_s / status.elapsed_s if status is not None and status.elapsed_s > 0 else 0.0,
+        busy=status.busy_s / elapsed_s if status is not None and elapsed_s > 0 else 0.0,
+        drafting=status.draft_s / elapsed_s if status is not None and elapsed_s > 0 else 0.0,
     )

@@ -71,7 +71,12 @@ def make_replay(domain: str, prompt: str, deltas: Sequence[Delta], tokenizer: To
 def page(report: DemoReport, replays: Sequence[Replay], ranks: Sequence[RankStatus], version: str, machine: str) -> str:
     """`machine`: what it ran on, in words."""
     stages = [
-        {"stage": rank.stage, "layers": f"{rank.first_layer}..{rank.end_layer - 1}", "busy": rank.busy}
+        {
+            "stage": rank.stage,
+            "layers": f"{rank.first_layer}..{rank.end_layer - 1}",
+            "drafting": rank.drafting,
+            "computing": rank.busy - rank.drafting,
+        }
         for rank in ranks
     ]
     data = {

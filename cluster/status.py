@@ -23,6 +23,7 @@ class RankStatus:
     visible_devices: str = ""  # of its node's accelerators; empty on a CPU
     interface: str = ""  # through which it meets ranks on other nodes
     node_id: str = ""  # Ray's
+    drafting: float = 0.0  # of `busy`, what went into drafts: also a share of the time since start
     carriers: str = ""  # of what it exchanges with other ranks of its stage, e.g. "shared memory"
 
 
@@ -198,6 +199,7 @@ def _rank_from_wire(rank: cluster_pb2.RankStatus) -> RankStatus:
         device=rank.device,
         state=rank.state,
         busy=rank.busy,
+        drafting=rank.drafting,
         visible_devices=rank.visible_devices,
         interface=rank.interface,
         node_id=rank.node_id,

@@ -91,7 +91,7 @@ class ReplicaStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., generation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., last_ending: _Optional[str] = ...) -> None: ...
 
 class RankStatus(_message.Message):
-    __slots__ = ("rank", "stage", "first_layer", "end_layer", "node", "pid", "device", "state", "busy", "visible_devices", "interface", "node_id", "carriers")
+    __slots__ = ("rank", "stage", "first_layer", "end_layer", "node", "pid", "device", "state", "busy", "visible_devices", "interface", "node_id", "carriers", "drafting")
     RANK_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,7 @@ class RankStatus(_message.Message):
     INTERFACE_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     CARRIERS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTING_FIELD_NUMBER: _ClassVar[int]
     rank: int
     stage: int
     first_layer: int
@@ -118,7 +119,8 @@ class RankStatus(_message.Message):
     interface: str
     node_id: str
     carriers: str
-    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., busy: _Optional[float] = ..., visible_devices: _Optional[str] = ..., interface: _Optional[str] = ..., node_id: _Optional[str] = ..., carriers: _Optional[str] = ...) -> None: ...
+    drafting: float
+    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., busy: _Optional[float] = ..., visible_devices: _Optional[str] = ..., interface: _Optional[str] = ..., node_id: _Optional[str] = ..., carriers: _Optional[str] = ..., drafting: _Optional[float] = ...) -> None: ...
 
 class EngineStatus(_message.Message):
     __slots__ = ("running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted", "generated_tokens", "speculation", "experts")

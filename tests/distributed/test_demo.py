@@ -1,6 +1,7 @@
 """`outrider demo` as a process: its file, its table, and nothing left."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,4 +27,8 @@ def test_the_demo_measures_both_modes_writes_its_file_and_leaves_nothing(tmp_pat
         assert domain["speedup"] == pytest.approx(domain["tokens_per_second_auto"] / domain["tokens_per_second_off"])
         assert all(0 <= share <= 1 for share in domain["acceptance_per_position"])
     assert "identical" in "".join(run.output)
-    assert page.read_text().count('"domain"') == len(DOMAINS)
+    told = json.loads(re.findall(r'<script id="data" type="application/json">(.*?)</script>', page.read_text())[0])
+    assert sorted(replay["domain"] for replay in told["replays"]) == sorted(DOMAINS)
+    first, last = told["stages"]
+    assert 0 < first["drafting"] < 1
+    assert last["drafting"] == 0 < last["computing"]

@@ -52,7 +52,18 @@ def shown(replay: Replay) -> str:
     )
     layers = ((0, 4), (4, 9))
     ranks = [
-        RankStatus(rank=n, stage=n, first_layer=a, end_layer=b, node="n", pid=1, device="cpu", state="ready", busy=0.25)
+        RankStatus(
+            rank=n,
+            stage=n,
+            first_layer=a,
+            end_layer=b,
+            node="n",
+            pid=1,
+            device="cpu",
+            state="ready",
+            busy=0.25,
+            drafting=0.0 if n else 0.125,
+        )
         for n, (a, b) in enumerate(layers)
     ]
     return page(report, [replay], ranks, "9.9", "a machine")
@@ -77,7 +88,7 @@ def test_the_page_is_whole_asks_for_nothing_and_runs_no_text(shown: str) -> None
     assert data is not None
     told = json.loads(data[1])
     assert told["replays"][0]["prompt"].endswith("</script>")
-    assert told["stages"][1] == {"stage": 1, "layers": "4..8", "busy": 0.25}
+    assert told["stages"][1] == {"stage": 1, "layers": "4..8", "drafting": 0.0, "computing": 0.25}
     assert shown.count("<script") == 2
     assert re.findall(r'(?:src|href)="(?!data:)[^"]*"|url\((?!#)', shown) == []
 
@@ -113,6 +124,7 @@ def test_a_screen_reader_has_a_name_for_everything(browser: Browser, url: str) -
 
     assert plots[0] == "code, greedy: 100 off, 250 auto; code, T=0.8: 100 off, 125 auto"
     assert plots[2] == "2 rounds verified 5 drafts, at most 4 in one, and accepted 3"
+    assert plots[4].startswith("stage 0: 13 % layers, head and draw, 13 % drafts; stage 1: 25 %")
     assert len(plots) == 5
 
 
