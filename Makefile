@@ -7,8 +7,9 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: demo test test-full check format proto wheel-demo docs clean
 
 $(STAMP): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "outrider needs Python 3.11 or newer; set PYTHON=" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "outrider needs Python 3.11 or newer; set PYTHON=" >&2; exit 1; }
+	@echo "installing outrider and its tools into .venv: once, and some minutes (torch is large)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from outrider.cluster.bench import SEED, Window, arrivals, load, warm_up
 from outrider.cluster.cli_connection import Connection
 from outrider.cluster.config import SettingsError
+from outrider.cluster.output_file import refuse_unwritable
 from outrider.workers.errors import OutriderError
 
 _MOST = 100_000  # requests a second, or seconds
@@ -48,8 +49,8 @@ def windows(
 
 def run_bench(connection: Connection, asked: Sequence[Window], json_file: Path | None) -> None:
     """Exits with 1 if a request failed, once everything has been measured and shown."""
-    if json_file is not None and not json_file.parent.is_dir():
-        raise OutriderError(f"cannot write {json_file}: no such directory")
+    if json_file is not None:
+        refuse_unwritable(json_file, "--json")
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -20,6 +20,7 @@ from outrider.cluster.demo import Delta, Task, affordable_tokens, ask, load_task
 from outrider.cluster.demo_page import make_replay, page
 from outrider.cluster.demo_report import DemoReport, Run, differing, make_report
 from outrider.cluster.demo_view import DRAFTED, coloured, table, verdict
+from outrider.cluster.output_file import refuse_unwritable
 from outrider.cluster.serve import ServedCluster, make_charge
 from outrider.cluster.status import RankStatus
 from outrider.workers.config import resolve_model
@@ -53,9 +54,9 @@ def run_demo(
     options = {"model": model, "pipeline_parallel_size": STAGES, "port": 0, "ray_address": "local"}
     settings = load_settings(options={**options, "name": f"demo-{os.getpid()}"})
     tasks = load_tasks(prompts)
-    _refuse_unwritable(json_file, "--json")
+    refuse_unwritable(json_file, "--json")
     if report_file is not None:
-        _refuse_unwritable(report_file, "--report")
+        refuse_unwritable(report_file, "--report")
     outcome = _serve_and_measure(settings, tasks, extent, log_level)
     report = make_report(model, STAGES, outcome.runs)
     json_file.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
@@ -66,12 +67,6 @@ def run_demo(
     if not report.identical:
         where = ", ".join(f"{domain} prompt {prompt}" for domain, prompt in differing(outcome.runs))
         raise OutriderError(f"speculation changed the text of {where}: please report this")
-
-
-def _refuse_unwritable(path: Path, option: str) -> None:
-    """Known before minutes are spent."""
-    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise OutriderError(f"cannot write {path}: choose another {option}")
 
 
 def _serve_and_measure(settings: ServeSettings, tasks: list[Task], extent: Extent, log_level: str) -> Outcome:

@@ -17,6 +17,7 @@ from outrider.cluster.report import ReplicaReport, Report
 from outrider.cluster.serve import ServedCluster, make_charge
 
 WATCH_EVERY_S = 1.0
+STOPPING = "stopping: requests that run may finish (Ctrl-C again ends them)"
 
 
 def run_serve(settings: ServeSettings, *, log_level: str) -> None:
@@ -31,6 +32,8 @@ def run_serve(settings: ServeSettings, *, log_level: str) -> None:
                 print(f"warning: {line}", file=sys.stderr)  # noqa: T201  # what the user is to read
             _say(_ready_line(cluster, settings, charge.plan))
             _watch(cluster)
+        if sys.stderr.isatty():
+            print(STOPPING, file=sys.stderr)  # noqa: T201  # what the user is to read
 
 
 def warnings(settings: ServeSettings, report: Report) -> list[str]:

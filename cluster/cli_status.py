@@ -19,6 +19,7 @@ from outrider.cluster.status import (
 )
 from outrider.workers.experts.figures import ExpertFigures
 
+_WHOLE = 1000  # columns
 _COLOURS = {"ready": "green", "failed": "red"}
 
 
@@ -28,7 +29,14 @@ def run_status(connection: Connection, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(status), indent=2))  # noqa: T201  # the command's output
     else:
-        Console().print(tree(status), highlight=False, soft_wrap=True)
+        show(tree(status), Console())
+
+
+def show(drawn: Tree, console: Console) -> None:
+    """A terminal folds long lines within the tree; a file or a pipe gets each whole."""
+    if not console.is_terminal:
+        console.width = _WHOLE
+    console.print(drawn, highlight=False)
 
 
 def run_scale(connection: Connection, replicas: int) -> None:
@@ -93,7 +101,8 @@ def _add_stage(branch: Tree, stage: int, ranks: list[RankStatus]) -> None:
     first = ranks[0]
     label = branch.add(f"stage {stage}, layers {first.first_layer}..{first.end_layer - 1}")
     for rank in ranks:
-        label.add(f"rank {rank.rank}: {_coloured(rank.state)}, {_place(rank)}, busy {rank.busy:.0%}")
+        drafting = f", drafting {rank.drafting:.0%}" if rank.drafting else ""
+        label.add(f"rank {rank.rank}: {_coloured(rank.state)}, {_place(rank)}, busy {rank.busy:.0%}{drafting}")
 
 
 def _place(rank: RankStatus) -> str:

@@ -188,7 +188,7 @@ def _unavailable(address: str, details: str) -> str:
     found = _NOT_REACHED.match(details)
     if found is None:
         return f"{address}: {details}"
-    return f"cannot reach {address} ({found[1]}): is a gateway there?"
+    return f"cannot reach {address} ({found[1]}): is a gateway there? `outrider serve` starts one"
 
 
 def _retry_after_s(metadata: Iterable[Any]) -> float:

@@ -3,9 +3,10 @@
 import io
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
-from outrider.cluster.cli_status import drained, scaled, tree
+from outrider.cluster.cli_status import drained, scaled, show, tree
 from outrider.cluster.status import ClusterStatus, Draining, EngineStatus, RankStatus, ReplicaStatus, Scaling
 
 RANK = RankStatus(
@@ -29,7 +30,7 @@ REPLICA = ReplicaStatus(
     state="ready",
     problem="",
     ranks=(
-        RANK,
+        replace(RANK, drafting=0.2),
         replace(RANK, rank=1, pid=124, carriers="shared memory"),
         replace(RANK, rank=2, stage=1, first_layer=7, end_layer=13),
     ),
@@ -61,11 +62,24 @@ def test_a_cluster_is_drawn_as_replicas_stages_and_ranks() -> None:
         "    ├── generation 1 ended: rank 1 [bold] died",
         "    ├── speculation: 1.00 x off, depth 0.0, price 0 tokens/s, ledger 0.0 rounds, accepted at 1..",
         "    ├── stage 0, layers 0..6",
-        "    │   ├── rank 0: ready, gpu-a, pid 123, cuda 3, via eth0, busy 50%",
+        "    │   ├── rank 0: ready, gpu-a, pid 123, cuda 3, via eth0, busy 50%, drafting 20%",
         "    │   └── rank 1: ready, gpu-a, pid 124, cuda 3, via eth0, exchanges over shared memory, busy 50%",
         "    └── stage 1, layers 7..12",
         "        └── rank 2: ready, gpu-a, pid 123, cuda 3, via eth0, busy 50%",
     ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_narrow_terminal_folds_lines_and_a_pipe_gets_them_whole(terminal: bool) -> None:
+    status = ClusterStatus(name="c", model="scout", version="1", replicas=(REPLICA,), problem="", desired_replicas=1)
+    file = io.StringIO()
+
+    show(tree(status), Console(file=file, width=60, force_terminal=terminal, color_system=None))
+
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    words = " ".join(" ".join(line.strip("│ ") for line in lines).split())
+    assert "90% of 10 drafts accepted, cache 25% full" in words
+    assert (max(map(len, lines)) > 60) is not terminal
 
 
 def test_what_a_replica_waits_for_stands_beside_it() -> None:
