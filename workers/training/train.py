@@ -108,7 +108,7 @@ class Trainer:
         losses: Losses = self.network(tokens)
         (losses.main + self.recipe.mtp_weight * losses.mtp).backward()  # type: ignore[no-untyped-call]  # torch's
         if own is not None:
-            (self.recipe.own_weight * own_loss(self.network, own)).backward()  # type: ignore[no-untyped-call]
+            (self.recipe.own_weight * own_loss(self.network, own)).backward()  # type: ignore[no-untyped-call]  # torch's
         rates = self.recipe.learning_rates(self.step, progress)
         for optimizer, lr in zip(self.optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = lr
