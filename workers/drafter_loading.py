@@ -10,7 +10,7 @@ from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import mtp_marker
 from outrider.workers.model_loading import Parts
 from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP
-from outrider.workers.speculation.choosing_drafter import ChoosingDrafter
+from outrider.workers.speculation.choosing_drafter import ChoosingDrafter, Worths
 from outrider.workers.speculation.drafter import Drafter
 from outrider.workers.speculation.lookup_drafter import LookupDrafter
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
@@ -73,9 +73,10 @@ def make_drafter(
     config: EngineConfig,
     speculation: str | int,
     live: Callable[[int], Sequence | None],
+    worths: Worths,
     mtp: Drafter | None,
 ) -> Drafter | None:
-    """The drafters of these names behind one; None if there are none. `live` as ChoosingDrafter has it.
+    """The drafters of these names behind one; None if there are none. `live` and `worths` as ChoosingDrafter has them.
 
     `draft_parts`: the separate model's. `mtp`: what drafts with the model's own module, if it is among them.
     """
@@ -85,5 +86,5 @@ def make_drafter(
     if draft_parts is not None and draft_parts.head is not None:
         separate = SeparateModel(draft_parts.stage, draft_parts.head)
         models[DRAFT_MODEL] = SeparateModelDrafter(separate, starts, config.block_size)
-    lookup = LookupDrafter(live) if LOOKUP in names else None
-    return ChoosingDrafter(models, lookup, live, speculation)
+    lookup = LookupDrafter(live, worths.looks_up) if LOOKUP in names else None
+    return ChoosingDrafter(models, lookup, live, speculation, worths)

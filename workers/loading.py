@@ -47,7 +47,7 @@ from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.request_journal import RequestJournal
 from outrider.workers.request_times import RequestTimes
 from outrider.workers.roles import Follower, Leader
-from outrider.workers.sampling_params import DRAFT_MODEL, MTP
+from outrider.workers.sampling_params import DRAFT_MODEL, LOOKUP, MTP
 from outrider.workers.service import LeaderDoor
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Drafter
@@ -174,7 +174,8 @@ class _Loader:
             up, down = wires.column
             pipeline = FirstStage(runner, mesh.pipeline, down, up, fellows, tells_verdicts=mtp is None)
         experts = max(1, self._model.n_routed_experts), max(1, self._model.num_experts_per_tok)
-        depth = DepthPolicy(self._speculation, experts)
+        models = [name for name in self._drafters if name != LOOKUP]
+        depth = DepthPolicy(self._speculation, experts, models)
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth, depth.follows)
         drafter = make_drafter(
             self._drafters,
@@ -183,6 +184,7 @@ class _Loader:
             self._config,
             self._speculation,
             scheduler.live,
+            depth,
             ToldDrafter(mtp, fellows.tell) if mtp is not None and mesh.stage_size > 1 else mtp,
         )
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)

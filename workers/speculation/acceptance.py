@@ -9,11 +9,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.workers.sampling_params import LOOKUP
 from outrider.workers.speculation.logistic import Logistic
 
 Floats = NDArray[np.float64]
@@ -50,7 +52,7 @@ class Made(NamedTuple):
 
     sequence_id: int
     kind: Kind
-    leads: Sequence[float]  # how far the score of each is ahead of the next best's
+    leads: Sequence[float]  # how far the score of each is ahead of the next best's; of what was looked up: its chance
 
 
 class History:
@@ -157,7 +159,7 @@ class Acceptance:
     def judged(self, made: Sequence[Made]) -> Floats:
         """The probability that a draft and all before it are accepted, [sequences, most drafts]; 0 beyond the last.
 
-        Remembers the drafts, to learn from what becomes of them.
+        Remembers the drafts, to learn from what becomes of them. What was looked up brings its chances along.
         """
         lengths = [len(each.leads) for each in made]
         most, least = max(lengths, default=0), min(lengths, default=0)
@@ -170,15 +172,21 @@ class Acceptance:
         odds = np.exp(np.minimum(-scores, _HOPELESS))
         offsets = np.array([self._histories(each.sequence_id, each.kind.drafter).judging.offset for each in made])
         for each, expected in zip(made, (1.0 / (1.0 + odds)).tolist(), strict=True):
-            self._made[each.sequence_id] = each, expected
+            if each.kind.drafter != LOOKUP:
+                self._made[each.sequence_id] = each, expected
         shifted = odds * np.exp(-weights[:, 4:] * offsets[:, None])
         survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + shifted, axis=1)
+        for place, each in enumerate(made):
+            if each.kind.drafter == LOOKUP:
+                survivals[place, : len(each.leads)] = np.multiply.accumulate(each.leads)
         if least < most:
             survivals[np.arange(most) >= np.array(lengths)[:, None]] = 0.0
         return survivals
 
     def judged_alone(self, made: Made) -> list[float]:
         """`judged` of one sequence, which has drafts: the same in a tenth of the time."""
+        if made.kind.drafter == LOOKUP:
+            return list(accumulate(made.leads, mul))
         fleet, history = self._fleet(made.kind), self._histories(made.sequence_id, made.kind.drafter).judging
         odds = fleet.odds(made.leads)
         self._made[made.sequence_id] = made, [1.0 / (1.0 + each) for each in odds]

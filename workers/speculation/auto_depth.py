@@ -6,6 +6,8 @@ pay: all of it follows from the price. Pure: reads no clock, and the text never 
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -24,21 +26,23 @@ from outrider.workers.speculation.planning import (
     depths_worth,
     slots_worth,
     slots_worth_alone,
+    worth_of_rows,
 )
 from outrider.workers.speculation.price import Price
 
 DEEPEST = 8
 _CAUTION = 1.02  # what a second must bring with drafts over what it brings without
 _MEASURING = 0.005  # of all time, what may be lost to measuring stale numbers of rows again
-_FIRST_CREDIT, _MOST_CREDIT = 8.0, 8.0  # undrafted rounds
+_FIRST_CREDIT, _MOST_CREDIT = 2.0, 4.0  # undrafted rounds
 _CLIP = 2.0  # a round costs the ledger at most this many times its forecast: what disturbs it is not speculation's
 _MOST_WATCHED = 4  # sequences of a round whose drafts are looked at for signs of a fault
 _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in turn
-_SURPRISE = 0.4  # acceptance that was foreseen, at most, of a draft whose acceptance is news
 _TOKENS_FOLLOWED = 1.5  # a round, of a sequence: about
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
 _HELD = 8.0  # undrafted rounds: time that may go by before the rounds in it are learned from, all at once
-_PLAIN_SEEN = 4  # of rounds in which nothing is drafted or followed, one in so many is learned from
+_WOKEN = 4  # sequences that are tried when a stop is over
+_BASE_EVERY, _BASE_SPARED = 16.0, 8.0  # rounds without drafts are measured once in so many; fewer where drafts pay
+_PLAIN_SEEN = 16  # of rounds in which nothing is drafted or followed, one in so many is learned from
 
 
 class Live(NamedTuple):
@@ -88,6 +92,9 @@ class AutoDepth:
         self._depths: dict[int, int] = {}
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
         self._credit = _FIRST_CREDIT  # undrafted rounds that may be spent on measuring
+        self._woken = 0  # stops after which sequences were tried again
+        self._measuring = False  # what rounds without drafts take, before others are weighed against them
+        self._price = self._row_price = 0.0  # tokens that a relative second, and a further row, must bring
         self._turn = 0  # rounds whose acceptance was learned from
         self._plain = 0  # rounds without drafts
         self._took: list[_Took] = []  # the latest rounds, not learned from yet
@@ -110,9 +117,19 @@ class AutoDepth:
         hope = self._hopes.get(sequence_id)
         return hope is None or hope.followed
 
-    def plan(self, live: Sequence[Live]) -> None:
-        """Sets the depths of these sequences, which share rounds."""
-        if self.ledger.stopped or not self._deepest:
+    @property
+    def resting(self) -> bool:
+        """Whether nobody is to draft at present, whatever it would cost."""
+        return self.ledger.stopped or self._measuring
+
+    def plan(self, live: Sequence[Live], others: int = 0) -> None:
+        """Sets the depths of these sequences, which share rounds, also with `others` of a depth of their own."""
+        self._measuring = not others and self.cost.base_due(len(live), self._patience(len(live)))
+        base = _base(live)
+        if not self.resting:
+            self._set_prices(base)
+            self._wake()
+        if self.resting or not self._deepest:
             self._depths.update((each.sequence_id, 0) for each in live)
             return
         hopes = [self._hope(each.sequence_id) for each in live]
@@ -120,19 +137,50 @@ class AutoDepth:
             for each, hope in zip(live, hopes, strict=True):
                 self._depths[each.sequence_id] = self._tried(each.sequence_id, hope)
             return
-        worth = self._worthwhile_depths(live)
+        worth = self._worthwhile_depths(live, base)
         pays = worth.gain > 0.0
-        other = self._explores(worth, len(live))
-        drafts = pays is not other
+        drafts = pays or self._explores(worth, len(live))
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
                 hope.worth()
             tried = 0 if pays or (drafts and depth) else self._tried(each.sequence_id, hope)
             self._depths[each.sequence_id] = depth if drafts and depth else tried
 
-    def _worthwhile_depths(self, live: Sequence[Live]) -> Depths:
-        base = _base(live)
-        price = _CAUTION * self._relative_price(base)
+    def _wake(self) -> None:
+        """After a stop: a few sequences are tried first, since their drafts alone can tell whether it pays again."""
+        if self.ledger.stops > self._woken:
+            self._woken = self.ledger.stops
+            for hope in list(self._hopes.values())[:_WOKEN]:
+                hope.wake()
+
+    def _patience(self, sequences: int) -> float:
+        """Rounds that go by between two without drafts: the less drafts bring, the closer both are watched."""
+        return _BASE_EVERY * (1.0 + _BASE_SPARED * (self.price.gain(sequences) - 1.0))
+
+    def _set_prices(self, base: Shape) -> None:
+        self._price = _CAUTION * self._relative_price(base)
+        rows = self.cost.more_rows(base.rows, base.rows)[base.rows] / base.rows
+        self._row_price = self._price * (rows + self.cost.slot(base.context / base.sequences))
+
+    def looked_up(self, chances: Sequence[float]) -> tuple[int, float]:
+        """How many looked-up drafts are worth their rows, and what they bring above that, in tokens.
+
+        `chances`: of each that it stands if those before it do.
+        """
+        return worth_of_rows(accumulate(chances, mul), self._row_price)
+
+    def model_worth(self, sequence_id: int, kind: Kind, steps: int, sharing: int) -> float:
+        """What `steps` drafts of the kind's model bring above their rows and their making, in tokens.
+
+        `sharing`: how many sequences draft together, and share the steps.
+        """
+        survivals = self.acceptance.foreseen_alone(sequence_id, kind)[:steps]
+        _, _, first, step, draft = self.cost.drafting(kind.drafter).coefficients
+        making = (first + step * steps) / max(sharing, 1) + draft * steps
+        return worth_of_rows(survivals, self._row_price)[1] - self._price * making
+
+    def _worthwhile_depths(self, live: Sequence[Live], base: Shape) -> Depths:
+        price = self._price
         drafting = self._draft_seconds(live[0].kind.drafter, len(live))
         more_rows = self.cost.more_rows(base.rows, len(live) * self._deepest)
         if len(live) == 1:
@@ -145,16 +193,12 @@ class AutoDepth:
     def _draft_seconds(self, drafter: str, sequences: int) -> DraftSeconds:
         """The upkeep of the sequences is part of it: what does not pay for that is not worth following."""
         following, token, first, step, draft = self.cost.drafting(drafter).coefficients
-        return DraftSeconds(first + following + _TOKENS_FOLLOWED * token * sequences, step, draft)
+        upkeep = self.cost.readiness + following + _TOKENS_FOLLOWED * token * sequences
+        return DraftSeconds(first + upkeep, step, draft)
 
     def _explores(self, worth: Depths, sequences: int) -> bool:
-        """Whether to draft though none is better, or not at all though that is, since it tells something cheaply.
-
-        Of rounds without drafts it tells what they take, where that has not been seen for long.
-        """
-        if worth.gain > 0.0 and not self.cost.stale(sequences):
-            return False
-        loss = abs(worth.gain) / sequences  # undrafted rounds, or less
+        """Whether to draft though it does not pay, since what it tells costs little."""
+        loss = -worth.gain / sequences  # undrafted rounds, or less
         if loss > self._credit:
             return False
         self._credit -= loss
@@ -182,7 +226,7 @@ class AutoDepth:
             worth = slots_worth_alone(survivals, slot_s, more_rows, _CAUTION * price)
         else:
             worth = slots_worth(self.acceptance.judged(made), np.full(len(made), slot_s), more_rows, _CAUTION * price)
-        return [0] * len(made) if self.ledger.stopped else self._also_tried(self._measured(worth, made, base), made)
+        return [0] * len(made) if self.resting else self._also_tried(self._measured(worth, made, base), made)
 
     def _also_tried(self, counts: list[int], made: Sequence[Made]) -> list[int]:
         """The counts, and of a sequence that is tried its draft too, which else would tell nothing."""
@@ -219,13 +263,13 @@ class AutoDepth:
         `round_s`: to the verdict; `draft_s`: from there to the drafts. `own`: all its drafts were of this one's
         choosing, so that what they won or lost goes into the ledger.
         """
-        if shape.rows == shape.sequences and not (shape.drafts or shape.followed):
+        if self.ledger.stopped and shape.undrafted and not shape.drafts:
             self._observe_plain(shape, round_s, draft_s)
             return
         self.learn_acceptance(outcomes)
-        self._took.append(_Took(shape, tokens, round_s, draft_s, own))
+        self._took.append(_Took(shape._replace(ready=True), tokens, round_s, draft_s, own))
         self._took_s += round_s + draft_s
-        if self._took_s >= _HELD * self._undrafted_s:
+        if self._measuring or self._took_s >= _HELD * self._undrafted_s:
             self._learn_times()
 
     def _learn_times(self) -> None:
@@ -235,27 +279,33 @@ class AutoDepth:
 
     def _learn_time(self, round: _Took) -> None:
         shape, took = round.shape, round.round_s + round.draft_s
-        undrafted, forecast = took, took
-        if self.cost.known:
-            undrafted, forecast = self.cost.undrafted(shape.sequences, shape.context), self.cost.forecast(shape)
+        forecast = self.cost.forecast(shape) if self.cost.known else took
         self.cost.observe(shape, round.round_s, round.draft_s)
+        undrafted = self.cost.undrafted(shape.sequences, shape.context)
         if round.own:
             counted = min(took, _CLIP * forecast)
             self.price.observe(shape.sequences, round.tokens, counted, undrafted)
-            self.ledger.settle(round.tokens / shape.sequences, counted / undrafted, shape.sequences)
+            self.ledger.settle(round.tokens / shape.sequences, counted / undrafted)
         self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)
         self._tell(shape, undrafted, abs(took - forecast) / max(took, 1e-9))
 
-    def _observe_plain(self, shape: Shape, round_s: float, draft_s: float) -> None:
-        """A round that speculation had no part in: it costs the ledger nothing, and should hardly cost time."""
-        if self._took:
-            self._learn_times()
+    def sleeps(self) -> bool:
+        """Whether speculation is stopped, and the round at hand is none of those that are looked at even so."""
+        return self.ledger.stopped and not self._took and (self._plain + 1) % _PLAIN_SEEN != 0
+
+    def slept(self) -> None:
+        """A round of decoding sequences went by that speculation had no part in, and that is not learned from."""
         self._plain += 1
         self.ledger.earn(1.0)
-        if self._plain % _PLAIN_SEEN == 0 or not self.cost.known:
-            self.cost.observe(shape, round_s, draft_s)
-            self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
-            self._tell(shape, self.cost.undrafted(shape.sequences, shape.context), self.figures.forecast_error)
+
+    def _observe_plain(self, shape: Shape, round_s: float, draft_s: float) -> None:
+        """A round that speculation had no part in: it costs the ledger nothing."""
+        if self._took:
+            self._learn_times()
+        self.slept()
+        self.cost.observe(shape, round_s, draft_s)
+        self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
+        self._tell(shape, self.cost.undrafted(shape.sequences, shape.context), self.figures.forecast_error)
 
     def learn_acceptance(self, outcomes: Sequence[Outcome]) -> None:
         """The same from a round whose time is not comparable: it held prompt chunks."""
@@ -263,22 +313,15 @@ class AutoDepth:
             made = self.acceptance.pending(each.sequence_id)
             if made is not None and each.judged:
                 self.warnings += self.alarms.judged(made, each.judged, each.accepted, gap=each.gap)
-            if each.accepted and made is not None:
-                self._surprised(made)
+            hope = self._hopes.get(each.sequence_id)
+            if each.accepted and made is not None and hope is not None:
+                hope.stood()
         stride = max(-(-len(outcomes) // _MOST_TAUGHT), 1)
         self._turn += 1
         taught = outcomes[self._turn % stride :: stride]
         self.acceptance.observe([(each.sequence_id, each.judged, each.accepted) for each in taught])
         if stride > 1:
             self.acceptance.pass_over([each.sequence_id for each in outcomes])
-
-    def _surprised(self, made: Made) -> None:
-        """Gives a sequence that promised nothing hope again, where its draft was accepted against expectation."""
-        hope = self._hopes.get(made.sequence_id)
-        if hope is None or not hope.idle:
-            return
-        if self.acceptance.foreseen_alone(made.sequence_id, made.kind)[0] < _SURPRISE:
-            hope.stood()
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence that ended."""

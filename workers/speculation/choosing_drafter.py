@@ -1,12 +1,13 @@
 """All drafters of a replica behind one: each sequence's drafts come from the one it asked for, or the one that pays.
 
 Models follow every round, whether they draft or not, so that their caches stay right. Prompt lookup goes first, since
-it costs next to nothing; a model's steps are spared where its proposal is worth more.
+it costs next to nothing; a model's steps are spared where its proposal is worth more. What anything is worth the depth
+policy says, in the one currency in which it weighs depths.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from torch import Tensor
 
@@ -14,10 +15,29 @@ from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, int
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import AUTO, LOOKUP
 from outrider.workers.speculation.drafter import Draft, Drafter
-from outrider.workers.speculation.drafter_choice import DrafterChooser
-from outrider.workers.speculation.drafter_prices import DrafterPrices
 
 Drafts = dict[int, list[Draft]]
+
+
+class Worths(Protocol):
+    """What drafts are worth at present. DepthPolicy is one."""
+
+    @property
+    def resting(self) -> bool:
+        """Whether nobody should draft whose depth is not fixed."""
+        ...
+
+    def looks_up(self, sequence_id: int) -> bool:
+        """Whether it may pay to look anything up for the sequence."""
+        ...
+
+    def looked_up(self, proposal: list[Draft]) -> tuple[int, float]:
+        """How many of the looked-up drafts are worth verifying, and what they bring above their price, in tokens."""
+        ...
+
+    def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
+        """The model whose `steps` drafts are worth most, with `sharing` sequences to share them, and how much."""
+        ...
 
 
 class ChoosingDrafter:
@@ -29,37 +49,31 @@ class ChoosingDrafter:
         lookup: Drafter | None,
         live: Callable[[int], Sequence | None],
         speculation: str | int,
-        clock: Callable[[], float] = time.perf_counter,
+        worths: Worths,
     ) -> None:
         """`models` pay for each step. `live` gives the sequence of an id, None once it ended.
 
         `speculation` is the engine's. A fixed depth is the first model's, if there is one and the request names none.
         """
         self._models, self._lookup, self._live = models, lookup, live
-        self._speculation, self._clock = speculation, clock
-        self.chooser = DrafterChooser(list(models), DrafterPrices())
-        self._made: dict[int, tuple[str, int]] = {}  # drafts under verification: by whom, and how many
-        self._called_at: float | None = None  # since then the engine was never without work
+        self._speculation, self._worths = speculation, worths
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
-        self._learn(round, verdict)
+        drafts: Drafts = {}
+        if self._worths.resting and not round.draft_steps.any():
+            for drafter in self._models.values():
+                drafts.update(drafter.draft(round, verdict, hidden))
+            return drafts
         found = dict(self._lookup.draft(round, verdict, hidden)) if self._lookup is not None else {}
         owners, found = self._choose(round, verdict, found)
-        drafts: Drafts = {}
         for name, drafter in self._models.items():
             drafts.update(self._model_drafts(name, drafter, round, owners, verdict, hidden))
         drafts.update(found)
-        for sequence_id, own in drafts.items():
-            if own:
-                self._made[sequence_id] = own[0].drafter, len(own)
         return drafts
 
     def forget(self, sequence_ids: IntArray) -> None:
         for drafter in (*self._models.values(), *([self._lookup] if self._lookup is not None else [])):
             drafter.forget(sequence_ids)
-        for sequence_id in sequence_ids.tolist():
-            self.chooser.forget(sequence_id)
-            self._made.pop(sequence_id, None)
 
     def _choose(self, round: Round, verdict: Verdict, found: Drafts) -> tuple[list[str | None], Drafts]:
         """Which model drafts for each of the round's sequences, and what was looked up for the others."""
@@ -89,12 +103,9 @@ class ChoosingDrafter:
             return first, proposal if first is None else []
         if not proposal and len(self._models) < 2:
             return next(iter(self._models), None), []
-        kept, worth = self.chooser.looked_up(proposal)
-        model, model_worth = self.chooser.best_model(sequence_id, steps, sharing)
-        if not kept or worth <= model_worth:
-            return model, []
-        self.chooser.pass_over(sequence_id)
-        return None, proposal[:kept]
+        kept, worth = self._worths.looked_up(proposal)
+        model, model_worth = self._worths.best_model(sequence_id, steps, sharing)
+        return (model, []) if not kept or worth <= model_worth else (None, proposal[:kept])
 
     def _model_drafts(
         self, name: str, drafter: Drafter, round: Round, owners: list[str | None], verdict: Verdict, hidden: Tensor
@@ -103,24 +114,4 @@ class ChoosingDrafter:
         if any(owner != name for owner in owners):
             own = ints([owner == name for owner in owners])
             round = replace(round, draft_steps=round.draft_steps * own)
-        began = self._clock()
-        drafts = drafter.draft(round, verdict, hidden)
-        if steps := max(map(len, drafts.values()), default=0):
-            self.chooser.prices.observe_drafting(name, steps, self._clock() - began)
-        return drafts
-
-    def _learn(self, round: Round, verdict: Verdict) -> None:
-        """Takes in what became of the drafts, and how long the round took."""
-        now, before = self._clock(), self._called_at
-        self._called_at = now if (verdict.finish == RUNNING).any() else None
-        decodes = bool((round.sample_counts == round.query_offsets[1:] - round.query_offsets[:-1]).all())
-        if decodes and before is not None:
-            round_s = float(verdict.stage_s.sum())
-            self.chooser.prices.observe_round(round.rows, len(verdict.token_ids), round_s, now - before)
-        columns = zip(
-            round.sequence_ids.tolist(), verdict.drafts_accepted.tolist(), verdict.finish.tolist(), strict=True
-        )
-        for sequence_id, accepted, finish in columns:
-            name, made = self._made.pop(sequence_id, ("", 0))
-            if name in self.chooser.acceptance:
-                self.chooser.acceptance[name].observe(sequence_id, made, accepted, finish != RUNNING)
+        return drafter.draft(round, verdict, hidden)

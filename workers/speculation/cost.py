@@ -1,28 +1,34 @@
 """What a round takes: a model of its seconds, learned online from the rounds themselves. Reads no clock.
 
-Verifying costs a fixed part, rows, the experts that they wake, sequences, and reading their context; drafting costs a
-start, steps and drafts, and following what was accepted. Without speculation only the first is left. On top of that
-each number of rows has a correction of its own, because kernels pad and split by their own rules; one that has not been
-seen for long counts less and less.
+Verifying costs a fixed part, rows, the experts that they wake, sequences, reading their context, and a share for being
+ready to draft; drafting costs a start, steps and drafts, and following what was accepted. Without speculation only the
+first is left. On top of that each number of rows has a correction of its own, because kernels pad and split by their
+own rules; one that has not been seen for long counts less and less. Of rounds of more than twice as many rows as any
+yet nothing is known.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outrider.workers.speculation.line import Line
+from outrider.workers.speculation.price import size_class
 from outrider.workers.speculation.row_cells import RowCells
 
 Floats = NDArray[np.float64]
 
 _MEMORY = 400.0  # rounds
 _PER = 1e-3  # contexts are counted in thousands of tokens
-_VERIFYING = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05)  # first shape: fixed, row, expert, sequence, context, rows x context
+# First shape: fixed, row, expert, sequence, context, rows x context, ready to draft
+_VERIFYING = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05, 0.03)
 _DRAFTING = (0.03, 0.02, 0.1, 0.08, 0.01)  # first shape: following, token followed, drafting, step, draft
 _TABLE_EVERY, _TABLES_AT_ONCE = 32, 16
 _SMALLEST_TABLE = 64  # rows
 _SPEED_RATE, _SPEED_CLIP = 0.05, 1.5
+_SURPRISE = 1.2  # times what was forecast, of a shape that is hardly known: learned from at once
+_BASE_ROUNDS = 4  # undrafted rounds of a size that must be known
 
 
 class Shape(NamedTuple):
@@ -36,6 +42,12 @@ class Shape(NamedTuple):
     drafts: int = 0  # made after it
     followed: int = 0  # tokens that the drafter took in after it
     drafter: str = "mtp"
+    ready: bool = False  # somebody decided who drafts, looked up, followed
+
+    @property
+    def undrafted(self) -> bool:
+        """Whether drafts have no part in it; they may be made after it."""
+        return self.rows == self.sequences
 
 
 class RoundCost:
@@ -47,6 +59,8 @@ class RoundCost:
         self._verifying = Line(_VERIFYING, memory=_MEMORY)
         self._drafting: dict[str, Line] = {}
         self._cells = RowCells()
+        self._bases: dict[int, _Base] = {}  # by size class
+        self._widest = 1  # rows of a round yet
         self._speed = 1.0  # of late, over what the lines say: the machine has moods
         self._rounds = 0
         self._by_rows: list[float] = []
@@ -72,18 +86,25 @@ class RoundCost:
         return self._speed
 
     def observe(self, shape: Shape, round_s: float, draft_s: float) -> None:
-        """Learns from a round: `round_s` until its tokens were handed out, `draft_s` from there to its drafts."""
-        verify, draft = self._verify(shape), self._draft(shape)
-        if self._rounds:
-            ratio = (round_s + draft_s) / max(self._speed * (verify + draft), 1e-9)
+        """Learns from a round: `round_s` until its tokens were handed out, `draft_s` from there to its drafts.
+
+        The machine's speed is told only by rounds whose like is known: others tell what their shape takes.
+        """
+        features, news = self._features(shape), False
+        ratio = (round_s + draft_s) / max(self._speed * (self._verify(shape) + self._draft(shape)), 1e-9)
+        if self._cells.known(shape.rows):
             self._speed *= 1.0 + _SPEED_RATE * (min(max(ratio, 1 / _SPEED_CLIP), _SPEED_CLIP) - 1.0)
+        else:
+            news = not 1 / _SURPRISE < ratio < _SURPRISE
         self._rounds += 1
-        features = self._features(shape)
-        self._verifying.observe(features, round_s / self._speed)
+        self._widest = max(self._widest, shape.rows)
+        self._verifying.observe(features, round_s / self._speed, news=news)
         if shape.followed or shape.drafts:
             self.drafting(shape.drafter).observe(_drafted(shape), draft_s / self._speed)
         self._cells.observe(shape.rows, round_s / self._speed / max(self._verifying.seconds(features), 1e-9))
-        if self._rounds <= _TABLES_AT_ONCE or self._rounds % _TABLE_EVERY == 0:
+        if shape.undrafted:
+            self._bases.setdefault(size_class(shape.sequences), _Base()).seen(self._rounds)
+        if news or self._rounds <= _TABLES_AT_ONCE or self._rounds % _TABLE_EVERY == 0:
             self._tabulate(max(len(self._by_rows) - 1, 2 * shape.rows))
 
     def forecast(self, shape: Shape) -> float:
@@ -91,18 +112,32 @@ class RoundCost:
         return self._speed * (self._verify(shape) + self._draft(shape))
 
     def undrafted(self, sequences: int, context: float) -> float:
-        """Seconds of a round without any drafts, neither verified nor made, and nothing followed."""
+        """Seconds of a round that speculation has no part in."""
         return self._speed * self._verify(Shape(sequences, sequences, context, context))
+
+    def base_due(self, sequences: int, every: float) -> bool:
+        """Whether a round without drafts, of about so many sequences, should be measured before others are weighed.
+
+        At first some are, and then one in `every` rounds.
+        """
+        base = self._bases.get(size_class(sequences))
+        return base is None or base.rounds < _BASE_ROUNDS or self._rounds - base.last >= every
 
     def more_rows(self, rows: int, more: int) -> list[float]:
         """Relative seconds that 0 .. `more` rows add to a round of `rows`, [more + 1]: never falling.
 
-        Their reading of the context is not in it: see `slot`.
+        Their reading of the context is not in it: see `slot`. Infinite where no round was nearly as wide.
         """
         if len(self._by_rows) <= rows + more:
             self._tabulate(2 * (rows + more))
-        first = self._by_rows[rows]
-        return [seconds - first for seconds in self._by_rows[rows : rows + more + 1]]
+        first, fathomed = self._by_rows[rows], 2 * max(rows, self._widest) - rows
+        added = [seconds - first for seconds in self._by_rows[rows : rows + min(more, fathomed) + 1]]
+        return added + [math.inf] * (more - fathomed)
+
+    @property
+    def readiness(self) -> float:
+        """Relative seconds that a round takes longer because drafts might be made."""
+        return self._verifying.coefficients[6]
 
     def slot(self, context: float) -> float:
         """Relative seconds that one more row of a sequence of `context` tokens reads the cache for."""
@@ -116,9 +151,9 @@ class RoundCost:
         """Relative seconds to the verdict."""
         if len(self._by_rows) <= shape.rows:
             self._tabulate(2 * shape.rows)
-        _, _, _, sequence, context, product = self._verifying.coefficients
+        _, _, _, sequence, context, product, ready = self._verifying.coefficients
         rest = sequence * shape.sequences + _PER * (context * shape.context + product * shape.rows_context)
-        return self._by_rows[shape.rows] + rest
+        return self._by_rows[shape.rows] + rest + ready * shape.ready
 
     def _draft(self, shape: Shape) -> float:
         return self.drafting(shape.drafter).seconds(_drafted(shape))
@@ -126,7 +161,8 @@ class RoundCost:
     def _features(self, shape: Shape) -> tuple[float, ...]:
         experts, woken = self._experts
         distinct = experts * (1.0 - (1.0 - woken / experts) ** shape.rows)
-        return (1.0, shape.rows, distinct, shape.sequences, _PER * shape.context, _PER * shape.rows_context)
+        context, product = _PER * shape.context, _PER * shape.rows_context
+        return (1.0, shape.rows, distinct, shape.sequences, context, product, float(shape.ready))
 
     def _tabulate(self, most: int) -> None:
         """Relative seconds by the number of rows alone, 0 .. `most`."""
@@ -135,6 +171,18 @@ class RoundCost:
         rows = np.arange(most + 1)
         line = fixed + row * rows + expert * experts * (1.0 - (1.0 - woken / experts) ** rows)
         self._by_rows = np.maximum.accumulate(line * self._cells.factors(most)).tolist()
+
+
+class _Base:
+    """Rounds without drafts that were seen of one size, and the last."""
+
+    __slots__ = ("last", "rounds")
+
+    def __init__(self) -> None:
+        self.rounds = self.last = 0
+
+    def seen(self, now: int) -> None:
+        self.rounds, self.last = self.rounds + 1, now
 
 
 def _drafted(shape: Shape) -> tuple[float, ...]:

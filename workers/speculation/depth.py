@@ -3,7 +3,7 @@
 Pure: seconds are given to it. Depths never change the text, so any rule would do; which one is fast is auto_depth.py's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from itertools import compress, pairwise
 from operator import add, eq, mul, sub
@@ -27,16 +27,20 @@ _PLANNED_AT_ONCE = 24  # sequences: so many more, and their depths are set a rou
 class DepthPolicy:
     """The engine's speculation setting joined with the requests' own. Not thread-safe."""
 
-    def __init__(self, speculation: str | int, experts: tuple[int, int] = (1, 1)) -> None:
+    def __init__(
+        self, speculation: str | int, experts: tuple[int, int] = (1, 1), models: Collection[str] = (MTP,)
+    ) -> None:
         """`speculation` is the engine's: "off", "auto", or a fixed depth, which bounds the requests' own too.
 
-        `experts`: how many routed ones a layer has, and how many of them a token wakes.
+        `experts`: how many routed ones a layer has, and how many of them a token wakes. `models`: the drafters that pay
+        for each step; the first is believed in until another has shown more.
         """
         self._default = speculation
         self._ceiling = (
             speculation if isinstance(speculation, int) else {"off": 0, "auto": MAX_DRAFT_TOKENS}[speculation]
         )
-        self._auto = AutoDepth(min(self._ceiling, DEEPEST), experts)
+        self._models = tuple(models)
+        self._auto = AutoDepth(min(self._ceiling, DEEPEST) if models else 0, experts)
         self._kinds: dict[int, Kind] = {}  # of the sequences whose depth is "auto"
         self._next: dict[int, Shape] = {}  # by lane: its next round but for the drafts, as far as it is known
         self._turns: dict[int, int] = {}  # by lane: its rounds
@@ -55,30 +59,41 @@ class DepthPolicy:
 
     def depth(self, sequence: Sequence) -> int:
         """Drafts to make for the sequence after the round that is being composed."""
-        requested = sequence.request.params.speculation
-        wanted = self._default if requested is None else requested
+        wanted = self._wanted(sequence)
         if wanted == "off" or not self._ceiling:
             return 0
         if wanted != "auto":
             return min(int(wanted), self._ceiling)
-        sequence_id = sequence.sequence_id
-        if sequence_id not in self._kinds:
-            self._kinds[sequence_id] = Kind.of(MTP, sequence.request.params.temperature)
-        return self._auto.depth(Live(sequence_id, self._kinds[sequence_id], len(sequence.token_ids)))
+        return self._auto.depth(Live(sequence.sequence_id, self._kind(sequence), len(sequence.token_ids)))
 
     def follows(self, sequence: Sequence) -> bool:
         """Whether the drafter should take in the sequence's next rows. With a fixed depth always."""
+        if self._wanted(sequence) != "auto":
+            return True
+        self._kind(sequence)
+        return self._auto.follows(sequence.sequence_id)
+
+    def _wanted(self, sequence: Sequence) -> str | int:
         requested = sequence.request.params.speculation
-        wanted = self._default if requested is None else requested
-        return wanted != "auto" or self._auto.follows(sequence.sequence_id)
+        return self._default if requested is None else requested
+
+    def _kind(self, sequence: Sequence) -> Kind:
+        """Of a sequence whose depth is "auto", which is known from then on."""
+        sequence_id = sequence.sequence_id
+        if sequence_id not in self._kinds:
+            model = next(iter(self._models), MTP)
+            self._kinds[sequence_id] = Kind.of(model, sequence.request.params.temperature)
+        return self._kinds[sequence_id]
 
     def time_of(self, round: Round, round_s: float) -> RoundTime:
         """What a round took, `round_s` of it since its scheduling, and would have taken without drafts, as modelled.
 
-        Unknown while no round's time is, and of rounds with prompt chunks.
+        Unknown while no round's time is, while speculation is stopped, and of rounds with prompt chunks.
         """
+        if not self._ceiling or self._auto.figures.stopped or not self._auto.cost.known:
+            return RoundTime()
         decoding = len(round.token_ids) == sum(round.sample_counts.tolist())
-        if not self._ceiling or not decoding or not self._auto.cost.known:
+        if not decoding:
             return RoundTime()
         context = sum(round.starts.tolist()) + round.sequences
         undrafted_s = self._auto.cost.undrafted(round.sequences, context)
@@ -96,22 +111,60 @@ class DepthPolicy:
 
         `drafts`: those made in that time; None: as many as the round asks for.
         """
-        if not self._ceiling:
+        if not self._ceiling or (not drafts and self._slept(round, verdict)):
             return
         self._draft_s[round.lane] = draft_s
+        model = next(iter(self._models), MTP)
         if drafts is not None:
-            round = _with_steps_made(round, drafts)
-        seen = _Seen.of(round, verdict)
+            round, model = _with_steps_made(round, drafts), _model_of(drafts, model)
+        seen = _Seen.of(round, verdict, model)
         kinds = self._kinds
         if seen.whole:
             own = all(each.sequence_id in kinds or not each.verified for each in seen.outcomes)
             self._auto.observe(seen.outcomes, seen.shape, len(verdict.token_ids), round_s, draft_s, own=own)
         else:
             self._auto.learn_acceptance(seen.outcomes)
-        for sequence_id in (*round.ends.tolist(), *seen.finished):
-            self._auto.forget(sequence_id)
-            kinds.pop(sequence_id, None)
+        self._forget((*round.ends.tolist(), *seen.finished))
         self._plan(round.lane, seen.going)
+
+    def _slept(self, round: Round, verdict: Verdict) -> bool:
+        """Whether speculation is stopped, and had no part in a round that is not worth looking at."""
+        if not self._auto.sleeps() or len(round.token_ids) != round.sequences or round.draft_steps.any():
+            return False
+        self._auto.slept()
+        finished = round.sequence_ids[verdict.finish != RUNNING]
+        self._forget((*round.ends.tolist(), *finished.tolist()))
+        return True
+
+    def _forget(self, ended: Iterable[int]) -> None:
+        for sequence_id in ended:
+            self._auto.forget(sequence_id)
+            self._kinds.pop(sequence_id, None)
+
+    @property
+    def resting(self) -> bool:
+        """Whether nobody should draft whose depth is not fixed."""
+        return self._auto.resting
+
+    def looks_up(self, sequence_id: int) -> bool:
+        """Whether what a sequence said should be looked up for drafts."""
+        return sequence_id not in self._kinds or not self._auto.resting
+
+    def looked_up(self, proposal: list[Draft]) -> tuple[int, float]:
+        """How many of a proposal's drafts are worth verifying, and what they bring above their price, in tokens."""
+        return self._auto.looked_up([draft.confidence for draft in proposal])
+
+    def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
+        """The model whose `steps` drafts are worth most, and how much: None where there is no model, or no step.
+
+        `sharing`: how many sequences draft together, and share the price of the steps.
+        """
+        kind = self._kinds.get(sequence_id)
+        if not steps or not self._models or kind is None:
+            return next(iter(self._models), None) if steps else None, 0.0
+        worths = {name: self._auto.model_worth(sequence_id, kind.by(name), steps, sharing) for name in self._models}
+        best = max(worths, key=worths.__getitem__)
+        return best, worths[best]
 
     def _plan(self, lane: int, going: Mapping[int, int]) -> None:
         """Sets the depths of a lane's sequences, by id with their tokens: of many not in every round."""
@@ -124,7 +177,7 @@ class DepthPolicy:
         kinds = self._kinds
         live = [Live(i, kinds[i], tokens) for i, tokens in going.items() if i in kinds]
         if live:
-            self._auto.plan(live)
+            self._auto.plan(live, others=len(going) - len(live))
 
     def failed(self, reason: str) -> bool:
         """The drafter raised an error: counted. Whether that is news."""
@@ -140,21 +193,21 @@ class DepthPolicy:
     def worthwhile(self, drafts: Mapping[int, list[Draft]]) -> dict[int, list[int]]:
         """Of drafts by sequence id those to verify, after their round was observed.
 
-        With a fixed depth all; else those that are worth their time. What was looked up is worth it where it is made,
-        unless nobody drafts.
+        With a fixed depth all; else those that are worth their time, whoever made them.
         """
         tokens: dict[int, list[int]] = {}
         made: list[Made] = []
-        fixed, kinds, stopped = 0, self._kinds, self._auto.figures.stopped
+        fixed, kinds = 0, self._kinds
         for sequence_id, own in drafts.items():
-            kind, looked_up = kinds.get(sequence_id), _looked_up(own)
-            if kind is not None and looked_up and stopped:
-                continue
+            kind = kinds.get(sequence_id)
             tokens[sequence_id] = [draft.token_id for draft in own]
-            if kind is None or looked_up or not own:
+            if kind is None or not own:
                 fixed += len(own)
-            else:
-                made.append(Made(sequence_id, kind.by(own[0].drafter), [draft.confidence for draft in own]))
+                continue
+            by = kind.by(own[0].drafter)
+            made.append(Made(sequence_id, by, [draft.confidence for draft in own]))
+            if by.drafter != LOOKUP:
+                kinds[sequence_id] = by
         if made:
             base = self._next[self._lane]
             counts = self._auto.keep(made, base._replace(rows=base.rows + fixed) if fixed else base)
@@ -165,6 +218,13 @@ class DepthPolicy:
 
 def _looked_up(drafts: list[Draft]) -> bool:
     return bool(drafts) and drafts[0].drafter == LOOKUP
+
+
+def _model_of(drafts: Mapping[int, list[Draft]], usual: str) -> str:
+    """Which model took steps for these; of several one that is not the usual one, and takes longer."""
+    if len(names := {own[0].drafter for own in drafts.values() if own} - {LOOKUP, usual}):
+        return min(names)
+    return usual
 
 
 def _with_steps_made(round: Round, drafts: Mapping[int, list[Draft]]) -> Round:
@@ -185,8 +245,11 @@ class _Seen(NamedTuple):
     going: dict[int, int]  # sequences that go on decoding, and their tokens
 
     @classmethod
-    def of(cls, round: Round, verdict: Verdict) -> "_Seen":
-        """Column by column: of many sequences that takes a third of the time that one after another does."""
+    def of(cls, round: Round, verdict: Verdict, model: str) -> "_Seen":
+        """Column by column: of many sequences that takes a third of the time that one after another does.
+
+        `model`: whose steps those of the round are.
+        """
         ids, counts, starts = round.sequence_ids.tolist(), round.sample_counts.tolist(), round.starts.tolist()
         rows, emitted = _lengths(round.query_offsets), _lengths(verdict.token_offsets)
         contexts = list(map(add, starts, rows))
@@ -196,6 +259,7 @@ class _Seen(NamedTuple):
         shape = Shape(
             len(ids), round.rows, float(sum(contexts)), float(sum(map(mul, rows, contexts))),
             max(steps, default=0), sum(steps), sum(map(mul, verdict.accepted_rows.tolist(), round.upkeep.tolist())),
+            model,
         )  # fmt: skip
         gaps = [held > 1 for held in round.followed_from.tolist()]
         verified = [count - 1 for count in counts]

@@ -4,9 +4,9 @@ A sequence whose drafts do not pay is let go after a while, so that its upkeep e
 longer waits, and followed a few rounds ahead of that, so that the drafter has some context then.
 """
 
-_TRIES = 3  # first drafts of a sequence, whatever the fleet's acceptance
+_TRIES = 2  # first drafts of a sequence, whatever the fleet's acceptance
 _LET_GO = 6  # rounds without drafts
-_FIRST_WAIT, _LONGEST_WAIT = 32, 512  # rounds without drafts before a probe
+_FIRST_WAIT, _LONGEST_WAIT = 32, 256  # rounds without drafts before a probe
 _AHEAD = 2  # rounds that it is followed before
 _ROUNDS = 2  # of one probe
 
@@ -42,6 +42,10 @@ class Hope:
             self.idle, self._wait = _LET_GO, min(2 * self._wait, _LONGEST_WAIT)
         else:
             self.idle += 1
+
+    def wake(self) -> None:
+        """Speculation was stopped, and is tried again: with this one, soon."""
+        self.idle = max(self.idle, self._wait - _AHEAD)
 
     def stood(self) -> None:
         """A draft that did not seem worth it was accepted: another follows. Once in a while is too little."""

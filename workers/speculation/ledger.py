@@ -6,7 +6,7 @@ behaves, what was lost is at most the cap, that share of the stretch, and the ro
 """
 
 SHARE = 0.01  # of the undrafted time that may be lost
-CAP = 32.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
+CAP = 12.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
 _RESUME = 4.0  # to be earned before speculation is tried again
 
 
@@ -25,12 +25,9 @@ class Ledger:
         if self.stopped:
             self.stopped = self.level < _RESUME
 
-    def settle(self, worth: float, took: float, sequences: int = 1) -> None:
-        """A round of so many sequences brought the tokens of `worth` undrafted rounds, and took the time of `took`.
-
-        The more sequences share a round the less chance there is in what it brings, and the lower the cap.
-        """
-        self.level = min(self.level + self._share * worth + worth - took, self._cap / sequences**0.25)
+    def settle(self, worth: float, took: float) -> None:
+        """A round brought each sequence the tokens of `worth` undrafted rounds, and took the time of `took`."""
+        self.level = min(self.level + self._share * worth + worth - took, self._cap)
         if self.stopped:
             self.stopped = self.level < _RESUME
         elif self.level <= 0.0:

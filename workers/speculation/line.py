@@ -11,7 +11,7 @@ _CLIP = 2.0  # an observation counts as at most this many times the estimate, an
 _EVERY = 32  # observations between two solutions
 _AT_ONCE = 16  # of the first observations each is taken in as it comes
 _PRIOR = 0.01  # of a coefficient's own weight, the pull towards the first guess
-_SWEEPS = 4  # of the coefficients in each solution
+_UNSEEN = 1e-9  # of the largest weight, the same pull on a coefficient of which nothing was seen
 
 
 class Line:
@@ -19,7 +19,7 @@ class Line:
 
     def __init__(self, first_shape: Sequence[float], *, memory: float) -> None:
         """`first_shape`: the coefficients, but for their scale, before anything was seen."""
-        self._shape = list(first_shape)
+        self._shape: Floats = np.array(first_shape, dtype=np.float64)
         self._keep = 1.0 - 1.0 / memory
         self._products: Floats = np.zeros((len(self._shape), len(self._shape)))
         self._targets: Floats = np.zeros(len(self._shape))
@@ -31,23 +31,28 @@ class Line:
     def seconds(self, features: Sequence[float]) -> float:
         return sum([c * f for c, f in zip(self.coefficients, features, strict=True)])
 
-    def observe(self, features: Sequence[float], seconds: float) -> None:
+    def observe(self, features: Sequence[float], seconds: float, *, news: bool = False) -> None:
+        """`news`: of a kind that was hardly seen yet, so that it counts at once and whole."""
         if not self.seen:
             scale = seconds / max(self.seconds(features), 1e-12)
-            self._shape = self.coefficients = [scale * c for c in self.coefficients]
+            self._shape = scale * self._shape
+            self.coefficients = self._shape.tolist()
         self.seen += 1
         self._waiting.append(features)
         self._waiting_s.append(seconds)
-        if self.seen <= _AT_ONCE or len(self._waiting) >= _EVERY:
-            self._take_in(np.array(self._waiting), np.array(self._waiting_s))
+        news = news or self.seen <= _AT_ONCE
+        if news or len(self._waiting) >= _EVERY:
+            self._take_in(np.array(self._waiting), np.array(self._waiting_s), clip=not news)
             self._waiting, self._waiting_s = [], []
 
-    def _take_in(self, features: Floats, seconds: Floats) -> None:
+    def _take_in(self, features: Floats, seconds: Floats, *, clip: bool) -> None:
         """`features` [n, d], `seconds` [n]."""
         expected = np.maximum(features @ np.array(self.coefficients), 1e-9)
         ratios = seconds / expected
-        if self.seen > _AT_ONCE:
+        if clip:
             ratios = np.clip(ratios, 1.0 / _CLIP, _CLIP)
+        else:  # an error in proportion to what was seen: a disturbed round counts for little
+            expected, ratios = np.maximum(seconds, 1e-9), np.ones_like(seconds)
         relative = features / expected[:, None]
         keep = self._keep ** len(seconds)
         self._products = keep * self._products + relative.T @ relative
@@ -55,14 +60,16 @@ class Line:
         self._solve()
 
     def _solve(self) -> None:
-        """Coordinate descent from where it stands."""
-        products, targets = self._products.tolist(), self._targets.tolist()
-        found, places = self.coefficients.copy(), range(len(self._shape))
-        for _ in range(_SWEEPS):
-            for i in places:
-                row = products[i]
-                own = row[i] * (1.0 + _PRIOR)
-                if own > 0:
-                    others = sum([row[k] * found[k] for k in places]) - row[i] * found[i]
-                    found[i] = max(0.0, (targets[i] + row[i] * _PRIOR * self._shape[i] - others) / own)
-        self.coefficients = found
+        """Least squares; a part that would come out below 0 is left out, and the others are solved for again."""
+        own = np.diagonal(self._products)
+        pull = _PRIOR * own + _UNSEEN * own.max()
+        products, targets = self._products + np.diag(pull), self._targets + pull * self._shape
+        free = np.arange(len(targets))
+        found = np.zeros(len(targets))
+        while len(free):
+            solved = np.linalg.solve(products[np.ix_(free, free)], targets[free])
+            if solved.min() >= 0.0:
+                found[free] = solved
+                break
+            free = free[solved > 0.0]
+        self.coefficients = found.tolist()

@@ -61,8 +61,11 @@ class _Followed:
 class LookupDrafter:
     """Implements Drafter. `live` gives the sequence of an id, None once it ended; its tokens are the committed ones."""
 
-    def __init__(self, live: Callable[[int], Sequence | None]) -> None:
-        self._live = live
+    def __init__(
+        self, live: Callable[[int], Sequence | None], wanted: Callable[[int], bool] = lambda sequence_id: True
+    ) -> None:
+        """`wanted`: whether drafts for the sequence of this id are worth looking for at present."""
+        self._live, self._wanted = live, wanted
         self._engine = {greedy: MatchAcceptance(greedy=greedy) for greedy in (True, False)}
         self._followed: dict[int, _Followed] = {}
 
@@ -79,7 +82,7 @@ class LookupDrafter:
         )  # fmt: skip
         for sequence_id, samples, start, (first, end) in columns:
             sequence = self._live(sequence_id)
-            if sequence is None or not sequence.draft_ceiling:
+            if sequence is None or not sequence.draft_ceiling or not self._wanted(sequence_id):
                 continue
             followed = self._follow(sequence)
             if not samples:  # a prompt's chunk: its share of the index now, so that no round pays for the whole

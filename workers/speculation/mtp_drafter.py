@@ -49,9 +49,11 @@ class MtpDrafter:
         self._starts.prepare(round.prepares)
         self._starts.begin(round.begins)
         self._starts.write_verdict(round, verdict)
+        if not round.upkeep.any() and not self._waits:
+            return {}
         self._backlog.yield_blocks(share_of(round, self._data))
         everybody = followed(round, verdict)
-        if not len(everybody) and not (self._behind if self._shared is not None else len(self._backlog)):
+        if not len(everybody) and not self._waits:
             return {}
         depths = np.zeros(round.sequences, dtype=np.int64)
         depths[everybody] = np.where(verdict.finish == RUNNING, round.draft_steps, 0)[everybody]
@@ -62,6 +64,11 @@ class MtpDrafter:
             return {}
         drafts = self._catch_up(pairs, dict(zip(round.sequence_ids.tolist(), depths.tolist(), strict=True)))
         return drafts if self._shared is None else self._shared.collect(round, depths, drafts)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the cache is behind, of any data group."""
+        return bool(self._behind if self._shared is not None else len(self._backlog))
 
     def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: IntArray) -> Pairs:
         """What the verdict makes certain of the round's sequences `kept`."""

@@ -6,7 +6,7 @@ slots stand in order as they are; its decision is the same, without numpy, whose
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -105,3 +105,13 @@ def depth_worth_alone(
         if net > best:
             best, depth = net, number
     return Depths([depth], best)
+
+
+def worth_of_rows(survivals: Iterable[float], row_price: float) -> tuple[int, float]:
+    """How many drafts that are reached with these chances are worth a row each, and what they bring above that."""
+    kept, worth = 0, 0.0
+    for reached in survivals:
+        if reached < row_price:
+            break
+        kept, worth = kept + 1, worth + reached - row_price
+    return kept, worth

@@ -30,6 +30,10 @@ class RowCells:
         self._ratios[cell] = before + (min(max(ratio, 1.0 / _CLIP), _CLIP) - before) / seen
         self._seen[cell], self._last[cell] = seen, self._rounds
 
+    def known(self, rows: int) -> bool:
+        """Whether as many rounds of so many rows were seen as it takes to know them."""
+        return self._seen.get(_cell(rows), 0.0) >= _FEW
+
     def stale(self, rows: int) -> bool:
         """Whether none was seen for long, or few ever."""
         cell = _cell(rows)

@@ -49,8 +49,8 @@ def test_auto_keeps_up_with_the_best_static_depth(kind: str, batch: int) -> None
 
     auto = speed(Auto(), kind, batch)
 
-    assert auto >= 0.90 * max(static)
-    assert auto >= 0.96 * static[0]
+    assert auto >= 0.91 * max(static)
+    assert auto >= 0.97 * static[0]
 
 
 def test_what_is_believed_of_drafts_is_what_becomes_of_them() -> None:

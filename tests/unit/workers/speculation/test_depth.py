@@ -9,7 +9,7 @@ from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.request import Request
 from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import LOOKUP, SamplingParams
+from outrider.workers.sampling_params import DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Draft
 
@@ -46,7 +46,7 @@ def test_the_engine_is_the_ceiling_and_the_request_may_ask_for_less(
 
 
 def seen(
-    sequence_id: int, drafts: int, accepted: int, *, finish: int = RUNNING, chunk: int = 0
+    sequence_id: int, drafts: int, accepted: int, *, finish: int = RUNNING, chunk: int = 0, steps: int = 4
 ) -> tuple[Round, Verdict]:
     """A round of one decoding sequence, and of `chunk` prompt tokens of another."""
     rows, others = drafts + 1, 1 if chunk else 0
@@ -56,7 +56,7 @@ def seen(
         token_ids=ints([5] * (rows + chunk)),
         starts=ints([9, 0][: 1 + others]),
         sample_counts=ints([rows, 0][: 1 + others]),
-        draft_steps=ints([4, 0][: 1 + others]),
+        draft_steps=ints([steps, 0][: 1 + others]),
         upkeep=ints([1, 1][: 1 + others]),
         followed_from=ints([1, 1][: 1 + others]),
     )
@@ -77,7 +77,7 @@ def play(policy: DepthPolicy, speculation: str | None, rounds: int, *, step_s: f
     for _ in range(rounds):
         depth = policy.depth(sequence(speculation))
         chosen.append(depth)
-        round, verdict = seen(0, drafts, drafts if accept_all else 0)
+        round, verdict = seen(0, drafts, drafts if accept_all else 0, steps=depth)
         policy.observe(round, verdict, round_s=0.010 + 0.001 * drafts, draft_s=0.0005 + step_s * depth)
         drafts = len(policy.worthwhile({0: [Draft(5, 3.0)] * depth})[0])
     return chosen
@@ -171,7 +171,7 @@ def test_drafts_without_an_alternative_have_a_lead_without_end_and_are_verified(
 
 def test_a_sequence_of_fixed_depth_is_always_followed_and_one_under_auto_while_it_pays() -> None:
     policy = DepthPolicy("auto")
-    play(policy, None, 60, step_s=0.005, accept_all=False)
+    play(policy, None, 32, step_s=0.002, accept_all=False)
 
     assert policy.follows(sequence(4))
     assert not policy.follows(sequence(None))
@@ -195,19 +195,66 @@ def test_steps_that_were_spared_by_looking_up_are_not_taken_for_cheap_ones() -> 
     assert chosen[150:].count(0) > 120
 
 
-def test_what_was_looked_up_is_verified_as_it_came_unless_the_floor_is_reached() -> None:
-    policy = DepthPolicy("auto")
-    policy.depth(sequence())
-    drafts = {0: [Draft(token, 0.1, LOOKUP) for token in (5, 6, 7)]}
-    assert policy.worthwhile(drafts) == {0: [5, 6, 7]}
+def looked_up(*chances: float) -> dict[int, list[Draft]]:
+    return {0: [Draft(5 + n, chance, LOOKUP) for n, chance in enumerate(chances)]}
 
-    for _ in range(200):  # three rows more in every round, ten times the time, and none of it stands
+
+def test_what_was_looked_up_is_verified_as_far_as_it_is_worth_its_rows() -> None:
+    policy = taught()
+
+    assert policy.worthwhile(looked_up(0.9, 0.9, 0.9)) == {0: [5, 6, 7]}
+    assert policy.worthwhile(looked_up(0.9, 0.01, 0.9)) == {0: [5]}
+    assert policy.looked_up(looked_up(0.9, 0.01, 0.9)[0])[0] == 1
+
+
+def test_behind_the_floor_nothing_is_looked_up() -> None:
+    policy = taught()
+    while not policy.figures.stopped:  # ten times the time, and none of it stands
         policy.depth(sequence())
-        policy.observe(*seen(0, 0, 0), 0.010, 0.0, drafts)
-        policy.worthwhile(drafts)
-        policy.observe(*seen(0, 3, 0), 0.100, 0.0, drafts)
-        if policy.figures.stopped:
-            break
+        policy.observe(*seen(0, 3, 0), 0.100, 0.0, looked_up(0.9))
 
-    assert policy.figures.stopped
-    assert policy.worthwhile(drafts) == {}
+    assert policy.worthwhile(looked_up(0.99, 0.99)) == {0: []}
+    assert policy.resting
+    assert not policy.looks_up(0)
+    assert policy.looks_up(99)  # its depth is fixed
+
+
+def test_of_two_models_the_one_drafts_that_is_worth_more() -> None:
+    """The second model's drafts stand and the first one's do not, until its steps take longer than they save."""
+    policy = DepthPolicy("auto", models=(MTP, DRAFT_MODEL))
+    policy.depth(sequence())
+    assert policy.best_model(0, 3, sharing=1)[0] == MTP
+
+    def play_both(rounds: int, step_s: float) -> None:
+        for number in range(rounds):
+            for name, accepted in ((MTP, 0), (DRAFT_MODEL, 3)):
+                drafts = {0: [Draft(5, 3.0, name)] * 3}
+                policy.observe(*seen(0, 0, 0), 0.010, 0.0 if number % 2 else step_s, {} if number % 2 else drafts)
+                policy.worthwhile(drafts)
+                policy.observe(*seen(0, 3, accepted), 0.012, 0.0)
+
+    play_both(60, step_s=0.003)
+    assert policy.best_model(0, 3, sharing=1)[0] == DRAFT_MODEL
+    assert policy.best_model(0, 0, sharing=1) == (None, 0.0)
+
+
+def test_without_a_model_no_steps_are_asked_for() -> None:
+    assert set(play(DepthPolicy("auto", models=()), None, 50, step_s=0.0, accept_all=True)) == {0}
+
+
+def test_a_stopped_engine_looks_at_few_of_its_rounds_and_forgets_what_ends_in_the_others() -> None:
+    policy = taught()
+    while not policy.figures.stopped:
+        policy.observe(*seen(0, 3, 0), 0.100, 0.0)
+    level = policy.figures.ledger
+    for sequence_id in range(100, 150):
+        policy.follows(sequence(sequence_id=sequence_id))
+        policy.observe(*idle_round(sequence_id, finish=STOPPED), 0.010, 0.0, {})
+
+    assert policy.sequences <= 1
+    assert policy.figures.ledger >= level
+
+
+def idle_round(sequence_id: int, *, finish: int) -> tuple[Round, Verdict]:
+    round, verdict = seen(sequence_id, 0, 0, finish=finish)
+    return replace(round, draft_steps=ints([0]), upkeep=ints([0])), verdict

@@ -1,7 +1,8 @@
 """Who drafts: by what drafts are worth, what they cost, and what a request asked for."""
 
 from collections.abc import Mapping
-from itertools import count
+from itertools import accumulate
+from operator import mul
 
 import pytest
 import torch
@@ -13,11 +14,9 @@ from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 from outrider.workers.speculation.choosing_drafter import ChoosingDrafter
 from outrider.workers.speculation.drafter import Draft
-from outrider.workers.speculation.drafter_choice import DrafterChooser, worth_of_rows
-from outrider.workers.speculation.drafter_prices import DrafterPrices
+from outrider.workers.speculation.planning import worth_of_rows
 
 HIDDEN = torch.zeros(0, 1)
-ROUND_S, ROW_S, STEP_S = 0.010, 0.0002, 0.001
 
 
 class Scripted:
@@ -65,21 +64,38 @@ def a_verdict(drafts: int = 0, accepted: int = 0) -> Verdict:
         accepted_rows=ints([1 + accepted]),
         drafts_accepted=ints([accepted]),
         finish=ints([RUNNING]),
-        stage_s=torch.tensor([ROUND_S + ROW_S * drafts]).double().numpy(),
     )
 
 
+class Told:
+    """Worths that are what they are: a row costs a tenth of a token, a model's drafts bring one."""
+
+    def __init__(self, best: str | None = MTP, *, resting: bool = False) -> None:
+        self.best, self.resting = best, resting
+
+    def looks_up(self, sequence_id: int) -> bool:
+        return not self.resting
+
+    def looked_up(self, proposal: list[Draft]) -> tuple[int, float]:
+        return worth_of_rows(accumulate([draft.confidence for draft in proposal], mul), 0.1)
+
+    def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
+        return (self.best, 1.0) if steps and self.best else (None, 0.0)
+
+
 def chosen(
-    confidences: list[float], *, engine: str | int = "auto", models: tuple[str, ...] = (MTP,), **request: object
+    confidences: list[float],
+    *,
+    engine: str | int = "auto",
+    models: tuple[str, ...] = (MTP,),
+    worths: Told | None = None,
+    **request: object,
 ) -> tuple[set[str], dict[str, Scripted]]:
-    """Who drafted, of models that are right in seven of ten drafts and a proposal of these probabilities."""
+    """Who drafted, of models and a proposal of these chances."""
     scripted = {name: Scripted(name) for name in models}
     sequence = a_sequence(**request)  # type: ignore[arg-type]  # a table
-    drafter = ChoosingDrafter(scripted, Scripted(LOOKUP, confidences), {0: sequence}.get, engine)
-    for _ in range(40):
-        drafter.chooser.prices.observe_round(3, 3, ROUND_S + 2 * ROW_S, ROUND_S + 2 * ROW_S + STEP_S)
-        for name in models:
-            drafter.chooser.prices.observe_drafting(name, 2, 2 * STEP_S)
+    worths = worths or Told(next(iter(models), None))
+    drafter = ChoosingDrafter(scripted, Scripted(LOOKUP, confidences), {0: sequence}.get, engine, worths)
     drafts = drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
     return {draft.drafter for draft in drafts.get(0, [])}, scripted
 
@@ -113,66 +129,28 @@ def test_a_fixed_depth_is_the_first_models_own_and_looked_up_without_one() -> No
     assert chosen(UNSURE, engine=2, models=())[0] == {LOOKUP}
 
 
-def test_of_two_models_the_one_that_is_right_more_often_drafts() -> None:
-    prices = DrafterPrices()
-    chooser = DrafterChooser([MTP, DRAFT_MODEL], prices)
-    for _ in range(40):
-        prices.observe_round(3, 3, ROUND_S, ROUND_S + STEP_S)
-        chooser.acceptance[MTP].observe(0, 3, 0, finished=False)
-        chooser.acceptance[DRAFT_MODEL].observe(0, 3, 3, finished=False)
-        for name in (MTP, DRAFT_MODEL):
-            prices.observe_drafting(name, 3, STEP_S)
-
-    assert chooser.best_model(0, 3, sharing=1)[0] == DRAFT_MODEL
-    for _ in range(400):
-        prices.observe_drafting(DRAFT_MODEL, 3, 2 * ROUND_S)  # but takes longer than it saves
-    assert chooser.best_model(0, 3, sharing=1)[0] == MTP
-    assert chooser.best_model(0, 3, sharing=64)[0] == DRAFT_MODEL  # unless many share that
-    assert chooser.best_model(0, 0, sharing=1) == (None, 0.0)
+def test_of_two_models_the_one_that_is_worth_more_drafts() -> None:
+    for best in (MTP, DRAFT_MODEL):
+        assert chosen([], models=(MTP, DRAFT_MODEL), worths=Told(best))[0] == {best}
 
 
-def test_it_turns_away_from_a_model_whose_drafts_fail() -> None:
-    proposal = [0.4, 0.3]
-    assert chosen(proposal)[0] == {MTP}
-    model = Scripted(MTP)
-    ticks = count()
-    lookup, live = Scripted(LOOKUP, proposal), {0: a_sequence()}
-    drafter = ChoosingDrafter({MTP: model}, lookup, live.get, "auto", clock=lambda: next(ticks) * ROUND_S / 2)
-    drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
+def test_while_nobody_should_draft_models_follow_and_nothing_is_looked_up() -> None:
+    model, lookup = Scripted(MTP), Scripted(LOOKUP, SURE)
+    drafter = ChoosingDrafter({MTP: model}, lookup, {0: a_sequence()}.get, "auto", Told(resting=True))
 
-    for _ in range(30):
-        drafter.draft(a_round(steps=2, drafts=2), a_verdict(drafts=2), HIDDEN)
-
-    assert model.steps[0] == 2
-    assert model.steps[-1] == 0
-    for _ in range(400):
-        drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
-    assert 2 in model.steps[-300:]  # what was seen long ago is no reason for ever
+    assert drafter.draft(a_round(steps=0), a_verdict(), HIDDEN) == {}
+    assert (model.steps, lookup.steps) == ([0], [])
 
 
 def test_drafts_are_worth_their_rows_as_long_as_they_are_likely_to_be_reached() -> None:
-    assert worth_of_rows([0.9, 0.5, 0.1], 0.2) == (2, pytest.approx(0.9 + 0.45 - 0.4))
+    assert worth_of_rows([0.9, 0.45, 0.045], 0.2) == (2, pytest.approx(0.9 + 0.45 - 0.4))
     assert worth_of_rows([0.1], 0.2) == (0, 0.0)
     assert worth_of_rows([], 0.2) == (0, 0.0)
 
 
-def test_the_price_of_a_row_is_the_time_that_rows_add_at_the_present_speed() -> None:
-    prices = DrafterPrices()
-    for number in range(200):
-        rows = 1 + number % 4
-        round_s = ROUND_S + ROW_S * (rows - 1)
-        prices.observe_round(rows, 2, round_s, round_s)
-
-    assert prices.of_row() == pytest.approx(ROW_S * prices.tokens_per_second, rel=0.02)
-    assert prices.tokens_per_second == pytest.approx(2 / (ROUND_S + 1.5 * ROW_S), rel=0.05)
-    prices.observe_drafting(MTP, 2, STEP_S)
-    assert prices.of_drafting(MTP, 5) == pytest.approx(2 * prices.of_drafting(MTP, 2))
-    assert prices.of_drafting(MTP, 0) == 0.0
-
-
 def test_a_drafter_that_forgets_keeps_nothing_of_a_sequence() -> None:
     models, lookup = {MTP: Scripted(MTP)}, Scripted(LOOKUP, [0.5])
-    drafter = ChoosingDrafter(models, lookup, {0: a_sequence()}.get, "auto")
+    drafter = ChoosingDrafter(models, lookup, {0: a_sequence()}.get, "auto", Told())
     drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
 
     drafter.forget(ints([0]))

@@ -30,13 +30,6 @@ def test_gains_are_not_saved_beyond_the_cap() -> None:
     assert ledger.level == CAP
 
 
-def test_with_more_sequences_less_is_saved() -> None:
-    ledger = Ledger()
-    ledger.settle(worth=3.0, took=1.0, sequences=16)
-
-    assert ledger.level == CAP / 2
-
-
 def test_what_is_not_there_cannot_be_risked() -> None:
     ledger = Ledger()
 
