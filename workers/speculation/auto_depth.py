@@ -14,10 +14,10 @@ import numpy as np
 
 from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.acceptance import Acceptance, Kind, Made
+from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.alarms import Alarms
-from outrider.workers.speculation.cost import RoundCost, Shape
+from outrider.workers.speculation.cost import Shape
 from outrider.workers.speculation.hope import Hope
-from outrider.workers.speculation.ledger import Ledger
 from outrider.workers.speculation.planning import (
     Depths,
     DraftSeconds,
@@ -28,21 +28,14 @@ from outrider.workers.speculation.planning import (
     slots_worth_alone,
     worth_of_rows,
 )
-from outrider.workers.speculation.price import Price
 
 DEEPEST = 8
 _CAUTION = 1.02  # what a second must bring with drafts over what it brings without
-_MEASURING = 0.005  # of all time, what may be lost to measuring stale numbers of rows again
-_FIRST_CREDIT, _MOST_CREDIT = 2.0, 4.0  # undrafted rounds
-_CLIP = 2.0  # a round costs the ledger at most this many times its forecast: what disturbs it is not speculation's
 _MOST_WATCHED = 4  # sequences of a round whose drafts are looked at for signs of a fault
 _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in turn
 _TOKENS_FOLLOWED = 1.5  # a round, of a sequence: about
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
-_HELD = 8.0  # undrafted rounds: time that may go by before the rounds in it are learned from, all at once
 _WOKEN = 4  # sequences that are tried when a stop is over
-_BASE_EVERY, _BASE_SPARED = 16.0, 8.0  # rounds without drafts are measured once in so many; fewer where drafts pay
-_PLAIN_SEEN = 16  # of rounds in which nothing is drafted or followed, one in so many is learned from
 
 
 class Live(NamedTuple):
@@ -68,37 +61,23 @@ class Outcome(NamedTuple):
         return self.accepted if self.finished else min(self.verified, self.accepted + 1)
 
 
-class _Took(NamedTuple):
-    """A round that drafts had a part in, and what it brought."""
-
-    shape: Shape
-    tokens: int
-    round_s: float
-    draft_s: float
-    own: bool  # all its drafts were of the policy's choosing
-
-
 class AutoDepth:
     """Decides for the sequences of one replica. Not thread-safe."""
 
     def __init__(self, deepest: int = DEEPEST, experts: tuple[int, int] = (1, 1)) -> None:
         """`experts`: of a layer, and how many of them a token wakes."""
-        self.acceptance, self.cost = Acceptance(max(deepest, 1)), RoundCost(experts)
-        self.ledger, self.price, self.alarms = Ledger(), Price(), Alarms()
-        self.figures = SpeculationFigures(alarms=self.alarms.counts)
+        self.acceptance, self.alarms = Acceptance(max(deepest, 1)), Alarms()
+        self.account = Account(experts, SpeculationFigures(alarms=self.alarms.counts))
+        self.figures, self.cost = self.account.figures, self.account.cost
         self.warnings: list[str] = []  # to be said once, and not said yet
         self._deepest = deepest
         self._hopes: dict[int, Hope] = {}
         self._depths: dict[int, int] = {}
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
-        self._credit = _FIRST_CREDIT  # undrafted rounds that may be spent on measuring
         self._woken = 0  # stops after which sequences were tried again
         self._measuring = False  # what rounds without drafts take, before others are weighed against them
         self._price = self._row_price = 0.0  # tokens that a relative second, and a further row, must bring
         self._turn = 0  # rounds whose acceptance was learned from
-        self._plain = 0  # rounds without drafts
-        self._took: list[_Took] = []  # the latest rounds, not learned from yet
-        self._took_s = self._undrafted_s = 0.0  # of these rounds together; of one without drafts
 
     def __len__(self) -> int:
         """Sequences that it keeps something of."""
@@ -112,7 +91,7 @@ class AutoDepth:
 
     def follows(self, sequence_id: int) -> bool:
         """Whether the drafter should take in the sequence's tokens."""
-        if self.ledger.stopped:
+        if self.account.ledger.stopped:
             return False
         hope = self._hopes.get(sequence_id)
         return hope is None or hope.followed
@@ -120,11 +99,11 @@ class AutoDepth:
     @property
     def resting(self) -> bool:
         """Whether nobody is to draft at present, whatever it would cost."""
-        return self.ledger.stopped or self._measuring
+        return self.account.ledger.stopped or self._measuring
 
     def plan(self, live: Sequence[Live], others: int = 0) -> None:
         """Sets the depths of these sequences, which share rounds, also with `others` of a depth of their own."""
-        self._measuring = not others and self.cost.base_due(len(live), self._patience(len(live)))
+        self._measuring = not others and self.account.base_due(len(live))
         base = _base(live)
         if not self.resting:
             self._set_prices(base)
@@ -148,17 +127,13 @@ class AutoDepth:
 
     def _wake(self) -> None:
         """After a stop: a few sequences are tried first, since their drafts alone can tell whether it pays again."""
-        if self.ledger.stops > self._woken:
-            self._woken = self.ledger.stops
+        if self.account.ledger.stops > self._woken:
+            self._woken = self.account.ledger.stops
             for hope in list(self._hopes.values())[:_WOKEN]:
                 hope.wake()
 
-    def _patience(self, sequences: int) -> float:
-        """Rounds that go by between two without drafts: the less drafts bring, the closer both are watched."""
-        return _BASE_EVERY * (1.0 + _BASE_SPARED * (self.price.gain(sequences) - 1.0))
-
     def _set_prices(self, base: Shape) -> None:
-        self._price = _CAUTION * self._relative_price(base)
+        self._price = _CAUTION * self.account.relative_price(base)
         rows = self.cost.more_rows(base.rows, base.rows)[base.rows] / base.rows
         self._row_price = self._price * (rows + self.cost.slot(base.context / base.sequences))
 
@@ -199,14 +174,11 @@ class AutoDepth:
     def _explores(self, worth: Depths, sequences: int) -> bool:
         """Whether to draft though it does not pay, since what it tells costs little."""
         loss = -worth.gain / sequences  # undrafted rounds, or less
-        if loss > self._credit:
-            return False
-        self._credit -= loss
-        return True
+        return self.account.spend(loss)
 
     def _tried(self, sequence_id: int, hope: Hope) -> int:
         """A draft, if it is time to try a sequence for which none is worth it."""
-        if hope.due and self.ledger.affords(_TRY_RISK):
+        if hope.due and self.account.ledger.affords(_TRY_RISK):
             hope.tried()
             self._trying.add(sequence_id)
             return 1
@@ -219,7 +191,7 @@ class AutoDepth:
         Each has at least one draft. Remembers them, to learn from what becomes of them.
         """
         more_rows = self.cost.more_rows(base.rows, sum([len(each.leads) for each in made]))
-        price = self._relative_price(base)
+        price = self.account.relative_price(base)
         slot_s = self.cost.slot(base.context / base.sequences)
         if len(made) == 1:
             survivals = self.acceptance.judged_alone(made[0])
@@ -243,9 +215,8 @@ class AutoDepth:
         """The best counts, or all where such a round has not been seen for long and costs little."""
         whole = [len(each.leads) for each in made]
         lost = (worth.best - worth.every) / base.sequences  # undrafted rounds, or less
-        if whole == worth.counts or lost > self._credit or not self.cost.stale(base.rows + sum(whole)):
+        if whole == worth.counts or not self.cost.stale(base.rows + sum(whole)) or not self.account.spend(lost):
             return worth.counts
-        self._credit -= lost
         return whole
 
     def observe(
@@ -263,49 +234,12 @@ class AutoDepth:
         `round_s`: to the verdict; `draft_s`: from there to the drafts. `own`: all its drafts were of this one's
         choosing, so that what they won or lost goes into the ledger.
         """
-        if self.ledger.stopped and shape.undrafted and not shape.drafts:
-            self._observe_plain(shape, round_s, draft_s)
+        if self.account.ledger.stopped and shape.undrafted and not shape.drafts:
+            self.account.observe_plain(shape, round_s, draft_s)
             return
         self.learn_acceptance(outcomes)
-        self._took.append(_Took(shape._replace(ready=True), tokens, round_s, draft_s, own))
-        self._took_s += round_s + draft_s
-        if self._measuring or self._took_s >= _HELD * self._undrafted_s:
-            self._learn_times()
-
-    def _learn_times(self) -> None:
-        for took in self._took:
-            self._learn_time(took)
-        self._took, self._took_s = [], 0.0
-
-    def _learn_time(self, round: _Took) -> None:
-        shape, took = round.shape, round.round_s + round.draft_s
-        forecast = self.cost.forecast(shape) if self.cost.known else took
-        self.cost.observe(shape, round.round_s, round.draft_s)
-        undrafted = self.cost.undrafted(shape.sequences, shape.context)
-        if round.own:
-            counted = min(took, _CLIP * forecast)
-            self.price.observe(shape.sequences, round.tokens, counted, undrafted)
-            self.ledger.settle(round.tokens / shape.sequences, counted / undrafted)
-        self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)
-        self._tell(shape, undrafted, abs(took - forecast) / max(took, 1e-9))
-
-    def sleeps(self) -> bool:
-        """Whether speculation is stopped, and the round at hand is none of those that are looked at even so."""
-        return self.ledger.stopped and not self._took and (self._plain + 1) % _PLAIN_SEEN != 0
-
-    def slept(self) -> None:
-        """A round of decoding sequences went by that speculation had no part in, and that is not learned from."""
-        self._plain += 1
-        self.ledger.earn(1.0)
-
-    def _observe_plain(self, shape: Shape, round_s: float, draft_s: float) -> None:
-        """A round that speculation had no part in: it costs the ledger nothing."""
-        if self._took:
-            self._learn_times()
-        self.slept()
-        self.cost.observe(shape, round_s, draft_s)
-        self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
-        self._tell(shape, self.cost.undrafted(shape.sequences, shape.context), self.figures.forecast_error)
+        took = Took(shape._replace(ready=True), tokens, round_s, draft_s, own)
+        self.account.observe(took, at_once=self._measuring)
 
     def learn_acceptance(self, outcomes: Sequence[Outcome]) -> None:
         """The same from a round whose time is not comparable: it held prompt chunks."""
@@ -330,23 +264,10 @@ class AutoDepth:
         self._trying.discard(sequence_id)
         self.acceptance.forget(sequence_id)
 
-    def _relative_price(self, base: Shape) -> float:
-        """Tokens that one of the cost model's relative seconds is worth."""
-        undrafted = self.cost.undrafted(base.sequences, base.context) / self.cost.speed
-        return self.price.per_second(base.sequences, undrafted)
-
     def _hope(self, sequence_id: int) -> Hope:
         if sequence_id not in self._hopes:
             self._hopes[sequence_id] = Hope()
         return self._hopes[sequence_id]
-
-    def _tell(self, shape: Shape, undrafted: float, error: float) -> None:
-        told, self._undrafted_s = self.figures, undrafted
-        told.gain = self.price.gain(shape.sequences)
-        told.price = shape.sequences / undrafted * told.gain
-        told.ledger, told.stopped = self.ledger.level, self.ledger.stopped
-        told.depth += 0.05 * ((shape.rows - shape.sequences) / shape.sequences - told.depth)
-        told.forecast_error += 0.05 * (error - told.forecast_error)
 
 
 def _base(live: Sequence[Live]) -> Shape:

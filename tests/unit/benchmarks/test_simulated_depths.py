@@ -214,8 +214,8 @@ def test_under_an_adversary_it_is_hardly_slower_than_without_drafts(adversary: s
 
 def test_while_stopped_nothing_is_drafted_and_nobody_is_followed() -> None:
     auto = AutoDepth()
-    while not auto.ledger.stopped:
-        auto.ledger.settle(worth=1.0, took=2.0)
+    while not auto.account.ledger.stopped:
+        auto.account.ledger.settle(worth=1.0, took=2.0)
     policy = Auto(auto)
     simulation = Simulation(policy, SCOUT, texts(always(0.9)))
     simulation.run(2, 20)

@@ -27,7 +27,7 @@ def taught(rounds: int = 200, *, stands: bool = True, sequences: int = 1) -> Aut
         tokens = sum(1 + each.accepted for each in outcomes)
         shape, round_s, draft_s = round_of(sequences, drafts * sequences, steps=drafts)
         auto.observe(outcomes, shape, tokens, round_s, draft_s)
-    auto._credit = 0.0
+    auto.account._credit = 0.0
     return auto
 
 
@@ -49,7 +49,7 @@ def test_it_does_not_draft_where_they_never_do() -> None:
 
 def test_a_sequence_that_is_new_is_tried_even_where_others_fail() -> None:
     auto = taught(25, stands=False)
-    auto.ledger = Ledger()
+    auto.account.ledger = Ledger()
 
     assert max(depth(auto, sequence_id=5) for _ in range(3)) >= 1
 
@@ -131,7 +131,7 @@ def test_the_figures_tell_price_gain_and_ledger() -> None:
 
 def test_the_draft_of_a_sequence_that_is_tried_is_verified_once_however_unsure_it_is() -> None:
     auto = taught(stands=False)
-    auto.ledger, sequence_id = Ledger(), 0
+    auto.account.ledger, sequence_id = Ledger(), 0
     while depth(auto, sequence_id):  # until none of a sequence's drafts is made by what is foreseen of it
         auto.learn_acceptance([Outcome(sequence_id, 4, 0)])
         auto.keep([Made(sequence_id, DRAWN, [DOUBTFUL] * 4)], round_of(1, 0)[0])

@@ -141,7 +141,7 @@ DOUBTFUL = [Draft(1, 9.0), Draft(2, 0.0), Draft(3, 0.0), Draft(4, 9.0)]
 def taught() -> DepthPolicy:
     policy = DepthPolicy("auto")
     play(policy, None, 200, step_s=0.001, accept_all=True)
-    policy._auto._credit = 0.0  # for trying things
+    policy._auto.account._credit = 0.0  # for trying things
     return policy
 
 
