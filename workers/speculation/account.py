@@ -1,4 +1,4 @@
-"""What rounds took and what they brought, in one account: the cost model, the price of a second, and the ledger.
+"""What rounds took and what they brought, in one account: the cost model, the price of a second, and the ledgers.
 
 Pure: seconds are given to it, and rounds of few seconds are taken in several at once. Knows no sequences.
 """
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.cost import RoundCost, Shape
 from outrider.workers.speculation.ledger import Ledger
-from outrider.workers.speculation.price import Price
+from outrider.workers.speculation.price import Price, size_class
 
 _MEASURING = 0.005  # of all time, what may be lost to measuring
 _FIRST_CREDIT, _MOST_CREDIT = 2.0, 4.0  # undrafted rounds
@@ -35,10 +35,16 @@ class Account:
         """`experts`: of a layer, and how many of them a token wakes. `figures` are told what there is to tell."""
         self.cost, self.price, self.ledger = RoundCost(experts), Price(), Ledger()
         self.figures = figures
+        self._ledgers: dict[int, Ledger] = {}  # by size class: what does not pay for many may pay for one
         self._credit = _FIRST_CREDIT  # undrafted rounds that may be spent on measuring
         self._plain = 0  # rounds that speculation had no part in
         self._took: list[Took] = []  # the latest rounds, not learned from yet
         self._took_s = self._undrafted_s = 0.0  # of these rounds together; of one without drafts
+
+    def turn_to(self, sequences: int) -> None:
+        """Rounds of about so many sequences are at hand: theirs is `ledger` from now on."""
+        self.ledger = self._ledger_of(sequences)
+        self.figures.ledger, self.figures.stopped = self.ledger.level, self.ledger.stopped
 
     def base_due(self, sequences: int) -> bool:
         """Whether a round without drafts is to be measured: the less drafts bring, the closer both are watched."""
@@ -64,8 +70,9 @@ class Account:
         if at_once or self._took_s >= _HELD * self._undrafted_s:
             self._learn_times()
 
-    def sleeps(self) -> bool:
+    def sleeps(self, sequences: int) -> bool:
         """Whether speculation is stopped, and the round at hand is none of those that are looked at even so."""
+        self.ledger = self._ledger_of(sequences)
         return self.ledger.stopped and not self._took and (self._plain + 1) % _PLAIN_SEEN != 0
 
     def slept(self) -> None:
@@ -82,6 +89,12 @@ class Account:
         self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
         self._tell(shape, self.cost.undrafted(shape.sequences, shape.context), self.figures.forecast_error)
 
+    def _ledger_of(self, sequences: int) -> Ledger:
+        size = size_class(sequences)
+        if size not in self._ledgers:
+            self._ledgers[size] = Ledger()
+        return self._ledgers[size]
+
     def _learn_times(self) -> None:
         for took in self._took:
             self._learn_time(took)
@@ -95,7 +108,7 @@ class Account:
         if round.own:
             counted = min(took, _CLIP * forecast)
             self.price.observe(shape.sequences, round.tokens, counted, undrafted)
-            self.ledger.settle(round.tokens / shape.sequences, counted / undrafted)
+            self._ledger_of(shape.sequences).settle(round.tokens / shape.sequences, counted / undrafted)
         self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)
         self._tell(shape, undrafted, abs(took - forecast) / max(took, 1e-9))
 

@@ -74,7 +74,7 @@ class AutoDepth:
         self._hopes: dict[int, Hope] = {}
         self._depths: dict[int, int] = {}
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
-        self._woken = 0  # stops after which sequences were tried again
+        self._together = 0  # sequences of a round, when depths were set last
         self._measuring = False  # what rounds without drafts take, before others are weighed against them
         self._price = self._row_price = 0.0  # tokens that a relative second, and a further row, must bring
         self._turn = 0  # rounds whose acceptance was learned from
@@ -86,7 +86,7 @@ class AutoDepth:
     def depth(self, live: Live) -> int:
         """Drafts to make for the sequence after the round that is being composed."""
         if live.sequence_id not in self._depths:
-            self.plan([live])
+            self.plan([live], others=self._together)
         return self._depths[live.sequence_id]
 
     def follows(self, sequence_id: int) -> bool:
@@ -103,6 +103,8 @@ class AutoDepth:
 
     def plan(self, live: Sequence[Live], others: int = 0) -> None:
         """Sets the depths of these sequences, which share rounds, also with `others` of a depth of their own."""
+        self._together = len(live) + others
+        self.account.turn_to(self._together)
         self._measuring = not others and self.account.base_due(len(live))
         base = _base(live)
         if not self.resting:
@@ -127,8 +129,7 @@ class AutoDepth:
 
     def _wake(self) -> None:
         """After a stop: a few sequences are tried first, since their drafts alone can tell whether it pays again."""
-        if self.account.ledger.stops > self._woken:
-            self._woken = self.account.ledger.stops
+        if self.account.ledger.resumed():
             for hope in list(self._hopes.values())[:_WOKEN]:
                 hope.wake()
 
@@ -234,6 +235,7 @@ class AutoDepth:
         `round_s`: to the verdict; `draft_s`: from there to the drafts. `own`: all its drafts were of this one's
         choosing, so that what they won or lost goes into the ledger.
         """
+        self.account.turn_to(shape.sequences)
         if self.account.ledger.stopped and shape.undrafted and not shape.drafts:
             self.account.observe_plain(shape, round_s, draft_s)
             return

@@ -129,7 +129,11 @@ class DepthPolicy:
 
     def _slept(self, round: Round, verdict: Verdict) -> bool:
         """Whether speculation is stopped, and had no part in a round that is not worth looking at."""
-        if not self._auto.account.sleeps() or len(round.token_ids) != round.sequences or round.draft_steps.any():
+        if (
+            not self._auto.account.sleeps(round.sequences)
+            or len(round.token_ids) != round.sequences
+            or round.draft_steps.any()
+        ):
             return False
         self._auto.account.slept()
         finished = round.sequence_ids[verdict.finish != RUNNING]

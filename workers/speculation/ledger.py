@@ -18,6 +18,7 @@ class Ledger:
         self.level = cap
         self.stopped = False
         self.stops = 0
+        self._resumed_after = 0
 
     def earn(self, worth: float) -> None:
         """`worth` rounds went by that speculation had no part in."""
@@ -33,6 +34,13 @@ class Ledger:
         elif self.level <= 0.0:
             self.stopped = True
             self.stops += 1
+
+    def resumed(self) -> bool:
+        """Whether a stop is over, once for each."""
+        if self.stopped or self.stops == self._resumed_after:
+            return False
+        self._resumed_after = self.stops
+        return True
 
     def affords(self, rounds: float) -> bool:
         """Whether so much may be risked now."""

@@ -3,7 +3,6 @@
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.auto_depth import AutoDepth, Live, Outcome
 from outrider.workers.speculation.cost import Shape
-from outrider.workers.speculation.ledger import Ledger
 
 DRAWN = Kind("mtp", 1)
 SURE, DOUBTFUL = 12.0, 0.0
@@ -49,7 +48,7 @@ def test_it_does_not_draft_where_they_never_do() -> None:
 
 def test_a_sequence_that_is_new_is_tried_even_where_others_fail() -> None:
     auto = taught(25, stands=False)
-    auto.account.ledger = Ledger()
+    auto.account._ledgers.clear()
 
     assert max(depth(auto, sequence_id=5) for _ in range(3)) >= 1
 
@@ -131,7 +130,8 @@ def test_the_figures_tell_price_gain_and_ledger() -> None:
 
 def test_the_draft_of_a_sequence_that_is_tried_is_verified_once_however_unsure_it_is() -> None:
     auto = taught(stands=False)
-    auto.account.ledger, sequence_id = Ledger(), 0
+    auto.account._ledgers.clear()
+    sequence_id = 0
     while depth(auto, sequence_id):  # until none of a sequence's drafts is made by what is foreseen of it
         auto.learn_acceptance([Outcome(sequence_id, 4, 0)])
         auto.keep([Made(sequence_id, DRAWN, [DOUBTFUL] * 4)], round_of(1, 0)[0])

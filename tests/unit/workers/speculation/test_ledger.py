@@ -30,6 +30,18 @@ def test_gains_are_not_saved_beyond_the_cap() -> None:
     assert ledger.level == CAP
 
 
+def test_the_end_of_a_stop_is_told_once() -> None:
+    ledger = Ledger()
+    assert not ledger.resumed()
+    while not ledger.stopped:
+        ledger.settle(worth=1.0, took=3.0)
+    assert not ledger.resumed()
+    while ledger.stopped:
+        ledger.earn(10.0)
+
+    assert [ledger.resumed(), ledger.resumed()] == [True, False]
+
+
 def test_what_is_not_there_cannot_be_risked() -> None:
     ledger = Ledger()
 
