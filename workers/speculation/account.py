@@ -12,10 +12,10 @@ from outrider.workers.speculation.price import Price, size_class
 
 _MEASURING = 0.005  # of all time, what may be lost to measuring
 _FIRST_CREDIT, _MOST_CREDIT = 2.0, 4.0  # undrafted rounds
-_CLIP = 2.0  # a round costs the ledger at most this many times its forecast: what disturbs it is not speculation's
+_CLIP = 1.5  # a round costs at most this many times its forecast, and at least its inverse: noise is not speculation's
 _HELD = 8.0  # undrafted rounds: time that may go by before the rounds in it are learned from, all at once
 _PLAIN_SEEN = 16  # of rounds that speculation has no part in, one in so many is learned from
-_BASE_EVERY, _BASE_SPARED = 16.0, 8.0  # rounds without drafts are measured once in so many; fewer where drafts pay
+_BASE_EVERY, _BASE_SPARED = 64.0, 8.0  # rounds until some without drafts are measured again; more where drafts pay
 
 
 class Took(NamedTuple):
@@ -47,7 +47,7 @@ class Account:
         self.figures.ledger, self.figures.stopped = self.ledger.level, self.ledger.stopped
 
     def base_due(self, sequences: int) -> bool:
-        """Whether a round without drafts is to be measured: the less drafts bring, the closer both are watched."""
+        """Whether rounds without drafts are to be measured: the less drafts bring, the closer both are watched."""
         every = _BASE_EVERY * (1.0 + _BASE_SPARED * (self.price.gain(sequences) - 1.0))
         return self.cost.base_due(sequences, every)
 
@@ -106,7 +106,7 @@ class Account:
         self.cost.observe(shape, round.round_s, round.draft_s)
         undrafted = self.cost.undrafted(shape.sequences, shape.context)
         if round.own:
-            counted = min(took, _CLIP * forecast)
+            counted = min(max(took, forecast / _CLIP), _CLIP * forecast)
             self.price.observe(shape.sequences, round.tokens, counted, undrafted)
             self._ledger_of(shape.sequences).settle(round.tokens / shape.sequences, counted / undrafted)
         self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)

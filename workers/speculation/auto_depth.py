@@ -35,6 +35,7 @@ _MOST_WATCHED = 4  # sequences of a round whose drafts are looked at for signs o
 _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in turn
 _TOKENS_FOLLOWED = 1.5  # a round, of a sequence: about
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
+_CALM = 4  # the first rounds without drafts are slower than those that follow
 _WOKEN = 4  # sequences that are tried when a stop is over
 
 
@@ -74,6 +75,7 @@ class AutoDepth:
         self._hopes: dict[int, Hope] = {}
         self._depths: dict[int, int] = {}
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
+        self._calm = 0  # rounds in a row in which nothing was drafted
         self._together = 0  # sequences of a round, when depths were set last
         self._measuring = False  # what rounds without drafts take, before others are weighed against them
         self._price = self._row_price = 0.0  # tokens that a relative second, and a further row, must bring
@@ -236,11 +238,12 @@ class AutoDepth:
         choosing, so that what they won or lost goes into the ledger.
         """
         self.account.turn_to(shape.sequences)
+        self._calm = self._calm + 1 if shape.undrafted and not shape.drafts else 0
         if self.account.ledger.stopped and shape.undrafted and not shape.drafts:
             self.account.observe_plain(shape, round_s, draft_s)
             return
         self.learn_acceptance(outcomes)
-        took = Took(shape._replace(ready=True), tokens, round_s, draft_s, own)
+        took = Took(shape._replace(ready=self._calm < _CALM), tokens, round_s, draft_s, own)
         self.account.observe(took, at_once=self._measuring)
 
     def learn_acceptance(self, outcomes: Sequence[Outcome]) -> None:

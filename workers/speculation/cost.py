@@ -1,10 +1,10 @@
 """What a round takes: a model of its seconds, learned online from the rounds themselves. Reads no clock.
 
-Verifying costs a fixed part, rows, the experts that they wake, sequences, reading their context, and a share for being
-ready to draft; drafting costs a start, steps and drafts, and following what was accepted. Without speculation only the
-first is left. On top of that each number of rows has a correction of its own, because kernels pad and split by their
-own rules; one that has not been seen for long counts less and less. Of rounds of more than twice as many rows as any
-yet nothing is known.
+Verifying costs a fixed part, rows, the experts that they wake, sequences, reading their context, and a share while
+drafts are about, which take room in caches; drafting costs a start, steps and drafts, and following what was accepted.
+Without speculation only the first is left. On top of that each number of rows has a correction of its own, because
+kernels pad and split by their own rules; one that has not been seen for long counts less and less. Of rounds of more
+than twice as many rows as any yet nothing is known.
 """
 
 import math
@@ -21,14 +21,14 @@ Floats = NDArray[np.float64]
 
 _MEMORY = 400.0  # rounds
 _PER = 1e-3  # contexts are counted in thousands of tokens
-# First shape: fixed, row, expert, sequence, context, rows x context, ready to draft
+# First shape: fixed, row, expert, sequence, context, rows x context, drafts about
 _VERIFYING = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05, 0.03)
 _DRAFTING = (0.03, 0.02, 0.1, 0.08, 0.01)  # first shape: following, token followed, drafting, step, draft
 _TABLE_EVERY, _TABLES_AT_ONCE = 32, 16
 _SMALLEST_TABLE = 64  # rows
 _SPEED_RATE, _SPEED_CLIP = 0.05, 1.5
 _SURPRISE = 1.2  # times what was forecast, of a shape that is hardly known: learned from at once
-_BASE_ROUNDS = 4  # undrafted rounds of a size that must be known
+_BASE_ROUNDS = 4  # undrafted rounds of a size that are measured together
 
 
 class Shape(NamedTuple):
@@ -42,7 +42,7 @@ class Shape(NamedTuple):
     drafts: int = 0  # made after it
     followed: int = 0  # tokens that the drafter took in after it
     drafter: str = "mtp"
-    ready: bool = False  # somebody decided who drafts, looked up, followed
+    ready: bool = False  # drafts were made or verified a moment ago: caches are theirs too
 
     @property
     def undrafted(self) -> bool:
@@ -102,7 +102,7 @@ class RoundCost:
         if shape.followed or shape.drafts:
             self.drafting(shape.drafter).observe(_drafted(shape), draft_s / self._speed)
         self._cells.observe(shape.rows, round_s / self._speed / max(self._verifying.seconds(features), 1e-9))
-        if shape.undrafted:
+        if shape.undrafted and not shape.ready:
             self._bases.setdefault(size_class(shape.sequences), _Base()).seen(self._rounds)
         if news or self._rounds <= _TABLES_AT_ONCE or self._rounds % _TABLE_EVERY == 0:
             self._tabulate(max(len(self._by_rows) - 1, 2 * shape.rows))
@@ -116,12 +116,12 @@ class RoundCost:
         return self._speed * self._verify(Shape(sequences, sequences, context, context))
 
     def base_due(self, sequences: int, every: float) -> bool:
-        """Whether a round without drafts, of about so many sequences, should be measured before others are weighed.
+        """Whether rounds without drafts, of about so many sequences, should be measured before others are weighed.
 
-        At first some are, and then one in `every` rounds.
+        At first, and again when `every` rounds have gone by: a few in a row, since one among others is slower.
         """
         base = self._bases.get(size_class(sequences))
-        return base is None or base.rounds < _BASE_ROUNDS or self._rounds - base.last >= every
+        return base is None or base.due(self._rounds, every)
 
     def more_rows(self, rows: int, more: int) -> list[float]:
         """Relative seconds that 0 .. `more` rows add to a round of `rows`, [more + 1]: never falling.
@@ -136,7 +136,7 @@ class RoundCost:
 
     @property
     def readiness(self) -> float:
-        """Relative seconds that a round takes longer because drafts might be made."""
+        """Relative seconds that a round takes longer because drafts are about."""
         return self._verifying.coefficients[6]
 
     def slot(self, context: float) -> float:
@@ -174,15 +174,21 @@ class RoundCost:
 
 
 class _Base:
-    """Rounds without drafts that were seen of one size, and the last."""
+    """Rounds without drafts that were seen of one size, and when enough of them had been."""
 
-    __slots__ = ("last", "rounds")
+    __slots__ = ("_enough_at", "_rounds")
 
     def __init__(self) -> None:
-        self.rounds = self.last = 0
+        self._rounds = 0
+        self._enough_at: int | None = None
 
     def seen(self, now: int) -> None:
-        self.rounds, self.last = self.rounds + 1, now
+        self._rounds += 1
+        if self._rounds % _BASE_ROUNDS == 0:
+            self._enough_at = now
+
+    def due(self, now: int, every: float) -> bool:
+        return self._enough_at is None or now - self._enough_at >= every
 
 
 def _drafted(shape: Shape) -> tuple[float, ...]:

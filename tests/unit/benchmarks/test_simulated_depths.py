@@ -100,15 +100,17 @@ def test_it_comes_near_the_best_fixed_depth_and_is_never_slower_than_none(
 
 
 def test_confidence_that_tells_makes_it_faster_than_confidence_that_does_not() -> None:
+    """Where drafts are cheap to make, and dear to verify."""
+    machine = MadeUp(6, 2.0, 0.2)
     telling, mute = (
         sum(
-            simulate(Auto(), SCOUT, texts(always(0.7), lead=lead, seed=seed), 1, 2000, settle=150).speed
+            simulate(Auto(), machine, texts(always(0.6), lead=lead, seed=seed), 1, 2000, settle=150).speed
             for seed in range(4)
         )
         for lead in (None, 1.0)
     )
 
-    assert telling > 1.002 * mute
+    assert telling > 1.01 * mute
 
 
 def test_it_turns_itself_on_and_off_again_as_acceptance_changes() -> None:

@@ -16,10 +16,13 @@ def round_of(sequences: int, drafts: int, *, steps: int = 0) -> tuple[Shape, flo
 
 
 def taught(rounds: int = 200, *, stands: bool = True, sequences: int = 1) -> AutoDepth:
-    """After rounds of 0..4 drafts, which all stand or none does. Nothing is left to be spent on trying things."""
+    """After rounds of 0..4 drafts, which all stand or none does, and now and then some without in a row.
+
+    Nothing is left to be spent on trying things.
+    """
     auto = AutoDepth()
     for number in range(rounds):
-        drafts = number % 5
+        drafts = 0 if number % 40 < 8 else number % 5
         if drafts:
             auto.keep([Made(s, DRAWN, [3.0] * drafts) for s in range(sequences)], round_of(sequences, 0)[0])
         outcomes = [Outcome(s, drafts, drafts if stands else 0) for s in range(sequences)]

@@ -147,7 +147,7 @@ def taught() -> DepthPolicy:
 
 def test_under_auto_drafts_are_verified_while_their_confidence_is_worth_their_time() -> None:
     policy = taught()
-    for _ in range(50):  # a row takes half of a round's fixed time
+    for _ in range(20):  # a row takes half of a round's fixed time
         policy.observe(*seen(0, 0, 0), round_s=0.010, draft_s=0.0)
         policy.observe(*seen(0, 3, 3), round_s=0.025, draft_s=0.0)
 
@@ -171,7 +171,7 @@ def test_drafts_without_an_alternative_have_a_lead_without_end_and_are_verified(
 
 def test_a_sequence_of_fixed_depth_is_always_followed_and_one_under_auto_while_it_pays() -> None:
     policy = DepthPolicy("auto")
-    play(policy, None, 32, step_s=0.002, accept_all=False)
+    play(policy, None, 48, step_s=0.002, accept_all=False)
 
     assert policy.follows(sequence(4))
     assert not policy.follows(sequence(None))
