@@ -5,10 +5,10 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -20,9 +20,10 @@ from outrider.workers.errors import OutriderError
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = (
-    *("running", "waiting", "cache", "tokens/s", "", "rounds/s"),
+    *("replica", "state", "running", "waiting", "cache", "tokens/s", "", "rounds/s"),
     *("tokens/round", "depth", "accepted", "x off", "price", "ledger", "busy"),
 )
+_ANY_WIDTH = 10_000
 _KEPT = 24  # looks that the curve shows
 _STATE_STYLES = {"ready": "green", "failed": "red"}
 
@@ -118,16 +119,29 @@ def view(status: ClusterStatus, seen: Mapping[str, tuple[Rates, tuple[float, ...
     """One screen."""
     head = Text.assemble((status.name, "bold"), f" serves {status.model} (outrider {status.version})")
     problem = [Text(status.problem, style="red")] if status.problem else []
-    return Group(head, *problem, _table(status.replicas, seen))
+    return Group(head, *problem, _Figures([_row(replica, *seen[replica.name]) for replica in status.replicas]))
 
 
-def _table(replicas: Iterable[ReplicaStatus], seen: Mapping[str, tuple[Rates, tuple[float, ...]]]) -> Table:
-    table = Table("replica", "state")
-    for name in _COLUMNS:
-        table.add_column(name, justify="right")
-    for replica in replicas:
-        table.add_row(*_row(replica, *seen[replica.name]))
-    return table
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """A row for each replica; where that is too wide, a column."""
+
+    rows: Sequence[Sequence[RenderableType]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = self._table([_COLUMNS, *self.rows])
+        needed = console.measure(wide, options=options.update(max_width=_ANY_WIDTH)).maximum
+        yield wide if needed <= options.max_width else self._table([*zip(_COLUMNS, *self.rows, strict=True)])
+
+    @staticmethod
+    def _table(rows: Sequence[Sequence[RenderableType]]) -> Table:
+        """The first row is its head."""
+        table = Table()
+        for place, name in enumerate(rows[0]):
+            table.add_column(name, justify="right" if place else "left", no_wrap=True)
+        for row in rows[1:]:
+            table.add_row(*row)
+        return table
 
 
 def _row(replica: ReplicaStatus, now: Rates, speeds: tuple[float, ...]) -> list[RenderableType]:

@@ -85,6 +85,18 @@ def test_the_screen_shows_every_replica_and_what_is_wrong() -> None:
         assert shown in text, shown
 
 
+def test_where_rows_are_too_wide_each_replica_is_a_column() -> None:
+    replicas = (REPLICA, replace(REPLICA, name="r1"))
+    now = replace(STATUS, replicas=replicas)
+    console = Console(width=80, record=True, force_terminal=False)
+
+    console.print(view(now, History(clock=lambda: 0.0).look(now)))
+
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["replica", "r0.2", "r1.2"] in [[word for word in line if word.isascii()][:3] for line in lines]
+    assert ["price", "812", "812"] in [[word for word in line if word.isascii()] for line in lines]
+
+
 def test_an_empty_ledger_is_shown_as_a_stop() -> None:
     stopped = replace(ENGINE, speculation=SpeculationStatus(stopped=True))
     now = replace(STATUS, replicas=(replace(REPLICA, engine=stopped),))
