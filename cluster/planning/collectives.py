@@ -124,12 +124,7 @@ class RoundShape:
     def embedding(self) -> list[Collective]:
         if self.split.tensor == 1:
             return []
-        whole = self.rows * self.shapes.model.hidden_size * self.shapes.value_bytes
-        return (
-            [_gather("embeddings", self.columns(self.shapes.model.hidden_size))]
-            if self.exact
-            else [Collective(purpose="embeddings", kind=REDUCE, group="tensor", bytes=whole)]
-        )
+        return [_gather("embeddings", self.columns(self.shapes.model.hidden_size))]
 
     def head(self, group: str) -> list[Collective]:
         """Logits of `rows` rows: of all data groups to the sampler ("stage"), or of one among its ranks ("tensor")."""

@@ -71,7 +71,7 @@ class Attention(nn.Module):
         latent_norm: RmsNorm,
         key_up: Tensor,
         value_up: Tensor,
-        heads: Columns,
+        heads: Columns | None,
         output: Linear,
         head_tile: int | None = HEAD_TILE,
     ) -> None:
@@ -90,7 +90,8 @@ class Attention(nn.Module):
         cache.index_copy_(0, batch.write_slots, written)
         gathered = attend_in_tiles(query, cache, batch, self.config.kv_lora_rank, self._head_tile)  # [R, heads, latent]
         heads = per_head(gathered, self.value_up)  # [R, heads, v]
-        out: Tensor = self.output(self.heads(heads.flatten(1).to(x.dtype)))
+        values = heads.flatten(1).to(x.dtype)  # [R, own heads * v]
+        out: Tensor = self.output(values if self.heads is None else self.heads(values))
         return out
 
     def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ from outrider.workers.model.rotary import Rotation
 from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.deep_ep import DeepEp
-from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, Stay
-from outrider.workers.parallel.sharing import Columns, Sharing
+from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, OwnOnly, Stay
+from outrider.workers.parallel.sharing import Join, Sharing
 
 Named = tuple[str, int]  # a weight and its outputs
 Progress = Callable[[int, int], None]  # layers loaded, layers in all
@@ -50,17 +50,17 @@ def parts_of(weights: Sequence[Named], rows: slice) -> list[Part]:
 class DecoderLayer(nn.Module):
     """Attention, then a dense MLP or experts, each on the normed residual stream and added to it.
 
-    Both make this rank's columns; `attended` and `made` join them to the others'.
+    Both make this rank's columns, or under numerics "fast" its part of a sum; `attended` and `made` make them whole.
     """
 
     def __init__(
         self,
         input_norm: RmsNorm,
         attention: Attention,
-        attended: Columns,
+        attended: Join,
         post_norm: RmsNorm,
         mlp: Mlp | MoE,
-        made: Columns,
+        made: Join,
     ) -> None:
         super().__init__()
         self.input_norm, self.attention, self.post_norm, self.mlp = input_norm, attention, post_norm, mlp
@@ -114,6 +114,11 @@ class LayerLoader:
     def shard(self) -> Shard:
         return self.sharing.shard
 
+    @property
+    def sums(self) -> bool:
+        """Whether ranks of a tensor group add parts of sums up: half as many collectives as exactness takes."""
+        return not self.exact and self.shard.tensors > 1
+
     def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None, rows: slice | None = None) -> Tensor:
         return self.checkpoint.tensor(self.prefix + name, dtype or self.dtype, shape, rows).to(self.device)
 
@@ -128,9 +133,17 @@ class LayerLoader:
         """This rank's slice of a weight."""
         return Part(name, outputs, self.shard.own(outputs))
 
-    def columns(self, purpose: str) -> Columns:
-        """What joins slices of hidden states."""
-        return self.sharing.columns(self.config.hidden_size, purpose)
+    def join(self, purpose: str, *, summed: bool) -> Join:
+        """What makes hidden states whole."""
+        return self.sharing.sum(purpose) if summed else self.sharing.columns(self.config.hidden_size, purpose)
+
+    def output(self, name: str, inputs: int, own: slice, *, summed: bool) -> Linear:
+        """A product that makes hidden states: this rank's slice of them, or of its `own` inputs' part of all."""
+        if not summed:
+            return self.linear(self.own(name, self.config.hidden_size), inputs=inputs)
+        shape = (self.config.hidden_size, inputs)
+        weight = self.checkpoint.tensor(f"{self.prefix}{name}.weight", self.dtype, shape, columns=own)
+        return make_linear(weight.to(self.device), exact=self.exact)
 
     def norm(self, name: str, size: int, eps: float | None = None) -> RmsNorm:
         return RmsNorm(self.tensor(f"{name}.weight", size), self.config.rms_norm_eps if eps is None else eps)
@@ -153,15 +166,22 @@ class LayerLoader:
         return DecoderLayer(
             self.norm(name + "input_layernorm", hidden),
             self._attention(name + "self_attn."),
-            self.columns("attention outputs"),
+            self.join("attention outputs", summed=self.sums),
             self.norm(name + "post_attention_layernorm", hidden),
             self._moe(number, name + "mlp.") if moe else self._mlp(name + "mlp.", self.config.intermediate_size),
-            self.columns("layer outputs"),
+            self.join("layer outputs", summed=self._moe_sums if moe else self.sums),
         )
+
+    @property
+    def _moe_sums(self) -> bool:
+        """Not where rows of other data groups come to this rank's experts: outputs then go to who owns the columns."""
+        return self.sums and not (self.shard.spread and self.shard.datas > 1)
 
     def _attention(self, name: str) -> Attention:
         config, rank = self.config, self.config.q_lora_rank
         key_up, value_up = self._latent_up(name)
+        heads, size = self.shard.heads(config.num_attention_heads), config.v_head_dim
+        values = config.num_attention_heads * size
         return Attention(
             config,
             down=self._down(name),
@@ -170,20 +190,22 @@ class LayerLoader:
             latent_norm=self.norm(name + "kv_a_layernorm", config.kv_lora_rank, LATENT_NORM_EPS),
             key_up=key_up,
             value_up=value_up,
-            heads=self.sharing.columns(config.num_attention_heads * config.v_head_dim, "heads", unit=config.v_head_dim),
-            output=self.linear(
-                self.own(name + "o_proj", config.hidden_size), inputs=config.num_attention_heads * config.v_head_dim
-            ),
+            heads=None if self.sums else self.sharing.columns(values, "heads", unit=size),
+            output=self.output(name + "o_proj", values, slice(heads.start * size, heads.stop * size), summed=self.sums),
             head_tile=HEAD_TILE if self.exact else None,
         )
 
     def _down(self, name: str) -> SharedProduct:
-        """Latents, split over the ranks as one run of outputs; before them this rank's queries, if made in one step."""
+        """Latents, split over the ranks as one run of outputs; before them this rank's queries, if made in one step.
+
+        Under numerics "fast" every rank makes all of them, as little as they are: that spares a collective.
+        """
         config, rank = self.config, self.config.q_lora_rank
         key = (name + "kv_a_proj_with_mqa", config.head_dim_latent)
         low = [(name + "q_a_proj", rank), key] if rank else [key]
-        columns = self.sharing.columns(sum(outputs for _, outputs in low), "latents")
-        parts = parts_of(low, columns.cut.slice(self.shard.tensor))
+        total = sum(outputs for _, outputs in low)
+        columns = (Sharing() if self.sums else self.sharing).columns(total, "latents")
+        parts = parts_of(low, slice(0, total) if self.sums else columns.cut.slice(self.shard.tensor))
         own = [] if rank else [self._queries(name + "q_proj")]
         linear = self.linear(*own, *parts, inputs=config.hidden_size)
         return SharedProduct(linear, columns, own=sum(part.size for part in own))
@@ -204,13 +226,14 @@ class LayerLoader:
         )
         return weight[:, :nope].contiguous(), weight[:, nope:].transpose(1, 2).contiguous()
 
-    def _mlp(self, name: str, width: int) -> Mlp:
+    def _mlp(self, name: str, width: int, *, summed: bool | None = None) -> Mlp:
         """Split over the tensor group."""
+        summed = self.sums if summed is None else summed
         gate_up = self.linear(
             self.own(name + "gate_proj", width), self.own(name + "up_proj", width), inputs=self.config.hidden_size
         )
-        down = self.linear(self.own(name + "down_proj", self.config.hidden_size), inputs=width)
-        return Mlp(gate_up, down, self.sharing.columns(width, "inner activations"))
+        down = self.output(name + "down_proj", width, self.shard.own(width), summed=summed)
+        return Mlp(gate_up, down, None if summed else self.sharing.columns(width, "inner activations"))
 
     def _whole_mlp(self, name: str, width: int) -> Mlp:
         hidden = self.config.hidden_size
@@ -226,10 +249,12 @@ class LayerLoader:
             self.tensor(name + "gate.e_score_correction_bias", routed, dtype=torch.float32),
         )
         shared_width = config.n_shared_experts * width
-        shared = self._mlp(name + "shared_experts.", shared_width) if shared_width else None
+        summed = self._moe_sums
+        shared = self._mlp(name + "shared_experts.", shared_width, summed=summed) if shared_width else None
         if not self.shard.spread:
             slices = {expert: self._mlp(f"{name}experts.{expert}.", width) for expert in range(routed)}
-            return MoE(router, Experts(slices, self.sharing.columns(width, "inner activations")), shared, Stay())
+            inner = None if summed else self.sharing.columns(width, "inner activations")
+            return MoE(router, Experts(slices, inner), shared, Stay())
         experts = Experts({})
         spread = SpreadExperts(
             number, self.shard, routed, lambda e: self._whole_mlp(f"{name}experts.{e}.", width), experts, self.device
@@ -240,6 +265,8 @@ class LayerLoader:
     def _dispatch(self, slots: int) -> ExpertDispatch:
         """To spread experts in `slots` slots."""
         buffer = self.sharing.deep_ep
+        if self._moe_sums:
+            return OwnOnly(self.sharing, slots)
         if buffer is None:
             return AllToAll(self.sharing, self.config.hidden_size, slots)
         return DeepEp(self.sharing, buffer, self.config.hidden_size, slots)

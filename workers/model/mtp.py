@@ -132,7 +132,8 @@ def _load_module(loader: LayerLoader, number: int) -> MtpModule:
         loader.norm(name + "enorm", hidden),
         loader.norm(name + "hnorm", hidden),
         SharedProduct(
-            loader.linear(loader.own(name + "eh_proj", hidden), inputs=2 * hidden), loader.columns("embeddings")
+            loader.linear(loader.own(name + "eh_proj", hidden), inputs=2 * hidden),
+            loader.sharing.columns(hidden, "embeddings"),
         ),
         loader.layer(number),
         loader.norm(name + "shared_head.norm", hidden),

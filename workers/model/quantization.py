@@ -7,13 +7,15 @@ from torch.nn import functional
 _LARGEST = 448.0  # of e4m3
 
 
-def dequantize(values: Tensor, scales: Tensor, block: tuple[int, int], *, first_row: int = 0) -> Tensor:
-    """float32 of e4m3 `values` [rows, columns], whose rows begin at `first_row` of the whole weight.
+def dequantize(
+    values: Tensor, scales: Tensor, block: tuple[int, int], *, first_row: int = 0, first_column: int = 0
+) -> Tensor:
+    """float32 of e4m3 `values` [rows, columns], which begin at `first_row` and `first_column` of the whole weight.
 
     `scales` are the whole weight's, [ceil(rows / block rows), ceil(columns / block columns)].
     """
     rows = torch.arange(first_row, first_row + values.shape[0]) // block[0]
-    columns = torch.arange(values.shape[1]) // block[1]
+    columns = torch.arange(first_column, first_column + values.shape[1]) // block[1]
     return values.to(torch.float32).mul_(scales.to(torch.float32)[rows][:, columns])
 
 

@@ -71,15 +71,15 @@ class Checkpoint:
     ) -> Tensor:
         """Tensor `name` in `dtype`, dequantised; CheckpointError unless its whole shape is `shape`.
 
-        `rows` and `columns` (of a weight that is not in FP8) read only those from the file. The result is the caller's
-        own memory.
+        `rows` and `columns` read only those from the file. The result is the caller's own memory.
         """
         if self.shape(name) != shape:
             found, wanted = list(self.shape(name)), list(shape)
             raise CheckpointError(f"{self.path}: {name} has shape {found}, but config.json calls for {wanted}")
         values = self._read(name, rows, columns)
         if values.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-            return self._dequantized(name, values, (rows or slice(0, None)).start or 0).to(dtype)
+            first = tuple((cut or slice(0, None)).start or 0 for cut in (rows, columns))
+            return self._dequantized(name, values, first).to(dtype)
         return values.to(dtype)
 
     def content_hash(self, hashed_whole: int = _HASHED_WHOLE) -> str:
@@ -113,7 +113,7 @@ class Checkpoint:
             digest.update(repr([(file, status.st_mtime_ns) for file, status in statuses.items()]).encode())
         return digest.hexdigest()
 
-    def _dequantized(self, name: str, values: Tensor, first_row: int) -> Tensor:
+    def _dequantized(self, name: str, values: Tensor, first: tuple[int, ...]) -> Tensor:
         if self._block is None:
             raise CheckpointError(f"{self.path}: {name} is FP8, but config.json has no quantization_config")
         scales = self._read(name + _SCALE_SUFFIX)
@@ -123,7 +123,7 @@ class Checkpoint:
                 f"{self.path}: {name + _SCALE_SUFFIX} has shape {list(scales.shape)},"
                 f" but FP8 blocks call for {list(blocks)}"
             )
-        return dequantize(values, scales, self._block, first_row=first_row)
+        return dequantize(values, scales, self._block, first_row=first[0], first_column=first[1])
 
     def _read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
         file = self._file(name)

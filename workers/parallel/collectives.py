@@ -1,7 +1,7 @@
 """What the ranks of a group do together in a round: one protocol, whatever carries it.
 
 A collective is named by its purpose (kernels/cpu/library.py has the list), which errors and traffic are told by. Every
-wait has a deadline. Sums are not among them: in outrider no sum is split between ranks.
+wait has a deadline. Under numerics "exact" no sum is split between ranks; `add` is for "fast".
 """
 
 import math
@@ -38,6 +38,10 @@ class Collectives(Protocol):
         """Every rank's `part`, all of one shape and type, by rank: [size, *shape]. With `root`, empty on the others."""
         ...
 
+    def add(self, part: Tensor, purpose: str) -> Tensor:
+        """The sum of every rank's `part`, all of one shape and type: the same bits on all ranks, in whatever order."""
+        ...
+
     def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
         """`sent_rows[r]` rows of `sent` [rows, ...] go to rank r, those of the lower ranks first; what came, likewise.
 
@@ -61,6 +65,9 @@ class Alone:
 
     def gather(self, part: Tensor, purpose: str, root: int | None = None) -> Tensor:
         return part.unsqueeze(0)
+
+    def add(self, part: Tensor, purpose: str) -> Tensor:
+        return part
 
     def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
         return sent

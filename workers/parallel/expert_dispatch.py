@@ -23,7 +23,10 @@ class ExpertDispatch(Protocol):
     """Every rank of the stage calls it for every layer with experts, also without a row of its own."""
 
     def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
-        """`x` [R, hidden], `slots` [R, k] -> [R, k, own columns]: each expert's output, not yet weighted."""
+        """`x` [R, hidden], `slots` [R, k] -> [R, k, own columns]: each expert's output, not yet weighted.
+
+        Under numerics "fast", where sums are split over ranks, [R, k, hidden]: this rank's part of each.
+        """
         ...
 
 
@@ -37,6 +40,24 @@ class Stay:
         order = slots.flatten().argsort(stable=True)
         outputs = experts(x.index_select(0, order // places), counts_of(slots.flatten()))
         return torch.empty_like(outputs).index_copy_(0, order, outputs).view(tokens, places, -1)
+
+
+class OwnOnly:
+    """Whole experts are dealt out, every rank has all rows, and sums over ranks follow. Implements ExpertDispatch.
+
+    What other ranks' experts make of a row is zero here. For numerics "fast".
+    """
+
+    def __init__(self, sharing: Sharing, slots: int) -> None:
+        self._range = Cut(slots, sharing.stage.size).slice(sharing.stage.rank)
+
+    def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
+        flat = slots.flatten()
+        own = ((flat >= self._range.start) & (flat < self._range.stop)).nonzero().flatten()
+        own = own[flat[own].argsort(stable=True)]
+        made = x.new_zeros(len(flat), x.shape[1])
+        made.index_copy_(0, own, experts(x.index_select(0, own // slots.shape[1]), counts_of(flat[own])))
+        return made.view(*slots.shape, -1)
 
 
 class AllToAll:

@@ -42,6 +42,13 @@ class GroupCollectives:
         self._do(purpose, mine.numel(), lambda: self._start_gather(mine, parts, root))
         return out.view(part.dtype).view(out.shape[0], *part.shape)
 
+    def add(self, part: Tensor, purpose: str) -> Tensor:
+        """In the parts' own type on GPUs, in float32 on CPUs."""
+        total = part.clone() if part.is_cuda else part.float().clone(memory_format=torch.contiguous_format)
+        given = total.numel() * total.element_size()
+        self._do(purpose, given, lambda: dist.all_reduce(total, group=self.process_group, async_op=True))
+        return total.to(part.dtype)
+
     def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
         mine = as_rows_of_bytes(sent)
         out = mine.new_empty(sum(received_rows), mine.shape[1])

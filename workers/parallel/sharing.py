@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,15 +42,38 @@ class Sharing:
         """What carries what this rank exchanges with the others, e.g. "shared memory"; empty where there are none."""
         return ", ".join(dict.fromkeys(group.name for group in self.groups if group.size > 1))
 
+    def sum(self, purpose: str) -> "Sum":
+        """What adds this rank's part of a sum to the others'."""
+        return Sum(self.tensor, purpose)
+
     def columns(self, size: int, purpose: str, unit: int | None = None) -> "Columns":
         """What joins this rank's slice of `size` outputs to the others'."""
         shard = self.shard
         return Columns(self.tensor, Cut(size, shard.tensors, shard.unit if unit is None else unit), purpose)
 
 
+class Join(Protocol):
+    """Makes whole rows of what each rank of a tensor group made."""
+
+    def __call__(self, part: Tensor) -> Tensor:
+        """`part` [rows, ...] -> [rows, size], the same on every rank."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Adds up what each rank made of its own inputs. Implements Join; for numerics "fast"."""
+
+    group: Collectives
+    purpose: str
+
+    def __call__(self, part: Tensor) -> Tensor:
+        return self.group.add(part, self.purpose) if len(part) else part
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Joins slices of columns, one of each rank of a group, to whole rows."""
+    """Joins slices of columns, one of each rank of a group, to whole rows. Implements Join."""
 
     group: Collectives
     cut: Cut
