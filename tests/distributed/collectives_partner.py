@@ -25,6 +25,7 @@ def main() -> None:
     found = [
         group.gather(torch.full((2, 3), rank, dtype=torch.bfloat16), "heads").float().sum().item(),
         len(group.gather(torch.ones(3), "logits", root=1)),
+        group.gather(torch.tensor([[1.5, rank]]).to(torch.float8_e4m3fn), "rows to experts").float().sum().item(),
         group.add(torch.full((2, 2), rank + 0.5, dtype=torch.bfloat16), "layer outputs").sum().item(),
         group.exchange(
             torch.full((rank + 1, 2), float(rank)), [rank + 1, 0], [1, 2] if rank == 0 else [0, 0], "rows to experts"

@@ -72,6 +72,25 @@ def test_parts_of_uneven_and_of_no_rows_reach_whom_they_are_for(ranks: list[Coll
             assert torch.equal(found, torch.cat([give(sender, receiver) for sender in range(RANKS)]))
 
 
+def test_rows_in_fp8_travel_as_bytes(ranks: list[Collectives]) -> None:
+    rows = torch.linspace(-400, 400, 3 * RANKS).to(torch.float8_e4m3fn).view(RANKS, 3)
+
+    found = together(ranks, lambda group: group.exchange(rows, [1] * RANKS, [1] * RANKS, "rows to experts"))
+
+    for rank, each in enumerate(found):
+        assert each.dtype == torch.float8_e4m3fn
+        assert torch.equal(each.float(), rows[rank].float().expand(RANKS, -1))
+
+
+def test_what_is_added_up_has_the_same_bits_on_all_ranks(ranks: list[Collectives]) -> None:
+    parts = [torch.randn(3, 7, generator=torch.Generator().manual_seed(rank)) for rank in range(RANKS)]
+
+    found = together(ranks, lambda group: group.add(parts[group.rank], "layer outputs"))
+
+    assert torch.allclose(found[0], torch.stack(parts).double().sum(dim=0).float(), atol=1e-6)
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
 def test_a_rank_that_does_not_come_is_named_by_the_deadline(ranks: list[Collectives]) -> None:
     began = time.monotonic()
 
