@@ -74,8 +74,9 @@ def stage_memory(
 
 def _layers(shapes: Shapes, split: Split, workload: Workload, layers: Sequence[int]) -> dict[str, float]:
     model, moe = shapes.model, sum(shapes.moe(layer) for layer in layers)
+    repeated = shapes.repeated(split.tensor, summed=workload.numerics == "fast") * shapes.weight_bytes
     parts = {
-        "attention": len(layers) * shapes.attention_bytes / split.tensor,
+        "attention": len(layers) * (shapes.attention_bytes + repeated) / split.tensor,
         "dense": (len(layers) - moe) * shapes.dense * shapes.weight_bytes / split.tensor,
         "experts": moe * experts_of_rank(shapes, split, workload) * shapes.expert * shapes.weight_bytes,
         "shared": moe * shapes.shared * shapes.weight_bytes / split.tensor,

@@ -116,7 +116,8 @@ class Clock:
         return max(bytes_read / (gpu.bandwidth * share.weight_bandwidth), operations / flops)
 
     def _attention_linears(self, rows: Rows) -> float:
-        narrow = self.shapes.down + self.shapes.heads - self.shapes.latent_up
+        repeated = self.shapes.repeated(self.split.tensor, summed=self.workload.numerics == "fast")
+        narrow = self.shapes.down + self.shapes.heads - self.shapes.latent_up + repeated
         return self._linear(narrow, rows.rows) + self._linear(self.shapes.latent_up, rows.rows, self.shapes.wide_bytes)
 
     def _cache(self, rows: Rows) -> float:

@@ -110,6 +110,13 @@ class Shapes:
         narrow = self.down + self.heads - self.latent_up
         return narrow * self.weight_bytes + self.latent_up * max(self.weight_bytes, _WIDE)
 
+    def repeated(self, ranks: int, *, summed: bool) -> int:
+        """Of one layer's attention, parameters that a tensor group of `ranks` has beyond one of each.
+
+        Where sums are split over ranks (numerics "fast"), each makes all latents: that spares a collective.
+        """
+        return self.down * (ranks - 1) if summed else 0
+
     @property
     def wide_bytes(self) -> int:
         """Of a parameter that is never quantised: embedding, head, joiner."""

@@ -124,3 +124,14 @@ def test_modules_take_memory_each_and_time_where_no_draft_is_theirs() -> None:
     assert three.draft_s > one.draft_s
     assert with_modules(3, 4).draft_s < 1.5 * with_modules(1, 4).draft_s  # as many passes, of more rows
     assert with_modules(3, 0).draft_s == 0
+
+
+def test_sums_over_ranks_take_fewer_collectives_and_have_every_rank_make_all_latents() -> None:
+    exact, fast = (plan(Split(tensor=8), numerics=numerics) for numerics in ("exact", "fast"))
+    latents = 7168 * (1536 + 576) * R1.weight_bytes
+
+    more = fast.memories[0].weights["attention"] - exact.memories[0].weights["attention"]
+    assert more == pytest.approx(61 * latents * 7 / 8)
+    one, other = (each.clock.layer(each.rows, moe=False) for each in (exact, fast))
+    assert other.attention > one.attention
+    assert other.exchange < one.exchange
