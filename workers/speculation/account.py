@@ -35,14 +35,20 @@ class Account:
         """`experts`: of a layer, and how many of them a token wakes. `figures` are told what there is to tell."""
         self.cost, self.price, self.ledger = RoundCost(experts), Price(), Ledger()
         self.figures = figures
-        self._ledgers: dict[int, Ledger] = {}  # by size class: what does not pay for many may pay for one
+        self._ledgers: dict[tuple[int, int], Ledger] = {}  # by size class and heat
+        self._heat = 0  # of the sequences at hand, the most
         self._credit = _FIRST_CREDIT  # undrafted rounds that may be spent on measuring
         self._plain = 0  # rounds that speculation had no part in
         self._took: list[Took] = []  # the latest rounds, not learned from yet
         self._took_s = self._undrafted_s = 0.0  # of these rounds together; of one without drafts
 
-    def turn_to(self, sequences: int) -> None:
-        """Rounds of about so many sequences are at hand: theirs is `ledger` from now on."""
+    def turn_to(self, sequences: int, heat: int | None = None) -> None:
+        """Rounds of about so many sequences are at hand: theirs is `ledger` from now on.
+
+        What does not pay for many may pay for one, and what does not for drawn text may for greedy text. `heat`: as
+        acceptance.Kind has it; None: as before.
+        """
+        self._heat = self._heat if heat is None else heat
         self.ledger = self._ledger_of(sequences)
         self.figures.ledger, self.figures.stopped = self.ledger.level, self.ledger.stopped
 
@@ -90,10 +96,10 @@ class Account:
         self._tell(shape, self.cost.undrafted(shape.sequences, shape.context), self.figures.forecast_error)
 
     def _ledger_of(self, sequences: int) -> Ledger:
-        size = size_class(sequences)
-        if size not in self._ledgers:
-            self._ledgers[size] = Ledger()
-        return self._ledgers[size]
+        key = size_class(sequences), self._heat
+        if key not in self._ledgers:
+            self._ledgers[key] = Ledger()
+        return self._ledgers[key]
 
     def _learn_times(self) -> None:
         for took in self._took:

@@ -76,7 +76,7 @@ class AutoDepth:
         self._depths: dict[int, int] = {}
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
         self._calm = 0  # rounds in a row in which nothing was drafted
-        self._together = 0  # sequences of a round, when depths were set last
+        self.together = 0  # sequences that share rounds at present
         self._measuring = False  # what rounds without drafts take, before others are weighed against them
         self._price = self._row_price = 0.0  # tokens that a relative second, and a further row, must bring
         self._turn = 0  # rounds whose acceptance was learned from
@@ -88,8 +88,12 @@ class AutoDepth:
     def depth(self, live: Live) -> int:
         """Drafts to make for the sequence after the round that is being composed."""
         if live.sequence_id not in self._depths:
-            self.plan([live], others=self._together)
+            self.plan([live], others=self.together)
         return self._depths[live.sequence_id]
+
+    def meet(self, kind: Kind) -> None:
+        """A sequence of this kind is new among those that share rounds."""
+        self.account.turn_to(self.together + 1, kind.heat)
 
     def follows(self, sequence_id: int) -> bool:
         """Whether the drafter should take in the sequence's tokens."""
@@ -105,8 +109,8 @@ class AutoDepth:
 
     def plan(self, live: Sequence[Live], others: int = 0) -> None:
         """Sets the depths of these sequences, which share rounds, also with `others` of a depth of their own."""
-        self._together = len(live) + others
-        self.account.turn_to(self._together)
+        self.together = len(live) + others
+        self.account.turn_to(self.together, max([each.kind.heat for each in live]))
         self._measuring = not others and self.account.base_due(len(live))
         base = _base(live)
         if not self.resting:

@@ -83,6 +83,7 @@ class DepthPolicy:
         if sequence_id not in self._kinds:
             model = next(iter(self._models), MTP)
             self._kinds[sequence_id] = Kind.of(model, sequence.request.params.temperature)
+            self._auto.meet(self._kinds[sequence_id])
         return self._kinds[sequence_id]
 
     def time_of(self, round: Round, round_s: float) -> RoundTime:
@@ -138,6 +139,7 @@ class DepthPolicy:
         self._auto.account.slept()
         finished = round.sequence_ids[verdict.finish != RUNNING]
         self._forget((*round.ends.tolist(), *finished.tolist()))
+        self._auto.together = round.sequences - len(finished)
         return True
 
     def _forget(self, ended: Iterable[int]) -> None:
@@ -172,7 +174,7 @@ class DepthPolicy:
 
     def _plan(self, lane: int, going: Mapping[int, int]) -> None:
         """Sets the depths of a lane's sequences, by id with their tokens: of many not in every round."""
-        self._lane = lane
+        self._lane, self._auto.together = lane, len(going)
         context = float(sum(going.values()))
         self._next[lane] = Shape(len(going), len(going), context, context)
         self._turns[lane] = turn = self._turns.get(lane, 0) + 1

@@ -7,7 +7,7 @@ behaves, what was lost is at most the cap, that share of the stretch, and the ro
 
 SHARE = 0.01  # of the undrafted time that may be lost
 CAP = 12.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
-_RESUME = 4.0  # to be earned before speculation is tried again
+_RESUME = 1.5  # to be earned before speculation is tried again
 
 
 class Ledger:

@@ -216,7 +216,7 @@ def test_under_an_adversary_it_is_hardly_slower_than_without_drafts(adversary: s
 
 def test_while_stopped_nothing_is_drafted_and_nobody_is_followed() -> None:
     auto = AutoDepth()
-    auto.account.turn_to(2)
+    auto.account.turn_to(2, heat=1)
     while not auto.account.ledger.stopped:
         auto.account.ledger.settle(worth=1.0, took=2.0)
     policy = Auto(auto)
