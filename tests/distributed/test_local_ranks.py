@@ -73,6 +73,23 @@ def _assert_named_when_struck(llm: LLM, rank: int, sign: signal.Signals) -> None
         llm.generate("def main():")
 
 
+def test_an_interrupt_cancels_all_requests_and_the_engine_serves_the_next(llm: LLM) -> None:
+    def interrupt() -> None:
+        while llm.status()[0].counters.running < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["The", "def"], LONG)
+
+    deadline = time.monotonic() + 30
+    while (left := llm.status()[0].counters).running + left.waiting:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    assert len(llm.generate("The", SamplingParams(max_tokens=3))[0].outputs[0].token_ids) == 3
+
+
 def test_while_it_is_open_nobody_else_gets_in_and_closing_leaves_no_process() -> None:
     with LLM("scout", pipeline_parallel_size=2, kv_cache_memory_bytes=256 << 20):
         assert_closed_to_strangers(_ranks()[0].pid, LEADER)
