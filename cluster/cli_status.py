@@ -121,7 +121,7 @@ def _load(replica: ReplicaStatus) -> str:
     )
     return (
         f"{engine.running} running, {engine.waiting} waiting, {engine.rounds} rounds, {accepted}, "
-        f"cache {engine.kv_cache_usage:.0%} full"
+        f"cache {engine.kv_cache_usage:.0%} full, numerics {replica.fingerprint}"
     )
 
 

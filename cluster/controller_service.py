@@ -190,12 +190,14 @@ def routes_response(table: Table) -> cluster_pb2.WatchRoutesResponse:
 
 def replica_status(replica: Replica) -> cluster_pb2.ReplicaStatus:
     counters = replica.leader.counters if replica.phase is not Phase.FAILED else EngineCounters()
+    info = replica.leader.info
     return cluster_pb2.ReplicaStatus(
         name=replica.name,
         generation=replica.generation,
         state=_state(replica),
         problem=replica.problem or replica.waiting or replica.eviction,
         last_ending=replica.last_ending,
+        fingerprint=info.fingerprint if info is not None else "",
         ranks=[_rank_status(replica, rank) for rank in range(replica.plan.world_size)],
         engine=cluster_pb2.EngineStatus(
             running=counters.running,

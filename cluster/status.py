@@ -74,6 +74,7 @@ class ReplicaStatus:
     ranks: tuple[RankStatus, ...]
     engine: EngineStatus
     last_ending: str = ""  # why the generation before this one ended; empty if there was none
+    fingerprint: str = ""  # of its numerics; empty while it loads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,7 @@ def _replica_from_wire(replica: cluster_pb2.ReplicaStatus) -> ReplicaStatus:
         state=replica.state,
         problem=replica.problem,
         last_ending=replica.last_ending,
+        fingerprint=replica.fingerprint,
         ranks=tuple(_rank_from_wire(rank) for rank in replica.ranks),
         engine=EngineStatus(
             running=replica.engine.running,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coutrider/proto/cluster.proto\x12\x0boutrider.v1\"\x12\n\x10GetStatusRequest\"\xb0\x01\n\x11GetStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12,\n\x08replicas\x18\x04 \x03(\x0b\x32\x1a.outrider.v1.ReplicaStatus\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12\x18\n\x10\x64\x65sired_replicas\x18\x06 \x01(\r\x12\x14\n\x0clast_scaling\x18\x07 \x01(\t\"\x14\n\x12WatchStatusRequest\"E\n\x13WatchStatusResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x1e.outrider.v1.GetStatusResponse\" \n\x0cScaleRequest\x12\x10\n\x08replicas\x18\x01 \x01(\r\"P\n\rScaleResponse\x12\x0f\n\x07\x64\x65sired\x18\x01 \x01(\r\x12\r\n\x05ready\x18\x02 \x01(\r\x12\x0f\n\x07pending\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x1f\n\x0c\x44rainRequest\x12\x0f\n\x07replica\x18\x01 \x01(\t\"B\n\rDrainResponse\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07\x64\x65sired\x18\x03 \x01(\r\"\xb9\x01\n\rReplicaStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12&\n\x05ranks\x18\x05 \x03(\x0b\x32\x17.outrider.v1.RankStatus\x12)\n\x06\x65ngine\x18\x06 \x01(\x0b\x32\x19.outrider.v1.EngineStatus\x12\x13\n\x0blast_ending\x18\x07 \x01(\t\"\xfa\x01\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0c\n\x04\x62usy\x18\t \x01(\x01\x12\x17\n\x0fvisible_devices\x18\n \x01(\t\x12\x11\n\tinterface\x18\x0b \x01(\t\x12\x0f\n\x07node_id\x18\x0c \x01(\t\x12\x10\n\x08\x63\x61rriers\x18\r \x01(\t\x12\x10\n\x08\x64rafting\x18\x0e \x01(\x01\"\xf6\x01\n\x0c\x45ngineStatus\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0e\n\x06rounds\x18\x03 \x01(\x04\x12\x16\n\x0ekv_cache_usage\x18\x04 \x01(\x01\x12\x0f\n\x07\x64rafted\x18\x05 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x07 \x01(\x04\x12\x33\n\x0bspeculation\x18\x08 \x01(\x0b\x32\x1e.outrider.v1.SpeculationStatus\x12*\n\x07\x65xperts\x18\t \x01(\x0b\x32\x19.outrider.v1.ExpertStatus\"\xb3\x01\n\x0c\x45xpertStatus\x12;\n\timbalance\x18\x01 \x03(\x0b\x32(.outrider.v1.ExpertStatus.ImbalanceEntry\x12\x14\n\x0creplacements\x18\x02 \x01(\x04\x12\r\n\x05moves\x18\x03 \x01(\x04\x12\x0f\n\x07stopped\x18\x04 \x01(\x08\x1a\x30\n\x0eImbalanceEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa0\x02\n\x11SpeculationStatus\x12\r\n\x05price\x18\x01 \x01(\x01\x12\x0c\n\x04gain\x18\x02 \x01(\x01\x12\x0e\n\x06ledger\x18\x03 \x01(\x01\x12\x0f\n\x07stopped\x18\x04 \x01(\x08\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\x01\x12\x16\n\x0e\x66orecast_error\x18\x06 \x01(\x01\x12\x1c\n\x14\x64rafted_per_position\x18\x07 \x03(\x04\x12\x1d\n\x15\x61\x63\x63\x65pted_per_position\x18\x08 \x03(\x04\x12:\n\x06\x61larms\x18\t \x03(\x0b\x32*.outrider.v1.SpeculationStatus.AlarmsEntry\x1a-\n\x0b\x41larmsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x11\n\x0fGetModelRequest\"\xb5\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x10\n\x08numerics\x18\x07 \x01(\t\x12\x13\n\x0bspeculation\x18\x08 \x01(\t\x12\x0f\n\x07has_mtp\x18\t \x01(\x08\"\x14\n\x12WatchRoutesRequest\"\x97\x01\n\x13WatchRoutesResponse\x12\"\n\x06routes\x18\x01 \x03(\x0b\x32\x12.outrider.v1.Route\x12(\n\x05\x65nded\x18\x02 \x03(\x0b\x32\x19.outrider.v1.EndedReplica\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0f\n\x07pending\x18\x05 \x01(\r\"=\n\x05Route\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"C\n\x0c\x45ndedReplica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\")\n\x13SwapDraftersRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"(\n\x14SwapDraftersResponse\x12\x10\n\x08replicas\x18\x01 \x03(\t2\xce\x03\n\x0e\x43lusterService\x12J\n\tGetStatus\x12\x1d.outrider.v1.GetStatusRequest\x1a\x1e.outrider.v1.GetStatusResponse\x12G\n\x08GetModel\x12\x1c.outrider.v1.GetModelRequest\x1a\x1d.outrider.v1.GetModelResponse\x12R\n\x0bWatchStatus\x12\x1f.outrider.v1.WatchStatusRequest\x1a .outrider.v1.WatchStatusResponse0\x01\x12>\n\x05Scale\x12\x19.outrider.v1.ScaleRequest\x1a\x1a.outrider.v1.ScaleResponse\x12>\n\x05\x44rain\x12\x19.outrider.v1.DrainRequest\x1a\x1a.outrider.v1.DrainResponse\x12S\n\x0cSwapDrafters\x12 .outrider.v1.SwapDraftersRequest\x1a!.outrider.v1.SwapDraftersResponse2\xd0\x03\n\x11\x43ontrollerService\x12J\n\tGetStatus\x12\x1d.outrider.v1.GetStatusRequest\x1a\x1e.outrider.v1.GetStatusResponse\x12G\n\x08GetModel\x12\x1c.outrider.v1.GetModelRequest\x1a\x1d.outrider.v1.GetModelResponse\x12R\n\x0bWatchStatus\x12\x1f.outrider.v1.WatchStatusRequest\x1a .outrider.v1.WatchStatusResponse0\x01\x12>\n\x05Scale\x12\x19.outrider.v1.ScaleRequest\x1a\x1a.outrider.v1.ScaleResponse\x12>\n\x05\x44rain\x12\x19.outrider.v1.DrainRequest\x1a\x1a.outrider.v1.DrainResponse\x12R\n\x0bWatchRoutes\x12\x1f.outrider.v1.WatchRoutesRequest\x1a .outrider.v1.WatchRoutesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coutrider/proto/cluster.proto\x12\x0boutrider.v1\"\x12\n\x10GetStatusRequest\"\xb0\x01\n\x11GetStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12,\n\x08replicas\x18\x04 \x03(\x0b\x32\x1a.outrider.v1.ReplicaStatus\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12\x18\n\x10\x64\x65sired_replicas\x18\x06 \x01(\r\x12\x14\n\x0clast_scaling\x18\x07 \x01(\t\"\x14\n\x12WatchStatusRequest\"E\n\x13WatchStatusResponse\x12.\n\x06status\x18\x01 \x01(\x0b\x32\x1e.outrider.v1.GetStatusResponse\" \n\x0cScaleRequest\x12\x10\n\x08replicas\x18\x01 \x01(\r\"P\n\rScaleResponse\x12\x0f\n\x07\x64\x65sired\x18\x01 \x01(\r\x12\r\n\x05ready\x18\x02 \x01(\r\x12\x0f\n\x07pending\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x1f\n\x0c\x44rainRequest\x12\x0f\n\x07replica\x18\x01 \x01(\t\"B\n\rDrainResponse\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07\x64\x65sired\x18\x03 \x01(\r\"\xce\x01\n\rReplicaStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12&\n\x05ranks\x18\x05 \x03(\x0b\x32\x17.outrider.v1.RankStatus\x12)\n\x06\x65ngine\x18\x06 \x01(\x0b\x32\x19.outrider.v1.EngineStatus\x12\x13\n\x0blast_ending\x18\x07 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\"\xfa\x01\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05stage\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0c\n\x04\x62usy\x18\t \x01(\x01\x12\x17\n\x0fvisible_devices\x18\n \x01(\t\x12\x11\n\tinterface\x18\x0b \x01(\t\x12\x0f\n\x07node_id\x18\x0c \x01(\t\x12\x10\n\x08\x63\x61rriers\x18\r \x01(\t\x12\x10\n\x08\x64rafting\x18\x0e \x01(\x01\"\xf6\x01\n\x0c\x45ngineStatus\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0e\n\x06rounds\x18\x03 \x01(\x04\x12\x16\n\x0ekv_cache_usage\x18\x04 \x01(\x01\x12\x0f\n\x07\x64rafted\x18\x05 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x07 \x01(\x04\x12\x33\n\x0bspeculation\x18\x08 \x01(\x0b\x32\x1e.outrider.v1.SpeculationStatus\x12*\n\x07\x65xperts\x18\t \x01(\x0b\x32\x19.outrider.v1.ExpertStatus\"\xb3\x01\n\x0c\x45xpertStatus\x12;\n\timbalance\x18\x01 \x03(\x0b\x32(.outrider.v1.ExpertStatus.ImbalanceEntry\x12\x14\n\x0creplacements\x18\x02 \x01(\x04\x12\r\n\x05moves\x18\x03 \x01(\x04\x12\x0f\n\x07stopped\x18\x04 \x01(\x08\x1a\x30\n\x0eImbalanceEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa0\x02\n\x11SpeculationStatus\x12\r\n\x05price\x18\x01 \x01(\x01\x12\x0c\n\x04gain\x18\x02 \x01(\x01\x12\x0e\n\x06ledger\x18\x03 \x01(\x01\x12\x0f\n\x07stopped\x18\x04 \x01(\x08\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\x01\x12\x16\n\x0e\x66orecast_error\x18\x06 \x01(\x01\x12\x1c\n\x14\x64rafted_per_position\x18\x07 \x03(\x04\x12\x1d\n\x15\x61\x63\x63\x65pted_per_position\x18\x08 \x03(\x04\x12:\n\x06\x61larms\x18\t \x03(\x0b\x32*.outrider.v1.SpeculationStatus.AlarmsEntry\x1a-\n\x0b\x41larmsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x11\n\x0fGetModelRequest\"\xb5\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x10\n\x08numerics\x18\x07 \x01(\t\x12\x13\n\x0bspeculation\x18\x08 \x01(\t\x12\x0f\n\x07has_mtp\x18\t \x01(\x08\"\x14\n\x12WatchRoutesRequest\"\x97\x01\n\x13WatchRoutesResponse\x12\"\n\x06routes\x18\x01 \x03(\x0b\x32\x12.outrider.v1.Route\x12(\n\x05\x65nded\x18\x02 \x03(\x0b\x32\x19.outrider.v1.EndedReplica\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0f\n\x07pending\x18\x05 \x01(\r\"=\n\x05Route\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"C\n\x0c\x45ndedReplica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\")\n\x13SwapDraftersRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"(\n\x14SwapDraftersResponse\x12\x10\n\x08replicas\x18\x01 \x03(\t2\xce\x03\n\x0e\x43lusterService\x12J\n\tGetStatus\x12\x1d.outrider.v1.GetStatusRequest\x1a\x1e.outrider.v1.GetStatusResponse\x12G\n\x08GetModel\x12\x1c.outrider.v1.GetModelRequest\x1a\x1d.outrider.v1.GetModelResponse\x12R\n\x0bWatchStatus\x12\x1f.outrider.v1.WatchStatusRequest\x1a .outrider.v1.WatchStatusResponse0\x01\x12>\n\x05Scale\x12\x19.outrider.v1.ScaleRequest\x1a\x1a.outrider.v1.ScaleResponse\x12>\n\x05\x44rain\x12\x19.outrider.v1.DrainRequest\x1a\x1a.outrider.v1.DrainResponse\x12S\n\x0cSwapDrafters\x12 .outrider.v1.SwapDraftersRequest\x1a!.outrider.v1.SwapDraftersResponse2\xd0\x03\n\x11\x43ontrollerService\x12J\n\tGetStatus\x12\x1d.outrider.v1.GetStatusRequest\x1a\x1e.outrider.v1.GetStatusResponse\x12G\n\x08GetModel\x12\x1c.outrider.v1.GetModelRequest\x1a\x1d.outrider.v1.GetModelResponse\x12R\n\x0bWatchStatus\x12\x1f.outrider.v1.WatchStatusRequest\x1a .outrider.v1.WatchStatusResponse0\x01\x12>\n\x05Scale\x12\x19.outrider.v1.ScaleRequest\x1a\x1a.outrider.v1.ScaleResponse\x12>\n\x05\x44rain\x12\x19.outrider.v1.DrainRequest\x1a\x1a.outrider.v1.DrainResponse\x12R\n\x0bWatchRoutes\x12\x1f.outrider.v1.WatchRoutesRequest\x1a .outrider.v1.WatchRoutesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,37 +52,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINRESPONSE']._serialized_start=486
   _globals['_DRAINRESPONSE']._serialized_end=552
   _globals['_REPLICASTATUS']._serialized_start=555
-  _globals['_REPLICASTATUS']._serialized_end=740
-  _globals['_RANKSTATUS']._serialized_start=743
-  _globals['_RANKSTATUS']._serialized_end=993
-  _globals['_ENGINESTATUS']._serialized_start=996
-  _globals['_ENGINESTATUS']._serialized_end=1242
-  _globals['_EXPERTSTATUS']._serialized_start=1245
-  _globals['_EXPERTSTATUS']._serialized_end=1424
-  _globals['_EXPERTSTATUS_IMBALANCEENTRY']._serialized_start=1376
-  _globals['_EXPERTSTATUS_IMBALANCEENTRY']._serialized_end=1424
-  _globals['_SPECULATIONSTATUS']._serialized_start=1427
-  _globals['_SPECULATIONSTATUS']._serialized_end=1715
-  _globals['_SPECULATIONSTATUS_ALARMSENTRY']._serialized_start=1670
-  _globals['_SPECULATIONSTATUS_ALARMSENTRY']._serialized_end=1715
-  _globals['_GETMODELREQUEST']._serialized_start=1717
-  _globals['_GETMODELREQUEST']._serialized_end=1734
-  _globals['_GETMODELRESPONSE']._serialized_start=1737
-  _globals['_GETMODELRESPONSE']._serialized_end=1918
-  _globals['_WATCHROUTESREQUEST']._serialized_start=1920
-  _globals['_WATCHROUTESREQUEST']._serialized_end=1940
-  _globals['_WATCHROUTESRESPONSE']._serialized_start=1943
-  _globals['_WATCHROUTESRESPONSE']._serialized_end=2094
-  _globals['_ROUTE']._serialized_start=2096
-  _globals['_ROUTE']._serialized_end=2157
-  _globals['_ENDEDREPLICA']._serialized_start=2159
-  _globals['_ENDEDREPLICA']._serialized_end=2226
-  _globals['_SWAPDRAFTERSREQUEST']._serialized_start=2228
-  _globals['_SWAPDRAFTERSREQUEST']._serialized_end=2269
-  _globals['_SWAPDRAFTERSRESPONSE']._serialized_start=2271
-  _globals['_SWAPDRAFTERSRESPONSE']._serialized_end=2311
-  _globals['_CLUSTERSERVICE']._serialized_start=2314
-  _globals['_CLUSTERSERVICE']._serialized_end=2776
-  _globals['_CONTROLLERSERVICE']._serialized_start=2779
-  _globals['_CONTROLLERSERVICE']._serialized_end=3243
+  _globals['_REPLICASTATUS']._serialized_end=761
+  _globals['_RANKSTATUS']._serialized_start=764
+  _globals['_RANKSTATUS']._serialized_end=1014
+  _globals['_ENGINESTATUS']._serialized_start=1017
+  _globals['_ENGINESTATUS']._serialized_end=1263
+  _globals['_EXPERTSTATUS']._serialized_start=1266
+  _globals['_EXPERTSTATUS']._serialized_end=1445
+  _globals['_EXPERTSTATUS_IMBALANCEENTRY']._serialized_start=1397
+  _globals['_EXPERTSTATUS_IMBALANCEENTRY']._serialized_end=1445
+  _globals['_SPECULATIONSTATUS']._serialized_start=1448
+  _globals['_SPECULATIONSTATUS']._serialized_end=1736
+  _globals['_SPECULATIONSTATUS_ALARMSENTRY']._serialized_start=1691
+  _globals['_SPECULATIONSTATUS_ALARMSENTRY']._serialized_end=1736
+  _globals['_GETMODELREQUEST']._serialized_start=1738
+  _globals['_GETMODELREQUEST']._serialized_end=1755
+  _globals['_GETMODELRESPONSE']._serialized_start=1758
+  _globals['_GETMODELRESPONSE']._serialized_end=1939
+  _globals['_WATCHROUTESREQUEST']._serialized_start=1941
+  _globals['_WATCHROUTESREQUEST']._serialized_end=1961
+  _globals['_WATCHROUTESRESPONSE']._serialized_start=1964
+  _globals['_WATCHROUTESRESPONSE']._serialized_end=2115
+  _globals['_ROUTE']._serialized_start=2117
+  _globals['_ROUTE']._serialized_end=2178
+  _globals['_ENDEDREPLICA']._serialized_start=2180
+  _globals['_ENDEDREPLICA']._serialized_end=2247
+  _globals['_SWAPDRAFTERSREQUEST']._serialized_start=2249
+  _globals['_SWAPDRAFTERSREQUEST']._serialized_end=2290
+  _globals['_SWAPDRAFTERSRESPONSE']._serialized_start=2292
+  _globals['_SWAPDRAFTERSRESPONSE']._serialized_end=2332
+  _globals['_CLUSTERSERVICE']._serialized_start=2335
+  _globals['_CLUSTERSERVICE']._serialized_end=2797
+  _globals['_CONTROLLERSERVICE']._serialized_start=2800
+  _globals['_CONTROLLERSERVICE']._serialized_end=3264
 # @@protoc_insertion_point(module_scope)

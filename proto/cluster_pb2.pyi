@@ -73,7 +73,7 @@ class DrainResponse(_message.Message):
     def __init__(self, replica: _Optional[str] = ..., running: _Optional[int] = ..., desired: _Optional[int] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("name", "generation", "state", "problem", "ranks", "engine", "last_ending")
+    __slots__ = ("name", "generation", "state", "problem", "ranks", "engine", "last_ending", "fingerprint")
     NAME_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,7 @@ class ReplicaStatus(_message.Message):
     RANKS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     LAST_ENDING_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     name: str
     generation: int
     state: str
@@ -88,7 +89,8 @@ class ReplicaStatus(_message.Message):
     ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
     engine: EngineStatus
     last_ending: str
-    def __init__(self, name: _Optional[str] = ..., generation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., last_ending: _Optional[str] = ...) -> None: ...
+    fingerprint: str
+    def __init__(self, name: _Optional[str] = ..., generation: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., engine: _Optional[_Union[EngineStatus, _Mapping]] = ..., last_ending: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class RankStatus(_message.Message):
     __slots__ = ("rank", "stage", "first_layer", "end_layer", "node", "pid", "device", "state", "busy", "visible_devices", "interface", "node_id", "carriers", "drafting")

@@ -43,6 +43,7 @@ def test_status_and_model_are_the_ranks_own_words(controlled: Start) -> None:
 
     (replica,) = status.replicas
     assert (status.name, status.problem, replica.state) == (cluster.name, "", "ready")
+    assert replica.fingerprint == model.fingerprint == "stand-in"
     assert [(r.rank, r.first_layer, r.end_layer, r.state) for r in replica.ranks] == [
         (0, 0, 7, "ready"),
         (1, 7, 13, "ready"),

@@ -36,6 +36,7 @@ REPLICA = ReplicaStatus(
     ),
     engine=ENGINE,
     last_ending="generation 1 ended: rank 1 [bold] died",
+    fingerprint="0123abcd",
 )
 
 
@@ -58,7 +59,8 @@ def drawn(*replicas: ReplicaStatus, problem: str = "", last_scaling: str = "") -
 def test_a_cluster_is_drawn_as_replicas_stages_and_ranks() -> None:
     assert drawn(REPLICA) == [
         "c serves scout (outrider 1): 1 of 3 replicas ready",
-        "└── r0, generation 2: ready, 2 running, 1 waiting, 9 rounds, 90% of 10 drafts accepted, cache 25% full",
+        "└── r0, generation 2: ready, 2 running, 1 waiting, 9 rounds, 90% of 10 drafts accepted, cache 25% full, "
+        "numerics 0123abcd",
         "    ├── generation 1 ended: rank 1 [bold] died",
         "    ├── speculation: 1.00 x off, depth 0.0, price 0 tokens/s, ledger 0.0 rounds, accepted at 1..",
         "    ├── stage 0, layers 0..6",
