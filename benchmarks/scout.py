@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from byte_models import ByteNgrams, bits_of_nats, gzip_bits, xz_bits
 from common import save
+from completions import loops, parses
 from reporting.svg import line_plot
 from tokenizers import Tokenizer
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import resolve_model
-from outrider.workers.training.completions import loops, parses
 from outrider.workers.training.evaluate import held_out_loss, tokens_per_byte
 from outrider.workers.training.export import load_export
 from outrider.workers.training.prompts import choose

@@ -35,9 +35,8 @@ drafts on any machine. It has read a little Python and some manuals; it knows no
 _AGAIN = """
 ## Train it again
 
-On two CPU cores with AVX-512 and bfloat16 matrix units, some four hours; `train --start models/scout` goes on from
-these weights instead. With `--own-prompts` the model completes prompts of training text every 24 steps: greedy tokens
-with which it repeats itself are made less likely (-log(1 - p), arXiv 1908.04319), its code that parses is learned.
+On two CPU cores with AVX-512 and bfloat16 matrix units, some three hours; `train --start models/scout` goes on from
+these weights instead.
 
 ```
 run() { python -m outrider.workers.training."$@"; }
@@ -45,10 +44,8 @@ run corpus --out build/corpus
 run tokenizer --corpus build/corpus --out build/tokenizer
 run dataset --corpus build/corpus --tokenizer build/tokenizer --out build/data
 run train --data build/data --work build/run --minutes 150
-run export --work build/run --tokenizer build/tokenizer --out build/first
+run export --work build/run --tokenizer build/tokenizer --out build/joint
 run prompts --corpus build/corpus --tokenizer build/tokenizer --split train --count 1400 --out build/prompts.json
-run train --start build/first --own-prompts build/prompts.json --data build/data --work build/own --minutes 50
-run export --work build/own --tokenizer build/tokenizer --out build/joint
 outrider distill --model build/joint --prompts build/prompts.json --work build/distill --out models/scout
 run prompts --corpus build/corpus --tokenizer build/tokenizer --out cluster/demo_prompts.json
 for model in build/joint models/scout; do

@@ -3,14 +3,12 @@
 The schedule follows the clock, not a count of steps: `--minutes` of training end on time on a busy machine too, with
 the learning rate decayed. `--resume` continues from the last checkpoint below --work with the time that is left;
 `--start DIR` begins a new run with an exported checkpoint's weights, which a short warm-up gives optimizers to.
-`--own-prompts FILE` with it has the model complete these prompts as it learns, blames what it repeats of itself, and
-praises code that parses.
 """
 
 import argparse
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +17,6 @@ from outrider.workers.training.dataset import Windows
 from outrider.workers.training.export import load_export
 from outrider.workers.training.muon import Muon
 from outrider.workers.training.network import Losses, Network
-from outrider.workers.training.own_text import Batch, OwnText, own_loss
 from outrider.workers.training.shape import Shape
 
 
@@ -40,9 +37,6 @@ class Recipe:
     window: int = 256
     long_window: int = 512
     long_from: float = 0.6
-    own_rows: int = 8
-    own_weight: float = 1.0
-    own_every: int = 24
     seed: int = 0
 
     def factor(self, progress: float) -> float:
@@ -72,19 +66,6 @@ CONTINUED = Recipe(
     long_window=1024,
     seed=1,
 )
-# With the model's own text beside: a short run that is to change how the model goes on, not what it knows.
-OWN_TEXT = replace(
-    CONTINUED,
-    muon_lr=3e-3,
-    adam_lr=6e-4,
-    embedding_lr=6e-3,
-    muon_warmup_steps=20,
-    adam_warmup_steps=20,
-    constant_until=0.2,
-    batch_tokens=2048,
-    long_window=256,
-    seed=2,
-)
 
 
 class Trainer:
@@ -103,12 +84,10 @@ class Trainer:
             torch.optim.AdamW(embedding, lr=recipe.embedding_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
         ]
 
-    def advance(self, tokens: torch.Tensor, progress: float, own: Batch | None = None) -> Losses:
-        """One update on a batch of windows, and on judged text of the model's own if there is any."""
+    def advance(self, tokens: torch.Tensor, progress: float) -> Losses:
+        """One update on a batch of windows."""
         losses: Losses = self.network(tokens)
         (losses.main + self.recipe.mtp_weight * losses.mtp).backward()  # type: ignore[no-untyped-call]  # torch's
-        if own is not None:
-            (self.recipe.own_weight * own_loss(self.network, own)).backward()  # type: ignore[no-untyped-call]  # torch's
         rates = self.recipe.learning_rates(self.step, progress)
         for optimizer, lr in zip(self.optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = lr
@@ -168,7 +147,7 @@ def held_out_losses(network: Network, data: Path, recipe: Recipe, batches: int =
     return found
 
 
-def run(trainer: Trainer, data: Path, work: Path, minutes: float, own_text: OwnText | None = None) -> None:
+def run(trainer: Trainer, data: Path, work: Path, minutes: float) -> None:
     """Trains until the clock says so. Writes a checkpoint and a held-out loss every few minutes, metrics every step."""
     recipe, windows = trainer.recipe, Windows(data, "train", trainer.recipe.seed)
     checkpoint, last = work / "checkpoint.pt", time.monotonic()
@@ -177,12 +156,9 @@ def run(trainer: Trainer, data: Path, work: Path, minutes: float, own_text: OwnT
         while trainer.elapsed_s < minutes * 60:
             progress = trainer.elapsed_s / (minutes * 60)
             length = recipe.window_at(trainer.step, progress)
-            own, judged = next_own_text(trainer, own_text) if own_text else (None, {})
-            tokens = windows.batch(trainer.step, recipe.batch_tokens // length, length + 2)
-            losses = trainer.advance(tokens, progress, own)
+            losses = trainer.advance(windows.batch(trainer.step, recipe.batch_tokens // length, length + 2), progress)
             now = time.monotonic()
             row = {"step": trainer.step, "s": round(now - last, 3), "window": length, "elapsed_s": trainer.elapsed_s}
-            row |= judged
             trainer.elapsed_s, last = trainer.elapsed_s + now - last, now
             row |= {"main": losses.main.item(), "mtp": losses.mtp.item(), "imbalance": imbalance(losses.loads)}
             if trainer.elapsed_s >= next_save_s:
@@ -191,13 +167,6 @@ def run(trainer: Trainer, data: Path, work: Path, minutes: float, own_text: OwnT
                 next_save_s = trainer.elapsed_s + 300
             metrics.write(json.dumps(row) + "\n")
     trainer.save(checkpoint)
-
-
-def next_own_text(trainer: Trainer, own_text: OwnText) -> tuple[Batch, dict[str, float]]:
-    """Judged rows for the next step; every `own_every` steps of texts that are new, and then what was found in them."""
-    recipe = trainer.recipe
-    found = {} if trainer.step % recipe.own_every else own_text.ask(trainer.network, trainer.step)
-    return own_text.batch(trainer.step, recipe.own_rows, recipe.window + 1), found
 
 
 def imbalance(loads: list[torch.Tensor]) -> float:
@@ -214,25 +183,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--start", type=Path, metavar="DIR", help="an exported checkpoint of this shape")
-    parser.add_argument("--own-prompts", type=Path, metavar="FILE", help="with --start: of prompts.py, --split train")
     arguments = parser.parse_args()
-    if arguments.own_prompts and not arguments.start:
-        parser.error("--own-prompts needs --start: only a model that has learned has text worth judging")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(Recipe().seed)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    own_text = None
     if arguments.start:
-        recipe = OWN_TEXT if arguments.own_prompts else CONTINUED
-        trainer = Trainer(load_export(arguments.start, Shape(), torch.bfloat16), recipe)
-        if arguments.own_prompts:
-            own_text = OwnText(arguments.own_prompts, arguments.start, arguments.work / "own", recipe.seed)
+        trainer = Trainer(load_export(arguments.start, Shape(), torch.bfloat16), CONTINUED)
     else:
         trainer = Trainer(Network(Shape(), torch.bfloat16), Recipe())
     if arguments.resume:
         trainer.load(arguments.work / "checkpoint.pt")
     trainer.network.compile_layers()
-    run(trainer, arguments.data, arguments.work, arguments.minutes, own_text)
+    run(trainer, arguments.data, arguments.work, arguments.minutes)
 
 
 if __name__ == "__main__":

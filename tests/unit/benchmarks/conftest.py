@@ -14,6 +14,7 @@ sys.path.insert(0, str(BENCHMARKS))
 for name in (
     "byte_models",
     "common",
+    "completions",
     "decisions",
     "decode",
     "generation",

@@ -19,17 +19,6 @@ def loops(token_ids: Sequence[int]) -> bool:
     return max(spans.values(), default=0) >= TIMES
 
 
-def repeated(token_ids: Sequence[int], span: int) -> list[bool]:
-    """For each token, whether it ends a span of tokens that was said before."""
-    said: set[tuple[int, ...]] = set()
-    found = [False] * len(token_ids)
-    for end in range(span, len(token_ids) + 1):
-        words = tuple(token_ids[end - span : end])
-        found[end - 1] = words in said
-        said.add(words)
-    return found
-
-
 def whole_lines(code: str) -> int | None:
     """How many lines of `code` there are up to its last whole statement; None if they do not parse.
 
@@ -41,8 +30,6 @@ def whole_lines(code: str) -> int | None:
     while lines:
         try:
             ast.parse("\n".join([*head, *lines]) + "\n")
-        except ValueError:  # a null byte
-            return None
         except SyntaxError as error:
             if not any(sign in str(error.msg) for sign in _BROKEN_OFF):
                 return None

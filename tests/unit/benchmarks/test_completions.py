@@ -1,8 +1,7 @@
 """What counts as code that parses, and as a loop."""
 
 import pytest
-
-from outrider.workers.training.completions import loops, parses
+from completions import loops, parses
 
 
 def test_a_span_three_times_in_the_last_tokens_is_a_loop() -> None:
