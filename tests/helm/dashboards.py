@@ -50,6 +50,8 @@ def _by_purpose(metric: str) -> tuple[tuple[str, str], ...]:
 
 
 _DRAFTS = f"{ENGINE}spec_decode_num_draft_tokens_total"
+_STAGE_BUSY = f"avg by (replica, stage) (rate({ENGINE}stage_busy_seconds_total[$__rate_interval]))"
+_ROUNDS = _rate(f"{ENGINE}rounds_total", "replica")
 _ACCEPTED = f"{ENGINE}spec_decode_num_accepted_tokens_total"
 
 DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
@@ -254,8 +256,14 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Busy stages",
                 "percentunit",
-                ((_rate(f"{ENGINE}stage_busy_seconds_total", "replica, stage"), "{{replica}} stage {{stage}}"),),
-                "Share of the time in which a stage computes.",
+                ((_STAGE_BUSY, "{{replica}} stage {{stage}}"),),
+                "Share of the time in which a stage computes, as its ranks have it on average.",
+            ),
+            Panel(
+                "Time of a round, by stage",
+                "s",
+                ((f"{_STAGE_BUSY} / on (replica) group_left () {_ROUNDS}", "{{replica}} stage {{stage}}"),),
+                "That the stage computes for it, drafts included. The slowest stage sets the pace.",
             ),
             Panel(
                 "Prompt tokens found in the prefix cache",
