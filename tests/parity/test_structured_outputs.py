@@ -88,6 +88,7 @@ def test_every_output_under_a_grammar_is_valid_and_drafts_of_it_are_accepted(llm
     assert sum(c.accepted for c in counts) > 0.2 * sum(c.drafted for c in counts)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.full)])
 def test_behind_reasoning_the_answer_is_valid_also_where_the_border_is_inside_a_draft(llm: LLM, count: int) -> None:
     params = {
