@@ -186,18 +186,29 @@ void panel_product(const Linear& linear, int panel, int begin, int end, const Ro
     }
 }
 
+// Whether several panels are read side by side as fast as one after another. On Intel's cores, so that a sum need not
+// wait for itself; AMD's Zen 4 reads a single stream up to 1.7 times faster, and has its sums ready before the weights.
+inline bool side_by_side() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    static const bool yes = !__builtin_cpu_is("amd");
+    return yes;
+#else
+    return true;
+#endif
+}
+
 // The same for panels [panel, last).
 template <class Rows, class Each>
 void panel_products(const Linear& linear, int panel, int last, int begin, int end, const Rows& x, const Each& each) {
     const float* rows[] = {x(begin), x(end - 1)};
-    if (end - begin == 1) {
+    if (end - begin == 1 && side_by_side()) {
 #if defined(__AVX512F__)
         for (; panel + 4 <= last; panel += 4) at_once<1, 4>(linear, panel, begin, rows, each);
 #endif
         for (; panel + 2 <= last; panel += 2) at_once<1, 2>(linear, panel, begin, rows, each);
     }
 #if defined(__AVX512F__)
-    if (end - begin == 2)
+    if (end - begin == 2 && side_by_side())
         for (; panel + 2 <= last; panel += 2) at_once<2, 2>(linear, panel, begin, rows, each);
 #endif
     for (; panel < last; ++panel) panel_product(linear, panel, begin, end, x, each);
