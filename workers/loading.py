@@ -176,7 +176,7 @@ class _Loader:
         experts = max(1, self._model.n_routed_experts), max(1, self._model.num_experts_per_tok)
         models = [name for name in self._drafters if name != LOOKUP]
         depth = DepthPolicy(self._speculation, experts, models)
-        scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth, depth.follows)
+        scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth, depth.follows, depth.forget)
         drafter = make_drafter(
             self._drafters,
             self._draft_parts,

@@ -134,13 +134,14 @@ class Engine:
         return counters
 
     def warm_up(self) -> None:
-        """Runs one small request to its end, before `run`; leaves no trace in the counters."""
+        """Runs one small request to its end, before `run`; leaves no trace in the counters, nor in what is learned."""
         request = warm_up_request(self.info.vocab_size, self.info.max_model_len)
         self._subscribers.add(request, lambda chunks: None)
         self._scheduler.add(request)
         while self._scheduler.has_work:
             self.step()
         self._scheduler.reset_counters()
+        self._depth.reset()
         self.times = RoundTimes()
 
     def run(self) -> None:

@@ -18,10 +18,12 @@ _SALTS = (b"model", b"model and drafter")
 class Residents:
     """The sequences, by state, and the pools that they share: one for each data group."""
 
-    def __init__(self, config: SchedulerConfig, follows: Callable[[Sequence], bool]) -> None:
-        """`follows` says whether the drafter's cache follows a sequence that may draft."""
+    def __init__(
+        self, config: SchedulerConfig, follows: Callable[[Sequence], bool], forget: Callable[[int], None]
+    ) -> None:
+        """`follows` and `forget` as Scheduler has them."""
         self._config = config
-        self._follows = follows
+        self._follows, self._forget = follows, forget
         self._size = config.block_size
         self.pools = [BlockPool(config.num_blocks) for _ in range(config.data_groups)]  # by data group
         self.waiting = WaitingQueue()
@@ -101,6 +103,7 @@ class Residents:
         """Forgets the sequence, wherever it is, and gives back its blocks. Nobody waits for its prompt any more."""
         if self.running.pop(sequence.sequence_id, None) is None:
             self.waiting.discard(sequence)
+            self._forget(sequence.sequence_id)
         self.ready.pop(sequence.sequence_id, None)
         self._give_back(sequence)
         if sequence.output_index == 0:

@@ -23,6 +23,7 @@ class Scheduler:
     """`depth` says how many drafts to make next for a sequence; the limits and the free blocks may allow fewer.
 
     `follows` says whether the drafter takes in the next rows of a sequence that may draft: without, it cannot draft.
+    `forget` hears the id of a sequence that ends while it waits, so that no round will say so.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class Scheduler:
         config: SchedulerConfig,
         depth: Callable[[Sequence], int],
         follows: Callable[[Sequence], bool] = lambda sequence: True,
+        forget: Callable[[int], None] = lambda sequence_id: None,
     ) -> None:
         self._config = config
-        self._residents = Residents(config, follows)
+        self._residents = Residents(config, follows, forget)
         self._composer = RoundComposer(config, depth, self._residents)
         self._requests: dict[str, list[Sequence]] = {}  # unfinished sequences
         self._in_flight: list[int | None] = [None] * config.lanes  # round id, by lane

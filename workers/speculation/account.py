@@ -26,6 +26,7 @@ class Took(NamedTuple):
     round_s: float  # to the verdict
     draft_s: float  # from there to the drafts
     own: bool  # all its drafts were of the policy's choosing
+    ledger: Ledger  # that of its size and heat
 
 
 class Account:
@@ -33,23 +34,26 @@ class Account:
 
     def __init__(self, experts: tuple[int, int], figures: SpeculationFigures) -> None:
         """`experts`: of a layer, and how many of them a token wakes. `figures` are told what there is to tell."""
-        self.cost, self.price, self.ledger = RoundCost(experts), Price(), Ledger()
+        self.cost, self.price = RoundCost(experts), Price()
         self.figures = figures
         self._ledgers: dict[tuple[int, int], Ledger] = {}  # by size class and heat
-        self._heat = 0  # of the sequences at hand, the most
+        self.ledger: Ledger  # of the rounds at hand: see turn_to
+        self.turn_to(1, 0)
         self._credit = _FIRST_CREDIT  # undrafted rounds that may be spent on measuring
         self._plain = 0  # rounds that speculation had no part in
         self._took: list[Took] = []  # the latest rounds, not learned from yet
         self._took_s = self._undrafted_s = 0.0  # of these rounds together; of one without drafts
 
-    def turn_to(self, sequences: int, heat: int | None = None) -> None:
+    def turn_to(self, sequences: int, heat: int) -> None:
         """Rounds of about so many sequences are at hand: theirs is `ledger` from now on.
 
         What does not pay for many may pay for one, and what does not for drawn text may for greedy text. `heat`: as
-        acceptance.Kind has it; None: as before.
+        acceptance.Kind has it, of the hottest that live.
         """
-        self._heat = self._heat if heat is None else heat
-        self.ledger = self._ledger_of(sequences)
+        key = size_class(sequences), heat
+        if key not in self._ledgers:
+            self._ledgers[key] = Ledger()
+        self.ledger = self._ledgers[key]
         self.figures.ledger, self.figures.stopped = self.ledger.level, self.ledger.stopped
 
     def base_due(self, sequences: int) -> bool:
@@ -76,9 +80,8 @@ class Account:
         if at_once or self._took_s >= _HELD * self._undrafted_s:
             self._learn_times()
 
-    def sleeps(self, sequences: int) -> bool:
+    def sleeps(self) -> bool:
         """Whether speculation is stopped, and the round at hand is none of those that are looked at even so."""
-        self.ledger = self._ledger_of(sequences)
         return self.ledger.stopped and not self._took and (self._plain + 1) % _PLAIN_SEEN != 0
 
     def slept(self) -> None:
@@ -95,12 +98,6 @@ class Account:
         self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
         self._tell(shape, self.cost.undrafted(shape.sequences, shape.context), self.figures.forecast_error)
 
-    def _ledger_of(self, sequences: int) -> Ledger:
-        key = size_class(sequences), self._heat
-        if key not in self._ledgers:
-            self._ledgers[key] = Ledger()
-        return self._ledgers[key]
-
     def _learn_times(self) -> None:
         for took in self._took:
             self._learn_time(took)
@@ -114,7 +111,7 @@ class Account:
         if round.own:
             counted = min(max(took, forecast / _CLIP), _CLIP * forecast)
             self.price.observe(shape.sequences, round.tokens, counted, undrafted)
-            self._ledger_of(shape.sequences).settle(round.tokens / shape.sequences, counted / undrafted)
+            round.ledger.settle(round.tokens / shape.sequences, counted / undrafted)
         self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)
         self._tell(shape, undrafted, abs(took - forecast) / max(took, 1e-9))
 

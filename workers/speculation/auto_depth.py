@@ -76,8 +76,7 @@ class AutoDepth:
         self._depths: dict[int, int] = {}
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
         self._calm = 0  # rounds in a row in which nothing was drafted
-        self.together = 0  # sequences that share rounds at present
-        self._measuring = False  # what rounds without drafts take, before others are weighed against them
+        self._measuring = set[int]()  # lanes in which rounds without drafts are to be known before others are weighed
         self._price = self._row_price = 0.0  # tokens that a relative second, and a further row, must bring
         self._turn = 0  # rounds whose acceptance was learned from
 
@@ -87,13 +86,7 @@ class AutoDepth:
 
     def depth(self, live: Live) -> int:
         """Drafts to make for the sequence after the round that is being composed."""
-        if live.sequence_id not in self._depths:
-            self.plan([live], others=self.together)
-        return self._depths[live.sequence_id]
-
-    def meet(self, kind: Kind) -> None:
-        """A sequence of this kind is new among those that share rounds."""
-        self.account.turn_to(self.together + 1, kind.heat)
+        return self._depths.get(live.sequence_id, 0)
 
     def follows(self, sequence_id: int) -> bool:
         """Whether the drafter should take in the sequence's tokens."""
@@ -105,16 +98,21 @@ class AutoDepth:
     @property
     def resting(self) -> bool:
         """Whether nobody is to draft at present, whatever it would cost."""
-        return self.account.ledger.stopped or self._measuring
+        return self.account.ledger.stopped or len(self._measuring) > 0
 
-    def plan(self, live: Sequence[Live], others: int = 0) -> None:
-        """Sets the depths of these sequences, which share rounds, also with `others` of a depth of their own."""
-        self.together = len(live) + others
-        self.account.turn_to(self.together, max([each.kind.heat for each in live]))
-        self._measuring = not others and self.account.base_due(len(live))
-        base = _base(live)
+    def plan(self, live: Sequence[Live], plain: Shape | None = None, *, lane: int = 0, measurable: bool = True) -> None:
+        """Sets the depths of these sequences, which share the lane's rounds.
+
+        `plain`: such a round without drafts, in which others may be that have a depth of their own; None: it holds
+        these alone. `measurable`: whether it could be measured so.
+        """
+        plain = plain or _plain(live)
+        if measurable and self.account.base_due(plain.sequences):
+            self._measuring.add(lane)
+        else:
+            self._measuring.discard(lane)
         if not self.resting:
-            self._set_prices(base)
+            self._set_prices(plain)
             self._wake()
         if self.resting or not self._deepest:
             self._depths.update((each.sequence_id, 0) for each in live)
@@ -124,14 +122,17 @@ class AutoDepth:
             for each, hope in zip(live, hopes, strict=True):
                 self._depths[each.sequence_id] = self._tried(each.sequence_id, hope)
             return
-        worth = self._worthwhile_depths(live, base)
+        worth = self._worthwhile_depths(live, plain)
         pays = worth.gain > 0.0
-        drafts = pays or self._explores(worth, len(live))
+        drafts = pays or self.account.spend(-worth.gain / plain.sequences)
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
                 hope.worth()
-            tried = 0 if pays or (drafts and depth) else self._tried(each.sequence_id, hope)
-            self._depths[each.sequence_id] = depth if drafts and depth else tried
+            self._depths[each.sequence_id] = depth if drafts and depth else self._tried(each.sequence_id, hope)
+
+    def idle(self, lane: int) -> None:
+        """No sequence of the lane decodes at present."""
+        self._measuring.discard(lane)
 
     def _wake(self) -> None:
         """After a stop: a few sequences are tried first, since their drafts alone can tell whether it pays again."""
@@ -139,10 +140,10 @@ class AutoDepth:
             for hope in list(self._hopes.values())[:_WOKEN]:
                 hope.wake()
 
-    def _set_prices(self, base: Shape) -> None:
-        self._price = _CAUTION * self.account.relative_price(base)
-        rows = self.cost.more_rows(base.rows, base.rows)[base.rows] / base.rows
-        self._row_price = self._price * (rows + self.cost.slot(base.context / base.sequences))
+    def _set_prices(self, plain: Shape) -> None:
+        self._price = _CAUTION * self.account.relative_price(plain)
+        rows = self.cost.more_rows(plain.rows, plain.rows)[plain.rows] / plain.rows
+        self._row_price = self._price * (rows + self.cost.slot(plain.context / plain.sequences))
 
     def looked_up(self, chances: Sequence[float]) -> tuple[int, float]:
         """How many looked-up drafts are worth their rows, and what they bring above that, in tokens.
@@ -161,10 +162,10 @@ class AutoDepth:
         making = (first + step * steps) / max(sharing, 1) + draft * steps
         return worth_of_rows(survivals, self._row_price)[1] - self._price * making
 
-    def _worthwhile_depths(self, live: Sequence[Live], base: Shape) -> Depths:
+    def _worthwhile_depths(self, live: Sequence[Live], plain: Shape) -> Depths:
         price = self._price
         drafting = self._draft_seconds(live[0].kind.drafter, len(live))
-        more_rows = self.cost.more_rows(base.rows, len(live) * self._deepest)
+        more_rows = self.cost.more_rows(plain.rows, len(live) * self._deepest)
         if len(live) == 1:
             survivals = self.acceptance.foreseen_alone(live[0].sequence_id, live[0].kind)
             return depth_worth_alone(survivals, self.cost.slot(live[0].context), more_rows, drafting, price)
@@ -177,11 +178,6 @@ class AutoDepth:
         following, token, first, step, draft = self.cost.drafting(drafter).coefficients
         upkeep = self.cost.readiness + following + _TOKENS_FOLLOWED * token * sequences
         return DraftSeconds(first + upkeep, step, draft)
-
-    def _explores(self, worth: Depths, sequences: int) -> bool:
-        """Whether to draft though it does not pay, since what it tells costs little."""
-        loss = -worth.gain / sequences  # undrafted rounds, or less
-        return self.account.spend(loss)
 
     def _tried(self, sequence_id: int, hope: Hope) -> int:
         """A draft, if it is time to try a sequence for which none is worth it."""
@@ -241,14 +237,13 @@ class AutoDepth:
         `round_s`: to the verdict; `draft_s`: from there to the drafts. `own`: all its drafts were of this one's
         choosing, so that what they won or lost goes into the ledger.
         """
-        self.account.turn_to(shape.sequences)
         self._calm = self._calm + 1 if shape.undrafted and not shape.drafts else 0
         if self.account.ledger.stopped and shape.undrafted and not shape.drafts:
             self.account.observe_plain(shape, round_s, draft_s)
             return
         self.learn_acceptance(outcomes)
-        took = Took(shape._replace(ready=self._calm < _CALM), tokens, round_s, draft_s, own)
-        self.account.observe(took, at_once=self._measuring)
+        took = Took(shape._replace(ready=self._calm < _CALM), tokens, round_s, draft_s, own, self.account.ledger)
+        self.account.observe(took, at_once=len(self._measuring) > 0)
 
     def learn_acceptance(self, outcomes: Sequence[Outcome]) -> None:
         """The same from a round whose time is not comparable: it held prompt chunks."""
@@ -279,6 +274,6 @@ class AutoDepth:
         return self._hopes[sequence_id]
 
 
-def _base(live: Sequence[Live]) -> Shape:
+def _plain(live: Sequence[Live]) -> Shape:
     context = float(sum([each.context for each in live]))
     return Shape(len(live), len(live), context, context)

@@ -9,11 +9,9 @@ from itertools import compress, pairwise
 from operator import add, eq, mul, sub
 from typing import NamedTuple
 
-import numpy as np
-
 from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.request import SpeculationFigures
-from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict
+from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.speculation.acceptance import Kind, Made
@@ -40,8 +38,15 @@ class DepthPolicy:
             speculation if isinstance(speculation, int) else {"off": 0, "auto": MAX_DRAFT_TOKENS}[speculation]
         )
         self._models = tuple(models)
-        self._auto = AutoDepth(min(self._ceiling, DEEPEST) if models else 0, experts)
+        self._made_with = min(self._ceiling, DEEPEST) if models else 0, experts
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all it has learned: the warm-up's rounds were not like others."""
+        self._auto = AutoDepth(*self._made_with)
         self._kinds: dict[int, Kind] = {}  # of the sequences whose depth is "auto"
+        self._heats = [0, 0, 0]  # how many of these there are by heat
+        self._together = 0  # sequences that decode in the lane planned last
         self._next: dict[int, Shape] = {}  # by lane: its next round but for the drafts, as far as it is known
         self._turns: dict[int, int] = {}  # by lane: its rounds
         self._lane = 0  # the one observed last
@@ -64,14 +69,16 @@ class DepthPolicy:
             return 0
         if wanted != "auto":
             return min(int(wanted), self._ceiling)
+        if sequence.request.params.drafter == LOOKUP:
+            return 0
         return self._auto.depth(Live(sequence.sequence_id, self._kind(sequence), len(sequence.token_ids)))
 
     def follows(self, sequence: Sequence) -> bool:
-        """Whether the drafter should take in the sequence's next rows. With a fixed depth always."""
+        """Whether models should take in the sequence's next rows. With a fixed depth always."""
         if self._wanted(sequence) != "auto":
             return True
         self._kind(sequence)
-        return self._auto.follows(sequence.sequence_id)
+        return sequence.request.params.drafter != LOOKUP and self._auto.follows(sequence.sequence_id)
 
     def _wanted(self, sequence: Sequence) -> str | int:
         requested = sequence.request.params.speculation
@@ -83,8 +90,14 @@ class DepthPolicy:
         if sequence_id not in self._kinds:
             model = next(iter(self._models), MTP)
             self._kinds[sequence_id] = Kind.of(model, sequence.request.params.temperature)
-            self._auto.meet(self._kinds[sequence_id])
+            self._heats[self._kinds[sequence_id].heat] += 1
+            self._auto.account.turn_to(self._together + 1, self._heat)
         return self._kinds[sequence_id]
+
+    @property
+    def _heat(self) -> int:
+        """Of the hottest that live: where texts of several heats share an engine, it is held to that one's floor."""
+        return max((heat for heat, count in enumerate(self._heats) if count), default=0)
 
     def time_of(self, round: Round, round_s: float) -> RoundTime:
         """What a round took, `round_s` of it since its scheduling, and would have taken without drafts, as modelled.
@@ -112,7 +125,10 @@ class DepthPolicy:
 
         `drafts`: those made in that time; None: as many as the round asks for.
         """
-        if not self._ceiling or (not drafts and self._slept(round, verdict)):
+        if not self._ceiling:
+            return
+        self._auto.account.turn_to(round.sequences, self._heat)
+        if not drafts and self._slept(round, verdict):
             return
         self._draft_s[round.lane] = draft_s
         model = next(iter(self._models), MTP)
@@ -126,26 +142,27 @@ class DepthPolicy:
         else:
             self._auto.learn_acceptance(seen.outcomes)
         self._forget((*round.ends.tolist(), *seen.finished))
-        self._plan(round.lane, seen.going)
+        self._plan(round.lane, seen.going, seen.whole)
 
     def _slept(self, round: Round, verdict: Verdict) -> bool:
         """Whether speculation is stopped, and had no part in a round that is not worth looking at."""
-        if (
-            not self._auto.account.sleeps(round.sequences)
-            or len(round.token_ids) != round.sequences
-            or round.draft_steps.any()
-        ):
+        if not self._auto.account.sleeps() or len(round.token_ids) != round.sequences or round.draft_steps.any():
             return False
         self._auto.account.slept()
         finished = round.sequence_ids[verdict.finish != RUNNING]
         self._forget((*round.ends.tolist(), *finished.tolist()))
-        self._auto.together = round.sequences - len(finished)
+        self._together = round.sequences - len(finished)
         return True
+
+    def forget(self, sequence_id: int) -> None:
+        """Drops what is kept for a sequence that ended, or will never begin."""
+        self._auto.forget(sequence_id)
+        if (kind := self._kinds.pop(sequence_id, None)) is not None:
+            self._heats[kind.heat] -= 1
 
     def _forget(self, ended: Iterable[int]) -> None:
         for sequence_id in ended:
-            self._auto.forget(sequence_id)
-            self._kinds.pop(sequence_id, None)
+            self.forget(sequence_id)
 
     @property
     def resting(self) -> bool:
@@ -172,22 +189,25 @@ class DepthPolicy:
         best = max(worths, key=worths.__getitem__)
         return best, worths[best]
 
-    def _plan(self, lane: int, going: Mapping[int, int]) -> None:
+    def _plan(self, lane: int, going: Mapping[int, int], whole: bool) -> None:
         """Sets the depths of a lane's sequences, by id with their tokens: of many not in every round."""
-        self._lane, self._auto.together = lane, len(going)
+        self._lane, self._together = lane, len(going)
         context = float(sum(going.values()))
-        self._next[lane] = Shape(len(going), len(going), context, context)
+        self._next[lane] = plain = Shape(len(going), len(going), context, context)
         self._turns[lane] = turn = self._turns.get(lane, 0) + 1
         if turn % (len(going) // _PLANNED_AT_ONCE + 1):
             return
         kinds = self._kinds
         live = [Live(i, kinds[i], tokens) for i, tokens in going.items() if i in kinds]
-        if live:
-            self._auto.plan(live, others=len(going) - len(live))
+        if not live:
+            self._auto.idle(lane)
+            return
+        self._auto.account.turn_to(len(going), self._heat)
+        self._auto.plan(live, plain, lane=lane, measurable=whole and len(live) == len(going))
 
     def failed(self, reason: str) -> bool:
         """The drafter raised an error: counted. Whether that is news."""
-        return bool(self._auto.alarms.failed(MTP, reason))
+        return bool(self._auto.alarms.failed(next(iter(self._models), LOOKUP), reason))
 
     def take_warnings(self) -> list[str]:
         """What was found to be wrong since the last call, with its likely cause; each thing once."""
@@ -215,8 +235,8 @@ class DepthPolicy:
             if by.drafter != LOOKUP:
                 kinds[sequence_id] = by
         if made:
-            base = self._next[self._lane]
-            counts = self._auto.keep(made, base._replace(rows=base.rows + fixed) if fixed else base)
+            plain = self._next[self._lane]
+            counts = self._auto.keep(made, plain._replace(rows=plain.rows + fixed) if fixed else plain)
             for each, count in zip(made, counts, strict=True):
                 del tokens[each.sequence_id][count:]
         return tokens
@@ -234,11 +254,11 @@ def _model_of(drafts: Mapping[int, list[Draft]], usual: str) -> str:
 
 
 def _with_steps_made(round: Round, drafts: Mapping[int, list[Draft]]) -> Round:
-    """The round with the steps that were run after it: none for a sequence whose drafts were looked up."""
-    if not any(map(_looked_up, drafts.values())):
+    """The round with the steps that were run after it: none for a sequence whose drafts were looked up, or failed."""
+    if not round.draft_steps.any():
         return round
-    spared = [_looked_up(drafts.get(sequence_id, [])) for sequence_id in round.sequence_ids.tolist()]
-    return replace(round, draft_steps=np.where(spared, 0, round.draft_steps))
+    made = [drafts.get(sequence_id, []) for sequence_id in round.sequence_ids.tolist()]
+    return replace(round, draft_steps=ints([0 if _looked_up(own) else len(own) for own in made]))
 
 
 class _Seen(NamedTuple):

@@ -82,12 +82,12 @@ class LookupDrafter:
         )  # fmt: skip
         for sequence_id, samples, start, (first, end) in columns:
             sequence = self._live(sequence_id)
-            if sequence is None or not sequence.draft_ceiling or not self._wanted(sequence_id):
+            if sequence is None or not sequence.draft_ceiling:
                 continue
             followed = self._follow(sequence)
             if not samples:  # a prompt's chunk: its share of the index now, so that no round pays for the whole
                 followed.index.extend(sequence.token_ids, start + end - first)
-            elif found := self._propose(followed, sequence):
+            elif self._wanted(sequence_id) and (found := self._propose(followed, sequence)):
                 drafts[sequence_id] = found
         return drafts
 

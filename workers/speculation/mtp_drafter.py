@@ -59,7 +59,8 @@ class MtpDrafter:
         depths[everybody] = np.where(verdict.finish == RUNNING, round.draft_steps, 0)[everybody]
         ending = bool((verdict.finish != RUNNING).any())  # its blocks are free, and may be another's next
         pairs = self._own_pairs(round, verdict, hidden)
-        if not depths.any() and not ending and self._may_wait(pairs, int(verdict.accepted_rows[everybody].sum())):
+        gained = int(verdict.accepted_rows[everybody].sum())
+        if gained and not depths.any() and not ending and self._may_wait(pairs, gained):
             self._backlog.add(pairs)
             return {}
         drafts = self._catch_up(pairs, dict(zip(round.sequence_ids.tolist(), depths.tolist(), strict=True)))

@@ -3,6 +3,7 @@
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.auto_depth import AutoDepth, Live, Outcome
 from outrider.workers.speculation.cost import Shape
+from outrider.workers.speculation.ledger import Ledger
 
 DRAWN = Kind("mtp", 1)
 SURE, DOUBTFUL = 12.0, 0.0
@@ -51,7 +52,7 @@ def test_it_does_not_draft_where_they_never_do() -> None:
 
 def test_a_sequence_that_is_new_is_tried_even_where_others_fail() -> None:
     auto = taught(25, stands=False)
-    auto.account._ledgers.clear()
+    auto.account.ledger = Ledger()
 
     assert max(depth(auto, sequence_id=5) for _ in range(3)) >= 1
 
@@ -133,7 +134,7 @@ def test_the_figures_tell_price_gain_and_ledger() -> None:
 
 def test_the_draft_of_a_sequence_that_is_tried_is_verified_once_however_unsure_it_is() -> None:
     auto = taught(stands=False)
-    auto.account._ledgers.clear()
+    auto.account.ledger = Ledger()
     sequence_id = 0
     while depth(auto, sequence_id):  # until none of a sequence's drafts is made by what is foreseen of it
         auto.learn_acceptance([Outcome(sequence_id, 4, 0)])
@@ -145,3 +146,50 @@ def test_the_draft_of_a_sequence_that_is_tried_is_verified_once_however_unsure_i
     unsure = [Made(sequence_id, DRAWN, [DOUBTFUL])]
 
     assert [auto.keep(unsure, round_of(1, 0)[0]) for _ in range(2)] == [[1], [0]]
+
+
+def test_one_that_never_pays_is_let_go_beside_one_that_does() -> None:
+    auto, followed = taught(), []
+    for _ in range(120):
+        auto.plan([Live(0, DRAWN, 100), Live(1, DRAWN, 100)])
+        depths = [auto.depth(Live(s, DRAWN, 100)) for s in (0, 1)]
+        followed.append(auto.follows(1))
+        made = [Made(s, DRAWN, [SURE if s == 0 else DOUBTFUL] * depth) for s, depth in enumerate(depths) if depth]
+        kept = auto.keep(made, round_of(2, 0)[0]) if made else []
+        counts = dict(zip([each.sequence_id for each in made], kept, strict=True))
+        verified = [counts.get(s, 0) for s in (0, 1)]
+        outcomes = [Outcome(0, verified[0], verified[0]), Outcome(1, verified[1], 0)]
+        shape, round_s, draft_s = round_of(2, sum(verified), steps=max(depths))
+        auto.observe(outcomes, shape, 2 + verified[0], round_s, draft_s)
+
+    assert auto.follows(0)
+    assert sum(followed[40:]) < 0.5 * len(followed[40:])
+
+
+def test_a_sequence_pays_for_the_time_of_those_that_share_its_rounds() -> None:
+    """Alone its drafts are worth it; beside fifteen that do not draft they hold everybody up."""
+    auto = taught(sequences=16)
+    live = Live(0, DRAWN, 100)
+    for _ in range(30):  # two of three stand
+        auto.keep([Made(0, DRAWN, [3.0] * 3)], round_of(1, 0)[0])
+        auto.learn_acceptance([Outcome(0, 3, 2)])
+    auto.account.price._sums.clear()
+
+    auto.plan([live], round_of(1, 0)[0], measurable=False)
+    alone = auto.depth(live)
+    auto.plan([live], round_of(16, 0)[0], measurable=False)
+
+    assert auto.depth(live) < alone
+
+
+def test_lanes_are_measured_at_one_time() -> None:
+    auto = AutoDepth()
+    for lane, sequences in ((0, 2), (1, 1)):
+        auto.plan([Live(10 * lane + s, DRAWN, 100) for s in range(sequences)], lane=lane)
+    assert auto.resting
+    for lane, sequences in ((0, 2), (1, 1)) * 8:
+        shape, round_s, draft_s = round_of(sequences, 0)
+        auto.observe([], shape, sequences, round_s, draft_s)
+        auto.plan([Live(10 * lane + s, DRAWN, 100) for s in range(sequences)], lane=lane)
+
+    assert not auto.resting

@@ -220,7 +220,7 @@ def test_behind_the_floor_nothing_is_looked_up() -> None:
 
 
 def test_of_two_models_the_one_drafts_that_is_worth_more() -> None:
-    """The second model's drafts stand and the first one's do not, until its steps take longer than they save."""
+    """The second model's drafts stand, and the first one's do not."""
     policy = DepthPolicy("auto", models=(MTP, DRAFT_MODEL))
     policy.depth(sequence())
     assert policy.best_model(0, 3, sharing=1)[0] == MTP
@@ -242,17 +242,55 @@ def test_without_a_model_no_steps_are_asked_for() -> None:
     assert set(play(DepthPolicy("auto", models=()), None, 50, step_s=0.0, accept_all=True)) == {0}
 
 
-def test_a_stopped_engine_looks_at_few_of_its_rounds_and_forgets_what_ends_in_the_others() -> None:
+def test_drafts_that_a_model_did_not_make_are_not_taken_for_cheap_ones() -> None:
+    """Rounds ask for four steps, and nothing comes of them at once: somebody looked up in vain, or failed."""
+    policy = taught()
+    steps = (0.0, 0.0, 1.0, 4.0, 4.0)  # four of one sequence
+    before = policy._auto.cost.drafting(MTP).seconds(steps)
+    for _ in range(100):
+        policy.observe(*seen(0, 0, 0), 0.010, 0.0, {})
+
+    assert policy._auto.cost.drafting(MTP).seconds(steps) > 0.7 * before
+
+
+def test_a_sequence_that_never_begins_is_forgotten() -> None:
+    policy = DepthPolicy("auto")
+    assert policy.follows(sequence(sequence_id=3))
+    assert policy.sequences == 1
+
+    policy.forget(3)
+    policy.forget(3)
+
+    assert policy.sequences == 0
+
+
+def test_one_that_only_looks_up_is_not_followed_by_models() -> None:
+    only = dataclasses.replace(sequence().request.params, drafter=LOOKUP)
+    looking = sequence()
+    looking.request = dataclasses.replace(looking.request, params=only)
+    policy = taught()
+
+    assert not policy.follows(looking)
+    assert policy.depth(looking) == 0
+
+
+def test_what_the_warm_up_taught_is_forgotten() -> None:
+    policy = taught()
+    policy.reset()
+
+    assert not policy._auto.cost.known
+    assert policy.figures.ledger == DepthPolicy("auto").figures.ledger
+
+
+def test_a_stopped_engine_forgets_what_ends_in_rounds_that_it_does_not_look_at() -> None:
     policy = taught()
     while not policy.figures.stopped:
         policy.observe(*seen(0, 3, 0), 0.100, 0.0)
-    level = policy.figures.ledger
     for sequence_id in range(100, 150):
         policy.follows(sequence(sequence_id=sequence_id))
         policy.observe(*idle_round(sequence_id, finish=STOPPED), 0.010, 0.0, {})
 
     assert policy.sequences <= 1
-    assert policy.figures.ledger >= level
 
 
 def idle_round(sequence_id: int, *, finish: int) -> tuple[Round, Verdict]:

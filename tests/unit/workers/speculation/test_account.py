@@ -1,0 +1,71 @@
+"""What rounds took and brought, booked where it belongs."""
+
+from outrider.workers.engine.request import SpeculationFigures
+from outrider.workers.speculation.account import Account, Took
+from outrider.workers.speculation.cost import Shape
+
+GREEDY, DRAWN = 0, 1
+
+
+def account() -> Account:
+    """That knows what a round without drafts takes: 10 ms."""
+    known = Account((1, 1), SpeculationFigures())
+    for _ in range(8):
+        known.observe(took(known, rows=1, tokens=1, ready=False), at_once=True)
+    return known
+
+
+def took(of: Account, *, rows: int, tokens: int, ready: bool = True) -> Took:
+    return Took(Shape(1, rows, 100.0, 100.0 * rows, ready=ready), tokens, 0.010 * rows, 0.0, True, of.ledger)
+
+
+def test_a_loss_is_booked_where_it_was_made_though_others_are_at_hand_when_it_is_learned() -> None:
+    of = account()
+    of.turn_to(1, DRAWN)
+    drawn = of.ledger
+    before = drawn.level
+    of.observe(took(of, rows=3, tokens=1), at_once=False)
+    of.turn_to(1, GREEDY)
+    greedy = of.ledger.level
+    of.observe(took(of, rows=3, tokens=3), at_once=True)
+
+    assert drawn.level < before - 0.5
+    assert of.ledger.level >= greedy - 0.1
+
+
+def test_sizes_and_heats_have_ledgers_of_their_own() -> None:
+    of = account()
+    found = []
+    for sequences, heat in ((1, GREEDY), (1, DRAWN), (2, GREEDY), (3, GREEDY), (4, GREEDY)):
+        of.turn_to(sequences, heat)
+        found.append(id(of.ledger))
+
+    assert len(set(found)) == 4
+    assert found[3] == found[4]
+
+
+def test_rounds_without_drafts_are_measured_at_first_and_again_after_a_while() -> None:
+    of = Account((1, 1), SpeculationFigures())
+    assert of.base_due(1)
+    of = account()
+    assert not of.base_due(1)
+    assert of.base_due(2)
+    for _ in range(100):
+        of.observe(took(of, rows=2, tokens=1), at_once=True)
+
+    assert of.base_due(1)
+
+
+def test_while_stopped_one_round_in_sixteen_is_looked_at() -> None:
+    of = account()
+    while not of.ledger.stopped:
+        of.ledger.settle(worth=1.0, took=3.0)
+    looked_at = 0
+    for _ in range(64):
+        if of.sleeps():
+            of.slept()
+        else:
+            looked_at += 1
+            of.observe_plain(Shape(1, 1, 100.0, 100.0), 0.010, 0.0)
+
+    assert looked_at == 4
