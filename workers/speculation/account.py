@@ -14,7 +14,7 @@ _MEASURING = 0.005  # of all time, what may be lost to measuring
 _FIRST_CREDIT, _MOST_CREDIT = 2.0, 4.0  # undrafted rounds
 _CLIP = 1.5  # a round costs at most this many times its forecast, and at least its inverse: noise is not speculation's
 _HELD = 8.0  # undrafted rounds: time that may go by before the rounds in it are learned from, all at once
-_PLAIN_SEEN = 16  # of rounds that speculation has no part in, one in so many is learned from
+_PLAIN_SEEN = 32  # of rounds that speculation has no part in, one in so many is learned from
 _BASE_EVERY, _BASE_SPARED = 64.0, 8.0  # rounds until some without drafts are measured again; more where drafts pay
 
 

@@ -97,7 +97,8 @@ class DepthPolicy:
     @property
     def _heat(self) -> int:
         """Of the hottest that live: where texts of several heats share an engine, it is held to that one's floor."""
-        return max((heat for heat, count in enumerate(self._heats) if count), default=0)
+        _, drawn, hot = self._heats
+        return 2 if hot else 1 if drawn else 0
 
     def time_of(self, round: Round, round_s: float) -> RoundTime:
         """What a round took, `round_s` of it since its scheduling, and would have taken without drafts, as modelled.
@@ -146,12 +147,15 @@ class DepthPolicy:
 
     def _slept(self, round: Round, verdict: Verdict) -> bool:
         """Whether speculation is stopped, and had no part in a round that is not worth looking at."""
-        if not self._auto.account.sleeps() or len(round.token_ids) != round.sequences or round.draft_steps.any():
+        if not self._auto.account.sleeps() or len(round.token_ids) != round.sequences:
             return False
         self._auto.account.slept()
-        finished = round.sequence_ids[verdict.finish != RUNNING]
-        self._forget((*round.ends.tolist(), *finished.tolist()))
-        self._together = round.sequences - len(finished)
+        ended = round.ends.tolist()
+        if verdict.finish.any():
+            finished = round.sequence_ids[verdict.finish != RUNNING].tolist()
+            ended += finished
+            self._together = round.sequences - len(finished)
+        self._forget(ended)
         return True
 
     def forget(self, sequence_id: int) -> None:

@@ -56,7 +56,7 @@ def test_rounds_without_drafts_are_measured_at_first_and_again_after_a_while() -
     assert of.base_due(1)
 
 
-def test_while_stopped_one_round_in_sixteen_is_looked_at() -> None:
+def test_while_stopped_one_round_in_thirty_two_is_looked_at() -> None:
     of = account()
     while not of.ledger.stopped:
         of.ledger.settle(worth=1.0, took=3.0)
@@ -68,4 +68,4 @@ def test_while_stopped_one_round_in_sixteen_is_looked_at() -> None:
             looked_at += 1
             of.observe_plain(Shape(1, 1, 100.0, 100.0), 0.010, 0.0)
 
-    assert looked_at == 4
+    assert looked_at == 2
