@@ -115,7 +115,7 @@ def against(arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
 # A day of load -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Busy:
     """Tokens, and the seconds in which at least one request ran. Its methods may be called from any thread."""
 

@@ -92,6 +92,7 @@ class Engine:
         self._inbox = Inbox()
         self._subscribers = Subscribers()
         self._free_since: float | None = None  # when the last drafts were made: deciding on them is the next round's
+        self._decided_s = 0.0  # of that time, by deciding
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
         self._under_way: deque[tuple[Round, float]] = deque()  # oldest first, and when each was scheduled
         self._stop_reason = ""
@@ -170,7 +171,7 @@ class Engine:
         """Takes every message; sleeps while there is nothing at all to do."""
         idle = not self._under_way and not self._scheduler.has_work
         if idle:
-            self._free_since = None
+            self._free_since, self._decided_s = None, 0.0
         for message in self._inbox.take(sleep=idle):
             self._handle(message)
 
@@ -249,8 +250,11 @@ class Engine:
         drafted = self._clock()
         self._free_since = drafted if self._pipeline.lanes == 1 else None
         with self.times.part("depth"):
-            self._depth.observe(round, result.verdict, delivered - began, drafted - delivered, drafts)
+            round_s, draft_s = delivered - began, drafted - delivered
+            self._depth.observe(round, result.verdict, round_s, draft_s, drafts, decided_s=self._decided_s)
             self._scheduler.set_drafts(self._depth.worthwhile(drafts))
+        if self._free_since is not None:
+            self._decided_s = self._clock() - drafted
         for warning in self._depth.take_warnings():
             log.warning("%s", warning)
         self._free_lanes.append(round.lane)

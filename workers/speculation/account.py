@@ -25,6 +25,7 @@ class Took(NamedTuple):
     tokens: int
     round_s: float  # to the verdict
     draft_s: float  # from there to the drafts
+    decided_s: float  # of the time to the verdict, by deciding on drafts: without speculation there is none of it
     own: bool  # all its drafts were of the policy's choosing
     ledger: Ledger  # that of its size and heat
 
@@ -73,11 +74,11 @@ class Account:
         undrafted = self.cost.undrafted(base.sequences, base.context) / self.cost.speed
         return self.price.per_second(base.sequences, undrafted)
 
-    def observe(self, took: Took, *, at_once: bool) -> None:
-        """Learns from a round; `at_once`, or when a few have gone by."""
+    def observe(self, took: Took) -> None:
+        """Learns from a round of new size at once, else when a few have gone by: learning slows what is measured."""
         self._took.append(took)
         self._took_s += took.round_s + took.draft_s
-        if at_once or self._took_s >= _HELD * self._undrafted_s:
+        if not self.cost.base_known(took.shape.sequences) or self._took_s >= _HELD * self._undrafted_s:
             self._learn_times()
 
     def sleeps(self) -> bool:
@@ -106,7 +107,7 @@ class Account:
     def _learn_time(self, round: Took) -> None:
         shape, took = round.shape, round.round_s + round.draft_s
         forecast = self.cost.forecast(shape) if self.cost.known else took
-        self.cost.observe(shape, round.round_s, round.draft_s)
+        self.cost.observe(shape, round.round_s - (0.0 if shape.ready else round.decided_s), round.draft_s)
         undrafted = self.cost.undrafted(shape.sequences, shape.context)
         if round.own:
             counted = min(max(took, forecast / _CLIP), _CLIP * forecast)

@@ -229,21 +229,23 @@ class AutoDepth:
         tokens: int,
         round_s: float,
         draft_s: float,
+        decided_s: float = 0.0,
         *,
         own: bool = True,
     ) -> None:
         """Learns from a round of decoding sequences alone, that emitted `tokens`, and from what was drafted after it.
 
-        `round_s`: to the verdict; `draft_s`: from there to the drafts. `own`: all its drafts were of this one's
-        choosing, so that what they won or lost goes into the ledger.
+        `round_s`: to the verdict, `decided_s` of it by deciding; `draft_s`: from there to the drafts. `own`: all its
+        drafts were of this one's choosing, so that what they won or lost goes into the ledger.
         """
         self._calm = self._calm + 1 if shape.undrafted and not shape.drafts else 0
         if self.account.ledger.stopped and shape.undrafted and not shape.drafts:
             self.account.observe_plain(shape, round_s, draft_s)
             return
         self.learn_acceptance(outcomes)
-        took = Took(shape._replace(ready=self._calm < _CALM), tokens, round_s, draft_s, own, self.account.ledger)
-        self.account.observe(took, at_once=len(self._measuring) > 0)
+        ready = self._calm < _CALM
+        took = Took(shape._replace(ready=ready), tokens, round_s, draft_s, decided_s, own, self.account.ledger)
+        self.account.observe(took)
 
     def learn_acceptance(self, outcomes: Sequence[Outcome]) -> None:
         """The same from a round whose time is not comparable: it held prompt chunks."""

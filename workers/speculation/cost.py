@@ -115,6 +115,11 @@ class RoundCost:
         """Seconds of a round that speculation has no part in."""
         return self._speed * self._verify(Shape(sequences, sequences, context, context))
 
+    def base_known(self, sequences: int) -> bool:
+        """Whether rounds without drafts, of about so many sequences, were ever measured."""
+        base = self._bases.get(size_class(sequences))
+        return base is not None and base.known
+
     def base_due(self, sequences: int, every: float) -> bool:
         """Whether rounds without drafts, of about so many sequences, should be measured before others are weighed.
 
@@ -186,6 +191,10 @@ class _Base:
         self._rounds += 1
         if self._rounds % _BASE_ROUNDS == 0:
             self._enough_at = now
+
+    @property
+    def known(self) -> bool:
+        return self._enough_at is not None
 
     def due(self, now: int, every: float) -> bool:
         return self._enough_at is None or now - self._enough_at >= every

@@ -121,10 +121,12 @@ class DepthPolicy:
         round_s: float,
         draft_s: float,
         drafts: Mapping[int, list[Draft]] | None = None,
+        decided_s: float = 0.0,
     ) -> None:
         """Learns from a round: `round_s` from its scheduling until its tokens are out, `draft_s` from then on.
 
-        `drafts`: those made in that time; None: as many as the round asks for.
+        `drafts`: those made in that time; None: as many as the round asks for. `decided_s`: of `round_s`, by this
+        policy on the round before.
         """
         if not self._ceiling:
             return
@@ -139,7 +141,8 @@ class DepthPolicy:
         kinds = self._kinds
         if seen.whole:
             own = all(each.sequence_id in kinds or not each.verified for each in seen.outcomes)
-            self._auto.observe(seen.outcomes, seen.shape, len(verdict.token_ids), round_s, draft_s, own=own)
+            tokens = len(verdict.token_ids)
+            self._auto.observe(seen.outcomes, seen.shape, tokens, round_s, draft_s, decided_s, own=own)
         else:
             self._auto.learn_acceptance(seen.outcomes)
         self._forget((*round.ends.tolist(), *seen.finished))
