@@ -337,10 +337,14 @@ class _SlowDecisions(DepthPolicy):
         super().__init__(3)
         self.now = 0.0
         self.heard_s: list[float] = []
+        self.decided_s: list[float] = []
 
-    def observe(self, round: Any, verdict: Any, round_s: float, draft_s: float, drafts: Any = None) -> None:
-        super().observe(round, verdict, 1.0, 1.0, drafts)
+    def observe(
+        self, round: Any, verdict: Any, round_s: float, draft_s: float, drafts: Any = None, decided_s: float = 0.0
+    ) -> None:
+        super().observe(round, verdict, 1.0, 1.0, drafts, 0.0)
         self.heard_s.append(round_s + draft_s)
+        self.decided_s.append(decided_s)
         self.now += 5.0
 
 
@@ -357,3 +361,4 @@ def test_a_round_is_charged_with_the_decisions_before_it_but_not_after_idleness_
 
     assert set(depth.heard_s) == {0.0, charged_s}
     assert not charged_s or depth.heard_s.count(0.0) == 2, "the first round of each"
+    assert depth.decided_s == depth.heard_s, "nothing else took time here"
