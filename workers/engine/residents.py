@@ -157,7 +157,12 @@ class Residents:
         if not self._config.enable_prefix_caching or sequence.scores_prompt:  # what is cached has no logits
             return []
         self._extend_keys(sequence, len(sequence.token_ids) // self._size)
-        return pool.find(sequence.block_keys)
+        found = pool.find(sequence.block_keys)
+        if sequence.salted or not sequence.draft_ceiling:
+            return found
+        followed = list[bytes]()  # where the drafter's entries are too, they do no harm
+        extend_keys(followed, sequence.token_ids, len(sequence.block_keys), self._size, _SALTS[True])
+        return max(found, pool.find(followed), key=len)
 
     def _publish(self, sequence: Sequence, blocks: int) -> None:
         self._extend_keys(sequence, blocks)

@@ -103,6 +103,18 @@ def test_sequences_with_and_without_a_drafter_share_no_blocks() -> None:
     assert step(replica).write_from.tolist() == [0]
 
 
+@pytest.mark.parametrize(("first", "second", "cached"), [("followed", "let go", 8), ("let go", "followed", 0)])
+def test_what_the_drafter_followed_serves_one_that_it_lets_go_too(first: str, second: str, cached: int) -> None:
+    """While speculation is stopped nobody is followed: prefixes from before serve, and those made then do not after."""
+    replica = twin()
+    replica.let_go = {number for number, how in enumerate((first, second)) if how == "let go"}
+    replica.add(request("first", prompt(10), max_tokens=1))
+    replica.run(2)
+    replica.add(request("second", [*prompt(10), 2, 3], max_tokens=1))
+
+    assert step(replica).write_from.tolist() == [cached]
+
+
 def test_nothing_is_shared_with_the_prefix_cache_off() -> None:
     replica = twin(enable_prefix_caching=False)
     for name in ("first", "second"):
