@@ -42,6 +42,7 @@ SPLITS = {
 ROUTED = ("rows to experts", "expert outputs")  # whose bytes depend on what rows chose
 _NOT_OF_A_ROUND = ("expert loads", "trial")  # now and then, and before the first
 _PROMPT, _SHORT = 32, 16  # tokens of a prompt, and of the shorter request's outputs
+_TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,7 @@ def measure(model: str, split: Split, streams: int, tokens: int) -> dict[str, An
         starts = [
             output.prompt_token_ids[:_PROMPT] for output in said
         ]  # equally long, so that data groups have as many
-        seen = [settled(llm)]
-        for length in (_SHORT, _SHORT + tokens):
-            llm.generate(starts, SamplingParams(temperature=0, max_tokens=length, ignore_eos=True))
-            seen.append(settled(llm))
+        seen = _statuses(llm, starts, tokens)
     rounds = _of_leader(seen, lambda rank: rank.counters.rounds)
     rows = streams * tokens / rounds / split.data
     return {
@@ -100,6 +98,22 @@ def measure(model: str, split: Split, streams: int, tokens: int) -> dict[str, An
         "measured": {purpose: _plain(each) for purpose, each in carried(seen, split, rounds).items()},
         "planned": {purpose: _plain(each) for purpose, each in planned(model, split, rows).items()},
     }
+
+
+def _statuses(llm: LLM, starts: list[list[int]], tokens: int) -> list[list[RankStatus]]:
+    """Of all ranks before, after the shorter and after the longer request.
+
+    Streams that a round caught between two others start later and end later; where only the shorter request had such a
+    round, the difference lacks one of its own, and both are asked again.
+    """
+    for _ in range(_TRIES):
+        seen = [settled(llm)]
+        for length in (_SHORT, _SHORT + tokens):
+            llm.generate(starts, SamplingParams(temperature=0, max_tokens=length, ignore_eos=True))
+            seen.append(settled(llm))
+        if _of_leader(seen, lambda rank: rank.counters.rounds) >= tokens:
+            return seen
+    raise RuntimeError(f"in {_TRIES} tries the streams never started together: rounds cannot be compared")
 
 
 def planned(model: str, split: Split, rows: float) -> dict[str, Exchanged]:

@@ -11,7 +11,7 @@ def _assert_as_planned(name: str) -> None:
     figures = sharding.measure("scout", split, streams=4, tokens=24)
     measured, planned = figures["measured"], figures["planned"]
 
-    assert figures["rounds"] >= 24, "rounds were of several rows a stream: equality would be of other rounds"
+    assert figures["rounds"] >= 24, "of one row a stream each"
     assert sharding.differences(figures).startswith("equal"), "to the byte, but for what rows chose and idle groups"
     assert {purpose: each["count"] for purpose, each in measured.items()} == {
         purpose: each["count"] for purpose, each in planned.items()
