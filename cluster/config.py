@@ -88,6 +88,8 @@ class ServeSettings(BaseModel):
     num_redundant_experts: int = 0
     eplb_window_size: int = 1000
     eplb_step_interval: int = 3000
+    enable_dbo: bool | None = None
+    dbo_token_threshold: int = 32
     round_timeout_s: float = 300.0
 
     @field_validator("speculation", mode="before")

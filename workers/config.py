@@ -37,6 +37,7 @@ _LEAST = {
     "num_redundant_experts": 0,
     "eplb_window_size": 1,
     "eplb_step_interval": 1,
+    "dbo_token_threshold": 2,
 }
 
 
@@ -115,6 +116,8 @@ class EngineConfig:
     num_redundant_experts: int = 0  # slots of a stage beyond one for each expert, for copies of those chosen most
     eplb_window_size: int = 1000  # rounds whose loads count
     eplb_step_interval: int = 3000  # rounds between two looks at them
+    enable_dbo: bool | None = None  # rounds go as two lanes, one computing while the other exchanges; None: if it pays
+    dbo_token_threshold: int = 32  # rows of a data group from which on they do
     round_timeout_s: float = 300.0  # deadline of every wait for another rank within a round
 
     def __post_init__(self) -> None:
@@ -136,6 +139,7 @@ class EngineConfig:
             raise ValueError('drafter="draft_model" needs draft_model, the checkpoint to draft with')
         self._check_data_groups()
         self._check_expert_balance()
+        self._check_overlap()
         if self.verification != COUPLED:
             self._check_study()
 
@@ -154,6 +158,15 @@ class EngineConfig:
             raise ValueError("enable_eplb moves experts between ranks: it needs expert_parallel_size above 1")
         if self.num_redundant_experts and not self.enable_eplb:
             raise ValueError(f"num_redundant_experts={self.num_redundant_experts} needs enable_eplb")
+
+    def _check_overlap(self) -> None:
+        if self.enable_dbo is not None and type(self.enable_dbo) is not bool:
+            raise ValueError(f"enable_dbo must be True, False or None, got {self.enable_dbo!r}")
+        if self.enable_dbo and self.parallel.stage_size == 1:
+            raise ValueError(
+                "enable_dbo overlaps what ranks of a stage exchange: it needs tensor_parallel_size or"
+                " data_parallel_size above 1"
+            )
 
     def _check_study(self) -> None:
         """What the rules for study need: a depth that no draft has a say in, and drafter and sampler side by side."""

@@ -61,6 +61,8 @@ class LLM:
         num_redundant_experts: int = 0,
         eplb_window_size: int = 1000,
         eplb_step_interval: int = 3000,
+        enable_dbo: bool | None = None,
+        dbo_token_threshold: int = 32,
         seed: int = 0,
     ) -> None:
         config = EngineConfig(
@@ -93,6 +95,8 @@ class LLM:
             num_redundant_experts=num_redundant_experts,
             eplb_window_size=eplb_window_size,
             eplb_step_interval=eplb_step_interval,
+            enable_dbo=enable_dbo,
+            dbo_token_threshold=dbo_token_threshold,
             seed=seed,
         )
         self._seed = seed

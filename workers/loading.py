@@ -19,6 +19,7 @@ from outrider.workers.drafter_loading import (
 )
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
+from outrider.workers.engine.lanes import Lanes
 from outrider.workers.engine.live_experts import LiveExperts
 from outrider.workers.engine.memory import blocks_for, free_bytes
 from outrider.workers.engine.pipeline import FirstStage, Pipeline, SingleStage
@@ -30,6 +31,7 @@ from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.experts.nodes import expert_layout, nodes_of_stages
 from outrider.workers.experts.placing import ExpertLayout
 from outrider.workers.fingerprint import fingerprint
+from outrider.workers.lane_loading import load_lanes
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
@@ -100,7 +102,9 @@ class _Loader:
         self._draft_parts = self._load_draft_model(wanted)
         blocks = self._allocate()
         self._max_model_len = fitted_length(self._config, self._max_model_len, blocks)
-        runner = StageRunner(self._parts.stage, self._device, self._sharing.shard.data, self._live_experts())
+        runner = StageRunner(
+            self._parts.stage, self._device, self._sharing.shard.data, self._live_experts(), self._lanes()
+        )
         sampler, mtp = self._sampler(), self._mtp_drafter()
         wires = Wires(spec.rank, spec.mesh, self._links())
         progress(1.0)
@@ -140,6 +144,12 @@ class _Loader:
         if not shard.spread:
             return None
         return LiveExperts(self._parts.expert_layers, self._sharing.stage, shard, self._device)
+
+    def _lanes(self) -> Lanes | None:
+        """Every rank's turn."""
+        if self._spec.mesh.stage_size == 1:
+            return None
+        return load_lanes(self._config, self._sharing, self._spec.rank, this_machine(), self._device)
 
     def _sampler(self) -> Sampler | None:
         head, sharing = self._parts.head, self._sharing

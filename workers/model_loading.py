@@ -11,7 +11,6 @@ from outrider.kernels.cpu import library
 from outrider.kernels.cpu.build import BuildError
 from outrider.kernels.cpu.context import Context
 from outrider.workers.config import COUPLED, EngineConfig
-from outrider.workers.engine.runner import StageModel
 from outrider.workers.errors import CheckpointError, OutriderError
 from outrider.workers.experts.layer import ExpertLayer
 from outrider.workers.model.compiled import CompiledModules, CompiledStage
@@ -22,6 +21,7 @@ from outrider.workers.model.draft_head import draft_head_ids
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.moe import spread_experts
 from outrider.workers.model.mtp import MtpModules
+from outrider.workers.model.stage_model import StageModel
 from outrider.workers.model.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Columns, Sharing

@@ -185,17 +185,21 @@ class Candidate:
         once = sum(sum(parts.values()) for parts in self.stage_parts(rows, drafts=False))
         return (once + self.efficiency.round_overhead_s) * -(-self.workload.context // chunk)
 
-    def collectives(self, rows: int) -> list[tuple[int, Collective]]:
-        """Of one round with `rows` rows in every data group, drafts apart: each with its stage."""
-        shape = RoundShape(self.shapes, self.split, self.workload, rows)
+    def collectives(self, rows: float, lanes: int = 1) -> list[tuple[int, Collective]]:
+        """Of one round with `rows` rows in every data group, drafts apart: each with its stage.
+
+        `lanes`: 2 where a stage's rows go as two, one computing while the other exchanges.
+        """
+        shape = RoundShape(self.shapes, self.split, self.workload, rows / lanes)
         done: list[tuple[int, Collective]] = []
         for stage, (first, end) in enumerate(self.layer_splits):
             moe = sum(self.shapes.moe(layer) for layer in range(first, end))
-            done += [(stage, one) for one in (shape.embedding() if stage == 0 else [])]
+            done += [(stage, replace(one, count=lanes)) for one in (shape.embedding() if stage == 0 else [])]
             counted = ((end - first, shape.attention()), (end - first - moe, shape.dense()), (moe, shape.experts()))
-            done += [(stage, replace(one, count=count)) for count, kinds in counted if count for one in kinds]
+            done += [(stage, replace(one, count=lanes * count)) for count, kinds in counted if count for one in kinds]
+        whole = replace(shape, rows=rows)
         return done + [
-            (self.split.pipeline - 1, one) for one in shape.head("stage" if self.workload.one_sampler else "tensor")
+            (self.split.pipeline - 1, one) for one in whole.head("stage" if self.workload.one_sampler else "tensor")
         ]
 
     def ranks(self) -> Iterator[RankPlan]:

@@ -52,6 +52,11 @@ class Context:
         self._handle: int | None = self._library.outrider_open(threads)
         self._team = (self._handle, threads, 0 if shared_cores else _SPINS)
 
+    def twin(self) -> "Context":
+        """Another team, as large, with room of its own: for calls while one of this team waits for other ranks."""
+        _, threads, spins = self._team
+        return Context(threads, shared_cores=not spins)
+
     def close(self) -> None:
         if self._handle is not None:
             self._library.outrider_close(self._handle)

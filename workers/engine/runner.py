@@ -2,44 +2,38 @@
 
 import time
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from outrider.workers.engine.lanes import Lanes
 from outrider.workers.engine.live_experts import LiveExperts
 from outrider.workers.engine.round import Round, share_of
 from outrider.workers.experts.orders import NOTHING
 from outrider.workers.model.rows import Rows
+from outrider.workers.model.stage_model import StageModel
 from outrider.workers.parallel.collectives import ExchangeBrokenError
-
-
-class StageModel(Protocol):
-    """Some layers of a model, with their cache, whichever path computes them."""
-
-    @property
-    def cache_bytes_per_block(self) -> int: ...
-
-    def allocate_cache(self, num_blocks: int) -> None:
-        """Make room for blocks 0..num_blocks-1. To be called once, before the first round."""
-        ...
-
-    def run(self, rows: Rows, hidden: Tensor | None) -> Tensor:
-        """`hidden` [R, hidden], None on the first stage, which embeds -> [R, hidden]; the last stage's is normed."""
-        ...
 
 
 class StageRunner:
     """One stage of the model, and the time it has spent computing."""
 
     def __init__(
-        self, stage: StageModel, device: torch.device, data: int = 0, experts: LiveExperts | None = None
+        self,
+        stage: StageModel,
+        device: torch.device,
+        data: int = 0,
+        experts: LiveExperts | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
-        """`data`: the group whose sequences this rank runs, of several. `experts`: where they are spread."""
+        """`data`: the group whose sequences this rank runs, of several. `experts`: where they are spread.
+
+        `lanes`: where exchanges can be overlapped.
+        """
         self.stage = stage
         self.busy_s = 0.0
-        self._device, self._data, self._experts = device, data, experts
+        self._device, self._data, self._experts, self._lanes = device, data, experts, lanes
         self._answer = NOTHING
 
     def forward(self, round: Round, hidden: Tensor | None) -> tuple[Tensor, float]:
@@ -52,12 +46,18 @@ class StageRunner:
         with Naming(round):
             if self._experts is not None:
                 self._answer = self._experts.obey(round.expert_order)
-            hidden = self.stage.run(round_rows(share_of(round, self._data)), hidden)
+            hidden = self._run(round, hidden)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         took = time.perf_counter() - began
         self.busy_s += took
         return hidden, took
+
+    def _run(self, round: Round, hidden: Tensor | None) -> Tensor:
+        rows = round_rows(share_of(round, self._data))
+        if self._lanes is not None and self._lanes.wanted(round):
+            return self._lanes.run(self.stage, rows, hidden)
+        return self.stage.run(rows, hidden)
 
     def answered(self, round: Round) -> Round:
         """The round run last, with what this rank's stage answers to its order about experts."""

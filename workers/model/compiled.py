@@ -55,6 +55,7 @@ class CompiledStage:
     ) -> None:
         config = loader.config
         self.context, self._loader = context, loader
+        self._second: Context | None = None
         self._layers = (library.Layer * len(layers))(*loader.layers(layers, progress))
         last = layers.stop == config.num_hidden_layers
         self.embedding = loader.embedding() if layers.start == 0 else None
@@ -80,14 +81,20 @@ class CompiledStage:
             norm=self._norm,
         )
 
-    def run(self, rows: Rows, hidden: Tensor | None) -> Tensor:
+    def run(self, rows: Rows, hidden: Tensor | None, lane: int = 0) -> Tensor:
         """`hidden` [R, hidden] float32, None on the first stage -> [R, hidden]; the last stage's is after the norm."""
         width = self._loader.config.hidden_size
         out = uninitialised(len(rows), width) if hidden is None else hidden.clone()
         if len(rows) or self._loader.shard.spread:  # other ranks' rows may be for experts of this one
             with self._loader.explaining:
-                self.context.stage(self._loader.shape, self._stage, _structure(rows), out)
+                self._team_of(lane).stage(self._loader.shape, self._stage, _structure(rows), out)
         return out
+
+    def _team_of(self, lane: int) -> Context:
+        """The second lane's is made when there first is one."""
+        if lane and self._second is None:
+            self._second = self.context.twin()
+        return self._second if lane and self._second is not None else self.context
 
 
 class CompiledModules:

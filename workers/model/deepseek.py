@@ -106,8 +106,11 @@ class Stage(nn.Module):
         self.cache.allocate(num_blocks)
 
     @torch.inference_mode()
-    def run(self, rows: Rows, hidden: Tensor | None) -> Tensor:
-        """`hidden` [R, hidden], None on the first stage, which embeds -> [R, hidden]; the last stage's is normed."""
+    def run(self, rows: Rows, hidden: Tensor | None, lane: int = 0) -> Tensor:
+        """`hidden` [R, hidden], None on the first stage, which embeds -> [R, hidden]; the last stage's is normed.
+
+        All that a lane makes is its own, so they are alike.
+        """
         torch.set_num_threads(compute_threads(self._hidden_size, len(rows), self._threads))  # the calling thread's
         batch = Batch.of(rows, self.block_size, self._device)
         return self.forward(batch, self.embed(batch) if hidden is None else hidden)

@@ -25,6 +25,23 @@ class Rows:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    def between(self, first: int, end: int) -> "Rows":
+        """Rows [first, end), as rows of their own: of a sequence that is cut, what lies between."""
+        begins, ends = self.query_offsets[:-1], self.query_offsets[1:]
+        low = int(np.searchsorted(ends, first, side="right"))
+        high = max(low, int(np.searchsorted(begins, end)))
+        blocks = self.block_offsets[low : high + 1]
+        return Rows(
+            token_ids=self.token_ids[first:end],
+            rope_positions=self.rope_positions[first:end],
+            cache_positions=self.cache_positions[first:end],
+            query_offsets=self.query_offsets[low : high + 1].clip(first, end) - first,
+            write_from=self.write_from[low:high],
+            block_offsets=blocks - blocks[0],
+            block_ids=self.block_ids[blocks[0] : blocks[-1]],
+            first_slots=self.first_slots[low:high],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:

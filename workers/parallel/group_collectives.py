@@ -1,8 +1,9 @@
 """Collectives over torch.distributed: gloo between CPUs, NCCL between GPUs."""
 
+import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,18 +14,23 @@ from torch import Tensor
 from outrider.workers.parallel.collectives import ExchangeBrokenError, as_rows_of_bytes
 from outrider.workers.parallel.group_transport import first_clause
 from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.parallel.turns import no_turns
 
 
 class GroupCollectives:
     """One process group. Implements Collectives. It travels as bytes, so every type does.
 
-    `where` names the group in errors, e.g. "ranks 0..3".
+    `where` names the group in errors, e.g. "ranks 0..3". `meanwhile` is called when a collective has been started; its
+    time is not the collective's.
     """
+
+    meanwhile: Callable[[], None]
 
     def __init__(self, group: Any, where: str, timeout_s: float) -> None:
         self.name = str(dist.get_backend(group))
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.process_group = group
+        self.meanwhile = no_turns
         self._where, self._timeout_s = where, timeout_s
         self._traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
 
@@ -71,15 +77,24 @@ class GroupCollectives:
 
     def _do(self, purpose: str, given: int, start: Any) -> None:
         began = time.perf_counter()
-        try:
+        with self._naming(purpose):
             work = start()
+        started = time.perf_counter()
+        self.meanwhile()
+        back = time.perf_counter()
+        with self._naming(purpose):
             if not work.wait(timedelta(seconds=self._timeout_s)):
                 raise RuntimeError(f"not within {self._timeout_s:g} s")
+        self.note(purpose, given, time.perf_counter() - back + started - began)
+
+    @contextlib.contextmanager
+    def _naming(self, purpose: str) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             raise ExchangeBrokenError(
                 f"a rank of {self._where} is gone or late: the exchange of {purpose} failed ({first_clause(error)})"
             ) from error
-        self.note(purpose, given, time.perf_counter() - began)
 
 
 def new_group(ranks: Sequence[int]) -> Any:

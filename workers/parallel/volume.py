@@ -10,15 +10,25 @@ from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.traffic import Traffic
 
 Volume = dict[str, Traffic]  # by purpose; no seconds
+_COUNTS = "counts of rows"
 
 
 def stage_volume(
-    model: ModelConfig, shard: Shard, layers: range, *, rows: int, sampled: int, all_rows: int, value_bytes: int = 4
+    model: ModelConfig,
+    shard: Shard,
+    layers: range,
+    *,
+    rows: int,
+    sampled: int,
+    all_rows: int,
+    value_bytes: int = 4,
+    lanes: int = 1,
 ) -> Volume:
     """Of one round without drafts, on one rank: it has `rows` rows, and its data group samples at most `sampled`.
 
     `all_rows` are those of all data groups. What goes to spread experts and back depends on the routing: its bytes are
-    the mean over the ranks of a stage, if every row's experts were as likely here as there.
+    the mean over the ranks of a stage, if every row's experts were as likely here as there. `lanes`: 2 where one
+    computes while the other exchanges, each with some of the rows.
     """
     ranks = shard.datas * shard.tensors
     parts: list[Volume] = []
@@ -31,6 +41,7 @@ def stage_volume(
         else:
             widths = {"inner activations": model.intermediate_size, "layer outputs": model.hidden_size}
             parts.append(_columns(shard, widths, rows, value_bytes))
+    parts = [_in_lanes(part, lanes) for part in parts]
     if layers.stop == model.num_hidden_layers and ranks > 1:
         parts.append({"logits": Traffic(1, sampled * shard.vocabulary(model.vocab_size).widest * 4)})
     return _added(parts)
@@ -68,7 +79,15 @@ def _spread(model: ModelConfig, shard: Shard, all_rows: int, value_bytes: int) -
     chosen = 1 - (1 - 1 / ranks) ** model.num_experts_per_tok  # that a row has an expert on a given rank
     packet = model.hidden_size * value_bytes + model.num_experts_per_tok * 4
     sent = round(all_rows / shard.datas * (shard.datas - 1) * chosen * packet)
-    return {**volume, "counts of rows": Traffic(1, ranks * 8), "rows to experts": Traffic(1, sent)}
+    return {**volume, _COUNTS: Traffic(1, ranks * 8), "rows to experts": Traffic(1, sent)}
+
+
+def _in_lanes(volume: Volume, lanes: int) -> Volume:
+    """Of rows in so many lanes: each exchanges its own rows, and says how many it sends."""
+    return {
+        purpose: Traffic(lanes * each.count, each.bytes * (lanes if purpose == _COUNTS else 1))
+        for purpose, each in volume.items()
+    }
 
 
 def _columns(shard: Shard, widths: dict[str, int], rows: int, value_bytes: int) -> Volume:

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from outrider.workers.engine.round import IntArray, Round, Verdict
-from outrider.workers.engine.runner import StageModel
 from outrider.workers.model.rows import Rows
+from outrider.workers.model.stage_model import StageModel
 from outrider.workers.sampling_params import DRAFT_MODEL
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.model_parts import Head

@@ -28,6 +28,9 @@ from outrider.workers.errors import CheckpointError, OutriderError
         ("eplb_window_size", 0),
         ("eplb_step_interval", 0),
         ("enable_eplb", True),  # without spread experts
+        ("enable_dbo", True),  # with nobody to exchange with
+        ("enable_dbo", "yes"),
+        ("dbo_token_threshold", 1),  # two lanes of what
         ("round_timeout_s", 0.0),
         ("weight_cache_dir", ""),
         ("weight_cache_max_gib", 0.0),

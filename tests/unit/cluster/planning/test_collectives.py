@@ -91,13 +91,14 @@ SPLITS = [
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 @pytest.mark.parametrize("shapes", [SCOUT, R1], ids=["scout", "r1"])
-def test_a_round_is_counted_as_the_ranks_count_theirs(shapes: Shapes, split: Split) -> None:
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_round_is_counted_as_the_ranks_count_theirs(shapes: Shapes, split: Split, lanes: int) -> None:
     """workers/parallel/volume.py, which is held against what ranks really exchange, bit for bit."""
     rows = 6
     plan = Candidate(
         shapes, split, Workload(), Fleet(gpu=find_gpu("h200"), nodes=4, gpus_per_node=8), Efficiency(overlap=False)
     )
-    counted = plan.collectives(rows)
+    counted = plan.collectives(rows, lanes)
 
     for stage, bounds in enumerate(plan.layer_splits):
         shard = Shard.of(split.parallel(), stage * split.stage_size, shapes.model)
@@ -109,6 +110,7 @@ def test_a_round_is_counted_as_the_ranks_count_theirs(shapes: Shapes, split: Spl
             sampled=rows,
             all_rows=rows * split.data,
             value_bytes=shapes.value_bytes,
+            lanes=lanes,
         )
         ours: dict[str, Traffic] = {}
         for one in (one for at, one in counted if at == stage):

@@ -1,0 +1,52 @@
+"""Runs a round as two lanes: while one's exchange with other ranks is under way, the other computes.
+
+Rows are independent of one another, but for what a sequence's earlier rows write to the cache; so no bit changes. On a
+GPU both lanes are on one stream: what a lane enqueues runs while the other's collective does on its own stream.
+"""
+
+import contextlib
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from outrider.workers.engine.lane_rule import LaneRule, cut_of
+from outrider.workers.engine.round import Round
+from outrider.workers.model.rows import Rows
+from outrider.workers.model.stage_model import StageModel
+from outrider.workers.parallel.turns import Turns
+
+
+class Lanes:
+    """A stage's, as one of its ranks sees them. `rounds` counts those that went as two lanes."""
+
+    def __init__(self, rule: LaneRule, turns: Turns, data_groups: int, device: torch.device) -> None:
+        self.rounds = 0
+        self._rule, self._turns, self._data_groups, self._device = rule, turns, data_groups, device
+
+    def wanted(self, round: Round) -> bool:
+        """Of the whole round, also of other data groups' rows."""
+        return self._rule.two(round, self._data_groups)
+
+    def run(self, stage: StageModel, rows: Rows, hidden: Tensor | None) -> Tensor:
+        """As `stage.run`."""
+        self.rounds += 1
+        cut = cut_of(rows.query_offsets)
+        first, second = (None, None) if hidden is None else (hidden[:cut], hidden[cut:])
+        halves = self._turns.both(
+            partial(stage.run, rows.between(0, cut), first, lane=0),
+            partial(self._beside, self._stream(), stage, rows.between(cut, len(rows)), second),
+        )
+        return torch.cat(halves)
+
+    def _stream(self) -> contextlib.AbstractContextManager[object]:
+        """The calling thread's, for another one."""
+        if self._device.type != "cuda":
+            return contextlib.nullcontext()
+        return torch.cuda.stream(torch.cuda.current_stream(self._device))
+
+    def _beside(
+        self, stream: contextlib.AbstractContextManager[object], stage: StageModel, rows: Rows, hidden: Tensor | None
+    ) -> Tensor:
+        with stream:
+            return stage.run(rows, hidden, lane=1)
