@@ -6,6 +6,7 @@ Reference: the torch path (workers/model, workers/speculation/sampling), which t
 import ctypes
 from collections.abc import Callable
 from ctypes import c_double, c_int64, c_uint64, c_void_p
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,9 +135,10 @@ class Context:
         draft j, from 1 on. `steps` is the largest depth, also of other data groups, which draft beside this one.
         `chain` is for several modules. ExchangeError as `stage`.
         """
-        ends = np.cumsum(depths)
-        going = np.stack([last_pairs, depths, ends - depths], axis=1)
-        drafts = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
+        deep = depths.tolist()
+        *firsts, total = accumulate(deep, initial=0)
+        going = np.array([*zip(last_pairs.tolist(), deep, firsts, strict=True)], dtype=np.int64)  # as library.Going
+        drafts = np.empty(total, dtype=np.int64)
         leads = np.empty(len(drafts))
         states = uninitialised(hidden.shape[0] + len(depths) * (len(modules) - 1), shape.hidden)
         outcome = self._library.outrider_draft(

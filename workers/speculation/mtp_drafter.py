@@ -5,8 +5,8 @@ draft is accepted iff it equals what the target draws. Knows nothing of how deep
 """
 
 from collections.abc import Mapping
+from operator import mul
 
-import numpy as np
 from torch import Tensor
 
 from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, ints, share_of, verdict_for
@@ -49,22 +49,19 @@ class MtpDrafter:
         self._starts.prepare(round.prepares)
         self._starts.begin(round.begins)
         self._starts.write_verdict(round, verdict)
-        if not round.upkeep.any() and not self._waits:
+        depths = _depths(round, verdict)
+        if not depths and not self._waits:
             return {}
         self._backlog.yield_blocks(share_of(round, self._data))
-        everybody = followed(round, verdict)
-        if not len(everybody) and not self._waits:
-            return {}
-        depths = np.zeros(round.sequences, dtype=np.int64)
-        depths[everybody] = np.where(verdict.finish == RUNNING, round.draft_steps, 0)[everybody]
-        ending = bool((verdict.finish != RUNNING).any())  # its blocks are free, and may be another's next
-        pairs = self._own_pairs(round, verdict, hidden)
-        gained = int(verdict.accepted_rows[everybody].sum())
-        if gained and not depths.any() and not ending and self._may_wait(pairs, gained):
+        ending = any(finish != RUNNING for finish in verdict.finish.tolist())  # its blocks may be another's next
+        pairs, gained = self._own_pairs(round, verdict, hidden), _gained(round, verdict)
+        if gained and not ending and not any(depths.values()) and self._may_wait(pairs, gained):
             self._backlog.add(pairs)
             return {}
-        drafts = self._catch_up(pairs, dict(zip(round.sequence_ids.tolist(), depths.tolist(), strict=True)))
-        return drafts if self._shared is None else self._shared.collect(round, depths, drafts)
+        drafts = self._catch_up(pairs, depths)
+        if self._shared is None:
+            return drafts
+        return self._shared.collect(round, ints([depths.get(n, 0) for n in round.sequence_ids.tolist()]), drafts)
 
     @property
     def _waits(self) -> bool:
@@ -96,8 +93,19 @@ class MtpDrafter:
         self._behind = 0
         if not len(waiting) and self._shared is None:
             return {}
-        own = ints([depths[sequence_id] for sequence_id in pairs.sequence_ids.tolist()])
-        live = np.flatnonzero(own)
         before = len(waiting.lengths) - len(pairs.lengths)
-        drafts = self._model.draft(waiting, before + live, own[live], max(depths.values(), default=0))
-        return dict(zip(pairs.sequence_ids[live].tolist(), drafts, strict=True))
+        own = [(n, i, depths[i]) for n, i in enumerate(pairs.sequence_ids.tolist(), before) if depths[i]]
+        entries, steps = ints([n for n, _, _ in own]), ints([depth for _, _, depth in own])
+        drafts = self._model.draft(waiting, entries, steps, max(depths.values(), default=0))
+        return {i: its for (_, i, _), its in zip(own, drafts, strict=True)}
+
+
+def _depths(round: Round, verdict: Verdict) -> dict[int, int]:
+    """How deep to draft for each sequence that is followed, by its id."""
+    ids, steps, finish = round.sequence_ids.tolist(), round.draft_steps.tolist(), verdict.finish.tolist()
+    return {ids[s]: steps[s] if finish[s] == RUNNING else 0 for s in followed(round, verdict).tolist()}
+
+
+def _gained(round: Round, verdict: Verdict) -> int:
+    """Pairs that the verdict makes certain, of the sequences that are followed, in all data groups."""
+    return sum(map(mul, round.upkeep.tolist(), verdict.accepted_rows.tolist()))

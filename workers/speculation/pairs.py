@@ -5,6 +5,7 @@ Torch only holds the states; which pairs there are is decided on integers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -35,12 +36,13 @@ class Pairs:
 
     @property
     def last_rows(self) -> IntArray:
-        return np.cumsum(self.lengths) - 1
+        return ints([end - 1 for end in accumulate(self.lengths.tolist())])
 
 
 def followed(round: Round, verdict: Verdict) -> IntArray:
     """Which sequences of the round the drafter follows, of those that have anything accepted."""
-    return ints(np.flatnonzero((round.upkeep == 1) & (verdict.accepted_rows > 0)))
+    columns = zip(round.upkeep.tolist(), verdict.accepted_rows.tolist(), strict=True)
+    return ints([s for s, (upkeep, rows) in enumerate(columns) if upkeep and rows])
 
 
 def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: IntArray) -> Pairs:
@@ -48,6 +50,8 @@ def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: IntArra
 
     `hidden` holds the states of all accepted rows, [sum(accepted_rows), hidden].
     """
+    if len(kept) == round.sequences and len(verdict.token_ids) == hidden.shape[0]:
+        return _all_emitted(round, verdict, hidden)
     lengths = verdict.accepted_rows[kept]
     owner, within = np.repeat(kept, lengths), ranges(lengths)
     if len(owner) < hidden.shape[0]:
@@ -61,6 +65,22 @@ def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: IntArra
         write_from=round.write_from[kept],
         first_slots=round.followed_from[kept],
         tables=tuple(block_table(round, s) for s in kept.tolist()),
+    )
+
+
+def _all_emitted(round: Round, verdict: Verdict, hidden: Tensor) -> Pairs:
+    """`accepted_pairs` of all sequences where these decode: what follows an accepted row is what was emitted there."""
+    lengths = verdict.accepted_rows
+    starts = round.starts if round.sequences == 1 else np.repeat(round.starts, lengths)
+    return Pairs(
+        sequence_ids=round.sequence_ids,
+        lengths=lengths,
+        token_ids=verdict.token_ids,
+        positions=starts + ranges(lengths),
+        hidden=hidden,
+        write_from=round.write_from,
+        first_slots=round.followed_from,
+        tables=tuple(block_table(round, s) for s in range(round.sequences)),
     )
 
 
@@ -112,7 +132,7 @@ def _rows(
         query_offsets=offsets(lengths),
         write_from=write_from,
         block_offsets=offsets([len(table) for table in tables]),
-        block_ids=ints(np.concatenate(tables)) if tables else ints(),
+        block_ids=tables[0] if len(tables) == 1 else ints(np.concatenate(tables)) if tables else ints(),
         first_slots=first_slots,
     )
 

@@ -18,6 +18,8 @@ from outrider.workers.speculation.sample_row import SampleRow
 from outrider.workers.speculation.token_rules import Mask, TokenRules, both
 from outrider.workers.structured_outputs import StructuredOutputsParams
 
+_POSITION, _WORDS = list(DRAW.names or ()).index("position"), DRAW.itemsize // 8
+
 
 @dataclass(frozen=True, slots=True)
 class _Live:
@@ -171,8 +173,8 @@ class SequenceStarts:
             return np.empty(0, dtype=DRAW)
         live = [self._live[sequence_id] for sequence_id in sequence_ids.tolist()]
         words = np.concatenate([each.draw for each in live])
+        words[_POSITION::_WORDS] = positions
         out = words.view(DRAW)
-        out["position"] = positions
         if self._looking_back:
             out["said"] = [each.said.address if each.said else 0 for each in live]
         if self.constrains:
