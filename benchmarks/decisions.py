@@ -1,11 +1,13 @@
 """What deciding on drafts takes: everything that a round asks of DepthPolicy, with made-up rounds and verdicts.
 
-Sequences decode at T=0.8 with drafts of which four in five stand. What is learned from several rounds at once counts
-in the mean, which is therefore what is told.
+Deciding is what must be known before a round can run: how deep to draft, which drafts to verify, whom to follow.
+Learning is what is made of the round when it has run. Sequences decode at T=0.8 with drafts of which four in five
+stand. Not every round sets depths, nor is each learned from at once, so means are told.
 """
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
 from common import seconds
 
@@ -19,11 +21,20 @@ from outrider.workers.speculation.drafter import Draft
 _PROMPT, _STANDS = 200, 0.8
 
 
+class TimedPlans(DepthPolicy):
+    """Knows what the setting of depths took of what it does with a round."""
+
+    planned_s = 0.0
+
+    def _plan(self, *args: Any, **kwargs: Any) -> None:
+        self.planned_s = seconds(lambda: DepthPolicy._plan(self, *args, **kwargs))
+
+
 class Decisions:
     """Plays rounds, and times the policy's part in them."""
 
     def __init__(self, sequences: int) -> None:
-        self._policy, self._rng = DepthPolicy("auto", (8, 2)), random.Random(1)
+        self._policy, self._rng = TimedPlans("auto", (8, 2)), random.Random(1)
         params = SamplingParams(temperature=0.8)
         request = Request(request_id="", prompt_token_ids=(3,) * _PROMPT, params=params, seed=0)
         self._sequences = [
@@ -34,7 +45,7 @@ class Decisions:
             for n in range(sequences)
         ]  # fmt: skip
         self._verified = [0] * sequences
-        self.took: dict[str, list[float]] = {"depths": [], "slots": [], "learning": []}
+        self.took: dict[str, list[float]] = {"asked": [], "depths": [], "slots": [], "learning": []}
 
     def round(self) -> None:
         depths: list[int] = []
@@ -44,7 +55,7 @@ class Decisions:
             depths.extend(map(self._policy.depth, self._sequences))
             follows.extend(map(self._policy.follows, self._sequences))
 
-        self.took["depths"].append(seconds(ask))
+        self.took["asked"].append(seconds(ask))
         round, verdict = self._run(depths, follows)
         drafts = {n: [self._draft() for _ in range(depth)] for n, depth in enumerate(depths) if depth}
         round_s = 0.001 * len(depths) ** 0.5 * (1.0 + 0.15 * round.rows / len(depths)) * self._rng.uniform(1.0, 1.1)
@@ -53,7 +64,9 @@ class Decisions:
             self._policy.time_of(round, round_s)
             self._policy.observe(round, verdict, round_s, 0.0001 * (1 + max(depths)), drafts)
 
-        self.took["learning"].append(seconds(learn))
+        learned_s = seconds(learn)
+        self.took["depths"].append(self._policy.planned_s)
+        self.took["learning"].append(learned_s - self._policy.planned_s)
         self.took["slots"].append(seconds(lambda: self._keep(drafts)))
 
     def _draft(self) -> Draft:
@@ -91,6 +104,11 @@ def decision_us(sequences: int, repeats: int = 300) -> dict[str, float]:
     for _ in range(repeats):
         decisions.round()
     return {part: 1e6 * _mean(took[repeats // 3 :]) for part, took in decisions.took.items()}
+
+
+def deciding_us(parts: Mapping[str, float]) -> float:
+    """All of them but learning."""
+    return sum(parts.values()) - parts["learning"]
 
 
 def _mean(values: list[float]) -> float:

@@ -152,7 +152,7 @@ class Auto:
 
     def depths(self, live: Sequence[Live]) -> list[int]:
         self.auto.plan(live)
-        return [self.auto.depth(each) for each in live]
+        return [self.auto.depth(each.sequence_id) for each in live]
 
     def follows(self, live: Sequence[Live]) -> list[bool]:
         return [self.auto.follows(each.sequence_id) for each in live]

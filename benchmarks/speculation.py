@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from common import interleaved, median, numbers, save, words
-from decisions import decision_us
+from decisions import deciding_us, decision_us
 from generation import BatchLLM, Decoded
 from record import TEXTS, Text, kind_prompts
 
@@ -243,7 +243,8 @@ def main() -> None:
         figures["decision_us"] = decisions()
         for sequences, parts in figures["decision_us"].items():
             told = ", ".join(f"{part} {us:.0f} us" for part, us in parts.items())
-            print(f"deciding for {sequences}: {told}, {sum(parts.values()):.0f} us in all")
+            all_us = sum(parts.values())
+            print(f"for {sequences}: {told}; deciding {deciding_us(parts):.0f} us, with learning {all_us:.0f} us")
     with ExitStack() as stack:
         engines = Engines(args, stack) if {"cells", "replay"} & set(args.only) else None
         if engines and "cells" in args.only:

@@ -6,6 +6,7 @@ Knows nothing of time.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -25,7 +26,7 @@ _HOPELESS = 30.0  # log-odds against a draft, beyond which none is told apart
 _FLEET_MEMORY, _FLEET_TRUST = 3000.0, 40.0  # labels
 _SEQUENCE_MEMORY, _SEQUENCE_TRUST = 24.0, 4.0  # labels
 _USUAL = 0.7  # acceptance that damping pulls both sides towards
-_FIRST_BATCH, _LARGEST_BATCH = 24, 144  # labels between two steps: a step takes as long for many as for few
+_FIRST_BATCH, _LARGEST_BATCH = 24, 240  # labels between two steps: a step takes as long for many as for few
 # Weights at first, scout's own: intercept, lead, log(1 + lead), first draft, history
 _JUDGING = ((-0.7, 0.5, 1.8, 0.2, 0.8), (-1.0, 0.3, 1.7, 0.1, 0.8), (-1.0, 0.3, 1.7, 0.1, 0.8))
 # Intercept, first draft, log(position), history
@@ -149,12 +150,14 @@ class Acceptance:
         """`positions`: most drafts of a sequence in one round."""
         self._positions = positions
         self._fleets: dict[Kind, _Fleet] = {}
-        self._known: dict[int, dict[str, _Histories]] = {}  # by live sequence and drafter
-        self._made: dict[int, tuple[Made, list[float]]] = {}  # not judged yet; chance of each, history aside
+        self._known = defaultdict[str, defaultdict[int, _Histories]](
+            lambda: defaultdict(_Histories)
+        )  # by drafter and sequence
+        self._made: dict[int, tuple[Made, list[float]]] = {}  # not judged yet; odds against each, history aside
 
     def __len__(self) -> int:
         """Sequences that it keeps something of."""
-        return len(self._known)
+        return len(set().union(*self._known.values()))
 
     def judged(self, made: Sequence[Made]) -> Floats:
         """The probability that a draft and all before it are accepted, [sequences, most drafts]; 0 beyond the last.
@@ -170,10 +173,11 @@ class Acceptance:
         scores = weights[:, :1] + weights[:, 1:2] * capped + weights[:, 2:3] * np.log1p(capped)
         scores[:, :1] += weights[:, 3:4]
         odds = np.exp(np.minimum(-scores, _HOPELESS))
-        offsets = np.array([self._histories(each.sequence_id, each.kind.drafter).judging.offset for each in made])
-        for each, expected in zip(made, (1.0 / (1.0 + odds)).tolist(), strict=True):
+        known = self._known
+        offsets = np.array([known[each.kind.drafter][each.sequence_id].judging.offset for each in made])
+        for each, own in zip(made, odds.tolist(), strict=True):
             if each.kind.drafter != LOOKUP:
-                self._made[each.sequence_id] = each, expected
+                self._made[each.sequence_id] = each, own
         shifted = odds * np.exp(-weights[:, 4:] * offsets[:, None])
         survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + shifted, axis=1)
         for place, each in enumerate(made):
@@ -187,21 +191,21 @@ class Acceptance:
         """`judged` of one sequence, which has drafts: the same in a tenth of the time."""
         if made.kind.drafter == LOOKUP:
             return list(accumulate(made.leads, mul))
-        fleet, history = self._fleet(made.kind), self._histories(made.sequence_id, made.kind.drafter).judging
+        fleet, history = self._fleet(made.kind), self._known[made.kind.drafter][made.sequence_id].judging
         odds = fleet.odds(made.leads)
-        self._made[made.sequence_id] = made, [1.0 / (1.0 + each) for each in odds]
+        self._made[made.sequence_id] = made, odds
         return _survivals(odds, fleet.judging.weights[4] * history.offset)
 
     def foreseen_alone(self, sequence_id: int, kind: Kind) -> list[float]:
         """`foreseen` of one sequence."""
-        fleet, history = self._fleet(kind), self._histories(sequence_id, kind.drafter).foreseeing
+        fleet, history = self._fleet(kind), self._known[kind.drafter][sequence_id].foreseeing
         return _survivals(fleet.foreseen, fleet.foreseeing.weights[3] * history.offset)
 
     def foreseen(self, sequences: Sequence[tuple[int, Kind]]) -> Floats:
         """The same of drafts that are not made yet, [sequences, positions]."""
         fleets = self._fleets_of([kind for _, kind in sequences])
         trust = np.array([fleet.foreseeing.weights[3] for fleet in fleets])
-        offsets = np.array([self._histories(each, kind.drafter).foreseeing.offset for each, kind in sequences])
+        offsets = np.array([self._known[kind.drafter][each].foreseeing.offset for each, kind in sequences])
         odds = np.array([fleet.foreseen for fleet in fleets]) * np.exp(-trust * offsets)[:, None]
         survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + odds, axis=1)
         return survivals
@@ -212,12 +216,12 @@ class Acceptance:
         `judged` counts the accepted ones and the first rejected; what was made beyond was never judged.
         """
         for sequence_id, judged, accepted in outcomes:
-            made, expected = self._made.pop(sequence_id, (None, []))
+            made, odds = self._made.pop(sequence_id, (None, []))
             if made is not None and judged:
-                self._learn(made, judged, accepted, sum(expected[:judged]))
+                self._learn(made, judged, accepted, sum([1.0 / (1.0 + each) for each in odds[:judged]]))
 
     def _learn(self, made: Made, judged: int, accepted: int, expected: float) -> None:
-        fleet, histories = self._fleet(made.kind), self._histories(made.sequence_id, made.kind.drafter)
+        fleet, histories = self._fleet(made.kind), self._known[made.kind.drafter][made.sequence_id]
         judging, foreseeing = histories.judging, histories.foreseeing
         fleet.learn(_Lesson(made.leads[:judged], accepted, judging.offset, foreseeing.offset))
         judging.observe(accepted, judged, expected)
@@ -234,16 +238,9 @@ class Acceptance:
             self._made.pop(sequence_id, None)
 
     def forget(self, sequence_id: int) -> None:
-        self._known.pop(sequence_id, None)
+        for known in self._known.values():
+            known.pop(sequence_id, None)
         self._made.pop(sequence_id, None)
-
-    def _histories(self, sequence_id: int, drafter: str) -> _Histories:
-        own = self._known.get(sequence_id)
-        if own is None:
-            own = self._known[sequence_id] = {}
-        if drafter not in own:
-            own[drafter] = _Histories()
-        return own[drafter]
 
     def _fleets_of(self, kinds: list[Kind]) -> list[_Fleet]:
         """Of each, or one for all where they are alike, as they nearly always are."""

@@ -71,8 +71,7 @@ class Account:
 
     def relative_price(self, base: Shape) -> float:
         """Tokens that one of the cost model's relative seconds is worth."""
-        undrafted = self.cost.undrafted(base.sequences, base.context) / self.cost.speed
-        return self.price.per_second(base.sequences, undrafted)
+        return self.price.per_second(base.sequences, self.cost.plain(base.sequences, base.context))
 
     def observe(self, took: Took) -> None:
         """Learns from a round of new size at once, else when a few have gone by: learning slows what is measured."""
@@ -97,11 +96,14 @@ class Account:
         self.slept()
         self.cost.observe(shape, round_s, draft_s)
         self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
-        self._tell(shape, self.cost.undrafted(shape.sequences, shape.context), self.figures.forecast_error)
+        self._undrafted_s = self.cost.undrafted(shape.sequences, shape.context)
+        self.figures.depth -= 0.05 * self.figures.depth
+        self._tell(shape)
 
     def _learn_times(self) -> None:
         for took in self._took:
             self._learn_time(took)
+        self._tell(self._took[-1].shape)
         self._took, self._took_s = [], 0.0
 
     def _learn_time(self, round: Took) -> None:
@@ -114,12 +116,13 @@ class Account:
             self.price.observe(shape.sequences, round.tokens, counted, undrafted)
             round.ledger.settle(round.tokens / shape.sequences, counted / undrafted)
         self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)
-        self._tell(shape, undrafted, abs(took - forecast) / max(took, 1e-9))
-
-    def _tell(self, shape: Shape, undrafted: float, error: float) -> None:
-        told, self._undrafted_s = self.figures, undrafted
-        told.gain = self.price.gain(shape.sequences)
-        told.price = shape.sequences / undrafted * told.gain
-        told.ledger, told.stopped = self.ledger.level, self.ledger.stopped
+        self._undrafted_s, told = undrafted, self.figures
         told.depth += 0.05 * ((shape.rows - shape.sequences) / shape.sequences - told.depth)
-        told.forecast_error += 0.05 * (error - told.forecast_error)
+        told.forecast_error += 0.05 * (abs(took - forecast) / max(took, 1e-9) - told.forecast_error)
+
+    def _tell(self, shape: Shape) -> None:
+        """Of a round like this, learned from last."""
+        told = self.figures
+        told.gain = self.price.gain(shape.sequences)
+        told.price = shape.sequences / self._undrafted_s * told.gain
+        told.ledger, told.stopped = self.ledger.level, self.ledger.stopped

@@ -84,9 +84,9 @@ class AutoDepth:
         """Sequences that it keeps something of."""
         return max(len(self._hopes), len(self.acceptance))
 
-    def depth(self, live: Live) -> int:
+    def depth(self, sequence_id: int) -> int:
         """Drafts to make for the sequence after the round that is being composed."""
-        return self._depths.get(live.sequence_id, 0)
+        return self._depths.get(sequence_id, 0)
 
     def follows(self, sequence_id: int) -> bool:
         """Whether the drafter should take in the sequence's tokens."""
@@ -142,8 +142,8 @@ class AutoDepth:
 
     def _set_prices(self, plain: Shape) -> None:
         self._price = _CAUTION * self.account.relative_price(plain)
-        rows = self.cost.more_rows(plain.rows, plain.rows)[plain.rows] / plain.rows
-        self._row_price = self._price * (rows + self.cost.slot(plain.context / plain.sequences))
+        row = self.cost.further_row(plain.rows) + self.cost.slot(plain.context / plain.sequences)
+        self._row_price = self._price * row
 
     def looked_up(self, chances: Sequence[float]) -> tuple[int, float]:
         """How many looked-up drafts are worth their rows, and what they bring above that, in tokens.
@@ -168,7 +168,7 @@ class AutoDepth:
         more_rows = self.cost.more_rows(plain.rows, len(live) * self._deepest)
         if len(live) == 1:
             survivals = self.acceptance.foreseen_alone(live[0].sequence_id, live[0].kind)
-            return depth_worth_alone(survivals, self.cost.slot(live[0].context), more_rows, drafting, price)
+            return depth_worth_alone(survivals, self.cost.slot(live[0].context), more_rows.tolist(), drafting, price)
         slot_s = np.array([self.cost.slot(each.context) for each in live])
         foreseen = self.acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
         return depths_worth(foreseen, slot_s, more_rows, drafting, price)
@@ -194,13 +194,13 @@ class AutoDepth:
         Each has at least one draft. Remembers them, to learn from what becomes of them.
         """
         more_rows = self.cost.more_rows(base.rows, sum([len(each.leads) for each in made]))
-        price = self.account.relative_price(base)
+        price = _CAUTION * self.account.relative_price(base)
         slot_s = self.cost.slot(base.context / base.sequences)
         if len(made) == 1:
             survivals = self.acceptance.judged_alone(made[0])
-            worth = slots_worth_alone(survivals, slot_s, more_rows, _CAUTION * price)
+            worth = slots_worth_alone(survivals, slot_s, more_rows.tolist(), price)
         else:
-            worth = slots_worth(self.acceptance.judged(made), np.full(len(made), slot_s), more_rows, _CAUTION * price)
+            worth = slots_worth(self.acceptance.judged(made), np.full(len(made), slot_s), more_rows, price)
         return [0] * len(made) if self.resting else self._also_tried(self._measured(worth, made, base), made)
 
     def _also_tried(self, counts: list[int], made: Sequence[Made]) -> list[int]:

@@ -63,7 +63,9 @@ class RoundCost:
         self._widest = 1  # rows of a round yet
         self._speed = 1.0  # of late, over what the lines say: the machine has moods
         self._rounds = 0
-        self._by_rows: list[float] = []
+        self._table: Floats = np.zeros(0)  # relative seconds that depend on the number of rows alone
+        self._by_rows: list[float] = []  # the same
+        self._added: dict[tuple[int, int], Floats] = {}  # answers of `more_rows`, while that holds
         self._tabulate(_SMALLEST_TABLE)
 
     def drafting(self, drafter: str) -> Line:
@@ -91,17 +93,19 @@ class RoundCost:
         The machine's speed is told only by rounds whose like is known: others tell what their shape takes.
         """
         features, news = self._features(shape), False
-        ratio = (round_s + draft_s) / max(self._speed * (self._verify(shape) + self._draft(shape)), 1e-9)
+        ratio = (round_s + draft_s) / max(self.forecast(shape), 1e-9)
         if self._cells.known(shape.rows):
             self._speed *= 1.0 + _SPEED_RATE * (min(max(ratio, 1 / _SPEED_CLIP), _SPEED_CLIP) - 1.0)
         else:
             news = not 1 / _SURPRISE < ratio < _SURPRISE
         self._rounds += 1
-        self._widest = max(self._widest, shape.rows)
-        self._verifying.observe(features, round_s / self._speed, news=news)
+        if shape.rows > self._widest:
+            self._widest, self._added = shape.rows, {}
+        relative_s = round_s / self._speed
+        self._verifying.observe(features, relative_s, news=news)
         if shape.followed or shape.drafts:
             self.drafting(shape.drafter).observe(_drafted(shape), draft_s / self._speed)
-        self._cells.observe(shape.rows, round_s / self._speed / max(self._verifying.seconds(features), 1e-9))
+        self._cells.observe(shape.rows, relative_s / max(self._verifying.seconds(features), 1e-9))
         if shape.undrafted and not shape.ready:
             self._bases.setdefault(size_class(shape.sequences), _Base()).seen(self._rounds)
         if news or self._rounds <= _TABLES_AT_ONCE or self._rounds % _TABLE_EVERY == 0:
@@ -113,7 +117,12 @@ class RoundCost:
 
     def undrafted(self, sequences: int, context: float) -> float:
         """Seconds of a round that speculation has no part in."""
-        return self._speed * self._verify(Shape(sequences, sequences, context, context))
+        return self._speed * self.plain(sequences, context)
+
+    def plain(self, sequences: int, context: float) -> float:
+        """Relative seconds of the same."""
+        *_, sequence, per_context, product, _ = self._verifying.coefficients
+        return self._rows(sequences) + sequence * sequences + _PER * (per_context + product) * context
 
     def base_known(self, sequences: int) -> bool:
         """Whether rounds without drafts, of about so many sequences, were ever measured."""
@@ -128,16 +137,21 @@ class RoundCost:
         base = self._bases.get(size_class(sequences))
         return base is None or base.due(self._rounds, every)
 
-    def more_rows(self, rows: int, more: int) -> list[float]:
+    def more_rows(self, rows: int, more: int) -> Floats:
         """Relative seconds that 0 .. `more` rows add to a round of `rows`, [more + 1]: never falling.
 
         Their reading of the context is not in it: see `slot`. Infinite where no round was nearly as wide.
         """
-        if len(self._by_rows) <= rows + more:
-            self._tabulate(2 * (rows + more))
-        first, fathomed = self._by_rows[rows], 2 * max(rows, self._widest) - rows
-        added = [seconds - first for seconds in self._by_rows[rows : rows + min(more, fathomed) + 1]]
-        return added + [math.inf] * (more - fathomed)
+        added = self._added.get((rows, more))
+        if added is None:
+            self._rows(rows + more)  # so many are in the table
+            added = self._added[rows, more] = self._table[rows : rows + more + 1] - self._table[rows]
+            added[2 * max(rows, self._widest) - rows + 1 :] = math.inf
+        return added
+
+    def further_row(self, rows: int) -> float:
+        """Relative seconds that a row adds to a round of `rows`, where as many again are added."""
+        return (self._rows(2 * rows) - self._rows(rows)) / rows
 
     @property
     def readiness(self) -> float:
@@ -154,11 +168,15 @@ class RoundCost:
 
     def _verify(self, shape: Shape) -> float:
         """Relative seconds to the verdict."""
-        if len(self._by_rows) <= shape.rows:
-            self._tabulate(2 * shape.rows)
         _, _, _, sequence, context, product, ready = self._verifying.coefficients
         rest = sequence * shape.sequences + _PER * (context * shape.context + product * shape.rows_context)
-        return self._by_rows[shape.rows] + rest + ready * shape.ready
+        return self._rows(shape.rows) + rest + ready * shape.ready
+
+    def _rows(self, rows: int) -> float:
+        """Relative seconds that depend on the number of rows alone."""
+        if len(self._by_rows) <= rows:
+            self._tabulate(2 * rows)
+        return self._by_rows[rows]
 
     def _draft(self, shape: Shape) -> float:
         return self.drafting(shape.drafter).seconds(_drafted(shape))
@@ -170,12 +188,13 @@ class RoundCost:
         return (1.0, shape.rows, distinct, shape.sequences, context, product, float(shape.ready))
 
     def _tabulate(self, most: int) -> None:
-        """Relative seconds by the number of rows alone, 0 .. `most`."""
+        """Relative seconds by the number of rows alone, 0 .. `most`: for many, and for one."""
         fixed, row, expert, *_ = self._verifying.coefficients
         experts, woken = self._experts
         rows = np.arange(most + 1)
         line = fixed + row * rows + expert * experts * (1.0 - (1.0 - woken / experts) ** rows)
-        self._by_rows = np.maximum.accumulate(line * self._cells.factors(most)).tolist()
+        self._table = np.maximum.accumulate(line * self._cells.factors(most))
+        self._by_rows, self._added = self._table.tolist(), {}
 
 
 class _Base:

@@ -4,14 +4,13 @@ Pure: seconds are given to it. Depths never change the text, so any rule would d
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from itertools import compress, pairwise
 from operator import add, eq, mul, sub
 from typing import NamedTuple
 
 from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.request import SpeculationFigures
-from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, ints
+from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.speculation.acceptance import Kind, Made
@@ -19,7 +18,7 @@ from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth, Live, Ou
 from outrider.workers.speculation.cost import Shape
 from outrider.workers.speculation.drafter import Draft
 
-_PLANNED_AT_ONCE = 24  # sequences: so many more, and their depths are set a round less often
+_PLANNED_AT_ONCE = 24  # sequences: so many beyond the first, begun, and depths are set a round less often
 
 
 class DepthPolicy:
@@ -71,7 +70,8 @@ class DepthPolicy:
             return min(int(wanted), self._ceiling)
         if sequence.request.params.drafter == LOOKUP:
             return 0
-        return self._auto.depth(Live(sequence.sequence_id, self._kind(sequence), len(sequence.token_ids)))
+        self._kind(sequence)
+        return self._auto.depth(sequence.sequence_id)
 
     def follows(self, sequence: Sequence) -> bool:
         """Whether models should take in the sequence's next rows. With a fixed depth always."""
@@ -86,13 +86,13 @@ class DepthPolicy:
 
     def _kind(self, sequence: Sequence) -> Kind:
         """Of a sequence whose depth is "auto", which is known from then on."""
-        sequence_id = sequence.sequence_id
-        if sequence_id not in self._kinds:
+        kind = self._kinds.get(sequence.sequence_id)
+        if kind is None:
             model = next(iter(self._models), MTP)
-            self._kinds[sequence_id] = Kind.of(model, sequence.request.params.temperature)
-            self._heats[self._kinds[sequence_id].heat] += 1
+            kind = self._kinds[sequence.sequence_id] = Kind.of(model, sequence.request.params.temperature)
+            self._heats[kind.heat] += 1
             self._auto.account.turn_to(self._together + 1, self._heat)
-        return self._kinds[sequence_id]
+        return kind
 
     @property
     def _heat(self) -> int:
@@ -134,10 +134,7 @@ class DepthPolicy:
         if not drafts and self._slept(round, verdict):
             return
         self._draft_s[round.lane] = draft_s
-        model = next(iter(self._models), MTP)
-        if drafts is not None:
-            round, model = _with_steps_made(round, drafts), _model_of(drafts, model)
-        seen = _Seen.of(round, verdict, model)
+        seen = _Seen.of(round, verdict, drafts, self._model_of(drafts))
         kinds = self._kinds
         if seen.whole:
             own = all(each.sequence_id in kinds or not each.verified for each in seen.outcomes)
@@ -147,6 +144,13 @@ class DepthPolicy:
             self._auto.learn_acceptance(seen.outcomes)
         self._forget((*round.ends.tolist(), *seen.finished))
         self._plan(round.lane, seen.going, seen.whole)
+
+    def _model_of(self, drafts: Mapping[int, list[Draft]] | None) -> str:
+        """Which model took steps for these; of several one that is not the usual one, and takes longer."""
+        usual = next(iter(self._models), MTP)
+        if drafts is None or len(self._models) < 2:
+            return usual
+        return min({own[0].drafter for own in drafts.values() if own} - {LOOKUP, usual}, default=usual)
 
     def _slept(self, round: Round, verdict: Verdict) -> bool:
         """Whether speculation is stopped, and had no part in a round that is not worth looking at."""
@@ -202,7 +206,7 @@ class DepthPolicy:
         context = float(sum(going.values()))
         self._next[lane] = plain = Shape(len(going), len(going), context, context)
         self._turns[lane] = turn = self._turns.get(lane, 0) + 1
-        if turn % (len(going) // _PLANNED_AT_ONCE + 1):
+        if turn % (-(-(len(going) - 1) // _PLANNED_AT_ONCE) + 1):
             return
         kinds = self._kinds
         live = [Live(i, kinds[i], tokens) for i, tokens in going.items() if i in kinds]
@@ -228,44 +232,34 @@ class DepthPolicy:
 
         With a fixed depth all; else those that are worth their time, whoever made them.
         """
-        tokens: dict[int, list[int]] = {}
         made: list[Made] = []
         fixed, kinds = 0, self._kinds
+        tokens = {i: [draft.token_id for draft in own] for i, own in drafts.items()}
         for sequence_id, own in drafts.items():
             kind = kinds.get(sequence_id)
-            tokens[sequence_id] = [draft.token_id for draft in own]
             if kind is None or not own:
                 fixed += len(own)
                 continue
-            by = kind.by(own[0].drafter)
-            made.append(Made(sequence_id, by, [draft.confidence for draft in own]))
-            if by.drafter != LOOKUP:
-                kinds[sequence_id] = by
+            if own[0].drafter != kind.drafter:
+                kind = kind.by(own[0].drafter)
+                if kind.drafter != LOOKUP:
+                    kinds[sequence_id] = kind
+            made.append(Made(sequence_id, kind, [draft.confidence for draft in own]))
         if made:
-            plain = self._next[self._lane]
-            counts = self._auto.keep(made, plain._replace(rows=plain.rows + fixed) if fixed else plain)
-            for each, count in zip(made, counts, strict=True):
+            for each, count in zip(made, self._kept(made, fixed), strict=True):
                 del tokens[each.sequence_id][count:]
         return tokens
 
-
-def _looked_up(drafts: list[Draft]) -> bool:
-    return bool(drafts) and drafts[0].drafter == LOOKUP
-
-
-def _model_of(drafts: Mapping[int, list[Draft]], usual: str) -> str:
-    """Which model took steps for these; of several one that is not the usual one, and takes longer."""
-    if len(names := {own[0].drafter for own in drafts.values() if own} - {LOOKUP, usual}):
-        return min(names)
-    return usual
+    def _kept(self, made: list[Made], fixed: int) -> list[int]:
+        """How many of the drafts to verify, of each, beside `fixed` ones that are verified whatever they cost."""
+        plain = self._next[self._lane]
+        return self._auto.keep(made, plain._replace(rows=plain.rows + fixed) if fixed else plain)
 
 
-def _with_steps_made(round: Round, drafts: Mapping[int, list[Draft]]) -> Round:
-    """The round with the steps that were run after it: none for a sequence whose drafts were looked up, or failed."""
-    if not round.draft_steps.any():
-        return round
-    made = [drafts.get(sequence_id, []) for sequence_id in round.sequence_ids.tolist()]
-    return replace(round, draft_steps=ints([0 if _looked_up(own) else len(own) for own in made]))
+def _steps_made(sequence_ids: Iterable[int], drafts: Mapping[int, list[Draft]]) -> list[int]:
+    """Steps that were run after a round: none for a sequence whose drafts were looked up, or failed."""
+    made = [drafts.get(sequence_id) for sequence_id in sequence_ids]
+    return [len(own) if own and own[0].drafter != LOOKUP else 0 for own in made]
 
 
 class _Seen(NamedTuple):
@@ -278,17 +272,17 @@ class _Seen(NamedTuple):
     going: dict[int, int]  # sequences that go on decoding, and their tokens
 
     @classmethod
-    def of(cls, round: Round, verdict: Verdict, model: str) -> "_Seen":
+    def of(cls, round: Round, verdict: Verdict, drafts: Mapping[int, list[Draft]] | None, model: str) -> "_Seen":
         """Column by column: of many sequences that takes a third of the time that one after another does.
 
-        `model`: whose steps those of the round are.
+        `drafts`: those made after it; None: as many as it asks for. `model`: whose steps these are.
         """
         ids, counts, starts = round.sequence_ids.tolist(), round.sample_counts.tolist(), round.starts.tolist()
         rows, emitted = _lengths(round.query_offsets), _lengths(verdict.token_offsets)
         contexts = list(map(add, starts, rows))
         ended = [finish != RUNNING for finish in verdict.finish.tolist()]
         goes = [count > 0 and not over for count, over in zip(counts, ended, strict=True)]
-        steps = list(compress(round.draft_steps.tolist(), goes))
+        steps = list(compress(round.draft_steps.tolist(), goes)) if drafts is None else _steps_made(ids, drafts)
         shape = Shape(
             len(ids), round.rows, float(sum(contexts)), float(sum(map(mul, rows, contexts))),
             max(steps, default=0), sum(steps), sum(map(mul, verdict.accepted_rows.tolist(), round.upkeep.tolist())),

@@ -1,6 +1,7 @@
 """A sum of non-negative parts, each in proportion to something known: least squares online, fading with age. Pure."""
 
 from collections.abc import Sequence
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,8 @@ class Line:
         self.coefficients = list(first_shape)
 
     def seconds(self, features: Sequence[float]) -> float:
-        return sum([c * f for c, f in zip(self.coefficients, features, strict=True)])
+        seconds: float = sum(map(mul, self.coefficients, features))
+        return seconds
 
     def observe(self, features: Sequence[float], seconds: float, *, news: bool = False) -> None:
         """`news`: of a kind that was hardly seen yet, so that it counts at once and whole."""

@@ -38,7 +38,7 @@ class Depths(NamedTuple):
     gain: float  # below 0 where none is better
 
 
-def slots_worth(survivals: Floats, slot_s: Floats, more_rows: Sequence[float], price: float) -> Worth:
+def slots_worth(survivals: Floats, slot_s: Floats, more_rows: Floats, price: float) -> Worth:
     """Of made drafts those to verify. `survivals` [sequences, drafts] never rise along a row, and are 0 past its end.
 
     `slot_s` [sequences]: seconds that a row of this sequence adds by itself; `more_rows` [n + 1]: what so many rows
@@ -49,7 +49,7 @@ def slots_worth(survivals: Floats, slot_s: Floats, more_rows: Sequence[float], p
     order = np.sort(values, axis=None)[::-1][:slots]
     if not slots:
         return Worth([0] * len(values), 0.0, 0.0)
-    gains = np.cumsum(order) - price * np.array(more_rows[1 : slots + 1])
+    gains = np.cumsum(order) - price * more_rows[1 : slots + 1]
     best = int(gains.argmax())
     if gains[best] <= 0.0:
         return Worth([0] * len(values), 0.0, float(gains[-1]))
@@ -70,9 +70,7 @@ def slots_worth_alone(survivals: Sequence[float], slot_s: float, more_rows: Sequ
     return Worth([count], best, every)
 
 
-def depths_worth(
-    survivals: Floats, slot_s: Floats, more_rows: Sequence[float], drafting: DraftSeconds, price: float
-) -> Depths:
+def depths_worth(survivals: Floats, slot_s: Floats, more_rows: Floats, drafting: DraftSeconds, price: float) -> Depths:
     """How deep to draft. `survivals` [sequences, depth] are foreseen; the rest as in `slots_worth`.
 
     For each number of steps the best of the slots that it makes; of these numbers that which brings most.
@@ -82,7 +80,7 @@ def depths_worth(
     order = np.argsort(-values, kind="stable")
     steps = np.arange(1, deepest + 1)
     made = order % deepest < steps[:, None]  # [steps, slots]
-    gains = np.cumsum(made * values[order], axis=1) - price * np.array(more_rows)[np.cumsum(made, axis=1)]
+    gains = np.cumsum(made * values[order], axis=1) - price * more_rows[np.cumsum(made, axis=1)]
     by_steps = gains.max(axis=1) - price * (drafting.first + drafting.step * steps)
     best = int(by_steps.argmax())
     if gains[best].max() <= 0.0:

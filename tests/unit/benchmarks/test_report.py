@@ -69,7 +69,7 @@ RESULTS: dict[str, dict[str, Any]] = {
             "arms": {"off": {"tokens_per_second": 100.0}, "auto": {"tokens_per_second": 150.0}},
             "best_static": "off", "auto_over_best": 1.5, "auto_over_off": 1.5,
         },
-        "decision_us": {"1": {"depths": 20.0, "slots": 15.0, "learning": 40.0}},
+        "decision_us": {"1": {"asked": 2.0, "depths": 20.0, "slots": 15.0, "learning": 40.0}},
     },
     "round": {
         "command": "benchmarks/round.py", "threads": 1,

@@ -1,7 +1,7 @@
 """What the benchmark of speculation makes of its runs."""
 
 import pytest
-from decisions import decision_us
+from decisions import deciding_us, decision_us
 from generation import Decoded
 from speculation import Busy, against, arm_figures, hourly_rates
 
@@ -65,5 +65,6 @@ def test_a_day_rises_to_its_peak_and_falls_again() -> None:
 def test_every_part_of_a_decision_is_timed() -> None:
     took = decision_us(2, repeats=12)
 
-    assert set(took) == {"depths", "slots", "learning"}
+    assert set(took) == {"asked", "depths", "slots", "learning"}
     assert all(us > 0 for us in took.values())
+    assert deciding_us(took) == pytest.approx(took["asked"] + took["depths"] + took["slots"])

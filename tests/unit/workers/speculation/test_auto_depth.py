@@ -37,7 +37,7 @@ def taught(rounds: int = 200, *, stands: bool = True, sequences: int = 1) -> Aut
 def depth(auto: AutoDepth, sequence_id: int = 0) -> int:
     live = Live(sequence_id, DRAWN, 100)
     auto.plan([live])
-    return auto.depth(live)
+    return auto.depth(live.sequence_id)
 
 
 def test_it_drafts_deep_where_drafts_stand() -> None:
@@ -152,7 +152,7 @@ def test_one_that_never_pays_is_let_go_beside_one_that_does() -> None:
     auto, followed = taught(), []
     for _ in range(120):
         auto.plan([Live(0, DRAWN, 100), Live(1, DRAWN, 100)])
-        depths = [auto.depth(Live(s, DRAWN, 100)) for s in (0, 1)]
+        depths = [auto.depth(s) for s in (0, 1)]
         followed.append(auto.follows(1))
         made = [Made(s, DRAWN, [SURE if s == 0 else DOUBTFUL] * depth) for s, depth in enumerate(depths) if depth]
         kept = auto.keep(made, round_of(2, 0)[0]) if made else []
@@ -176,10 +176,10 @@ def test_a_sequence_pays_for_the_time_of_those_that_share_its_rounds() -> None:
     auto.account.price._sums.clear()
 
     auto.plan([live], round_of(1, 0)[0], measurable=False)
-    alone = auto.depth(live)
+    alone = auto.depth(live.sequence_id)
     auto.plan([live], round_of(16, 0)[0], measurable=False)
 
-    assert auto.depth(live) < alone
+    assert auto.depth(live.sequence_id) < alone
 
 
 def test_lanes_are_measured_at_one_time() -> None:

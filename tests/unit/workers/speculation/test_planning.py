@@ -14,7 +14,7 @@ from outrider.workers.speculation.planning import (
 )
 
 NOTHING = np.zeros(2)
-STRAIGHT = (0.2 * np.arange(20)).tolist()  # seconds: a row takes 0.2
+STRAIGHT = 0.2 * np.arange(20)  # seconds: a row takes 0.2
 
 
 def survivals(*rows: list[float]) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_a_slot_is_verified_while_it_survives_more_often_than_its_time_is_worth(
 
 
 def test_rows_that_are_free_up_to_a_border_are_taken_up_to_it() -> None:
-    padded = [0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+    padded = np.array([0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
     chances = survivals([0.7, 0.6, 0.5], [0.4, 0.1, 0.05])
 
     worth = slots_worth(chances, NOTHING, padded, price=1.0)
@@ -50,10 +50,10 @@ def test_no_other_choice_of_slots_brings_more() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         chances = np.cumprod(rng.uniform(0.2, 1.0, (3, 3)), axis=1)
-        curve = [0.0, *np.cumsum(rng.uniform(0.0, 0.5, 9)).tolist()]
+        curve = np.cumsum([0.0, *rng.uniform(0.0, 0.5, 9)])
         worth = slots_worth(chances, np.zeros(3), curve, price=1.0)
 
-        def brings(counts: tuple[int, ...], chances: np.ndarray = chances, curve: list[float] = curve) -> float:
+        def brings(counts: tuple[int, ...], chances: np.ndarray = chances, curve: np.ndarray = curve) -> float:
             gained = sum(chances[s, :count].sum() for s, count in enumerate(counts))
             return float(gained - (curve[sum(counts)] - curve[0]))
 
@@ -80,7 +80,7 @@ def test_a_step_is_made_only_where_the_sequences_together_pay_for_it() -> None:
 
 def test_no_step_is_made_for_rows_that_would_not_be_verified() -> None:
     """The first four rows are cheap, and the next ones dearer than any draft is worth."""
-    border = [0.0, 0.1, 0.2, 0.3, 0.4, *(5.0 + 0.1 * np.arange(8)).tolist()]
+    border = np.array([0.0, 0.1, 0.2, 0.3, 0.4, *(5.0 + 0.1 * np.arange(8))])
     chances = survivals([0.95, 0.9, 0.85, 0.8], [0.95, 0.9, 0.85, 0.8])
 
     assert depths_worth(chances, NOTHING, border, CHEAP, price=1.0).depths == [2, 2]
@@ -90,7 +90,7 @@ def test_a_lone_sequence_is_decided_as_in_numpy() -> None:
     rng = np.random.default_rng(1)
     for _ in range(200):
         chances = np.cumprod(rng.uniform(0.3, 1.0, (1, 5)), axis=1)
-        curve = [0.0, *np.cumsum(rng.uniform(0.0, 0.5, 5)).tolist()]
+        curve = np.cumsum([0.0, *rng.uniform(0.0, 0.5, 5)])
         price = float(rng.uniform(0.1, 2.0))
 
         alone = slots_worth_alone(chances[0].tolist(), 0.02, curve, price)
@@ -98,7 +98,7 @@ def test_a_lone_sequence_is_decided_as_in_numpy() -> None:
 
         assert alone.counts == several.counts
         assert (alone.best, alone.every) == pytest.approx((several.best, several.every))
-        straight = (0.2 * np.arange(6)).tolist()
+        straight = 0.2 * np.arange(6)
         one = depth_worth_alone(chances[0].tolist(), 0.02, straight, CHEAP, price)
         among = depths_worth(chances, np.array([0.02]), straight, CHEAP, price)
         assert one.depths == among.depths
