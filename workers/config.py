@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,22 @@ class EngineConfig:
     round_timeout_s: float = 300.0  # deadline of every wait for another rank within a round
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_numbers()
+        self._check_folders()
+        self._check_drafting()
+        self._check_data_groups()
+        self._check_expert_balance()
+        self._check_overlap()
+        if self.verification != COUPLED:
+            self._check_study()
+
+    def _check_choices(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
+
+    def _check_numbers(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
@@ -131,21 +145,24 @@ class EngineConfig:
         for name in ("round_timeout_s", "harvest_max_gib", "weight_cache_max_gib"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        self._check_folder()
+        if type(self.seed) is not int:
+            raise ValueError(f"seed must be an integer, got {self.seed!r}")
+
+    def _check_drafting(self) -> None:
         if self.speculation is None:
             raise ValueError('speculation must be "auto", "off" or 1..16, got None')
         check_speculation(self.speculation)
         if self.drafter == DRAFT_MODEL and self.draft_model is None:
             raise ValueError('drafter="draft_model" needs draft_model, the checkpoint to draft with')
-        self._check_data_groups()
-        self._check_expert_balance()
-        self._check_overlap()
-        if self.verification != COUPLED:
-            self._check_study()
 
-    def _check_folder(self) -> None:
-        if self.weight_cache_dir == "":
-            raise ValueError("weight_cache_dir must name a folder, got ''")
+    def _check_folders(self) -> None:
+        """A path is taken as its text, which travels to ranks."""
+        for name in ("model", "weight_cache_dir", "draft_model", "harvest_path"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, value := os.fspath(value))
+            if value == "" or not (isinstance(value, str) or (value is None and name != "model")):
+                raise ValueError(f"{name} must name a folder, got {value!r}")
 
     def _check_data_groups(self) -> None:
         """What needs all sequences on the leader's rank, their blocks or their states, cannot have them elsewhere."""

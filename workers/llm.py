@@ -4,7 +4,7 @@ import atexit
 import hashlib
 import itertools
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -112,7 +112,7 @@ class LLM:
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Outputs in the order of the prompts. ValueError names a bad prompt or parameter; nothing has run then."""
-        listed: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else prompts
+        listed: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else _listed(prompts)
         requests = self._requests(listed, sampling_params)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         collected = [_Collected(request, text, self.tokenizer) for request, text in zip(requests, texts, strict=True)]
@@ -175,6 +175,9 @@ class LLM:
             raise ValueError(
                 f"sampling_params must be one, or one per prompt: got {len(each)} for {len(prompts)} prompts"
             )
+        for one in each:
+            if not isinstance(one, SamplingParams):
+                raise ValueError(f"sampling_params must be SamplingParams, got {one!r}")
         return [self._request(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
@@ -192,6 +195,8 @@ class LLM:
         return request
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
+        if not isinstance(prompt, Sequence):
+            raise ValueError(f"prompt must be a text or a list of token ids, got {prompt!r}")
         if not isinstance(prompt, str):
             return prompt
         if self.tokenizer is None:
@@ -272,6 +277,12 @@ class _Collected:
             self.result.prompt_logprobs += logprobs_by_token(delta.prompt_logprobs, self._tokenizer)
         self.result.num_cached_tokens = self._assembler.usage.cached_tokens
         return delta
+
+
+def _listed(prompts: Iterable[Prompt]) -> list[Prompt]:
+    if not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts must be a text, or a list of texts and of lists of token ids, got {prompts!r}")
+    return list(prompts)
 
 
 def _derived_seed(seed: int, number: int) -> int:

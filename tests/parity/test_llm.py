@@ -165,8 +165,15 @@ def test_one_bad_prompt_refuses_the_whole_call_before_anything_runs(llm: LLM) ->
 
     with pytest.raises(ValueError, match="prompt must not be empty"):
         llm.generate([PROMPT, ""])
-    with pytest.raises(ValueError, match=r"prompt\[1\] must be in \[0, 4095\], got 4096"):
+    with pytest.raises(ValueError, match=r"prompt\[1\] must be an integer in \[0, 4095\], got 4096"):
         llm.generate([[1, 4096]])
+    with pytest.raises(ValueError, match=r"prompt\[0\] must be an integer in \[0, 4095\], got True"):
+        llm.generate([[True]])
+    for prompts in (5, [5]):
+        with pytest.raises(ValueError, match=r"prompts? must be a text.* got 5"):
+            llm.generate(prompts)  # type: ignore[arg-type]  # what users try
+    with pytest.raises(ValueError, match=r"sampling_params must be SamplingParams, got {'n': 2}"):
+        llm.generate(PROMPT, {"n": 2})  # type: ignore[arg-type]  # what users try
     with pytest.raises(ValueError, match="got 2 for 1 prompts"):
         llm.generate([PROMPT], [SamplingParams(), SamplingParams()])
 

@@ -37,8 +37,9 @@ class EngineInfo:
         """Refuses what this engine cannot do; the ValueError names the parameter (`prompt_name` for the prompt's)."""
         self._check_length(len(prompt_token_ids), prompt_name)
         for place, token_id in enumerate(prompt_token_ids):
-            if not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
-                raise ValueError(f"{prompt_name}[{place}] must be in [0, {self.vocab_size - 1}], got {token_id}")
+            if type(token_id) is not int or not 0 <= token_id < self.vocab_size:
+                last = self.vocab_size - 1
+                raise ValueError(f"{prompt_name}[{place}] must be an integer in [0, {last}], got {token_id!r}")
         params.check_for_model(self.vocab_size, has_tokenizer)
         self._check_prompt_logprobs(len(prompt_token_ids), params.prompt_logprobs)
         self._check_speculation(params.speculation, params.drafter)

@@ -33,6 +33,11 @@ from outrider.workers.errors import CheckpointError, OutriderError
         ("dbo_token_threshold", 1),  # two lanes of what
         ("round_timeout_s", 0.0),
         ("weight_cache_dir", ""),
+        ("model", 5),
+        ("model", None),
+        ("draft_model", ""),
+        ("seed", "a"),
+        ("seed", 1.5),
         ("weight_cache_max_gib", 0.0),
         ("speculation", 17),
         ("speculation", None),
@@ -57,8 +62,14 @@ def test_experts_are_spread_over_a_whole_stage_or_not_at_all() -> None:
 
 
 def test_settings_survive_the_trip_to_a_rank() -> None:
-    config = EngineConfig(model="m", parallel=ParallelConfig(pipeline_parallel_size=3), speculation=4, max_model_len=77)
+    config = EngineConfig(
+        model=Path("m"),  # type: ignore[arg-type]  # as users have it
+        parallel=ParallelConfig(pipeline_parallel_size=3),
+        speculation=4,
+        max_model_len=77,
+    )
 
+    assert config.model == "m"
     assert EngineConfig.from_json(config.to_json()) == config
 
 
