@@ -1,18 +1,21 @@
 """Starts an engine for LLM: in a thread of this process for one rank, as local processes for several."""
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.handle import EngineHandle
 from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.leader_client import RemoteEngine
+from outrider.workers.loading_bar import LoadingBar
 from outrider.workers.local import LocalGang
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import check_split
 from outrider.workers.parallel.stages import expected_draft_steps, split_layers
 from outrider.workers.rank import Rank, RankSpec, RankStatus
 
+OnProgress = Callable[[float], None]  # hears the share that is loaded, 0..1
 _CLOSE_TIMEOUT_S = 30.0
 _WATCHER_S = 2.0  # for the watcher to see what a broken connection already shows
 
@@ -39,15 +42,19 @@ def start_engine(config: EngineConfig) -> EngineHost:
     check_split(model, config.parallel, config.num_redundant_experts)
     steps = expected_draft_steps(config.speculation, model)
     splits = split_layers(model, config.parallel.pipeline_parallel_size, steps)
-    return InProcess(config, splits) if config.parallel.world_size == 1 else LocalProcesses(config, splits)
+    host = InProcess if config.parallel.world_size == 1 else LocalProcesses
+    with LoadingBar(config.model) as bar:
+        return host(config, splits, bar.show)
 
 
 class InProcess:
     """The only rank, in a thread of this process."""
 
-    def __init__(self, config: EngineConfig, layer_splits: tuple[tuple[int, int], ...]) -> None:
+    def __init__(
+        self, config: EngineConfig, layer_splits: tuple[tuple[int, int], ...], on_progress: OnProgress
+    ) -> None:
         self._rank = Rank(RankSpec(engine=config, layer_splits=layer_splits))
-        self._rank.load()
+        self._rank.load(on_progress)
         self._settled = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="outrider-engine")
         self._thread.start()
@@ -80,8 +87,10 @@ class InProcess:
 class LocalProcesses:
     """Several ranks as processes of this machine, spoken to as a gateway would."""
 
-    def __init__(self, config: EngineConfig, layer_splits: tuple[tuple[int, int], ...]) -> None:
-        self._gang = LocalGang(config, layer_splits)
+    def __init__(
+        self, config: EngineConfig, layer_splits: tuple[tuple[int, int], ...], on_progress: OnProgress
+    ) -> None:
+        self._gang = LocalGang(config, layer_splits, on_progress=on_progress)
         try:
             self._client = RemoteEngine.connect(self._gang.leader_address, key=self._gang.key)
         except EngineStoppedError:

@@ -119,12 +119,20 @@ class Rank:
         self._ready_at = 0.0
         self._role: Leader | Follower | None = None
 
-    def load(self) -> None:
-        """Joins the group and loads the weights; blocks. OutriderError or ValueError says what was wrong."""
+    def load(self, on_progress: Callable[[float], None] = lambda share: None) -> None:
+        """Joins the group and loads the weights; blocks. OutriderError or ValueError says what was wrong.
+
+        `on_progress` hears the share that is loaded, 0..1, from whichever thread loads.
+        """
+
+        def loaded(share: float) -> None:
+            self._update(loaded=share)
+            on_progress(share)
+
         with self._failing(OutriderError, ValueError):
             from outrider.workers.loading import load_role  # torch loads here, not with the control plane
 
-            self._role = load_role(self.spec, lambda share: self._update(loaded=share))
+            self._role = load_role(self.spec, loaded)
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Warms up, calls `on_ready`, serves until stopped. EngineStoppedError names the rank that was lost."""
