@@ -175,9 +175,14 @@ def differences(figures: dict[str, Any]) -> str:
 
 
 def settled(llm: LLM) -> list[RankStatus]:
-    """The ranks' statuses, once they report what has been done."""
-    time.sleep(2.5)
-    return llm.status()
+    """The ranks' statuses, once they report what has been done: each has spoken twice, so once since we asked."""
+    seen = llm.status()
+    for _ in range(2):
+        before = seen
+        while any(now is then for now, then in zip(seen, before, strict=True)):
+            time.sleep(0.02)
+            seen = llm.status()
+    return seen
 
 
 def _of_leader(seen: list[list[RankStatus]], figure: Any) -> Any:

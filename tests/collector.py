@@ -32,7 +32,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def wait_for(self, name: str, count: int = 1) -> list[Span]:
         with self._heard:
-            assert self._heard.wait_for(lambda: len(self.named(name)) >= count, timeout=20), self.spans
+            assert self._heard.wait_for(lambda: len(self.named(name)) >= count, timeout=60), self.spans
         return self.named(name)
 
 

@@ -22,7 +22,7 @@ from outrider.workers.rank import RankSpec, RankStatus
 
 SILENCE_S = 8.0  # a rank reports every second; one that is silent for this long is frozen
 LOADING_SILENCE_S = 60.0  # until it reports first, and while imports and large reads hold it up
-_WATCH_EVERY_S = 0.25
+WATCH_EVERY_S = 0.25
 _STOP_TIMEOUT_S = 10.0
 
 
@@ -108,11 +108,11 @@ class LocalGang:
             if reason := self._first_failure(LOADING_SILENCE_S):
                 self.close()
                 raise OutriderError(reason)
-            time.sleep(_WATCH_EVERY_S / 5)
+            time.sleep(WATCH_EVERY_S / 5)
         on_progress(1.0)
 
     def _watch(self) -> None:
-        while not self._closing.wait(_WATCH_EVERY_S):
+        while not self._closing.wait(WATCH_EVERY_S):
             reason = self._first_failure(SILENCE_S)
             if reason:
                 self._kill()

@@ -1,13 +1,13 @@
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed.controlled import Controlled
+from distributed.controlled import Controlled, own_name
+from distributed.speaking import Served
+from distributed.stand_ins import SpeakingRank
 from small_tokenizer import write_tokenizer
 
-from outrider.cluster.leftovers import remove_leftovers
 from outrider.cluster.ray_session import RaySession
 from outrider.workers.actor import RankFactory
 
@@ -33,9 +33,20 @@ def ray_address() -> Iterator[str]:
 @pytest.fixture
 def name(ray_address: str) -> Iterator[str]:
     """A cluster's name that is this test's own; what the test leaves under it is removed."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    yield name
-    remove_leftovers(name)
+    with own_name() as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def served(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One controller and gateway for a module's tests, each of which begins with a single replica that is ready."""
+    model_path = str(write_tokenizer(tmp_path_factory.mktemp("model")))
+    with own_name() as name:
+        cluster = Controlled(name, SpeakingRank, model_path=model_path)
+        served = Served(cluster)
+        yield served
+        served.close()
+        cluster.close()
 
 
 @pytest.fixture

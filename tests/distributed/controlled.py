@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -15,7 +17,7 @@ from outrider import Client
 from outrider.cluster.bootstrap import ask, start_controller
 from outrider.cluster.charge import Charge
 from outrider.cluster.errors import UnavailableError
-from outrider.cluster.leftovers import processes_of
+from outrider.cluster.leftovers import processes_of, remove_leftovers
 from outrider.cluster.names import controller_name, prefix
 from outrider.cluster.plan import ShardPlan
 from outrider.cluster.reconcile import Phase
@@ -57,7 +59,7 @@ class Controlled:
         """Returns once a controller that was killed is back."""
         ask(self.controller, "heartbeat", timeout_s=30)
 
-    def wait_for(self, phase: Phase, within_s: float = 30.0) -> Report:
+    def wait_for(self, phase: Phase, within_s: float = 90.0) -> Report:
         until = time.monotonic() + within_s
         while (report := self.heartbeat()).phase is not phase:
             assert time.monotonic() < until, f"still {report} after {within_s} s"
@@ -68,7 +70,7 @@ class Controlled:
         return self.stub.GetStatus(cluster_pb2.GetStatusRequest(), wait_for_ready=True, timeout=30)
 
     def wait_for_status(
-        self, holds: Callable[[cluster_pb2.GetStatusResponse], bool], within_s: float = 30.0
+        self, holds: Callable[[cluster_pb2.GetStatusResponse], bool], within_s: float = 90.0
     ) -> cluster_pb2.GetStatusResponse:
         """The first status of which it holds."""
         request = cluster_pb2.WatchStatusRequest()
@@ -89,7 +91,7 @@ class Controlled:
     def tables(self) -> Iterator[cluster_pb2.WatchRoutesResponse]:
         """The routing tables from now on."""
         stream: Iterator[cluster_pb2.WatchRoutesResponse] = self.stub.WatchRoutes(
-            cluster_pb2.WatchRoutesRequest(), timeout=30
+            cluster_pb2.WatchRoutesRequest(), timeout=90
         )
         return stream
 
@@ -98,6 +100,14 @@ class Controlled:
 
     def close(self) -> None:
         self._channel.close()
+
+
+@contextmanager
+def own_name() -> Iterator[str]:
+    """A cluster's name that nobody else has; what is left under it is removed."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    yield name
+    remove_leftovers(name)
 
 
 def actors(name: str) -> list[str]:
@@ -131,3 +141,15 @@ def wait_until_status_works(client: Client, within_s: float = 60.0) -> None:
         except UnavailableError:
             assert time.monotonic() < until
             time.sleep(0.1)
+
+
+def is_owned(name: str) -> bool:
+    """Whether the controller of that name believes that the `outrider serve` which started it is still there."""
+    return bool(ask(ray.get_actor(controller_name(name)), "owner_alive", timeout_s=60))
+
+
+def wait_until_abandoned(name: str, within_s: float = 60.0) -> None:
+    until = time.monotonic() + within_s
+    while is_owned(name):
+        assert time.monotonic() < until
+        time.sleep(0.1)

@@ -17,7 +17,7 @@ def samples_of(replica: str) -> list[Sample]:
         return [one for family in families for one in family.samples if one.labels.get("replica") == replica]
 
 
-def wait_until_published(name: str, replica: str, value: float, within_s: float = 30.0) -> None:
+def wait_until_published(name: str, replica: str, value: float, within_s: float = 60.0) -> None:
     """A gauge has this value, whatever those that have ended left behind."""
     until = time.monotonic() + within_s
     while not any(one.name == name and one.value == value for one in samples_of(replica)):

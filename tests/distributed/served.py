@@ -50,7 +50,7 @@ class Outrider:
     def finish(self, within_s: float = 60.0) -> int:
         status = self.process.wait(within_s)
         for reader in self._readers:
-            reader.join(10)
+            reader.join(60)
         return status
 
     def child(self, word: str) -> psutil.Process:
@@ -58,7 +58,7 @@ class Outrider:
         (found,) = [one for one in psutil.Process(self.process.pid).children() if word in one.cmdline()]
         return found
 
-    def left(self, within_s: float = 5.0) -> list[str]:
+    def left(self, within_s: float = 20.0) -> list[str]:
         """Command lines of live processes that carry the mark: none, soon after the run's end."""
         until = time.monotonic() + within_s
         while (found := self._marked()) and time.monotonic() < until:

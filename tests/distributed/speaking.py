@@ -50,17 +50,20 @@ class Served:
         self._gateway.close(self._stop)
 
 
+ENDLESS = 90_000  # tokens: a quarter of an hour
+
+
 class Stream:
     """A request on a thread of its own; has its first token when constructed."""
 
     def __init__(self, client: Client, number: int, max_tokens: int) -> None:
         self.token_ids: list[int] = []
         self.error: Exception | None = None
-        self._first = threading.Event()
+        self._first, self._enough = threading.Event(), threading.Event()
         self._events = client.stream(token_ids=[5 + number], max_tokens=max_tokens, seed=number)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        assert self._first.wait(30), "no token came"
+        assert self._first.wait(90), "no token came"
 
     def _read(self) -> None:
         try:
@@ -68,12 +71,24 @@ class Stream:
                 if isinstance(event, Output):
                     self.token_ids += event.token_ids
                     self._first.set()
+                if self._enough.is_set():
+                    return self._events.close()
         except Exception as error:  # for the test's own thread
             self.error = error
 
+    def cut(self, further: int = 20) -> list[int]:
+        """Cancels it once it has said so much more: every token so far."""
+        wanted = len(self.token_ids) + further
+        while len(self.token_ids) < wanted and self._thread.is_alive():
+            self._thread.join(0.01)
+        self._enough.set()
+        assert len(self.rest()) >= wanted, "it ended by itself"
+        return self.token_ids
+
     def rest(self) -> list[int]:
         """Every token, once it has ended well."""
-        self._thread.join(60)
+        self._thread.join(120)
+        assert not self._thread.is_alive()
         assert self.error is None
         return self.token_ids
 

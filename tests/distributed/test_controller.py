@@ -4,11 +4,12 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-from distributed.controlled import Controlled, actors, alive, groups
+from distributed.controlled import Controlled, actors, alive, groups, own_name
 from distributed.stand_ins import FailingRank, IdleRank, SlowRank, SpeechlessRank
+from patience import NOTICED_S
 
 from outrider.cluster.leftovers import remove_leftovers
 from outrider.cluster.reconcile import Phase
@@ -24,25 +25,29 @@ def assert_only_the_controller_is_left(cluster: Controlled, pids: list[int]) -> 
     assert groups(cluster.name) == []
 
 
-def test_two_ranks_share_one_bundle_and_their_leader_gets_the_route(controlled: Start) -> None:
-    cluster = controlled(IdleRank)
-    cluster.wait_for(Phase.READY)
+@pytest.fixture(scope="module")
+def idle(ray_address: str) -> Iterator[Controlled]:
+    """Two ranks that are ready; the last of its tests drains them."""
+    with own_name() as name:
+        cluster = Controlled(name, IdleRank)
+        cluster.wait_for(Phase.READY)
+        yield cluster
+        cluster.close()
 
-    assert actors(cluster.name) == ["controller", "r0:g1:rank0", "r0:g1:rank1"]
-    (group,) = groups(cluster.name)
+
+def test_two_ranks_share_one_bundle_and_their_leader_gets_the_route(idle: Controlled) -> None:
+    assert actors(idle.name) == ["controller", "r0:g1:rank0", "r0:g1:rank1"]
+    (group,) = groups(idle.name)
     assert len(group["bundles"]) == 1
-    assert [route.address for route in next(cluster.tables()).routes] == ["127.0.0.1:9"]
+    assert [route.address for route in next(idle.tables()).routes] == ["127.0.0.1:9"]
 
 
-def test_status_and_model_are_the_ranks_own_words(controlled: Start) -> None:
-    cluster = controlled(IdleRank)
-    cluster.wait_for(Phase.READY)
-
-    status = cluster.stub.GetStatus(cluster_pb2.GetStatusRequest())
-    model = cluster.stub.GetModel(cluster_pb2.GetModelRequest())
+def test_status_and_model_are_the_ranks_own_words(idle: Controlled) -> None:
+    status = idle.stub.GetStatus(cluster_pb2.GetStatusRequest())
+    model = idle.stub.GetModel(cluster_pb2.GetModelRequest())
 
     (replica,) = status.replicas
-    assert (status.name, status.problem, replica.state) == (cluster.name, "", "ready")
+    assert (status.name, status.problem, replica.state) == (idle.name, "", "ready")
     assert replica.fingerprint == model.fingerprint == "stand-in"
     assert [(r.rank, r.first_layer, r.end_layer, r.state) for r in replica.ranks] == [
         (0, 0, 7, "ready"),
@@ -52,17 +57,26 @@ def test_status_and_model_are_the_ranks_own_words(controlled: Start) -> None:
     assert (model.name, model.path, model.max_model_len) == ("M", "/models/M", 64)
 
 
+def test_draining_tells_the_gateways_and_leaves_nothing(idle: Controlled) -> None:
+    tables = idle.tables()
+    next(tables)
+    pids = idle.pids()
+
+    idle.drain()
+
+    assert next(tables).draining
+    assert_only_the_controller_is_left(idle, pids)
+
+
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
         (signal.SIGKILL, r"rank 1 \(stage 1, layers 7\.\.12, pid {pid}\) died: its process was killed"),
-        (signal.SIGSTOP, r"rank 1 \(stage 1, layers 7\.\.12, pid {pid}\) stopped answering for 6\.\d s"),
+        (signal.SIGSTOP, r"rank 1 \(stage 1, layers 7\.\.12, pid {pid}\) stopped answering for \d+\.\d s"),
     ],
     ids=["killed", "frozen"],
 )
-def test_a_lost_rank_ends_its_gang_within_ten_seconds_and_is_named(
-    controlled: Start, number: signal.Signals, reason: str
-) -> None:
+def test_a_lost_rank_ends_its_gang_soon_and_is_named(controlled: Start, number: signal.Signals, reason: str) -> None:
     cluster = controlled(IdleRank)
     cluster.wait_for(Phase.READY)
     tables = cluster.tables()
@@ -73,7 +87,7 @@ def test_a_lost_rank_ends_its_gang_within_ten_seconds_and_is_named(
     began = time.monotonic()
     table = next(tables)
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < NOTICED_S
     assert list(table.routes) == []
     assert re.match(reason.format(pid=pids[1]), table.ended[0].reason)
     assert table.ended[0].reason in cluster.problem()
@@ -113,19 +127,6 @@ def test_a_rank_that_dies_while_it_loads_is_named(controlled: Start) -> None:
     os.kill(cluster.pids()[0], signal.SIGKILL)
 
     assert re.match(r"rank 0 \(stage 0, .*\) died: its process was killed", cluster.wait_for(Phase.FAILED).problem)
-
-
-def test_draining_tells_the_gateways_and_leaves_nothing(controlled: Start) -> None:
-    cluster = controlled(IdleRank)
-    cluster.wait_for(Phase.READY)
-    tables = cluster.tables()
-    next(tables)
-    pids = cluster.pids()
-
-    cluster.drain()
-
-    assert next(tables).draining
-    assert_only_the_controller_is_left(cluster, pids)
 
 
 def test_what_a_killed_run_left_is_found_and_removed_frozen_ranks_too(controlled: Start) -> None:

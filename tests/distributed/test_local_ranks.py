@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from gateway.every_rpc import LEADER, assert_closed_to_strangers
+from patience import NOTICED_S
 
 from outrider import LLM, OutriderError, SamplingParams
 from outrider.workers.errors import EngineStoppedError
@@ -40,9 +41,16 @@ def _assert_no_rank_is_left() -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_dies_or_freezes_is_named_within_ten_seconds(llm: LLM, rank: int, sign: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("rank", "sign"),
+    [
+        (0, signal.SIGSTOP),
+        (1, signal.SIGKILL),
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.full),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.full),
+    ],
+)
+def test_a_rank_that_dies_or_freezes_is_named_soon(llm: LLM, rank: int, sign: signal.Signals) -> None:
     _assert_named_when_struck(llm, rank, sign)
 
 
@@ -67,7 +75,7 @@ def _assert_named_when_struck(llm: LLM, rank: int, sign: signal.Signals) -> None
     with pytest.raises(EngineStoppedError, match=f"rank {rank} "):
         list(deltas)
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < NOTICED_S
     _assert_no_rank_is_left()
     with pytest.raises(EngineStoppedError, match=f"rank {rank} "):
         llm.generate("def main():")

@@ -2,13 +2,13 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import grpc
 import pytest
 from distributed.controlled import Controlled, actors, alive, groups
 from distributed.scraping import wait_until_published
-from distributed.speaking import Served, expected, ready, states
+from distributed.speaking import ENDLESS, Served, expected, ready, states
 from distributed.stand_ins import IdleRank, SpeakingRank
 
 from outrider.cluster.errors import InvalidRequestError
@@ -18,28 +18,28 @@ from outrider.workers.config import EngineConfig
 Start = Callable[..., Controlled]
 
 
-@pytest.fixture
-def served(controlled: Start, model_path: str) -> Iterator[Served]:
-    one = Served(controlled(SpeakingRank, model_path=model_path))
-    yield one
-    one.close()
+def only_replica(served: Served) -> str:
+    """Its name, once it is the only one and ready."""
+    status = served.cluster.wait_for_status(lambda status: len(status.replicas) == len(ready(status)) == 1)
+    return str(status.replicas[0].name)
 
 
-def test_one_replica_becomes_three_and_one_again_and_every_stream_finishes(served: Served) -> None:
+def test_one_replica_becomes_three_and_one_again_and_no_stream_breaks(served: Served) -> None:
+    assert only_replica(served) == "r0"
     scaling = served.client.scale(3)
     assert (scaling.desired, scaling.ready, scaling.pending) == (3, 1, 2)
     assert "replica r1 is starting" in scaling.reason
     assert served.client.scale(3).desired == 3, "the same number again changes nothing"
     served.cluster.wait_for_status(lambda status: ready(status) == {"r0", "r1", "r2"})
 
-    streams = [served.stream(number, max_tokens=400) for number in range(6)]
+    streams = [served.stream(number, max_tokens=ENDLESS) for number in range(6)]
     status = served.cluster.wait_for_status(lambda status: all(r.engine.running == 2 for r in status.replicas))
     assert served.client.scale(1).desired == 1
-    status = served.cluster.wait_for_status(
-        lambda status: sorted(states(status).values()) == ["draining", "draining", "ready"]
-    )
+    served.cluster.wait_for_status(lambda status: sorted(states(status).values()) == ["draining", "draining", "ready"])
 
-    assert [stream.rest() for stream in streams] == [expected(number, 400) for number in range(6)]
+    for number, stream in enumerate(streams):
+        said = stream.cut()
+        assert said == expected(number, len(said))
     status = served.cluster.wait_for_status(lambda status: len(status.replicas) == 1)
     assert status.desired_replicas == 1
     assert len(actors(served.cluster.name)) == 3, "the controller and two ranks"
@@ -47,18 +47,20 @@ def test_one_replica_becomes_three_and_one_again_and_every_stream_finishes(serve
 
 
 def test_a_drained_replica_finishes_its_streams_and_leaves_without_another_in_its_place(served: Served) -> None:
+    only_replica(served)
     served.client.scale(2)
-    served.cluster.wait_for_status(lambda status: ready(status) == {"r0", "r1"})
+    status = served.cluster.wait_for_status(lambda status: len(ready(status)) == 2)
+    leaving, staying = sorted(ready(status))
     streams = [served.stream(number, max_tokens=300) for number in range(2)]
 
-    draining = served.client.drain("r0")
+    draining = served.client.drain(leaving)
 
-    assert (draining.replica, draining.desired) == ("r0", 1)
+    assert (draining.replica, draining.desired) == (leaving, 1)
     late = served.stream(7, max_tokens=5)
     assert [stream.rest() for stream in (*streams, late)] == [expected(0, 300), expected(1, 300), expected(7, 5)]
-    assert states(served.cluster.wait_for_status(lambda status: len(status.replicas) == 1)) == {"r1": "ready"}
-    with pytest.raises(InvalidRequestError, match="no replica 'r0': there are r1"):
-        served.client.drain("r0")
+    assert states(served.cluster.wait_for_status(lambda status: len(status.replicas) == 1)) == {staying: "ready"}
+    with pytest.raises(InvalidRequestError, match=f"no replica '{leaving}': there are {staying}"):
+        served.client.drain(leaving)
 
 
 @pytest.mark.full
@@ -77,19 +79,22 @@ def test_a_drain_whose_time_is_over_moves_its_streams(controlled: Start, model_p
 
 
 def test_a_stream_outlives_its_replica_which_comes_back_as_the_next_generation(served: Served) -> None:
-    stream = served.stream(3, max_tokens=1500)
-    pids = served.cluster.pids()
+    name = only_replica(served)
+    (before,) = served.cluster.status().replicas
+    pids = [rank.pid for rank in before.ranks]
+    stream = served.stream(3, max_tokens=ENDLESS)
 
     os.kill(pids[1], signal.SIGKILL)
 
-    again = served.cluster.wait_for_status(lambda status: status.replicas[0].generation == 2)
+    again = served.cluster.wait_for_status(lambda status: status.replicas[0].generation == before.generation + 1)
     assert f"pid {pids[1]}) died: its process was killed" in again.replicas[0].last_ending
-    assert stream.rest() == expected(3, 1500)
-    status = served.cluster.wait_for_status(lambda status: ready(status) == {"r0"})
+    status = served.cluster.wait_for_status(lambda status: ready(status) == {name})
+    said = stream.cut()
+    assert said == expected(3, len(said))
     assert status.problem == ""
     assert alive(pids) == []
     assert len(groups(served.cluster.name)) == 1
-    wait_until_published("ray_outrider_restarts", "r0", 1)
+    wait_until_published("ray_outrider_restarts", name, 1)
 
 
 def test_more_than_fits_waits_and_says_for_what(controlled: Start) -> None:

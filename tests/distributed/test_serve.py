@@ -14,19 +14,29 @@ from typing import Any
 
 import grpc
 import pytest
-from distributed.controlled import actors, groups, kill_controller, wait_until_status_works
+from distributed.controlled import (
+    actors,
+    groups,
+    is_owned,
+    kill_controller,
+    wait_until_abandoned,
+    wait_until_status_works,
+)
 from distributed.served import Outrider, is_free
 from gateway.every_rpc import CONTROLLER, LEADER, assert_closed_to_strangers, statuses
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from patience import NOTICED_S
 
 from outrider import Client
 from outrider.cluster.client import PLAIN
+from outrider.cluster.controller import OWNER_SILENT_S
 from outrider.cluster.gateway_process import free_port
 from outrider.cluster.generation import Event, Output
 from outrider.workers.cluster_key import draw_key
 from outrider.workers.config import resolve_model
 
-TWO_STAGES = ("--pipeline-parallel-size", "2", "--port", "0", "--set", "kv_cache_memory_bytes=67108864")
+ONE_STAGE = ("--port", "0", "--set", "kv_cache_memory_bytes=67108864")
+TWO_STAGES = ("--pipeline-parallel-size", "2", *ONE_STAGE)
 
 
 QUESTION: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.9, "seed": 1}
@@ -54,7 +64,7 @@ def answer_through(client: Client, pid: int, number: signal.Signals) -> tuple[li
     threading.Thread(target=watch, daemon=True).start()
     for event in events:
         token_ids += tokens_of(event)
-    assert said.wait(5)
+    assert said.wait(NOTICED_S)
     return token_ids, *words[0]
 
 
@@ -78,7 +88,7 @@ def test_a_request_outlives_a_frozen_rank_which_is_named_and_nothing_is_left() -
 
         assert answer == undisturbed
         assert "rank 1 (stage 1" in reason
-        assert seconds < 10, f"noticed after {seconds:.1f} s"
+        assert seconds < NOTICED_S
         (replica,) = client.status().replicas
         assert (replica.generation, replica.state) == (2, "ready")
         events = client.stream("def f(", **QUESTION)
@@ -106,10 +116,8 @@ def assert_controller_is_closed_to_strangers(run: Outrider) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_request_outlives_a_killed_rank_which_is_named_within_ten_seconds(
-    ray_address: str, name: str, rank: int
-) -> None:
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
+def test_a_request_outlives_a_killed_rank_which_is_named_soon(ray_address: str, name: str, rank: int) -> None:
     run = Outrider("serve", *TWO_STAGES, "--ray-address", ray_address, "--name", name)
     with Client(run.wait_until_ready()) as client:
         undisturbed = client.generate("def f(", **QUESTION).token_ids
@@ -119,7 +127,7 @@ def test_a_request_outlives_a_killed_rank_which_is_named_within_ten_seconds(
 
         assert answer == undisturbed
         assert f"rank {1 - rank} " not in reason
-        assert seconds < 10, f"noticed after {seconds:.1f} s"
+        assert seconds < NOTICED_S
         assert re.search(rf"rank {rank} \(stage {rank}, .*, pid {pid}\) died: its process was killed", reason)
 
     run.process.send_signal(signal.SIGTERM)
@@ -145,7 +153,7 @@ def end_in_mid_request(run: Outrider, client: Client, tokens: int, meanwhile: Ca
     run.process.send_signal(signal.SIGTERM)
     meanwhile()
     gateway.resume()
-    reader.join(30)
+    reader.join(120)
     return len(received)
 
 
@@ -156,27 +164,24 @@ def test_what_a_killed_serve_left_on_a_shared_ray_is_removed_by_the_next_which_d
     killed = Outrider("serve", *options)
     killed.wait_until_ready()
 
-    def assert_another_is_refused() -> None:
-        refused = Outrider("serve", *options)
-        assert refused.finish() == 1
-        assert "".join(refused.errors) == (
-            f"error: a cluster named '{name}' is being served already: stop it, or choose another --name\n"
-        )
+    def assert_it_is_still_owned_after_long_silence() -> None:
+        time.sleep(OWNER_SILENT_S + 0.5)
+        assert is_owned(name)
 
-    def assert_another_is_refused_after_long_silence() -> None:
-        time.sleep(6)
-        assert_another_is_refused()
-
-    assert_another_is_refused()
+    refused = Outrider("serve", *options)
+    assert refused.finish() == 1
+    assert "".join(refused.errors) == (
+        f"error: a cluster named '{name}' is being served already: stop it, or choose another --name\n"
+    )
     killed.process.kill()
     assert killed.finish() == -signal.SIGKILL
     assert killed.left() == []  # its gateway ended with it
     assert len(actors(name)) == 3  # Ray keeps what is detached
-    time.sleep(6)  # until the controller misses its owner
+    wait_until_abandoned(name)
 
     second = Outrider("serve", *options)
     with Client(second.wait_until_ready()) as client:
-        assert end_in_mid_request(second, client, 100, assert_another_is_refused_after_long_silence) == 100
+        assert end_in_mid_request(second, client, 100, assert_it_is_still_owned_after_long_silence) == 100
 
     assert second.finish(within_s=40) == 0
     assert "left by an earlier run" in "".join(second.errors)
@@ -241,7 +246,7 @@ def test_a_serve_that_takes_over_goes_on_with_the_ranks_of_a_killed_one_and_thei
         (before,) = client.status().replicas
 
         assert answer_from(client.stream("def f(", **QUESTION), killed.process.kill) == undisturbed
-        time.sleep(6)  # until the controller misses its owner
+        wait_until_abandoned(name)
         second = Outrider("serve", *options)
         second.wait_until_ready()
 
@@ -264,7 +269,7 @@ def test_damaged_weights_are_one_line_and_leave_nothing(ray_address: str, name: 
         content = file.read_bytes()
         (damaged / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".safetensors" else content)
 
-    run = Outrider("serve", *TWO_STAGES, "--ray-address", ray_address, "--name", name, "--model", str(damaged))
+    run = Outrider("serve", *ONE_STAGE, "--ray-address", ray_address, "--name", name, "--model", str(damaged))
 
     assert run.finish() == 1
     (line,) = run.errors
@@ -278,7 +283,7 @@ def test_a_gateway_that_cannot_go_on_ends_the_run_which_says_why(ray_address: st
     shutil.copytree(resolve_model("scout"), damaged)
     (damaged / "tokenizer_config.json").write_text(json.dumps({"chat_template": [5]}))
 
-    run = Outrider("serve", *TWO_STAGES, "--ray-address", ray_address, "--name", name, "--model", str(damaged))
+    run = Outrider("serve", *ONE_STAGE, "--ray-address", ray_address, "--name", name, "--model", str(damaged))
 
     assert run.finish() == 1
     why, what = run.errors

@@ -1,6 +1,7 @@
 """`outrider serve` with a collector: a request's spans from the processes that it went through, and their log lines."""
 
 import json
+import os
 import signal
 import tempfile
 from pathlib import Path
@@ -15,16 +16,19 @@ def lines_of(request_id: str, logs: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in logs.splitlines() if line.startswith("{") and request_id in line]
 
 
-def logs_of_ranks(pid: int) -> str:
-    """What the ranks of the Ray that `serve` started there wrote."""
-    (session,) = Path(tempfile.gettempdir()).glob(f"outrider-ray-{pid}-*")
+def logs_of_ranks() -> str:
+    """What the ranks of the Ray that this process started wrote."""
+    (session,) = Path(tempfile.gettempdir()).glob(f"outrider-ray-{os.getpid()}-*")
     return "\n".join(path.read_text() for path in (session / "session_latest" / "logs").glob("worker-*.err"))
 
 
-def test_a_request_is_traced_through_gateway_and_leader_and_found_in_both_their_logs() -> None:
+def test_a_request_is_traced_through_gateway_and_leader_and_found_in_both_their_logs(
+    ray_address: str, name: str
+) -> None:
     with collecting() as collector:
         options = ("--set", f"otlp_endpoint={collector.address}", "--set", "kv_cache_memory_bytes=67108864")
-        run = Outrider("--log-level", "info", "serve", "--port", "0", "--ray-address", "local", *options)
+        options += ("--port", "0", "--ray-address", ray_address, "--name", name)
+        run = Outrider("--log-level", "info", "serve", *options)
         address = run.wait_until_ready()
         environment = {"TRACEPARENT": f"00-{TRACE}-{SPAN}-01"}
         asked = Outrider(
@@ -34,7 +38,7 @@ def test_a_request_is_traced_through_gateway_and_leader_and_found_in_both_their_
         request_id = json.loads(asked.output[0])["request_id"]
         (gateway,) = collector.wait_for("outrider.v1.InferenceService/Generate")
         (engine,), _ = collector.wait_for("engine"), collector.wait_for("decode")
-        of_rank = lines_of(request_id, logs_of_ranks(run.process.pid))
+        of_rank = lines_of(request_id, logs_of_ranks())
         run.process.send_signal(signal.SIGTERM)
         assert run.finish(within_s=40) == 0, run.errors
 

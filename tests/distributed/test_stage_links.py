@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed.link_partner import CPU, ring
+from patience import AT_ONCE_S
 
 from outrider.workers.engine.round import Round, Verdict, ints
 from outrider.workers.errors import EngineStoppedError
@@ -102,7 +103,7 @@ def test_every_kind_of_message_goes_there_and_back(company: Company, machine: st
 
     assert ends.over == (over, over)
     _assert_everything_returns(ends)
-    assert ends.partners[0].wait(10) == 0
+    assert ends.partners[0].wait(60) == 0
 
 
 def test_among_three_ranks_each_link_travels_as_its_own_ends_can(company: Company) -> None:
@@ -132,25 +133,23 @@ def _soon(partner: subprocess.Popen[str], sign: signal.Signals) -> list[float]:
 
 
 @OVER
-def test_a_peer_killed_while_we_wait_for_it_is_an_error_within_a_second(
-    company: Company, machine: str, over: str
-) -> None:
+def test_a_peer_killed_while_we_wait_for_it_is_an_error_at_once(company: Company, machine: str, over: str) -> None:
     ends = company.join((machine, "pass on"))
     _assert_returns(ends, Round(), 1)
     struck = _soon(ends.partners[0], signal.SIGKILL)
     with pytest.raises(EngineStoppedError, match=r"rank 9 .* is gone or late: waiting for a round from it failed"):
         ends.incoming.receive(deadline=False, waiting_for="a round")
 
-    assert 0 <= time.monotonic() - struck[0] < 1
+    assert 0 <= time.monotonic() - struck[0] < AT_ONCE_S
 
 
-def test_a_peer_killed_while_we_send_to_it_is_an_error_within_a_second(company: Company) -> None:
+def test_a_peer_killed_while_we_send_to_it_is_an_error_at_once(company: Company) -> None:
     ends = company.join((HERE, "sleep"))
     struck = _soon(ends.partners[0], signal.SIGKILL)
     with pytest.raises(EngineStoppedError, match=r"rank 1 .* sending to it failed \(it closed the connection\)"):
         _send_for_ever(ends.onward)
 
-    assert 0 <= time.monotonic() - struck[0] < 1
+    assert 0 <= time.monotonic() - struck[0] < AT_ONCE_S
 
 
 def _send_for_ever(onward: StageLink) -> None:
@@ -178,7 +177,7 @@ def test_a_frozen_peer_is_an_error_at_the_deadline(company: Company, machine: st
     with pytest.raises(EngineStoppedError, match=r"rank 9 .* waiting for the verdict of round 5 from it failed"):
         ends.incoming.receive(deadline=True, waiting_for="the verdict of round 5")
 
-    assert 1.4 < time.monotonic() - began < 4
+    assert 1.4 < time.monotonic() - began < 1.5 + AT_ONCE_S
 
 
 def _left_behind() -> set[str]:
@@ -188,7 +187,7 @@ def _left_behind() -> set[str]:
     return files | {name for name in sockets if name.startswith("@outrider-")}
 
 
-@pytest.mark.parametrize("killed", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("killed", [(0,), pytest.param((1,), marks=pytest.mark.full), (0, 1)])
 def test_killed_ranks_leave_nothing_and_survivors_end_by_themselves(company: Company, killed: tuple[int, ...]) -> None:
     before = _left_behind()
     ranks = [company.start(0, 2, HERE, "circulate"), company.start(1, 2, HERE, "pass on")]
@@ -197,9 +196,9 @@ def test_killed_ranks_leave_nothing_and_survivors_end_by_themselves(company: Com
     for rank in killed:
         ranks[rank].kill()
     for rank in ranks:
-        rank.wait(10)
+        rank.wait(60)
 
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + AT_ONCE_S
     while left := _left_behind() - before:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.05)

@@ -80,7 +80,7 @@ async def rest(call: "grpc.aio.UnaryStreamCall") -> list[pb.GenerateResponse]:
     return events
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Waits until it holds."""
     until = asyncio.get_running_loop().time() + timeout_s
     while not condition():

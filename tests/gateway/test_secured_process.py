@@ -35,7 +35,7 @@ def gateway(folder: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
         yield process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def listening(log: Path) -> str:

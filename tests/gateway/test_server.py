@@ -190,7 +190,7 @@ def test_a_gateway_that_cannot_go_on_ends_and_says_why_in_one_line(model: Path, 
                 env={**os.environ, "PYTHONPATH": str(SOURCE)},
                 capture_output=True,
                 text=True,
-                timeout=20,
+                timeout=60,
             )
 
             assert ended.returncode == 1
@@ -233,7 +233,7 @@ def test_the_process_serves_then_drains_and_exits_0_without_ever_loading_ray_or_
                 while (event := await call.read()) is not grpc.aio.EOF:
                     count += len(event.output.token_ids)
                 cluster.channel = own
-            output, errors = await asyncio.to_thread(process.communicate, timeout=20)
+            output, errors = await asyncio.to_thread(process.communicate, timeout=60)
 
             assert (process.returncode, output.strip(), count) == (0, "[]", 300)
             events = [json.loads(line)["event"] for line in errors.splitlines()]

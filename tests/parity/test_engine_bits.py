@@ -171,7 +171,7 @@ def _run(engine: Engine, prompts: dict[int, list[int]], temperature: float) -> d
             assert not chunk.error, chunk.error
             texts[int(chunk.request_id)] += chunk.token_ids
     engine.stop("done")
-    thread.join(10)
+    thread.join(60)
     return texts
 
 

@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_does_without(
 def test_loaders_that_fail_at_one_time_warn_once(
     path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=60)
 
     def fails_beside_the_other(path: Path) -> MappedWeights:
         both.wait()
@@ -368,7 +368,7 @@ def test_who_asks_at_once_waits_for_one_that_packs_and_not_for_those_that_have_i
     for asker in askers:
         asker.start()
     for asker in askers:
-        asker.join(20)
+        asker.join(60)
 
     assert len(mapped) == 4
     assert None not in mapped

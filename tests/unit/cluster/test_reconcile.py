@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from outrider.cluster.controller import TICK_S
 from outrider.cluster.reconcile import (
     Action,
     Deadlines,
@@ -18,6 +19,9 @@ from outrider.cluster.reconcile import (
     reconcile,
     retry_delay_s,
 )
+from outrider.cluster.replica import PROBE_EVERY_S
+from outrider.workers import local
+from outrider.workers.rank import STATUS_EVERY_S
 
 DEADLINES = Deadlines(starting_s=100, loading_s=30, ready_s=6)
 NOW = 1000.0
@@ -183,3 +187,9 @@ def test_a_death_explains_the_silence_and_the_failures_of_others() -> None:
     dead = replace(a_rank(2), death="its process was killed")
 
     assert fault([failed, silent, dead], NOW, DEADLINES) == "rank 2 died: its process was killed"
+
+
+def test_a_frozen_rank_is_noticed_within_ten_seconds_whoever_watches_it() -> None:
+    a_probe, a_look = PROBE_EVERY_S, TICK_S
+    assert a_probe + Deadlines().ready_s + a_look < 10
+    assert STATUS_EVERY_S + local.SILENCE_S + local.WATCH_EVERY_S < 10

@@ -44,7 +44,7 @@ def _request(request_id: str = "r", prompt: int = 5, **params: object) -> Reques
 def _until_end(chunks: Chunks, ends: int = 1) -> list[SequenceChunk]:
     got: list[SequenceChunk] = []
     while sum(chunk.finish_reason is not None or bool(chunk.error) for chunk in got) < ends:
-        got += chunks.get(timeout=10)
+        got += chunks.get(timeout=60)
     return got
 
 
@@ -85,7 +85,7 @@ def test_requests_of_one_subscriber_share_a_call_per_round(engine: FakeEngine, r
         pass
     engine.go_on()
 
-    first = chunks.get(timeout=10)
+    first = chunks.get(timeout=60)
 
     assert sorted(chunk.request_id for chunk in first) == sorted(f"r{number}" for number in range(10))
     assert [chunk.token_ids for chunk in first] == [(101 + number,) for number in range(10)]
@@ -128,7 +128,7 @@ def test_a_leader_that_goes_away_gives_every_live_request_one_error(engine: Fake
     chunks: Chunks = queue.SimpleQueue()
     for number in range(3):
         remote.submit(_request(f"r{number}", max_tokens=None), chunks.put)
-    chunks.get(timeout=10)
+    chunks.get(timeout=60)
 
     server.stop()
     errors = [chunk for chunk in _until_end(chunks, 3) if chunk.error]
@@ -136,7 +136,7 @@ def test_a_leader_that_goes_away_gives_every_live_request_one_error(engine: Fake
     assert sorted(chunk.request_id for chunk in errors) == ["r0", "r1", "r2"]
     assert all("leader (rank 0, 127.0.0.1" in chunk.error for chunk in errors)
     remote.submit(_request("late"), chunks.put)
-    assert "closed its connection" in chunks.get(timeout=10)[0].error
+    assert "closed its connection" in chunks.get(timeout=60)[0].error
     remote.close()
 
 
@@ -146,7 +146,7 @@ def test_an_engine_that_has_ended_refuses_with_its_reason(engine: FakeEngine, re
 
     remote.submit(_request(), chunks.put)
 
-    assert chunks.get(timeout=10)[0].error == "rank 1 died"
+    assert chunks.get(timeout=60)[0].error == "rank 1 died"
 
 
 def test_a_leader_that_is_not_there_is_an_error_that_names_its_address() -> None:

@@ -71,7 +71,7 @@ def _running(engine: Engine) -> Iterator[Engine]:
     thread.start()
     yield engine
     engine.stop("test over")
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -90,7 +90,7 @@ def _collect(chunks: Chunks, requests: int) -> dict[str, list[SequenceChunk]]:
     """Everything until that many requests have ended."""
     heard: dict[str, list[SequenceChunk]] = {}
     while sum(any(c.finish_reason or c.error for c in own) for own in heard.values()) < requests:
-        for chunk in chunks.get(timeout=10):
+        for chunk in chunks.get(timeout=60):
             heard.setdefault(chunk.request_id, []).append(chunk)
     return heard
 
@@ -223,7 +223,7 @@ def test_a_slow_grammar_keeps_its_own_request_waiting_and_nobody_else() -> None:
         compiles["slow"].set_result(None)
         heard: list[SequenceChunk] = []
         while sum(chunk.finish_reason is not None for chunk in heard) < 3:
-            heard += chunks.get(timeout=10)
+            heard += chunks.get(timeout=60)
 
     assert {chunk.request_id for chunk in heard} == {"slow"}
     for index in range(3):
@@ -322,7 +322,7 @@ def test_without_mtp_weights_auto_means_no_drafts_and_a_depth_is_refused() -> No
         info.check((1,), SamplingParams(speculation=2), has_tokenizer=True)
 
 
-def _wait_until(condition: object, timeout_s: float = 10.0) -> None:
+def _wait_until(condition: object, timeout_s: float = 60.0) -> None:
     assert callable(condition)
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -32,7 +32,7 @@ class CountingLayer:
         return taken
 
     def prepare(self, table: IntArray) -> Callable[[], None]:
-        assert self.may_read.wait(10)
+        assert self.may_read.wait(60)
         if self._fails:
             raise CheckpointError("the disk is gone")
 
