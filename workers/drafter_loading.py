@@ -10,7 +10,7 @@ from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import mtp_marker
 from outrider.workers.model_loading import Parts
 from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP
-from outrider.workers.speculation.choosing_drafter import ChoosingDrafter, Worths
+from outrider.workers.speculation.choosing_drafter import ChoosingDrafter, Worths, only_drafter
 from outrider.workers.speculation.drafter import Drafter
 from outrider.workers.speculation.lookup_drafter import LookupDrafter
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
@@ -86,5 +86,10 @@ def make_drafter(
     if draft_parts is not None and draft_parts.head is not None:
         separate = SeparateModel(draft_parts.stage, draft_parts.head)
         models[DRAFT_MODEL] = SeparateModelDrafter(separate, starts, config.block_size)
-    lookup = LookupDrafter(live, worths.looks_up) if LOOKUP in names else None
+
+    def looks_up(sequence: Sequence) -> bool:
+        only = only_drafter(sequence.request.params, speculation, models)
+        return only in (None, LOOKUP) and worths.looks_up(sequence.sequence_id)
+
+    lookup = LookupDrafter(live, looks_up) if LOOKUP in names else None
     return ChoosingDrafter(models, lookup, live, speculation, worths)

@@ -5,6 +5,7 @@ Prefill, decode and verification are one shape: a sequence contributes n >= 1 qu
 1 + its drafts). Torch-free: the scheduler makes Rounds, the runner turns them into tensors.
 """
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
@@ -19,8 +20,16 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
+_INT64 = np.dtype(np.int64)  # made once: finding it takes as long as the rest of a small array
+
+
 def ints(values: Any = ()) -> IntArray:
-    return np.asarray(values, dtype=np.int64)
+    return np.asarray(values, _INT64)
+
+
+def as_ints(values: "array[int]") -> IntArray:
+    """The array's own memory as int64, without a copy."""
+    return np.frombuffer(values, _INT64) if values else ints()
 
 
 def _kept(values: NDArray[Any]) -> Callable[[], Any]:
@@ -41,6 +50,8 @@ def ranges(lengths: IntArray) -> IntArray:
 
 def offsets(lengths: Any) -> IntArray:
     """Where each of `lengths` begins when laid end to end, and where the last one ends, [n+1]."""
+    if len(lengths) == 1:
+        return np.array((0, lengths[0]))
     places = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=places[1:])
     return places

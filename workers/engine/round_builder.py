@@ -3,15 +3,8 @@
 from array import array
 from collections.abc import Sequence as Ids
 
-import numpy as np
-
-from outrider.workers.engine.round import IntArray, Round, ints
+from outrider.workers.engine.round import Round, as_ints, ints
 from outrider.workers.engine.sequence import Sequence
-
-
-def _as_ints(values: "array[int]") -> IntArray:
-    """The array's own memory as int64, without a copy."""
-    return np.frombuffer(values, dtype=np.int64) if values else ints()
 
 
 class RoundBuilder:
@@ -66,20 +59,20 @@ class RoundBuilder:
         return Round(
             round_id=round_id,
             lane=lane,
-            sequence_ids=_as_ints(self._sequence_ids),
-            query_offsets=_as_ints(self._query_offsets),
-            token_ids=_as_ints(self._token_ids),
-            starts=_as_ints(self._starts),
-            write_from=_as_ints(self._write_from),
-            sample_counts=_as_ints(self._sample_counts),
-            score_counts=_as_ints(self._score_counts),
-            next_token_ids=_as_ints(self._next_token_ids),
-            block_offsets=_as_ints(self._block_offsets),
-            block_ids=_as_ints(self._block_ids),
-            owners=_as_ints(self._owners) if several_groups else ints(),
-            draft_steps=_as_ints(self._draft_steps),
-            upkeep=_as_ints(self._upkeep),
-            followed_from=_as_ints(self._followed_from),
+            sequence_ids=as_ints(self._sequence_ids),
+            query_offsets=as_ints(self._query_offsets),
+            token_ids=as_ints(self._token_ids),
+            starts=as_ints(self._starts),
+            write_from=as_ints(self._write_from),
+            sample_counts=as_ints(self._sample_counts),
+            score_counts=as_ints(self._score_counts),
+            next_token_ids=as_ints(self._next_token_ids),
+            block_offsets=as_ints(self._block_offsets),
+            block_ids=as_ints(self._block_ids),
+            owners=as_ints(self._owners) if several_groups else ints(),
+            draft_steps=as_ints(self._draft_steps),
+            upkeep=as_ints(self._upkeep),
+            followed_from=as_ints(self._followed_from),
             begins=tuple(sequence.introduction() for sequence in self.begins),
             ends=ints(ends),
         )

@@ -135,8 +135,10 @@ def _emitted(round: Round, verdict: Verdict, logits: Tensor, wanted: Sequence[in
 
 def accepted_states(round: Round, hidden: Tensor, verdict: Verdict, data: int = 0) -> Tensor:
     """Of a round's states `hidden` [rows of the data group, hidden] those of the rows that the verdict accepted."""
-    own, counts = share_of(round, data), verdict.accepted_rows[owned(round, data)]
-    if counts.sum() == hidden.shape[0]:  # len() of a tensor is Python, and slow
+    own, counts = share_of(round, data), verdict.accepted_rows
+    if len(round.owners):
+        counts = counts[owned(round, data)]
+    if sum(counts.tolist()) == hidden.shape[0]:  # len() of a tensor is Python, and slow
         return hidden
     if own.sequences == 1:
         return hidden[: int(counts[0])]

@@ -5,7 +5,7 @@ it costs next to nothing; a model's steps are spared where its proposal is worth
 policy says, in the one currency in which it weighs depths.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import AUTO, LOOKUP
+from outrider.workers.sampling_params import AUTO, LOOKUP, SamplingParams
 from outrider.workers.speculation.drafter import Draft, Drafter
 
 Drafts = dict[int, list[Draft]]
@@ -40,6 +40,18 @@ class Worths(Protocol):
         ...
 
 
+def only_drafter(params: SamplingParams, speculation: str | int, models: Collection[str]) -> str | None:
+    """Who drafts for a request whatever anything is worth, one of `models` or LOOKUP; None where worth decides.
+
+    A fixed depth, or the engine's `speculation` where the request has none, is the first model's, if there is one.
+    """
+    wanted = params.drafter or AUTO
+    if wanted != AUTO:
+        return wanted if wanted in models else LOOKUP
+    depth = params.speculation or speculation
+    return next(iter(models), LOOKUP) if isinstance(depth, int) else None
+
+
 class ChoosingDrafter:
     """Implements Drafter."""
 
@@ -53,7 +65,7 @@ class ChoosingDrafter:
     ) -> None:
         """`models` pay for each step. `live` gives the sequence of an id, None once it ended.
 
-        `speculation` is the engine's. A fixed depth is the first model's, if there is one and the request names none.
+        `speculation` is the engine's, for requests without their own.
         """
         self._models, self._lookup, self._live = models, lookup, live
         self._speculation, self._worths = speculation, worths
@@ -94,13 +106,9 @@ class ChoosingDrafter:
         sequence = self._live(sequence_id)
         if sequence is None:
             return None, []
-        wanted = sequence.request.params.drafter or AUTO
-        depth = sequence.request.params.speculation or self._speculation
-        if wanted in self._models:
-            return wanted, []
-        if isinstance(depth, int) or wanted == LOOKUP:
-            first = next(iter(self._models), None) if wanted == AUTO else None
-            return first, proposal if first is None else []
+        only = only_drafter(sequence.request.params, self._speculation, self._models)
+        if only is not None:
+            return (None, proposal) if only == LOOKUP else (only, [])
         if not proposal and len(self._models) < 2:
             return next(iter(self._models), None), []
         kept, worth = self._worths.looked_up(proposal)

@@ -62,9 +62,9 @@ class LookupDrafter:
     """Implements Drafter. `live` gives the sequence of an id, None once it ended; its tokens are the committed ones."""
 
     def __init__(
-        self, live: Callable[[int], Sequence | None], wanted: Callable[[int], bool] = lambda sequence_id: True
+        self, live: Callable[[int], Sequence | None], wanted: Callable[[Sequence], bool] = lambda sequence: True
     ) -> None:
-        """`wanted`: whether drafts for the sequence of this id are worth looking for at present."""
+        """`wanted`: whether drafts for the sequence are worth looking for at present."""
         self._live, self._wanted = live, wanted
         self._engine = {greedy: MatchAcceptance(greedy=greedy) for greedy in (True, False)}
         self._followed: dict[int, _Followed] = {}
@@ -87,7 +87,7 @@ class LookupDrafter:
             followed = self._follow(sequence)
             if not samples:  # a prompt's chunk: its share of the index now, so that no round pays for the whole
                 followed.index.extend(sequence.token_ids, start + end - first)
-            elif self._wanted(sequence_id) and (found := self._propose(followed, sequence)):
+            elif self._wanted(sequence) and (found := self._propose(followed, sequence)):
                 drafts[sequence_id] = found
         return drafts
 

@@ -5,7 +5,6 @@ draft is accepted iff it equals what the target draws. Knows nothing of how deep
 """
 
 from collections.abc import Mapping
-from operator import mul
 
 from torch import Tensor
 
@@ -49,26 +48,26 @@ class MtpDrafter:
         self._starts.prepare(round.prepares)
         self._starts.begin(round.begins)
         self._starts.write_verdict(round, verdict)
-        depths = _depths(round, verdict)
-        if not depths and not self._waits:
+        everybody = followed(round, verdict)
+        if not everybody and not self._waits:
             return {}
         self._backlog.yield_blocks(share_of(round, self._data))
-        ending = any(finish != RUNNING for finish in verdict.finish.tolist())  # its blocks may be another's next
-        pairs, gained = self._own_pairs(round, verdict, hidden), _gained(round, verdict)
-        if gained and not ending and not any(depths.values()) and self._may_wait(pairs, gained):
+        ending = verdict.finish.any()  # its blocks are free, and may be another's next
+        depths = _depths(round, verdict, everybody)
+        pairs = self._own_pairs(round, verdict, hidden, everybody)
+        gained = sum(verdict.accepted_rows[s] for s in everybody)
+        if gained and not any(depths.values()) and not ending and self._may_wait(pairs, int(gained)):
             self._backlog.add(pairs)
             return {}
         drafts = self._catch_up(pairs, depths)
-        if self._shared is None:
-            return drafts
-        return self._shared.collect(round, ints([depths.get(n, 0) for n in round.sequence_ids.tolist()]), drafts)
+        return drafts if self._shared is None else self._shared.collect(round, depths, drafts)
 
     @property
     def _waits(self) -> bool:
         """Whether the cache is behind, of any data group."""
         return bool(self._behind if self._shared is not None else len(self._backlog))
 
-    def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: IntArray) -> Pairs:
+    def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: list[int]) -> Pairs:
         """What the verdict makes certain of the round's sequences `kept`."""
         return accepted_pairs(round, verdict, hidden, kept)
 
@@ -76,7 +75,10 @@ class MtpDrafter:
         self._starts.end(sequence_ids)
         self._model.forget(sequence_ids)
 
-    def _own_pairs(self, round: Round, verdict: Verdict, hidden: Tensor) -> Pairs:
+    def _own_pairs(self, round: Round, verdict: Verdict, hidden: Tensor, everybody: list[int]) -> Pairs:
+        """Of `everybody` that is followed those of this data group."""
+        if self._shared is None:
+            return self._pairs(round, verdict, hidden, everybody)
         own, its = share_of(round, self._data), verdict_for(round, verdict, self._data)
         return self._pairs(own, its, hidden, followed(own, its))
 
@@ -93,19 +95,15 @@ class MtpDrafter:
         self._behind = 0
         if not len(waiting) and self._shared is None:
             return {}
-        before = len(waiting.lengths) - len(pairs.lengths)
-        own = [(n, i, depths[i]) for n, i in enumerate(pairs.sequence_ids.tolist(), before) if depths[i]]
-        entries, steps = ints([n for n, _, _ in own]), ints([depth for _, _, depth in own])
-        drafts = self._model.draft(waiting, entries, steps, max(depths.values(), default=0))
-        return {i: its for (_, i, _), its in zip(own, drafts, strict=True)}
+        ids = pairs.sequence_ids.tolist()
+        going = [n for n, sequence_id in enumerate(ids) if depths.get(sequence_id)]
+        own = ints([depths[ids[n]] for n in going])
+        entries = ints(going) + (len(waiting.lengths) - len(ids))
+        drafts = self._model.draft(waiting, entries, own, max(depths.values(), default=0))
+        return dict(zip([ids[n] for n in going], drafts, strict=True))
 
 
-def _depths(round: Round, verdict: Verdict) -> dict[int, int]:
-    """How deep to draft for each sequence that is followed, by its id."""
+def _depths(round: Round, verdict: Verdict, everybody: list[int]) -> dict[int, int]:
+    """How many drafts are to be made, by sequence id, for those of `everybody` that go on."""
     ids, steps, finish = round.sequence_ids.tolist(), round.draft_steps.tolist(), verdict.finish.tolist()
-    return {ids[s]: steps[s] if finish[s] == RUNNING else 0 for s in followed(round, verdict).tolist()}
-
-
-def _gained(round: Round, verdict: Verdict) -> int:
-    """Pairs that the verdict makes certain, of the sequences that are followed, in all data groups."""
-    return sum(map(mul, round.upkeep.tolist(), verdict.accepted_rows.tolist()))
+    return {ids[s]: steps[s] for s in everybody if finish[s] == RUNNING}

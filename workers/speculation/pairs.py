@@ -3,7 +3,8 @@
 Torch only holds the states; which pairs there are is decided on integers.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from outrider.workers.engine.round import IntArray, Round, Verdict, ints, offsets, ranges
+from outrider.workers.engine.round import IntArray, Round, Verdict, as_ints, ints, offsets
 from outrider.workers.model.rows import Rows
 
 
@@ -39,48 +40,35 @@ class Pairs:
         return ints([end - 1 for end in accumulate(self.lengths.tolist())])
 
 
-def followed(round: Round, verdict: Verdict) -> IntArray:
+def followed(round: Round, verdict: Verdict) -> list[int]:
     """Which sequences of the round the drafter follows, of those that have anything accepted."""
     columns = zip(round.upkeep.tolist(), verdict.accepted_rows.tolist(), strict=True)
-    return ints([s for s, (upkeep, rows) in enumerate(columns) if upkeep and rows])
+    return [s for s, (upkeep, accepted) in enumerate(columns) if upkeep and accepted]
 
 
-def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: IntArray) -> Pairs:
+def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: list[int]) -> Pairs:
     """The pairs that a verdict makes certain, of the round's sequences `kept`.
 
     `hidden` holds the states of all accepted rows, [sum(accepted_rows), hidden].
     """
-    if len(kept) == round.sequences and len(verdict.token_ids) == hidden.shape[0]:
-        return _all_emitted(round, verdict, hidden)
-    lengths = verdict.accepted_rows[kept]
-    owner, within = np.repeat(kept, lengths), ranges(lengths)
-    if len(owner) < hidden.shape[0]:
-        hidden = hidden[torch.from_numpy(offsets(verdict.accepted_rows)[owner] + within)]
+    lengths, starts = verdict.accepted_rows.tolist(), round.starts.tolist()
+    token_ids, positions = array("q"), array("q")
+    for s, tokens in zip(kept, _next_tokens(round, verdict, kept), strict=True):
+        token_ids.extend(tokens)
+        positions.extend(range(starts[s], starts[s] + lengths[s]))
+    if len(positions) < hidden.shape[0]:
+        ends = list(accumulate(lengths))
+        hidden = hidden[[row for s in kept for row in range(ends[s] - lengths[s], ends[s])]]
+    whole = len(kept) == round.sequences
     return Pairs(
-        sequence_ids=round.sequence_ids[kept],
-        lengths=lengths,
-        token_ids=_next_tokens(round, verdict)[round.query_offsets[owner] + within],
-        positions=round.starts[owner] + within,
+        sequence_ids=round.sequence_ids if whole else round.sequence_ids[kept],
+        lengths=verdict.accepted_rows if whole else verdict.accepted_rows[kept],
+        token_ids=as_ints(token_ids),
+        positions=as_ints(positions),
         hidden=hidden,
-        write_from=round.write_from[kept],
-        first_slots=round.followed_from[kept],
-        tables=tuple(block_table(round, s) for s in kept.tolist()),
-    )
-
-
-def _all_emitted(round: Round, verdict: Verdict, hidden: Tensor) -> Pairs:
-    """`accepted_pairs` of all sequences where these decode: what follows an accepted row is what was emitted there."""
-    lengths = verdict.accepted_rows
-    starts = round.starts if round.sequences == 1 else np.repeat(round.starts, lengths)
-    return Pairs(
-        sequence_ids=round.sequence_ids,
-        lengths=lengths,
-        token_ids=verdict.token_ids,
-        positions=starts + ranges(lengths),
-        hidden=hidden,
-        write_from=round.write_from,
-        first_slots=round.followed_from,
-        tables=tuple(block_table(round, s) for s in range(round.sequences)),
+        write_from=round.write_from if whole else round.write_from[kept],
+        first_slots=round.followed_from if whole else round.followed_from[kept],
+        tables=tuple(block_table(round, s) for s in kept),
     )
 
 
@@ -132,7 +120,7 @@ def _rows(
         query_offsets=offsets(lengths),
         write_from=write_from,
         block_offsets=offsets([len(table) for table in tables]),
-        block_ids=tables[0] if len(tables) == 1 else ints(np.concatenate(tables)) if tables else ints(),
+        block_ids=tables[0] if len(tables) == 1 else ints(np.concatenate([ints(), *tables])),
         first_slots=first_slots,
     )
 
@@ -141,14 +129,15 @@ def block_table(round: Round, sequence: int) -> IntArray:
     return round.block_ids[round.block_offsets[sequence] : round.block_offsets[sequence + 1]]
 
 
-def _next_tokens(round: Round, verdict: Verdict) -> IntArray:
-    """For every row of the round the token that follows it: the prompt's, or the one the verdict emitted, [R]."""
-    following = np.append(round.token_ids[1:], 0)
-    following[round.query_offsets[1:] - 1] = round.next_token_ids
-    emitted = np.diff(verdict.token_offsets)
-    first_sampled = round.query_offsets[1:] - round.sample_counts
-    following[np.repeat(first_sampled, emitted) + ranges(emitted)] = verdict.token_ids
-    return following
+def _next_tokens(round: Round, verdict: Verdict, kept: list[int]) -> Iterator[list[int]]:
+    """For every accepted row of each sequence the token that follows: the prompt's, or one that was emitted."""
+    query, said = round.token_ids.tolist(), verdict.token_ids.tolist()
+    borders, places = round.query_offsets.tolist(), verdict.token_offsets.tolist()
+    samples, behind = round.sample_counts.tolist(), round.next_token_ids.tolist()
+    for s in kept:
+        first, end = borders[s] + 1, borders[s + 1]
+        known = query[first : end - samples[s] + 1] if samples[s] else [*query[first:end], behind[s]]
+        yield known + said[places[s] : places[s + 1]]
 
 
 class Backlog:

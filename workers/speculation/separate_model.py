@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from outrider.workers.engine.round import IntArray, Round, Verdict
+from outrider.workers.engine.round import IntArray, Round, Verdict, ints
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.sampling_params import DRAFT_MODEL
@@ -23,9 +23,8 @@ from outrider.workers.speculation.pairs import Pairs, accepted_pairs, one_each, 
 class SeparateModelDrafter(MtpDrafter):
     """Implements Drafter: follows the model's tokens as an MTP module does, and the first token of a sequence too."""
 
-    def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: IntArray) -> Pairs:
-        pairs = accepted_pairs(round, verdict, hidden, kept)
-        return with_openings(pairs, round, kept)
+    def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: list[int]) -> Pairs:
+        return with_openings(accepted_pairs(round, verdict, hidden, kept), round, ints(kept))
 
 
 def with_openings(pairs: Pairs, round: Round, kept: IntArray) -> Pairs:
