@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from browser import DESKTOP, PHONE, Browser
+from grids import chequered
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 from outrider.cluster.config import ServeSettings
 
 ROOT = Path(__file__).parents[2]
+PAGES = ["", "tutorial/", "explanation/zero-difference/", "explanation/mtp/", "helm-comparison/", "reference/values/"]
 CUT_DRAWING = "(one) => /[┌│└]/.test(one.textContent) && one.scrollWidth > one.clientWidth"
 
 
@@ -76,11 +78,9 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [PHONE, DESKTOP])
 @pytest.mark.parametrize(
-    "name",
-    ["", "tutorial/", "explanation/zero-difference/", "explanation/mtp/", "helm-comparison/", "reference/values/"],
+    ("name", "width", "dark"),
+    chequered({name: name for name in PAGES}, {"phone": PHONE, "desktop": DESKTOP}, {"light": False, "dark": True}),
 )
 def test_a_browser_shows_a_page_without_an_error(
     browser: Browser, address: str, name: str, width: int, dark: bool

@@ -43,7 +43,7 @@ def speed(policy: Auto | Static, kind: str, batch: int) -> float:
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16])
-@pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
+@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.full) for kind in OTHERS)])
 def test_auto_keeps_up_with_the_best_static_depth(kind: str, batch: int) -> None:
     static = [speed(Static(depth), kind, batch) for depth in range(6)]
 

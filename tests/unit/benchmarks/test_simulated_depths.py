@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from grids import chequered
 from recorders import DEPTH
 from simulation import Auto, Place, Score, Simulation, Static, Text
 
@@ -40,6 +41,8 @@ class MadeUp:
 
 _ROUND = [0]
 CHEAP, SCOUT, STEEP = MadeUp(7, 0.6, 0.6), MadeUp(6, 1.7, 1.0), MadeUp(1, 6, 6)
+MACHINES = {"cheap": CHEAP, "scout": SCOUT, "steep": STEEP}
+BATCHES = {"1": 1, "8": 8}
 
 
 def texts(accept: Accept, *, count: int = 20, length: int = 400, lead: float | None = 1.0, seed: int = 0) -> list[Text]:
@@ -80,12 +83,13 @@ def simulate(policy: Auto | Static, machine: MadeUp, of: list[Text], batch: int,
     return score
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("machine", [CHEAP, SCOUT, STEEP], ids=["cheap", "scout", "steep"])
 @pytest.mark.parametrize(
-    "accept",
-    [always(0.02), always(0.5), always(0.7), always(0.92), falling],
-    ids=["none", "half", "0.7", "0.92", "falling"],
+    ("accept", "machine", "batch"),
+    chequered(
+        {"none": always(0.02), "half": always(0.5), "0.7": always(0.7), "0.92": always(0.92), "falling": falling},
+        MACHINES,
+        BATCHES,
+    ),
 )
 def test_it_comes_near_the_best_fixed_depth_and_is_never_slower_than_none(
     machine: MadeUp, accept: Accept, batch: int
@@ -186,13 +190,11 @@ ADVERSARIES = {
 }
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("adversary", ADVERSARIES)
-@pytest.mark.parametrize("machine", [CHEAP, SCOUT, STEEP], ids=["cheap", "scout", "steep"])
-def test_an_adversary_costs_no_more_than_the_ledger_held(machine: MadeUp, adversary: str, batch: int) -> None:
+@pytest.mark.parametrize(("machine", "adversary", "batch"), chequered(MACHINES, ADVERSARIES, BATCHES))
+def test_an_adversary_costs_no_more_than_the_ledger_held(machine: MadeUp, adversary: list[Text], batch: int) -> None:
     """Over every stretch of rounds; the round that empties the ledger, and a modest error of the model, on top."""
     quiet = MadeUp(machine.base, machine.per_row, machine.per_step, noisy=False)
-    simulation = Simulation(Auto(), quiet, ADVERSARIES[adversary])
+    simulation = Simulation(Auto(), quiet, adversary)
     undrafted = sum(quiet.seconds(Shape(batch, batch, 0, 0)))
     balance = peak = worst = 0.0
     for number in range(3000 if batch == 1 else 800):
