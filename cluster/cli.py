@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 import outrider
-from outrider.cluster import cli_options as o
 from outrider.cluster.cli_connection import Connection
 from outrider.cluster.cli_distill import distill
+from outrider.cluster.cli_listening import GatewayOptions, ServeOptions
+from outrider.cluster.cli_plan_options import PlanOptions
 from outrider.cluster.cli_sampling import Sampling
 from outrider.cluster.cli_spread import spread
 from outrider.cluster.config import SettingsError
@@ -53,36 +54,15 @@ def _options(
 
 
 @app.command()
+@spread
 def serve(
+    *,
     context: typer.Context,
-    model: Annotated[str | None, typer.Option(help="scout, or a checkpoint's directory.")] = None,
+    options: ServeOptions,
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. max_num_seqs=16.")
     ] = None,
-    tensor_parallel_size: Annotated[int | None, typer.Option(help="Ranks that each layer is split over.")] = None,
-    pipeline_parallel_size: Annotated[int | None, typer.Option(help="Stages that the layers are split into.")] = None,
-    expert_parallel_size: Annotated[
-        int | None, typer.Option(help="1, or data x tensor: whole experts spread over a stage's ranks.")
-    ] = None,
-    data_parallel_size: Annotated[
-        int | None, typer.Option(help="Groups of ranks that attend to sequences of their own.")
-    ] = None,
-    replicas: Annotated[int | None, typer.Option(help="Copies of the model; `outrider scale` changes it. [1]")] = None,
-    speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None,
-    host: Annotated[str | None, typer.Option(help="Where the gateway listens; loopback by default.")] = None,
-    port: Annotated[int | None, typer.Option(help="The gateway's port; 0 takes a free one. [50051]")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve the gateway's Prometheus metrics here.")] = None,
-    health_port: o.HealthPort = None,
-    tls_cert: o.TlsCert = None,
-    tls_key: o.TlsKey = None,
-    tls_client_ca: o.TlsClientCa = None,
-    auth_token_file: o.AuthTokenFile = None,
-    cluster_key_file: o.ClusterKeyFile = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="auto (a running cluster, else one started here), local, or HOST:PORT.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The cluster's name; one run at a time has it.")] = None,
 ) -> None:
     """Serve a model: starts its ranks on Ray, and a gateway."""
     from outrider.cluster.config import load_settings
@@ -90,42 +70,16 @@ def serve(
     _require_ray()
     from outrider.cluster.cli_serve import run_serve
 
-    given = {name: value for name, value in context.params.items() if name not in ("config", "assignments")}
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    run_serve(load_settings(config, assignments or (), options), log_level=context.obj)
+    run_serve(load_settings(config, assignments or (), options.given()), log_level=context.obj)
 
 
 @app.command()
-def gateway(
-    context: typer.Context,
-    controller: Annotated[str, typer.Option(help="HOST:PORT of the controller.", callback=o.host_and_port)],
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 50051,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
-    health_port: o.HealthPort = None,
-    tls_cert: o.TlsCert = None,
-    tls_key: o.TlsKey = None,
-    tls_client_ca: o.TlsClientCa = None,
-    auth_token_file: o.AuthTokenFile = None,
-    cluster_key_file: o.ClusterKeyFile = None,
-    max_live_requests: Annotated[int, typer.Option(help="More at once are refused.")] = 1024,
-    max_queued_tokens: Annotated[int, typer.Option(help="Prompt tokens that may wait; more are refused.")] = 1_000_000,
-    max_message_bytes: Annotated[int, typer.Option(help="A larger request is refused unread.")] = 4 * 2**20,
-    max_prompt_tokens: Annotated[int | None, typer.Option(help="A longer prompt is refused. [the model's]")] = None,
-    max_stop_strings: Annotated[int, typer.Option(help="More in one request are refused.")] = 16,
-    max_logit_bias: Annotated[int, typer.Option(help="More entries in one request are refused.")] = 1024,
-    max_schema_bytes: Annotated[int, typer.Option(help="A larger structured output is refused.")] = 64 * 2**10,
-    drain_grace_s: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.")] = 20.0,
-    resume_wait_s: Annotated[
-        float, typer.Option(help="How long requests of a lost replica wait for another to go on with them.")
-    ] = 600.0,
-    otlp_endpoint: o.OtlpEndpoint = None,
-    end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", help="Drain when standard input closes.")] = False,
-) -> None:
+@spread
+def gateway(*, options: GatewayOptions) -> None:
     """Run a gateway of a cluster that is served elsewhere."""
     from outrider.cluster.cli_gateway import run_gateway_command
 
-    run_gateway_command(context.params)
+    run_gateway_command(options)
 
 
 @app.command()
@@ -221,40 +175,12 @@ def bench(
 
 
 @app.command()
-def plan(
-    context: typer.Context,
-    model: Annotated[str, typer.Option(help="deepseek-r1, deepseek-v3, scout, or a checkpoint's directory.")],
-    gpu: Annotated[str | None, typer.Option(help="h100-80g, h200, b200, ...; or say its figures by hand.")] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the fleet.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each.")] = 8,
-    gpu_memory_gib: Annotated[float | None, typer.Option(help="A GPU's memory.")] = None,
-    gpu_bandwidth_gbs: Annotated[float | None, typer.Option(help="Its memory's bandwidth, GB/s.")] = None,
-    gpu_tflops: Annotated[float | None, typer.Option(help="Its dense bf16 TFLOPS.")] = None,
-    link_gbs: Annotated[float | None, typer.Option(help="To the GPUs of its node, GB/s one way.")] = None,
-    network_gbps: Annotated[float | None, typer.Option(help="To other nodes, Gb/s a GPU.")] = None,
-    objective: Annotated[str, typer.Option(help="latency, or throughput.")] = "latency",
-    concurrency: Annotated[int, typer.Option(help="Sequences in flight; for throughput the planner chooses.")] = 16,
-    context_tokens: Annotated[int, typer.Option("--context", help="Tokens of each, prompt and output.")] = 4096,
-    speculation: Annotated[str, typer.Option(help="auto, off, or drafts a round (1..16).")] = "auto",
-    acceptance: Annotated[float, typer.Option(help="Chance of each draft, given those before it.")] = 0.8,
-    min_tokens_per_s: Annotated[float, typer.Option(help="Throughput: no user gets less.")] = 0.0,
-    tensor_parallel_size: Annotated[int | None, typer.Option(min=1, help="Only plans with this size.")] = None,
-    pipeline_parallel_size: Annotated[int | None, typer.Option(min=1, help="Only plans with this size.")] = None,
-    expert_parallel_size: Annotated[int | None, typer.Option(min=1, help="Only plans with this size.")] = None,
-    data_parallel_size: Annotated[int | None, typer.Option(min=1, help="Only plans with this size.")] = None,
-    redundant_experts: Annotated[int, typer.Option(help="Spare copies, over all ranks.")] = 0,
-    numerics: Annotated[str, typer.Option(help="exact, or fast.")] = "exact",
-    weights: Annotated[str, typer.Option(help="auto (the checkpoint's), fp8, bfloat16 or float32.")] = "auto",
-    max_num_batched_tokens: Annotated[int, typer.Option(help="Rows of a round at most.")] = 2048,
-    max_num_seqs: Annotated[int, typer.Option(help="Sequences of a data group at most.")] = 256,
-    alternatives: Annotated[int, typer.Option(min=0, help="How many other plans to show.")] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page with a picture here.")] = None,
-) -> None:
+@spread
+def plan(*, options: PlanOptions) -> None:
     """Plan how to split a model over GPUs: what fits, and how fast it will be. Starts nothing."""
-    from outrider.cluster.cli_plan import PlanOptions, run_plan
+    from outrider.cluster.cli_plan import run_plan
 
-    run_plan(PlanOptions(**context.params))
+    run_plan(options)
 
 
 @app.command()

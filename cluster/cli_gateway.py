@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from outrider.cluster.cli_listening import GatewayOptions
 from outrider.cluster.config import SettingsError
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.limits import RequestLimits
@@ -16,9 +17,9 @@ from outrider.workers.tracing import endpoint_in_force
 _FILES = ("tls_cert", "tls_key", "tls_client_ca", "auth_token_file")
 
 
-def run_gateway_command(options: Mapping[str, Any]) -> None:
-    """`options` by name, as the command line gave them. SettingsError names one that cannot be."""
-    run_gateway(gateway_settings(options))
+def run_gateway_command(options: GatewayOptions) -> None:
+    """SettingsError names an option that cannot be."""
+    run_gateway(gateway_settings({field.name: getattr(options, field.name) for field in dataclasses.fields(options)}))
 
 
 def gateway_settings(options: Mapping[str, Any]) -> GatewaySettings:

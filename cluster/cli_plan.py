@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from outrider.cluster.cli_plan_options import PlanOptions
 from outrider.cluster.config import SettingsError
 from outrider.cluster.planning.document import document
 from outrider.cluster.planning.efficiency import Workload
@@ -20,76 +20,6 @@ from outrider.workers.errors import OutriderError
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shapes import Shapes
 from outrider.workers.parallel.stages import expected_draft_steps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanOptions:
-    """The command line, as it was written: None where an option was not given."""
-
-    model: str
-    gpu: str | None
-    nodes: int
-    gpus_per_node: int
-    gpu_memory_gib: float | None
-    gpu_bandwidth_gbs: float | None
-    gpu_tflops: float | None
-    link_gbs: float | None
-    network_gbps: float | None
-    objective: str
-    concurrency: int
-    context_tokens: int
-    speculation: str
-    acceptance: float
-    min_tokens_per_s: float
-    tensor_parallel_size: int | None
-    pipeline_parallel_size: int | None
-    expert_parallel_size: int | None
-    data_parallel_size: int | None
-    redundant_experts: int
-    numerics: str
-    weights: str
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    alternatives: int
-    as_json: bool
-    html: Path | None
-
-    def device(self) -> Gpu:
-        """The named one with what is given by hand instead of its own. SettingsError if neither says enough."""
-        scaled = {
-            "memory_bytes": (self.gpu_memory_gib, 2**30),
-            "bandwidth": (self.gpu_bandwidth_gbs, 1e9),
-            "bf16_flops": (self.gpu_tflops, 1e12),
-            "link": (self.link_gbs, 1e9),
-            "network": (self.network_gbps, 1e9 / 8),
-        }
-        given = {name: value * unit for name, (value, unit) in scaled.items() if value is not None}
-        if not all(value > 0 for value in given.values()):
-            raise SettingsError("a GPU's memory, bandwidth, TFLOPS, link and network must be above 0")
-        if self.gpu is None and not {"memory_bytes", "bandwidth", "bf16_flops"} <= given.keys():
-            raise SettingsError("say which GPU: --gpu NAME, or --gpu-memory-gib, --gpu-bandwidth-gbs and --gpu-tflops")
-        base = dataclasses.asdict(find_gpu(self.gpu)) if self.gpu is not None else _UNKNOWN
-        if "bf16_flops" in given and base["fp8_flops"]:
-            given["fp8_flops"] = 2 * given["bf16_flops"]
-        return Gpu(**{**base, **given, "memory_bytes": round(given.get("memory_bytes", base["memory_bytes"]))})
-
-    def workload(self, model: ModelConfig) -> Workload:
-        return Workload(
-            concurrency=self.concurrency,
-            context=self.context_tokens,
-            draft_steps=expected_draft_steps(_drafts(self.speculation), model),
-            acceptance=self.acceptance,
-            numerics=self.numerics,
-            redundant_experts=self.redundant_experts,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            max_num_seqs=self.max_num_seqs,
-        )
-
-    def goal(self) -> Goal:
-        sizes = {name: getattr(self, f"{name}_parallel_size") for name in ("tensor", "pipeline", "expert", "data")}
-        fixed = {name: size for name, size in sizes.items() if size is not None}
-        return Goal(objective=self.objective, tokens_per_s_per_user=self.min_tokens_per_s, sizes=fixed)
-
 
 # A device by hand: PCIe 4.0 x16 between the GPUs of a node, and 100 Gb/s Ethernet, unless said otherwise.
 _UNKNOWN: dict[str, Any] = {
@@ -104,13 +34,52 @@ _UNKNOWN: dict[str, Any] = {
 }
 
 
+def _device(options: PlanOptions) -> Gpu:
+    """The named one with what is given by hand instead of its own. SettingsError if neither says enough."""
+    scaled = {
+        "memory_bytes": (options.gpu_memory_gib, 2**30),
+        "bandwidth": (options.gpu_bandwidth_gbs, 1e9),
+        "bf16_flops": (options.gpu_tflops, 1e12),
+        "link": (options.link_gbs, 1e9),
+        "network": (options.network_gbps, 1e9 / 8),
+    }
+    given = {name: value * unit for name, (value, unit) in scaled.items() if value is not None}
+    if not all(value > 0 for value in given.values()):
+        raise SettingsError("a GPU's memory, bandwidth, TFLOPS, link and network must be above 0")
+    if options.gpu is None and not {"memory_bytes", "bandwidth", "bf16_flops"} <= given.keys():
+        raise SettingsError("say which GPU: --gpu NAME, or --gpu-memory-gib, --gpu-bandwidth-gbs and --gpu-tflops")
+    base = dataclasses.asdict(find_gpu(options.gpu)) if options.gpu is not None else _UNKNOWN
+    if "bf16_flops" in given and base["fp8_flops"]:
+        given["fp8_flops"] = 2 * given["bf16_flops"]
+    return Gpu(**{**base, **given, "memory_bytes": round(given.get("memory_bytes", base["memory_bytes"]))})
+
+
+def _workload(options: PlanOptions, model: ModelConfig) -> Workload:
+    return Workload(
+        concurrency=options.concurrency,
+        context=options.context_tokens,
+        draft_steps=expected_draft_steps(_drafts(options.speculation), model),
+        acceptance=options.acceptance,
+        numerics=options.numerics,
+        redundant_experts=options.redundant_experts,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=options.max_num_seqs,
+    )
+
+
+def _goal(options: PlanOptions) -> Goal:
+    sizes = {name: getattr(options, f"{name}_parallel_size") for name in ("tensor", "pipeline", "expert", "data")}
+    fixed = {name: size for name, size in sizes.items() if size is not None}
+    return Goal(objective=options.objective, tokens_per_s_per_user=options.min_tokens_per_s, sizes=fixed)
+
+
 def run_plan(options: PlanOptions) -> None:
     """Prints the plan. DoesNotFitError, after the JSON if that was asked for, if nothing fits."""
     model = load_shape(options.model)
     try:
         shapes = Shapes.of(model, options.weights)
-        fleet = Fleet(gpu=options.device(), nodes=options.nodes, gpus_per_node=options.gpus_per_node)
-        workload, goal = options.workload(model), options.goal()
+        fleet = Fleet(gpu=_device(options), nodes=options.nodes, gpus_per_node=options.gpus_per_node)
+        workload, goal = _workload(options, model), _goal(options)
     except ValueError as error:
         raise SettingsError(str(error)) from error
     ranking = search(shapes, fleet, workload, goal)
