@@ -252,7 +252,8 @@ class Engine:
         with self.times.part("depth"):
             round_s, draft_s = delivered - began, drafted - delivered
             self._depth.observe(round, result.verdict, round_s, draft_s, drafts, decided_s=self._decided_s)
-            self._scheduler.set_drafts(self._depth.worthwhile(drafts))
+            if drafts:
+                self._scheduler.set_drafts(self._depth.worthwhile(drafts))
         if self._free_since is not None:
             self._decided_s = self._clock() - drafted
         for warning in self._depth.take_warnings():
@@ -265,7 +266,8 @@ class Engine:
         if self._drafter is None:
             return {}
         try:
-            self._drafter.forget(round.ends)
+            if len(round.ends):
+                self._drafter.forget(round.ends)
             with Naming(round):
                 return self._drafter.draft(round, result.verdict, result.hidden)
         except EngineStoppedError:  # another rank was lost, and with it the replica

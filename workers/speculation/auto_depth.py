@@ -36,6 +36,7 @@ _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in t
 _TOKENS_FOLLOWED = 1.5  # a round, of a sequence: about
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
 _CALM = 4  # the first rounds without drafts are slower than those that follow
+_MOST_ASLEEP = 16  # rounds that speculation has no part in, and that are not looked at
 _WOKEN = 4  # sequences that are tried when a stop is over
 
 
@@ -76,6 +77,7 @@ class AutoDepth:
         self._depths: dict[int, int] = {}
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
         self._calm = 0  # rounds in a row in which nothing was drafted
+        self._asleep = self._slept = 0  # rounds until anybody is followed again; that went by so since the last plan
         self._measuring = set[int]()  # lanes in which rounds without drafts are to be known before others are weighed
         self._price = self._row_price = 0.0  # tokens that a relative second, and a further row, must bring
         self._turn = 0  # rounds whose acceptance was learned from
@@ -100,6 +102,22 @@ class AutoDepth:
         """Whether nobody is to draft at present, whatever it would cost."""
         return self.account.ledger.stopped or len(self._measuring) > 0
 
+    def sleeps(self) -> bool:
+        """Whether the round at hand, in which speculation had no part, is none of those that are looked at even so."""
+        return self.account.sleeps() if self.account.ledger.stopped else self._asleep > 0
+
+    def slept(self) -> None:
+        """Such a round went by."""
+        self.account.slept()
+        self._calm += 1
+        if self._asleep:
+            self._asleep -= 1
+            self._slept += 1
+
+    def meet(self) -> None:
+        """A sequence came."""
+        self._asleep = 0
+
     def plan(self, live: Sequence[Live], plain: Shape | None = None, *, lane: int = 0, measurable: bool = True) -> None:
         """Sets the depths of these sequences, which share the lane's rounds.
 
@@ -107,6 +125,7 @@ class AutoDepth:
         these alone. `measurable`: whether it could be measured so.
         """
         plain = plain or _plain(live)
+        self._wake_up()
         if measurable and self.account.base_due(plain.sequences):
             self._measuring.add(lane)
         else:
@@ -121,6 +140,7 @@ class AutoDepth:
         if not any(hope.followed for hope in hopes):
             for each, hope in zip(live, hopes, strict=True):
                 self._depths[each.sequence_id] = self._tried(each.sequence_id, hope)
+            self._sleep()
             return
         worth = self._worthwhile_depths(live, plain)
         pays = worth.gain > 0.0
@@ -129,6 +149,17 @@ class AutoDepth:
             if pays and depth:
                 hope.worth()
             self._depths[each.sequence_id] = depth if drafts and depth else self._tried(each.sequence_id, hope)
+
+    def _sleep(self) -> None:
+        """Nobody in the lane is followed: where that goes for all, few rounds are looked at until it ends."""
+        self._asleep = min([_MOST_ASLEEP, *[hope.waits for hope in self._hopes.values()]])
+
+    def _wake_up(self) -> None:
+        """Counts the rounds that were slept through."""
+        if self._slept:
+            for hope in self._hopes.values():
+                hope.passed(self._slept)
+        self._asleep = self._slept = 0
 
     def idle(self, lane: int) -> None:
         """No sequence of the lane decodes at present."""

@@ -72,7 +72,7 @@ class ChoosingDrafter:
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
         drafts: Drafts = {}
-        if self._worths.resting and not round.draft_steps.any():
+        if self._worths.resting and not any(round.draft_steps.tolist()):
             for drafter in self._models.values():
                 drafts.update(drafter.draft(round, verdict, hidden))
             return drafts
@@ -91,8 +91,9 @@ class ChoosingDrafter:
         """Which model drafts for each of the round's sequences, and what was looked up for the others."""
         owners: list[str | None] = []
         kept: Drafts = {}
-        sharing = int(((round.draft_steps > 0) & (verdict.finish == RUNNING)).sum())
-        for sequence_id, steps in zip(round.sequence_ids.tolist(), round.draft_steps.tolist(), strict=True):
+        depths = round.draft_steps.tolist()
+        sharing = sum(depth > 0 and end == RUNNING for depth, end in zip(depths, verdict.finish.tolist(), strict=True))
+        for sequence_id, steps in zip(round.sequence_ids.tolist(), depths, strict=True):
             owner, own = self._chosen(sequence_id, steps, sharing, found.get(sequence_id, []))
             owners.append(owner)
             if own:

@@ -91,6 +91,7 @@ class DepthPolicy:
             model = next(iter(self._models), MTP)
             kind = self._kinds[sequence.sequence_id] = Kind.of(model, sequence.request.params.temperature)
             self._heats[kind.heat] += 1
+            self._auto.meet()
             self._auto.account.turn_to(self._together + 1, self._heat)
         return kind
 
@@ -153,12 +154,15 @@ class DepthPolicy:
         return min({own[0].drafter for own in drafts.values() if own} - {LOOKUP, usual}, default=usual)
 
     def _slept(self, round: Round, verdict: Verdict) -> bool:
-        """Whether speculation is stopped, and had no part in a round that is not worth looking at."""
-        if not self._auto.account.sleeps() or len(round.token_ids) != round.sequences:
+        """Whether speculation had no part in a round, which is not worth looking at."""
+        if len(round.token_ids) != round.sequences:
             return False
-        self._auto.account.slept()
+        if self._kinds:
+            if not self._auto.sleeps():
+                return False
+            self._auto.slept()
         ended = round.ends.tolist()
-        if verdict.finish.any():
+        if any(verdict.finish.tolist()):
             finished = round.sequence_ids[verdict.finish != RUNNING].tolist()
             ended += finished
             self._together = round.sequences - len(finished)
@@ -177,8 +181,8 @@ class DepthPolicy:
 
     @property
     def resting(self) -> bool:
-        """Whether nobody should draft whose depth is not fixed."""
-        return self._auto.resting
+        """Whether nobody should draft whose depth is not fixed, or there is no such sequence."""
+        return not self._kinds or self._auto.resting
 
     def looks_up(self, sequence_id: int) -> bool:
         """Whether what a sequence said should be looked up for drafts."""

@@ -26,6 +26,11 @@ class Hope:
         return self.idle < _LET_GO or self.idle >= self._wait - _AHEAD
 
     @property
+    def waits(self) -> int:
+        """Rounds until it is followed again; 0: it is."""
+        return 0 if self.followed else self._wait - _AHEAD - self.idle
+
+    @property
     def due(self) -> bool:
         """Whether it is to be tried in spite of what is expected of it."""
         return self._tries < _TRIES or self.idle >= self._wait
@@ -52,6 +57,6 @@ class Hope:
         if self.idle:
             self.idle, self._tries = 1, max(self._tries - 1, 0)
 
-    def passed(self) -> None:
-        """A round without drafts."""
-        self.idle += 1
+    def passed(self, rounds: int = 1) -> None:
+        """So many without drafts."""
+        self.idle += rounds

@@ -45,8 +45,9 @@ class MtpDrafter:
 
         `hidden` are the accepted rows' of this data group; the drafts are everybody's on the leader.
         """
-        self._starts.prepare(round.prepares)
-        self._starts.begin(round.begins)
+        if round.prepares or round.begins:
+            self._starts.prepare(round.prepares)
+            self._starts.begin(round.begins)
         self._starts.write_verdict(round, verdict)
         everybody = followed(round, verdict)
         if not everybody and not self._waits:

@@ -193,3 +193,37 @@ def test_lanes_are_measured_at_one_time() -> None:
         auto.plan([Live(10 * lane + s, DRAWN, 100) for s in range(sequences)], lane=lane)
 
     assert not auto.resting
+
+
+def hopeless() -> AutoDepth:
+    """Its one sequence was let go, though there is something left to lose."""
+    auto = taught(stands=False)
+    auto.account.ledger = Ledger()
+    for _ in range(60):
+        depth(auto)
+        if not auto.follows(0):
+            return auto
+    raise AssertionError("it is followed still")
+
+
+def test_while_nobody_is_followed_rounds_go_by_unlooked_until_somebody_is_due() -> None:
+    auto, looked_at, gone_by = hopeless(), 0, 0
+    while not auto.follows(0) and gone_by < 300:
+        gone_by += 1
+        if auto.sleeps():
+            auto.slept()
+        else:
+            looked_at += 1
+            depth(auto)
+
+    assert 16 <= gone_by <= 32
+    assert looked_at <= gone_by / 8
+
+
+def test_a_sequence_that_comes_is_looked_at() -> None:
+    auto = hopeless()
+    depth(auto)
+    assert auto.sleeps()
+    auto.meet()
+
+    assert not auto.sleeps()

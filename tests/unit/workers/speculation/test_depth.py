@@ -296,3 +296,13 @@ def test_a_stopped_engine_forgets_what_ends_in_rounds_that_it_does_not_look_at()
 def idle_round(sequence_id: int, *, finish: int) -> tuple[Round, Verdict]:
     round, verdict = seen(sequence_id, 0, 0, finish=finish)
     return replace(round, draft_steps=ints([0]), upkeep=ints([0])), verdict
+
+
+def test_where_nobody_speculates_rounds_are_not_looked_at() -> None:
+    policy = DepthPolicy("auto")
+    off = sequence("off")
+    assert policy.depth(off) == 0
+    policy.observe(*idle_round(0, finish=RUNNING), 0.010, 0.0, {})
+
+    assert policy.resting
+    assert not policy._auto.cost.known

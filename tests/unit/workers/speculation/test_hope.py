@@ -72,3 +72,16 @@ def test_one_that_pays_is_always_followed() -> None:
         hope.worth()
         assert hope.followed
         assert not hope.due
+
+
+def test_how_long_it_is_not_followed_is_known_ahead() -> None:
+    hope = Hope()
+    while hope.followed:
+        hope.passed()
+    ahead = hope.waits
+
+    hope.passed(ahead - 1)
+    assert not hope.followed
+    hope.passed()
+    assert hope.followed
+    assert hope.waits == 0
