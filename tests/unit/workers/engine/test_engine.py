@@ -308,9 +308,9 @@ def test_a_warm_up_leaves_no_trace() -> None:
     assert engine.times.rounds == 0
 
 
-@pytest.mark.parametrize("token", [1.0, -1, VOCAB, "1"])
+@pytest.mark.parametrize("token", [1.0, True, -1, VOCAB, "1"])
 def test_a_token_id_that_is_none_is_refused_with_its_place(token: object) -> None:
-    with pytest.raises(ValueError, match=r"prompt\[1\] must be in \[0, 999\]"):
+    with pytest.raises(ValueError, match=r"prompt\[1\] must be an integer in \[0, 999\]"):
         INFO.check((1, token), SamplingParams(), has_tokenizer=True)  # type: ignore[arg-type]  # what users send
 
 
