@@ -1,28 +1,18 @@
 """Collectives over the group itself, as between machines."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
-PARTNER = Path(__file__).parent / "collectives_partner.py"
+from distributed.collectives_partner import main
+from distributed.partners import Partner
 
 
 def _said_by_two_ranks(*machine: str) -> tuple[str, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(PARTNER), str(rank), "2", str(port), *machine],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    ranks = [Partner(main, str(rank), "2", str(port), *machine) for rank in range(2)]
     try:
-        first, second = (rank.stdout.readline() for rank in ranks if rank.stdout)
+        first, second = (rank.stdout.readline() for rank in ranks)
     finally:
         for rank in ranks:
             rank.kill()

@@ -1,10 +1,7 @@
 """Stage links between processes: what they travel over, and how they end with a process that is killed or frozen."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed.link_partner import CPU, ring
+from distributed.link_partner import CPU, main, ring
+from distributed.partners import Partner
 from patience import AT_ONCE_S
 
 from outrider.workers.engine.round import Round, Verdict, ints
@@ -21,7 +19,6 @@ from outrider.workers.errors import EngineStoppedError
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.stage_link import StageLink
 
-PARTNER = Path(__file__).parent / "link_partner.py"
 HERE, ELSEWHERE = "here", "elsewhere"
 OVER = pytest.mark.parametrize(("machine", "over"), [(HERE, "shared memory"), (ELSEWHERE, "gloo")])
 
@@ -33,23 +30,20 @@ class Ends:
     incoming: StageLink
     onward: StageLink
     over: tuple[str, str]
-    partners: list[subprocess.Popen[str]]
+    partners: list[Partner]
 
 
 class Company:
     """Starts partners, and ends them."""
 
     def __init__(self) -> None:
-        self.partners: list[subprocess.Popen[str]] = []
+        self.partners: list[Partner] = []
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
 
-    def start(self, rank: int, ranks: int, machine: str, task: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(PARTNER), str(rank), str(ranks), str(self._port), machine, task]
-        paths = os.pathsep.join(sys.path)
-        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-        self.partners.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+    def start(self, rank: int, ranks: int, machine: str, task: str) -> Partner:
+        self.partners.append(Partner(main, str(rank), str(ranks), str(self._port), machine, task))
         return self.partners[-1]
 
     def join(self, *partners: tuple[str, str], timeout_s: float = 30.0) -> Ends:
@@ -120,7 +114,7 @@ def test_a_receiver_that_cannot_map_the_memory_is_reached_over_the_group(company
     _assert_everything_returns(ends)
 
 
-def _soon(partner: subprocess.Popen[str], sign: signal.Signals) -> list[float]:
+def _soon(partner: Partner, sign: signal.Signals) -> list[float]:
     """Signals the partner in a moment; the list then holds when."""
     struck: list[float] = []
 
@@ -191,7 +185,6 @@ def _left_behind() -> set[str]:
 def test_killed_ranks_leave_nothing_and_survivors_end_by_themselves(company: Company, killed: tuple[int, ...]) -> None:
     before = _left_behind()
     ranks = [company.start(0, 2, HERE, "circulate"), company.start(1, 2, HERE, "pass on")]
-    assert ranks[0].stdout is not None
     assert ranks[0].stdout.readline() == "circulating\n"
     for rank in killed:
         ranks[rank].kill()
