@@ -1,14 +1,11 @@
 """Builds what a rank runs: layers, cache, and role (leader or follower). The only file that knows all parts."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from outrider.workers.config import EngineConfig, resolve_model
+from outrider.workers.config import resolve_model
 from outrider.workers.draft_model_loading import load_draft_model
 from outrider.workers.drafter_loading import (
     drafters_in_force,
@@ -26,31 +23,30 @@ from outrider.workers.engine.pipeline import FirstStage, Pipeline, SingleStage
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.errors import OutriderError
 from outrider.workers.experts.balance import ExpertBalance
-from outrider.workers.experts.nodes import expert_layout, nodes_of_stages
-from outrider.workers.experts.placing import ExpertLayout
 from outrider.workers.fingerprint import fingerprint
+from outrider.workers.in_force import (
+    device_in_force,
+    dtype_in_force,
+    fitted_length,
+    length_in_force,
+    numerics_in_force,
+)
 from outrider.workers.lane_loading import load_lanes
 from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
 from outrider.workers.module_swap import ModuleSwap
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import Collectives
-from outrider.workers.parallel.deep_ep import find_deep_ep, open_buffer
-from outrider.workers.parallel.group_collectives import GroupCollectives
-from outrider.workers.parallel.group_meeting import meet_groups
 from outrider.workers.parallel.meeting import meet, this_machine
 from outrider.workers.parallel.mesh import Route
-from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.request_journal import RequestJournal
 from outrider.workers.request_times import RequestTimes
 from outrider.workers.roles import Follower, Leader
 from outrider.workers.sampling_params import DRAFT_MODEL, LOOKUP, MTP
 from outrider.workers.service import LeaderDoor
+from outrider.workers.sharing_loading import load_sharing
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Drafter
 from outrider.workers.speculation.grammar import Grammars
@@ -64,9 +60,7 @@ from outrider.workers.wires import Wires
 if TYPE_CHECKING:
     from outrider.workers.rank import RankSpec
 
-log = logging.getLogger("outrider.loading")
 TRACED_AS = "outrider-replica"  # the service's name in spans
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_role(spec: "RankSpec", progress: Callable[[float], None]) -> Leader | Follower:
@@ -77,26 +71,26 @@ def load_role(spec: "RankSpec", progress: Callable[[float], None]) -> Leader | F
 class _Loader:
     def __init__(self, spec: "RankSpec") -> None:
         self._spec = spec
-        self._device = _device(spec.engine)
-        self._config = replace(spec.engine, numerics=_numerics(spec.engine, self._device))
+        self._device = device_in_force(spec.engine)
+        self._config = replace(spec.engine, numerics=numerics_in_force(spec.engine, self._device))
         path = resolve_model(self._config.model)
         self._model = ModelConfig.load(path)
         self._checkpoint = Checkpoint(path)
-        self._dtype = _dtype(self._config, self._device)
+        self._dtype = dtype_in_force(self._config, self._device)
         self._kernels = kernels_in_force(self._config, self._device, self._dtype)
-        self._max_model_len = _max_model_len(self._config, self._model)
+        self._max_model_len = length_in_force(self._config, self._model)
         self._grammars = Grammars(path, self._model.vocab_size, self._model.eos_token_ids)
         self._starts = SequenceStarts(self._model.eos_token_ids, self._grammars)
         self._modules = self._checkpoint.mtp_modules(self._model)
         self._speculation = speculation_in_force(self._config, self._modules > 0)
         self._drafters = drafters_in_force(self._config, self._modules > 0)
-        self._layout: ExpertLayout | None = None  # of experts that are spread; known once the ranks have met
 
     def load(self, progress: Callable[[float], None]) -> Leader | Follower:
         spec = self._spec
         if spec.world_size > 1:
             groups.join(spec.rank, spec.world_size, spec.master_address, spec.master_port, self._device)
-        self._sharing = self._share()
+        met = load_sharing(spec, self._config, self._model, self._device, self._dtype)
+        self._sharing, self._layout = met.sharing, met.layout
         wanted = self._wanted(progress)
         self._parts = load_parts(wanted)
         self._draft_parts = self._load_draft_model(wanted)
@@ -112,32 +106,6 @@ class _Loader:
             return self._leader(runner, sampler, mtp, wires, blocks)
         live = wires.follower(runner, sampler, mtp)
         return Follower(live=live, runner=runner, sampler=sampler, sharing=self._sharing)
-
-    def _share(self) -> Sharing:
-        """This rank's share of every layer, and the groups that it is in. Every rank's turn."""
-        spec = self._spec
-        redundant = self._config.num_redundant_experts
-        if spec.world_size == 1:
-            return Sharing(shard=Shard.of(self._config.parallel, spec.rank, self._model, redundant))
-        if self._config.parallel.expert_parallel_size > 1:
-            nodes = nodes_of_stages(groups.ask_all(this_machine()), spec.mesh.stage_size)
-            self._layout = expert_layout(self._model, spec.mesh.stage_size, nodes, redundant)
-        parts = self._layout.parts if self._layout is not None else 1
-        shard = Shard.of(self._config.parallel, spec.rank, self._model, redundant, parts)
-        met = meet_groups(
-            spec.rank, spec.mesh, self._device, this_machine(), self._config.round_timeout_s, spec.describe
-        )
-        sharing = Sharing.of(shard, met, spec.mesh, spec.rank)
-        return replace(sharing, deep_ep=self._deep_ep(sharing.stage)) if shard.spread else sharing
-
-    def _deep_ep(self, stage: Collectives) -> Any | None:
-        """DeepEP's buffer where every rank has it, on GPUs, for rows of the type that it carries. Every rank's turn."""
-        if self._device.type != "cuda" or self._dtype != torch.bfloat16 or not isinstance(stage, GroupCollectives):
-            return None
-        module = find_deep_ep(stage.size)
-        if not groups.agree_on_minimum(int(module is not None), self._device):
-            return None
-        return open_buffer(module, stage, 2 * self._model.hidden_size)
 
     def _live_experts(self) -> LiveExperts | None:
         shard = self._sharing.shard
@@ -298,48 +266,6 @@ class _Loader:
             drafters=self._drafters,
             verification=self._config.verification,
         )
-
-
-def _device(config: EngineConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise OutriderError('device="cuda": this machine has no CUDA device that torch can use; try device="cpu"')
-    return torch.device(config.device)
-
-
-def _numerics(config: EngineConfig, device: torch.device) -> str:
-    """What is in force: "exact" is for CPUs, until GPUs have kernels in the canonical order."""
-    return config.numerics if device.type == "cpu" else "fast"
-
-
-def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """By default float32 on a CPU, and bfloat16 on a GPU."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return _DTYPES[config.dtype]
-
-
-def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    if config.max_model_len is None:
-        return model.max_position_embeddings
-    if config.max_model_len > model.max_position_embeddings:
-        raise ValueError(
-            f"max_model_len must be at most the model's {model.max_position_embeddings}, got {config.max_model_len}"
-        )
-    return config.max_model_len
-
-
-def fitted_length(config: EngineConfig, max_model_len: int, blocks: int) -> int:
-    """The length that a cache of `blocks` can hold: the model's own is cut to it, one asked for is an error."""
-    tokens = blocks * config.block_size
-    if tokens >= max_model_len:
-        return max_model_len
-    cure = f"the cache holds {tokens} tokens: raise kv_cache_memory_bytes"
-    if config.max_model_len is not None or tokens < 2:
-        raise OutriderError(f"max_model_len={max_model_len} does not fit, {cure}")
-    log.warning("max_model_len is %d and not the model's %d, %s", tokens, max_model_len, cure)
-    return tokens
 
 
 def _door(spec: "RankSpec") -> LeaderDoor | None:

@@ -6,7 +6,7 @@ import pytest
 
 from outrider.workers.config import EngineConfig
 from outrider.workers.errors import OutriderError
-from outrider.workers.loading import fitted_length
+from outrider.workers.in_force import fitted_length
 
 
 def test_a_length_that_fits_is_kept() -> None:
