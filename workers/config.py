@@ -145,6 +145,9 @@ class EngineConfig:
         for name in ("round_timeout_s", "harvest_max_gib", "weight_cache_max_gib"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("enable_prefix_caching", "enable_eplb"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if type(self.seed) is not int:
             raise ValueError(f"seed must be an integer, got {self.seed!r}")
 

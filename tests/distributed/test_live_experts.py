@@ -36,8 +36,11 @@ def _tokens(llm: LLM, speculation: str = "auto") -> list[list[int]]:
 
 
 def _figures(llm: LLM) -> ExpertFigures:
-    """The leader's, once it has reported since."""
-    time.sleep(2.5)
+    """The leader's, once it has reported twice, so once since we asked."""
+    for _ in range(2):
+        before = llm.status()[0]
+        while llm.status()[0] is before:
+            time.sleep(0.02)
     return llm.status()[0].counters.experts
 
 

@@ -53,9 +53,12 @@ class ChatTemplate:
             raise CheckpointError(f"the checkpoint's chat template is damaged: {error}") from error
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """The conversation as one prompt. ValueError if the template refuses it."""
+        """The conversation as one prompt. ValueError if it is none, or if the template refuses it."""
         if not messages:
             raise ValueError("messages must not be empty")
+        for number, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise ValueError(f"messages[{number}] must be a mapping with a role and a content, got {message!r}")
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
@@ -64,5 +67,5 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:  # TypeError: a content that is no text
             raise ValueError(f"messages do not suit the checkpoint's chat template: {error}") from error

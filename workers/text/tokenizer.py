@@ -102,7 +102,11 @@ class Tokenizer:
         return [bos_id]
 
     def encode(self, text: str) -> list[int]:
-        """A prompt's token ids, begin-of-sentence included where the model has one."""
+        """A prompt's token ids, begin-of-sentence included where the model has one. ValueError for no Unicode."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"prompt must be text that UTF-8 can hold: {error}") from error
         return self._missing_bos + list(self._backend.encode(text).ids)
 
     def encode_part(self, text: str) -> list[int]:

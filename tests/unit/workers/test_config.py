@@ -37,6 +37,8 @@ from outrider.workers.errors import CheckpointError, OutriderError
         ("model", None),
         ("draft_model", ""),
         ("seed", "a"),
+        ("enable_prefix_caching", "no"),
+        ("enable_eplb", 1),
         ("seed", 1.5),
         ("weight_cache_max_gib", 0.0),
         ("speculation", 17),

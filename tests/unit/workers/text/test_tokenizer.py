@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_tokenizer import VOCABULARY_SIZE, write_tokenizer
@@ -136,16 +137,24 @@ def test_a_damaged_template_is_a_checkpoint_error(tmp_path: Path) -> None:
         ("{{ raise_exception('no system turns here') }}", MESSAGES),
         ("{{ messages.__class__.__mro__ }}{{ messages.append(1) }}", MESSAGES),
         ("{{ messages[0].content }}", []),
+        ("{{ messages[0].content }}", "hello"),
+        ("{{ messages[0].content }}", [None]),
+        ("{{ 'said: ' + messages[0].content }}", [{"role": "user", "content": 5}]),
     ],
 )
 def test_what_a_template_refuses_or_must_not_do_is_a_value_error_about_messages(
-    tmp_path: Path, template: str, messages: list[dict[str, str]]
+    tmp_path: Path, template: str, messages: Any
 ) -> None:
     folder = write_tokenizer(tmp_path)
     _settings(folder, chat_template=template)
 
     with pytest.raises(ValueError, match="messages"):
         _load(folder).encode_chat(messages)
+
+
+def test_text_that_is_no_unicode_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="prompt must be text that UTF-8 can hold"):
+        _load(write_tokenizer(tmp_path)).encode("half a pair: \ud800")
 
 
 def test_a_checkpoint_without_a_template_takes_no_messages(tmp_path: Path) -> None:
