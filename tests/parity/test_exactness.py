@@ -112,9 +112,9 @@ def make_case(path: Path, vocab: int, kernels: str) -> Case:
 
 
 CASES = [(name, kernels) for name in [*MODELS, "scout"] for kernels in ["torch", *WEIGHTS]]
-# In `make test` a kind of weights has one or two models, and float32 all.
+# In `make test` a kind of weights has one or two models, and float32 all; torch's path has those that are made up.
 LONG = [
-    ("scout", "bf16"), ("scout", "int8"), ("scout's shape", "bf16"), ("scout's shape", "int8"),
+    ("scout", "torch"), ("scout", "bf16"), ("scout", "int8"), ("scout's shape", "bf16"), ("scout's shape", "int8"),
     ("one head, sums above 1024", "bf16"),
 ]  # fmt: skip
 
