@@ -134,44 +134,21 @@ class _Loader:
         return make_mtp_drafter(self._parts, self._starts, self._config.block_size, shared)
 
     def _leader(
-        self,
-        runner: StageRunner,
-        sampler: Sampler | None,
-        mtp: Drafter | None,
-        wires: Wires,
-        blocks: int,
+        self, runner: StageRunner, sampler: Sampler | None, mtp: Drafter | None, wires: Wires, blocks: int
     ) -> Leader:
-        spec, mesh = self._spec, self._spec.mesh
-        fellows = wires.fellows
+        spec = self._spec
         if MTP in self._drafters:
             warn_of_missing_modules(self._config, self._model, self._modules)
-        pipeline: Pipeline
-        if sampler is not None:
-            pipeline = SingleStage(runner, sampler, fellows, tells_verdicts=mtp is None)
-        else:
-            up, down = wires.column
-            pipeline = FirstStage(runner, mesh.pipeline, down, up, fellows, tells_verdicts=mtp is None)
-        experts = max(1, self._model.n_routed_experts), max(1, self._model.num_experts_per_tok)
-        models = [name for name in self._drafters if name != LOOKUP]
-        depth = DepthPolicy(self._speculation, experts, models)
+        pipeline = self._pipeline(runner, sampler, wires, tells_verdicts=mtp is None)
+        depth = self._depth()
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth, depth.follows, depth.forget)
-        drafter = make_drafter(
-            self._drafters,
-            self._draft_parts,
-            self._starts,
-            self._config,
-            self._speculation,
-            scheduler.live,
-            depth,
-            ToldDrafter(mtp, fellows.tell) if mtp is not None and mesh.stage_size > 1 else mtp,
-        )
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
         times = RequestTimes(on_end=journal.ended)
         engine = Engine(
             info=self._info(),
             scheduler=scheduler,
             pipeline=pipeline,
-            drafter=self._recorded(drafter),
+            drafter=self._recorded(self._drafter(scheduler, depth, mtp, wires)),
             depth=depth,
             load_module=ModuleSwap(self._wanted(), self._parts).load,
             balance=ExpertBalance.of(self._config, self._layout) if self._layout is not None else None,
@@ -186,6 +163,31 @@ class _Loader:
             door=_door(spec),
             times=times,
             journal=journal,
+        )
+
+    def _pipeline(
+        self, runner: StageRunner, sampler: Sampler | None, wires: Wires, *, tells_verdicts: bool
+    ) -> Pipeline:
+        if sampler is not None:
+            return SingleStage(runner, sampler, wires.fellows, tells_verdicts=tells_verdicts)
+        up, down = wires.column
+        return FirstStage(runner, self._spec.mesh.pipeline, down, up, wires.fellows, tells_verdicts=tells_verdicts)
+
+    def _depth(self) -> DepthPolicy:
+        experts = max(1, self._model.n_routed_experts), max(1, self._model.num_experts_per_tok)
+        return DepthPolicy(self._speculation, experts, [name for name in self._drafters if name != LOOKUP])
+
+    def _drafter(self, scheduler: Scheduler, depth: DepthPolicy, mtp: Drafter | None, wires: Wires) -> Drafter | None:
+        """Whoever drafts; ranks that share the first stage are told of what the module is to do."""
+        return make_drafter(
+            self._drafters,
+            self._draft_parts,
+            self._starts,
+            self._config,
+            self._speculation,
+            scheduler.live,
+            depth,
+            ToldDrafter(mtp, wires.fellows.tell) if mtp is not None and self._spec.mesh.stage_size > 1 else mtp,
         )
 
     def _recorded(self, drafter: Drafter | None) -> Drafter | None:
