@@ -13,6 +13,7 @@ import typer
 from outrider.cluster.cli_batch import run_batch
 from outrider.cluster.cli_connection import Connection
 from outrider.cluster.client import Client
+from outrider.cluster.errors import InvalidRequestError
 from outrider.cluster.generation import Finished, Output
 from outrider.workers.text.assembler import Usage
 
@@ -28,6 +29,10 @@ def check_sources(prompt: str | None, source: Path | None, target: Path | None) 
 
 
 def run_generate(prompt: str, connection: Connection, sampling: Mapping[str, Any], *, as_json: bool) -> None:
+    """InvalidRequestError names what was asked for and would not be shown."""
+    for name in ("logprobs", "prompt_logprobs"):
+        if sampling.get(name) is not None and not as_json:
+            raise InvalidRequestError(f"--{name.replace('_', '-')} is shown with --json only: add it")
     with connection.client() as client:
         if as_json:
             answer = client.generate(prompt, **sampling)
