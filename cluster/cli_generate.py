@@ -18,6 +18,7 @@ from outrider.cluster.generation import Finished, Output
 from outrider.workers.text.assembler import Usage
 
 __all__ = ["check_sources", "run_batch", "run_generate"]
+_SHOWN_AS_JSON = {"n": 1, "logprobs": None, "prompt_logprobs": None}  # and what means that nobody asked
 
 
 def check_sources(prompt: str | None, source: Path | None, target: Path | None) -> None:
@@ -30,9 +31,9 @@ def check_sources(prompt: str | None, source: Path | None, target: Path | None) 
 
 def run_generate(prompt: str, connection: Connection, sampling: Mapping[str, Any], *, as_json: bool) -> None:
     """InvalidRequestError names what was asked for and would not be shown."""
-    for name in ("logprobs", "prompt_logprobs"):
-        if sampling.get(name) is not None and not as_json:
-            raise InvalidRequestError(f"--{name.replace('_', '-')} is shown with --json only: add it")
+    unshown = [name for name, absent in _SHOWN_AS_JSON.items() if sampling.get(name, absent) != absent]
+    if unshown and not as_json:
+        raise InvalidRequestError(f"--{unshown[0].replace('_', '-')} needs --json, which shows what it asks for")
     with connection.client() as client:
         if as_json:
             answer = client.generate(prompt, **sampling)

@@ -10,7 +10,7 @@ from outrider.cluster.errors import InvalidRequestError
 
 _AS_THEY_ARE = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("max_tokens", "min_tokens", "seed", "ignore_eos", "reasoning", "logprobs", "prompt_logprobs", "drafter"),
+    *("n", "max_tokens", "min_tokens", "seed", "ignore_eos", "reasoning", "logprobs", "prompt_logprobs", "drafter"),
 )
 _LISTS = {
     "stop": "stop",
@@ -24,6 +24,7 @@ _LISTS = {
 class Sampling:
     """Each field is an option. Ranges are the parameters' own, checked where a request is made of them."""
 
+    n: Annotated[int, typer.Option("-n", "--n", help="So many texts, with --json.")] = 1
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 1.0
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that have this share.")] = 1.0
     top_k: Annotated[int, typer.Option(help="Draw from so many of the likeliest; 0: from all.")] = 0

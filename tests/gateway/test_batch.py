@@ -167,6 +167,7 @@ def test_the_commands_options_reach_the_engine(model: Path, tmp_path: Path, caps
         *("--logit-bias", "5=-2.5", "--logit-bias", "6=1", "--bad-word", "fox", "--bad-word", "dog"),
         *("--allowed-token-id", 104, "--stop-token-id", 9, "--stop", "zz", "--max-tokens", 2, "--top-k", 3),
         *("--json-schema", tmp_path / "schema.json", "--logprobs", 1, "--speculation", 2, "--drafter", "lookup"),
+        *("-n", 3),
     )
     engine = FakeEngine()
 
@@ -175,14 +176,15 @@ def test_the_commands_options_reach_the_engine(model: Path, tmp_path: Path, caps
             return await command(cluster, "go", "--json", *options)
 
     assert asyncio.run(scenario()) == 0
-    assert json.loads(capsys.readouterr().out)["outputs"][0]["logprobs"]
+    outputs = json.loads(capsys.readouterr().out)["outputs"]
+    assert (len(outputs), bool(outputs[0]["logprobs"])) == (3, True)
     params = engine.submitted[0].params
     assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0.5, 0.25, 1.5)
     assert (params.logit_bias, params.bad_words) == ({5: -2.5, 6: 1.0}, ["fox", "dog"])
     assert (params.allowed_token_ids, tuple(params.stop_token_ids or ())) == ([104], (9,))
     assert (params.stop_strings, params.max_tokens, params.top_k, params.seed) == (("zz",), 2, 3, 4)
     assert params.structured_outputs == StructuredOutputsParams(json='{"type": "integer"}')
-    assert (params.logprobs, params.speculation, params.drafter) == (1, 2, "lookup")
+    assert (params.n, params.logprobs, params.speculation, params.drafter) == (3, 1, 2, "lookup")
 
 
 def test_an_option_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

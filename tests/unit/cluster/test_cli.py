@@ -34,7 +34,8 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (("generate", "x", "--top-k", "9999999999"), "top_k"),
         (("generate", "\udcff"), "prompt"),  # what Python makes of an argument that is no UTF-8
         (("generate", "x", "--speculation", "fast"), "speculation"),
-        (("generate", "x", "--prompt-logprobs", "2"), "--prompt-logprobs is shown with --json only"),
+        (("generate", "x", "--prompt-logprobs", "2"), "--prompt-logprobs needs --json"),
+        (("generate", "x", "-n", "2"), "--n needs --json"),
         (("gateway",), "--controller"),
         (("gateway", "--controller", "nowhere"), "must be HOST:PORT, got 'nowhere'"),
         (("status", "--address", "host:99999"), "must be HOST:PORT, got 'host:99999'"),
