@@ -199,7 +199,7 @@ def test_at_the_end_gateways_drain_and_rays_head_waits_for_the_controller(cluste
     cluster.containers["gateway"].send_signal(signal.SIGTERM)
     cluster.containers["controller"].send_signal(signal.SIGTERM)
 
-    assert cluster.containers["gateway"].wait(30) == 0, cluster.log("gateway")
+    assert cluster.containers["gateway"].wait(60) == 0, cluster.log("gateway")
     assert cluster.containers["controller"].wait(60) == 0, cluster.log("controller")
-    assert waiting.wait(10) == 0
+    assert waiting.wait(60) == 0
     assert not re.search(r"Traceback|or-[\w-]{20}", cluster.log("gateway") + cluster.log("controller"))
