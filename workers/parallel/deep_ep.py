@@ -118,7 +118,7 @@ class DeepEp:
         told = numbers.float()[:, None].expand_as(targets).contiguous()
         try:
             per_rank, per_node, per_target, in_rank, _ = self._buffer.get_dispatch_layout(targets, count)
-            came, local, numbers_by_place, _, _, _ = self._buffer.dispatch(
+            came, local, numbers_by_place, _, _, arrival = self._buffer.dispatch(
                 rows.contiguous(),
                 num_tokens_per_rank=per_rank,
                 num_tokens_per_rdma_rank=per_node,
@@ -126,11 +126,15 @@ class DeepEp:
                 num_tokens_per_expert=per_target,
                 topk_idx=targets,
                 topk_weights=told,
+                async_finish=True,
             )
         except RuntimeError as error:
             raise ExchangeBrokenError(f"a rank is gone or late: DeepEP's {purpose} failed ({error})") from error
+        seconds = time.perf_counter() - began
+        self._stage.meanwhile()
+        arrival.current_stream_wait()  # what came is only now to be read
         given = int(per_rank.sum()) - int(per_rank[self._stage.rank])
-        self._stage.note(purpose, given * rows.shape[1] * rows.element_size(), time.perf_counter() - began)
+        self._stage.note(purpose, given * rows.shape[1] * rows.element_size(), seconds)
         return came, local.long(), numbers_by_place.amax(dim=1).long()
 
 

@@ -22,6 +22,18 @@ class Config:
         return 0
 
 
+class Arrival:
+    """What came is nowhere before it is waited for."""
+
+    def __init__(self, came: tuple[Tensor, ...]) -> None:
+        self._came = came
+        self.places = tuple(torch.full_like(each, -7) for each in came)
+
+    def current_stream_wait(self) -> None:
+        for place, each in zip(self.places, self._came, strict=True):
+            place.copy_(each)
+
+
 class Buffer:
     def __init__(self, group: Any, num_nvl_bytes: int = 0, num_rdma_bytes: int = 0) -> None:
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
@@ -52,6 +64,7 @@ class Buffer:
         num_tokens_per_expert: Tensor,
         topk_idx: Tensor,
         topk_weights: Tensor,
+        async_finish: bool,
     ) -> tuple[Any, ...]:
         assert (x.dtype, topk_weights.dtype) == (torch.bfloat16, torch.float32)
         assert x.shape[1] * 2 % 32 == 0
@@ -74,4 +87,6 @@ class Buffer:
         order = torch.randperm(len(came[0]))
         rows, local, weights = (each[order] for each in came)
         counts = [int((local == expert).any(dim=1).sum()) for expert in range(each)]
-        return rows, local, weights, counts, ("handle",), None
+        assert async_finish
+        arrival = Arrival((rows, local, weights))
+        return *arrival.places, counts, ("handle",), arrival
