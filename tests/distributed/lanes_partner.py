@@ -1,6 +1,6 @@
 """A rank of one stage over gloo, as on a machine of its own: runs rounds as two lanes where the rule says so.
 
-    python lanes_partner.py RANK PORT MODEL KERNELS DATA TENSOR EXPERTS [DIES_AT]
+    lanes_partner.py RANK PORT MODEL KERNELS DATA TENSOR EXPERTS [DIES_AT]
 
 Says as JSON whether states and caches had the bits of one rank with one lane, and in which order it exchanged what; of
 a peer that died (rank 1, at its hand-over number DIES_AT) what it heard, and which threads were left.
@@ -152,7 +152,7 @@ def main() -> None:
         said = {"differences": partner.differences(), "two_lanes": partner.lanes.rounds, "order": partner.order}
     groups.leave()
     said["threads"] = [thread.name for thread in threading.enumerate() if thread.name.startswith("second-lane")]
-    sys.stdout.write(json.dumps(said))
+    sys.stdout.write(json.dumps(said) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import TextIO
 import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_LOADED = ["torch", "distributed.link_partner", "distributed.collectives_partner", "distributed.deep_ep_partner"]
+_LOADED = ["torch", *(f"distributed.{name}_partner" for name in ("link", "collectives", "deep_ep", "lanes"))]
 
 
 class Partner:

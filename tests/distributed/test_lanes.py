@@ -1,16 +1,15 @@
 """Two lanes of a stage, one computing while the other exchanges over gloo: the bits of one rank with one lane."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import random_config, write_checkpoint
+from distributed.lanes_partner import main
+from distributed.partners import Partner
 
 from outrider import LLM
 from outrider.workers.config import ParallelConfig, resolve_model
@@ -18,7 +17,6 @@ from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.volume import stage_volume
 
-PARTNER = Path(__file__).parent / "lanes_partner.py"
 SMALL = {
     "hidden_size": 80, "intermediate_size": 96, "num_hidden_layers": 3, "first_k_dense_replace": 1,
     "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 2, "topk_group": 1,
@@ -44,13 +42,11 @@ def _said(model: Path, layout: str, kernels: str, *more: str) -> list[dict[str, 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     data, tensor, experts = SPLITS[layout]
     what = [str(port), str(model), kernels, str(data), str(tensor), str(experts), *more]
-    commands = [[sys.executable, str(PARTNER), str(rank), *what] for rank in range(data * tensor)]
-    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for command in commands]
+    ranks = [Partner(main, str(rank), *what) for rank in range(data * tensor)]
     try:
-        said = [rank.communicate(timeout=200)[0] for rank in ranks]
+        said = [rank.stdout.readline() for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
