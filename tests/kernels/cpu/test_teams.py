@@ -28,7 +28,6 @@ def small(arena: Arena) -> tuple[Linear, Tensor, Tensor]:
     return linear, x, Context(1).linear(linear, x)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("shared_cores", [False, True], ids=["spinning", "sleeping"])
 def test_thousands_of_calls_at_any_moment_all_return(
@@ -44,7 +43,6 @@ def test_thousands_of_calls_at_any_moment_all_return(
             pass
 
 
-@pytest.mark.timeout(60)
 def test_teams_of_several_callers_share_the_cores(small: tuple[Linear, Tensor, Tensor]) -> None:
     linear, x, wanted = small
     wrong: list[int] = []
