@@ -94,6 +94,18 @@ RESULTS: dict[str, dict[str, Any]] = {
             }
         },
     },
+    "drafters": {
+        "command": "benchmarks/drafters.py", "tokens": 96,
+        "cases": [
+            {
+                "kind": "edit", "temperature": 0.0, "batch": 1, "auto_over_best": 1.12, "lookup_over_mtp": 1.08,
+                "arms": {
+                    who: {"tokens_per_second": speed, "tokens_per_round": a_round}
+                    for who, speed, a_round in (("off", 293.0, 1.0), ("mtp", 876.0, 6.6), ("auto", 904.0, 9.0))
+                },
+            }
+        ],
+    },
     "stage_link": {
         "command": "benchmarks/stage_link.py",
         "added_us": {"shared memory": {"median": 120.0, "p90": 200.0}},
@@ -131,6 +143,12 @@ def test_auto_stands_beside_the_best_static_depth_and_acceptance_by_position() -
     assert "| code, T=0.8 | 0.70 | 0.50 |" in text
     assert "| 0 | 1.50 | 100 | – |" in text
     assert "| all |  | 100 | 150 |" in text
+
+
+def test_who_drafts_is_told_with_what_each_brings() -> None:
+    text = markdown(sections_of([("drafters", "drafters-x", RESULTS["drafters"] | RUN)]))
+
+    assert "| edit, T=0 | 1 | 293 (1.0) | 876 (6.6) | 904 (9.0) | 1.12 | 1.08 |" in text
 
 
 def test_who_did_not_race_is_told_with_the_reason() -> None:
