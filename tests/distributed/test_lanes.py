@@ -2,6 +2,9 @@
 
 import json
 import socket
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,13 @@ from checkpoints import random_config, write_checkpoint
 from distributed.lanes_partner import main
 from distributed.partners import Partner
 
-from outrider import LLM
+from outrider import LLM, SamplingParams
 from outrider.workers.config import ParallelConfig, resolve_model
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.volume import stage_volume
 
+CACHE = 64 << 20
 SMALL = {
     "hidden_size": 80, "intermediate_size": 96, "num_hidden_layers": 3, "first_k_dense_replace": 1,
     "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 2, "topk_group": 1,
@@ -114,9 +118,60 @@ def test_a_rank_that_dies_in_either_lane_ends_both_and_is_named(small: Path, num
     assert left["threads"] == []
 
 
+@pytest.fixture
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process started by Python's name, as ranks are, finds itself on a machine of its own."""
+    name, boot_id = tmp_path / "python", "/proc/sys/kernel/random/boot_id"
+    inside = (
+        f'cat /proc/sys/kernel/random/uuid > "$0.$$" && mount --bind "$0.$$" {boot_id} && exec {sys.executable} "$@"'
+    )
+    name.write_text(f"#!/bin/sh\nexec unshare --mount sh -c '{inside}' {name} \"$@\"\n")
+    name.chmod(0o755)
+    if subprocess.run([name, "-c", ""], capture_output=True, check=False).returncode:
+        pytest.skip("needs leave to mount")
+    monkeypatch.setattr(sys, "executable", str(name))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"tensor_parallel_size": 2, "expert_parallel_size": 2},
+        {"data_parallel_size": 2, "expert_parallel_size": 2},
+        {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
+    ],
+    ids=str,
+)
+def test_engines_on_several_machines_say_the_same_with_two_lanes_as_one_process(
+    sizes: dict[str, int], request: pytest.FixtureRequest
+) -> None:
+    with LLM("scout", kv_cache_memory_bytes=CACHE) as alone:
+        wanted = _texts(alone, "off")
+    request.getfixturevalue("machines")
+    carried = []
+    for overlapping in (None, False):
+        settings = {"enable_dbo": overlapping, "dbo_token_threshold": 2, **sizes}
+        with LLM("scout", kv_cache_memory_bytes=CACHE, **settings) as llm:
+            assert _texts(llm, 3) == wanted
+            time.sleep(2.5)  # statuses come once a second
+            status = llm.status()[-1]
+            assert status.carriers == "gloo"
+            carried.append(sum(traffic.count for traffic in status.traffic.values()))
+    assert carried[0] > 1.5 * carried[1], "nearly every round went as two lanes"
+
+
+def _texts(llm: LLM, speculation: str | int) -> list[Any]:
+    params = [
+        SamplingParams(temperature=n % 2, seed=n, max_tokens=16, logprobs=5, speculation=speculation) for n in range(8)
+    ]
+    prompts = json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text())["code"][:8]
+    said = [output.outputs[0] for output in llm.generate(prompts, params)]
+    return [(each.token_ids, [{n: p.logprob for n, p in row.items()} for row in each.logprobs or ()]) for each in said]
+
+
 @pytest.mark.full
 def test_ranks_that_share_memory_are_told_apart(capfd: pytest.CaptureFixture[str]) -> None:
-    with LLM("scout", kv_cache_memory_bytes=64 << 20, tensor_parallel_size=2, enable_dbo=True) as llm:
+    with LLM("scout", kv_cache_memory_bytes=CACHE, tensor_parallel_size=2, enable_dbo=True) as llm:
         carrier = llm.status()[0].carriers
     said = capfd.readouterr().err
 
