@@ -3,6 +3,7 @@
 Pure: seconds are given to it, and rounds of few seconds are taken in several at once. Knows no sequences.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from outrider.workers.engine.request import SpeculationFigures
@@ -88,6 +89,12 @@ class Account:
         """A round of decoding sequences went by that speculation had no part in, and that is not learned from."""
         self._plain += 1
         self.ledger.earn(1.0)
+
+    def observe_base(self, rounds: Iterable[tuple[Shape, float]]) -> None:
+        """Rounds without drafts, that were run to be measured: what they took."""
+        for shape, round_s in rounds:
+            self.cost.observe(shape, round_s, 0.0)
+            self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
 
     def observe_plain(self, shape: Shape, round_s: float, draft_s: float) -> None:
         """A round that speculation had no part in: it costs the ledger nothing."""

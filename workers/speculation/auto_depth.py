@@ -16,7 +16,7 @@ from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.acceptance import Acceptance, Kind, Made
 from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.alarms import Alarms
-from outrider.workers.speculation.cost import Shape
+from outrider.workers.speculation.cost import BASE_ROUNDS, Shape
 from outrider.workers.speculation.hope import Hope
 from outrider.workers.speculation.planning import (
     Depths,
@@ -78,6 +78,9 @@ class AutoDepth:
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
         self._calm = 0  # rounds in a row in which nothing was drafted
         self._asleep = self._slept = 0  # rounds until anybody is followed again; that went by so since the last plan
+        self._undisturbed: list[
+            tuple[Shape, float]
+        ] = []  # rounds without drafts, measured with nothing done beside them
         self._measuring = set[int]()  # lanes in which rounds without drafts are to be known before others are weighed
         self._price = self._row_price = 0.0  # tokens that a relative second, and a further row, must bring
         self._turn = 0  # rounds whose acceptance was learned from
@@ -104,12 +107,16 @@ class AutoDepth:
 
     def sleeps(self) -> bool:
         """Whether the round at hand, in which speculation had no part, is none of those that are looked at even so."""
-        return self.account.sleeps() if self.account.ledger.stopped else self._asleep > 0
+        if self.account.ledger.stopped:
+            return self.account.sleeps()
+        return self._asleep > 0 or (len(self._measuring) > 0 and len(self._undisturbed) < _CALM + BASE_ROUNDS)
 
-    def slept(self) -> None:
+    def slept(self, shape: Shape, round_s: float) -> None:
         """Such a round went by."""
         self.account.slept()
         self._calm += 1
+        if self._measuring and not self.account.ledger.stopped:
+            self._undisturbed.append((shape, round_s))
         if self._asleep:
             self._asleep -= 1
             self._slept += 1
@@ -270,6 +277,9 @@ class AutoDepth:
         drafts were of this one's choosing, so that what they won or lost goes into the ledger.
         """
         self._calm = self._calm + 1 if shape.undrafted and not shape.drafts else 0
+        if self._undisturbed:
+            self.account.observe_base(self._undisturbed[_CALM:])
+            self._undisturbed = []
         if self.account.ledger.stopped and shape.undrafted and not shape.drafts:
             self.account.observe_plain(shape, round_s, draft_s)
             return

@@ -28,7 +28,7 @@ _TABLE_EVERY, _TABLES_AT_ONCE = 32, 16
 _SMALLEST_TABLE = 64  # rows
 _SPEED_RATE, _SPEED_CLIP = 0.05, 1.5
 _SURPRISE = 1.2  # times what was forecast, of a shape that is hardly known: learned from at once
-_BASE_ROUNDS = 4  # undrafted rounds of a size that are measured together
+BASE_ROUNDS = 4  # undrafted rounds of a size that are measured together
 
 
 class Shape(NamedTuple):
@@ -105,7 +105,8 @@ class RoundCost:
         self._verifying.observe(features, relative_s, news=news)
         if shape.followed or shape.drafts:
             self.drafting(shape.drafter).observe(_drafted(shape), draft_s / self._speed)
-        self._cells.observe(shape.rows, relative_s / max(self._verifying.seconds(features), 1e-9))
+        if not (shape.undrafted and shape.ready):  # what these take more is not their number's doing
+            self._cells.observe(shape.rows, relative_s / max(self._verifying.seconds(features), 1e-9))
         if shape.undrafted and not shape.ready:
             self._bases.setdefault(size_class(shape.sequences), _Base()).seen(self._rounds)
         if news or self._rounds <= _TABLES_AT_ONCE or self._rounds % _TABLE_EVERY == 0:
@@ -208,7 +209,7 @@ class _Base:
 
     def seen(self, now: int) -> None:
         self._rounds += 1
-        if self._rounds % _BASE_ROUNDS == 0:
+        if self._rounds % BASE_ROUNDS == 0:
             self._enough_at = now
 
     @property

@@ -132,7 +132,7 @@ class DepthPolicy:
         if not self._ceiling:
             return
         self._auto.account.turn_to(round.sequences, self._heat)
-        if not drafts and self._slept(round, verdict):
+        if not drafts and self._slept(round, verdict, round_s):
             return
         self._draft_s[round.lane] = draft_s
         seen = _Seen.of(round, verdict, drafts, self._model_of(drafts))
@@ -153,14 +153,15 @@ class DepthPolicy:
             return usual
         return min({own[0].drafter for own in drafts.values() if own} - {LOOKUP, usual}, default=usual)
 
-    def _slept(self, round: Round, verdict: Verdict) -> bool:
+    def _slept(self, round: Round, verdict: Verdict, round_s: float) -> bool:
         """Whether speculation had no part in a round, which is not worth looking at."""
         if len(round.token_ids) != round.sequences:
             return False
         if self._kinds:
             if not self._auto.sleeps():
                 return False
-            self._auto.slept()
+            context = float(sum(round.starts.tolist()) + round.sequences)
+            self._auto.slept(Shape(round.sequences, round.sequences, context, context), round_s)
         ended = round.ends.tolist()
         if any(verdict.finish.tolist()):
             finished = round.sequence_ids[verdict.finish != RUNNING].tolist()

@@ -306,3 +306,16 @@ def test_where_nobody_speculates_rounds_are_not_looked_at() -> None:
 
     assert policy.resting
     assert not policy._auto.cost.known
+
+
+def test_rounds_without_drafts_are_measured_in_a_row_but_for_the_first_which_are_slower() -> None:
+    policy = DepthPolicy("auto")
+    policy.depth(sequence())
+    policy.observe(*idle_round(0, finish=RUNNING), 0.010, 0.0, {})
+    for round_s in (0.030, 0.025, 0.020, 0.015, 0.010, 0.010, 0.010, 0.010):
+        assert policy.resting
+        policy.observe(*idle_round(0, finish=RUNNING), round_s, 0.0, {})
+    policy.observe(*idle_round(0, finish=RUNNING), 0.010, 0.0, {})
+
+    assert not policy.resting
+    assert policy._auto.cost.undrafted(1, 10.0) == pytest.approx(0.010, rel=0.05)
