@@ -41,17 +41,18 @@ SEED = 1
 
 
 class Engines:
-    """One engine that drafts, and one that cannot, for "off"."""
+    """One that cannot draft, for "off", one for fixed depths, and one for "auto", which learns from its own rounds."""
 
     def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
         settings = {"dtype": args.dtype, "max_num_seqs": max(32, *args.batch), "enable_prefix_caching": False}
         self.drafting = stack.enter_context(BatchLLM(args.model, **settings))
+        self._fixed = stack.enter_context(BatchLLM(args.model, **settings))
         self._plain = stack.enter_context(BatchLLM(args.model, speculation="off", **settings))
         if self.drafting.tokenizer is None:
             sys.exit(f"{args.model} has no tokenizer to make prompts with")
 
     def of(self, arm: str) -> BatchLLM:
-        return self._plain if arm == "off" else self.drafting
+        return self._plain if arm == "off" else self._fixed if arm.isdigit() else self.drafting
 
     def prompts(self, kind: str, count: int) -> list[list[int]]:
         assert self.drafting.tokenizer is not None
