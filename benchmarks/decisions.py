@@ -64,6 +64,7 @@ class Decisions:
             self._policy.time_of(round, round_s)
             self._policy.observe(round, verdict, round_s, 0.0001 * (1 + max(depths)), drafts)
 
+        self._policy.planned_s = 0.0
         learned_s = seconds(learn)
         self.took["depths"].append(self._policy.planned_s)
         self.took["learning"].append(learned_s - self._policy.planned_s)

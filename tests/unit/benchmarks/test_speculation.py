@@ -63,7 +63,7 @@ def test_a_day_rises_to_its_peak_and_falls_again() -> None:
 
 
 def test_every_part_of_a_decision_is_timed() -> None:
-    took = decision_us(2, repeats=12)
+    took = decision_us(2, repeats=60)
 
     assert set(took) == {"asked", "depths", "slots", "learning"}
     assert all(us > 0 for us in took.values())
