@@ -2,7 +2,7 @@
 
 `numerics: exact` splits outputs and never a sum, so what a product needs of other ranks is gathered first; `fast` sums
 over ranks instead (all-reduce), and sends a row once for every expert it chose. Purposes are named as ranks name what
-they carried; workers/parallel/volume.py works out the same for one rank, and tests hold both together.
+they carried; tests/exchanged.py works out the same for one rank, and holds both together.
 """
 
 from dataclasses import dataclass

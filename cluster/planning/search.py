@@ -60,16 +60,16 @@ def search(
 def _allowed(
     shapes: Shapes, fleet: Fleet, workload: Workload, sizes: Mapping[str, int]
 ) -> tuple[list[Split], list[tuple[Split, str]]]:
-    """Splits with the sizes that are fixed; and, if those leave one only that cannot be, why."""
-    redundant = workload.redundant_experts
-    if len(sizes) == 4:
-        split = Split(**sizes)
-        why = refusal(shapes.model, split, redundant if split.spread else 0)
-        if why is None and split.world_size > fleet.size:
-            why = f"{split} needs {split.world_size} GPUs, and {fleet} has {fleet.size}"
-        return ([], [(split, why)]) if why else ([split], [])
-    found = splits(shapes.model, fleet.size, redundant)
-    return [split for split in found if all(getattr(split, name) == size for name, size in sizes.items())], []
+    """Splits with the sizes that are fixed; and, if there is none, the smallest of these sizes and why it cannot be."""
+    redundant, asked = workload.redundant_experts, Split(**sizes)
+    every = [asked] if len(sizes) == 4 else splits(shapes.model, fleet.size, redundant)
+    alike = [split for split in every if all(getattr(split, name) == size for name, size in sizes.items())]
+    why = refusal(shapes.model, asked, redundant if asked.spread else 0)
+    if why is None and asked.world_size > fleet.size:
+        why = f"{asked} needs {asked.world_size} GPUs, and {fleet} has {fleet.size}"
+    if why is None or (alike and len(sizes) < 4):
+        return alike, []
+    return [], [(asked, why)]
 
 
 def _settled(candidate: Candidate, goal: Goal) -> Iterator[Candidate]:
@@ -102,7 +102,9 @@ def require_fit(ranking: Ranking, model: str, fleet: Fleet) -> Candidate:
     if ranking.refused:
         raise OutriderError(f"{model} cannot be split so: {ranking.refused[0][1]}")
     if ranking.nearest is None:
-        raise OutriderError(f"{model} has no split with these sizes over {fleet}")
+        raise OutriderError(
+            f"{model} has no split with these sizes over {fleet}: its ranks come in powers of two, or divide it"
+        )
     if not ranking.nearest.bytes_missing:
         raise DoesNotFitError(f"{model} fits {fleet}, and no plan serves every user as fast as asked for")
     raise DoesNotFitError(shortage(ranking.nearest, model))

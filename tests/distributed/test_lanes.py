@@ -13,12 +13,12 @@ import pytest
 from checkpoints import random_config, write_checkpoint
 from distributed.lanes_partner import main
 from distributed.partners import Partner
+from exchanged import stage_volume
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import ParallelConfig, resolve_model
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import Shard
-from outrider.workers.parallel.volume import stage_volume
 
 CACHE = 64 << 20
 SMALL = {

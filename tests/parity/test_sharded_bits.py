@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import Layout, random_config, write_checkpoint
+from exchanged import stage_volume
 from rounds import Decoder, Rows, load_model, random_tokens, slots_of
 from sharded import all_sharings, close_all, on_all_ranks
 from torch import Tensor
@@ -18,7 +19,6 @@ from outrider.workers.config import ParallelConfig
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.parallel.collectives import total_traffic
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.parallel.volume import stage_volume
 
 KERNELS = ("torch", "float32", "bf16", "int8")
 BLOCKS = [[3, 1, 7, 5], [2, 6, 4, 8], [9, 11, 10, 12], [13, 15, 14, 16]]

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from exchanged import stage_volume
 
 from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.collectives import RoundShape
@@ -10,7 +11,6 @@ from outrider.cluster.planning.split import Split
 from outrider.workers.model.shapes import Shapes
 from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.traffic import Traffic
-from outrider.workers.parallel.volume import stage_volume
 
 SCOUT = Shapes.of(load_shape("scout"), "float32")
 R1 = Shapes.of(load_shape("deepseek-r1"))
@@ -93,7 +93,7 @@ SPLITS = [
 @pytest.mark.parametrize("shapes", [SCOUT, R1], ids=["scout", "r1"])
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_a_round_is_counted_as_the_ranks_count_theirs(shapes: Shapes, split: Split, lanes: int) -> None:
-    """workers/parallel/volume.py, which is held against what ranks really exchange, bit for bit."""
+    """tests/exchanged.py, which is held against what ranks really exchange, bit for bit."""
     rows = 6
     plan = Candidate(
         shapes, split, Workload(), Fleet(gpu=find_gpu("h200"), nodes=4, gpus_per_node=8), Efficiency(overlap=False)

@@ -116,7 +116,9 @@ def test_only_plans_with_the_sizes_that_were_fixed_are_shown() -> None:
     [
         ({"tensor": 3, "pipeline": 1, "expert": 1, "data": 1}, "tensor_parallel_size=3"),
         ({"tensor": 16, "pipeline": 1, "expert": 1, "data": 1}, "needs 16 GPUs"),
-        ({"tensor": 3}, "no split with these sizes"),
+        ({"tensor": 3}, "tensor_parallel_size=3"),
+        ({"tensor": 16}, "needs 16 GPUs"),
+        ({"pipeline": 7}, "no split with these sizes .* powers of two"),
     ],
 )
 def test_sizes_that_cannot_be_are_an_error_that_names_them(sizes: dict[str, int], named: str) -> None:

@@ -1,6 +1,6 @@
 """How many collectives a round makes, and how many bytes a rank gives to them: what is measured, worked out beforehand.
 
-Pure and torch-free, so that a planner can use it.
+Worked out apart from the planner, which counts a whole stage: what ranks exchange is held against both.
 """
 
 from collections.abc import Iterable
