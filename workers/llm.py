@@ -1,6 +1,7 @@
 """LLM: the offline API, on the same engine as the server and without a gateway. Names as vLLM's."""
 
 import atexit
+import contextlib
 import hashlib
 import itertools
 import queue
@@ -243,7 +244,10 @@ class _Mailbox:
             self._waiting = []
 
     def take(self) -> list[SequenceChunk]:
-        return self._ready.get()
+        """Waits a second at a time: an interrupt just before a wait is heard at its end only."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._ready.get(timeout=1.0)
 
 
 class _Collected:
