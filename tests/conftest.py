@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import logging
+import signal
 from collections.abc import Iterator
 
 import grpc
@@ -38,6 +39,14 @@ def _untouched_logging() -> Iterator[None]:
     yield
     for logger, state in zip(loggers, before, strict=True):
         logger.handlers[:], logger.level, logger.propagate = state
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests run in a shell's background, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,7 @@ def _assert_named_when_struck(llm: LLM, rank: int, sign: signal.Signals) -> None
         llm.generate("def main():")
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_cancels_all_requests_and_the_engine_serves_the_next(llm: LLM) -> None:
     def interrupt() -> None:
         while not llm.status()[0].counters.running:

@@ -9,6 +9,7 @@ from outrider.workers.engine.request import SequenceChunk
 from outrider.workers.llm import _Mailbox
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_is_heard_though_it_came_just_before_a_wait() -> None:
     mailbox = _Mailbox(at_once=[])
     release = threading.Timer(10.0, mailbox.put, [[SequenceChunk(request_id="late", error="never heard")]])
