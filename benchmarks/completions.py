@@ -2,7 +2,7 @@
 
 import ast
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 SPAN, TIMES, LAST = 8, 3, 64  # tokens of a span, how often it comes in a loop, and in how many last tokens
 # What the parser says of text that only wants more.
@@ -43,3 +43,12 @@ def parses(prompt: str, completion: str) -> bool:
     """Whether code parses with its completion, of which at least the end of a statement must be left."""
     lines = whole_lines(prompt + completion)
     return lines is not None and lines > prompt.count("\n")
+
+
+def what_follows(prompt: str, documents: Iterable[str]) -> str:
+    """The rest of the first document that holds `prompt`. LookupError if none does."""
+    for text in documents:
+        _, found, rest = text.partition(prompt)
+        if found:
+            return rest
+    raise LookupError(f"no document holds {prompt!r}")

@@ -4,7 +4,9 @@
 
 --corpus and --data are what `python -m outrider.workers.training.corpus` and `.dataset` made. Held-out text only: the
 losses are those over its token streams; n-grams of up to five bytes learn from the first --learn MB of each kind's
-training text. Completions are asked of the engine. --metrics, of a training run, is drawn into --plot.
+training text. Completions are asked of the engine. Code can fail to parse only because no statement ends within a
+completion's tokens; so the files' own text is judged by the same rule, and completions are judged again where that
+text passes. --metrics, of a training run, is drawn into --plot.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from byte_models import ByteNgrams, bits_of_nats, gzip_bits, xz_bits
 from common import save
-from completions import loops, parses
+from completions import loops, parses, what_follows
 from reporting.svg import line_plot
 from tokenizers import Tokenizer
 
@@ -32,6 +34,7 @@ from outrider.workers.training.shape import Shape
 
 KINDS = ("code", "prose")
 SAMPLED, GREEDY = 64, 128  # tokens of a completion
+PARSES, PARSES_TOO = "code that parses", "code that parses where the file's own does"
 POINTS = 24  # of a plot
 STYLE = """<style>
 svg { font: 13px sans-serif; background: #fff; fill: #222 } .small { font-size: 11px } .title { font-weight: bold }
@@ -81,12 +84,32 @@ def share(values: Iterable[bool]) -> float:
     return sum(found) / len(found)
 
 
+def own_code_parses(documents: Sequence[dict[str, Any]], tokenizer: Tokenizer, prompts: Sequence[str]) -> list[bool]:
+    """Whether each prompt parses with the SAMPLED tokens that follow it in its file."""
+    files = [document["text"] for document in documents if document["kind"] == "code"]
+    found = []
+    for prompt in prompts:
+        following = tokenizer.encode(what_follows(prompt, files), add_special_tokens=False)
+        found.append(parses(prompt, tokenizer.decode(following.ids[:SAMPLED])))
+    return found
+
+
+def prompts_by_use(documents: list[dict[str, Any]], tokenizer: Tokenizer, count: int) -> dict[str, list[str]]:
+    """`count` held-out prompts of each kind, and `count` of code whose own text parses."""
+    prompts = {kind: choose(documents, tokenizer, kind, count) for kind in KINDS}
+    more = choose(documents, tokenizer, "code", 5 * count)
+    passing = zip(more, own_code_parses(documents, tokenizer, more), strict=True)
+    return prompts | {PARSES_TOO: [prompt for prompt, passes in passing if passes][:count]}
+
+
 def text_figures(llm: LLM, prompts: dict[str, list[str]]) -> dict[str, float]:
     """Shares of completions: sampled code that parses; greedy text of each kind that does not end in a loop."""
     sampling = SamplingParams(temperature=0.8, seed=0, max_tokens=SAMPLED)
     greedy = SamplingParams(temperature=0, max_tokens=GREEDY, ignore_eos=True)
-    code = zip(prompts["code"], llm.generate(prompts["code"], sampling), strict=True)
-    found = {"code that parses": share(parses(prompt, out.outputs[0].text) for prompt, out in code)}
+    found = {}
+    for name, use in ((PARSES, "code"), (PARSES_TOO, PARSES_TOO)):
+        code = zip(prompts[use], llm.generate(prompts[use], sampling), strict=True)
+        found[name] = share(parses(prompt, out.outputs[0].text) for prompt, out in code)
     for kind in KINDS:
         outs = llm.generate(prompts[kind], greedy)
         found[f"greedy {kind} without a loop"] = share(not loops(out.outputs[0].token_ids) for out in outs)
@@ -125,7 +148,8 @@ def main() -> None:
     for name in args.model:
         path = resolve_model(name)
         tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        prompts = {kind: choose(held_out, tokenizer, kind, args.prompts) for kind in KINDS}
+        prompts = prompts_by_use(held_out, tokenizer, args.prompts)
+        figures["own text"] = {PARSES: share(own_code_parses(held_out, tokenizer, prompts["code"]))}
         with LLM(name) as llm:
             row = {"bits a byte": bits_a_byte(path, tokenizer, args.data), **text_figures(llm, prompts)}
         figures["models"][name] = row | {"prompts": {kind: len(texts) for kind, texts in prompts.items()}}

@@ -71,7 +71,8 @@ _TEXT = """
 
 Bits a byte of held-out files, beside n-grams of up to five bytes and compressors; completions of held-out code (64
 tokens at T=0.8, cut at the last whole statement) that parse, and greedy completions (128 tokens) that do not end in a
-loop (eight tokens three times in the last 64).
+loop (eight tokens three times in the last 64). Where no statement ends within its tokens, a completion does not parse.
+The files' own next 64 tokens are judged by the same rule; the second column asks only where those pass.
 
 """
 
@@ -152,7 +153,8 @@ def text_section(found: dict[str, Any]) -> str:
     by_model |= {name: {kind: row[name] for kind, row in simpler.items()} for name in simpler["code"]}
     bits = [[name, f"{row['code']:.2f}", f"{row['prose']:.2f}"] for name, row in by_model.items()]
     shares = [name for name in next(iter(models.values())) if name not in ("bits a byte", "prompts")]
-    texts = [[name, *(f"{model[share]:.0%}" for share in shares)] for name, model in models.items()]
+    rows = {**models, "the files themselves": found["own text"]}
+    texts = [[name, *(f"{row[share]:.0%}" if share in row else "" for share in shares)] for name, row in rows.items()]
     return _TEXT + markdown_table(["model", "code", "prose"], bits) + "\n" + markdown_table(["model", *shares], texts)
 
 

@@ -27,6 +27,7 @@ for name in (
     "reporting.svg",
     "reporting.tables",
     "round",
+    "scout",
     "serve",
     "sharding",
     "speculation",

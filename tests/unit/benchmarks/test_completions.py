@@ -1,7 +1,7 @@
 """What counts as code that parses, and as a loop."""
 
 import pytest
-from completions import loops, parses
+from completions import loops, parses, what_follows
 
 
 def test_a_span_three_times_in_the_last_tokens_is_a_loop() -> None:
@@ -38,3 +38,11 @@ def test_code_parses_up_to_its_last_whole_statement(prompt: str, completion: str
 )
 def test_what_does_not_parse_or_leaves_nothing_of_the_completion_does_not_count(prompt: str, completion: str) -> None:
     assert not parses(prompt, completion)
+
+
+def test_what_follows_a_prompt_is_the_rest_of_its_document() -> None:
+    documents = ["x = 1\ny = 2\n", "def f(a):\n    return a\n\n\ndef f(a):\n    pass\n"]
+
+    assert what_follows("def f(a):", documents) == "\n    return a\n\n\ndef f(a):\n    pass\n"
+    with pytest.raises(LookupError, match="z = 3"):
+        what_follows("z = 3", documents)

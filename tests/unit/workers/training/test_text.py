@@ -157,6 +157,7 @@ def test_the_card_sets_a_model_beside_simpler_ones_and_its_drafter_beside_the_on
     texts = {
         "models": {"scout": {"bits a byte": {"code": 1.1, "prose": 1.4}, "code that parses": 0.5, "prompts": {}}},
         "simpler": {"code": {"xz": 1.6}, "prose": {"xz": 2.2}},
+        "own text": {"code that parses": 0.6},
     }
     before, after = (
         {"code": {"acceptance_given_earlier_t0.0": [x], "acceptance_given_earlier_t0.8": [x]}} for x in (0.6, 0.7)
@@ -165,4 +166,5 @@ def test_the_card_sets_a_model_beside_simpler_ones_and_its_drafter_beside_the_on
     text, drafts = card.text_section(texts), card.acceptance_table(before, after)
 
     assert all(row in text for row in ("| scout | 1.10 | 1.40 |", "| xz | 1.60 | 2.20 |", "| scout | 50% |"))
+    assert "| the files themselves | 60% |" in text
     assert "| code | 0.8 | joint training | 0.60 |\n| code | 0.8 | distilled | 0.70 |" in drafts
