@@ -58,7 +58,10 @@ class OpenStage(CompiledStage):
 def _one_row_bytes(layer: Layer, shape: Any) -> int:
     attention = layer.attention
     read = [attention.down, attention.query_up, attention.output]
-    read += [up[head] for up in (attention.key_up, attention.value_up) for head in range(shape.heads)]
+    if shape.by_head:
+        read.append(attention.key_value_up)
+    else:
+        read += [up[head] for up in (attention.key_up, attention.value_up) for head in range(shape.heads)]
     if layer.routed:
         expert = layer.routed.contents.slots[0]
         read += [layer.router, *[expert.gate_up, expert.down] * shape.chosen]

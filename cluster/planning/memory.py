@@ -66,7 +66,7 @@ def stage_memory(
         weights=weights,
         buffers=_buffers(shapes, split, workload, efficiency, last=last or drafts),
         runtime=efficiency.runtime_bytes,
-        cache_per_token=(len(layers) + len(modules)) * shapes.cache_bytes,
+        cache_per_token=(len(layers) + len(modules)) * shapes.cache_bytes(split.tensor),
         device=device,
         cache_share=efficiency.cache_share,
     )
@@ -97,7 +97,7 @@ def experts_of_rank(shapes: Shapes, split: Split, workload: Workload) -> float:
 def _buffers(shapes: Shapes, split: Split, workload: Workload, efficiency: Efficiency, *, last: bool) -> float:
     """Activations of the largest round, and what is exchanged in it."""
     model, rows, size = shapes.model, workload.max_num_batched_tokens, shapes.value_bytes
-    inner = model.num_attention_heads * (model.kv_lora_rank + model.head_dim_latent) / split.tensor
+    inner = model.num_attention_heads * model.key_products / split.tensor
     stream = rows * size * (4 * model.hidden_size + 2 * inner + model.num_attention_heads * model.v_head_dim)
     pairs = float(rows * model.num_experts_per_tok)
     if split.spread:  # rows of all data groups come here, and their outputs go back

@@ -121,10 +121,10 @@ class Clock:
         return self._linear(narrow, rows.rows) + self._linear(self.shapes.latent_up, rows.rows, self.shapes.wide_bytes)
 
     def _cache(self, rows: Rows) -> float:
-        """Every sequence's latents are read once for all of its rows and all heads of the rank."""
+        """Every sequence's entries are read once for all of its rows and all heads of the rank."""
         model, gpu, share = self.shapes.model, self.fleet.gpu, self.efficiency
-        read = rows.sequences * rows.context * self.shapes.cache_bytes
-        a_key = 2 * (model.head_dim_latent + model.kv_lora_rank)  # operations of a head on it
+        read = rows.sequences * rows.context * self.shapes.cache_bytes(self.split.tensor)
+        a_key = 2 * model.key_products  # operations of a head on it
         operations = rows.rows * rows.context * a_key * model.num_attention_heads / self.split.tensor
         return max(
             read / (gpu.bandwidth * share.cache_bandwidth), operations / (gpu.bf16_flops * share.attention_flops)

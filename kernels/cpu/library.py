@@ -76,7 +76,7 @@ class Shape(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("hidden", "heads", "nope", "rope", "value", "latent_rank", "query_rank")),
         *((name, c_int32) for name in ("experts", "chosen", "groups", "chosen_groups", "normalise")),
-        *((name, c_int32) for name in ("block_size", "cache_kind", "fast", "unused")),
+        *((name, c_int32) for name in ("block_size", "cache_kind", "fast", "by_head")),
         *((name, c_float) for name in ("routed_scale", "eps", "latent_eps", "softmax_scale")),
         ("rotary", c_void_p),
         ("shard", POINTER(Shard)),
@@ -88,6 +88,7 @@ class Attention(Structure):
         ("down", Linear),
         ("query_up", Linear),
         ("output", Linear),
+        ("key_value_up", Linear),
         ("key_up", POINTER(Linear)),
         ("value_up", POINTER(Linear)),
         ("key_expand", POINTER(Linear)),

@@ -23,6 +23,11 @@ GREEDY_TOKENS = 8
 KINDS: dict[str, dict[str, Any]] = {
     "sums above 1024": {"hidden_size": 1100, "intermediate_size": 1300, "first_k_dense_replace": 1},
     "scout's attention": {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 64},
+    "a latent of that size, absorbed": {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 24},
+    "heads of their own, three and no query latent": {
+        "kv_lora_rank": 112, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "q_lora_rank": None,
+        "num_attention_heads": 3, "num_key_value_heads": 3,
+    },
     "a latent that fills no vector": {"kv_lora_rank": 20, "qk_rope_head_dim": 6, "v_head_dim": 7},
     "a latent past four vectors": {"kv_lora_rank": 83, "qk_rope_head_dim": 2, "qk_nope_head_dim": 1},
     "one head, no query latent": {"num_attention_heads": 1, "num_key_value_heads": 1, "q_lora_rank": None},

@@ -14,7 +14,7 @@ from sharded import all_sharings, close_all, on_all_ranks
 from torch import Tensor, nn
 
 from outrider.workers.config import ParallelConfig
-from outrider.workers.model.attention import Attention
+from outrider.workers.model.attention import Absorbed
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.moe import Router
 from outrider.workers.parallel.sharing import Sharing
@@ -48,8 +48,8 @@ def _loaded(path: Path, sharing: Sharing | None = None) -> Model:
     return model
 
 
-def _attentions(model: Model) -> list[Attention]:
-    return [module for module in model.stages[0].modules() if isinstance(module, Attention)]
+def _forms(model: Model) -> list[Absorbed]:
+    return [module for module in model.stages[0].modules() if isinstance(module, Absorbed)]
 
 
 def _routed(model: Model) -> list[tuple[Tensor, Tensor]]:
@@ -65,14 +65,14 @@ def _routed(model: Model) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("tensors", [2, 4, 8])
 def test_heads_are_dealt_out_whole_in_order(path: Path, whole: Model, tensors: int) -> None:
     sharings = all_sharings(ModelConfig.load(path), ParallelConfig(tensor_parallel_size=tensors))
-    shared = on_all_ranks(sharings, lambda sharing: _attentions(_loaded(path, sharing)))
+    shared = on_all_ranks(sharings, lambda sharing: _forms(_loaded(path, sharing)))
     close_all(sharings)
 
-    for layer, attention in enumerate(_attentions(whole)):
+    for layer, form in enumerate(_forms(whole)):
         parts = [rank[layer] for rank in shared]
         assert [part.key_up.shape[0] for part in parts] == [HEADS // tensors] * tensors
-        assert torch.equal(torch.cat([part.key_up for part in parts]), attention.key_up)
-        assert torch.equal(torch.cat([part.value_up for part in parts]), attention.value_up)
+        assert torch.equal(torch.cat([part.key_up for part in parts]), form.key_up)
+        assert torch.equal(torch.cat([part.value_up for part in parts]), form.value_up)
 
 
 @pytest.mark.parametrize("experts", [1, 8])

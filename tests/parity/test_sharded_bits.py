@@ -17,6 +17,7 @@ from torch import Tensor
 
 from outrider.workers.config import ParallelConfig
 from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.collectives import total_traffic
 from outrider.workers.parallel.sharing import Sharing
 
@@ -34,6 +35,9 @@ SMALL = {
     "hidden_size": 80, "intermediate_size": 96, "num_hidden_layers": 3, "first_k_dense_replace": 1,
     "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 2, "topk_group": 1,
     "num_experts_per_tok": 2, "moe_intermediate_size": 40, "vocab_size": 97,
+}  # fmt: skip
+FEW_HEADS = {  # so that the cache holds what is theirs
+    **SMALL, "qk_nope_head_dim": 16, "qk_rope_head_dim": 32, "v_head_dim": 16, "kv_lora_rank": 128,
 }  # fmt: skip
 
 
@@ -82,6 +86,16 @@ def _run(model: Decoder, rounds: Sequence[dict[int, Rows]], sequences: Sequence[
     return [*states, model.logits(torch.cat(states)), model.cached(slots)]
 
 
+def _own_columns(cached: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
+    """What a rank has of the whole cache [.., width], or of its bytes."""
+    if not config.caches_heads:
+        return cached
+    heads, rope = shard.heads(config.num_attention_heads), config.qk_rope_head_dim
+    own = config.qk_nope_head_dim + config.v_head_dim
+    columns = [*range(rope), *range(rope + heads.start * own, rope + heads.stop * own)]
+    return cached.unflatten(-1, (config.cache_width(config.num_attention_heads), -1))[..., columns, :].flatten(-2)
+
+
 def _assert_same_bits(path: Path, parallel: ParallelConfig, kernels: str, **settings: Any) -> None:
     prompts = _prompts(path)
     rounds = _rounds(prompts)
@@ -99,11 +113,15 @@ def _assert_same_bits(path: Path, parallel: ParallelConfig, kernels: str, **sett
         assert logits.shape[1] == cut.width(sharing.shard.tensor)
         return [*states, joined, cached]
 
+    def wanted_of(sharing: Sharing) -> list[Tensor]:
+        *rest, cached = expected[sharing.shard.data]
+        return [*rest, _own_columns(cached, ModelConfig.load(path), sharing.shard)]
+
     whole_vocabulary = ModelConfig.load(path).vocab_size
     found = on_all_ranks(sharings, run)
     close_all(sharings)
     for sharing, own in zip(sharings, found, strict=True):
-        for seen, wanted in zip(own, expected[sharing.shard.data], strict=True):
+        for seen, wanted in zip(own, wanted_of(sharing), strict=True):
             assert torch.equal(seen, wanted), sharing.shard
 
 
@@ -126,6 +144,16 @@ def r1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layout", SPLITS)
 def test_every_split_has_the_bits_of_one_rank(small: Path, layout: str, kernels: str) -> None:
     _assert_same_bits(small, SPLITS[layout], kernels)
+
+
+@pytest.mark.parametrize(
+    ("layout", "kernels"), [("TP2", "torch"), ("TP4", "float32"), ("DP2xTP2+EP4", "bf16"), ("DP2+EP2", "int8")]
+)
+def test_a_cache_of_the_heads_own_keys_is_split_with_them(tmp_path: Path, layout: str, kernels: str) -> None:
+    path = _checkpoint(tmp_path, 7, **FEW_HEADS)
+    assert ModelConfig.load(path).caches_heads
+
+    _assert_same_bits(path, SPLITS[layout], kernels)
 
 
 @pytest.mark.parametrize("kernels", ["torch", "float32"])

@@ -15,7 +15,7 @@ from torch import Tensor
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.context import Allowing, Context, DraftHead, uninitialised
 from outrider.workers.errors import CheckpointError
-from outrider.workers.model.attention import zeros_when_touched
+from outrider.workers.model.cache import zeros_when_touched
 from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.rows import Chain, IntArray, Rows
@@ -24,11 +24,11 @@ _CACHE_DTYPES = {library.FLOAT32: torch.float32, library.BFLOAT16: torch.bfloat1
 
 
 class CompiledCache:
-    """The latents of some layers; a slot is filled up with zeros to whole vectors."""
+    """What some layers attend; a slot is filled up with zeros to whole vectors."""
 
-    def __init__(self, layers: int, shape: library.Shape) -> None:
+    def __init__(self, layers: int, width: int, shape: library.Shape) -> None:
         self._layers, self._block_size = layers, int(shape.block_size)
-        self._width = int(-(-(shape.latent_rank + shape.rope) // library.LANES) * library.LANES)
+        self._width = int(-(-width // library.LANES) * library.LANES)
         self._dtype = _CACHE_DTYPES[shape.cache_kind]
         self._tensors: list[Tensor] = []
 
@@ -61,7 +61,7 @@ class CompiledStage:
         self.embedding = loader.embedding() if layers.start == 0 else None
         self.head = loader.head() if last else None
         self._norm = loader.norm() if last else None
-        self.cache = CompiledCache(len(layers), loader.shape)
+        self.cache = CompiledCache(len(layers), config.cache_width(loader.shape.heads), loader.shape)
 
     @property
     def cache_bytes_per_block(self) -> int:
@@ -111,7 +111,7 @@ class CompiledModules:
         first = loader.config.num_hidden_layers
         modules = [self._load(number, *stage.embedding) for number in range(first, first + loader.mtp_modules)]
         self._modules = (library.Module * len(modules))(*modules)
-        self.cache = CompiledCache(self.count, loader.shape)
+        self.cache = CompiledCache(self.count, loader.config.cache_width(loader.shape.heads), loader.shape)
 
     @property
     def count(self) -> int:

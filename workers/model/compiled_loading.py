@@ -219,6 +219,7 @@ class CompiledLoader:
             block_size=block_size,
             cache_kind=kind_of(self.dtype),
             fast=self._fast,
+            by_head=config.caches_heads,
             routed_scale=config.routed_scaling_factor,
             eps=config.rms_norm_eps,
             latent_eps=LATENT_NORM_EPS,

@@ -108,20 +108,18 @@ class WeightReader:
         )
 
     def _attention(self, name: str) -> library.Attention:
-        config, rank, nope = self.config, self.config.q_lora_rank, self.config.qk_nope_head_dim
-        by_head = functools.cache(partial(self._latent_up, name))  # read once, if at all
-        return library.Attention(
+        config, rank = self.config, self.config.q_lora_rank
+        attention = library.Attention(
             down=self._down(name),
             query_up=self.linear(self._queries(name + "q_b_proj"), inputs=rank) if rank else Linear(),
             output=self.linear(
                 self.own(name + "o_proj", config.hidden_size), inputs=config.num_attention_heads * config.v_head_dim
             ),
-            key_up=self._each_head(lambda head: by_head()[head, :nope].t()),
-            value_up=self._each_head(lambda head: by_head()[head, nope:]),
-            key_expand=self._each_head(lambda head: by_head()[head, :nope]) if self.fast else None,
             query_norm=self.vector(name + "q_a_layernorm.weight", rank) if rank else None,
             latent_norm=self.vector(name + "kv_a_layernorm.weight", config.kv_lora_rank),
         )
+        self._latent_up(attention, name + "kv_b_proj")
+        return attention
 
     def _down(self, name: str) -> Linear:
         """Latents, split over the ranks as one run of outputs; before them this rank's queries, if made in one step."""
@@ -139,11 +137,18 @@ class WeightReader:
         heads = self.shard.heads(self.config.num_attention_heads)
         return Part(name, self.config.num_attention_heads * size, slice(heads.start * size, heads.stop * size))
 
-    def _latent_up(self, name: str) -> Tensor:
-        """kv_b_proj by head, [own heads, nope + v, latent]: into the latent space for keys, out of it for values."""
-        outputs = self.config.qk_nope_head_dim + self.config.v_head_dim
-        weight = self._weights([self._of_heads(name + "kv_b_proj", outputs)], self.config.kv_lora_rank)
-        return weight.view(-1, outputs, self.config.kv_lora_rank)
+    def _latent_up(self, attention: library.Attention, name: str) -> None:
+        """Keys and values of this rank's heads from the latent; absorbed, into the latent space and out of it again."""
+        nope, outputs = self.config.qk_nope_head_dim, self.config.qk_nope_head_dim + self.config.v_head_dim
+        part, latent = self._of_heads(name, outputs), self.config.kv_lora_rank
+        if self.config.caches_heads:
+            attention.key_value_up = self.linear(part, inputs=latent)
+            return
+        by_head = functools.cache(lambda: self._weights([part], latent).view(-1, outputs, latent))  # read if at all
+        attention.key_up = self._each_head(lambda head: by_head()[head, :nope].t())
+        attention.value_up = self._each_head(lambda head: by_head()[head, nope:])
+        if self.fast:
+            attention.key_expand = self._each_head(lambda head: by_head()[head, :nope])
 
     def _each_head(self, weight: Callable[[int], Tensor]) -> "ctypes.Array[Linear]":
         heads = self.shard.heads(self.config.num_attention_heads)

@@ -12,6 +12,7 @@ from typing import Any
 from outrider.workers.model.fields import Fields
 
 ARCHITECTURE = "DeepseekV3ForCausalLM"
+VECTOR = 16  # values that the kernels take at a time
 _REQUIRED_VALUES = {
     "hidden_act": "silu",
     "scoring_func": "sigmoid",
@@ -86,8 +87,32 @@ class ModelConfig:
 
     @property
     def head_dim_latent(self) -> int:
-        """Values that one token keeps in the cache of one layer."""
+        """Values of a token's latent, its rotary key included."""
         return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def caches_heads(self) -> bool:
+        """Whether the cache holds every head's own key and value, as of other attention, and not the latent.
+
+        That is so where heads are so few that it takes no more memory: then a query that meets a head's own key costs a
+        fraction of one that was taken into the latent space. Sizes must be whole vectors.
+        """
+        sizes = (self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim)
+        own = self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        return own <= self.kv_lora_rank and all(size % VECTOR == 0 for size in sizes)
+
+    def cache_width(self, heads: int) -> int:
+        """Values that one token keeps in the cache of one layer, on a rank that has `heads` of the heads."""
+        if not self.caches_heads:
+            return self.head_dim_latent
+        return self.qk_rope_head_dim + heads * (self.qk_nope_head_dim + self.v_head_dim)
+
+    @property
+    def key_products(self) -> int:
+        """Multiplications of one head's query and weight with what the cache holds of one token."""
+        if not self.caches_heads:
+            return self.head_dim_latent + self.kv_lora_rank
+        return self.qk_head_dim + self.v_head_dim
 
     @property
     def qk_head_dim(self) -> int:

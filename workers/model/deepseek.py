@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from outrider.workers.model.attention import LatentCache
 from outrider.workers.model.batch import Batch
+from outrider.workers.model.cache import Cache
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import RmsNorm
 from outrider.workers.model.linear import Linear
@@ -39,7 +39,7 @@ class Stage(nn.Module):
         self,
         layers: list[DecoderLayer],
         rotary: Rotary,
-        cache: LatentCache,
+        cache: Cache,
         *,
         embedding: Tensor | None,
         norm: RmsNorm | None,
@@ -88,7 +88,7 @@ class Stage(nn.Module):
         return cls(
             decoders,
             Rotary(config, device),
-            LatentCache(len(layers), config, block_size, dtype, device),
+            Cache(len(layers), loader.cache_width, block_size, dtype, device),
             embedding=loader.embedding() if layers.start == 0 else None,
             norm=loader.norm("norm", config.hidden_size) if last else None,
             head=loader.head() if last else None,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from outrider.workers.model.attention import HEAD_TILE, Attention
+from outrider.workers.model.attending import HEAD_TILE
+from outrider.workers.model.attention import Attention, make_form
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import LATENT_NORM_EPS, Mlp, RmsNorm, SharedProduct
@@ -119,6 +120,12 @@ class LayerLoader:
         """Whether ranks of a tensor group add parts of sums up: half as many collectives as exactness takes."""
         return not self.exact and self.shard.tensors > 1
 
+    @property
+    def cache_width(self) -> int:
+        """Values that a token keeps in the cache of one layer, here."""
+        heads = self.shard.heads(self.config.num_attention_heads)
+        return self.config.cache_width(heads.stop - heads.start)
+
     def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None, rows: slice | None = None) -> Tensor:
         return self.checkpoint.tensor(self.prefix + name, dtype or self.dtype, shape, rows).to(self.device)
 
@@ -179,7 +186,6 @@ class LayerLoader:
 
     def _attention(self, name: str) -> Attention:
         config, rank = self.config, self.config.q_lora_rank
-        key_up, value_up = self._latent_up(name)
         heads, size = self.shard.heads(config.num_attention_heads), config.v_head_dim
         values = config.num_attention_heads * size
         return Attention(
@@ -188,11 +194,9 @@ class LayerLoader:
             query_norm=self.norm(name + "q_a_layernorm", rank, LATENT_NORM_EPS) if rank else None,
             query_up=self.linear(self._queries(name + "q_b_proj"), inputs=rank) if rank else None,
             latent_norm=self.norm(name + "kv_a_layernorm", config.kv_lora_rank, LATENT_NORM_EPS),
-            key_up=key_up,
-            value_up=value_up,
+            form=make_form(config, self._latent_up(name), HEAD_TILE if self.exact else None),
             heads=None if self.sums else self.sharing.columns(values, "heads", unit=size),
             output=self.output(name + "o_proj", values, slice(heads.start * size, heads.stop * size), summed=self.sums),
-            head_tile=HEAD_TILE if self.exact else None,
         )
 
     def _down(self, name: str) -> SharedProduct:
@@ -214,17 +218,17 @@ class LayerLoader:
         heads, size = self.shard.heads(self.config.num_attention_heads), self.config.qk_head_dim
         return Part(name, self.config.num_attention_heads * size, slice(heads.start * size, heads.stop * size))
 
-    def _latent_up(self, name: str) -> tuple[Tensor, Tensor]:
-        """kv_b_proj by head, this rank's: [heads, nope, latent] for keys, [heads, latent, v] for values."""
+    def _latent_up(self, name: str) -> Tensor:
+        """kv_b_proj by head, this rank's: [heads, latent, nope + v]."""
         config = self.config
-        nope, size = config.qk_nope_head_dim, config.qk_nope_head_dim + config.v_head_dim
+        size = config.qk_nope_head_dim + config.v_head_dim
         heads = self.shard.heads(config.num_attention_heads)
         shape = (config.num_attention_heads * size, config.kv_lora_rank)
         rows = slice(heads.start * size, heads.stop * size)
         weight = self.tensor(name + "kv_b_proj.weight", *shape, dtype=torch.float32, rows=rows).view(
             heads.stop - heads.start, size, -1
         )
-        return weight[:, :nope].contiguous(), weight[:, nope:].transpose(1, 2).contiguous()
+        return weight.transpose(1, 2).contiguous()
 
     def _mlp(self, name: str, width: int, *, summed: bool | None = None) -> Mlp:
         """Split over the tensor group."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from outrider.workers.errors import CheckpointError
-from outrider.workers.model.attention import LatentCache
 from outrider.workers.model.batch import Batch
+from outrider.workers.model.cache import Cache
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.layers import RmsNorm, SharedProduct
@@ -47,7 +47,7 @@ class MtpModule(nn.Module):
 class MtpModules(nn.Module):
     """A model's MTP modules, each with its cache layer. They share the first stage's embedding and the head."""
 
-    def __init__(self, stage: Stage, modules: Sequence[MtpModule], cache: LatentCache, head: Linear) -> None:
+    def __init__(self, stage: Stage, modules: Sequence[MtpModule], cache: Cache, head: Linear) -> None:
         super().__init__()
         self._embedding, self._rotary, self._head = stage.embedding, stage.rotary, head
         self.sharing = stage.sharing
@@ -82,7 +82,7 @@ class MtpModules(nn.Module):
             config, checkpoint, numerics=numerics, device=device, dtype=dtype, sharing=stage.sharing
         )
         modules = [_load_module(loader, config.num_hidden_layers + number) for number in range(count)]
-        cache = LatentCache(count, config, block_size, loader.dtype, loader.device)
+        cache = Cache(count, loader.cache_width, block_size, loader.dtype, loader.device)
         return cls(stage, modules, cache, stage.head if stage.head is not None else loader.head())
 
     @property

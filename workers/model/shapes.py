@@ -122,10 +122,9 @@ class Shapes:
         """Of a parameter that is never quantised: embedding, head, joiner."""
         return self.value_bytes
 
-    @property
-    def cache_bytes(self) -> int:
-        """One token's entry in the cache of one layer."""
-        return self.model.head_dim_latent * self.value_bytes
+    def cache_bytes(self, ranks: int) -> int:
+        """One token's entry in the cache of one layer, on each rank of a tensor group of `ranks`."""
+        return self.model.cache_width(self.model.num_attention_heads // ranks) * self.value_bytes
 
 
 def hit_share(experts: int, chosen: int, tokens: float) -> float:

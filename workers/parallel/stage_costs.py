@@ -39,7 +39,7 @@ def stage_costs(model: ModelConfig, draft_steps: int) -> StageCosts:
 
 def _layer(shapes: Shapes, layer: int, rows: float, reading: float = 1.0) -> float:
     model = shapes.model
-    a_key = model.num_attention_heads * (model.head_dim_latent + model.kv_lora_rank)
+    a_key = model.num_attention_heads * model.key_products
     attention = _linear(shapes.down + shapes.heads, rows, reading) + rows * CONTEXT * a_key * _KEY
     moe = shapes.moe(layer)
     return attention + (_experts(shapes, rows, reading) if moe else _linear(shapes.dense, rows, reading))

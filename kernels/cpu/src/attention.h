@@ -1,4 +1,5 @@
-// Multi-head latent attention over the paged latent cache, absorbed (DeepSeek-V2, arXiv 2405.04434).
+// Multi-head latent attention over the paged cache (DeepSeek-V2, arXiv 2405.04434): absorbed, where all heads meet one
+// latent, or by head, where each meets its own key and value.
 //
 // A query walks the cache in chunks of kChunk slots at fixed positions of its sequence, in order, with a running
 // maximum: a chunk's products are summed slot by slot and then joined to what came before. After kSegment slots it
@@ -30,7 +31,8 @@ struct Walk {
     long cost;
 
     int heads() const { return last_head - first_head; }
-    int queries() const { return (end - begin) * heads(); }
+    int rows() const { return end - begin; }
+    int queries() const { return rows() * heads(); }
 };
 
 // The walks of some rows, how many queries are walked in parts, and how many parts they leave.
@@ -92,36 +94,45 @@ void share_walks(const Team& team, const Walks& walks, Take& take) {
     }
 }
 
+// What a query meets of a slot: `own` vectors from `at` on, then `shared` ones from its beginning.
+struct Met {
+    int at, own, shared;
+};
+
 // scores[q][0..3] of Q queries with four slots; asks for the four after them.
 template <int Q, class Value>
-NEVER_INLINE void score(const float* const* queries, const Value* const* slots, int vectors, float* const* scores) {
+NEVER_INLINE void score(const float* const* queries, const Value* const* slots, Met met, float* const* scores) {
     F16 sums[Q][kQuads];
     for (int q = 0; q < Q; ++q)
         for (int j = 0; j < kQuads; ++j) sums[q][j] = zero();
-    for (int d = 0; d < vectors; ++d) {
-        F16 keys[kQuads];
-        for (int j = 0; j < kQuads; ++j) {
-            keys[j] = load(slots[j] + d * kLanes);
-            prefetch(slots[j + kQuads] + d * kLanes);
-        }
-        for (int q = 0; q < Q; ++q) {
-            const F16 query = load(queries[q] + d * kLanes);
-            for (int j = 0; j < kQuads; ++j) sums[q][j] = fma(query, keys[j], sums[q][j]);
+    for (int part = 0, d = 0; part < 2; ++part) {
+        const int end = part ? met.own + met.shared : met.own, from = part ? -met.own * kLanes : met.at;
+        for (; d < end; ++d) {
+            F16 keys[kQuads];
+            for (int j = 0; j < kQuads; ++j) {
+                keys[j] = load(slots[j] + from + d * kLanes);
+                prefetch(slots[j + kQuads] + from + d * kLanes);
+            }
+            for (int q = 0; q < Q; ++q) {
+                const F16 query = load(queries[q] + d * kLanes);
+                for (int j = 0; j < kQuads; ++j) sums[q][j] = fma(query, keys[j], sums[q][j]);
+            }
         }
     }
     for (int q = 0; q < Q; ++q) sums_of_four(sums[q], scores[q]);
 }
 
-// out[q] = out[q] * kept[q] + sum over slots [begin, end) of weight times value, for V vectors of values at `at`.
+// out[q] = out[q] * kept[q] + sum over slots [begin, end) of weight times value, for V vectors at `at`; a slot's values
+// begin at `from`.
 template <int Q, int V, class Value>
-NEVER_INLINE void gather(const float* const* weights, const Value* const* slots, int begin, int end, int at,
+NEVER_INLINE void gather(const float* const* weights, const Value* const* slots, int begin, int end, int from, int at,
                    const float* kept, float* const* out) {
     F16 sums[Q][V];
     for (int q = 0; q < Q; ++q)
         for (int v = 0; v < V; ++v) sums[q][v] = zero();
     for (int t = begin; t < end; ++t) {
         F16 values[V];
-        for (int v = 0; v < V; ++v) values[v] = load(slots[t] + at + v * kLanes);
+        for (int v = 0; v < V; ++v) values[v] = load(slots[t] + from + at + v * kLanes);
         for (int q = 0; q < Q; ++q) {
             const F16 weight = all(weights[q][t]);
             for (int v = 0; v < V; ++v) sums[q][v] = fma(weight, values[v], sums[q][v]);
@@ -191,43 +202,45 @@ struct Parts {
     std::vector<float> values;  // [parts][stride]
 };
 
-// Queries [rows][heads][latent_stride] and results, which begin at the block's first row.
+// Queries [rows][heads][query_stride] and results [rows][heads][gathered_stride], which begin at the block's first row.
+//
+// Queries that meet the same keys are numbered one after another: by row, then head; by head first, where each has its own.
 template <class Value>
 class Walker {
 public:
     Walker(const Shape& shape, const Rows& rows, const Value* cache, const float* queries, float* out, int first_row, Parts& parts)
         : shape_(shape), rows_(rows), cache_(cache), queries_(queries), out_(out), first_row_(first_row),
-          stride_(shape.latent_stride()), parts_(parts), segment_values_(static_cast<size_t>(kTileQueries) * stride_) {}
+          stride_(shape.gathered_stride()), parts_(parts), segment_values_(static_cast<size_t>(kTileQueries) * stride_) {}
 
     void operator()(const Walk& walk) {
-        const int count = walk.queries(), heads = walk.heads();
+        const int count = walk.queries();
         for (int q = 0; q < count; ++q) {
-            query_[q] = queries_ + place(walk, q);
+            query_[q] = queries_ + place(walk, q) * shape_.query_stride();
             weights_[q] = weight_room_ + q * kChunk;
         }
         if (walk.part >= 0) {
             for (int q = 0; q < count; ++q) values_[q] = parts_.values.data() + (walk.part + q) * stride_;
-            walk_segment(walk, heads, walk.first_segment);
+            walk_segment(walk, walk.first_segment);
             std::copy_n(now_, count, parts_.gathered.begin() + walk.part);
             return;
         }
         Gathered whole[kTileQueries];
         for (int q = 0; q < count; ++q) {
             values_[q] = segment_values_.data() + static_cast<size_t>(q) * stride_;
-            std::fill_n(out_ + place(walk, q), stride_, 0.0f);
+            std::fill_n(out_of(walk, q), stride_, 0.0f);
         }
         for (long segment = walk.first_segment; segment < walk.last_segment; ++segment) {
-            walk_segment(walk, heads, segment);
+            walk_segment(walk, segment);
             for (int q = 0; q < count; ++q)
-                if (now_[q].total > 0) whole[q].join(now_[q], out_ + place(walk, q), values_[q], stride_);
+                if (now_[q].total > 0) whole[q].join(now_[q], out_of(walk, q), values_[q], stride_);
         }
-        for (int q = 0; q < count; ++q) finish(whole[q], out_ + place(walk, q));
+        for (int q = 0; q < count; ++q) finish(whole[q], out_of(walk, q));
     }
 
     // Joins what the walks of one tile left in parts of its query q: `walk` is the first of them.
     void join_parts(const Walk* walk, int q) {
         const long segments = segments_of(rows_, walk->end - 1);
-        float* out = out_ + place(*walk, q);
+        float* out = out_of(*walk, q);
         Gathered whole;
         std::fill_n(out, stride_, 0.0f);
         for (long segment = 0; segment < segments; ++segment) {
@@ -249,35 +262,47 @@ private:
         return {static_cast<int>(std::clamp<int64_t>(begin, 0, kChunk)), static_cast<int>(std::clamp<int64_t>(end, 0, kChunk))};
     }
 
-    long place(const Walk& walk, int q) const {
-        const int heads = walk.heads(), row = walk.begin + q / heads - first_row_;
-        return (static_cast<long>(row) * shape_.heads + walk.first_head + q % heads) * stride_;
+    // Heads whose queries meet the same keys, and how many queries of the walk do.
+    int together(const Walk& walk) const { return shape_.by_head ? 1 : walk.heads(); }
+    int company(const Walk& walk) const { return walk.rows() * together(walk); }
+
+    int row_of(const Walk& walk, int q) const { return walk.begin + q % company(walk) / together(walk); }
+    int head_of(const Walk& walk, int q) const {
+        return walk.first_head + q / company(walk) * together(walk) + q % company(walk) % together(walk);
     }
+    long place(const Walk& walk, int q) const {
+        return static_cast<long>(row_of(walk, q) - first_row_) * shape_.heads + head_of(walk, q);
+    }
+    float* out_of(const Walk& walk, int q) const { return out_ + place(walk, q) * stride_; }
 
     void finish(const Gathered& gathered, float* values) const {
         const F16 inverse = all(1.0f / gathered.total);
         for (int i = 0; i < stride_; i += kLanes) store(values + i, load(values + i) * inverse);
     }
 
-    void walk_segment(const Walk& walk, int heads, long segment) {
+    void walk_segment(const Walk& walk, long segment) {
         for (int q = 0; q < walk.queries(); ++q) {
             now_[q] = Gathered{};
             std::fill_n(values_[q], stride_, 0.0f);
         }
         const long first = segment * (kSegment / kChunk), last = rows_.slots[walk.end - 1] / kChunk;
-        for (long chunk = first; chunk <= std::min(last, first + kSegment / kChunk - 1); ++chunk) visit(walk, heads, chunk);
+        for (long chunk = first; chunk <= std::min(last, first + kSegment / kChunk - 1); ++chunk) visit(walk, chunk);
     }
 
-    void visit(const Walk& walk, int heads, long chunk) {
+    void visit(const Walk& walk, long chunk) {
         find_slots(walk, chunk);
-        for (int slot = 0; slot < kChunk; slot += kQuads) score_quad(walk, chunk, slot);
-        for (int row = walk.begin; row < walk.end; ++row)
-            for (int h = 0; h < heads; ++h) weigh_query((row - walk.begin) * heads + h, seen(walk, row, chunk));
+        const int last = seen(walk, walk.end - 1, chunk).end, count = walk.queries(), values = shape_.gathered();
+        for (int first = 0; first < count; first += company(walk))
+            for (int slot = 0; slot < last; slot += kQuads) score_quad(walk, first, slot);
+        for (int q = 0; q < count; ++q) {
+            const Seen range = seen(walk, row_of(walk, q), chunk);
+            kept_[q] = weigh(weights_[q], range.begin, range.end, now_[q]);
+        }
         int at = 0;
-        if (walk.queries() <= 2)  // more of their values at one time
-            for (; at + 2 * kQuads * kLanes <= shape_.latent_rank; at += 2 * kQuads * kLanes) gather_part<2 * kQuads>(walk, heads, chunk, at);
-        for (; at + kQuads * kLanes <= shape_.latent_rank; at += kQuads * kLanes) gather_part<kQuads>(walk, heads, chunk, at);
-        for (; at < shape_.latent_rank; at += kLanes) gather_part<1>(walk, heads, chunk, at);
+        if (count <= 2)  // more of their values at one time
+            for (; at + 2 * kQuads * kLanes <= values; at += 2 * kQuads * kLanes) gather_part<2 * kQuads>(walk, chunk, at);
+        for (; at + kQuads * kLanes <= values; at += kQuads * kLanes) gather_part<kQuads>(walk, chunk, at);
+        for (; at < values; at += kLanes) gather_part<1>(walk, chunk, at);
     }
 
     // Where the chunk's slots are; past the last that anybody sees, that one again.
@@ -285,34 +310,41 @@ private:
         const int64_t last = rows_.slots[walk.end - 1];
         for (int i = 0; i < kChunk + kQuads; ++i) {
             const int64_t position = std::min<int64_t>(chunk * kChunk + i, last);
-            slots_[i] = cache_ + rows_.slot_of(shape_, walk.sequence, position) * stride_;
+            slots_[i] = cache_ + rows_.slot_of(shape_, walk.sequence, position) * shape_.slot_stride();
         }
     }
 
-    // Of all queries, the slots that only later rows see included: what a row does not see is not weighed.
-    void score_quad(const Walk& walk, long chunk, int slot) {
-        if (slot >= seen(walk, walk.end - 1, chunk).end) return;
-        in_quads(walk.queries(), [&](int first, auto q) {
+    // Of the queries from `first` on that meet the same keys, the slots that only later rows see included: what a row does
+    // not see is not weighed.
+    void score_quad(const Walk& walk, int first, int slot) {
+        const Met met = shape_.by_head ? Met{shape_.own_part(head_of(walk, first)), shape_.nope / kLanes, shape_.rope / kLanes}
+                                       : Met{0, shape_.latent_stride() / kLanes, 0};
+        in_quads(company(walk), [&](int i, auto q) {
             float* scores[decltype(q)::value];
-            for (int i = 0; i < q; ++i) scores[i] = weights_[first + i] + slot;
-            score<decltype(q)::value>(query_ + first, slots_ + slot, stride_ / kLanes, scores);
+            for (int n = 0; n < q; ++n) scores[n] = weights_[first + i + n] + slot;
+            score<decltype(q)::value>(query_ + first + i, slots_ + slot, met, scores);
         });
     }
 
-    void weigh_query(int q, Seen range) { kept_[q] = weigh(weights_[q], range.begin, range.end, now_[q]); }
-
     template <int V>
-    void gather_part(const Walk& walk, int heads, long chunk, int at) {
+    void gather_part(const Walk& walk, long chunk, int at) {
         for (int row = walk.begin, until = row; row < walk.end; row = until) {
             const Seen range = seen(walk, row, chunk);
             while (until < walk.end && seen(walk, until, chunk) == range) ++until;  // rows that see the same are read for at once
             if (range.begin >= range.end) continue;
-            const int first = (row - walk.begin) * heads;
-            in_quads((until - row) * heads, [&](int i, auto q) {
-                gather<decltype(q)::value, V>(weights_ + first + i, slots_, range.begin, range.end, at,
-                                              kept_ + first + i, values_ + first + i);
-            });
+            for (int q = (row - walk.begin) * together(walk); q < walk.queries(); q += company(walk))
+                gather_rows<V>((until - row) * together(walk), q, range, values_at(walk, q), at);
         }
+    }
+
+    int values_at(const Walk& walk, int q) const { return shape_.by_head ? shape_.own_part(head_of(walk, q)) + shape_.nope : 0; }
+
+    template <int V>
+    void gather_rows(int count, int first, Seen range, int from, int at) {
+        in_quads(count, [&](int i, auto q) {
+            gather<decltype(q)::value, V>(weights_ + first + i, slots_, range.begin, range.end, from, at,
+                                          kept_ + first + i, values_ + first + i);
+        });
     }
 
     const Shape& shape_;
@@ -320,7 +352,7 @@ private:
     const Value* cache_;
     const float* queries_;
     float* out_;
-    int first_row_, stride_;
+    int first_row_, stride_;  // of what a query gathers
     const Value* slots_[kChunk + kQuads];
     Parts& parts_;
     std::vector<float> segment_values_;

@@ -69,7 +69,7 @@ private:
     void copy_latents(const Value* cache) {
         const auto share = team_.share(context_);
         for (long slot = share.begin; slot < share.end; ++slot) {
-            const Value* from = cache + rows_.slot_of(shape_, expansion_.sequence, slot) * shape_.latent_stride();
+            const Value* from = cache + rows_.slot_of(shape_, expansion_.sequence, slot) * shape_.slot_stride();
             for (int i = 0; i < shape_.latent(); ++i) latent(slot)[i] = as_float32(from[i]);
         }
     }
@@ -139,7 +139,7 @@ private:
                 in_quads(size, [&](int r, auto q) {
                     float* scores[decltype(q)::value];
                     for (int i = 0; i < q; ++i) scores[i] = weights[r + i] + slot;
-                    score<decltype(q)::value>(queries + r, keys + slot, key_stride_ / kLanes, scores);
+                    score<decltype(q)::value>(queries + r, keys + slot, {0, key_stride_ / kLanes, 0}, scores);
                 });
             const auto from = static_cast<int>(std::clamp<int64_t>(rows_.first_slots[expansion_.sequence] - chunk * kChunk, 0, kChunk));
             for (int r = 0; r < size; ++r) {
@@ -150,9 +150,9 @@ private:
             for (int at = 0; at < value_stride_; at += kLanes * (at + kQuads * kLanes <= value_stride_ ? kQuads : 1))
                 in_quads(size, [&](int r, auto q) {
                     if (at + kQuads * kLanes <= value_stride_)
-                        gather<decltype(q)::value, kQuads>(weights + r, values, from, seen, at, kept + r, out_rows + r);
+                        gather<decltype(q)::value, kQuads>(weights + r, values, from, seen, 0, at, kept + r, out_rows + r);
                     else
-                        gather<decltype(q)::value, 1>(weights + r, values, from, seen, at, kept + r, out_rows + r);
+                        gather<decltype(q)::value, 1>(weights + r, values, from, seen, 0, at, kept + r, out_rows + r);
                 });
         }
         for (int r = 0; r < size; ++r)

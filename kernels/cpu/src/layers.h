@@ -12,19 +12,29 @@ struct Shape {  // `heads` are this rank's
     int32_t hidden, heads, nope, rope, value, latent_rank, query_rank;  // query_rank 0: queries are made in one step
     int32_t experts, chosen, groups, chosen_groups, normalise;          // of the router
     int32_t block_size, cache_kind;                                     // WeightKind of the cache's values
-    int32_t fast, unused;  // 1: long chunks of a prompt attend in the expanded form, in another order of arithmetic
+    int32_t fast;     // 1: long chunks of a prompt attend in the expanded form, in another order of arithmetic
+    int32_t by_head;  // 1: a slot of the cache is the rotary key, then each head's own key and value; 0: it is a latent
     float routed_scale, eps, latent_eps, softmax_scale;
     const float* rotary;  // [positions][2][rope]: cosines, signed sines
     const Shard* shard;   // null: this rank has all of every layer
 
     int query_head() const { return nope + rope; }
     int latent() const { return latent_rank + rope; }
-    int latent_stride() const { return (latent() + kLanes - 1) / kLanes * kLanes; }  // of a slot, and of a query in the latent space
+    int latent_stride() const { return (latent() + kLanes - 1) / kLanes * kLanes; }
+    int own_part(int head) const { return rope + head * (nope + value); }  // of a slot, by head: a key, then a value
+
+    // Of a slot, of a query that meets it and of what that gathers; and how many values that are. By head, all sizes
+    // are whole vectors.
+    int slot_stride() const { return by_head ? own_part(heads) : latent_stride(); }
+    int query_stride() const { return by_head ? query_head() : latent_stride(); }
+    int gathered_stride() const { return by_head ? value : latent_stride(); }
+    int gathered() const { return by_head ? value : latent_rank; }
 };
 
 struct AttentionWeights {
     Linear down, query_up, output;
-    const Linear *key_up, *value_up;  // by head: [latent_rank, nope] and [value, latent_rank]
+    Linear key_value_up;              // [heads * (nope + value), latent_rank]; where Shape::by_head, else
+    const Linear *key_up, *value_up;  // of each head: [latent_rank, nope] and [value, latent_rank]
     const Linear* key_expand;         // by head: [nope, latent_rank]; where Shape::fast
     const float *query_norm, *latent_norm;
 };

@@ -28,8 +28,8 @@ public:
         grow(query, static_cast<long>(rows) * shape.heads * shape.query_head());
         grow(heads, static_cast<long>(rows) * inner);
         if (shape.shard) grow(all_heads, static_cast<long>(rows) * shape.shard->heads * shape.value);
-        grow(absorbed, block * shape.heads * shape.latent_stride());
-        grow(gathered, block * shape.heads * shape.latent_stride());
+        grow(absorbed, block * shape.heads * shape.query_stride());
+        grow(gathered, block * shape.heads * shape.gathered_stride());
         grow(router_scores, static_cast<long>(rows) * shape.experts);
         grow(chosen_weights, static_cast<long>(rows) * shape.chosen);
         if (chosen.size() < static_cast<size_t>(rows) * shape.chosen) chosen.resize(static_cast<size_t>(rows) * shape.chosen);
@@ -98,15 +98,9 @@ private:
     void attend(const AttentionWeights& weights, void* cache) {
         make_low(weights.down);
         each_row([&](int row) { finish_low(weights, row, cache); });
-        if (shape_.query_rank) {
-            const int rank = shape_.query_rank, width = weights.query_up.outputs;
-            product_of(team_, weights.query_up, rows_.rows,
-                       [&](int row) { return room_.query_low.data() + static_cast<long>(row) * rank; },
-                       [&](int row, int first, const F16* sums) {
-                           store_panel(room_.query.data() + static_cast<long>(row) * width, first, width, sums);
-                       });
-            team_.barrier();
-        }
+        if (shape_.query_rank) make_queries(weights.query_up);
+        if (shape_.by_head) make_keys_and_values(weights.key_value_up, cache);
+        if (shape_.query_rank || shape_.by_head) team_.barrier();
         for (const Block& block : room_.blocks) attend_block(weights, cache, block);
         for (const Expansion& expansion : room_.expansions) {
             if (shape_.cache_kind == kFloat32)
@@ -187,28 +181,51 @@ private:
         return room_.exchanged.mine.data();
     }
 
-    // Norms a row's low-rank query, and writes its latent into the cache.
+    // Norms a row's low-rank query and its latent, and turns its rotary key. Writes both of these into the cache; by head
+    // the latent's place is taken by what is made of it.
     void finish_low(const AttentionWeights& weights, int row, void* cache) {
         const int rank = shape_.query_rank;
         if (rank)
             rms_norm(low(row), weights.query_norm, rank, shape_.latent_eps, room_.query_low.data() + static_cast<long>(row) * rank);
-        const int sequence = room_.sequence_of_row[row];
-        if (rows_.slots[row] < rows_.write_from[sequence]) return;
-        const long at = rows_.slot_of(shape_, sequence, rows_.slots[row]) * shape_.latent_stride();
-        if (shape_.cache_kind == kFloat32) {
-            make_latent(weights, row, static_cast<float*>(cache) + at);
-        } else {
-            float latent[kMostLatent];
-            make_latent(weights, row, latent);
-            uint16_t* slot = static_cast<uint16_t*>(cache) + at;
-            for (int i = 0; i < shape_.latent(); ++i) slot[i] = as_bfloat16(latent[i]);
-        }
+        float* latent = latent_of(row);
+        float* rope = latent + shape_.latent_rank;
+        rms_norm(latent, weights.latent_norm, shape_.latent_rank, shape_.latent_eps, latent);
+        rotate(rope, shape_.rotary, rows_.positions[row], shape_.rope, rope);
+        if (shape_.by_head)
+            keep(row, cache, 0, shape_.rope, rope);
+        else
+            keep(row, cache, 0, shape_.latent(), latent);
     }
 
-    void make_latent(const AttentionWeights& weights, int row, float* latent) {
-        const float* key = low(row) + room_.low_stride - shape_.latent();
-        rms_norm(key, weights.latent_norm, shape_.latent_rank, shape_.latent_eps, latent);
-        rotate(key + shape_.latent_rank, shape_.rotary, rows_.positions[row], shape_.rope, latent + shape_.latent_rank);
+    float* latent_of(int row) const { return low(row) + room_.low_stride - shape_.latent(); }
+
+    // Writes `count` values of a row into its slot of the cache, from `at` on, unless others have.
+    void keep(int row, void* cache, int at, int count, const float* values) const {
+        const int sequence = room_.sequence_of_row[row];
+        if (rows_.slots[row] < rows_.write_from[sequence]) return;
+        const long place = rows_.slot_of(shape_, sequence, rows_.slots[row]) * shape_.slot_stride() + at;
+        if (shape_.cache_kind == kFloat32)
+            std::copy_n(values, count, static_cast<float*>(cache) + place);
+        else
+            std::transform(values, values + count, static_cast<uint16_t*>(cache) + place,
+                           [](float value) { return as_bfloat16(value); });
+    }
+
+    void make_queries(const Linear& up) {
+        const int rank = shape_.query_rank, width = up.outputs;
+        product_of(team_, up, rows_.rows, [&](int row) { return room_.query_low.data() + static_cast<long>(row) * rank; },
+                   [&](int row, int first, const F16* sums) {
+                       store_panel(room_.query.data() + static_cast<long>(row) * width, first, width, sums);
+                   });
+    }
+
+    void make_keys_and_values(const Linear& up, void* cache) {
+        product_of(team_, up, rows_.rows, [&](int row) { return latent_of(row); },
+                   [&](int row, int first, const F16* sums) {
+                       float panel[kPanel];
+                       store_panel(panel, 0, kPanel, sums);
+                       keep(row, cache, shape_.rope + first, std::min<int>(kPanel, up.outputs - first), panel);
+                   });
     }
 
     const float* query(int row, int head) const {
@@ -223,6 +240,28 @@ private:
     }
 
     void attend_block(const AttentionWeights& weights, void* cache, const Block& block) {
+        if (shape_.by_head)
+            attend_by_head(cache, block);
+        else
+            attend_absorbed(weights, cache, block);
+    }
+
+    // Each head meets its own keys, and gathers its own values.
+    void attend_by_head(void* cache, const Block& block) {
+        const auto share = team_.share(block.end - block.begin);
+        for (long row = block.begin + share.begin; row < block.begin + share.end; ++row)
+            for (int head = 0; head < shape_.heads; ++head) {
+                float* to = room_.absorbed.data() + ((row - block.begin) * shape_.heads + head) * shape_.query_stride();
+                for (int i = 0; i < shape_.nope; ++i) to[i] = query(row, head)[i] * shape_.softmax_scale;
+                turn_query(row, head, to + shape_.nope);
+            }
+        team_.barrier();
+        walk(cache, block, room_.heads.data() + static_cast<long>(block.begin) * shape_.heads * shape_.value);
+        team_.barrier();
+    }
+
+    // Queries go into the latent space, and what they gather comes out of it.
+    void attend_absorbed(const AttentionWeights& weights, void* cache, const Block& block) {
         const int begin = block.begin, count = block.end - begin, heads = shape_.heads;
         const long stride = shape_.latent_stride();
         float *absorbed = room_.absorbed.data(), *gathered = room_.gathered.data();
@@ -237,10 +276,7 @@ private:
                 store_panel(to, first, shape_.latent_rank, scaled);
             });
         team_.barrier();
-        if (shape_.cache_kind == kFloat32)
-            walk(static_cast<const float*>(cache), block);
-        else
-            walk(static_cast<const uint16_t*>(cache), block);
+        walk(cache, block, gathered);
         team_.barrier();
         const int value = shape_.value;
         products(
@@ -254,16 +290,26 @@ private:
 
     // The rotary part of a query in the latent space, scaled, and zeros up to the stride.
     void finish_query(int row, int head, float* absorbed) {
-        float* rope = absorbed + shape_.latent_rank;
+        turn_query(row, head, absorbed + shape_.latent_rank);
+        std::fill(absorbed + shape_.latent(), absorbed + shape_.latent_stride(), 0.0f);
+    }
+
+    void turn_query(int row, int head, float* rope) const {
         rotate(query(row, head) + shape_.nope, shape_.rotary, rows_.positions[row], shape_.rope, rope);
         for (int i = 0; i < shape_.rope; ++i) rope[i] *= shape_.softmax_scale;
-        std::fill(rope + shape_.rope, absorbed + shape_.latent_stride(), 0.0f);
+    }
+
+    void walk(const void* cache, const Block& block, float* gathered) {
+        if (shape_.cache_kind == kFloat32)
+            walk_values(static_cast<const float*>(cache), block, gathered);
+        else
+            walk_values(static_cast<const uint16_t*>(cache), block, gathered);
     }
 
     template <class Value>
-    void walk(const Value* cache, const Block& block) {
+    void walk_values(const Value* cache, const Block& block, float* gathered) {
         const Walks& walks = block.walks;
-        Walker<Value> walker(shape_, rows_, cache, room_.absorbed.data(), room_.gathered.data(), block.begin, room_.parts);
+        Walker<Value> walker(shape_, rows_, cache, room_.absorbed.data(), gathered, block.begin, room_.parts);
         share_walks(team_, walks, walker);
         if (!walks.parts) return;
         team_.barrier();
@@ -394,7 +440,6 @@ private:
         router_(scores, layer.router_bias, {room_.chosen.data() + at, room_.chosen_weights.data() + at});
     }
 
-    static constexpr int kMostLatent = 4096;
     const Team& team_;
     const Shape& shape_;
     const Rows& rows_;
@@ -408,7 +453,7 @@ inline void add_block(const Shape& shape, const Rows& rows, int begin, int end, 
     room.blocks.push_back({begin, end, walks_of(shape, rows, begin, end, threads)});
     const long parts = room.blocks.back().walks.parts;
     room.parts.gathered.resize(std::max<size_t>(room.parts.gathered.size(), parts));
-    Room::grow(room.parts.values, parts * shape.latent_stride());
+    Room::grow(room.parts.values, parts * shape.gathered_stride());
 }
 
 // What the rows of a round have in common, worked out once by one thread.
@@ -424,7 +469,7 @@ inline void prepare(const Shape& shape, const Rows& rows, int threads, const Lay
         for (; begin < end; begin += kAttentionRows) add_block(shape, rows, begin, std::min(begin + kAttentionRows, end), threads, room);
         begin = end;
     };
-    for (int s = 0; s < rows.sequences && shape.fast; ++s) {
+    for (int s = 0; s < rows.sequences && shape.fast && !shape.by_head; ++s) {
         const int first = static_cast<int>(rows.offsets[s]), last = static_cast<int>(rows.offsets[s + 1]);
         if (last - first < kExpandRows) continue;
         close(first);

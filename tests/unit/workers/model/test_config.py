@@ -42,6 +42,34 @@ def test_r1s_softmax_scale_and_latent_size_are_the_published_ones(tmp_path: Path
     assert config.yarn.rotation_scale == 1.0
 
 
+def test_r1_caches_latents_whatever_a_ranks_heads(tmp_path: Path) -> None:
+    sizes = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    config = load(tmp_path, random_config(0, **sizes, num_attention_heads=128, num_key_value_heads=128))
+
+    assert not config.caches_heads
+    assert config.cache_width(128) == config.cache_width(2) == 576
+    assert config.key_products == 512 + 64 + 512
+
+
+def test_few_heads_are_cached_themselves_where_that_is_no_larger(tmp_path: Path) -> None:
+    sizes = {"kv_lora_rank": 384, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "v_head_dim": 64}
+    four, five = (
+        load(tmp_path, random_config(0, **sizes, num_attention_heads=heads, num_key_value_heads=heads))
+        for heads in (4, 5)
+    )
+
+    assert (four.caches_heads, five.caches_heads) == (True, False)
+    assert (four.cache_width(4), four.cache_width(2), five.cache_width(5)) == (64 + 4 * 96, 64 + 2 * 96, 384 + 64)
+    assert four.key_products == 32 + 64 + 64
+
+
+@pytest.mark.parametrize("size", ["qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"])
+def test_heads_that_fill_no_vectors_are_not_cached(tmp_path: Path, size: str) -> None:
+    sizes = {"kv_lora_rank": 512, "qk_nope_head_dim": 32, "qk_rope_head_dim": 64, "v_head_dim": 64}
+
+    assert not load(tmp_path, random_config(0, **{**sizes, size: 24})).caches_heads
+
+
 def test_layers_from_first_k_dense_replace_up_have_experts(tmp_path: Path) -> None:
     config = load(tmp_path, random_config(0, first_k_dense_replace=2))
 
