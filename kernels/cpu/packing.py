@@ -84,6 +84,12 @@ def in_order(outputs: int) -> NDArray[np.int32]:
     return _filled(np.arange(outputs, dtype=np.int32), PANEL)
 
 
+def keys_before_values(heads: int, key: int, value: int) -> NDArray[np.int32]:
+    """The order of outputs that are a key and a value for each head: all keys, then all values."""
+    places = np.arange(heads * (key + value), dtype=np.int32).reshape(heads, -1)
+    return _filled(np.concatenate([places[:, :key].ravel(), places[:, key:].ravel()]), PANEL)
+
+
 def gates_beside_ups(width: int) -> NDArray[np.int32]:
     """Of [gates, then ups], `width` each: panels of 16 gates and their 16 ups."""
     gates = _filled(np.arange(width, dtype=np.int32), LANES).reshape(-1, 1, LANES)

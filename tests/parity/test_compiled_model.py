@@ -25,7 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "scout's attention": {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 64},
     "a latent of that size, absorbed": {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 24},
     "heads of their own, three and no query latent": {
-        "kv_lora_rank": 112, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "q_lora_rank": None,
+        "kv_lora_rank": 150, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32, "q_lora_rank": None,
         "num_attention_heads": 3, "num_key_value_heads": 3,
     },
     "a latent that fills no vector": {"kv_lora_rank": 20, "qk_rope_head_dim": 6, "v_head_dim": 7},

@@ -91,8 +91,13 @@ def _own_columns(cached: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
     if not config.caches_heads:
         return cached
     heads, rope = shard.heads(config.num_attention_heads), config.qk_rope_head_dim
-    own = config.qk_nope_head_dim + config.v_head_dim
-    columns = [*range(rope), *range(rope + heads.start * own, rope + heads.stop * own)]
+    key, value = config.qk_nope_head_dim, config.v_head_dim
+    values = rope + config.num_attention_heads * key
+    columns = [
+        *range(rope),
+        *range(rope + heads.start * key, rope + heads.stop * key),
+        *range(values + heads.start * value, values + heads.stop * value),
+    ]
     return cached.unflatten(-1, (config.cache_width(config.num_attention_heads), -1))[..., columns, :].flatten(-2)
 
 

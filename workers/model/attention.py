@@ -67,17 +67,17 @@ class Absorbed(Form):
 
 
 class ByHead(Form):
-    """Each head meets its own keys and values. A slot is the rotary key, then head by head a key and a value."""
+    """Each head meets its own keys and values. A slot is the rotary key, then the heads' own keys, then values."""
 
     def __init__(self, config: ModelConfig, kv_up: Tensor, head_tile: int | None) -> None:
         super().__init__()
         self._nope, self._rope, self._head_tile = config.qk_nope_head_dim, config.qk_rope_head_dim, head_tile
-        self._scale, self._own = config.softmax_scale, config.qk_nope_head_dim + config.v_head_dim
+        self._scale, self._value = config.softmax_scale, config.v_head_dim
         self.kv_up = nn.Parameter(kv_up, requires_grad=False)
 
     def slot(self, latent: Tensor, rope: Tensor) -> Tensor:
         own = per_head(latent[:, None].expand(-1, self.kv_up.shape[0], -1), self.kv_up)
-        return torch.cat([rope, own.flatten(1)], dim=-1)
+        return torch.cat([rope, own[..., : self._nope].flatten(1), own[..., self._nope :].flatten(1)], dim=-1)
 
     def query(self, query: Tensor, turned: Tensor) -> Tensor:
         return torch.cat([query, turned], dim=-1) * self._scale
@@ -86,9 +86,11 @@ class ByHead(Form):
         return attend(query, cache, batch, self._met, self._head_tile)
 
     def _met(self, chunks: Tensor) -> Met:
-        shared = chunks[..., : self._rope]
-        for head, own in enumerate(torch.split(chunks[..., self._rope :], self._own, dim=-1)):
-            yield slice(head, head + 1), torch.cat([own[..., : self._nope], shared], dim=-1), own[..., self._nope :]
+        heads = self.kv_up.shape[0]
+        shared, keys, values = torch.split(chunks, [self._rope, heads * self._nope, heads * self._value], dim=-1)
+        own = zip(torch.split(keys, self._nope, dim=-1), torch.split(values, self._value, dim=-1), strict=True)
+        for head, (key, value) in enumerate(own):
+            yield slice(head, head + 1), torch.cat([key, shared], dim=-1), value
 
 
 def make_form(config: ModelConfig, kv_up: Tensor, head_tile: int | None = HEAD_TILE) -> Form:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.library import FLOAT32, Linear
-from outrider.kernels.cpu.packing import Packer, gates_beside_ups, in_order
+from outrider.kernels.cpu.packing import Packer, gates_beside_ups, in_order, keys_before_values
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.loading import Part, parts_of
 from outrider.workers.model.shard import Shard
@@ -142,7 +142,8 @@ class WeightReader:
         nope, outputs = self.config.qk_nope_head_dim, self.config.qk_nope_head_dim + self.config.v_head_dim
         part, latent = self._of_heads(name, outputs), self.config.kv_lora_rank
         if self.config.caches_heads:
-            attention.key_value_up = self.linear(part, inputs=latent)
+            order = keys_before_values(part.size // outputs, nope, outputs - nope)
+            attention.key_value_up = self.linear(part, inputs=latent, order=order)
             return
         by_head = functools.cache(lambda: self._weights([part], latent).view(-1, outputs, latent))  # read if at all
         attention.key_up = self._each_head(lambda head: by_head()[head, :nope].t())

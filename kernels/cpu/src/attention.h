@@ -20,6 +20,7 @@ constexpr int kSegment = 128;
 constexpr int kEnoughSegments = 3;  // for each thread, to be shared out evenly
 constexpr int kTileRows = 8;    // of one sequence, that walk the cache together
 constexpr int kTileQueries = 64;
+constexpr int kAskAhead = 16;     // slots
 constexpr int kQuads = 4;       // queries, slots or vectors whose sums are in registers together
 
 // Rows [begin, end) of a sequence, heads [first_head, last_head) and segments [first_segment, last_segment): what one
@@ -99,7 +100,7 @@ struct Met {
     int at, own, shared;
 };
 
-// scores[q][0..3] of Q queries with four slots; asks for the four after them.
+// scores[q][0..3] of Q queries with four slots.
 template <int Q, class Value>
 NEVER_INLINE void score(const float* const* queries, const Value* const* slots, Met met, float* const* scores) {
     F16 sums[Q][kQuads];
@@ -109,10 +110,7 @@ NEVER_INLINE void score(const float* const* queries, const Value* const* slots, 
         const int end = part ? met.own + met.shared : met.own, from = part ? -met.own * kLanes : met.at;
         for (; d < end; ++d) {
             F16 keys[kQuads];
-            for (int j = 0; j < kQuads; ++j) {
-                keys[j] = load(slots[j] + from + d * kLanes);
-                prefetch(slots[j + kQuads] + from + d * kLanes);
-            }
+            for (int j = 0; j < kQuads; ++j) keys[j] = load(slots[j] + from + d * kLanes);
             for (int q = 0; q < Q; ++q) {
                 const F16 query = load(queries[q] + d * kLanes);
                 for (int j = 0; j < kQuads; ++j) sums[q][j] = fma(query, keys[j], sums[q][j]);
@@ -292,8 +290,10 @@ private:
     void visit(const Walk& walk, long chunk) {
         find_slots(walk, chunk);
         const int last = seen(walk, walk.end - 1, chunk).end, count = walk.queries(), values = shape_.gathered();
-        for (int first = 0; first < count; first += company(walk))
-            for (int slot = 0; slot < last; slot += kQuads) score_quad(walk, first, slot);
+        for (int slot = 0; slot < last; slot += kQuads) {
+            for (int i = slot + kAskAhead; i < slot + kAskAhead + kQuads; ++i) ask_for(slots_[i], 0, shape_.slot_stride());
+            for (int first = 0; first < count; first += company(walk)) score_quad(walk, first, slot);
+        }
         for (int q = 0; q < count; ++q) {
             const Seen range = seen(walk, row_of(walk, q), chunk);
             kept_[q] = weigh(weights_[q], range.begin, range.end, now_[q]);
@@ -307,17 +307,26 @@ private:
 
     // Where the chunk's slots are; past the last that anybody sees, that one again.
     void find_slots(const Walk& walk, long chunk) {
-        const int64_t last = rows_.slots[walk.end - 1];
-        for (int i = 0; i < kChunk + kQuads; ++i) {
-            const int64_t position = std::min<int64_t>(chunk * kChunk + i, last);
-            slots_[i] = cache_ + rows_.slot_of(shape_, walk.sequence, position) * shape_.slot_stride();
+        const int64_t first = chunk * kChunk, last = rows_.slots[walk.end - 1] - first;
+        int64_t in_block = first % shape_.block_size;
+        for (int i = 0; i < kChunk + kAskAhead + kQuads; ++i, in_block = in_block + 1 == shape_.block_size ? 0 : in_block + 1) {
+            if (i > last)
+                slots_[i] = slots_[i - 1];
+            else if (i == 0 || in_block == 0)
+                slots_[i] = cache_ + rows_.slot_of(shape_, walk.sequence, first + i) * shape_.slot_stride();
+            else
+                slots_[i] = slots_[i - 1] + shape_.slot_stride();
         }
+    }
+
+    static void ask_for(const Value* slot, int begin, int end) {
+        for (int i = begin; i < end; i += 64 / sizeof(Value)) prefetch(slot + i);
     }
 
     // Of the queries from `first` on that meet the same keys, the slots that only later rows see included: what a row does
     // not see is not weighed.
     void score_quad(const Walk& walk, int first, int slot) {
-        const Met met = shape_.by_head ? Met{shape_.own_part(head_of(walk, first)), shape_.nope / kLanes, shape_.rope / kLanes}
+        const Met met = shape_.by_head ? Met{shape_.key_of(head_of(walk, first)), shape_.nope / kLanes, shape_.rope / kLanes}
                                        : Met{0, shape_.latent_stride() / kLanes, 0};
         in_quads(company(walk), [&](int i, auto q) {
             float* scores[decltype(q)::value];
@@ -337,7 +346,7 @@ private:
         }
     }
 
-    int values_at(const Walk& walk, int q) const { return shape_.by_head ? shape_.own_part(head_of(walk, q)) + shape_.nope : 0; }
+    int values_at(const Walk& walk, int q) const { return shape_.by_head ? shape_.value_of(head_of(walk, q)) : 0; }
 
     template <int V>
     void gather_rows(int count, int first, Seen range, int from, int at) {
@@ -353,7 +362,7 @@ private:
     const float* queries_;
     float* out_;
     int first_row_, stride_;  // of what a query gathers
-    const Value* slots_[kChunk + kQuads];
+    const Value* slots_[kChunk + kAskAhead + kQuads];
     Parts& parts_;
     std::vector<float> segment_values_;
     const float* query_[kTileQueries];

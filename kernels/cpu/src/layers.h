@@ -13,7 +13,7 @@ struct Shape {  // `heads` are this rank's
     int32_t experts, chosen, groups, chosen_groups, normalise;          // of the router
     int32_t block_size, cache_kind;                                     // WeightKind of the cache's values
     int32_t fast;     // 1: long chunks of a prompt attend in the expanded form, in another order of arithmetic
-    int32_t by_head;  // 1: a slot of the cache is the rotary key, then each head's own key and value; 0: it is a latent
+    int32_t by_head;  // 1: a slot of the cache is the rotary key, then the heads' own keys, then their values; 0: it is a latent
     float routed_scale, eps, latent_eps, softmax_scale;
     const float* rotary;  // [positions][2][rope]: cosines, signed sines
     const Shard* shard;   // null: this rank has all of every layer
@@ -21,11 +21,12 @@ struct Shape {  // `heads` are this rank's
     int query_head() const { return nope + rope; }
     int latent() const { return latent_rank + rope; }
     int latent_stride() const { return (latent() + kLanes - 1) / kLanes * kLanes; }
-    int own_part(int head) const { return rope + head * (nope + value); }  // of a slot, by head: a key, then a value
+    int key_of(int head) const { return rope + head * nope; }  // in a slot, by head
+    int value_of(int head) const { return key_of(heads) + head * value; }
 
     // Of a slot, of a query that meets it and of what that gathers; and how many values that are. By head, all sizes
     // are whole vectors.
-    int slot_stride() const { return by_head ? own_part(heads) : latent_stride(); }
+    int slot_stride() const { return by_head ? value_of(heads) : latent_stride(); }
     int query_stride() const { return by_head ? query_head() : latent_stride(); }
     int gathered_stride() const { return by_head ? value : latent_stride(); }
     int gathered() const { return by_head ? value : latent_rank; }

@@ -220,11 +220,12 @@ private:
     }
 
     void make_keys_and_values(const Linear& up, void* cache) {
+        const int width = shape_.slot_stride() - shape_.rope;
         product_of(team_, up, rows_.rows, [&](int row) { return latent_of(row); },
                    [&](int row, int first, const F16* sums) {
                        float panel[kPanel];
                        store_panel(panel, 0, kPanel, sums);
-                       keep(row, cache, shape_.rope + first, std::min<int>(kPanel, up.outputs - first), panel);
+                       keep(row, cache, shape_.rope + first, std::min(kPanel, width - first), panel);
                    });
     }
 
