@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import itertools
 import queue
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -197,7 +198,7 @@ class LLM:
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, Sequence):
-            raise ValueError(f"prompt must be a text or a list of token ids, got {prompt!r}")
+            raise ValueError(f"prompt must be a text or a list of token ids, got {reprlib.repr(prompt)}")
         if not isinstance(prompt, str):
             return prompt
         if self.tokenizer is None:
