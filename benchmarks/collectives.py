@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from common import ROOT, numbers, save
+from ranks import environment, printed_by
 from reporting.tables import Table
 
 SIZES = (512, 4096, 16384, 262144)  # bytes that a rank gives: a row's slice of scout's hidden states, and more
@@ -80,19 +81,11 @@ def measure(ranks: int, turns: int, deepspeed: bool) -> dict[str, dict[str, list
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, "--turns", str(turns), "--rank", f"{rank} {ranks} {port} {int(deepspeed)}"],
-            stdout=subprocess.PIPE, text=True, env=_environment(ranks, port),
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
+    command = [sys.executable, __file__, "--turns", str(turns), "--rank"]
+    commands = [[*command, f"{rank} {ranks} {port} {int(deepspeed)}"] for rank in range(ranks)]
     try:
-        said = [json.loads(process.communicate(timeout=LIMIT_S)[0]) for process in processes]
+        said = [json.loads(printed) for printed in printed_by(commands, _environment(ranks, port), LIMIT_S)]
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
         _remove_segments(port)
     return {
         carrier: {
@@ -112,18 +105,14 @@ def deepspeed_op() -> Any:
 
 def _environment(ranks: int, port: int) -> dict[str, str]:
     """As launchers set it: DeepSpeed reads where it is from the environment."""
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")]),
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "passive",
-        "DS_ACCELERATOR": "cpu",
-        "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
-        "LOCAL_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # ninja's
-    }
+    return environment(
+        DS_ACCELERATOR="cpu",
+        TORCH_EXTENSIONS_DIR=str(EXTENSIONS),
+        LOCAL_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # ninja's
+    )
 
 
 def _be_a_rank(rank: int, ranks: int, port: int, deepspeed: int, *, turns: int) -> None:

@@ -13,13 +13,13 @@ not: what two lanes cost more in computing counts here twice. Writes results/ove
 import argparse
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, median, save, words
+from common import median, save, words
 from delayed_link import DelayedLink
+from ranks import environment, printed_by
 from reporting.tables import Table
 
 SPLITS = {"TP2": (1, 2, 1), "TP2+EP2": (1, 2, 2), "DP2+EP2": (2, 1, 2)}  # data, tensor, experts
@@ -77,19 +77,10 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
 def measure(split: str, delay_ms: float, options: list[str]) -> dict[str, Any]:
     """By kind of round and number of lanes, on the slower rank. Ranks have the command's own `options`."""
     with DelayedLink(delay_ms / 1000) as link:
-        processes = [
-            subprocess.Popen(
-                [*link.inside(rank), sys.executable, __file__, *options, "--rank", f"{rank} {split}"],
-                stdout=subprocess.PIPE, text=True, env=_environment(link),
-            )
-            for rank in (0, 1)
-        ]  # fmt: skip
-        try:
-            said = [json.loads(process.communicate(timeout=LIMIT_S)[0]) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+        command = [sys.executable, __file__, *options, "--rank"]
+        commands = [[*link.inside(rank), *command, f"{rank} {split}"] for rank in (0, 1)]
+        env = environment(GLOO_SOCKET_IFNAME=link.interface)
+        said = [json.loads(printed) for printed in printed_by(commands, env, LIMIT_S)]
     if not all(rank["same_bits"] for rank in said):
         raise RuntimeError("two lanes have other bits than one")
     return {kind: {n: _slower([rank["rounds"][kind][n] for rank in said]) for n in ("1", "2")} for kind in ROUNDS}
@@ -97,12 +88,6 @@ def measure(split: str, delay_ms: float, options: list[str]) -> dict[str, Any]:
 
 def _slower(ranks: list[dict[str, float]]) -> dict[str, float]:
     return {name: round(max(rank[name] for rank in ranks), 2) for name in ranks[0]}
-
-
-def _environment(link: DelayedLink) -> dict[str, str]:
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")])
-    settings = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    return {**os.environ, **settings, "GLOO_SOCKET_IFNAME": link.interface}
 
 
 def _be_a_rank(rank: int, split: str, args: argparse.Namespace) -> None:
