@@ -20,7 +20,8 @@ constexpr int kSegment = 128;
 constexpr int kEnoughSegments = 3;  // for each thread, to be shared out evenly
 constexpr int kTileRows = 8;    // of one sequence, that walk the cache together
 constexpr int kTileQueries = 64;
-constexpr int kAskAhead = 16;     // slots
+constexpr int kAskAhead = 16;   // slots
+constexpr int kLine = 64;       // bytes
 constexpr int kQuads = 4;       // queries, slots or vectors whose sums are in registers together
 
 // Rows [begin, end) of a sequence, heads [first_head, last_head) and segments [first_segment, last_segment): what one
@@ -291,7 +292,7 @@ private:
         find_slots(walk, chunk);
         const int last = seen(walk, walk.end - 1, chunk).end, count = walk.queries(), values = shape_.gathered();
         for (int slot = 0; slot < last; slot += kQuads) {
-            for (int i = slot + kAskAhead; i < slot + kAskAhead + kQuads; ++i) ask_for(slots_[i], 0, shape_.slot_stride());
+            for (int i = slot + kAskAhead; i < slot + kAskAhead + kQuads; ++i) ask_for(slots_[i]);
             for (int first = 0; first < count; first += company(walk)) score_quad(walk, first, slot);
         }
         for (int q = 0; q < count; ++q) {
@@ -319,8 +320,8 @@ private:
         }
     }
 
-    static void ask_for(const Value* slot, int begin, int end) {
-        for (int i = begin; i < end; i += 64 / sizeof(Value)) prefetch(slot + i);
+    void ask_for(const Value* slot) const {
+        for (int i = 0; i < shape_.slot_stride(); i += kLine / sizeof(Value)) prefetch(slot + i);
     }
 
     // Of the queries from `first` on that meet the same keys, the slots that only later rows see included: what a row does
