@@ -28,9 +28,9 @@ _SEQUENCE_MEMORY, _SEQUENCE_TRUST = 24.0, 4.0  # labels
 _USUAL = 0.7  # acceptance that damping pulls both sides towards
 _FIRST_BATCH, _LARGEST_BATCH = 24, 240  # labels between two steps: a step takes as long for many as for few
 # Weights at first, scout's own: intercept, lead, log(1 + lead), first draft, history
-_JUDGING = ((-0.7, 0.5, 1.8, 0.2, 0.8), (-1.0, 0.3, 1.7, 0.1, 0.8), (-1.0, 0.3, 1.7, 0.1, 0.8))
+_JUDGING = ((-0.7, 0.5, 1.8, 0.2, 0.8), (-1.0, 0.3, 1.7, 0.1, 0.8), (0.0, 0.3, 1.0, 0.1, 0.8))
 # Intercept, first draft, log(position), history
-_FORESEEING = ((2.0, 0.0, 0.0, 1.0), (0.9, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 1.0))
+_FORESEEING = ((2.0, 0.0, 0.0, 1.0), (0.9, 0.0, 0.0, 1.0), (1.2, 0.0, 0.0, 1.0))
 
 
 class Kind(NamedTuple):
