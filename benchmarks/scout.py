@@ -14,6 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from outrider.workers.training.shape import Shape
 
 KINDS = ("code", "prose")
 SAMPLED, GREEDY = 64, 128  # tokens of a completion
+PENALTY = 0.6  # that keeps most greedy text out of loops
 PARSES, PARSES_TOO = "code that parses", "code that parses where the file's own does"
 POINTS = 24  # of a plot
 STYLE = """<style>
@@ -103,16 +105,17 @@ def prompts_by_use(documents: list[dict[str, Any]], tokenizer: Tokenizer, count:
 
 
 def text_figures(llm: LLM, prompts: dict[str, list[str]]) -> dict[str, float]:
-    """Shares of completions: sampled code that parses; greedy text of each kind that does not end in a loop."""
+    """Shares of completions: sampled code that parses; greedy text that does not end in a loop, and penalised too."""
     sampling = SamplingParams(temperature=0.8, seed=0, max_tokens=SAMPLED)
     greedy = SamplingParams(temperature=0, max_tokens=GREEDY, ignore_eos=True)
     found = {}
     for name, use in ((PARSES, "code"), (PARSES_TOO, PARSES_TOO)):
         code = zip(prompts[use], llm.generate(prompts[use], sampling), strict=True)
         found[name] = share(parses(prompt, out.outputs[0].text) for prompt, out in code)
-    for kind in KINDS:
-        outs = llm.generate(prompts[kind], greedy)
-        found[f"greedy {kind} without a loop"] = share(not loops(out.outputs[0].token_ids) for out in outs)
+    for how, params in (("", greedy), (f", frequency_penalty {PENALTY}", replace(greedy, frequency_penalty=PENALTY))):
+        for kind in KINDS:
+            outs = llm.generate(prompts[kind], params)
+            found[f"greedy {kind} without a loop{how}"] = share(not loops(out.outputs[0].token_ids) for out in outs)
     return found
 
 
