@@ -15,7 +15,6 @@ _MEASURING = 0.005  # of all time, what may be lost to measuring
 _FIRST_CREDIT, _MOST_CREDIT = 2.0, 4.0  # undrafted rounds
 _CLIP = 1.5  # a round costs at most this many times its forecast, and at least its inverse: noise is not speculation's
 _HELD = 8.0  # undrafted rounds: time that may go by before the rounds in it are learned from, all at once
-_THOROUGHLY = 3  # of rounds that are learned from at once and are nothing new, one in so many teaches what rounds take
 _PLAIN_SEEN = 32  # of rounds that speculation has no part in, one in so many is learned from
 _BASE_EVERY, _BASE_SPARED = 64.0, 8.0  # rounds until some without drafts are measured again; more where drafts pay
 
@@ -109,21 +108,15 @@ class Account:
         self._tell(shape)
 
     def _learn_times(self) -> None:
-        for number, took in enumerate(self._took):
-            shape = took.shape
-            news = shape.undrafted or self.cost.stale(shape.rows)
-            self._learn_time(took, thoroughly=news or number % _THOROUGHLY == 0)
+        for took in self._took:
+            self._learn_time(took)
         self._tell(self._took[-1].shape)
         self._took, self._took_s = [], 0.0
 
-    def _learn_time(self, round: Took, *, thoroughly: bool) -> None:
-        """`thoroughly`: with what such rounds take, which a share of those that are known teaches well enough."""
+    def _learn_time(self, round: Took) -> None:
         shape, took = round.shape, round.round_s + round.draft_s
         forecast = self.cost.forecast(shape) if self.cost.known else took
-        if thoroughly:
-            self.cost.observe(shape, round.round_s - (0.0 if shape.ready else round.decided_s), round.draft_s)
-        else:
-            self.cost.pass_over()
+        self.cost.observe(shape, round.round_s - (0.0 if shape.ready else round.decided_s), round.draft_s)
         undrafted = self.cost.undrafted(shape.sequences, shape.context)
         if round.own:
             counted = min(max(took, forecast / _CLIP), _CLIP * forecast)

@@ -112,10 +112,6 @@ class RoundCost:
         if news or self._rounds <= _TABLES_AT_ONCE or self._rounds % _TABLE_EVERY == 0:
             self._tabulate(max(len(self._by_rows) - 1, 2 * shape.rows))
 
-    def pass_over(self) -> None:
-        """A round went by that is not learned from."""
-        self._rounds += 1
-
     def forecast(self, shape: Shape) -> float:
         """Seconds to its verdict and from there to its drafts."""
         return self._speed * (self._verify(shape) + self._draft(shape))
