@@ -1,6 +1,7 @@
 """What is asked of a small model's text: code that parses, and text that does not go round in circles. Pure."""
 
 import ast
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -51,4 +52,4 @@ def what_follows(prompt: str, documents: Iterable[str]) -> str:
         _, found, rest = text.partition(prompt)
         if found:
             return rest
-    raise LookupError(f"no document holds {prompt!r}")
+    raise LookupError(f"no document holds {reprlib.repr(prompt)}")

@@ -25,7 +25,7 @@ module, trained from nothing by this repository's own scripts. It exists to exer
 drafts on any machine. It has read a little Python and some manuals; it knows no facts and follows no instructions.
 
 - {layers} layers (the first dense), hidden {hidden}, {heads} heads, {experts} routed experts (top {top}) and one
-  shared, latent cache {latent} + {rope} values a token, vocabulary {vocabulary}, {positions} positions.
+  shared, latents of {latent} + {rope} values a token, vocabulary {vocabulary}, {positions} positions.
 - Trained on windows of 256 to 1,024 tokens: text further on degrades.
 - The chat template follows DeepSeek-R1's; begin-of-sentence is added to every prompt.
 - The MTP module was first trained with the main model, then distilled by `outrider distill`: four drafts deep, along

@@ -20,6 +20,7 @@ for name in (
     "generation",
     "linears",
     "planner",
+    "ranks",
     "record",
     "recorders",
     "simulation",
