@@ -3,7 +3,8 @@
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 from common import ROOT
 
@@ -20,10 +21,16 @@ def printed_by(commands: Sequence[Sequence[str]], env: Mapping[str, str], limit_
     None is left running.
     """
     end = time.monotonic() + limit_s
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for command in commands]
-    try:
+    with ExitStack() as running:
+        processes = [running.enter_context(_running(command, env)) for command in commands]
         return [process.communicate(timeout=max(end - time.monotonic(), 0.0))[0] for process in processes]
+
+
+@contextmanager
+def _running(command: Sequence[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        yield process
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from ranks import environment, printed_by
 
@@ -44,3 +45,17 @@ def test_ranks_that_are_late_are_ended(tmp_path: Path) -> None:
 
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_none_is_left_where_one_cannot_be_started(tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", SLEEPING, str(tmp_path / "pid")], [str(tmp_path / "no program")]]
+    before = children()
+
+    with pytest.raises(FileNotFoundError):
+        printed_by(commands, environment(), 60.0)
+
+    assert children() == before
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
