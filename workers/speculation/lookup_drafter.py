@@ -18,6 +18,8 @@ from outrider.workers.speculation.match_acceptance import MatchAcceptance, OwnAc
 from outrider.workers.speculation.suffix_index import SuffixIndex
 
 _DESPAIR = 0.02  # a draft that is so unlikely to be reached is not proposed
+_PROMISING = 1.0  # drafts of a proposal that should stand: with fewer the next rounds are spared the question
+_MOST_SPARED = 8  # rounds
 
 
 class _Proposal(NamedTuple):
@@ -33,22 +35,28 @@ class _Followed:
         self.index = SuffixIndex()
         self._acceptance = OwnAcceptance(engine)
         self._proposal = _Proposal(0, 0, [])
+        self._spared = self._to_spare = 0  # rounds: after the last question; of these still to come
+
+    def rests(self) -> bool:
+        """Whether this round is spared the question, since the last answers were of little use."""
+        self._to_spare -= 1
+        return self._to_spare >= 0
 
     def propose(self, tokens: list[int], most: int) -> list[Draft]:
         """What followed the longest match of the end of `tokens`, no further than it may be reached."""
         match = self.index.longest(tokens)
-        if match is None:
-            self._proposal = _Proposal(0, 0, [])
-            return []
-        found = continued(tokens, match.following, most)
-        rates = self._acceptance.rates(match.length, len(found))
-        reached, drafts = 1.0, list[Draft]()
-        for token, rate in zip(found, rates, strict=True):
-            reached *= rate
-            if reached < _DESPAIR:
-                break
-            drafts.append(Draft(token, rate, LOOKUP))
-        self._proposal = _Proposal(len(tokens), match.length, found)
+        found = [] if match is None else continued(tokens, match.following, most)
+        drafts, reached, standing = list[Draft](), 1.0, 0.0
+        if match is not None:
+            for token, rate in zip(found, self._acceptance.rates(match.length, len(found)), strict=True):
+                reached *= rate
+                if reached < _DESPAIR:
+                    break
+                standing += reached
+                drafts.append(Draft(token, rate, LOOKUP))
+        self._proposal = _Proposal(len(tokens), match.length if match is not None else 0, found)
+        self._spared = 0 if standing >= _PROMISING else min(max(2 * self._spared, 1), _MOST_SPARED)
+        self._to_spare = self._spared
         return drafts
 
     def learn(self, tokens: list[int]) -> None:
@@ -87,9 +95,9 @@ class LookupDrafter:
             followed = self._follow(sequence)
             if not samples:  # a prompt's chunk: its share of the index now, so that no round pays for the whole
                 followed.index.extend(sequence.token_ids, start + end - first)
-            elif self._wanted(sequence) and (found := self._propose(followed, sequence)):
-                drafts[sequence_id] = found
-        return drafts
+            elif self._wanted(sequence) and self._is_time(followed, sequence):
+                drafts[sequence_id] = self._propose(followed, sequence)
+        return {sequence_id: found for sequence_id, found in drafts.items() if found}
 
     def forget(self, sequence_ids: IntArray) -> None:
         for sequence_id in sequence_ids.tolist():
@@ -101,6 +109,10 @@ class LookupDrafter:
             followed = _Followed(self._engine[sequence.request.params.greedy])
             self._followed[sequence.sequence_id] = followed
         return followed
+
+    def _is_time(self, followed: _Followed, sequence: Sequence) -> bool:
+        """Whether to ask: in every round for who wants nothing else, for others where it promises something."""
+        return not followed.rests() or sequence.request.params.drafter == LOOKUP
 
     def _propose(self, followed: _Followed, sequence: Sequence) -> list[Draft]:
         followed.learn(sequence.token_ids)

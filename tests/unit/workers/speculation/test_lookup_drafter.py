@@ -1,5 +1,7 @@
 """What is looked up, how sure it is, and what is learned from the text alone."""
 
+import dataclasses
+
 import torch
 
 from outrider.workers.engine.request import Request
@@ -89,10 +91,39 @@ def test_it_learns_from_rounds_in_which_others_drafted() -> None:
         for number in range(30):
             sequence.token_ids += [new(number), 200 + number, 1, 2, 3]
             drafter.draft(a_round(), Verdict(), HIDDEN)
-        confidences.append(drafter.draft(a_round(), Verdict(), HIDDEN)[0][0].confidence)
+        asked = [drafter.draft(a_round(), Verdict(), HIDDEN).get(0) for _ in range(9)]
+        confidences.append(next(drafts[0].confidence for drafts in asked if drafts))
 
     assert confidences[0] > 0.75
     assert confidences[1] < 0.2
+
+
+def test_a_sequence_whose_proposals_promise_little_is_looked_up_for_ever_more_seldom() -> None:
+    new, loop = a_sequence(list(range(50))), a_sequence([1, 2, 3] * 20)
+    found = {}
+    for name, sequence in (("new", new), ("loop", loop)):
+        drafter, asked = LookupDrafter({0: sequence}.get), []
+        for number in range(60):
+            sequence.token_ids.append(1000 + number if name == "new" else 1 + len(sequence.token_ids) % 3)
+            before = len(drafter._followed[0].index) if number else 0
+            drafter.draft(a_round(), Verdict(), HIDDEN)
+            asked.append(len(drafter._followed[0].index) > before)
+        found[name] = asked
+
+    assert sum(found["new"][20:]) <= 6
+    assert all(found["loop"])
+
+
+def test_who_asked_for_lookup_is_looked_up_for_in_every_round() -> None:
+    sequence = a_sequence(list(range(50)))
+    sequence.request = dataclasses.replace(sequence.request, params=SamplingParams(temperature=0, drafter=LOOKUP))
+    drafter, sizes = LookupDrafter({0: sequence}.get), []
+    for number in range(20):
+        sequence.token_ids.append(1000 + number)
+        drafter.draft(a_round(), Verdict(), HIDDEN)
+        sizes.append(len(drafter._followed[0].index))
+
+    assert len(set(sizes)) == 20
 
 
 def test_rates_follow_what_was_seen_by_length_of_match() -> None:
