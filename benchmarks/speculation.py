@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/speculation.py [--model scout] [--only cells,replay,decisions] [--batch 1,4,16]
 
 *cells*: tokens a second and acceptance by position, by kind of text, temperature, batch and depth (off, 1..5, auto),
-the arms interleaved; auto against the best static depth and against off. *replay*: a day of load in a minute, requests
-that arrive by chance at a rate that rises and falls, static depths and auto side by side, hour by hour in turn; what
-counts is the tokens of a second in which anything ran. *decisions*: microseconds of a round's decision.
+the arms in turn; auto against the best static depth and against off, turn by turn, in as many turns as give each batch
+as many tokens. *replay*: a day of load in a minute, requests that arrive by chance at a rate that rises and falls,
+static depths and auto side by side, hour by hour in turn; what counts is the tokens of a second in which anything ran.
+*decisions*: microseconds of a round's decision.
 
 Texts are held out, "chat" goes through the chat template, "repetitive" repeats a few lines, and "adversarial" is made
 of tokens by chance at T=2. Sequences do not end at their end of sequence.
@@ -86,9 +87,15 @@ def cell(engines: Engines, text: Text, batch: int, args: argparse.Namespace) -> 
 
     arms = {arm: run(arm, itertools.count()) for arm in args.speculation}
     interleaved(arms, 1)
-    rates = interleaved(arms, args.repeats)
+    rates = interleaved(arms, args.repeats * max(max(args.batch) // batch, 1))
     figures = {arm: arm_figures(decoded[arm][1:], rates[arm]) for arm in args.speculation}
-    return {"kind": text.kind, "temperature": text.temperature, "batch": batch, "arms": figures, **against(figures)}
+    speeds = paired(rates, "off" if "off" in rates else args.speculation[0])
+    return {"kind": text.kind, "temperature": text.temperature, "batch": batch, "arms": figures, **against(speeds)}
+
+
+def paired(rates: dict[str, list[float]], reference: str) -> dict[str, float]:
+    """Each arm over the reference: the median over turns, since the machine's moods outlast a turn."""
+    return {arm: median([a / b for a, b in zip(own, rates[reference], strict=True)]) for arm, own in rates.items()}
 
 
 def arm_figures(decoded: Sequence[Decoded], rates: list[float]) -> dict[str, Any]:
@@ -102,9 +109,9 @@ def arm_figures(decoded: Sequence[Decoded], rates: list[float]) -> dict[str, Any
     }
 
 
-def against(arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def against(arms: dict[str, float]) -> dict[str, Any]:
     """Auto over the best static depth (off among them), and over off; None where an arm is missing."""
-    speeds = {arm: figures["tokens_per_second"] for arm, figures in arms.items()}
+    speeds = dict(arms)
     auto = speeds.pop("auto", None)
     if auto is None or not speeds:
         return {"best_static": None, "auto_over_best": None, "auto_over_off": None}
@@ -176,7 +183,8 @@ def replay(engines: Engines, args: argparse.Namespace) -> dict[str, Any]:
         hours.append({"rate": rate, "tokens_per_busy_second": figures})
         print(f"hour {hour}, {rate:.1f} requests/s: {_listed(figures)}", flush=True)
     speeds = {arm: {"tokens_per_second": tokens / took} for arm, (tokens, took) in totals.items()}
-    return {"hour_s": args.hour_s, "hours": hours, "arms": speeds, **against(speeds)}
+    rates = {arm: figures["tokens_per_second"] for arm, figures in speeds.items()}
+    return {"hour_s": args.hour_s, "hours": hours, "arms": speeds, **against(rates)}
 
 
 def one_hour(
@@ -224,7 +232,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--speculation", type=words, default=list(ARMS))
     parser.add_argument("--greedy", action="store_true", help="code and prose at T=0 too")
     parser.add_argument("--tokens", type=int, default=96, help="of output, of each request")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of the largest batch")
     parser.add_argument("--peak", type=float, default=12.0, help="requests a second at the day's peak")
     parser.add_argument("--hours", type=int, default=HOURS)
     parser.add_argument("--hour-s", type=float, default=5.0, help="seconds that an hour of the replayed day takes")

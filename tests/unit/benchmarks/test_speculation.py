@@ -3,7 +3,7 @@
 import pytest
 from decisions import deciding_us, decision_us
 from generation import Decoded
-from speculation import Busy, against, arm_figures, hourly_rates
+from speculation import Busy, against, arm_figures, hourly_rates, paired
 
 from outrider.workers.engine.request import FinishReason, SequenceChunk
 
@@ -24,10 +24,17 @@ def test_acceptance_is_by_position_over_all_runs() -> None:
 
 
 def test_auto_is_held_against_the_best_static_depth_off_among_them() -> None:
-    arms = {name: {"tokens_per_second": speed} for name, speed in (("off", 100.0), ("3", 150.0), ("auto", 165.0))}
+    arms = {"off": 100.0, "3": 150.0, "auto": 165.0}
 
     assert against(arms) == pytest.approx({"best_static": "3", "auto_over_best": 1.1, "auto_over_off": 1.65})
-    assert against({"off": {"tokens_per_second": 1.0}})["auto_over_best"] is None
+    assert against({"off": 1.0})["auto_over_best"] is None
+
+
+def test_arms_are_held_against_each_other_in_the_same_turn() -> None:
+    """The machine is at half its speed in the second turn, and disturbed in one arm of the third."""
+    rates = {"off": [100.0, 50.0, 100.0], "2": [130.0, 65.0, 20.0]}
+
+    assert paired(rates, "off") == pytest.approx({"off": 1.0, "2": 1.3})
 
 
 def test_only_seconds_in_which_something_runs_count() -> None:
