@@ -119,6 +119,7 @@ class RoundRecorder(DepthPolicy):
         round_s: float,
         draft_s: float,
         drafts: Mapping[int, list[Draft]] | None = None,
+        decided_s: float = 0.0,
     ) -> None:
         rows = np.diff(round.query_offsets)
         if (rows == round.sample_counts).all():

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from recorders import DEPTH, ROUND_COLUMNS, leads
 
 from outrider.workers.speculation.acceptance import Kind, Made
-from outrider.workers.speculation.auto_depth import AutoDepth, Live, Outcome
-from outrider.workers.speculation.cost import Shape
+from outrider.workers.speculation.auto_depth import AutoDepth, Outcome
+from outrider.workers.speculation.known_times import Shape
+from outrider.workers.speculation.worths import Live
 
 Floats = NDArray[np.float64]
 
@@ -74,7 +75,7 @@ class _Fitted:
 
     def __init__(self, rounds: Floats, window: int = 9) -> None:
         column = dict(zip(ROUND_COLUMNS, rounds.T, strict=True))
-        short = column["context"] <= np.median(column["context"])
+        short = column["context"] <= column["context"].max() / 2  # of the two that were recorded
         order = np.argsort(column["rows"][short], kind="stable")
         rows, took = column["rows"][short][order], column["round_s"][short][order]
         self._rows = np.unique(rows)
@@ -88,7 +89,7 @@ class _Fitted:
         keep = column["draft_s"] <= 3 * np.median(column["draft_s"])
         self._drafting = np.linalg.lstsq(features[keep], column["draft_s"][keep], rcond=None)[0]
         expected = np.interp(rows, self._rows, self._took)
-        self.ratios = np.clip(took / expected, 0.5, 4.0)
+        self.ratios = np.clip(took / expected, 0.5, 4.0)  # of like contexts: a longer one is no noise
 
     def seconds(self, shape: Shape) -> tuple[float, float]:
         features = self._features(*(np.array([float(v)]) for v in (shape.followed, shape.steps, shape.drafts)))
@@ -161,7 +162,10 @@ class Auto:
         return self.auto.keep(made, base) if made else []
 
     def observe(self, outcomes: Sequence[Outcome], shape: Shape, tokens: int, round_s: float, draft_s: float) -> None:
-        self.auto.observe(outcomes, shape, tokens, round_s, draft_s)
+        if shape.undrafted and not shape.drafts and self.auto.sleeps():
+            self.auto.slept(shape._replace(followed=0), round_s)
+        else:
+            self.auto.observe(outcomes, shape, tokens, round_s, draft_s)
 
     def forget(self, sequence_id: int) -> None:
         self.auto.forget(sequence_id)

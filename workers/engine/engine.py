@@ -172,8 +172,11 @@ class Engine:
         idle = not self._under_way and not self._scheduler.has_work
         if idle:
             self._free_since, self._decided_s = None, 0.0
-        for message in self._inbox.take(sleep=idle):
+        messages = self._inbox.take(sleep=idle)
+        for message in messages:
             self._handle(message)
+        if messages:
+            self._depth.expected = self._scheduler.sharing
 
     def _handle(self, message: Message) -> None:
         match message:

@@ -67,6 +67,12 @@ class Scheduler:
         """The sequence of that id, if it runs: not to be changed by who asks. For the engine's own thread."""
         return self._residents.running.get(sequence_id)
 
+    @property
+    def sharing(self) -> int:
+        """How many sequences will share a lane's rounds once those that wait have begun."""
+        live = self._counters.running + self._counters.waiting
+        return -(-min(live, self._config.max_num_seqs) // self._config.lanes)
+
     def check(self, request: Request) -> None:
         """ValueError if the pool could never hold one of the request's sequences. Safe from any thread."""
         self._config.length_limit(request)

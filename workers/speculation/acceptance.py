@@ -56,6 +56,13 @@ class Made(NamedTuple):
     leads: Sequence[float]  # how far the score of each is ahead of the next best's; of what was looked up: its chance
 
 
+class Pending(NamedTuple):
+    """Drafts whose verdict is not known yet."""
+
+    made: Made
+    odds: Sequence[float]  # against each as they were judged, history aside
+
+
 class History:
     """What became of a sequence's drafts beside what the fleet's would have come to, fading; damped while it is new."""
 
@@ -153,7 +160,7 @@ class Acceptance:
         self._known = defaultdict[str, defaultdict[int, _Histories]](
             lambda: defaultdict(_Histories)
         )  # by drafter and sequence
-        self._made: dict[int, tuple[Made, list[float]]] = {}  # not judged yet; odds against each, history aside
+        self._pending: dict[int, Pending] = {}  # by sequence
 
     def __len__(self) -> int:
         """Sequences that it keeps something of."""
@@ -177,7 +184,7 @@ class Acceptance:
         offsets = np.array([known[each.kind.drafter][each.sequence_id].judging.offset for each in made])
         for each, own in zip(made, odds.tolist(), strict=True):
             if each.kind.drafter != LOOKUP:
-                self._made[each.sequence_id] = each, own
+                self._pending[each.sequence_id] = Pending(each, own)
         shifted = odds * np.exp(-weights[:, 4:] * offsets[:, None])
         survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + shifted, axis=1)
         for place, each in enumerate(made):
@@ -193,7 +200,7 @@ class Acceptance:
             return list(accumulate(made.leads, mul))
         fleet, history = self._fleet(made.kind), self._known[made.kind.drafter][made.sequence_id].judging
         odds = fleet.odds(made.leads)
-        self._made[made.sequence_id] = made, odds
+        self._pending[made.sequence_id] = Pending(made, odds)
         return _survivals(odds, fleet.judging.weights[4] * history.offset)
 
     def foreseen_alone(self, sequence_id: int, kind: Kind) -> list[float]:
@@ -210,14 +217,18 @@ class Acceptance:
         survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + odds, axis=1)
         return survivals
 
-    def observe(self, outcomes: Sequence[tuple[int, int, int]]) -> None:
-        """Learns from one round: of each sequence's drafts (id, judged, accepted). Unknown drafts are passed over.
+    def take(self, sequence_ids: Iterable[int]) -> dict[int, Pending]:
+        """Of these sequences the drafts that were judged last, by sequence: from here on the caller's to remember."""
+        pending = self._pending
+        return {each: pending.pop(each) for each in sequence_ids if each in pending}
+
+    def observe(self, outcomes: Iterable[tuple[Pending, int, int]]) -> None:
+        """Learns from what became of drafts (as taken, judged, accepted).
 
         `judged` counts the accepted ones and the first rejected; what was made beyond was never judged.
         """
-        for sequence_id, judged, accepted in outcomes:
-            made, odds = self._made.pop(sequence_id, (None, []))
-            if made is not None and judged:
+        for (made, odds), judged, accepted in outcomes:
+            if judged:
                 self._learn(made, judged, accepted, sum([1.0 / (1.0 + each) for each in odds[:judged]]))
 
     def _learn(self, made: Made, judged: int, accepted: int, expected: float) -> None:
@@ -227,20 +238,10 @@ class Acceptance:
         judging.observe(accepted, judged, expected)
         foreseeing.observe(accepted, judged, fleet.expected[judged])
 
-    def pending(self, sequence_id: int) -> Made | None:
-        """The sequence's drafts that are not judged yet."""
-        made, _ = self._made.get(sequence_id, (None, []))
-        return made
-
-    def pass_over(self, sequence_ids: Iterable[int]) -> None:
-        """What became of these sequences' drafts is not to be learned."""
-        for sequence_id in sequence_ids:
-            self._made.pop(sequence_id, None)
-
     def forget(self, sequence_id: int) -> None:
         for known in self._known.values():
             known.pop(sequence_id, None)
-        self._made.pop(sequence_id, None)
+        self._pending.pop(sequence_id, None)
 
     def _fleets_of(self, kinds: list[Kind]) -> list[_Fleet]:
         """Of each, or one for all where they are alike, as they nearly always are."""

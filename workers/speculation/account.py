@@ -1,22 +1,22 @@
 """What rounds took and what they brought, in one account: the cost model, the price of a second, and the ledgers.
 
-Pure: seconds are given to it, and rounds of few seconds are taken in several at once. Knows no sequences.
+Pure: seconds are given to it. Knows no sequences.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from outrider.workers.engine.request import SpeculationFigures
-from outrider.workers.speculation.cost import RoundCost, Shape
+from outrider.workers.speculation.cost import RoundCost
+from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import Ledger
 from outrider.workers.speculation.price import Price, size_class
 
 _MEASURING = 0.005  # of all time, what may be lost to measuring
 _FIRST_CREDIT, _MOST_CREDIT = 2.0, 4.0  # undrafted rounds
 _CLIP = 1.5  # a round costs at most this many times its forecast, and at least its inverse: noise is not speculation's
-_HELD = 8.0  # undrafted rounds: time that may go by before the rounds in it are learned from, all at once
-_PLAIN_SEEN = 32  # of rounds that speculation has no part in, one in so many is learned from
-_BASE_EVERY, _BASE_SPARED = 64.0, 8.0  # rounds until some without drafts are measured again; more where drafts pay
+_PLAIN_SEEN = 128  # rounds that speculation has no part in are learned from by so many
 
 
 class Took(NamedTuple):
@@ -26,7 +26,7 @@ class Took(NamedTuple):
     tokens: int
     round_s: float  # to the verdict
     draft_s: float  # from there to the drafts
-    decided_s: float  # of the time to the verdict, by deciding on drafts: without speculation there is none of it
+    decided_s: float  # of the time to the verdict, by deciding on drafts and learning: no fault of the round's shape
     own: bool  # all its drafts were of the policy's choosing
     ledger: Ledger  # that of its size and heat
 
@@ -42,9 +42,10 @@ class Account:
         self.ledger: Ledger  # of the rounds at hand: see turn_to
         self.turn_to(1, 0)
         self._credit = _FIRST_CREDIT  # undrafted rounds that may be spent on measuring
-        self._plain = 0  # rounds that speculation had no part in
-        self._took: list[Took] = []  # the latest rounds, not learned from yet
-        self._took_s = self._undrafted_s = 0.0  # of these rounds together; of one without drafts
+        self._plain: list[tuple[Shape, float]] = []  # the latest rounds that speculation had no part in
+        self._undrafted_s = 0.0  # of a round without drafts like the latest
+        self._excess = 1.0  # what the round before took over its forecast: one is a disturbance, two are not
+        self._usual = math.inf  # undrafted rounds that one with drafts takes, of late
 
     def turn_to(self, sequences: int, heat: int) -> None:
         """Rounds of about so many sequences are at hand: theirs is `ledger` from now on.
@@ -60,8 +61,7 @@ class Account:
 
     def base_due(self, sequences: int) -> bool:
         """Whether rounds without drafts are to be measured: the less drafts bring, the closer both are watched."""
-        every = _BASE_EVERY * (1.0 + _BASE_SPARED * (self.price.gain(sequences) - 1.0))
-        return self.cost.base_due(sequences, every)
+        return self.cost.base_due(sequences, self.price.gain(sequences))
 
     def spend(self, loss: float) -> bool:
         """Takes `loss` undrafted rounds from what may be spent on measuring, if that is left."""
@@ -70,62 +70,61 @@ class Account:
         self._credit -= loss
         return True
 
-    def relative_price(self, base: Shape) -> float:
-        """Tokens that one of the cost model's relative seconds is worth."""
-        return self.price.per_second(base.sequences, self.cost.plain(base.sequences, base.context))
+    @property
+    def unseen(self) -> int:
+        """How many rounds may go by, while speculation is stopped, before one is to be looked at even so."""
+        return max(_PLAIN_SEEN - 1 - len(self._plain), 0)
 
-    def observe(self, took: Took) -> None:
-        """Learns from a round of new size at once, else when a few have gone by: learning slows what is measured."""
-        self._took.append(took)
-        self._took_s += took.round_s + took.draft_s
-        if not self.cost.base_known(took.shape.sequences) or self._took_s >= _HELD * self._undrafted_s:
-            self._learn_times()
-
-    def sleeps(self) -> bool:
-        """Whether speculation is stopped, and the round at hand is none of those that are looked at even so."""
-        return self.ledger.stopped and not self._took and (self._plain + 1) % _PLAIN_SEEN != 0
-
-    def slept(self) -> None:
-        """A round of decoding sequences went by that speculation had no part in, and that is not learned from."""
-        self._plain += 1
+    def slept(self, shape: Shape, round_s: float) -> None:
+        """A round of decoding sequences went by that speculation had no part in, and that is not looked at."""
+        self._plain.append((shape, round_s))
         self.ledger.earn(1.0)
 
-    def observe_base(self, rounds: Iterable[tuple[Shape, float]]) -> None:
-        """Rounds without drafts, that were run to be measured: what they took."""
-        for shape, round_s in rounds:
-            self.cost.observe(shape, round_s, 0.0)
-            self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
+    def charge(self, sequences: int, context: float, seconds: float) -> None:
+        """Time that went into following prompts: nothing is won by it yet. `context`: tokens of all the sequences."""
+        if self.cost.base_known(sequences):
+            self.ledger.settle(0.0, seconds / self.cost.undrafted(sequences, context))
 
-    def observe_plain(self, shape: Shape, round_s: float, draft_s: float) -> None:
-        """A round that speculation had no part in: it costs the ledger nothing."""
-        if self._took:
-            self._learn_times()
-        self.slept()
-        self.cost.observe(shape, round_s, draft_s)
+    def observe_base(self, rounds: Sequence[tuple[Shape, float]]) -> None:
+        """Rounds without drafts, that were run to be measured: what they took."""
+        if rounds:
+            self.cost.measured(rounds)
+
+    def observe_plain(self, shape: Shape, round_s: float) -> None:
+        """A round that speculation had no part in, and that is looked at: it costs the ledger nothing."""
+        self.slept(shape, round_s)
+        self.cost.measured(self._plain)
+        self.figures.depth *= 0.95 ** len(self._plain)
+        self._plain = []
         self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
         self._undrafted_s = self.cost.undrafted(shape.sequences, shape.context)
-        self.figures.depth -= 0.05 * self.figures.depth
         self._tell(shape)
 
-    def _learn_times(self) -> None:
-        for took in self._took:
-            self._learn_time(took)
-        self._tell(self._took[-1].shape)
-        self._took, self._took_s = [], 0.0
+    def count(self, sequences: int, worth: float, took: float) -> None:
+        """A round of drafts that brought each sequence the tokens of `worth` undrafted rounds, in the time of `took`.
 
-    def _learn_time(self, round: Took) -> None:
+        Of its time nothing is learned.
+        """
+        counted = min(took, _CLIP * self._usual)
+        self.price.observe(sequences, worth * sequences, counted, 1.0)
+        self.ledger.settle(worth, counted)
+
+    def observe(self, round: Took) -> None:
+        """Learns from a round that speculation had a part in."""
         shape, took = round.shape, round.round_s + round.draft_s
-        forecast = self.cost.forecast(shape) if self.cost.known else took
-        self.cost.observe(shape, round.round_s - (0.0 if shape.ready else round.decided_s), round.draft_s)
+        forecast = self.cost.observe(shape, round.round_s - round.decided_s, round.draft_s) or took
         undrafted = self.cost.undrafted(shape.sequences, shape.context)
         if round.own:
-            counted = min(max(took, forecast / _CLIP), _CLIP * forecast)
-            self.price.observe(shape.sequences, round.tokens, counted, undrafted)
-            round.ledger.settle(round.tokens / shape.sequences, counted / undrafted)
+            counted = min(max(took, forecast / _CLIP), _CLIP * forecast * self._excess) / undrafted
+            self._excess = max(took / forecast, 1.0)
+            self._usual = counted
+            self.price.observe(shape.sequences, round.tokens, counted, 1.0)
+            round.ledger.settle(round.tokens / shape.sequences, counted)
         self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)
         self._undrafted_s, told = undrafted, self.figures
         told.depth += 0.05 * ((shape.rows - shape.sequences) / shape.sequences - told.depth)
         told.forecast_error += 0.05 * (abs(took - forecast) / max(took, 1e-9) - told.forecast_error)
+        self._tell(shape)
 
     def _tell(self, shape: Shape) -> None:
         """Of a round like this, learned from last."""

@@ -5,47 +5,28 @@ what speculation may lose. Deep where text is easy or the engine idle, shallow w
 pay: all of it follows from the price. Pure: reads no clock, and the text never depends on it.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
-from operator import mul
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from outrider.workers.engine.request import SpeculationFigures
-from outrider.workers.speculation.acceptance import Acceptance, Kind, Made
+from outrider.workers.speculation.acceptance import Acceptance, Made, Pending
 from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.alarms import Alarms
-from outrider.workers.speculation.cost import BASE_ROUNDS, Shape
+from outrider.workers.speculation.base_rounds import CALM
 from outrider.workers.speculation.hope import Hope
-from outrider.workers.speculation.planning import (
-    Depths,
-    DraftSeconds,
-    Worth,
-    depth_worth_alone,
-    depths_worth,
-    slots_worth,
-    slots_worth_alone,
-    worth_of_rows,
-)
+from outrider.workers.speculation.known_times import Shape
+from outrider.workers.speculation.planning import Worth
+from outrider.workers.speculation.undisturbed import Undisturbed
+from outrider.workers.speculation.worths import Live, Worths
 
 DEEPEST = 8
-_CAUTION = 1.02  # what a second must bring with drafts over what it brings without
 _MOST_WATCHED = 4  # sequences of a round whose drafts are looked at for signs of a fault
 _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in turn
-_TOKENS_FOLLOWED = 1.5  # a round, of a sequence: about
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
-_CALM = 4  # the first rounds without drafts are slower than those that follow
+HELD, _HELD_IDLE = 16, 3  # rounds that depths may hold for: where drafts pay, and where none are made
+_HELD_RISK = 4.0  # undrafted rounds that must be left for the former
 _MOST_ASLEEP = 16  # rounds that speculation has no part in, and that are not looked at
 _WOKEN = 4  # sequences that are tried when a stop is over
-
-
-class Live(NamedTuple):
-    """A sequence that may draft next."""
-
-    sequence_id: int
-    kind: Kind
-    context: int  # tokens
 
 
 class Outcome(NamedTuple):
@@ -78,11 +59,8 @@ class AutoDepth:
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
         self._calm = 0  # rounds in a row in which nothing was drafted
         self._asleep = self._slept = 0  # rounds until anybody is followed again; that went by so since the last plan
-        self._undisturbed: list[
-            tuple[Shape, float]
-        ] = []  # rounds without drafts, measured with nothing done beside them
-        self._measuring = set[int]()  # lanes in which rounds without drafts are to be known before others are weighed
-        self._price = self._row_price = 0.0  # tokens that a relative second, and a further row, must bring
+        self._undisturbed = Undisturbed()
+        self.worths = Worths(self.acceptance, self.cost, deepest)
         self._turn = 0  # rounds whose acceptance was learned from
 
     def __len__(self) -> int:
@@ -103,20 +81,20 @@ class AutoDepth:
     @property
     def resting(self) -> bool:
         """Whether nobody is to draft at present, whatever it would cost."""
-        return self.account.ledger.stopped or len(self._measuring) > 0
+        return self.account.ledger.stopped or self._undisturbed.wanted
 
-    def sleeps(self) -> bool:
-        """Whether the round at hand, in which speculation had no part, is none of those that are looked at even so."""
+    def sleeps(self) -> int:
+        """How many rounds from now on need not be looked at if speculation has no part in them."""
         if self.account.ledger.stopped:
-            return self.account.sleeps()
-        return self._asleep > 0 or (len(self._measuring) > 0 and len(self._undisturbed) < _CALM + BASE_ROUNDS)
+            return self.account.unseen
+        return self._asleep or self._undisturbed.missing
 
     def slept(self, shape: Shape, round_s: float) -> None:
         """Such a round went by."""
-        self.account.slept()
+        self.account.slept(shape, round_s)
         self._calm += 1
-        if self._measuring and not self.account.ledger.stopped:
-            self._undisturbed.append((shape, round_s))
+        if not self.account.ledger.stopped:
+            self._undisturbed.add(shape, round_s)
         if self._asleep:
             self._asleep -= 1
             self._slept += 1
@@ -125,37 +103,45 @@ class AutoDepth:
         """A sequence came."""
         self._asleep = 0
 
-    def plan(self, live: Sequence[Live], plain: Shape | None = None, *, lane: int = 0, measurable: bool = True) -> None:
-        """Sets the depths of these sequences, which share the lane's rounds.
+    def plan(
+        self,
+        live: Sequence[Live],
+        plain: Shape | None = None,
+        *,
+        lane: int = 0,
+        measurable: bool = True,
+        rounds: int = 1,
+    ) -> int:
+        """Sets the depths of these sequences, which share the lane's rounds. For how many rounds they may hold.
 
         `plain`: such a round without drafts, in which others may be that have a depth of their own; None: it holds
-        these alone. `measurable`: whether it could be measured so.
+        these alone. `measurable`: whether it could be measured so. `rounds`: that went by since they were set last.
         """
         plain = plain or _plain(live)
         self._wake_up()
-        if measurable and self.account.base_due(plain.sequences):
-            self._measuring.add(lane)
-        else:
-            self._measuring.discard(lane)
+        self._undisturbed.want(lane, measurable and self.account.base_due(plain.sequences))
         if not self.resting:
-            self._set_prices(plain)
             self._wake()
         if self.resting or not self._deepest:
             self._depths.update((each.sequence_id, 0) for each in live)
-            return
+            return 1
         hopes = [self._hope(each.sequence_id) for each in live]
         if not any(hope.followed for hope in hopes):
+            self.worths.price_of(plain)
             for each, hope in zip(live, hopes, strict=True):
-                self._depths[each.sequence_id] = self._tried(each.sequence_id, hope)
+                self._depths[each.sequence_id] = self._tried(each.sequence_id, hope, rounds)
             self._sleep()
-            return
-        worth = self._worthwhile_depths(live, plain)
+            return 1
+        worth = self.worths.best_depths(live, plain)
         pays = worth.gain > 0.0
         drafts = pays or self.account.spend(-worth.gain / plain.sequences)
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
                 hope.worth()
-            self._depths[each.sequence_id] = depth if drafts and depth else self._tried(each.sequence_id, hope)
+            self._depths[each.sequence_id] = depth if drafts and depth else self._tried(each.sequence_id, hope, rounds)
+        if pays and self.account.ledger.affords(_HELD_RISK):
+            return HELD
+        return 1 if drafts or self._trying else _HELD_IDLE
 
     def _sleep(self) -> None:
         """Nobody in the lane is followed: where that goes for all, few rounds are looked at until it ends."""
@@ -170,7 +156,7 @@ class AutoDepth:
 
     def idle(self, lane: int) -> None:
         """No sequence of the lane decodes at present."""
-        self._measuring.discard(lane)
+        self._undisturbed.want(lane, False)
 
     def _wake(self) -> None:
         """After a stop: a few sequences are tried first, since their drafts alone can tell whether it pays again."""
@@ -178,52 +164,13 @@ class AutoDepth:
             for hope in list(self._hopes.values())[:_WOKEN]:
                 hope.wake()
 
-    def _set_prices(self, plain: Shape) -> None:
-        self._price = _CAUTION * self.account.relative_price(plain)
-        row = self.cost.further_row(plain.rows) + self.cost.slot(plain.context / plain.sequences)
-        self._row_price = self._price * row
-
-    def looked_up(self, chances: Sequence[float]) -> tuple[int, float]:
-        """How many looked-up drafts are worth their rows, and what they bring above that, in tokens.
-
-        `chances`: of each that it stands if those before it do.
-        """
-        return worth_of_rows(accumulate(chances, mul), self._row_price)
-
-    def model_worth(self, sequence_id: int, kind: Kind, steps: int, sharing: int) -> float:
-        """What `steps` drafts of the kind's model bring above their rows and their making, in tokens.
-
-        `sharing`: how many sequences draft together, and share the steps.
-        """
-        survivals = self.acceptance.foreseen_alone(sequence_id, kind)[:steps]
-        _, _, first, step, draft = self.cost.drafting(kind.drafter).coefficients
-        making = (first + step * steps) / max(sharing, 1) + draft * steps
-        return worth_of_rows(survivals, self._row_price)[1] - self._price * making
-
-    def _worthwhile_depths(self, live: Sequence[Live], plain: Shape) -> Depths:
-        price = self._price
-        drafting = self._draft_seconds(live[0].kind.drafter, len(live))
-        more_rows = self.cost.more_rows(plain.rows, len(live) * self._deepest)
-        if len(live) == 1:
-            survivals = self.acceptance.foreseen_alone(live[0].sequence_id, live[0].kind)
-            return depth_worth_alone(survivals, self.cost.slot(live[0].context), more_rows.tolist(), drafting, price)
-        slot_s = np.array([self.cost.slot(each.context) for each in live])
-        foreseen = self.acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
-        return depths_worth(foreseen, slot_s, more_rows, drafting, price)
-
-    def _draft_seconds(self, drafter: str, sequences: int) -> DraftSeconds:
-        """The upkeep of the sequences is part of it: what does not pay for that is not worth following."""
-        following, token, first, step, draft = self.cost.drafting(drafter).coefficients
-        upkeep = self.cost.readiness + following + _TOKENS_FOLLOWED * token * sequences
-        return DraftSeconds(first + upkeep, step, draft)
-
-    def _tried(self, sequence_id: int, hope: Hope) -> int:
+    def _tried(self, sequence_id: int, hope: Hope, rounds: int) -> int:
         """A draft, if it is time to try a sequence for which none is worth it."""
         if hope.due and self.account.ledger.affords(_TRY_RISK):
             hope.tried()
             self._trying.add(sequence_id)
             return 1
-        hope.passed()
+        hope.passed(rounds)
         return 0
 
     def keep(self, made: Sequence[Made], base: Shape) -> list[int]:
@@ -231,15 +178,10 @@ class AutoDepth:
 
         Each has at least one draft. Remembers them, to learn from what becomes of them.
         """
-        more_rows = self.cost.more_rows(base.rows, sum([len(each.leads) for each in made]))
-        price = _CAUTION * self.account.relative_price(base)
-        slot_s = self.cost.slot(base.context / base.sequences)
-        if len(made) == 1:
-            survivals = self.acceptance.judged_alone(made[0])
-            worth = slots_worth_alone(survivals, slot_s, more_rows.tolist(), price)
-        else:
-            worth = slots_worth(self.acceptance.judged(made), np.full(len(made), slot_s), more_rows, price)
-        return [0] * len(made) if self.resting else self._also_tried(self._measured(worth, made, base), made)
+        worth = self.worths.slots(made, base)
+        if self.resting:
+            return [0] * len(made)
+        return self._also_tried(self._measured(worth, made, base), made)
 
     def _also_tried(self, counts: list[int], made: Sequence[Made]) -> list[int]:
         """The counts, and of a sequence that is tried its draft too, which else would tell nothing."""
@@ -254,9 +196,11 @@ class AutoDepth:
 
     def _measured(self, worth: Worth, made: Sequence[Made], base: Shape) -> list[int]:
         """The best counts, or all where such a round has not been seen for long and costs little."""
-        whole = [len(each.leads) for each in made]
         lost = (worth.best - worth.every) / base.sequences  # undrafted rounds, or less
-        if whole == worth.counts or not self.cost.stale(base.rows + sum(whole)) or not self.account.spend(lost):
+        if lost <= 0.0:
+            return worth.counts
+        whole = [len(each.leads) for each in made]
+        if not self.cost.stale(base.rows + sum(whole)) or not self.account.spend(lost):
             return worth.counts
         return whole
 
@@ -270,39 +214,49 @@ class AutoDepth:
         decided_s: float = 0.0,
         *,
         own: bool = True,
+        made: Mapping[int, Pending] | None = None,
     ) -> None:
         """Learns from a round of decoding sequences alone, that emitted `tokens`, and from what was drafted after it.
 
         `round_s`: to the verdict, `decided_s` of it by deciding; `draft_s`: from there to the drafts. `own`: all its
-        drafts were of this one's choosing, so that what they won or lost goes into the ledger.
+        drafts were of this one's choosing, so that what they won or lost goes into the ledger. `made`: what `take`
+        gave when the round had run; None: it ran just now.
         """
-        self._calm = self._calm + 1 if shape.undrafted and not shape.drafts else 0
-        if self._undisturbed:
-            self.account.observe_base(self._undisturbed[_CALM:])
-            self._undisturbed = []
-        if self.account.ledger.stopped and shape.undrafted and not shape.drafts:
-            self.account.observe_plain(shape, round_s, draft_s)
+        plain = shape.undrafted and not shape.drafts
+        self._calm = self._calm + 1 if plain else 0
+        if plain and self.account.ledger.stopped:
+            self.account.observe_plain(shape, round_s)
             return
-        self.learn_acceptance(outcomes)
-        ready = self._calm < _CALM
+        if plain:
+            self._undisturbed.add(shape._replace(followed=0), round_s)
+        if not plain or not self._undisturbed.missing:
+            self.account.observe_base(self._undisturbed.take())
+        self.learn_acceptance(outcomes, made)
+        ready = self._calm < CALM
         took = Took(shape._replace(ready=ready), tokens, round_s, draft_s, decided_s, own, self.account.ledger)
         self.account.observe(took)
 
-    def learn_acceptance(self, outcomes: Sequence[Outcome]) -> None:
+    def take(self, sequence_ids: Iterable[int]) -> dict[int, Pending]:
+        """The drafts that a round of these sequences had, for when it is learned from: later ones take their place."""
+        return self.acceptance.take(sequence_ids)
+
+    def learn_acceptance(self, outcomes: Sequence[Outcome], made: Mapping[int, Pending] | None = None) -> None:
         """The same from a round whose time is not comparable: it held prompt chunks."""
+        if made is None:
+            made = self.take([each.sequence_id for each in outcomes])
         for each in outcomes[:_MOST_WATCHED]:
-            made = self.acceptance.pending(each.sequence_id)
-            if made is not None and each.judged:
-                self.warnings += self.alarms.judged(made, each.judged, each.accepted, gap=each.gap)
+            own = made.get(each.sequence_id)
+            if own is not None and each.judged:
+                self.warnings += self.alarms.judged(own.made, each.judged, each.accepted, gap=each.gap)
             hope = self._hopes.get(each.sequence_id)
-            if each.accepted and made is not None and hope is not None:
+            if each.accepted and own is not None and hope is not None:
                 hope.stood()
         stride = max(-(-len(outcomes) // _MOST_TAUGHT), 1)
         self._turn += 1
         taught = outcomes[self._turn % stride :: stride]
-        self.acceptance.observe([(each.sequence_id, each.judged, each.accepted) for each in taught])
-        if stride > 1:
-            self.acceptance.pass_over([each.sequence_id for each in outcomes])
+        self.acceptance.observe(
+            [(made[each.sequence_id], each.judged, each.accepted) for each in taught if each.sequence_id in made]
+        )
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence that ended."""

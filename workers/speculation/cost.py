@@ -8,11 +8,14 @@ than twice as many rows as any yet nothing is known.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
+from outrider.workers.speculation.base_rounds import BaseRounds, Plain
+from outrider.workers.speculation.known_times import PER, KnownTimes, Shape
 from outrider.workers.speculation.line import Line
 from outrider.workers.speculation.price import size_class
 from outrider.workers.speculation.row_cells import RowCells
@@ -20,34 +23,15 @@ from outrider.workers.speculation.row_cells import RowCells
 Floats = NDArray[np.float64]
 
 _MEMORY = 400.0  # rounds
-_PER = 1e-3  # contexts are counted in thousands of tokens
 # First shape: fixed, row, expert, sequence, context, rows x context, drafts about
 _VERIFYING = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05, 0.03)
 _DRAFTING = (0.03, 0.02, 0.1, 0.08, 0.01)  # first shape: following, token followed, drafting, step, draft
 _TABLE_EVERY, _TABLES_AT_ONCE = 32, 16
 _SMALLEST_TABLE = 64  # rows
-_SPEED_RATE, _SPEED_CLIP = 0.05, 1.5
+_SPEED_RATE, _SPEED_CLIP, _SPEED_KEPT = 0.05, 1.5, 0.98
+_TAUGHT = 4  # of rounds in a row without drafts, so many teach the model too
+_ODD = 2.0  # times what was forecast, of the making of drafts
 _SURPRISE = 1.2  # times what was forecast, of a shape that is hardly known: learned from at once
-BASE_ROUNDS = 4  # undrafted rounds of a size that are measured together
-
-
-class Shape(NamedTuple):
-    """A round as far as its time depends on it."""
-
-    sequences: int
-    rows: int
-    context: float  # tokens, summed over the sequences
-    rows_context: float  # tokens, summed over the rows
-    steps: int = 0  # of the drafts made after it, the deepest
-    drafts: int = 0  # made after it
-    followed: int = 0  # tokens that the drafter took in after it
-    drafter: str = "mtp"
-    ready: bool = False  # drafts were made or verified a moment ago: caches are theirs too
-
-    @property
-    def undrafted(self) -> bool:
-        """Whether drafts have no part in it; they may be made after it."""
-        return self.rows == self.sequences
 
 
 class RoundCost:
@@ -59,12 +43,14 @@ class RoundCost:
         self._verifying = Line(_VERIFYING, memory=_MEMORY)
         self._drafting: dict[str, Line] = {}
         self._cells = RowCells()
-        self._bases: dict[int, _Base] = {}  # by size class
+        self._bases: dict[int, BaseRounds] = {}  # by size class
         self._widest = 1  # rows of a round yet
         self._speed = 1.0  # of late, over what the lines say: the machine has moods
-        self._rounds = 0
+        self._rounds, self._most = 0, 0
+        self._odd = False  # whether making the last drafts took far more or less than was forecast
+        self._untold = False  # whether anything was observed that should change what is known
         self._table: Floats = np.zeros(0)  # relative seconds that depend on the number of rows alone
-        self._by_rows: list[float] = []  # the same
+        self._known: KnownTimes  # in relative seconds
         self._added: dict[tuple[int, int], Floats] = {}  # answers of `more_rows`, while that holds
         self._tabulate(_SMALLEST_TABLE)
 
@@ -73,8 +59,14 @@ class RoundCost:
 
         Coefficients: following at all, each token followed, drafting at all, each step, each draft.
         """
-        if drafter not in self._drafting:
-            self._drafting[drafter] = Line(_DRAFTING, memory=_MEMORY)
+        self._tell()
+        return self._drafting_line(drafter)
+
+    def _drafting_line(self, drafter: str) -> Line:
+        if drafter not in self._drafting:  # on the scale of the rounds that are known
+            scale = self._known.by_rows[1] / sum(_VERIFYING[:3])
+            line = self._drafting[drafter] = Line([scale * part for part in _DRAFTING], memory=_MEMORY)
+            self._known = self._known._replace(drafting={**self._known.drafting, drafter: line.coefficients})
         return self._drafting[drafter]
 
     @property
@@ -87,14 +79,18 @@ class RoundCost:
         """How many seconds a relative one is at present: those of `more_rows`, `slot` and `drafting`."""
         return self._speed
 
-    def observe(self, shape: Shape, round_s: float, draft_s: float) -> None:
+    def observe(self, shape: Shape, round_s: float, draft_s: float) -> float:
         """Learns from a round: `round_s` until its tokens were handed out, `draft_s` from there to its drafts.
 
-        The machine's speed is told only by rounds whose like is known: others tell what their shape takes.
+        The machine's speed is told only by rounds whose like is known: others tell what their shape takes. Returns the
+        seconds that were forecast, 0 for the first round. What is news is made known when it is asked for next.
         """
         features, news = self._features(shape), False
-        ratio = (round_s + draft_s) / max(self.forecast(shape), 1e-9)
+        drafting = self._drafting_line(shape.drafter) if shape.followed or shape.drafts else None
+        forecast = self._seconds(shape) if self.known else 0.0
+        ratio = (round_s + draft_s) / forecast if forecast else 1.0
         if self._cells.known(shape.rows):
+            self._speed **= _SPEED_KEPT  # what lasts is the model's to learn: of speed alone nothing would hold it
             self._speed *= 1.0 + _SPEED_RATE * (min(max(ratio, 1 / _SPEED_CLIP), _SPEED_CLIP) - 1.0)
         else:
             news = not 1 / _SURPRISE < ratio < _SURPRISE
@@ -103,56 +99,102 @@ class RoundCost:
             self._widest, self._added = shape.rows, {}
         relative_s = round_s / self._speed
         self._verifying.observe(features, relative_s, news=news)
-        if shape.followed or shape.drafts:
-            self.drafting(shape.drafter).observe(_drafted(shape), draft_s / self._speed)
+        if drafting is not None:
+            drafting.observe(shape.drafted, draft_s / self._speed, news=self._drafting_is_news(shape, draft_s))
         if not (shape.undrafted and shape.ready):  # what these take more is not their number's doing
             self._cells.observe(shape.rows, relative_s / max(self._verifying.seconds(features), 1e-9))
-        if shape.undrafted and not shape.ready:
-            self._bases.setdefault(size_class(shape.sequences), _Base()).seen(self._rounds)
-        if news or self._rounds <= _TABLES_AT_ONCE or self._rounds % _TABLE_EVERY == 0:
-            self._tabulate(max(len(self._by_rows) - 1, 2 * shape.rows))
+        if (base := self._bases.get(size_class(shape.sequences))) is not None:
+            base.compare(shape, round_s)
+        self._most = max(self._most, 2 * shape.rows)
+        due = self._rounds == 1 or self._rounds % _TABLE_EVERY == 0
+        self._untold = due or self._untold or news or self._rounds <= _TABLES_AT_ONCE
+        if due:
+            self._tell()
+        return forecast
+
+    def _drafting_is_news(self, shape: Shape, draft_s: float) -> bool:
+        """Whether making drafts took far more or less than was forecast, twice in a row: once may be a disturbance."""
+        ratio, before = draft_s / max(self._speed * self._known.draft(shape), 1e-9), self._odd
+        self._odd = not 1 / _ODD < ratio < _ODD
+        self._untold = self._untold or (self._odd and before)
+        return self._odd and before
+
+    def _tell(self) -> None:
+        """Makes what was observed known, if there is enough of it."""
+        if not self._untold:
+            return
+        self._untold = False
+        for line in (self._verifying, *self._drafting.values()):
+            if line.due:
+                line.solve()
+        self._tabulate(max(len(self._known.by_rows) - 1, self._most))
 
     def forecast(self, shape: Shape) -> float:
         """Seconds to its verdict and from there to its drafts."""
-        return self._speed * (self._verify(shape) + self._draft(shape))
+        self._tell()
+        if shape.followed or shape.drafts:
+            self._drafting_line(shape.drafter)
+        return self._seconds(shape)
+
+    def _seconds(self, shape: Shape) -> float:
+        self._reach(shape.rows)
+        return self._speed * (self._known.verify(shape) + self._known.draft(shape))
 
     def undrafted(self, sequences: int, context: float) -> float:
-        """Seconds of a round that speculation has no part in."""
-        return self._speed * self.plain(sequences, context)
+        """Seconds of a round that speculation has no part in: as measured, if any of about that size were."""
+        self._reach(sequences)
+        modelled, base = self._known.plain(sequences, context), self._bases.get(size_class(sequences))
+        if base is None or not base.known:
+            return self._speed * modelled
+        return base.seconds * modelled / self._known.plain(*base.like)
 
     def plain(self, sequences: int, context: float) -> float:
         """Relative seconds of the same."""
-        *_, sequence, per_context, product, _ = self._verifying.coefficients
-        return self._rows(sequences) + sequence * sequences + _PER * (per_context + product) * context
+        return self.undrafted(sequences, context) / self._speed
+
+    def measured(self, rounds: Sequence[tuple[Shape, float]]) -> None:
+        """Rounds in a row that speculation had no part in, and what they took; where lanes differ, each for itself."""
+        for size in {size_class(shape.sequences) for shape, _ in rounds}:
+            alike = [(shape, seconds) for shape, seconds in rounds if size_class(shape.sequences) == size]
+            like = Plain(alike[-1][0].sequences, fmean([shape.context for shape, _ in alike]))
+            base = self._bases.setdefault(size, BaseRounds())
+            self._reach(max(like.sequences, base.like.sequences))
+            longer = self._known.plain(*like) / self._known.plain(*base.like)
+            base.measured(self._rounds, like, [seconds for _, seconds in alike], self._known, longer)
+        for shape, round_s in rounds[-_TAUGHT:]:
+            self.observe(shape, round_s, 0.0)
 
     def base_known(self, sequences: int) -> bool:
         """Whether rounds without drafts, of about so many sequences, were ever measured."""
         base = self._bases.get(size_class(sequences))
         return base is not None and base.known
 
-    def base_due(self, sequences: int, every: float) -> bool:
+    def base_due(self, sequences: int, gain: float) -> bool:
         """Whether rounds without drafts, of about so many sequences, should be measured before others are weighed.
 
-        At first, and again when `every` rounds have gone by: a few in a row, since one among others is slower.
+        `gain`: how many times as fast drafts make rounds.
         """
         base = self._bases.get(size_class(sequences))
-        return base is None or base.due(self._rounds, every)
+        return base is None or base.due(self._rounds, gain)
 
     def more_rows(self, rows: int, more: int) -> Floats:
         """Relative seconds that 0 .. `more` rows add to a round of `rows`, [more + 1]: never falling.
 
         Their reading of the context is not in it: see `slot`. Infinite where no round was nearly as wide.
         """
+        self._tell()
         added = self._added.get((rows, more))
         if added is None:
-            self._rows(rows + more)  # so many are in the table
+            self._reach(rows + more)
             added = self._added[rows, more] = self._table[rows : rows + more + 1] - self._table[rows]
             added[2 * max(rows, self._widest) - rows + 1 :] = math.inf
         return added
 
     def further_row(self, rows: int) -> float:
         """Relative seconds that a row adds to a round of `rows`, where as many again are added."""
-        return (self._rows(2 * rows) - self._rows(rows)) / rows
+        self._tell()
+        self._reach(2 * rows)
+        return (self._known.by_rows[2 * rows] - self._known.by_rows[rows]) / rows
 
     @property
     def readiness(self) -> float:
@@ -161,31 +203,21 @@ class RoundCost:
 
     def slot(self, context: float) -> float:
         """Relative seconds that one more row of a sequence of `context` tokens reads the cache for."""
-        return _PER * self._verifying.coefficients[5] * context
+        return PER * self._verifying.coefficients[5] * context
 
     def stale(self, rows: int) -> bool:
         """Whether rounds of so many rows should be measured again."""
         return self._cells.stale(rows)
 
-    def _verify(self, shape: Shape) -> float:
-        """Relative seconds to the verdict."""
-        _, _, _, sequence, context, product, ready = self._verifying.coefficients
-        rest = sequence * shape.sequences + _PER * (context * shape.context + product * shape.rows_context)
-        return self._rows(shape.rows) + rest + ready * shape.ready
-
-    def _rows(self, rows: int) -> float:
-        """Relative seconds that depend on the number of rows alone."""
-        if len(self._by_rows) <= rows:
+    def _reach(self, rows: int) -> None:
+        """Sees to it that so many are in the table."""
+        if len(self._known.by_rows) <= rows:
             self._tabulate(2 * rows)
-        return self._by_rows[rows]
-
-    def _draft(self, shape: Shape) -> float:
-        return self.drafting(shape.drafter).seconds(_drafted(shape))
 
     def _features(self, shape: Shape) -> tuple[float, ...]:
         experts, woken = self._experts
         distinct = experts * (1.0 - (1.0 - woken / experts) ** shape.rows)
-        context, product = _PER * shape.context, _PER * shape.rows_context
+        context, product = PER * shape.context, PER * shape.rows_context
         return (1.0, shape.rows, distinct, shape.sequences, context, product, float(shape.ready))
 
     def _tabulate(self, most: int) -> None:
@@ -195,30 +227,5 @@ class RoundCost:
         rows = np.arange(most + 1)
         line = fixed + row * rows + expert * experts * (1.0 - (1.0 - woken / experts) ** rows)
         self._table = np.maximum.accumulate(line * self._cells.factors(most))
-        self._by_rows, self._added = self._table.tolist(), {}
-
-
-class _Base:
-    """Rounds without drafts that were seen of one size, and when enough of them had been."""
-
-    __slots__ = ("_enough_at", "_rounds")
-
-    def __init__(self) -> None:
-        self._rounds = 0
-        self._enough_at: int | None = None
-
-    def seen(self, now: int) -> None:
-        self._rounds += 1
-        if self._rounds % BASE_ROUNDS == 0:
-            self._enough_at = now
-
-    @property
-    def known(self) -> bool:
-        return self._enough_at is not None
-
-    def due(self, now: int, every: float) -> bool:
-        return self._enough_at is None or now - self._enough_at >= every
-
-
-def _drafted(shape: Shape) -> tuple[float, ...]:
-    return (float(shape.followed > 0), shape.followed, float(shape.steps > 0), shape.steps, shape.drafts)
+        drafting = {drafter: line.coefficients for drafter, line in self._drafting.items()}
+        self._known, self._added = KnownTimes(self._table.tolist(), self._verifying.coefficients, drafting), {}

@@ -3,22 +3,37 @@
 Pure: seconds are given to it. Depths never change the text, so any rule would do; which one is fast is auto_depth.py's.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from itertools import compress, pairwise
-from operator import add, eq, mul, sub
 from typing import NamedTuple
 
 from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.request import SpeculationFigures
-from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict
+from outrider.workers.engine.round import RUNNING, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP, MAX_DRAFT_TOKENS, MTP
-from outrider.workers.speculation.acceptance import Kind, Made
-from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth, Live, Outcome
-from outrider.workers.speculation.cost import Shape
+from outrider.workers.speculation.acceptance import Kind, Made, Pending
+from outrider.workers.speculation.auto_depth import DEEPEST, HELD, AutoDepth
 from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.known_times import Shape
+from outrider.workers.speculation.lane_plan import LanePlan
+from outrider.workers.speculation.naps import Naps
+from outrider.workers.speculation.seen import Seen
+from outrider.workers.speculation.worths import Live
 
-_PLANNED_AT_ONCE = 24  # sequences: so many beyond the first, begun, and depths are set a round less often
+_MOST_TAUGHT = 6  # rounds heard of together whose outcomes are learned from, the latest; of the others the sums
+
+
+class _Heard(NamedTuple):
+    """A round that was run, and not learned from yet."""
+
+    round: Round
+    verdict: Verdict
+    round_s: float
+    draft_s: float
+    decided_s: float
+    drafts: Mapping[int, list[Draft]] | None
+    made: dict[int, Pending]  # the drafts that it verified
 
 
 class DepthPolicy:
@@ -46,10 +61,11 @@ class DepthPolicy:
         self._kinds: dict[int, Kind] = {}  # of the sequences whose depth is "auto"
         self._heats = [0, 0, 0]  # how many of these there are by heat
         self._together = 0  # sequences that decode in the lane planned last
-        self._next: dict[int, Shape] = {}  # by lane: its next round but for the drafts, as far as it is known
-        self._turns: dict[int, int] = {}  # by lane: its rounds
+        self.expected = 0  # sequences that share a lane's rounds once those that wait have begun
+        self._lanes: dict[int, LanePlan] = {}
         self._lane = 0  # the one observed last
-        self._draft_s: dict[int, float] = {}  # by lane: what the drafts of its next round took to make
+        self._heard: list[_Heard] = []
+        self._naps = Naps()
 
     @property
     def figures(self) -> SpeculationFigures:
@@ -88,11 +104,14 @@ class DepthPolicy:
         """Of a sequence whose depth is "auto", which is known from then on."""
         kind = self._kinds.get(sequence.sequence_id)
         if kind is None:
+            self._wake()  # what went by is those sequences' that shared it
+            if self._heard:
+                self._learn()
             model = next(iter(self._models), MTP)
             kind = self._kinds[sequence.sequence_id] = Kind.of(model, sequence.request.params.temperature)
             self._heats[kind.heat] += 1
             self._auto.meet()
-            self._auto.account.turn_to(self._together + 1, self._heat)
+            self._auto.account.turn_to(max(self._together + 1, self.expected), self._heat)
         return kind
 
     @property
@@ -106,14 +125,8 @@ class DepthPolicy:
 
         Unknown while no round's time is, while speculation is stopped, and of rounds with prompt chunks.
         """
-        if not self._ceiling or self._auto.figures.stopped or not self._auto.cost.known:
-            return RoundTime()
-        decoding = len(round.token_ids) == sum(round.sample_counts.tolist())
-        if not decoding:
-            return RoundTime()
-        context = sum(round.starts.tolist()) + round.sequences
-        undrafted_s = self._auto.cost.undrafted(round.sequences, context)
-        return RoundTime(self._draft_s.get(round.lane, 0.0) + round_s, undrafted_s)
+        lane = self._lanes.get(round.lane)
+        return RoundTime() if lane is None or self.figures.stopped else lane.time_of(round, round_s)
 
     def observe(
         self,
@@ -127,24 +140,54 @@ class DepthPolicy:
         """Learns from a round: `round_s` from its scheduling until its tokens are out, `draft_s` from then on.
 
         `drafts`: those made in that time; None: as many as the round asks for. `decided_s`: of `round_s`, by this
-        policy on the round before.
+        policy on the round before. Where speculation pays and nothing changes a few rounds are learned from together:
+        that slows what is measured.
         """
-        if not self._ceiling:
+        if not self._ceiling or (not drafts and self._slept(round, verdict, round_s)):
             return
+        lane = self._lanes.setdefault(round.lane, LanePlan())
+        self._lane, lane.draft_s = round.lane, draft_s
+        made = self._auto.take(round.sequence_ids.tolist())
+        self._heard.append(_Heard(round, verdict, round_s, draft_s, decided_s, drafts, made))
+        if len(self._heard) >= lane.holds or not lane.goes_on(round, verdict, round_s + draft_s):
+            self._learn()
+
+    def _learn(self) -> None:
+        """Takes in the rounds that were heard of, and sets the depths of their lanes' sequences."""
+        heard, self._heard = self._heard, []
+        rounds = Counter([each.round.lane for each in heard])
+        last = {each.round.lane: n for n, each in enumerate(heard)}
+        latest = {}
+        for n, each in enumerate(heard):
+            if n >= len(heard) - _MOST_TAUGHT or n == last[each.round.lane]:
+                latest[each.round.lane] = self._take_in(each)
+            else:
+                self._count(each)
+        for lane, seen in latest.items():
+            self._plan(lane, seen.going, seen.whole, rounds[lane])
+
+    def _count(self, heard: _Heard) -> None:
+        """A round of which there is nothing to know but what it brought and took."""
+        round, lane = heard.round, self._lanes[heard.round.lane]
+        if lane.undrafted_s and self._kinds.keys() >= set(round.sequence_ids.tolist()):
+            worth = len(heard.verdict.token_ids) / round.sequences
+            self._auto.account.count(round.sequences, worth, lane.rounds_of(heard.round_s + heard.draft_s))
+
+    def _take_in(self, heard: _Heard) -> Seen:
+        round, verdict = heard.round, heard.verdict
         self._auto.account.turn_to(round.sequences, self._heat)
-        if not drafts and self._slept(round, verdict, round_s):
-            return
-        self._draft_s[round.lane] = draft_s
-        seen = _Seen.of(round, verdict, drafts, self._model_of(drafts))
+        seen = Seen.of(round, verdict, heard.drafts, self._model_of(heard.drafts))
         kinds = self._kinds
         if seen.whole:
             own = all(each.sequence_id in kinds or not each.verified for each in seen.outcomes)
-            tokens = len(verdict.token_ids)
-            self._auto.observe(seen.outcomes, seen.shape, tokens, round_s, draft_s, decided_s, own=own)
+            tokens, times = len(verdict.token_ids), (heard.round_s, heard.draft_s, heard.decided_s)
+            self._auto.observe(seen.outcomes, seen.shape, tokens, *times, own=own, made=heard.made)
         else:
-            self._auto.learn_acceptance(seen.outcomes)
+            self._auto.learn_acceptance(seen.outcomes, heard.made)
+            if kinds:
+                self._auto.account.charge(seen.shape.sequences, seen.shape.context, heard.draft_s)
         self._forget((*round.ends.tolist(), *seen.finished))
-        self._plan(round.lane, seen.going, seen.whole)
+        return seen
 
     def _model_of(self, drafts: Mapping[int, list[Draft]] | None) -> str:
         """Which model took steps for these; of several one that is not the usual one, and takes longer."""
@@ -156,19 +199,33 @@ class DepthPolicy:
     def _slept(self, round: Round, verdict: Verdict, round_s: float) -> bool:
         """Whether speculation had no part in a round, which is not worth looking at."""
         if len(round.token_ids) != round.sequences:
+            self._wake()
             return False
-        if self._kinds:
-            if not self._auto.sleeps():
-                return False
-            context = float(sum(round.starts.tolist()) + round.sequences)
-            self._auto.slept(Shape(round.sequences, round.sequences, context, context), round_s)
+        if self._kinds and not self._naps_on(round, round_s):
+            return False
         ended = round.ends.tolist()
         if any(verdict.finish.tolist()):
             finished = round.sequence_ids[verdict.finish != RUNNING].tolist()
             ended += finished
             self._together = round.sequences - len(finished)
-        self._forget(ended)
+        if ended:
+            self._wake()
+            self._forget(ended)
         return True
+
+    def _naps_on(self, round: Round, round_s: float) -> bool:
+        """Whether a round without drafts need not be looked at."""
+        if self._naps.add(round.sequences, round_s):
+            return True
+        self._wake()
+        context = float(sum(round.starts.tolist()) + round.sequences)
+        self._naps.begin(self._auto.sleeps(), Shape(round.sequences, round.sequences, context, context))
+        return self._naps.add(round.sequences, round_s)
+
+    def _wake(self) -> None:
+        """Counts the rounds that went by."""
+        for shape, round_s in self._naps.end():
+            self._auto.slept(shape, round_s)
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence that ended, or will never begin."""
@@ -191,7 +248,7 @@ class DepthPolicy:
 
     def looked_up(self, proposal: list[Draft]) -> tuple[int, float]:
         """How many of a proposal's drafts are worth verifying, and what they bring above their price, in tokens."""
-        return self._auto.looked_up([draft.confidence for draft in proposal])
+        return self._auto.worths.looked_up([draft.confidence for draft in proposal])
 
     def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
         """The model whose `steps` drafts are worth most, and how much: None where there is no model, or no step.
@@ -201,25 +258,25 @@ class DepthPolicy:
         kind = self._kinds.get(sequence_id)
         if not steps or not self._models or kind is None:
             return next(iter(self._models), None) if steps else None, 0.0
-        worths = {name: self._auto.model_worth(sequence_id, kind.by(name), steps, sharing) for name in self._models}
+        worths = {name: self._auto.worths.model(sequence_id, kind.by(name), steps, sharing) for name in self._models}
         best = max(worths, key=worths.__getitem__)
         return best, worths[best]
 
-    def _plan(self, lane: int, going: Mapping[int, int], whole: bool) -> None:
-        """Sets the depths of a lane's sequences, by id with their tokens: of many not in every round."""
-        self._lane, self._together = lane, len(going)
-        context = float(sum(going.values()))
-        self._next[lane] = plain = Shape(len(going), len(going), context, context)
-        self._turns[lane] = turn = self._turns.get(lane, 0) + 1
-        if turn % (-(-(len(going) - 1) // _PLANNED_AT_ONCE) + 1):
-            return
-        kinds = self._kinds
+    def _plan(self, lane: int, going: Mapping[int, int], whole: bool, rounds: int) -> None:
+        """Sets the depths of a lane's sequences, by id with their tokens, after so many rounds."""
+        self._together = len(going)
+        context, kinds, plan = float(sum(going.values())), self._kinds, self._lanes[lane]
+        known = len(going) > 0 and self._auto.cost.known
+        undrafted_s = self._auto.cost.undrafted(len(going), context) if known else 0.0
+        plan.renew(Shape(len(going), len(going), context, context), undrafted_s)
         live = [Live(i, kinds[i], tokens) for i, tokens in going.items() if i in kinds]
         if not live:
+            plan.hold(HELD)
             self._auto.idle(lane)
             return
         self._auto.account.turn_to(len(going), self._heat)
-        self._auto.plan(live, plain, lane=lane, measurable=whole and len(live) == len(going))
+        measurable = whole and len(live) == len(going)
+        plan.hold(self._auto.plan(live, plan.plain, lane=lane, measurable=measurable, rounds=rounds))
 
     def failed(self, reason: str) -> bool:
         """The drafter raised an error: counted. Whether that is news."""
@@ -257,52 +314,5 @@ class DepthPolicy:
 
     def _kept(self, made: list[Made], fixed: int) -> list[int]:
         """How many of the drafts to verify, of each, beside `fixed` ones that are verified whatever they cost."""
-        plain = self._next[self._lane]
+        plain = self._lanes[self._lane].plain
         return self._auto.keep(made, plain._replace(rows=plain.rows + fixed) if fixed else plain)
-
-
-def _steps_made(sequence_ids: Iterable[int], drafts: Mapping[int, list[Draft]]) -> list[int]:
-    """Steps that were run after a round: none for a sequence whose drafts were looked up, or failed."""
-    made = [drafts.get(sequence_id) for sequence_id in sequence_ids]
-    return [len(own) if own and own[0].drafter != LOOKUP else 0 for own in made]
-
-
-class _Seen(NamedTuple):
-    """A round and its verdict, read."""
-
-    outcomes: list[Outcome]
-    shape: Shape
-    whole: bool  # no prompt chunks: its time can be compared
-    finished: list[int]
-    going: dict[int, int]  # sequences that go on decoding, and their tokens
-
-    @classmethod
-    def of(cls, round: Round, verdict: Verdict, drafts: Mapping[int, list[Draft]] | None, model: str) -> "_Seen":
-        """Column by column: of many sequences that takes a third of the time that one after another does.
-
-        `drafts`: those made after it; None: as many as it asks for. `model`: whose steps these are.
-        """
-        ids, counts, starts = round.sequence_ids.tolist(), round.sample_counts.tolist(), round.starts.tolist()
-        rows, emitted = _lengths(round.query_offsets), _lengths(verdict.token_offsets)
-        contexts = list(map(add, starts, rows))
-        ended = [finish != RUNNING for finish in verdict.finish.tolist()]
-        goes = [count > 0 and not over for count, over in zip(counts, ended, strict=True)]
-        steps = list(compress(round.draft_steps.tolist(), goes)) if drafts is None else _steps_made(ids, drafts)
-        shape = Shape(
-            len(ids), round.rows, float(sum(contexts)), float(sum(map(mul, rows, contexts))),
-            max(steps, default=0), sum(steps), sum(map(mul, verdict.accepted_rows.tolist(), round.upkeep.tolist())),
-            model,
-        )  # fmt: skip
-        gaps = [held > 1 for held in round.followed_from.tolist()]
-        verified = [count - 1 for count in counts]
-        outcomes = map(Outcome, ids, verified, verdict.drafts_accepted.tolist(), ended, gaps)
-        whole = rows == counts
-        decoding = list(outcomes if whole else compress(outcomes, map(eq, rows, counts)))
-        lengths = map(add, map(sub, contexts, verified), emitted)
-        going = dict(compress(zip(ids, lengths, strict=True), goes))
-        return cls(decoding, shape, whole, list(compress(ids, ended)), going)
-
-
-def _lengths(offsets: IntArray) -> list[int]:
-    places = offsets.tolist()
-    return [end - start for start, end in pairwise(places)]

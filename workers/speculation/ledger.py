@@ -6,8 +6,8 @@ behaves, what was lost is at most the cap, that share of the stretch, and the ro
 """
 
 SHARE = 0.01  # of the undrafted time that may be lost
-CAP = 12.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
-_RESUME = 1.5  # to be earned before speculation is tried again
+FIRST, CAP = 12.0, 24.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
+_RESUME = 4.0  # to be earned before speculation is tried again: with less nothing is learned of it
 
 
 class Ledger:
@@ -15,7 +15,7 @@ class Ledger:
 
     def __init__(self, share: float = SHARE, cap: float = CAP) -> None:
         self._share, self._cap = share, cap
-        self.level = cap
+        self.level = min(FIRST, cap)
         self.stopped = False
         self.stops = 0
         self._resumed_after = 0

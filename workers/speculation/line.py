@@ -12,6 +12,7 @@ _CLIP = 2.0  # an observation counts as at most this many times the estimate, an
 _EVERY = 32  # observations between two solutions
 _AT_ONCE = 16  # of the first observations each is taken in as it comes
 _PRIOR = 0.01  # of a coefficient's own weight, the pull towards the first guess
+_TRUST = 4.0  # observations that the first guess counts as at first
 _UNSEEN = 1e-9  # of the largest weight, the same pull on a coefficient of which nothing was seen
 
 
@@ -26,6 +27,7 @@ class Line:
         self._targets: Floats = np.zeros(len(self._shape))
         self._waiting: list[Sequence[float]] = []
         self._waiting_s: list[float] = []
+        self._news = False  # among these
         self.seen = 0
         self.coefficients = list(first_shape)
 
@@ -42,10 +44,18 @@ class Line:
         self.seen += 1
         self._waiting.append(features)
         self._waiting_s.append(seconds)
-        news = news or self.seen <= _AT_ONCE
-        if news or len(self._waiting) >= _EVERY:
-            self._take_in(np.array(self._waiting), np.array(self._waiting_s), clip=not news)
-            self._waiting, self._waiting_s = [], []
+        self._news = self._news or news or self.seen <= _AT_ONCE
+
+    @property
+    def due(self) -> bool:
+        """Whether there is enough to solve for: `solve` says when."""
+        return self._news or len(self._waiting) >= _EVERY
+
+    def solve(self) -> None:
+        """Takes in what was observed. The coefficients are as they were until then."""
+        if self._waiting:
+            self._take_in(np.array(self._waiting), np.array(self._waiting_s), clip=not self._news)
+            self._waiting, self._waiting_s, self._news = [], [], False
 
     def _take_in(self, features: Floats, seconds: Floats, *, clip: bool) -> None:
         """`features` [n, d], `seconds` [n]."""
@@ -64,7 +74,7 @@ class Line:
     def _solve(self) -> None:
         """Least squares; a part that would come out below 0 is left out, and the others are solved for again."""
         own = np.diagonal(self._products)
-        pull = _PRIOR * own + _UNSEEN * own.max()
+        pull = max(_PRIOR, _TRUST / self.seen) * own + _UNSEEN * own.max()
         products, targets = self._products + np.diag(pull), self._targets + pull * self._shape
         free = np.arange(len(targets))
         found = np.zeros(len(targets))

@@ -36,6 +36,7 @@ class Depths(NamedTuple):
 
     depths: list[int]
     gain: float  # below 0 where none is better
+    brings: float  # tokens, whatever they cost
 
 
 def slots_worth(survivals: Floats, slot_s: Floats, more_rows: Floats, price: float) -> Worth:
@@ -57,17 +58,25 @@ def slots_worth(survivals: Floats, slot_s: Floats, more_rows: Floats, price: flo
     return Worth(kept.sum(axis=1).tolist(), float(gains[best]), float(gains[-1]))
 
 
-def slots_worth_alone(survivals: Sequence[float], slot_s: float, more_rows: Sequence[float], price: float) -> Worth:
-    """`slots_worth` of a single sequence's drafts."""
-    gain = best = 0.0
-    count, each = 0, price * slot_s
-    for number, survival in enumerate(survivals, 1):
+def slots_worth_of_few(
+    survivals: Sequence[Sequence[float]], slot_s: float, more_rows: Sequence[float], price: float
+) -> Worth:
+    """`slots_worth` of few drafts, in less time; a row of any sequence adds `slot_s` by itself."""
+    if len(survivals) == 1:
+        order = [(survival, 0) for survival in survivals[0]]
+    else:
+        order = sorted([(survival, n) for n, own in enumerate(survivals) for survival in own], reverse=True)
+    gain = best = net = 0.0
+    kept, each = 0, price * slot_s
+    for number, (survival, _) in enumerate(order, 1):
         gain += survival - each
         net = gain - price * more_rows[number]
         if net > best:
-            best, count = net, number
-    every = gain - price * more_rows[len(survivals)]
-    return Worth([count], best, every)
+            best, kept = net, number
+    counts = [0] * len(survivals)
+    for _, n in order[:kept]:
+        counts[n] += 1
+    return Worth(counts, best, net)
 
 
 def depths_worth(survivals: Floats, slot_s: Floats, more_rows: Floats, drafting: DraftSeconds, price: float) -> Depths:
@@ -85,24 +94,25 @@ def depths_worth(survivals: Floats, slot_s: Floats, more_rows: Floats, drafting:
     best = int(by_steps.argmax())
     if gains[best].max() <= 0.0:
         one_each = values[::deepest].sum() - price * (more_rows[sequences] + drafting.first + drafting.step)
-        return Depths([1] * sequences, float(one_each))
+        return Depths([1] * sequences, float(one_each), float(survivals[:, 0].sum()))
     last = int(gains[best].argmax()) + 1
     chosen = order[:last][made[best, :last]]
-    return Depths(np.bincount(chosen // deepest, minlength=sequences).tolist(), float(by_steps[best]))
+    depths = np.bincount(chosen // deepest, minlength=sequences).tolist()
+    return Depths(depths, float(by_steps[best]), float(survivals.ravel()[chosen].sum()))
 
 
 def depth_worth_alone(
     survivals: Sequence[float], slot_s: float, more_rows: Sequence[float], drafting: DraftSeconds, price: float
 ) -> Depths:
     """`depths_worth` of a single sequence: each step is its own."""
-    gain = -price * drafting.first
-    best, depth, each = -math.inf, 1, price * (slot_s + drafting.draft + drafting.step)
+    best, depth, brings, reached = -math.inf, 1, 0.0, 0.0
+    each = slot_s + drafting.draft + drafting.step
     for number, survival in enumerate(survivals, 1):
-        gain += survival - each
-        net = gain - price * more_rows[number]
+        reached += survival
+        net = reached - price * (drafting.first + number * each + more_rows[number])
         if net > best:
-            best, depth = net, number
-    return Depths([depth], best)
+            best, depth, brings = net, number, reached
+    return Depths([depth], best, brings)
 
 
 def worth_of_rows(survivals: Iterable[float], row_price: float) -> tuple[int, float]:

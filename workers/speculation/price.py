@@ -10,7 +10,7 @@ class Price:
     def __init__(self) -> None:
         self._sums: dict[int, tuple[float, float, float]] = {}  # by size class: weight, tokens a sequence, time
 
-    def observe(self, sequences: int, tokens: int, took_s: float, undrafted_s: float) -> None:
+    def observe(self, sequences: int, tokens: float, took_s: float, undrafted_s: float) -> None:
         """Of a decoding round, and what it would have taken without drafts."""
         size = size_class(sequences)
         weight, gained, taken = self._sums.get(size, (0.0, 0.0, 0.0))
@@ -32,10 +32,6 @@ class Price:
             wanted = min(self._sums, key=lambda size: abs(size - wanted))
         _, gained, taken = self._sums[wanted]
         return max(1.0, gained / taken)
-
-    def per_second(self, sequences: int, undrafted_s: float) -> float:
-        """Tokens that a second is worth, where a round without drafts takes `undrafted_s`."""
-        return sequences / undrafted_s * self.gain(sequences)
 
 
 def size_class(sequences: int) -> int:

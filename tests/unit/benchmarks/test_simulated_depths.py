@@ -13,7 +13,7 @@ from simulation import Auto, Place, Score, Simulation, Static, Text
 
 from outrider.workers.speculation.acceptance import Kind
 from outrider.workers.speculation.auto_depth import AutoDepth
-from outrider.workers.speculation.cost import Shape
+from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import CAP, SHARE
 
 Accept = Callable[[int, int], float]  # place, position -> probability

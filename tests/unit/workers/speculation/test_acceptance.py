@@ -12,7 +12,7 @@ GREEDY, DRAWN = Kind("mtp", 0), Kind("mtp", 1)
 def play(acceptance: Acceptance, sequence_id: int, leads: list[float], accepted: int, kind: Kind = DRAWN) -> None:
     """One round of a sequence, whose drafts were all verified."""
     acceptance.judged([Made(sequence_id, kind, leads)])
-    acceptance.observe([(sequence_id, min(len(leads), accepted + 1), accepted)])
+    acceptance.observe([(acceptance.take([sequence_id])[sequence_id], min(len(leads), accepted + 1), accepted)])
 
 
 def first(acceptance: Acceptance, lead: float, sequence_id: int = 999, kind: Kind = DRAWN) -> float:
@@ -111,7 +111,7 @@ def test_a_draft_that_was_never_judged_counts_neither_way() -> None:
     before = first(acceptance, 2.0, sequence_id=7)
     for _ in range(60):
         acceptance.judged([Made(7, DRAWN, [2.0])])
-        acceptance.observe([(7, 0, 0)])
+        acceptance.observe([(acceptance.take([7])[7], 0, 0)])
 
     assert first(acceptance, 2.0, sequence_id=7) == before
 

@@ -1,8 +1,11 @@
 """What rounds took and brought, booked where it belongs."""
 
+import pytest
+
 from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.account import Account, Took
-from outrider.workers.speculation.cost import Shape
+from outrider.workers.speculation.base_rounds import BURST
+from outrider.workers.speculation.known_times import Shape
 
 GREEDY, DRAWN = 0, 1
 
@@ -10,6 +13,7 @@ GREEDY, DRAWN = 0, 1
 def account() -> Account:
     """That knows what a round without drafts takes: 10 ms."""
     known = Account((1, 1), SpeculationFigures())
+    known.observe_base([(Shape(1, 1, 100.0, 100.0), 0.010)] * BURST)
     for _ in range(24):
         known.observe(took(known, rows=1, tokens=1, ready=False))
     return known
@@ -51,7 +55,7 @@ def test_rounds_without_drafts_are_measured_at_first_and_again_after_a_while() -
     of = account()
     assert not of.base_due(1)
     assert of.base_due(2)
-    for _ in range(120):
+    for _ in range(40):
         of.observe(took(of, rows=2, tokens=1))
 
     assert of.base_due(1)
@@ -61,12 +65,36 @@ def test_while_stopped_few_rounds_are_looked_at() -> None:
     of = account()
     while not of.ledger.stopped:
         of.ledger.settle(worth=1.0, took=3.0)
-    looked_at = 0
-    for _ in range(320):
-        if of.sleeps():
-            of.slept()
+    looked_at, round = 0, (Shape(1, 1, 100.0, 100.0), 0.020)
+    for _ in range(640):
+        if of.unseen:
+            of.slept(*round)
         else:
             looked_at += 1
-            of.observe_plain(Shape(1, 1, 100.0, 100.0), 0.010, 0.0)
+            of.observe_plain(*round)
 
-    assert 5 <= looked_at <= 20
+    assert 4 <= looked_at <= 20
+    assert of.cost.undrafted(1, 100.0) == pytest.approx(0.020, rel=0.1)
+
+
+def test_following_prompts_costs_and_brings_nothing() -> None:
+    of = account()
+    before = of.ledger.level
+    of.charge(1, 100.0, 0.030)
+    charged = of.ledger.level
+    of.charge(16, 1600.0, 0.030)  # what such rounds take is not known
+
+    assert charged == pytest.approx(before - 3.0, abs=0.2)
+    assert of.ledger.level == charged
+
+
+def test_rounds_of_which_only_the_sums_are_known_are_settled_too() -> None:
+    one, other = account(), account()
+    for _ in range(12):
+        one.observe(took(one, rows=3, tokens=1))
+        other.observe(took(other, rows=3, tokens=1))
+    one.observe(took(one, rows=3, tokens=1))
+    other.count(1, 1.0, 0.030 / other.cost.undrafted(1, 100.0))
+
+    assert other.ledger.level == pytest.approx(one.ledger.level, abs=0.3)
+    assert other.price.gain(1) == pytest.approx(one.price.gain(1), rel=0.02)

@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from outrider.workers.speculation.cost import RoundCost, Shape
+from outrider.workers.speculation.cost import RoundCost
+from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.line import Line
 
 EXPERTS = (8, 2)
@@ -109,6 +110,8 @@ def test_a_line_finds_its_coefficients_and_none_below_zero() -> None:
     for _ in range(600):
         features = (1.0, rng.uniform(0, 5), rng.uniform(0, 5))
         line.observe(features, (2.0 + 3.0 * features[1]) * rng.uniform(0.95, 1.05))
+        if line.due:
+            line.solve()
 
     assert line.coefficients == pytest.approx([2.0, 3.0, 0.0], abs=0.2)
     assert min(line.coefficients) >= 0

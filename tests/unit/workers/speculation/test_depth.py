@@ -10,6 +10,7 @@ from outrider.workers.engine.request import Request
 from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import DRAFT_MODEL, LOOKUP, MTP, SamplingParams
+from outrider.workers.speculation.base_rounds import BURST
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Draft
 
@@ -312,7 +313,7 @@ def test_rounds_without_drafts_are_measured_in_a_row_but_for_the_first_which_are
     policy = DepthPolicy("auto")
     policy.depth(sequence())
     policy.observe(*idle_round(0, finish=RUNNING), 0.010, 0.0, {})
-    for round_s in (0.030, 0.025, 0.020, 0.015, 0.010, 0.010, 0.010, 0.010):
+    for round_s in (0.030, 0.025, 0.020, *[0.010] * BURST):
         assert policy.resting
         policy.observe(*idle_round(0, finish=RUNNING), round_s, 0.0, {})
     policy.observe(*idle_round(0, finish=RUNNING), 0.010, 0.0, {})

@@ -10,7 +10,7 @@ from outrider.workers.speculation.planning import (
     depth_worth_alone,
     depths_worth,
     slots_worth,
-    slots_worth_alone,
+    slots_worth_of_few,
 )
 
 NOTHING = np.zeros(2)
@@ -90,24 +90,32 @@ def test_a_lone_sequence_is_decided_as_in_numpy() -> None:
     rng = np.random.default_rng(1)
     for _ in range(200):
         chances = np.cumprod(rng.uniform(0.3, 1.0, (1, 5)), axis=1)
-        curve = np.cumsum([0.0, *rng.uniform(0.0, 0.5, 5)])
         price = float(rng.uniform(0.1, 2.0))
 
-        alone = slots_worth_alone(chances[0].tolist(), 0.02, curve, price)
-        several = slots_worth(chances, np.array([0.02]), curve, price)
-
-        assert alone.counts == several.counts
-        assert (alone.best, alone.every) == pytest.approx((several.best, several.every))
         straight = 0.2 * np.arange(6)
         one = depth_worth_alone(chances[0].tolist(), 0.02, straight, CHEAP, price)
         among = depths_worth(chances, np.array([0.02]), straight, CHEAP, price)
         assert one.depths == among.depths
-        assert one.gain == pytest.approx(among.gain)
+        assert (one.gain, one.brings) == pytest.approx((among.gain, among.brings))
+
+
+def test_few_drafts_are_decided_as_in_numpy() -> None:
+    rng = np.random.default_rng(2)
+    for sequences in (1, 1, 3, 4) * 50:
+        chances = np.cumprod(rng.uniform(0.3, 1.0, (sequences, 5)), axis=1)
+        curve = np.cumsum([0.0, *rng.uniform(0.0, 0.5, 5 * sequences)])
+        price = float(rng.uniform(0.1, 2.0))
+
+        few = slots_worth_of_few(chances.tolist(), 0.02, curve, price)
+        many = slots_worth(chances, np.full(sequences, 0.02), curve, price)
+
+        assert few.counts == many.counts
+        assert (few.best, few.every) == pytest.approx((many.best, many.every))
 
 
 def test_the_gain_of_drafting_is_told_and_the_loss_where_there_is_none() -> None:
     worth = depths_worth(survivals([0.9, 0.1], [0.8, 0.1]), NOTHING, STRAIGHT, CHEAP, price=1.0)
     lost = depths_worth(survivals([0.1, 0.05], [0.1, 0.05]), NOTHING, STRAIGHT, CHEAP, price=1.0)
 
-    assert worth == ([1, 1], pytest.approx(1.7 - 0.4 - 0.1))
-    assert lost == ([1, 1], pytest.approx(0.2 - 0.4 - 0.1))
+    assert worth == ([1, 1], pytest.approx(1.7 - 0.4 - 0.1), pytest.approx(1.7))
+    assert lost == ([1, 1], pytest.approx(0.2 - 0.4 - 0.1), pytest.approx(0.2))

@@ -5,8 +5,8 @@ import pytest
 from outrider.workers.speculation.price import Price, size_class
 
 
-def test_at_first_a_second_is_worth_what_it_brings_without_drafts() -> None:
-    assert Price().per_second(4, undrafted_s=0.1) == pytest.approx(40)
+def test_at_first_nothing_is_gained() -> None:
+    assert Price().gain(4) == 1.0
 
 
 def test_it_rises_with_what_speculation_gains() -> None:
@@ -15,7 +15,6 @@ def test_it_rises_with_what_speculation_gains() -> None:
         price.observe(1, tokens=3, took_s=0.15, undrafted_s=0.1)
 
     assert price.gain(1) == pytest.approx(2.0, rel=0.02)
-    assert price.per_second(1, undrafted_s=0.1) == pytest.approx(20, rel=0.02)
 
 
 def test_it_never_falls_below_that_without_drafts() -> None:

@@ -1,0 +1,53 @@
+"""What is known of a lane's next round, and for how many rounds that may hold without a look at them. Pure."""
+
+from dataclasses import dataclass
+
+from outrider.workers.engine.outcome import RoundTime
+from outrider.workers.engine.round import Round, Verdict
+from outrider.workers.speculation.known_times import Shape
+
+_NOTHING = Shape(0, 0, 0.0, 0.0)
+_MOST_LOST = 4.0  # undrafted rounds that may seem lost in rounds that were not looked at
+_LOOKED_AT_ALONE = 24  # sequences: so many beyond the first, begun, and one more round goes by between two looks
+
+
+@dataclass(slots=True)
+class LanePlan:
+    """Of one lane. Set anew whenever depths are."""
+
+    plain: Shape = _NOTHING  # its next round without drafts
+    undrafted_s: float = 0.0  # what that would take; 0: unknown
+    draft_s: float = 0.0  # what its drafts took to make
+    holds: int = 1  # rounds
+    lost: float = 0.0  # undrafted rounds, since depths were set
+
+    def renew(self, plain: Shape, undrafted_s: float) -> None:
+        """Depths are about to be set, for rounds like `plain`."""
+        self.plain, self.undrafted_s, self.lost = plain, undrafted_s, 0.0
+
+    def hold(self, most: int) -> None:
+        """They may hold for `most` rounds, if that has proved right for half as many."""
+        least = -(-(self.plain.sequences - 1) // _LOOKED_AT_ALONE) + 1
+        self.holds = min(2 * max(self.holds, least), max(most, least))
+
+    def goes_on(self, round: Round, verdict: Verdict, took_s: float) -> bool:
+        """Whether the round after this one is as it but for the drafts, and these have not cost too much."""
+        if round.sequences != self.plain.sequences or len(round.ends) or not decodes(round) or verdict.finish.any():
+            return False
+        self.lost += self.rounds_of(took_s) - len(verdict.token_ids) / round.sequences if self.undrafted_s else 0.0
+        return self.lost < _MOST_LOST
+
+    def rounds_of(self, took_s: float) -> float:
+        """So many seconds in undrafted rounds."""
+        return took_s / self.undrafted_s
+
+    def time_of(self, round: Round, round_s: float) -> RoundTime:
+        """What a round took with its drafts, and would have taken without, as modelled; unknown with prompt chunks."""
+        if not self.undrafted_s or not decodes(round):
+            return RoundTime()
+        return RoundTime(self.draft_s + round_s, self.undrafted_s)
+
+
+def decodes(round: Round) -> bool:
+    """Whether no prompt chunk is in it."""
+    return bool(len(round.token_ids) == sum(round.sample_counts.tolist()))

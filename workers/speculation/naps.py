@@ -1,0 +1,34 @@
+"""Rounds that speculation has no part in, and that are not looked at one by one, which would slow them. Pure."""
+
+from collections.abc import Iterator
+
+from outrider.workers.speculation.known_times import Shape
+
+
+class Naps:
+    """Of rounds without drafts in a row, of as many sequences."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._first = Shape(0, 0, 0.0, 0.0)
+        self._took_s: list[float] = []
+
+    def begin(self, rounds: int, first: Shape) -> None:
+        """So many rounds from now on may go by, of which the `first` is like this."""
+        self._left, self._first, self._took_s = rounds, first, []
+
+    def add(self, sequences: int, round_s: float) -> bool:
+        """Whether this round goes by."""
+        if not self._left or sequences != self._first.sequences:
+            return False
+        self._left -= 1
+        self._took_s.append(round_s)
+        return True
+
+    def end(self) -> Iterator[tuple[Shape, float]]:
+        """What went by: each round's shape, a token longer than the one before, and its seconds."""
+        first, took_s = self._first, self._took_s
+        self._left, self._took_s = 0, []
+        for number, round_s in enumerate(took_s):
+            context = first.context + number * first.sequences
+            yield first._replace(context=context, rows_context=context), round_s

@@ -1,0 +1,36 @@
+"""Rounds without drafts in a row, that are run to be measured with nothing done beside them. Pure counting."""
+
+from outrider.workers.speculation.base_rounds import BURST, CALM
+from outrider.workers.speculation.known_times import Shape
+
+
+class Undisturbed:
+    """All lanes of a replica are measured at one time."""
+
+    def __init__(self) -> None:
+        self._lanes = set[int]()  # in which such rounds are to be known before others are weighed
+        self._rounds: list[tuple[Shape, float]] = []
+
+    @property
+    def wanted(self) -> bool:
+        """Whether nobody is to draft for them."""
+        return len(self._lanes) > 0
+
+    @property
+    def missing(self) -> int:
+        """Rounds that they still take."""
+        return max(CALM + BURST * len(self._lanes) - len(self._rounds), 0) if self._lanes else 0
+
+    def want(self, lane: int, wanted: bool) -> None:
+        """Whether they are wanted in the lane."""
+        (self._lanes.add if wanted else self._lanes.discard)(lane)
+
+    def add(self, shape: Shape, round_s: float) -> None:
+        """Such a round was run."""
+        if self._lanes:
+            self._rounds.append((shape, round_s))
+
+    def take(self) -> list[tuple[Shape, float]]:
+        """All of them but for the first, which are slower. Others begin."""
+        taken, self._rounds = self._rounds[CALM:], []
+        return taken

@@ -1,0 +1,140 @@
+"""What drafts are worth at present: their chance against the time that they take, at the price of that time.
+
+The price is what the live sequences' own best drafts promise to make of a second: what time is spent on must bring at
+least that. Knows the models of acceptance and of time, and none of who is tried, measured or stopped. Pure.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.workers.speculation.acceptance import Acceptance, Kind, Made
+from outrider.workers.speculation.cost import RoundCost
+from outrider.workers.speculation.known_times import Shape
+from outrider.workers.speculation.planning import (
+    Depths,
+    DraftSeconds,
+    Worth,
+    depth_worth_alone,
+    depths_worth,
+    slots_worth,
+    slots_worth_of_few,
+    worth_of_rows,
+)
+
+_CAUTION = 1.02  # what a second must bring with drafts over what it brings without
+_PRICE_STEPS = 2
+_FEW = 32  # drafts, up to which lists are faster than arrays
+_TOKENS_FOLLOWED = 1.5  # a round, of a sequence: about
+
+
+class Live(NamedTuple):
+    """A sequence that may draft next."""
+
+    sequence_id: int
+    kind: Kind
+    context: int  # tokens
+
+
+class _Terms(NamedTuple):
+    """On which drafts join a round."""
+
+    price: float  # of a relative second, in tokens
+    slot_s: float  # relative seconds that each adds by itself
+    more_rows: NDArray[np.float64]  # that so many add
+    added: list[float]  # the same
+
+
+class Worths:
+    """Of one replica. Seconds are the cost model's relative ones."""
+
+    def __init__(self, acceptance: Acceptance, cost: RoundCost, deepest: int) -> None:
+        self._acceptance, self._cost, self._deepest = acceptance, cost, deepest
+        self._promise = 1.0  # how much faster the depths set last should make it
+        self._price = self._row_price = 0.0  # tokens that a second, and a further row, must bring
+        self._terms: dict[tuple[int, int, int], _Terms] = {}  # by round and drafts, while the price stands
+
+    def price_of(self, plain: Shape, promise: float = 1.0) -> None:
+        """Sets the price for rounds like `plain`, which drafts should make `promise` times as fast."""
+        self._promise, self._terms = promise, {}
+        self._price = self._price_at(plain)
+        row = self._cost.further_row(plain.rows) + self._cost.slot(plain.context / plain.sequences)
+        self._row_price = self._price * row
+
+    def _price_at(self, base: Shape) -> float:
+        plain_s = self._cost.plain(base.sequences, base.context)
+        return _CAUTION * self._promise * base.sequences / plain_s
+
+    def looked_up(self, chances: Sequence[float]) -> tuple[int, float]:
+        """How many looked-up drafts are worth their rows, and what they bring above that, in tokens.
+
+        `chances`: of each that it stands if those before it do.
+        """
+        return worth_of_rows(accumulate(chances, mul), self._row_price)
+
+    def model(self, sequence_id: int, kind: Kind, steps: int, sharing: int) -> float:
+        """What `steps` drafts of the kind's model bring above their rows and their making, in tokens.
+
+        `sharing`: how many sequences draft together, and share the steps.
+        """
+        survivals = self._acceptance.foreseen_alone(sequence_id, kind)[:steps]
+        _, _, first, step, draft = self._cost.drafting(kind.drafter).coefficients
+        making = (first + step * steps) / max(sharing, 1) + draft * steps
+        return worth_of_rows(survivals, self._row_price)[1] - self._price * making
+
+    def best_depths(self, live: Sequence[Live], plain: Shape) -> Depths:
+        """At the price that they promise themselves, which is set: time that brings more elsewhere is worth more.
+
+        What is best at one price promises a higher one, until both agree (Dinkelbach's method); two steps are enough.
+        """
+        self.price_of(plain)
+        plain_s = self._cost.plain(plain.sequences, plain.context)
+        for _ in range(_PRICE_STEPS):
+            depths = self._depths(live, plain)
+            takes = (depths.brings - depths.gain) / self._price
+            promise = (1.0 + depths.brings / plain.sequences) / (1.0 + takes / plain_s)
+            if promise <= self._promise:
+                return depths
+            self.price_of(plain, promise)
+        return self._depths(live, plain)
+
+    def _depths(self, live: Sequence[Live], plain: Shape) -> Depths:
+        drafting = self._draft_seconds(live[0].kind.drafter, len(live))
+        more_rows = self._cost.more_rows(plain.rows, len(live) * self._deepest)
+        if len(live) == 1:
+            survivals = self._acceptance.foreseen_alone(live[0].sequence_id, live[0].kind)
+            slot_s = self._cost.slot(live[0].context)
+            return depth_worth_alone(survivals, slot_s, more_rows.tolist(), drafting, self._price)
+        slots_s = np.array([self._cost.slot(each.context) for each in live])
+        foreseen = self._acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
+        return depths_worth(foreseen, slots_s, more_rows, drafting, self._price)
+
+    def _draft_seconds(self, drafter: str, sequences: int) -> DraftSeconds:
+        """The upkeep of the sequences is part of it: what does not pay for that is not worth following."""
+        following, token, first, step, draft = self._cost.drafting(drafter).coefficients
+        upkeep = self._cost.readiness + following + _TOKENS_FOLLOWED * token * sequences
+        return DraftSeconds(first + upkeep, step, draft)
+
+    def slots(self, made: Sequence[Made], base: Shape) -> Worth:
+        """How many leading drafts of each are worth verifying. `base`: the round that they would join, without them.
+
+        Each has at least one draft. They are remembered, to be learned from.
+        """
+        terms = self._terms_of(base, sum([len(each.leads) for each in made]))
+        if len(terms.added) <= _FEW:
+            survivals = [self._acceptance.judged_alone(each) for each in made]
+            return slots_worth_of_few(survivals, terms.slot_s, terms.added, terms.price)
+        slot_s = np.full(len(made), terms.slot_s)
+        return slots_worth(self._acceptance.judged(made), slot_s, terms.more_rows, terms.price)
+
+    def _terms_of(self, base: Shape, slots: int) -> _Terms:
+        key = base.sequences, base.rows, slots
+        if key not in self._terms:
+            more_rows = self._cost.more_rows(base.rows, slots)
+            slot_s = self._cost.slot(base.context / base.sequences)
+            self._terms[key] = _Terms(self._price_at(base), slot_s, more_rows, more_rows.tolist())
+        return self._terms[key]
