@@ -19,7 +19,7 @@ class LanePlan:
     undrafted_s: float = 0.0  # what that would take; 0: unknown
     draft_s: float = 0.0  # what its drafts took to make
     holds: int = 1  # rounds
-    lost: float = 0.0  # undrafted rounds, since depths were set
+    lost: float = 0.0  # undrafted rounds, of late, since depths were set
 
     def renew(self, plain: Shape, undrafted_s: float) -> None:
         """Depths are about to be set, for rounds like `plain`."""
@@ -34,7 +34,8 @@ class LanePlan:
         """Whether the round after this one is as it but for the drafts, and these have not cost too much."""
         if round.sequences != self.plain.sequences or len(round.ends) or not decodes(round) or verdict.finish.any():
             return False
-        self.lost += self.rounds_of(took_s) - len(verdict.token_ids) / round.sequences if self.undrafted_s else 0.0
+        if self.undrafted_s:
+            self.lost = max(self.lost + self.rounds_of(took_s) - len(verdict.token_ids) / round.sequences, 0.0)
         return self.lost < _MOST_LOST
 
     def rounds_of(self, took_s: float) -> float:

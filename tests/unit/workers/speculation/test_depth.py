@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -320,3 +321,48 @@ def test_rounds_without_drafts_are_measured_in_a_row_but_for_the_first_which_are
 
     assert not policy.resting
     assert policy._auto.cost.undrafted(1, 10.0) == pytest.approx(0.010, rel=0.05)
+
+
+def test_where_drafts_pay_and_nothing_changes_rounds_are_learned_from_a_few_at_a_time() -> None:
+    policy, looks = DepthPolicy("auto"), 0
+    plan = policy._auto.plan
+
+    def counted(*args: Any, **kwargs: Any) -> int:
+        nonlocal looks
+        looks += 1
+        return plan(*args, **kwargs)
+
+    policy._auto.plan = counted  # type: ignore[method-assign]
+    play(policy, None, 200, step_s=0.001, accept_all=True)
+    before, ledger = looks, policy._auto.account.ledger.level
+    play(policy, None, 64, step_s=0.001, accept_all=True)
+
+    assert looks - before <= 16
+    assert policy._auto.account.ledger.level >= ledger
+
+
+def test_rounds_that_lose_are_learned_from_sooner() -> None:
+    policy = taught()
+    drafts = {0: [Draft(5, 3.0)] * 4}
+    heard = []
+    for _ in range(12):  # three times an undrafted round's time for one token
+        policy.observe(*seen(0, 4, 0), round_s=0.030, draft_s=0.001, drafts=drafts)
+        policy.worthwhile(drafts)
+        heard.append(len(policy._heard))
+
+    assert max(heard[2:]) <= 3  # those before them were heard of too
+
+
+def test_a_sequence_that_comes_is_held_to_the_floor_of_those_that_come_with_it() -> None:
+    """Sixteen wait: what their rounds lose is known, though the first of them is asked about alone."""
+    policy = DepthPolicy("auto")
+    account = policy._auto.account
+    account.turn_to(16, heat=1)
+    while not account.ledger.stopped:
+        account.ledger.settle(worth=1.0, took=3.0)
+    account.turn_to(1, heat=1)
+    alone = policy.follows(sequence(sequence_id=1))
+    policy.expected = 16
+
+    assert alone
+    assert not policy.follows(sequence(sequence_id=2))
