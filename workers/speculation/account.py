@@ -1,4 +1,4 @@
-"""What rounds took and what they brought, in one account: the cost model, the price of a second, and the ledgers.
+"""What rounds took and what they brought, in one account: the cost model, the gain, and the ledgers.
 
 Pure: seconds are given to it. Knows no sequences.
 """
@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.cost import RoundCost
+from outrider.workers.speculation.gain import Gain, size_class
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import Ledger
-from outrider.workers.speculation.price import Price, size_class
 
 _MEASURING = 0.005  # of all time, what may be lost to measuring
 _FIRST_CREDIT, _MOST_CREDIT = 2.0, 4.0  # undrafted rounds
@@ -36,7 +36,7 @@ class Account:
 
     def __init__(self, experts: tuple[int, int], figures: SpeculationFigures) -> None:
         """`experts`: of a layer, and how many of them a token wakes. `figures` are told what there is to tell."""
-        self.cost, self.price = RoundCost(experts), Price()
+        self.cost, self.gain = RoundCost(experts), Gain()
         self.figures = figures
         self._ledgers: dict[tuple[int, int], Ledger] = {}  # by size class and heat
         self.ledger: Ledger  # of the rounds at hand: see turn_to
@@ -61,7 +61,7 @@ class Account:
 
     def base_due(self, sequences: int) -> bool:
         """Whether rounds without drafts are to be measured: the less drafts bring, the closer both are watched."""
-        return self.cost.base_due(sequences, self.price.gain(sequences))
+        return self.cost.base_due(sequences, self.gain.of(sequences))
 
     def spend(self, loss: float) -> bool:
         """Takes `loss` undrafted rounds from what may be spent on measuring, if that is left."""
@@ -96,7 +96,7 @@ class Account:
         self.cost.measured(self._plain)
         self.figures.depth *= 0.95 ** len(self._plain)
         self._plain = []
-        self.price.observe(shape.sequences, shape.sequences, 1.0, 1.0)
+        self.gain.observe(shape.sequences, shape.sequences, 1.0, 1.0)
         self._undrafted_s = self.cost.undrafted(shape.sequences, shape.context)
         self._tell(shape)
 
@@ -106,7 +106,7 @@ class Account:
         Of its time nothing is learned.
         """
         counted = min(took, _CLIP * self._usual)
-        self.price.observe(sequences, worth * sequences, counted, 1.0)
+        self.gain.observe(sequences, worth * sequences, counted, 1.0)
         self.ledger.settle(worth, counted)
 
     def observe(self, round: Took) -> None:
@@ -118,7 +118,7 @@ class Account:
             counted = min(max(took, forecast / _CLIP), _CLIP * forecast * self._excess) / undrafted
             self._excess = max(took / forecast, 1.0)
             self._usual = counted
-            self.price.observe(shape.sequences, round.tokens, counted, 1.0)
+            self.gain.observe(shape.sequences, round.tokens, counted, 1.0)
             round.ledger.settle(round.tokens / shape.sequences, counted)
         self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)
         self._undrafted_s, told = undrafted, self.figures
@@ -129,6 +129,6 @@ class Account:
     def _tell(self, shape: Shape) -> None:
         """Of a round like this, learned from last."""
         told = self.figures
-        told.gain = self.price.gain(shape.sequences)
+        told.gain = self.gain.of(shape.sequences)
         told.price = shape.sequences / self._undrafted_s * told.gain
         told.ledger, told.stopped = self.ledger.level, self.ledger.stopped

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.workers.speculation.base_rounds import BaseRounds, Plain
+from outrider.workers.speculation.gain import size_class
 from outrider.workers.speculation.known_times import PER, KnownTimes, Shape
 from outrider.workers.speculation.line import Line
-from outrider.workers.speculation.price import size_class
 from outrider.workers.speculation.row_cells import RowCells
 
 Floats = NDArray[np.float64]

@@ -97,4 +97,4 @@ def test_rounds_of_which_only_the_sums_are_known_are_settled_too() -> None:
     other.count(1, 1.0, 0.030 / other.cost.undrafted(1, 100.0))
 
     assert other.ledger.level == pytest.approx(one.ledger.level, abs=0.3)
-    assert other.price.gain(1) == pytest.approx(one.price.gain(1), rel=0.02)
+    assert other.gain.of(1) == pytest.approx(one.gain.of(1), rel=0.02)

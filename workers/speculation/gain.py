@@ -1,10 +1,10 @@
-"""The price of a second, in tokens: what the engine makes of one at present, by the number of sequences. Pure."""
+"""What speculation gains at present, by the number of sequences: told, and the less it is the closer watched. Pure."""
 
 _KEEP = 0.97  # of what was seen, when a round is added
 _SETTLING = 8.0  # rounds that a new number of sequences is believed to go as its neighbours do
 
 
-class Price:
+class Gain:
     """How many undrafted rounds' worth of tokens a round brings, over how many it takes: the gain of speculation."""
 
     def __init__(self) -> None:
@@ -15,7 +15,7 @@ class Price:
         size = size_class(sequences)
         weight, gained, taken = self._sums.get(size, (0.0, 0.0, 0.0))
         if not weight:
-            gain = self.gain(sequences)
+            gain = self.of(sequences)
             weight, gained, taken = _SETTLING, _SETTLING * gain, _SETTLING
         self._sums[size] = (
             weight * _KEEP + 1.0,
@@ -23,7 +23,7 @@ class Price:
             taken * _KEEP + took_s / undrafted_s,
         )
 
-    def gain(self, sequences: int) -> float:
+    def of(self, sequences: int) -> float:
         """Speed over that without speculation, at least 1: there is always the choice not to draft."""
         if not self._sums:
             return 1.0
