@@ -14,7 +14,7 @@ from outrider.workers.speculation.known_times import KnownTimes, Shape
 CALM = 3  # the first rounds without drafts are slower than those that follow
 BURST = 6  # rounds after these that are measured together
 _FEWEST = 4
-_NEWS = 0.33  # least weight of a burst beside those before it
+_DOUBT = 12.0  # rounds that a burst must have to count as much as all those before it
 _CLIP = 1.5  # a round counts as at most this many times the burst's median
 _FIRST = 48.0  # rounds between bursts at least, as between the first two; then twice as many, and so on
 _LEAST, _MOST = 160.0, 1500.0  # rounds between bursts once they are known
@@ -78,7 +78,8 @@ class BaseRounds:
         took = fmean([min(seconds, most) for seconds in rounds_s])
         if self.known:
             before = self.seconds * longer
-            took = before + max(1.0 / (self._bursts + 1), _NEWS) * (took - before)
+            news = max(1.0 / (self._bursts + 1), len(rounds_s) / (len(rounds_s) + _DOUBT))
+            took = before + news * (took - before)
         self._seconds, self.like, self._measured_at = took, like, now
         self._bursts, self._then = self._bursts + 1, known
         self._compared, self._mood, self._mood_then = 0, 1.0, 1.0

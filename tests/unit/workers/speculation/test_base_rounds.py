@@ -31,13 +31,17 @@ def test_too_few_rounds_say_nothing() -> None:
     assert not base.known
 
 
-def test_one_burst_does_not_outweigh_those_before_it() -> None:
+def test_one_burst_does_not_outweigh_those_before_it_but_a_long_time_without_drafts_does() -> None:
     base = measured()
     for _ in range(4):
         base.measured(20, LIKE, [0.010] * BURST, KNOWN)
     base.measured(30, LIKE, [0.020] * BURST, KNOWN)
 
-    assert 0.012 < base.seconds < 0.014
+    few = base.seconds
+    base.measured(40, LIKE, [0.020] * 128, KNOWN)
+
+    assert 0.012 < few < 0.014
+    assert base.seconds > 0.019
 
 
 def test_what_was_measured_of_shorter_texts_is_told_of_longer_ones() -> None:
