@@ -91,5 +91,8 @@ def make_drafter(
         only = only_drafter(sequence.request.params, speculation, models)
         return only in (None, LOOKUP) and worths.looks_up(sequence.sequence_id)
 
-    lookup = LookupDrafter(live, looks_up) if LOOKUP in names else None
+    def has_no_other(sequence: Sequence) -> bool:
+        return not models or only_drafter(sequence.request.params, speculation, models) == LOOKUP
+
+    lookup = LookupDrafter(live, looks_up, has_no_other) if LOOKUP in names else None
     return ChoosingDrafter(models, lookup, live, speculation, worths)

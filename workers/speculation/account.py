@@ -28,7 +28,6 @@ class Took(NamedTuple):
     draft_s: float  # from there to the drafts
     decided_s: float  # of the time to the verdict, by deciding on drafts and learning: no fault of the round's shape
     own: bool  # all its drafts were of the policy's choosing
-    ledger: Ledger  # that of its size and heat
 
 
 class Account:
@@ -45,7 +44,7 @@ class Account:
         self._plain: list[tuple[Shape, float]] = []  # the latest rounds that speculation had no part in
         self._undrafted_s = 0.0  # of a round without drafts like the latest
         self._excess = 1.0  # what the round before took over its forecast: one is a disturbance, two are not
-        self._usual = math.inf  # undrafted rounds that one with drafts takes, of late
+        self._usual: dict[int, float] = {}  # by size class: undrafted rounds that one with drafts took last
 
     def turn_to(self, sequences: int, heat: int) -> None:
         """Rounds of about so many sequences are at hand: theirs is `ledger` from now on.
@@ -59,9 +58,9 @@ class Account:
         self.ledger = self._ledgers[key]
         self.figures.ledger, self.figures.stopped = self.ledger.level, self.ledger.stopped
 
-    def base_due(self, sequences: int) -> bool:
+    def base_due(self, sequences: int, context: float) -> bool:
         """Whether rounds without drafts are to be measured: the less drafts bring, the closer both are watched."""
-        return self.cost.base_due(sequences, self.gain.of(sequences))
+        return self.cost.base_due(sequences, context, self.gain.of(sequences))
 
     def spend(self, loss: float) -> bool:
         """Takes `loss` undrafted rounds from what may be spent on measuring, if that is left."""
@@ -77,13 +76,9 @@ class Account:
 
     def slept(self, shape: Shape, round_s: float) -> None:
         """A round of decoding sequences went by that speculation had no part in, and that is not looked at."""
-        self._plain.append((shape, round_s))
+        if self.ledger.stopped:
+            self._plain.append((shape, round_s))
         self.ledger.earn(1.0)
-
-    def charge(self, sequences: int, context: float, seconds: float) -> None:
-        """Time that went into following prompts: nothing is won by it yet. `context`: tokens of all the sequences."""
-        if self.cost.base_known(sequences):
-            self.ledger.settle(0.0, seconds / self.cost.undrafted(sequences, context))
 
     def observe_base(self, rounds: Sequence[tuple[Shape, float]]) -> None:
         """Rounds without drafts, that were run to be measured: what they took."""
@@ -93,37 +88,49 @@ class Account:
     def observe_plain(self, shape: Shape, round_s: float) -> None:
         """A round that speculation had no part in, and that is looked at: it costs the ledger nothing."""
         self.slept(shape, round_s)
-        self.cost.measured(self._plain)
         self.figures.depth *= 0.95 ** len(self._plain)
-        self._plain = []
-        self.gain.observe(shape.sequences, shape.sequences, 1.0, 1.0)
+        self._learn_plain()
+        self.gain.observe(shape.sequences, shape.sequences, 1.0)
         self._undrafted_s = self.cost.undrafted(shape.sequences, shape.context)
         self._tell(shape)
+
+    def _learn_plain(self) -> None:
+        """What the rounds of a stop took."""
+        if self._plain:
+            self.cost.measured(self._plain)
+            self._plain = []
 
     def count(self, sequences: int, worth: float, took: float) -> None:
         """A round of drafts that brought each sequence the tokens of `worth` undrafted rounds, in the time of `took`.
 
         Of its time nothing is learned.
         """
-        counted = min(took, _CLIP * self._usual)
-        self.gain.observe(sequences, worth * sequences, counted, 1.0)
+        counted = min(took, _CLIP * self._usual.get(size_class(sequences), math.inf))
+        self.gain.observe(sequences, worth * sequences, counted)
         self.ledger.settle(worth, counted)
+        self._earn_credit(took)
+
+    def _earn_credit(self, took: float) -> None:
+        self._credit = min(self._credit + _MEASURING * took, _MOST_CREDIT)
 
     def observe(self, round: Took) -> None:
         """Learns from a round that speculation had a part in."""
-        shape, took = round.shape, round.round_s + round.draft_s
-        forecast = self.cost.observe(shape, round.round_s - round.decided_s, round.draft_s) or took
+        self._learn_plain()
+        shape, clear_s = round.shape, round.round_s - round.decided_s + round.draft_s
+        forecast = self.cost.observe(shape, round.round_s - round.decided_s, round.draft_s) or clear_s
         undrafted = self.cost.undrafted(shape.sequences, shape.context)
         if round.own:
-            counted = min(max(took, forecast / _CLIP), _CLIP * forecast * self._excess) / undrafted
-            self._excess = max(took / forecast, 1.0)
-            self._usual = counted
-            self.gain.observe(shape.sequences, round.tokens, counted, 1.0)
-            round.ledger.settle(round.tokens / shape.sequences, counted)
-        self._credit = min(self._credit + _MEASURING * took / undrafted, _MOST_CREDIT)
+            clipped = min(max(clear_s, forecast / _CLIP), _CLIP * forecast * self._excess)
+            counted = (clipped + round.decided_s) / undrafted
+            self._excess = max(clear_s / forecast, 1.0)
+            if not shape.undrafted:
+                self._usual[size_class(shape.sequences)] = counted
+            self.gain.observe(shape.sequences, round.tokens, counted)
+            self.ledger.settle(round.tokens / shape.sequences, counted)
+        self._earn_credit((clear_s + round.decided_s) / undrafted)
         self._undrafted_s, told = undrafted, self.figures
         told.depth += 0.05 * ((shape.rows - shape.sequences) / shape.sequences - told.depth)
-        told.forecast_error += 0.05 * (abs(took - forecast) / max(took, 1e-9) - told.forecast_error)
+        told.forecast_error += 0.05 * (abs(clear_s - forecast) / max(clear_s, 1e-9) - told.forecast_error)
         self._tell(shape)
 
     def _tell(self, shape: Shape) -> None:

@@ -22,6 +22,7 @@ from outrider.workers.speculation.worths import Live, Worths
 DEEPEST = 8
 _MOST_WATCHED = 4  # sequences of a round whose drafts are looked at for signs of a fault
 _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in turn
+_MOST_IN_VAIN = 8  # rounds in a row for which drafts are made and none is verified
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
 HELD, _HELD_IDLE = 16, 3  # rounds that depths may hold for: where drafts pay, and where none are made
 _HELD_RISK = 4.0  # undrafted rounds that must be left for the former
@@ -61,6 +62,7 @@ class AutoDepth:
         self._asleep = self._slept = 0  # rounds until anybody is followed again; that went by so since the last plan
         self._undisturbed = Undisturbed()
         self.worths = Worths(self.acceptance, self.cost, deepest)
+        self._in_vain = 0  # rounds in a row of whose drafts none was verified
         self._turn = 0  # rounds whose acceptance was learned from
 
     def __len__(self) -> int:
@@ -109,25 +111,28 @@ class AutoDepth:
         plain: Shape | None = None,
         *,
         lane: int = 0,
-        measurable: bool = True,
+        measurable: bool | None = True,
         rounds: int = 1,
     ) -> int:
         """Sets the depths of these sequences, which share the lane's rounds. For how many rounds they may hold.
 
         `plain`: such a round without drafts, in which others may be that have a depth of their own; None: it holds
-        these alone. `measurable`: whether it could be measured so. `rounds`: that went by since they were set last.
+        these alone. `measurable`: whether it could be measured so; None: not now, a prompt is being read. `rounds`:
+        that went by since they were set last.
         """
         plain = plain or _plain(live)
         self._wake_up()
-        self._undisturbed.want(lane, measurable and self.account.base_due(plain.sequences))
+        if measurable is not None:
+            due = measurable and self.account.base_due(plain.sequences, plain.context)
+            self._undisturbed.want(lane, due)
         if not self.resting:
             self._wake()
+            self.worths.price_of(plain)
         if self.resting or not self._deepest:
             self._depths.update((each.sequence_id, 0) for each in live)
             return 1
         hopes = [self._hope(each.sequence_id) for each in live]
         if not any(hope.followed for hope in hopes):
-            self.worths.price_of(plain)
             for each, hope in zip(live, hopes, strict=True):
                 self._depths[each.sequence_id] = self._tried(each.sequence_id, hope, rounds)
             self._sleep()
@@ -156,7 +161,7 @@ class AutoDepth:
 
     def idle(self, lane: int) -> None:
         """No sequence of the lane decodes at present."""
-        self._undisturbed.want(lane, False)
+        self._undisturbed.leave(lane)
 
     def _wake(self) -> None:
         """After a stop: a few sequences are tried first, since their drafts alone can tell whether it pays again."""
@@ -181,7 +186,15 @@ class AutoDepth:
         worth = self.worths.slots(made, base)
         if self.resting:
             return [0] * len(made)
-        return self._also_tried(self._measured(worth, made, base), made)
+        return self._not_in_vain(self._also_tried(self._measured(worth, made, base), made))
+
+    def _not_in_vain(self, counts: list[int]) -> list[int]:
+        """The counts, or a draft of each where none was worth verifying for long: else nothing would be learned."""
+        self._in_vain = 0 if any(counts) else self._in_vain + 1
+        if self._in_vain < _MOST_IN_VAIN or not self.account.ledger.affords(_TRY_RISK):
+            return counts
+        self._in_vain = 0
+        return [1] * len(counts)
 
     def _also_tried(self, counts: list[int], made: Sequence[Made]) -> list[int]:
         """The counts, and of a sequence that is tried its draft too, which else would tell nothing."""
@@ -229,12 +242,11 @@ class AutoDepth:
             return
         if plain:
             self._undisturbed.add(shape._replace(followed=0), round_s)
-        if not plain or not self._undisturbed.missing:
+        if not plain or (self._undisturbed.wanted and not self._undisturbed.missing):
             self.account.observe_base(self._undisturbed.take())
         self.learn_acceptance(outcomes, made)
         ready = self._calm < CALM
-        took = Took(shape._replace(ready=ready), tokens, round_s, draft_s, decided_s, own, self.account.ledger)
-        self.account.observe(took)
+        self.account.observe(Took(shape._replace(ready=ready), tokens, round_s, draft_s, decided_s, own))
 
     def take(self, sequence_ids: Iterable[int]) -> dict[int, Pending]:
         """The drafts that a round of these sequences had, for when it is learned from: later ones take their place."""

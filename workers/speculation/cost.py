@@ -29,6 +29,7 @@ _DRAFTING = (0.03, 0.02, 0.1, 0.08, 0.01)  # first shape: following, token follo
 _TABLE_EVERY, _TABLES_AT_ONCE = 32, 16
 _SMALLEST_TABLE = 64  # rows
 _SPEED_RATE, _SPEED_CLIP, _SPEED_KEPT = 0.05, 1.5, 0.98
+_LEAST_SHARE = 0.67  # of a measured round without drafts: what one of shorter context is taken to last
 _TAUGHT = 4  # of rounds in a row without drafts, so many teach the model too
 _ODD = 2.0  # times what was forecast, of the making of drafts
 _SURPRISE = 1.2  # times what was forecast, of a shape that is hardly known: learned from at once
@@ -73,11 +74,6 @@ class RoundCost:
     def known(self) -> bool:
         """Whether any round was seen."""
         return self._rounds > 0
-
-    @property
-    def speed(self) -> float:
-        """How many seconds a relative one is at present: those of `more_rows`, `slot` and `drafting`."""
-        return self._speed
 
     def observe(self, shape: Shape, round_s: float, draft_s: float) -> float:
         """Learns from a round: `round_s` until its tokens were handed out, `draft_s` from there to its drafts.
@@ -146,7 +142,8 @@ class RoundCost:
         modelled, base = self._known.plain(sequences, context), self._bases.get(size_class(sequences))
         if base is None or not base.known:
             return self._speed * modelled
-        return base.seconds * modelled / self._known.plain(*base.like)
+        longer = modelled / self._known.plain(*base.like)
+        return base.seconds * min(max(longer, _LEAST_SHARE), 1.0)  # of a longer one another burst tells
 
     def plain(self, sequences: int, context: float) -> float:
         """Relative seconds of the same."""
@@ -154,28 +151,27 @@ class RoundCost:
 
     def measured(self, rounds: Sequence[tuple[Shape, float]]) -> None:
         """Rounds in a row that speculation had no part in, and what they took; where lanes differ, each for itself."""
-        for size in {size_class(shape.sequences) for shape, _ in rounds}:
-            alike = [(shape, seconds) for shape, seconds in rounds if size_class(shape.sequences) == size]
-            like = Plain(alike[-1][0].sequences, fmean([shape.context for shape, _ in alike]))
-            base = self._bases.setdefault(size, BaseRounds())
-            self._reach(max(like.sequences, base.like.sequences))
-            longer = self._known.plain(*like) / self._known.plain(*base.like)
-            base.measured(self._rounds, like, [seconds for _, seconds in alike], self._known, longer)
         for shape, round_s in rounds[-_TAUGHT:]:
             self.observe(shape, round_s, 0.0)
+        known_rows = self._cells.known_rows()
+        for sequences in {size_class(shape.sequences): shape.sequences for shape, _ in rounds}.values():
+            alike = [(shape, seconds) for shape, seconds in rounds if shape.sequences == sequences]
+            like = Plain(sequences, fmean([shape.context for shape, _ in alike]))
+            base = self._bases.setdefault(size_class(sequences), BaseRounds())
+            base.measured(self._rounds, like, [seconds for _, seconds in alike], self._known, known_rows)
 
     def base_known(self, sequences: int) -> bool:
         """Whether rounds without drafts, of about so many sequences, were ever measured."""
         base = self._bases.get(size_class(sequences))
         return base is not None and base.known
 
-    def base_due(self, sequences: int, gain: float) -> bool:
+    def base_due(self, sequences: int, context: float, gain: float) -> bool:
         """Whether rounds without drafts, of about so many sequences, should be measured before others are weighed.
 
-        `gain`: how many times as fast drafts make rounds.
+        `context`: tokens, summed over the sequences. `gain`: how many times as fast drafts make rounds.
         """
         base = self._bases.get(size_class(sequences))
-        return base is None or base.due(self._rounds, gain)
+        return base is None or base.due(self._rounds, gain, context / sequences)
 
     def more_rows(self, rows: int, more: int) -> Floats:
         """Relative seconds that 0 .. `more` rows add to a round of `rows`, [more + 1]: never falling.

@@ -65,7 +65,7 @@ class DepthPolicy:
         self._lanes: dict[int, LanePlan] = {}
         self._lane = 0  # the one observed last
         self._heard: list[_Heard] = []
-        self._naps = Naps()
+        self._naps: dict[int, Naps] = {}  # by lane
 
     @property
     def figures(self) -> SpeculationFigures:
@@ -143,10 +143,14 @@ class DepthPolicy:
         policy on the round before. Where speculation pays and nothing changes a few rounds are learned from together:
         that slows what is measured.
         """
-        if not self._ceiling or (not drafts and self._slept(round, verdict, round_s)):
+        if not self._ceiling:
             return
         lane = self._lanes.setdefault(round.lane, LanePlan())
         self._lane, lane.draft_s = round.lane, draft_s
+        self._auto.account.turn_to(round.sequences, self._heat)
+        if not drafts and self._slept(round, verdict, round_s):
+            return
+        self._wake()
         made = self._auto.take(round.sequence_ids.tolist())
         self._heard.append(_Heard(round, verdict, round_s, draft_s, decided_s, drafts, made))
         if len(self._heard) >= lane.holds or not lane.goes_on(round, verdict, round_s + draft_s):
@@ -169,7 +173,9 @@ class DepthPolicy:
     def _count(self, heard: _Heard) -> None:
         """A round of which there is nothing to know but what it brought and took."""
         round, lane = heard.round, self._lanes[heard.round.lane]
-        if lane.undrafted_s and self._kinds.keys() >= set(round.sequence_ids.tolist()):
+        drafts = zip(round.sequence_ids.tolist(), round.sample_counts.tolist(), strict=True)
+        if lane.undrafted_s and all(count == 1 or sequence_id in self._kinds for sequence_id, count in drafts):
+            self._auto.account.turn_to(round.sequences, self._heat)
             worth = len(heard.verdict.token_ids) / round.sequences
             self._auto.account.count(round.sequences, worth, lane.rounds_of(heard.round_s + heard.draft_s))
 
@@ -184,8 +190,6 @@ class DepthPolicy:
             self._auto.observe(seen.outcomes, seen.shape, tokens, *times, own=own, made=heard.made)
         else:
             self._auto.learn_acceptance(seen.outcomes, heard.made)
-            if kinds:
-                self._auto.account.charge(seen.shape.sequences, seen.shape.context, heard.draft_s)
         self._forget((*round.ends.tolist(), *seen.finished))
         return seen
 
@@ -198,10 +202,7 @@ class DepthPolicy:
 
     def _slept(self, round: Round, verdict: Verdict, round_s: float) -> bool:
         """Whether speculation had no part in a round, which is not worth looking at."""
-        if len(round.token_ids) != round.sequences:
-            self._wake()
-            return False
-        if self._kinds and not self._naps_on(round, round_s):
+        if len(round.token_ids) != round.sequences or (self._kinds and not self._naps_on(round, round_s)):
             return False
         ended = round.ends.tolist()
         if any(verdict.finish.tolist()):
@@ -210,22 +211,26 @@ class DepthPolicy:
             self._together = round.sequences - len(finished)
         if ended:
             self._wake()
+            if self._heard:
+                self._learn()
             self._forget(ended)
         return True
 
     def _naps_on(self, round: Round, round_s: float) -> bool:
         """Whether a round without drafts need not be looked at."""
-        if self._naps.add(round.sequences, round_s):
+        naps = self._naps.setdefault(round.lane, Naps())
+        if naps.add(round.sequences, round_s):
             return True
         self._wake()
         context = float(sum(round.starts.tolist()) + round.sequences)
-        self._naps.begin(self._auto.sleeps(), Shape(round.sequences, round.sequences, context, context))
-        return self._naps.add(round.sequences, round_s)
+        naps.begin(self._auto.sleeps(), Shape(round.sequences, round.sequences, context, context))
+        return naps.add(round.sequences, round_s)
 
     def _wake(self) -> None:
         """Counts the rounds that went by."""
-        for shape, round_s in self._naps.end():
-            self._auto.slept(shape, round_s)
+        for naps in self._naps.values():
+            for shape, round_s in naps.end():
+                self._auto.slept(shape, round_s)
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence that ended, or will never begin."""
@@ -275,7 +280,7 @@ class DepthPolicy:
             self._auto.idle(lane)
             return
         self._auto.account.turn_to(len(going), self._heat)
-        measurable = whole and len(live) == len(going)
+        measurable = None if not whole else len(live) == len(going)
         plan.hold(self._auto.plan(live, plan.plain, lane=lane, measurable=measurable, rounds=rounds))
 
     def failed(self, reason: str) -> bool:

@@ -10,8 +10,8 @@ class Gain:
     def __init__(self) -> None:
         self._sums: dict[int, tuple[float, float, float]] = {}  # by size class: weight, tokens a sequence, time
 
-    def observe(self, sequences: int, tokens: float, took_s: float, undrafted_s: float) -> None:
-        """Of a decoding round, and what it would have taken without drafts."""
+    def observe(self, sequences: int, tokens: float, took: float) -> None:
+        """Of a decoding round, that took as long as `took` rounds without drafts."""
         size = size_class(sequences)
         weight, gained, taken = self._sums.get(size, (0.0, 0.0, 0.0))
         if not weight:
@@ -20,7 +20,7 @@ class Gain:
         self._sums[size] = (
             weight * _KEEP + 1.0,
             gained * _KEEP + tokens / sequences,
-            taken * _KEEP + took_s / undrafted_s,
+            taken * _KEEP + took,
         )
 
     def of(self, sequences: int) -> float:

@@ -26,7 +26,10 @@ class LanePlan:
         self.plain, self.undrafted_s, self.lost = plain, undrafted_s, 0.0
 
     def hold(self, most: int) -> None:
-        """They may hold for `most` rounds, if that has proved right for half as many."""
+        """They may hold for `most` rounds, if that has proved right for half as many. 1: for the next one alone."""
+        if most == 1:
+            self.holds = 1
+            return
         least = -(-(self.plain.sequences - 1) // _LOOKED_AT_ALONE) + 1
         self.holds = min(2 * max(self.holds, least), max(most, least))
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+_LONGEST_STEP = 1.0  # of a weight: the first labels may all say the same by chance
 _RIDGE = 0.1  # of pull towards the first weights, for ever: half a label's worth
 
 
@@ -32,7 +33,7 @@ class Logistic:
         self._curvature += features.T @ (features * (chance * (1 - chance))[:, None])
         gradient = features.T @ (labels - chance) + _RIDGE * (self._first - weights)
         step = np.linalg.solve(self._curvature + _RIDGE * np.eye(len(weights)), gradient)
-        self.weights = (weights + step).tolist()
+        self.weights = (weights + np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)).tolist()
 
 
 def sigmoid(scores: Floats) -> Floats:

@@ -70,10 +70,13 @@ class LookupDrafter:
     """Implements Drafter. `live` gives the sequence of an id, None once it ended; its tokens are the committed ones."""
 
     def __init__(
-        self, live: Callable[[int], Sequence | None], wanted: Callable[[Sequence], bool] = lambda sequence: True
+        self,
+        live: Callable[[int], Sequence | None],
+        wanted: Callable[[Sequence], bool] = lambda sequence: True,
+        needed: Callable[[Sequence], bool] = lambda sequence: False,
     ) -> None:
-        """`wanted`: whether drafts for the sequence are worth looking for at present."""
-        self._live, self._wanted = live, wanted
+        """`wanted`: whether drafts for the sequence are worth looking for at present; `needed`: it has no other."""
+        self._live, self._wanted, self._needed = live, wanted, needed
         self._engine = {greedy: MatchAcceptance(greedy=greedy) for greedy in (True, False)}
         self._followed: dict[int, _Followed] = {}
 
@@ -111,8 +114,8 @@ class LookupDrafter:
         return followed
 
     def _is_time(self, followed: _Followed, sequence: Sequence) -> bool:
-        """Whether to ask: in every round for who wants nothing else, for others where it promises something."""
-        return not followed.rests() or sequence.request.params.drafter == LOOKUP
+        """Whether to ask: in every round for who has nothing else, for others where it promises something."""
+        return not followed.rests() or self._needed(sequence)
 
     def _propose(self, followed: _Followed, sequence: Sequence) -> list[Draft]:
         followed.learn(sequence.token_ids)

@@ -55,10 +55,10 @@ class Seen(NamedTuple):
         ended = [finish != RUNNING for finish in verdict.finish.tolist()]
         goes = [count > 0 and not over for count, over in zip(counts, ended, strict=True)]
         steps = list(compress(round.draft_steps.tolist(), goes)) if drafts is None else _steps_made(ids, drafts)
+        followed = map(mul, verdict.accepted_rows.tolist(), round.upkeep.tolist())
         shape = Shape(
             len(ids), round.rows, float(sum(contexts)), float(sum(map(mul, rows, contexts))),
-            max(steps, default=0), sum(steps), sum(map(mul, verdict.accepted_rows.tolist(), round.upkeep.tolist())),
-            model,
+            max(steps, default=0), sum(steps), sum(followed), model,
         )  # fmt: skip
         gaps = [held > 1 for held in round.followed_from.tolist()]
         verified = [count - 1 for count in counts]

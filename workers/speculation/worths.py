@@ -87,11 +87,10 @@ class Worths:
         return worth_of_rows(survivals, self._row_price)[1] - self._price * making
 
     def best_depths(self, live: Sequence[Live], plain: Shape) -> Depths:
-        """At the price that they promise themselves, which is set: time that brings more elsewhere is worth more.
+        """At the price that they promise themselves, which is set then: time that brings more elsewhere is worth more.
 
         What is best at one price promises a higher one, until both agree (Dinkelbach's method); two steps are enough.
         """
-        self.price_of(plain)
         plain_s = self._cost.plain(plain.sequences, plain.context)
         for _ in range(_PRICE_STEPS):
             depths = self._depths(live, plain)

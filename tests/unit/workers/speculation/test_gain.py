@@ -12,7 +12,7 @@ def test_at_first_nothing_is_gained() -> None:
 def test_it_rises_with_what_speculation_gains() -> None:
     gain = Gain()
     for _ in range(300):
-        gain.observe(1, tokens=3, took_s=0.15, undrafted_s=0.1)
+        gain.observe(1, tokens=3, took=1.5)
 
     assert gain.of(1) == pytest.approx(2.0, rel=0.02)
 
@@ -20,7 +20,7 @@ def test_it_rises_with_what_speculation_gains() -> None:
 def test_it_never_falls_below_that_without_drafts() -> None:
     gain = Gain()
     for _ in range(300):
-        gain.observe(1, tokens=1, took_s=0.3, undrafted_s=0.1)
+        gain.observe(1, tokens=1, took=3.0)
 
     assert gain.of(1) == 1.0
 
@@ -28,8 +28,8 @@ def test_it_never_falls_below_that_without_drafts() -> None:
 def test_sizes_of_batch_are_apart_and_an_unknown_one_takes_the_nearest() -> None:
     gain = Gain()
     for _ in range(300):
-        gain.observe(1, tokens=3, took_s=0.15, undrafted_s=0.1)
-        gain.observe(16, tokens=16, took_s=0.1, undrafted_s=0.1)
+        gain.observe(1, tokens=3, took=1.5)
+        gain.observe(16, tokens=16, took=1.0)
 
     assert gain.of(2) == gain.of(1) > gain.of(16) == gain.of(64)
     assert [size_class(batch) for batch in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]

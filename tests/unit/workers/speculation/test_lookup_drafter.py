@@ -1,7 +1,5 @@
 """What is looked up, how sure it is, and what is learned from the text alone."""
 
-import dataclasses
-
 import torch
 
 from outrider.workers.engine.request import Request
@@ -114,10 +112,9 @@ def test_a_sequence_whose_proposals_promise_little_is_looked_up_for_ever_more_se
     assert all(found["loop"])
 
 
-def test_who_asked_for_lookup_is_looked_up_for_in_every_round() -> None:
+def test_who_has_no_other_drafts_is_looked_up_for_in_every_round() -> None:
     sequence = a_sequence(list(range(50)))
-    sequence.request = dataclasses.replace(sequence.request, params=SamplingParams(temperature=0, drafter=LOOKUP))
-    drafter, sizes = LookupDrafter({0: sequence}.get), []
+    drafter, sizes = LookupDrafter({0: sequence}.get, needed=lambda sequence: True), []
     for number in range(20):
         sequence.token_ids.append(1000 + number)
         drafter.draft(a_round(), Verdict(), HIDDEN)

@@ -1,0 +1,125 @@
+"""The depth policy as the engine asks it, round by round, on a machine of constant speed: lanes, floors, memory."""
+
+from collections.abc import Callable
+
+import pytest
+
+from outrider.workers.engine.request import Request
+from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints, offsets
+from outrider.workers.engine.sequence import Sequence
+from outrider.workers.sampling_params import LOOKUP, SamplingParams
+from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.speculation.drafter import Draft
+
+
+class Play:
+    """Rounds of some sequences: a fixed part, a part for every row, and one for every draft step."""
+
+    def __init__(
+        self,
+        policy: DepthPolicy,
+        sequences: int,
+        *,
+        stands: Callable[[int], bool] = lambda number: True,
+        fixed_s: float = 0.009,
+        row_s: float = 0.001,
+        looks_up: bool = False,
+    ) -> None:
+        """`stands`: whether drafts do, by the round's number. `looks_up`: instead of drafting with a model."""
+        self.policy, self._stands, self._looks_up = policy, stands, looks_up
+        self._fixed_s, self._row_s = fixed_s, row_s
+        self.lengths = dict.fromkeys(range(sequences), 10)
+        self.verified, self.lost = 0, [0.0]  # drafts; undrafted rounds, over all rounds
+        self._drafts: dict[int, int] = {}
+        self._rounds = 0
+
+    def sequence(self, sequence_id: int) -> Sequence:
+        request = Request(request_id="r", prompt_token_ids=(3, 4), params=SamplingParams(temperature=1.0), seed=0)
+        return Sequence(
+            sequence_id=sequence_id, request=request, output_index=0, token_ids=[3, 4], limit=10**6, draft_ceiling=16
+        )
+
+    def round(self, ids: list[int], *, lane: int = 0, ending: tuple[int, ...] = ()) -> None:
+        counts = [1 + self._drafts.get(i, 0) for i in ids]
+        follows = [self.policy.follows(self.sequence(i)) for i in ids]
+        steps = [self.policy.depth(self.sequence(i)) if follow else 0 for i, follow in zip(ids, follows, strict=True)]
+        round = Round(
+            lane=lane, sequence_ids=ints(ids), query_offsets=offsets(counts), token_ids=ints([5] * sum(counts)),
+            starts=ints([self.lengths[i] for i in ids]), sample_counts=ints(counts), draft_steps=ints(steps),
+            upkeep=ints(follows), followed_from=ints([1] * len(ids)),
+        )  # fmt: skip
+        stands = self._stands(self._rounds)
+        emitted = [count if stands else 1 for count in counts]
+        verdict = Verdict(
+            token_offsets=offsets(emitted), token_ids=ints([5] * sum(emitted)), accepted_rows=ints(emitted),
+            drafts_accepted=ints([count - 1 for count in emitted]),
+            finish=ints([STOPPED if i in ending else RUNNING for i in ids]),
+        )  # fmt: skip
+        self._finish(round, verdict, [i for i in ids if i not in ending])
+
+    def _finish(self, round: Round, verdict: Verdict, going: list[int]) -> None:
+        ids, steps = round.sequence_ids.tolist(), round.draft_steps.tolist()
+        drafts = self._made(dict(zip(ids, steps, strict=True)), going)
+        round_s = self._fixed_s + self._row_s * round.rows
+        draft_s = 0.0002 + 0.001 * max(steps) if any(round.upkeep.tolist()) else 0.00002
+        self.policy.observe(round, verdict, round_s, draft_s, drafts)
+        kept = self.policy.worthwhile(drafts) if drafts else {}
+        self._drafts = {**self._drafts, **{i: len(kept.get(i, [])) for i in ids}}
+        for i, tokens in zip(ids, verdict.accepted_rows.tolist(), strict=True):
+            self.lengths[i] += tokens
+        self.verified += round.rows - round.sequences
+        worth = len(verdict.token_ids) / round.sequences
+        undrafted_s = self._fixed_s + self._row_s * round.sequences
+        self.lost.append(self.lost[-1] + (round_s + draft_s) / undrafted_s - worth)
+        self._rounds += 1
+
+    def _made(self, steps: dict[int, int], going: list[int]) -> dict[int, list[Draft]]:
+        if not self._looks_up:
+            return {i: [Draft(5, 6.0)] * steps[i] for i in going if steps[i]}
+        proposal = [Draft(5, 0.95, LOOKUP)] * 8
+        found = {i: proposal[: self.policy.looked_up(proposal)[0]] for i in going if self.policy.looks_up(i)}
+        return {i: own for i, own in found.items() if own}
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_however_many_lanes_there_are_those_that_want_to_be_measured_come_to_an_end(lanes: int) -> None:
+    play = Play(DepthPolicy("auto"), lanes)
+    for number in range(400):
+        play.round([number % lanes], lane=number % lanes)
+
+    assert play.verified > 3 * 400
+
+
+def test_an_engine_without_a_model_looks_up_as_deep_as_it_pays() -> None:
+    play = Play(DepthPolicy("auto", models=()), 1, row_s=0.0003, looks_up=True)
+    for _ in range(300):
+        play.round([0])
+
+    assert play.verified > 5 * 300
+
+
+@pytest.mark.parametrize(("sequences", "fixed_s", "row_s"), [(1, 0.008, 0.002), (1, 0.007, 0.003), (4, 0.007, 0.003)])
+def test_a_text_whose_drafts_stand_no_longer_costs_what_the_ledger_held(
+    sequences: int, fixed_s: float, row_s: float
+) -> None:
+    """The rows that it learned from are many and of growing context; those without drafts are few."""
+    play = Play(DepthPolicy("auto"), sequences, stands=lambda number: number < 100, fixed_s=fixed_s, row_s=row_s)
+    for _ in range(350):
+        play.round(list(range(sequences)))
+    worst = max(later - min(play.lost[:at]) for at, later in enumerate(play.lost) if at)
+
+    assert play.verified > 300
+    assert worst < 30
+
+
+def test_nothing_is_kept_of_rounds_and_sequences_that_are_gone() -> None:
+    policy = DepthPolicy("auto")
+    play = Play(policy, 40, stands=lambda number: False)
+    for number in range(40):
+        for _ in range(60):
+            play.round([number])
+        play.round([number], ending=(number,))
+
+    assert policy.sequences == 0
+    assert len(policy._auto.account._plain) < 200
+    assert not policy._heard
