@@ -202,3 +202,12 @@ def test_the_sampler_meets_a_sequence_once_and_is_told_once_that_it_ended() -> N
     assert replica.forgotten == [0, 1]
     replica.add(request("later", prompt(3), max_tokens=1))
     assert step(replica).ends.tolist() == [2]
+
+
+@pytest.mark.parametrize(("settings", "sharing"), [({}, 5), ({"max_num_seqs": 4}, 4), ({"lanes": 2}, 3)])
+def test_it_tells_how_many_sequences_will_share_a_lanes_rounds(settings: dict[str, object], sharing: int) -> None:
+    replica = twin(**settings)  # type: ignore[arg-type]
+    for number in range(5):
+        replica.add(request(f"request {number}", prompt(4)))
+
+    assert replica.scheduler.sharing == sharing
