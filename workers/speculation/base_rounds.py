@@ -75,7 +75,7 @@ class BaseRounds:
         like: Plain,
         rounds_s: Sequence[float],
         known: KnownTimes,
-        known_rows: frozenset[int] = frozenset(),
+        known_rows: frozenset[int],
     ) -> None:
         """A burst of rounds about `like` this, the last of them the `now`th of all rounds. Too few say nothing.
 

@@ -45,19 +45,27 @@ class _Followed:
     def propose(self, tokens: list[int], most: int) -> list[Draft]:
         """What followed the longest match of the end of `tokens`, no further than it may be reached."""
         match = self.index.longest(tokens)
-        found = [] if match is None else continued(tokens, match.following, most)
-        drafts, reached, standing = list[Draft](), 1.0, 0.0
-        if match is not None:
-            for token, rate in zip(found, self._acceptance.rates(match.length, len(found)), strict=True):
-                reached *= rate
-                if reached < _DESPAIR:
-                    break
-                standing += reached
-                drafts.append(Draft(token, rate, LOOKUP))
-        self._proposal = _Proposal(len(tokens), match.length if match is not None else 0, found)
+        if match is None:
+            self._proposal = _Proposal(0, 0, [])
+            self._promised(0.0)
+            return []
+        found = continued(tokens, match.following, most)
+        rates = self._acceptance.rates(match.length, len(found))
+        reached, standing, drafts = 1.0, 0.0, list[Draft]()
+        for token, rate in zip(found, rates, strict=True):
+            reached *= rate
+            if reached < _DESPAIR:
+                break
+            standing += reached
+            drafts.append(Draft(token, rate, LOOKUP))
+        self._proposal = _Proposal(len(tokens), match.length, found)
+        self._promised(standing)
+        return drafts
+
+    def _promised(self, standing: float) -> None:
+        """The answer promised that so many drafts stand."""
         self._spared = 0 if standing >= _PROMISING else min(max(2 * self._spared, 1), _MOST_SPARED)
         self._to_spare = self._spared
-        return drafts
 
     def learn(self, tokens: list[int]) -> None:
         """Compares what was proposed last, whether it was used or not, with what the target said since."""

@@ -25,12 +25,18 @@ class Undisturbed:
     def want(self, lane: int, wanted: bool) -> None:
         """Whether they are wanted in the lane, in which sequences decode."""
         self._busy.add(lane)
-        (self._wanted.add if wanted else self._wanted.discard)(lane)
+        (self._wanted.add if wanted else self._no_longer)(lane)
 
     def leave(self, lane: int) -> None:
         """Nobody decodes there."""
         self._busy.discard(lane)
+        self._no_longer(lane)
+
+    def _no_longer(self, lane: int) -> None:
+        """What was run for it is dropped: rounds of another time are no part of the next burst."""
         self._wanted.discard(lane)
+        if not self._wanted:
+            self._rounds = []
 
     def add(self, shape: Shape, round_s: float) -> None:
         """Such a round was run."""
