@@ -4,6 +4,7 @@ Texts and machine come from recordings (record.py) or are made up. What a policy
 are expected seconds, so that a short simulation tells depths apart that a noisy machine would not.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -68,6 +69,25 @@ class RecordedMachine:
     def noise(self, rng: np.random.Generator) -> float:
         fitted = self._by_sequences[min(self._by_sequences)]
         return float(rng.choice(fitted.ratios))
+
+
+class Moody:
+    """A machine with moods: slower and faster than it is, for a tenth of a second and for some seconds."""
+
+    MOODS = ((0.18, 120), (0.12, 3000))  # spread of the logarithm; rounds that one outlasts, times two
+
+    def __init__(self, machine: Machine, seed: int) -> None:
+        self._machine, self._rng = machine, np.random.default_rng(seed)
+        self._moods = [float(spread * self._rng.normal()) for spread, _ in self.MOODS]
+
+    def seconds(self, shape: Shape) -> tuple[float, float]:
+        return self._machine.seconds(shape)
+
+    def noise(self, rng: np.random.Generator) -> float:
+        for n, (spread, lasting) in enumerate(self.MOODS):
+            keep = math.exp(-1 / lasting)
+            self._moods[n] = keep * self._moods[n] + math.sqrt(1 - keep**2) * spread * self._rng.normal()
+        return self._machine.noise(rng) * math.exp(sum(self._moods))
 
 
 class _Fitted:
@@ -152,6 +172,7 @@ class Auto:
     auto: AutoDepth = field(default_factory=AutoDepth)
 
     def depths(self, live: Sequence[Live]) -> list[int]:
+        self.auto.account.turn_to(len(live), max(each.kind.heat for each in live))
         self.auto.plan(live)
         return [self.auto.depth(each.sequence_id) for each in live]
 

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from outrider.workers.engine.request import SpeculationFigures
-from outrider.workers.speculation.cost import RoundCost
+from outrider.workers.speculation.cost import Forecast, RoundCost
 from outrider.workers.speculation.gain import Gain, size_class
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import Ledger
 
-_MEASURING = 0.005  # of all time, what may be lost to measuring
-_FIRST_CREDIT, _MOST_CREDIT = 2.0, 4.0  # undrafted rounds
-_CLIP = 1.5  # a round costs at most this many times its forecast, and at least its inverse: noise is not speculation's
+_LIKELY = 1.5  # times its forecast that making drafts takes for the machine's mood alone
+# A round costs at most so many times its forecast, and at least its inverse: noise is not speculation's. Neither is a
+# wrong forecast: at most so many times what it took.
+_CLIP = 1.5
+_RECENT = 0.2  # a round's weight in what rounds cost of late
 _PLAIN_SEEN = 128  # rounds that speculation has no part in are learned from by so many
 
 
@@ -29,6 +31,11 @@ class Took(NamedTuple):
     decided_s: float  # of the time to the verdict, by deciding on drafts and learning: no fault of the round's shape
     own: bool  # all its drafts were of the policy's choosing
 
+    @property
+    def plain(self) -> bool:
+        """Whether it took no more than a round that speculation has no part in."""
+        return self.shape.undrafted and not self.shape.drafts and not self.shape.followed and not self.shape.ready
+
 
 class Account:
     """Of one replica."""
@@ -40,9 +47,9 @@ class Account:
         self._ledgers: dict[tuple[int, int], Ledger] = {}  # by size class and heat
         self.ledger: Ledger  # of the rounds at hand: see turn_to
         self.turn_to(1, 0)
-        self._credit = _FIRST_CREDIT  # undrafted rounds that may be spent on measuring
         self._plain: list[tuple[Shape, float]] = []  # the latest rounds that speculation had no part in
         self._undrafted_s = 0.0  # of a round without drafts like the latest
+        self._fair = 1.0  # of what rounds took of late, what they are taken to cost: the rest is the machine's mood
         self._excess = 1.0  # what the round before took over its forecast: one is a disturbance, two are not
         self._usual: dict[int, float] = {}  # by size class: undrafted rounds that one with drafts took last
 
@@ -54,20 +61,13 @@ class Account:
         """
         key = size_class(sequences), heat
         if key not in self._ledgers:
-            self._ledgers[key] = Ledger()
+            self._ledgers[key] = Ledger(key[0])
         self.ledger = self._ledgers[key]
         self.figures.ledger, self.figures.stopped = self.ledger.level, self.ledger.stopped
 
     def base_due(self, sequences: int, context: float) -> bool:
         """Whether rounds without drafts are to be measured: the less drafts bring, the closer both are watched."""
         return self.cost.base_due(sequences, context, self.gain.of(sequences))
-
-    def spend(self, loss: float) -> bool:
-        """Takes `loss` undrafted rounds from what may be spent on measuring, if that is left."""
-        if loss > self._credit:
-            return False
-        self._credit -= loss
-        return True
 
     @property
     def unseen(self) -> int:
@@ -105,33 +105,40 @@ class Account:
 
         Of its time nothing is learned.
         """
-        counted = min(took, _CLIP * self._usual.get(size_class(sequences), math.inf))
+        counted = min(self._fair * took, _CLIP * self._usual.get(size_class(sequences), math.inf))
         self.gain.observe(sequences, worth * sequences, counted)
         self.ledger.settle(worth, counted)
-        self._earn_credit(took)
-
-    def _earn_credit(self, took: float) -> None:
-        self._credit = min(self._credit + _MEASURING * took, _MOST_CREDIT)
 
     def observe(self, round: Took) -> None:
         """Learns from a round that speculation had a part in."""
         self._learn_plain()
-        shape, clear_s = round.shape, round.round_s - round.decided_s + round.draft_s
-        forecast = self.cost.observe(shape, round.round_s - round.decided_s, round.draft_s) or clear_s
+        shape, verify_s = round.shape, round.round_s - round.decided_s
+        clear_s = verify_s + round.draft_s
+        forecast = self.cost.observe(shape, verify_s, round.draft_s)
         undrafted = self.cost.undrafted(shape.sequences, shape.context)
         if round.own:
-            clipped = min(max(clear_s, forecast / _CLIP), _CLIP * forecast * self._excess)
-            counted = (clipped + round.decided_s) / undrafted
-            self._excess = max(clear_s / forecast, 1.0)
+            took_s = undrafted if round.plain else self._clipped(forecast, verify_s, round.draft_s)
+            counted = (took_s + round.decided_s) / undrafted
             if not shape.undrafted:
+                self._fair += _RECENT * (took_s / clear_s - self._fair)
                 self._usual[size_class(shape.sequences)] = counted
             self.gain.observe(shape.sequences, round.tokens, counted)
             self.ledger.settle(round.tokens / shape.sequences, counted)
-        self._earn_credit((clear_s + round.decided_s) / undrafted)
         self._undrafted_s, told = undrafted, self.figures
         told.depth += 0.05 * ((shape.rows - shape.sequences) / shape.sequences - told.depth)
-        told.forecast_error += 0.05 * (abs(clear_s - forecast) / max(clear_s, 1e-9) - told.forecast_error)
+        told.forecast_error += 0.05 * (abs(clear_s - forecast.whole_s) / max(clear_s, 1e-9) - told.forecast_error)
         self._tell(shape)
+
+    def _clipped(self, forecast: Forecast, verify_s: float, draft_s: float) -> float:
+        """Seconds of a round but for the machine's mood and disturbances, which are not speculation's."""
+        if forecast.sure:
+            verify_s = forecast.verify_s
+            if forecast.draft_s / _LIKELY < draft_s < _LIKELY * forecast.draft_s:
+                draft_s = forecast.draft_s
+        took_s, most = verify_s + draft_s, _CLIP * forecast.whole_s * self._excess
+        least = min(forecast.whole_s / _CLIP, _CLIP * took_s)
+        self._excess = max(took_s / forecast.whole_s, 1.0)
+        return min(max(took_s, least), most)
 
     def _tell(self, shape: Shape) -> None:
         """Of a round like this, learned from last."""

@@ -15,6 +15,7 @@ from outrider.workers.speculation.alarms import Alarms
 from outrider.workers.speculation.base_rounds import CALM
 from outrider.workers.speculation.hope import Hope
 from outrider.workers.speculation.known_times import Shape
+from outrider.workers.speculation.looked_up import NOTHING
 from outrider.workers.speculation.planning import Worth
 from outrider.workers.speculation.undisturbed import Undisturbed
 from outrider.workers.speculation.worths import Live, Worths
@@ -78,7 +79,9 @@ class AutoDepth:
         if self.account.ledger.stopped:
             return False
         hope = self._hopes.get(sequence_id)
-        return hope is None or hope.followed
+        if hope is None:
+            return True
+        return hope.followed and (self.depth(sequence_id) > 0 or not self.worths.found.carries(sequence_id))
 
     @property
     def resting(self) -> bool:
@@ -125,32 +128,41 @@ class AutoDepth:
         if measurable is not None:
             due = measurable and self.account.base_due(plain.sequences, plain.context)
             self._undisturbed.want(lane, due)
+        found = NOTHING
         if not self.resting:
             self._wake()
-            self.worths.price_of(plain)
+            found = self.worths.price_of(live, plain)
         if self.resting or not self._deepest:
             self._depths.update((each.sequence_id, 0) for each in live)
             return 1
         hopes = [self._hope(each.sequence_id) for each in live]
         if not any(hope.followed for hope in hopes):
-            for each, hope in zip(live, hopes, strict=True):
-                self._depths[each.sequence_id] = self._tried(each.sequence_id, hope, rounds)
-            self._sleep()
+            self._try({each.sequence_id: hope for each, hope in zip(live, hopes, strict=True)}, live[0], plain, rounds)
+            self._sleep(self.worths.trying(live[0], 1, plain))
             return 1
-        worth = self.worths.best_depths(live, plain)
+        worth = self.worths.best_depths(live, plain, found)
         pays = worth.gain > 0.0
-        drafts = pays or self.account.spend(-worth.gain / plain.sequences)
+        drafts = pays or self.account.ledger.spend(-worth.gain / plain.sequences)
+        without = {}
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
                 hope.worth()
-            self._depths[each.sequence_id] = depth if drafts and depth else self._tried(each.sequence_id, hope, rounds)
+            if drafts and depth:
+                self._depths[each.sequence_id] = depth
+            else:
+                without[each.sequence_id] = hope
+        self._try(without, live[0], plain, rounds)
         if pays and self.account.ledger.affords(_HELD_RISK):
             return HELD
         return 1 if drafts or self._trying else _HELD_IDLE
 
-    def _sleep(self) -> None:
-        """Nobody in the lane is followed: where that goes for all, few rounds are looked at until it ends."""
-        self._asleep = min([_MOST_ASLEEP, *[hope.waits for hope in self._hopes.values()]])
+    def _sleep(self, takes: float) -> None:
+        """Nobody in the lane is followed: where that goes for all, few rounds are looked at until it ends.
+
+        `takes`: undrafted rounds, to try one sequence.
+        """
+        until_due = min([hope.waits for hope in self._hopes.values()])
+        self._asleep = min(_MOST_ASLEEP, max(until_due, self.account.ledger.until_affords_to_measure(takes)))
 
     def _wake_up(self) -> None:
         """Counts the rounds that were slept through."""
@@ -169,14 +181,24 @@ class AutoDepth:
             for hope in list(self._hopes.values())[:_WOKEN]:
                 hope.wake()
 
-    def _tried(self, sequence_id: int, hope: Hope, rounds: int) -> int:
-        """A draft, if it is time to try a sequence for which none is worth it."""
-        if hope.due and self.account.ledger.affords(_TRY_RISK):
-            hope.tried()
-            self._trying.add(sequence_id)
-            return 1
-        hope.passed(rounds)
-        return 0
+    def _try(self, without: Mapping[int, Hope], like: Live, plain: Shape, rounds: int) -> None:
+        """A draft for each of those `without` any that it is time to try, if that can be afforded for all at once.
+
+        What starts drafting is the same for one as for many. None for those that lookup carries.
+        """
+        carried = self.worths.found.carries
+        due = [each for each, hope in without.items() if hope.due and not carried(each)]
+        takes = self.worths.trying(like, max(len(due), 1), plain)
+        affords = self.account.ledger.affords(_TRY_RISK) and self.account.ledger.affords_to_measure(takes)
+        if due and affords:
+            self.account.ledger.spend(takes)
+            self._trying.update(due)
+        for each, hope in without.items():
+            self._depths[each] = int(each in self._trying)
+            if each in self._trying:
+                hope.tried()
+            elif not carried(each):
+                hope.passed(rounds, trial=affords)
 
     def keep(self, made: Sequence[Made], base: Shape) -> list[int]:
         """How many leading drafts of each to verify. `base`: the round that they would join, without them.
@@ -213,7 +235,7 @@ class AutoDepth:
         if lost <= 0.0:
             return worth.counts
         whole = [len(each.leads) for each in made]
-        if not self.cost.stale(base.rows + sum(whole)) or not self.account.spend(lost):
+        if not self.cost.stale(base.rows + sum(whole)) or not self.account.ledger.spend(lost):
             return worth.counts
         return whole
 
@@ -261,8 +283,9 @@ class AutoDepth:
             if own is not None and each.judged:
                 self.warnings += self.alarms.judged(own.made, each.judged, each.accepted, gap=each.gap)
             hope = self._hopes.get(each.sequence_id)
-            if each.accepted and own is not None and hope is not None:
+            if each.accepted and own is not None and hope is not None and hope.idle:
                 hope.stood()
+                self.account.ledger.refund(each.accepted / len(outcomes))
         stride = max(-(-len(outcomes) // _MOST_TAUGHT), 1)
         self._turn += 1
         taught = outcomes[self._turn % stride :: stride]
@@ -275,6 +298,7 @@ class AutoDepth:
         self._hopes.pop(sequence_id, None)
         self._depths.pop(sequence_id, None)
         self._trying.discard(sequence_id)
+        self.worths.found.forget(sequence_id)
         self.acceptance.forget(sequence_id)
 
     def _hope(self, sequence_id: int) -> Hope:

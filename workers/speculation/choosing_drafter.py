@@ -35,6 +35,10 @@ class Worths(Protocol):
         """How many of the looked-up drafts are worth verifying, and what they bring above their price, in tokens."""
         ...
 
+    def chose(self, sequence_id: int, kept: list[Draft]) -> None:
+        """So much of what was looked up was chosen for the sequence: nothing where a model is to draft."""
+        ...
+
     def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
         """The model whose `steps` drafts are worth most, with `sharing` sequences to share them, and how much."""
         ...
@@ -109,7 +113,15 @@ class ChoosingDrafter:
             return None, []
         only = only_drafter(sequence.request.params, self._speculation, self._models)
         if only is not None:
-            return (None, proposal) if only == LOOKUP else (only, [])
+            model, kept = (None, proposal) if only == LOOKUP else (only, list[Draft]())
+        else:
+            model, kept = self._worthiest(sequence_id, steps, sharing, proposal)
+        self._worths.chose(sequence_id, kept)
+        return model, kept
+
+    def _worthiest(
+        self, sequence_id: int, steps: int, sharing: int, proposal: list[Draft]
+    ) -> tuple[str | None, list[Draft]]:
         if not proposal and len(self._models) < 2:
             return next(iter(self._models), None), []
         kept, worth = self._worths.looked_up(proposal)

@@ -10,6 +10,7 @@ than twice as many rows as any yet nothing is known.
 import math
 from collections.abc import Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,24 @@ _VERIFYING = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05, 0.03)
 _DRAFTING = (0.03, 0.02, 0.1, 0.08, 0.01)  # first shape: following, token followed, drafting, step, draft
 _TABLE_EVERY, _TABLES_AT_ONCE = 32, 16
 _SMALLEST_TABLE = 64  # rows
-_SPEED_RATE, _SPEED_CLIP, _SPEED_KEPT = 0.05, 1.5, 0.98
+_SPEED_RATE, _SPEED_CLIP, _SPEED_KEPT = 0.05, 1.5, 0.995
 _LEAST_SHARE = 0.67  # of a measured round without drafts: what one of shorter context is taken to last
+_HOPED = 0.5  # of what a row beyond the widest round yet should add: a hope too low is put right by one round
 _TAUGHT = 4  # of rounds in a row without drafts, so many teach the model too
 _ODD = 2.0  # times what was forecast, of the making of drafts
 _SURPRISE = 1.2  # times what was forecast, of a shape that is hardly known: learned from at once
+
+
+class Forecast(NamedTuple):
+    """What a round was expected to take."""
+
+    verify_s: float  # to the verdict
+    draft_s: float  # from there to the drafts
+    sure: bool  # whether rounds of as many rows are known
+
+    @property
+    def whole_s(self) -> float:
+        return self.verify_s + self.draft_s
 
 
 class RoundCost:
@@ -64,28 +78,29 @@ class RoundCost:
         return self._drafting_line(drafter)
 
     def _drafting_line(self, drafter: str) -> Line:
-        if drafter not in self._drafting:  # on the scale of the rounds that are known
+        line = self._drafting.get(drafter)
+        if line is None or not line.seen:  # on the scale of the rounds that are known by now
             scale = self._known.by_rows[1] / sum(_VERIFYING[:3])
             line = self._drafting[drafter] = Line([scale * part for part in _DRAFTING], memory=_MEMORY)
             self._known = self._known._replace(drafting={**self._known.drafting, drafter: line.coefficients})
-        return self._drafting[drafter]
+        return line
 
     @property
     def known(self) -> bool:
         """Whether any round was seen."""
         return self._rounds > 0
 
-    def observe(self, shape: Shape, round_s: float, draft_s: float) -> float:
+    def observe(self, shape: Shape, round_s: float, draft_s: float) -> Forecast:
         """Learns from a round: `round_s` until its tokens were handed out, `draft_s` from there to its drafts.
 
-        The machine's speed is told only by rounds whose like is known: others tell what their shape takes. Returns the
-        seconds that were forecast, 0 for the first round. What is news is made known when it is asked for next.
+        The machine's speed is told only by rounds whose like is known: others tell what their shape takes. Returns what
+        was forecast. What is news is made known when it is asked for next.
         """
         features, news = self._features(shape), False
         drafting = self._drafting_line(shape.drafter) if shape.followed or shape.drafts else None
-        forecast = self._seconds(shape) if self.known else 0.0
-        ratio = (round_s + draft_s) / forecast if forecast else 1.0
-        if self._cells.known(shape.rows):
+        forecast = self._forecast(shape) if self.known else Forecast(round_s, draft_s, sure=False)
+        ratio = (round_s + draft_s) / forecast.whole_s
+        if forecast.sure:
             self._speed **= _SPEED_KEPT  # what lasts is the model's to learn: of speed alone nothing would hold it
             self._speed *= 1.0 + _SPEED_RATE * (min(max(ratio, 1 / _SPEED_CLIP), _SPEED_CLIP) - 1.0)
         else:
@@ -100,7 +115,7 @@ class RoundCost:
         if not (shape.undrafted and shape.ready):  # what these take more is not their number's doing
             self._cells.observe(shape.rows, relative_s / max(self._verifying.seconds(features), 1e-9))
         if (base := self._bases.get(size_class(shape.sequences))) is not None:
-            base.compare(shape, round_s)
+            base.compare(self._speed)
         self._most = max(self._most, 2 * shape.rows)
         due = self._rounds == 1 or self._rounds % _TABLE_EVERY == 0
         self._untold = due or self._untold or news or self._rounds <= _TABLES_AT_ONCE
@@ -125,16 +140,17 @@ class RoundCost:
                 line.solve()
         self._tabulate(max(len(self._known.by_rows) - 1, self._most))
 
-    def forecast(self, shape: Shape) -> float:
-        """Seconds to its verdict and from there to its drafts."""
+    def forecast(self, shape: Shape) -> Forecast:
+        """Of a round."""
         self._tell()
         if shape.followed or shape.drafts:
             self._drafting_line(shape.drafter)
-        return self._seconds(shape)
+        return self._forecast(shape)
 
-    def _seconds(self, shape: Shape) -> float:
+    def _forecast(self, shape: Shape) -> Forecast:
         self._reach(shape.rows)
-        return self._speed * (self._known.verify(shape) + self._known.draft(shape))
+        known, speed = self._known, self._speed
+        return Forecast(speed * known.verify(shape), speed * known.draft(shape), self._cells.known(shape.rows))
 
     def undrafted(self, sequences: int, context: float) -> float:
         """Seconds of a round that speculation has no part in: as measured, if any of about that size were."""
@@ -143,7 +159,7 @@ class RoundCost:
         if base is None or not base.known:
             return self._speed * modelled
         longer = modelled / self._known.plain(*base.like)
-        return base.seconds * min(max(longer, _LEAST_SHARE), 1.0)  # of a longer one another burst tells
+        return self._speed * base.relative * min(max(longer, _LEAST_SHARE), 1.0)  # of a longer one another burst tells
 
     def plain(self, sequences: int, context: float) -> float:
         """Relative seconds of the same."""
@@ -151,14 +167,14 @@ class RoundCost:
 
     def measured(self, rounds: Sequence[tuple[Shape, float]]) -> None:
         """Rounds in a row that speculation had no part in, and what they took; where lanes differ, each for itself."""
+        speed = self._speed
         for shape, round_s in rounds[-_TAUGHT:]:
             self.observe(shape, round_s, 0.0)
-        known_rows = self._cells.known_rows()
         for sequences in {size_class(shape.sequences): shape.sequences for shape, _ in rounds}.values():
             alike = [(shape, seconds) for shape, seconds in rounds if shape.sequences == sequences]
             like = Plain(sequences, fmean([shape.context for shape, _ in alike]))
             base = self._bases.setdefault(size_class(sequences), BaseRounds())
-            base.measured(self._rounds, like, [seconds for _, seconds in alike], self._known, known_rows)
+            base.measured(self._rounds, like, [seconds for _, seconds in alike], speed)
 
     def base_known(self, sequences: int) -> bool:
         """Whether rounds without drafts, of about so many sequences, were ever measured."""
@@ -222,6 +238,7 @@ class RoundCost:
         experts, woken = self._experts
         rows = np.arange(most + 1)
         line = fixed + row * rows + expert * experts * (1.0 - (1.0 - woken / experts) ** rows)
+        line[self._widest + 1 :] = line[self._widest] + _HOPED * (line[self._widest + 1 :] - line[self._widest])
         self._table = np.maximum.accumulate(line * self._cells.factors(most))
         drafting = {drafter: line.coefficients for drafter, line in self._drafting.items()}
         self._known, self._added = KnownTimes(self._table.tolist(), self._verifying.coefficients, drafting), {}

@@ -5,13 +5,15 @@ Pure: seconds are given to it. Depths never change the text, so any rule would d
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.engine.round import RUNNING, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import LOOKUP, MAX_DRAFT_TOKENS, MTP
+from outrider.workers.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.speculation.acceptance import Kind, Made, Pending
 from outrider.workers.speculation.auto_depth import DEEPEST, HELD, AutoDepth
 from outrider.workers.speculation.drafter import Draft
@@ -111,6 +113,8 @@ class DepthPolicy:
             kind = self._kinds[sequence.sequence_id] = Kind.of(model, sequence.request.params.temperature)
             self._heats[kind.heat] += 1
             self._auto.meet()
+            if sequence.request.params.drafter in (None, AUTO, LOOKUP):
+                self._auto.worths.found.meet(sequence.sequence_id)
             self._auto.account.turn_to(max(self._together + 1, self.expected), self._heat)
         return kind
 
@@ -266,6 +270,11 @@ class DepthPolicy:
         worths = {name: self._auto.worths.model(sequence_id, kind.by(name), steps, sharing) for name in self._models}
         best = max(worths, key=worths.__getitem__)
         return best, worths[best]
+
+    def chose(self, sequence_id: int, kept: list[Draft]) -> None:
+        """What was looked up for the sequence is to be verified so far; nothing: a model drafts, or nobody."""
+        tokens = sum(accumulate([draft.confidence for draft in kept], mul))
+        self._auto.worths.found.add(sequence_id, len(kept), tokens)
 
     def _plan(self, lane: int, going: Mapping[int, int], whole: bool, rounds: int) -> None:
         """Sets the depths of a lane's sequences, by id with their tokens, after so many rounds."""

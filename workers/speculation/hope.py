@@ -5,7 +5,7 @@ longer waits, and followed a few rounds ahead of that, so that the drafter has s
 """
 
 _TRIES = 2  # first drafts of a sequence, whatever the fleet's acceptance
-_LET_GO = 6  # rounds without drafts
+_LET_GO = 4  # rounds without drafts
 _FIRST_WAIT, _LONGEST_WAIT = 32, 256  # rounds without drafts before a probe
 _AHEAD = 2  # rounds that it is followed before
 _ROUNDS = 2  # of one probe
@@ -54,9 +54,10 @@ class Hope:
 
     def stood(self) -> None:
         """A draft that did not seem worth it was accepted: another follows. Once in a while is too little."""
-        if self.idle:
-            self.idle, self._tries = 1, max(self._tries - 1, 0)
+        self.idle, self._tries = 1, max(self._tries - 1, 0)
 
-    def passed(self, rounds: int = 1) -> None:
-        """So many without drafts."""
+    def passed(self, rounds: int = 1, *, trial: bool = True) -> None:
+        """So many without drafts. Without a `trial` in view it does not get that far: following it is not for free."""
         self.idle += rounds
+        if not trial:
+            self.idle = min(self.idle, self._wait - _AHEAD - 1)

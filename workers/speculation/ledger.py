@@ -5,17 +5,24 @@ and pays what they cost, up to a cap; while it is empty nobody drafts. So over a
 behaves, what was lost is at most the cap, that share of the stretch, and the round that emptied it.
 """
 
+import math
+
 SHARE = 0.01  # of the undrafted time that may be lost
-FIRST, CAP = 12.0, 24.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
+CAP = 24.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
+_FIRST, _FEWER, _LEAST = 14.0, 2.0, 6.0  # of these at first; for each size class; for any: many sequences tell sooner
 _RESUME = 4.0  # to be earned before speculation is tried again: with less nothing is learned of it
+_MEASURING = 0.005  # of all time, what may knowingly be lost to measuring
+_MOST_CREDIT = 4.0  # undrafted rounds, and at first
 
 
 class Ledger:
-    """What is left to lose."""
+    """What is left to lose, and how much of it to measuring."""
 
-    def __init__(self, share: float = SHARE, cap: float = CAP) -> None:
+    def __init__(self, size: int = 0, share: float = SHARE, cap: float = CAP) -> None:
+        """`size`: the class of the numbers of sequences, see gain.size_class."""
         self._share, self._cap = share, cap
-        self.level = min(FIRST, cap)
+        self.level = min(max(_FIRST - _FEWER * size, _LEAST), cap)
+        self._credit = _MOST_CREDIT
         self.stopped = False
         self.stops = 0
         self._resumed_after = 0
@@ -23,12 +30,14 @@ class Ledger:
     def earn(self, worth: float) -> None:
         """`worth` rounds went by that speculation had no part in."""
         self.level = min(self.level + self._share * worth, self._cap)
+        self.refund(_MEASURING * worth)
         if self.stopped:
             self.stopped = self.level < _RESUME
 
     def settle(self, worth: float, took: float) -> None:
         """A round brought each sequence the tokens of `worth` undrafted rounds, and took the time of `took`."""
         self.level = min(self.level + self._share * worth + worth - took, self._cap)
+        self.refund(_MEASURING * took)
         if self.stopped:
             self.stopped = self.level < _RESUME
         elif self.level <= 0.0:
@@ -45,3 +54,22 @@ class Ledger:
     def affords(self, rounds: float) -> bool:
         """Whether so much may be risked now."""
         return not self.stopped and self.level > rounds
+
+    def affords_to_measure(self, loss: float) -> bool:
+        """Whether so much may be lost to measuring now."""
+        return loss <= self._credit
+
+    def until_affords_to_measure(self, loss: float) -> int:
+        """How many rounds it takes to earn that, if nothing is lost before."""
+        return math.ceil(max(loss - self._credit, 0.0) / _MEASURING)
+
+    def spend(self, loss: float) -> bool:
+        """Takes `loss` from what may be lost to measuring, if that is left."""
+        if not self.affords_to_measure(loss):
+            return False
+        self._credit -= loss
+        return True
+
+    def refund(self, gain: float) -> None:
+        """What was measured brought something after all."""
+        self._credit = min(self._credit + gain, _MOST_CREDIT)

@@ -34,10 +34,6 @@ class RowCells:
         """Whether as many rounds of so many rows were seen as it takes to know them."""
         return self._seen.get(_cell(rows), 0.0) >= _FEW
 
-    def known_rows(self) -> frozenset[int]:
-        """Numbers of rows, up to those that share a cell, that are known."""
-        return frozenset(rows for rows in self._seen if rows <= _SINGLE and self.known(rows))
-
     def stale(self, rows: int) -> bool:
         """Whether none was seen for long, or few ever."""
         cell = _cell(rows)

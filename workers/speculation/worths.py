@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from outrider.workers.speculation.acceptance import Acceptance, Kind, Made
 from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.known_times import Shape
+from outrider.workers.speculation.looked_up import NOTHING, LookedUp, LookedUps
 from outrider.workers.speculation.planning import (
     Depths,
     DraftSeconds,
@@ -29,7 +30,6 @@ from outrider.workers.speculation.planning import (
 _CAUTION = 1.02  # what a second must bring with drafts over what it brings without
 _PRICE_STEPS = 2
 _FEW = 32  # drafts, up to which lists are faster than arrays
-_TOKENS_FOLLOWED = 1.5  # a round, of a sequence: about
 
 
 class Live(NamedTuple):
@@ -54,16 +54,33 @@ class Worths:
 
     def __init__(self, acceptance: Acceptance, cost: RoundCost, deepest: int) -> None:
         self._acceptance, self._cost, self._deepest = acceptance, cost, deepest
+        self.found = LookedUps()
         self._promise = 1.0  # how much faster the depths set last should make it
         self._price = self._row_price = 0.0  # tokens that a second, and a further row, must bring
+        self._row_s = 0.0
         self._terms: dict[tuple[int, int, int], _Terms] = {}  # by round and drafts, while the price stands
 
-    def price_of(self, plain: Shape, promise: float = 1.0) -> None:
-        """Sets the price for rounds like `plain`, which drafts should make `promise` times as fast."""
+    def price_of(self, live: Sequence[Live], plain: Shape) -> LookedUp:
+        """Sets the price for rounds like `plain`, as long as models have no part in them.
+
+        Gives what is looked up for its sequences, which is what drafts promise then.
+        """
+        self._set_price(plain, 1.0)
+        found = self.found.of([each.sequence_id for each in live])
+        if found.tokens:
+            self._set_price(plain, self._promised(plain, found.tokens, found.rows * self._row_s))
+        return found
+
+    def _set_price(self, plain: Shape, promise: float) -> None:
         self._promise, self._terms = promise, {}
         self._price = self._price_at(plain)
-        row = self._cost.further_row(plain.rows) + self._cost.slot(plain.context / plain.sequences)
-        self._row_price = self._price * row
+        self._row_s = self._cost.further_row(plain.rows) + self._cost.slot(plain.context / plain.sequences)
+        self._row_price = self._price * self._row_s
+
+    def _promised(self, plain: Shape, tokens: float, takes_s: float) -> float:
+        """How much faster drafts make rounds like `plain` that bring so many tokens more and take so much longer."""
+        plain_s = self._cost.plain(plain.sequences, plain.context)
+        return (1.0 + tokens / plain.sequences) / (1.0 + takes_s / plain_s)
 
     def _price_at(self, base: Shape) -> float:
         plain_s = self._cost.plain(base.sequences, base.context)
@@ -86,23 +103,29 @@ class Worths:
         making = (first + step * steps) / max(sharing, 1) + draft * steps
         return worth_of_rows(survivals, self._row_price)[1] - self._price * making
 
-    def best_depths(self, live: Sequence[Live], plain: Shape) -> Depths:
+    def best_depths(self, live: Sequence[Live], plain: Shape, found: LookedUp = NOTHING) -> Depths:
         """At the price that they promise themselves, which is set then: time that brings more elsewhere is worth more.
 
-        What is best at one price promises a higher one, until both agree (Dinkelbach's method); two steps are enough.
+        `found`: what `price_of` gave for these, just now. What is best at one price promises a higher one, until both
+        agree (Dinkelbach's method); two steps are enough.
         """
-        plain_s = self._cost.plain(plain.sequences, plain.context)
+        left = 1.0 - found.share / len(live)  # of the rounds, to models
+        following, token, *_ = self._cost.drafting(live[0].kind.drafter).coefficients
         for _ in range(_PRICE_STEPS):
             depths = self._depths(live, plain)
-            takes = (depths.brings - depths.gain) / self._price
-            promise = (1.0 + depths.brings / plain.sequences) / (1.0 + takes / plain_s)
+            brings = found.tokens + left * depths.brings
+            upkeep_s = self._cost.readiness + following + token * (len(live) + brings)
+            takes_s = found.rows * self._row_s + left * (depths.brings - depths.gain) / self._price + upkeep_s
+            promise = self._promised(plain, brings, takes_s)
             if promise <= self._promise:
-                return depths
-            self.price_of(plain, promise)
-        return self._depths(live, plain)
+                break
+            self._set_price(plain, promise)
+        else:
+            depths = self._depths(live, plain)
+        return depths._replace(gain=left * depths.gain - self._price * upkeep_s)
 
     def _depths(self, live: Sequence[Live], plain: Shape) -> Depths:
-        drafting = self._draft_seconds(live[0].kind.drafter, len(live))
+        drafting = DraftSeconds(*self._cost.drafting(live[0].kind.drafter).coefficients[2:])
         more_rows = self._cost.more_rows(plain.rows, len(live) * self._deepest)
         if len(live) == 1:
             survivals = self._acceptance.foreseen_alone(live[0].sequence_id, live[0].kind)
@@ -112,11 +135,12 @@ class Worths:
         foreseen = self._acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
         return depths_worth(foreseen, slots_s, more_rows, drafting, self._price)
 
-    def _draft_seconds(self, drafter: str, sequences: int) -> DraftSeconds:
-        """The upkeep of the sequences is part of it: what does not pay for that is not worth following."""
-        following, token, first, step, draft = self._cost.drafting(drafter).coefficients
-        upkeep = self._cost.readiness + following + _TOKENS_FOLLOWED * token * sequences
-        return DraftSeconds(first + upkeep, step, draft)
+    def trying(self, like: Live, sequences: int, plain: Shape) -> float:
+        """Undrafted rounds that a draft for each of so many sequences takes, whatever it brings."""
+        _, _, first, step, draft = self._cost.drafting(like.kind.drafter).coefficients
+        each_s = draft + self._cost.slot(like.context)
+        takes_s = first + step + sequences * each_s + float(self._cost.more_rows(plain.rows, sequences)[sequences])
+        return takes_s / self._cost.plain(plain.sequences, plain.context)
 
     def slots(self, made: Sequence[Made], base: Shape) -> Worth:
         """How many leading drafts of each are worth verifying. `base`: the round that they would join, without them.

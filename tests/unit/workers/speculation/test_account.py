@@ -1,5 +1,7 @@
 """What rounds took and brought, booked where it belongs."""
 
+import math
+
 import pytest
 
 from outrider.workers.engine.request import SpeculationFigures
@@ -52,10 +54,10 @@ def test_sizes_and_heats_have_ledgers_of_their_own() -> None:
 def test_rounds_without_drafts_are_measured_at_first_and_again_after_a_while() -> None:
     of = Account((1, 1), SpeculationFigures())
     assert of.base_due(1, 100.0)
-    of = account()
+    of.observe_base([(Shape(1, 1, 100.0, 100.0), 0.010)] * BURST)
     assert not of.base_due(1, 100.0)
     assert of.base_due(2, 200.0)
-    for _ in range(40):
+    for _ in range(20):
         of.observe(took(of, rows=2, tokens=1))
 
     assert of.base_due(1, 100.0)
@@ -87,3 +89,35 @@ def test_rounds_of_which_only_the_sums_are_known_are_settled_too() -> None:
 
     assert other.ledger.level == pytest.approx(one.ledger.level, abs=0.3)
     assert other.gain.of(1) == pytest.approx(one.gain.of(1), rel=0.02)
+
+
+def test_a_forecast_that_is_far_off_costs_the_ledger_no_more_than_was_seen() -> None:
+    of = account()
+    before = of.ledger.level
+    of.cost.drafting("mtp").coefficients[2] = 5.0  # relative seconds, to start drafting: never seen, and quite wrong
+    of.observe(Took(Shape(1, 3, 100.0, 300.0, steps=1, drafts=1, followed=1), 3, 0.020, 0.002, 0.0, True))
+
+    assert before - 1.0 < of.ledger.level
+
+
+def test_the_machines_moods_are_not_charged_to_speculation() -> None:
+    """Rounds of three drafts that break even, on a machine that is slower for a while, again and again."""
+    of, lowest = account(), math.inf
+    for number in range(600):
+        slow = 1.3 if number // 50 % 2 else 1.0
+        if of.base_due(1, 100.0):
+            of.observe_base([(Shape(1, 1, 100.0, 100.0), 0.010 * slow)] * BURST)
+        of.cost.more_rows(1, 3)  # as is asked before each round
+        of.observe(Took(Shape(1, 3, 100.0, 300.0, ready=True), 3, 0.030 * slow, 0.0, 0.0, True))
+        lowest = min(lowest, of.ledger.level)
+
+    assert lowest > 6.0
+
+
+def test_a_round_without_any_part_for_drafts_costs_nothing_however_long_it_takes() -> None:
+    of = account()
+    before = of.ledger.level
+    for _ in range(20):
+        of.observe(Took(Shape(1, 1, 100.0, 100.0), 1, 0.020, 0.0, 0.0, True))
+
+    assert of.ledger.level >= before

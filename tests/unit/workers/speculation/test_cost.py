@@ -46,7 +46,7 @@ def test_rounds_that_were_not_seen_are_forecast_within_a_tenth() -> None:
             sequences, rng.randint(0, 4 * sequences), context=rng.choice((50, 400, 900)), steps=rng.randint(0, 4)
         )
         wanted = 1.05 * sum(seconds(of))
-        errors.append(abs(cost.forecast(of) - wanted) / wanted)
+        errors.append(abs(cost.forecast(of).whole_s - wanted) / wanted)
 
     assert np.mean(errors) < 0.1
 
@@ -71,15 +71,15 @@ def test_a_machine_that_slows_down_is_followed() -> None:
     for _ in range(80):
         cost.observe(of, *(3 * took for took in seconds(of)))
 
-    assert cost.forecast(of) == pytest.approx(3 * sum(seconds(of)), rel=0.1)
+    assert cost.forecast(of).whole_s == pytest.approx(3 * sum(seconds(of)), rel=0.1)
 
 
 def test_one_disturbed_round_hardly_moves_a_forecast() -> None:
     cost, of = taught(300, noise=0.0), shape(2, 3)
-    before = cost.forecast(of)
+    before = cost.forecast(of).whole_s
     cost.observe(of, *(100 * took for took in seconds(of)))
 
-    assert cost.forecast(of) == pytest.approx(before, rel=0.1)
+    assert cost.forecast(of).whole_s == pytest.approx(before, rel=0.1)
 
 
 def test_numbers_of_rows_that_were_not_seen_for_long_are_to_be_measured_again() -> None:
@@ -100,9 +100,34 @@ def test_each_drafter_has_a_time_of_its_own() -> None:
         cost.observe(quick, seconds(quick)[0], 1e-5)
     wanted = shape(1, 1, steps=3)
 
-    slow, quick = cost.forecast(wanted), cost.forecast(wanted._replace(drafter="lookup"))
+    slow, quick = (cost.forecast(each).whole_s for each in (wanted, wanted._replace(drafter="lookup")))
     assert slow == pytest.approx(sum(seconds(wanted)), rel=0.1)
     assert quick < seconds(wanted)[0] + 0.2 * seconds(wanted)[1]
+
+
+def test_a_drafter_that_was_asked_about_before_anything_was_known_is_on_the_scale_of_the_rounds_since() -> None:
+    cost = RoundCost(EXPERTS)
+    cost.drafting("mtp")
+    for _ in range(20):
+        cost.observe(shape(1, 0), *seconds(shape(1, 0)))
+
+    assert cost.forecast(shape(1, 0, steps=1)).draft_s < sum(seconds(shape(1, 0)))
+
+
+def test_rows_beyond_the_widest_round_are_hoped_to_be_cheap_until_some_were_run() -> None:
+    cost = RoundCost(EXPERTS)
+
+    def run(rows: int) -> None:
+        cost.observe(shape(1, rows - 1), 0.001 + 0.0005 * rows, 0.0)
+
+    for number in range(60):
+        run(number % 4 + 1)
+    hoped = cost.forecast(shape(1, 7)).verify_s
+    for _ in range(12):
+        run(8)
+
+    assert 0.003 < hoped < 0.0045
+    assert cost.forecast(shape(1, 7)).verify_s == pytest.approx(0.005, rel=0.1)
 
 
 def test_a_line_finds_its_coefficients_and_none_below_zero() -> None:

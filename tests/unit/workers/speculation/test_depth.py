@@ -143,7 +143,7 @@ DOUBTFUL = [Draft(1, 9.0), Draft(2, 0.0), Draft(3, 0.0), Draft(4, 9.0)]
 def taught() -> DepthPolicy:
     policy = DepthPolicy("auto")
     play(policy, None, 200, step_s=0.001, accept_all=True)
-    policy._auto.account._credit = 0.0  # for trying things
+    policy._auto.account.ledger._credit = 0.0  # for trying things
     return policy
 
 
@@ -173,7 +173,7 @@ def test_drafts_without_an_alternative_have_a_lead_without_end_and_are_verified(
 
 def test_a_sequence_of_fixed_depth_is_always_followed_and_one_under_auto_while_it_pays() -> None:
     policy = DepthPolicy("auto")
-    play(policy, None, 48, step_s=0.002, accept_all=False)
+    play(policy, None, 96, step_s=0.002, accept_all=False)
 
     assert policy.follows(sequence(4))
     assert not policy.follows(sequence(None))

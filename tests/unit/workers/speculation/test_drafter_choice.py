@@ -72,12 +72,16 @@ class Told:
 
     def __init__(self, best: str | None = MTP, *, resting: bool = False) -> None:
         self.best, self.resting = best, resting
+        self.told: list[int] = []  # how many looked-up drafts were chosen
 
     def looks_up(self, sequence_id: int) -> bool:
         return not self.resting
 
     def looked_up(self, proposal: list[Draft]) -> tuple[int, float]:
         return worth_of_rows(accumulate([draft.confidence for draft in proposal], mul), 0.1)
+
+    def chose(self, sequence_id: int, kept: list[Draft]) -> None:
+        self.told.append(len(kept))
 
     def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
         return (self.best, 1.0) if steps and self.best else (None, 0.0)
@@ -101,6 +105,15 @@ def chosen(
 
 
 SURE, UNSURE = [0.97] * 8, [0.1, 0.05]
+
+
+def test_what_is_looked_up_for_a_sequence_is_told() -> None:
+    told = [Told() for _ in range(3)]
+    chosen(SURE, worths=told[0])
+    chosen(UNSURE, worths=told[1])
+    chosen([], worths=told[2])
+
+    assert [each.told for each in told] == [[8], [0], [0]]
 
 
 def test_the_drafts_that_are_worth_more_are_taken_and_the_models_steps_spared() -> None:

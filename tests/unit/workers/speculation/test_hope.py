@@ -38,6 +38,19 @@ def test_it_is_let_go_between_and_followed_ahead_of_a_try() -> None:
     assert all(followed[number - ahead] for number in tried[2:] for ahead in (0, 1, 2))
 
 
+def test_while_no_trial_can_be_afforded_it_is_not_followed_for_one() -> None:
+    hope, followed = Hope(), []
+    for _ in range(200):
+        hope.passed(trial=False)
+        followed.append(hope.followed)
+    waits = hope.waits
+    hope.passed()
+
+    assert not any(followed[8:])
+    assert waits == 1
+    assert hope.followed
+
+
 def test_one_whose_draft_stands_against_expectation_is_tried_again_at_once() -> None:
     hope = Hope()
     for _ in range(20):

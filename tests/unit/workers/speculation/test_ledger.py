@@ -49,6 +49,26 @@ def test_what_is_not_there_cannot_be_risked() -> None:
     assert not ledger.affords(CAP + 1)
 
 
+def test_many_sequences_start_with_less_since_they_tell_sooner_what_drafts_bring() -> None:
+    assert Ledger(size=0).level > Ledger(size=4).level > 0.0
+    assert Ledger(size=4).level == Ledger(size=9).level
+
+
+def test_what_may_be_lost_to_measuring_is_a_small_share_of_all_time() -> None:
+    ledger = Ledger()
+    while ledger.spend(0.5):
+        pass
+    assert not ledger.affords_to_measure(0.5)
+    wait = ledger.until_affords_to_measure(0.5)
+    for _ in range(wait):
+        assert not ledger.spend(0.5)
+        ledger.settle(worth=1.0, took=1.0)
+
+    assert wait >= 50
+    assert ledger.spend(0.5)
+    assert ledger.until_affords_to_measure(0.0) == 0
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_over_any_stretch_the_loss_is_bounded(seed: int) -> None:
     """An adversary sets what every speculated round brings, with any plan it likes."""

@@ -1,0 +1,56 @@
+"""What prompt lookup carries of the live sequences."""
+
+import pytest
+
+from outrider.workers.speculation.looked_up import LookedUps
+
+
+def carried(sequence_id: int, found: LookedUps, rounds: int = 12) -> LookedUps:
+    """A sequence whose every round has eight looked-up drafts, of which six should stand."""
+    found.meet(sequence_id)
+    for _ in range(rounds):
+        found.add(sequence_id, 8, 6.0)
+    return found
+
+
+def test_a_sequence_whose_drafts_are_looked_up_is_carried_until_a_few_rounds_go_without() -> None:
+    found = carried(1, LookedUps())
+    assert found.carries(1)
+    assert found.of([1]) == pytest.approx((1.0, 8.0, 6.0), rel=0.05)
+
+    for _ in range(3):
+        found.add(1, 0, 0.0)
+
+    assert not found.carries(1)
+
+
+def test_a_new_sequence_is_as_all_are() -> None:
+    found = carried(1, LookedUps(), rounds=400)
+    found.meet(2)
+
+    assert found.carries(2)
+    assert found.of([1, 2]).tokens == pytest.approx(12.0, rel=0.2)
+
+
+def test_one_that_nothing_may_be_looked_up_for_is_not_carried_whatever_others_are() -> None:
+    found = carried(1, LookedUps(), rounds=400)
+    found.add(3, 8, 6.0)
+
+    assert not found.carries(3)
+    assert found.of([3]) == (0.0, 0.0, 0.0)
+
+
+def test_what_ended_is_forgotten() -> None:
+    found = carried(1, LookedUps())
+    found.forget(1)
+
+    assert not found.carries(1)
+
+
+def test_where_nothing_is_ever_found_nobody_is_carried() -> None:
+    found = LookedUps()
+    found.meet(1)
+    for _ in range(10):
+        found.add(1, 0, 0.0)
+
+    assert found.of([1]) == (0.0, 0.0, 0.0)

@@ -1,0 +1,65 @@
+"""What prompt lookup carries of the live sequences of late: time that models would spend there is worth more. Pure."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+_MEMORY = 3.0  # rounds: what is copied has ends, and time is worth what it brings there
+_FLEET_WEIGHT, _FLEET_MEMORY = 2.0, 200.0  # rounds: a new sequence's usual ones; all sequences'
+_CARRIED = 0.5  # of its rounds have looked-up drafts: a sequence that lookup carries
+
+
+class LookedUp(NamedTuple):
+    """In a round."""
+
+    share: float = 0.0  # how often drafts are looked up
+    rows: float = 0.0  # drafts
+    tokens: float = 0.0  # of these that should stand
+
+
+NOTHING = LookedUp()
+
+
+class LookedUps:
+    """Of each live sequence that may be looked up for; a new one is as all are."""
+
+    def __init__(self) -> None:
+        self._fleet = NOTHING
+        self._own: dict[int, tuple[float, LookedUp]] = {}  # rounds; their mean
+
+    def meet(self, sequence_id: int) -> None:
+        """A sequence came that may be looked up for."""
+        self._own[sequence_id] = _FLEET_WEIGHT, self._fleet
+
+    def add(self, sequence_id: int, rows: int, tokens: float) -> None:
+        """A round of the sequence has so many looked-up drafts, of which `tokens` should stand."""
+        if (not rows and not self._fleet.share) or sequence_id not in self._own:
+            return
+        new = LookedUp(float(rows > 0), rows, tokens)
+        weight, own = self._own[sequence_id]
+        weight = min(weight + 1.0, _MEMORY)
+        self._own[sequence_id] = weight, _towards(own, new, 1.0 / weight)
+        self._fleet = _towards(self._fleet, new, 1.0 / _FLEET_MEMORY)
+
+    def of(self, sequence_ids: Iterable[int]) -> LookedUp:
+        """Summed over these."""
+        if not self._fleet.share:
+            return NOTHING
+        share = rows = tokens = 0.0
+        for each in sequence_ids:
+            own = self._of(each)
+            share, rows, tokens = share + own.share, rows + own.rows, tokens + own.tokens
+        return LookedUp(share, rows, tokens)
+
+    def carries(self, sequence_id: int) -> bool:
+        """Whether the sequence's drafts mostly are looked up."""
+        return self._of(sequence_id).share >= _CARRIED
+
+    def _of(self, sequence_id: int) -> LookedUp:
+        return self._own[sequence_id][1] if sequence_id in self._own else NOTHING
+
+    def forget(self, sequence_id: int) -> None:
+        self._own.pop(sequence_id, None)
+
+
+def _towards(old: LookedUp, new: LookedUp, by: float) -> LookedUp:
+    return LookedUp(*[before + by * (after - before) for before, after in zip(old, new, strict=True)])
