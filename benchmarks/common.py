@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -31,12 +32,23 @@ def windows(texts: list[list[int]], length: int, count: int) -> list[list[list[i
 
 
 def interleaved(arms: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, list[float]]:
-    """Runs the arms in turn, so that the machine's moods meet all alike. Each arm returns its figure."""
+    """Runs the arms in turn, so that the machine's moods meet all alike. Each arm returns its figure.
+
+    Each turn has an order of its own: what ran just before leaves caches behind.
+    """
     figures: dict[Name, list[float]] = {name: [] for name in arms}
+    order, rng = list(arms), random.Random(0)
     for _ in range(repeats):
-        for name, run in arms.items():
-            figures[name].append(run())
+        for name in order:
+            figures[name].append(arms[name]())
+        rng.shuffle(order)
     return figures
+
+
+def paired(figures: Mapping[Name, Sequence[float]], reference: Name) -> dict[Name, float]:
+    """Each arm over the reference: the median over turns, since the machine's moods outlast a turn."""
+    of = figures[reference]
+    return {name: median([a / b for a, b in zip(own, of, strict=True)]) for name, own in figures.items()}
 
 
 def median(values: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import interleaved, median, numbers, prompts, save, windows, words
+from common import interleaved, median, numbers, paired, prompts, save, windows, words
 from generation import BatchLLM, Decoded
 
 from outrider import SamplingParams
@@ -127,8 +127,8 @@ def measure(case: Case, engines: Engines, texts: list[list[int]], tokens: int, r
     rates = interleaved(arms, repeats)
     row = {arm: summary(decoded[arm][1:], rates[arm], case) for arm in case.arms}
     if "off" in row:
-        for figures in row.values():
-            figures["over_off"] = figures["tokens_per_second"] / row["off"]["tokens_per_second"]
+        for arm, over_off in paired(rates, "off").items():
+            row[arm]["over_off"] = over_off
     return {**_fields(case), "arms": row}
 
 

@@ -15,6 +15,7 @@ of tokens by chance at T=2. Sequences do not end at their end of sequence.
 import argparse
 import itertools
 import math
+import random
 import shlex
 import sys
 import threading
@@ -22,10 +23,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any
 
 import torch
-from common import interleaved, median, numbers, save, words
+from common import interleaved, median, numbers, paired, save, words
 from decisions import deciding_us, decision_us
 from generation import BatchLLM, Decoded
 from record import TEXTS, Text, kind_prompts
@@ -89,13 +91,8 @@ def cell(engines: Engines, text: Text, batch: int, args: argparse.Namespace) -> 
     interleaved(arms, 1)
     rates = interleaved(arms, args.repeats * max(max(args.batch) // batch, 1))
     figures = {arm: arm_figures(decoded[arm][1:], rates[arm]) for arm in args.speculation}
-    speeds = paired(rates, "off" if "off" in rates else args.speculation[0])
-    return {"kind": text.kind, "temperature": text.temperature, "batch": batch, "arms": figures, **against(speeds)}
-
-
-def paired(rates: dict[str, list[float]], reference: str) -> dict[str, float]:
-    """Each arm over the reference: the median over turns, since the machine's moods outlast a turn."""
-    return {arm: median([a / b for a, b in zip(own, rates[reference], strict=True)]) for arm, own in rates.items()}
+    found = {**against(paired(rates, next(iter(rates)))), "auto_over_best": over_best(rates)}
+    return {"kind": text.kind, "temperature": text.temperature, "batch": batch, "arms": figures, **found}
 
 
 def arm_figures(decoded: Sequence[Decoded], rates: list[float]) -> dict[str, Any]:
@@ -107,6 +104,25 @@ def arm_figures(decoded: Sequence[Decoded], rates: list[float]) -> dict[str, Any
         "mean_depth": sum(one.drafted for one in decoded) / sum(one.rounds for one in decoded),
         "acceptance_per_position": [a / d for a, d in zip(accepted, drafted, strict=True) if d],
     }
+
+
+def over_best(rates: dict[str, list[float]], splits: int = 20) -> float | None:
+    """Auto over the best static depth; None where an arm is missing.
+
+    Which depth is best one half of the turns says, and by how much the other: of six that are alike one is always ahead
+    by chance. The mean over splits into halves.
+    """
+    statics = [arm for arm in rates if arm != "auto"]
+    if "auto" not in rates or not statics:
+        return None
+    turns, rng, over = list(range(len(rates["auto"]))), random.Random(0), []
+    for _ in range(splits):
+        rng.shuffle(turns)
+        tells, told = turns[: len(turns) // 2] or turns, turns[len(turns) // 2 :]
+        speeds = paired({arm: [rates[arm][turn] for turn in tells] for arm in statics}, statics[0])
+        best = max(speeds, key=speeds.__getitem__)
+        over.append(median([rates["auto"][turn] / rates[best][turn] for turn in told]))
+    return mean(over)
 
 
 def against(arms: dict[str, float]) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """What the benchmark of speculation makes of its runs."""
 
+import random
+
 import pytest
+from common import paired
 from decisions import deciding_us, decision_us
 from generation import Decoded
-from speculation import Busy, against, arm_figures, hourly_rates, paired
+from speculation import Busy, against, arm_figures, hourly_rates, over_best
 
 from outrider.workers.engine.request import FinishReason, SequenceChunk
 
@@ -30,11 +33,17 @@ def test_auto_is_held_against_the_best_static_depth_off_among_them() -> None:
     assert against({"off": 1.0})["auto_over_best"] is None
 
 
-def test_arms_are_held_against_each_other_in_the_same_turn() -> None:
-    """The machine is at half its speed in the second turn, and disturbed in one arm of the third."""
-    rates = {"off": [100.0, 50.0, 100.0], "2": [130.0, 65.0, 20.0]}
+def test_the_luckiest_of_depths_that_are_alike_does_not_pass_for_the_best() -> None:
+    rng = random.Random(0)
+    rates = {arm: [100.0 * rng.uniform(0.8, 1.25) for _ in range(41)] for arm in ("off", *"12345", "auto")}
+    luckiest = against(paired(rates, "off"))["auto_over_best"]
+    better = over_best({**rates, "3": [1.5 * rate for rate in rates["3"]]})
 
-    assert paired(rates, "off") == pytest.approx({"off": 1.0, "2": 1.3})
+    assert luckiest < 0.95
+    assert luckiest < over_best(rates) == pytest.approx(1.0, abs=0.05)
+    assert better == pytest.approx(1 / 1.5, rel=0.05)
+    assert over_best({"off": [1.0], "1": [2.0]}) is None
+    assert over_best({"off": [1.0], "1": [2.0], "auto": [1.0]}) == 0.5
 
 
 def test_only_seconds_in_which_something_runs_count() -> None:
