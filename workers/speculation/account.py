@@ -97,7 +97,7 @@ class Account:
     def _learn_plain(self) -> None:
         """What the rounds of a stop took."""
         if self._plain:
-            self.cost.measured(self._plain)
+            self.cost.rested(self._plain)
             self._plain = []
 
     def count(self, sequences: int, worth: float, took: float) -> None:

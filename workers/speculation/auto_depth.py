@@ -26,7 +26,7 @@ _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in t
 _MOST_IN_VAIN = 8  # rounds in a row for which drafts are made and none is verified
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
 HELD, _HELD_IDLE = 16, 3  # rounds that depths may hold for: where drafts pay, and where none are made
-_HELD_RISK = 4.0  # undrafted rounds that must be left for the former
+_HELD_RISK = 1.0  # undrafted rounds that must be left for the former
 _MOST_ASLEEP = 16  # rounds that speculation has no part in, and that are not looked at
 _WOKEN = 4  # sequences that are tried when a stop is over
 
@@ -127,7 +127,8 @@ class AutoDepth:
         self._wake_up()
         if measurable is not None:
             due = measurable and self.account.base_due(plain.sequences, plain.context)
-            self._undisturbed.want(lane, due)
+            takes_s = self.cost.undrafted(plain.sequences, plain.context) if due and self.cost.known else 0.0
+            self._undisturbed.want(lane, due, takes_s)
         found = NOTHING
         if not self.resting:
             self._wake()

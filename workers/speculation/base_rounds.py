@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
-CALM = 3  # the first rounds without drafts are slower than those that follow
-BURST = 8  # rounds after these that are measured together
-_FEWEST = 4
+CALM = 3  # the first rounds without drafts are slower than those that follow: so many of short ones
+FEWEST, BURST = 4, 8  # rounds after these that are measured together
 _AROUND = 16  # rounds after a burst whose speed tells the machine's mood then, as the one before does
 _DOUBT = 12.0  # rounds of a burst that would count as much as all those before it
 _CLIP = 1.5  # a round counts as at most this many times the burst's median
@@ -60,7 +59,7 @@ class BaseRounds:
 
         `speed`: the machine's just before.
         """
-        if len(rounds_s) < _FEWEST:
+        if len(rounds_s) < FEWEST:
             return
         most = _CLIP * median(rounds_s)
         if self.known:
@@ -70,6 +69,10 @@ class BaseRounds:
         self._took_s = fmean([min(seconds, most) for seconds in rounds_s])
         self._speed, self._speeds = speed, []
         self.like, self._measured_at, self._bursts = like, now, self._bursts + 1
+
+    def doubt(self, now: int) -> None:
+        """Only rounds without drafts were run for long, which tell the machine's speed and nothing of its rounds."""
+        self._measured_at, self._bursts = now, 1
 
     def due(self, now: int, gain: float, context: float) -> bool:
         """Whether it is time for a burst, where drafts make rounds `gain` times as fast.

@@ -32,6 +32,7 @@ _SMALLEST_TABLE = 64  # rows
 _SPEED_RATE, _SPEED_CLIP, _SPEED_KEPT = 0.05, 1.5, 0.995
 _LEAST_SHARE = 0.67  # of a measured round without drafts: what one of shorter context is taken to last
 _HOPED = 0.5  # of what a row beyond the widest round yet should add: a hope too low is put right by one round
+_RESTED = 32  # rounds of a stop, the latest, that tell the machine's speed
 _TAUGHT = 4  # of rounds in a row without drafts, so many teach the model too
 _ODD = 2.0  # times what was forecast, of the making of drafts
 _SURPRISE = 1.2  # times what was forecast, of a shape that is hardly known: learned from at once
@@ -175,6 +176,16 @@ class RoundCost:
             like = Plain(sequences, fmean([shape.context for shape, _ in alike]))
             base = self._bases.setdefault(size_class(sequences), BaseRounds())
             base.measured(self._rounds, like, [seconds for _, seconds in alike], speed)
+
+    def rested(self, rounds: Sequence[tuple[Shape, float]]) -> None:
+        """Rounds of a stop. They tell the machine's speed, if it is known what they take at that."""
+        shape, _ = rounds[-1]
+        base = self._bases.get(size_class(shape.sequences))
+        if base is None or not base.known:
+            self.measured(rounds)
+            return
+        self._speed *= fmean([seconds for _, seconds in rounds[-_RESTED:]]) / self.undrafted(shape.sequences, shape.context)
+        base.doubt(self._rounds)
 
     def base_known(self, sequences: int) -> bool:
         """Whether rounds without drafts, of about so many sequences, were ever measured."""

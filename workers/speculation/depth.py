@@ -282,7 +282,7 @@ class DepthPolicy:
         context, kinds, plan = float(sum(going.values())), self._kinds, self._lanes[lane]
         known = len(going) > 0 and self._auto.cost.known
         undrafted_s = self._auto.cost.undrafted(len(going), context) if known else 0.0
-        plan.renew(Shape(len(going), len(going), context, context), undrafted_s)
+        plan.renew(Shape(len(going), len(going), context, context), undrafted_s, self.figures.ledger)
         live = [Live(i, kinds[i], tokens) for i, tokens in going.items() if i in kinds]
         if not live:
             plan.hold(HELD)

@@ -20,10 +20,12 @@ class LanePlan:
     draft_s: float = 0.0  # what its drafts took to make
     holds: int = 1  # rounds
     lost: float = 0.0  # undrafted rounds, of late, since depths were set
+    may_lose: float = _MOST_LOST  # of these
 
-    def renew(self, plain: Shape, undrafted_s: float) -> None:
-        """Depths are about to be set, for rounds like `plain`."""
+    def renew(self, plain: Shape, undrafted_s: float, left: float = _MOST_LOST) -> None:
+        """Depths are about to be set, for rounds like `plain`. `left`: undrafted rounds that may be lost in all."""
         self.plain, self.undrafted_s, self.lost = plain, undrafted_s, 0.0
+        self.may_lose = min(max(left, 0.0), _MOST_LOST)
 
     def hold(self, most: int) -> None:
         """They may hold for `most` rounds, if that has proved right for half as many. 1: for the next one alone."""
@@ -39,7 +41,7 @@ class LanePlan:
             return False
         if self.undrafted_s:
             self.lost = max(self.lost + self.rounds_of(took_s) - len(verdict.token_ids) / round.sequences, 0.0)
-        return self.lost < _MOST_LOST
+        return self.lost < self.may_lose or not self.lost
 
     def rounds_of(self, took_s: float) -> float:
         """So many seconds in undrafted rounds."""

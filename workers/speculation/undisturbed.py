@@ -1,7 +1,11 @@
 """Rounds without drafts in a row, that are run to be measured with nothing done beside them. Pure counting."""
 
-from outrider.workers.speculation.base_rounds import BURST, CALM
+import math
+
+from outrider.workers.speculation.base_rounds import BURST, CALM, FEWEST
 from outrider.workers.speculation.known_times import Shape
+
+_CALM_S, _BURST_S = 0.003, 0.012  # of rounds: what caches take to be theirs again; what noise is small in
 
 
 class Undisturbed:
@@ -11,6 +15,7 @@ class Undisturbed:
         self._wanted = set[int]()  # lanes in which such rounds are to be known before others are weighed
         self._busy = set[int]()  # lanes in which sequences decode
         self._rounds: list[tuple[Shape, float]] = []
+        self._calm, self._burst = CALM, BURST  # rounds of one lane: passed over, and measured
 
     @property
     def wanted(self) -> bool:
@@ -20,11 +25,13 @@ class Undisturbed:
     @property
     def missing(self) -> int:
         """Rounds that they still take."""
-        return max(CALM + BURST * len(self._busy) - len(self._rounds), 0) if self._wanted else 0
+        return max(self._calm + self._burst * len(self._busy) - len(self._rounds), 0) if self._wanted else 0
 
-    def want(self, lane: int, wanted: bool) -> None:
-        """Whether they are wanted in the lane, in which sequences decode."""
+    def want(self, lane: int, wanted: bool, takes_s: float = 0.0) -> None:
+        """Whether they are wanted in the lane, in which sequences decode. `takes_s`: what one takes; 0: unknown."""
         self._busy.add(lane)
+        if wanted and not self._wanted:
+            self._calm, self._burst = rounds_of(takes_s)
         (self._wanted.add if wanted else self._no_longer)(lane)
 
     def leave(self, lane: int) -> None:
@@ -45,6 +52,14 @@ class Undisturbed:
 
     def take(self) -> list[tuple[Shape, float]]:
         """All of them but for the first, which are slower. Lanes that want more say so."""
-        taken, self._rounds = self._rounds[CALM:], []
+        taken, self._rounds = self._rounds[self._calm :], []
         self._wanted.clear()
         return taken
+
+
+def rounds_of(takes_s: float) -> tuple[int, int]:
+    """How many rounds that take so long are passed over, and then measured: few long ones tell as much as many short."""
+    if not takes_s:
+        return CALM, BURST
+    calm, burst = math.ceil(_CALM_S / takes_s), math.ceil(_BURST_S / takes_s)
+    return min(max(calm, 1), CALM), min(max(burst, FEWEST), BURST)

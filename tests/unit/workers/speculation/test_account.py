@@ -121,3 +121,25 @@ def test_a_round_without_any_part_for_drafts_costs_nothing_however_long_it_takes
         of.observe(Took(Shape(1, 1, 100.0, 100.0), 1, 0.020, 0.0, 0.0, True))
 
     assert of.ledger.level >= before
+
+
+def test_a_machine_that_gets_faster_during_a_stop_is_not_taken_for_cheaper_rounds_without_drafts() -> None:
+    """A round of three drafts takes three without, before and after: that drafts are dear is not to be believed."""
+    of = account()
+    for _ in range(40):
+        of.cost.more_rows(1, 3)
+        of.observe(took(of, rows=3, tokens=3))
+    drafted, plain = Shape(1, 3, 100.0, 300.0, ready=True), Shape(1, 1, 100.0, 100.0)
+    while not of.ledger.stopped:
+        of.ledger.settle(worth=1.0, took=3.0)
+    while of.ledger.stopped:
+        of.slept(plain, 0.006)
+        if not of.unseen:
+            of.observe_plain(plain, 0.006)
+
+    assert of.cost.undrafted(1, 100.0) == pytest.approx(0.006, rel=0.05)
+    assert of.cost.forecast(drafted).verify_s == pytest.approx(0.018, rel=0.1)
+    assert not of.base_due(1, 100.0)
+    for _ in range(16):
+        of.observe(Took(drafted, 3, 0.018, 0.0, 0.0, True))
+    assert of.base_due(1, 100.0)

@@ -313,14 +313,14 @@ def test_where_nobody_speculates_rounds_are_not_looked_at() -> None:
 def test_rounds_without_drafts_are_measured_in_a_row_but_for_the_first_which_are_slower() -> None:
     policy = DepthPolicy("auto")
     policy.depth(sequence())
-    policy.observe(*idle_round(0, finish=RUNNING), 0.010, 0.0, {})
-    for round_s in (0.030, 0.025, 0.020, *[0.010] * BURST):
+    policy.observe(*idle_round(0, finish=RUNNING), 0.001, 0.0, {})
+    for round_s in (0.003, 0.0025, 0.002, *[0.001] * BURST):
         assert policy.resting
         policy.observe(*idle_round(0, finish=RUNNING), round_s, 0.0, {})
-    policy.observe(*idle_round(0, finish=RUNNING), 0.010, 0.0, {})
+    policy.observe(*idle_round(0, finish=RUNNING), 0.001, 0.0, {})
 
     assert not policy.resting
-    assert policy._auto.cost.undrafted(1, 10.0) == pytest.approx(0.010, rel=0.05)
+    assert policy._auto.cost.undrafted(1, 10.0) == pytest.approx(0.001, rel=0.05)
 
 
 def test_where_drafts_pay_and_nothing_changes_rounds_are_learned_from_a_few_at_a_time() -> None:

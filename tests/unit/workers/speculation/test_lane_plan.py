@@ -65,6 +65,14 @@ def test_losses_end_it_before_they_are_large_and_gains_make_up_for_them() -> Non
     assert all(mixed.goes_on(*ran(tokens=1 + 2 * (number % 2)), 0.020) for number in range(99))
 
 
+def test_where_little_is_left_to_lose_little_ends_it() -> None:
+    lane = plan()
+    lane.renew(lane.plain, UNDRAFTED_S, 0.5)
+
+    assert lane.goes_on(*ran(tokens=3), 0.020)
+    assert not lane.goes_on(*ran(tokens=1), 0.020)
+
+
 def test_the_time_of_a_round_is_told_with_its_drafts_beside_one_without() -> None:
     lane = plan()
     lane.draft_s = 0.003

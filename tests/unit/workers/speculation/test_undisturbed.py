@@ -1,6 +1,6 @@
 """Rounds without drafts in a row, over all lanes."""
 
-from outrider.workers.speculation.base_rounds import BURST, CALM
+from outrider.workers.speculation.base_rounds import BURST, CALM, FEWEST
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.undisturbed import Undisturbed
 
@@ -39,3 +39,13 @@ def test_rounds_of_a_burst_that_came_to_nothing_are_no_part_of_the_next() -> Non
     rounds.want(0, True)
 
     assert rounds.missing == CALM + BURST
+
+
+def test_few_long_rounds_tell_as_much_as_many_short_ones() -> None:
+    missing = []
+    for takes_s in (0.0, 0.0005, 0.002, 0.010):
+        rounds = Undisturbed()
+        rounds.want(0, True, takes_s)
+        missing.append(rounds.missing)
+
+    assert missing == [CALM + BURST, CALM + BURST, 2 + 6, 1 + FEWEST]
