@@ -14,10 +14,15 @@ DEADLINE_S = 900.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """What a batch took. `first_s`: until every prompt had its first token; everything else: from there to the last."""
+    """What a batch took. `first_s`: until every prompt had its first token; everything else: from there to the last.
+
+    `each_s`: the same of every sequence, until its own last token, added up. A batch whose sequences end apart is alone
+    at its end, and slow for nobody: what each waited for its tokens is `each_s` over `tokens`.
+    """
 
     first_s: float
     rest_s: float
+    each_s: float
     tokens: int
     rounds: int  # of every sequence, added up
     drafted: int
@@ -28,6 +33,11 @@ class Decoded:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.rest_s
+
+    @property
+    def tokens_per_second_each(self) -> float:
+        """Of one sequence."""
+        return self.tokens / self.each_s
 
 
 class BatchLLM(LLM):
@@ -59,6 +69,7 @@ class Watch:
         self._without_token, self._running = set(request_ids), set(request_ids)
         self._on_first = on_first
         self._first_at = self._last_at = 0.0
+        self._each_s = 0.0
         self._tokens = self._rounds = self._drafted = self._accepted = 0
         self._drafted_at, self._accepted_at = [0] * MAX_DRAFT_TOKENS, [0] * MAX_DRAFT_TOKENS
         self.error = ""
@@ -71,7 +82,10 @@ class Watch:
         else:
             for chunk in chunks:
                 self._count(chunk)
-        self._running -= {chunk.request_id for chunk in chunks if chunk.finish_reason is not None}
+        ended = {chunk.request_id for chunk in chunks if chunk.finish_reason is not None}
+        if self._first_at:
+            self._each_s += len(ended) * (now - self._first_at)
+        self._running -= ended
         self.error = next((chunk.error for chunk in chunks if chunk.error), self.error)
         if not self._running or self.error:
             self._last_at = now
@@ -96,6 +110,7 @@ class Watch:
         return Decoded(
             first_s=self._first_at - began,
             rest_s=self._last_at - self._first_at,
+            each_s=self._each_s,
             tokens=self._tokens,
             rounds=self._rounds,
             drafted=self._drafted,

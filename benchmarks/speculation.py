@@ -4,7 +4,8 @@
 
 *cells*: tokens a second and acceptance by position, by kind of text, temperature, batch and depth (off, 1..5, auto),
 the arms in turn; auto against the best static depth and against off, turn by turn, in as many turns as give each batch
-as many tokens. *replay*: a day of load in a minute, requests that arrive by chance at a rate that rises and falls,
+as many tokens. A second is a sequence's own, from the batch's first tokens to its last: sequences that draft by worth
+end apart. *replay*: a day of load in a minute, requests that arrive by chance at a rate that rises and falls,
 static depths and auto side by side, hour by hour in turn; what counts is the tokens of a second in which anything ran.
 *decisions*: microseconds of a round's decision.
 
@@ -83,7 +84,7 @@ def cell(engines: Engines, text: Text, batch: int, args: argparse.Namespace) -> 
             prompts = [chosen[(repeat * batch + n) % len(chosen)] for n in range(batch)]
             each = [params(arm, text.temperature, args.tokens, SEED + repeat * batch + n) for n in range(batch)]
             decoded[arm].append(engines.of(arm).decode(prompts, each))
-            return decoded[arm][-1].tokens_per_second
+            return batch * decoded[arm][-1].tokens_per_second_each
 
         return once
 
@@ -100,6 +101,7 @@ def arm_figures(decoded: Sequence[Decoded], rates: list[float]) -> dict[str, Any
     accepted = [sum(column) for column in zip(*(one.accepted_at for one in decoded), strict=True)]
     return {
         "tokens_per_second": median(rates),
+        "whole_batch_per_second": median([one.tokens_per_second for one in decoded]),
         "all": rates,
         "mean_depth": sum(one.drafted for one in decoded) / sum(one.rounds for one in decoded),
         "acceptance_per_position": [a / d for a, d in zip(accepted, drafted, strict=True) if d],

@@ -26,6 +26,20 @@ def test_decoding_counts_from_when_every_prompt_has_its_first_token() -> None:
     assert decoded.tokens_per_second == pytest.approx(5 / decoded.rest_s)
 
 
+def test_each_sequences_time_ends_with_its_own_last_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([1.0, 3.0, 8.0])
+    monkeypatch.setattr("generation.time.perf_counter", lambda: next(now))
+    watch = Watch({"a", "b"}, lambda: None)
+    watch([SequenceChunk(request_id=each, token_ids=(1,)) for each in "ab"])
+    watch([SequenceChunk(request_id="a", token_ids=(2, 3, 4, 5), finish_reason=FinishReason.LENGTH)])
+    watch([SequenceChunk(request_id="b", token_ids=(2,), finish_reason=FinishReason.LENGTH)])
+
+    decoded = watch.result(began=0.0)
+    assert decoded.each_s == 2.0 + 7.0
+    assert decoded.tokens_per_second_each == pytest.approx(5 / 9.0)
+    assert decoded.tokens_per_second == pytest.approx(5 / 7.0)
+
+
 def test_a_failure_ends_the_wait_and_is_told() -> None:
     watch = Watch({"a", "b"}, lambda: None)
 

@@ -13,7 +13,7 @@ from outrider.workers.engine.request import FinishReason, SequenceChunk
 
 def decoded(rounds: int, drafted: tuple[int, ...], accepted: tuple[int, ...]) -> Decoded:
     return Decoded(
-        first_s=0.1, rest_s=1.0, tokens=rounds + sum(accepted), rounds=rounds, drafted=sum(drafted),
+        first_s=0.1, rest_s=1.0, each_s=2.0, tokens=rounds + sum(accepted), rounds=rounds, drafted=sum(drafted),
         accepted=sum(accepted), drafted_at=drafted, accepted_at=accepted,
     )  # fmt: skip
 
