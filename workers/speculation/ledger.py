@@ -9,8 +9,8 @@ import math
 
 SHARE = 0.01  # of the undrafted time that may be lost
 CAP = 24.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
-_FIRST, _FEWER, _LEAST = 14.0, 2.0, 6.0  # of these at first; for each size class; for any: many sequences tell sooner
-_RESUME = 4.0  # to be earned before speculation is tried again: with less nothing is learned of it
+_FIRST, _FEWER, _LEAST = 14.0, 1.5, 8.0  # of these at first; for each size class; for any: many sequences tell sooner
+_RESUME = 4.0  # to be earned by one sequence before speculation is tried again: with less nothing is learned of it
 _MEASURING = 0.005  # of all time, what may knowingly be lost to measuring
 _MOST_CREDIT = 4.0  # undrafted rounds, and at first
 
@@ -22,6 +22,7 @@ class Ledger:
         """`size`: the class of the numbers of sequences, see gain.size_class."""
         self._share, self._cap = share, cap
         self.level = min(max(_FIRST - _FEWER * size, _LEAST), cap)
+        self._resume = _RESUME * 2.0 ** (-size / 2.0)
         self._credit = _MOST_CREDIT
         self.stopped = False
         self.stops = 0
@@ -32,14 +33,14 @@ class Ledger:
         self.level = min(self.level + self._share * worth, self._cap)
         self.refund(_MEASURING * worth)
         if self.stopped:
-            self.stopped = self.level < _RESUME
+            self.stopped = self.level < self._resume
 
     def settle(self, worth: float, took: float) -> None:
         """A round brought each sequence the tokens of `worth` undrafted rounds, and took the time of `took`."""
         self.level = min(self.level + self._share * worth + worth - took, self._cap)
         self.refund(_MEASURING * took)
         if self.stopped:
-            self.stopped = self.level < _RESUME
+            self.stopped = self.level < self._resume
         elif self.level <= 0.0:
             self.stopped = True
             self.stops += 1

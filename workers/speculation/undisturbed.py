@@ -58,7 +58,7 @@ class Undisturbed:
 
 
 def rounds_of(takes_s: float) -> tuple[int, int]:
-    """How many rounds that take so long are passed over, and then measured: few long ones tell as much as many short."""
+    """How many rounds that take so long are passed over, and then measured: few long ones tell as much as more."""
     if not takes_s:
         return CALM, BURST
     calm, burst = math.ceil(_CALM_S / takes_s), math.ceil(_BURST_S / takes_s)
