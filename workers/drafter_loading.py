@@ -91,8 +91,9 @@ def make_drafter(
         only = only_drafter(sequence.request.params, speculation, models)
         return only in (None, LOOKUP) and worths.looks_up(sequence.sequence_id)
 
-    def has_no_other(sequence: Sequence) -> bool:
-        return not models or only_drafter(sequence.request.params, speculation, models) == LOOKUP
+    def always(sequence: Sequence) -> bool:
+        no_other = not models or only_drafter(sequence.request.params, speculation, models) == LOOKUP
+        return no_other or worths.copied
 
-    lookup = LookupDrafter(live, looks_up, has_no_other) if LOOKUP in names else None
+    lookup = LookupDrafter(live, looks_up, always) if LOOKUP in names else None
     return ChoosingDrafter(models, lookup, live, speculation, worths)

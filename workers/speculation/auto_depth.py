@@ -79,9 +79,9 @@ class AutoDepth:
         if self.account.ledger.stopped:
             return False
         hope = self._hopes.get(sequence_id)
-        if hope is None:
-            return True
-        return hope.followed and (self.depth(sequence_id) > 0 or not self.worths.found.carries(sequence_id))
+        if hope is not None and not hope.followed:
+            return False
+        return self.depth(sequence_id) > 0 or not self.worths.found.carries(sequence_id)
 
     @property
     def resting(self) -> bool:
@@ -143,13 +143,16 @@ class AutoDepth:
             return 1
         worth = self.worths.best_depths(live, plain, found)
         pays = worth.gain > 0.0
-        drafts = pays or self.account.ledger.spend(-worth.gain / plain.sequences)
+        open_to_it = found.share < 0.5 * len(live)  # else models would hardly have a round
+        drafts = pays or (open_to_it and self.account.ledger.spend(-worth.gain / plain.sequences))
         without = {}
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
                 hope.worth()
             if drafts and depth:
                 self._depths[each.sequence_id] = depth
+                if not pays:  # then it is to be seen at least whether the first stands
+                    self._trying.add(each.sequence_id)
             else:
                 without[each.sequence_id] = hope
         self._try(without, live[0], plain, rounds)
@@ -191,12 +194,13 @@ class AutoDepth:
         due = [each for each, hope in without.items() if hope.due and not carried(each)]
         takes = self.worths.trying(like, max(len(due), 1), plain)
         affords = self.account.ledger.affords(_TRY_RISK) and self.account.ledger.affords_to_measure(takes)
-        if due and affords:
+        tried = set(due) if affords else set[int]()
+        if tried:
             self.account.ledger.spend(takes)
-            self._trying.update(due)
+            self._trying |= tried
         for each, hope in without.items():
-            self._depths[each] = int(each in self._trying)
-            if each in self._trying:
+            self._depths[each] = int(each in tried)
+            if each in tried:
                 hope.tried()
             elif not carried(each):
                 hope.passed(rounds, trial=affords)

@@ -27,6 +27,11 @@ class Worths(Protocol):
         """Whether nobody should draft whose depth is not fixed."""
         ...
 
+    @property
+    def copied(self) -> bool:
+        """Whether a good part of the texts of late was looked up."""
+        ...
+
     def looks_up(self, sequence_id: int) -> bool:
         """Whether it may pay to look anything up for the sequence."""
         ...

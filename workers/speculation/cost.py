@@ -184,7 +184,9 @@ class RoundCost:
         if base is None or not base.known:
             self.measured(rounds)
             return
-        self._speed *= fmean([seconds for _, seconds in rounds[-_RESTED:]]) / self.undrafted(shape.sequences, shape.context)
+        self._speed *= fmean([seconds for _, seconds in rounds[-_RESTED:]]) / self.undrafted(
+            shape.sequences, shape.context
+        )
         base.doubt(self._rounds)
 
     def base_known(self, sequences: int) -> bool:

@@ -67,6 +67,7 @@ class DepthPolicy:
         self._lanes: dict[int, LanePlan] = {}
         self._lane = 0  # the one observed last
         self._heard: list[_Heard] = []
+        self._turned = False  # lookup has begun or ceased to carry a sequence: depths want to be set anew
         self._naps: dict[int, Naps] = {}  # by lane
 
     @property
@@ -157,12 +158,14 @@ class DepthPolicy:
         self._wake()
         made = self._auto.take(round.sequence_ids.tolist())
         self._heard.append(_Heard(round, verdict, round_s, draft_s, decided_s, drafts, made))
+        if self._turned:
+            lane.holds = 1
         if len(self._heard) >= lane.holds or not lane.goes_on(round, verdict, round_s + draft_s):
             self._learn()
 
     def _learn(self) -> None:
         """Takes in the rounds that were heard of, and sets the depths of their lanes' sequences."""
-        heard, self._heard = self._heard, []
+        heard, self._heard, self._turned = self._heard, [], False
         rounds = Counter([each.round.lane for each in heard])
         last = {each.round.lane: n for n, each in enumerate(heard)}
         latest = {}
@@ -251,6 +254,11 @@ class DepthPolicy:
         """Whether nobody should draft whose depth is not fixed, or there is no such sequence."""
         return not self._kinds or self._auto.resting
 
+    @property
+    def copied(self) -> bool:
+        """Whether a good part of the texts of late was looked up."""
+        return self._auto.worths.found.common
+
     def looks_up(self, sequence_id: int) -> bool:
         """Whether what a sequence said should be looked up for drafts."""
         return sequence_id not in self._kinds or not self._auto.resting
@@ -274,7 +282,7 @@ class DepthPolicy:
     def chose(self, sequence_id: int, kept: list[Draft]) -> None:
         """What was looked up for the sequence is to be verified so far; nothing: a model drafts, or nobody."""
         tokens = sum(accumulate([draft.confidence for draft in kept], mul))
-        self._auto.worths.found.add(sequence_id, len(kept), tokens)
+        self._turned |= self._auto.worths.found.add(sequence_id, len(kept), tokens)
 
     def _plan(self, lane: int, going: Mapping[int, int], whole: bool, rounds: int) -> None:
         """Sets the depths of a lane's sequences, by id with their tokens, after so many rounds."""

@@ -9,7 +9,7 @@ import math
 
 SHARE = 0.01  # of the undrafted time that may be lost
 CAP = 24.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
-_FIRST, _FEWER, _LEAST = 14.0, 1.5, 8.0  # of these at first; for each size class; for any: many sequences tell sooner
+_FIRST, _FEWER, _LEAST = 14.0, 2.0, 6.0  # of these at first; for each size class; for any: many sequences tell sooner
 _RESUME = 4.0  # to be earned by one sequence before speculation is tried again: with less nothing is learned of it
 _MEASURING = 0.005  # of all time, what may knowingly be lost to measuring
 _MOST_CREDIT = 4.0  # undrafted rounds, and at first

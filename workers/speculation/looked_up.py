@@ -6,6 +6,7 @@ from typing import NamedTuple
 _MEMORY = 3.0  # rounds: what is copied has ends, and time is worth what it brings there
 _FLEET_WEIGHT, _FLEET_MEMORY = 2.0, 200.0  # rounds: a new sequence's usual ones; all sequences'
 _CARRIED = 0.5  # of its rounds have looked-up drafts: a sequence that lookup carries
+_COMMON = 0.2  # of all rounds have: often enough for all to be looked up for in every round
 
 
 class LookedUp(NamedTuple):
@@ -30,15 +31,20 @@ class LookedUps:
         """A sequence came that may be looked up for."""
         self._own[sequence_id] = _FLEET_WEIGHT, self._fleet
 
-    def add(self, sequence_id: int, rows: int, tokens: float) -> None:
-        """A round of the sequence has so many looked-up drafts, of which `tokens` should stand."""
+    def add(self, sequence_id: int, rows: int, tokens: float) -> bool:
+        """A round of the sequence has so many looked-up drafts, of which `tokens` should stand.
+
+        Whether that begins or ends that lookup carries it.
+        """
         if (not rows and not self._fleet.share) or sequence_id not in self._own:
-            return
+            return False
         new = LookedUp(float(rows > 0), rows, tokens)
         weight, own = self._own[sequence_id]
         weight = min(weight + 1.0, _MEMORY)
-        self._own[sequence_id] = weight, _towards(own, new, 1.0 / weight)
+        now = _towards(own, new, 1.0 / weight)
+        self._own[sequence_id] = weight, now
         self._fleet = _towards(self._fleet, new, 1.0 / _FLEET_MEMORY)
+        return (own.share >= _CARRIED) != (now.share >= _CARRIED)
 
     def of(self, sequence_ids: Iterable[int]) -> LookedUp:
         """Summed over these."""
@@ -49,6 +55,11 @@ class LookedUps:
             own = self._of(each)
             share, rows, tokens = share + own.share, rows + own.rows, tokens + own.tokens
         return LookedUp(share, rows, tokens)
+
+    @property
+    def common(self) -> bool:
+        """Whether drafts are looked up often, of all sequences."""
+        return self._fleet.share >= _COMMON
 
     def carries(self, sequence_id: int) -> bool:
         """Whether the sequence's drafts mostly are looked up."""

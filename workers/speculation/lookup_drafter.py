@@ -83,7 +83,7 @@ class LookupDrafter:
         wanted: Callable[[Sequence], bool] = lambda sequence: True,
         needed: Callable[[Sequence], bool] = lambda sequence: False,
     ) -> None:
-        """`wanted`: whether drafts for the sequence are worth looking for at present; `needed`: it has no other."""
+        """`wanted`: whether drafts for the sequence are worth looking for at present; `needed`: in every round."""
         self._live, self._wanted, self._needed = live, wanted, needed
         self._engine = {greedy: MatchAcceptance(greedy=greedy) for greedy in (True, False)}
         self._followed: dict[int, _Followed] = {}
@@ -122,7 +122,7 @@ class LookupDrafter:
         return followed
 
     def _is_time(self, followed: _Followed, sequence: Sequence) -> bool:
-        """Whether to ask: in every round for who has nothing else, for others where it promises something."""
+        """Whether to ask: in every round for who has nothing else or copies, for others where it promises something."""
         return not followed.rests() or self._needed(sequence)
 
     def _propose(self, followed: _Followed, sequence: Sequence) -> list[Draft]:

@@ -65,7 +65,7 @@ def test_a_machines_moods_neither_stop_drafts_that_pay_nor_make_others_seem_to(k
     autos = [run(Auto(), Moody(machine(), seed), kind, batch, seed) for seed in range(6)]
 
     assert np.mean(autos) >= 0.94 * max(static)
-    assert np.mean(autos) >= 0.96 * static[0]
+    assert np.mean(autos) >= 0.94 * static[0]
     assert min(autos) >= 0.80 * max(static)
 
 

@@ -266,6 +266,34 @@ def test_a_sequence_that_never_begins_is_forgotten() -> None:
     assert policy.sequences == 0
 
 
+def test_a_sequence_that_lookup_carries_is_not_followed_by_models_until_it_ceases_to() -> None:
+    policy, found = taught(), looked_up(*[0.95] * 8)[0]
+    assert policy.follows(sequence(None))
+    assert not policy.copied
+    followed = []
+    for kept in (*[found] * 80, *[[]] * 20):
+        policy.chose(0, kept)
+        policy.observe(*seen(0, len(kept), len(kept)), 0.014 if kept else 0.010, 0.0, {})
+        followed.append(policy.follows(sequence(None)))
+
+    assert policy.copied
+    assert not any(followed[10:80])
+    assert any(followed[80:])
+
+
+def test_depths_are_set_anew_as_soon_as_lookup_begins_to_carry_a_sequence() -> None:
+    policy, found = taught(), looked_up(*[0.95] * 8)[0]
+    plans, plan = [], policy._auto.plan
+    policy._auto.plan = lambda *args, **told: plans.append(len(heard)) or plan(*args, **told)  # type: ignore[method-assign]
+    heard: list[int] = []
+    for kept in (*[[]] * 2, *[found] * 4):
+        heard.append(len(kept))
+        policy.chose(0, kept)
+        policy.observe(*seen(0, 3, 3), 0.014, 0.001)
+
+    assert set(plans) & {4, 5, 6}
+
+
 def test_one_that_only_looks_up_is_not_followed_by_models() -> None:
     only = dataclasses.replace(sequence().request.params, drafter=LOOKUP)
     looking = sequence()

@@ -24,6 +24,23 @@ def test_a_sequence_whose_drafts_are_looked_up_is_carried_until_a_few_rounds_go_
     assert not found.carries(1)
 
 
+def test_it_is_told_when_lookup_begins_and_ceases_to_carry_a_sequence() -> None:
+    found = LookedUps()
+    found.meet(1)
+    turned = [found.add(1, rows, 0.75 * rows) for rows in (0, 8, 8, 8, 8, 0, 0, 0, 0)]
+
+    assert sum(turned) == 2
+    assert any(turned[1:5])
+    assert any(turned[5:])
+
+
+def test_drafts_that_are_looked_up_often_are_common() -> None:
+    found = LookedUps()
+    assert not found.common
+
+    assert carried(1, found, rounds=100).common
+
+
 def test_a_new_sequence_is_as_all_are() -> None:
     found = carried(1, LookedUps(), rounds=400)
     found.meet(2)
