@@ -92,7 +92,10 @@ def cell(engines: Engines, text: Text, batch: int, args: argparse.Namespace) -> 
     interleaved(arms, 1)
     rates = interleaved(arms, args.repeats * max(max(args.batch) // batch, 1))
     figures = {arm: arm_figures(decoded[arm][1:], rates[arm]) for arm in args.speculation}
-    found = {**against(paired(rates, next(iter(rates)))), "auto_over_best": over_best(rates)}
+    found = {
+        **against(paired(rates, "off" if "off" in rates else args.speculation[0])),
+        "auto_over_best": over_best(rates),
+    }
     return {"kind": text.kind, "temperature": text.temperature, "batch": batch, "arms": figures, **found}
 
 

@@ -17,6 +17,7 @@ _LIKELY = 1.5  # times its forecast that making drafts takes for the machine's m
 # A round costs at most so many times its forecast, and at least its inverse: noise is not speculation's. Neither is a
 # wrong forecast: at most so many times what it took.
 _CLIP = 1.5
+_FAR = 4.0  # times as much or as little as was forecast of rounds that are known: then that is wrong
 _RECENT = 0.2  # a round's weight in what rounds cost of late
 _PLAIN_SEEN = 128  # rounds that speculation has no part in are learned from by so many
 
@@ -33,7 +34,7 @@ class Took(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether it took no more than a round that speculation has no part in."""
+        """Whether it took no longer than a round that speculation has no part in, but for what was looked up."""
         return self.shape.undrafted and not self.shape.drafts and not self.shape.followed and not self.shape.ready
 
 
@@ -117,10 +118,11 @@ class Account:
         forecast = self.cost.observe(shape, verify_s, round.draft_s)
         undrafted = self.cost.undrafted(shape.sequences, shape.context)
         if round.own:
-            took_s = undrafted if round.plain else self._clipped(forecast, verify_s, round.draft_s)
+            looking_s = min(round.draft_s, undrafted)  # of a round without drafts: what was looked up in vain
+            took_s = undrafted + looking_s if round.plain else self._clipped(forecast, verify_s, round.draft_s)
             counted = (took_s + round.decided_s) / undrafted
             if not shape.undrafted:
-                self._fair += _RECENT * (took_s / clear_s - self._fair)
+                self._fair += _RECENT * (min(max(took_s / clear_s, 1.0 / _CLIP), _CLIP) - self._fair)
                 self._usual[size_class(shape.sequences)] = counted
             self.gain.observe(shape.sequences, round.tokens, counted)
             self.ledger.settle(round.tokens / shape.sequences, counted)
@@ -132,7 +134,7 @@ class Account:
     def _clipped(self, forecast: Forecast, verify_s: float, draft_s: float) -> float:
         """Seconds of a round but for the machine's mood and disturbances, which are not speculation's."""
         if forecast.sure:
-            verify_s = forecast.verify_s
+            verify_s = min(max(forecast.verify_s, verify_s / _FAR), _FAR * verify_s)
             if forecast.draft_s / _LIKELY < draft_s < _LIKELY * forecast.draft_s:
                 draft_s = forecast.draft_s
         took_s, most = verify_s + draft_s, _CLIP * forecast.whole_s * self._excess

@@ -78,10 +78,10 @@ class AutoDepth:
         """Whether the drafter should take in the sequence's tokens."""
         if self.account.ledger.stopped:
             return False
+        if self.depth(sequence_id):
+            return True
         hope = self._hopes.get(sequence_id)
-        if hope is not None and not hope.followed:
-            return False
-        return self.depth(sequence_id) > 0 or not self.worths.found.carries(sequence_id)
+        return (hope is None or hope.followed) and not self.worths.found.carries(sequence_id)
 
     @property
     def resting(self) -> bool:
@@ -166,7 +166,9 @@ class AutoDepth:
         `takes`: undrafted rounds, to try one sequence.
         """
         until_due = min([hope.waits for hope in self._hopes.values()])
-        self._asleep = min(_MOST_ASLEEP, max(until_due, self.account.ledger.until_affords_to_measure(takes)))
+        if until_due:
+            until_due = max(until_due, self.account.ledger.until_affords_to_measure(takes))
+        self._asleep = min(until_due, _MOST_ASLEEP)
 
     def _wake_up(self) -> None:
         """Counts the rounds that were slept through."""

@@ -70,6 +70,10 @@ class BaseRounds:
         self._speed, self._speeds = speed, []
         self.like, self._measured_at, self._bursts = like, now, self._bursts + 1
 
+    def like_those_of(self, context: float) -> bool:
+        """Whether it is known what rounds of sequences of so many tokens take."""
+        return self.known and not self._other(context)
+
     def doubt(self, now: int) -> None:
         """Only rounds without drafts were run for long, which tell the machine's speed and nothing of its rounds."""
         self._measured_at, self._bursts = now, 1

@@ -102,9 +102,12 @@ class ChoosingDrafter:
         kept: Drafts = {}
         depths = round.draft_steps.tolist()
         sharing = sum(depth > 0 and end == RUNNING for depth, end in zip(depths, verdict.finish.tolist(), strict=True))
-        for sequence_id, steps in zip(round.sequence_ids.tolist(), depths, strict=True):
+        columns = zip(round.sequence_ids.tolist(), round.sample_counts.tolist(), depths, strict=True)
+        for sequence_id, samples, steps in columns:
             owner, own = self._chosen(sequence_id, steps, sharing, found.get(sequence_id, []))
             owners.append(owner)
+            if samples:  # for a prompt's chunk nobody was to draft
+                self._worths.chose(sequence_id, own)
             if own:
                 kept[sequence_id] = own
         return owners, kept
@@ -118,15 +121,7 @@ class ChoosingDrafter:
             return None, []
         only = only_drafter(sequence.request.params, self._speculation, self._models)
         if only is not None:
-            model, kept = (None, proposal) if only == LOOKUP else (only, list[Draft]())
-        else:
-            model, kept = self._worthiest(sequence_id, steps, sharing, proposal)
-        self._worths.chose(sequence_id, kept)
-        return model, kept
-
-    def _worthiest(
-        self, sequence_id: int, steps: int, sharing: int, proposal: list[Draft]
-    ) -> tuple[str | None, list[Draft]]:
+            return (None, proposal) if only == LOOKUP else (only, [])
         if not proposal and len(self._models) < 2:
             return next(iter(self._models), None), []
         kept, worth = self._worths.looked_up(proposal)

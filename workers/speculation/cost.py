@@ -9,13 +9,13 @@ than twice as many rows as any yet nothing is known.
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.workers.speculation.base_rounds import BaseRounds, Plain
+from outrider.workers.speculation.base_rounds import FEWEST, BaseRounds, Plain
 from outrider.workers.speculation.gain import size_class
 from outrider.workers.speculation.known_times import PER, KnownTimes, Shape
 from outrider.workers.speculation.line import Line
@@ -181,13 +181,13 @@ class RoundCost:
         """Rounds of a stop. They tell the machine's speed, if it is known what they take at that."""
         shape, _ = rounds[-1]
         base = self._bases.get(size_class(shape.sequences))
-        if base is None or not base.known:
+        if base is None or not base.like_those_of(shape.context / shape.sequences):
             self.measured(rounds)
             return
-        self._speed *= fmean([seconds for _, seconds in rounds[-_RESTED:]]) / self.undrafted(
-            shape.sequences, shape.context
-        )
-        base.doubt(self._rounds)
+        alike_s = [seconds for of, seconds in rounds[-_RESTED:] if of.sequences == shape.sequences]
+        if len(alike_s) >= FEWEST:
+            self._speed *= median(alike_s) / self.undrafted(shape.sequences, shape.context)
+            base.doubt(self._rounds)
 
     def base_known(self, sequences: int) -> bool:
         """Whether rounds without drafts, of about so many sequences, were ever measured."""

@@ -281,8 +281,9 @@ class DepthPolicy:
 
     def chose(self, sequence_id: int, kept: list[Draft]) -> None:
         """What was looked up for the sequence is to be verified so far; nothing: a model drafts, or nobody."""
-        tokens = sum(accumulate([draft.confidence for draft in kept], mul))
-        self._turned |= self._auto.worths.found.add(sequence_id, len(kept), tokens)
+        rows, _ = self.looked_up(kept)
+        tokens = sum(accumulate([draft.confidence for draft in kept[:rows]], mul))
+        self._turned |= self._auto.worths.found.add(sequence_id, rows, tokens)
 
     def _plan(self, lane: int, going: Mapping[int, int], whole: bool, rounds: int) -> None:
         """Sets the depths of a lane's sequences, by id with their tokens, after so many rounds."""
@@ -290,13 +291,14 @@ class DepthPolicy:
         context, kinds, plan = float(sum(going.values())), self._kinds, self._lanes[lane]
         known = len(going) > 0 and self._auto.cost.known
         undrafted_s = self._auto.cost.undrafted(len(going), context) if known else 0.0
+        if going:
+            self._auto.account.turn_to(len(going), self._heat)
         plan.renew(Shape(len(going), len(going), context, context), undrafted_s, self.figures.ledger)
         live = [Live(i, kinds[i], tokens) for i, tokens in going.items() if i in kinds]
         if not live:
             plan.hold(HELD)
             self._auto.idle(lane)
             return
-        self._auto.account.turn_to(len(going), self._heat)
         measurable = None if not whole else len(live) == len(going)
         plan.hold(self._auto.plan(live, plan.plain, lane=lane, measurable=measurable, rounds=rounds))
 
@@ -337,4 +339,5 @@ class DepthPolicy:
     def _kept(self, made: list[Made], fixed: int) -> list[int]:
         """How many of the drafts to verify, of each, beside `fixed` ones that are verified whatever they cost."""
         plain = self._lanes[self._lane].plain
+        self._auto.account.turn_to(plain.sequences, self._heat)
         return self._auto.keep(made, plain._replace(rows=plain.rows + fixed) if fixed else plain)

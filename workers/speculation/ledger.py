@@ -10,8 +10,9 @@ import math
 SHARE = 0.01  # of the undrafted time that may be lost
 CAP = 24.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
 _FIRST, _FEWER, _LEAST = 14.0, 2.0, 6.0  # of these at first; for each size class; for any: many sequences tell sooner
-_RESUME = 4.0  # to be earned by one sequence before speculation is tried again: with less nothing is learned of it
-_MEASURING = 0.005  # of all time, what may knowingly be lost to measuring
+# To be earned by one sequence before speculation is tried again, and by any number: with less nothing is learned of it
+_RESUME, _LEAST_RESUMED = 4.0, 1.0
+_MEASURING = 0.005  # of the time, what may knowingly be lost to measuring
 _MOST_CREDIT = 4.0  # undrafted rounds, and at first
 
 
@@ -22,7 +23,7 @@ class Ledger:
         """`size`: the class of the numbers of sequences, see gain.size_class."""
         self._share, self._cap = share, cap
         self.level = min(max(_FIRST - _FEWER * size, _LEAST), cap)
-        self._resume = _RESUME * 2.0 ** (-size / 2.0)
+        self._resume = max(_RESUME * 2.0 ** (-size / 2.0), _LEAST_RESUMED)
         self._credit = _MOST_CREDIT
         self.stopped = False
         self.stops = 0
@@ -57,18 +58,18 @@ class Ledger:
         return not self.stopped and self.level > rounds
 
     def affords_to_measure(self, loss: float) -> bool:
-        """Whether so much may be lost to measuring now."""
-        return loss <= self._credit
+        """Whether so much may be lost to measuring now. What is dearer than all that may be saved for it takes that."""
+        return min(loss, _MOST_CREDIT) <= self._credit
 
     def until_affords_to_measure(self, loss: float) -> int:
         """How many rounds it takes to earn that, if nothing is lost before."""
-        return math.ceil(max(loss - self._credit, 0.0) / _MEASURING)
+        return math.ceil(max(min(loss, _MOST_CREDIT) - self._credit, 0.0) / _MEASURING)
 
     def spend(self, loss: float) -> bool:
         """Takes `loss` from what may be lost to measuring, if that is left."""
         if not self.affords_to_measure(loss):
             return False
-        self._credit -= loss
+        self._credit -= min(loss, _MOST_CREDIT)
         return True
 
     def refund(self, gain: float) -> None:

@@ -26,7 +26,7 @@ class Worth(NamedTuple):
 class DraftSeconds(NamedTuple):
     """What making drafts takes."""
 
-    first: float  # any at all, with what it takes to follow the sequences for it
+    first: float  # any at all
     step: float  # each step, which the sequences share
     draft: float  # each draft
 

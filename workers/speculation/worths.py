@@ -68,7 +68,7 @@ class Worths:
         self._set_price(plain, 1.0)
         found = self.found.of([each.sequence_id for each in live])
         if found.tokens:
-            self._set_price(plain, self._promised(plain, found.tokens, found.rows * self._row_s))
+            self._set_price(plain, max(self._promised(plain, found.tokens, found.rows * self._row_s), 1.0))
         return found
 
     def _set_price(self, plain: Shape, promise: float) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from outrider.workers.engine.request import SpeculationFigures
@@ -112,6 +113,19 @@ def test_the_machines_moods_are_not_charged_to_speculation() -> None:
         lowest = min(lowest, of.ledger.level)
 
     assert lowest > 6.0
+
+
+def test_a_forecast_that_is_far_too_high_is_not_believed() -> None:
+    of = account()
+    for _ in range(20):
+        of.cost.more_rows(1, 3)
+        of.observe(took(of, rows=3, tokens=3))
+    before = of.ledger.level
+    of.cost._cells.factors = lambda most: np.full(most + 1, 100.0)  # type: ignore[method-assign]
+    of.cost._tabulate(8)
+    of.observe(Took(Shape(1, 3, 100.0, 300.0, ready=True), 3, 0.030, 0.0, 0.0, True))
+
+    assert of.ledger.level > before - 20.0
 
 
 def test_a_round_without_any_part_for_drafts_costs_nothing_however_long_it_takes() -> None:

@@ -230,6 +230,16 @@ def test_while_nobody_is_followed_rounds_go_by_unlooked_until_somebody_is_due() 
     assert looked_at <= gone_by / 8
 
 
+def test_who_is_to_draft_is_followed_though_let_go() -> None:
+    auto = hopeless()
+    auto.account.ledger = Ledger()
+    auto._hopes[0]._tries = 0  # it could not be afforded when it came
+    assert auto.follows(0) is False
+
+    assert depth(auto) == 1
+    assert auto.follows(0)
+
+
 def test_a_sequence_that_comes_is_looked_at() -> None:
     auto = hopeless()
     depth(auto)

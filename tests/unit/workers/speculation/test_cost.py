@@ -130,6 +130,29 @@ def test_rows_beyond_the_widest_round_are_hoped_to_be_cheap_until_some_were_run(
     assert cost.forecast(shape(1, 7)).verify_s == pytest.approx(0.005, rel=0.1)
 
 
+def test_rounds_of_a_stop_tell_the_machines_speed_whatever_disturbed_one_of_them() -> None:
+    cost, plain = taught(300, noise=0.0), shape(2, 0)
+    cost.measured([(plain, sum(seconds(plain)))] * 8)
+    before = cost.undrafted(2, 200.0)
+    slow = [(plain, 1.5 * sum(seconds(plain)))] * 40
+    cost.rested([*slow[:-2], (plain, 1.0), (shape(1, 0), 5.0), slow[0]])
+    slower = cost.undrafted(2, 200.0)
+    cost.rested([(plain, 1.0)])
+
+    assert slower == pytest.approx(1.5 * before, rel=0.02)
+    assert cost.undrafted(2, 200.0) == slower
+
+
+def test_rounds_of_a_stop_of_longer_texts_are_measured() -> None:
+    cost, plain, long = taught(300, noise=0.0), shape(2, 0), shape(2, 0, context=4000)
+    cost.measured([(plain, sum(seconds(plain)))] * 8)
+    before = cost.forecast(shape(2, 3)).verify_s
+    cost.rested([(long, 3.0 * sum(seconds(plain)))] * 40)
+
+    assert cost.undrafted(2, 8000.0) == pytest.approx(3.0 * sum(seconds(plain)), rel=0.15)
+    assert cost.forecast(shape(2, 3)).verify_s == pytest.approx(before, rel=0.2)
+
+
 def test_a_line_finds_its_coefficients_and_none_below_zero() -> None:
     rng, line = random.Random(0), Line((1.0, 1.0, 1.0), memory=500)
     for _ in range(600):

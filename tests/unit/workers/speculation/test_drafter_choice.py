@@ -1,6 +1,7 @@
 """Who drafts: by what drafts are worth, what they cost, and what a request asked for."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 
@@ -114,6 +115,16 @@ def test_what_is_looked_up_for_a_sequence_is_told() -> None:
     chosen([], worths=told[2])
 
     assert [each.told for each in told] == [[8], [0], [0]]
+
+
+def test_a_prompts_chunk_is_no_round_in_which_nothing_was_found() -> None:
+    told = Told()
+    drafter = ChoosingDrafter({MTP: Scripted(MTP)}, Scripted(LOOKUP, []), {0: a_sequence()}.get, "auto", told)
+    drafter.draft(replace(a_round(steps=0), sample_counts=ints([0])), a_verdict(), HIDDEN)
+    assert told.told == []
+    drafter.draft(a_round(steps=0), a_verdict(), HIDDEN)
+
+    assert told.told == [0]
 
 
 def test_the_drafts_that_are_worth_more_are_taken_and_the_models_steps_spared() -> None:

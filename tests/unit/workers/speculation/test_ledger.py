@@ -69,6 +69,17 @@ def test_what_may_be_lost_to_measuring_is_a_small_share_of_all_time() -> None:
     assert ledger.until_affords_to_measure(0.0) == 0
 
 
+def test_what_is_dearer_than_all_that_may_be_saved_for_it_is_measured_once_that_is_saved() -> None:
+    ledger = Ledger()
+    assert ledger.spend(50.0)
+    assert not ledger.spend(50.0)
+    wait = ledger.until_affords_to_measure(50.0)
+    for _ in range(wait + 1):
+        ledger.earn(1.0)
+
+    assert ledger.spend(50.0)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_over_any_stretch_the_loss_is_bounded(seed: int) -> None:
     """An adversary sets what every speculated round brings, with any plan it likes."""
