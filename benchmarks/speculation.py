@@ -45,22 +45,24 @@ SEED = 1
 
 
 class Engines:
-    """One that cannot draft, for "off", one for fixed depths, and one for "auto", which learns from its own rounds."""
+    """One of each arm's own: one that runs five arms in turn has its weights in the caches, and auto learns alone."""
 
     def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
         settings = {"dtype": args.dtype, "max_num_seqs": max(32, *args.batch), "enable_prefix_caching": False}
-        self.drafting = stack.enter_context(BatchLLM(args.model, **settings))
-        self._fixed = stack.enter_context(BatchLLM(args.model, **settings))
-        self._plain = stack.enter_context(BatchLLM(args.model, speculation="off", **settings))
-        if self.drafting.tokenizer is None:
+        self._own = {
+            arm: stack.enter_context(BatchLLM(args.model, speculation="off" if arm == "off" else "auto", **settings))
+            for arm in args.speculation
+        }
+        self._any = next(iter(self._own.values()))
+        if self._any.tokenizer is None:
             sys.exit(f"{args.model} has no tokenizer to make prompts with")
 
     def of(self, arm: str) -> BatchLLM:
-        return self._plain if arm == "off" else self._fixed if arm.isdigit() else self.drafting
+        return self._own[arm]
 
     def prompts(self, kind: str, count: int) -> list[list[int]]:
-        assert self.drafting.tokenizer is not None
-        return kind_prompts(kind, self.drafting.tokenizer, self.drafting._host.engine.info.vocab_size, count)
+        assert self._any.tokenizer is not None
+        return kind_prompts(kind, self._any.tokenizer, self._any._host.engine.info.vocab_size, count)
 
 
 def params(arm: str, temperature: float, tokens: int, seed: int) -> SamplingParams:
