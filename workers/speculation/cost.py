@@ -189,11 +189,6 @@ class RoundCost:
             self._speed *= median(alike_s) / self.undrafted(shape.sequences, shape.context)
             base.doubt(self._rounds)
 
-    def base_known(self, sequences: int) -> bool:
-        """Whether rounds without drafts, of about so many sequences, were ever measured."""
-        base = self._bases.get(size_class(sequences))
-        return base is not None and base.known
-
     def base_due(self, sequences: int, context: float, gain: float) -> bool:
         """Whether rounds without drafts, of about so many sequences, should be measured before others are weighed.
 
