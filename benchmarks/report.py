@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from common import RESULTS, words
 from reporting.cost import kernels, round_profile, stage_link
-from reporting.depths import speculation
+from reporting.depths import simulated, speculation
 from reporting.drafters import drafters
 from reporting.section import Record, Section
 from reporting.speed import decoding, racing, serving
@@ -33,6 +33,7 @@ KINDS = {  # by the benchmark's script, in the report's order
     "race": Kind(racing, "versions"),
     "decode": Kind(decoding, "cases"),
     "speculation": Kind(speculation, "tokens"),
+    "simulated": Kind(simulated, "seeds"),
     "drafters": Kind(drafters, "cases"),
     "serve": Kind(serving, "windows"),
     "round": Kind(round_profile, "engine"),

@@ -19,6 +19,17 @@ def speculation(name: str, record: Record) -> list[Section]:
     return sections
 
 
+def simulated(name: str, record: Record) -> list[Section]:
+    """Of simulated.py."""
+    header = ["text", "batch", "best static", "best / off", "auto / best", "worst", "auto / off", "worst"]
+    figures = ("best_over_off", "auto_over_best", "worst_over_best", "auto_over_off", "worst_over_off")
+    rows = [
+        [cell["kind"], str(cell["batch"]), str(cell["best_static"]), *(ratio(cell[figure]) for figure in figures)]
+        for cell in record["cells"]
+    ]
+    return [Section(title=f"Depths in simulation ({name})", record=record, tables=[Table(header, rows, labels=2)])]
+
+
 def _text(cell: dict[str, Any]) -> str:
     return f"{cell['kind']}, T={cell['temperature']:g}"
 

@@ -24,6 +24,7 @@ for name in (
     "record",
     "recorders",
     "simulation",
+    "simulated",
     "report",
     "reporting.svg",
     "reporting.tables",

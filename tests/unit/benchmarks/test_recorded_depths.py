@@ -1,54 +1,22 @@
 """Depths by the price of time over what scout's texts drafted and what its rounds took (benchmarks/recordings)."""
 
-import functools
-from pathlib import Path
-
 import numpy as np
 import pytest
 from recorders import ROUND_COLUMNS
-from simulation import Auto, Machine, Moody, RecordedMachine, Simulation, Static, Text, recorded_text
+from simulated import KINDS, OTHERS, machine, recorded_rounds, recorded_texts, settled_speed, whole_speed
+from simulation import Auto, Moody, Static
 
 from outrider.workers.speculation.acceptance import Acceptance, Made
 from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.known_times import Shape
 
-RECORDINGS = Path(__file__).resolve().parents[3] / "benchmarks" / "recordings"
-KINDS = ("code, T=0.8", "prose, T=0.8", "repetitive, T=0", "adversarial, T=2")
-OTHERS = ("code, T=0", "prose, T=0", "chat, T=0.8")
-
-
-@functools.cache
-def recorded_texts(kind: str) -> list[Text]:
-    temperature = float(kind.split("=")[1])
-    with np.load(RECORDINGS / "scout-texts.npz") as texts:
-        return [recorded_text(texts[name], temperature) for name in texts.files if name.startswith(f"{kind}/")]
-
-
-@functools.cache
-def recorded_rounds() -> np.ndarray:
-    with np.load(RECORDINGS / "scout-rounds.npz") as rounds:
-        return np.concatenate([rounds[name] for name in rounds.files if name != "about"])
-
-
-@functools.cache
-def machine() -> RecordedMachine:
-    return RecordedMachine(recorded_rounds())
-
-
-def speed(policy: Auto | Static, kind: str, batch: int) -> float:
-    simulation = Simulation(policy, machine(), recorded_texts(kind))
-    settled = simulation.run(batch, 200 if batch == 1 else 400)
-    tokens, seconds = settled.tokens, settled.seconds
-    score = simulation.run(batch, 1200 if batch == 1 else 400)
-    return (score.tokens - tokens) / (score.seconds - seconds)
-
 
 @pytest.mark.parametrize("batch", [1, 4, 16])
 @pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.full) for kind in OTHERS)])
 def test_auto_keeps_up_with_the_best_static_depth(kind: str, batch: int) -> None:
-    static = [speed(Static(depth), kind, batch) for depth in range(6)]
+    static = [settled_speed(Static(depth), kind, batch) for depth in range(6)]
 
-    auto = speed(Auto(), kind, batch)
+    auto = settled_speed(Auto(), kind, batch)
 
     assert auto >= 0.91 * max(static)
     assert auto >= 0.97 * static[0]
@@ -60,19 +28,13 @@ def test_auto_keeps_up_with_the_best_static_depth(kind: str, batch: int) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_machines_moods_neither_stop_drafts_that_pay_nor_make_others_seem_to(kind: str, batch: int) -> None:
     """From the first round on: what is lost until something is known counts."""
-    static = [run(Static(depth), machine(), kind, batch) for depth in range(6)]
+    static = [whole_speed(Static(depth), machine(), kind, batch) for depth in range(6)]
 
-    autos = [run(Auto(), Moody(machine(), seed), kind, batch, seed) for seed in range(6)]
+    autos = [whole_speed(Auto(), Moody(machine(), seed), kind, batch, seed) for seed in range(6)]
 
     assert np.mean(autos) >= 0.94 * max(static)
-    assert np.mean(autos) >= 0.94 * static[0]
+    assert np.mean(autos) >= (0.94 if batch == 16 else 0.96) * static[0]
     assert min(autos) >= 0.80 * max(static)
-
-
-def run(policy: Auto | Static, machine: Machine, kind: str, batch: int, seed: int = 0) -> float:
-    return (
-        Simulation(policy, machine, recorded_texts(kind), seed=seed).run(batch, {1: 1500, 4: 700}.get(batch, 400)).speed
-    )
 
 
 def test_what_is_believed_of_drafts_is_what_becomes_of_them() -> None:

@@ -145,6 +145,17 @@ def test_auto_stands_beside_the_best_static_depth_and_acceptance_by_position() -
     assert "| all |  | 100 | 150 |" in text
 
 
+def test_simulated_depths_are_told_with_the_worst_of_their_seeds() -> None:
+    cell = {
+        "kind": "code, T=0.8", "batch": 4, "best_static": 2, "best_over_off": 1.25,
+        "auto_over_best": 0.98, "worst_over_best": 0.91, "auto_over_off": 1.23, "worst_over_off": 1.14,
+    }  # fmt: skip
+    record = {"command": "benchmarks/simulated.py", "seeds": 4, "cells": [cell]} | RUN
+    text = markdown(sections_of([("simulated", "simulated-x", record)]))
+
+    assert "| code, T=0.8 | 4 | 2 | 1.25 | 0.98 | 0.91 | 1.23 | 1.14 |" in text
+
+
 def test_who_drafts_is_told_with_what_each_brings() -> None:
     text = markdown(sections_of([("drafters", "drafters-x", RESULTS["drafters"] | RUN)]))
 
