@@ -7,6 +7,7 @@ stand. Not every round sets depths, nor is each learned from at once, so means a
 
 import random
 from collections.abc import Mapping
+from statistics import fmean, median
 from typing import Any
 
 from common import seconds
@@ -17,8 +18,10 @@ from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.patience import Patience
 
 _PROMPT, _STANDS = 200, 0.8
+_TOGETHER = 40  # rounds, more than depths hold for
 
 
 class TimedPlans(DepthPolicy):
@@ -50,14 +53,16 @@ class Decisions:
     def round(self) -> None:
         depths: list[int] = []
         follows: list[bool] = []
+        patience: list[Patience] = []
 
         def ask() -> None:
             depths.extend(map(self._policy.depth, self._sequences))
             follows.extend(map(self._policy.follows, self._sequences))
+            patience.extend(map(self._policy.patience, self._sequences))
 
         self.took["asked"].append(seconds(ask))
         round, verdict = self._run(depths, follows)
-        drafts = {n: [self._draft() for _ in range(depth)] for n, depth in enumerate(depths) if depth}
+        drafts = {n: self._draft(depth, patience[n]) for n, depth in enumerate(depths) if depth}
         round_s = 0.001 * len(depths) ** 0.5 * (1.0 + 0.15 * round.rows / len(depths)) * self._rng.uniform(1.0, 1.1)
 
         def learn() -> None:
@@ -70,8 +75,9 @@ class Decisions:
         self.took["learning"].append(learned_s - self._policy.planned_s)
         self.took["slots"].append(seconds(lambda: self._keep(drafts)))
 
-    def _draft(self) -> Draft:
-        return Draft(5, self._rng.expovariate(0.5))
+    def _draft(self, depth: int, patience: Patience) -> list[Draft]:
+        leads = [self._rng.expovariate(0.5) for _ in range(depth)]
+        return [Draft(5, lead) for lead in leads[: patience.made(leads)]]
 
     def _keep(self, drafts: Mapping[int, list[Draft]]) -> None:
         kept = self._policy.worthwhile(drafts)
@@ -99,8 +105,8 @@ class Decisions:
         return next((n for n in range(drafts) if self._rng.random() > _STANDS), drafts)
 
 
-def decision_us(sequences: int, repeats: int = 300) -> dict[str, float]:
-    """Microseconds of a round by part, once it has settled: means, but for the slowest twentieth."""
+def decision_us(sequences: int, repeats: int = 600) -> dict[str, float]:
+    """Microseconds of a round by part, once it has settled: the median of the means of some rounds in a row."""
     decisions = Decisions(sequences)
     for _ in range(repeats):
         decisions.round()
@@ -113,5 +119,5 @@ def deciding_us(parts: Mapping[str, float]) -> float:
 
 
 def _mean(values: list[float]) -> float:
-    kept = sorted(values)[: max(1, len(values) * 19 // 20)]
-    return sum(kept) / len(kept)
+    means = [fmean(values[first : first + _TOGETHER]) for first in range(0, len(values), _TOGETHER)]
+    return median(means[: max(1, len(values) // _TOGETHER)])  # the last may be of few

@@ -11,11 +11,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from recorders import DEPTH, ROUND_COLUMNS, leads
+from recorders import ROUND_COLUMNS, leads
 
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.auto_depth import AutoDepth, Outcome
 from outrider.workers.speculation.known_times import Shape
+from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.speculation.worths import Live
 
 Floats = NDArray[np.float64]
@@ -130,6 +131,10 @@ class Policy(Protocol):
         """Drafts to make for each."""
         ...
 
+    def patience(self, sequence_id: int) -> Patience:
+        """When those for a sequence end before."""
+        ...
+
     def follows(self, live: Sequence[Live]) -> list[bool]: ...
 
     def keep(self, made: Sequence[Made], base: Shape) -> list[int]:
@@ -151,6 +156,9 @@ class Static:
 
     def depths(self, live: Sequence[Live]) -> list[int]:
         return [self.depth] * len(live)
+
+    def patience(self, sequence_id: int) -> Patience:
+        return ENDLESS
 
     def follows(self, live: Sequence[Live]) -> list[bool]:
         return [self.depth > 0] * len(live)
@@ -175,6 +183,9 @@ class Auto:
         self.auto.account.turn_to(len(live), max(each.kind.heat for each in live))
         self.auto.plan(live)
         return [self.auto.depth(each.sequence_id) for each in live]
+
+    def patience(self, sequence_id: int) -> Patience:
+        return self.auto.patience(sequence_id) if self.auto.depth(sequence_id) > 1 else ENDLESS
 
     def follows(self, live: Sequence[Live]) -> list[bool]:
         return [self.auto.follows(each.sequence_id) for each in live]
@@ -260,11 +271,16 @@ class Simulation:
         running, policy = self._running, self._policy
         live = [each.live for each in running]
         wanted, follows = policy.depths(live), policy.follows(live)
+        patience = {each.sequence_id: policy.patience(each.sequence_id) for each in live}
         rows = [1 + len(each.drafts) for each in running]
         contexts = [each.context + each.place for each in running]
         outcomes, tokens = self._advance()
         going = [(each, depth) for each, depth in zip(running, wanted, strict=True) if not each.ended]
-        depths = [min(depth, DEPTH) for _, depth in going]
+        leads = [each.text.places[each.place].leads[:depth] for each, depth in going]
+        depths = [
+            patience[each.sequence_id].made(own) if depth > 1 else len(own)
+            for (each, depth), own in zip(going, leads, strict=True)
+        ]
         read = sum(context * own for context, own in zip(contexts, rows, strict=True))
         shape = Shape(
             len(running), sum(rows), float(sum(contexts)), float(read),
@@ -275,8 +291,8 @@ class Simulation:
             if each.ended:
                 policy.forget(each.sequence_id)
         made = [
-            Made(each.sequence_id, each.text.kind, each.text.places[each.place].leads[:depth])
-            for (each, _), depth in zip(going, depths, strict=True) if depth
+            Made(each.sequence_id, each.text.kind, own[:depth])
+            for (each, _), own, depth in zip(going, leads, depths, strict=True) if depth
         ]  # fmt: skip
         context = float(sum(each.context + each.place for each, _ in going))
         counts = policy.keep(made, Shape(len(going), len(going), context, context)) if going else []

@@ -141,7 +141,9 @@ class _Loader:
             warn_of_missing_modules(self._config, self._model, self._modules)
         pipeline = self._pipeline(runner, sampler, wires, tells_verdicts=mtp is None)
         depth = self._depth()
-        scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth.depth, depth.follows, depth.forget)
+        scheduler = Scheduler(
+            self._scheduler_config(pipeline.lanes, blocks), depth.depth, depth.follows, depth.forget, depth.patience
+        )
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
         times = RequestTimes(on_end=journal.ended)
         engine = Engine(

@@ -127,10 +127,12 @@ class Context:
         draws: NDArray[Any],
         allowed: Allowing | None = None,
         chain: Chain | None = None,
-    ) -> tuple[IntArray, NDArray[np.float64]]:
+        patience: NDArray[np.float64] | None = None,
+    ) -> tuple[IntArray, NDArray[np.float64], IntArray]:
         """Feeds `pairs` with the states `hidden` [pairs, hidden]; then drafts `depths[i]` tokens after `last_pairs[i]`.
 
-        The tokens, sequence by sequence [sum(depths)], and by how much each one's score leads over the next best.
+        The tokens, sequence by sequence [sum(depths)], by how much each one's score leads over the next best, and how
+        many each sequence has: fewer than `depths` where its row of `patience` [n, 5] ends it before.
         `draws[i]` is how the first of them is drawn; where it is constrained, `allowed(i, j)` says what may be its
         draft j, from 1 on. `steps` is the largest depth, also of other data groups, which draft beside this one.
         `chain` is for several modules. ExchangeError as `stage`.
@@ -139,18 +141,18 @@ class Context:
         *firsts, total = accumulate(deep, initial=0)
         going = np.array([*zip(last_pairs.tolist(), deep, firsts, strict=True)], dtype=np.int64)  # as library.Going
         drafts = np.empty(total, dtype=np.int64)
-        leads = np.empty(len(drafts))
+        leads, made = np.empty(len(drafts)), np.zeros(len(depths), dtype=np.int64)
         states = uninitialised(hidden.shape[0] + len(depths) * (len(modules) - 1), shape.hidden)
         outcome = self._library.outrider_draft(
             *self._team, shape, modules, len(modules), head.linear, head.outputs,
             None if head.ids is None else head.ids.ctypes.data, pairs, hidden.data_ptr(), chain, states.data_ptr(),
             going.ctypes.data, len(depths), steps, draws.ctypes.data,
-            drafts.ctypes.data, leads.ctypes.data,
+            None if patience is None else patience.ctypes.data, drafts.ctypes.data, leads.ctypes.data, made.ctypes.data,
             library.REMASK() if allowed is None else _Remasked(allowed, len(depths)).function,
         )  # fmt: skip
         if outcome:
             raise ExchangeError(outcome)
-        return drafts, leads
+        return drafts, leads, made
 
 
 def uninitialised(*shape: int) -> Tensor:

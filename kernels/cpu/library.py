@@ -234,7 +234,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         c_int64,
         (
             *_TEAM, POINTER(Shape), POINTER(Module), c_int, POINTER(Linear), c_int, c_void_p, POINTER(Rows), c_void_p,
-            POINTER(Chain), c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p, REMASK,
+            POINTER(Chain), c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, REMASK,
         ),
     ),
     "outrider_group_open": (c_void_p, (c_void_p, c_int, c_int, c_int64, c_int, c_int64)),

@@ -22,6 +22,7 @@ from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.compiled_parts import CompiledDraftModel
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.pairs import Pairs, joined
+from outrider.workers.speculation.patience import Patience
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.torch_parts import TorchDraftModel
 
@@ -201,6 +202,23 @@ def test_sequences_stop_drafting_each_at_its_own_depth(depths: list[int], module
     twins = drawn_twins(tmp_path, 3, modules=modules)
 
     twins.drafts([twins.pairs(s, 0, len(some) - 1) for s, some in enumerate(twins.tokens)], depths)
+
+
+@pytest.mark.parametrize("modules", [1, 3])
+def test_sequences_stop_drafting_each_where_its_own_patience_ends(modules: int, tmp_path: Path) -> None:
+    endless, patient = (drawn_twins(tmp_path / name, 3, modules=modules) for name in ("endless", "patient"))
+    parts = [endless.pairs(s, 0, len(some) - 1) for s, some in enumerate(endless.tokens)]
+    patience = [Patience(0.0, 1.0, 1.0, 0.5, least) for least in (0.0, 1.0, 0.3, 0.5, 0.3, 0.5)]
+    going, depths = ints(range(6)), ints([6, 6, 6, 6, 6, 3])
+    whole = endless.compiled.draft(joined(parts), going, depths)
+
+    for model in (patient.compiled, patient.torchs):
+        found = model.draft(joined(parts), going, depths, patience=np.array(patience))
+
+        ends = [each.made([draft.confidence for draft in some]) for each, some in zip(patience, whole, strict=True)]
+        assert ends[:2] == [6, 1]
+        assert len(set(ends)) > 2
+        assert token_ids(found) == [row[:end] for row, end in zip(token_ids(whole), ends, strict=True)]
 
 
 @pytest.mark.parametrize(("seed", "modules"), [(0, 1), (5, 1), (5, 2)])

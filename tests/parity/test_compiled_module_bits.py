@@ -52,7 +52,7 @@ def draft(model: CompiledModel, parts: Sequence[Pairs], depths: Sequence[int]) -
     draws = np.zeros(len(going), dtype=DRAW)
     draws["sequence_key"], draws["position"], draws["temperature"], draws["top_p"] = 5, pairs.positions[last] + 2, 1, 1
     deep = np.array(depths)[going]
-    tokens, leads = model.module.draft(pair_rows(pairs), pairs.hidden, last, deep, draws)
+    tokens, leads, _ = model.module.draft(pair_rows(pairs), pairs.hidden, last, deep, draws)
     drafts = zip(tokens.tolist(), leads.tolist(), strict=True)
     return [list(itertools.islice(drafts, depth)) for depth in deep.tolist()]
 

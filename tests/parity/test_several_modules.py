@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import random_config, rewrite, write_checkpoint
@@ -30,11 +31,13 @@ from outrider.workers.speculation.compiled_parts import CompiledDraftModel
 from outrider.workers.speculation.model_parts import DraftModel
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.pairs import Pairs, joined
+from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.torch_parts import TorchDraftModel
 
 VOCAB, LENGTH, DEPTH = 97, 40, 6
 BLOCKS, OTHERS = [6, 2, 9, 4], [3, 11, 8, 10]
+PATIENCE = Patience(fixed=0.0, lead=2.0, bend=2.0, first=0.5, least=0.45)
 CUTS = (0, 7, 8, 11, 20)  # the rounds in which the tokens become certain
 PATHS = ("torch", "compiled")
 SHARED = {
@@ -88,11 +91,14 @@ class Bench:
         """The pairs of positions `first` .. `end` - 1; slots before `written` are others' too."""
         return make_pairs(self.hidden[first:end], self.tokens, first, blocks, sequence=sequence, write_from=written)
 
-    def feed(self, *parts: Pairs, depth: int = 0, steps: int | None = None) -> list[tuple[int, float]]:
+    def feed(
+        self, *parts: Pairs, depth: int = 0, steps: int | None = None, patience: Patience = ENDLESS
+    ) -> list[tuple[int, float]]:
         """What is drafted after the last pair of the last of them, with its leads."""
         pairs = joined(parts)
         going = ints([len(pairs.lengths) - 1] if depth else [])
-        found = self.drafts.draft(pairs, going, ints([depth] if depth else []), steps)
+        ends = np.array([patience] if depth else np.zeros((0, len(patience))))
+        found = self.drafts.draft(pairs, going, ints([depth] if depth else []), steps, ends)
         return [(draft.token_id, draft.confidence) for draft in found[0]] if depth else []
 
     def cached(self, blocks: Sequence[int] = BLOCKS, slots: int = LENGTH + 1) -> list[Tensor]:
@@ -212,8 +218,28 @@ def test_a_gap_is_only_a_matter_of_acceptance(kernels: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kernels", PATHS)
+@pytest.mark.parametrize("modules", [1, 3])
+def test_drafting_ends_where_patience_does(modules: int, kernels: str, tmp_path: Path) -> None:
+    """The drafts until then are those of a drafting without end, and so is what comes after."""
+    endless, patient = (Bench(_write(tmp_path, modules), kernels) for _ in range(2))
+    lengths = []
+    for first, end in itertools.pairwise((0, 9, 10, 13, 33, LENGTH)):
+        whole = endless.feed(endless.pairs(first, end), depth=DEPTH)
+        found = patient.feed(patient.pairs(first, end), depth=DEPTH, patience=PATIENCE)
+
+        assert found == whole[: PATIENCE.made([lead for _, lead in whole])]
+        lengths.append(len(found))
+
+    assert 1 <= min(lengths) < max(lengths)
+    assert min(lengths) < DEPTH
+
+
+@pytest.mark.parametrize("kernels", PATHS)
 @pytest.mark.parametrize("layout", SPLITS)
-def test_ranks_that_share_the_modules_draft_as_one_does(layout: str, kernels: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("patience", [ENDLESS, PATIENCE], ids=["to the depth", "as long as it is sure"])
+def test_ranks_that_share_the_modules_draft_as_one_does(
+    patience: Patience, layout: str, kernels: str, tmp_path: Path
+) -> None:
     """Data groups go through as many passes, also one that has nothing to draft, or nothing at all."""
     _weights(tmp_path, 3, **SHARED)
     sharings = all_sharings(ModelConfig.load(tmp_path), SPLITS[layout])
@@ -223,7 +249,7 @@ def test_ranks_that_share_the_modules_draft_as_one_does(layout: str, kernels: st
         ends = (0, 20, 21, LENGTH) if data == 0 else (0, 9, 9, 30)
         parts = [bench.pairs(*cut, sequence=data) for cut in itertools.pairwise(ends)]
         drafts = [
-            bench.feed(part if len(part) else nothing(part), depth=depth, steps=steps)
+            bench.feed(part if len(part) else nothing(part), depth=depth, steps=steps, patience=patience)
             for part, depth, steps in zip(parts, depths, (DEPTH, 0, 2), strict=True)
         ]
         return [[token for token, _ in some] for some in drafts], bench.cached()

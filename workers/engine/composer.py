@@ -6,6 +6,7 @@ from outrider.workers.engine.limits import SchedulerConfig
 from outrider.workers.engine.residents import Residents
 from outrider.workers.engine.round_builder import RoundBuilder
 from outrider.workers.engine.sequence import Sequence
+from outrider.workers.speculation.patience import ENDLESS, Patience
 
 _PREFILL_SHARE = 4  # waiting prefills get at least one token in so many
 
@@ -16,9 +17,15 @@ class RoundComposer:
     A round takes no more than a lane's share of the sequences, so that the lanes share the work.
     """
 
-    def __init__(self, config: SchedulerConfig, depth: Callable[[Sequence], int], residents: Residents) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        depth: Callable[[Sequence], int],
+        patience: Callable[[Sequence], Patience],
+        residents: Residents,
+    ) -> None:
         self._config = config
-        self._depth = depth
+        self._depth, self._patience = depth, patience
         self._residents = residents
         self._owed = 0  # to prefills, in 1/_PREFILL_SHARE of a token: what rounding down left
 
@@ -84,7 +91,7 @@ class RoundComposer:
         steps = max(0, min(steps, granted - slots)) if rows >= pending else 0
         self._residents.depart(sequence)
         sequence.follow(follows)
-        builder.add(sequence, rows, steps)
+        builder.add(sequence, rows, steps, self._patience(sequence) if steps > 1 else ENDLESS)
         return rows
 
     def _draft_steps(self, sequence: Sequence, drafts: int) -> int:

@@ -22,7 +22,7 @@ from outrider.workers.engine.round import Round
 from outrider.workers.engine.runner import Naming
 from outrider.workers.engine.scheduler import Scheduler
 from outrider.workers.engine.subscribers import Subscribers
-from outrider.workers.engine.warm_up import warm_up_request
+from outrider.workers.engine.warm_up import WarmUp, first_use, measuring
 from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.speculation.depth import DepthPolicy
@@ -135,15 +135,26 @@ class Engine:
         return counters
 
     def warm_up(self) -> None:
-        """Runs one small request to its end, before `run`; leaves no trace in the counters, nor in what is learned."""
-        request = warm_up_request(self.info.vocab_size, self.info.max_model_len)
-        self._subscribers.add(request, lambda chunks: None)
-        self._scheduler.add(request)
+        """Runs some small requests to their ends, before `run`. Leaves no trace but what rounds take."""
+        vocab_size, longest = self.info.vocab_size, self.info.max_model_len
+        self._warm_up(first_use(vocab_size, longest))
+        self._depth.reset()
+        if self._drafter is not None and (model := self._depth.priced_model):
+            for each in measuring(vocab_size, longest, self._scheduler.most_together, model):
+                self._warm_up(each)
+            self._depth.begin()
+        self._scheduler.reset_counters()
+        self.times = RoundTimes()
+
+    def _warm_up(self, one: WarmUp) -> None:
+        self._subscribers.add(one.request, lambda chunks: None)
+        self._scheduler.add(one.request)
+        self._depth.expected = self._scheduler.sharing
+        last = self.times.rounds + one.rounds + 1  # one reads the prompt
         while self._scheduler.has_work:
             self.step()
-        self._scheduler.reset_counters()
-        self._depth.reset()
-        self.times = RoundTimes()
+            if self.times.rounds == last:
+                self._scheduler.cancel(one.request.request_id)
 
     def run(self) -> None:
         """Serves until stopped. Whatever ends it otherwise is raised once every client has been told."""

@@ -3,8 +3,11 @@
 from array import array
 from collections.abc import Sequence as Ids
 
+import numpy as np
+
 from outrider.workers.engine.round import Round, as_ints, ints
 from outrider.workers.engine.sequence import Sequence
+from outrider.workers.speculation.patience import ENDLESS, Patience
 
 
 class RoundBuilder:
@@ -23,6 +26,7 @@ class RoundBuilder:
         self._block_ids = array("q")
         self._owners = array("q")
         self._draft_steps = array("q")
+        self._patience = array("d")
         self._upkeep = array("q")
         self._followed_from = array("q")
         self.begins: list[Sequence] = []  # in their first round
@@ -30,8 +34,11 @@ class RoundBuilder:
     def __len__(self) -> int:
         return len(self._sequence_ids)
 
-    def add(self, sequence: Sequence, rows: int, draft_steps: int) -> None:
-        """Adds the sequence's next `rows` query tokens: tokens not computed yet, then, where those end, drafts."""
+    def add(self, sequence: Sequence, rows: int, draft_steps: int, patience: Patience = ENDLESS) -> None:
+        """Adds the sequence's next `rows` query tokens: tokens not computed yet, then, where those end, drafts.
+
+        `patience`: when the `draft_steps` after it end before.
+        """
         tokens = sequence.token_ids
         end = sequence.start + rows
         drafts = end - len(tokens)  # below 0: the chunk ends before the tokens do
@@ -49,6 +56,7 @@ class RoundBuilder:
         self._block_offsets.append(len(self._block_ids))
         self._owners.append(sequence.owner)
         self._draft_steps.append(draft_steps)
+        self._patience.extend(patience)
         self._upkeep.append(sequence.followed)
         self._followed_from.append(sequence.followed_from)
         if not sequence.begun:
@@ -71,6 +79,7 @@ class RoundBuilder:
             block_ids=as_ints(self._block_ids),
             owners=as_ints(self._owners) if several_groups else ints(),
             draft_steps=as_ints(self._draft_steps),
+            patience=np.frombuffer(self._patience if any(self._patience) else b""),
             upkeep=as_ints(self._upkeep),
             followed_from=as_ints(self._followed_from),
             begins=tuple(sequence.introduction() for sequence in self.begins),

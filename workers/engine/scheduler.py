@@ -15,6 +15,7 @@ from outrider.workers.engine.residents import Residents
 from outrider.workers.engine.round import Round, Verdict
 from outrider.workers.engine.round_builder import RoundBuilder
 from outrider.workers.engine.sequence import Sequence
+from outrider.workers.speculation.patience import ENDLESS, Patience
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
@@ -22,6 +23,7 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 class Scheduler:
     """`depth` says how many drafts to make next for a sequence; the limits and the free blocks may allow fewer.
 
+    `patience` says when its drafting ends before that.
     `follows` says whether the drafter takes in the next rows of a sequence that may draft: without, it cannot draft.
     `forget` hears the id of a sequence that ends while it waits, so that no round will say so.
     """
@@ -32,10 +34,11 @@ class Scheduler:
         depth: Callable[[Sequence], int],
         follows: Callable[[Sequence], bool] = lambda sequence: True,
         forget: Callable[[int], None] = lambda sequence_id: None,
+        patience: Callable[[Sequence], Patience] = lambda sequence: ENDLESS,
     ) -> None:
         self._config = config
         self._residents = Residents(config, follows, forget)
-        self._composer = RoundComposer(config, depth, self._residents)
+        self._composer = RoundComposer(config, depth, patience, self._residents)
         self._requests: dict[str, list[Sequence]] = {}  # unfinished sequences
         self._in_flight: list[int | None] = [None] * config.lanes  # round id, by lane
         self._ends: list[int] = []
@@ -72,6 +75,11 @@ class Scheduler:
         """How many sequences will share a lane's rounds once those that wait have begun."""
         live = self._counters.running + self._counters.waiting
         return -(-min(live, self._config.max_num_seqs) // self._config.lanes)
+
+    @property
+    def most_together(self) -> int:
+        """How many sequences may share a lane's rounds."""
+        return -(-self._config.max_num_seqs // self._config.lanes)
 
     def check(self, request: Request) -> None:
         """ValueError if the pool could never hold one of the request's sequences. Safe from any thread."""

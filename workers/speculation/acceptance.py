@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 
 from outrider.workers.sampling_params import LOOKUP
 from outrider.workers.speculation.logistic import Logistic
+from outrider.workers.speculation.patience import MOST_LEAD, Patience
 
 Floats = NDArray[np.float64]
 
-_MOST_LEAD = 12.0  # a lead beyond it says no more
 _HOPELESS = 30.0  # log-odds against a draft, beyond which none is told apart
 _FLEET_MEMORY, _FLEET_TRUST = 3000.0, 40.0  # labels
 _SEQUENCE_MEMORY, _SEQUENCE_TRUST = 24.0, 4.0  # labels
 _USUAL = 0.7  # acceptance that damping pulls both sides towards
 _FIRST_BATCH, _LARGEST_BATCH = 24, 240  # labels between two steps: a step takes as long for many as for few
 # Weights at first, scout's own: intercept, lead, log(1 + lead), first draft, history
-_JUDGING = ((-0.7, 0.5, 1.8, 0.2, 0.8), (-1.0, 0.3, 1.7, 0.1, 0.8), (0.0, 0.3, 1.0, 0.1, 0.8))
+_JUDGING = ((-0.2, 0.9, 1.9, 0.1, 1.0), (-0.7, 0.6, 1.5, 0.0, 0.8), (-0.5, 1.0, 1.5, 0.0, 0.8))
 # Intercept, first draft, log(position), history
-_FORESEEING = ((2.0, 0.0, 0.0, 1.0), (0.9, 0.0, 0.0, 1.0), (1.2, 0.0, 0.0, 1.0))
+_FORESEEING = ((2.7, 0.2, 0.2, 1.2), (1.0, 0.1, 0.1, 1.0), (1.0, 0.0, 0.0, 1.0))
 
 
 class Kind(NamedTuple):
@@ -72,7 +72,7 @@ class History:
         self._accepted = self._expected = self._judged = 0.0
         self.offset = 0.0  # log-odds beside the fleet's
 
-    def observe(self, accepted: int, judged: int, expected: float) -> None:
+    def observe(self, accepted: float, judged: int, expected: float) -> None:
         """Of `judged` drafts `accepted` stood, where the fleet's would have been `expected`."""
         keep = max(1.0 - judged / _SEQUENCE_MEMORY, 0.5)
         self._accepted = self._accepted * keep + accepted
@@ -108,7 +108,7 @@ class _Fleet:
     def odds(self, leads: Sequence[float]) -> list[float]:
         """Of drafts with these leads."""
         fixed, slope, bend, first, _ = self.judging.weights
-        capped = [min(lead, _MOST_LEAD) for lead in leads]
+        capped = [min(lead, MOST_LEAD) for lead in leads]
         against = [-fixed - slope * lead - bend * math.log1p(lead) for lead in capped]
         against[0] -= first
         return [math.exp(min(score, _HOPELESS)) for score in against]
@@ -124,7 +124,7 @@ class _Fleet:
 
     def _take_in(self, lessons: Sequence[_Lesson]) -> None:
         judged = [len(lesson.leads) for lesson in lessons]
-        capped = np.minimum([lead for lesson in lessons for lead in lesson.leads], _MOST_LEAD)  # [labels]
+        capped = np.minimum([lead for lesson in lessons for lead in lesson.leads], MOST_LEAD)  # [labels]
         place = np.array([n for count in judged for n in range(count)])  # [labels]
         labels = (place < np.repeat([lesson.accepted for lesson in lessons], judged)).astype(float)
         judging = np.repeat([lesson.judging for lesson in lessons], judged)
@@ -174,7 +174,7 @@ class Acceptance:
         lengths = [len(each.leads) for each in made]
         most, least = max(lengths, default=0), min(lengths, default=0)
         padded = [each.leads if least == most else [*each.leads, *[0.0] * (most - len(each.leads))] for each in made]
-        capped = np.minimum(np.array(padded), _MOST_LEAD)
+        capped = np.minimum(np.array(padded), MOST_LEAD)
         fleets = self._fleets_of([each.kind for each in made])
         weights = np.array([fleet.judging.weights for fleet in fleets])  # [sequences or 1, 5]
         scores = weights[:, :1] + weights[:, 1:2] * capped + weights[:, 2:3] * np.log1p(capped)
@@ -203,6 +203,12 @@ class Acceptance:
         self._pending[made.sequence_id] = Pending(made, odds)
         return _survivals(odds, fleet.judging.weights[4] * history.offset)
 
+    def patience(self, sequence_id: int, kind: Kind, row_price: float) -> Patience:
+        """To go on drafting for as long as a draft is likely enough to be reached, and to stand, to be worth that."""
+        fleet, history = self._fleet(kind), self._known[kind.drafter][sequence_id].judging
+        fixed, lead, bend, first, own = fleet.judging.weights
+        return Patience(fixed + own * history.offset, lead, bend, first, row_price * (1.0 + fleet.foreseen[-1]))
+
     def foreseen_alone(self, sequence_id: int, kind: Kind) -> list[float]:
         """`foreseen` of one sequence."""
         fleet, history = self._fleet(kind), self._known[kind.drafter][sequence_id].foreseeing
@@ -221,6 +227,13 @@ class Acceptance:
         """Of these sequences the drafts that were judged last, by sequence: from here on the caller's to remember."""
         pending = self._pending
         return {each: pending.pop(each) for each in sequence_ids if each in pending}
+
+    def passed_over(self, sequence_id: int) -> None:
+        """Its drafts were judged and not worth verifying: what to make of later ones learns from the judgement."""
+        if (pending := self._pending.get(sequence_id)) is not None:
+            kind, chance = pending.made.kind, 1.0 / (1.0 + pending.odds[0])
+            history = self._known[kind.drafter][sequence_id].foreseeing
+            history.observe(chance, 1, self._fleet(kind).expected[1])
 
     def observe(self, outcomes: Iterable[tuple[Pending, int, int]]) -> None:
         """Learns from what became of drafts (as taken, judged, accepted).

@@ -41,11 +41,12 @@ class Took(NamedTuple):
 class Account:
     """Of one replica."""
 
-    def __init__(self, experts: tuple[int, int], figures: SpeculationFigures) -> None:
-        """`experts`: of a layer, and how many of them a token wakes. `figures` are told what there is to tell."""
-        self.cost, self.gain = RoundCost(experts), Gain()
+    def __init__(self, cost: RoundCost, figures: SpeculationFigures) -> None:
+        """`figures` are told what there is to tell."""
+        self.cost, self.gain = cost, Gain()
         self.figures = figures
         self._ledgers: dict[tuple[int, int], Ledger] = {}  # by size class and heat
+        self._turned_to = (-1, 0)
         self.ledger: Ledger  # of the rounds at hand: see turn_to
         self.turn_to(1, 0)
         self._plain: list[tuple[Shape, float]] = []  # the latest rounds that speculation had no part in
@@ -61,6 +62,9 @@ class Account:
         acceptance.Kind has it, of the hottest that live.
         """
         key = size_class(sequences), heat
+        if key == self._turned_to:
+            return
+        self._turned_to = key
         if key not in self._ledgers:
             self._ledgers[key] = Ledger(key[0])
         self.ledger = self._ledgers[key]

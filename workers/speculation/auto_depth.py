@@ -13,9 +13,11 @@ from outrider.workers.speculation.acceptance import Acceptance, Made, Pending
 from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.alarms import Alarms
 from outrider.workers.speculation.base_rounds import CALM
+from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.hope import Hope
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.looked_up import NOTHING
+from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.speculation.planning import Worth
 from outrider.workers.speculation.undisturbed import Undisturbed
 from outrider.workers.speculation.worths import Live, Worths
@@ -25,8 +27,9 @@ _MOST_WATCHED = 4  # sequences of a round whose drafts are looked at for signs o
 _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in turn
 _MOST_IN_VAIN = 8  # rounds in a row for which drafts are made and none is verified
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
-HELD, _HELD_IDLE = 16, 3  # rounds that depths may hold for: where drafts pay, and where none are made
-_HELD_RISK = 1.0  # undrafted rounds that must be left for the former
+# Rounds that depths may hold for: where drafts pay, where they lose little, and where none are made
+HELD, _HELD_AT_A_LOSS, _HELD_IDLE = 32, 4, 3
+_SMALL_LOSS = 0.25  # undrafted rounds
 _MOST_ASLEEP = 16  # rounds that speculation has no part in, and that are not looked at
 _WOKEN = 4  # sequences that are tried when a stop is over
 
@@ -49,15 +52,16 @@ class Outcome(NamedTuple):
 class AutoDepth:
     """Decides for the sequences of one replica. Not thread-safe."""
 
-    def __init__(self, deepest: int = DEEPEST, experts: tuple[int, int] = (1, 1)) -> None:
-        """`experts`: of a layer, and how many of them a token wakes."""
+    def __init__(self, deepest: int = DEEPEST, cost: RoundCost | None = None) -> None:
+        """`cost`: what is known of rounds' time already."""
         self.acceptance, self.alarms = Acceptance(max(deepest, 1)), Alarms()
-        self.account = Account(experts, SpeculationFigures(alarms=self.alarms.counts))
+        self.account = Account(cost or RoundCost(), SpeculationFigures(alarms=self.alarms.counts))
         self.figures, self.cost = self.account.figures, self.account.cost
         self.warnings: list[str] = []  # to be said once, and not said yet
         self._deepest = deepest
         self._hopes: dict[int, Hope] = {}
         self._depths: dict[int, int] = {}
+        self._patience: dict[int, Patience] = {}
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
         self._calm = 0  # rounds in a row in which nothing was drafted
         self._asleep = self._slept = 0  # rounds until anybody is followed again; that went by so since the last plan
@@ -73,6 +77,10 @@ class AutoDepth:
     def depth(self, sequence_id: int) -> int:
         """Drafts to make for the sequence after the round that is being composed."""
         return self._depths.get(sequence_id, 0)
+
+    def patience(self, sequence_id: int) -> Patience:
+        """When drafting for it ends before that depth."""
+        return self._patience.get(sequence_id, ENDLESS)
 
     def follows(self, sequence_id: int) -> bool:
         """Whether the drafter should take in the sequence's tokens."""
@@ -142,23 +150,25 @@ class AutoDepth:
             self._sleep(self.worths.trying(live[0], 1, plain))
             return 1
         worth = self.worths.best_depths(live, plain, found)
-        pays = worth.gain > 0.0
+        pays, loss = worth.gain > 0.0, -worth.gain / plain.sequences  # a round
+        held = HELD if pays else _HELD_AT_A_LOSS if loss < _SMALL_LOSS else 1
         open_to_it = found.share < 0.5 * len(live)  # else models would hardly have a round
-        drafts = pays or (open_to_it and self.account.ledger.spend(-worth.gain / plain.sequences))
+        drafts = pays or (open_to_it and self.account.ledger.spend(held * loss))
         without = {}
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
                 hope.worth()
             if drafts and depth:
-                self._depths[each.sequence_id] = depth
+                self._depths[each.sequence_id] = self._deepest if pays else depth
+                self._patience[each.sequence_id] = self.worths.patience(each, len(live))
                 if not pays:  # then it is to be seen at least whether the first stands
                     self._trying.add(each.sequence_id)
             else:
                 without[each.sequence_id] = hope
         self._try(without, live[0], plain, rounds)
-        if pays and self.account.ledger.affords(_HELD_RISK):
-            return HELD
-        return 1 if drafts or self._trying else _HELD_IDLE
+        if drafts:
+            return held
+        return 1 if self._trying else _HELD_IDLE
 
     def _sleep(self, takes: float) -> None:
         """Nobody in the lane is followed: where that goes for all, few rounds are looked at until it ends.
@@ -215,7 +225,11 @@ class AutoDepth:
         worth = self.worths.slots(made, base)
         if self.resting:
             return [0] * len(made)
-        return self._not_in_vain(self._also_tried(self._measured(worth, made, base), made))
+        counts = self._not_in_vain(self._also_tried(self._measured(worth, made, base), made))
+        for each, count in zip(made, counts, strict=True):
+            if not count:
+                self.acceptance.passed_over(each.sequence_id)
+        return counts
 
     def _not_in_vain(self, counts: list[int]) -> list[int]:
         """The counts, or a draft of each where none was worth verifying for long: else nothing would be learned."""
@@ -304,6 +318,7 @@ class AutoDepth:
         """Drops what is kept for a sequence that ended."""
         self._hopes.pop(sequence_id, None)
         self._depths.pop(sequence_id, None)
+        self._patience.pop(sequence_id, None)
         self._trying.discard(sequence_id)
         self.worths.found.forget(sequence_id)
         self.acceptance.forget(sequence_id)

@@ -1,6 +1,6 @@
 """Head and drafting by the compiled kernels: logits and draws in one call, all steps of a draft in another."""
 
-import itertools
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -53,7 +53,14 @@ class CompiledDraftModel:
         assert isinstance(module, CompiledModules), "modules of the stage that runs"
         self.module = module
 
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
+    def draft(
+        self,
+        pairs: Pairs,
+        going: IntArray,
+        depths: IntArray,
+        steps: int | None = None,
+        patience: FloatArray | None = None,
+    ) -> list[list[Draft]]:
         last = pairs.last_rows[going]
         sequence_ids, positions = pairs.sequence_ids[going], pairs.positions[last] + 2
 
@@ -63,9 +70,10 @@ class CompiledDraftModel:
         draws = self._starts.draws(sequence_ids, positions)
         remask = allowed if self._starts.constrains else None
         rows, chain = pair_rows(pairs), self._kept.link(pairs)
-        tokens, leads = self.module.draft(rows, pairs.hidden, last, depths, draws, remask, steps, chain)
-        drafts = map(Draft, tokens.tolist(), leads.tolist())
-        return [list(itertools.islice(drafts, depth)) for depth in depths.tolist()]
+        tokens, leads, made = self.module.draft(rows, pairs.hidden, last, depths, draws, remask, steps, chain, patience)
+        drafts = list(map(Draft, tokens.tolist(), leads.tolist()))
+        firsts = accumulate(depths.tolist(), initial=0)
+        return [drafts[first : first + count] for first, count in zip(firsts, made.tolist())]  # noqa: B905  # one more
 
     def forget(self, sequence_ids: IntArray) -> None:
         self._kept.forget(sequence_ids)

@@ -30,8 +30,10 @@ _DRAFTING = (0.03, 0.02, 0.1, 0.08, 0.01)  # first shape: following, token follo
 _TABLE_EVERY, _TABLES_AT_ONCE = 32, 16
 _SMALLEST_TABLE = 64  # rows
 _SPEED_RATE, _SPEED_CLIP, _SPEED_KEPT = 0.05, 1.5, 0.995
+_NOW_RATE = 0.2
 _LEAST_SHARE = 0.67  # of a measured round without drafts: what one of shorter context is taken to last
 _HOPED = 0.5  # of what a row beyond the widest round yet should add: a hope too low is put right by one round
+_DECIDED = 0.02  # a round's weight in what deciding takes
 _RESTED = 32  # rounds of a stop, the latest, that tell the machine's speed
 _TAUGHT = 4  # of rounds in a row without drafts, so many teach the model too
 _ODD = 2.0  # times what was forecast, of the making of drafts
@@ -61,7 +63,9 @@ class RoundCost:
         self._cells = RowCells()
         self._bases: dict[int, BaseRounds] = {}  # by size class
         self._widest = 1  # rows of a round yet
+        self.deciding = 0.0  # relative seconds of a round with drafts, by deciding on them and learning from them
         self._speed = 1.0  # of late, over what the lines say: the machine has moods
+        self._now = 1.0  # the same of the last few rounds
         self._rounds, self._most = 0, 0
         self._odd = False  # whether making the last drafts took far more or less than was forecast
         self._untold = False  # whether anything was observed that should change what is known
@@ -86,6 +90,11 @@ class RoundCost:
             self._known = self._known._replace(drafting={**self._known.drafting, drafter: line.coefficients})
         return line
 
+    def decided(self, rounds_s: Sequence[float]) -> None:
+        """In rounds that were learned from together, so much of each went by deciding."""
+        share = min(_DECIDED * len(rounds_s), 0.5)
+        self.deciding += share * (fmean(rounds_s) / self._speed - self.deciding)
+
     @property
     def known(self) -> bool:
         """Whether any round was seen."""
@@ -102,8 +111,12 @@ class RoundCost:
         forecast = self._forecast(shape) if self.known else Forecast(round_s, draft_s, sure=False)
         ratio = (round_s + draft_s) / forecast.whole_s
         if forecast.sure:
+            clipped = min(max(ratio, 1 / _SPEED_CLIP), _SPEED_CLIP)
+            self._now += _NOW_RATE * (self._speed * clipped - self._now)
+            if (base := self._bases.get(size_class(shape.sequences))) is not None:
+                base.compare(self._speed * clipped)
             self._speed **= _SPEED_KEPT  # what lasts is the model's to learn: of speed alone nothing would hold it
-            self._speed *= 1.0 + _SPEED_RATE * (min(max(ratio, 1 / _SPEED_CLIP), _SPEED_CLIP) - 1.0)
+            self._speed *= 1.0 + _SPEED_RATE * (clipped - 1.0)
         else:
             news = not 1 / _SURPRISE < ratio < _SURPRISE
         self._rounds += 1
@@ -115,8 +128,6 @@ class RoundCost:
             drafting.observe(shape.drafted, draft_s / self._speed, news=self._drafting_is_news(shape, draft_s))
         if not (shape.undrafted and shape.ready):  # what these take more is not their number's doing
             self._cells.observe(shape.rows, relative_s / max(self._verifying.seconds(features), 1e-9))
-        if (base := self._bases.get(size_class(shape.sequences))) is not None:
-            base.compare(self._speed)
         self._most = max(self._most, 2 * shape.rows)
         due = self._rounds == 1 or self._rounds % _TABLE_EVERY == 0
         self._untold = due or self._untold or news or self._rounds <= _TABLES_AT_ONCE
@@ -168,7 +179,7 @@ class RoundCost:
 
     def measured(self, rounds: Sequence[tuple[Shape, float]]) -> None:
         """Rounds in a row that speculation had no part in, and what they took; where lanes differ, each for itself."""
-        speed = self._speed
+        speed = self._now
         for shape, round_s in rounds[-_TAUGHT:]:
             self.observe(shape, round_s, 0.0)
         for sequences in {size_class(shape.sequences): shape.sequences for shape, _ in rounds}.values():
@@ -187,7 +198,12 @@ class RoundCost:
         alike_s = [seconds for of, seconds in rounds[-_RESTED:] if of.sequences == shape.sequences]
         if len(alike_s) >= FEWEST:
             self._speed *= median(alike_s) / self.undrafted(shape.sequences, shape.context)
+            self._now = self._speed
             base.doubt(self._rounds)
+
+    def forget_bases(self) -> None:
+        """Rounds without drafts are to be measured anew."""
+        self._bases.clear()
 
     def base_due(self, sequences: int, context: float, gain: float) -> bool:
         """Whether rounds without drafts, of about so many sequences, should be measured before others are weighed.

@@ -16,14 +16,17 @@ from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.speculation.acceptance import Kind, Made, Pending
 from outrider.workers.speculation.auto_depth import DEEPEST, HELD, AutoDepth
+from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.lane_plan import LanePlan
 from outrider.workers.speculation.naps import Naps
+from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.speculation.seen import Seen
 from outrider.workers.speculation.worths import Live
 
-_MOST_TAUGHT = 6  # rounds heard of together whose outcomes are learned from, the latest; of the others the sums
+# Rounds heard of together, the latest: whose drafts' outcomes are learned from; whose time is. Of the others the sums.
+_MOST_TAUGHT, _MOST_TIMED = 6, 4
 
 
 class _Heard(NamedTuple):
@@ -54,12 +57,26 @@ class DepthPolicy:
             speculation if isinstance(speculation, int) else {"off": 0, "auto": MAX_DRAFT_TOKENS}[speculation]
         )
         self._models = tuple(models)
-        self._made_with = min(self._ceiling, DEEPEST) if models else 0, experts
+        self._deepest = min(self._ceiling, DEEPEST) if models else 0
+        self._experts = experts
         self.reset()
 
+    @property
+    def priced_model(self) -> str:
+        """The model whose depths usually follow what rounds take; empty: none."""
+        return next(iter(self._models), "") if self._default == "auto" else ""
+
     def reset(self) -> None:
-        """Forgets all it has learned: the warm-up's rounds were not like others."""
-        self._auto = AutoDepth(*self._made_with)
+        """Forgets all it has learned: the first rounds were not like others."""
+        self._begin(RoundCost(self._experts))
+
+    def begin(self) -> None:
+        """Forgets all it has learned but what rounds take: the warm-up's texts were not like others."""
+        self._auto.cost.forget_bases()
+        self._begin(self._auto.cost)
+
+    def _begin(self, cost: RoundCost) -> None:
+        self._auto = AutoDepth(self._deepest, cost)
         self._kinds: dict[int, Kind] = {}  # of the sequences whose depth is "auto"
         self._heats = [0, 0, 0]  # how many of these there are by heat
         self._together = 0  # sequences that decode in the lane planned last
@@ -91,6 +108,10 @@ class DepthPolicy:
             return 0
         self._kind(sequence)
         return self._auto.depth(sequence.sequence_id)
+
+    def patience(self, sequence: Sequence) -> Patience:
+        """When the drafting for the sequence ends before its depth: a fixed depth's never."""
+        return self._auto.patience(sequence.sequence_id) if self._wanted(sequence) == "auto" else ENDLESS
 
     def follows(self, sequence: Sequence) -> bool:
         """Whether models should take in the sequence's next rows. With a fixed depth always."""
@@ -150,7 +171,7 @@ class DepthPolicy:
         """
         if not self._ceiling:
             return
-        lane = self._lanes.setdefault(round.lane, LanePlan())
+        lane = self._lanes.get(round.lane) or self._lanes.setdefault(round.lane, LanePlan())
         self._lane, lane.draft_s = round.lane, draft_s
         self._auto.account.turn_to(round.sequences, self._heat)
         if not drafts and self._slept(round, verdict, round_s):
@@ -169,22 +190,26 @@ class DepthPolicy:
         rounds = Counter([each.round.lane for each in heard])
         last = {each.round.lane: n for n, each in enumerate(heard)}
         latest = {}
-        for n, each in enumerate(heard):
-            if n >= len(heard) - _MOST_TAUGHT or n == last[each.round.lane]:
+        self._auto.cost.decided([each.decided_s for each in heard])
+        for n, each in enumerate(heard, -len(heard)):
+            if n >= -_MOST_TIMED or n + len(heard) == last[each.round.lane]:
                 latest[each.round.lane] = self._take_in(each)
             else:
-                self._count(each)
+                self._count(each, taught=n >= -_MOST_TAUGHT)
         for lane, seen in latest.items():
             self._plan(lane, seen.going, seen.whole, rounds[lane])
 
-    def _count(self, heard: _Heard) -> None:
-        """A round of which there is nothing to know but what it brought and took."""
+    def _count(self, heard: _Heard, *, taught: bool) -> None:
+        """A round of which there is nothing to know but what it brought and took; if `taught`, its drafts' fate too."""
         round, lane = heard.round, self._lanes[heard.round.lane]
         drafts = zip(round.sequence_ids.tolist(), round.sample_counts.tolist(), strict=True)
         if lane.undrafted_s and all(count == 1 or sequence_id in self._kinds for sequence_id, count in drafts):
             self._auto.account.turn_to(round.sequences, self._heat)
             worth = len(heard.verdict.token_ids) / round.sequences
             self._auto.account.count(round.sequences, worth, lane.rounds_of(heard.round_s + heard.draft_s))
+        if taught and heard.made:
+            seen = Seen.of(round, heard.verdict, heard.drafts, self._model_of(heard.drafts))
+            self._auto.learn_acceptance(seen.outcomes, heard.made)
 
     def _take_in(self, heard: _Heard) -> Seen:
         round, verdict = heard.round, heard.verdict
@@ -293,7 +318,7 @@ class DepthPolicy:
         undrafted_s = self._auto.cost.undrafted(len(going), context) if known else 0.0
         if going:
             self._auto.account.turn_to(len(going), self._heat)
-        plan.renew(Shape(len(going), len(going), context, context), undrafted_s, self.figures.ledger)
+        plan.renew(Shape(len(going), len(going), context, context), undrafted_s, self._auto.account.ledger.level)
         live = [Live(i, kinds[i], tokens) for i, tokens in going.items() if i in kinds]
         if not live:
             plan.hold(HELD)

@@ -7,7 +7,9 @@ from outrider.workers.engine.round import Round, Verdict
 from outrider.workers.speculation.known_times import Shape
 
 _NOTHING = Shape(0, 0, 0.0, 0.0)
-_MOST_LOST = 4.0  # undrafted rounds that may seem lost in rounds that were not looked at
+# Undrafted rounds that may seem lost in rounds that were not looked at: a look takes a good part of a short one too
+_LEAST_LOST, _MOST_LOST = 2.0, 4.0
+_FIRST_HELD = 4  # rounds
 _LOOKED_AT_ALONE = 24  # sequences: so many beyond the first, begun, and one more round goes by between two looks
 
 
@@ -25,7 +27,7 @@ class LanePlan:
     def renew(self, plain: Shape, undrafted_s: float, left: float = _MOST_LOST) -> None:
         """Depths are about to be set, for rounds like `plain`. `left`: undrafted rounds that may be lost in all."""
         self.plain, self.undrafted_s, self.lost = plain, undrafted_s, 0.0
-        self.may_lose = min(max(left, 0.0), _MOST_LOST)
+        self.may_lose = min(max(left, _LEAST_LOST), _MOST_LOST)
 
     def hold(self, most: int) -> None:
         """They may hold for `most` rounds, if that has proved right for half as many. 1: for the next one alone."""
@@ -33,11 +35,13 @@ class LanePlan:
             self.holds = 1
             return
         least = -(-(self.plain.sequences - 1) // _LOOKED_AT_ALONE) + 1
-        self.holds = min(2 * max(self.holds, least), max(most, least))
+        self.holds = min(max(2 * self.holds, 2 * least, _FIRST_HELD), max(most, least))
 
     def goes_on(self, round: Round, verdict: Verdict, took_s: float) -> bool:
         """Whether the round after this one is as it but for the drafts, and these have not cost too much."""
-        if round.sequences != self.plain.sequences or len(round.ends) or not decodes(round) or verdict.finish.any():
+        if round.sequences != self.plain.sequences or len(round.ends) or not decodes(round):
+            return False
+        if any(verdict.finish.tolist()):  # numpy's own takes longer
             return False
         if self.undrafted_s:
             self.lost = max(self.lost + self.rounds_of(took_s) - len(verdict.token_ids) / round.sequences, 0.0)

@@ -42,11 +42,18 @@ class Head(Protocol):
 class DraftModel(Protocol):
     """The MTP modules or a separate model, with its cache and a head."""
 
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
-        """Feeds all `pairs`; then, after the last pair of entry `going[n]` of them, drafts `depths[n]` tokens.
+    def draft(
+        self,
+        pairs: Pairs,
+        going: IntArray,
+        depths: IntArray,
+        steps: int | None = None,
+        patience: FloatArray | None = None,
+    ) -> list[list[Draft]]:
+        """Feeds all `pairs`; then, after the last pair of entry `going[n]` of them, drafts up to `depths[n]` tokens.
 
-        `steps` is the largest depth where other data groups draft beside this one: all go as many. Of ranks with the
-        same pairs only the first is sure of its drafts' confidence.
+        `patience` [n, 5] says when drafting ends before. `steps` is the largest depth where other data groups draft
+        beside this one: all go as many. Of ranks with the same pairs only the first is sure of its drafts' confidence.
         """
         ...
 

@@ -6,9 +6,20 @@ draft is accepted iff it equals what the target draws. Knows nothing of how deep
 
 from collections.abc import Mapping
 
+import numpy as np
 from torch import Tensor
 
-from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, ints, share_of, verdict_for
+from outrider.workers.engine.round import (
+    PATIENCE,
+    RUNNING,
+    FloatArray,
+    IntArray,
+    Round,
+    Verdict,
+    ints,
+    share_of,
+    verdict_for,
+)
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.model_parts import DraftModel
 from outrider.workers.speculation.pairs import Backlog, Pairs, accepted_pairs, followed, joined
@@ -54,13 +65,13 @@ class MtpDrafter:
             return {}
         self._backlog.yield_blocks(share_of(round, self._data))
         ending = verdict.finish.any()  # its blocks are free, and may be another's next
-        depths = _depths(round, verdict, everybody)
+        depths, patience = _depths(round, verdict, everybody), _patience(round)
         pairs = self._own_pairs(round, verdict, hidden, everybody)
         gained = sum(verdict.accepted_rows[s] for s in everybody)
         if gained and not any(depths.values()) and not ending and self._may_wait(pairs, int(gained)):
             self._backlog.add(pairs)
             return {}
-        drafts = self._catch_up(pairs, depths)
+        drafts = self._catch_up(pairs, depths, patience)
         return drafts if self._shared is None else self._shared.collect(round, depths, drafts)
 
     @property
@@ -90,7 +101,9 @@ class MtpDrafter:
         self._behind += everybodys
         return self._behind <= self._most_waiting
 
-    def _catch_up(self, pairs: Pairs, depths: Mapping[int, int]) -> dict[int, list[Draft]]:
+    def _catch_up(
+        self, pairs: Pairs, depths: Mapping[int, int], patience: Mapping[int, FloatArray]
+    ) -> dict[int, list[Draft]]:
         """Feeds what waits and `pairs`, then drafts `depths` (by sequence id) for the sequences in `pairs`."""
         waiting = joined([*self._backlog.take(), pairs])
         self._behind = 0
@@ -100,8 +113,16 @@ class MtpDrafter:
         going = [n for n, sequence_id in enumerate(ids) if depths.get(sequence_id)]
         own = ints([depths[ids[n]] for n in going])
         entries = ints(going) + (len(waiting.lengths) - len(ids))
-        drafts = self._model.draft(waiting, entries, own, max(depths.values(), default=0))
+        steps = max(depths.values(), default=0) if self._shared is not None else None
+        ends = np.array([patience[ids[n]] for n in going]) if patience and going else None
+        drafts = self._model.draft(waiting, entries, own, steps, ends)
         return dict(zip([ids[n] for n in going], drafts, strict=True))
+
+
+def _patience(round: Round) -> dict[int, FloatArray]:
+    """When drafting ends before its depth, by sequence id; empty: never."""
+    rows = round.patience.reshape(-1, PATIENCE)
+    return dict(zip(round.sequence_ids.tolist(), rows, strict=True)) if len(rows) else {}
 
 
 def _depths(round: Round, verdict: Verdict, everybody: list[int]) -> dict[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from outrider.workers.engine.round import IntArray, Round, Verdict, ints
+from outrider.workers.engine.round import FloatArray, IntArray, Round, Verdict, ints
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.sampling_params import DRAFT_MODEL
@@ -18,6 +18,7 @@ from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.model_parts import Head
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.pairs import Pairs, accepted_pairs, one_each, pair_rows
+from outrider.workers.speculation.patience import Drafted
 
 
 class SeparateModelDrafter(MtpDrafter):
@@ -50,15 +51,23 @@ class SeparateModel:
     def __init__(self, stage: StageModel, head: Head) -> None:
         self._stage, self._head = stage, head
 
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
+    def draft(
+        self,
+        pairs: Pairs,
+        going: IntArray,
+        depths: IntArray,
+        steps: int | None = None,
+        patience: FloatArray | None = None,
+    ) -> list[list[Draft]]:
         states = self._stage.run(as_tokens(pair_rows(pairs)), None)
         rows, positions = pairs.last_rows[going], pairs.positions[pairs.last_rows[going]]
-        live, drafts = np.arange(len(depths)), [list[Draft]() for _ in depths]
+        live, drafts, drafted = np.arange(len(depths)), [list[Draft]() for _ in depths], Drafted(patience, len(depths))
         for step in range(1, int(depths.max(initial=0)) + 1):
             tokens, leads = self._head.draw_with_leads(states, rows, pairs.sequence_ids[going[live]], positions + 2)
             for n, token, lead in zip(live.tolist(), tokens.tolist(), leads.tolist(), strict=True):
                 drafts[n].append(Draft(token, lead, DRAFT_MODEL))
-            deeper = np.flatnonzero(depths[live] > step)
+            over = np.array(drafted.over(live, leads.tolist()), dtype=bool)
+            deeper = np.flatnonzero((depths[live] > step) & ~over)
             if not len(deeper):
                 break
             live, positions, rows = live[deeper], positions[deeper] + 1, np.arange(len(deeper))

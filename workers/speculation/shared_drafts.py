@@ -11,6 +11,7 @@ from outrider.workers.parallel.collectives import Collectives
 from outrider.workers.speculation.drafter import Draft
 
 _LEADER = 0  # its place in the first stage's group
+_NONE = -1  # in the place of a draft that was not made
 
 
 class SharedDrafts:
@@ -23,13 +24,15 @@ class SharedDrafts:
     def collect(
         self, round: Round, depths: Mapping[int, int], drafts: dict[int, list[Draft]]
     ) -> dict[int, list[Draft]]:
-        """All groups' drafts by sequence id, on the leader. `depths` says how many each sequence has."""
+        """All groups' drafts by sequence id, on the leader. `depths` says how many each sequence has at most."""
         groups = [round.sequence_ids[owned(round, data)].tolist() for data in range(self._shard.datas)]
         most = max(sum(depths.get(sequence_id, 0) for sequence_id in group) for group in groups)
         if not most:
             return {}
-        own = [draft for sequence_id in groups[self.data] for draft in drafts.get(sequence_id, ())]
-        flat = [(draft.token_id, draft.confidence) for draft in own]
+        flat = list[tuple[int, float]]()
+        for sequence_id in groups[self.data]:
+            own = [(draft.token_id, draft.confidence) for draft in drafts.get(sequence_id, ())]
+            flat += own + [(_NONE, 0.0)] * (depths.get(sequence_id, 0) - len(own))
         mine = torch.zeros(most, 2, dtype=torch.float64, device=self._device)  # a token's id is exact in it
         mine[: len(flat)] = torch.tensor(flat, dtype=torch.float64, device=self._device).view(-1, 2)
         parts = self._stage.gather(mine, "drafts", _LEADER)
@@ -41,5 +44,5 @@ class SharedDrafts:
             for sequence_id in group:
                 if depth := depths.get(sequence_id, 0):
                     taken = itertools.islice(rows, depth)
-                    found[sequence_id] = [Draft(int(token), lead) for token, lead in taken]
+                    found[sequence_id] = [Draft(int(token), lead) for token, lead in taken if token != _NONE]
         return found

@@ -10,14 +10,16 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.sampling import gumbel_noise, key_tensor, noise_bits, row_key, sequence_key
-from outrider.workers.engine.round import IntArray, ints
+from outrider.workers.engine.round import FloatArray, IntArray, ints
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.pairs import Pairs
+from outrider.workers.speculation.patience import Drafted
 from outrider.workers.speculation.rules import Floats, last_distribution, stop_probabilities
 from outrider.workers.speculation.sampling import SampleRow, transform
 from outrider.workers.speculation.sequence_starts import SequenceStarts
@@ -46,13 +48,23 @@ class StudyDraftModel(TorchDraftModel):
         super().__init__(modules, starts)
         self._blocks = blocks
 
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
+    def draft(
+        self,
+        pairs: Pairs,
+        going: IntArray,
+        depths: IntArray,
+        steps: int | None = None,
+        patience: FloatArray | None = None,
+    ) -> list[list[Draft]]:
+        """To the depth always: how sure a draft is under another rule nobody has learned."""
         drafted = set(pairs.sequence_ids[going].tolist())
         for sequence_id in [i for i in self._blocks if i in drafted or i not in self._starts]:
             del self._blocks[sequence_id]
         return super().draft(pairs, going, depths, steps)
 
-    def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> tuple[IntArray, list[float]]:
+    def _draw(
+        self, state: Tensor, sequence_ids: IntArray, positions: IntArray, live: IntArray, drafted: Drafted
+    ) -> tuple[IntArray, list[float], NDArray[np.bool_]]:
         rows = self._starts.rows(sequence_ids, positions)
         scores = transform(self.module.logits(state), rows)
         tokens = []
@@ -62,7 +74,7 @@ class StudyDraftModel(TorchDraftModel):
             tokens.append(int((own + noise).argmax()))
             block.token_ids.append(tokens[-1])
             block.distributions.append(own.softmax(dim=-1).numpy())
-        return ints(tokens), [0.0] * len(tokens)
+        return ints(tokens), [0.0] * len(tokens), np.zeros(len(tokens), dtype=bool)
 
 
 class StudyHead(TorchHead):

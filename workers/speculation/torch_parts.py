@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.workers.engine.round import FloatArray, IntArray, ints
@@ -12,6 +13,7 @@ from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.feed import Feed
 from outrider.workers.speculation.kept_states import KeptStates
 from outrider.workers.speculation.pairs import Pairs, pair_rows
+from outrider.workers.speculation.patience import Drafted
 from outrider.workers.speculation.sampling import sample, sample_with_leads
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
@@ -61,23 +63,33 @@ class TorchDraftModel:
         self.module = module
 
     @torch.inference_mode()
-    def draft(self, pairs: Pairs, going: IntArray, depths: IntArray, steps: int | None = None) -> list[list[Draft]]:
+    def draft(
+        self,
+        pairs: Pairs,
+        going: IntArray,
+        depths: IntArray,
+        steps: int | None = None,
+        patience: FloatArray | None = None,
+    ) -> list[list[Draft]]:
         most = int(depths.max(initial=0)) if steps is None else steps
         feed = Feed(pairs, self._kept.link(pairs), self.module.count)
         state = self.module.run(pair_rows(pairs), pairs.hidden)
         drafts: list[list[Draft]] = [[] for _ in depths]
+        drafted = Drafted(patience, len(depths))
         live, last = np.arange(len(depths)), pairs.last_rows[going]
         for step in range(1, max(most, self.module.count) + 1):
             # Step j draws draft j from the state of step j, then feeds that draft and that state to step j+1.
             feed.leave(state)
             if step <= most:
                 ids, positions = pairs.sequence_ids[going[live]], feed.positions(last) + 2
-                tokens, leads = self._draw(feed.states(last, state), ids, positions)
+                tokens, leads, over = self._draw(feed.states(last, state), ids, positions, live, drafted)
                 for n, token, lead in zip(live.tolist(), tokens.tolist(), leads, strict=True):
                     drafts[n].append(Draft(token, lead))
                 self._starts.write_each(ids, positions, tokens)
-                deeper = np.flatnonzero(depths[live] > step)
+                deeper = np.flatnonzero((depths[live] > step) & ~over)
                 live, last = live[deeper], feed.add(live[deeper], last[deeper], tokens[deeper])
+                if steps is None and not len(live) and step >= self.module.count:
+                    break
             if step < max(most, self.module.count):
                 state = self.module.run(*feed.next(state, live, last))
         return drafts
@@ -85,16 +97,26 @@ class TorchDraftModel:
     def forget(self, sequence_ids: IntArray) -> None:
         self._kept.forget(sequence_ids)
 
-    def _draw(self, state: Tensor, sequence_ids: IntArray, positions: IntArray) -> tuple[IntArray, list[float]]:
-        """Of ranks with the same rows the first one draws, and the others take its tokens."""
+    def _draw(
+        self, state: Tensor, sequence_ids: IntArray, positions: IntArray, live: IntArray, drafted: Drafted
+    ) -> tuple[IntArray, list[float], NDArray[np.bool_]]:
+        """Tokens, their leads, and whose drafting is over.
+
+        Of ranks with the same rows the first one draws and says that, and the others do as it does: a token's
+        complement tells it.
+        """
         if not len(sequence_ids):
-            return ints(), []
+            return ints(), [], np.zeros(0, dtype=bool)
         part, rows = self.module.logits(state), self._starts.rows(sequence_ids, positions)
         logits = part if self._vocabulary is None else self._vocabulary.on(0, part)
         if logits is not None:
             found, leads = sample_with_leads(logits, rows)
+            is_last = torch.tensor(drafted.over(live, leads.tolist()), device=found.device)
+            found = torch.where(is_last, ~found, found)
         else:
             found, leads = torch.zeros(len(state), dtype=torch.int64, device=state.device), state.new_zeros(len(state))
         if self._vocabulary is not None:
             found = self._vocabulary.group.gather(found, "drafts")[0]
-        return ints(found.cpu().numpy()), leads.tolist()
+        tokens = ints(found.cpu().numpy())
+        over = tokens < 0
+        return np.where(over, ~tokens, tokens), leads.tolist(), over

@@ -16,6 +16,7 @@ from outrider.workers.speculation.acceptance import Acceptance, Kind, Made
 from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.looked_up import NOTHING, LookedUp, LookedUps
+from outrider.workers.speculation.patience import Patience
 from outrider.workers.speculation.planning import (
     Depths,
     DraftSeconds,
@@ -94,14 +95,14 @@ class Worths:
         return worth_of_rows(accumulate(chances, mul), self._row_price)
 
     def model(self, sequence_id: int, kind: Kind, steps: int, sharing: int) -> float:
-        """What `steps` drafts of the kind's model bring above their rows and their making, in tokens.
+        """What up to `steps` drafts of the kind's model bring above their rows and their making, in tokens.
 
         `sharing`: how many sequences draft together, and share the steps.
         """
         survivals = self._acceptance.foreseen_alone(sequence_id, kind)[:steps]
         _, _, first, step, draft = self._cost.drafting(kind.drafter).coefficients
-        making = (first + step * steps) / max(sharing, 1) + draft * steps
-        return worth_of_rows(survivals, self._row_price)[1] - self._price * making
+        each = self._row_price + self._price * (step / max(sharing, 1) + draft)
+        return worth_of_rows(survivals, each)[1] - self._price * first / max(sharing, 1)
 
     def best_depths(self, live: Sequence[Live], plain: Shape, found: LookedUp = NOTHING) -> Depths:
         """At the price that they promise themselves, which is set then: time that brings more elsewhere is worth more.
@@ -114,7 +115,7 @@ class Worths:
         for _ in range(_PRICE_STEPS):
             depths = self._depths(live, plain)
             brings = found.tokens + left * depths.brings
-            upkeep_s = self._cost.readiness + following + token * (len(live) + brings)
+            upkeep_s = self._cost.readiness + self._cost.deciding + following + token * (len(live) + brings)
             takes_s = found.rows * self._row_s + left * (depths.brings - depths.gain) / self._price + upkeep_s
             promise = self._promised(plain, brings, takes_s)
             if promise <= self._promise:
@@ -134,6 +135,13 @@ class Worths:
         slots_s = np.array([self._cost.slot(each.context) for each in live])
         foreseen = self._acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
         return depths_worth(foreseen, slots_s, more_rows, drafting, self._price)
+
+    def patience(self, each: Live, sharing: int) -> Patience:
+        """How long to draft for the sequence, one of so many that are drafted for."""
+        _, _, _, step, draft = self._cost.drafting(each.kind.drafter).coefficients
+        return self._acceptance.patience(
+            each.sequence_id, each.kind, self._row_price + self._price * (draft + step / sharing)
+        )
 
     def trying(self, like: Live, sequences: int, plain: Shape) -> float:
         """Undrafted rounds that a draft for each of so many sequences takes, whatever it brings."""

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -54,12 +55,24 @@ struct Going {  // a sequence that is drafted for
     int64_t drafts;  // where they go
 };
 
+// When a sequence's drafting is over before its depth: once all its drafts so far stand with a chance below `least`.
+// Python's twin: workers/speculation/patience.py.
+struct Patience {
+    double fixed, lead, bend, first, least;
+
+    // That a draft stands, whose score leads by `margin`.
+    double chance(double margin, bool is_first) const {
+        const double capped = std::min(margin, 12.0);
+        return 1.0 / (1.0 + std::exp(-fixed - lead * capped - bend * std::log1p(capped) - (is_first ? first : 0.0)));
+    }
+};
+
 // One call's drafting, pass by pass. Pass j is module j's: over the pairs that it can take in, and the drafts behind
 // them; its states draw draft j. Once all modules had theirs, the last goes on alone: it is fed its own state, and what
 // that drew.
 //
-// Of ranks with the same rows the first one draws, and the others take its tokens. Where other data groups draft
-// beside this one, all go the same number of steps.
+// Of ranks with the same rows the first one draws and says whose drafting is over, and the others do as it does. Where
+// other data groups draft beside this one, all go the same number of steps.
 class Drafting {
 public:
     Drafting(Modules& modules, const Shape& shape, const Head& head, const Rows& pairs, const float* hidden, float* states,
@@ -68,15 +81,18 @@ public:
           width_(shape.hidden), steps_(steps), passes_(std::max(steps, modules.count())), chain_(chain),
           exchanged_(room.exchanged), remask_(remask) {}
 
-    // By one thread. `draws[i]` is how sequence i draws its first draft.
-    void prepare(const Going* going, int count, const Draw* draws, int threads) {
+    // By one thread. `draws[i]` is how sequence i draws its first draft; `made[i]` will be how many it has. `patience`:
+    // null where all have their depth.
+    void prepare(const Going* going, int count, const Draw* draws, const Patience* patience, int64_t* made, int threads) {
         threads_ = threads;
         going_ = going;
+        patience_ = patience;
+        made_ = made;
         draws_.assign(draws, draws + count);
         tokens_.resize(count);
         margins_.resize(count);
         logits_.resize(static_cast<size_t>(count) * head_.outputs);
-        for (int i = 0; i < count; ++i) live_.push_back({i, owner_of(going[i].pair), 0, going[i].pair});
+        for (int i = 0; i < count; ++i) live_.push_back({i, owner_of(going[i].pair), 0, going[i].pair, 1.0});
         if (chain_) {
             places_.resize(pairs_.rows);
             std::iota(places_.begin(), places_.end(), 0);
@@ -91,6 +107,7 @@ public:
             if (pass < steps_) draw(team, pass, sampling);
             if (team.index == 0) advance(pass, drafts, margins);
             team.barrier();
+            if (over(pass)) break;
         }
     }
 
@@ -99,6 +116,7 @@ private:
     struct Live {
         int sequence, owner;  // among those drafted for, and among the pairs'
         int64_t first, place;
+        double reach;  // the chance that all its drafts stand
     };
 
     // What a pass is fed, and the states before it.
@@ -131,6 +149,11 @@ private:
         }
     };
 
+    // Whether no pass is left that anything is fed to, for all ranks that do this together.
+    bool over(int pass) const {
+        return live_.empty() && pass + 1 >= modules_.count() && (!shard_ || shard_->datas() == 1);
+    }
+
     int module_of(int pass) const { return std::min(pass, modules_.count() - 1); }
 
     int owner_of(int64_t pair) const {
@@ -150,10 +173,21 @@ private:
         make_logits(team, pass, rows);
         if (!shard_ || shard_->tensor.rank == 0)
             sampling.run(team, rows, logits_.data(), outputs, outputs, head_.ids, draws_.data(), tokens_.data(), margins_.data());
-        if (!shard_ || team.index != 0) return;
+        if (team.index != 0) return;
+        if (patience_ && (!shard_ || shard_->tensor.rank == 0)) weigh(pass);
+        if (!shard_) return;
         std::vector<int64_t> all(static_cast<size_t>(rows) * shard_->tensor.size);
         exchanged_.gather(shard_->tensor, kDrafts, tokens_.data(), rows * sizeof(int64_t), -1, all.data());
         std::copy_n(all.begin(), rows, tokens_.begin());
+    }
+
+    // The token's complement says that its sequence's drafting is over.
+    void weigh(int pass) {
+        for (size_t n = 0; n < live_.size(); ++n) {
+            const Patience& patience = patience_[live_[n].sequence];
+            live_[n].reach *= patience.chance(margins_[n], pass == 0);
+            if (live_[n].reach < patience.least) tokens_[n] = ~tokens_[n];
+        }
     }
 
     // Whole rows of logits on whoever draws.
@@ -177,7 +211,7 @@ private:
     void advance(int pass, int64_t* drafts, double* margins) {
         if (chain_) leave(pass);
         if (pass < steps_) take(pass, drafts, margins);
-        if (pass + 1 == passes_) return;
+        if (pass + 1 == passes_ || over(pass)) return;
         Step next;
         std::vector<int64_t> places(places_.size());
         if (pass + 1 < modules_.count()) add_pairs(next, pass + 1, places);
@@ -201,10 +235,13 @@ private:
         size_t kept = 0;
         for (size_t n = 0; n < live_.size(); ++n) {
             const Going& sequence = going_[live_[n].sequence];
-            drafts[sequence.drafts + pass] = tokens_[n];
+            const bool is_last = tokens_[n] < 0;
+            const int64_t token = is_last ? ~tokens_[n] : tokens_[n];
+            drafts[sequence.drafts + pass] = token;
             margins[sequence.drafts + pass] = margins_[n];
-            if (draws_[n].said) draws_[n].said[draws_[n].said_count()] = tokens_[n];
-            if (sequence.depth <= pass + 1) continue;
+            made_[live_[n].sequence] = pass + 1;
+            if (draws_[n].said) draws_[n].said[draws_[n].said_count()] = token;
+            if (is_last || sequence.depth <= pass + 1) continue;
             live_[kept] = live_[n];
             draws_[kept] = draws_[n];
             step_on(draws_[kept], live_[kept].sequence, pass + 1);
@@ -263,6 +300,8 @@ private:
     Remask remask_;
     int threads_ = 1;
     const Going* going_ = nullptr;
+    const Patience* patience_ = nullptr;
+    int64_t* made_ = nullptr;
     std::vector<Live> live_;
     std::vector<int64_t> places_;  // of the pairs' states among those of the last pass
     std::vector<Draw> draws_;

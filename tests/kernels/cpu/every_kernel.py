@@ -53,7 +53,7 @@ def model(path: Path, name: str) -> dict[str, Tensor]:
     states = own.hidden(Rows(tokens, 0, blocks), Rows(tokens[:3], 0, [50]))
     assert own.module is not None
     pairs = make_pairs(states[: LENGTH - 1], tokens, 0, blocks)
-    drafts, leads = own.module.draft(pair_rows(pairs), pairs.hidden, pairs.last_rows, np.array([6]), draws(3)[2:])
+    drafts, leads, _ = own.module.draft(pair_rows(pairs), pairs.hidden, pairs.last_rows, np.array([6]), draws(3)[2:])
     return {
         f"{name} states": states,
         f"{name} logits": own.logits(states[::50]),

@@ -8,6 +8,7 @@ import pytest
 from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.base_rounds import BURST
+from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.known_times import Shape
 
 GREEDY, DRAWN = 0, 1
@@ -15,7 +16,7 @@ GREEDY, DRAWN = 0, 1
 
 def account() -> Account:
     """That knows what a round without drafts takes: 10 ms."""
-    known = Account((1, 1), SpeculationFigures())
+    known = Account(RoundCost(), SpeculationFigures())
     known.observe_base([(Shape(1, 1, 100.0, 100.0), 0.010)] * BURST)
     for _ in range(24):
         known.observe(took(known, rows=1, tokens=1, ready=False))
@@ -53,7 +54,7 @@ def test_sizes_and_heats_have_ledgers_of_their_own() -> None:
 
 
 def test_rounds_without_drafts_are_measured_at_first_and_again_after_a_while() -> None:
-    of = Account((1, 1), SpeculationFigures())
+    of = Account(RoundCost(), SpeculationFigures())
     assert of.base_due(1, 100.0)
     of.observe_base([(Shape(1, 1, 100.0, 100.0), 0.010)] * BURST)
     assert not of.base_due(1, 100.0)
