@@ -16,6 +16,7 @@ from outrider.workers.speculation.base_rounds import CALM
 from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.hope import Hope
 from outrider.workers.speculation.known_times import Shape
+from outrider.workers.speculation.lane_plan import HELD
 from outrider.workers.speculation.looked_up import NOTHING
 from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.speculation.planning import Worth
@@ -27,9 +28,7 @@ _MOST_WATCHED = 4  # sequences of a round whose drafts are looked at for signs o
 _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in turn
 _MOST_IN_VAIN = 8  # rounds in a row for which drafts are made and none is verified
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
-# Rounds that depths may hold for: where drafts pay, where they lose little, and where none are made
-HELD, _HELD_AT_A_LOSS, _HELD_IDLE = 32, 4, 3
-_SMALL_LOSS = 0.25  # undrafted rounds
+_HELD_AT_A_LOSS, _HELD_IDLE = 4, 3  # rounds that depths hold for, where drafts do not pay; where none are made
 _MOST_ASLEEP = 16  # rounds that speculation has no part in, and that are not looked at
 _WOKEN = 4  # sequences that are tried when a stop is over
 
@@ -151,8 +150,9 @@ class AutoDepth:
             return 1
         worth = self.worths.best_depths(live, plain, found)
         pays, loss = worth.gain > 0.0, -worth.gain / plain.sequences  # a round
-        held = HELD if pays else _HELD_AT_A_LOSS if loss < _SMALL_LOSS else 1
-        open_to_it = found.share < 0.5 * len(live)  # else models would hardly have a round
+        held = HELD if pays else _HELD_AT_A_LOSS
+        might = worth.gain + sum(worth.depths) > worth.brings  # pay, if all drafts stood
+        open_to_it = might and found.share < 0.5 * len(live)  # else models would hardly have a round
         drafts = pays or (open_to_it and self.account.ledger.spend(held * loss))
         without = {}
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from outrider.workers.speculation.base_rounds import FEWEST, BaseRounds, Plain
 from outrider.workers.speculation.gain import size_class
 from outrider.workers.speculation.known_times import PER, KnownTimes, Shape
+from outrider.workers.speculation.lane_plan import HELD
 from outrider.workers.speculation.line import Line
 from outrider.workers.speculation.row_cells import RowCells
 
@@ -33,7 +34,7 @@ _SPEED_RATE, _SPEED_CLIP, _SPEED_KEPT = 0.05, 1.5, 0.995
 _NOW_RATE = 0.2
 _LEAST_SHARE = 0.67  # of a measured round without drafts: what one of shorter context is taken to last
 _HOPED = 0.5  # of what a row beyond the widest round yet should add: a hope too low is put right by one round
-_DECIDED = 0.02  # a round's weight in what deciding takes
+_DECIDED = 0.1  # a look's weight in what deciding takes
 _RESTED = 32  # rounds of a stop, the latest, that tell the machine's speed
 _TAUGHT = 4  # of rounds in a row without drafts, so many teach the model too
 _ODD = 2.0  # times what was forecast, of the making of drafts
@@ -63,7 +64,7 @@ class RoundCost:
         self._cells = RowCells()
         self._bases: dict[int, BaseRounds] = {}  # by size class
         self._widest = 1  # rows of a round yet
-        self.deciding = 0.0  # relative seconds of a round with drafts, by deciding on them and learning from them
+        self._look_s = self._deciding_s = 0.0  # relative, of a round: with a look at those before it; without one
         self._speed = 1.0  # of late, over what the lines say: the machine has moods
         self._now = 1.0  # the same of the last few rounds
         self._rounds, self._most = 0, 0
@@ -91,9 +92,16 @@ class RoundCost:
         return line
 
     def decided(self, rounds_s: Sequence[float]) -> None:
-        """In rounds that were learned from together, so much of each went by deciding."""
-        share = min(_DECIDED * len(rounds_s), 0.5)
-        self.deciding += share * (fmean(rounds_s) / self._speed - self.deciding)
+        """So much went by deciding, in rounds that are looked at together now: the first had a look at those before."""
+        look_s, *others_s = rounds_s
+        self._look_s += _DECIDED * (look_s / self._speed - self._look_s)
+        if others_s:
+            self._deciding_s += _DECIDED * (fmean(others_s) / self._speed - self._deciding_s)
+
+    @property
+    def deciding(self) -> float:
+        """Relative seconds of a round by deciding on drafts, where they pay, so that looks are rare."""
+        return self._deciding_s + self._look_s / HELD
 
     @property
     def known(self) -> bool:

@@ -227,7 +227,7 @@ def test_while_nobody_is_followed_rounds_go_by_unlooked_until_somebody_is_due() 
             depth(auto)
 
     assert 16 <= gone_by <= 128
-    assert looked_at <= gone_by / 8
+    assert looked_at <= gone_by / 6
 
 
 def test_who_is_to_draft_is_followed_though_let_go() -> None:
