@@ -10,6 +10,7 @@ from typing import NamedTuple
 from outrider.workers.engine.request import Request
 from outrider.workers.sampling_params import AUTO, SamplingParams
 
+SEED = -(1 << 63)  # of its texts, by which they are told from clients'
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 96, 8
 _DRAFTS = 2  # a round, where the engine drafts at all
 _SIZES = (1, 4, 16)  # sequences together
@@ -41,9 +42,8 @@ def _warm_up(
     vocab_size: int, longest: int, rounds: int, size: int, depth: int | str, drafter: str | None = None
 ) -> WarmUp:
     prompt = tuple(7919 * (i + 1) % vocab_size for i in range(min(_PROMPT_TOKENS, longest - 1)))
-    temperature = 1.0
     tokens = min(rounds * (depth + 1 if isinstance(depth, int) else 2), longest - len(prompt))
     params = SamplingParams(
-        n=size, temperature=temperature, max_tokens=tokens, ignore_eos=True, seed=0, speculation=depth, drafter=drafter
+        n=size, temperature=1.0, max_tokens=tokens, ignore_eos=True, seed=SEED, speculation=depth, drafter=drafter
     )
-    return WarmUp(Request(request_id="warm-up", prompt_token_ids=prompt, params=params, seed=0), rounds)
+    return WarmUp(Request(request_id="warm-up", prompt_token_ids=prompt, params=params, seed=SEED), rounds)

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from outrider.workers.engine import warm_up
 from outrider.workers.engine.round import RUNNING, IntArray, Round, SequenceStart, Verdict, ints
 from outrider.workers.speculation.drafter import Draft, Drafter
 from outrider.workers.training.distill.shards import Sample, folder_bytes, write_shard
 
 log = logging.getLogger("outrider.harvest")
 
-LEAST_TOKENS = 16  # shorter samples teach no drafter anything; the engine's warm-up is one
+LEAST_TOKENS = 16  # shorter samples teach no drafter anything
 _SHARD_BYTES = 256 << 20
 
 
@@ -82,7 +83,7 @@ class Recorder:
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
         if self._recording:
-            self._under |= {start.sequence_id: _Under(start) for start in round.begins}
+            self._under |= {start.sequence_id: _Under(start) for start in round.begins if start.seed != warm_up.SEED}
             self._record(round, verdict, hidden)
             self._write_when_due()
         else:
