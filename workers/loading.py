@@ -177,7 +177,8 @@ class _Loader:
 
     def _depth(self) -> DepthPolicy:
         experts = max(1, self._model.n_routed_experts), max(1, self._model.num_experts_per_tok)
-        return DepthPolicy(self._speculation, experts, [name for name in self._drafters if name != LOOKUP])
+        models = [name for name in self._drafters if name != LOOKUP]
+        return DepthPolicy(self._speculation, experts, models, self._sharing.shard.datas)
 
     def _drafter(self, scheduler: Scheduler, depth: DepthPolicy, mtp: Drafter | None, wires: Wires) -> Drafter | None:
         """Whoever drafts; ranks that share the first stage are told of what the module is to do."""

@@ -150,11 +150,14 @@ class Engine:
         self._subscribers.add(one.request, lambda chunks: None)
         self._scheduler.add(one.request)
         self._depth.expected = self._scheduler.sharing
-        last = self.times.rounds + one.rounds + 1  # one reads the prompt
+        counters, began = self._scheduler.counters, None  # the rounds before all had read the prompt
+        said = counters.generated_tokens + one.request.params.n
         while self._scheduler.has_work:
             self.step()
-            if self.times.rounds == last:
-                self._scheduler.cancel(one.request.request_id)
+            if began is None and counters.generated_tokens >= said:
+                began = self.times.rounds
+            elif began is not None and self.times.rounds == began + one.rounds * self._pipeline.lanes:
+                self._subscribers.deliver(self._scheduler.cancel(one.request.request_id))
 
     def run(self) -> None:
         """Serves until stopped. Whatever ends it otherwise is raised once every client has been told."""

@@ -19,7 +19,7 @@ _MEASURED: tuple[tuple[int | str, int], ...] = ((1, 4), (3, 4), (AUTO, 14))
 
 
 class WarmUp(NamedTuple):
-    """A request, and after how many rounds it is called off."""
+    """A request, and after how many rounds of a lane, once all have read its prompt, it is called off."""
 
     request: Request
     rounds: int

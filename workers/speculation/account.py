@@ -63,6 +63,7 @@ class Account:
         """
         key = size_class(sequences), heat
         if key == self._turned_to:
+            self.figures.ledger, self.figures.stopped = self.ledger.level, self.ledger.stopped
             return
         self._turned_to = key
         if key not in self._ledgers:

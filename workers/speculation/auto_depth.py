@@ -51,13 +51,14 @@ class Outcome(NamedTuple):
 class AutoDepth:
     """Decides for the sequences of one replica. Not thread-safe."""
 
-    def __init__(self, deepest: int = DEEPEST, cost: RoundCost | None = None) -> None:
-        """`cost`: what is known of rounds' time already."""
+    def __init__(self, deepest: int = DEEPEST, cost: RoundCost | None = None, *, every_step: bool = False) -> None:
+        """`cost`: what is known of rounds' time already. `every_step`: all up to the deepest are run, whoever stops."""
         self.acceptance, self.alarms = Acceptance(max(deepest, 1)), Alarms()
         self.account = Account(cost or RoundCost(), SpeculationFigures(alarms=self.alarms.counts))
         self.figures, self.cost = self.account.figures, self.account.cost
         self.warnings: list[str] = []  # to be said once, and not said yet
-        self._deepest = deepest
+        self._deepest, self._every_step = deepest, every_step
+        self._ahead = 0, 0.0  # rounds that were paid for at the last plan, and what was paid for each
         self._hopes: dict[int, Hope] = {}
         self._depths: dict[int, int] = {}
         self._patience: dict[int, Patience] = {}
@@ -132,6 +133,7 @@ class AutoDepth:
         """
         plain = plain or _plain(live)
         self._wake_up()
+        self._settle_ahead(rounds)
         if measurable is not None:
             due = measurable and self.account.base_due(plain.sequences, plain.context)
             takes_s = self.cost.undrafted(plain.sequences, plain.context) if due and self.cost.known else 0.0
@@ -150,25 +152,38 @@ class AutoDepth:
             return 1
         worth = self.worths.best_depths(live, plain, found)
         pays, loss = worth.gain > 0.0, -worth.gain / plain.sequences  # a round
-        held = HELD if pays else _HELD_AT_A_LOSS
         might = worth.gain + sum(worth.depths) > worth.brings  # pay, if all drafts stood
         open_to_it = might and found.share < 0.5 * len(live)  # else models would hardly have a round
-        drafts = pays or (open_to_it and self.account.ledger.spend(held * loss))
-        without = {}
+        drafts = pays or (open_to_it and self._pay_ahead(loss))
+        sharing, without = sum(depth > 0 for depth in worth.depths), {}
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
                 hope.worth()
             if drafts and depth:
-                self._depths[each.sequence_id] = self._deepest if pays else depth
-                self._patience[each.sequence_id] = self.worths.patience(each, len(live))
+                self._depths[each.sequence_id] = self._deepest if pays and not self._every_step else depth
+                self._patience[each.sequence_id] = self.worths.patience(each, sharing)
                 if not pays:  # then it is to be seen at least whether the first stands
                     self._trying.add(each.sequence_id)
             else:
                 without[each.sequence_id] = hope
         self._try(without, live[0], plain, rounds)
-        if drafts:
-            return held
-        return 1 if self._trying else _HELD_IDLE
+        if drafts and not pays:
+            return _HELD_AT_A_LOSS
+        return 1 if self._trying else HELD if drafts else _HELD_IDLE
+
+    def _pay_ahead(self, loss: float) -> bool:
+        """Pays for some rounds that each should lose so much, if that can be afforded."""
+        if not self.account.ledger.spend(_HELD_AT_A_LOSS * loss):
+            return False
+        self._ahead = _HELD_AT_A_LOSS, loss
+        return True
+
+    def _settle_ahead(self, rounds: int) -> None:
+        """Gives back what was paid for more rounds at a loss than went by."""
+        held, loss = self._ahead
+        self._ahead = 0, 0.0
+        if held > rounds:
+            self.account.ledger.refund((held - rounds) * loss)
 
     def _sleep(self, takes: float) -> None:
         """Nobody in the lane is followed: where that goes for all, few rounds are looked at until it ends.

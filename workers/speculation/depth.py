@@ -45,12 +45,17 @@ class DepthPolicy:
     """The engine's speculation setting joined with the requests' own. Not thread-safe."""
 
     def __init__(
-        self, speculation: str | int, experts: tuple[int, int] = (1, 1), models: Collection[str] = (MTP,)
+        self,
+        speculation: str | int,
+        experts: tuple[int, int] = (1, 1),
+        models: Collection[str] = (MTP,),
+        data_groups: int = 1,
     ) -> None:
         """`speculation` is the engine's: "off", "auto", or a fixed depth, which bounds the requests' own too.
 
         `experts`: how many routed ones a layer has, and how many of them a token wakes. `models`: the drafters that pay
-        for each step; the first is believed in until another has shown more.
+        for each step; the first is believed in until another has shown more. `data_groups`: of several all go as many
+        steps, whoever stops before.
         """
         self._default = speculation
         self._ceiling = (
@@ -58,7 +63,7 @@ class DepthPolicy:
         )
         self._models = tuple(models)
         self._deepest = min(self._ceiling, DEEPEST) if models else 0
-        self._experts = experts
+        self._experts, self._every_step = experts, data_groups > 1
         self.reset()
 
     @property
@@ -76,7 +81,7 @@ class DepthPolicy:
         self._begin(self._auto.cost)
 
     def _begin(self, cost: RoundCost) -> None:
-        self._auto = AutoDepth(self._deepest, cost)
+        self._auto = AutoDepth(self._deepest, cost, every_step=self._every_step)
         self._kinds: dict[int, Kind] = {}  # of the sequences whose depth is "auto"
         self._heats = [0, 0, 0]  # how many of these there are by heat
         self._together = 0  # sequences that decode in the lane planned last
@@ -355,6 +360,7 @@ class DepthPolicy:
                 kind = kind.by(own[0].drafter)
                 if kind.drafter != LOOKUP:
                     kinds[sequence_id] = kind
+                    self._turned = True
             made.append(Made(sequence_id, kind, [draft.confidence for draft in own]))
         if made:
             for each, count in zip(made, self._kept(made, fixed), strict=True):

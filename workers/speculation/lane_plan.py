@@ -31,7 +31,7 @@ class LanePlan:
         self.may_lose = min(max(left, _LEAST_LOST), _MOST_LOST)
 
     def hold(self, most: int) -> None:
-        """They may hold for `most` rounds, if that has proved right for half as many. 1: for the next one alone."""
+        """They may hold for `most` rounds, if that has proved right for half as many, or is few. 1: the next alone."""
         if most == 1:
             self.holds = 1
             return

@@ -63,7 +63,8 @@ struct Patience {
     // That a draft stands, whose score leads by `margin`.
     double chance(double margin, bool is_first) const {
         const double capped = std::min(margin, 12.0);
-        return 1.0 / (1.0 + std::exp(-fixed - lead * capped - bend * std::log1p(capped) - (is_first ? first : 0.0)));
+        const double against = -fixed - lead * capped - bend * std::log1p(capped) - (is_first ? first : 0.0);
+        return 1.0 / (1.0 + std::exp(std::min(against, 30.0)));
     }
 };
 
