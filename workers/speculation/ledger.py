@@ -7,7 +7,7 @@ behaves, what was lost is at most the cap, that share of the stretch, and the ro
 
 import math
 
-SHARE = 0.01  # of the undrafted time that may be lost
+SHARE = 0.015  # of the undrafted time that may be lost
 CAP = 24.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
 _FIRST, _FEWER, _LEAST = 24.0, 4.5, 6.0  # of these at first; for each size class; for any: many sequences tell sooner
 # To be earned by one sequence before speculation is tried again, and by any number: with less nothing is learned of it
