@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import mul
 from typing import NamedTuple
 
@@ -171,10 +171,11 @@ class Acceptance:
 
         Remembers the drafts, to learn from what becomes of them. What was looked up brings its chances along.
         """
-        lengths = [len(each.leads) for each in made]
-        most, least = max(lengths, default=0), min(lengths, default=0)
-        padded = [each.leads if least == most else [*each.leads, *[0.0] * (most - len(each.leads))] for each in made]
-        capped = np.minimum(np.array(padded), MOST_LEAD)
+        lengths = np.array([len(each.leads) for each in made], dtype=np.int64)
+        there = np.arange(lengths.max(initial=0)) < lengths[:, None]  # [sequences, most drafts]
+        capped = np.zeros(there.shape)
+        capped[there] = list(chain.from_iterable([each.leads for each in made]))
+        np.minimum(capped, MOST_LEAD, out=capped)
         fleets = self._fleets_of([each.kind for each in made])
         weights = np.array([fleet.judging.weights for fleet in fleets])  # [sequences or 1, 5]
         scores = weights[:, :1] + weights[:, 1:2] * capped + weights[:, 2:3] * np.log1p(capped)
@@ -190,8 +191,7 @@ class Acceptance:
         for place, each in enumerate(made):
             if each.kind.drafter == LOOKUP:
                 survivals[place, : len(each.leads)] = np.multiply.accumulate(each.leads)
-        if least < most:
-            survivals[np.arange(most) >= np.array(lengths)[:, None]] = 0.0
+        survivals[~there] = 0.0
         return survivals
 
     def judged_alone(self, made: Made) -> list[float]:
