@@ -21,6 +21,7 @@ from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.compiled_parts import CompiledDraftModel
 from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.model_parts import Wanted
 from outrider.workers.speculation.pairs import Pairs, joined
 from outrider.workers.speculation.patience import Patience
 from outrider.workers.speculation.sequence_starts import SequenceStarts
@@ -111,8 +112,8 @@ class Twins:
         So are their leads over the next best, but for rounding.
         """
         pairs, going = joined(parts), np.flatnonzero(depths)
-        wanted = self.torchs.draft(pairs, going, ints(depths)[going])
-        found = self.compiled.draft(pairs, going, ints(depths)[going])
+        wanted = self.torchs.draft(pairs, Wanted(going, ints(depths)[going]))
+        found = self.compiled.draft(pairs, Wanted(going, ints(depths)[going]))
         assert token_ids(found) == token_ids(wanted)
         assert leads(found) == pytest.approx(leads(wanted), rel=1e-3, abs=1e-3)
         assert [len(drafts) for drafts in found] == ints(depths)[going].tolist()
@@ -210,10 +211,10 @@ def test_sequences_stop_drafting_each_where_its_own_patience_ends(modules: int, 
     parts = [endless.pairs(s, 0, len(some) - 1) for s, some in enumerate(endless.tokens)]
     patience = [Patience(0.0, 1.0, 1.0, 0.5, least) for least in (0.0, 1.0, 0.3, 0.5, 0.3, 0.5)]
     going, depths = ints(range(6)), ints([6, 6, 6, 6, 6, 3])
-    whole = endless.compiled.draft(joined(parts), going, depths)
+    whole = endless.compiled.draft(joined(parts), Wanted(going, depths))
 
     for model in (patient.compiled, patient.torchs):
-        found = model.draft(joined(parts), going, depths, patience=np.array(patience))
+        found = model.draft(joined(parts), Wanted(going, depths, patience=np.array(patience)))
 
         ends = [each.made([draft.confidence for draft in some]) for each, some in zip(patience, whole, strict=True)]
         assert ends[:2] == [6, 1]
@@ -284,7 +285,7 @@ def test_a_head_cut_to_one_token_drafts_it_alone_even_where_it_is_ruled_out(tmp_
     twins = Twins.load(tmp_path, tokens, starts, ids=np.array([7], dtype=np.int32))
 
     pairs = joined([twins.pairs(0, 0, 15), twins.pairs(1, 0, 19)])
-    assert token_ids(twins.compiled.draft(pairs, ints([0, 1]), ints([4, 2]))) == [[7] * 4, [7] * 2]
+    assert token_ids(twins.compiled.draft(pairs, Wanted(ints([0, 1]), ints([4, 2])))) == [[7] * 4, [7] * 2]
 
 
 def test_end_ids_within_a_cut_head_are_ruled_out_until_min_tokens(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from outrider.workers.model.config import ModelConfig
 from outrider.workers.outputs import CompletionOutput
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.speculation.compiled_parts import CompiledDraftModel
-from outrider.workers.speculation.model_parts import DraftModel
+from outrider.workers.speculation.model_parts import DraftModel, Wanted
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.pairs import Pairs, joined
 from outrider.workers.speculation.patience import ENDLESS, Patience
@@ -98,7 +98,7 @@ class Bench:
         pairs = joined(parts)
         going = ints([len(pairs.lengths) - 1] if depth else [])
         ends = np.array([patience] if depth else np.zeros((0, len(patience))))
-        found = self.drafts.draft(pairs, going, ints([depth] if depth else []), steps, ends)
+        found = self.drafts.draft(pairs, Wanted(going, ints([depth] if depth else []), steps, ends))
         return [(draft.token_id, draft.confidence) for draft in found[0]] if depth else []
 
     def cached(self, blocks: Sequence[int] = BLOCKS, slots: int = LENGTH + 1) -> list[Tensor]:

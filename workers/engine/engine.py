@@ -135,7 +135,10 @@ class Engine:
         return counters
 
     def warm_up(self) -> None:
-        """Runs some small requests to their ends, before `run`. Leaves no trace but what rounds take."""
+        """Runs some small requests, before `run`. What rounds take is learned, and nothing else is kept of them.
+
+        The first round of a client says that their sequences have ended.
+        """
         vocab_size, longest = self.info.vocab_size, self.info.max_model_len
         self._warm_up(first_use(vocab_size, longest))
         self._depth.reset()
@@ -147,6 +150,7 @@ class Engine:
         self.times = RoundTimes()
 
     def _warm_up(self, one: WarmUp) -> None:
+        """Until it ends by itself, or has had its rounds."""
         self._subscribers.add(one.request, lambda chunks: None)
         self._scheduler.add(one.request)
         self._depth.expected = self._scheduler.sharing

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from outrider.workers.sampling_params import LOOKUP
 from outrider.workers.speculation.logistic import Logistic
-from outrider.workers.speculation.patience import MOST_LEAD, Patience
+from outrider.workers.speculation.patience import HOPELESS, MOST_LEAD, Patience
 
 Floats = NDArray[np.float64]
 
-_HOPELESS = 30.0  # log-odds against a draft, beyond which none is told apart
 _FLEET_MEMORY, _FLEET_TRUST = 3000.0, 40.0  # labels
 _SEQUENCE_MEMORY, _SEQUENCE_TRUST = 24.0, 4.0  # labels
 _USUAL = 0.7  # acceptance that damping pulls both sides towards
@@ -111,7 +110,7 @@ class _Fleet:
         capped = [min(lead, MOST_LEAD) for lead in leads]
         against = [-fixed - slope * lead - bend * math.log1p(lead) for lead in capped]
         against[0] -= first
-        return [math.exp(min(score, _HOPELESS)) for score in against]
+        return [math.exp(min(score, HOPELESS)) for score in against]
 
     def learn(self, lesson: _Lesson) -> None:
         self._lessons.append(lesson)
@@ -137,7 +136,7 @@ class _Fleet:
         fixed, first, slope, _ = self.foreseeing.weights
         scores = [fixed + first * (n == 0) + slope * math.log1p(n) for n in range(self._positions)]
         self.foreseen = [
-            math.exp(min(-score, _HOPELESS)) for score in scores
+            math.exp(min(-score, HOPELESS)) for score in scores
         ]  # odds by position, before the drafts are made
         self.expected = [0.0, *accumulate(1.0 / (1.0 + odds) for odds in self.foreseen)]  # accepted, of so many judged
 
@@ -180,7 +179,7 @@ class Acceptance:
         weights = np.array([fleet.judging.weights for fleet in fleets])  # [sequences or 1, 5]
         scores = weights[:, :1] + weights[:, 1:2] * capped + weights[:, 2:3] * np.log1p(capped)
         scores[:, :1] += weights[:, 3:4]
-        odds = np.exp(np.minimum(-scores, _HOPELESS))
+        odds = np.exp(np.minimum(-scores, HOPELESS))
         known = self._known
         offsets = np.array([known[each.kind.drafter][each.sequence_id].judging.offset for each in made])
         for each, own in zip(made, odds.tolist(), strict=True):

@@ -13,10 +13,9 @@ from outrider.workers.speculation.acceptance import Acceptance, Made, Pending
 from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.alarms import Alarms
 from outrider.workers.speculation.base_rounds import CALM
-from outrider.workers.speculation.cost import RoundCost
+from outrider.workers.speculation.cost import HELD, RoundCost
 from outrider.workers.speculation.hope import Hope
 from outrider.workers.speculation.known_times import Shape
-from outrider.workers.speculation.lane_plan import HELD
 from outrider.workers.speculation.looked_up import NOTHING
 from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.speculation.planning import Worth

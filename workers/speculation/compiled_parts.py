@@ -11,6 +11,7 @@ from outrider.workers.engine.round import FloatArray, IntArray
 from outrider.workers.model.compiled import CompiledModules
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.kept_states import KeptStates
+from outrider.workers.speculation.model_parts import Wanted
 from outrider.workers.speculation.pairs import Pairs, pair_rows
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.token_rules import Mask
@@ -53,16 +54,10 @@ class CompiledDraftModel:
         assert isinstance(module, CompiledModules), "modules of the stage that runs"
         self.module = module
 
-    def draft(
-        self,
-        pairs: Pairs,
-        going: IntArray,
-        depths: IntArray,
-        steps: int | None = None,
-        patience: FloatArray | None = None,
-    ) -> list[list[Draft]]:
-        last = pairs.last_rows[going]
-        sequence_ids, positions = pairs.sequence_ids[going], pairs.positions[last] + 2
+    def draft(self, pairs: Pairs, wanted: Wanted) -> list[list[Draft]]:
+        entries, depths, steps, patience = wanted
+        last = pairs.last_rows[entries]
+        sequence_ids, positions = pairs.sequence_ids[entries], pairs.positions[last] + 2
 
         def allowed(which: int, depth: int) -> Mask | None:
             return self._starts.allowed(int(sequence_ids[which]), int(positions[which]) + depth)

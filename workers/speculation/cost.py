@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from outrider.workers.speculation.base_rounds import FEWEST, BaseRounds, Plain
 from outrider.workers.speculation.gain import size_class
 from outrider.workers.speculation.known_times import PER, KnownTimes, Shape
-from outrider.workers.speculation.lane_plan import HELD
 from outrider.workers.speculation.line import Line
 from outrider.workers.speculation.row_cells import RowCells
 
 Floats = NDArray[np.float64]
 
+HELD = 32  # rounds between two looks at them, where drafts pay
 _MEMORY = 400.0  # rounds
 # First shape: fixed, row, expert, sequence, context, rows x context, drafts about
 _VERIFYING = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05, 0.03)
@@ -31,7 +31,7 @@ _DRAFTING = (0.03, 0.02, 0.1, 0.08, 0.01)  # first shape: following, token follo
 _TABLE_EVERY, _TABLES_AT_ONCE = 32, 16
 _SMALLEST_TABLE = 64  # rows
 _SPEED_RATE, _SPEED_CLIP, _SPEED_KEPT = 0.05, 1.5, 0.995
-_NOW_RATE = 0.2
+_NOW_RATE = 0.2  # the same as told by a few rounds: what a burst is compared with
 _LEAST_SHARE = 0.67  # of a measured round without drafts: what one of shorter context is taken to last
 _HOPED = 0.5  # of what a row beyond the widest round yet should add: a hope too low is put right by one round
 _DECIDED = 0.1  # a look's weight in what deciding takes

@@ -16,10 +16,10 @@ from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.speculation.acceptance import Kind, Made, Pending
 from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth
-from outrider.workers.speculation.cost import RoundCost
+from outrider.workers.speculation.cost import HELD, RoundCost
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.known_times import Shape
-from outrider.workers.speculation.lane_plan import HELD, LanePlan
+from outrider.workers.speculation.lane_plan import LanePlan
 from outrider.workers.speculation.naps import Naps
 from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.speculation.seen import Seen

@@ -6,7 +6,6 @@ from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.round import Round, Verdict
 from outrider.workers.speculation.known_times import Shape
 
-HELD = 32  # rounds, at most, between two looks at them
 _NOTHING = Shape(0, 0, 0.0, 0.0)
 # Undrafted rounds that may seem lost in rounds that were not looked at: a look takes a good part of a short one too
 _LEAST_LOST, _MOST_LOST = 2.0, 4.0

@@ -1,6 +1,6 @@
 """What the sampler and the drafter ask of a model, whichever path computes it."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -39,21 +39,22 @@ class Head(Protocol):
         ...
 
 
+class Wanted(NamedTuple):
+    """The drafts that are to be made after some pairs."""
+
+    entries: IntArray  # [n] of the pairs: whose last pair each draft follows
+    depths: IntArray  # [n] how many at most
+    steps: int | None = None  # the largest depth where other data groups draft beside this one: all go as many
+    patience: FloatArray | None = None  # [n, 5] when drafting ends before: patience.py
+
+
 class DraftModel(Protocol):
     """The MTP modules or a separate model, with its cache and a head."""
 
-    def draft(
-        self,
-        pairs: Pairs,
-        going: IntArray,
-        depths: IntArray,
-        steps: int | None = None,
-        patience: FloatArray | None = None,
-    ) -> list[list[Draft]]:
-        """Feeds all `pairs`; then, after the last pair of entry `going[n]` of them, drafts up to `depths[n]` tokens.
+    def draft(self, pairs: Pairs, wanted: Wanted) -> list[list[Draft]]:
+        """Feeds all `pairs`; then drafts, for each entry that is wanted.
 
-        `patience` [n, 5] says when drafting ends before. `steps` is the largest depth where other data groups draft
-        beside this one: all go as many. Of ranks with the same pairs only the first is sure of its drafts' confidence.
+        Of ranks with the same pairs only the first is sure of its drafts' confidence.
         """
         ...
 

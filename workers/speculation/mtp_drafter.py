@@ -21,7 +21,7 @@ from outrider.workers.engine.round import (
     verdict_for,
 )
 from outrider.workers.speculation.drafter import Draft
-from outrider.workers.speculation.model_parts import DraftModel
+from outrider.workers.speculation.model_parts import DraftModel, Wanted
 from outrider.workers.speculation.pairs import Backlog, Pairs, accepted_pairs, followed, joined
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.shared_drafts import SharedDrafts
@@ -115,7 +115,7 @@ class MtpDrafter:
         entries = ints(going) + (len(waiting.lengths) - len(ids))
         steps = max(depths.values(), default=0) if self._shared is not None else None
         ends = np.array([patience[ids[n]] for n in going]) if patience and going else None
-        drafts = self._model.draft(waiting, entries, own, steps, ends)
+        drafts = self._model.draft(waiting, Wanted(entries, own, steps, ends))
         return dict(zip([ids[n] for n in going], drafts, strict=True))
 
 

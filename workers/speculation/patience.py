@@ -11,7 +11,7 @@ from typing import NamedTuple
 from outrider.workers.engine.round import PATIENCE, FloatArray, IntArray
 
 MOST_LEAD = 12.0  # a lead beyond it says no more
-_HOPELESS = 30.0  # log-odds against a draft, beyond which none is told apart
+HOPELESS = 30.0  # log-odds against a draft, beyond which none is told apart
 
 
 class Patience(NamedTuple):
@@ -27,7 +27,7 @@ class Patience(NamedTuple):
         """That a draft stands if those before it do."""
         capped = min(lead, MOST_LEAD)
         against = -self.fixed - self.lead * capped - self.bend * math.log1p(capped) - first * self.first
-        return 1.0 / (1.0 + math.exp(min(against, _HOPELESS)))
+        return 1.0 / (1.0 + math.exp(min(against, HOPELESS)))
 
     def made(self, leads: Sequence[float]) -> int:
         """How many of the drafts that have these leads are made."""

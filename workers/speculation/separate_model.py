@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from outrider.workers.engine.round import FloatArray, IntArray, Round, Verdict, ints
+from outrider.workers.engine.round import IntArray, Round, Verdict, ints
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.sampling_params import DRAFT_MODEL
 from outrider.workers.speculation.drafter import Draft
-from outrider.workers.speculation.model_parts import Head
+from outrider.workers.speculation.model_parts import Head, Wanted
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.pairs import Pairs, accepted_pairs, one_each, pair_rows
 from outrider.workers.speculation.patience import Drafted
@@ -51,14 +51,8 @@ class SeparateModel:
     def __init__(self, stage: StageModel, head: Head) -> None:
         self._stage, self._head = stage, head
 
-    def draft(
-        self,
-        pairs: Pairs,
-        going: IntArray,
-        depths: IntArray,
-        steps: int | None = None,
-        patience: FloatArray | None = None,
-    ) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, wanted: Wanted) -> list[list[Draft]]:
+        going, depths, _, patience = wanted
         states = self._stage.run(as_tokens(pair_rows(pairs)), None)
         rows, positions = pairs.last_rows[going], pairs.positions[pairs.last_rows[going]]
         live, drafts, drafted = np.arange(len(depths)), [list[Draft]() for _ in depths], Drafted(patience, len(depths))

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.sampling import gumbel_noise, key_tensor, noise_bits, row_key, sequence_key
-from outrider.workers.engine.round import FloatArray, IntArray, ints
+from outrider.workers.engine.round import IntArray, ints
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.model_parts import Wanted
 from outrider.workers.speculation.pairs import Pairs
 from outrider.workers.speculation.patience import Drafted
 from outrider.workers.speculation.rules import Floats, last_distribution, stop_probabilities
@@ -48,19 +49,12 @@ class StudyDraftModel(TorchDraftModel):
         super().__init__(modules, starts)
         self._blocks = blocks
 
-    def draft(
-        self,
-        pairs: Pairs,
-        going: IntArray,
-        depths: IntArray,
-        steps: int | None = None,
-        patience: FloatArray | None = None,
-    ) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, wanted: Wanted) -> list[list[Draft]]:
         """To the depth always: how sure a draft is under another rule nobody has learned."""
-        drafted = set(pairs.sequence_ids[going].tolist())
+        drafted = set(pairs.sequence_ids[wanted.entries].tolist())
         for sequence_id in [i for i in self._blocks if i in drafted or i not in self._starts]:
             del self._blocks[sequence_id]
-        return super().draft(pairs, going, depths, steps)
+        return super().draft(pairs, wanted._replace(patience=None))
 
     def _draw(
         self, state: Tensor, sequence_ids: IntArray, positions: IntArray, live: IntArray, drafted: Drafted

@@ -12,6 +12,7 @@ from outrider.workers.parallel.sharing import Columns
 from outrider.workers.speculation.drafter import Draft
 from outrider.workers.speculation.feed import Feed
 from outrider.workers.speculation.kept_states import KeptStates
+from outrider.workers.speculation.model_parts import Wanted
 from outrider.workers.speculation.pairs import Pairs, pair_rows
 from outrider.workers.speculation.patience import Drafted
 from outrider.workers.speculation.sampling import sample, sample_with_leads
@@ -63,14 +64,8 @@ class TorchDraftModel:
         self.module = module
 
     @torch.inference_mode()
-    def draft(
-        self,
-        pairs: Pairs,
-        going: IntArray,
-        depths: IntArray,
-        steps: int | None = None,
-        patience: FloatArray | None = None,
-    ) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, wanted: Wanted) -> list[list[Draft]]:
+        going, depths, steps, patience = wanted
         most = int(depths.max(initial=0)) if steps is None else steps
         feed = Feed(pairs, self._kept.link(pairs), self.module.count)
         state = self.module.run(pair_rows(pairs), pairs.hidden)

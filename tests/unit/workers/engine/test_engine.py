@@ -302,6 +302,20 @@ def test_a_warm_up_leaves_no_trace() -> None:
     assert engine.times.rounds == 0
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_warm_up_teaches_what_rounds_take_where_depth_follows_that(lanes: int) -> None:
+    """And nothing else; where depth is fixed nothing is measured."""
+    auto, fixed = DepthPolicy("auto"), DepthPolicy(3)
+    _engine(CountingPipeline(lanes), CountingDrafter(), "auto", depth=auto).warm_up()
+    _engine(CountingPipeline(lanes), CountingDrafter(), 3, depth=fixed).warm_up()
+
+    assert auto._auto.cost.known
+    assert auto._auto.cost._widest >= 4 * (1 + 3) // lanes
+    assert auto.figures.ledger == DepthPolicy("auto").figures.ledger
+    assert auto.sequences == 0
+    assert not fixed._auto.cost.known
+
+
 @pytest.mark.parametrize("token", [1.0, True, -1, VOCAB, "1"])
 def test_a_token_id_that_is_none_is_refused_with_its_place(token: object) -> None:
     with pytest.raises(ValueError, match=r"prompt\[1\] must be an integer in \[0, 999\]"):

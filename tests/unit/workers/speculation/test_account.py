@@ -68,7 +68,7 @@ def test_rounds_without_drafts_are_measured_at_first_and_again_after_a_while() -
 def test_while_stopped_few_rounds_are_looked_at() -> None:
     of = account()
     while not of.ledger.stopped:
-        of.ledger.settle(worth=1.0, took=3.0)
+        of.ledger.settle(worth=1.0, took=9.0)
     looked_at, round = 0, (Shape(1, 1, 100.0, 100.0), 0.020)
     for _ in range(640):
         if of.unseen:
@@ -77,7 +77,7 @@ def test_while_stopped_few_rounds_are_looked_at() -> None:
             looked_at += 1
             of.observe_plain(*round)
 
-    assert 2 <= looked_at <= 20
+    assert 4 <= looked_at <= 20
     assert of.cost.undrafted(1, 100.0) == pytest.approx(0.020, rel=0.1)
 
 

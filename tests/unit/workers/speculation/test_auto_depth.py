@@ -2,11 +2,14 @@
 
 import itertools
 
+import pytest
+
 from outrider.workers.speculation.acceptance import Kind, Made
-from outrider.workers.speculation.auto_depth import AutoDepth, Outcome
+from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth, Outcome
 from outrider.workers.speculation.base_rounds import BURST, CALM
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import Ledger
+from outrider.workers.speculation.planning import Depths
 from outrider.workers.speculation.worths import Live
 
 DRAWN = Kind("mtp", 1)
@@ -227,7 +230,7 @@ def test_while_nobody_is_followed_rounds_go_by_unlooked_until_somebody_is_due() 
             depth(auto)
 
     assert 16 <= gone_by <= 128
-    assert looked_at <= gone_by / 6
+    assert looked_at <= gone_by / 8
 
 
 def test_who_is_to_draft_is_followed_though_let_go() -> None:
@@ -247,3 +250,41 @@ def test_a_sequence_that_comes_is_looked_at() -> None:
     auto.meet()
 
     assert not auto.sleeps()
+
+
+@pytest.mark.parametrize(("every_step", "limit"), [(False, DEEPEST), (True, 2)])
+def test_where_every_step_is_run_whoever_stops_the_limit_is_the_best_number_of_steps(
+    every_step: bool, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several data groups; else a sequence's own patience says when to stop."""
+    auto = AutoDepth(every_step=every_step)
+    monkeypatch.setattr(auto.account, "base_due", lambda *shape: False)
+    monkeypatch.setattr(auto.worths, "best_depths", lambda live, plain, found: Depths([2], gain=0.5, brings=1.5))
+
+    assert depth(auto) == limit
+
+
+def test_what_was_paid_for_rounds_at_a_loss_that_never_ran_is_given_back() -> None:
+    """A newcomer sets depths anew after one round of four."""
+    auto = AutoDepth()
+    before = auto.account.ledger._credit
+    assert auto._pay_ahead(0.2)
+    paid = before - auto.account.ledger._credit
+
+    auto._settle_ahead(1)
+    auto._settle_ahead(1)
+
+    assert paid == pytest.approx(4 * 0.2)
+    assert before - auto.account.ledger._credit == pytest.approx(0.2)
+
+
+def test_drafts_that_do_not_pay_for_their_deciding_do_not_pay() -> None:
+    cheap, dear = taught(), taught()
+    plain = round_of(1, 0)[0]
+    live = [Live(0, DRAWN, 100)]
+    cheap.worths.price_of(live, plain)
+    dear.cost.decided([10.0, 10.0, 10.0])
+    dear.worths.price_of(live, plain)
+
+    assert cheap.worths.best_depths(live, plain).gain > 0.0
+    assert dear.worths.best_depths(live, plain).gain < 0.0
