@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/speculation.py [--model scout] [--only cells,replay,decisions] [--batch 1,4,16]
 
 *cells*: tokens a second and acceptance by position, by kind of text, temperature, batch and depth (off, 1..5, auto),
-the arms in turn; auto against the best static depth and against off, turn by turn, in as many turns as give each batch
-as many tokens. A second is a sequence's own, from the batch's first tokens to its last: sequences that draft by worth
-end apart. *replay*: a day of load in a minute, requests that arrive by chance at a rate that rises and falls,
-static depths and auto side by side, hour by hour in turn; what counts is the tokens of a second in which anything ran.
+the arms in turn, with new engines in every repeat; auto against the best static depth and against off, turn by turn, in
+as many turns as give each batch as many tokens. A second is a sequence's own, from the batch's first tokens to its
+last: sequences that draft by worth end apart. *replay*: a day of load in a minute, requests that arrive by chance at a
+rate that rises and falls, static depths and auto side by side, hour by hour in turn; what counts is the tokens of a
+second in which anything ran.
 *decisions*: microseconds of a round's decision.
 
 Texts are held out, "chat" goes through the chat template, "repetitive" repeats a few lines, and "adversarial" is made
@@ -16,14 +17,14 @@ of tokens by chance at T=2. Sequences do not end at their end of sequence.
 import argparse
 import itertools
 import math
-import random
 import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -75,30 +76,56 @@ def params(arm: str, temperature: float, tokens: int, seed: int) -> SamplingPara
 # Cells ---------------------------------------------------------------------------------------------------------------
 
 
-def cell(engines: Engines, text: Text, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """All arms on one kind of text at one batch, in turn; every repeat has prompts and seeds of its own."""
-    chosen = engines.prompts(text.kind, max(batch, 12))
-    decoded: dict[str, list[Decoded]] = {arm: [] for arm in args.speculation}
+class Cell:
+    """All arms on one kind of text at one batch, in turn; every turn has prompts and seeds of its own."""
 
-    def run(arm: str, repeats: Iterator[int]) -> Callable[[], float]:
-        def once() -> float:
-            repeat = next(repeats)
-            prompts = [chosen[(repeat * batch + n) % len(chosen)] for n in range(batch)]
-            each = [params(arm, text.temperature, args.tokens, SEED + repeat * batch + n) for n in range(batch)]
+    def __init__(self, text: Text, batch: int, args: argparse.Namespace) -> None:
+        self._text, self._batch, self._args = text, batch, args
+        self._turns = max(max(args.batch) // batch, 1)  # of a repeat: each batch has as many tokens
+        self._decoded: dict[str, list[Decoded]] = {arm: [] for arm in args.speculation}
+        self._rates: dict[str, list[float]] = {arm: [] for arm in args.speculation}
+
+    def run(self, engines: Engines) -> None:
+        """A repeat, after a turn that does not count."""
+        chosen = engines.prompts(self._text.kind, max(self._batch, 12))
+        first = len(self._rates[self._args.speculation[0]])
+        numbers = {arm: itertools.count(first) for arm in self._rates}
+        decoded: dict[str, list[Decoded]] = {arm: [] for arm in self._rates}
+
+        def turn(arm: str) -> float:
+            number = next(numbers[arm])
+            prompts = [chosen[(number * self._batch + n) % len(chosen)] for n in range(self._batch)]
+            seeds = range(SEED + number * self._batch, SEED + (number + 1) * self._batch)
+            each = [params(arm, self._text.temperature, self._args.tokens, seed) for seed in seeds]
             decoded[arm].append(engines.of(arm).decode(prompts, each))
-            return batch * decoded[arm][-1].tokens_per_second_each
+            return self._batch * decoded[arm][-1].tokens_per_second_each
 
-        return once
+        rates = interleaved({arm: partial(turn, arm) for arm in self._rates}, 1 + self._turns)
+        for arm in self._rates:
+            self._rates[arm] += rates[arm][1:]
+            self._decoded[arm] += decoded[arm][1:]
 
-    arms = {arm: run(arm, itertools.count()) for arm in args.speculation}
-    interleaved(arms, 1)
-    rates = interleaved(arms, args.repeats * max(max(args.batch) // batch, 1))
-    figures = {arm: arm_figures(decoded[arm][1:], rates[arm]) for arm in args.speculation}
-    found = {
-        **against(paired(rates, "off" if "off" in rates else args.speculation[0])),
-        "auto_over_best": over_best(rates),
-    }
-    return {"kind": text.kind, "temperature": text.temperature, "batch": batch, "arms": figures, **found}
+    def figures(self) -> dict[str, Any]:
+        rates = self._rates
+        figures = {arm: arm_figures(self._decoded[arm], rates[arm]) for arm in rates}
+        found = {
+            **against(paired(rates, "off" if "off" in rates else next(iter(rates)))),
+            "auto_over_best": over_best(rates, self._turns),
+        }
+        told = {"kind": self._text.kind, "temperature": self._text.temperature, "batch": self._batch}
+        return {**told, "arms": figures, **found}
+
+
+def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every repeat has engines of its own: where an engine's memory happens to lie is worth some percent for life."""
+    of = [Cell(text, batch, args) for text, batch in itertools.product(chosen_texts(args), args.batch)]
+    for repeat in range(args.repeats):
+        with ExitStack() as stack:
+            engines = Engines(args, stack)
+            for each in of:
+                each.run(engines)
+        print(f"{repeat + 1} of {args.repeats}: {', '.join(verdict(each.figures()) for each in of)}", flush=True)
+    return [each.figures() for each in of]
 
 
 def arm_figures(decoded: Sequence[Decoded], rates: list[float]) -> dict[str, Any]:
@@ -113,19 +140,19 @@ def arm_figures(decoded: Sequence[Decoded], rates: list[float]) -> dict[str, Any
     }
 
 
-def over_best(rates: dict[str, list[float]], splits: int = 20) -> float | None:
-    """Auto over the best static depth; None where an arm is missing.
+def over_best(rates: dict[str, list[float]], turns: int = 1) -> float | None:
+    """Auto over the best static depth; None where an arm is missing. `turns`: of every repeat.
 
-    Which depth is best one half of the turns says, and by how much the other: of six that are alike one is always ahead
-    by chance. The mean over splits into halves.
+    Which depth is best the other repeats say, and by how much a repeat's own turns: of six that are alike one is always
+    ahead by chance, and so is one of six engines. The mean over repeats.
     """
     statics = [arm for arm in rates if arm != "auto"]
     if "auto" not in rates or not statics:
         return None
-    turns, rng, over = list(range(len(rates["auto"]))), random.Random(0), []
-    for _ in range(splits):
-        rng.shuffle(turns)
-        tells, told = turns[: len(turns) // 2] or turns, turns[len(turns) // 2 :]
+    everything, over = range(len(rates["auto"])), []
+    for first in everything[::turns]:
+        told = everything[first : first + turns]
+        tells = [turn for turn in everything if turn not in told] or told
         speeds = paired({arm: [rates[arm][turn] for turn in tells] for arm in statics}, statics[0])
         best = max(speeds, key=speeds.__getitem__)
         over.append(median([rates["auto"][turn] / rates[best][turn] for turn in told]))
@@ -255,7 +282,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--speculation", type=words, default=list(ARMS))
     parser.add_argument("--greedy", action="store_true", help="code and prose at T=0 too")
     parser.add_argument("--tokens", type=int, default=96, help="of output, of each request")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of the largest batch")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="with engines of their own; of the largest batch a turn each"
+    )
     parser.add_argument("--peak", type=float, default=12.0, help="requests a second at the day's peak")
     parser.add_argument("--hours", type=int, default=HOURS)
     parser.add_argument("--hour-s", type=float, default=5.0, help="seconds that an hour of the replayed day takes")
@@ -277,16 +306,13 @@ def main() -> None:
             told = ", ".join(f"{part} {us:.0f} us" for part, us in parts.items())
             all_us = sum(parts.values())
             print(f"for {sequences}: {told}; deciding {deciding_us(parts):.0f} us, with learning {all_us:.0f} us")
-    with ExitStack() as stack:
-        engines = Engines(args, stack) if {"cells", "replay"} & set(args.only) else None
-        if engines and "cells" in args.only:
-            figures["cells"] = []
-            for text, batch in itertools.product(chosen_texts(args), args.batch):
-                figures["cells"].append(cell(engines, text, batch, args))
-                print(line(figures["cells"][-1]), flush=True)
-        if engines and "replay" in args.only:
-            figures["replay"] = replay(engines, args)
-            print(f"the day: {verdict(figures['replay'])}")
+    if "cells" in args.only:
+        figures["cells"] = cells(args)
+        print(*map(line, figures["cells"]), sep="\n", flush=True)
+    if "replay" in args.only:
+        with ExitStack() as stack:
+            figures["replay"] = replay(Engines(args, stack), args)
+        print(f"the day: {verdict(figures['replay'])}")
     name = args.name or f"speculation-{resolve_model(args.model).name}"
     command = f"benchmarks/speculation.py {shlex.join(sys.argv[1:])}".strip()
     print("written to", save(name, command, figures))
