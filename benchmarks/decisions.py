@@ -17,27 +17,20 @@ from outrider.workers.engine.round import RUNNING, Round, Verdict, ints, offsets
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Draft
-from outrider.workers.speculation.patience import Patience
+from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.patience import Patience, made_together
 
 _PROMPT, _STANDS = 200, 0.8
 _TOGETHER = 40  # rounds, more than depths hold for
-
-
-class TimedPlans(DepthPolicy):
-    """Knows what the setting of depths took of what it does with a round."""
-
-    planned_s = 0.0
-
-    def _plan(self, *args: Any, **kwargs: Any) -> None:
-        self.planned_s = seconds(lambda: DepthPolicy._plan(self, *args, **kwargs))
 
 
 class Decisions:
     """Plays rounds, and times the policy's part in them."""
 
     def __init__(self, sequences: int) -> None:
-        self._policy, self._rng = TimedPlans("auto", (8, 2)), random.Random(1)
+        self._policy, self._rng = DepthPolicy("auto", (8, 2)), random.Random(1)
+        self._planned_s = 0.0  # what the setting of depths took of what it does with a round
+        self._time_plans()
         params = SamplingParams(temperature=0.8)
         request = Request(request_id="", prompt_token_ids=(3,) * _PROMPT, params=params, seed=0)
         self._sequences = [
@@ -49,6 +42,15 @@ class Decisions:
         ]  # fmt: skip
         self._verified = [0] * sequences
         self.took: dict[str, list[float]] = {"asked": [], "depths": [], "slots": [], "learning": []}
+
+    def _time_plans(self) -> None:
+        hearing = self._policy._hearing
+        plan = hearing._plan
+
+        def timed(*args: Any) -> None:
+            self._planned_s = seconds(lambda: plan(*args))
+
+        hearing._plan = timed  # type: ignore[method-assign]
 
     def round(self) -> None:
         depths: list[int] = []
@@ -62,24 +64,25 @@ class Decisions:
 
         self.took["asked"].append(seconds(ask))
         round, verdict = self._run(depths, follows)
-        drafts = {n: self._draft(depth, patience[n]) for n, depth in enumerate(depths) if depth}
+        drafts = self._draft(depths, patience)
         round_s = 0.001 * len(depths) ** 0.5 * (1.0 + 0.15 * round.rows / len(depths)) * self._rng.uniform(1.0, 1.1)
 
         def learn() -> None:
             self._policy.time_of(round, round_s)
             self._policy.observe(round, verdict, round_s, 0.0001 * (1 + max(depths)), drafts)
 
-        self._policy.planned_s = 0.0
+        self._planned_s = 0.0
         learned_s = seconds(learn)
-        self.took["depths"].append(self._policy.planned_s)
-        self.took["learning"].append(learned_s - self._policy.planned_s)
+        self.took["depths"].append(self._planned_s)
+        self.took["learning"].append(learned_s - self._planned_s)
         self.took["slots"].append(seconds(lambda: self._keep(drafts)))
 
-    def _draft(self, depth: int, patience: Patience) -> list[Draft]:
-        leads = [self._rng.expovariate(0.5) for _ in range(depth)]
-        return [Draft(5, lead) for lead in leads[: patience.made(leads)]]
+    def _draft(self, depths: list[int], patience: list[Patience]) -> dict[int, Drafts]:
+        leads = [[self._rng.expovariate(0.5) for _ in range(depth)] for depth in depths]
+        made = zip(leads, made_together(patience, leads), strict=True)
+        return {n: Drafts([5] * count, own[:count]) for n, (own, count) in enumerate(made) if count}
 
-    def _keep(self, drafts: Mapping[int, list[Draft]]) -> None:
+    def _keep(self, drafts: Mapping[int, Drafts]) -> None:
         kept = self._policy.worthwhile(drafts)
         self._verified = [len(kept.get(n, ())) for n in range(len(self._sequences))]
 

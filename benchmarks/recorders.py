@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from outrider.workers.engine.round import RUNNING, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 
 DEPTH = 8
 _LEADS_PER_UNIT = 32  # a lead is kept as a byte: log(1 + lead) in steps of 1/32
@@ -43,12 +43,12 @@ class TextRecorder(DepthPolicy):
     def __init__(self) -> None:
         super().__init__(DEPTH)
         self._tokens: dict[int, list[int]] = defaultdict(list)
-        self._drafts: dict[int, dict[int, list[Draft]]] = defaultdict(dict)
+        self._drafts: dict[int, dict[int, Drafts]] = defaultdict(dict)
 
     def depth(self, sequence: Sequence) -> int:
         return DEPTH
 
-    def worthwhile(self, drafts: Mapping[int, list[Draft]]) -> dict[int, list[int]]:
+    def worthwhile(self, drafts: Mapping[int, Drafts]) -> dict[int, list[int]]:
         for sequence_id, own in drafts.items():
             if len(own) == DEPTH:
                 self._drafts[sequence_id][len(self._tokens[sequence_id])] = own
@@ -60,7 +60,7 @@ class TextRecorder(DepthPolicy):
         verdict: Verdict,
         round_s: float,
         draft_s: float,
-        drafts: Mapping[int, list[Draft]] | None = None,
+        drafts: Mapping[int, Drafts] | None = None,
     ) -> None:
         ends = verdict.token_offsets.tolist()
         for s, sequence_id in enumerate(round.sequence_ids.tolist()):
@@ -71,14 +71,14 @@ class TextRecorder(DepthPolicy):
         return [_places(self._tokens[sequence_id], drafts) for sequence_id, drafts in self._drafts.items()]
 
 
-def _places(tokens: list[int], drafts: dict[int, list[Draft]]) -> NDArray[np.uint8]:
+def _places(tokens: list[int], drafts: dict[int, Drafts]) -> NDArray[np.uint8]:
     rows = []
     for place in sorted(drafts):
         following = tokens[place : place + DEPTH]
         if len(following) == DEPTH:
             made = drafts[place]
-            wrong = (n for n, draft in enumerate(made) if draft.token_id != following[n])
-            rows.append([next(wrong, DEPTH), *(_as_byte(draft.confidence) for draft in made)])
+            wrong = (n for n, token in enumerate(made.token_ids) if token != following[n])
+            rows.append([next(wrong, DEPTH), *map(_as_byte, made.confidences)])
     return np.array(rows, dtype=np.uint8).reshape(-1, 1 + DEPTH)
 
 
@@ -104,11 +104,11 @@ class RoundRecorder(DepthPolicy):
     def depth(self, sequence: Sequence) -> int:
         return self._rng.choice((self._deepest, self._deepest, self._rng.randint(0, self._deepest)))
 
-    def worthwhile(self, drafts: Mapping[int, list[Draft]]) -> dict[int, list[int]]:
+    def worthwhile(self, drafts: Mapping[int, Drafts]) -> dict[int, list[int]]:
         """The same number of each sequence, or each its own, in turn of chance."""
         most, alike = self._rng.randint(0, DEPTH), self._rng.random() < 0.5
         return {
-            sequence_id: [draft.token_id for draft in own[: most if alike else self._rng.randint(0, most)]]
+            sequence_id: own.token_ids[: most if alike else self._rng.randint(0, most)]
             for sequence_id, own in drafts.items()
         }
 
@@ -118,7 +118,7 @@ class RoundRecorder(DepthPolicy):
         verdict: Verdict,
         round_s: float,
         draft_s: float,
-        drafts: Mapping[int, list[Draft]] | None = None,
+        drafts: Mapping[int, Drafts] | None = None,
         decided_s: float = 0.0,
     ) -> None:
         rows = np.diff(round.query_offsets)

@@ -16,7 +16,7 @@ from recorders import ROUND_COLUMNS, leads
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.auto_depth import AutoDepth, Outcome
 from outrider.workers.speculation.known_times import Shape
-from outrider.workers.speculation.patience import ENDLESS, Patience
+from outrider.workers.speculation.patience import ENDLESS, Patience, made_together
 from outrider.workers.speculation.worths import Live
 
 Floats = NDArray[np.float64]
@@ -277,10 +277,7 @@ class Simulation:
         outcomes, tokens = self._advance()
         going = [(each, depth) for each, depth in zip(running, wanted, strict=True) if not each.ended]
         leads = [each.text.places[each.place].leads[:depth] for each, depth in going]
-        depths = [
-            patience[each.sequence_id].made(own) if depth > 1 else len(own)
-            for (each, depth), own in zip(going, leads, strict=True)
-        ]
+        depths = made_together([patience[each.sequence_id] for each, _ in going], leads)
         read = sum(context * own for context, own in zip(contexts, rows, strict=True))
         shape = Shape(
             len(running), sum(rows), float(sum(contexts)), float(read),

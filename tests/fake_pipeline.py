@@ -8,7 +8,7 @@ import torch
 from outrider.workers.engine.pipeline import RoundResult
 from outrider.workers.engine.round import IntArray, Round, Sampled, Verdict
 from outrider.workers.errors import EngineStoppedError
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.verify import verify_round
 from outrider.workers.structured_outputs import StructuredOutputsParams
@@ -65,15 +65,15 @@ class CountingDrafter:
         self.forgotten: list[int] = []
         self._broken = broken
 
-    def draft(self, round: Round, verdict: Verdict, hidden: torch.Tensor) -> dict[int, list[Draft]]:
+    def draft(self, round: Round, verdict: Verdict, hidden: torch.Tensor) -> dict[int, Drafts]:
         if self._broken:
             raise RuntimeError("no drafts today")
         lasts = verdict.token_ids[np.maximum(verdict.token_offsets[1:] - 1, 0)]
         columns = zip(round.sequence_ids.tolist(), round.draft_steps.tolist(), lasts.tolist(), strict=True)
-        return {s: [self._draft(last, j) for j in range(steps)] for s, steps, last in columns if steps}
+        return {s: self._drafts(last, steps) for s, steps, last in columns if steps}
 
-    def _draft(self, last: int, step: int) -> Draft:
-        return Draft((last + 1 + step + (step % 3 == 2)) % VOCAB, confidence=9.0)
+    def _drafts(self, last: int, steps: int) -> Drafts:
+        return Drafts([(last + 1 + step + (step % 3 == 2)) % VOCAB for step in range(steps)], [9.0] * steps)
 
     def forget(self, sequence_ids: IntArray) -> None:
         self.forgotten += sequence_ids.tolist()

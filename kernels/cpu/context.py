@@ -132,7 +132,7 @@ class Context:
         """Feeds `pairs` with the states `hidden` [pairs, hidden]; then drafts `depths[i]` tokens after `last_pairs[i]`.
 
         The tokens, sequence by sequence [sum(depths)], by how much each one's score leads over the next best, and how
-        many each sequence has: fewer than `depths` where its row of `patience` [n, 5] ends it before.
+        many each sequence has: fewer than `depths` where its row of `patience` [n, 7] ends it before.
         `draws[i]` is how the first of them is drawn; where it is constrained, `allowed(i, j)` says what may be its
         draft j, from 1 on. `steps` is the largest depth, also of other data groups, which draft beside this one.
         `chain` is for several modules. ExchangeError as `stage`.

@@ -20,10 +20,10 @@ from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.compiled_parts import CompiledDraftModel
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.model_parts import Wanted
 from outrider.workers.speculation.pairs import Pairs, joined
-from outrider.workers.speculation.patience import Patience
+from outrider.workers.speculation.patience import Patience, made_together
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.torch_parts import TorchDraftModel
 
@@ -32,12 +32,12 @@ BLOCKS = 64
 EOS = (1,)
 
 
-def token_ids(drafts: list[list[Draft]]) -> list[list[int]]:
-    return [[draft.token_id for draft in some] for some in drafts]
+def token_ids(drafts: list[Drafts]) -> list[list[int]]:
+    return [some.token_ids for some in drafts]
 
 
-def leads(drafts: list[list[Draft]]) -> list[float]:
-    return [draft.confidence for some in drafts for draft in some]
+def leads(drafts: list[Drafts]) -> list[float]:
+    return [lead for some in drafts for lead in some.confidences]
 
 
 @dataclass
@@ -205,20 +205,22 @@ def test_sequences_stop_drafting_each_at_its_own_depth(depths: list[int], module
     twins.drafts([twins.pairs(s, 0, len(some) - 1) for s, some in enumerate(twins.tokens)], depths)
 
 
+@pytest.mark.parametrize("step", [0.0, 0.4])
 @pytest.mark.parametrize("modules", [1, 3])
-def test_sequences_stop_drafting_each_where_its_own_patience_ends(modules: int, tmp_path: Path) -> None:
+def test_sequences_stop_drafting_where_their_patience_ends(modules: int, step: float, tmp_path: Path) -> None:
     endless, patient = (drawn_twins(tmp_path / name, 3, modules=modules) for name in ("endless", "patient"))
     parts = [endless.pairs(s, 0, len(some) - 1) for s, some in enumerate(endless.tokens)]
-    patience = [Patience(0.0, 1.0, 1.0, 0.5, least) for least in (0.0, 1.0, 0.3, 0.5, 0.3, 0.5)]
+    patience = [Patience(0.0, 1.0, 1.0, 0.5, 0.8, each, step) for each in (0.0, 1.0, 0.24, 0.4, 0.24, 0.4)]
     going, depths = ints(range(6)), ints([6, 6, 6, 6, 6, 3])
     whole = endless.compiled.draft(joined(parts), Wanted(going, depths))
 
     for model in (patient.compiled, patient.torchs):
         found = model.draft(joined(parts), Wanted(going, depths, patience=np.array(patience)))
 
-        ends = [each.made([draft.confidence for draft in some]) for each, some in zip(patience, whole, strict=True)]
-        assert ends[:2] == [6, 1]
-        assert len(set(ends)) > 2
+        ends = made_together(patience, [some.confidences for some in whole])
+        assert ends[1] == 1
+        assert (ends[0] == 6) == (step == 0.0)
+        assert len(set(ends)) > (2 if step == 0.0 else 1)
         assert token_ids(found) == [row[:end] for row, end in zip(token_ids(whole), ends, strict=True)]
 
 

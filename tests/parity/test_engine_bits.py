@@ -31,7 +31,7 @@ from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 
@@ -95,13 +95,13 @@ class DraftsRecorder(MtpDrafter):
     made: dict[tuple[int, int], list[list[int]]]
     seeds: dict[int, int]
 
-    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         found = super().draft(round, verdict, hidden)
         self.seeds.update((begin.sequence_id, begin.seed) for begin in round.begins)
         ends = round.starts + verdict.accepted_rows
         for sequence_id, end in zip(round.sequence_ids.tolist(), ends.tolist(), strict=True):
             if sequence_id in found:
-                self.made[self.seeds[sequence_id], end].append([draft.token_id for draft in found[sequence_id]])
+                self.made[self.seeds[sequence_id], end].append(found[sequence_id].token_ids)
         return found
 
 

@@ -37,7 +37,7 @@ from outrider.workers.speculation.torch_parts import TorchDraftModel
 
 VOCAB, LENGTH, DEPTH = 97, 40, 6
 BLOCKS, OTHERS = [6, 2, 9, 4], [3, 11, 8, 10]
-PATIENCE = Patience(fixed=0.0, lead=2.0, bend=2.0, first=0.5, least=0.45)
+PATIENCE = Patience(fixed=0.0, lead=2.0, bend=2.0, first=0.5, further=1.0, each=0.45, step=0.0)
 CUTS = (0, 7, 8, 11, 20)  # the rounds in which the tokens become certain
 PATHS = ("torch", "compiled")
 SHARED = {
@@ -99,7 +99,7 @@ class Bench:
         going = ints([len(pairs.lengths) - 1] if depth else [])
         ends = np.array([patience] if depth else np.zeros((0, len(patience))))
         found = self.drafts.draft(pairs, Wanted(going, ints([depth] if depth else []), steps, ends))
-        return [(draft.token_id, draft.confidence) for draft in found[0]] if depth else []
+        return list(zip(found[0].token_ids, found[0].confidences, strict=True)) if depth else []
 
     def cached(self, blocks: Sequence[int] = BLOCKS, slots: int = LENGTH + 1) -> list[Tensor]:
         """What each module has in its slots of a sequence, from the first that it writes."""
@@ -315,8 +315,8 @@ def _drafts(path: Path, left_behind: float, *, skipped: int = 0) -> list[list[in
     for number, (first, end) in enumerate(itertools.pairwise(CUTS)):
         followed_from = None if number < skipped else CUTS[skipped] + 1
         round, verdict = _round(tokens, first, end, followed_from=followed_from)
-        drafts = drafter.draft(round, verdict, hidden[first:end]).get(1, [])
-        found.append([draft.token_id for draft in drafts])
+        drafts = drafter.draft(round, verdict, hidden[first:end])
+        found.append(drafts[1].token_ids if drafts else [])
     return found
 
 

@@ -26,7 +26,7 @@ from outrider.workers.engine.warm_up import WarmUp, first_use, measuring
 from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Draft, Drafter
+from outrider.workers.speculation.drafter import Drafter, Drafts
 from outrider.workers.structured_outputs import StructuredOutputsParams
 
 log = logging.getLogger("outrider.engine")
@@ -282,7 +282,7 @@ class Engine:
         self._free_lanes.append(round.lane)
         self.times.rounds += 1
 
-    def _draft(self, round: Round, result: RoundResult) -> Mapping[int, list[Draft]]:
+    def _draft(self, round: Round, result: RoundResult) -> Mapping[int, Drafts]:
         """The next drafts; none if the drafter fails, which costs speed and nothing else."""
         if self._drafter is None:
             return {}

@@ -19,7 +19,7 @@ from outrider.workers.structured_outputs import StructuredOutputsParams
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-PATIENCE = 5  # numbers that say when a sequence's drafting ends: speculation/patience.py
+PATIENCE = 7  # numbers that say when a sequence's drafting ends: speculation/patience.py
 
 
 _INT64 = np.dtype(np.int64)  # made once: finding it takes as long as the rest of a small array
@@ -97,7 +97,7 @@ class Round:
     block_ids: IntArray = field(default_factory=_NO_INTS)  # [B] each sequence's whole block table
     owners: IntArray = field(default_factory=_NO_INTS)  # [S] data group of each; [0] where there is only one
     draft_steps: IntArray = field(default_factory=_NO_INTS)  # [S] drafts to make after this round (0: none)
-    patience: FloatArray = field(default_factory=_NO_FLOATS)  # [S x 5] when drafts end before; [0]: never (patience.py)
+    patience: FloatArray = field(default_factory=_NO_FLOATS)  # [S x 7] when drafts end before; [0]: never (patience.py)
     upkeep: IntArray = field(default_factory=_NO_INTS)  # [S] 1: the drafter's cache follows this sequence
     followed_from: IntArray = field(default_factory=_NO_INTS)  # [S] the first slot of that cache which holds it, from 1
     begins: tuple[SequenceStart, ...] = ()  # sequences new to the sampler

@@ -163,7 +163,7 @@ class CompiledModules:
         Where there are several modules `chain` says how those after the first are fed. `depths[n]` drafts follow pair
         `last_pairs[n]`; `draws[n]` says how the first of them is drawn, and `allowed(n, j)` what may be its draft j
         from 1 on, where a grammar constrains it. They come sequence by sequence [sum(depths)], with the lead of each
-        one's score over the next best, and with how many each sequence has: its row of `patience` [n, 5] may end it
+        one's score over the next best, and with how many each sequence has: its row of `patience` [n, 7] may end it
         before. `steps`: the largest depth of all data groups, where others draft beside this one. Of ranks with the
         same pairs only the first has the leads.
         """

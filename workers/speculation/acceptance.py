@@ -55,13 +55,6 @@ class Made(NamedTuple):
     leads: Sequence[float]  # how far the score of each is ahead of the next best's; of what was looked up: its chance
 
 
-class Pending(NamedTuple):
-    """Drafts whose verdict is not known yet."""
-
-    made: Made
-    odds: Sequence[float]  # against each as they were judged, history aside
-
-
 class History:
     """What became of a sequence's drafts beside what the fleet's would have come to, fading; damped while it is new."""
 
@@ -112,6 +105,10 @@ class _Fleet:
         against[0] -= first
         return [math.exp(min(score, HOPELESS)) for score in against]
 
+    def expects(self, leads: Sequence[float]) -> float:
+        """How many of drafts with these leads stand, of those that are judged."""
+        return sum([1.0 / (1.0 + odds) for odds in self.odds(leads)])
+
     def learn(self, lesson: _Lesson) -> None:
         self._lessons.append(lesson)
         self._labels += len(lesson.leads)
@@ -159,7 +156,7 @@ class Acceptance:
         self._known = defaultdict[str, defaultdict[int, _Histories]](
             lambda: defaultdict(_Histories)
         )  # by drafter and sequence
-        self._pending: dict[int, Pending] = {}  # by sequence
+        self._pending: dict[int, Made] = {}  # by sequence: drafts whose verdict is not known yet
 
     def __len__(self) -> int:
         """Sequences that it keeps something of."""
@@ -170,27 +167,27 @@ class Acceptance:
 
         Remembers the drafts, to learn from what becomes of them. What was looked up brings its chances along.
         """
-        lengths = np.array([len(each.leads) for each in made], dtype=np.int64)
-        there = np.arange(lengths.max(initial=0)) < lengths[:, None]  # [sequences, most drafts]
-        capped = np.zeros(there.shape)
-        capped[there] = list(chain.from_iterable([each.leads for each in made]))
-        np.minimum(capped, MOST_LEAD, out=capped)
-        fleets = self._fleets_of([each.kind for each in made])
-        weights = np.array([fleet.judging.weights for fleet in fleets])  # [sequences or 1, 5]
-        scores = weights[:, :1] + weights[:, 1:2] * capped + weights[:, 2:3] * np.log1p(capped)
-        scores[:, :1] += weights[:, 3:4]
-        odds = np.exp(np.minimum(-scores, HOPELESS))
+        lengths = [len(each.leads) for each in made]
+        leads = np.fromiter(chain.from_iterable([each.leads for each in made]), np.float64, sum(lengths))
+        kinds = [each.kind for each in made]
+        several = kinds.count(kinds[0]) < len(kinds)
+        weights = np.array([self._fleet(kind).judging.weights for kind in (kinds if several else kinds[:1])])
+        fixed, slope, bend, _, _ = np.repeat(weights, lengths, axis=0).T if several else weights.T  # [drafts or 1]
+        capped = np.minimum(leads, MOST_LEAD)
+        there = np.arange(max(lengths, default=0)) < np.array(lengths)[:, None]  # [sequences, most drafts]
+        scores = np.full(there.shape, -np.inf)
+        scores[there] = np.maximum(fixed + slope * capped + bend * np.log1p(capped), -HOPELESS)
         known = self._known
         offsets = np.array([known[each.kind.drafter][each.sequence_id].judging.offset for each in made])
-        for each, own in zip(made, odds.tolist(), strict=True):
-            if each.kind.drafter != LOOKUP:
-                self._pending[each.sequence_id] = Pending(each, own)
-        shifted = odds * np.exp(-weights[:, 4:] * offsets[:, None])
-        survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + shifted, axis=1)
-        for place, each in enumerate(made):
-            if each.kind.drafter == LOOKUP:
-                survivals[place, : len(each.leads)] = np.multiply.accumulate(each.leads)
-        survivals[~there] = 0.0
+        scores += (weights[:, 4] * offsets)[:, None]
+        scores[:, :1] += weights[:, 3:4]
+        survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + np.exp(-scores), axis=1)
+        self._pending.update(zip([each.sequence_id for each in made], made, strict=True))
+        if several or kinds[0].drafter == LOOKUP:
+            for place, each in enumerate(made):
+                if each.kind.drafter == LOOKUP:
+                    survivals[place, : len(each.leads)] = np.multiply.accumulate(each.leads)
+                    del self._pending[each.sequence_id]
         return survivals
 
     def judged_alone(self, made: Made) -> list[float]:
@@ -198,15 +195,18 @@ class Acceptance:
         if made.kind.drafter == LOOKUP:
             return list(accumulate(made.leads, mul))
         fleet, history = self._fleet(made.kind), self._known[made.kind.drafter][made.sequence_id].judging
-        odds = fleet.odds(made.leads)
-        self._pending[made.sequence_id] = Pending(made, odds)
-        return _survivals(odds, fleet.judging.weights[4] * history.offset)
+        self._pending[made.sequence_id] = made
+        return _survivals(fleet.odds(made.leads), fleet.judging.weights[4] * history.offset)
 
-    def patience(self, sequence_id: int, kind: Kind, row_price: float) -> Patience:
-        """To go on drafting for as long as a draft is likely enough to be reached, and to stand, to be worth that."""
-        fleet, history = self._fleet(kind), self._known[kind.drafter][sequence_id].judging
+    def patience(self, sequence_id: int, kind: Kind, each: float, step: float) -> Patience:
+        """To draft on while another draft should bring the tokens of `each`, and a step those of `step` on top.
+
+        Of the first two positions the likelier says how another fares: where none are made of late, nothing is known.
+        """
+        fleet, histories = self._fleet(kind), self._known[kind.drafter][sequence_id]
         fixed, lead, bend, first, own = fleet.judging.weights
-        return Patience(fixed + own * history.offset, lead, bend, first, row_price * (1.0 + fleet.foreseen[-1]))
+        odds = min(fleet.foreseen[:2]) * math.exp(-fleet.foreseeing.weights[3] * histories.foreseeing.offset)
+        return Patience(fixed + own * histories.judging.offset, lead, bend, first, 1.0 / (1.0 + odds), each, step)
 
     def foreseen_alone(self, sequence_id: int, kind: Kind) -> list[float]:
         """`foreseen` of one sequence."""
@@ -222,33 +222,33 @@ class Acceptance:
         survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + odds, axis=1)
         return survivals
 
-    def take(self, sequence_ids: Iterable[int]) -> dict[int, Pending]:
+    def take(self, sequence_ids: Iterable[int]) -> dict[int, Made]:
         """Of these sequences the drafts that were judged last, by sequence: from here on the caller's to remember."""
         pending = self._pending
         return {each: pending.pop(each) for each in sequence_ids if each in pending}
 
     def passed_over(self, sequence_id: int) -> None:
         """Its drafts were judged and not worth verifying: what to make of later ones learns from the judgement."""
-        if (pending := self._pending.get(sequence_id)) is not None:
-            kind, chance = pending.made.kind, 1.0 / (1.0 + pending.odds[0])
-            history = self._known[kind.drafter][sequence_id].foreseeing
-            history.observe(chance, 1, self._fleet(kind).expected[1])
+        if (made := self._pending.get(sequence_id)) is not None:
+            fleet, history = self._fleet(made.kind), self._known[made.kind.drafter][sequence_id].foreseeing
+            history.observe(fleet.expects(made.leads[:1]), 1, fleet.expected[1])
 
-    def observe(self, outcomes: Iterable[tuple[Pending, int, int]]) -> None:
+    def observe(self, outcomes: Iterable[tuple[Made, int, int]]) -> None:
         """Learns from what became of drafts (as taken, judged, accepted).
 
         `judged` counts the accepted ones and the first rejected; what was made beyond was never judged.
         """
-        for (made, odds), judged, accepted in outcomes:
+        for made, judged, accepted in outcomes:
             if judged:
-                self._learn(made, judged, accepted, sum([1.0 / (1.0 + each) for each in odds[:judged]]))
+                self._learn(made, made.leads[:judged], accepted)
 
-    def _learn(self, made: Made, judged: int, accepted: int, expected: float) -> None:
+    def _learn(self, made: Made, leads: Sequence[float], accepted: int) -> None:
         fleet, histories = self._fleet(made.kind), self._known[made.kind.drafter][made.sequence_id]
         judging, foreseeing = histories.judging, histories.foreseeing
-        fleet.learn(_Lesson(made.leads[:judged], accepted, judging.offset, foreseeing.offset))
-        judging.observe(accepted, judged, expected)
-        foreseeing.observe(accepted, judged, fleet.expected[judged])
+        expected = fleet.expects(leads)
+        fleet.learn(_Lesson(leads, accepted, judging.offset, foreseeing.offset))
+        judging.observe(accepted, len(leads), expected)
+        foreseeing.observe(accepted, len(leads), fleet.expected[len(leads)])
 
     def forget(self, sequence_id: int) -> None:
         for known in self._known.values():

@@ -106,13 +106,17 @@ class Account:
             self.cost.rested(self._plain)
             self._plain = []
 
-    def count(self, sequences: int, worth: float, took: float) -> None:
-        """A round of drafts that brought each sequence the tokens of `worth` undrafted rounds, in the time of `took`.
+    def most(self, sequences: int) -> float:
+        """Undrafted rounds that one with drafts is taken to last at most, before the machine's mood is taken off."""
+        return _CLIP * self._usual.get(size_class(sequences), math.inf) / self._fair
 
-        Of its time nothing is learned.
+    def count(self, sequences: int, rounds: int, worth: float, took: float) -> None:
+        """Rounds of drafts brought each sequence the tokens of `worth` undrafted rounds, in the time of `took`.
+
+        Of their time nothing is learned.
         """
-        counted = min(self._fair * took, _CLIP * self._usual.get(size_class(sequences), math.inf))
-        self.gain.observe(sequences, worth * sequences, counted)
+        counted = self._fair * took
+        self.gain.observe(sequences, worth * sequences, counted, rounds)
         self.ledger.settle(worth, counted)
 
     def observe(self, round: Took) -> None:

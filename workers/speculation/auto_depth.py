@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from outrider.workers.engine.request import SpeculationFigures
-from outrider.workers.speculation.acceptance import Acceptance, Made, Pending
+from outrider.workers.speculation.acceptance import Acceptance, Made
 from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.alarms import Alarms
 from outrider.workers.speculation.base_rounds import CALM
 from outrider.workers.speculation.cost import HELD, RoundCost
 from outrider.workers.speculation.hope import Hope
 from outrider.workers.speculation.known_times import Shape
+from outrider.workers.speculation.ledger import Ledger
 from outrider.workers.speculation.looked_up import NOTHING
 from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.speculation.planning import Worth
@@ -27,9 +28,10 @@ _MOST_WATCHED = 4  # sequences of a round whose drafts are looked at for signs o
 _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in turn
 _MOST_IN_VAIN = 8  # rounds in a row for which drafts are made and none is verified
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
-_HELD_AT_A_LOSS, _HELD_IDLE = 4, 3  # rounds that depths hold for, where drafts do not pay; where none are made
+_PAID_AHEAD = 0.4  # undrafted rounds that are paid at once where drafts do not pay, for as many rounds as that lasts
+_LEAST_AT_A_LOSS, _MOST_AT_A_LOSS = 4, 16  # of these
+_HELD_IDLE = 4  # rounds that depths hold for where no drafts are made
 _MOST_ASLEEP = 16  # rounds that speculation has no part in, and that are not looked at
-_WOKEN = 4  # sequences that are tried when a stop is over
 
 
 class Outcome(NamedTuple):
@@ -67,6 +69,8 @@ class AutoDepth:
         self._undisturbed = Undisturbed()
         self.worths = Worths(self.acceptance, self.cost, deepest)
         self._in_vain = 0  # rounds in a row of whose drafts none was verified
+        self._pays: Ledger | None = None  # of rounds in which drafts paid when depths were set last
+        self._planned = True  # depths were set, and no drafts judged since
         self._turn = 0  # rounds whose acceptance was learned from
 
     def __len__(self) -> int:
@@ -111,9 +115,14 @@ class AutoDepth:
             self._asleep -= 1
             self._slept += 1
 
-    def meet(self) -> None:
-        """A sequence came."""
+    def meet(self, newcomer: Live) -> None:
+        """A sequence came, whose prompt is about to be read. Where drafts pay it has some from its first token on."""
         self._asleep = 0
+        if self._pays is self.account.ledger and not self.resting and not self._every_step:
+            sequence_id, kind, _ = newcomer
+            if self.worths.model(sequence_id, kind, self._deepest, sharing=1) > 0.0:
+                self._depths[sequence_id] = self._deepest
+                self._patience[sequence_id] = self.worths.patience(newcomer)
 
     def plan(
         self,
@@ -130,7 +139,7 @@ class AutoDepth:
         these alone. `measurable`: whether it could be measured so; None: not now, a prompt is being read. `rounds`:
         that went by since they were set last.
         """
-        plain = plain or _plain(live)
+        plain, self._planned = plain or _plain(live), True
         self._wake_up()
         self._settle_ahead(rounds)
         if measurable is not None:
@@ -139,10 +148,9 @@ class AutoDepth:
             self._undisturbed.want(lane, due, takes_s)
         found = NOTHING
         if not self.resting:
-            self._wake()
             found = self.worths.price_of(live, plain)
         if self.resting or not self._deepest:
-            self._depths.update((each.sequence_id, 0) for each in live)
+            self._rest([each.sequence_id for each in live])
             return 1
         hopes = [self._hope(each.sequence_id) for each in live]
         if not any(hope.followed for hope in hopes):
@@ -151,30 +159,40 @@ class AutoDepth:
             return 1
         worth = self.worths.best_depths(live, plain, found)
         pays, loss = worth.gain > 0.0, -worth.gain / plain.sequences  # a round
+        self._pays = self.account.ledger if pays else None
         might = worth.gain + sum(worth.depths) > worth.brings  # pay, if all drafts stood
         open_to_it = might and found.share < 0.5 * len(live)  # else models would hardly have a round
         drafts = pays or (open_to_it and self._pay_ahead(loss))
-        sharing, without = sum(depth > 0 for depth in worth.depths), {}
+        without = {}
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
                 hope.worth()
             if drafts and depth:
                 self._depths[each.sequence_id] = self._deepest if pays and not self._every_step else depth
-                self._patience[each.sequence_id] = self.worths.patience(each, sharing)
+                self._patience[each.sequence_id] = self.worths.patience(each)
                 if not pays:  # then it is to be seen at least whether the first stands
                     self._trying.add(each.sequence_id)
             else:
                 without[each.sequence_id] = hope
         self._try(without, live[0], plain, rounds)
         if drafts and not pays:
-            return _HELD_AT_A_LOSS
+            return self._ahead[0]
         return 1 if self._trying else HELD if drafts else _HELD_IDLE
+
+    def _rest(self, sequence_ids: Sequence[int]) -> None:
+        """Nobody drafts; who is not followed meanwhile is asked again no sooner than others that were let go."""
+        self._pays = None
+        for each in sequence_ids:
+            self._depths[each] = 0
+            if self.account.ledger.stopped:
+                self._hope(each).let_go()
 
     def _pay_ahead(self, loss: float) -> bool:
         """Pays for some rounds that each should lose so much, if that can be afforded."""
-        if not self.account.ledger.spend(_HELD_AT_A_LOSS * loss):
+        rounds = min(max(int(_PAID_AHEAD / max(loss, 1e-9)), _LEAST_AT_A_LOSS), _MOST_AT_A_LOSS)
+        if not self.account.ledger.spend(rounds * loss):
             return False
-        self._ahead = _HELD_AT_A_LOSS, loss
+        self._ahead = rounds, loss
         return True
 
     def _settle_ahead(self, rounds: int) -> None:
@@ -205,12 +223,6 @@ class AutoDepth:
         """No sequence of the lane decodes at present."""
         self._undisturbed.leave(lane)
 
-    def _wake(self) -> None:
-        """After a stop: a few sequences are tried first, since their drafts alone can tell whether it pays again."""
-        if self.account.ledger.resumed():
-            for hope in list(self._hopes.values())[:_WOKEN]:
-                hope.wake()
-
     def _try(self, without: Mapping[int, Hope], like: Live, plain: Shape, rounds: int) -> None:
         """A draft for each of those `without` any that it is time to try, if that can be afforded for all at once.
 
@@ -239,7 +251,15 @@ class AutoDepth:
         worth = self.worths.slots(made, base)
         if self.resting:
             return [0] * len(made)
-        counts = self._not_in_vain(self._also_tried(self._measured(worth, made, base), made))
+        counts = worth.counts
+        if self._planned:  # it is asked once for as long as depths hold
+            self._planned, counts = False, self._measured(worth, made, base)
+        if self._trying:
+            counts = self._also_tried(counts, made)
+        if all(counts):
+            self._in_vain = 0
+            return counts
+        counts = self._not_in_vain(counts)
         for each, count in zip(made, counts, strict=True):
             if not count:
                 self.acceptance.passed_over(each.sequence_id)
@@ -255,8 +275,6 @@ class AutoDepth:
 
     def _also_tried(self, counts: list[int], made: Sequence[Made]) -> list[int]:
         """The counts, and of a sequence that is tried its draft too, which else would tell nothing."""
-        if not self._trying:
-            return counts
         counts = [
             max(count, 1) if each.sequence_id in self._trying else count
             for count, each in zip(counts, made, strict=True)
@@ -284,7 +302,7 @@ class AutoDepth:
         decided_s: float = 0.0,
         *,
         own: bool = True,
-        made: Mapping[int, Pending] | None = None,
+        made: Mapping[int, Made] | None = None,
     ) -> None:
         """Learns from a round of decoding sequences alone, that emitted `tokens`, and from what was drafted after it.
 
@@ -305,18 +323,18 @@ class AutoDepth:
         ready = self._calm < CALM
         self.account.observe(Took(shape._replace(ready=ready), tokens, round_s, draft_s, decided_s, own))
 
-    def take(self, sequence_ids: Iterable[int]) -> dict[int, Pending]:
+    def take(self, sequence_ids: Iterable[int]) -> dict[int, Made]:
         """The drafts that a round of these sequences had, for when it is learned from: later ones take their place."""
         return self.acceptance.take(sequence_ids)
 
-    def learn_acceptance(self, outcomes: Sequence[Outcome], made: Mapping[int, Pending] | None = None) -> None:
+    def learn_acceptance(self, outcomes: Sequence[Outcome], made: Mapping[int, Made] | None = None) -> None:
         """The same from a round whose time is not comparable: it held prompt chunks."""
         if made is None:
             made = self.take([each.sequence_id for each in outcomes])
         for each in outcomes[:_MOST_WATCHED]:
             own = made.get(each.sequence_id)
             if own is not None and each.judged:
-                self.warnings += self.alarms.judged(own.made, each.judged, each.accepted, gap=each.gap)
+                self.warnings += self.alarms.judged(own, each.judged, each.accepted, gap=each.gap)
             hope = self._hopes.get(each.sequence_id)
             if each.accepted and own is not None and hope is not None and hope.idle:
                 hope.stood()

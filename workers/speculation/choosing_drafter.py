@@ -14,9 +14,9 @@ from torch import Tensor
 from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import AUTO, LOOKUP, SamplingParams
-from outrider.workers.speculation.drafter import Draft, Drafter
+from outrider.workers.speculation.drafter import Drafter, Drafts
 
-Drafts = dict[int, list[Draft]]
+_NOTHING = Drafts([], [])
 
 
 class Worths(Protocol):
@@ -36,11 +36,11 @@ class Worths(Protocol):
         """Whether it may pay to look anything up for the sequence."""
         ...
 
-    def looked_up(self, proposal: list[Draft]) -> tuple[int, float]:
+    def looked_up(self, proposal: Drafts) -> tuple[int, float]:
         """How many of the looked-up drafts are worth verifying, and what they bring above their price, in tokens."""
         ...
 
-    def chose(self, sequence_id: int, kept: list[Draft]) -> None:
+    def chose(self, sequence_id: int, kept: Drafts) -> None:
         """So much of what was looked up was chosen for the sequence: nothing where a model is to draft."""
         ...
 
@@ -79,8 +79,8 @@ class ChoosingDrafter:
         self._models, self._lookup, self._live = models, lookup, live
         self._speculation, self._worths = speculation, worths
 
-    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
-        drafts: Drafts = {}
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
+        drafts: dict[int, Drafts] = {}
         if self._worths.resting and not any(round.draft_steps.tolist()):
             for drafter in self._models.values():
                 drafts.update(drafter.draft(round, verdict, hidden))
@@ -96,15 +96,17 @@ class ChoosingDrafter:
         for drafter in (*self._models.values(), *([self._lookup] if self._lookup is not None else [])):
             drafter.forget(sequence_ids)
 
-    def _choose(self, round: Round, verdict: Verdict, found: Drafts) -> tuple[list[str | None], Drafts]:
+    def _choose(
+        self, round: Round, verdict: Verdict, found: Mapping[int, Drafts]
+    ) -> tuple[list[str | None], dict[int, Drafts]]:
         """Which model drafts for each of the round's sequences, and what was looked up for the others."""
         owners: list[str | None] = []
-        kept: Drafts = {}
+        kept: dict[int, Drafts] = {}
         depths = round.draft_steps.tolist()
-        sharing = sum(depth > 0 and end == RUNNING for depth, end in zip(depths, verdict.finish.tolist(), strict=True))
+        sharing = self._sharing(depths, verdict) if found or len(self._models) > 1 else 0
         columns = zip(round.sequence_ids.tolist(), round.sample_counts.tolist(), depths, strict=True)
         for sequence_id, samples, steps in columns:
-            owner, own = self._chosen(sequence_id, steps, sharing, found.get(sequence_id, []))
+            owner, own = self._chosen(sequence_id, steps, sharing, found.get(sequence_id, _NOTHING))
             owners.append(owner)
             if samples:  # for a prompt's chunk nobody was to draft
                 self._worths.chose(sequence_id, own)
@@ -112,25 +114,28 @@ class ChoosingDrafter:
                 kept[sequence_id] = own
         return owners, kept
 
-    def _chosen(
-        self, sequence_id: int, steps: int, sharing: int, proposal: list[Draft]
-    ) -> tuple[str | None, list[Draft]]:
+    @staticmethod
+    def _sharing(depths: list[int], verdict: Verdict) -> int:
+        """How many sequences draft together."""
+        return sum(depth > 0 and end == RUNNING for depth, end in zip(depths, verdict.finish.tolist(), strict=True))
+
+    def _chosen(self, sequence_id: int, steps: int, sharing: int, proposal: Drafts) -> tuple[str | None, Drafts]:
         """The model that is to draft for the sequence, or None and what is kept of the proposal."""
         sequence = self._live(sequence_id)
         if sequence is None:
-            return None, []
+            return None, _NOTHING
         only = only_drafter(sequence.request.params, self._speculation, self._models)
         if only is not None:
-            return (None, proposal) if only == LOOKUP else (only, [])
+            return (None, proposal) if only == LOOKUP else (only, _NOTHING)
         if not proposal and len(self._models) < 2:
-            return next(iter(self._models), None), []
+            return next(iter(self._models), None), _NOTHING
         kept, worth = self._worths.looked_up(proposal)
         model, model_worth = self._worths.best_model(sequence_id, steps, sharing)
-        return (model, []) if not kept or worth <= model_worth else (None, proposal[:kept])
+        return (model, _NOTHING) if not kept or worth <= model_worth else (None, proposal.first(kept))
 
     def _model_drafts(
         self, name: str, drafter: Drafter, round: Round, owners: list[str | None], verdict: Verdict, hidden: Tensor
-    ) -> Mapping[int, list[Draft]]:
+    ) -> Mapping[int, Drafts]:
         """Lets a model follow the round, and draft for the sequences that are its own."""
         if any(owner != name for owner in owners):
             own = ints([owner == name for owner in owners])

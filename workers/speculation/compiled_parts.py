@@ -9,7 +9,7 @@ from outrider.kernels.cpu.context import Context
 from outrider.kernels.cpu.library import Linear
 from outrider.workers.engine.round import FloatArray, IntArray
 from outrider.workers.model.compiled import CompiledModules
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.kept_states import KeptStates
 from outrider.workers.speculation.model_parts import Wanted
 from outrider.workers.speculation.pairs import Pairs, pair_rows
@@ -54,7 +54,7 @@ class CompiledDraftModel:
         assert isinstance(module, CompiledModules), "modules of the stage that runs"
         self.module = module
 
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
         entries, depths, steps, patience = wanted
         last = pairs.last_rows[entries]
         sequence_ids, positions = pairs.sequence_ids[entries], pairs.positions[last] + 2
@@ -66,9 +66,11 @@ class CompiledDraftModel:
         remask = allowed if self._starts.constrains else None
         rows, chain = pair_rows(pairs), self._kept.link(pairs)
         tokens, leads, made = self.module.draft(rows, pairs.hidden, last, depths, draws, remask, steps, chain, patience)
-        drafts = list(map(Draft, tokens.tolist(), leads.tolist()))
-        firsts = accumulate(depths.tolist(), initial=0)
-        return [drafts[first : first + count] for first, count in zip(firsts, made.tolist())]  # noqa: B905  # one more
+        ids, sure, firsts = tokens.tolist(), leads.tolist(), accumulate(depths.tolist(), initial=0)
+        return [
+            Drafts(ids[first : first + count], sure[first : first + count])
+            for first, count in zip(firsts, made.tolist())  # noqa: B905  # one more
+        ]
 
     def forget(self, sequence_ids: IntArray) -> None:
         self._kept.forget(sequence_ids)

@@ -10,17 +10,19 @@ class Gain:
     def __init__(self) -> None:
         self._sums: dict[int, tuple[float, float, float]] = {}  # by size class: weight, tokens a sequence, time
 
-    def observe(self, sequences: int, tokens: float, took: float) -> None:
-        """Of a decoding round, that took as long as `took` rounds without drafts."""
+    def observe(self, sequences: int, tokens: float, took: float, rounds: int = 1) -> None:
+        """Of so many decoding rounds, that took as long as `took` rounds without drafts."""
         size = size_class(sequences)
         weight, gained, taken = self._sums.get(size, (0.0, 0.0, 0.0))
         if not weight:
             gain = self.of(sequences)
             weight, gained, taken = _SETTLING, _SETTLING * gain, _SETTLING
+        keep = _KEEP**rounds
+        each = (1.0 - keep) / ((1.0 - _KEEP) * rounds)  # of a round's weight when the last of them is over
         self._sums[size] = (
-            weight * _KEEP + 1.0,
-            gained * _KEEP + tokens / sequences,
-            taken * _KEEP + took,
+            weight * keep + each * rounds,
+            gained * keep + each * tokens / sequences,
+            taken * keep + each * took,
         )
 
     def of(self, sequences: int) -> float:

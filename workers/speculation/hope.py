@@ -48,9 +48,9 @@ class Hope:
         else:
             self.idle += 1
 
-    def wake(self) -> None:
-        """Speculation was stopped, and is tried again: with this one, soon."""
-        self.idle = max(self.idle, self._wait - _AHEAD)
+    def let_go(self) -> None:
+        """The drafter follows nobody at present, and knows less of it from now on."""
+        self.idle, self._tries = max(self.idle, _LET_GO), _TRIES
 
     def stood(self) -> None:
         """A draft that did not seem worth it was accepted: another follows. Once in a while is too little."""

@@ -1,6 +1,7 @@
 """What is known of a lane's next round, and for how many rounds that may hold without a look at them. Pure."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.round import Round, Verdict
@@ -14,6 +15,15 @@ _LOOKED_AT_ALONE = 24  # sequences: so many beyond the first, begun, and one mor
 
 
 @dataclass(slots=True)
+class Passed:
+    """Rounds that were not looked at: what they brought each sequence, and took, in undrafted rounds."""
+
+    rounds: int = 0
+    worth: float = 0.0
+    took: float = 0.0
+
+
+@dataclass(slots=True)
 class LanePlan:
     """Of one lane. Set anew whenever depths are."""
 
@@ -23,10 +33,15 @@ class LanePlan:
     holds: int = 1  # rounds
     lost: float = 0.0  # undrafted rounds, of late, since depths were set
     may_lose: float = _MOST_LOST  # of these
+    own: bool = True  # all its sequences draft as they are told to
+    most: float = math.inf  # undrafted rounds that one with drafts counts as at most
+    heard: int = 0  # rounds since then
+    passed: Passed = field(default_factory=Passed)  # of these
 
     def renew(self, plain: Shape, undrafted_s: float, left: float = _MOST_LOST) -> None:
         """Depths are about to be set, for rounds like `plain`. `left`: undrafted rounds that may be lost in all."""
         self.plain, self.undrafted_s, self.lost = plain, undrafted_s, 0.0
+        self.heard, self.passed = 0, Passed()
         self.may_lose = min(max(left, _LEAST_LOST), _MOST_LOST)
 
     def hold(self, most: int) -> None:
@@ -44,12 +59,15 @@ class LanePlan:
         if any(verdict.finish.tolist()):  # numpy's own takes longer
             return False
         if self.undrafted_s:
-            self.lost = max(self.lost + self.rounds_of(took_s) - len(verdict.token_ids) / round.sequences, 0.0)
+            self.lost = max(self.lost + took_s / self.undrafted_s - len(verdict.token_ids) / round.sequences, 0.0)
         return self.lost < self.may_lose or not self.lost
 
-    def rounds_of(self, took_s: float) -> float:
-        """So many seconds in undrafted rounds."""
-        return took_s / self.undrafted_s
+    def pass_over(self, round: Round, verdict: Verdict, took_s: float) -> None:
+        """A round like the plan's is not looked at."""
+        passed = self.passed
+        passed.rounds += 1
+        passed.worth += len(verdict.token_ids) / round.sequences
+        passed.took += min(took_s / self.undrafted_s, self.most)
 
     def time_of(self, round: Round, round_s: float) -> RoundTime:
         """What a round took with its drafts, and would have taken without, as modelled; unknown with prompt chunks."""

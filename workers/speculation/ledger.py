@@ -26,8 +26,6 @@ class Ledger:
         self._resume = max(_RESUME * 2.0 ** (-size / 2.0), _LEAST_RESUMED)
         self._credit = _MOST_CREDIT
         self.stopped = False
-        self.stops = 0
-        self._resumed_after = 0
 
     def earn(self, worth: float) -> None:
         """`worth` rounds went by that speculation had no part in."""
@@ -44,14 +42,6 @@ class Ledger:
             self.stopped = self.level < self._resume
         elif self.level <= 0.0:
             self.stopped = True
-            self.stops += 1
-
-    def resumed(self) -> bool:
-        """Whether a stop is over, once for each."""
-        if self.stopped or self.stops == self._resumed_after:
-            return False
-        self._resumed_after = self.stops
-        return True
 
     def affords(self, rounds: float) -> bool:
         """Whether so much may be risked now."""

@@ -1,11 +1,12 @@
-"""What prompt lookup carries of the live sequences of late: time that models would spend there is worth more. Pure."""
+"""What prompt lookup carries of the live sequences of late: rounds in which models are not needed. Pure."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-_MEMORY = 3.0  # rounds: what is copied has ends, and time is worth what it brings there
-_FLEET_WEIGHT, _FLEET_MEMORY = 2.0, 200.0  # rounds: a new sequence's usual ones; all sequences'
+_MEMORY = 6.0  # rounds: what is copied has ends
+_FLEET_WEIGHT, _FLEET_MEMORY = 4.0, 200.0  # rounds: a new sequence's usual ones; all sequences'
 _CARRIED = 0.5  # of its rounds have looked-up drafts: a sequence that lookup carries
+_FAINT = 0.01  # of its rounds: as good as none
 _COMMON = 0.2  # of all rounds have: often enough for all to be looked up for in every round
 
 
@@ -25,10 +26,12 @@ class LookedUps:
 
     def __init__(self) -> None:
         self._fleet = NOTHING
+        self._silent = 0  # rounds without, that are not in the fleet's mean yet
         self._own: dict[int, tuple[float, LookedUp]] = {}  # rounds; their mean
 
     def meet(self, sequence_id: int) -> None:
         """A sequence came that may be looked up for."""
+        self._hear()
         self._own[sequence_id] = _FLEET_WEIGHT, self._fleet
 
     def add(self, sequence_id: int, rows: int, tokens: float) -> bool:
@@ -36,20 +39,27 @@ class LookedUps:
 
         Whether that begins or ends that lookup carries it.
         """
-        if (not rows and not self._fleet.share) or sequence_id not in self._own:
+        if sequence_id not in self._own:
             return False
-        new = LookedUp(float(rows > 0), rows, tokens)
         weight, own = self._own[sequence_id]
-        weight = min(weight + 1.0, _MEMORY)
+        if not rows and own.share < _FAINT:
+            self._silent += 1
+            return False
+        self._hear()
+        new, weight = LookedUp(float(rows > 0), rows, tokens), min(weight + 1.0, _MEMORY)
         now = _towards(own, new, 1.0 / weight)
         self._own[sequence_id] = weight, now
         self._fleet = _towards(self._fleet, new, 1.0 / _FLEET_MEMORY)
         return (own.share >= _CARRIED) != (now.share >= _CARRIED)
 
+    def _hear(self) -> None:
+        """Takes the silent rounds into the fleet's mean."""
+        if self._silent:
+            self._fleet = _towards(self._fleet, NOTHING, 1.0 - (1.0 - 1.0 / _FLEET_MEMORY) ** self._silent)
+            self._silent = 0
+
     def of(self, sequence_ids: Iterable[int]) -> LookedUp:
         """Summed over these."""
-        if not self._fleet.share:
-            return NOTHING
         share = rows = tokens = 0.0
         for each in sequence_ids:
             own = self._of(each)
@@ -59,6 +69,7 @@ class LookedUps:
     @property
     def common(self) -> bool:
         """Whether drafts are looked up often, of all sequences."""
+        self._hear()
         return self._fleet.share >= _COMMON
 
     def carries(self, sequence_id: int) -> bool:

@@ -5,7 +5,8 @@ Works with every checkpoint and any number of stages, since it needs only the to
 """
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
+from itertools import accumulate, pairwise, takewhile
+from operator import mul
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from outrider.workers.engine.round import IntArray, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.match_acceptance import MatchAcceptance, OwnAcceptance
 from outrider.workers.speculation.suffix_index import SuffixIndex
 
@@ -42,25 +43,19 @@ class _Followed:
         self._to_spare -= 1
         return self._to_spare >= 0
 
-    def propose(self, tokens: list[int], most: int) -> list[Draft]:
+    def propose(self, tokens: list[int], most: int) -> Drafts:
         """What followed the longest match of the end of `tokens`, no further than it may be reached."""
         match = self.index.longest(tokens)
         if match is None:
             self._proposal = _Proposal(0, 0, [])
             self._promised(0.0)
-            return []
+            return Drafts([], [], LOOKUP)
         found = continued(tokens, match.following, most)
         rates = self._acceptance.rates(match.length, len(found))
-        reached, standing, drafts = 1.0, 0.0, list[Draft]()
-        for token, rate in zip(found, rates, strict=True):
-            reached *= rate
-            if reached < _DESPAIR:
-                break
-            standing += reached
-            drafts.append(Draft(token, rate, LOOKUP))
+        reaches = list(takewhile(lambda reached: reached >= _DESPAIR, accumulate(rates, mul)))
         self._proposal = _Proposal(len(tokens), match.length, found)
-        self._promised(standing)
-        return drafts
+        self._promised(sum(reaches))
+        return Drafts(found[: len(reaches)], rates[: len(reaches)], LOOKUP)
 
     def _promised(self, standing: float) -> None:
         """The answer promised that so many drafts stand."""
@@ -92,7 +87,7 @@ class LookupDrafter:
         """Sequences that it keeps something of."""
         return len(self._followed)
 
-    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         """Up to each sequence's ceiling, whatever the round's draft steps are. Those without a match are left out."""
         drafts = {}
         columns = zip(
@@ -106,7 +101,7 @@ class LookupDrafter:
             followed = self._follow(sequence)
             if not samples:  # a prompt's chunk: its share of the index now, so that no round pays for the whole
                 followed.index.extend(sequence.token_ids, start + end - first)
-            elif self._wanted(sequence) and self._is_time(followed, sequence):
+            elif self._is_time(followed, sequence) and self._wanted(sequence):
                 drafts[sequence_id] = self._propose(followed, sequence)
         return {sequence_id: found for sequence_id, found in drafts.items() if found}
 
@@ -125,10 +120,12 @@ class LookupDrafter:
         """Whether to ask: in every round for who has nothing else or copies, for others where it promises something."""
         return not followed.rests() or self._needed(sequence)
 
-    def _propose(self, followed: _Followed, sequence: Sequence) -> list[Draft]:
+    def _propose(self, followed: _Followed, sequence: Sequence) -> Drafts:
         followed.learn(sequence.token_ids)
         room = sequence.limit - len(sequence.token_ids) - 1
-        return followed.propose(sequence.token_ids, min(sequence.draft_ceiling, room)) if room > 0 else []
+        if room <= 0:
+            return Drafts([], [], LOOKUP)
+        return followed.propose(sequence.token_ids, min(sequence.draft_ceiling, room))
 
 
 def continued(tokens: list[int], place: int, most: int) -> list[int]:

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from outrider.workers.engine.round import FloatArray, IntArray
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.pairs import Pairs
 
 
@@ -45,13 +45,13 @@ class Wanted(NamedTuple):
     entries: IntArray  # [n] of the pairs: whose last pair each draft follows
     depths: IntArray  # [n] how many at most
     steps: int | None = None  # the largest depth where other data groups draft beside this one: all go as many
-    patience: FloatArray | None = None  # [n, 5] when drafting ends before: patience.py
+    patience: FloatArray | None = None  # [n, 7] when drafting ends before: patience.py
 
 
 class DraftModel(Protocol):
     """The MTP modules or a separate model, with its cache and a head."""
 
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
         """Feeds all `pairs`; then drafts, for each entry that is wanted.
 
         Of ranks with the same pairs only the first is sure of its drafts' confidence.

@@ -20,7 +20,7 @@ from outrider.workers.engine.round import (
     share_of,
     verdict_for,
 )
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.model_parts import DraftModel, Wanted
 from outrider.workers.speculation.pairs import Backlog, Pairs, accepted_pairs, followed, joined
 from outrider.workers.speculation.sequence_starts import SequenceStarts
@@ -51,7 +51,7 @@ class MtpDrafter:
         self._backlog = Backlog(most_waiting, block_size)
         self._behind = 0  # pairs that wait in all data groups together
 
-    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         """Feeds the accepted rows, then drafts each going-on sequence as deep as the round says.
 
         `hidden` are the accepted rows' of this data group; the drafts are everybody's on the leader.
@@ -103,7 +103,7 @@ class MtpDrafter:
 
     def _catch_up(
         self, pairs: Pairs, depths: Mapping[int, int], patience: Mapping[int, FloatArray]
-    ) -> dict[int, list[Draft]]:
+    ) -> dict[int, Drafts]:
         """Feeds what waits and `pairs`, then drafts `depths` (by sequence id) for the sequences in `pairs`."""
         waiting = joined([*self._backlog.take(), pairs])
         self._behind = 0

@@ -58,25 +58,29 @@ def slots_worth(survivals: Floats, slot_s: Floats, more_rows: Floats, price: flo
     return Worth(kept.sum(axis=1).tolist(), float(gains[best]), float(gains[-1]))
 
 
-def slots_worth_of_few(
-    survivals: Sequence[Sequence[float]], slot_s: float, more_rows: Sequence[float], price: float
-) -> Worth:
-    """`slots_worth` of few drafts, in less time; a row of any sequence adds `slot_s` by itself."""
+def slots_worth_of_few(survivals: Sequence[Sequence[float]], costs: Sequence[float]) -> Worth:
+    """`slots_worth` of few drafts, in less time. `costs`: what 0, 1, 2, ... of them must bring, whoever's they are."""
     if len(survivals) == 1:
-        order = [(survival, 0) for survival in survivals[0]]
-    else:
-        order = sorted([(survival, n) for n, own in enumerate(survivals) for survival in own], reverse=True)
-    gain = best = net = 0.0
-    kept, each = 0, price * slot_s
-    for number, (survival, _) in enumerate(order, 1):
-        gain += survival - each
-        net = gain - price * more_rows[number]
-        if net > best:
-            best, kept = net, number
+        best, net, kept = _leading(survivals[0], costs)
+        return Worth([kept], best, net)
+    order = sorted([(survival, n) for n, own in enumerate(survivals) for survival in own], reverse=True)
+    best, net, kept = _leading([survival for survival, _ in order], costs)
     counts = [0] * len(survivals)
     for _, n in order[:kept]:
         counts[n] += 1
     return Worth(counts, best, net)
+
+
+def _leading(survivals: Sequence[float], costs: Sequence[float]) -> tuple[float, float, int]:
+    """What the best number of the leading slots brings above its cost, what all bring, and that number."""
+    reached = best = net = 0.0
+    kept = 0
+    for number, survival in enumerate(survivals, 1):
+        reached += survival
+        net = reached - costs[number]
+        if net > best:
+            best, kept = net, number
+    return best, net, kept
 
 
 def depths_worth(survivals: Floats, slot_s: Floats, more_rows: Floats, drafting: DraftSeconds, price: float) -> Depths:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict
 from outrider.workers.sampling_params import LOOKUP
 from outrider.workers.speculation.auto_depth import Outcome
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.known_times import Shape
 
 
@@ -22,14 +22,14 @@ class Seen(NamedTuple):
     going: dict[int, int]  # sequences that go on decoding, and their tokens
 
     @classmethod
-    def of(cls, round: Round, verdict: Verdict, drafts: Mapping[int, list[Draft]] | None, model: str) -> "Seen":
+    def of(cls, round: Round, verdict: Verdict, drafts: Mapping[int, Drafts] | None, model: str) -> "Seen":
         """`drafts`: those made after it; None: as many as it asks for. `model`: whose steps these are."""
         if round.sequences == 1:
             return cls._of_one(round, verdict, drafts, model)
         return cls._of_many(round, verdict, drafts, model)
 
     @classmethod
-    def _of_one(cls, round: Round, verdict: Verdict, drafts: Mapping[int, list[Draft]] | None, model: str) -> "Seen":
+    def _of_one(cls, round: Round, verdict: Verdict, drafts: Mapping[int, Drafts] | None, model: str) -> "Seen":
         """Without lists: in a third of the time."""
         sequence_id, count, start = int(round.sequence_ids[0]), int(round.sample_counts[0]), int(round.starts[0])
         rows, ended = round.rows, int(verdict.finish[0]) != RUNNING
@@ -47,7 +47,7 @@ class Seen(NamedTuple):
         return cls([outcome] if whole else [], shape, whole, [sequence_id] if ended else [], going)
 
     @classmethod
-    def _of_many(cls, round: Round, verdict: Verdict, drafts: Mapping[int, list[Draft]] | None, model: str) -> "Seen":
+    def _of_many(cls, round: Round, verdict: Verdict, drafts: Mapping[int, Drafts] | None, model: str) -> "Seen":
         """Column by column: in a third of the time that one after another takes."""
         ids, counts, starts = round.sequence_ids.tolist(), round.sample_counts.tolist(), round.starts.tolist()
         rows, emitted = _lengths(round.query_offsets), _lengths(verdict.token_offsets)
@@ -75,7 +75,7 @@ def _lengths(offsets: IntArray) -> list[int]:
     return [end - start for start, end in pairwise(places)]
 
 
-def _steps_made(sequence_ids: Iterable[int], drafts: Mapping[int, list[Draft]]) -> list[int]:
+def _steps_made(sequence_ids: Iterable[int], drafts: Mapping[int, Drafts]) -> list[int]:
     """Steps that were run after a round: none for a sequence whose drafts were looked up, or failed."""
     made = [drafts.get(sequence_id) for sequence_id in sequence_ids]
-    return [len(own) if own and own[0].drafter != LOOKUP else 0 for own in made]
+    return [len(own) if own and own.drafter != LOOKUP else 0 for own in made]

@@ -14,7 +14,7 @@ from outrider.workers.engine.round import IntArray, Round, Verdict, ints
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.sampling_params import DRAFT_MODEL
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.model_parts import Head, Wanted
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.pairs import Pairs, accepted_pairs, one_each, pair_rows
@@ -51,15 +51,17 @@ class SeparateModel:
     def __init__(self, stage: StageModel, head: Head) -> None:
         self._stage, self._head = stage, head
 
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
         going, depths, _, patience = wanted
         states = self._stage.run(as_tokens(pair_rows(pairs)), None)
         rows, positions = pairs.last_rows[going], pairs.positions[pairs.last_rows[going]]
-        live, drafts, drafted = np.arange(len(depths)), [list[Draft]() for _ in depths], Drafted(patience, len(depths))
+        drafts = [Drafts([], [], DRAFT_MODEL) for _ in depths]
+        live, drafted = np.arange(len(depths)), Drafted(patience, depths.tolist())
         for step in range(1, int(depths.max(initial=0)) + 1):
             tokens, leads = self._head.draw_with_leads(states, rows, pairs.sequence_ids[going[live]], positions + 2)
             for n, token, lead in zip(live.tolist(), tokens.tolist(), leads.tolist(), strict=True):
-                drafts[n].append(Draft(token, lead, DRAFT_MODEL))
+                drafts[n].token_ids.append(token)
+                drafts[n].confidences.append(lead)
             over = np.array(drafted.over(live, leads.tolist()), dtype=bool)
             deeper = np.flatnonzero((depths[live] > step) & ~over)
             if not len(deeper):

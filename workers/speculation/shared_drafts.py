@@ -8,7 +8,7 @@ import torch
 from outrider.workers.engine.round import Round, owned
 from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.collectives import Collectives
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 
 _LEADER = 0  # its place in the first stage's group
 _NONE = -1  # in the place of a draft that was not made
@@ -21,9 +21,7 @@ class SharedDrafts:
         self._stage, self._shard, self._device = stage, shard, device
         self.data = shard.data
 
-    def collect(
-        self, round: Round, depths: Mapping[int, int], drafts: dict[int, list[Draft]]
-    ) -> dict[int, list[Draft]]:
+    def collect(self, round: Round, depths: Mapping[int, int], drafts: dict[int, Drafts]) -> dict[int, Drafts]:
         """All groups' drafts by sequence id, on the leader. `depths` says how many each sequence has at most."""
         groups = [round.sequence_ids[owned(round, data)].tolist() for data in range(self._shard.datas)]
         most = max(sum(depths.get(sequence_id, 0) for sequence_id in group) for group in groups)
@@ -31,18 +29,19 @@ class SharedDrafts:
             return {}
         flat = list[tuple[int, float]]()
         for sequence_id in groups[self.data]:
-            own = [(draft.token_id, draft.confidence) for draft in drafts.get(sequence_id, ())]
-            flat += own + [(_NONE, 0.0)] * (depths.get(sequence_id, 0) - len(own))
+            own = drafts.get(sequence_id, Drafts([], []))
+            flat += zip(own.token_ids, own.confidences, strict=True)
+            flat += [(_NONE, 0.0)] * (depths.get(sequence_id, 0) - len(own))
         mine = torch.zeros(most, 2, dtype=torch.float64, device=self._device)  # a token's id is exact in it
         mine[: len(flat)] = torch.tensor(flat, dtype=torch.float64, device=self._device).view(-1, 2)
         parts = self._stage.gather(mine, "drafts", _LEADER)
         if self._stage.rank != _LEADER:
             return {}
-        found: dict[int, list[Draft]] = {}
+        found: dict[int, Drafts] = {}
         for data, group in enumerate(groups):
             rows = iter(parts[data * self._shard.tensors].tolist())
             for sequence_id in group:
                 if depth := depths.get(sequence_id, 0):
-                    taken = itertools.islice(rows, depth)
-                    found[sequence_id] = [Draft(int(token), lead) for token, lead in taken if token != _NONE]
+                    taken = [row for row in itertools.islice(rows, depth) if row[0] != _NONE]
+                    found[sequence_id] = Drafts([int(token) for token, _ in taken], [lead for _, lead in taken])
         return found

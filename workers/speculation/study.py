@@ -17,7 +17,7 @@ from outrider.kernels.sampling import gumbel_noise, key_tensor, noise_bits, row_
 from outrider.workers.engine.round import IntArray, ints
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.model_parts import Wanted
 from outrider.workers.speculation.pairs import Pairs
 from outrider.workers.speculation.patience import Drafted
@@ -49,7 +49,7 @@ class StudyDraftModel(TorchDraftModel):
         super().__init__(modules, starts)
         self._blocks = blocks
 
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
         """To the depth always: how sure a draft is under another rule nobody has learned."""
         drafted = set(pairs.sequence_ids[wanted.entries].tolist())
         for sequence_id in [i for i in self._blocks if i in drafted or i not in self._starts]:

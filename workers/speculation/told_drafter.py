@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from outrider.workers.engine.round import IntArray, Round, Verdict
-from outrider.workers.speculation.drafter import Draft, Drafter
+from outrider.workers.speculation.drafter import Drafter, Drafts
 
 
 class ToldDrafter:
@@ -15,7 +15,7 @@ class ToldDrafter:
     def __init__(self, drafter: Drafter, tell: Callable[[Verdict], None]) -> None:
         self._drafter, self._tell = drafter, tell
 
-    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         self._tell(replace(verdict, draft_steps=round.draft_steps))
         return self._drafter.draft(round, verdict, hidden)
 

@@ -9,7 +9,7 @@ from outrider.workers.engine.round import FloatArray, IntArray, ints
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.parallel.sharing import Columns
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.feed import Feed
 from outrider.workers.speculation.kept_states import KeptStates
 from outrider.workers.speculation.model_parts import Wanted
@@ -64,13 +64,13 @@ class TorchDraftModel:
         self.module = module
 
     @torch.inference_mode()
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[list[Draft]]:
+    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
         going, depths, steps, patience = wanted
         most = int(depths.max(initial=0)) if steps is None else steps
         feed = Feed(pairs, self._kept.link(pairs), self.module.count)
         state = self.module.run(pair_rows(pairs), pairs.hidden)
-        drafts: list[list[Draft]] = [[] for _ in depths]
-        drafted = Drafted(patience, len(depths))
+        drafts = [Drafts([], []) for _ in depths]
+        drafted = Drafted(patience, depths.tolist())
         live, last = np.arange(len(depths)), pairs.last_rows[going]
         for step in range(1, max(most, self.module.count) + 1):
             # Step j draws draft j from the state of step j, then feeds that draft and that state to step j+1.
@@ -79,7 +79,8 @@ class TorchDraftModel:
                 ids, positions = pairs.sequence_ids[going[live]], feed.positions(last) + 2
                 tokens, leads, over = self._draw(feed.states(last, state), ids, positions, live, drafted)
                 for n, token, lead in zip(live.tolist(), tokens.tolist(), leads, strict=True):
-                    drafts[n].append(Draft(token, lead))
+                    drafts[n].token_ids.append(token)
+                    drafts[n].confidences.append(lead)
                 self._starts.write_each(ids, positions, tokens)
                 deeper = np.flatnonzero((depths[live] > step) & ~over)
                 live, last = live[deeper], feed.add(live[deeper], last[deeper], tokens[deeper])

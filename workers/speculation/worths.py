@@ -47,7 +47,7 @@ class _Terms(NamedTuple):
     price: float  # of a relative second, in tokens
     slot_s: float  # relative seconds that each adds by itself
     more_rows: NDArray[np.float64]  # that so many add
-    added: list[float]  # the same
+    costs: list[float]  # tokens that 0, 1, 2, ... of them must bring
 
 
 class Worths:
@@ -58,18 +58,24 @@ class Worths:
         self.found = LookedUps()
         self._promise = 1.0  # how much faster the depths set last should make it
         self._price = self._row_price = 0.0  # tokens that a second, and a further row, must bring
-        self._row_s = 0.0
+        self._found_row_price = 0.0  # the same of a row where drafts are looked up
+        self._row_s = self._further_row_s = 0.0  # that a row takes, and one where each sequence has a draft already
         self._terms: dict[tuple[int, int, int], _Terms] = {}  # by round and drafts, while the price stands
 
     def price_of(self, live: Sequence[Live], plain: Shape) -> LookedUp:
         """Sets the price for rounds like `plain`, as long as models have no part in them.
 
-        Gives what is looked up for its sequences, which is what drafts promise then.
+        Gives what is looked up for its sequences. That makes time no dearer for models: what can be copied remains to
+        be said however fast the rest is. Further looked-up rows compete with it alone.
         """
         self._set_price(plain, 1.0)
         found = self.found.of([each.sequence_id for each in live])
-        if found.tokens:
-            self._set_price(plain, max(self._promised(plain, found.tokens, found.rows * self._row_s), 1.0))
+        self._found_row_price = self._row_price
+        if found.share:
+            all_s = plain.sequences / found.share  # were all looked up
+            self._found_row_price *= max(
+                self._promised(plain, all_s * found.tokens, all_s * found.rows * self._row_s), 1.0
+            )
         return found
 
     def _set_price(self, plain: Shape, promise: float) -> None:
@@ -77,6 +83,7 @@ class Worths:
         self._price = self._price_at(plain)
         self._row_s = self._cost.further_row(plain.rows) + self._cost.slot(plain.context / plain.sequences)
         self._row_price = self._price * self._row_s
+        self._further_row_s = self._cost.further_row(2 * plain.rows)
 
     def _promised(self, plain: Shape, tokens: float, takes_s: float) -> float:
         """How much faster drafts make rounds like `plain` that bring so many tokens more and take so much longer."""
@@ -88,11 +95,13 @@ class Worths:
         return _CAUTION * self._promise * base.sequences / plain_s
 
     def looked_up(self, chances: Sequence[float]) -> tuple[int, float]:
-        """How many looked-up drafts are worth their rows, and what they bring above that, in tokens.
+        """How many looked-up drafts are worth their rows, and what they bring above a row's price elsewhere, in tokens.
 
         `chances`: of each that it stands if those before it do.
         """
-        return worth_of_rows(accumulate(chances, mul), self._row_price)
+        dearer = max(self._found_row_price, self._row_price)
+        kept, worth = worth_of_rows(accumulate(chances, mul), dearer)
+        return kept, worth + kept * (dearer - self._row_price)
 
     def model(self, sequence_id: int, kind: Kind, steps: int, sharing: int) -> float:
         """What up to `steps` drafts of the kind's model bring above their rows and their making, in tokens.
@@ -110,19 +119,19 @@ class Worths:
         `found`: what `price_of` gave for these, just now. What is best at one price promises a higher one, until both
         agree (Dinkelbach's method); two steps are enough.
         """
-        left = 1.0 - found.share / len(live)  # of the rounds, to models
         following, token, *_ = self._cost.drafting(live[0].kind.drafter).coefficients
+        always_s = self._cost.readiness + self._cost.deciding + following + token * len(live)
         for _ in range(_PRICE_STEPS):
             depths = self._depths(live, plain)
-            brings = found.tokens + left * depths.brings
-            upkeep_s = self._cost.readiness + self._cost.deciding + following + token * (len(live) + brings)
-            takes_s = found.rows * self._row_s + left * (depths.brings - depths.gain) / self._price + upkeep_s
-            promise = self._promised(plain, brings, takes_s)
+            takes_s = (depths.brings - depths.gain) / self._price + always_s + token * depths.brings
+            promise = self._promised(plain, depths.brings, takes_s)
             if promise <= self._promise:
                 break
             self._set_price(plain, promise)
         else:
             depths = self._depths(live, plain)
+        left = 1.0 - found.share / len(live)  # of the rounds, to models
+        upkeep_s = always_s + token * (found.tokens + left * depths.brings)
         return depths._replace(gain=left * depths.gain - self._price * upkeep_s)
 
     def _depths(self, live: Sequence[Live], plain: Shape) -> Depths:
@@ -136,12 +145,11 @@ class Worths:
         foreseen = self._acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
         return depths_worth(foreseen, slots_s, more_rows, drafting, self._price)
 
-    def patience(self, each: Live, sharing: int) -> Patience:
-        """How long to draft for the sequence, one of so many that are drafted for."""
+    def patience(self, each: Live) -> Patience:
+        """How long to draft for the sequence: the price of its further drafts is that of rows beyond the first ones."""
         _, _, _, step, draft = self._cost.drafting(each.kind.drafter).coefficients
-        return self._acceptance.patience(
-            each.sequence_id, each.kind, self._row_price + self._price * (draft + step / sharing)
-        )
+        own_s = self._further_row_s + self._cost.slot(each.context) + draft
+        return self._acceptance.patience(each.sequence_id, each.kind, self._price * own_s, self._price * step)
 
     def trying(self, like: Live, sequences: int, plain: Shape) -> float:
         """Undrafted rounds that a draft for each of so many sequences takes, whatever it brings."""
@@ -155,17 +163,16 @@ class Worths:
 
         Each has at least one draft. They are remembered, to be learned from.
         """
-        terms = self._terms_of(base, sum([len(each.leads) for each in made]))
-        if len(terms.added) <= _FEW:
-            survivals = [self._acceptance.judged_alone(each) for each in made]
-            return slots_worth_of_few(survivals, terms.slot_s, terms.added, terms.price)
+        slots = sum([len(each.leads) for each in made])
+        terms = self._terms.get((base.sequences, base.rows, slots)) or self._terms_of(base, slots)
+        if slots <= _FEW:
+            return slots_worth_of_few([self._acceptance.judged_alone(each) for each in made], terms.costs)
         slot_s = np.full(len(made), terms.slot_s)
         return slots_worth(self._acceptance.judged(made), slot_s, terms.more_rows, terms.price)
 
     def _terms_of(self, base: Shape, slots: int) -> _Terms:
-        key = base.sequences, base.rows, slots
-        if key not in self._terms:
-            more_rows = self._cost.more_rows(base.rows, slots)
-            slot_s = self._cost.slot(base.context / base.sequences)
-            self._terms[key] = _Terms(self._price_at(base), slot_s, more_rows, more_rows.tolist())
-        return self._terms[key]
+        more_rows = self._cost.more_rows(base.rows, slots)
+        slot_s, price = self._cost.slot(base.context / base.sequences), self._price_at(base)
+        costs = price * (more_rows + slot_s * np.arange(slots + 1))
+        terms = self._terms[base.sequences, base.rows, slots] = _Terms(price, slot_s, more_rows, costs.tolist())
+        return terms

@@ -55,10 +55,11 @@ struct Going {  // a sequence that is drafted for
     int64_t drafts;  // where they go
 };
 
-// When a sequence's drafting is over before its depth: once all its drafts so far stand with a chance below `least`.
-// Python's twin: workers/speculation/patience.py.
+// When a sequence's drafting is over before its depth: once another draft, which stands with a chance of `further` if all
+// before it do, should bring less than `each`; and all's once a step would bring less above that than `step`. Python's
+// twin: workers/speculation/patience.py.
 struct Patience {
-    double fixed, lead, bend, first, least;
+    double fixed, lead, bend, first, further, each, step;
 
     // That a draft stands, whose score leads by `margin`.
     double chance(double margin, bool is_first) const {
@@ -184,11 +185,20 @@ private:
 
     // The token's complement says that its sequence's drafting is over.
     void weigh(int pass) {
+        double brings = 0.0, least = INFINITY;
         for (size_t n = 0; n < live_.size(); ++n) {
             const Patience& patience = patience_[live_[n].sequence];
             live_[n].reach *= patience.chance(margins_[n], pass == 0);
-            if (live_[n].reach < patience.least) tokens_[n] = ~tokens_[n];
+            const double own = live_[n].reach * patience.further - patience.each;
+            if (own < 0.0) {
+                tokens_[n] = ~tokens_[n];
+            } else if (going_[live_[n].sequence].depth > pass + 1) {
+                brings += own;
+                least = std::min(least, patience.step);
+            }
         }
+        if (brings >= least) return;
+        for (size_t n = 0; n < live_.size(); ++n) tokens_[n] = std::min(tokens_[n], ~tokens_[n]);
     }
 
     // Whole rows of logits on whoever draws.

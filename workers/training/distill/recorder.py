@@ -16,7 +16,7 @@ from torch import Tensor
 
 from outrider.workers.engine import warm_up
 from outrider.workers.engine.round import RUNNING, IntArray, Round, SequenceStart, Verdict, ints
-from outrider.workers.speculation.drafter import Draft, Drafter
+from outrider.workers.speculation.drafter import Drafter, Drafts
 from outrider.workers.training.distill.shards import Sample, folder_bytes, write_shard
 
 log = logging.getLogger("outrider.harvest")
@@ -81,7 +81,7 @@ class Recorder:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="harvest")
         self._recording = True
 
-    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         if self._recording:
             self._under |= {start.sequence_id: _Under(start) for start in round.begins if start.seed != warm_up.SEED}
             self._record(round, verdict, hidden)

@@ -87,7 +87,7 @@ def test_rounds_of_which_only_the_sums_are_known_are_settled_too() -> None:
         one.observe(took(one, rows=3, tokens=1))
         other.observe(took(other, rows=3, tokens=1))
     one.observe(took(one, rows=3, tokens=1))
-    other.count(1, 1.0, 0.030 / other.cost.undrafted(1, 100.0))
+    other.count(1, 1, 1.0, 0.030 / other.cost.undrafted(1, 100.0))
 
     assert other.ledger.level == pytest.approx(one.ledger.level, abs=0.3)
     assert other.gain.of(1) == pytest.approx(one.gain.of(1), rel=0.02)

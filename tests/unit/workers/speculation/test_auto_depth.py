@@ -9,6 +9,7 @@ from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth, Outcome
 from outrider.workers.speculation.base_rounds import BURST, CALM
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import Ledger
+from outrider.workers.speculation.patience import ENDLESS
 from outrider.workers.speculation.planning import Depths
 from outrider.workers.speculation.worths import Live
 
@@ -247,9 +248,38 @@ def test_a_sequence_that_comes_is_looked_at() -> None:
     auto = hopeless()
     depth(auto)
     assert auto.sleeps()
-    auto.meet()
+    auto.meet(Live(7, DRAWN, 100))
 
     assert not auto.sleeps()
+
+
+def test_a_sequence_that_comes_drafts_at_once_where_drafts_pay() -> None:
+    paying, hopeless_too = taught(), hopeless()
+    for auto in (paying, hopeless_too):
+        auto.meet(Live(7, DRAWN, 100))
+
+    assert paying.depth(7) == DEEPEST
+    assert paying.patience(7) != ENDLESS
+    assert hopeless_too.depth(7) == 0
+
+
+def test_a_sequence_that_comes_to_more_than_it_paid_for_waits_for_their_depths() -> None:
+    auto = taught()
+    auto.account.turn_to(16, heat=1)
+    auto.meet(Live(7, DRAWN, 100))
+
+    assert auto.depth(7) == 0
+
+
+def test_after_a_stop_those_that_lived_through_it_are_no_newcomers() -> None:
+    auto = taught()
+    while not auto.account.ledger.stopped:
+        auto.account.ledger.settle(worth=1.0, took=3.0)
+    assert depth(auto, 9) == 0
+    auto.account.ledger = Ledger()
+
+    assert not auto.follows(9)
+    assert auto.follows(10)
 
 
 @pytest.mark.parametrize(("every_step", "limit"), [(False, DEEPEST), (True, 2)])

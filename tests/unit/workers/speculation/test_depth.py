@@ -13,7 +13,7 @@ from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 from outrider.workers.speculation.base_rounds import BURST
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 
 
 def sequence(speculation: str | int | None = None, sequence_id: int = 0) -> Sequence:
@@ -73,6 +73,10 @@ def seen(
     return round, verdict
 
 
+def alike(count: int, confidence: float, drafter: str = MTP) -> Drafts:
+    return Drafts([5] * count, [confidence] * count, drafter)
+
+
 def play(policy: DepthPolicy, speculation: str | None, rounds: int, *, step_s: float, accept_all: bool) -> list[int]:
     """Rounds of one sequence as the engine runs them: chosen depth k is drafted after round k and verified in k+1."""
     drafts, chosen = 0, []
@@ -81,7 +85,7 @@ def play(policy: DepthPolicy, speculation: str | None, rounds: int, *, step_s: f
         chosen.append(depth)
         round, verdict = seen(0, drafts, drafts if accept_all else 0, steps=depth)
         policy.observe(round, verdict, round_s=0.010 + 0.001 * drafts, draft_s=0.0005 + step_s * depth)
-        drafts = len(policy.worthwhile({0: [Draft(5, 3.0)] * depth})[0])
+        drafts = len(policy.worthwhile({0: alike(depth, 3.0)})[0])
     return chosen
 
 
@@ -137,7 +141,7 @@ def test_what_ended_is_forgotten() -> None:
     assert policy.sequences <= 1
 
 
-DOUBTFUL = [Draft(1, 9.0), Draft(2, 0.0), Draft(3, 0.0), Draft(4, 9.0)]
+DOUBTFUL = Drafts([1, 2, 3, 4], [9.0, 0.0, 0.0, 9.0])
 
 
 def taught() -> DepthPolicy:
@@ -165,7 +169,7 @@ def test_a_fixed_depth_is_verified_whatever_the_confidence() -> None:
 
 def test_drafts_without_an_alternative_have_a_lead_without_end_and_are_verified() -> None:
     policy = taught()
-    sure = [Draft(1, float("inf")), Draft(2, float("inf"))]
+    sure = Drafts([1, 2], [float("inf")] * 2)
 
     assert policy.worthwhile({0: sure}) == {0: [1, 2]}
     policy.observe(*seen(0, 2, 2), round_s=0.012, draft_s=0.001)
@@ -188,7 +192,7 @@ def test_steps_that_were_spared_by_looking_up_are_not_taken_for_cheap_ones() -> 
         depth = policy.depth(sequence())
         chosen.append(depth)
         spared = number % 2 == 0
-        drafts = {0: [Draft(5, 0.9, LOOKUP)] * 3 if spared else [Draft(5, 3.0)] * depth}
+        drafts = {0: alike(3, 0.9, LOOKUP) if spared else alike(depth, 3.0)}
         round, verdict = seen(0, 0, 0)
         round = dataclasses.replace(round, draft_steps=ints([depth]))
         policy.observe(round, verdict, 0.010, 0.0 if spared else 0.020 * (depth > 0), drafts)
@@ -197,8 +201,8 @@ def test_steps_that_were_spared_by_looking_up_are_not_taken_for_cheap_ones() -> 
     assert chosen[150:].count(0) > 120
 
 
-def looked_up(*chances: float) -> dict[int, list[Draft]]:
-    return {0: [Draft(5 + n, chance, LOOKUP) for n, chance in enumerate(chances)]}
+def looked_up(*chances: float) -> dict[int, Drafts]:
+    return {0: Drafts([5 + n for n in range(len(chances))], list(chances), LOOKUP)}
 
 
 def test_what_was_looked_up_is_verified_as_far_as_it_is_worth_its_rows() -> None:
@@ -230,7 +234,7 @@ def test_of_two_models_the_one_drafts_that_is_worth_more() -> None:
     def play_both(rounds: int, step_s: float) -> None:
         for number in range(rounds):
             for name, accepted in ((MTP, 0), (DRAFT_MODEL, 3)):
-                drafts = {0: [Draft(5, 3.0, name)] * 3}
+                drafts = {0: alike(3, 3.0, name)}
                 policy.observe(*seen(0, 0, 0), 0.010, 0.0 if number % 2 else step_s, {} if number % 2 else drafts)
                 policy.worthwhile(drafts)
                 policy.observe(*seen(0, 3, accepted), 0.012, 0.0)
@@ -271,7 +275,7 @@ def test_a_sequence_that_lookup_carries_is_not_followed_by_models_until_it_cease
     assert policy.follows(sequence(None))
     assert not policy.copied
     followed = []
-    for kept in (*[found] * 80, *[[]] * 20):
+    for kept in (*[found] * 80, *[Drafts([], [])] * 20):
         policy.chose(0, kept)
         policy.observe(*seen(0, len(kept), len(kept)), 0.014 if kept else 0.010, 0.0, {})
         followed.append(policy.follows(sequence(None)))
@@ -286,7 +290,7 @@ def test_depths_are_set_anew_as_soon_as_lookup_begins_to_carry_a_sequence() -> N
     plans, plan = [], policy._auto.plan
     policy._auto.plan = lambda *args, **told: plans.append(len(heard)) or plan(*args, **told)  # type: ignore[method-assign]
     heard: list[int] = []
-    for kept in (*[[]] * 2, *[found] * 4):
+    for kept in (*[Drafts([], [])] * 2, *[found] * 4):
         heard.append(len(kept))
         policy.chose(0, kept)
         policy.observe(*seen(0, 3, 3), 0.014, 0.001)
@@ -371,12 +375,12 @@ def test_where_drafts_pay_and_nothing_changes_rounds_are_learned_from_a_few_at_a
 
 def test_rounds_that_lose_are_learned_from_sooner() -> None:
     policy = taught()
-    drafts = {0: [Draft(5, 3.0)] * 4}
+    drafts = {0: alike(4, 3.0)}
     heard = []
     for _ in range(12):  # three times an undrafted round's time for one token
         policy.observe(*seen(0, 4, 0), round_s=0.030, draft_s=0.001, drafts=drafts)
         policy.worthwhile(drafts)
-        heard.append(len(policy._heard))
+        heard.append(len(policy._hearing._heard))
 
     assert max(heard[2:]) <= 3  # those before them were heard of too
 

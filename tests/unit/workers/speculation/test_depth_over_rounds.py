@@ -9,7 +9,7 @@ from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP, SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 
 
 class Play:
@@ -73,11 +73,11 @@ class Play:
         self.lost.append(self.lost[-1] + (round_s + draft_s) / undrafted_s - worth)
         self._rounds += 1
 
-    def _made(self, steps: dict[int, int], going: list[int]) -> dict[int, list[Draft]]:
+    def _made(self, steps: dict[int, int], going: list[int]) -> dict[int, Drafts]:
         if not self._looks_up:
-            return {i: [Draft(5, 6.0)] * steps[i] for i in going if steps[i]}
-        proposal = [Draft(5, 0.95, LOOKUP)] * 8
-        found = {i: proposal[: self.policy.looked_up(proposal)[0]] for i in going if self.policy.looks_up(i)}
+            return {i: Drafts([5] * steps[i], [6.0] * steps[i]) for i in going if steps[i]}
+        proposal = Drafts([5] * 8, [0.95] * 8, LOOKUP)
+        found = {i: proposal.first(self.policy.looked_up(proposal)[0]) for i in going if self.policy.looks_up(i)}
         return {i: own for i, own in found.items() if own}
 
 
@@ -122,4 +122,4 @@ def test_nothing_is_kept_of_rounds_and_sequences_that_are_gone() -> None:
 
     assert policy.sequences == 0
     assert len(policy._auto.account._plain) < 200
-    assert not policy._heard
+    assert not policy._hearing._heard

@@ -14,7 +14,7 @@ from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, int
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 from outrider.workers.speculation.choosing_drafter import ChoosingDrafter
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.planning import worth_of_rows
 
 HIDDEN = torch.zeros(0, 1)
@@ -28,11 +28,13 @@ class Scripted:
         self.steps: list[int] = []
         self.forgotten: list[int] = []
 
-    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, list[Draft]]:
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         self.steps += round.draft_steps.tolist()
         counts = round.draft_steps.tolist() if self.confidences is None else [len(self.confidences)] * round.sequences
         sure = self.confidences or [9.0] * 16
-        drafts = {i: [Draft(7, c, self.name) for c in sure[:n]] for i, n in zip(round.sequence_ids.tolist(), counts)}  # noqa: B905  # one each
+        drafts = {
+            i: Drafts([7] * n, sure[:n], self.name) for i, n in zip(round.sequence_ids.tolist(), counts, strict=True)
+        }
         return {i: own for i, own in drafts.items() if own}
 
     def forget(self, sequence_ids: IntArray) -> None:
@@ -78,10 +80,10 @@ class Told:
     def looks_up(self, sequence_id: int) -> bool:
         return not self.resting
 
-    def looked_up(self, proposal: list[Draft]) -> tuple[int, float]:
-        return worth_of_rows(accumulate([draft.confidence for draft in proposal], mul), 0.1)
+    def looked_up(self, proposal: Drafts) -> tuple[int, float]:
+        return worth_of_rows(accumulate(proposal.confidences, mul), 0.1)
 
-    def chose(self, sequence_id: int, kept: list[Draft]) -> None:
+    def chose(self, sequence_id: int, kept: Drafts) -> None:
         self.told.append(len(kept))
 
     def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
@@ -102,7 +104,7 @@ def chosen(
     worths = worths or Told(next(iter(models), None))
     drafter = ChoosingDrafter(scripted, Scripted(LOOKUP, confidences), {0: sequence}.get, engine, worths)
     drafts = drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
-    return {draft.drafter for draft in drafts.get(0, [])}, scripted
+    return {own.drafter for own in drafts.values() if own}, scripted
 
 
 SURE, UNSURE = [0.97] * 8, [0.1, 0.05]

@@ -18,7 +18,6 @@ def test_losses_empty_it_and_time_fills_it_again() -> None:
         ledger.settle(worth=1.0, took=1.0)
         rounds += 1
 
-    assert ledger.stops == 1
     assert rounds > 100
 
 
@@ -28,18 +27,6 @@ def test_gains_are_not_saved_beyond_the_cap() -> None:
         ledger.settle(worth=3.0, took=1.0)
 
     assert ledger.level == CAP
-
-
-def test_the_end_of_a_stop_is_told_once() -> None:
-    ledger = Ledger()
-    assert not ledger.resumed()
-    while not ledger.stopped:
-        ledger.settle(worth=1.0, took=3.0)
-    assert not ledger.resumed()
-    while ledger.stopped:
-        ledger.earn(10.0)
-
-    assert [ledger.resumed(), ledger.resumed()] == [True, False]
 
 
 def test_what_is_not_there_cannot_be_risked() -> None:

@@ -5,7 +5,7 @@ import pytest
 from outrider.workers.speculation.looked_up import LookedUps
 
 
-def carried(sequence_id: int, found: LookedUps, rounds: int = 12) -> LookedUps:
+def carried(sequence_id: int, found: LookedUps, rounds: int = 24) -> LookedUps:
     """A sequence whose every round has eight looked-up drafts, of which six should stand."""
     found.meet(sequence_id)
     for _ in range(rounds):
@@ -18,7 +18,7 @@ def test_a_sequence_whose_drafts_are_looked_up_is_carried_until_a_few_rounds_go_
     assert found.carries(1)
     assert found.of([1]) == pytest.approx((1.0, 8.0, 6.0), rel=0.05)
 
-    for _ in range(3):
+    for _ in range(4):
         found.add(1, 0, 0.0)
 
     assert not found.carries(1)

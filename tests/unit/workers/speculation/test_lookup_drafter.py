@@ -6,6 +6,7 @@ from outrider.workers.engine.request import Request
 from outrider.workers.engine.round import Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP, SamplingParams
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.lookup_drafter import LookupDrafter, continued
 from outrider.workers.speculation.match_acceptance import MatchAcceptance, OwnAcceptance
 from outrider.workers.speculation.suffix_index import LONGEST
@@ -32,7 +33,7 @@ def a_round(*, rows: int = 1, samples: int = 1, start: int = 0, sequence_id: int
 
 
 def drafted(drafter: LookupDrafter) -> list[int]:
-    return [draft.token_id for draft in drafter.draft(a_round(), Verdict(), HIDDEN).get(0, [])]
+    return drafter.draft(a_round(), Verdict(), HIDDEN).get(0, Drafts([], [])).token_ids
 
 
 def test_what_followed_the_longest_match_is_proposed_and_says_whose_it_is() -> None:
@@ -41,10 +42,10 @@ def test_what_followed_the_longest_match_is_proposed_and_says_whose_it_is() -> N
 
     drafts = drafter.draft(a_round(), Verdict(), HIDDEN)[0]
 
-    assert [draft.token_id for draft in drafts][:4] == [8, 9, 10, 3]
-    assert {draft.drafter for draft in drafts} == {LOOKUP}
-    assert all(0 < draft.confidence < 1 for draft in drafts)
-    assert drafts[0].confidence < drafts[3].confidence  # where drafts stand, the match grows
+    assert drafts.token_ids[:4] == [8, 9, 10, 3]
+    assert drafts.drafter == LOOKUP
+    assert all(0 < confidence < 1 for confidence in drafts.confidences)
+    assert drafts.confidences[0] < drafts.confidences[3]  # where drafts stand, the match grows
 
 
 def test_a_loop_is_continued_past_the_end_of_the_text() -> None:
@@ -90,7 +91,7 @@ def test_it_learns_from_rounds_in_which_others_drafted() -> None:
             sequence.token_ids += [new(number), 200 + number, 1, 2, 3]
             drafter.draft(a_round(), Verdict(), HIDDEN)
         asked = [drafter.draft(a_round(), Verdict(), HIDDEN).get(0) for _ in range(9)]
-        confidences.append(next(drafts[0].confidence for drafts in asked if drafts))
+        confidences.append(next(drafts.confidences[0] for drafts in asked if drafts))
 
     assert confidences[0] > 0.75
     assert confidences[1] < 0.2

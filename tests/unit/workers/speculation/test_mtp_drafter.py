@@ -88,7 +88,7 @@ def test_pairs_that_waited_are_in_their_slots_before_the_next_draft() -> None:
     assert modules.slots == {}
     drafts = drafter.draft(_decode(1, 5, 5, table, steps=3), _says(6), HIDDEN)
 
-    assert [draft.token_id for draft in drafts[1]] == [7, 8, 9]
+    assert drafts[1].token_ids == [7, 8, 9]
     assert modules.steps == [6, 1, 1]
     # Slot p holds token p: 1..6 are certain, 7 and 8 are the drafts that steps 2 and 3 were fed.
     assert modules.slots == {int(table[p // BLOCK]) * BLOCK + p % BLOCK: p for p in range(1, 9)}

@@ -106,7 +106,7 @@ def test_few_drafts_are_decided_as_in_numpy() -> None:
         curve = np.cumsum([0.0, *rng.uniform(0.0, 0.5, 5 * sequences)])
         price = float(rng.uniform(0.1, 2.0))
 
-        few = slots_worth_of_few(chances.tolist(), 0.02, curve, price)
+        few = slots_worth_of_few(chances.tolist(), (price * (curve + 0.02 * np.arange(len(curve)))).tolist())
         many = slots_worth(chances, np.full(sequences, 0.02), curve, price)
 
         assert few.counts == many.counts

@@ -101,9 +101,9 @@ def test_a_prompt_is_held_from_its_first_token_on_and_drafts_follow_it(stage: Re
 
     drafts = a_drafter(stage).draft(a_round([10, 11, 12], 0, table, steps=3), says([50], rows=3), HIDDEN[:3])[1]
 
-    assert [draft.token_id for draft in drafts] == [51, 52, 53]
-    assert {draft.drafter for draft in drafts} == {DRAFT_MODEL}
-    assert [draft.confidence for draft in drafts] == [4, 5, 6]  # the positions that the drafts stand at
+    assert drafts.token_ids == [51, 52, 53]
+    assert drafts.drafter == DRAFT_MODEL
+    assert drafts.confidences == [4, 5, 6]  # the positions that the drafts stand at
     assert held(stage, table, 6) == [10, 11, 12, 50, 51, 52]
     assert stage.rows == [4, 1, 1]
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from outrider.workers.engine.round import Round, ints
 from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.collectives import Collectives
-from outrider.workers.speculation.drafter import Draft
+from outrider.workers.speculation.drafter import Drafts
 from outrider.workers.speculation.shared_drafts import SharedDrafts
 
 ROUND = Round(sequence_ids=ints([4, 5, 6]), owners=ints([0, 1, 1]))
 DEPTHS = {4: 2, 5: 3, 6: 2}
-MADE = [{4: [Draft(7, 0.5)]}, {5: [Draft(8, 1.5), Draft(0, 0.25)], 6: [Draft(9, 2.0), Draft(3, 0.125)]}]
+MADE = [{4: Drafts([7], [0.5])}, {5: Drafts([8, 0], [1.5, 0.25]), 6: Drafts([9, 3], [2.0, 0.125])}]
 
 
 class Gathering:
@@ -30,7 +30,7 @@ class Gathering:
 
 @pytest.mark.parametrize("made", [MADE, [{}, {}]], ids=["some", "none"])
 def test_the_leader_has_the_drafts_that_were_made_though_fewer_than_might_have_been(
-    made: list[dict[int, list[Draft]]],
+    made: list[dict[int, Drafts]],
 ) -> None:
     given: dict[int, Tensor] = {}
     for rank in (1, 0):
@@ -38,4 +38,4 @@ def test_the_leader_has_the_drafts_that_were_made_though_fewer_than_might_have_b
         shared = SharedDrafts(stage, Shard(data=rank, datas=2), torch.device("cpu"))
         found = shared.collect(ROUND, DEPTHS, made[rank])
 
-    assert found == {4: [], 5: [], 6: []} | made[0] | made[1]
+    assert found == dict.fromkeys((4, 5, 6), Drafts([], [])) | made[0] | made[1]

@@ -1,0 +1,219 @@
+"""What the depth policy makes of the rounds that run: it learns from them, and sets depths for those that follow.
+
+Where drafts pay and nothing changes a look is rare: depths hold, and the rounds in between are learned from together.
+Where speculation has no part in them they go by unlooked. Pure: seconds are given to it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from outrider.workers.engine.outcome import RoundTime
+from outrider.workers.engine.round import RUNNING, Round, Verdict
+from outrider.workers.sampling_params import LOOKUP, MTP
+from outrider.workers.speculation.acceptance import Made
+from outrider.workers.speculation.auto_depth import AutoDepth
+from outrider.workers.speculation.cost import HELD
+from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.kinds import Kinds
+from outrider.workers.speculation.known_times import Shape
+from outrider.workers.speculation.lane_plan import LanePlan
+from outrider.workers.speculation.naps import Naps
+from outrider.workers.speculation.seen import Seen
+from outrider.workers.speculation.worths import Live
+
+# Rounds heard of together, the latest: whose drafts' outcomes are learned from; whose time is. Of the others the sums.
+_MOST_TAUGHT, _MOST_TIMED = 6, 4
+
+
+class _Heard(NamedTuple):
+    """A round that was run, and not learned from yet."""
+
+    round: Round
+    verdict: Verdict
+    round_s: float
+    draft_s: float
+    decided_s: float
+    drafts: Mapping[int, Drafts] | None
+    made: dict[int, Made]  # the drafts that it verified
+
+
+class Hearing:
+    """Of all lanes of one replica. Not thread-safe."""
+
+    def __init__(self, auto: AutoDepth, kinds: Kinds, models: Collection[str], forget: Callable[[int], None]) -> None:
+        """`kinds` are the sequences' that `auto` decides for; `forget` hears of those that ended."""
+        self._auto, self._kinds, self._models, self._ended = auto, kinds, tuple(models), forget
+        self.together = 0  # sequences that decode in the lane planned last
+        self._lanes: dict[int, LanePlan] = {}
+        self._lane = 0  # the one observed last
+        self._heard: deque[_Heard] = deque()  # the latest
+        self._decided_s: list[float] = []  # of all rounds since the last look
+        self._turned = False  # depths want to be set anew
+        self._naps: dict[int, Naps] = {}  # by lane
+
+    @property
+    def plain(self) -> Shape:
+        """The next round of the lane observed last, without drafts."""
+        return self._lanes[self._lane].plain
+
+    def turn(self) -> None:
+        """Something changed that depths depend on: they are set anew after the next round."""
+        self._turned = True
+
+    def catch_up(self) -> None:
+        """Learns from what was heard of: those that come next had no part in it."""
+        self._wake()
+        if self._heard:
+            self._learn()
+
+    def time_of(self, round: Round, round_s: float) -> RoundTime:
+        """What a round took, `round_s` of it since its scheduling, and would have taken without drafts, as modelled.
+
+        Unknown while no round's time is, while speculation is stopped, and of rounds with prompt chunks.
+        """
+        lane = self._lanes.get(round.lane)
+        return RoundTime() if lane is None or self._auto.figures.stopped else lane.time_of(round, round_s)
+
+    def observe(
+        self,
+        round: Round,
+        verdict: Verdict,
+        round_s: float,
+        draft_s: float,
+        drafts: Mapping[int, Drafts] | None = None,
+        decided_s: float = 0.0,
+    ) -> None:
+        """Learns from a round: `round_s` from its scheduling until its tokens are out, `draft_s` from then on.
+
+        `drafts`: those made in that time; None: as many as the round asks for. `decided_s`: of `round_s`, by this
+        policy on the round before. Where speculation pays and nothing changes a few rounds are learned from together:
+        that slows what is measured.
+        """
+        lane = self._lanes.get(round.lane) or self._lanes.setdefault(round.lane, LanePlan())
+        self._lane, lane.draft_s = round.lane, draft_s
+        self._auto.account.turn_to(round.sequences, self._kinds.heat)
+        if not drafts and self._slept(round, verdict, round_s):
+            return
+        self._wake()
+        made = self._auto.take(round.sequence_ids.tolist())
+        self._heard.append(_Heard(round, verdict, round_s, draft_s, decided_s, drafts, made))
+        self._decided_s.append(decided_s)
+        lane.heard += 1
+        if len(self._heard) > _MOST_TAUGHT:
+            self._pass_over(self._heard.popleft())
+        if self._turned:
+            lane.holds = 1
+        if len(self._decided_s) >= lane.holds or not lane.goes_on(round, verdict, round_s + draft_s):
+            self._learn()
+
+    def _pass_over(self, heard: _Heard) -> None:
+        """A round of which there is nothing to know but what it brought and took."""
+        round, lane = heard.round, self._lanes[heard.round.lane]
+        if lane.undrafted_s and (lane.own or self._own(round)):
+            lane.pass_over(round, heard.verdict, heard.round_s + heard.draft_s)
+
+    def _own(self, round: Round) -> bool:
+        """Whether all the round's drafts were made because they were thought to pay."""
+        drafts = zip(round.sequence_ids.tolist(), round.sample_counts.tolist(), strict=True)
+        return all(count == 1 or sequence_id in self._kinds for sequence_id, count in drafts)
+
+    def _learn(self) -> None:
+        """Takes in the rounds that were heard of, and sets the depths of their lanes' sequences."""
+        heard, self._heard, self._turned = self._heard, deque(), False
+        decided_s, self._decided_s = self._decided_s, []
+        self._auto.cost.decided(decided_s)
+        last = {each.round.lane: n for n, each in enumerate(heard)}
+        latest = {}
+        for n, each in enumerate(heard, -len(heard)):
+            if n >= -_MOST_TIMED or n + len(heard) == last[each.round.lane]:
+                latest[each.round.lane] = self._take_in(each)
+            else:
+                self._teach(each)
+        for lane_id, seen in latest.items():
+            self._plan(lane_id, seen.going, seen.whole)
+
+    def _teach(self, heard: _Heard) -> None:
+        """Of such a round the drafts' fate too."""
+        self._pass_over(heard)
+        if heard.made:
+            seen = Seen.of(heard.round, heard.verdict, heard.drafts, self._model_of(heard.drafts))
+            self._auto.learn_acceptance(seen.outcomes, heard.made)
+
+    def _take_in(self, heard: _Heard) -> Seen:
+        round, verdict = heard.round, heard.verdict
+        self._auto.account.turn_to(round.sequences, self._kinds.heat)
+        seen = Seen.of(round, verdict, heard.drafts, self._model_of(heard.drafts))
+        kinds = self._kinds
+        if seen.whole:
+            own = all(each.sequence_id in kinds or not each.verified for each in seen.outcomes)
+            tokens, times = len(verdict.token_ids), (heard.round_s, heard.draft_s, heard.decided_s)
+            self._auto.observe(seen.outcomes, seen.shape, tokens, *times, own=own, made=heard.made)
+        else:
+            self._auto.learn_acceptance(seen.outcomes, heard.made)
+        self._forget((*round.ends.tolist(), *seen.finished))
+        return seen
+
+    def _model_of(self, drafts: Mapping[int, Drafts] | None) -> str:
+        """Which model took steps for these; of several one that is not the usual one, and takes longer."""
+        usual = next(iter(self._models), MTP)
+        if drafts is None or len(self._models) < 2:
+            return usual
+        return min({own.drafter for own in drafts.values() if own} - {LOOKUP, usual}, default=usual)
+
+    def _slept(self, round: Round, verdict: Verdict, round_s: float) -> bool:
+        """Whether speculation had no part in a round, which is not worth looking at."""
+        if len(round.token_ids) != round.sequences or (len(self._kinds) and not self._naps_on(round, round_s)):
+            return False
+        ended = round.ends.tolist()
+        if any(verdict.finish.tolist()):
+            finished = round.sequence_ids[verdict.finish != RUNNING].tolist()
+            ended += finished
+            self.together = round.sequences - len(finished)
+        if ended:
+            self.catch_up()
+            self._forget(ended)
+        return True
+
+    def _naps_on(self, round: Round, round_s: float) -> bool:
+        """Whether a round without drafts need not be looked at."""
+        naps = self._naps.setdefault(round.lane, Naps())
+        if naps.add(round.sequences, round_s):
+            return True
+        self._wake()
+        context = float(sum(round.starts.tolist()) + round.sequences)
+        naps.begin(self._auto.sleeps(), Shape(round.sequences, round.sequences, context, context))
+        return naps.add(round.sequences, round_s)
+
+    def _wake(self) -> None:
+        """Counts the rounds that went by."""
+        for naps in self._naps.values():
+            for shape, round_s in naps.end():
+                self._auto.slept(shape, round_s)
+
+    def _plan(self, lane: int, going: Mapping[int, int], whole: bool) -> None:
+        """Sets the depths of a lane's sequences, by id with their tokens."""
+        self.together = len(going)
+        context, plan = float(sum(going.values())), self._lanes[lane]
+        rounds, passed = plan.heard, plan.passed
+        if passed.rounds:
+            self._auto.account.turn_to(plan.plain.sequences, self._kinds.heat)
+            self._auto.account.count(plan.plain.sequences, passed.rounds, passed.worth, passed.took)
+        known = len(going) > 0 and self._auto.cost.known
+        undrafted_s = self._auto.cost.undrafted(len(going), context) if known else 0.0
+        if going:
+            self._auto.account.turn_to(len(going), self._kinds.heat)
+        plan.renew(Shape(len(going), len(going), context, context), undrafted_s, self._auto.account.ledger.level)
+        kinds = [(i, self._kinds.get(i), tokens) for i, tokens in going.items()]
+        live = [Live(i, kind, tokens) for i, kind, tokens in kinds if kind is not None]
+        plan.own, plan.most = len(live) == len(going), self._auto.account.most(len(going))
+        if not live:
+            plan.hold(HELD)
+            self._auto.idle(lane)
+            return
+        measurable = plan.own if whole else None
+        plan.hold(self._auto.plan(live, plan.plain, lane=lane, measurable=measurable, rounds=rounds))
+
+    def _forget(self, ended: Iterable[int]) -> None:
+        for sequence_id in ended:
+            self._ended(sequence_id)
