@@ -31,7 +31,7 @@ from outrider.workers.speculation.compiled_parts import CompiledDraftModel
 from outrider.workers.speculation.model_parts import DraftModel, Wanted
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.pairs import Pairs, joined
-from outrider.workers.speculation.patience import ENDLESS, Patience
+from outrider.workers.speculation.patience import ENDLESS, Patience, made_together
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.torch_parts import TorchDraftModel
 
@@ -227,7 +227,7 @@ def test_drafting_ends_where_patience_does(modules: int, kernels: str, tmp_path:
         whole = endless.feed(endless.pairs(first, end), depth=DEPTH)
         found = patient.feed(patient.pairs(first, end), depth=DEPTH, patience=PATIENCE)
 
-        assert found == whole[: PATIENCE.made([lead for _, lead in whole])]
+        assert found == whole[: made_together([PATIENCE], [[lead for _, lead in whole]])[0]]
         lengths.append(len(found))
 
     assert 1 <= min(lengths) < max(lengths)

@@ -29,7 +29,7 @@ _MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in t
 _MOST_IN_VAIN = 8  # rounds in a row for which drafts are made and none is verified
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
 _PAID_AHEAD = 0.4  # undrafted rounds that are paid at once where drafts do not pay, for as many rounds as that lasts
-_LEAST_AT_A_LOSS, _MOST_AT_A_LOSS = 4, 16  # of these
+_LEAST_AT_A_LOSS, _MOST_AT_A_LOSS = 4, 8  # of these
 _HELD_IDLE = 4  # rounds that depths hold for where no drafts are made
 _MOST_ASLEEP = 16  # rounds that speculation has no part in, and that are not looked at
 
@@ -49,6 +49,14 @@ class Outcome(NamedTuple):
         return self.accepted if self.finished else min(self.verified, self.accepted + 1)
 
 
+class Ahead(NamedTuple):
+    """Rounds of a lane that were paid for at once."""
+
+    rounds: int
+    loss: float  # of each
+    ledger: Ledger  # that paid
+
+
 class AutoDepth:
     """Decides for the sequences of one replica. Not thread-safe."""
 
@@ -59,7 +67,7 @@ class AutoDepth:
         self.figures, self.cost = self.account.figures, self.account.cost
         self.warnings: list[str] = []  # to be said once, and not said yet
         self._deepest, self._every_step = deepest, every_step
-        self._ahead = 0, 0.0  # rounds that were paid for at the last plan, and what was paid for each
+        self._ahead: dict[int, Ahead] = {}  # by lane
         self._hopes: dict[int, Hope] = {}
         self._depths: dict[int, int] = {}
         self._patience: dict[int, Patience] = {}
@@ -67,7 +75,7 @@ class AutoDepth:
         self._calm = 0  # rounds in a row in which nothing was drafted
         self._asleep = self._slept = 0  # rounds until anybody is followed again; that went by so since the last plan
         self._undisturbed = Undisturbed()
-        self.worths = Worths(self.acceptance, self.cost, deepest)
+        self.worths = Worths(self.acceptance, self.cost, deepest, every_step=every_step)
         self._in_vain = 0  # rounds in a row of whose drafts none was verified
         self._pays: Ledger | None = None  # of rounds in which drafts paid when depths were set last
         self._planned = True  # depths were set, and no drafts judged since
@@ -120,7 +128,8 @@ class AutoDepth:
         self._asleep = 0
         if self._pays is self.account.ledger and not self.resting and not self._every_step:
             sequence_id, kind, _ = newcomer
-            if self.worths.model(sequence_id, kind, self._deepest, sharing=1) > 0.0:
+            carried = self.worths.found.carries(sequence_id)
+            if not carried and self.worths.model(sequence_id, kind, self._deepest, sharing=1) > 0.0:
                 self._depths[sequence_id] = self._deepest
                 self._patience[sequence_id] = self.worths.patience(newcomer)
 
@@ -141,7 +150,7 @@ class AutoDepth:
         """
         plain, self._planned = plain or _plain(live), True
         self._wake_up()
-        self._settle_ahead(rounds)
+        self._settle_ahead(lane, rounds)
         if measurable is not None:
             due = measurable and self.account.base_due(plain.sequences, plain.context)
             takes_s = self.cost.undrafted(plain.sequences, plain.context) if due and self.cost.known else 0.0
@@ -154,6 +163,7 @@ class AutoDepth:
             return 1
         hopes = [self._hope(each.sequence_id) for each in live]
         if not any(hope.followed for hope in hopes):
+            self._pays = None
             self._try({each.sequence_id: hope for each, hope in zip(live, hopes, strict=True)}, live[0], plain, rounds)
             self._sleep(self.worths.trying(live[0], 1, plain))
             return 1
@@ -162,7 +172,7 @@ class AutoDepth:
         self._pays = self.account.ledger if pays else None
         might = worth.gain + sum(worth.depths) > worth.brings  # pay, if all drafts stood
         open_to_it = might and found.share < 0.5 * len(live)  # else models would hardly have a round
-        drafts = pays or (open_to_it and self._pay_ahead(loss))
+        drafts = pays or (open_to_it and self._pay_ahead(lane, loss))
         without = {}
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
@@ -176,31 +186,30 @@ class AutoDepth:
                 without[each.sequence_id] = hope
         self._try(without, live[0], plain, rounds)
         if drafts and not pays:
-            return self._ahead[0]
+            return self._ahead[lane].rounds
         return 1 if self._trying else HELD if drafts else _HELD_IDLE
 
     def _rest(self, sequence_ids: Sequence[int]) -> None:
-        """Nobody drafts; who is not followed meanwhile is asked again no sooner than others that were let go."""
+        """Nobody drafts; who came while nobody is followed is asked no sooner than others that were let go."""
         self._pays = None
         for each in sequence_ids:
             self._depths[each] = 0
-            if self.account.ledger.stopped:
+            if self.account.ledger.stopped and each not in self._hopes:
                 self._hope(each).let_go()
 
-    def _pay_ahead(self, loss: float) -> bool:
+    def _pay_ahead(self, lane: int, loss: float) -> bool:
         """Pays for some rounds that each should lose so much, if that can be afforded."""
         rounds = min(max(int(_PAID_AHEAD / max(loss, 1e-9)), _LEAST_AT_A_LOSS), _MOST_AT_A_LOSS)
         if not self.account.ledger.spend(rounds * loss):
             return False
-        self._ahead = rounds, loss
+        self._ahead[lane] = Ahead(rounds, loss, self.account.ledger)
         return True
 
-    def _settle_ahead(self, rounds: int) -> None:
+    def _settle_ahead(self, lane: int, rounds: int) -> None:
         """Gives back what was paid for more rounds at a loss than went by."""
-        held, loss = self._ahead
-        self._ahead = 0, 0.0
-        if held > rounds:
-            self.account.ledger.refund((held - rounds) * loss)
+        ahead = self._ahead.pop(lane, None)
+        if ahead is not None and ahead.rounds > rounds:
+            ahead.ledger.refund((ahead.rounds - rounds) * ahead.loss)
 
     def _sleep(self, takes: float) -> None:
         """Nobody in the lane is followed: where that goes for all, few rounds are looked at until it ends.

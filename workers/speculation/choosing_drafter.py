@@ -37,7 +37,7 @@ class Worths(Protocol):
         ...
 
     def looked_up(self, proposal: Drafts) -> tuple[int, float]:
-        """How many of the looked-up drafts are worth verifying, and what they bring above their price, in tokens."""
+        """How many of the looked-up drafts are worth verifying, and what these bring above other rows' price."""
         ...
 
     def chose(self, sequence_id: int, kept: Drafts) -> None:

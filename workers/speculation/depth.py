@@ -108,9 +108,11 @@ class DepthPolicy:
         """Takes in a sequence whose depth is "auto", if it is new."""
         if sequence.sequence_id in self._kinds:
             return
-        self._hearing.catch_up()
         params, model = sequence.request.params, next(iter(self._models), MTP)
         kind = Kind.of(model, params.temperature)
+        if kind.heat > self._kinds.heat:  # what was run is the ledger's of those that ran it
+            self._hearing.catch_up()
+        self._hearing.wake()
         self._kinds.add(sequence.sequence_id, kind)
         if params.drafter in (None, AUTO, LOOKUP):
             self._auto.worths.found.meet(sequence.sequence_id)
@@ -161,7 +163,7 @@ class DepthPolicy:
         return sequence_id not in self._kinds or not self._auto.resting
 
     def looked_up(self, proposal: Drafts) -> tuple[int, float]:
-        """How many of a proposal's drafts are worth verifying, and what they bring above their price, in tokens."""
+        """How many drafts of a proposal are worth verifying, and the tokens that they bring above other rows' price."""
         return self._auto.worths.looked_up(proposal.confidences)
 
     def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
@@ -202,19 +204,21 @@ class DepthPolicy:
         With a fixed depth all; else those that are worth their time, whoever made them.
         """
         made: list[Made] = []
-        fixed, kinds = 0, self._kinds
+        fixed, kinds, tokens = 0, self._kinds, dict[int, list[int]]()
         for sequence_id, own in drafts.items():
             kind = kinds.get(sequence_id)
-            if kind is None or not own:
+            if kind is None:
                 fixed += len(own)
-                continue
-            if own.drafter != kind.drafter:
+            elif own.drafter == LOOKUP:
+                own = own.first(self.looked_up(own)[0])
+                kind = kind.by(LOOKUP)
+            elif own.drafter != kind.drafter and own:
                 kind = kind.by(own.drafter)
-                if kind.drafter != LOOKUP:
-                    kinds.turn(sequence_id, kind)
-                    self._hearing.turn()
-            made.append(Made(sequence_id, kind, own.confidences))
-        tokens = {sequence_id: own.token_ids for sequence_id, own in drafts.items()}
+                kinds.turn(sequence_id, kind)
+                self._hearing.turn()
+            tokens[sequence_id] = own.token_ids
+            if kind is not None and own:
+                made.append(Made(sequence_id, kind, own.confidences))
         for each, count in zip(made, self._kept(made, fixed) if made else (), strict=True):
             if count < len(each.leads):
                 tokens[each.sequence_id] = tokens[each.sequence_id][:count]

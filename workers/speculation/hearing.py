@@ -6,6 +6,8 @@ Where speculation has no part in them they go by unlooked. Pure: seconds are giv
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import compress
+from operator import not_
 from typing import NamedTuple
 
 from outrider.workers.engine.outcome import RoundTime
@@ -62,8 +64,8 @@ class Hearing:
         self._turned = True
 
     def catch_up(self) -> None:
-        """Learns from what was heard of: those that come next had no part in it."""
-        self._wake()
+        """Learns from what was heard of."""
+        self.wake()
         if self._heard:
             self._learn()
 
@@ -95,12 +97,12 @@ class Hearing:
         self._auto.account.turn_to(round.sequences, self._kinds.heat)
         if not drafts and self._slept(round, verdict, round_s):
             return
-        self._wake()
+        self.wake()
         made = self._auto.take(round.sequence_ids.tolist())
         self._heard.append(_Heard(round, verdict, round_s, draft_s, decided_s, drafts, made))
         self._decided_s.append(decided_s)
         lane.heard += 1
-        if len(self._heard) > _MOST_TAUGHT:
+        if len(self._heard) > max(_MOST_TAUGHT, len(self._lanes)):  # each lane's last is still there
             self._pass_over(self._heard.popleft())
         if self._turned:
             lane.holds = 1
@@ -124,19 +126,27 @@ class Hearing:
         decided_s, self._decided_s = self._decided_s, []
         self._auto.cost.decided(decided_s)
         last = {each.round.lane: n for n, each in enumerate(heard)}
-        latest = {}
-        for n, each in enumerate(heard, -len(heard)):
-            if n >= -_MOST_TIMED or n + len(heard) == last[each.round.lane]:
-                latest[each.round.lane] = self._take_in(each)
-            else:
-                self._teach(each)
+        whole = [n + _MOST_TIMED >= len(heard) or n == last[each.round.lane] for n, each in enumerate(heard)]
+        for each in compress(heard, map(not_, whole)):
+            self._teach(each)
+        for lane in self._lanes.values():
+            self._settle(lane)
+        latest = {each.round.lane: self._take_in(each) for each in compress(heard, whole)}
         for lane_id, seen in latest.items():
             self._plan(lane_id, seen.going, seen.whole)
+
+    def _settle(self, lane: LanePlan) -> None:
+        """Books the rounds that were passed over since depths were set, by what lived then."""
+        passed = lane.take_passed()
+        if passed.rounds:
+            self._auto.account.turn_to(lane.plain.sequences, lane.heat)
+            self._auto.account.count(lane.plain.sequences, passed.rounds, passed.worth, passed.took)
 
     def _teach(self, heard: _Heard) -> None:
         """Of such a round the drafts' fate too."""
         self._pass_over(heard)
         if heard.made:
+            self._auto.account.turn_to(heard.round.sequences, self._kinds.heat)
             seen = Seen.of(heard.round, heard.verdict, heard.drafts, self._model_of(heard.drafts))
             self._auto.learn_acceptance(seen.outcomes, heard.made)
 
@@ -180,12 +190,12 @@ class Hearing:
         naps = self._naps.setdefault(round.lane, Naps())
         if naps.add(round.sequences, round_s):
             return True
-        self._wake()
+        self.wake()
         context = float(sum(round.starts.tolist()) + round.sequences)
         naps.begin(self._auto.sleeps(), Shape(round.sequences, round.sequences, context, context))
         return naps.add(round.sequences, round_s)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Counts the rounds that went by."""
         for naps in self._naps.values():
             for shape, round_s in naps.end():
@@ -195,10 +205,7 @@ class Hearing:
         """Sets the depths of a lane's sequences, by id with their tokens."""
         self.together = len(going)
         context, plan = float(sum(going.values())), self._lanes[lane]
-        rounds, passed = plan.heard, plan.passed
-        if passed.rounds:
-            self._auto.account.turn_to(plan.plain.sequences, self._kinds.heat)
-            self._auto.account.count(plan.plain.sequences, passed.rounds, passed.worth, passed.took)
+        rounds, plan.heat = plan.heard, self._kinds.heat
         known = len(going) > 0 and self._auto.cost.known
         undrafted_s = self._auto.cost.undrafted(len(going), context) if known else 0.0
         if going:

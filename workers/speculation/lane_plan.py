@@ -33,15 +33,16 @@ class LanePlan:
     holds: int = 1  # rounds
     lost: float = 0.0  # undrafted rounds, of late, since depths were set
     may_lose: float = _MOST_LOST  # of these
+    heat: int = 0  # of the hottest that lived
     own: bool = True  # all its sequences draft as they are told to
     most: float = math.inf  # undrafted rounds that one with drafts counts as at most
     heard: int = 0  # rounds since then
-    passed: Passed = field(default_factory=Passed)  # of these
+    passed: Passed = field(default_factory=Passed)  # of these, that were not looked at
 
     def renew(self, plain: Shape, undrafted_s: float, left: float = _MOST_LOST) -> None:
         """Depths are about to be set, for rounds like `plain`. `left`: undrafted rounds that may be lost in all."""
         self.plain, self.undrafted_s, self.lost = plain, undrafted_s, 0.0
-        self.heard, self.passed = 0, Passed()
+        self.heard = 0
         self.may_lose = min(max(left, _LEAST_LOST), _MOST_LOST)
 
     def hold(self, most: int) -> None:
@@ -68,6 +69,11 @@ class LanePlan:
         passed.rounds += 1
         passed.worth += len(verdict.token_ids) / round.sequences
         passed.took += min(took_s / self.undrafted_s, self.most)
+
+    def take_passed(self) -> Passed:
+        """Those that were, since the last call."""
+        passed, self.passed = self.passed, Passed()
+        return passed
 
     def time_of(self, round: Round, round_s: float) -> RoundTime:
         """What a round took with its drafts, and would have taken without, as modelled; unknown with prompt chunks."""

@@ -35,10 +35,6 @@ class Patience(NamedTuple):
         against = -self.fixed - self.lead * capped - self.bend * math.log1p(capped) - first * self.first
         return 1.0 / (1.0 + math.exp(min(against, HOPELESS)))
 
-    def made(self, leads: Sequence[float]) -> int:
-        """How many of the drafts that have these leads are made, if no other sequence drafts."""
-        return made_together([self], [leads])[0]
-
 
 ENDLESS = Patience(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 assert len(ENDLESS) == PATIENCE

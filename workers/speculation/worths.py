@@ -53,8 +53,9 @@ class _Terms(NamedTuple):
 class Worths:
     """Of one replica. Seconds are the cost model's relative ones."""
 
-    def __init__(self, acceptance: Acceptance, cost: RoundCost, deepest: int) -> None:
-        self._acceptance, self._cost, self._deepest = acceptance, cost, deepest
+    def __init__(self, acceptance: Acceptance, cost: RoundCost, deepest: int, *, every_step: bool = False) -> None:
+        """`every_step`: all up to the deepest are run, whoever stops, so that stopping spares none."""
+        self._acceptance, self._cost, self._deepest, self._every_step = acceptance, cost, deepest, every_step
         self.found = LookedUps()
         self._promise = 1.0  # how much faster the depths set last should make it
         self._price = self._row_price = 0.0  # tokens that a second, and a further row, must bring
@@ -72,9 +73,9 @@ class Worths:
         found = self.found.of([each.sequence_id for each in live])
         self._found_row_price = self._row_price
         if found.share:
-            all_s = plain.sequences / found.share  # were all looked up
+            if_all = plain.sequences / found.share  # were all looked up
             self._found_row_price *= max(
-                self._promised(plain, all_s * found.tokens, all_s * found.rows * self._row_s), 1.0
+                self._promised(plain, if_all * found.tokens, if_all * found.rows * self._row_s), 1.0
             )
         return found
 
@@ -148,8 +149,9 @@ class Worths:
     def patience(self, each: Live) -> Patience:
         """How long to draft for the sequence: the price of its further drafts is that of rows beyond the first ones."""
         _, _, _, step, draft = self._cost.drafting(each.kind.drafter).coefficients
+        step_price = 0.0 if self._every_step else self._price * step
         own_s = self._further_row_s + self._cost.slot(each.context) + draft
-        return self._acceptance.patience(each.sequence_id, each.kind, self._price * own_s, self._price * step)
+        return self._acceptance.patience(each.sequence_id, each.kind, self._price * own_s, step_price)
 
     def trying(self, like: Live, sequences: int, plain: Shape) -> float:
         """Undrafted rounds that a draft for each of so many sequences takes, whatever it brings."""

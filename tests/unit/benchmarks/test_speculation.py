@@ -43,6 +43,8 @@ def test_the_luckiest_of_depths_that_are_alike_does_not_pass_for_the_best() -> N
     assert luckiest < over_best(rates) == pytest.approx(1.0, abs=0.05)
     assert better == pytest.approx(1 / 1.5, rel=0.05)
     assert over_best({"off": [1.0], "1": [2.0]}) is None
+    lucky = {"off": [1.0, 1.0, 2.0, 2.0], "1": [2.0, 2.0, 1.0, 1.0], "auto": [2.0] * 4}  # each in one repeat's engines
+    assert over_best(lucky, turns=2) == 2.0
     assert over_best({"off": [1.0], "1": [2.0], "auto": [1.0]}) == 0.5
 
 

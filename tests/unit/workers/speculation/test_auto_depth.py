@@ -9,7 +9,7 @@ from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth, Outcome
 from outrider.workers.speculation.base_rounds import BURST, CALM
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import Ledger
-from outrider.workers.speculation.patience import ENDLESS
+from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.speculation.planning import Depths
 from outrider.workers.speculation.worths import Live
 
@@ -298,11 +298,12 @@ def test_what_was_paid_for_rounds_at_a_loss_that_never_ran_is_given_back() -> No
     """A newcomer sets depths anew after one round of four."""
     auto = AutoDepth()
     before = auto.account.ledger._credit
-    assert auto._pay_ahead(0.2)
+    assert auto._pay_ahead(0, 0.2)
     paid = before - auto.account.ledger._credit
 
-    auto._settle_ahead(1)
-    auto._settle_ahead(1)
+    auto._settle_ahead(1, 1)  # another lane's
+    auto._settle_ahead(0, 1)
+    auto._settle_ahead(0, 1)
 
     assert paid == pytest.approx(4 * 0.2)
     assert before - auto.account.ledger._credit == pytest.approx(0.2)
@@ -318,3 +319,35 @@ def test_drafts_that_do_not_pay_for_their_deciding_do_not_pay() -> None:
 
     assert cheap.worths.best_depths(live, plain).gain > 0.0
     assert dear.worths.best_depths(live, plain).gain < 0.0
+
+
+def test_what_lookup_finds_makes_no_time_dearer_for_models() -> None:
+    """Not the drafts' patience either; of looked-up rows themselves fewer are worth it."""
+    auto, live, plain = taught(), [Live(0, DRAWN, 100)], round_of(1, 0)[0]
+    auto.worths.found.meet(0)
+
+    def asked() -> tuple[Depths, Patience, int]:
+        found = auto.worths.price_of(live, plain)
+        depths = auto.worths.best_depths(live, plain)
+        kept, _ = auto.worths.looked_up([0.8] * 16)
+        return depths, auto.worths.patience(live[0]), kept if found.share else 16
+
+    before = asked()
+    for _ in range(20):
+        auto.worths.found.add(0, 8, 7.5)
+    depths, patience, kept = asked()
+
+    assert (depths, patience) == before[:2]
+    assert 0 < kept < 16
+
+
+def test_a_newcomer_that_lookup_should_carry_is_not_drafted_for() -> None:
+    auto = taught()
+    for number in range(400):
+        auto.worths.found.meet(number)
+        for _ in range(3):
+            auto.worths.found.add(number, 8, 7.0)
+    auto.worths.found.meet(1000)
+    auto.meet(Live(1000, DRAWN, 100))
+
+    assert auto.depth(1000) == 0

@@ -398,3 +398,41 @@ def test_a_sequence_that_comes_is_held_to_the_floor_of_those_that_come_with_it()
 
     assert alone
     assert not policy.follows(sequence(sequence_id=2))
+
+
+def test_rounds_between_two_looks_go_into_the_ledger_of_those_that_lived_then() -> None:
+    """A hot text beside a greedy one ends in the round that is looked at."""
+    policy, booked = taught(), []
+    account = policy._auto.account
+    account.count = lambda *told: booked.append(account._turned_to)  # type: ignore[method-assign]
+    hot = sequence(sequence_id=9)
+    hot.request = dataclasses.replace(hot.request, params=dataclasses.replace(hot.request.params, temperature=2.0))
+    policy.depth(hot)
+    policy._hearing.turn()
+    policy.observe(*seen(0, 3, 3), 0.014, 0.001)
+    booked.clear()
+    lane = policy._hearing._lanes[0]
+    heat = lane.heat
+    lane.pass_over(*seen(0, 3, 3), 0.014)
+    policy.forget(9)
+    policy.observe(*seen(0, 3, 3, finish=STOPPED), 0.014, 0.001)
+
+    assert heat == 2
+    assert [told for _, told in booked] == [2]
+
+
+def in_lane(lane: int) -> tuple[Round, Verdict]:
+    round, verdict = seen(lane, 3, 3)
+    return dataclasses.replace(round, lane=lane), verdict
+
+
+def test_of_many_lanes_each_is_planned_at_every_look() -> None:
+    policy = DepthPolicy("auto")
+    for lane in range(9):
+        policy.depth(sequence(sequence_id=lane))
+    for number in range(200):
+        policy.observe(*in_lane(number % 9), 0.014, 0.001, {number % 9: Drafts([5], [3.0])})
+    lanes = policy._hearing._lanes
+
+    assert len(lanes) == 9
+    assert max(lane.heard for lane in lanes.values()) <= 8

@@ -33,3 +33,12 @@ def test_sizes_of_batch_are_apart_and_an_unknown_one_takes_the_nearest() -> None
 
     assert gain.of(2) == gain.of(1) > gain.of(16) == gain.of(64)
     assert [size_class(batch) for batch in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
+
+
+def test_rounds_that_are_told_together_count_as_one_by_one() -> None:
+    one, together = Gain(), Gain()
+    for _ in range(12):
+        one.observe(4, 10.0, 1.5)
+    together.observe(4, 120.0, 18.0, 12)
+
+    assert together.of(4) == pytest.approx(one.of(4))

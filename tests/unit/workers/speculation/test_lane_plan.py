@@ -80,3 +80,15 @@ def test_the_time_of_a_round_is_told_with_its_drafts_beside_one_without() -> Non
     assert lane.time_of(ran()[0], 0.015) == (pytest.approx(0.018), UNDRAFTED_S)
     assert lane.time_of(ran(chunk=8)[0], 0.015) == (0.0, 0.0)
     assert LanePlan().time_of(ran()[0], 0.015) == (0.0, 0.0)
+
+
+def test_rounds_that_are_passed_over_are_summed_and_a_disturbed_one_counts_for_no_more_than_it_may() -> None:
+    lane = plan(2)
+    lane.most = 3.0
+    lane.pass_over(*ran(2, tokens=3), 0.020)
+    lane.pass_over(*ran(2, tokens=1), 0.900)
+
+    passed = lane.take_passed()
+
+    assert (passed.rounds, passed.worth, passed.took) == (2, pytest.approx(4.0), pytest.approx(5.0))
+    assert lane.take_passed().rounds == 0

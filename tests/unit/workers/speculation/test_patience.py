@@ -23,24 +23,28 @@ def test_a_draft_is_as_likely_to_stand_as_it_is_judged_to_be_later() -> None:
     assert np.cumprod(chances) == pytest.approx(acceptance.judged_alone(Made(7, DRAWN, LEADS)))
 
 
+def made_alone(patience: Patience, leads: list[float]) -> int:
+    return made_together([patience], [leads])[0]
+
+
 def plain(each: float, step: float = 0.0) -> Patience:
     """Of a draft's lead alone; another stands half the time."""
     return Patience(0.0, 1.0, 0.0, 0.0, 0.5, each, step)
 
 
 def test_it_goes_on_for_as_long_as_another_draft_should_bring_what_it_costs() -> None:
-    assert plain(0.01).made([5.0, 5.0, 5.0]) == 3
-    assert plain(0.45).made([5.0, 0.0, 5.0]) == 2
-    assert plain(0.45).made([0.0, 5.0]) == 1
-    assert plain(0.25, step=0.2).made([5.0, 0.0, 5.0]) == 2
-    assert ENDLESS.made([0.0] * 9) == 9
+    assert made_alone(plain(0.01), [5.0, 5.0, 5.0]) == 3
+    assert made_alone(plain(0.45), [5.0, 0.0, 5.0]) == 2
+    assert made_alone(plain(0.45), [0.0, 5.0]) == 1
+    assert made_alone(plain(0.25, step=0.2), [5.0, 0.0, 5.0]) == 2
+    assert made_alone(ENDLESS, [0.0] * 9) == 9
 
 
 def test_the_dearer_a_row_the_sooner_it_ends() -> None:
     acceptance = Acceptance(8)
     leads = [2.0] * 8
 
-    made = [acceptance.patience(1, DRAWN, price, 0.0).made(leads) for price in (0.01, 0.2, 0.4, 0.8)]
+    made = [made_alone(acceptance.patience(1, DRAWN, price, 0.0), leads) for price in (0.01, 0.2, 0.4, 0.8)]
 
     assert made == sorted(made, reverse=True)
     assert made[0] == 8
