@@ -9,11 +9,12 @@ import math
 
 SHARE = 0.015  # of the undrafted time that may be lost
 CAP = 24.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
-_FIRST, _FEWER, _LEAST = 24.0, 4.5, 6.0  # of these at first; for each size class; for any: many sequences tell sooner
+# Of these at first, by one sequence and by any number: twice as many tell as much in half the time
+_FIRST, _LEAST = 24.0, 1.5
 # To be earned by one sequence before speculation is tried again, and by any number: with less nothing is learned of it
 _RESUME, _LEAST_RESUMED = 4.0, 1.0
 _MEASURING = 0.005  # of the time, what may knowingly be lost to measuring
-_MOST_CREDIT = 4.0  # undrafted rounds, and at first
+_MOST_CREDIT, _FIRST_CREDIT = 4.0, 1.0  # undrafted rounds; at first, by any number; by one as much as at most
 
 
 class Ledger:
@@ -22,9 +23,9 @@ class Ledger:
     def __init__(self, size: int = 0, share: float = SHARE, cap: float = CAP) -> None:
         """`size`: the class of the numbers of sequences, see gain.size_class."""
         self._share, self._cap = share, cap
-        self.level = min(max(_FIRST - _FEWER * size, _LEAST), cap)
+        self.level = min(max(_FIRST * 2.0**-size, _LEAST), cap)
         self._resume = max(_RESUME * 2.0 ** (-size / 2.0), _LEAST_RESUMED)
-        self._credit = _MOST_CREDIT
+        self._credit = max(_MOST_CREDIT * 2.0 ** (-size / 2.0), _FIRST_CREDIT)
         self.stopped = False
 
     def earn(self, worth: float) -> None:
