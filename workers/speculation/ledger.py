@@ -23,9 +23,9 @@ class Ledger:
     def __init__(self, size: int = 0, share: float = SHARE, cap: float = CAP) -> None:
         """`size`: the class of the numbers of sequences, see gain.size_class."""
         self._share, self._cap = share, cap
-        self.level = min(max(_FIRST * 2.0**-size, _LEAST), cap)
-        self._resume = max(_RESUME * 2.0 ** (-size / 2.0), _LEAST_RESUMED)
-        self._credit = max(_MOST_CREDIT * 2.0 ** (-size / 2.0), _FIRST_CREDIT)
+        self.level = min(max(_FIRST * math.exp2(-size), _LEAST), cap)
+        self._resume = max(_RESUME * math.exp2(-size / 2), _LEAST_RESUMED)
+        self._credit = max(_MOST_CREDIT * math.exp2(-size / 2), _FIRST_CREDIT)
         self.stopped = False
 
     def earn(self, worth: float) -> None:
