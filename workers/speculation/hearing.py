@@ -83,14 +83,12 @@ class Hearing:
         verdict: Verdict,
         round_s: float,
         draft_s: float,
-        drafts: Mapping[int, Drafts] | None = None,
-        decided_s: float = 0.0,
+        drafts: Mapping[int, Drafts] | None,
+        decided_s: float,
     ) -> None:
-        """Learns from a round: `round_s` from its scheduling until its tokens are out, `draft_s` from then on.
+        """As DepthPolicy.observe.
 
-        `drafts`: those made in that time; None: as many as the round asks for. `decided_s`: of `round_s`, by this
-        policy on the round before. Where speculation pays and nothing changes a few rounds are learned from together:
-        that slows what is measured.
+        Where speculation pays and nothing changes a few rounds are learned from together: that slows what is measured.
         """
         lane = self._lanes.get(round.lane) or self._lanes.setdefault(round.lane, LanePlan())
         self._lane, lane.draft_s = round.lane, draft_s

@@ -436,3 +436,20 @@ def test_of_many_lanes_each_is_planned_at_every_look() -> None:
 
     assert len(lanes) == 9
     assert max(lane.heard for lane in lanes.values()) <= 8
+
+
+def test_a_sequence_that_comes_makes_no_look_unless_it_changes_whose_ledger_it_is() -> None:
+    policy = taught()
+    policy.observe(*seen(0, 0, 0), 0.010, 0.001)
+    hearing = policy._hearing
+    hearing._lanes[0].holds = 8
+    policy.observe(*seen(0, 3, 3), 0.014, 0.001)
+    heard = len(hearing._heard)
+    hot = sequence(sequence_id=9)
+    hot.request = dataclasses.replace(hot.request, params=dataclasses.replace(hot.request.params, temperature=2.0))
+
+    policy.depth(sequence(sequence_id=8))
+    assert len(hearing._heard) == heard > 0
+
+    policy.depth(hot)
+    assert not hearing._heard

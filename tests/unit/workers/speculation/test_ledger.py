@@ -85,3 +85,8 @@ def test_over_any_stretch_the_loss_is_bounded(seed: int) -> None:
         peak = max(peak, balance + earned)
 
         assert peak - (balance + earned) <= CAP + WORST
+
+
+def test_the_more_sequences_there_are_the_less_is_risked_at_first() -> None:
+    assert [Ledger(size).level for size in range(6)] == pytest.approx([24.0, 12.0, 6.0, 3.0, 1.5, 1.5])
+    assert [Ledger(size).affords_to_measure(1.5) for size in (0, 2, 4)] == [True, True, False]
