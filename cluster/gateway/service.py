@@ -24,7 +24,7 @@ from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.gateway.resumption import check_resume, to_say_again
 from outrider.cluster.gateway.router import ReplicaId
 from outrider.cluster.gateway.stream import RequestStream
-from outrider.cluster.generation import Accepted, GenerateCall
+from outrider.cluster.generation import Accepted, Event, GenerateCall
 from outrider.cluster.metrics import GatewayMetrics
 from outrider.proto import inference_pb2, inference_pb2_grpc
 from outrider.workers import logs
@@ -36,6 +36,7 @@ from outrider.workers.tracing import Tracing
 log = logging.getLogger("outrider.gateway.service")
 
 METHOD = f"{INFERENCE}/Generate"
+DEADLINE_SLACK_S = 0.05  # the client's clock ran first: at its deadline it cancels, and ours may not have come yet
 MOST_MOVES = 3  # in a row without a token: a request that breaks every replica it meets must not meet them all
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
@@ -95,7 +96,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             await _refuse(context, error, record)
         except asyncio.CancelledError:
             left = context.time_remaining()  # None without a deadline
-            record.status = "deadline_exceeded" if left is not None and left <= 0 else "cancelled"
+            record.status = "deadline_exceeded" if left is not None and left <= DEADLINE_SLACK_S else "cancelled"
             raise
         finally:
             record.end(self._metrics, self.model_name)
@@ -157,13 +158,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return self._fleet.choose(len(token_ids), prefix, fingerprint)
 
     async def _relay(self, stream: RequestStream, accepted: Accepted, ticket: Ticket, context: GenerateContext) -> None:
-        await context.write(wire.event_to_wire(accepted))
+        await _write(context, accepted)
         while not stream.finished:
             events = await stream.next_events()
             if stream.first_token_at is not None:
                 ticket.started()
             for event in events:
-                await context.write(wire.event_to_wire(event))
+                await _write(context, event)
             if stream.lost:
                 await self._move(stream)
 
@@ -183,6 +184,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     _log_move(stream, origin)
             except UnavailableError as error:
                 stream.fail(f"{await stream.why_lost()}; {error}")
+
+
+async def _write(context: GenerateContext, event: Event) -> None:
+    """Raises CancelledError where the call is over: gRPC may tell its writer before it cancels it."""
+    try:
+        await context.write(wire.event_to_wire(event))
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error
 
 
 def _log_move(stream: RequestStream, origin: ReplicaId) -> None:

@@ -66,6 +66,45 @@ def test_a_deadline_ends_the_call_and_frees_its_sequence(model: Path, paused: bo
     asyncio.run(scenario())
 
 
+class _OverContext:
+    """Of a call that is over, as gRPC may show it to a writer before it cancels the handler."""
+
+    def __init__(self, left_s: float | None) -> None:
+        self._left_s = left_s
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def time_remaining(self) -> float | None:
+        return self._left_s
+
+    async def send_initial_metadata(self, metadata: object) -> None:
+        pass
+
+    async def write(self, message: pb.GenerateResponse) -> None:
+        raise grpc.aio.InternalError("the batch failed")
+
+
+@pytest.mark.parametrize(
+    ("left_s", "status"),
+    [(-0.1, "deadline_exceeded"), (0.01, "deadline_exceeded"), (9.0, "cancelled"), (None, "cancelled")],
+)
+def test_a_write_that_fails_since_the_call_is_over_ends_it_as_its_cancellation_would(
+    model: Path, left_s: float | None, status: str
+) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=100_000)) as cluster:
+            with pytest.raises(asyncio.CancelledError):
+                await cluster.gateway._inference.Generate(tokens(5), _OverContext(left_s))
+
+            await eventually(lambda: not cluster.engine.live)
+            assert cluster.gateway.live_requests == 0
+            count = cluster.gateway.metrics.registry.get_sample_value
+            assert count("outrider_gateway_requests_total", {"status": status}) == 1
+
+    asyncio.run(scenario())
+
+
 def test_a_replica_that_ends_gives_one_error_event_with_the_controllers_reason(model: Path) -> None:
     async def scenario() -> None:
         async with running(model, FakeEngine(max_model_len=100_000)) as cluster:
