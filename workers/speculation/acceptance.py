@@ -233,20 +233,22 @@ class Acceptance:
             fleet, history = self._fleet(made.kind), self._known[made.kind.drafter][sequence_id].foreseeing
             history.observe(fleet.expects(made.leads[:1]), 1, fleet.expected[1])
 
-    def observe(self, outcomes: Iterable[tuple[Made, int, int]]) -> None:
-        """Learns from what became of drafts (as taken, judged, accepted).
+    def observe(self, outcomes: Iterable[tuple[Made, int, int, bool]]) -> None:
+        """Learns from what became of drafts (as taken, judged, accepted, usual).
 
-        `judged` counts the accepted ones and the first rejected; what was made beyond was never judged.
+        `judged` counts the accepted ones and the first rejected; what was made beyond was never judged. `usual`: what
+        became of them says something of other sequences too, as it does not where the drafter missed a part of theirs.
         """
-        for made, judged, accepted in outcomes:
+        for made, judged, accepted, usual in outcomes:
             if judged:
-                self._learn(made, made.leads[:judged], accepted)
+                self._learn(made, made.leads[:judged], accepted, usual=usual)
 
-    def _learn(self, made: Made, leads: Sequence[float], accepted: int) -> None:
+    def _learn(self, made: Made, leads: Sequence[float], accepted: int, *, usual: bool) -> None:
         fleet, histories = self._fleet(made.kind), self._known[made.kind.drafter][made.sequence_id]
         judging, foreseeing = histories.judging, histories.foreseeing
         expected = fleet.expects(leads)
-        fleet.learn(_Lesson(leads, accepted, judging.offset, foreseeing.offset))
+        if usual:
+            fleet.learn(_Lesson(leads, accepted, judging.offset, foreseeing.offset))
         judging.observe(accepted, len(leads), expected)
         foreseeing.observe(accepted, len(leads), fleet.expected[len(leads)])
 

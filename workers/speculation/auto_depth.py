@@ -24,12 +24,12 @@ from outrider.workers.speculation.undisturbed import Undisturbed
 from outrider.workers.speculation.worths import Live, Worths
 
 DEEPEST = 8
-_MOST_WATCHED = 4  # sequences of a round whose drafts are looked at for signs of a fault
-_MOST_TAUGHT = 16  # sequences of a round whose acceptance is learned from, in turn
+_CAUTION = 0.02  # of a round's tokens, what drafts must bring above their price to begin with them; to go on, nothing
+_MOST_TAUGHT = 2  # sequences of a round whose acceptance is learned from, in turn
 _MOST_IN_VAIN = 8  # rounds in a row for which drafts are made and none is verified
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
 _PAID_AHEAD = 0.4  # undrafted rounds that are paid at once where drafts do not pay, for as many rounds as that lasts
-_LEAST_AT_A_LOSS, _MOST_AT_A_LOSS = 4, 8  # of these
+_LEAST_AT_A_LOSS, _MOST_AT_A_LOSS = 8, 16  # of these
 _HELD_IDLE = 4  # rounds that depths hold for where no drafts are made
 _MOST_ASLEEP = 16  # rounds that speculation has no part in, and that are not looked at
 
@@ -168,7 +168,8 @@ class AutoDepth:
             self._sleep(self.worths.trying(live[0], 1, plain))
             return 1
         worth = self.worths.best_depths(live, plain, found)
-        pays, loss = worth.gain > 0.0, -worth.gain / plain.sequences  # a round
+        caution = 0.0 if self._pays is self.account.ledger else _CAUTION * (plain.sequences + worth.brings)
+        pays, loss = worth.gain > caution, (caution - worth.gain) / plain.sequences  # a round
         self._pays = self.account.ledger if pays else None
         might = worth.gain + sum(worth.depths) > worth.brings  # pay, if all drafts stood
         open_to_it = might and found.share < 0.5 * len(live)  # else models would hardly have a round
@@ -178,7 +179,7 @@ class AutoDepth:
             if pays and depth:
                 hope.worth()
             if drafts and depth:
-                self._depths[each.sequence_id] = self._deepest if pays and not self._every_step else depth
+                self._depths[each.sequence_id] = depth if self._every_step else self._deepest
                 self._patience[each.sequence_id] = self.worths.patience(each)
                 if not pays:  # then it is to be seen at least whether the first stands
                     self._trying.add(each.sequence_id)
@@ -340,19 +341,25 @@ class AutoDepth:
         """The same from a round whose time is not comparable: it held prompt chunks."""
         if made is None:
             made = self.take([each.sequence_id for each in outcomes])
-        for each in outcomes[:_MOST_WATCHED]:
-            own = made.get(each.sequence_id)
-            if own is not None and each.judged:
-                self.warnings += self.alarms.judged(own, each.judged, each.accepted, gap=each.gap)
+        judged = [each for each in outcomes if each.judged and each.sequence_id in made]
+        if not judged:
+            return
+        for each in judged:
             hope = self._hopes.get(each.sequence_id)
-            if each.accepted and own is not None and hope is not None and hope.idle:
+            if each.accepted and hope is not None and hope.idle:
                 hope.stood()
                 self.account.ledger.refund(each.accepted / len(outcomes))
-        stride = max(-(-len(outcomes) // _MOST_TAUGHT), 1)
         self._turn += 1
-        taught = outcomes[self._turn % stride :: stride]
+        watched = judged[self._turn % len(judged)]
+        self.warnings += self.alarms.judged(
+            made[watched.sequence_id], watched.judged, watched.accepted, gap=watched.gap
+        )
+        stride = -(-len(judged) // _MOST_TAUGHT)
         self.acceptance.observe(
-            [(made[each.sequence_id], each.judged, each.accepted) for each in taught if each.sequence_id in made]
+            [
+                (made[each.sequence_id], each.judged, each.accepted, not each.gap)
+                for each in judged[self._turn % stride :: stride]
+            ]
         )
 
     def forget(self, sequence_id: int) -> None:

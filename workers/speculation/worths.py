@@ -4,7 +4,8 @@ The price is what the live sequences' own best drafts promise to make of a secon
 least that. Knows the models of acceptance and of time, and none of who is tried, measured or stopped. Pure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
@@ -28,8 +29,6 @@ from outrider.workers.speculation.planning import (
     worth_of_rows,
 )
 
-_CAUTION = 1.02  # what a second must bring with drafts over what it brings without
-_PRICE_STEPS = 2
 _FEW = 32  # drafts, up to which lists are faster than arrays
 
 
@@ -93,7 +92,7 @@ class Worths:
 
     def _price_at(self, base: Shape) -> float:
         plain_s = self._cost.plain(base.sequences, base.context)
-        return _CAUTION * self._promise * base.sequences / plain_s
+        return self._promise * base.sequences / plain_s
 
     def looked_up(self, chances: Sequence[float]) -> tuple[int, float]:
         """How many looked-up drafts are worth their rows, and what they bring above a row's price elsewhere, in tokens.
@@ -118,33 +117,31 @@ class Worths:
         """At the price that they promise themselves, which is set then: time that brings more elsewhere is worth more.
 
         `found`: what `price_of` gave for these, just now. What is best at one price promises a higher one, until both
-        agree (Dinkelbach's method); two steps are enough.
+        agree (Dinkelbach's method); one step is enough.
         """
+        depths_at = self._depths_at(live, plain)
         following, token, *_ = self._cost.drafting(live[0].kind.drafter).coefficients
         always_s = self._cost.readiness + self._cost.deciding + following + token * len(live)
-        for _ in range(_PRICE_STEPS):
-            depths = self._depths(live, plain)
-            takes_s = (depths.brings - depths.gain) / self._price + always_s + token * depths.brings
-            promise = self._promised(plain, depths.brings, takes_s)
-            if promise <= self._promise:
-                break
+        depths = depths_at(self._price)
+        takes_s = (depths.brings - depths.gain) / self._price + always_s + token * depths.brings
+        promise = self._promised(plain, depths.brings, takes_s)
+        if promise > self._promise:
             self._set_price(plain, promise)
-        else:
-            depths = self._depths(live, plain)
+            depths = depths_at(self._price)
         left = 1.0 - found.share / len(live)  # of the rounds, to models
         upkeep_s = always_s + token * (found.tokens + left * depths.brings)
         return depths._replace(gain=left * depths.gain - self._price * upkeep_s)
 
-    def _depths(self, live: Sequence[Live], plain: Shape) -> Depths:
+    def _depths_at(self, live: Sequence[Live], plain: Shape) -> Callable[[float], Depths]:
+        """The depths that are best at a price."""
         drafting = DraftSeconds(*self._cost.drafting(live[0].kind.drafter).coefficients[2:])
         more_rows = self._cost.more_rows(plain.rows, len(live) * self._deepest)
         if len(live) == 1:
-            survivals = self._acceptance.foreseen_alone(live[0].sequence_id, live[0].kind)
-            slot_s = self._cost.slot(live[0].context)
-            return depth_worth_alone(survivals, slot_s, more_rows.tolist(), drafting, self._price)
+            alone = self._acceptance.foreseen_alone(live[0].sequence_id, live[0].kind)
+            return partial(depth_worth_alone, alone, self._cost.slot(live[0].context), more_rows.tolist(), drafting)
         slots_s = np.array([self._cost.slot(each.context) for each in live])
         foreseen = self._acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
-        return depths_worth(foreseen, slots_s, more_rows, drafting, self._price)
+        return partial(depths_worth, foreseen, slots_s, more_rows, drafting)
 
     def patience(self, each: Live) -> Patience:
         """How long to draft for the sequence: the price of its further drafts is that of rows beyond the first ones."""

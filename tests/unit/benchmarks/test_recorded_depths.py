@@ -50,7 +50,7 @@ def test_what_is_believed_of_drafts_is_what_becomes_of_them() -> None:
             chances = survivals[:judged] / np.concatenate([[1.0], survivals[: judged - 1]])
             believed += chances.tolist()
             came += [n < accepted for n in range(judged)]
-            acceptance.observe([(acceptance.take([number])[number], judged, accepted)])
+            acceptance.observe([(acceptance.take([number])[number], judged, accepted, True)])
             place += accepted + 1
         acceptance.forget(number)
 

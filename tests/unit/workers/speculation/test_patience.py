@@ -15,7 +15,7 @@ def test_a_draft_is_as_likely_to_stand_as_it_is_judged_to_be_later() -> None:
     acceptance = Acceptance(4)
     for _ in range(30):
         acceptance.judged([Made(7, DRAWN, [0.5, 0.5])])
-        acceptance.observe([(acceptance.take([7])[7], 1, 0)])
+        acceptance.observe([(acceptance.take([7])[7], 1, 0, True)])
     patience = acceptance.patience(7, DRAWN, 0.2, 0.1)
 
     chances = [patience.chance(lead, first=number == 0) for number, lead in enumerate(LEADS)]
@@ -56,7 +56,7 @@ def test_one_whose_drafts_hardly_stood_of_late_is_given_up_sooner() -> None:
     for sequence_id, accepted in ((1, 0), (2, 4)):
         for _ in range(8):
             made = Made(sequence_id, DRAWN, [1.0] * 4)
-            acceptance.observe([(made, min(accepted + 1, 4), accepted)])
+            acceptance.observe([(made, min(accepted + 1, 4), accepted, True)])
     doubted, trusted = (acceptance.patience(each, DRAWN, 0.1, 0.0) for each in (1, 2))
 
     assert doubted.further < trusted.further
