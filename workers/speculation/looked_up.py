@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 _MEMORY = 6.0  # rounds: what is copied has ends
 _FLEET_WEIGHT, _FLEET_MEMORY = 4.0, 200.0  # rounds: a new sequence's usual ones; all sequences'
-_CARRIED = 0.5  # of its rounds have looked-up drafts: a sequence that lookup carries
+_CARRIED, _MUCH = 0.5, 2.0  # of its rounds have looked-up drafts; so many should stand in each: lookup carries it
 _FAINT = 0.01  # of its rounds: as good as none
-_COMMON = 0.2  # of all rounds have: often enough for all to be looked up for in every round
+_COMMON = 0.5  # of the drafts of all rounds: enough for all to be looked up for in every round
 
 
 class LookedUp(NamedTuple):
@@ -16,6 +16,11 @@ class LookedUp(NamedTuple):
     share: float = 0.0  # how often drafts are looked up
     rows: float = 0.0  # drafts
     tokens: float = 0.0  # of these that should stand
+
+    @property
+    def carries(self) -> bool:
+        """Of one sequence: whether models have little to add."""
+        return self.share >= _CARRIED and self.tokens >= _MUCH
 
 
 NOTHING = LookedUp()
@@ -50,7 +55,7 @@ class LookedUps:
         now = _towards(own, new, 1.0 / weight)
         self._own[sequence_id] = weight, now
         self._fleet = _towards(self._fleet, new, 1.0 / _FLEET_MEMORY)
-        return (own.share >= _CARRIED) != (now.share >= _CARRIED)
+        return own.carries != now.carries
 
     def _hear(self) -> None:
         """Takes the silent rounds into the fleet's mean."""
@@ -68,13 +73,13 @@ class LookedUps:
 
     @property
     def common(self) -> bool:
-        """Whether drafts are looked up often, of all sequences."""
+        """Whether looked-up drafts bring much, of all sequences."""
         self._hear()
-        return self._fleet.share >= _COMMON
+        return self._fleet.tokens >= _COMMON
 
     def carries(self, sequence_id: int) -> bool:
-        """Whether the sequence's drafts mostly are looked up."""
-        return self._of(sequence_id).share >= _CARRIED
+        """Whether what is looked up for the sequence leaves models little to add."""
+        return self._of(sequence_id).carries
 
     def _of(self, sequence_id: int) -> LookedUp:
         return self._own[sequence_id][1] if sequence_id in self._own else NOTHING

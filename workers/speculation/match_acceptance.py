@@ -16,7 +16,7 @@ _DRAWN = 0.85  # of these, where text is drawn
 _KINDS = [bisect_right(_FROM, length) - 1 for length in range(LONGEST + MAX_DRAFT_TOKENS + 1)]  # by length of match
 _CEILING, _FLOOR = 0.99, 0.01
 _MEMORY, _PRIOR_WEIGHT = 300.0, 6.0  # drafts
-_OWN_MEMORY, _OWN_WEIGHT = 40.0, 6.0
+_OWN_MEMORY, _OWN_WEIGHT = 40.0, 12.0
 
 
 class MatchAcceptance:

@@ -24,6 +24,17 @@ def test_a_sequence_whose_drafts_are_looked_up_is_carried_until_a_few_rounds_go_
     assert not found.carries(1)
 
 
+def test_what_copies_bring_in_short_pieces_models_can_add_to() -> None:
+    found = LookedUps()
+    found.meet(1)
+    for _ in range(300):
+        found.add(1, 2, 1.3)
+
+    assert found.of([1]).share == pytest.approx(1.0, abs=0.01)
+    assert not found.carries(1)
+    assert found.common
+
+
 def test_it_is_told_when_lookup_begins_and_ceases_to_carry_a_sequence() -> None:
     found = LookedUps()
     found.meet(1)
