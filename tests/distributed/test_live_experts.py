@@ -60,7 +60,7 @@ def _assert_moved_and_same(wanted: list[list[int]], settings: dict[str, Any]) ->
     assert sorted(figures.imbalance) == list(range(1, 13)), "scout's layers with experts, its MTP module's the last"
 
 
-@pytest.mark.parametrize("redundant", [0, 4])
+@pytest.mark.parametrize("redundant", [pytest.param(0, marks=pytest.mark.full), 4])
 def test_experts_that_move_during_generation_change_no_token(alone: list[list[int]], redundant: int) -> None:
     _assert_moved_and_same(alone, {**TP2, "num_redundant_experts": redundant})
 

@@ -116,7 +116,8 @@ def assert_controller_is_closed_to_strangers(run: Outrider) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_request_outlives_a_killed_rank_which_is_named_soon(ray_address: str, name: str, rank: int) -> None:
     run = Outrider("serve", *TWO_STAGES, "--ray-address", ray_address, "--name", name)
     with Client(run.wait_until_ready()) as client:

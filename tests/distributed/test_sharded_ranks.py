@@ -20,8 +20,9 @@ def split(pipeline: int = 1, data: int = 1, tensor: int = 1, experts: int = 1) -
     return {f"{name}_parallel_size": size for name, size in sizes.items()}
 
 
-ALWAYS = {"TP2": split(tensor=2), "TP2+EP2": split(tensor=2, experts=2)}
+ALWAYS = {"TP2+EP2": split(tensor=2, experts=2)}
 FULL = {
+    "TP2": split(tensor=2),
     "TP4": split(tensor=4),
     "TP4+EP4": split(tensor=4, experts=4),
     "DP2": split(data=2),

@@ -122,7 +122,10 @@ def test_the_text_is_the_same_at_every_depth_on_one_and_two_stages(
                 assert _texts(llm, sampling, together=together, tokens=48, **own) == expected, (llm, own)
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize(
+    "drafter",
+    [pytest.param(name, marks=[] if name in ("auto", "draft_model") else pytest.mark.full) for name in DRAFTERS],
+)
 def test_preemption_changes_nothing_but_the_order_of_work(few_layers: Path, drafter: str) -> None:
     texts = []
     for cache, chunk in ((CACHE, 2048), (8 << 20, 24)):

@@ -215,8 +215,14 @@ def test_every_rows_bits_survive_chunks_companions_drafts_hits_and_preemption(
             assert all(torch.equal(seen, alone.experts[place][0]) for seen in crowded.experts[place]), place
 
 
-@pytest.mark.parametrize("kernels", ["torch", "compiled"])
-@pytest.mark.parametrize("modules", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("modules", "kernels"),
+    [
+        (3, "torch"),
+        *[(modules, "compiled") for modules in (1, 2, 3)],
+        *[pytest.param(modules, "torch", marks=pytest.mark.full) for modules in (1, 2)],
+    ],
+)
 def test_every_draft_survives_chunks_companions_hits_and_preemption(modules: int, kernels: str, tmp_path: Path) -> None:
     """A draft is made of the text before it alone: so every module's cache was what it would have been."""
     changes = {"vocab_size": 128, "num_nextn_predict_layers": modules, "num_hidden_layers": 2}

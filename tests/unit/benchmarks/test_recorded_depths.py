@@ -1,5 +1,7 @@
 """Depths by the price of time over what scout's texts drafted and what its rounds took (benchmarks/recordings)."""
 
+import itertools
+
 import numpy as np
 import pytest
 from recorders import ROUND_COLUMNS
@@ -9,6 +11,8 @@ from simulation import Auto, Moody, Static
 from outrider.workers.speculation.acceptance import Acceptance, Made
 from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.known_times import Shape
+
+MOODY = (("code, T=0.8", 1), ("adversarial, T=2", 1))  # in `make test`: where drafts pay, and where they do not
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16])
@@ -23,9 +27,12 @@ def test_auto_keeps_up_with_the_best_static_depth(kind: str, batch: int) -> None
 
 
 @pytest.mark.parametrize(
-    "batch", [1, pytest.param(4, marks=pytest.mark.full), pytest.param(16, marks=pytest.mark.full)]
+    ("kind", "batch"),
+    [
+        pytest.param(kind, batch, marks=[] if (kind, batch) in MOODY else pytest.mark.full)
+        for kind, batch in itertools.product(KINDS, (1, 4, 16))
+    ],
 )
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_machines_moods_neither_stop_drafts_that_pay_nor_make_others_seem_to(kind: str, batch: int) -> None:
     """From the first round on: what is lost until something is known counts."""
     static = [whole_speed(Static(depth), machine(), kind, batch) for depth in range(6)]

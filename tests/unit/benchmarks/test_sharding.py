@@ -3,7 +3,7 @@
 import pytest
 import sharding
 
-ALWAYS = ("TP2+EP2", "PP2xDP2+EP2")
+ALWAYS = ("PP2xDP2+EP2",)
 
 
 def _assert_as_planned(name: str) -> None:
