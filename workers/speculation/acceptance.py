@@ -177,9 +177,7 @@ class Acceptance:
         there = np.arange(max(lengths, default=0)) < np.array(lengths)[:, None]  # [sequences, most drafts]
         scores = np.full(there.shape, -np.inf)
         scores[there] = np.maximum(fixed + slope * capped + bend * np.log1p(capped), -HOPELESS)
-        known = self._known
-        offsets = np.array([known[each.kind.drafter][each.sequence_id].judging.offset for each in made])
-        scores += (weights[:, 4] * offsets)[:, None]
+        scores += (weights[:, 4] * self._offsets(made, several=several))[:, None]
         scores[:, :1] += weights[:, 3:4]
         survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + np.exp(-scores), axis=1)
         self._pending.update(zip([each.sequence_id for each in made], made, strict=True))
@@ -189,6 +187,13 @@ class Acceptance:
                     survivals[place, : len(each.leads)] = np.multiply.accumulate(each.leads)
                     del self._pending[each.sequence_id]
         return survivals
+
+    def _offsets(self, made: Sequence[Made], *, several: bool) -> Floats:
+        """Of the sequences' own histories with who drafted, [sequences]. `several`: kinds."""
+        if several:
+            return np.array([self._known[each.kind.drafter][each.sequence_id].judging.offset for each in made])
+        known = self._known[made[0].kind.drafter]
+        return np.array([known[each.sequence_id].judging.offset for each in made])
 
     def judged_alone(self, made: Made) -> list[float]:
         """`judged` of one sequence, which has drafts: the same in a tenth of the time."""

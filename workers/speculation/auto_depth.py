@@ -6,7 +6,7 @@ pay: all of it follows from the price. Pure: reads no clock, and the text never 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.acceptance import Acceptance, Made
@@ -29,9 +29,11 @@ _MOST_TAUGHT = 2  # sequences of a round whose acceptance is learned from, in tu
 _MOST_IN_VAIN = 8  # rounds in a row for which drafts are made and none is verified
 _TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
 _PAID_AHEAD = 0.4  # undrafted rounds that are paid at once where drafts do not pay, for as many rounds as that lasts
-_LEAST_AT_A_LOSS, _MOST_AT_A_LOSS = 8, 16  # of these
+_LEAST_AT_A_LOSS, _MOST_AT_A_LOSS = 4, 16  # of these
 _HELD_IDLE = 4  # rounds that depths hold for where no drafts are made
 _MOST_ASLEEP = 16  # rounds that speculation has no part in, and that are not looked at
+
+_Item = TypeVar("_Item")
 
 
 class Outcome(NamedTuple):
@@ -179,7 +181,7 @@ class AutoDepth:
             if pays and depth:
                 hope.worth()
             if drafts and depth:
-                self._depths[each.sequence_id] = depth if self._every_step else self._deepest
+                self._depths[each.sequence_id] = self._deepest if pays and not self._every_step else depth
                 self._patience[each.sequence_id] = self.worths.patience(each)
                 if not pays:  # then it is to be seen at least whether the first stands
                     self._trying.add(each.sequence_id)
@@ -270,10 +272,14 @@ class AutoDepth:
             self._in_vain = 0
             return counts
         counts = self._not_in_vain(counts)
-        for each, count in zip(made, counts, strict=True):
-            if not count:
-                self.acceptance.passed_over(each.sequence_id)
+        for each in self._in_turn([each for each, count in zip(made, counts, strict=True) if not count]):
+            self.acceptance.passed_over(each.sequence_id)
         return counts
+
+    def _in_turn(self, items: Sequence[_Item]) -> Sequence[_Item]:
+        """As many of them as are learned from in one round: others in the next."""
+        stride = max(-(-len(items) // _MOST_TAUGHT), 1)
+        return items[self._turn % stride :: stride]
 
     def _not_in_vain(self, counts: list[int]) -> list[int]:
         """The counts, or a draft of each where none was worth verifying for long: else nothing would be learned."""
@@ -354,13 +360,8 @@ class AutoDepth:
         self.warnings += self.alarms.judged(
             made[watched.sequence_id], watched.judged, watched.accepted, gap=watched.gap
         )
-        stride = -(-len(judged) // _MOST_TAUGHT)
-        self.acceptance.observe(
-            [
-                (made[each.sequence_id], each.judged, each.accepted, not each.gap)
-                for each in judged[self._turn % stride :: stride]
-            ]
-        )
+        taught = self._in_turn(judged)
+        self.acceptance.observe([(made[each.sequence_id], each.judged, each.accepted, not each.gap) for each in taught])
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence that ended."""

@@ -209,20 +209,25 @@ class DepthPolicy:
             kind = kinds.get(sequence_id)
             if kind is None:
                 fixed += len(own)
-            elif own.drafter == LOOKUP:
-                own = own.first(self.looked_up(own)[0])
-                kind = kind.by(LOOKUP)
-            elif own.drafter != kind.drafter and own:
-                kind = kind.by(own.drafter)
-                kinds.turn(sequence_id, kind)
-                self._hearing.turn()
-            tokens[sequence_id] = own.token_ids
-            if kind is not None and own:
+            elif own.drafter != kind.drafter:
+                own, kind = self._others(sequence_id, own, kind)
+            token_ids = tokens[sequence_id] = own.token_ids
+            if kind is not None and token_ids:
                 made.append(Made(sequence_id, kind, own.confidences))
         for each, count in zip(made, self._kept(made, fixed) if made else (), strict=True):
             if count < len(each.leads):
                 tokens[each.sequence_id] = tokens[each.sequence_id][:count]
         return tokens
+
+    def _others(self, sequence_id: int, own: Drafts, kind: Kind) -> tuple[Drafts, Kind]:
+        """Drafts that are not its usual model's: looked-up ones so far as rows pay, another model's from now on."""
+        if own.drafter == LOOKUP:
+            return own.first(self.looked_up(own)[0]), kind.by(LOOKUP)
+        kind = kind.by(own.drafter)
+        if own:
+            self._kinds.turn(sequence_id, kind)
+            self._hearing.turn()
+        return own, kind
 
     def _kept(self, made: list[Made], fixed: int) -> list[int]:
         """How many of the drafts to verify, of each, beside `fixed` ones that are verified whatever they cost."""

@@ -154,7 +154,7 @@ def test_the_draft_of_a_sequence_that_is_tried_is_verified_once_however_unsure_i
     while not hope.due:
         hope.passed()
     auto.account.ledger = Ledger()
-    assert depth(auto, sequence_id)
+    assert depth(auto, sequence_id) == 1
     unsure = [Made(sequence_id, DRAWN, [DOUBTFUL])]
 
     kept = auto.keep(unsure, round_of(1, 0)[0])
@@ -335,7 +335,7 @@ def test_drafts_of_all_sequences_are_watched_in_turn(monkeypatch: pytest.MonkeyP
 
 
 def test_what_was_paid_for_rounds_at_a_loss_that_never_ran_is_given_back() -> None:
-    """A newcomer sets depths anew after one round of eight."""
+    """A newcomer sets depths anew after one round of four."""
     auto = AutoDepth()
     before = auto.account.ledger._credit
     assert auto._pay_ahead(0, 0.2)
@@ -345,7 +345,7 @@ def test_what_was_paid_for_rounds_at_a_loss_that_never_ran_is_given_back() -> No
     auto._settle_ahead(0, 1)
     auto._settle_ahead(0, 1)
 
-    assert paid == pytest.approx(8 * 0.2)
+    assert paid == pytest.approx(4 * 0.2)
     assert before - auto.account.ledger._credit == pytest.approx(0.2)
 
 
