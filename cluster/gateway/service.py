@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Iterator
 from typing import NoReturn
 
 import grpc
@@ -90,7 +91,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> None:
         record = CallRecord(self._tracing.begin(METHOD, TraceContext.of(context.invocation_metadata() or ())))
         try:
-            await context.send_initial_metadata(record.context.metadata)
+            with _cancelled_if_over():
+                await context.send_initial_metadata(record.context.metadata)
             await self._generate(request, context, record)
         except (ValueError, OverloadedError, DuplicateRequestError, UnavailableError, EngineStoppedError) as error:
             await _refuse(context, error, record)
@@ -187,9 +189,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
 
 async def _write(context: GenerateContext, event: Event) -> None:
-    """Raises CancelledError where the call is over: gRPC may tell its writer before it cancels it."""
-    try:
+    with _cancelled_if_over():
         await context.write(wire.event_to_wire(event))
+
+
+@contextlib.contextmanager
+def _cancelled_if_over() -> Iterator[None]:
+    """What is sent within fails where the call is over: gRPC may tell a sender before it cancels the handler."""
+    try:
+        yield
     except grpc.aio.InternalError as error:
         raise asyncio.CancelledError from error
 

@@ -69,8 +69,9 @@ def test_a_deadline_ends_the_call_and_frees_its_sequence(model: Path, paused: bo
 class _OverContext:
     """Of a call that is over, as gRPC may show it to a writer before it cancels the handler."""
 
-    def __init__(self, left_s: float | None) -> None:
-        self._left_s = left_s
+    def __init__(self, left_s: float | None, *, begun: bool) -> None:
+        """`begun`: it was not over yet when its metadata was sent."""
+        self._left_s, self._begun = left_s, begun
 
     def invocation_metadata(self) -> tuple[()]:
         return ()
@@ -79,23 +80,25 @@ class _OverContext:
         return self._left_s
 
     async def send_initial_metadata(self, metadata: object) -> None:
-        pass
+        if not self._begun:
+            raise grpc.aio.InternalError("the batch failed")
 
     async def write(self, message: pb.GenerateResponse) -> None:
         raise grpc.aio.InternalError("the batch failed")
 
 
+@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize(
     ("left_s", "status"),
     [(-0.1, "deadline_exceeded"), (0.01, "deadline_exceeded"), (9.0, "cancelled"), (None, "cancelled")],
 )
 def test_a_write_that_fails_since_the_call_is_over_ends_it_as_its_cancellation_would(
-    model: Path, left_s: float | None, status: str
+    model: Path, left_s: float | None, status: str, begun: bool
 ) -> None:
     async def scenario() -> None:
         async with running(model, FakeEngine(max_model_len=100_000)) as cluster:
             with pytest.raises(asyncio.CancelledError):
-                await cluster.gateway._inference.Generate(tokens(5), _OverContext(left_s))
+                await cluster.gateway._inference.Generate(tokens(5), _OverContext(left_s, begun=begun))
 
             await eventually(lambda: not cluster.engine.live)
             assert cluster.gateway.live_requests == 0
