@@ -81,7 +81,7 @@ class AutoDepth:
         self._in_vain = 0  # rounds in a row of whose drafts none was verified
         self._pays: Ledger | None = None  # of rounds in which drafts paid when depths were set last
         self._planned = True  # depths were set, and no drafts judged since
-        self._turn = 0  # rounds whose acceptance was learned from
+        self._turn = self._passed = 0  # rounds whose acceptance was learned from; some of whose drafts were passed over
 
     def __len__(self) -> int:
         """Sequences that it keeps something of."""
@@ -272,14 +272,10 @@ class AutoDepth:
             self._in_vain = 0
             return counts
         counts = self._not_in_vain(counts)
-        for each in self._in_turn([each for each, count in zip(made, counts, strict=True) if not count]):
+        self._passed += 1
+        for each in _in_turn([each for each, count in zip(made, counts, strict=True) if not count], self._passed):
             self.acceptance.passed_over(each.sequence_id)
         return counts
-
-    def _in_turn(self, items: Sequence[_Item]) -> Sequence[_Item]:
-        """As many of them as are learned from in one round: others in the next."""
-        stride = max(-(-len(items) // _MOST_TAUGHT), 1)
-        return items[self._turn % stride :: stride]
 
     def _not_in_vain(self, counts: list[int]) -> list[int]:
         """The counts, or a draft of each where none was worth verifying for long: else nothing would be learned."""
@@ -360,7 +356,7 @@ class AutoDepth:
         self.warnings += self.alarms.judged(
             made[watched.sequence_id], watched.judged, watched.accepted, gap=watched.gap
         )
-        taught = self._in_turn(judged)
+        taught = _in_turn(judged, self._turn)
         self.acceptance.observe([(made[each.sequence_id], each.judged, each.accepted, not each.gap) for each in taught])
 
     def forget(self, sequence_id: int) -> None:
@@ -376,6 +372,12 @@ class AutoDepth:
         if sequence_id not in self._hopes:
             self._hopes[sequence_id] = Hope()
         return self._hopes[sequence_id]
+
+
+def _in_turn(items: Sequence[_Item], turn: int) -> Sequence[_Item]:
+    """As many of them as are learned from in one round: others in the next turn."""
+    stride = max(-(-len(items) // _MOST_TAUGHT), 1)
+    return items[turn % stride :: stride]
 
 
 def _plain(live: Sequence[Live]) -> Shape:

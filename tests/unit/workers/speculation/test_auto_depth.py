@@ -299,11 +299,7 @@ def test_where_every_step_is_run_whoever_stops_the_limit_is_the_best_number_of_s
 
 def test_to_go_on_takes_less_of_a_gain_than_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     auto, gains = AutoDepth(), [0.01, 0.5, 0.01, -0.01, 0.01]
-    auto.account.ledger._credit = 0.0  # none for rounds at a loss
-    hope = auto._hopes[0] = Hope()
-    hope.let_go()  # nor for trying it
-    hope.stood()
-    hope._tries = 9
+    auto.account.ledger._credit = 0.0  # none for rounds at a loss, nor for trying it
     monkeypatch.setattr(auto.account, "base_due", lambda *shape: False)
     monkeypatch.setattr(
         auto.worths, "best_depths", lambda live, plain, found: Depths([2], gain=gains.pop(0), brings=1.5)
@@ -332,6 +328,19 @@ def test_drafts_of_all_sequences_are_watched_in_turn(monkeypatch: pytest.MonkeyP
         auto.learn_acceptance([Outcome(each, 1, 1) for each in range(3)])
 
     assert sorted(watched) == [0, 0, 1, 1, 2, 2]
+
+
+def test_of_drafts_that_are_passed_over_some_teach_and_others_in_the_next_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    auto, taught_by = taught(stands=False, sequences=6), []
+    auto._trying.clear()
+    auto._in_vain = 0
+    monkeypatch.setattr(auto.acceptance, "passed_over", taught_by.append)
+    for _ in range(3):  # depths hold: nothing is learned from rounds in between
+        assert not any(auto.keep([Made(each, DRAWN, [DOUBTFUL]) for each in range(6)], round_of(6, 0)[0]))
+
+    assert sorted(taught_by) == [0, 1, 2, 3, 4, 5]
 
 
 def test_what_was_paid_for_rounds_at_a_loss_that_never_ran_is_given_back() -> None:
