@@ -44,9 +44,9 @@ def _assert_no_rank_is_left() -> None:
 @pytest.mark.parametrize(
     ("rank", "sign"),
     [
+        (0, signal.SIGKILL),
         (1, signal.SIGKILL),
         pytest.param(0, signal.SIGSTOP, marks=pytest.mark.full),  # serve's tests freeze one too
-        pytest.param(0, signal.SIGKILL, marks=pytest.mark.full),
         pytest.param(1, signal.SIGSTOP, marks=pytest.mark.full),
     ],
 )
