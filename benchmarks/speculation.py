@@ -3,11 +3,11 @@
     .venv/bin/python benchmarks/speculation.py [--model scout] [--only cells,replay,decisions] [--batch 1,4,16]
 
 *cells*: tokens a second and acceptance by position, by kind of text, temperature, batch and depth (off, 1..5, auto),
-the arms in turn, with new engines in every repeat; auto against the best static depth and against off, turn by turn, in
-as many turns as give each batch as many tokens. A second is a sequence's own, from the batch's first tokens to its
-last: sequences that draft by worth end apart. *replay*: a day of load in a minute, requests that arrive by chance at a
-rate that rises and falls, static depths and auto side by side, hour by hour in turn; what counts is the tokens of a
-second in which anything ran.
+the arms in turn, with new engines in every repeat; auto against the best static depth and against off, turn by turn: a
+turn of four sequences tells little more than one of a single one, so larger batches have many too. A second is a
+sequence's own, from the batch's first tokens to its last: sequences that draft by worth end apart. *replay*: a day of
+load in a minute, requests that arrive by chance at a rate that rises and falls, static depths and auto side by side,
+hour by hour in turn; what counts is the tokens of a second in which anything ran.
 *decisions*: microseconds of a round's decision.
 
 Texts are held out, "chat" goes through the chat template, "repetitive" repeats a few lines, and "adversarial" is made
@@ -43,6 +43,7 @@ ARMS = ("off", "1", "2", "3", "4", "5", "auto")
 BATCHES = [1, 4, 16]
 HOURS = 6
 SEED = 1
+_SEQUENCES, _LEAST_TURNS = 16, 8  # of a cell's repeat
 
 
 class Engines:
@@ -81,7 +82,7 @@ class Cell:
 
     def __init__(self, text: Text, batch: int, args: argparse.Namespace) -> None:
         self._text, self._batch, self._args = text, batch, args
-        self._turns = max(max(args.batch) // batch, 1)  # of a repeat: each batch has as many tokens
+        self._turns = max(_SEQUENCES // batch, _LEAST_TURNS)
         self._decoded: dict[str, list[Decoded]] = {arm: [] for arm in args.speculation}
         self._rates: dict[str, list[float]] = {arm: [] for arm in args.speculation}
 
@@ -282,9 +283,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--speculation", type=words, default=list(ARMS))
     parser.add_argument("--greedy", action="store_true", help="code and prose at T=0 too")
     parser.add_argument("--tokens", type=int, default=96, help="of output, of each request")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="with engines of their own; of the largest batch a turn each"
-    )
+    parser.add_argument("--repeats", type=int, default=5, help="with engines of their own, of some turns each")
     parser.add_argument("--peak", type=float, default=12.0, help="requests a second at the day's peak")
     parser.add_argument("--hours", type=int, default=HOURS)
     parser.add_argument("--hour-s", type=float, default=5.0, help="seconds that an hour of the replayed day takes")

@@ -99,7 +99,7 @@ class AutoDepth:
         """Whether the drafter should take in the sequence's tokens."""
         if self.account.ledger.stopped:
             return False
-        if self.depth(sequence_id):
+        if self._depths.get(sequence_id):
             return True
         hope = self._hopes.get(sequence_id)
         return (hope is None or hope.followed) and not self.worths.found.carries(sequence_id)

@@ -45,7 +45,10 @@ class Worths(Protocol):
         ...
 
     def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
-        """The model whose `steps` drafts are worth most, with `sharing` sequences to share them, and how much."""
+        """The model whose `steps` drafts are worth most, and what looked-up ones must be worth to be preferred.
+
+        `sharing` sequences share the steps.
+        """
         ...
 
 
@@ -130,8 +133,8 @@ class ChoosingDrafter:
         if not proposal and len(self._models) < 2:
             return next(iter(self._models), None), _NOTHING
         kept, worth = self._worths.looked_up(proposal)
-        model, model_worth = self._worths.best_model(sequence_id, steps, sharing)
-        return (model, _NOTHING) if not kept or worth <= model_worth else (None, proposal.first(kept))
+        model, to_beat = self._worths.best_model(sequence_id, steps, sharing)
+        return (model, _NOTHING) if not kept or worth <= to_beat else (None, proposal.first(kept))
 
     def _model_drafts(
         self, name: str, drafter: Drafter, round: Round, owners: list[str | None], verdict: Verdict, hidden: Tensor

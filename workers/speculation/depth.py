@@ -21,6 +21,10 @@ from outrider.workers.speculation.kinds import Kinds
 from outrider.workers.speculation.patience import Patience
 from outrider.workers.speculation.worths import Live
 
+# Tokens by which looked-up drafts must be ahead of a model's. Of what a model makes only that is verified of which it
+# is sure, in steps that others take anyway, which is better than foreseen; and a round with drafts has its own costs.
+_AHEAD = 1.0
+
 
 class DepthPolicy:
     """The engine's speculation setting joined with the requests' own. Not thread-safe."""
@@ -79,15 +83,14 @@ class DepthPolicy:
 
     def depth(self, sequence: Sequence) -> int:
         """Drafts to make for the sequence after the round that is being composed."""
-        wanted = self._wanted(sequence)
-        if wanted == "off" or not self._ceiling:
-            return 0
-        if wanted != "auto":
-            return min(int(wanted), self._ceiling)
-        if sequence.request.params.drafter == LOOKUP:
-            return 0
-        self._meet(sequence)
-        return self._auto.depth(sequence.sequence_id)
+        if self._kinds.get(sequence.sequence_id) is None:
+            wanted = self._wanted(sequence)
+            if wanted == "off" or not self._ceiling:
+                return 0
+            if wanted != "auto":
+                return min(int(wanted), self._ceiling)
+            self._meet(sequence)
+        return 0 if sequence.request.params.drafter == LOOKUP else self._auto.depth(sequence.sequence_id)
 
     def patience(self, sequence: Sequence) -> Patience:
         """When the drafting for the sequence ends before its depth: a fixed depth's never."""
@@ -95,9 +98,10 @@ class DepthPolicy:
 
     def follows(self, sequence: Sequence) -> bool:
         """Whether models should take in the sequence's next rows. With a fixed depth always."""
-        if self._wanted(sequence) != "auto":
-            return True
-        self._meet(sequence)
+        if self._kinds.get(sequence.sequence_id) is None:
+            if self._wanted(sequence) != "auto":
+                return True
+            self._meet(sequence)
         return sequence.request.params.drafter != LOOKUP and self._auto.follows(sequence.sequence_id)
 
     def _wanted(self, sequence: Sequence) -> str | int:
@@ -105,9 +109,7 @@ class DepthPolicy:
         return self._default if requested is None else requested
 
     def _meet(self, sequence: Sequence) -> None:
-        """Takes in a sequence whose depth is "auto", if it is new."""
-        if sequence.sequence_id in self._kinds:
-            return
+        """Takes in a new sequence whose depth is "auto"."""
         params, model = sequence.request.params, next(iter(self._models), MTP)
         kind = Kind.of(model, params.temperature)
         if kind.heat > self._kinds.heat:  # what was run is the ledger's of those that ran it
@@ -167,16 +169,20 @@ class DepthPolicy:
         return self._auto.worths.looked_up(proposal.confidences)
 
     def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
-        """The model whose `steps` drafts are worth most, and how much: None where there is no model, or no step.
+        """The model whose `steps` drafts are worth most, and what looked-up ones must be worth to be preferred.
 
-        `sharing`: how many sequences draft together, and share the price of the steps.
+        None where there is no model, or no step. `sharing`: how many sequences draft together, and share the price of
+        the steps.
         """
         kind = self._kinds.get(sequence_id)
-        if not steps or not self._models or kind is None:
+        if not self._models or kind is None:
             return next(iter(self._models), None) if steps else None, 0.0
+        ahead = 0.0 if self._auto.worths.found.carries(sequence_id) else _AHEAD
+        if not steps:
+            return None, ahead
         worths = {name: self._auto.worths.model(sequence_id, kind.by(name), steps, sharing) for name in self._models}
         best = max(worths, key=worths.__getitem__)
-        return best, worths[best]
+        return best, worths[best] + ahead
 
     def chose(self, sequence_id: int, kept: Drafts) -> None:
         """What was looked up for the sequence is to be verified so far; nothing: a model drafts, or nobody."""

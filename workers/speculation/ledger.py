@@ -7,7 +7,7 @@ behaves, what was lost is at most the cap, that share of the stretch, and the ro
 
 import math
 
-SHARE = 0.015  # of the undrafted time that may be lost
+SHARE = 0.010  # of the undrafted time that may be lost
 CAP = 24.0  # undrafted rounds: what chance may take from a text that pays well, and soon gives back
 # Of these at first, by one sequence and by any number: twice as many tell as much in half the time
 _FIRST, _LEAST = 24.0, 1.5

@@ -179,7 +179,7 @@ def test_a_sequence_of_fixed_depth_is_always_followed_and_one_under_auto_while_i
     policy = DepthPolicy("auto")
     play(policy, None, 96, step_s=0.002, accept_all=False)
 
-    assert policy.follows(sequence(4))
+    assert policy.follows(sequence(4, sequence_id=3))
     assert not policy.follows(sequence(None))
     assert policy.follows(sequence(None, sequence_id=7))
 
@@ -241,6 +241,26 @@ def test_of_two_models_the_one_drafts_that_is_worth_more() -> None:
 
     play_both(60, step_s=0.003)
     assert policy.best_model(0, 3, sharing=1)[0] == DRAFT_MODEL
+    assert policy.best_model(0, 0, sharing=1)[0] is None
+
+
+def test_looked_up_drafts_are_preferred_only_by_a_token_but_where_lookup_carries_the_sequence() -> None:
+    policy = taught()
+    kind = policy._kinds.get(0)
+    assert kind is not None
+    alone = policy._auto.worths.model(0, kind, 3, sharing=1)
+
+    assert policy.best_model(0, 3, sharing=1) == (MTP, pytest.approx(1.0 + alone))
+    assert policy.best_model(0, 0, sharing=1) == (None, 1.0)
+    for _ in range(20):
+        policy.chose(0, looked_up(*[0.99] * 4)[0])
+    assert policy.best_model(0, 0, sharing=1) == (None, 0.0)
+
+
+def test_without_a_model_looked_up_drafts_need_only_be_worth_their_rows() -> None:
+    policy = DepthPolicy("auto", models=())
+    policy.depth(sequence())
+
     assert policy.best_model(0, 0, sharing=1) == (None, 0.0)
 
 
