@@ -17,7 +17,7 @@ from outrider.workers.engine.round import RUNNING, Round, Verdict, ints, offsets
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.patience import Patience, made_together
 
 _PROMPT, _STANDS = 200, 0.8

@@ -129,14 +129,16 @@ def speculation_line(speculation: SpeculationStatus) -> str:
     """Depth, gain, price, ledger, acceptance, and what seems broken, in one line."""
     accepted = " ".join(f"{share:.2f}" for share in speculation.acceptance[:8])
     ledger = "stopped, the ledger is empty" if speculation.stopped else f"ledger {speculation.ledger:.1f} rounds"
+    known = speculation.gain > 0.0  # nobody measures what a fixed depth gains
     words = [
-        f"speculation: {speculation.gain:.2f} x off, depth {speculation.depth:.1f}",
-        f"price {speculation.price:.0f} tokens/s",
-        ledger,
+        *([f"{speculation.gain:.2f} x off"] if known else []),
+        f"depth {speculation.depth:.1f}",
+        *([f"price {speculation.price:.0f} tokens/s"] if known else []),
+        *([ledger] if known or speculation.stopped else []),
         f"accepted at 1.. {accepted}",
     ]
     raised = [f"{alarm} x{count}" for alarm, count in speculation.alarms.items() if count]
-    return ", ".join(words) + (f" [red]alarms: {', '.join(raised)}[/]" if raised else "")
+    return f"speculation: {', '.join(words)}" + (f" [red]alarms: {', '.join(raised)}[/]" if raised else "")
 
 
 def experts_line(experts: ExpertFigures) -> str:

@@ -158,8 +158,8 @@ def _row(replica: ReplicaStatus, now: Rates, speeds: tuple[float, ...]) -> list[
         _figure(now.tokens_per_verification, ".2f"),
         _figure(now.depth, ".2f"),
         _figure(now.acceptance, ".0%"),
-        f"{engine.speculation.gain:.2f}",
-        f"{engine.speculation.price:.0f}",
+        _figure(engine.speculation.gain or None, ".2f"),
+        _figure(engine.speculation.price or None, ".0f"),
         _ledger(engine.speculation),
         "/".join(f"{rank.busy:.0%}" for rank in replica.ranks),
     ]
@@ -167,8 +167,9 @@ def _row(replica: ReplicaStatus, now: Rates, speeds: tuple[float, ...]) -> list[
 
 def _ledger(speculation: SpeculationStatus) -> Text:
     """Rounds without drafts whose time may still be lost."""
-    style = "red" if speculation.stopped else ""
-    return Text("stopped" if speculation.stopped else f"{speculation.ledger:.1f}", style=style)
+    if speculation.stopped:
+        return Text("stopped", style="red")
+    return Text(f"{speculation.ledger:.1f}" if speculation.gain else "-")
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -31,8 +31,8 @@ class RankStatus:
 class SpeculationStatus:
     """How a replica's speculation does at present, as its engine models it."""
 
-    price: float = 0.0  # tokens that a second is worth
-    gain: float = 1.0  # speed over that without speculation
+    price: float = 0.0  # tokens that a second must bring; 0: not known
+    gain: float = 0.0  # of late, speed over that without speculation; 0: not known
     ledger: float = 0.0  # rounds without drafts whose time may still be lost
     stopped: bool = False  # the ledger is empty
     depth: float = 0.0  # of late, drafts verified a sequence and round

@@ -8,7 +8,7 @@ import torch
 from outrider.workers.engine.pipeline import RoundResult
 from outrider.workers.engine.round import IntArray, Round, Sampled, Verdict
 from outrider.workers.errors import EngineStoppedError
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.verify import verify_round
 from outrider.workers.structured_outputs import StructuredOutputsParams

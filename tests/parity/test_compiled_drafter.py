@@ -20,7 +20,7 @@ from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.compiled_parts import CompiledDraftModel
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.model_parts import Wanted
 from outrider.workers.speculation.pairs import Pairs, joined
 from outrider.workers.speculation.patience import Patience, made_together

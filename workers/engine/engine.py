@@ -26,7 +26,8 @@ from outrider.workers.engine.warm_up import WarmUp, first_use, measuring
 from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Drafter, Drafts
+from outrider.workers.speculation.drafter import Drafter, DrafterError
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.structured_outputs import StructuredOutputsParams
 
 log = logging.getLogger("outrider.engine")
@@ -118,7 +119,13 @@ class Engine:
         """See EngineHandle. The module is read in the caller's thread; rounds wait for its putting in place only."""
         if self._load_module is None:
             raise OutriderError("this engine does not draft with an MTP module: there is none to swap")
-        call = Call(self._load_module(checkpoint), Future())
+        put_in_place = self._load_module(checkpoint)
+
+        def swap() -> None:
+            put_in_place()
+            self._depth.begin()  # what was learned of drafts is the old module's
+
+        call = Call(swap, Future())
         with self._door:
             if self._ended:
                 raise EngineStoppedError(self._ended)
@@ -294,8 +301,10 @@ class Engine:
         except EngineStoppedError:  # another rank was lost, and with it the replica
             raise
         except Exception as error:
-            if self._depth.failed(f"{type(error).__name__}: {error}"):
-                log.exception("the drafter failed in round %d; going on without its drafts", round.round_id)
+            self._scheduler.unfollow()  # what was to be taken in is lost: the drafter's cache has a hole
+            named = error if isinstance(error, DrafterError) else DrafterError(type(self._drafter).__name__, error)
+            if self._depth.failed(named.drafter, str(named)):
+                log.exception("drafter %s failed in round %d; going on without", named.drafter, round.round_id)
             return {}
 
     def _end(self, reason: str) -> None:

@@ -88,8 +88,8 @@ class SequenceChunk:
 class SpeculationFigures:
     """How speculation does at present, as the engine models it."""
 
-    price: float = 0.0  # tokens that a second is worth
-    gain: float = 1.0  # speed over that without speculation
+    price: float = 0.0  # tokens that a second must bring; 0: not known, as of all that follows where depths are fixed
+    gain: float = 0.0  # of late, speed over that without speculation; 0: not known
     ledger: float = 0.0  # undrafted rounds that may still be lost
     stopped: bool = False  # the ledger is empty
     depth: float = 0.0  # of late, drafts verified a sequence and round

@@ -70,6 +70,11 @@ class Scheduler:
         """The sequence of that id, if it runs: not to be changed by who asks. For the engine's own thread."""
         return self._residents.running.get(sequence_id)
 
+    def unfollow(self) -> None:
+        """The drafter lost what it was to take in: it begins anew with what runs, and its cache has a gap."""
+        for sequence in self._residents.running.values():
+            sequence.followed = False
+
     @property
     def sharing(self) -> int:
         """How many sequences will share a lane's rounds once those that wait have begun."""

@@ -50,7 +50,6 @@ class Account:
         self.ledger: Ledger  # of the rounds at hand: see turn_to
         self.turn_to(1, 0)
         self._plain: list[tuple[Shape, float]] = []  # the latest rounds that speculation had no part in
-        self._undrafted_s = 0.0  # of a round without drafts like the latest
         self._fair = 1.0  # of what rounds took of late, what they are taken to cost: the rest is the machine's mood
         self._excess = 1.0  # what the round before took over its forecast: one is a disturbance, two are not
         self._usual: dict[int, float] = {}  # by size class: undrafted rounds that one with drafts took last
@@ -97,8 +96,7 @@ class Account:
         self.figures.depth *= 0.95 ** len(self._plain)
         self._learn_plain()
         self.gain.observe(shape.sequences, shape.sequences, 1.0)
-        self._undrafted_s = self.cost.undrafted(shape.sequences, shape.context)
-        self._tell(shape)
+        self._tell(shape.sequences)
 
     def _learn_plain(self) -> None:
         """What the rounds of a stop took."""
@@ -135,10 +133,11 @@ class Account:
                 self._usual[size_class(shape.sequences)] = counted
             self.gain.observe(shape.sequences, round.tokens, counted)
             self.ledger.settle(round.tokens / shape.sequences, counted)
-        self._undrafted_s, told = undrafted, self.figures
+        told = self.figures
         told.depth += 0.05 * ((shape.rows - shape.sequences) / shape.sequences - told.depth)
         told.forecast_error += 0.05 * (abs(clear_s - forecast.whole_s) / max(clear_s, 1e-9) - told.forecast_error)
-        self._tell(shape)
+        if round.own:
+            self._tell(shape.sequences)
 
     def _clipped(self, forecast: Forecast, verify_s: float, draft_s: float) -> float:
         """Seconds of a round but for the machine's mood and disturbances, which are not speculation's."""
@@ -151,9 +150,7 @@ class Account:
         self._excess = max(took_s / forecast.whole_s, 1.0)
         return min(max(took_s, least), most)
 
-    def _tell(self, shape: Shape) -> None:
-        """Of a round like this, learned from last."""
-        told = self.figures
-        told.gain = self.gain.of(shape.sequences)
-        told.price = shape.sequences / self._undrafted_s * told.gain
-        told.ledger, told.stopped = self.ledger.level, self.ledger.stopped
+    def _tell(self, sequences: int) -> None:
+        """Of a round of so many, learned from last."""
+        self.figures.gain = self.gain.of(sequences)
+        self.figures.ledger, self.figures.stopped = self.ledger.level, self.ledger.stopped

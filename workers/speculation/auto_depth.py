@@ -88,7 +88,7 @@ class AutoDepth:
         return max(len(self._hopes), len(self.acceptance))
 
     def depth(self, sequence_id: int) -> int:
-        """Drafts to make for the sequence after the round that is being composed."""
+        """Most drafts to make for the sequence after the round that is being composed."""
         return self._depths.get(sequence_id, 0)
 
     def patience(self, sequence_id: int) -> Patience:
@@ -158,6 +158,7 @@ class AutoDepth:
             takes_s = self.cost.undrafted(plain.sequences, plain.context) if due and self.cost.known else 0.0
             self._undisturbed.want(lane, due, takes_s)
         found = NOTHING
+        self._tell_price(plain, 1.0)
         if not self.resting:
             found = self.worths.price_of(live, plain)
         if self.resting or not self._deepest:
@@ -170,6 +171,7 @@ class AutoDepth:
             self._sleep(self.worths.trying(live[0], 1, plain))
             return 1
         worth = self.worths.best_depths(live, plain, found)
+        self._tell_price(plain, self.worths.promise)
         caution = 0.0 if self._pays is self.account.ledger else _CAUTION * (plain.sequences + worth.brings)
         pays, loss = worth.gain > caution, (caution - worth.gain) / plain.sequences  # a round
         self._pays = self.account.ledger if pays else None
@@ -191,6 +193,10 @@ class AutoDepth:
         if drafts and not pays:
             return self._ahead[lane].rounds
         return 1 if self._trying else HELD if drafts else _HELD_IDLE
+
+    def _tell_price(self, plain: Shape, promise: float) -> None:
+        if self.cost.known:
+            self.figures.price = promise * plain.sequences / self.cost.undrafted(plain.sequences, plain.context)
 
     def _rest(self, sequence_ids: Sequence[int]) -> None:
         """Nobody drafts; who came while nobody is followed is asked no sooner than others that were let go."""

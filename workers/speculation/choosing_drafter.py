@@ -1,8 +1,8 @@
 """All drafters of a replica behind one: each sequence's drafts come from the one it asked for, or the one that pays.
 
-Models follow every round, whether they draft or not, so that their caches stay right. Prompt lookup goes first, since
-it costs next to nothing; a model's steps are spared where its proposal is worth more. What anything is worth the depth
-policy says, in the one currency in which it weighs depths.
+Models take part in every round, so that the caches of those whom they follow stay right, whoever drafts. Prompt lookup
+goes first, since it costs next to nothing; a model's steps are spared where its proposal is worth more. What anything
+is worth, and whom models follow, the depth policy says, in the one currency in which it weighs depths.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
+from outrider.workers.errors import EngineStoppedError
 from outrider.workers.sampling_params import AUTO, LOOKUP, SamplingParams
-from outrider.workers.speculation.drafter import Drafter, Drafts
+from outrider.workers.speculation.drafter import Drafter, DrafterError
+from outrider.workers.speculation.drafts import Drafts
 
 _NOTHING = Drafts([], [])
 
@@ -64,6 +66,22 @@ def only_drafter(params: SamplingParams, speculation: str | int, models: Collect
     return next(iter(models), LOOKUP) if isinstance(depth, int) else None
 
 
+class _Naming:
+    """Errors inside are a drafter's own, but for those that end the engine. No generator: a round has many."""
+
+    __slots__ = ("_drafter",)
+
+    def __init__(self, drafter: str) -> None:
+        self._drafter = drafter
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, EngineStoppedError):
+            raise DrafterError(self._drafter, error) from error
+
+
 class ChoosingDrafter:
     """Implements Drafter."""
 
@@ -85,10 +103,12 @@ class ChoosingDrafter:
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         drafts: dict[int, Drafts] = {}
         if self._worths.resting and not any(round.draft_steps.tolist()):
-            for drafter in self._models.values():
-                drafts.update(drafter.draft(round, verdict, hidden))
+            for name, drafter in self._models.items():
+                with _Naming(name):
+                    drafts.update(drafter.draft(round, verdict, hidden))
             return drafts
-        found = dict(self._lookup.draft(round, verdict, hidden)) if self._lookup is not None else {}
+        with _Naming(LOOKUP):
+            found = dict(self._lookup.draft(round, verdict, hidden)) if self._lookup is not None else {}
         owners, found = self._choose(round, verdict, found)
         for name, drafter in self._models.items():
             drafts.update(self._model_drafts(name, drafter, round, owners, verdict, hidden))
@@ -143,4 +163,5 @@ class ChoosingDrafter:
         if any(owner != name for owner in owners):
             own = ints([owner == name for owner in owners])
             round = replace(round, draft_steps=round.draft_steps * own)
-        return drafter.draft(round, verdict, hidden)
+        with _Naming(name):
+            return drafter.draft(round, verdict, hidden)

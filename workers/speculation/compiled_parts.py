@@ -9,7 +9,7 @@ from outrider.kernels.cpu.context import Context
 from outrider.kernels.cpu.library import Linear
 from outrider.workers.engine.round import FloatArray, IntArray
 from outrider.workers.model.compiled import CompiledModules
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.kept_states import KeptStates
 from outrider.workers.speculation.model_parts import Wanted
 from outrider.workers.speculation.pairs import Pairs, pair_rows

@@ -15,7 +15,8 @@ from outrider.workers.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth
 from outrider.workers.speculation.cost import RoundCost
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
+from outrider.workers.speculation.fixed_drafts import FixedDrafts
 from outrider.workers.speculation.hearing import Hearing
 from outrider.workers.speculation.kinds import Kinds
 from outrider.workers.speculation.patience import Patience
@@ -67,7 +68,7 @@ class DepthPolicy:
 
     def _begin(self, cost: RoundCost) -> None:
         self._auto = AutoDepth(self._deepest, cost, every_step=self._every_step)
-        self._kinds = Kinds()
+        self._kinds, self._fixed = Kinds(), FixedDrafts(self._auto.alarms)
         self._hearing = Hearing(self._auto, self._kinds, self._models, self.forget)
         self.expected = 0  # sequences that share a lane's rounds once those that wait have begun
 
@@ -79,7 +80,7 @@ class DepthPolicy:
     @property
     def sequences(self) -> int:
         """How many sequences it keeps something of."""
-        return max(len(self._auto), len(self._kinds))
+        return max(len(self._auto), len(self._kinds), len(self._fixed))
 
     def depth(self, sequence: Sequence) -> int:
         """Drafts to make for the sequence after the round that is being composed."""
@@ -88,6 +89,7 @@ class DepthPolicy:
             if wanted == "off" or not self._ceiling:
                 return 0
             if wanted != "auto":
+                self._fixed.meet(sequence.sequence_id, sequence.request.params.temperature)
                 return min(int(wanted), self._ceiling)
             self._meet(sequence)
         return 0 if sequence.request.params.drafter == LOOKUP else self._auto.depth(sequence.sequence_id)
@@ -143,12 +145,14 @@ class DepthPolicy:
         policy on the round before.
         """
         if self._ceiling:
+            self._auto.warnings += self._fixed.observe(round, verdict)
             self._hearing.observe(round, verdict, round_s, draft_s, drafts, decided_s)
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence that ended, or will never begin."""
         self._auto.forget(sequence_id)
         self._kinds.forget(sequence_id)
+        self._fixed.forget(sequence_id)
 
     @property
     def resting(self) -> bool:
@@ -193,9 +197,9 @@ class DepthPolicy:
         if self._auto.worths.found.add(sequence_id, rows, tokens):
             self._hearing.turn()
 
-    def failed(self, reason: str) -> bool:
-        """The drafter raised an error: counted. Whether that is news."""
-        return bool(self._auto.alarms.failed(next(iter(self._models), LOOKUP), reason))
+    def failed(self, drafter: str, reason: str) -> bool:
+        """A drafter raised an error: counted. Whether that is news."""
+        return bool(self._auto.alarms.failed(drafter, reason))
 
     def take_warnings(self) -> list[str]:
         """What was found to be wrong since the last call, with its likely cause; each thing once."""
@@ -215,6 +219,7 @@ class DepthPolicy:
             kind = kinds.get(sequence_id)
             if kind is None:
                 fixed += len(own)
+                self._fixed.made(sequence_id, own)
             elif own.drafter != kind.drafter:
                 own, kind = self._others(sequence_id, own, kind)
             token_ids = tokens[sequence_id] = own.token_ids

@@ -1,33 +1,21 @@
 """What the engine asks of anything that drafts. A drafter may be absent, and may fail without harm: it only drafts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from outrider.workers.engine.round import IntArray, Round, Verdict
-from outrider.workers.sampling_params import MTP
+from outrider.workers.errors import OutriderError
+from outrider.workers.speculation.drafts import Drafts
 
 
-@dataclass(slots=True)
-class Drafts:
-    """What one drafter proposes for a sequence, in order; false if that is nothing.
+class DrafterError(OutriderError):
+    """A drafter failed, which costs speed and nothing else: which, and how."""
 
-    A model is as sure of a draft as its score leads over the next best; prompt lookup says how likely it is accepted,
-    if those before it are.
-    """
-
-    token_ids: list[int]
-    confidences: list[float]
-    drafter: str = MTP
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
-    def first(self, count: int) -> "Drafts":
-        """The leading ones."""
-        return Drafts(self.token_ids[:count], self.confidences[:count], self.drafter)
+    def __init__(self, drafter: str, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.drafter = drafter
 
 
 class Drafter(Protocol):

@@ -16,7 +16,7 @@ from outrider.workers.sampling_params import LOOKUP, MTP
 from outrider.workers.speculation.acceptance import Made
 from outrider.workers.speculation.auto_depth import AutoDepth
 from outrider.workers.speculation.cost import HELD
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.kinds import Kinds
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.lane_plan import LanePlan

@@ -1,8 +1,9 @@
 """The floor under speculation: how much time it may still lose against not speculating. Pure.
 
 A ledger in units of undrafted rounds. It earns a small share of every token's undrafted time, gains what drafts save
-and pays what they cost, up to a cap; while it is empty nobody drafts. So over any stretch of rounds, however acceptance
-behaves, what was lost is at most the cap, that share of the stretch, and the rounds that emptied it before a look.
+and pays what they cost, up to a cap; while it is empty nobody drafts. So over any stretch of the rounds that it counts,
+however acceptance behaves, what was lost is at most the cap, that share of the stretch, and the rounds that emptied it
+before a look.
 """
 
 import math

@@ -14,7 +14,7 @@ from torch import Tensor
 from outrider.workers.engine.round import IntArray, Round, Verdict
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.match_acceptance import MatchAcceptance, OwnAcceptance
 from outrider.workers.speculation.suffix_index import SuffixIndex
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from outrider.workers.engine.round import FloatArray, IntArray
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.pairs import Pairs
 
 

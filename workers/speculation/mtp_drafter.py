@@ -20,7 +20,7 @@ from outrider.workers.engine.round import (
     share_of,
     verdict_for,
 )
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.model_parts import DraftModel, Wanted
 from outrider.workers.speculation.pairs import Backlog, Pairs, accepted_pairs, followed, joined
 from outrider.workers.speculation.sequence_starts import SequenceStarts

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict
 from outrider.workers.sampling_params import LOOKUP
 from outrider.workers.speculation.auto_depth import Outcome
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.known_times import Shape
 
 

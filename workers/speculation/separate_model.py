@@ -14,7 +14,7 @@ from outrider.workers.engine.round import IntArray, Round, Verdict, ints
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.sampling_params import DRAFT_MODEL
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.model_parts import Head, Wanted
 from outrider.workers.speculation.mtp_drafter import MtpDrafter
 from outrider.workers.speculation.pairs import Pairs, accepted_pairs, one_each, pair_rows

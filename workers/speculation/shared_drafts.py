@@ -8,7 +8,7 @@ import torch
 from outrider.workers.engine.round import Round, owned
 from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.collectives import Collectives
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 
 _LEADER = 0  # its place in the first stage's group
 _NONE = -1  # in the place of a draft that was not made

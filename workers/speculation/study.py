@@ -17,7 +17,7 @@ from outrider.kernels.sampling import gumbel_noise, key_tensor, noise_bits, row_
 from outrider.workers.engine.round import IntArray, ints
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.model_parts import Wanted
 from outrider.workers.speculation.pairs import Pairs
 from outrider.workers.speculation.patience import Drafted

@@ -6,7 +6,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from outrider.workers.engine.round import IntArray, Round, Verdict
-from outrider.workers.speculation.drafter import Drafter, Drafts
+from outrider.workers.speculation.drafter import Drafter
+from outrider.workers.speculation.drafts import Drafts
 
 
 class ToldDrafter:

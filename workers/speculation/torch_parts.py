@@ -9,7 +9,7 @@ from outrider.workers.engine.round import FloatArray, IntArray, ints
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.parallel.sharing import Columns
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.feed import Feed
 from outrider.workers.speculation.kept_states import KeptStates
 from outrider.workers.speculation.model_parts import Wanted

@@ -56,7 +56,7 @@ class Worths:
         """`every_step`: all up to the deepest are run, whoever stops, so that stopping spares none."""
         self._acceptance, self._cost, self._deepest, self._every_step = acceptance, cost, deepest, every_step
         self.found = LookedUps()
-        self._promise = 1.0  # how much faster the depths set last should make it
+        self.promise = 1.0  # how much faster the depths set last should make it
         self._price = self._row_price = 0.0  # tokens that a second, and a further row, must bring
         self._found_row_price = 0.0  # the same of a row where drafts are looked up
         self._row_s = self._further_row_s = 0.0  # that a row takes, and one where each sequence has a draft already
@@ -79,7 +79,7 @@ class Worths:
         return found
 
     def _set_price(self, plain: Shape, promise: float) -> None:
-        self._promise, self._terms = promise, {}
+        self.promise, self._terms = promise, {}
         self._price = self._price_at(plain)
         self._row_s = self._cost.further_row(plain.rows) + self._cost.slot(plain.context / plain.sequences)
         self._row_price = self._price * self._row_s
@@ -92,7 +92,7 @@ class Worths:
 
     def _price_at(self, base: Shape) -> float:
         plain_s = self._cost.plain(base.sequences, base.context)
-        return self._promise * base.sequences / plain_s
+        return self.promise * base.sequences / plain_s
 
     def looked_up(self, chances: Sequence[float]) -> tuple[int, float]:
         """How many looked-up drafts are worth their rows, and what they bring above a row's price elsewhere, in tokens.
@@ -125,7 +125,7 @@ class Worths:
         depths = depths_at(self._price)
         takes_s = (depths.brings - depths.gain) / self._price + always_s + token * depths.brings
         promise = self._promised(plain, depths.brings, takes_s)
-        if promise > self._promise:
+        if promise > self.promise:
             self._set_price(plain, promise)
             depths = depths_at(self._price)
         left = 1.0 - found.share / len(live)  # of the rounds, to models

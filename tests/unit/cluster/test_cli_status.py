@@ -62,7 +62,7 @@ def test_a_cluster_is_drawn_as_replicas_stages_and_ranks() -> None:
         "└── r0, generation 2: ready, 2 running, 1 waiting, 9 rounds, 90% of 10 drafts accepted, cache 25% full, "
         "numerics 0123abcd",
         "    ├── generation 1 ended: rank 1 [bold] died",
-        "    ├── speculation: 1.00 x off, depth 0.0, price 0 tokens/s, ledger 0.0 rounds, accepted at 1..",
+        "    ├── speculation: depth 0.0, accepted at 1..",
         "    ├── stage 0, layers 0..6",
         "    │   ├── rank 0: ready, gpu-a, pid 123, cuda 3, via eth0, busy 50%, drafting 20%",
         "    │   └── rank 1: ready, gpu-a, pid 124, cuda 3, via eth0, exchanges over shared memory, busy 50%",

@@ -40,5 +40,11 @@ def test_one_line_tells_gain_depth_price_ledger_acceptance_and_alarms() -> None:
     )
 
 
+def test_what_a_fixed_depth_gains_is_not_known_and_not_told() -> None:
+    line = speculation_line(SpeculationStatus(depth=2.0, drafted_per_position=(10, 10), accepted_per_position=(7, 5)))
+
+    assert line == "speculation: depth 2.0, accepted at 1.. 0.70 0.50"
+
+
 def test_it_says_when_the_ledger_is_empty() -> None:
     assert "stopped, the ledger is empty" in speculation_line(SpeculationStatus(stopped=True))

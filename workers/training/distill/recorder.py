@@ -16,7 +16,8 @@ from torch import Tensor
 
 from outrider.workers.engine import warm_up
 from outrider.workers.engine.round import RUNNING, IntArray, Round, SequenceStart, Verdict, ints
-from outrider.workers.speculation.drafter import Drafter, Drafts
+from outrider.workers.speculation.drafter import Drafter
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.training.distill.shards import Sample, folder_bytes, write_shard
 
 log = logging.getLogger("outrider.harvest")

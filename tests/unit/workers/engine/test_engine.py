@@ -141,7 +141,7 @@ def test_it_says_when_a_request_has_its_first_round_and_once() -> None:
     assert happened.index("r9 began") > happened.index("r0 gained")
 
 
-def test_a_failing_drafter_costs_speed_and_nothing_else() -> None:
+def test_a_failing_drafter_costs_speed_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     chunks = Chunks()
     with _running(_engine(CountingPipeline(), CountingDrafter(broken=True))) as engine:
         engine.submit(_request("r"), chunks.put)
@@ -149,6 +149,9 @@ def test_a_failing_drafter_costs_speed_and_nothing_else() -> None:
 
     assert _tokens(heard["r"]) == list(range(6, 46))
     assert engine.counters.drafted == 0
+    assert engine.counters.speculation.alarms["drafter_failed"] > 10
+    (said,) = caplog.messages
+    assert said.startswith("drafter CountingDrafter failed in round")
 
 
 def test_a_lost_rank_ends_every_request_with_one_error_that_names_it() -> None:

@@ -115,6 +115,19 @@ def test_what_the_drafter_followed_serves_one_that_it_lets_go_too(first: str, se
     assert step(replica).write_from.tolist() == [cached]
 
 
+def test_a_drafter_that_lost_a_round_begins_anew_and_what_follows_is_nobody_elses_prefix() -> None:
+    replica = twin()
+    replica.add(request("first", prompt(6), max_tokens=11, ignore_eos=True))
+    replica.run(2)
+    replica.scheduler.unfollow()
+    after = step(replica)
+    replica.run(20)
+    replica.add(request("second turn", [*prompt(6), *replica.outputs["first", 0].token_ids, 1], max_tokens=1))
+
+    assert after.followed_from.tolist() == [after.starts[0] + 1]
+    assert step(replica).write_from.tolist() == [4]  # of what was there before
+
+
 def test_nothing_is_shared_with_the_prefix_cache_off() -> None:
     replica = twin(enable_prefix_caching=False)
     for name in ("first", "second"):

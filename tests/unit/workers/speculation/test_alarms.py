@@ -69,6 +69,35 @@ def test_sequences_that_were_not_followed_from_the_start_are_held_against_those_
     assert play(Alarms(), 1000, rng, gap=True) == []
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_hard_text_of_sequences_that_were_not_followed_raises_no_alarm(seed: int) -> None:
+    alarms, rng = Alarms(), random.Random(seed)
+    play(alarms, 2000, rng)
+
+    assert play(alarms, 2000, rng, hard=True, gap=True) == []
+    assert not any(alarms.counts.values())
+
+
+def test_a_position_that_worked_and_works_no_more_is_named_for_as_long() -> None:
+    alarms, rng, said = Alarms(), random.Random(0), []
+    play(alarms, 2000, rng)
+    for _ in range(1500):
+        leads = [5.0, 5.0, 5.0]
+        accepted = min(accepted_of(leads, rng), 1)
+        said += alarms.judged(Made(1, KIND, leads), min(3, accepted + 1), accepted)
+
+    assert [text for text in said if text.startswith("draft 2 of mtp")]
+    assert alarms.counts[DEAD_POSITION] > 3
+
+
+def test_a_first_draft_that_is_never_accepted_has_a_cause_of_its_own() -> None:
+    alarms = Alarms()
+    said = [text for _ in range(500) for text in alarms.judged(Made(1, KIND, [5.0, 5.0]), 1, 0)]
+
+    assert [text for text in said if text.startswith("draft 1 of mtp") and "hidden states" in text]
+    assert "before it" not in said[0]
+
+
 def test_a_drafter_that_fails_is_said_once_and_counted() -> None:
     alarms = Alarms()
 

@@ -13,7 +13,7 @@ from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 from outrider.workers.speculation.base_rounds import BURST
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 
 
 def sequence(speculation: str | int | None = None, sequence_id: int = 0) -> Sequence:

@@ -9,7 +9,7 @@ from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP, SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 
 
 class Play:

@@ -12,9 +12,11 @@ from torch import Tensor
 from outrider.workers.engine.request import Request
 from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
+from outrider.workers.errors import EngineStoppedError
 from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 from outrider.workers.speculation.choosing_drafter import ChoosingDrafter
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafter import DrafterError
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.planning import worth_of_rows
 
 HIDDEN = torch.zeros(0, 1)
@@ -182,3 +184,28 @@ def test_a_drafter_that_forgets_keeps_nothing_of_a_sequence() -> None:
     drafter.forget(ints([0]))
 
     assert (models[MTP].forgotten, lookup.forgotten) == ([0], [0])
+
+
+class Broken(Scripted):
+    """Fails as it is told."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(MTP)
+        self._error = error
+
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> dict[int, Drafts]:
+        raise self._error
+
+
+@pytest.mark.parametrize("resting", [False, True])
+def test_the_drafter_that_fails_is_named(resting: bool) -> None:
+    sequence, worths = a_sequence(), Told(resting=resting)
+    broken = ChoosingDrafter({MTP: Broken(ValueError("no"))}, None, {0: sequence}.get, "auto", worths)
+
+    with pytest.raises(DrafterError, match="ValueError: no") as failed:
+        broken.draft(a_round(steps=0), a_verdict(), HIDDEN)
+    assert failed.value.drafter == MTP
+
+    lost = ChoosingDrafter({MTP: Broken(EngineStoppedError("rank 1"))}, None, {0: sequence}.get, "auto", worths)
+    with pytest.raises(EngineStoppedError, match="rank 1"):
+        lost.draft(a_round(steps=0), a_verdict(), HIDDEN)

@@ -6,7 +6,7 @@ from outrider.workers.engine.request import Request
 from outrider.workers.engine.round import Round, Verdict, ints
 from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP, SamplingParams
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.lookup_drafter import LookupDrafter, continued
 from outrider.workers.speculation.match_acceptance import MatchAcceptance, OwnAcceptance
 from outrider.workers.speculation.suffix_index import LONGEST

@@ -9,7 +9,7 @@ from torch import Tensor
 from outrider.workers.engine.round import Round, ints
 from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.collectives import Collectives
-from outrider.workers.speculation.drafter import Drafts
+from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.shared_drafts import SharedDrafts
 
 ROUND = Round(sequence_ids=ints([4, 5, 6]), owners=ints([0, 1, 1]))
