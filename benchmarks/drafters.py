@@ -11,7 +11,7 @@ A figure is the median of tokens a second from the first token on; ratios are me
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, zip_longest
 from typing import Any
 
@@ -99,8 +99,17 @@ def summary(decoded: list[Decoded], rates: list[float]) -> dict[str, Any]:
         "tokens_per_second": median(rates),
         "all": rates,
         "acceptance": sum(one.accepted for one in decoded) / drafted if drafted else None,
+        "acceptance_per_position": by_position(decoded),
         "tokens_per_round": sum(one.tokens for one in decoded) / rounds,
     }
+
+
+def by_position(decoded: Sequence[Decoded]) -> list[float]:
+    """Of the drafts at each position the share that was accepted, as far as any were verified."""
+    drafted, accepted = ([sum(column) for column in zip(*counts, strict=True)] for counts in (
+        [one.drafted_at for one in decoded], [one.accepted_at for one in decoded]
+    ))  # fmt: skip
+    return [a / d for a, d in zip(accepted, drafted, strict=True) if d]
 
 
 def ratios(rates: dict[str, list[float]]) -> dict[str, float]:

@@ -3,11 +3,12 @@
     .venv/bin/python benchmarks/speculation.py [--model scout] [--only cells,replay,decisions] [--batch 1,4,16]
 
 *cells*: tokens a second and acceptance by position, by kind of text, temperature, batch and depth (off, 1..5, auto),
-the arms in turn, with new engines in every repeat; auto against the best static depth and against off, turn by turn: a
-turn of four sequences tells little more than one of a single one, so larger batches have many too. A second is a
-sequence's own, from the batch's first tokens to its last: sequences that draft by worth end apart. *replay*: a day of
-load in a minute, requests that arrive by chance at a rate that rises and falls, static depths and auto side by side,
-hour by hour in turn; what counts is the tokens of a second in which anything ran.
+the arms in turn, with new engines in every repeat; auto against the best static depth, as the other repeats name it and
+as the same turns do, which favours chance, and against off, turn by turn: a turn of four sequences tells little more
+than one of a single one, so larger batches have many too. A second is a sequence's own, from the batch's first tokens
+to its last: sequences that draft by worth end apart. *replay*: a day of load in a minute, requests that arrive by
+chance at a rate that rises and falls, static depths and auto side by side, hour by hour in turn; what counts is the
+tokens of a second in which anything ran.
 *decisions*: microseconds of a round's decision.
 
 Texts are held out, "chat" goes through the chat template, "repetitive" repeats a few lines, and "adversarial" is made
@@ -109,16 +110,17 @@ class Cell:
     def figures(self) -> dict[str, Any]:
         rates = self._rates
         figures = {arm: arm_figures(self._decoded[arm], rates[arm]) for arm in rates}
-        found = {
-            **against(paired(rates, "off" if "off" in rates else next(iter(rates)))),
-            "auto_over_best": over_best(rates, self._turns),
-        }
+        found = against(paired(rates, "off" if "off" in rates else next(iter(rates))))
+        found["auto_over_luckiest"], found["auto_over_best"] = found["auto_over_best"], over_best(rates, self._turns)
         told = {"kind": self._text.kind, "temperature": self._text.temperature, "batch": self._batch}
         return {**told, "arms": figures, **found}
 
 
-def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every repeat has engines of its own: where an engine's memory happens to lie is worth some percent for life."""
+def cells(args: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Every repeat has engines of its own: where an engine's memory happens to lie is worth some percent for life.
+
+    `keep` hears the figures after each: a repeat takes ten minutes.
+    """
     of = [Cell(text, batch, args) for text, batch in itertools.product(chosen_texts(args), args.batch)]
     for repeat in range(args.repeats):
         with ExitStack() as stack:
@@ -126,7 +128,7 @@ def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
             for each in of:
                 each.run(engines)
         print(f"{repeat + 1} of {args.repeats}: {', '.join(verdict(each.figures()) for each in of)}", flush=True)
-    return [each.figures() for each in of]
+        keep([each.figures() for each in of])
 
 
 def arm_figures(decoded: Sequence[Decoded], rates: list[float]) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def over_best(rates: dict[str, list[float]], turns: int = 1) -> float | None:
     """Auto over the best static depth; None where an arm is missing. `turns`: of every repeat.
 
     Which depth is best the other repeats say, and by how much a repeat's own turns: of six that are alike one is always
-    ahead by chance, and so is one of six engines. The mean over repeats.
+    ahead by chance, and so is one of six engines. The mean over repeats. (Over the luckiest: "auto_over_luckiest".)
     """
     statics = [arm for arm in rates if arm != "auto"]
     if "auto" not in rates or not statics:
@@ -299,6 +301,8 @@ def chosen_texts(args: argparse.Namespace) -> list[Text]:
 def main() -> None:
     args = arguments()
     figures: dict[str, Any] = {"threads": torch.get_num_threads(), "tokens": args.tokens}
+    name = args.name or f"speculation-{resolve_model(args.model).name}"
+    command = f"benchmarks/speculation.py {shlex.join(sys.argv[1:])}".strip()
     if "decisions" in args.only:
         figures["decision_us"] = decisions()
         for sequences, parts in figures["decision_us"].items():
@@ -306,14 +310,17 @@ def main() -> None:
             all_us = sum(parts.values())
             print(f"for {sequences}: {told}; deciding {deciding_us(parts):.0f} us, with learning {all_us:.0f} us")
     if "cells" in args.only:
-        figures["cells"] = cells(args)
+
+        def keep(found: list[dict[str, Any]]) -> None:
+            figures["cells"] = found
+            save(name, command, figures)
+
+        cells(args, keep)
         print(*map(line, figures["cells"]), sep="\n", flush=True)
     if "replay" in args.only:
         with ExitStack() as stack:
             figures["replay"] = replay(Engines(args, stack), args)
         print(f"the day: {verdict(figures['replay'])}")
-    name = args.name or f"speculation-{resolve_model(args.model).name}"
-    command = f"benchmarks/speculation.py {shlex.join(sys.argv[1:])}".strip()
     print("written to", save(name, command, figures))
 
 
@@ -326,7 +333,9 @@ def verdict(one: dict[str, Any]) -> str:
     if one["auto_over_best"] is None:
         return "no comparison"
     over_off = f", {one['auto_over_off']:.2f} of off" if one["auto_over_off"] is not None else ""
-    return f"auto {one['auto_over_best']:.2f} of the best static depth ({one['best_static']}){over_off}"
+    best = f" {one['best_static']}" if "auto_over_luckiest" in one else f" ({one['best_static']})"
+    here = f"; {one['auto_over_luckiest']:.2f} of" if "auto_over_luckiest" in one else ""
+    return f"auto {one['auto_over_best']:.2f} of the best static depth{here}{best}{over_off}"
 
 
 if __name__ == "__main__":
