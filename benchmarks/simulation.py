@@ -231,7 +231,6 @@ class Score:
     rounds: int = 0
     verified: int = 0
     made: int = 0
-    forecasts: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def speed(self) -> float:
