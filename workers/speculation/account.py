@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.cost import Forecast, RoundCost
+from outrider.workers.speculation.debts import Debts
 from outrider.workers.speculation.gain import Gain, size_class
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import Ledger
@@ -43,7 +44,8 @@ class Account:
 
     def __init__(self, cost: RoundCost, figures: SpeculationFigures) -> None:
         """`figures` are told what there is to tell."""
-        self.cost, self.gain = cost, Gain()
+        self.cost, self.gain, self._debts = cost, Gain(), Debts()
+        self._undrafted_s = 0.0  # of a round without drafts like the latest
         self.figures = figures
         self._ledgers: dict[tuple[int, int], Ledger] = {}  # by size class and heat
         self._turned_to = (-1, 0)
@@ -84,6 +86,23 @@ class Account:
         if self.ledger.stopped:
             self._plain.append((shape, round_s))
         self.ledger.earn(1.0)
+        self._book(self._debts.due(1.0))
+
+    def meet(self, sequence_id: int, room: int) -> None:
+        """A sequence came that says so many tokens at most."""
+        self._debts.meet(sequence_id, room)
+
+    def owe(self, sequence_id: int, took_s: float) -> None:
+        """A part of its prompt was followed in that time, which is booked over all that it says."""
+        self._debts.owe(sequence_id, took_s)
+
+    def forget(self, sequence_id: int) -> None:
+        """It ended: what is not booked yet is now."""
+        self._book(self._debts.forget(sequence_id))
+
+    def _book(self, seconds: float) -> None:
+        if seconds and self._undrafted_s:
+            self.ledger.pay(seconds / self._undrafted_s)
 
     def observe_base(self, rounds: Sequence[tuple[Shape, float]]) -> None:
         """Rounds without drafts, that were run to be measured: what they took."""
@@ -96,6 +115,7 @@ class Account:
         self.figures.depth *= 0.95 ** len(self._plain)
         self._learn_plain()
         self.gain.observe(shape.sequences, shape.sequences, 1.0)
+        self._undrafted_s = self.cost.undrafted(shape.sequences, shape.context)
         self._tell(shape.sequences)
 
     def _learn_plain(self) -> None:
@@ -116,6 +136,7 @@ class Account:
         counted = self._fair * took
         self.gain.observe(sequences, worth * sequences, counted, rounds)
         self.ledger.settle(worth, counted)
+        self._book(self._debts.due(worth))
 
     def observe(self, round: Took) -> None:
         """Learns from a round that speculation had a part in."""
@@ -132,7 +153,9 @@ class Account:
                 self._fair += _RECENT * (min(max(took_s / clear_s, 1.0 / _CLIP), _CLIP) - self._fair)
                 self._usual[size_class(shape.sequences)] = counted
             self.gain.observe(shape.sequences, round.tokens, counted)
-            self.ledger.settle(round.tokens / shape.sequences, counted)
+            self._undrafted_s, worth = undrafted, round.tokens / shape.sequences
+            self.ledger.settle(worth, counted)
+            self._book(self._debts.due(worth))
         told = self.figures
         told.depth += 0.05 * ((shape.rows - shape.sequences) / shape.sequences - told.depth)
         told.forecast_error += 0.05 * (abs(clear_s - forecast.whole_s) / max(clear_s, 1e-9) - told.forecast_error)

@@ -372,6 +372,7 @@ class AutoDepth:
         self._patience.pop(sequence_id, None)
         self._trying.discard(sequence_id)
         self.worths.found.forget(sequence_id)
+        self.account.forget(sequence_id)
         self.acceptance.forget(sequence_id)
 
     def _hope(self, sequence_id: int) -> Hope:

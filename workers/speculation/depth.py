@@ -121,6 +121,7 @@ class DepthPolicy:
         if params.drafter in (None, AUTO, LOOKUP):
             self._auto.worths.found.meet(sequence.sequence_id)
         self._auto.account.turn_to(max(self._hearing.together + 1, self.expected), self._kinds.heat)
+        self._auto.account.meet(sequence.sequence_id, sequence.limit - len(sequence.token_ids))
         self._auto.meet(Live(sequence.sequence_id, kind, len(sequence.token_ids)))
 
     def time_of(self, round: Round, round_s: float) -> RoundTime:

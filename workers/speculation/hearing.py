@@ -10,6 +10,8 @@ from itertools import compress
 from operator import not_
 from typing import NamedTuple
 
+import numpy as np
+
 from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.round import RUNNING, Round, Verdict
 from outrider.workers.sampling_params import LOOKUP, MTP
@@ -159,8 +161,19 @@ class Hearing:
             self._auto.observe(seen.outcomes, seen.shape, tokens, *times, own=own, made=heard.made)
         else:
             self._auto.learn_acceptance(seen.outcomes, heard.made)
+            self._owe(round, verdict, seen.shape.followed, heard.draft_s)
         self._forget((*round.ends.tolist(), *seen.finished))
         return seen
+
+    def _owe(self, round: Round, verdict: Verdict, followed: int, draft_s: float) -> None:
+        """Books the drafter's share of a round of prompts to those that it followed."""
+        columns = zip(
+            round.sequence_ids.tolist(), verdict.accepted_rows.tolist(), round.upkeep.tolist(),
+            np.diff(round.query_offsets).tolist(), round.sample_counts.tolist(), strict=True,
+        )  # fmt: skip
+        for sequence_id, accepted, upkeep, rows, samples in columns:
+            if upkeep and rows > samples:  # a chunk
+                self._auto.account.owe(sequence_id, draft_s * accepted / followed)
 
     def _model_of(self, drafts: Mapping[int, Drafts] | None) -> str:
         """Which model took steps for these; of several one that is not the usual one, and takes longer."""

@@ -45,6 +45,11 @@ class Ledger:
         elif self.level <= 0.0:
             self.stopped = True
 
+    def pay(self, rounds: float) -> None:
+        """So much was lost beside the rounds that are settled. Of a debt beyond the cap nothing is told."""
+        self.level = max(self.level - rounds, -self._cap)
+        self.stopped = self.stopped or self.level <= 0.0
+
     def affords(self, rounds: float) -> bool:
         """Whether so much may be risked now."""
         return not self.stopped and self.level > rounds
