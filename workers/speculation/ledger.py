@@ -46,9 +46,10 @@ class Ledger:
             self.stopped = True
 
     def pay(self, rounds: float) -> None:
-        """So much was lost beside the rounds that are settled. Of a debt beyond the cap nothing is told."""
-        self.level = max(self.level - rounds, -self._cap)
-        self.stopped = self.stopped or self.level <= 0.0
+        """So much was lost beside rounds that are settled. More than there is is forgotten, and all in a stop."""
+        if not self.stopped:
+            self.level = max(self.level - rounds, 0.0)
+            self.stopped = self.level <= 0.0
 
     def affords(self, rounds: float) -> bool:
         """Whether so much may be risked now."""

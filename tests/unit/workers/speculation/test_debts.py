@@ -3,11 +3,11 @@
 import pytest
 
 from outrider.workers.engine.request import SpeculationFigures
-from outrider.workers.speculation.account import Account
+from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.debts import Debts
 from outrider.workers.speculation.known_times import Shape
-from outrider.workers.speculation.ledger import CAP, Ledger
+from outrider.workers.speculation.ledger import SHARE, Ledger
 
 
 def test_a_debt_is_booked_token_by_token_and_the_rest_at_the_end() -> None:
@@ -42,31 +42,41 @@ def test_nothing_is_booked_of_who_was_never_met() -> None:
     assert debts.due(1.0) == 0.0
 
 
-def account_with_rounds() -> Account:
-    account = Account(RoundCost(), SpeculationFigures())
-    while not account.ledger.stopped:
-        account.ledger.settle(1.0, 3.0)
-    for _ in range(50):
-        account.observe_plain(Shape(1, 1, 100.0, 100.0), 0.010)
-    return account
+def drafted(account: Account) -> None:
+    """A round whose drafts brought what they took."""
+    account.observe(Took(Shape(1, 2, 100.0, 200.0, 1, 1, 2), 2, 0.018, 0.002, 0.0, own=True))
 
 
-def test_what_following_took_is_taken_from_the_ledger_while_nobody_drafts_too() -> None:
-    account, idle = account_with_rounds(), account_with_rounds()
-    account.meet(1, room=40)
-    account.owe(1, 0.020)  # two rounds
+def accounts() -> tuple[Account, Account]:
+    made = Account(RoundCost(), SpeculationFigures()), Account(RoundCost(), SpeculationFigures())
+    for account in made:
+        for _ in range(50):
+            account.observe(Took(Shape(1, 1, 100.0, 100.0), 1, 0.010, 0.0, 0.0, own=True))
+            drafted(account)
+        account.ledger.level = 20.0
+    return made
+
+
+def test_what_following_took_is_taken_from_the_ledger_by_the_tokens_said_and_the_rest_at_the_end() -> None:
+    account, idle = accounts()
+    account.meet(1, room=80)
+    account.owe(1, 0.040)
+    undrafted_s = account.cost.undrafted(1, 100.0)
     for each in (account, idle):
         for _ in range(20):
-            each.observe_plain(Shape(1, 1, 100.0, 100.0), 0.010)
-    assert idle.ledger.level - account.ledger.level == pytest.approx(1.0, rel=0.1)
+            drafted(each)
+    assert idle.ledger.level - account.ledger.level == pytest.approx(0.020 / undrafted_s, rel=0.1)
 
     account.forget(1)
-    assert idle.ledger.level - account.ledger.level == pytest.approx(2.0, rel=0.1)
+    assert idle.ledger.level - account.ledger.level == pytest.approx(0.040 / undrafted_s, rel=0.1)
 
 
-def test_a_debt_stops_speculation_and_is_forgotten_beyond_the_cap() -> None:
+def test_a_debt_stops_speculation_and_is_forgotten_beyond_what_there_is_and_in_a_stop() -> None:
     ledger = Ledger()
     ledger.pay(1000.0)
-
     assert ledger.stopped
-    assert ledger.level == -CAP
+    assert ledger.level == 0.0
+
+    ledger.earn(1.0)
+    ledger.pay(1000.0)
+    assert ledger.level == SHARE
