@@ -11,12 +11,12 @@ A figure is the median of tokens a second from the first token on; ratios are me
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import cycle, zip_longest
 from typing import Any
 
 from common import interleaved, median, prompts, save, words
-from generation import BatchLLM, Decoded
+from generation import BatchLLM, Decoded, acceptance_per_position
 
 from outrider import SamplingParams
 
@@ -99,17 +99,9 @@ def summary(decoded: list[Decoded], rates: list[float]) -> dict[str, Any]:
         "tokens_per_second": median(rates),
         "all": rates,
         "acceptance": sum(one.accepted for one in decoded) / drafted if drafted else None,
-        "acceptance_per_position": by_position(decoded),
+        "acceptance_per_position": acceptance_per_position(decoded),
         "tokens_per_round": sum(one.tokens for one in decoded) / rounds,
     }
-
-
-def by_position(decoded: Sequence[Decoded]) -> list[float]:
-    """Of the drafts at each position the share that was accepted, as far as any were verified."""
-    drafted, accepted = ([sum(column) for column in zip(*counts, strict=True)] for counts in (
-        [one.drafted_at for one in decoded], [one.accepted_at for one in decoded]
-    ))  # fmt: skip
-    return [a / d for a, d in zip(accepted, drafted, strict=True) if d]
 
 
 def ratios(rates: dict[str, list[float]]) -> dict[str, float]:

@@ -40,6 +40,13 @@ class Decoded:
         return self.tokens / self.each_s
 
 
+def acceptance_per_position(decoded: Sequence[Decoded]) -> list[float]:
+    """Of the drafts at each position the share that was accepted, as far as any were verified."""
+    drafted = [sum(column) for column in zip(*(one.drafted_at for one in decoded), strict=True)]
+    accepted = [sum(column) for column in zip(*(one.accepted_at for one in decoded), strict=True)]
+    return [a / d for a, d in zip(accepted, drafted, strict=True) if d]
+
+
 class BatchLLM(LLM):
     """An LLM that times a batch. Makes no text: nobody is woken while it runs."""
 

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from common import interleaved, median, numbers, paired, save, words
 from decisions import deciding_us, decision_us
-from generation import BatchLLM, Decoded
+from generation import BatchLLM, Decoded, acceptance_per_position
 from record import TEXTS, Text, kind_prompts
 
 from outrider import SamplingParams
@@ -132,14 +132,12 @@ def cells(args: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], None]
 
 
 def arm_figures(decoded: Sequence[Decoded], rates: list[float]) -> dict[str, Any]:
-    drafted = [sum(column) for column in zip(*(one.drafted_at for one in decoded), strict=True)]
-    accepted = [sum(column) for column in zip(*(one.accepted_at for one in decoded), strict=True)]
     return {
         "tokens_per_second": median(rates),
         "whole_batch_per_second": median([one.tokens_per_second for one in decoded]),
         "all": rates,
         "mean_depth": sum(one.drafted for one in decoded) / sum(one.rounds for one in decoded),
-        "acceptance_per_position": [a / d for a, d in zip(accepted, drafted, strict=True) if d],
+        "acceptance_per_position": acceptance_per_position(decoded),
     }
 
 
@@ -333,9 +331,8 @@ def verdict(one: dict[str, Any]) -> str:
     if one["auto_over_best"] is None:
         return "no comparison"
     over_off = f", {one['auto_over_off']:.2f} of off" if one["auto_over_off"] is not None else ""
-    best = f" {one['best_static']}" if "auto_over_luckiest" in one else f" ({one['best_static']})"
-    here = f"; {one['auto_over_luckiest']:.2f} of" if "auto_over_luckiest" in one else ""
-    return f"auto {one['auto_over_best']:.2f} of the best static depth{here}{best}{over_off}"
+    here = f": {one['auto_over_luckiest']:.2f} in these turns" if "auto_over_luckiest" in one else ""
+    return f"auto {one['auto_over_best']:.2f} of the best static depth ({one['best_static']}{here}){over_off}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from outrider.workers.engine.round import RUNNING, Round, Verdict
 from outrider.workers.sampling_params import LOOKUP
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.alarms import Alarms
+from outrider.workers.speculation.auto_depth import Outcome
 from outrider.workers.speculation.drafts import Drafts
 
 
@@ -43,10 +44,16 @@ class FixedDrafts:
             return []
         self._turn += 1
         place = list(made)[self._turn % len(made)]
-        verified, accepted = int(round.sample_counts[place]) - 1, int(verdict.drafts_accepted[place])
-        ended, gap = int(verdict.finish[place]) != RUNNING, int(round.followed_from[place]) > 1
-        judged = accepted if ended else min(verified, accepted + 1)
-        return self._alarms.judged(made[place], judged, accepted, gap=gap) if judged > 0 else []
+        became = Outcome(
+            ids[place],
+            verified=int(round.sample_counts[place]) - 1,
+            accepted=int(verdict.drafts_accepted[place]),
+            finished=int(verdict.finish[place]) != RUNNING,
+            gap=int(round.followed_from[place]) > 1,
+        )
+        if became.judged <= 0:  # dropped before they were verified
+            return []
+        return self._alarms.judged(made[place], became.judged, became.accepted, gap=became.gap)
 
     def forget(self, sequence_id: int) -> None:
         """It ended."""

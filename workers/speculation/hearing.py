@@ -172,7 +172,7 @@ class Hearing:
             np.diff(round.query_offsets).tolist(), round.sample_counts.tolist(), strict=True,
         )  # fmt: skip
         for sequence_id, accepted, upkeep, rows, samples in columns:
-            if upkeep and rows > samples:  # a chunk
+            if upkeep and accepted and rows > samples:  # a chunk
                 self._auto.account.owe(sequence_id, draft_s * accepted / followed)
 
     def _model_of(self, drafts: Mapping[int, Drafts] | None) -> str:

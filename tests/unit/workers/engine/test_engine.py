@@ -41,6 +41,7 @@ def _engine(
     prepare: Prepare | None = None,
     depth: DepthPolicy | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    load_module: Callable[[str], Callable[[], None]] | None = None,
 ) -> Engine:
     config = SchedulerConfig(
         max_num_seqs=8,
@@ -61,6 +62,7 @@ def _engine(
         depth=depth,
         on_begin=on_begin,
         prepare=prepare,
+        load_module=load_module,
         clock=clock,
     )
 
@@ -152,6 +154,22 @@ def test_a_failing_drafter_costs_speed_and_nothing_else(caplog: pytest.LogCaptur
     assert engine.counters.speculation.alarms["drafter_failed"] > 10
     (said,) = caplog.messages
     assert said.startswith("drafter CountingDrafter failed in round")
+
+
+def test_of_another_module_nothing_is_known_that_was_learned_of_the_old_one() -> None:
+    chunks, placed = Chunks(), list[str]()
+    engine = _engine(
+        CountingPipeline(), CountingDrafter(broken=True), load_module=lambda path: lambda: placed.append(path)
+    )
+    with _running(engine):
+        engine.submit(_request("r"), chunks.put)
+        _collect(chunks, 1)
+        before = engine.counters.speculation.alarms["drafter_failed"]
+        engine.swap_drafter("other")
+
+    assert placed == ["other"]
+    assert before > 10
+    assert engine.counters.speculation.alarms["drafter_failed"] == 0
 
 
 def test_a_lost_rank_ends_every_request_with_one_error_that_names_it() -> None:

@@ -17,6 +17,16 @@ def accepted_of(leads: list[float], rng: random.Random, *, scale: float = 1.0) -
     return accepted
 
 
+def play_dead_from(alarms: Alarms, position: int, rng: random.Random) -> list[str]:
+    """Sure drafts, of which those from a position on never stand."""
+    said = []
+    for _ in range(1500):
+        leads = [5.0, 5.0, 5.0]
+        accepted = min(accepted_of(leads, rng), position)
+        said += alarms.judged(Made(1, KIND, leads), min(3, accepted + 1), accepted)
+    return said
+
+
 def play(
     alarms: Alarms, rounds: int, rng: random.Random, *, scale: float = 1.0, hard: bool = False, gap: bool = False
 ) -> list[str]:
@@ -49,11 +59,8 @@ def test_confident_drafts_that_fail_are_named_once_and_counted_for_as_long(seed:
 
 
 def test_a_position_that_is_never_accepted_is_named() -> None:
-    alarms, rng, said = Alarms(), random.Random(0), []
-    for _ in range(1500):
-        leads = [5.0, 5.0, 5.0]
-        accepted = min(accepted_of(leads, rng), 1)
-        said += alarms.judged(Made(1, KIND, leads), min(3, accepted + 1), accepted)
+    alarms = Alarms()
+    said = play_dead_from(alarms, 1, random.Random(0))
 
     assert [text for text in said if text.startswith("draft 2 of mtp")]
     assert alarms.counts[DEAD_POSITION] > 0
@@ -79,12 +86,9 @@ def test_hard_text_of_sequences_that_were_not_followed_raises_no_alarm(seed: int
 
 
 def test_a_position_that_worked_and_works_no_more_is_named_for_as_long() -> None:
-    alarms, rng, said = Alarms(), random.Random(0), []
+    alarms, rng = Alarms(), random.Random(0)
     play(alarms, 2000, rng)
-    for _ in range(1500):
-        leads = [5.0, 5.0, 5.0]
-        accepted = min(accepted_of(leads, rng), 1)
-        said += alarms.judged(Made(1, KIND, leads), min(3, accepted + 1), accepted)
+    said = play_dead_from(alarms, 1, rng)
 
     assert [text for text in said if text.startswith("draft 2 of mtp")]
     assert alarms.counts[DEAD_POSITION] > 3

@@ -175,6 +175,17 @@ def test_drafts_without_an_alternative_have_a_lead_without_end_and_are_verified(
     policy.observe(*seen(0, 2, 2), round_s=0.012, draft_s=0.001)
 
 
+@pytest.mark.parametrize("upkeep", [0, 1])
+def test_a_prompt_that_the_drafter_follows_is_owed_for(upkeep: int) -> None:
+    policy = DepthPolicy("auto")
+    policy.depth(sequence())
+    round, verdict = seen(0, 2, 2)
+    chunk = replace(round, sample_counts=ints([0]), upkeep=ints([upkeep]))
+    policy.observe(chunk, verdict, round_s=0.01, draft_s=0.003)
+
+    assert policy._auto.account._debts.forget(0) == pytest.approx(0.003 * upkeep)
+
+
 def test_a_sequence_of_fixed_depth_is_always_followed_and_one_under_auto_while_it_pays() -> None:
     policy = DepthPolicy("auto")
     play(policy, None, 96, step_s=0.002, accept_all=False)
