@@ -92,9 +92,22 @@ class Account:
         """A sequence came that says so many tokens at most."""
         self._debts.meet(sequence_id, room)
 
-    def owe(self, sequence_id: int, took_s: float) -> None:
-        """A part of its prompt was followed in that time, which is booked over all that it says."""
-        self._debts.owe(sequence_id, took_s)
+    def affords_prompt(self, sequence_id: int, tokens: int, sequences: int) -> bool:
+        """Whether following a prompt of so many tokens, beside others, takes no more than `sequences` may still lose.
+
+        If so it is held to be followed from now on.
+        """
+        if self.ledger.stopped or not self.cost.known:
+            return not self.ledger.stopped
+        undrafted_s = self.cost.undrafted(sequences, float(sequences * tokens))
+        affords = self._debts.with_prompt(tokens) <= self.ledger.level * undrafted_s
+        if affords:
+            self._debts.pledge(sequence_id, tokens)
+        return affords
+
+    def owe(self, sequence_id: int, tokens: int, took_s: float, *, ends: bool = False) -> None:
+        """So many tokens of its prompt were followed in that time, which is booked over all that it says."""
+        self._debts.owe(sequence_id, tokens, took_s, ends=ends)
 
     def forget(self, sequence_id: int) -> None:
         """It ended: what is not booked yet is now."""

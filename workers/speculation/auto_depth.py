@@ -125,11 +125,19 @@ class AutoDepth:
             self._asleep -= 1
             self._slept += 1
 
-    def meet(self, newcomer: Live) -> None:
-        """A sequence came, whose prompt is about to be read. Where drafts pay it has some from its first token on."""
+    def meet(self, newcomer: Live, room: int, *, followed: int = 0, sequences: int = 1) -> None:
+        """A sequence came that says `room` tokens at most, in rounds of so many sequences.
+
+        Its prompt is about to be read, `followed` tokens of which models would take in. Where drafts pay it has some
+        from its first token on; elsewhere it is followed if there is that much to lose.
+        """
         self._asleep = 0
-        if self._pays is self.account.ledger and not self.resting and not self._every_step:
-            sequence_id, kind, _ = newcomer
+        sequence_id, kind, _ = newcomer
+        self.account.meet(sequence_id, room)
+        pays = self._pays is self.account.ledger
+        if not pays and not self.account.affords_prompt(sequence_id, followed, sequences):
+            self._hope(sequence_id).let_go()
+        elif pays and not self.resting and not self._every_step:
             carried = self.worths.found.carries(sequence_id)
             if not carried and self.worths.model(sequence_id, kind, self._deepest, sharing=1) > 0.0:
                 self._depths[sequence_id] = self._deepest

@@ -120,9 +120,10 @@ class DepthPolicy:
         self._kinds.add(sequence.sequence_id, kind)
         if params.drafter in (None, AUTO, LOOKUP):
             self._auto.worths.found.meet(sequence.sequence_id)
-        self._auto.account.turn_to(max(self._hearing.together + 1, self.expected), self._kinds.heat)
-        self._auto.account.meet(sequence.sequence_id, sequence.limit - len(sequence.token_ids))
-        self._auto.meet(Live(sequence.sequence_id, kind, len(sequence.token_ids)))
+        sequences, prompt = max(self._hearing.together + 1, self.expected), len(sequence.token_ids)
+        self._auto.account.turn_to(sequences, self._kinds.heat)
+        live, room = Live(sequence.sequence_id, kind, prompt), sequence.limit - prompt
+        self._auto.meet(live, room, followed=prompt if params.drafter != LOOKUP else 0, sequences=sequences)
 
     def time_of(self, round: Round, round_s: float) -> RoundTime:
         """What a round took, `round_s` of it since its scheduling, and would have taken without drafts, as modelled.

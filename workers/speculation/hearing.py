@@ -173,7 +173,7 @@ class Hearing:
         )  # fmt: skip
         for sequence_id, accepted, upkeep, rows, samples in columns:
             if upkeep and accepted and rows > samples:  # a chunk
-                self._auto.account.owe(sequence_id, draft_s * accepted / followed)
+                self._auto.account.owe(sequence_id, accepted, draft_s * accepted / followed, ends=samples > 0)
 
     def _model_of(self, drafts: Mapping[int, Drafts] | None) -> str:
         """Which model took steps for these; of several one that is not the usual one, and takes longer."""

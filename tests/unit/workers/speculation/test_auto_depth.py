@@ -251,7 +251,7 @@ def test_a_sequence_that_comes_is_looked_at() -> None:
     auto = hopeless()
     depth(auto)
     assert auto.sleeps()
-    auto.meet(Live(7, DRAWN, 100))
+    auto.meet(Live(7, DRAWN, 100), room=100)
 
     assert not auto.sleeps()
 
@@ -259,17 +259,38 @@ def test_a_sequence_that_comes_is_looked_at() -> None:
 def test_a_sequence_that_comes_drafts_at_once_where_drafts_pay() -> None:
     paying, hopeless_too = taught(), hopeless()
     for auto in (paying, hopeless_too):
-        auto.meet(Live(7, DRAWN, 100))
+        auto.meet(Live(7, DRAWN, 100), room=100)
 
     assert paying.depth(7) == DEEPEST
     assert paying.patience(7) != ENDLESS
     assert hopeless_too.depth(7) == 0
 
 
+def test_prompts_are_followed_as_far_as_there_is_something_to_lose() -> None:
+    auto, prompt = hopeless(), 100
+    auto.account.ledger = Ledger()
+    undrafted_s = auto.cost.undrafted(1, prompt)
+    auto.account.owe(99, prompt, 10.0 * undrafted_s, ends=True)
+    for newcomer in range(7, 11):
+        auto.meet(Live(newcomer, DRAWN, prompt), room=1000, followed=prompt)
+    assert [newcomer for newcomer in range(7, 11) if auto.follows(newcomer)] == [7, 8]
+
+    auto.meet(Live(11, DRAWN, prompt), room=1000, followed=0)  # that no model takes in
+    assert auto.follows(11)
+
+
+def test_prompts_are_followed_where_drafts_pay_whatever_that_takes() -> None:
+    auto = taught()
+    auto.account.owe(99, 1, 10.0, ends=True)
+    auto.meet(Live(7, DRAWN, 100), room=1000, followed=100)
+
+    assert auto.follows(7)
+
+
 def test_a_sequence_that_comes_to_more_than_it_paid_for_waits_for_their_depths() -> None:
     auto = taught()
     auto.account.turn_to(16, heat=1)
-    auto.meet(Live(7, DRAWN, 100))
+    auto.meet(Live(7, DRAWN, 100), room=100)
 
     assert auto.depth(7) == 0
 
@@ -397,6 +418,6 @@ def test_a_newcomer_that_lookup_should_carry_is_not_drafted_for() -> None:
         for _ in range(3):
             auto.worths.found.add(number, 8, 7.0)
     auto.worths.found.meet(1000)
-    auto.meet(Live(1000, DRAWN, 100))
+    auto.meet(Live(1000, DRAWN, 100), room=100)
 
     assert auto.depth(1000) == 0

@@ -13,7 +13,7 @@ from outrider.workers.speculation.ledger import SHARE, Ledger
 def test_a_debt_is_booked_token_by_token_and_the_rest_at_the_end() -> None:
     debts = Debts()
     debts.meet(1, room=100)
-    debts.owe(1, 0.5)
+    debts.owe(1, 10, 0.5)
 
     assert debts.due(10.0) == pytest.approx(0.05)
     assert debts.forget(1) == pytest.approx(0.45)
@@ -25,9 +25,9 @@ def test_a_prompt_read_in_parts_is_one_debt_and_others_are_booked_beside_it() ->
     debts = Debts()
     for sequence_id, room in ((1, 10), (2, 20)):
         debts.meet(sequence_id, room)
-    debts.owe(1, 0.1)
-    debts.owe(1, 0.1)
-    debts.owe(2, 0.2)
+    debts.owe(1, 10, 0.1)
+    debts.owe(1, 10, 0.1)
+    debts.owe(2, 10, 0.2)
 
     booked = sum(debts.due(1.0) for _ in range(10))
     assert booked == pytest.approx(0.2 + 0.1)
@@ -37,9 +37,46 @@ def test_a_prompt_read_in_parts_is_one_debt_and_others_are_booked_beside_it() ->
 
 def test_nothing_is_booked_of_who_was_never_met() -> None:
     debts = Debts()
-    debts.owe(7, 1.0)
+    debts.owe(7, 10, 1.0)
 
     assert debts.due(1.0) == 0.0
+
+
+def test_what_a_prompt_will_take_is_foreseen_by_those_before_it() -> None:
+    debts = Debts()
+    assert debts.with_prompt(100) == 0.0  # nobody knows
+
+    debts.owe(7, 10, 0.1, ends=True)
+    assert debts.with_prompt(100) == pytest.approx(1.0)
+    debts.owe(7, 10, 0.2, ends=True)
+    assert 1.0 < debts.with_prompt(100) < 2.0
+
+
+def test_what_is_pledged_counts_until_it_is_owed_and_what_is_owed_until_it_is_booked() -> None:
+    debts = Debts()
+    debts.owe(7, 10, 0.1, ends=True)
+    debts.meet(1, room=100)
+    debts.pledge(1, 50)
+    assert debts.with_prompt(0) == pytest.approx(0.5)
+
+    debts.owe(1, 20, 0.2)
+    assert debts.with_prompt(0) == pytest.approx(0.5)
+    debts.owe(1, 20, 0.2, ends=True)  # the rest was cached
+    assert debts.with_prompt(0) == pytest.approx(0.4)
+    debts.due(50.0)
+    assert debts.with_prompt(0) == pytest.approx(0.2)
+    debts.forget(1)
+    assert debts.with_prompt(0) == 0.0
+
+
+def test_a_pledge_is_off_where_the_sequence_never_begins() -> None:
+    debts = Debts()
+    debts.owe(7, 10, 0.1, ends=True)
+    debts.meet(1, room=100)
+    debts.pledge(1, 50)
+    debts.forget(1)
+
+    assert debts.with_prompt(0) == 0.0
 
 
 def drafted(account: Account) -> None:
@@ -60,7 +97,7 @@ def accounts() -> tuple[Account, Account]:
 def test_what_following_took_is_taken_from_the_ledger_by_the_tokens_said_and_the_rest_at_the_end() -> None:
     account, idle = accounts()
     account.meet(1, room=80)
-    account.owe(1, 0.040)
+    account.owe(1, 10, 0.040)
     undrafted_s = account.cost.undrafted(1, 100.0)
     for each in (account, idle):
         for _ in range(20):
