@@ -195,7 +195,7 @@ class Auto:
 
     def observe(self, outcomes: Sequence[Outcome], shape: Shape, tokens: int, round_s: float, draft_s: float) -> None:
         if shape.undrafted and not shape.drafts and self.auto.sleeps():
-            self.auto.slept(shape._replace(followed=0), round_s)
+            self.auto.slept([(shape._replace(followed=0), round_s)])
         else:
             self.auto.observe(outcomes, shape, tokens, round_s, draft_s)
 

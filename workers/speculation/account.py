@@ -81,12 +81,12 @@ class Account:
         """How many rounds may go by, while speculation is stopped, before one is to be looked at even so."""
         return max(_PLAIN_SEEN - 1 - len(self._plain), 0)
 
-    def slept(self, shape: Shape, round_s: float) -> None:
-        """A round of decoding sequences went by that speculation had no part in, and that is not looked at."""
+    def slept(self, rounds: Sequence[tuple[Shape, float]]) -> None:
+        """Rounds of decoding sequences went by that speculation had no part in, and that are not looked at."""
         if self.ledger.stopped:
-            self._plain.append((shape, round_s))
-        self.ledger.earn(1.0)
-        self._book(self._debts.due(1.0))
+            self._plain += rounds
+        self.ledger.earn(len(rounds))
+        self._book(self._debts.due(len(rounds)))
 
     def meet(self, sequence_id: int, room: int) -> None:
         """A sequence came that says so many tokens at most."""
@@ -124,7 +124,7 @@ class Account:
 
     def observe_plain(self, shape: Shape, round_s: float) -> None:
         """A round that speculation had no part in, and that is looked at: it costs the ledger nothing."""
-        self.slept(shape, round_s)
+        self.slept([(shape, round_s)])
         self.figures.depth *= 0.95 ** len(self._plain)
         self._learn_plain()
         self.gain.observe(shape.sequences, shape.sequences, 1.0)

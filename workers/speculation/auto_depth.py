@@ -115,15 +115,15 @@ class AutoDepth:
             return self.account.unseen
         return self._asleep or self._undisturbed.missing
 
-    def slept(self, shape: Shape, round_s: float) -> None:
-        """Such a round went by."""
-        self.account.slept(shape, round_s)
-        self._calm += 1
+    def slept(self, rounds: Sequence[tuple[Shape, float]]) -> None:
+        """Such rounds went by: their shapes, and their seconds."""
         if not self.account.ledger.stopped:
-            self._undisturbed.add(shape, round_s)
-        if self._asleep:
-            self._asleep -= 1
-            self._slept += 1
+            self._undisturbed.add(rounds)
+        self.account.slept(rounds)
+        self._calm += len(rounds)
+        through = min(self._asleep, len(rounds))
+        self._asleep -= through
+        self._slept += through
 
     def meet(self, newcomer: Live, room: int, *, followed: int = 0, sequences: int = 1) -> None:
         """A sequence came that says `room` tokens at most, in rounds of so many sequences.
@@ -342,7 +342,7 @@ class AutoDepth:
             self.account.observe_plain(shape, round_s)
             return
         if plain:
-            self._undisturbed.add(shape._replace(followed=0), round_s)
+            self._undisturbed.add([(shape._replace(followed=0), round_s)])
         if not plain or (self._undisturbed.wanted and not self._undisturbed.missing):
             self.account.observe_base(self._undisturbed.take())
         self.learn_acceptance(outcomes, made)

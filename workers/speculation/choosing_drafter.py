@@ -66,20 +66,14 @@ def only_drafter(params: SamplingParams, speculation: str | int, models: Collect
     return next(iter(models), LOOKUP) if isinstance(depth, int) else None
 
 
-class _Naming:
-    """Errors inside are a drafter's own, but for those that end the engine. No generator: a round has many."""
-
-    __slots__ = ("_drafter",)
-
-    def __init__(self, drafter: str) -> None:
-        self._drafter = drafter
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, EngineStoppedError):
-            raise DrafterError(self._drafter, error) from error
+def _drafts_of(name: str, drafter: Drafter, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
+    """What one drafter makes. Its errors get its name, but for those that end the engine."""
+    try:
+        return drafter.draft(round, verdict, hidden)
+    except EngineStoppedError:
+        raise
+    except Exception as error:
+        raise DrafterError(name, error) from error
 
 
 class ChoosingDrafter:
@@ -104,11 +98,9 @@ class ChoosingDrafter:
         drafts: dict[int, Drafts] = {}
         if self._worths.resting and not any(round.draft_steps.tolist()):
             for name, drafter in self._models.items():
-                with _Naming(name):
-                    drafts.update(drafter.draft(round, verdict, hidden))
+                drafts.update(_drafts_of(name, drafter, round, verdict, hidden))
             return drafts
-        with _Naming(LOOKUP):
-            found = dict(self._lookup.draft(round, verdict, hidden)) if self._lookup is not None else {}
+        found = dict(_drafts_of(LOOKUP, self._lookup, round, verdict, hidden)) if self._lookup is not None else {}
         owners, found = self._choose(round, verdict, found)
         for name, drafter in self._models.items():
             drafts.update(self._model_drafts(name, drafter, round, owners, verdict, hidden))
@@ -163,5 +155,4 @@ class ChoosingDrafter:
         if any(owner != name for owner in owners):
             own = ints([owner == name for owner in owners])
             round = replace(round, draft_steps=round.draft_steps * own)
-        with _Naming(name):
-            return drafter.draft(round, verdict, hidden)
+        return _drafts_of(name, drafter, round, verdict, hidden)

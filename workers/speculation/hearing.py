@@ -198,7 +198,7 @@ class Hearing:
 
     def _naps_on(self, round: Round, round_s: float) -> bool:
         """Whether a round without drafts need not be looked at."""
-        naps = self._naps.setdefault(round.lane, Naps())
+        naps = self._naps.get(round.lane) or self._naps.setdefault(round.lane, Naps())
         if naps.add(round.sequences, round_s):
             return True
         self.wake()
@@ -209,8 +209,8 @@ class Hearing:
     def wake(self) -> None:
         """Counts the rounds that went by."""
         for naps in self._naps.values():
-            for shape, round_s in naps.end():
-                self._auto.slept(shape, round_s)
+            if rounds := naps.end():
+                self._auto.slept(rounds)
 
     def _plan(self, lane: int, going: Mapping[int, int], whole: bool) -> None:
         """Sets the depths of a lane's sequences, by id with their tokens."""

@@ -77,7 +77,7 @@ class MtpDrafter:
     @property
     def _waits(self) -> bool:
         """Whether the cache is behind, of any data group."""
-        return bool(self._behind if self._shared is not None else len(self._backlog))
+        return bool(self._behind if self._shared is not None else self._backlog)
 
     def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: list[int]) -> Pairs:
         """What the verdict makes certain of the round's sequences `kept`."""

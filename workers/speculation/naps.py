@@ -1,7 +1,5 @@
 """Rounds that speculation has no part in, and that are not looked at one by one, which would slow them. Pure."""
 
-from collections.abc import Iterator
-
 from outrider.workers.speculation.known_times import Shape
 
 
@@ -25,10 +23,10 @@ class Naps:
         self._took_s.append(round_s)
         return True
 
-    def end(self) -> Iterator[tuple[Shape, float]]:
+    def end(self) -> list[tuple[Shape, float]]:
         """What went by: each round's shape, a token longer than the one before, and its seconds."""
         first, took_s = self._first, self._took_s
         self._left, self._took_s = 0, []
-        for number, round_s in enumerate(took_s):
-            context = first.context + number * first.sequences
-            yield first._replace(context=context, rows_context=context), round_s
+        contexts = [first.context + number * first.sequences for number in range(len(took_s))]
+        shapes = [Shape(first.sequences, first.rows, context, context) for context in contexts]
+        return list(zip(shapes, took_s, strict=True))

@@ -42,7 +42,10 @@ class Pairs:
 
 def followed(round: Round, verdict: Verdict) -> list[int]:
     """Which sequences of the round the drafter follows, of those that have anything accepted."""
-    columns = zip(round.upkeep.tolist(), verdict.accepted_rows.tolist(), strict=True)
+    follows = round.upkeep.tolist()
+    if 1 not in follows:
+        return []
+    columns = zip(follows, verdict.accepted_rows.tolist(), strict=True)
     return [s for s, (upkeep, accepted) in enumerate(columns) if upkeep and accepted]
 
 
@@ -146,6 +149,9 @@ class Backlog:
     def __init__(self, most: int, block_size: int) -> None:
         self._most, self._block_size = most, block_size
         self._waiting: list[Pairs] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._waiting)

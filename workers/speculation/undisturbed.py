@@ -1,6 +1,7 @@
 """Rounds without drafts in a row, that are run to be measured with nothing done beside them. Pure counting."""
 
 import math
+from collections.abc import Iterable
 
 from outrider.workers.speculation.base_rounds import BURST, CALM, FEWEST
 from outrider.workers.speculation.known_times import Shape
@@ -45,10 +46,10 @@ class Undisturbed:
         if not self._wanted:
             self._rounds = []
 
-    def add(self, shape: Shape, round_s: float) -> None:
-        """Such a round was run."""
+    def add(self, rounds: Iterable[tuple[Shape, float]]) -> None:
+        """Such rounds were run."""
         if self._wanted:
-            self._rounds.append((shape, round_s))
+            self._rounds += rounds
 
     def take(self) -> list[tuple[Shape, float]]:
         """All of them but for the first, which are slower. Lanes that want more say so."""

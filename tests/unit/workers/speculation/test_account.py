@@ -72,7 +72,7 @@ def test_while_stopped_few_rounds_are_looked_at() -> None:
     looked_at, round = 0, (Shape(1, 1, 100.0, 100.0), 0.020)
     for _ in range(640):
         if of.unseen:
-            of.slept(*round)
+            of.slept([round])
         else:
             looked_at += 1
             of.observe_plain(*round)
@@ -148,7 +148,7 @@ def test_a_machine_that_gets_faster_during_a_stop_is_not_taken_for_cheaper_round
     while not of.ledger.stopped:
         of.ledger.settle(worth=1.0, took=3.0)
     while of.ledger.stopped:
-        of.slept(plain, 0.006)
+        of.slept([(plain, 0.006)])
         if not of.unseen:
             of.observe_plain(plain, 0.006)
 

@@ -228,7 +228,7 @@ def test_while_nobody_is_followed_rounds_go_by_unlooked_until_somebody_is_due() 
     while not auto.follows(0) and gone_by < 300:
         gone_by += 1
         if auto.sleeps():
-            auto.slept(*round_of(1, 0)[:2])
+            auto.slept([round_of(1, 0)[:2]])
         else:
             looked_at += 1
             depth(auto)

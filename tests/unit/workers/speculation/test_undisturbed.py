@@ -13,7 +13,7 @@ def test_they_are_as_many_as_it_takes_in_every_lane_and_the_first_are_passed_ove
     rounds.want(1, False)
     for number in range(CALM + 2 * BURST):
         assert rounds.missing
-        rounds.add(PLAIN, float(number))
+        rounds.add([(PLAIN, float(number))])
 
     assert rounds.missing == 0
     assert [round_s for _, round_s in rounds.take()] == [float(number) for number in range(CALM, CALM + 2 * BURST)]
@@ -26,7 +26,7 @@ def test_what_was_taken_is_wanted_no_longer_until_lanes_ask_again() -> None:
     rounds.take()
 
     assert not rounds.wanted
-    rounds.add(PLAIN, 0.010)
+    rounds.add([(PLAIN, 0.010)])
     assert rounds.take() == []
 
 
@@ -34,7 +34,7 @@ def test_rounds_of_a_burst_that_came_to_nothing_are_no_part_of_the_next() -> Non
     rounds = Undisturbed()
     rounds.want(0, True)
     for _ in range(CALM + 2):
-        rounds.add(PLAIN, 5.0)
+        rounds.add([(PLAIN, 5.0)])
     rounds.leave(0)
     rounds.want(0, True)
 
