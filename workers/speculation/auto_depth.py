@@ -6,6 +6,7 @@ pay: all of it follows from the price. Pure: reads no clock, and the text never 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from outrider.workers.engine.request import SpeculationFigures
@@ -20,18 +21,14 @@ from outrider.workers.speculation.ledger import Ledger
 from outrider.workers.speculation.looked_up import NOTHING
 from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.speculation.planning import Worth
+from outrider.workers.speculation.trials import Trials
 from outrider.workers.speculation.undisturbed import Undisturbed
 from outrider.workers.speculation.worths import Live, Worths
 
 DEEPEST = 8
 _CAUTION = 0.02  # of a round's tokens, what drafts must bring above their price to begin with them; to go on, nothing
 _MOST_TAUGHT = 2  # sequences of a round whose acceptance is learned from, in turn
-_MOST_IN_VAIN = 8  # rounds in a row for which drafts are made and none is verified
-_TRY_RISK = 0.5  # undrafted rounds that must be left to try a sequence that promises nothing
-_PAID_AHEAD = 0.4  # undrafted rounds that are paid at once where drafts do not pay, for as many rounds as that lasts
-_LEAST_AT_A_LOSS, _MOST_AT_A_LOSS = 4, 16  # of these
 _HELD_IDLE = 4  # rounds that depths hold for where no drafts are made
-_MOST_ASLEEP = 16  # rounds that speculation has no part in, and that are not looked at
 
 _Item = TypeVar("_Item")
 
@@ -51,14 +48,6 @@ class Outcome(NamedTuple):
         return self.accepted if self.finished else min(self.verified, self.accepted + 1)
 
 
-class Ahead(NamedTuple):
-    """Rounds of a lane that were paid for at once."""
-
-    rounds: int
-    loss: float  # of each
-    ledger: Ledger  # that paid
-
-
 class AutoDepth:
     """Decides for the sequences of one replica. Not thread-safe."""
 
@@ -69,23 +58,19 @@ class AutoDepth:
         self.figures, self.cost = self.account.figures, self.account.cost
         self.warnings: list[str] = []  # to be said once, and not said yet
         self._deepest, self._every_step = deepest, every_step
-        self._ahead: dict[int, Ahead] = {}  # by lane
-        self._hopes: dict[int, Hope] = {}
         self._depths: dict[int, int] = {}
         self._patience: dict[int, Patience] = {}
-        self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
         self._calm = 0  # rounds in a row in which nothing was drafted
-        self._asleep = self._slept = 0  # rounds until anybody is followed again; that went by so since the last plan
         self._undisturbed = Undisturbed()
         self.worths = Worths(self.acceptance, self.cost, deepest, every_step=every_step)
-        self._in_vain = 0  # rounds in a row of whose drafts none was verified
+        self.trials = Trials(self.account)
         self._pays: Ledger | None = None  # of rounds in which drafts paid when depths were set last
         self._planned = True  # depths were set, and no drafts judged since
         self._turn = self._passed = 0  # rounds whose acceptance was learned from; some of whose drafts were passed over
 
     def __len__(self) -> int:
         """Sequences that it keeps something of."""
-        return max(len(self._hopes), len(self.acceptance))
+        return max(len(self.trials), len(self.acceptance))
 
     def depth(self, sequence_id: int) -> int:
         """Most drafts to make for the sequence after the round that is being composed."""
@@ -101,8 +86,7 @@ class AutoDepth:
             return False
         if self._depths.get(sequence_id):
             return True
-        hope = self._hopes.get(sequence_id)
-        return (hope is None or hope.followed) and not self.worths.found.carries(sequence_id)
+        return self.trials.follows(sequence_id) and not self.worths.found.carries(sequence_id)
 
     @property
     def resting(self) -> bool:
@@ -113,7 +97,7 @@ class AutoDepth:
         """How many rounds from now on need not be looked at if speculation has no part in them."""
         if self.account.ledger.stopped:
             return self.account.unseen
-        return self._asleep or self._undisturbed.missing
+        return self.trials.asleep or self._undisturbed.missing
 
     def slept(self, rounds: Sequence[tuple[Shape, float]]) -> None:
         """Such rounds went by: their shapes, and their seconds."""
@@ -121,9 +105,7 @@ class AutoDepth:
             self._undisturbed.add(rounds)
         self.account.slept(rounds)
         self._calm += len(rounds)
-        through = min(self._asleep, len(rounds))
-        self._asleep -= through
-        self._slept += through
+        self.trials.slept(len(rounds))
 
     def meet(self, newcomer: Live, room: int, *, followed: int = 0, sequences: int = 1) -> None:
         """A sequence came that says `room` tokens at most, in rounds of so many sequences.
@@ -131,12 +113,12 @@ class AutoDepth:
         Its prompt is about to be read, `followed` tokens of which models would take in. Where drafts pay it has some
         from its first token on; elsewhere it is followed if there is that much to lose.
         """
-        self._asleep = 0
+        self.trials.awake()
         sequence_id, kind, _ = newcomer
         self.account.meet(sequence_id, room)
         pays = self._pays is self.account.ledger
         if not pays and not self.account.affords_prompt(sequence_id, followed, sequences):
-            self._hope(sequence_id).let_go()
+            self.trials.hope(sequence_id).let_go()
         elif pays and not self.resting and not self._every_step:
             carried = self.worths.found.carries(sequence_id)
             if not carried and self.worths.model(sequence_id, kind, self._deepest, sharing=1) > 0.0:
@@ -159,8 +141,8 @@ class AutoDepth:
         that went by since they were set last.
         """
         plain, self._planned = plain or _plain(live), True
-        self._wake_up()
-        self._settle_ahead(lane, rounds)
+        self.trials.wake_up()
+        self.trials.settle_ahead(lane, rounds)
         if measurable is not None:
             due = measurable and self.account.base_due(plain.sequences, plain.context)
             takes_s = self.cost.undrafted(plain.sequences, plain.context) if due and self.cost.known else 0.0
@@ -172,11 +154,11 @@ class AutoDepth:
         if self.resting or not self._deepest:
             self._rest([each.sequence_id for each in live])
             return 1
-        hopes = [self._hope(each.sequence_id) for each in live]
+        hopes = [self.trials.hope(each.sequence_id) for each in live]
         if not any(hope.followed for hope in hopes):
             self._pays = None
             self._try({each.sequence_id: hope for each, hope in zip(live, hopes, strict=True)}, live[0], plain, rounds)
-            self._sleep(self.worths.trying(live[0], 1, plain))
+            self.trials.sleep(self.worths.trying(live[0], 1, plain))
             return 1
         worth = self.worths.best_depths(live, plain, found)
         self._tell_price(plain, self.worths.promise)
@@ -185,22 +167,22 @@ class AutoDepth:
         self._pays = self.account.ledger if pays else None
         might = worth.gain + sum(worth.depths) > worth.brings  # pay, if all drafts stood
         open_to_it = might and found.share < 0.5 * len(live)  # else models would hardly have a round
-        drafts = pays or (open_to_it and self._pay_ahead(lane, loss))
-        without = {}
+        ahead = self.trials.pay_ahead(lane, loss) if open_to_it and not pays else 0
+        drafts, without = pays or ahead > 0, {}
         for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
             if pays and depth:
                 hope.worth()
             if drafts and depth:
                 self._depths[each.sequence_id] = self._deepest if pays and not self._every_step else depth
                 self._patience[each.sequence_id] = self.worths.patience(each)
-                if not pays:  # then it is to be seen at least whether the first stands
-                    self._trying.add(each.sequence_id)
+                if not pays:
+                    self.trials.also(each.sequence_id)
             else:
                 without[each.sequence_id] = hope
         self._try(without, live[0], plain, rounds)
-        if drafts and not pays:
-            return self._ahead[lane].rounds
-        return 1 if self._trying else HELD if drafts else _HELD_IDLE
+        if ahead:
+            return ahead
+        return 1 if self.trials.any else HELD if drafts else _HELD_IDLE
 
     def _tell_price(self, plain: Shape, promise: float) -> None:
         if self.cost.known:
@@ -211,63 +193,19 @@ class AutoDepth:
         self._pays = None
         for each in sequence_ids:
             self._depths[each] = 0
-            if self.account.ledger.stopped and each not in self._hopes:
-                self._hope(each).let_go()
-
-    def _pay_ahead(self, lane: int, loss: float) -> bool:
-        """Pays for some rounds that each should lose so much, if that can be afforded."""
-        rounds = min(max(int(_PAID_AHEAD / max(loss, 1e-9)), _LEAST_AT_A_LOSS), _MOST_AT_A_LOSS)
-        if not self.account.ledger.spend(rounds * loss):
-            return False
-        self._ahead[lane] = Ahead(rounds, loss, self.account.ledger)
-        return True
-
-    def _settle_ahead(self, lane: int, rounds: int) -> None:
-        """Gives back what was paid for more rounds at a loss than went by."""
-        ahead = self._ahead.pop(lane, None)
-        if ahead is not None and ahead.rounds > rounds:
-            ahead.ledger.refund((ahead.rounds - rounds) * ahead.loss)
-
-    def _sleep(self, takes: float) -> None:
-        """Nobody in the lane is followed: where that goes for all, few rounds are looked at until it ends.
-
-        `takes`: undrafted rounds, to try one sequence.
-        """
-        until_due = min([hope.waits for hope in self._hopes.values()])
-        if until_due:
-            until_due = max(until_due, self.account.ledger.until_affords_to_measure(takes))
-        self._asleep = min(until_due, _MOST_ASLEEP)
-
-    def _wake_up(self) -> None:
-        """Counts the rounds that were slept through."""
-        if self._slept:
-            for hope in self._hopes.values():
-                hope.passed(self._slept)
-        self._asleep = self._slept = 0
+            if self.account.ledger.stopped and each not in self.trials:
+                self.trials.hope(each).let_go()
 
     def idle(self, lane: int) -> None:
         """No sequence of the lane decodes at present."""
         self._undisturbed.leave(lane)
 
     def _try(self, without: Mapping[int, Hope], like: Live, plain: Shape, rounds: int) -> None:
-        """A draft for each of those `without` any that it is time to try, if that can be afforded for all at once.
-
-        What starts drafting is the same for one as for many. None for those that lookup carries.
-        """
-        carried = self.worths.found.carries
-        due = [each for each, hope in without.items() if hope.due and not carried(each)]
-        takes = self.worths.trying(like, max(len(due), 1), plain)
-        affords = self.account.ledger.affords(_TRY_RISK) and self.account.ledger.affords_to_measure(takes)
-        tried = set(due) if affords else set[int]()
-        if tried:
-            self.account.ledger.spend(takes)
-            self._trying |= tried
-        for each, hope in without.items():
+        """A draft for each of those `without` any that it is time to try. None for those that lookup carries."""
+        takes = partial(self.worths.trying, like, plain=plain)
+        tried = self.trials.pick(without, self.worths.found.carries, takes, rounds)
+        for each in without:
             self._depths[each] = int(each in tried)
-            if each in tried:
-                hope.tried()
-            elif not carried(each):
-                hope.passed(rounds, trial=affords)
 
     def keep(self, made: Sequence[Made], base: Shape) -> list[int]:
         """How many leading drafts of each to verify. `base`: the round that they would join, without them.
@@ -280,32 +218,12 @@ class AutoDepth:
         counts = worth.counts
         if self._planned:  # it is asked once for as long as depths hold
             self._planned, counts = False, self._measured(worth, made, base)
-        if self._trying:
-            counts = self._also_tried(counts, made)
+        counts = self.trials.to_verify(counts, made)
         if all(counts):
-            self._in_vain = 0
             return counts
-        counts = self._not_in_vain(counts)
         self._passed += 1
         for each in _in_turn([each for each, count in zip(made, counts, strict=True) if not count], self._passed):
             self.acceptance.passed_over(each.sequence_id)
-        return counts
-
-    def _not_in_vain(self, counts: list[int]) -> list[int]:
-        """The counts, or a draft of each where none was worth verifying for long: else nothing would be learned."""
-        self._in_vain = 0 if any(counts) else self._in_vain + 1
-        if self._in_vain < _MOST_IN_VAIN or not self.account.ledger.affords(_TRY_RISK):
-            return counts
-        self._in_vain = 0
-        return [1] * len(counts)
-
-    def _also_tried(self, counts: list[int], made: Sequence[Made]) -> list[int]:
-        """The counts, and of a sequence that is tried its draft too, which else would tell nothing."""
-        counts = [
-            max(count, 1) if each.sequence_id in self._trying else count
-            for count, each in zip(counts, made, strict=True)
-        ]
-        self._trying.difference_update([each.sequence_id for each in made])
         return counts
 
     def _measured(self, worth: Worth, made: Sequence[Made], base: Shape) -> list[int]:
@@ -361,10 +279,7 @@ class AutoDepth:
         if not judged:
             return
         for each in judged:
-            hope = self._hopes.get(each.sequence_id)
-            if each.accepted and hope is not None and hope.idle:
-                hope.stood()
-                self.account.ledger.refund(each.accepted / len(outcomes))
+            self.trials.stood(each.sequence_id, each.accepted, len(outcomes))
         self._turn += 1
         watched = judged[self._turn % len(judged)]
         self.warnings += self.alarms.judged(
@@ -375,18 +290,12 @@ class AutoDepth:
 
     def forget(self, sequence_id: int) -> None:
         """Drops what is kept for a sequence that ended."""
-        self._hopes.pop(sequence_id, None)
+        self.trials.forget(sequence_id)
         self._depths.pop(sequence_id, None)
         self._patience.pop(sequence_id, None)
-        self._trying.discard(sequence_id)
         self.worths.found.forget(sequence_id)
         self.account.forget(sequence_id)
         self.acceptance.forget(sequence_id)
-
-    def _hope(self, sequence_id: int) -> Hope:
-        if sequence_id not in self._hopes:
-            self._hopes[sequence_id] = Hope()
-        return self._hopes[sequence_id]
 
 
 def _in_turn(items: Sequence[_Item], turn: int) -> Sequence[_Item]:

@@ -150,7 +150,7 @@ def test_the_draft_of_a_sequence_that_is_tried_is_verified_once_however_unsure_i
     while depth(auto, sequence_id):  # until none of a sequence's drafts is made by what is foreseen of it
         auto.learn_acceptance([Outcome(sequence_id, 4, 0)])
         auto.keep([Made(sequence_id, DRAWN, [DOUBTFUL] * 4)], round_of(1, 0)[0])
-    hope = auto._hopes[sequence_id]
+    hope = auto.trials._hopes[sequence_id]
     while not hope.due:
         hope.passed()
     auto.account.ledger = Ledger()
@@ -217,8 +217,8 @@ def hopeless() -> AutoDepth:
     for _ in range(60):
         depth(auto)
         if not auto.follows(0):
-            auto._hopes[0] = Hope()  # whatever it waited for before
-            auto._hopes[0].let_go()
+            auto.trials._hopes[0] = Hope()  # whatever it waited for before
+            auto.trials._hopes[0].let_go()
             return auto
     raise AssertionError("it is followed still")
 
@@ -240,7 +240,7 @@ def test_while_nobody_is_followed_rounds_go_by_unlooked_until_somebody_is_due() 
 def test_who_is_to_draft_is_followed_though_let_go() -> None:
     auto = hopeless()
     auto.account.ledger = Ledger()
-    auto._hopes[0]._tries = 0  # it could not be afforded when it came
+    auto.trials._hopes[0]._tries = 0  # it could not be afforded when it came
     assert auto.follows(0) is False
 
     assert depth(auto) == 1
@@ -332,13 +332,13 @@ def test_to_go_on_takes_less_of_a_gain_than_to_begin(monkeypatch: pytest.MonkeyP
 def test_of_many_sequences_that_draft_each_hears_that_its_drafts_stand() -> None:
     auto = AutoDepth()
     for each in range(12):
-        auto._hopes[each] = Hope()
-        auto._hopes[each].passed(3)
+        auto.trials._hopes[each] = Hope()
+        auto.trials._hopes[each].passed(3)
 
     auto.keep([Made(each, DRAWN, [9.0]) for each in range(12)], round_of(12, 0)[0])
     auto.learn_acceptance([Outcome(each, 1, 1) for each in range(12)])
 
-    assert [auto._hopes[each].idle for each in range(12)] == [1] * 12
+    assert [auto.trials._hopes[each].idle for each in range(12)] == [1] * 12
 
 
 def test_drafts_of_all_sequences_are_watched_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,8 +355,8 @@ def test_of_drafts_that_are_passed_over_some_teach_and_others_in_the_next_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     auto, taught_by = taught(stands=False, sequences=6), []
-    auto._trying.clear()
-    auto._in_vain = 0
+    auto.trials._trying.clear()
+    auto.trials._in_vain = 0
     monkeypatch.setattr(auto.acceptance, "passed_over", taught_by.append)
     for _ in range(3):  # depths hold: nothing is learned from rounds in between
         assert not any(auto.keep([Made(each, DRAWN, [DOUBTFUL]) for each in range(6)], round_of(6, 0)[0]))
@@ -368,12 +368,12 @@ def test_what_was_paid_for_rounds_at_a_loss_that_never_ran_is_given_back() -> No
     """A newcomer sets depths anew after one round of four."""
     auto = AutoDepth()
     before = auto.account.ledger._credit
-    assert auto._pay_ahead(0, 0.2)
+    assert auto.trials.pay_ahead(0, 0.2)
     paid = before - auto.account.ledger._credit
 
-    auto._settle_ahead(1, 1)  # another lane's
-    auto._settle_ahead(0, 1)
-    auto._settle_ahead(0, 1)
+    auto.trials.settle_ahead(1, 1)  # another lane's
+    auto.trials.settle_ahead(0, 1)
+    auto.trials.settle_ahead(0, 1)
 
     assert paid == pytest.approx(4 * 0.2)
     assert before - auto.account.ledger._credit == pytest.approx(0.2)
