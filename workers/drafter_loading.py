@@ -24,6 +24,8 @@ log = logging.getLogger("outrider.loading")
 def drafters_in_force(config: EngineConfig, has_mtp: bool) -> tuple[str, ...]:
     """What the engine loads, models first. CheckpointError if the one that was asked for cannot be had."""
     if config.speculation == "off":
+        if config.draft_model is not None:
+            log.warning('draft_model %s is not loaded: speculation="off"', config.draft_model)
         return ()
     if config.verification != COUPLED:
         log.warning('verification="%s" is for study: the text depends on the drafts', config.verification)

@@ -66,14 +66,19 @@ def only_drafter(params: SamplingParams, speculation: str | int, models: Collect
     return next(iter(models), LOOKUP) if isinstance(depth, int) else None
 
 
-def _drafts_of(name: str, drafter: Drafter, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
-    """What one drafter makes. Its errors get its name, but for those that end the engine."""
+def _ask(
+    name: str, drafter: Drafter, round: Round, verdict: Verdict, hidden: Tensor, failed: list[DrafterError]
+) -> Mapping[int, Drafts]:
+    """What one drafter makes. Its error joins those that `failed`, so that the others miss nothing of the round."""
     try:
         return drafter.draft(round, verdict, hidden)
     except EngineStoppedError:
         raise
     except Exception as error:
-        raise DrafterError(name, error) from error
+        failure = DrafterError(name, error)
+        failure.__cause__ = error
+        failed.append(failure)
+        return {}
 
 
 class ChoosingDrafter:
@@ -96,15 +101,18 @@ class ChoosingDrafter:
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         drafts: dict[int, Drafts] = {}
+        failed: list[DrafterError] = []
         if self._worths.resting and not any(round.draft_steps.tolist()):
             for name, drafter in self._models.items():
-                drafts.update(_drafts_of(name, drafter, round, verdict, hidden))
-            return drafts
-        found = dict(_drafts_of(LOOKUP, self._lookup, round, verdict, hidden)) if self._lookup is not None else {}
-        owners, found = self._choose(round, verdict, found)
-        for name, drafter in self._models.items():
-            drafts.update(self._model_drafts(name, drafter, round, owners, verdict, hidden))
-        drafts.update(found)
+                drafts.update(_ask(name, drafter, round, verdict, hidden, failed))
+        else:
+            looked_up = _ask(LOOKUP, self._lookup, round, verdict, hidden, failed) if self._lookup is not None else {}
+            owners, found = self._choose(round, verdict, looked_up)
+            for name, drafter in self._models.items():
+                drafts.update(_ask(name, drafter, _for(name, owners, round), verdict, hidden, failed))
+            drafts.update(found)
+        if failed:
+            raise failed[0]
         return drafts
 
     def forget(self, sequence_ids: IntArray) -> None:
@@ -148,11 +156,10 @@ class ChoosingDrafter:
         model, to_beat = self._worths.best_model(sequence_id, steps, sharing)
         return (model, _NOTHING) if not kept or worth <= to_beat else (None, proposal.first(kept))
 
-    def _model_drafts(
-        self, name: str, drafter: Drafter, round: Round, owners: list[str | None], verdict: Verdict, hidden: Tensor
-    ) -> Mapping[int, Drafts]:
-        """Lets a model follow the round, and draft for the sequences that are its own."""
-        if any(owner != name for owner in owners):
-            own = ints([owner == name for owner in owners])
-            round = replace(round, draft_steps=round.draft_steps * own)
-        return _drafts_of(name, drafter, round, verdict, hidden)
+
+def _for(name: str, owners: list[str | None], round: Round) -> Round:
+    """The round as a model follows it that drafts for the sequences which are its own."""
+    if all(owner == name for owner in owners):
+        return round
+    own = ints([owner == name for owner in owners])
+    return replace(round, draft_steps=round.draft_steps * own)

@@ -209,3 +209,14 @@ def test_the_drafter_that_fails_is_named(resting: bool) -> None:
     lost = ChoosingDrafter({MTP: Broken(EngineStoppedError("rank 1"))}, None, {0: sequence}.get, "auto", worths)
     with pytest.raises(EngineStoppedError, match="rank 1"):
         lost.draft(a_round(steps=0), a_verdict(), HIDDEN)
+
+
+def test_a_drafter_that_fails_keeps_no_other_from_the_round() -> None:
+    model, lookup = Scripted(MTP), Broken(ValueError("no"))
+    drafter = ChoosingDrafter({MTP: model}, lookup, {0: a_sequence()}.get, "auto", Told())
+
+    with pytest.raises(DrafterError, match="ValueError: no") as failed:
+        drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
+    assert failed.value.drafter == LOOKUP
+    assert isinstance(failed.value.__cause__, ValueError)
+    assert model.steps == [2]
