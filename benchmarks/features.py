@@ -28,8 +28,12 @@ FEATURES: dict[str, dict[str, Any]] = {
     "repetition_penalty": {"repetition_penalty": 1.1},
     "frequency_penalty": {"frequency_penalty": 0.3},
     "presence_penalty": {"presence_penalty": 0.5},
+    "cut": {"top_p": 0.95, "top_k": 40, "min_p": 0.02},
+    "min_tokens": {"min_tokens": 64, "stop_token_ids": [0]},
+    "stop": {"stop": ["@@@@"]},
     "logprobs": {"logprobs": 5},
     "regex": {"structured_outputs": {"regex": r"(\n|[ -~])*"}},
+    "grammar": {"structured_outputs": {"grammar": "start: (/[ -~]/ | NL)+\nNL: /\\n/"}},
     "json": {"structured_outputs": {"json": {"type": "array", "items": {"type": "string"}, "minItems": 1000}}},
 }
 Arm = tuple[str, str]  # feature, speculation

@@ -3,10 +3,12 @@
 import random
 
 import pytest
+from cells import arm_figures, over_best
 from common import paired
+from day import Busy, hourly_rates
 from decisions import deciding_us, decision_us
+from depth_arms import against, params
 from generation import Decoded
-from speculation import Busy, against, arm_figures, hourly_rates, over_best
 
 from outrider.workers.engine.request import FinishReason, SequenceChunk
 
@@ -31,6 +33,19 @@ def test_auto_is_held_against_the_best_static_depth_off_among_them() -> None:
 
     assert against(arms) == pytest.approx({"best_static": "3", "auto_over_best": 1.1, "auto_over_off": 1.65})
     assert against({"off": 1.0})["auto_over_best"] is None
+
+
+def test_an_arm_is_a_depth_or_off_or_auto_or_a_drafter_that_auto_has_alone() -> None:
+    asked = {arm: params(arm, 0.8, 8, 1) for arm in ("off", "3", "auto", "lookup")}
+
+    assert {arm: one.speculation for arm, one in asked.items()} == {
+        "off": "off",
+        "3": 3,
+        "auto": "auto",
+        "lookup": "auto",
+    }
+    assert asked["lookup"].drafter == "lookup"
+    assert against({"off": 100.0, "lookup": 900.0, "auto": 110.0})["best_static"] == "off"
 
 
 def test_the_luckiest_of_depths_that_are_alike_does_not_pass_for_the_best() -> None:
