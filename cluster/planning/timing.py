@@ -157,20 +157,29 @@ class Clock:
     def drafts(self, verified: Rows, steps: int) -> float:
         """Each MTP module over the accepted rows and the drafts behind them, then the last one draft by draft.
 
-        A head for each draft. Modules that no draft is asked of follow the accepted rows all the same.
+        A head for each draft. Modules that no draft is asked of follow the accepted rows all the same. Of a single
+        module only the last accepted row of each sequence is gone on with.
         """
         if not steps:
             return 0.0
         one, modules = replace(verified, rows=verified.sequences), self.shapes.model.num_nextn_predict_layers
         behind = [step if step < steps else 0 for step in range(modules)]
         each = [replace(one, rows=one.rows * (self.workload.tokens_per_round + drafts)) for drafts in behind]
-        passes = sum(map(self.module, each)) + max(0, steps - modules) * self.module(one)
+        fed = [self.module(one, each[0])] if modules == 1 else [self.module(rows, rows) for rows in each]
+        passes = sum(fed) + max(0, steps - modules) * self.module(one, one)
         return passes + steps * self.head(one, drafts=True)
 
-    def module(self, rows: Rows) -> float:
+    def module(self, rows: Rows, fed: Rows) -> float:
+        """Of the pairs that it is `fed` only `rows` are gone on with."""
         layer = self.layer(rows, moe=self.shapes.moe(self.shapes.model.num_hidden_layers))
-        joined = self.exchange_s(self._round(rows).embedding())
-        return layer.total + joined + self._linear(self.shapes.joiner, rows.rows, self.shapes.wide_bytes)
+        joined = self.exchange_s(self._round(fed).embedding())
+        filled = self._filling(fed) - self._filling(rows)
+        return layer.total + filled + joined + self._linear(self.shapes.joiner, fed.rows, self.shapes.wide_bytes)
+
+    def _filling(self, rows: Rows) -> float:
+        """Of a layer: what its slots in the cache take."""
+        latents = [one for one in self._round(rows).attention() if one.purpose == "latents"]
+        return self._linear(self.shapes.down, rows.rows) + self.exchange_s(latents)
 
     def embedding(self, rows: Rows) -> float:
         return self.exchange_s(self._round(rows).embedding())

@@ -15,7 +15,7 @@ from rounds import BLOCK_SIZE, CompiledModel, Model, Rows, load_mtp, make_pairs,
 from torch import Tensor
 
 from outrider.workers.config import resolve_model
-from outrider.workers.engine.round import SequenceStart, ints
+from outrider.workers.engine.round import IntArray, SequenceStart, ints
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.sampling_params import SamplingParams
@@ -51,8 +51,8 @@ class Masked:
     def count(self) -> int:
         return self.modules.count
 
-    def run(self, rows: FlatRows, hidden: Tensor, module: int = 0) -> Tensor:
-        return self.modules.run(rows, hidden, module)
+    def run(self, rows: FlatRows, hidden: Tensor, module: int = 0, wanted: IntArray | None = None) -> Tensor:
+        return self.modules.run(rows, hidden, module, wanted)
 
     def logits(self, state: Tensor) -> Tensor:
         logits = self.modules.logits(state)

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import random_config, write_checkpoint
-from rounds import Model, Rows, load_mtp, make_batch, random_tokens
+from rounds import BLOCK_SIZE, Model, Rows, flat_rows, load_mtp, make_batch, random_tokens
 from torch import Tensor
+
+from outrider.workers.engine.round import ints
+from outrider.workers.model.batch import Batch
 
 LENGTH = 90
 BLOCKS = [9, 2, 7, 4, 11, 30, 1]
@@ -148,6 +151,28 @@ def test_recursion_feeds_drafts_and_states_after_the_norm(kind: str, tmp_path: P
         assert int(mtp.logits(state).argmax()) == draft
         fed, nexts = torch.cat([fed, wanted]), [*nexts, draft]
         state = mtp.forward(make_batch([Rows([draft], len(nexts) - 1, BLOCKS)], mtp=True), state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_whose_states_nobody_wants_leave_the_cache_and_others_states_of_one_pass(
+    kind: str, tmp_path: Path
+) -> None:
+    config, _ = make(tmp_path, **KINDS[kind])
+    model = Model.load(tmp_path)
+    mtp = load_mtp(tmp_path, model.stages[0])
+    tokens = random_tokens(LENGTH + 1, config["vocab_size"], 0)
+    hidden = model.hidden(Rows(tokens[:-1], 0, BLOCKS))
+    rows = flat_rows([Rows(tokens[41:], 40, BLOCKS), Rows(tokens[1:31], 0, [50, 51])], mtp=True)
+    fed = torch.cat([hidden[40:], hidden[:30]])
+    mtp.run(flat_rows([Rows(tokens[1:41], 0, BLOCKS)], mtp=True), hidden[:40])
+    whole, cache = mtp.run(rows, fed), mtp.cache.layers[0]
+    written = Batch.of(rows, BLOCK_SIZE).write_slots
+    slots = cache[written].clone()
+    for wanted in ([0, 49, 79], [79], []):
+        cache[written] = 0.0
+
+        assert torch.equal(mtp.run(rows, fed, wanted=ints(wanted)), whole[wanted])
+        assert torch.equal(cache[written], slots)
 
 
 def test_chunks_of_a_prompt_and_rewritten_drafts_leave_the_state_of_one_pass(tmp_path: Path) -> None:

@@ -123,12 +123,20 @@ class Attention(nn.Module):
         self.form, self.heads, self.output = form, heads, output
 
     def forward(self, batch: Batch, x: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
-        """`x` [R, hidden], normed -> [R, own columns]. Writes its rows to `cache` [slots, width], then attends it."""
+        """`x` [R, hidden], normed -> [W, own columns]. Writes its rows to `cache` [slots, width], then attends it."""
+        return self.attend(batch, self.fill(batch, x, rotation, cache), cache, x.dtype)
+
+    def fill(self, batch: Batch, x: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
+        """Writes rows `x` [R, hidden], normed, to `cache`: all that later ones see of them. The wanted's queries."""
         query, slot = self._project(x, rotation)
         slot = slot.to(cache.dtype)
         written = slot if batch.write_rows is None else slot.index_select(0, batch.write_rows)
         cache.index_copy_(0, batch.write_slots, written)
-        values = self.form.attend(query, cache, batch).flatten(1).to(x.dtype)  # [R, own heads * v]
+        return batch.of_wanted(query)
+
+    def attend(self, batch: Batch, query: Tensor, cache: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the queries [W, heads, key] gather, W at least 1, as outputs [W, own columns] of that type."""
+        values = self.form.attend(query, cache, batch).flatten(1).to(dtype)  # [W, own heads * v]
         out: Tensor = self.output(values if self.heads is None else self.heads(values))
         return out
 

@@ -37,21 +37,32 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """R rows (query tokens) of S sequences, in the Round's order. Positions are slots of a sequence's own cache."""
+    """R rows (query tokens) of S sequences, in the Round's order. Positions are slots of a sequence's own cache.
+
+    Layers write the slots of all rows, and go on with those whose states are wanted: all, or W of them.
+    """
 
     token_ids: Tensor  # [R] int64
     rope_positions: Tensor  # [R] int64
     write_rows: Tensor | None  # [W] rows that write the cache; None: all
     write_slots: Tensor  # [W] where they write: slot numbers of the whole cache
-    groups: tuple[Group, ...]
+    wanted: Tensor | None  # [W] rows, ascending; None: all
+    groups: tuple[Group, ...]  # of the wanted
     page_size: int
 
     @property
     def rows(self) -> int:
         return self.token_ids.shape[0]
 
+    @property
+    def wanted_rows(self) -> int:
+        return self.rows if self.wanted is None else len(self.wanted)
+
     @classmethod
-    def of(cls, rows: Rows, block_size: int, device: torch.device | str = "cpu") -> "Batch":
+    def of(
+        cls, rows: Rows, block_size: int, device: torch.device | str = "cpu", wanted: IntArray | None = None
+    ) -> "Batch":
+        """`wanted`: the rows whose states are; None: all."""
         device = torch.device(device)
         sequence_of_row = np.repeat(np.arange(len(rows.write_from)), np.diff(rows.query_offsets))
         positions = rows.cache_positions
@@ -59,16 +70,22 @@ class Batch:
         slots = blocks * block_size + positions % block_size
         writes = np.flatnonzero(positions >= rows.write_from[sequence_of_row])
         page_size = math.gcd(block_size, CHUNK)
-        tables = _Tables(rows, block_size, page_size)
-        groups = tuple(tables.group(spans, device) for spans in _rectangles(rows.query_offsets, positions))
+        going_on = rows if wanted is None else rows.alone(wanted)
+        tables = _Tables(going_on, block_size, page_size)
+        spans = _rectangles(going_on.query_offsets, going_on.cache_positions)
         return cls(
             token_ids=torch.from_numpy(rows.token_ids).to(device),
             rope_positions=torch.from_numpy(rows.rope_positions).to(device),
             write_rows=None if len(writes) == len(rows) else torch.from_numpy(writes).to(device),
             write_slots=torch.from_numpy(slots[writes]).to(device),
-            groups=groups,
+            wanted=None if wanted is None else torch.from_numpy(wanted).to(device),
+            groups=tuple(tables.group(each, device) for each in spans),
             page_size=page_size,
         )
+
+    def of_wanted(self, values: Tensor) -> Tensor:
+        """Of what all rows have [R, ...] that of the wanted [W, ...]."""
+        return values if self.wanted is None else values.index_select(0, self.wanted)
 
 
 Span = tuple[int, int, int]  # sequence, its first row, its end row

@@ -69,11 +69,19 @@ class DecoderLayer(nn.Module):
 
     def forward(self, batch: Batch, hidden: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
         if batch.rows:  # else this rank only lends its experts
-            hidden = hidden + self.attended(self.attention(batch, self.input_norm(hidden), rotation, cache))
+            query = self.attention.fill(batch, self.input_norm(hidden), rotation, cache)
+            hidden = batch.of_wanted(hidden)
+            if len(query):
+                hidden = hidden + self.attended(self.attention.attend(batch, query, cache, hidden.dtype))
         normed = self.post_norm(hidden)
-        made = self.mlp(normed, batch.rope_positions) if isinstance(self.mlp, MoE) else self.mlp(normed)
+        positions = batch.of_wanted(batch.rope_positions)
+        made = self.mlp(normed, positions) if isinstance(self.mlp, MoE) else self.mlp(normed)
         out: Tensor = hidden + self.made(made)
         return out
+
+    def fill(self, batch: Batch, hidden: Tensor, rotation: Rotation, cache: Tensor) -> None:
+        """Writes the rows' slots of the cache, and no more."""
+        self.attention.fill(batch, self.input_norm(hidden), rotation, cache)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

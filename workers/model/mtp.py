@@ -24,7 +24,7 @@ from outrider.workers.model.layers import RmsNorm, SharedProduct
 from outrider.workers.model.linear import Linear
 from outrider.workers.model.loading import DecoderLayer, LayerLoader
 from outrider.workers.model.rotary import Rotation
-from outrider.workers.model.rows import Rows
+from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.model.weights import Checkpoint, mtp_marker
 
 
@@ -39,9 +39,16 @@ class MtpModule(nn.Module):
         self.decoder, self.norm = decoder, norm
 
     def forward(self, batch: Batch, embedded: Tensor, hidden: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
-        joined = self.join(torch.cat([self.embedding_norm(embedded), self.hidden_norm(hidden)], dim=-1))
-        state: Tensor = self.norm(self.decoder(batch, joined, rotation, cache))
+        state: Tensor = self.norm(self.decoder(batch, self._joined(embedded, hidden), rotation, cache))
         return state
+
+    def fill(self, batch: Batch, embedded: Tensor, hidden: Tensor, rotation: Rotation, cache: Tensor) -> None:
+        """Writes the pairs' slots, and no more."""
+        self.decoder.fill(batch, self._joined(embedded, hidden), rotation, cache)
+
+    def _joined(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        joined: Tensor = self.join(torch.cat([self.embedding_norm(embedded), self.hidden_norm(hidden)], dim=-1))
+        return joined
 
 
 class MtpModules(nn.Module):
@@ -96,16 +103,19 @@ class MtpModules(nn.Module):
     def allocate_cache(self, num_blocks: int) -> None:
         self.cache.allocate(num_blocks)
 
-    def run(self, rows: Rows, hidden: Tensor, module: int = 0) -> Tensor:
-        """As `forward`, from flat arrays in which the pair at slot j has position j-1, whichever the module."""
+    def run(self, rows: Rows, hidden: Tensor, module: int = 0, wanted: IntArray | None = None) -> Tensor:
+        """As `forward`, from flat arrays in which the pair at slot j has position j-1, whichever the module.
+
+        `wanted`: the rows whose states are, ascending; None: all. The others' slots are written, and that is cheap.
+        """
         if module:
             turned, seen = rows.rope_positions - module, rows.first_slots + module
             rows = replace(rows, rope_positions=turned, first_slots=seen)
-        return self.forward(Batch.of(rows, self._block_size, self.cache.device), hidden, module)
+        return self.forward(Batch.of(rows, self._block_size, self.cache.device, wanted), hidden, module)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, hidden: Tensor, module: int = 0) -> Tensor:
-        """The states of module number `module` after `shared_head.norm` [R, hidden].
+        """The states of module number `module` after `shared_head.norm` [W, hidden], of the wanted rows.
 
         A row of `batch` is the pair at slot j: its token id is t_j, its rotary position j-1-module, its cache position
         j, and `hidden` [R, hidden] is what the module before has at slot j-1 (before the first one: h_{j-1} after the
@@ -116,7 +126,12 @@ class MtpModules(nn.Module):
         assert self._embedding is not None, "MTP modules live with the first stage"
         embedded = self._embedded(functional.embedding(batch.token_ids, self._embedding))
         rotation = self._rotary.at(batch.rope_positions)
-        state: Tensor = self.modules_in_turn[module](batch, embedded, hidden, rotation, self.cache.layers[module])
+        own, cache = self.modules_in_turn[module], self.cache.layers[module]
+        assert isinstance(own, MtpModule)
+        if not batch.wanted_rows and not self.sharing.shard.spread:
+            own.fill(batch, embedded, hidden, rotation, cache)
+            return hidden[:0]
+        state: Tensor = own(batch, embedded, hidden, rotation, cache)
         return state
 
     @torch.inference_mode()

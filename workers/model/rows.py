@@ -42,6 +42,21 @@ class Rows:
             first_slots=self.first_slots[low:high],
         )
 
+    def alone(self, which: IntArray) -> "Rows":
+        """The rows `which` [n], each as a sequence of its own."""
+        owners = np.searchsorted(self.query_offsets, which, side="right") - 1  # [n]
+        tables = [self.block_ids[self.block_offsets[s] : self.block_offsets[s + 1]] for s in owners]
+        return Rows(
+            token_ids=self.token_ids[which],
+            rope_positions=self.rope_positions[which],
+            cache_positions=self.cache_positions[which],
+            query_offsets=np.arange(len(which) + 1),
+            write_from=self.write_from[owners],
+            block_offsets=np.cumsum([0, *map(len, tables)]),
+            block_ids=np.concatenate([self.block_ids[:0], *tables]),
+            first_slots=self.first_slots[owners],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:

@@ -19,8 +19,8 @@ _NOBODY = -1
 class Feed:
     """Rows are numbered: first the N pairs, then the states kept of earlier calls, then the drafts as they come."""
 
-    def __init__(self, pairs: Pairs, chain: Chain | None, modules: int) -> None:
-        """`chain` is there where there are several modules."""
+    def __init__(self, pairs: Pairs, chain: Chain | None, modules: int, lasts: IntArray) -> None:
+        """`chain` is there where there are several modules. `lasts`: the pairs that are drafted after, ascending."""
         self._pairs, self._chain, self._modules = pairs, chain, modules
         self._count = len(pairs)
         self._pass = 0
@@ -32,7 +32,11 @@ class Feed:
         self._before = np.concatenate([ones if chain is None else chain.before, kept])
         self._reach = np.concatenate([ones if chain is None else chain.reach, kept])
         self._drafted_for = np.full(len(self._entries), _NOBODY)
+        # Pairs whose states the first pass is to make; None: all. Where there is one module nobody asks for others'.
+        self.wanted = lasts if chain is None else None
         self._places = np.arange(len(self._entries))  # of the rows' states among the last pass's
+        if self.wanted is not None:
+            self._places[lasts] = np.arange(len(lasts))
 
     def positions(self, rows: IntArray) -> IntArray:
         """Of their pairs."""

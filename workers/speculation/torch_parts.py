@@ -67,11 +67,11 @@ class TorchDraftModel:
     def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
         going, depths, steps, patience = wanted
         most = int(depths.max(initial=0)) if steps is None else steps
-        feed = Feed(pairs, self._kept.link(pairs), self.module.count)
-        state = self.module.run(pair_rows(pairs), pairs.hidden)
+        live, last = np.arange(len(depths)), pairs.last_rows[going]
+        feed = Feed(pairs, self._kept.link(pairs), self.module.count, last)
+        state = self.module.run(pair_rows(pairs), pairs.hidden, wanted=feed.wanted)
         drafts = [Drafts([], []) for _ in depths]
         drafted = Drafted(patience, depths.tolist())
-        live, last = np.arange(len(depths)), pairs.last_rows[going]
         for step in range(1, max(most, self.module.count) + 1):
             # Step j draws draft j from the state of step j, then feeds that draft and that state to step j+1.
             feed.leave(state)

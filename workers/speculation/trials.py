@@ -35,9 +35,8 @@ class Trials:
         self._hopes: dict[int, Hope] = {}
         self._trying: set[int] = set()  # sequences whose next draft is to be verified whatever it is worth
         self._ahead: dict[int, _Ahead] = {}  # by lane
-        self._asleep = self._slept = (
-            0  # rounds until anybody is followed again; that went by so since they were counted
-        )
+        self._asleep = 0  # rounds until anybody is followed again
+        self._slept = 0  # that went by so, and are not counted yet
         self._in_vain = 0  # rounds in a row of whose drafts none was verified
 
     def __len__(self) -> int:

@@ -95,17 +95,19 @@ public:
         margins_.resize(count);
         logits_.resize(static_cast<size_t>(count) * head_.outputs);
         for (int i = 0; i < count; ++i) live_.push_back({i, owner_of(going[i].pair), 0, going[i].pair, 1.0});
+        wanted_ = {chain_ || count == pairs_.rows, {}, pairs_};
+        if (!wanted_.all) want_last();
         if (chain_) {
             places_.resize(pairs_.rows);
             std::iota(places_.begin(), places_.end(), 0);
         }
-        modules_.prepare(0, fed_, threads);
+        modules_.prepare(0, fed_, wanted_, threads);
     }
 
     // Where they go, `drafts` and their `margins`, is up to Going.
     void run(const Team& team, Sampling& sampling, int64_t* drafts, double* margins) {
         for (int pass = 0; pass < passes_; ++pass) {
-            modules_.run(team, module_of(pass), fed_, pass ? step_.hidden.data() : hidden_, states_);
+            modules_.run(team, module_of(pass), fed_, wanted_, pass ? step_.hidden.data() : hidden_, states_);
             if (pass < steps_) draw(team, pass, sampling);
             if (team.index == 0) advance(pass, drafts, margins);
             team.barrier();
@@ -150,6 +152,20 @@ private:
                     block_ids.data(), first_slots.data()};
         }
     };
+
+    // Of the pairs only the states of those that are drafted after are wanted.
+    void want_last() {
+        std::vector<Live*> by_pair;
+        for (Live& live : live_) by_pair.push_back(&live);
+        std::sort(by_pair.begin(), by_pair.end(), [](const Live* a, const Live* b) { return a->place < b->place; });
+        for (Live* live : by_pair) {
+            step_.add(pairs_.token_ids[live->place], pairs_.slots[live->place], 0, nullptr, 0);
+            step_.close(pairs_, live->owner, 0);
+            wanted_.which.push_back(static_cast<int32_t>(live->place));
+            live->place = static_cast<int64_t>(wanted_.which.size()) - 1;
+        }
+        wanted_.rows = step_.rows();
+    }
 
     // Whether no pass is left that anything is fed to, for all ranks that do this together.
     bool over(int pass) const {
@@ -230,7 +246,8 @@ private:
         places_ = std::move(places);
         step_ = std::move(next);
         fed_ = step_.rows();
-        modules_.prepare(module_of(pass + 1), fed_, threads_);
+        wanted_ = {true, {}, fed_};
+        modules_.prepare(module_of(pass + 1), fed_, wanted_, threads_);
     }
 
     // Keeps a module's states for the pairs of later calls.
@@ -302,6 +319,7 @@ private:
     Head head_;
     const Rows& pairs_;
     Rows fed_;
+    Wanted wanted_;  // of these
     const float* hidden_;
     float* states_;
     long width_;

@@ -1,6 +1,9 @@
 // Decoder layers over a round: a stage of the model, or an MTP module. One call, one team, barriers between steps.
 #pragma once
 
+#include <cstring>
+#include <vector>
+
 #include "attention.h"
 #include "expanded.h"
 #include "experts.h"
@@ -70,7 +73,20 @@ public:
         : team_(team), shape_(shape), rows_(rows), room_(room), hidden_(hidden), inner_stride_(inner), router_(shape) {}
 
     void run(const LayerWeights& layer, void* cache) {
+        fill(layer, cache);
+        finish(layer, cache);
+    }
+
+    // Writes the rows' slots of the cache: all that later rows see of them.
+    void fill(const LayerWeights& layer, void* cache) {
         norm_rows(layer.input_norm);
+        make_low(layer.attention.down);
+        each_row([&](int row) { finish_low(layer.attention, row, cache); });
+        if (shape_.by_head) make_keys_and_values(layer.attention.key_value_up, cache);
+    }
+
+    // What the layer makes of rows that are filled in.
+    void finish(const LayerWeights& layer, void* cache) {
         attend(layer.attention, cache);
         norm_rows(layer.post_norm);
         if (layer.routed)
@@ -96,10 +112,7 @@ private:
     float* low(int row) const { return room_.low.data() + static_cast<long>(row) * room_.low_stride; }
 
     void attend(const AttentionWeights& weights, void* cache) {
-        make_low(weights.down);
-        each_row([&](int row) { finish_low(weights, row, cache); });
         if (shape_.query_rank) make_queries(weights.query_up);
-        if (shape_.by_head) make_keys_and_values(weights.key_value_up, cache);
         if (shape_.query_rank || shape_.by_head) team_.barrier();
         for (const Block& block : room_.blocks) attend_block(weights, cache, block);
         for (const Expansion& expansion : room_.expansions) {
@@ -457,9 +470,22 @@ inline void add_block(const Shape& shape, const Rows& rows, int begin, int end, 
     Room::grow(room.parts.values, parts * shape.gathered_stride());
 }
 
-// What the rows of a round have in common, worked out once by one thread.
-inline void prepare(const Shape& shape, const Rows& rows, int threads, const LayerWeights* layers, int count, Room& room) {
-    room.grow(shape, rows.rows, rows.rows * (shape.chosen + 1), inner_stride(layers, count));
+// Moves what `fill` left of the rows `which`, ascending, to the front. By one thread.
+inline void keep_rows(const Shape& shape, const std::vector<int32_t>& which, float* hidden, Room& room) {
+    const auto move = [&](float* values, long width) {
+        for (size_t row = 0; row < which.size(); ++row)
+            std::memmove(values + static_cast<long>(row) * width, values + which[row] * width, width * sizeof(float));
+    };
+    move(hidden, shape.hidden);
+    move(room.low.data(), room.low_stride);
+    move(room.query_low.data(), shape.query_rank);
+}
+
+// What the rows of a round have in common, worked out once by one thread. `attending`: those that the layers are finished
+// for, of `rows` that all are filled in.
+inline void prepare(const Shape& shape, const Rows& rows, const Rows& attending, int threads, const LayerWeights* layers,
+                    int count, Room& room) {
+    room.grow(shape, rows.rows, attending.rows * (shape.chosen + 1), inner_stride(layers, count));
     room.sequence_of_row.resize(rows.rows);
     for (int s = 0; s < rows.sequences; ++s)
         std::fill(room.sequence_of_row.begin() + rows.offsets[s], room.sequence_of_row.begin() + rows.offsets[s + 1], s);
@@ -467,17 +493,21 @@ inline void prepare(const Shape& shape, const Rows& rows, int threads, const Lay
     room.expansions.clear();
     int begin = 0;  // of the rows that are in no block yet
     const auto close = [&](int end) {
-        for (; begin < end; begin += kAttentionRows) add_block(shape, rows, begin, std::min(begin + kAttentionRows, end), threads, room);
+        for (; begin < end; begin += kAttentionRows) add_block(shape, attending, begin, std::min(begin + kAttentionRows, end), threads, room);
         begin = end;
     };
-    for (int s = 0; s < rows.sequences && shape.fast && !shape.by_head; ++s) {
-        const int first = static_cast<int>(rows.offsets[s]), last = static_cast<int>(rows.offsets[s + 1]);
+    for (int s = 0; s < attending.sequences && shape.fast && !shape.by_head; ++s) {
+        const int first = static_cast<int>(attending.offsets[s]), last = static_cast<int>(attending.offsets[s + 1]);
         if (last - first < kExpandRows) continue;
         close(first);
         room.expansions.push_back({s, first, last});
         begin = last;
     }
-    close(rows.rows);
+    close(attending.rows);
+}
+
+inline void prepare(const Shape& shape, const Rows& rows, int threads, const LayerWeights* layers, int count, Room& room) {
+    prepare(shape, rows, rows, threads, layers, count, room);
 }
 
 }  // namespace outrider

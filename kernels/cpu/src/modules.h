@@ -39,6 +39,13 @@ struct ModuleWeights {
     int32_t unused;
 };
 
+// Of the pairs that a module is fed those whose states are wanted. The others are filled in: later pairs see no more of them.
+struct Wanted {
+    bool all;
+    std::vector<int32_t> which;  // ascending; unless all are
+    Rows rows;                   // these
+};
+
 // One module after another, each over some pairs.
 class Modules {
 public:
@@ -48,15 +55,15 @@ public:
     int count() const { return count_; }
 
     // By one thread, before `run` of the same module over the same pairs.
-    void prepare(int module, const Rows& pairs, int threads) {
-        outrider::prepare(shape_, pairs, threads, weights_[module].layer, 1, room_);
+    void prepare(int module, const Rows& pairs, const Wanted& wanted, int threads) {
+        outrider::prepare(shape_, pairs, wanted.rows, threads, weights_[module].layer, 1, room_);
         Room::grow(embedded_, static_cast<long>(pairs.rows) * shape_.hidden);
         Room::grow(joined_, static_cast<long>(pairs.rows) * shape_.hidden * 2);
         Room::grow(stream_, static_cast<long>(pairs.rows) * shape_.hidden);
     }
 
-    // states [pairs][hidden] after the module's norm, from the pairs and the states `hidden` before them.
-    void run(const Team& team, int module, const Rows& pairs, const float* hidden, float* states) {
+    // states [wanted][hidden] after the module's norm, from the pairs and the states `hidden` before them.
+    void run(const Team& team, int module, const Rows& pairs, const Wanted& wanted, const float* hidden, float* states) {
         const ModuleWeights& weights = weights_[module];
         const long width = shape_.hidden;
         const auto share = team.share(pairs.rows);
@@ -68,13 +75,25 @@ public:
             rms_norm(hidden + row * width, weights.hidden_norm, shape_.hidden, shape_.eps, joined + width);
         }
         join(team, *weights.join, pairs.rows);
-        LayerRunner(team, shape_, pairs, room_, stream_.data(), inner_stride(weights.layer, 1)).run(*weights.layer, weights.cache);
-        for (long row = share.begin; row < share.end; ++row)
+        const long inner = inner_stride(weights.layer, 1);
+        LayerRunner(team, shape_, pairs, room_, stream_.data(), inner).fill(*weights.layer, weights.cache);
+        if (!wanted.all) {
+            team.barrier();
+            if (team.index == 0) keep_rows(shape_, wanted.which, stream_.data(), room_);
+            team.barrier();
+        }
+        if (!wanted.rows.rows && !in_company()) return;
+        LayerRunner(team, shape_, wanted.rows, room_, stream_.data(), inner).finish(*weights.layer, weights.cache);
+        const auto own = team.share(wanted.rows.rows);
+        for (long row = own.begin; row < own.end; ++row)
             rms_norm(stream_.data() + row * width, weights.norm, shape_.hidden, shape_.eps, states + row * width);
         team.barrier();
     }
 
 private:
+    // Whether other data groups' rows may come to this rank's experts.
+    bool in_company() const { return shape_.shard && shape_.shard->datas() > 1; }
+
     // Embedding and state into one stream.
     void join(const Team& team, const Linear& linear, int rows) {
         const long width = shape_.hidden, stride = shape_.shard ? shape_.shard->cut(shape_.hidden).widest() : width;

@@ -129,7 +129,7 @@ def test_sizes_that_cannot_be_are_an_error_that_names_them(sizes: dict[str, int]
 
 
 def test_the_stages_of_a_plan_are_as_even_as_layers_allow_with_drafts_counted() -> None:
-    candidate = Candidate(R1, Split(pipeline=4, tensor=4), Workload(draft_steps=4), fleet("h200", 2), Efficiency())
+    candidate = Candidate(R1, Split(pipeline=4, tensor=4), Workload(draft_steps=8), fleet("h200", 2), Efficiency())
     stages = [sum(parts.values()) for parts in candidate.decode_parts]
     layer = max(time.total for time in candidate.layer_times(candidate.rows))
 

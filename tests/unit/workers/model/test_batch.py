@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rounds import Rows, make_batch
+from rounds import Rows, flat_rows, make_batch
 
 from outrider.workers.model.batch import CHUNK, SHORT_ROWS, Batch, Group
 from outrider.workers.model.rows import Rows as FlatRows
@@ -101,3 +101,18 @@ def test_an_empty_round_is_a_batch_of_no_rows(mtp: bool) -> None:
 
     assert batch.rows == 0
     assert batch.groups == ()
+
+
+def test_only_wanted_rows_attend_and_all_write() -> None:
+    parts = [Rows([1, 2, 3], 15, [4, 9], write_from=16), Rows([5, 6], 0, [2]), Rows([7], 30, [3, 8])]
+    all_rows, few = make_batch(parts), Batch.of(flat_rows(parts), BLOCK, wanted=np.array([2, 5]))
+    seen = {row: slots for group in all_rows.groups for row, slots in seen_slots(all_rows, group).items()}
+    (group,) = few.groups
+    assert group.row_ids is None
+    slots = (group.pages.view(2, -1)[..., None] * few.page_size + torch.arange(few.page_size)).flatten(1)
+    visible = group.bias.view(2, -1) == 0
+
+    assert [slots[n][visible[n]].tolist() for n in range(2)] == [seen[2], seen[5]]
+    assert few.write_slots.tolist() == all_rows.write_slots.tolist()
+    assert few.of_wanted(few.token_ids).tolist() == [3, 7]
+    assert (few.rows, few.wanted_rows, all_rows.wanted_rows) == (6, 2, 6)

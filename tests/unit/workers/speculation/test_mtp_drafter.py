@@ -28,12 +28,12 @@ class RecordingModules:
 
     count = 1
 
-    def run(self, rows: Rows, hidden: Tensor, module: int = 0) -> Tensor:
-        batch = Batch.of(rows, BLOCK)
+    def run(self, rows: Rows, hidden: Tensor, module: int = 0, wanted: IntArray | None = None) -> Tensor:
+        batch = Batch.of(rows, BLOCK, wanted=wanted)
         writing = batch.write_rows if batch.write_rows is not None else torch.arange(batch.rows)
         self.slots.update(zip(batch.write_slots.tolist(), batch.token_ids[writing].tolist(), strict=True))
         self.steps.append(batch.rows)
-        return batch.token_ids[:, None].float()
+        return batch.of_wanted(batch.token_ids)[:, None].float()
 
     def logits(self, state: Tensor) -> Tensor:
         return torch.nn.functional.one_hot((state[:, 0].long() + 1) % VOCAB, VOCAB).float()
