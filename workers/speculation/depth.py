@@ -119,7 +119,7 @@ class DepthPolicy:
         self._hearing.wake()
         self._kinds.add(sequence.sequence_id, kind)
         if params.drafter in (None, AUTO, LOOKUP):
-            self._auto.worths.found.meet(sequence.sequence_id)
+            self._auto.worths.found.meet(sequence.sequence_id, alone=params.drafter == LOOKUP)
         sequences, prompt = max(self._hearing.together + 1, self.expected), len(sequence.token_ids)
         self._auto.account.turn_to(sequences, self._kinds.heat)
         live, room = Live(sequence.sequence_id, kind, prompt), sequence.limit - prompt

@@ -33,11 +33,14 @@ class LookedUps:
         self._fleet = NOTHING
         self._silent = 0  # rounds without, that are not in the fleet's mean yet
         self._own: dict[int, tuple[float, LookedUp]] = {}  # rounds; their mean
+        self._alone: set[int] = set()  # sequences that no model drafts for: what they copy says nothing of others
 
-    def meet(self, sequence_id: int) -> None:
-        """A sequence came that may be looked up for."""
+    def meet(self, sequence_id: int, *, alone: bool = False) -> None:
+        """A sequence came that may be looked up for. `alone`: no model drafts for it, whatever that would bring."""
         self._hear()
         self._own[sequence_id] = _FLEET_WEIGHT, self._fleet
+        if alone:
+            self._alone.add(sequence_id)
 
     def add(self, sequence_id: int, rows: int, tokens: float) -> bool:
         """A round of the sequence has so many looked-up drafts, of which `tokens` should stand.
@@ -47,14 +50,16 @@ class LookedUps:
         if sequence_id not in self._own:
             return False
         weight, own = self._own[sequence_id]
+        alone = sequence_id in self._alone
         if not rows and own.share < _FAINT:
-            self._silent += 1
+            self._silent += not alone
             return False
         self._hear()
         new, weight = LookedUp(float(rows > 0), rows, tokens), min(weight + 1.0, _MEMORY)
         now = _towards(own, new, 1.0 / weight)
         self._own[sequence_id] = weight, now
-        self._fleet = _towards(self._fleet, new, 1.0 / _FLEET_MEMORY)
+        if not alone:
+            self._fleet = _towards(self._fleet, new, 1.0 / _FLEET_MEMORY)
         return own.carries != now.carries
 
     def _hear(self) -> None:
@@ -86,6 +91,7 @@ class LookedUps:
 
     def forget(self, sequence_id: int) -> None:
         self._own.pop(sequence_id, None)
+        self._alone.discard(sequence_id)
 
 
 def _towards(old: LookedUp, new: LookedUp, by: float) -> LookedUp:

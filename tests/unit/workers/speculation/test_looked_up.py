@@ -82,3 +82,16 @@ def test_where_nothing_is_ever_found_nobody_is_carried() -> None:
         found.add(1, 0, 0.0)
 
     assert found.of([1]) == (0.0, 0.0, 0.0)
+
+
+def test_what_is_copied_where_no_model_drafts_says_nothing_of_new_sequences() -> None:
+    fleets = [LookedUps(), LookedUps()]
+    for found, alone in zip(fleets, (False, True), strict=True):
+        found.meet(1, alone=alone)
+        for _ in range(400):
+            found.add(1, 8, 7.0)
+        found.meet(2)
+
+    assert [found.carries(1) for found in fleets] == [True, True]
+    assert [found.carries(2) for found in fleets] == [True, False]
+    assert [found.common for found in fleets] == [True, False]
