@@ -246,7 +246,7 @@ def test_a_row_before_write_from_leaves_its_shared_slot_alone(case: Case) -> Non
     assert not torch.equal(after[:, 1], before[:, 1]), "the next row's slot is written"
 
 
-@pytest.mark.parametrize("kernels", ["torch", "float32"])
+@pytest.mark.parametrize("kernels", [pytest.param("torch", marks=pytest.mark.full), "float32"])
 def test_a_long_context_gives_the_same_bits_in_every_cut(kernels: str) -> None:
     model, tokens = load_model(resolve_model("scout"), kernels), random_tokens(900, 4096, 3)
     blocks = list(range(60))
