@@ -178,8 +178,9 @@ class RoundCost:
         modelled, base = self._known.plain(sequences, context), self._bases.get(size_class(sequences))
         if base is None or not base.known:
             return self._speed * modelled
-        longer = modelled / self._known.plain(*base.like)
-        return self._speed * base.relative * min(max(longer, _LEAST_SHARE), 1.0)  # of a longer one another burst tells
+        alike = self._known.plain(sequences, sequences * base.like.context / base.like.sequences)
+        more, longer = alike / self._known.plain(*base.like), modelled / alike
+        return self._speed * base.relative * more * min(max(longer, _LEAST_SHARE), 1.0)  # longer: another burst tells
 
     def plain(self, sequences: int, context: float) -> float:
         """Relative seconds of the same."""

@@ -143,6 +143,17 @@ def test_rounds_of_a_stop_tell_the_machines_speed_whatever_disturbed_one_of_them
     assert cost.undrafted(2, 200.0) == slower
 
 
+def test_rounds_of_one_size_class_are_told_apart_by_their_sequences() -> None:
+    """Five to eight share what is measured of any of them."""
+    cost, measured = taught(600, noise=0.0), shape(5, 0)
+    cost.measured([(measured, 0.9 * sum(seconds(measured)))] * 8)
+
+    for sequences in (5, 6, 8):
+        took = 0.9 * sum(seconds(shape(sequences, 0)))
+        assert cost.undrafted(sequences, 100.0 * sequences) == pytest.approx(took, rel=0.05)
+    assert cost.undrafted(5, 100_000.0) == cost.undrafted(5, 500.0)  # of longer ones nobody knows yet
+
+
 def test_rounds_of_a_stop_of_longer_texts_are_measured() -> None:
     cost, plain, long = taught(300, noise=0.0), shape(2, 0), shape(2, 0, context=4000)
     cost.measured([(plain, sum(seconds(plain)))] * 8)
