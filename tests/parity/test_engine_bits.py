@@ -218,9 +218,8 @@ def test_every_rows_bits_survive_chunks_companions_drafts_hits_and_preemption(
 @pytest.mark.parametrize(
     ("modules", "kernels"),
     [
-        (3, "torch"),
         *[(modules, "compiled") for modules in (1, 2, 3)],
-        *[pytest.param(modules, "torch", marks=pytest.mark.full) for modules in (1, 2)],
+        *[pytest.param(modules, "torch", marks=pytest.mark.full) for modules in (1, 2, 3)],
     ],
 )
 def test_every_draft_survives_chunks_companions_hits_and_preemption(modules: int, kernels: str, tmp_path: Path) -> None:
