@@ -302,10 +302,15 @@ class Engine:
             raise
         except Exception as error:
             self._scheduler.unfollow()  # what was to be taken in is lost: the drafter's cache has a hole
-            named = error if isinstance(error, DrafterError) else DrafterError(type(self._drafter).__name__, error)
-            if self._depth.failed(named.drafter, str(named)):
-                log.exception("drafter %s failed in round %d; going on without", named.drafter, round.round_id)
+            for each in error.exceptions if isinstance(error, ExceptionGroup) else [error]:
+                self._drafter_failed(each, round.round_id)
             return {}
+
+    def _drafter_failed(self, error: Exception, round_id: int) -> None:
+        """Counts it, and says it where it is news."""
+        named = error if isinstance(error, DrafterError) else DrafterError(type(self._drafter).__name__, error)
+        if self._depth.failed(named.drafter, str(named)):
+            log.error("drafter %s failed in round %d; going on without", named.drafter, round_id, exc_info=named)
 
     def _end(self, reason: str) -> None:
         """From here on nothing is served: live requests and those still in the inbox get the reason."""

@@ -112,7 +112,7 @@ class ChoosingDrafter:
                 drafts.update(_ask(name, drafter, _for(name, owners, round), verdict, hidden, failed))
             drafts.update(found)
         if failed:
-            raise failed[0]
+            raise failed[0] if len(failed) == 1 else ExceptionGroup("drafters failed", failed)
         return drafts
 
     def forget(self, sequence_ids: IntArray) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from fake_pipeline import VOCAB, CountingDrafter, CountingPipeline
@@ -19,6 +19,7 @@ from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.errors import EngineStoppedError
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.speculation.drafter import DrafterError
 from outrider.workers.structured_outputs import StructuredOutputsParams
 
 INFO = EngineInfo(
@@ -154,6 +155,24 @@ def test_a_failing_drafter_costs_speed_and_nothing_else(caplog: pytest.LogCaptur
     assert engine.counters.speculation.alarms["drafter_failed"] > 10
     (said,) = caplog.messages
     assert said.startswith("drafter CountingDrafter failed in round")
+
+
+def test_of_several_drafters_that_fail_in_one_round_each_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks, drafter = Chunks(), CountingDrafter()
+    failures = [DrafterError("mtp", ValueError("no")), DrafterError("lookup", ValueError("neither"))]
+
+    def fail(*seen: object) -> NoReturn:
+        raise ExceptionGroup("drafters failed", failures)
+
+    monkeypatch.setattr(drafter, "draft", fail)
+    with _running(_engine(CountingPipeline(), drafter)) as engine:
+        engine.submit(_request("r"), chunks.put)
+        heard = _collect(chunks, 1)
+
+    assert _tokens(heard["r"]) == list(range(6, 46))
+    assert [said.split()[1] for said in caplog.messages] == ["mtp", "lookup"]
 
 
 def test_of_another_module_nothing_is_known_that_was_learned_of_the_old_one() -> None:

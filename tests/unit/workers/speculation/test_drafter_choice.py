@@ -220,3 +220,15 @@ def test_a_drafter_that_fails_keeps_no_other_from_the_round() -> None:
     assert failed.value.drafter == LOOKUP
     assert isinstance(failed.value.__cause__, ValueError)
     assert model.steps == [2]
+
+
+def test_of_several_drafters_that_fail_each_is_named() -> None:
+    model, lookup = Broken(ValueError("no")), Broken(ValueError("neither"))
+    drafter = ChoosingDrafter({MTP: model}, lookup, {0: a_sequence()}.get, "auto", Told())
+
+    with pytest.raises(ExceptionGroup) as failed:
+        drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
+    assert {each.drafter: str(each) for each in failed.value.exceptions} == {
+        LOOKUP: "ValueError: neither",
+        MTP: "ValueError: no",
+    }
