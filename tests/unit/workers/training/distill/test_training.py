@@ -75,7 +75,6 @@ def test_every_stage_of_zero_has_the_same_losses_and_exports_the_same_tensors(
         assert torch.allclose(tensor, reference.tensors[name], atol=3e-3), name
 
 
-@pytest.mark.full
 def test_a_killed_run_goes_on_as_if_it_had_not_been(harvested: Harvested, tmp_path: Path, reference: Trained) -> None:
     settings, reports = harvested.settings(tmp_path, zero_stage=3), []
 
