@@ -92,10 +92,10 @@ class Account:
         """A sequence came that says so many tokens at most."""
         self._debts.meet(sequence_id, room)
 
-    def affords_prompt(self, sequence_id: int, tokens: int, sequences: int) -> bool:
-        """Whether following a prompt of so many tokens, beside others, takes no more than `sequences` may still lose.
+    def pledge(self, sequence_id: int, tokens: int, sequences: int) -> bool:
+        """Takes it on to follow a prompt of so many tokens, if that, beside others, takes no more than may be lost.
 
-        If so it is held to be followed from now on.
+        Of rounds of so many `sequences`. Whether it was taken on.
         """
         if self.ledger.stopped or not self.cost.known:
             return not self.ledger.stopped

@@ -117,7 +117,7 @@ class AutoDepth:
         sequence_id, kind, _ = newcomer
         self.account.meet(sequence_id, room)
         pays = self._pays is self.account.ledger
-        if not pays and not self.account.affords_prompt(sequence_id, followed, sequences):
+        if not pays and not self.account.pledge(sequence_id, followed, sequences):
             self.trials.hope(sequence_id).let_go()
         elif pays and not self.resting and not self._every_step:
             carried = self.worths.found.carries(sequence_id)
@@ -154,10 +154,10 @@ class AutoDepth:
         if self.resting or not self._deepest:
             self._rest([each.sequence_id for each in live])
             return 1
-        hopes = [self.trials.hope(each.sequence_id) for each in live]
-        if not any(hope.followed for hope in hopes):
+        none = [0] * len(live)
+        if not any(self.trials.follows(each.sequence_id) for each in live):
             self._pays = None
-            self._try({each.sequence_id: hope for each, hope in zip(live, hopes, strict=True)}, live[0], plain, rounds)
+            self._try(self._hand_out(live, none, pays=False), live[0], plain, rounds)
             self.trials.sleep(self.worths.trying(live[0], 1, plain))
             return 1
         worth = self.worths.best_depths(live, plain, found)
@@ -168,21 +168,28 @@ class AutoDepth:
         might = worth.gain + sum(worth.depths) > worth.brings  # pay, if all drafts stood
         open_to_it = might and found.share < 0.5 * len(live)  # else models would hardly have a round
         ahead = self.trials.pay_ahead(lane, loss) if open_to_it and not pays else 0
-        drafts, without = pays or ahead > 0, {}
-        for each, hope, depth in zip(live, hopes, worth.depths, strict=True):
-            if pays and depth:
-                hope.worth()
-            if drafts and depth:
-                self._depths[each.sequence_id] = self._deepest if pays and not self._every_step else depth
-                self._patience[each.sequence_id] = self.worths.patience(each)
-                if not pays:
-                    self.trials.also(each.sequence_id)
-            else:
-                without[each.sequence_id] = hope
+        drafts = pays or ahead > 0
+        without = self._hand_out(live, worth.depths if drafts else none, pays=pays)
         self._try(without, live[0], plain, rounds)
         if ahead:
             return ahead
-        return 1 if self.trials.any else HELD if drafts else _HELD_IDLE
+        return 1 if self.trials.under_way else HELD if drafts else _HELD_IDLE
+
+    def _hand_out(self, live: Sequence[Live], depths: Sequence[int], *, pays: bool) -> dict[int, Hope]:
+        """Gives them their depths, at a loss where drafts do not pay. Who is without any, and the hope of each."""
+        without = {}
+        for each, depth in zip(live, depths, strict=True):
+            hope = self.trials.hope(each.sequence_id)
+            if not depth:
+                without[each.sequence_id] = hope
+                continue
+            self._depths[each.sequence_id] = self._deepest if pays and not self._every_step else depth
+            self._patience[each.sequence_id] = self.worths.patience(each)
+            if pays:
+                hope.worth()
+            else:
+                self.trials.also(each.sequence_id)
+        return without
 
     def _tell_price(self, plain: Shape, promise: float) -> None:
         if self.cost.known:

@@ -47,7 +47,7 @@ class Trials:
         return sequence_id in self._hopes
 
     @property
-    def any(self) -> bool:
+    def under_way(self) -> bool:
         """Whether somebody's next draft is to be verified whatever it is worth."""
         return len(self._trying) > 0
 
