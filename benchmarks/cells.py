@@ -57,7 +57,7 @@ class Cell:
 def cells(args: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], None]) -> None:
     """Every repeat has engines of its own: where an engine's memory happens to lie is worth some percent for life.
 
-    `keep` hears the figures after each: a repeat takes ten minutes.
+    `keep` hears the figures after each: a repeat takes a quarter of an hour.
     """
     of = [Cell(text, batch, args) for text, batch in itertools.product(chosen_texts(args), args.batch)]
     for repeat in range(args.repeats):
