@@ -119,11 +119,11 @@ class LLM:
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
         collected = [_Collected(request, text, self.tokenizer) for request, text in zip(requests, texts, strict=True)]
         with Progress(disable=not use_tqdm) as progress:
-            task = progress.add_task("generating", total=len(collected))
-            for _ in self._run(
-                collected, _Mailbox(at_once=[one.request for one in collected if one.request.params.stop])
-            ):
-                progress.update(task, completed=sum(one.finished for one in collected))
+            task = progress.add_task("generating", total=sum(one.request.params.n for one in collected))
+            at_once = [one.request for one in collected if one.request.params.stop]
+            for delta in self._run(collected, _Mailbox(at_once)):
+                if delta.finish_reason is not None:
+                    progress.advance(task)
         return [one.result for one in collected]
 
     def chat(
@@ -212,9 +212,11 @@ class LLM:
         try:
             for one in collected:
                 engine.submit(one.request, mailbox.put)
-            while not all(one.finished for one in collected):
+            outputs = sum(one.request.params.n for one in collected)
+            while outputs:
                 for chunk in mailbox.take():
                     delta = by_id[chunk.request_id].add(chunk)
+                    outputs -= delta.finish_reason is not None
                     if delta.must_cancel:
                         engine.cancel(chunk.request_id, delta.index)
                     yield delta

@@ -117,10 +117,7 @@ class Residents:
 
     def _place_for(self, sequence: Sequence) -> tuple[int, list[int]] | None:
         """The data group that would have the fewest tokens to see to, of those with room, and what its cache has."""
-        loads, crowds = [0] * len(self.pools), [0] * len(self.pools)
-        for other in self.running.values():
-            loads[other.owner] += len(other.token_ids)
-            crowds[other.owner] += 1
+        loads, crowds = self._shared_out()
         places: list[tuple[int, int, list[int]]] = []
         for owner, pool in enumerate(self.pools):
             found = self._cached_prefix(sequence, pool)
@@ -129,6 +126,16 @@ class Residents:
                 load = loads[owner] + len(sequence.token_ids) - len(found) * self._size
                 places.append((load, owner, found))
         return min(places, key=lambda place: place[:2])[1:] if places else None
+
+    def _shared_out(self) -> tuple[list[int], list[int]]:
+        """Tokens to see to and sequences that run, by data group; of a single one the tokens compare with nothing."""
+        if len(self.pools) == 1:
+            return [0], [len(self.running)]
+        loads, crowds = [0] * len(self.pools), [0] * len(self.pools)
+        for other in self.running.values():
+            loads[other.owner] += len(other.token_ids)
+            crowds[other.owner] += 1
+        return loads, crowds
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to its place in the queue; it computes its tokens again when readmitted."""

@@ -191,6 +191,7 @@ class RequestAssembler:
 
     def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, prompt_tokens: int) -> None:
         self._outputs = [OutputAssembler(tokenizer, params, index) for index in range(params.n)]
+        self._left = params.n  # outputs that have not finished
         self.usage = Usage(prompt_tokens=prompt_tokens)
 
     def take_up(self, resumed: Sequence[OutputSoFar]) -> None:
@@ -202,6 +203,7 @@ class RequestAssembler:
                 self.usage.completion_tokens += len(tokens[index])
             else:
                 output.skip()
+                self._left -= 1
 
     def unfinished(self, index: int) -> bool:
         return not self._outputs[index].finished
@@ -212,13 +214,14 @@ class RequestAssembler:
 
     @property
     def finished(self) -> bool:
-        return all(output.finished for output in self._outputs)
+        return not self._left
 
     def add(self, chunk: SequenceChunk) -> OutputDelta:
         """What the chunk's output gained. Chunks that carry an error are the caller's to handle."""
         if chunk.index == 0:
             self.usage.cached_tokens += chunk.cached_tokens
         delta = self._outputs[chunk.index].add(chunk)
+        self._left -= delta.finish_reason is not None
         if delta.token_ids:
             self.usage.add_round(len(delta.token_ids), delta.drafted, delta.accepted, delta.saved_s)
         return delta
