@@ -93,6 +93,16 @@ class AutoDepth:
         """Whether nobody is to draft at present, whatever it would cost."""
         return self.account.ledger.stopped or self._undisturbed.wanted
 
+    @property
+    def _drafts_pay(self) -> bool:
+        """Whether they did when depths were set last, for rounds like those at hand."""
+        return self._pays is self.account.ledger
+
+    @property
+    def welcomes(self) -> bool:
+        """Whether who comes now has drafts from its first token on."""
+        return self._drafts_pay and not self.resting and not self._every_step
+
     def sleeps(self) -> int:
         """How many rounds from now on need not be looked at if speculation has no part in them."""
         if self.account.ledger.stopped:
@@ -116,12 +126,12 @@ class AutoDepth:
         self.trials.awake()
         sequence_id, kind, _ = newcomer
         self.account.meet(sequence_id, room)
-        pays = self._pays is self.account.ledger
-        if not pays and not self.account.pledge(sequence_id, followed, sequences):
+        if not self._drafts_pay and not self.account.pledge(sequence_id, followed, sequences):
             self.trials.hope(sequence_id).let_go()
-        elif pays and not self.resting and not self._every_step:
+        elif self.welcomes:
+            sharing = 1 + sum([depth > 0 for depth in self._depths.values()])
             carried = self.worths.found.carries(sequence_id)
-            if not carried and self.worths.model(sequence_id, kind, self._deepest, sharing=1) > 0.0:
+            if not carried and self.worths.model(sequence_id, kind, self._deepest, sharing) > 0.0:
                 self._depths[sequence_id] = self._deepest
                 self._patience[sequence_id] = self.worths.patience(newcomer)
 
@@ -162,7 +172,7 @@ class AutoDepth:
             return 1
         worth = self.worths.best_depths(live, plain, found)
         self._tell_price(plain, self.worths.promise)
-        caution = 0.0 if self._pays is self.account.ledger else _CAUTION * (plain.sequences + worth.brings)
+        caution = 0.0 if self._drafts_pay else _CAUTION * (plain.sequences + worth.brings)
         pays, loss = worth.gain > caution, (caution - worth.gain) / plain.sequences  # a round
         self._pays = self.account.ledger if pays else None
         might = worth.gain + sum(worth.depths) > worth.brings  # pay, if all drafts stood

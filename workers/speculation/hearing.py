@@ -21,7 +21,7 @@ from outrider.workers.speculation.cost import HELD
 from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.kinds import Kinds
 from outrider.workers.speculation.known_times import Shape
-from outrider.workers.speculation.lane_plan import LanePlan
+from outrider.workers.speculation.lane_plan import LanePlan, decodes, going_on
 from outrider.workers.speculation.naps import Naps
 from outrider.workers.speculation.seen import Seen
 from outrider.workers.speculation.worths import Live
@@ -40,6 +40,7 @@ class _Heard(NamedTuple):
     decided_s: float
     drafts: Mapping[int, Drafts] | None
     made: dict[int, Made]  # the drafts that it verified
+    undrafted_s: float  # what it would have taken without drafts; 0: unknown, or it held prompt chunks
 
 
 class Hearing:
@@ -52,6 +53,7 @@ class Hearing:
         self._lanes: dict[int, LanePlan] = {}
         self._lane = 0  # the one observed last
         self._heard: deque[_Heard] = deque()  # the latest
+        self._over: list[int] = []  # sequences that ended since the last look
         self._decided_s: list[float] = []  # of all rounds since the last look
         self._turned = False  # depths want to be set anew
         self._naps: dict[int, Naps] = {}  # by lane
@@ -99,21 +101,37 @@ class Hearing:
             return
         self.wake()
         made = self._auto.take(round.sequence_ids.tolist())
-        self._heard.append(_Heard(round, verdict, round_s, draft_s, decided_s, drafts, made))
+        undrafted_s = lane.undrafted_s if decodes(round) else 0.0
+        self._heard.append(_Heard(round, verdict, round_s, draft_s, decided_s, drafts, made, undrafted_s))
         self._decided_s.append(decided_s)
         lane.heard += 1
         if len(self._heard) > max(_MOST_TAUGHT, len(self._lanes)):  # each lane's last is still there
             self._pass_over(self._heard.popleft())
         if self._turned:
             lane.holds = 1
-        if len(self._decided_s) >= lane.holds or not lane.goes_on(round, verdict, round_s + draft_s):
+        over = _over(round, verdict)
+        self._over += over
+        goes_on = lane.goes_on(round, verdict, round_s + draft_s)
+        if goes_on and (over or not lane.is_like(round)):
+            goes_on = self._bends(lane, going_on(round, verdict))
+        if not goes_on or len(self._decided_s) >= lane.holds:
             self._learn()
+
+    def _bends(self, lane: LanePlan, going: int) -> bool:
+        """Whether depths may hold although sequences came or ended: `going` decode next."""
+        if not lane.bends_to(going, self._kinds.heat):
+            return False
+        self.together, context = going, lane.plain.context * going / lane.plain.sequences
+        lane.bend(Shape(going, going, context, context), self._auto.cost.undrafted(going, context))
+        return True
 
     def _pass_over(self, heard: _Heard) -> None:
         """A round of which there is nothing to know but what it brought and took."""
         round, lane = heard.round, self._lanes[heard.round.lane]
-        if lane.undrafted_s and (lane.own or self._own(round)):
-            lane.pass_over(round, heard.verdict, heard.round_s + heard.draft_s)
+        if not heard.undrafted_s:
+            self._owe(round, heard.verdict, heard.draft_s)
+        elif lane.own or self._own(round):
+            lane.pass_over(round, heard.verdict, heard.round_s + heard.draft_s, heard.undrafted_s)
 
     def _own(self, round: Round) -> bool:
         """Whether all the round's drafts were made because they were thought to pay."""
@@ -132,6 +150,8 @@ class Hearing:
         for lane in self._lanes.values():
             self._settle(lane)
         latest = {each.round.lane: self._take_in(each) for each in compress(heard, whole)}
+        over, self._over = self._over, []
+        self._forget(over)
         for lane_id, seen in latest.items():
             self._plan(lane_id, seen.going, seen.whole)
 
@@ -161,12 +181,12 @@ class Hearing:
             self._auto.observe(seen.outcomes, seen.shape, tokens, *times, own=own, made=heard.made)
         else:
             self._auto.learn_acceptance(seen.outcomes, heard.made)
-            self._owe(round, verdict, seen.shape.followed, heard.draft_s)
-        self._forget((*round.ends.tolist(), *seen.finished))
+            self._owe(round, verdict, heard.draft_s)
         return seen
 
-    def _owe(self, round: Round, verdict: Verdict, followed: int, draft_s: float) -> None:
+    def _owe(self, round: Round, verdict: Verdict, draft_s: float) -> None:
         """Books the drafter's share of a round of prompts to those that it followed."""
+        followed = int(verdict.accepted_rows @ round.upkeep)
         columns = zip(
             round.sequence_ids.tolist(), verdict.accepted_rows.tolist(), round.upkeep.tolist(),
             np.diff(round.query_offsets).tolist(), round.sample_counts.tolist(), strict=True,
@@ -186,14 +206,10 @@ class Hearing:
         """Whether speculation had no part in a round, which is not worth looking at."""
         if len(round.token_ids) != round.sequences or (len(self._kinds) and not self._naps_on(round, round_s)):
             return False
-        ended = round.ends.tolist()
-        if any(verdict.finish.tolist()):
-            finished = round.sequence_ids[verdict.finish != RUNNING].tolist()
-            ended += finished
-            self.together = round.sequences - len(finished)
-        if ended:
+        if over := _over(round, verdict):
+            self.together = going_on(round, verdict)
             self.catch_up()
-            self._forget(ended)
+            self._forget(over)
         return True
 
     def _naps_on(self, round: Round, round_s: float) -> bool:
@@ -227,11 +243,21 @@ class Hearing:
         plan.own, plan.most = len(live) == len(going), self._auto.account.most(len(going))
         if not live:
             plan.hold(HELD)
+            plan.bends = False
             self._auto.idle(lane)
             return
         measurable = plan.own if whole else None
         plan.hold(self._auto.plan(live, plan.plain, lane=lane, measurable=measurable, rounds=rounds))
+        plan.bends = self._auto.welcomes
 
     def _forget(self, ended: Iterable[int]) -> None:
         for sequence_id in ended:
             self._ended(sequence_id)
+
+
+def _over(round: Round, verdict: Verdict) -> list[int]:
+    """Sequences that ended with the round, or before it."""
+    over: list[int] = round.ends.tolist()
+    if any(verdict.finish.tolist()):  # numpy's own takes longer
+        over += round.sequence_ids[verdict.finish != RUNNING].tolist()
+    return over

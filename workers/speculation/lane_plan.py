@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, field
 
 from outrider.workers.engine.outcome import RoundTime
-from outrider.workers.engine.round import Round, Verdict
+from outrider.workers.engine.round import RUNNING, Round, Verdict
+from outrider.workers.speculation.gain import size_class
 from outrider.workers.speculation.known_times import Shape
 
 _NOTHING = Shape(0, 0, 0.0, 0.0)
@@ -35,6 +36,7 @@ class LanePlan:
     may_lose: float = _MOST_LOST  # of these
     heat: int = 0  # of the hottest that lived
     own: bool = True  # all its sequences draft as they are told to
+    bends: bool = False  # drafts pay: it may hold where about as many sequences decode as there were
     most: float = math.inf  # undrafted rounds that one with drafts counts as at most
     heard: int = 0  # rounds since then
     passed: Passed = field(default_factory=Passed)  # of these, that were not looked at
@@ -54,21 +56,31 @@ class LanePlan:
         self.holds = min(max(2 * self.holds, 2 * least, _FIRST_HELD), max(most, least))
 
     def goes_on(self, round: Round, verdict: Verdict, took_s: float) -> bool:
-        """Whether the round after this one is as it but for the drafts, and these have not cost too much."""
-        if round.sequences != self.plain.sequences or len(round.ends) or not decodes(round):
-            return False
-        if any(verdict.finish.tolist()):  # numpy's own takes longer
-            return False
-        if self.undrafted_s:
+        """Whether the drafts of the rounds since then have not cost too much, this one's included."""
+        if self.undrafted_s and decodes(round):
             self.lost = max(self.lost + took_s / self.undrafted_s - len(verdict.token_ids) / round.sequences, 0.0)
         return self.lost < self.may_lose or not self.lost
 
-    def pass_over(self, round: Round, verdict: Verdict, took_s: float) -> None:
-        """A round like the plan's is not looked at."""
+    def is_like(self, round: Round) -> bool:
+        """Whether as many decode in the round as were planned for, and it holds nothing else."""
+        return round.sequences == self.plain.sequences and decodes(round)
+
+    def bends_to(self, sequences: int, heat: int) -> bool:
+        """Whether so many may take the place of those planned for, the hottest of that heat."""
+        if not self.bends or not sequences or heat != self.heat:
+            return False
+        return size_class(sequences) == size_class(self.plain.sequences)
+
+    def bend(self, plain: Shape, undrafted_s: float) -> None:
+        """It holds for rounds like `plain` from now on, some of whose sequences it knows nothing of."""
+        self.plain, self.undrafted_s, self.own = plain, undrafted_s, False
+
+    def pass_over(self, round: Round, verdict: Verdict, took_s: float, undrafted_s: float) -> None:
+        """A round like the plan's is not looked at. `undrafted_s`: what it would have taken without drafts."""
         passed = self.passed
         passed.rounds += 1
         passed.worth += len(verdict.token_ids) / round.sequences
-        passed.took += min(took_s / self.undrafted_s, self.most)
+        passed.took += min(took_s / undrafted_s, self.most)
 
     def take_passed(self) -> Passed:
         """Those that were, since the last call."""
@@ -80,6 +92,12 @@ class LanePlan:
         if not self.undrafted_s or not decodes(round):
             return RoundTime()
         return RoundTime(self.draft_s + round_s, self.undrafted_s)
+
+
+def going_on(round: Round, verdict: Verdict) -> int:
+    """How many sequences decode after it."""
+    ends = zip(round.sample_counts.tolist(), verdict.finish.tolist(), strict=True)
+    return sum([count > 0 and finish == RUNNING for count, finish in ends])
 
 
 def decodes(round: Round) -> bool:

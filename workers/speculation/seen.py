@@ -18,7 +18,6 @@ class Seen(NamedTuple):
     outcomes: list[Outcome]
     shape: Shape
     whole: bool  # no prompt chunks: its time can be compared
-    finished: list[int]
     going: dict[int, int]  # sequences that go on decoding, and their tokens
 
     @classmethod
@@ -44,7 +43,7 @@ class Seen(NamedTuple):
         )
         going = {sequence_id: context - (count - 1) + len(verdict.token_ids)} if goes else {}
         whole = rows == count
-        return cls([outcome] if whole else [], shape, whole, [sequence_id] if ended else [], going)
+        return cls([outcome] if whole else [], shape, whole, going)
 
     @classmethod
     def _of_many(cls, round: Round, verdict: Verdict, drafts: Mapping[int, Drafts] | None, model: str) -> "Seen":
@@ -67,7 +66,7 @@ class Seen(NamedTuple):
         decoding = list(outcomes if whole else compress(outcomes, map(eq, rows, counts)))
         lengths = map(add, map(sub, contexts, verified), emitted)
         going = dict(compress(zip(ids, lengths, strict=True), goes))
-        return cls(decoding, shape, whole, list(compress(ids, ended)), going)
+        return cls(decoding, shape, whole, going)
 
 
 def _lengths(offsets: IntArray) -> list[int]:

@@ -444,7 +444,7 @@ def test_rounds_between_two_looks_go_into_the_ledger_of_those_that_lived_then() 
     booked.clear()
     lane = policy._hearing._lanes[0]
     heat = lane.heat
-    lane.pass_over(*seen(0, 3, 3), 0.014)
+    lane.pass_over(*seen(0, 3, 3), 0.014, 0.010)
     policy.forget(9)
     policy.observe(*seen(0, 3, 3, finish=STOPPED), 0.014, 0.001)
 

@@ -1,6 +1,7 @@
 """The depth policy as the engine asks it, round by round, on a machine of constant speed: lanes, floors, memory."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -39,20 +40,24 @@ class Play:
             sequence_id=sequence_id, request=request, output_index=0, token_ids=[3, 4], limit=10**6, draft_ceiling=16
         )
 
-    def round(self, ids: list[int], *, lane: int = 0, ending: tuple[int, ...] = ()) -> None:
+    def round(self, ids: list[int], *, lane: int = 0, ending: tuple[int, ...] = (), chunk: int = 0) -> None:
+        """`chunk`: prompt tokens of the last sequence, which says nothing yet."""
         counts = [1 + self._drafts.get(i, 0) for i in ids]
+        samples = [*counts[:-1], 0] if chunk else counts
+        counts = [*counts[:-1], chunk] if chunk else counts
         follows = [self.policy.follows(self.sequence(i)) for i in ids]
         steps = [self.policy.depth(self.sequence(i)) if follow else 0 for i, follow in zip(ids, follows, strict=True)]
         round = Round(
             lane=lane, sequence_ids=ints(ids), query_offsets=offsets(counts), token_ids=ints([5] * sum(counts)),
-            starts=ints([self.lengths[i] for i in ids]), sample_counts=ints(counts), draft_steps=ints(steps),
+            starts=ints([self.lengths[i] for i in ids]), sample_counts=ints(samples), draft_steps=ints(steps),
             upkeep=ints(follows), followed_from=ints([1] * len(ids)),
         )  # fmt: skip
         stands = self._stands(self._rounds)
-        emitted = [count if stands else 1 for count in counts]
+        emitted = [count if stands else min(count, 1) for count in samples]
+        accepted = [*emitted[:-1], chunk] if chunk else emitted
         verdict = Verdict(
-            token_offsets=offsets(emitted), token_ids=ints([5] * sum(emitted)), accepted_rows=ints(emitted),
-            drafts_accepted=ints([count - 1 for count in emitted]),
+            token_offsets=offsets(emitted), token_ids=ints([5] * sum(emitted)), accepted_rows=ints(accepted),
+            drafts_accepted=ints([max(count - 1, 0) for count in emitted]),
             finish=ints([STOPPED if i in ending else RUNNING for i in ids]),
         )  # fmt: skip
         self._finish(round, verdict, [i for i in ids if i not in ending])
@@ -123,3 +128,80 @@ def test_nothing_is_kept_of_rounds_and_sequences_that_are_gone() -> None:
     assert policy.sequences == 0
     assert len(policy._auto.account._plain) < 200
     assert not policy._hearing._heard
+
+
+def looked_at(play: Play, ids: list[int], *, ending: tuple[int, ...] = (), chunk: int = 0) -> bool:
+    """Whether the depths of its lane's sequences were set anew after such a round."""
+    looks, hearing = [], play.policy._hearing
+    learn, hearing._learn = hearing._learn, lambda: looks.append(learn())  # type: ignore[method-assign, func-returns-value]
+    play.round(ids, ending=ending, chunk=chunk)
+    hearing._learn = learn  # type: ignore[method-assign]
+    return len(looks) > 0
+
+
+def paying() -> Play:
+    """Eight sequences whose drafts pay, in a round after which depths hold for some more."""
+    play = Play(DepthPolicy("auto"), 9, row_s=0.0003)
+    for _ in range(200):
+        play.round(list(range(8)))
+    while not looked_at(play, list(range(8))) or play.policy._hearing._lanes[0].holds < 8:
+        pass
+    return play
+
+
+def test_where_drafts_pay_sequences_come_and_end_without_a_look() -> None:
+    play = paying()
+    looks = [
+        looked_at(play, list(range(8)), ending=(7,)),
+        looked_at(play, list(range(7))),
+        looked_at(play, [*range(7), 8]),
+        looked_at(play, [*range(7), 8], ending=(0,)),
+    ]
+
+    assert not any(looks)
+    assert play.policy._hearing.together == 7
+    assert play._drafts[8] > 0
+
+
+def test_what_they_brought_is_booked_and_nothing_is_kept_of_them_at_the_next_look() -> None:
+    play = paying()
+    level = play.policy.figures.ledger
+    gone = play.policy.sequences
+    looked_at(play, list(range(8)), ending=(7,))
+    while not looked_at(play, list(range(7))):
+        pass
+
+    assert play.policy.sequences == gone - 1
+    assert play.policy.figures.ledger >= level
+
+
+@pytest.mark.parametrize(
+    ("ids", "ending"), [(range(8), range(8)), (range(8), range(4)), ([*range(8), 8], ())], ids=["all", "half", "more"]
+)
+def test_others_than_about_as_many_are_looked_at(ids: list[int], ending: tuple[int, ...]) -> None:
+    play = paying()
+
+    assert looked_at(play, list(ids), ending=tuple(ending))
+    assert play.policy.sequences == 0 or len(ending) < 8
+
+
+def test_a_hotter_text_is_looked_at() -> None:
+    play = paying()
+    hot = play.sequence(8)
+    hot.request = replace(hot.request, params=replace(hot.request.params, temperature=2.0))
+    play.policy.depth(hot)
+
+    assert looked_at(play, list(range(7)))
+
+
+def test_a_prompt_that_is_followed_meanwhile_is_owed_for() -> None:
+    play = paying()
+    owed: list[tuple[int, int, float]] = []
+    play.policy._auto.account.owe = lambda *told, **_: owed.append(told)  # type: ignore[method-assign]
+    looks = [looked_at(play, list(range(7)), ending=(6,)), looked_at(play, [*range(6), 8], chunk=12)]
+    while not looked_at(play, list(range(6))):
+        pass
+
+    assert looks == [False, False]
+    assert [told[:2] for told in owed] == [(8, 12)]
+    assert 0.0 < owed[0][2] < 0.010

@@ -1,10 +1,12 @@
 """For how many rounds depths hold."""
 
+from dataclasses import replace
+
 import pytest
 
 from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints, offsets
 from outrider.workers.speculation.known_times import Shape
-from outrider.workers.speculation.lane_plan import LanePlan
+from outrider.workers.speculation.lane_plan import LanePlan, going_on
 
 UNDRAFTED_S = 0.010
 
@@ -49,12 +51,38 @@ def test_with_many_sequences_a_few_rounds_go_by_wherever_it_stands() -> None:
     assert lane.holds == 1
 
 
-@pytest.mark.parametrize(
-    "other", [{"finish": STOPPED}, {"chunk": 8}, {"sequences": 2}], ids=["an end", "a prompt", "another sequence"]
-)
-def test_whatever_changes_the_rounds_ends_it(other: dict[str, int]) -> None:
-    assert plan().goes_on(*ran(), 0.020)
-    assert not plan().goes_on(*ran(**other), 0.020)
+def test_only_rounds_of_as_many_sequences_and_no_prompt_are_as_planned() -> None:
+    assert plan().is_like(ran()[0])
+    assert not plan().is_like(ran(chunk=8)[0])
+    assert not plan().is_like(ran(2)[0])
+
+
+def test_it_bends_to_about_as_many_sequences_where_drafts_pay() -> None:
+    lane, stiff = plan(4), plan(4)
+    lane.bends = True
+
+    assert [number for number in range(7) if lane.bends_to(number, 0)] == [3, 4]
+    assert not any(lane.bends_to(number, 1) or stiff.bends_to(number, 0) for number in range(7))
+
+
+def test_once_bent_it_is_of_that_size_and_knows_nothing_of_whose_drafts_it_holds() -> None:
+    lane = plan(4)
+    lane.bend(Shape(3, 3, 75.0, 75.0), 0.008)
+
+    assert (lane.plain.sequences, lane.undrafted_s, lane.own) == (3, 0.008, False)
+
+
+def test_those_go_on_that_said_something_and_are_not_at_their_end() -> None:
+    assert going_on(*ran(3)) == 3
+    assert going_on(*ran(3, finish=STOPPED)) == 0
+    round, verdict = ran(3)
+    assert going_on(replace(round, sample_counts=ints([3, 0, 3])), verdict) == 2
+
+
+def test_what_a_prompt_takes_is_no_loss() -> None:
+    lane = plan()
+
+    assert all(lane.goes_on(*ran(tokens=1, chunk=8), 0.900) for _ in range(9))
 
 
 def test_losses_end_it_before_they_are_large_and_gains_make_up_for_them() -> None:
@@ -85,8 +113,8 @@ def test_the_time_of_a_round_is_told_with_its_drafts_beside_one_without() -> Non
 def test_rounds_that_are_passed_over_are_summed_and_a_disturbed_one_counts_for_no_more_than_it_may() -> None:
     lane = plan(2)
     lane.most = 3.0
-    lane.pass_over(*ran(2, tokens=3), 0.020)
-    lane.pass_over(*ran(2, tokens=1), 0.900)
+    lane.pass_over(*ran(2, tokens=3), 0.020, UNDRAFTED_S)
+    lane.pass_over(*ran(2, tokens=1), 0.900, UNDRAFTED_S)
 
     passed = lane.take_passed()
 
