@@ -4,11 +4,11 @@ import argparse
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from depth_arms import SEED, Engines, against, params
+from depth_arms import SEED, Engines, against, params, statics
 from generation import BatchLLM
 from record import TEXTS, Text
 
@@ -64,20 +64,31 @@ def replay(engines: Engines, args: argparse.Namespace) -> dict[str, Any]:
     kinds = [text for text in TEXTS if text.temperature == 0.8]
     texts = [(text, prompt) for text in kinds for prompt in engines.prompts(text.kind, 12)]
     rates = hourly_rates(args.peak, args.hours)
-    totals = {arm: [0, 0.0] for arm in args.speculation}
-    hours = []
+    hours, ran = [], []
     for hour, rate in enumerate(rates):
-        figures = {}
-        for arm in args.speculation:
-            busy = one_hour(engines.of(arm), texts, arm, arrivals(rate, args.hour_s, SEED + hour), args, hour)
-            figures[arm] = busy.tokens / busy.seconds if busy.seconds else None
-            totals[arm][0] += busy.tokens
-            totals[arm][1] += busy.seconds
+        due = arrivals(rate, args.hour_s, SEED + hour)
+        arms = {arm: one_hour(engines.of(arm), texts, arm, due, args, hour) for arm in args.speculation}
+        figures = {arm: busy.tokens / busy.seconds if busy.seconds else None for arm, busy in arms.items()}
         hours.append({"rate": rate, "tokens_per_busy_second": figures})
+        ran.append(arms)
         print(f"hour {hour}, {rate:.1f} requests/s: {_listed(figures)}", flush=True)
-    speeds = {arm: {"tokens_per_second": tokens / took} for arm, (tokens, took) in totals.items()}
-    rates = {arm: figures["tokens_per_second"] for arm, figures in speeds.items()}
-    return {"hour_s": args.hour_s, "hours": hours, "arms": speeds, **against(rates)}
+    speeds = {arm: rate_of([busy[arm] for busy in ran]) for arm in args.speculation}
+    told = {arm: {"tokens_per_second": speed} for arm, speed in speeds.items()}
+    found = against(speeds)
+    if found["best_static"] is not None:
+        found["best_of_each_hour_over_best"] = best_of_each_hour(ran) / speeds[found["best_static"]]
+    return {"hour_s": args.hour_s, "hours": hours, "arms": told, **found}
+
+
+def rate_of(hours: Sequence[Busy]) -> float:
+    """Tokens a busy second."""
+    return sum(busy.tokens for busy in hours) / sum(busy.seconds for busy in hours)
+
+
+def best_of_each_hour(hours: Sequence[Mapping[str, Busy]]) -> float:
+    """Tokens a busy second of one who knew the best static depth of every hour, and changed nothing within it."""
+    ran = [list(statics(dict(arms)).values()) for arms in hours]
+    return rate_of([max(each, key=lambda busy: busy.tokens / busy.seconds) for each in ran if each[0].seconds])
 
 
 def one_hour(

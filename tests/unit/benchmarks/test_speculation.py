@@ -5,7 +5,7 @@ import random
 import pytest
 from cells import arm_figures, over_best
 from common import paired
-from day import Busy, hourly_rates
+from day import Busy, best_of_each_hour, hourly_rates
 from decisions import deciding_us, decision_us
 from depth_arms import against, params
 from generation import Decoded
@@ -93,6 +93,22 @@ def test_a_day_rises_to_its_peak_and_falls_again() -> None:
 
     assert rates == pytest.approx(rates[::-1])
     assert rates[0] < rates[1] < rates[2] <= 10.0
+
+
+def test_the_best_of_each_hour_is_chosen_among_static_depths() -> None:
+    morning = {
+        "off": Busy(tokens=100, seconds=2.0),
+        "2": Busy(tokens=100, seconds=1.0),
+        "auto": Busy(tokens=9, seconds=0.1),
+    }
+    noon = {
+        "off": Busy(tokens=300, seconds=1.0),
+        "2": Busy(tokens=300, seconds=2.0),
+        "auto": Busy(tokens=9, seconds=0.1),
+    }
+    silent = {arm: Busy() for arm in noon}
+
+    assert best_of_each_hour([morning, silent, noon]) == pytest.approx(200.0)
 
 
 def test_every_part_of_a_decision_is_timed() -> None:
