@@ -76,7 +76,7 @@ def replay(engines: Engines, args: argparse.Namespace) -> dict[str, Any]:
     told = {arm: {"tokens_per_second": speed} for arm, speed in speeds.items()}
     found = against(speeds)
     if found["best_static"] is not None:
-        found["best_of_each_hour_over_best"] = best_of_each_hour(ran) / speeds[found["best_static"]]
+        found["luckiest_by_hour_over_best"] = luckiest_by_hour(ran) / speeds[found["best_static"]]
     return {"hour_s": args.hour_s, "hours": hours, "arms": told, **found}
 
 
@@ -85,8 +85,11 @@ def rate_of(hours: Sequence[Busy]) -> float:
     return sum(busy.tokens for busy in hours) / sum(busy.seconds for busy in hours)
 
 
-def best_of_each_hour(hours: Sequence[Mapping[str, Busy]]) -> float:
-    """Tokens a busy second of one who knew the best static depth of every hour, and changed nothing within it."""
+def luckiest_by_hour(hours: Sequence[Mapping[str, Busy]]) -> float:
+    """Tokens a busy second of the static depth that was fastest in each hour, by luck or not.
+
+    So much there is to win by changing the depth from hour to hour, or less.
+    """
     ran = [list(statics(dict(arms)).values()) for arms in hours]
     return rate_of([max(each, key=lambda busy: busy.tokens / busy.seconds) for each in ran if each[0].seconds])
 

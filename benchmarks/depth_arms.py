@@ -76,8 +76,6 @@ def verdict(one: dict[str, Any]) -> str:
         return "no comparison"
     over_off = f", {one['auto_over_off']:.2f} of off" if one["auto_over_off"] is not None else ""
     here = f": {one['auto_over_luckiest']:.2f} in these turns" if "auto_over_luckiest" in one else ""
-    by_hour = one.get("best_of_each_hour_over_best")
-    best_each = f"; the best static depth of each hour {by_hour:.2f} of it" if by_hour is not None else ""
-    return (
-        f"auto {one['auto_over_best']:.2f} of the best static depth ({one['best_static']}{here}){over_off}{best_each}"
-    )
+    if (luckiest := one.get("luckiest_by_hour_over_best")) is not None:
+        over_off += f" (the luckiest static depth of each hour: {luckiest:.2f} of the best)"
+    return f"auto {one['auto_over_best']:.2f} of the best static depth ({one['best_static']}{here}){over_off}"

@@ -83,8 +83,9 @@ def _add_replica(root: Tree, replica: ReplicaStatus) -> None:
     branch = root.add(f"[bold]{replica.name}[/], generation {replica.generation}: {_replica_state(replica)}")
     if replica.last_ending:
         branch.add(f"[dim]{escape(replica.last_ending)}[/]")
-    if replica.engine.drafted and replica.state == "ready":
-        branch.add(speculation_line(replica.engine.speculation))
+    speculation = replica.engine.speculation
+    if replica.state == "ready" and (replica.engine.drafted or speculation.price):
+        branch.add(speculation_line(speculation))
     if replica.engine.experts.imbalance and replica.state == "ready":
         branch.add(experts_line(replica.engine.experts))
     for stage, ranks in itertools.groupby(replica.ranks, key=lambda rank: rank.stage):

@@ -212,11 +212,11 @@ class LLM:
         try:
             for one in collected:
                 engine.submit(one.request, mailbox.put)
-            outputs = sum(one.request.params.n for one in collected)
-            while outputs:
+            unfinished = sum(one.request.params.n for one in collected)
+            while unfinished:
                 for chunk in mailbox.take():
                     delta = by_id[chunk.request_id].add(chunk)
-                    outputs -= delta.finish_reason is not None
+                    unfinished -= delta.finish_reason is not None
                     if delta.must_cancel:
                         engine.cancel(chunk.request_id, delta.index)
                     yield delta

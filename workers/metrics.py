@@ -96,7 +96,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "outrider_num_requests_waiting": "Sequences that wait for cache blocks.",
     "outrider_kv_cache_usage_perc": "Share of the cache's blocks in use, 0..1.",
     "outrider_spec_decode_price_tokens_per_second": "Tokens that a second is worth at present.",
-    "outrider_spec_decode_gain": "Speed over that without speculation, as modelled.",
+    "outrider_spec_decode_gain": "Speed over that without speculation, as measured of late.",
     "outrider_spec_decode_ledger_rounds": "Rounds without drafts whose time speculation may still lose.",
     "outrider_spec_decode_stopped": "1 while that ledger is empty and nothing is drafted.",
     "outrider_spec_decode_draft_depth": "Drafts verified a sequence and round, of late.",

@@ -5,13 +5,13 @@ import time
 import pytest
 from distributed.scraping import samples_of
 
-from outrider.workers.engine.request import EngineCounters
+from outrider.workers.engine.request import EngineCounters, SpeculationFigures
 from outrider.workers.metrics import MetricsPublisher
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
 
 Samples = dict[tuple[str, str], float]
-OWN_LABELS = ("position", "stage", "finished_reason")
+OWN_LABELS = ("position", "stage", "finished_reason", "alarm")
 
 
 def scraped(replica: str) -> Samples:
@@ -41,13 +41,17 @@ def test_a_leaders_totals_gauges_and_requests_reach_ray() -> None:
     publisher.publish(
         RankStatus(busy_s=1.5, counters=counters), [stopped, stopped, Observation(reason="error", latency_s=5)]
     )
-    counters = EngineCounters(rounds=7, running=2, drafted=9, accepted=6, accepted_per_position=[4, 1, 1])
+    speculation = SpeculationFigures(alarms={"position_dead": 2, "cache_stale": 0})
+    counters = EngineCounters(
+        rounds=7, running=2, drafted=9, accepted=6, accepted_per_position=[4, 1, 1], speculation=speculation
+    )
     publisher.publish(RankStatus(busy_s=2.25, counters=counters), [stopped])
 
     per_position = "ray_outrider_spec_decode_num_accepted_tokens_per_pos_total"
     requests = "ray_outrider_request_success_total"
     samples = scraped_once_it_has("leads", per_position, "2")
     assert samples["ray_outrider_rounds_total", ""] == 7
+    assert samples["ray_outrider_spec_decode_alarms_total", "position_dead"] == 2
     assert [samples[per_position, place] for place in "012"] == [4, 1, 1]
     assert [samples[requests, reason] for reason in ("stop", "error")] == [3, 1]
     assert samples["ray_outrider_stage_busy_seconds_total", "0"] == 2.25

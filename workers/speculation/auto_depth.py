@@ -129,7 +129,7 @@ class AutoDepth:
         if not self._drafts_pay and not self.account.pledge(sequence_id, followed, sequences):
             self.trials.hope(sequence_id).let_go()
         elif self.welcomes:
-            sharing = 1 + sum([depth > 0 for depth in self._depths.values()])
+            sharing = min(1 + sum([depth > 0 for depth in self._depths.values()]), sequences)
             carried = self.worths.found.carries(sequence_id)
             if not carried and self.worths.model(sequence_id, kind, self._deepest, sharing) > 0.0:
                 self._depths[sequence_id] = self._deepest

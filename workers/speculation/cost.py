@@ -187,15 +187,27 @@ class RoundCost:
         return self.undrafted(sequences, context) / self._speed
 
     def measured(self, rounds: Sequence[tuple[Shape, float]]) -> None:
-        """Rounds in a row that speculation had no part in, and what they took; where lanes differ, each for itself."""
+        """Rounds in a row that speculation had no part in, and what they took; where lanes differ, each for itself.
+
+        Sequences come and end meanwhile: all rounds of one size are taken as if they had had as many as the last.
+        """
         speed = self._now
         for shape, round_s in rounds[-_TAUGHT:]:
             self.observe(shape, round_s, 0.0)
-        for sequences in {size_class(shape.sequences): shape.sequences for shape, _ in rounds}.values():
-            alike = [(shape, seconds) for shape, seconds in rounds if shape.sequences == sequences]
-            like = Plain(sequences, fmean([shape.context for shape, _ in alike]))
-            base = self._bases.setdefault(size_class(sequences), BaseRounds())
-            base.measured(self._rounds, like, [seconds for _, seconds in alike], speed)
+        for size in {size_class(shape.sequences) for shape, _ in rounds}:
+            alike = [(shape, seconds) for shape, seconds in rounds if size_class(shape.sequences) == size]
+            sequences = alike[-1][0].sequences
+            like = Plain(sequences, sequences * fmean([shape.context / shape.sequences for shape, _ in alike]))
+            took = [seconds * self._longer(shape, sequences) for shape, seconds in alike]
+            self._bases.setdefault(size, BaseRounds()).measured(self._rounds, like, took, speed)
+
+    def _longer(self, shape: Shape, sequences: int) -> float:
+        """How many times as long a round like this without drafts takes of so many sequences, as modelled."""
+        if sequences == shape.sequences:
+            return 1.0
+        self._reach(max(sequences, shape.sequences))
+        plain, others_context = self._known.plain, sequences * shape.context / shape.sequences
+        return plain(sequences, others_context) / plain(shape.sequences, shape.context)
 
     def rested(self, rounds: Sequence[tuple[Shape, float]]) -> None:
         """Rounds of a stop. They tell the machine's speed, if it is known what they take at that."""
@@ -204,9 +216,10 @@ class RoundCost:
         if base is None or not base.like_those_of(shape.context / shape.sequences):
             self.measured(rounds)
             return
-        alike_s = [seconds for of, seconds in rounds[-_RESTED:] if of.sequences == shape.sequences]
-        if len(alike_s) >= FEWEST:
-            self._speed *= median(alike_s) / self.undrafted(shape.sequences, shape.context)
+        size = size_class(shape.sequences)
+        alike = [(of, seconds) for of, seconds in rounds[-_RESTED:] if size_class(of.sequences) == size]
+        if len(alike) >= FEWEST:
+            self._speed *= median([seconds / self.undrafted(of.sequences, of.context) for of, seconds in alike])
             self._now = self._speed
             base.doubt(self._rounds)
 

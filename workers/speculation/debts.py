@@ -27,7 +27,7 @@ class Debts:
         self._rooms: dict[int, int] = {}  # by sequence: tokens that it says at most
         self._debts: dict[int, _Debt] = {}
         self._pledges_s: dict[int, float] = {}  # of prompts that are followed and not read yet
-        self._rate_s = self._said = 0.0  # all debts' together; tokens that every sequence has said so far
+        self._said = 0.0  # tokens that every sequence has said so far
         self._token_s = 0.0  # of a prompt; 0: none was followed yet
 
     def meet(self, sequence_id: int, room: int) -> None:
@@ -52,22 +52,18 @@ class Debts:
             self._pledges_s[sequence_id] = pledged_s
         if sequence_id in self._rooms:
             took_s += self.settle(sequence_id)
-            rate_s = took_s / self._rooms[sequence_id]
-            self._debts[sequence_id] = _Debt(took_s, rate_s, self._said)
-            self._rate_s += rate_s
+            self._debts[sequence_id] = _Debt(took_s, took_s / self._rooms[sequence_id], self._said)
 
     def due(self, tokens: float) -> float:
-        """Seconds to book for rounds in which each sequence says so many tokens."""
+        """Seconds to book for rounds in which each sequence says so many tokens; of none more than it owes."""
+        booked_s = sum([min(debt.rate_s * tokens, debt.rest_s(self._said)) for debt in self._debts.values()])
         self._said += tokens
-        return self._rate_s * tokens
+        return booked_s
 
     def settle(self, sequence_id: int) -> float:
         """Seconds that are not booked yet, of a sequence that says no more."""
         debt = self._debts.pop(sequence_id, None)
-        if debt is None:
-            return 0.0
-        self._rate_s = self._rate_s - debt.rate_s if self._debts else 0.0
-        return debt.rest_s(self._said)
+        return 0.0 if debt is None else debt.rest_s(self._said)
 
     def forget(self, sequence_id: int) -> float:
         """The same, and nothing is kept of it."""

@@ -124,6 +124,8 @@ class DepthPolicy:
         self._auto.account.turn_to(sequences, self._kinds.heat)
         live, room = Live(sequence.sequence_id, kind, prompt), sequence.limit - prompt
         self._auto.meet(live, room, followed=prompt if params.drafter != LOOKUP else 0, sequences=sequences)
+        if not self._auto.depth(sequence.sequence_id):
+            self._hearing.turn()
 
     def time_of(self, round: Round, round_s: float) -> RoundTime:
         """What a round took, `round_s` of it since its scheduling, and would have taken without drafts, as modelled.

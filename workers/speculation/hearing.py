@@ -1,7 +1,7 @@
 """What the depth policy makes of the rounds that run: it learns from them, and sets depths for those that follow.
 
-Where drafts pay and nothing changes a look is rare: depths hold, and the rounds in between are learned from together.
-Where speculation has no part in them they go by unlooked. Pure: seconds are given to it.
+Where drafts pay a look is rare: depths hold while about as many sequences decode, and the rounds in between are learned
+from together. Where speculation has no part in them they go by unlooked. Pure: seconds are given to it.
 """
 
 from collections import deque
@@ -41,6 +41,8 @@ class _Heard(NamedTuple):
     drafts: Mapping[int, Drafts] | None
     made: dict[int, Made]  # the drafts that it verified
     undrafted_s: float  # what it would have taken without drafts; 0: unknown, or it held prompt chunks
+    own: bool  # all its drafts were made because they were thought to pay
+    heat: int  # of the hottest that lived
 
 
 class Hearing:
@@ -49,11 +51,10 @@ class Hearing:
     def __init__(self, auto: AutoDepth, kinds: Kinds, models: Collection[str], forget: Callable[[int], None]) -> None:
         """`kinds` are the sequences' that `auto` decides for; `forget` hears of those that ended."""
         self._auto, self._kinds, self._models, self._ended = auto, kinds, tuple(models), forget
-        self.together = 0  # sequences that decode in the lane planned last
+        self.together = 0  # sequences that decode in the lane that changed last
         self._lanes: dict[int, LanePlan] = {}
         self._lane = 0  # the one observed last
         self._heard: deque[_Heard] = deque()  # the latest
-        self._over: list[int] = []  # sequences that ended since the last look
         self._decided_s: list[float] = []  # of all rounds since the last look
         self._turned = False  # depths want to be set anew
         self._naps: dict[int, Naps] = {}  # by lane
@@ -92,7 +93,7 @@ class Hearing:
     ) -> None:
         """As DepthPolicy.observe.
 
-        Where speculation pays and nothing changes a few rounds are learned from together: that slows what is measured.
+        Where drafts pay a few rounds are learned from together: that slows what is measured.
         """
         lane = self._lanes.get(round.lane) or self._lanes.setdefault(round.lane, LanePlan())
         self._lane, lane.draft_s = round.lane, draft_s
@@ -100,38 +101,60 @@ class Hearing:
         if not drafts and self._slept(round, verdict, round_s):
             return
         self.wake()
-        made = self._auto.take(round.sequence_ids.tolist())
-        undrafted_s = lane.undrafted_s if decodes(round) else 0.0
-        self._heard.append(_Heard(round, verdict, round_s, draft_s, decided_s, drafts, made, undrafted_s))
-        self._decided_s.append(decided_s)
-        lane.heard += 1
-        if len(self._heard) > max(_MOST_TAUGHT, len(self._lanes)):  # each lane's last is still there
-            self._pass_over(self._heard.popleft())
+        heard = self._hear(lane, round, verdict, (round_s, draft_s, decided_s), drafts)
+        ended = _ended(round, verdict)
+        for each in ended:
+            self._kinds.forget(each)
+        lane.over += (*round.ends.tolist(), *ended)
         if self._turned:
             lane.holds = 1
-        over = _over(round, verdict)
-        self._over += over
-        goes_on = lane.goes_on(round, verdict, round_s + draft_s)
-        if goes_on and (over or not lane.is_like(round)):
+        goes_on = lane.affords(round, verdict, round_s + draft_s, heard.undrafted_s)
+        if goes_on and (ended or not lane.is_like(round)):
             goes_on = self._bends(lane, going_on(round, verdict))
         if not goes_on or len(self._decided_s) >= lane.holds:
             self._learn()
+
+    def _hear(
+        self,
+        lane: LanePlan,
+        round: Round,
+        verdict: Verdict,
+        times: tuple[float, float, float],
+        drafts: Mapping[int, Drafts] | None,
+    ) -> _Heard:
+        """Remembers a round, and books the one that is the oldest remembered now, if these are too many."""
+        made = self._auto.take(round.sequence_ids.tolist())
+        undrafted_s, own = self._undrafted_s(lane, round), lane.own or self._own(round)
+        heard = _Heard(round, verdict, *times, drafts, made, undrafted_s, own, self._kinds.heat)
+        self._heard.append(heard)
+        self._decided_s.append(heard.decided_s)
+        lane.heard += 1
+        if len(self._heard) > max(_MOST_TAUGHT, len(self._lanes)):  # each lane's last is still there
+            self._pass_over(self._heard.popleft())
+        return heard
+
+    def _undrafted_s(self, lane: LanePlan, round: Round) -> float:
+        """What a decoding round would have taken without drafts; 0: it is none, or that is unknown."""
+        if not lane.undrafted_s or lane.is_like(round):
+            return lane.undrafted_s
+        plain = lane.resized(round.sequences)
+        return self._auto.cost.undrafted(plain.sequences, plain.context) if decodes(round) else 0.0
 
     def _bends(self, lane: LanePlan, going: int) -> bool:
         """Whether depths may hold although sequences came or ended: `going` decode next."""
         if not lane.bends_to(going, self._kinds.heat):
             return False
-        self.together, context = going, lane.plain.context * going / lane.plain.sequences
-        lane.bend(Shape(going, going, context, context), self._auto.cost.undrafted(going, context))
+        self.together, plain = going, lane.resized(going)
+        lane.bend(plain, self._auto.cost.undrafted(going, plain.context))
         return True
 
     def _pass_over(self, heard: _Heard) -> None:
         """A round of which there is nothing to know but what it brought and took."""
-        round, lane = heard.round, self._lanes[heard.round.lane]
-        if not heard.undrafted_s:
-            self._owe(round, heard.verdict, heard.draft_s)
-        elif lane.own or self._own(round):
-            lane.pass_over(round, heard.verdict, heard.round_s + heard.draft_s, heard.undrafted_s)
+        lane = self._lanes[heard.round.lane]
+        if not decodes(heard.round):
+            self._owe(heard.round, heard.verdict, heard.draft_s)
+        elif heard.own and heard.undrafted_s:
+            lane.pass_over(heard.round, heard.verdict, heard.round_s + heard.draft_s, heard.undrafted_s)
 
     def _own(self, round: Round) -> bool:
         """Whether all the round's drafts were made because they were thought to pay."""
@@ -150,8 +173,8 @@ class Hearing:
         for lane in self._lanes.values():
             self._settle(lane)
         latest = {each.round.lane: self._take_in(each) for each in compress(heard, whole)}
-        over, self._over = self._over, []
-        self._forget(over)
+        for lane in self._lanes.values():
+            self._part(lane)
         for lane_id, seen in latest.items():
             self._plan(lane_id, seen.going, seen.whole)
 
@@ -162,23 +185,27 @@ class Hearing:
             self._auto.account.turn_to(lane.plain.sequences, lane.heat)
             self._auto.account.count(lane.plain.sequences, passed.rounds, passed.worth, passed.took)
 
+    def _part(self, lane: LanePlan) -> None:
+        """Forgets those that ended: what they owe is booked to the ledger that was theirs."""
+        if over := lane.take_over():
+            self._auto.account.turn_to(lane.plain.sequences, lane.heat)
+            self._forget(over)
+
     def _teach(self, heard: _Heard) -> None:
         """Of such a round the drafts' fate too."""
         self._pass_over(heard)
         if heard.made:
-            self._auto.account.turn_to(heard.round.sequences, self._kinds.heat)
+            self._auto.account.turn_to(heard.round.sequences, heard.heat)
             seen = Seen.of(heard.round, heard.verdict, heard.drafts, self._model_of(heard.drafts))
             self._auto.learn_acceptance(seen.outcomes, heard.made)
 
     def _take_in(self, heard: _Heard) -> Seen:
         round, verdict = heard.round, heard.verdict
-        self._auto.account.turn_to(round.sequences, self._kinds.heat)
+        self._auto.account.turn_to(round.sequences, heard.heat)
         seen = Seen.of(round, verdict, heard.drafts, self._model_of(heard.drafts))
-        kinds = self._kinds
         if seen.whole:
-            own = all(each.sequence_id in kinds or not each.verified for each in seen.outcomes)
             tokens, times = len(verdict.token_ids), (heard.round_s, heard.draft_s, heard.decided_s)
-            self._auto.observe(seen.outcomes, seen.shape, tokens, *times, own=own, made=heard.made)
+            self._auto.observe(seen.outcomes, seen.shape, tokens, *times, own=heard.own, made=heard.made)
         else:
             self._auto.learn_acceptance(seen.outcomes, heard.made)
             self._owe(round, verdict, heard.draft_s)
@@ -206,10 +233,11 @@ class Hearing:
         """Whether speculation had no part in a round, which is not worth looking at."""
         if len(round.token_ids) != round.sequences or (len(self._kinds) and not self._naps_on(round, round_s)):
             return False
-        if over := _over(round, verdict):
+        ended = _ended(round, verdict)
+        if ended or len(round.ends):
             self.together = going_on(round, verdict)
             self.catch_up()
-            self._forget(over)
+            self._forget((*round.ends.tolist(), *ended))
         return True
 
     def _naps_on(self, round: Round, round_s: float) -> bool:
@@ -255,9 +283,9 @@ class Hearing:
             self._ended(sequence_id)
 
 
-def _over(round: Round, verdict: Verdict) -> list[int]:
-    """Sequences that ended with the round, or before it."""
-    over: list[int] = round.ends.tolist()
-    if any(verdict.finish.tolist()):  # numpy's own takes longer
-        over += round.sequence_ids[verdict.finish != RUNNING].tolist()
-    return over
+def _ended(round: Round, verdict: Verdict) -> list[int]:
+    """Sequences that ended with the round."""
+    if not any(verdict.finish.tolist()):  # numpy's own takes longer
+        return []
+    ended: list[int] = round.sequence_ids[verdict.finish != RUNNING].tolist()
+    return ended

@@ -26,7 +26,7 @@ class Passed:
 
 @dataclass(slots=True)
 class LanePlan:
-    """Of one lane. Set anew whenever depths are."""
+    """Of one lane. Set anew whenever depths are, and bent to other sequences in between."""
 
     plain: Shape = _NOTHING  # its next round without drafts
     undrafted_s: float = 0.0  # what that would take; 0: unknown
@@ -40,6 +40,7 @@ class LanePlan:
     most: float = math.inf  # undrafted rounds that one with drafts counts as at most
     heard: int = 0  # rounds since then
     passed: Passed = field(default_factory=Passed)  # of these, that were not looked at
+    over: list[int] = field(default_factory=list)  # sequences that ended since then
 
     def renew(self, plain: Shape, undrafted_s: float, left: float = _MOST_LOST) -> None:
         """Depths are about to be set, for rounds like `plain`. `left`: undrafted rounds that may be lost in all."""
@@ -55,10 +56,10 @@ class LanePlan:
         least = -(-(self.plain.sequences - 1) // _LOOKED_AT_ALONE) + 1
         self.holds = min(max(2 * self.holds, 2 * least, _FIRST_HELD), max(most, least))
 
-    def goes_on(self, round: Round, verdict: Verdict, took_s: float) -> bool:
-        """Whether the drafts of the rounds since then have not cost too much, this one's included."""
-        if self.undrafted_s and decodes(round):
-            self.lost = max(self.lost + took_s / self.undrafted_s - len(verdict.token_ids) / round.sequences, 0.0)
+    def affords(self, round: Round, verdict: Verdict, took_s: float, undrafted_s: float) -> bool:
+        """Whether rounds with this one have not cost too much. `undrafted_s`: as pass_over has it; 0: it is unknown."""
+        if undrafted_s:
+            self.lost = max(self.lost + took_s / undrafted_s - len(verdict.token_ids) / round.sequences, 0.0)
         return self.lost < self.may_lose or not self.lost
 
     def is_like(self, round: Round) -> bool:
@@ -71,6 +72,11 @@ class LanePlan:
             return False
         return size_class(sequences) == size_class(self.plain.sequences)
 
+    def resized(self, sequences: int) -> Shape:
+        """Its next round without drafts, of so many."""
+        context = self.plain.context * sequences / self.plain.sequences
+        return Shape(sequences, sequences, context, context)
+
     def bend(self, plain: Shape, undrafted_s: float) -> None:
         """It holds for rounds like `plain` from now on, some of whose sequences it knows nothing of."""
         self.plain, self.undrafted_s, self.own = plain, undrafted_s, False
@@ -81,6 +87,11 @@ class LanePlan:
         passed.rounds += 1
         passed.worth += len(verdict.token_ids) / round.sequences
         passed.took += min(took_s / undrafted_s, self.most)
+
+    def take_over(self) -> list[int]:
+        """Sequences that ended since the last call."""
+        over, self.over = self.over, []
+        return over
 
     def take_passed(self) -> Passed:
         """Those that were, since the last call."""

@@ -67,7 +67,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "replay": {
             "hour_s": 5.0, "hours": [{"rate": 1.5, "tokens_per_busy_second": {"off": 100.0, "auto": None}}],
             "arms": {"off": {"tokens_per_second": 100.0}, "auto": {"tokens_per_second": 150.0}},
-            "best_static": "off", "auto_over_best": 1.5, "auto_over_off": 1.5,
+            "best_static": "off", "auto_over_best": 1.5, "auto_over_off": 1.5, "luckiest_by_hour_over_best": 1.0,
         },
         "decision_us": {"1": {"asked": 2.0, "depths": 20.0, "slots": 15.0, "learning": 40.0}},
     },

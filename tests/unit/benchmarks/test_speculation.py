@@ -5,9 +5,9 @@ import random
 import pytest
 from cells import arm_figures, over_best
 from common import paired
-from day import Busy, best_of_each_hour, hourly_rates
+from day import Busy, hourly_rates, luckiest_by_hour
 from decisions import deciding_us, decision_us
-from depth_arms import against, params
+from depth_arms import against, params, verdict
 from generation import Decoded
 
 from outrider.workers.engine.request import FinishReason, SequenceChunk
@@ -95,7 +95,7 @@ def test_a_day_rises_to_its_peak_and_falls_again() -> None:
     assert rates[0] < rates[1] < rates[2] <= 10.0
 
 
-def test_the_best_of_each_hour_is_chosen_among_static_depths() -> None:
+def test_the_luckiest_by_hour_is_chosen_among_static_depths() -> None:
     morning = {
         "off": Busy(tokens=100, seconds=2.0),
         "2": Busy(tokens=100, seconds=1.0),
@@ -108,7 +108,16 @@ def test_the_best_of_each_hour_is_chosen_among_static_depths() -> None:
     }
     silent = {arm: Busy() for arm in noon}
 
-    assert best_of_each_hour([morning, silent, noon]) == pytest.approx(200.0)
+    assert luckiest_by_hour([morning, silent, noon]) == pytest.approx(200.0)
+
+
+def test_a_verdict_says_what_there_was_to_win_in_a_day() -> None:
+    found = against({"off": 80.0, "2": 100.0, "auto": 90.0})
+    told = "auto 0.90 of the best static depth (2), 1.12 of off"
+
+    assert verdict(found) == told
+    day = verdict({**found, "luckiest_by_hour_over_best": 1.02})
+    assert day == f"{told} (the luckiest static depth of each hour: 1.02 of the best)"
 
 
 def test_every_part_of_a_decision_is_timed() -> None:

@@ -175,6 +175,16 @@ def test_of_several_drafters_that_fail_in_one_round_each_is_named(
     assert [said.split()[1] for said in caplog.messages] == ["mtp", "lookup"]
 
 
+def test_what_the_depth_policy_finds_wrong_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    chunks, engine = Chunks(), _engine(CountingPipeline(), CountingDrafter())
+    engine._depth._auto.warnings.append("sure drafts of MTP fail: another module than the model's?")
+    with _running(engine):
+        engine.submit(_request("r"), chunks.put)
+        _collect(chunks, 1)
+
+    assert caplog.messages == ["sure drafts of MTP fail: another module than the model's?"]
+
+
 def test_of_another_module_nothing_is_known_that_was_learned_of_the_old_one() -> None:
     chunks, placed = Chunks(), list[str]()
     engine = _engine(

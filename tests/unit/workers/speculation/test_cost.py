@@ -154,6 +154,19 @@ def test_rounds_of_one_size_class_are_told_apart_by_their_sequences() -> None:
     assert cost.undrafted(5, 100_000.0) == cost.undrafted(5, 500.0)  # of longer ones nobody knows yet
 
 
+def test_rounds_are_measured_together_though_sequences_come_and_end_among_them() -> None:
+    cost = taught(600, noise=0.0)
+    burst = [shape(6 + number % 2, 0) for number in range(6)]
+    cost.measured([(each, 0.9 * sum(seconds(each))) for each in burst])
+    slow = [shape(6 + number % 2, 0) for number in range(7)]
+    cost_before = cost.undrafted(7, 700.0)
+    cost.rested([(each, 1.2 * sum(seconds(each))) for each in slow])
+
+    assert not cost.base_due(7, 700.0, 1.0)
+    assert cost_before == pytest.approx(0.9 * sum(seconds(shape(7, 0))), rel=0.05)
+    assert cost.undrafted(7, 700.0) == pytest.approx(1.2 * sum(seconds(shape(7, 0))), rel=0.05)
+
+
 def test_rounds_of_a_stop_of_longer_texts_are_measured() -> None:
     cost, plain, long = taught(300, noise=0.0), shape(2, 0), shape(2, 0, context=4000)
     cost.measured([(plain, sum(seconds(plain)))] * 8)

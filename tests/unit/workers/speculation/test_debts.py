@@ -21,6 +21,16 @@ def test_a_debt_is_booked_token_by_token_and_the_rest_at_the_end() -> None:
     assert debts.forget(1) == 0.0
 
 
+def test_no_debt_is_booked_beyond_what_it_is_however_much_is_said_before_its_end_is_heard_of() -> None:
+    debts = Debts()
+    for sequence_id, owed_s in ((1, 0.1), (2, 0.2)):
+        debts.meet(sequence_id, room=10)
+        debts.owe(sequence_id, 10, owed_s)
+
+    assert debts.due(80.0) == pytest.approx(0.3)
+    assert debts.forget(1) + debts.forget(2) == pytest.approx(0.0)
+
+
 def test_a_prompt_read_in_parts_is_one_debt_and_others_are_booked_beside_it() -> None:
     debts = Debts()
     for sequence_id, room in ((1, 10), (2, 20)):

@@ -65,11 +65,14 @@ def test_it_bends_to_about_as_many_sequences_where_drafts_pay() -> None:
     assert not any(lane.bends_to(number, 1) or stiff.bends_to(number, 0) for number in range(7))
 
 
-def test_once_bent_it_is_of_that_size_and_knows_nothing_of_whose_drafts_it_holds() -> None:
+def test_once_bent_rounds_of_that_size_are_as_planned() -> None:
     lane = plan(4)
-    lane.bend(Shape(3, 3, 75.0, 75.0), 0.008)
+    lane.bend(lane.resized(3), 0.008)
 
-    assert (lane.plain.sequences, lane.undrafted_s, lane.own) == (3, 0.008, False)
+    assert lane.is_like(ran(3)[0])
+    assert not lane.is_like(ran(4)[0])
+    assert lane.plain == Shape(3, 3, 75.0, 75.0)
+    assert lane.time_of(ran(3)[0], 0.015).undrafted_s == 0.008
 
 
 def test_those_go_on_that_said_something_and_are_not_at_their_end() -> None:
@@ -79,24 +82,24 @@ def test_those_go_on_that_said_something_and_are_not_at_their_end() -> None:
     assert going_on(replace(round, sample_counts=ints([3, 0, 3])), verdict) == 2
 
 
-def test_what_a_prompt_takes_is_no_loss() -> None:
+def test_where_it_is_unknown_what_a_round_would_have_taken_there_is_no_loss() -> None:
     lane = plan()
 
-    assert all(lane.goes_on(*ran(tokens=1, chunk=8), 0.900) for _ in range(9))
+    assert all(lane.affords(*ran(tokens=1, chunk=8), 0.900, 0.0) for _ in range(9))
 
 
 def test_losses_end_it_before_they_are_large_and_gains_make_up_for_them() -> None:
     losing, mixed = plan(), plan()
-    rounds = next(number for number in range(99) if not losing.goes_on(*ran(tokens=1), 0.020))
+    rounds = next(number for number in range(99) if not losing.affords(*ran(tokens=1), 0.020, UNDRAFTED_S))
 
     assert 2 <= rounds <= 5
-    assert all(mixed.goes_on(*ran(tokens=1 + 2 * (number % 2)), 0.020) for number in range(99))
+    assert all(mixed.affords(*ran(tokens=1 + 2 * (number % 2)), 0.020, UNDRAFTED_S) for number in range(99))
 
 
 def test_where_little_is_left_to_lose_less_ends_it() -> None:
     lane, poor = plan(), plan()
     poor.renew(poor.plain, UNDRAFTED_S, 0.5)
-    lost = [not each.goes_on(*ran(tokens=1), 0.035) for each in (lane, poor)]
+    lost = [not each.affords(*ran(tokens=1), 0.035, UNDRAFTED_S) for each in (lane, poor)]
 
     assert lost == [False, True]
 

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizer import VOCABULARY_SIZE
 
-from outrider.workers.engine.request import FinishReason, SequenceChunk
+from outrider.workers.engine.request import FinishReason, OutputSoFar, SequenceChunk
 from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import OutputAssembler, OutputDelta, RequestAssembler
 from outrider.workers.text.tokenizer import Tokenizer
@@ -194,3 +194,19 @@ def test_without_reasoning_asked_for_the_text_is_one(tokenizer: Tokenizer) -> No
 
     assert _result(deltas)[1] == "the quick</think>fox"
     assert not any(delta.reasoning for delta in deltas)
+
+
+def test_a_request_is_finished_when_each_of_its_outputs_is_however_it_ended(tokenizer: Tokenizer) -> None:
+    """Of three one had finished before, one ends by a stop string and is cancelled then, one by length."""
+    assembler = RequestAssembler(tokenizer, SamplingParams(n=3, stop="a"), prompt_tokens=1)
+    assembler.take_up([OutputSoFar(index=1, token_ids=()), OutputSoFar(index=2, token_ids=())])
+    letter, finished = tokenizer.encode("a"), []
+    for chunk in (
+        SequenceChunk(request_id="r", index=1, token_ids=tuple(letter)),
+        SequenceChunk(request_id="r", index=1, finish_reason=FinishReason.CANCELLED),
+        SequenceChunk(request_id="r", index=2, finish_reason=FinishReason.LENGTH),
+    ):
+        assembler.add(chunk)
+        finished.append(assembler.finished)
+
+    assert finished == [False, False, True]
