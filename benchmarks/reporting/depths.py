@@ -87,7 +87,7 @@ def _replay(name: str, record: Record, day: dict[str, Any]) -> Section:
     note = (
         f"Auto over the best single static depth ({day['best_static']}): {ratio(day['auto_over_best'])}; over off: "
         f"{ratio(day['auto_over_off'])}. The luckiest static depth of each hour made "
-        f"{ratio(day['luckiest_by_hour_over_best'])} of the best. An hour takes {day['hour_s']:g} s; "
+        f"{ratio(day.get('luckiest_by_hour_over_best'))} of the best. An hour takes {day['hour_s']:g} s; "
         "arms take turns within it."
     )
     table = Table(["hour", "requests/s", *(f"{arm}, tokens/s" for arm in arms)], rows)

@@ -124,7 +124,7 @@ class DepthPolicy:
         self._auto.account.turn_to(sequences, self._kinds.heat)
         live, room = Live(sequence.sequence_id, kind, prompt), sequence.limit - prompt
         self._auto.meet(live, room, followed=prompt if params.drafter != LOOKUP else 0, sequences=sequences)
-        if not self._auto.depth(sequence.sequence_id):
+        if not self._auto.depth(sequence.sequence_id):  # else depths may hold for long before it has any
             self._hearing.turn()
 
     def time_of(self, round: Round, round_s: float) -> RoundTime:

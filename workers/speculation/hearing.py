@@ -105,7 +105,7 @@ class Hearing:
         ended = _ended(round, verdict)
         for each in ended:
             self._kinds.forget(each)
-        lane.over += (*round.ends.tolist(), *ended)
+        lane.ended += (*round.ends.tolist(), *ended)
         if self._turned:
             lane.holds = 1
         goes_on = lane.affords(round, verdict, round_s + draft_s, heard.undrafted_s)
@@ -187,9 +187,9 @@ class Hearing:
 
     def _part(self, lane: LanePlan) -> None:
         """Forgets those that ended: what they owe is booked to the ledger that was theirs."""
-        if over := lane.take_over():
+        if ended := lane.take_ended():
             self._auto.account.turn_to(lane.plain.sequences, lane.heat)
-            self._forget(over)
+            self._forget(ended)
 
     def _teach(self, heard: _Heard) -> None:
         """Of such a round the drafts' fate too."""

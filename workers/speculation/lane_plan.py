@@ -40,7 +40,7 @@ class LanePlan:
     most: float = math.inf  # undrafted rounds that one with drafts counts as at most
     heard: int = 0  # rounds since then
     passed: Passed = field(default_factory=Passed)  # of these, that were not looked at
-    over: list[int] = field(default_factory=list)  # sequences that ended since then
+    ended: list[int] = field(default_factory=list)  # sequences that ended since then
 
     def renew(self, plain: Shape, undrafted_s: float, left: float = _MOST_LOST) -> None:
         """Depths are about to be set, for rounds like `plain`. `left`: undrafted rounds that may be lost in all."""
@@ -88,10 +88,10 @@ class LanePlan:
         passed.worth += len(verdict.token_ids) / round.sequences
         passed.took += min(took_s / undrafted_s, self.most)
 
-    def take_over(self) -> list[int]:
+    def take_ended(self) -> list[int]:
         """Sequences that ended since the last call."""
-        over, self.over = self.over, []
-        return over
+        ended, self.ended = self.ended, []
+        return ended
 
     def take_passed(self) -> Passed:
         """Those that were, since the last call."""

@@ -12,6 +12,7 @@ BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 sys.path.insert(0, str(BENCHMARKS))
 for name in (
+    "beliefs",
     "byte_models",
     "common",
     "completions",

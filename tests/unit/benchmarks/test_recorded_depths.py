@@ -4,13 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from recorders import ROUND_COLUMNS
-from simulated import KINDS, OTHERS, machine, recorded_rounds, recorded_texts, settled_speed, whole_speed
+from beliefs import calibration_error, forecast_error
+from simulated import KINDS, OTHERS, machine, settled_speed, whole_speed
 from simulation import Auto, Moody, Static
-
-from outrider.workers.speculation.acceptance import Acceptance, Made
-from outrider.workers.speculation.cost import RoundCost
-from outrider.workers.speculation.known_times import Shape
 
 MOODY = (("code, T=0.8", 1), ("adversarial, T=2", 1))  # in `make test`: where drafts pay, and where they do not
 
@@ -45,44 +41,8 @@ def test_a_machines_moods_neither_stop_drafts_that_pay_nor_make_others_seem_to(k
 
 
 def test_what_is_believed_of_drafts_is_what_becomes_of_them() -> None:
-    """Expected calibration error over ten equal ranges of belief, each draft judged before it taught anything."""
-    acceptance, believed, came = Acceptance(8), [], []
-    texts = [text for kind in (*KINDS, *OTHERS) for text in recorded_texts(kind)]
-    for number in np.random.default_rng(0).permutation(len(texts)).tolist():
-        place, text = 0, texts[number]
-        while place < len(text.places):
-            accepted, leads = text.places[place]
-            survivals = acceptance.judged([Made(number, text.kind, leads)])[0]
-            judged = min(len(leads), accepted + 1)
-            chances = survivals[:judged] / np.concatenate([[1.0], survivals[: judged - 1]])
-            believed += chances.tolist()
-            came += [n < accepted for n in range(judged)]
-            acceptance.observe([(acceptance.take([number])[number], judged, accepted, True)])
-            place += accepted + 1
-        acceptance.forget(number)
-
-    assert calibration_error(np.array(believed), np.array(came, dtype=float)) <= 0.03
-
-
-def calibration_error(believed: np.ndarray, came: np.ndarray) -> float:
-    ranges = np.minimum((believed * 10).astype(int), 9)
-    parts = [(ranges == n) for n in range(10) if (ranges == n).any()]
-    return float(sum(part.mean() * abs(believed[part].mean() - came[part].mean()) for part in parts))
+    assert calibration_error() <= 0.03
 
 
 def test_the_time_of_rounds_that_were_held_out_is_forecast_within_a_tenth() -> None:
-    """In the order in which they ran, which tells the machine's moods too; nothing is learned of every fourth."""
-    cost, errors = RoundCost((8, 2)), []
-    for number, row in enumerate(recorded_rounds()):
-        values = dict(zip(ROUND_COLUMNS, row.tolist(), strict=True))
-        shape = Shape(
-            int(values["sequences"]), int(values["rows"]), values["context"], values["rows_context"],
-            int(values["steps"]), int(values["drafts"]), int(values["followed"]),
-        )  # fmt: skip
-        took = values["round_s"] + values["draft_s"]
-        if number % 4 == 0 and number > 400:
-            errors.append(abs(cost.forecast(shape).whole_s - took) / took)
-        else:
-            cost.observe(shape, values["round_s"], values["draft_s"])
-
-    assert np.mean(errors) <= 0.10
+    assert forecast_error() <= 0.10

@@ -95,7 +95,12 @@ def test_a_second_lane_does_not_begin_after_a_failed_first(turns: Turns) -> None
 
 
 def test_outside_of_lanes_nothing_is_handed_over(turns: Turns) -> None:
+    seen: list[str] = []
     turns.hand_over()
+    turns.both(_lane(turns, "a", 2, seen), _lane(turns, "b", 2, seen))
+    turns.hand_over()
+
+    assert seen == ["a0", "b0", "a1", "b1"]
 
 
 def test_no_thread_is_left_behind() -> None:

@@ -10,6 +10,7 @@ from outrider.workers.engine.sequence import Sequence
 from outrider.workers.sampling_params import LOOKUP, SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.speculation.drafts import Drafts
+from outrider.workers.speculation.looked_up import LookedUp
 
 
 class Play:
@@ -135,10 +136,10 @@ def test_nothing_is_kept_of_rounds_and_sequences_that_are_gone() -> None:
     assert not policy._hearing._heard
 
 
-def looked_at(play: Play, ids: list[int], *, ending: tuple[int, ...] = (), chunk: int = 0) -> bool:
+def looked_at(play: Play, ids: list[int], *, lane: int = 0, ending: tuple[int, ...] = (), chunk: int = 0) -> bool:
     """Whether the depths of its lane's sequences were set anew after such a round."""
-    play.round(ids, ending=ending, chunk=chunk)
-    return play.policy._hearing._lanes[0].heard == 0
+    play.round(ids, lane=lane, ending=ending, chunk=chunk)
+    return play.policy._hearing._lanes[lane].heard == 0
 
 
 def until_looked_at(play: Play, ids: list[int]) -> None:
@@ -221,6 +222,33 @@ def test_a_hotter_text_that_comes_and_the_hottest_that_goes_are_looked_at() -> N
 
     assert came
     assert looked_at(play, [*range(7), 8], ending=(8,))
+
+
+def test_who_comes_without_drafts_is_looked_at() -> None:
+    play = paying()
+    play.policy._auto.worths.found._fleet = LookedUp(share=1.0, rows=8.0, tokens=6.0)  # it should copy all it says
+    play.round(list(range(8)), ending=(7,))
+
+    assert looked_at(play, [*range(7), 8])
+
+
+def test_what_who_ended_owes_is_booked_to_the_ledger_of_its_lane() -> None:
+    """Seven in one lane, of which one ends; alone in the other, whose round is the last before the next look."""
+    play = Play(DepthPolicy("auto"), 8, fixed_s=0.018, row_s=0.0003)
+    for _ in range(150):
+        play.round(list(range(7)), lane=0)
+        play.round([7], lane=1)
+    account, booked = play.policy._auto.account, list[tuple[int, int]]()
+    account.forget = lambda _: booked.append(account._turned_to)  # type: ignore[method-assign]
+    while not looked_at(play, [7], lane=1):
+        play.round(list(range(7)), lane=0)
+    play.round(list(range(7)), lane=0, ending=(6,))
+    at_once = booked.copy()
+    while not looked_at(play, [7], lane=1):
+        pass
+
+    assert at_once == []
+    assert booked == [(3, 1)]
 
 
 def test_rounds_with_drafts_that_were_asked_for_are_not_booked() -> None:

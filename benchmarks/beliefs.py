@@ -1,0 +1,80 @@
+"""How right the depth policy's beliefs are, over what scout's texts drafted and what its rounds took (recordings/).
+
+    .venv/bin/python benchmarks/beliefs.py
+
+The mean error of a round's forecast, of rounds that nothing was learned from, and the expected calibration error of
+drafts' chances, each draft judged before it taught anything.
+"""
+
+import numpy as np
+from common import save
+from recorders import ROUND_COLUMNS
+from simulated import KINDS, OTHERS, recorded_rounds, recorded_texts
+from simulation import Text
+
+from outrider.workers.speculation.acceptance import Acceptance, Made
+from outrider.workers.speculation.cost import RoundCost
+from outrider.workers.speculation.known_times import Shape
+
+_SETTLED = 400  # rounds that are learned from before any is held out
+_HELD_OUT = 4  # every so many
+
+
+def forecast_error() -> float:
+    """Mean absolute share by which the time of held-out rounds is forecast wrongly.
+
+    In the order in which they ran, which tells the machine's moods too.
+    """
+    cost, errors = RoundCost((8, 2)), []
+    for number, row in enumerate(recorded_rounds()):
+        values = dict(zip(ROUND_COLUMNS, row.tolist(), strict=True))
+        shape = Shape(
+            int(values["sequences"]), int(values["rows"]), values["context"], values["rows_context"],
+            int(values["steps"]), int(values["drafts"]), int(values["followed"]),
+        )  # fmt: skip
+        took = values["round_s"] + values["draft_s"]
+        if number % _HELD_OUT == 0 and number > _SETTLED:
+            errors.append(abs(cost.forecast(shape).whole_s - took) / took)
+        else:
+            cost.observe(shape, values["round_s"], values["draft_s"])
+    return float(np.mean(errors))
+
+
+def calibration_error() -> float:
+    """How far chances are from what became of the drafts, expected over ten equal ranges of chance."""
+    acceptance, believed, came = Acceptance(8), list[float](), list[bool]()
+    texts = [text for kind in (*KINDS, *OTHERS) for text in recorded_texts(kind)]
+    for number in np.random.default_rng(0).permutation(len(texts)).tolist():
+        _judge(acceptance, number, texts[number], believed, came)
+        acceptance.forget(number)
+    return _calibration_error(np.array(believed), np.array(came, dtype=float))
+
+
+def _judge(acceptance: Acceptance, number: int, text: Text, believed: list[float], came: list[bool]) -> None:
+    """Adds the chance of each draft of a text that was judged, and what came of it."""
+    place = 0
+    while place < len(text.places):
+        accepted, leads = text.places[place]
+        survivals = acceptance.judged([Made(number, text.kind, leads)])[0]
+        judged = min(len(leads), accepted + 1)
+        believed += (survivals[:judged] / np.concatenate([[1.0], survivals[: judged - 1]])).tolist()
+        came += [n < accepted for n in range(judged)]
+        acceptance.observe([(acceptance.take([number])[number], judged, accepted, True)])
+        place += accepted + 1
+
+
+def _calibration_error(believed: np.ndarray, came: np.ndarray) -> float:
+    ranges = np.minimum((believed * 10).astype(int), 9)
+    parts = [(ranges == n) for n in range(10) if (ranges == n).any()]
+    return float(sum(part.mean() * abs(believed[part].mean() - came[part].mean()) for part in parts))
+
+
+def main() -> None:
+    found = {"forecast_error": forecast_error(), "calibration_error": calibration_error()}
+    print(f"held-out rounds are forecast {found['forecast_error']:.1%} wrongly in the mean")
+    print(f"expected calibration error of drafts' chances: {found['calibration_error']:.3f}")
+    print("written to", save("beliefs", "benchmarks/beliefs.py", found))
+
+
+if __name__ == "__main__":
+    main()
