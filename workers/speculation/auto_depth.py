@@ -156,7 +156,7 @@ class AutoDepth:
         if measurable is not None:
             due = measurable and self.account.base_due(plain.sequences, plain.context)
             takes_s = self.cost.undrafted(plain.sequences, plain.context) if due and self.cost.known else 0.0
-            self._undisturbed.want(lane, due, takes_s)
+            self._undisturbed.want(lane, due, takes_s, plain.sequences)
         found = NOTHING
         self._tell_price(plain, 1.0)
         if not self.resting:

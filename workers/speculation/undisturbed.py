@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 
 from outrider.workers.speculation.base_rounds import BURST, CALM, FEWEST
+from outrider.workers.speculation.gain import size_class
 from outrider.workers.speculation.known_times import Shape
 
 _CALM_S, _BURST_S = 0.003, 0.012  # of rounds: what caches take to be theirs again; what noise is small in
@@ -13,7 +14,8 @@ class Undisturbed:
     """All lanes of a replica are measured at one time."""
 
     def __init__(self) -> None:
-        self._wanted = set[int]()  # lanes in which such rounds are to be known before others are weighed
+        # Lanes in which such rounds are to be known before others are weighed, and of about how many sequences
+        self._wanted = dict[int, int]()
         self._busy = set[int]()  # lanes in which sequences decode
         self._rounds: list[tuple[Shape, float]] = []
         self._calm, self._burst = CALM, BURST  # rounds of one lane: passed over, and measured
@@ -25,15 +27,22 @@ class Undisturbed:
 
     @property
     def missing(self) -> int:
-        """Rounds that they still take."""
-        return max(self._calm + self._burst * len(self._busy) - len(self._rounds), 0) if self._wanted else 0
+        """Rounds that they still take: of each size that is wanted enough, whatever other lanes run."""
+        if not self._wanted:
+            return 0
+        sizes = [size_class(shape.sequences) for shape, _ in self._rounds[self._calm :]]
+        fewest = min([sizes.count(size) for size in self._wanted.values()])
+        return max(self._calm + self._burst * len(self._busy) - len(self._rounds), FEWEST - fewest, 0)
 
-    def want(self, lane: int, wanted: bool, takes_s: float = 0.0) -> None:
-        """Whether they are wanted in the lane, in which sequences decode. `takes_s`: what one takes; 0: unknown."""
+    def want(self, lane: int, wanted: bool, takes_s: float = 0.0, sequences: int = 1) -> None:
+        """Whether they are wanted in the lane, in which so many decode. `takes_s`: what one takes; 0: unknown."""
         self._busy.add(lane)
-        if wanted and not self._wanted:
+        if not wanted:
+            self._no_longer(lane)
+            return
+        if not self._wanted:
             self._calm, self._burst = rounds_of(takes_s)
-        (self._wanted.add if wanted else self._no_longer)(lane)
+        self._wanted[lane] = size_class(sequences)
 
     def leave(self, lane: int) -> None:
         """Nobody decodes there."""
@@ -42,7 +51,7 @@ class Undisturbed:
 
     def _no_longer(self, lane: int) -> None:
         """What was run for it is dropped: rounds of another time are no part of the next burst."""
-        self._wanted.discard(lane)
+        self._wanted.pop(lane, None)
         if not self._wanted:
             self._rounds = []
 

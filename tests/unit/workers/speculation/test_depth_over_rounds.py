@@ -101,6 +101,15 @@ def test_however_many_lanes_there_are_those_that_want_to_be_measured_come_to_an_
     assert play.verified > 3 * 400
 
 
+def test_lanes_of_different_sizes_are_measured_too() -> None:
+    play = Play(DepthPolicy("auto"), 8, fixed_s=0.018, row_s=0.0003)
+    for _ in range(200):
+        play.round(list(range(7)), lane=0)
+        play.round([7], lane=1)
+
+    assert play.verified > 4 * 8 * 200
+
+
 def test_an_engine_without_a_model_looks_up_as_deep_as_it_pays() -> None:
     play = Play(DepthPolicy("auto", models=()), 1, row_s=0.0003, looks_up=True)
     for _ in range(300):

@@ -19,6 +19,17 @@ def test_they_are_as_many_as_it_takes_in_every_lane_and_the_first_are_passed_ove
     assert [round_s for _, round_s in rounds.take()] == [float(number) for number in range(CALM, CALM + 2 * BURST)]
 
 
+def test_of_the_size_that_is_wanted_there_are_enough_whatever_other_lanes_run() -> None:
+    rounds, alone = Undisturbed(), 0
+    rounds.want(0, True, sequences=7)
+    while rounds.missing:
+        rounds.add([(PLAIN, 0.010), (PLAIN, 0.010), (Shape(7, 7, 700.0, 700.0), 0.020)])
+        alone += 1
+        assert alone < 99
+
+    assert sum(shape.sequences == 7 for shape, _ in rounds.take()) >= FEWEST
+
+
 def test_what_was_taken_is_wanted_no_longer_until_lanes_ask_again() -> None:
     rounds = Undisturbed()
     for lane in (0, 1):
