@@ -7,6 +7,7 @@ from outrider.workers.speculation.base_rounds import BURST, CALM, FEWEST
 from outrider.workers.speculation.gain import size_class
 from outrider.workers.speculation.known_times import Shape
 
+_MOST = 64  # rounds that a burst waits for those of a size that may no longer occur: measured on mixed load
 _CALM_S, _BURST_S = 0.003, 0.012  # of rounds: what caches take to be theirs again; what noise is small in
 
 
@@ -56,9 +57,12 @@ class Undisturbed:
             self._rounds = []
 
     def add(self, rounds: Iterable[tuple[Shape, float]]) -> None:
-        """Such rounds were run."""
+        """Such rounds were run. A burst that does not come together is given up: its lanes draft on as before."""
         if self._wanted:
             self._rounds += rounds
+        if len(self._rounds) >= _MOST and self.missing:
+            self._wanted.clear()
+            self._rounds = []
 
     def take(self) -> list[tuple[Shape, float]]:
         """All of them but for the first, which are slower. Lanes that want more say so."""
