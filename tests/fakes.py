@@ -12,7 +12,8 @@ import grpc
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.handle import Deliver, EngineInfo
-from outrider.workers.engine.request import (
+from outrider.workers.types.errors import EngineStoppedError, OutriderError
+from outrider.workers.types.request import (
     EngineCounters,
     FinishReason,
     OutputSoFar,
@@ -20,7 +21,6 @@ from outrider.workers.engine.request import (
     SequenceChunk,
     TokenLogprobs,
 )
-from outrider.workers.errors import EngineStoppedError, OutriderError
 
 EOS = 1
 Script = Callable[[Request, int], Iterable[int]]

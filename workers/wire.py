@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from outrider.proto import worker_pb2
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.request import (
+from outrider.workers.types.request import (
     EngineCounters,
     FinishReason,
     OutputSoFar,
@@ -12,8 +12,8 @@ from outrider.workers.engine.request import (
     SequenceChunk,
     TokenLogprobs,
 )
-from outrider.workers.sampling_params import SamplingParams
-from outrider.workers.trace_context import TraceContext
+from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.trace_context import TraceContext
 
 
 def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachRequest:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from outrider.workers.engine.request import FinishReason, SequenceChunk, TokenLogprobs
-from outrider.workers.engine.round import FAILED, LENGTH, RUNNING, STOPPED, Round, Verdict
-from outrider.workers.engine.sequence import Sequence
+from outrider.workers.types.request import FinishReason, SequenceChunk, TokenLogprobs
+from outrider.workers.types.round import FAILED, LENGTH, RUNNING, STOPPED, Round, Verdict
+from outrider.workers.types.sequence import Sequence
 
 _FINISH_REASONS = {
     RUNNING: None,
