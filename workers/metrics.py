@@ -13,7 +13,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
-from outrider.workers.types.request import EngineCounters, SpeculationFigures
+from outrider.workers.types.counters import EngineCounters, SpeculationFigures
 
 PUBLISH_EVERY_S = 1.0
 _TAGS = ("replica",)

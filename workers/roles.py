@@ -14,7 +14,7 @@ from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.request_journal import RequestJournal
 from outrider.workers.request_times import RequestTimes, TimedEngine
 from outrider.workers.service import LeaderDoor
-from outrider.workers.types.request import EngineCounters
+from outrider.workers.types.counters import EngineCounters
 
 
 class Leader:

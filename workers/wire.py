@@ -4,14 +4,8 @@ from collections.abc import Iterable
 
 from outrider.proto import worker_pb2
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.types.request import (
-    EngineCounters,
-    FinishReason,
-    OutputSoFar,
-    Request,
-    SequenceChunk,
-    TokenLogprobs,
-)
+from outrider.workers.types.counters import EngineCounters
+from outrider.workers.types.request import FinishReason, OutputSoFar, Request, SequenceChunk, TokenLogprobs
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.trace_context import TraceContext
 

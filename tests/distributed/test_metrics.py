@@ -8,7 +8,7 @@ from distributed.scraping import samples_of
 from outrider.workers.metrics import MetricsPublisher
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
-from outrider.workers.types.request import EngineCounters, SpeculationFigures
+from outrider.workers.types.counters import EngineCounters, SpeculationFigures
 
 Samples = dict[tuple[str, str], float]
 OWN_LABELS = ("position", "stage", "finished_reason", "alarm")

@@ -15,10 +15,10 @@ from rounds import BLOCK_SIZE, CompiledModel, Model, Rows, load_mtp, make_pairs,
 from torch import Tensor
 
 from outrider.workers.config import resolve_model
-from outrider.workers.drafting.compiled_parts import CompiledDraftModel
-from outrider.workers.drafting.model_parts import Wanted
+from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
+from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.pairs import Pairs, joined
-from outrider.workers.drafting.torch_parts import TorchDraftModel
+from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.sampling.sequence_starts import SequenceStarts

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import ParallelConfig
-from outrider.workers.drafting.compiled_parts import CompiledDraftModel
-from outrider.workers.drafting.model_parts import DraftModel, Wanted
+from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
+from outrider.workers.drafting.draft_model import DraftModel, Wanted
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.drafting.pairs import Pairs, joined
-from outrider.workers.drafting.torch_parts import TorchDraftModel
+from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.outputs import CompletionOutput
 from outrider.workers.parallel.sharing import Sharing

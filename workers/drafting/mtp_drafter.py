@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from outrider.workers.drafting.model_parts import DraftModel, Wanted
+from outrider.workers.drafting.draft_model import DraftModel, Wanted
 from outrider.workers.drafting.pairs import Backlog, Pairs, accepted_pairs, followed, joined
 from outrider.workers.drafting.shared_drafts import SharedDrafts
 from outrider.workers.sampling.sequence_starts import SequenceStarts

@@ -10,11 +10,12 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from outrider.workers.drafting.model_parts import Head, Wanted
+from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.drafting.pairs import Pairs, accepted_pairs, one_each, pair_rows
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
+from outrider.workers.sampling.head import Head
 from outrider.workers.speculation.patience import Drafted
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import IntArray, Round, Verdict, ints

@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.sampling import gumbel_noise, key_tensor, noise_bits, row_key, sequence_key
-from outrider.workers.drafting.model_parts import Wanted
+from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.pairs import Pairs
-from outrider.workers.drafting.torch_parts import TorchDraftModel, TorchHead
+from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.sampling.rules import Floats, last_distribution, stop_probabilities
 from outrider.workers.sampling.sampling import SampleRow, transform
 from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.sampling.torch_head import TorchHead
 from outrider.workers.speculation.patience import Drafted
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import IntArray, ints

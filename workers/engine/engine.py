@@ -24,9 +24,10 @@ from outrider.workers.engine.subscribers import Subscribers
 from outrider.workers.engine.warm_up import WarmUp, first_use, measuring
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.request import EngineCounters, Request
+from outrider.workers.types.request import Request
 from outrider.workers.types.round import Round
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.drafting.model_parts import Head
 from outrider.workers.engine.runner import Naming
+from outrider.workers.sampling.head import Head
 from outrider.workers.sampling.logprobs import Logprobs, joined, logprobs
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.shared_head import SharedHead

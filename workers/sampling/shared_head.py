@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outrider.workers.drafting.model_parts import Head
 from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.collectives import Collectives
 from outrider.workers.parallel.sharing import joined_columns
+from outrider.workers.sampling.head import Head
 from outrider.workers.types.round import IntArray, Round, ints, offsets, owned
 
 _SAMPLER = 0  # its place in the last stage's group

@@ -23,7 +23,7 @@ from outrider.workers.speculation.planning import Worth
 from outrider.workers.speculation.trials import Trials
 from outrider.workers.speculation.undisturbed import Undisturbed
 from outrider.workers.speculation.worths import Live, Worths
-from outrider.workers.types.request import SpeculationFigures
+from outrider.workers.types.counters import SpeculationFigures
 
 DEEPEST = 8
 _CAUTION = 0.02  # of a round's tokens, what drafts must bring above their price to begin with them; to go on, nothing

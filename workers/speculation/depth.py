@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from itertools import accumulate
 from operator import mul
 
-from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth
 from outrider.workers.speculation.cost import RoundCost
@@ -16,9 +15,10 @@ from outrider.workers.speculation.hearing import Hearing
 from outrider.workers.speculation.kinds import Kinds
 from outrider.workers.speculation.patience import Patience
 from outrider.workers.speculation.worths import Live
+from outrider.workers.types.counters import SpeculationFigures
 from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.request import SpeculationFigures
 from outrider.workers.types.round import Round, Verdict
+from outrider.workers.types.round_time import RoundTime
 from outrider.workers.types.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.types.sequence import Sequence
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.speculation.acceptance import Made
 from outrider.workers.speculation.auto_depth import AutoDepth
 from outrider.workers.speculation.cost import HELD
@@ -24,6 +23,7 @@ from outrider.workers.speculation.seen import Seen
 from outrider.workers.speculation.worths import Live
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import RUNNING, Round, Verdict
+from outrider.workers.types.round_time import RoundTime
 from outrider.workers.types.sampling_params import LOOKUP, MTP
 
 # Rounds heard of together, the latest: whose drafts' outcomes are learned from; whose time is. Of the others the sums.

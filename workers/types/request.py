@@ -1,9 +1,8 @@
 """What a client asked, and what it hears back, inside the process. Knows nothing of tensors or the wire."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
-from outrider.workers.experts.figures import ExpertFigures
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.trace_context import TraceContext
 
@@ -82,38 +81,3 @@ class SequenceChunk:
     saved_s: float = 0.0  # time that drafts saved it in this round, as modelled; below 0: cost it
     queued_s: float = 0.0  # its request waited so long for its first round; set with the request's first token
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up; in the first chunk of output 0
-
-
-@dataclass(slots=True)
-class SpeculationFigures:
-    """How speculation does at present, as the engine models it."""
-
-    price: float = 0.0  # tokens that a second must bring; 0: not known, as of all that follows where depths are fixed
-    gain: float = 0.0  # of late, speed over that without speculation; 0: not known
-    ledger: float = 0.0  # undrafted rounds that may still be lost
-    stopped: bool = False  # the ledger is empty
-    depth: float = 0.0  # of late, drafts verified a sequence and round
-    forecast_error: float = 0.0  # of late, of rounds' time, mean absolute share
-    alarms: dict[str, int] = field(default_factory=dict)  # how often each was raised
-
-
-@dataclass(slots=True)
-class EngineCounters:
-    """Running totals and gauges of one engine. Read by status and metrics; written by the engine's thread only."""
-
-    running: int = 0
-    waiting: int = 0
-    tokens: int = 0  # of unfinished sequences, prompt and output
-    oldest_wait_s: float = 0.0  # longest that a live request has waited for its first token
-    rounds: int = 0
-    kv_cache_usage: float = 0.0  # 0..1
-    drafted: int = 0
-    accepted: int = 0
-    generated_tokens: int = 0
-    prefix_queries: int = 0  # tokens looked up
-    prefix_hits: int = 0  # tokens found
-    drafts: int = 0  # draft sequences verified (rounds with at least one draft)
-    accepted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
-    drafted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
-    speculation: SpeculationFigures = field(default_factory=SpeculationFigures)
-    experts: ExpertFigures = field(default_factory=ExpertFigures)

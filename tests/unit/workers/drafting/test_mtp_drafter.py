@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
-from outrider.workers.drafting.torch_parts import TorchDraftModel
+from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.rows import Rows
 from outrider.workers.sampling.sequence_starts import SequenceStarts

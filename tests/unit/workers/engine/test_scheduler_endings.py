@@ -7,10 +7,10 @@ import pytest
 from unit.workers.engine.replica_twin import ReplicaTwin
 from unit.workers.engine.toy_model import request
 
-from outrider.workers.engine.outcome import RoundTime
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.types.request import FinishReason, Request, TokenLogprobs
 from outrider.workers.types.round import LENGTH, RUNNING, STOPPED, Round, Verdict, ints
+from outrider.workers.types.round_time import RoundTime
 from outrider.workers.types.sampling_params import SamplingParams
 
 CONFIG = SchedulerConfig(

@@ -9,7 +9,7 @@ from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.base_rounds import BURST
 from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.known_times import Shape
-from outrider.workers.types.request import SpeculationFigures
+from outrider.workers.types.counters import SpeculationFigures
 
 GREEDY, DRAWN = 0, 1
 

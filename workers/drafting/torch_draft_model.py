@@ -1,54 +1,21 @@
-"""Head and drafting on torch's path: the specification of the compiled ones, and what runs on a GPU."""
+"""Drafting on torch's path: the specification of the compiled one, and what runs on a GPU."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.feed import Feed
 from outrider.workers.drafting.kept_states import KeptStates
-from outrider.workers.drafting.model_parts import Wanted
 from outrider.workers.drafting.pairs import Pairs, pair_rows
-from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.parallel.sharing import Columns
-from outrider.workers.sampling.sampling import sample, sample_with_leads
+from outrider.workers.sampling.sampling import sample_with_leads
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.speculation.patience import Drafted
 from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import FloatArray, IntArray, ints
-
-
-class TorchHead:
-    """Implements Head."""
-
-    def __init__(self, stage: Stage, starts: SequenceStarts) -> None:
-        self._stage, self._starts = stage, starts
-
-    @torch.inference_mode()
-    def draw(
-        self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
-    ) -> tuple[Tensor, IntArray]:
-        logits = self.logits(hidden, rows)
-        return logits, self.choose(logits, sequence_ids, positions)
-
-    @torch.inference_mode()
-    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
-        return ints(sample(logits, self._starts.rows(sequence_ids, positions)).cpu().numpy())
-
-    @torch.inference_mode()
-    def draw_with_leads(
-        self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
-    ) -> tuple[IntArray, FloatArray]:
-        logits = self._stage.logits(hidden[torch.from_numpy(rows)])
-        tokens, leads = sample_with_leads(logits, self._starts.rows(sequence_ids, positions))
-        drawn = ints(tokens.cpu().numpy())
-        self._starts.write_each(sequence_ids, positions, drawn)
-        return drawn, leads.cpu().numpy()
-
-    @torch.inference_mode()
-    def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
-        return self._stage.logits(hidden[torch.from_numpy(rows)])
+from outrider.workers.types.round import IntArray, ints
 
 
 class TorchDraftModel:
