@@ -13,7 +13,7 @@ from generation import BatchLLM
 from record import TEXTS, Text
 
 from outrider.cluster.bench import arrivals
-from outrider.workers.engine.request import SequenceChunk
+from outrider.workers.types.request import SequenceChunk
 
 
 @dataclass(slots=True, eq=False)

@@ -12,13 +12,13 @@ from typing import Any
 
 from common import seconds
 
-from outrider.workers.engine.request import Request
-from outrider.workers.engine.round import RUNNING, Round, Verdict, ints, offsets
-from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.patience import Patience, made_together
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.request import Request
+from outrider.workers.types.round import RUNNING, Round, Verdict, ints, offsets
+from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
+from outrider.workers.types.sequence import Sequence
 
 _PROMPT, _STANDS = 200, 0.8
 _TOGETHER = 40  # rounds, more than depths hold for

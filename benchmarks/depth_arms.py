@@ -12,7 +12,7 @@ from generation import BatchLLM
 from record import kind_prompts
 
 from outrider import SamplingParams
-from outrider.workers.sampling_params import DRAFTERS
+from outrider.workers.types.sampling_params import DRAFTERS
 
 ARMS = ("off", "1", "2", "3", "4", "5", "auto")
 SEED = 1

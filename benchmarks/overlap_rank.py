@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
-from outrider.workers.engine.round import Round, ints, offsets
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.lane_loading import load_lanes
 from outrider.workers.model.config import ModelConfig
@@ -20,7 +19,8 @@ from outrider.workers.parallel.collectives import total_traffic
 from outrider.workers.parallel.group_meeting import meet_groups
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.types.round import Round, ints, offsets
 
 CPU = torch.device("cpu")
 PORT = 29400

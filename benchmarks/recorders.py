@@ -14,10 +14,10 @@ import numpy as np
 from generation import BatchLLM
 from numpy.typing import NDArray
 
-from outrider.workers.engine.round import RUNNING, Round, Verdict
-from outrider.workers.engine.sequence import Sequence
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafts import Drafts
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.round import RUNNING, Round, Verdict
+from outrider.workers.types.sequence import Sequence
 
 DEPTH = 8
 _LEADS_PER_UNIT = 32  # a lead is kept as a byte: log(1 + lead) in steps of 1/32

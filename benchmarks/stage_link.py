@@ -25,7 +25,6 @@ from torch import Tensor
 
 from outrider.workers.engine.followers import follow
 from outrider.workers.engine.pipeline import FirstStage
-from outrider.workers.engine.round import Round, Verdict, ints
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel import groups
@@ -33,6 +32,7 @@ from outrider.workers.parallel.meeting import meet
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.message import pack, unpack
 from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.types.round import Round, Verdict, ints
 
 CPU = torch.device("cpu")
 OVER = ("gloo", "shared memory")

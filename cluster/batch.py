@@ -18,7 +18,7 @@ from typing import Any
 from outrider.cluster.async_client import AsyncClient
 from outrider.cluster.config import SettingsError
 from outrider.cluster.errors import GenerationFailedError, InvalidRequestError, UnavailableError
-from outrider.workers.errors import OutriderError, OverloadedError
+from outrider.workers.types.errors import OutriderError, OverloadedError
 
 Record = dict[str, Any]  # one line of output
 ATTEMPTS = 6  # for a request that failed through no fault of its own

@@ -18,8 +18,8 @@ from typing import Any
 
 from outrider.cluster.async_client import AsyncClient
 from outrider.cluster.generation import Output
-from outrider.workers.errors import OutriderError
-from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.sampling_params import SamplingParams
 
 PERCENTS = (50, 90, 99)
 SEED = 1

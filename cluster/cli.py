@@ -20,7 +20,7 @@ from outrider.cluster.cli_spread import spread
 from outrider.cluster.config import SettingsError
 from outrider.cluster.errors import InvalidRequestError
 from outrider.workers import logs
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 app = typer.Typer(
     no_args_is_help=True,

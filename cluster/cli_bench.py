@@ -16,7 +16,7 @@ from outrider.cluster.bench import SEED, Window, arrivals, load, warm_up
 from outrider.cluster.cli_connection import Connection
 from outrider.cluster.config import SettingsError
 from outrider.cluster.output_file import refuse_unwritable
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 _MOST = 100_000  # requests a second, or seconds
 _TIMES = {"first_token_s": "first token", "between_tokens_s": "per token", "end_to_end_s": "whole"}

@@ -24,8 +24,8 @@ from outrider.cluster.output_file import refuse_unwritable
 from outrider.cluster.serve import ServedCluster, make_charge
 from outrider.cluster.status import RankStatus
 from outrider.workers.config import resolve_model
-from outrider.workers.errors import OutriderError
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.errors import OutriderError
 
 STAGES = 2
 

@@ -16,10 +16,10 @@ from outrider.cluster.planning.picture import page
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.search import Goal, require_fit, search
 from outrider.cluster.planning.tables import render
-from outrider.workers.errors import OutriderError
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shapes import Shapes
 from outrider.workers.parallel.stages import expected_draft_steps
+from outrider.workers.types.errors import OutriderError
 
 # A device by hand: PCIe 4.0 x16 between the GPUs of a node, and 100 Gb/s Ethernet, unless said otherwise.
 _UNKNOWN: dict[str, Any] = {

@@ -17,7 +17,7 @@ from outrider.cluster.status import (
     Scaling,
     SpeculationStatus,
 )
-from outrider.workers.experts.figures import ExpertFigures
+from outrider.workers.types.counters import ExpertFigures
 
 _WHOLE = 1000  # columns
 _COLOURS = {"ready": "green", "failed": "red"}

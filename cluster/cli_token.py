@@ -6,7 +6,7 @@ from pathlib import Path
 
 from outrider.cluster.config import SettingsError
 from outrider.cluster.gateway.auth import NAME, Role, digest_of, parse_callers
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 PREFIX = "or-"  # so that scanners for leaked secrets can know one
 

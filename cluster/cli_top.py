@@ -16,7 +16,7 @@ from rich.text import Text
 from outrider.cluster.cli_connection import Connection
 from outrider.cluster.errors import UnavailableError
 from outrider.cluster.status import ClusterStatus, EngineStatus, ReplicaStatus, SpeculationStatus
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = (

@@ -22,7 +22,7 @@ from outrider.cluster.status import (
     status_from_wire,
 )
 from outrider.proto import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
-from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.types.sampling_params import SamplingParams
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 PLAIN = ClientSecurity()

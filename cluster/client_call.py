@@ -32,11 +32,11 @@ from outrider.cluster.generation import (
     TextPrompt,
     TokenPrompt,
 )
-from outrider.workers.errors import OutriderError, OverloadedError
 from outrider.workers.outputs import Logprob
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import Usage
-from outrider.workers.trace_context import TraceContext
+from outrider.workers.types.errors import OutriderError, OverloadedError
+from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.trace_context import TraceContext
 
 Messages = Sequence[Mapping[str, str]]
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(SamplingParams))

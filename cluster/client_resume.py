@@ -9,7 +9,7 @@ import grpc
 
 from outrider.cluster.errors import GenerationFailedError
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, Resume
-from outrider.workers.engine.request import OutputSoFar
+from outrider.workers.types.request import OutputSoFar
 
 PATIENCE_S = 20.0  # without progress; then the break is the caller's
 FIRST_PAUSE_S = 0.1

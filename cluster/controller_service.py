@@ -14,9 +14,8 @@ from outrider.cluster.replica import Replica
 from outrider.cluster.routes import RouteTable, Table
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.cluster_key import interceptors
-from outrider.workers.engine.request import EngineCounters
-from outrider.workers.errors import OutriderError
-from outrider.workers.experts.figures import ExpertFigures
+from outrider.workers.types.counters import EngineCounters, ExpertFigures
+from outrider.workers.types.errors import OutriderError
 
 WATCH_EVERY_S = 0.5
 MOST_REPLICAS = 1024

@@ -9,8 +9,8 @@ from importlib import resources
 from outrider.cluster.client import Client
 from outrider.cluster.demo_report import MODES, Run
 from outrider.cluster.generation import Finished, Output
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import Usage
+from outrider.workers.types.sampling_params import SamplingParams
 
 MEASURE_S = 60.0  # what all repeats together may take
 WARM_UP_TOKENS = 16

@@ -1,6 +1,6 @@
-"""What a client may hear from a cluster, as exceptions. OverloadedError, also an engine's, is in workers/errors.py."""
+"""What a client may hear from a cluster, as exceptions. An engine's OverloadedError: workers/types/errors.py."""
 
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 
 class InvalidRequestError(OutriderError, ValueError):

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider.cluster.gateway.door import Door
 from outrider.workers.cluster_key import STDIN
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.serve")
 READY_TIMEOUT_S = 30.0

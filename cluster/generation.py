@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from outrider.workers.engine.request import FinishReason, OutputSoFar
 from outrider.workers.outputs import Logprob
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import Usage
-from outrider.workers.trace_context import TraceContext
+from outrider.workers.types.request import FinishReason, OutputSoFar
+from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.trace_context import TraceContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

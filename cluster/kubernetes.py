@@ -11,7 +11,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from outrider.cluster.machines import Need
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayclusters"
 TIMEOUT_S = 10.0

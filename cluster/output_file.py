@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 
 def refuse_unwritable(path: Path, option: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 GONE_TIMEOUT_S = 8.0
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.ray")
 NAMESPACE = "outrider"

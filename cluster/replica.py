@@ -20,8 +20,8 @@ from outrider.cluster.record import ReplicaRecord
 from outrider.cluster.routes import Route
 from outrider.cluster.topology import Node, choose_device
 from outrider.workers.actor import LOOPBACK, Probe
-from outrider.workers.errors import OutriderError
 from outrider.workers.rank import RankSpec, RankStatus
+from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.controller")
 PROBE_EVERY_S = 0.5

@@ -24,9 +24,9 @@ from outrider.cluster.reconcile import Phase
 from outrider.cluster.report import Report
 from outrider.workers.cluster_key import draw_key, read_key
 from outrider.workers.config import resolve_model
-from outrider.workers.errors import OutriderError
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.tracing import open_tracing
+from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.serve")
 HEARTBEAT_S = 0.5

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from outrider.proto import cluster_pb2
-from outrider.workers.experts.figures import ExpertFigures
+from outrider.workers.types.counters import ExpertFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from outrider.workers.engine.pipeline import RoundResult
-from outrider.workers.engine.round import IntArray, Round, Sampled, Verdict
-from outrider.workers.errors import EngineStoppedError
-from outrider.workers.speculation.drafts import Drafts
-from outrider.workers.speculation.sequence_starts import SequenceStarts
-from outrider.workers.speculation.verify import verify_round
-from outrider.workers.structured_outputs import StructuredOutputsParams
+from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.sampling.verify import verify_round
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.errors import EngineStoppedError
+from outrider.workers.types.round import IntArray, Round, Sampled, Verdict
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 VOCAB = 1000
 

@@ -12,15 +12,9 @@ import grpc
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.handle import Deliver, EngineInfo
-from outrider.workers.engine.request import (
-    EngineCounters,
-    FinishReason,
-    OutputSoFar,
-    Request,
-    SequenceChunk,
-    TokenLogprobs,
-)
-from outrider.workers.errors import EngineStoppedError, OutriderError
+from outrider.workers.types.counters import EngineCounters
+from outrider.workers.types.errors import EngineStoppedError, OutriderError
+from outrider.workers.types.request import FinishReason, OutputSoFar, Request, SequenceChunk, TokenLogprobs
 
 EOS = 1
 Script = Callable[[Request, int], Iterable[int]]

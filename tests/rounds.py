@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu.context import DRAW, Context
+from outrider.workers.drafting.pairs import Pairs
 from outrider.workers.experts.layer import ExpertLayer
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.compiled import CompiledCache, CompiledModules, CompiledStage
@@ -26,7 +27,6 @@ from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.model.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.speculation.pairs import Pairs
 
 BLOCK_SIZE = 16
 # What the compiled kernels may make of a model's weights.

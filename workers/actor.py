@@ -16,10 +16,10 @@ from typing import Protocol
 import ray
 
 from outrider.workers import logs, network
-from outrider.workers.errors import OutriderError
 from outrider.workers.metrics import MetricsPublisher
 from outrider.workers.rank import Rank, RankSpec, RankStatus
 from outrider.workers.request_times import Observation
+from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.rank")
 STOP_TIMEOUT_S = 5.0

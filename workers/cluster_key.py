@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 HEADER = "outrider-cluster-key"
 HEALTH = "/grpc.health.v1.Health/"  # a probe has no key

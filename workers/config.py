@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from outrider.workers.errors import CheckpointError
-from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, DRAFTERS, MTP, check_speculation
+from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, DRAFTERS, MTP, check_speculation
 
 BUNDLED_MODELS = ("scout",)
 DEVICES = ("auto", "cpu", "cuda")

@@ -6,11 +6,11 @@ from pathlib import Path
 import tokenizers
 
 from outrider.workers.config import resolve_model
-from outrider.workers.errors import CheckpointError
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, draft_quantization, load_parts
 from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.types.errors import CheckpointError
 
 
 def load_draft_model(wanted: Wanted, name: str, max_model_len: int) -> Parts:

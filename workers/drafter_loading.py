@@ -4,19 +4,19 @@ import logging
 from collections.abc import Callable
 
 from outrider.workers.config import COUPLED, EngineConfig
-from outrider.workers.engine.sequence import Sequence
-from outrider.workers.errors import CheckpointError
+from outrider.workers.drafting.choosing_drafter import ChoosingDrafter, Worths, only_drafter
+from outrider.workers.drafting.drafter import Drafter
+from outrider.workers.drafting.lookup_drafter import LookupDrafter
+from outrider.workers.drafting.mtp_drafter import MtpDrafter
+from outrider.workers.drafting.separate_model import SeparateModel, SeparateModelDrafter
+from outrider.workers.drafting.shared_drafts import SharedDrafts
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import mtp_marker
 from outrider.workers.model_loading import Parts
-from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP
-from outrider.workers.speculation.choosing_drafter import ChoosingDrafter, Worths, only_drafter
-from outrider.workers.speculation.drafter import Drafter
-from outrider.workers.speculation.lookup_drafter import LookupDrafter
-from outrider.workers.speculation.mtp_drafter import MtpDrafter
-from outrider.workers.speculation.separate_model import SeparateModel, SeparateModelDrafter
-from outrider.workers.speculation.sequence_starts import SequenceStarts
-from outrider.workers.speculation.shared_drafts import SharedDrafts
+from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP
+from outrider.workers.types.sequence import Sequence
 
 log = logging.getLogger("outrider.loading")
 

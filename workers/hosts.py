@@ -6,7 +6,6 @@ from typing import Protocol
 
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.handle import EngineHandle
-from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.leader_client import RemoteEngine
 from outrider.workers.loading_bar import LoadingBar
 from outrider.workers.local import LocalGang
@@ -14,6 +13,7 @@ from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import check_split
 from outrider.workers.parallel.stages import expected_draft_steps, split_layers
 from outrider.workers.rank import Rank, RankSpec, RankStatus
+from outrider.workers.types.errors import EngineStoppedError, OutriderError
 
 OnProgress = Callable[[float], None]  # hears the share that is loaded, 0..1
 _CLOSE_TIMEOUT_S = 30.0

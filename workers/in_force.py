@@ -5,8 +5,8 @@ import logging
 import torch
 
 from outrider.workers.config import EngineConfig
-from outrider.workers.errors import OutriderError
 from outrider.workers.model.config import ModelConfig
+from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.loading")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -17,8 +17,9 @@ from outrider.proto import worker_pb2, worker_pb2_grpc
 from outrider.workers import wire
 from outrider.workers.cluster_key import key_metadata
 from outrider.workers.engine.handle import Deliver, EngineInfo
-from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
-from outrider.workers.errors import EngineStoppedError, OutriderError
+from outrider.workers.types.counters import EngineCounters
+from outrider.workers.types.errors import EngineStoppedError, OutriderError
+from outrider.workers.types.request import Request, SequenceChunk
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),

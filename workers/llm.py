@@ -14,15 +14,15 @@ from typing import Self
 from rich.progress import Progress
 
 from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
-from outrider.workers.engine.request import Request, SequenceChunk
-from outrider.workers.errors import EngineStoppedError
 from outrider.workers.hosts import EngineHost, start_engine
 from outrider.workers.outputs import OutputCollector, RequestOutput, logprobs_by_token
 from outrider.workers.rank import RankStatus
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler
 from outrider.workers.text.edge import settled
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.errors import EngineStoppedError
+from outrider.workers.types.request import Request, SequenceChunk
+from outrider.workers.types.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int]
 

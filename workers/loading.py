@@ -14,6 +14,9 @@ from outrider.workers.drafter_loading import (
     speculation_in_force,
     warn_of_missing_modules,
 )
+from outrider.workers.drafting.drafter import Drafter
+from outrider.workers.drafting.shared_drafts import SharedDrafts
+from outrider.workers.drafting.told_drafter import ToldDrafter
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.lanes import Lanes
@@ -44,17 +47,14 @@ from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.request_journal import RequestJournal
 from outrider.workers.request_times import RequestTimes
 from outrider.workers.roles import Follower, Leader
-from outrider.workers.sampling_params import DRAFT_MODEL, LOOKUP, MTP
+from outrider.workers.sampling.grammar import Grammars
+from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.sampling.shared_head import SharedHead
 from outrider.workers.service import LeaderDoor
 from outrider.workers.sharing_loading import load_sharing
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Drafter
-from outrider.workers.speculation.grammar import Grammars
-from outrider.workers.speculation.sequence_starts import SequenceStarts
-from outrider.workers.speculation.shared_drafts import SharedDrafts
-from outrider.workers.speculation.shared_head import SharedHead
-from outrider.workers.speculation.told_drafter import ToldDrafter
 from outrider.workers.tracing import open_tracing
+from outrider.workers.types.sampling_params import DRAFT_MODEL, LOOKUP, MTP
 from outrider.workers.wires import Wires
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from pathlib import Path
 import outrider
 from outrider.workers.cluster_key import draw_key
 from outrider.workers.config import EngineConfig
-from outrider.workers.errors import OutriderError
 from outrider.workers.rank import RankSpec, RankStatus
+from outrider.workers.types.errors import OutriderError
 
 SILENCE_S = 8.0  # a rank reports every second; one that is silent for this long is frozen
 LOADING_SILENCE_S = 60.0  # until it reports first, and while imports and large reads hold it up

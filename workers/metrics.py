@@ -10,10 +10,10 @@ from typing import Protocol
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from outrider.workers.engine.request import EngineCounters, SpeculationFigures
 from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
+from outrider.workers.types.counters import EngineCounters, SpeculationFigures
 
 PUBLISH_EVERY_S = 1.0
 _TAGS = ("replica",)

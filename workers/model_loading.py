@@ -11,7 +11,10 @@ from outrider.kernels.cpu import library
 from outrider.kernels.cpu.build import BuildError
 from outrider.kernels.cpu.context import Context
 from outrider.workers.config import COUPLED, EngineConfig
-from outrider.workers.errors import CheckpointError, OutriderError
+from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
+from outrider.workers.drafting.draft_model import ModuleDraftModel
+from outrider.workers.drafting.study import Blocks, StudyDraftModel, StudyHead
+from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.experts.layer import ExpertLayer
 from outrider.workers.model.compiled import CompiledModules, CompiledStage
 from outrider.workers.model.compiled_loading import CompiledLoader
@@ -25,11 +28,11 @@ from outrider.workers.model.stage_model import StageModel
 from outrider.workers.model.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Columns, Sharing
-from outrider.workers.speculation.compiled_parts import CompiledDraftModel, CompiledHead
-from outrider.workers.speculation.model_parts import Head, ModuleDraftModel
-from outrider.workers.speculation.sequence_starts import SequenceStarts
-from outrider.workers.speculation.study import Blocks, StudyDraftModel, StudyHead
-from outrider.workers.speculation.torch_parts import TorchDraftModel, TorchHead
+from outrider.workers.sampling.compiled_head import CompiledHead
+from outrider.workers.sampling.head import Head
+from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.sampling.torch_head import TorchHead
+from outrider.workers.types.errors import CheckpointError, OutriderError
 
 log = logging.getLogger("outrider.loading")
 

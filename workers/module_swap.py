@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from outrider.workers.config import resolve_model
-from outrider.workers.errors import CheckpointError, OutriderError
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, load_module
+from outrider.workers.types.errors import CheckpointError, OutriderError
 
 PutInPlace = Callable[[], None]
 

@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from outrider.workers.trace_context import PARENT, STATE, TraceContext
 from outrider.workers.tracing import Attributes
+from outrider.workers.types.trace_context import PARENT, STATE, TraceContext
 
 _SCOPE = "outrider"
 _LAST_SPANS_S = 3.0

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from outrider.workers.engine.request import TokenLogprobs
 from outrider.workers.text.assembler import OutputDelta, Usage
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.request import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from outrider.workers.config import EngineConfig
 from outrider.workers.engine.handle import EngineHandle, EngineInfo
-from outrider.workers.engine.request import EngineCounters, SpeculationFigures
-from outrider.workers.errors import OutriderError
-from outrider.workers.experts.figures import ExpertFigures
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.request_times import Observation
+from outrider.workers.types.counters import EngineCounters, ExpertFigures, SpeculationFigures
+from outrider.workers.types.errors import OutriderError
 
 if TYPE_CHECKING:
     from outrider.workers.roles import Follower, Leader

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from outrider.workers import logs
 from outrider.workers.request_times import RequestRecord
-from outrider.workers.trace_context import TraceContext
 from outrider.workers.tracing import Attributes, Tracing
+from outrider.workers.types.trace_context import TraceContext
 
 log = logging.getLogger("outrider.requests")
 

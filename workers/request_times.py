@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from outrider.workers.engine.handle import Deliver, EngineHandle, EngineInfo
-from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
+from outrider.workers.types.counters import EngineCounters
+from outrider.workers.types.request import Request, SequenceChunk
 
 _KEPT = 10_000  # observations that nobody has taken yet; then the oldest go
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from outrider.workers.engine.engine import Engine
-from outrider.workers.engine.request import EngineCounters
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel import groups
@@ -15,6 +14,7 @@ from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.request_journal import RequestJournal
 from outrider.workers.request_times import RequestTimes, TimedEngine
 from outrider.workers.service import LeaderDoor
+from outrider.workers.types.counters import EngineCounters
 
 
 class Leader:

@@ -14,8 +14,8 @@ from outrider.proto import worker_pb2, worker_pb2_grpc
 from outrider.workers import wire
 from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.handle import EngineHandle
-from outrider.workers.engine.request import SequenceChunk
-from outrider.workers.errors import EngineStoppedError, OutriderError
+from outrider.workers.types.errors import EngineStoppedError, OutriderError
+from outrider.workers.types.request import SequenceChunk
 
 AttachContext = grpc.aio.ServicerContext[worker_pb2.AttachRequest, worker_pb2.AttachResponse]
 EngineContext = grpc.aio.ServicerContext[worker_pb2.GetEngineRequest, worker_pb2.GetEngineResponse]

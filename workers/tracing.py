@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from outrider.workers.errors import OutriderError
-from outrider.workers.trace_context import TraceContext
+from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.trace_context import TraceContext
 
 Attributes = Mapping[str, str | bool | int | float | Sequence[str]]
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")

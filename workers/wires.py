@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from outrider.workers.drafting.drafter import Drafter
 from outrider.workers.engine.followers import Assistant, Judge, TellingJudge, ToldJudge, follow
 from outrider.workers.engine.pipeline import Fellows
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel.mesh import Mesh, Route
 from outrider.workers.parallel.stage_link import StageLink
-from outrider.workers.speculation.drafter import Drafter
 
 
 class Wires:

@@ -4,7 +4,7 @@ from types import TracebackType
 from typing import Self
 
 from outrider.cluster.errors import DuplicateRequestError
-from outrider.workers.errors import OverloadedError
+from outrider.workers.types.errors import OverloadedError
 
 RETRY_AFTER_S = 1.0
 

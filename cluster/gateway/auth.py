@@ -16,7 +16,7 @@ from outrider.cluster.gateway.health import CLUSTER, INFERENCE, REFLECTIONS
 from outrider.cluster.gateway.watched import Watched
 from outrider.workers import logs
 from outrider.workers.cluster_key import HEALTH, Continuation, refusal
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.gateway.auth")
 

@@ -13,7 +13,7 @@ from outrider.cluster.gateway.router import ReplicaId, RoutingTable
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers import logs
 from outrider.workers.cluster_key import key_metadata
-from outrider.workers.errors import EngineStoppedError, OutriderError
+from outrider.workers.types.errors import EngineStoppedError, OutriderError
 
 log = logging.getLogger("outrider.gateway.controller")
 

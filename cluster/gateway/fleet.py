@@ -11,8 +11,8 @@ from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.gateway.router import Candidate, ReplicaId, RoutingTable
 from outrider.workers import logs
-from outrider.workers.errors import OutriderError
 from outrider.workers.leader_client import LeaderClient
+from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.gateway.fleet")
 

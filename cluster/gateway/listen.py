@@ -7,7 +7,7 @@ from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.health import Health, add_reflection
 from outrider.cluster.gateway.tls import server_credentials
 from outrider.cluster.metrics import GatewayMetrics
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outrider.workers.engine.blocks import extend_keys
-from outrider.workers.engine.request import Request
+from outrider.workers.types.request import Request
 
 BLOCK_TOKENS = 64
 MOST_BLOCKS = 32_768  # remembered for each replica: two million tokens; then the least recently used go

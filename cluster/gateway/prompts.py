@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Self
 
 from outrider.cluster.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
-from outrider.workers.errors import CheckpointError
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.edge import settled
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.sampling_params import SamplingParams
 
 _THREAD_FROM_CHARACTERS = 2_000  # shorter texts take less time to encode than to hand to a thread
 

@@ -9,8 +9,8 @@ from outrider.cluster.gateway.load import LoadBook
 from outrider.cluster.gateway.router import ReplicaId
 from outrider.workers import logs
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.errors import EngineStoppedError
 from outrider.workers.leader_client import LeaderClient
+from outrider.workers.types.errors import EngineStoppedError
 
 log = logging.getLogger("outrider.gateway.replica")
 

@@ -24,8 +24,8 @@ from outrider.cluster.gateway.service import InferenceServicer
 from outrider.cluster.metrics import GatewayMetrics, serve_metrics
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
 from outrider.workers import logs
-from outrider.workers.errors import CheckpointError, OutriderError
 from outrider.workers.tracing import open_tracing
+from outrider.workers.types.errors import CheckpointError, OutriderError
 
 log = logging.getLogger("outrider.gateway")
 

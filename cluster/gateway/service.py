@@ -29,10 +29,10 @@ from outrider.cluster.generation import Accepted, Event, GenerateCall
 from outrider.cluster.metrics import GatewayMetrics
 from outrider.proto import inference_pb2, inference_pb2_grpc
 from outrider.workers import logs
-from outrider.workers.engine.request import Request
-from outrider.workers.errors import EngineStoppedError, OverloadedError
-from outrider.workers.trace_context import TraceContext
 from outrider.workers.tracing import Tracing
+from outrider.workers.types.errors import EngineStoppedError, OverloadedError
+from outrider.workers.types.request import Request
+from outrider.workers.types.trace_context import TraceContext
 
 log = logging.getLogger("outrider.gateway.service")
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output
-from outrider.workers.engine.request import OutputSoFar, Request, SequenceChunk
 from outrider.workers.leader_client import LeaderClient
 from outrider.workers.outputs import logprobs_by_token
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk
 
 _PROMPT_LOGPROBS_AT_ONCE = 512
 

@@ -6,7 +6,7 @@ import grpc
 
 from outrider.cluster.gateway.door import TlsFiles
 from outrider.cluster.gateway.watched import Watched
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 _ATTEMPTS = 3  # at reading files that somebody is just replacing
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from outrider.workers import logs
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.gateway.files")
 T = TypeVar("T")

@@ -7,11 +7,11 @@ from typing import Any
 from outrider.cluster import generation as g
 from outrider.cluster.errors import InvalidRequestError
 from outrider.proto import inference_pb2 as pb
-from outrider.workers.engine.request import FinishReason, OutputSoFar
 from outrider.workers.outputs import Logprob
-from outrider.workers.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
-from outrider.workers.structured_outputs import StructuredOutputsParams
 from outrider.workers.text.assembler import Usage
+from outrider.workers.types.request import FinishReason, OutputSoFar
+from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", *_PENALTIES, "seed")

@@ -1,6 +1,6 @@
 """Calls into the compiled kernels: one call runs a stage over a round, draws tokens, or drafts.
 
-Reference: the torch path (workers/model, workers/speculation/sampling), which tests compare with.
+Reference: the torch path (workers/model, workers/sampling/sampling), which tests compare with.
 """
 
 import ctypes

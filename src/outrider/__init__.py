@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from outrider.cluster.async_client import AsyncClient as AsyncClient
     from outrider.cluster.client import Client as Client
     from outrider.cluster.client_security import ClientSecurity as ClientSecurity
-    from outrider.workers.errors import OutriderError as OutriderError
     from outrider.workers.llm import LLM as LLM
-    from outrider.workers.sampling_params import SamplingParams as SamplingParams
+    from outrider.workers.types.errors import OutriderError as OutriderError
+    from outrider.workers.types.sampling_params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "outrider.workers.llm",
-    "SamplingParams": "outrider.workers.sampling_params",
-    "OutriderError": "outrider.workers.errors",
+    "SamplingParams": "outrider.workers.types.sampling_params",
+    "OutriderError": "outrider.workers.types.errors",
     "Client": "outrider.cluster.client",
     "AsyncClient": "outrider.cluster.async_client",
     "ClientSecurity": "outrider.cluster.client_security",

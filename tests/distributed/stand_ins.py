@@ -7,10 +7,10 @@ from dataclasses import replace
 from fakes import FakeEngine
 
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.errors import CheckpointError
 from outrider.workers.rank import RankSpec, RankStatus
 from outrider.workers.request_times import Observation
 from outrider.workers.service import EngineServer
+from outrider.workers.types.errors import CheckpointError
 
 LONG = 100_000
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from outrider import LLM, SamplingParams
-from outrider.workers.experts.figures import ExpertFigures
+from outrider.workers.types.counters import ExpertFigures
 
 CACHE = 128 << 20
 PROMPTS = [

@@ -15,7 +15,7 @@ from gateway.every_rpc import LEADER, assert_closed_to_strangers
 from patience import NOTICED_S
 
 from outrider import LLM, OutriderError, SamplingParams
-from outrider.workers.errors import EngineStoppedError
+from outrider.workers.types.errors import EngineStoppedError
 
 SOURCE = Path(__file__).parents[2] / "src"
 LONG = SamplingParams(temperature=0, max_tokens=4000, ignore_eos=True)

@@ -5,10 +5,10 @@ import time
 import pytest
 from distributed.scraping import samples_of
 
-from outrider.workers.engine.request import EngineCounters, SpeculationFigures
 from outrider.workers.metrics import MetricsPublisher
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
+from outrider.workers.types.counters import EngineCounters, SpeculationFigures
 
 Samples = dict[tuple[str, str], float]
 OWN_LABELS = ("position", "stage", "finished_reason", "alarm")

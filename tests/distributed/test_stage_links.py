@@ -14,10 +14,10 @@ from distributed.link_partner import CPU, main, ring
 from distributed.partners import Partner
 from patience import AT_ONCE_S
 
-from outrider.workers.engine.round import Round, Verdict, ints
-from outrider.workers.errors import EngineStoppedError
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.types.errors import EngineStoppedError
+from outrider.workers.types.round import Round, Verdict, ints
 
 HERE, ELSEWHERE = "here", "elsewhere"
 OVER = pytest.mark.parametrize(("machine", "over"), [(HERE, "shared memory"), (ELSEWHERE, "gloo")])

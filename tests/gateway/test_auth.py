@@ -18,7 +18,7 @@ from outrider.cluster.gateway.auth import Role, caller_of, parse_callers, roles_
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.workers import logs
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 Code = grpc.StatusCode
 TEXT, BOSS, BOTH = "or-text-token", "or-boss-token", "or-both-token"

@@ -14,8 +14,8 @@ from gateway.harness import Cluster, eventually, running
 from outrider.cluster.async_client import AsyncClient
 from outrider.cluster.batch import Line, Record, answer_all
 from outrider.cluster.cli import run
-from outrider.workers.sampling_params import SamplingParams
-from outrider.workers.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 PROMPTS = [f"line {number}" for number in range(9)]
 

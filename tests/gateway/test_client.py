@@ -19,9 +19,9 @@ from outrider.cluster.errors import (
     UnavailableError,
 )
 from outrider.cluster.generation import Accepted, Finished, Output
-from outrider.workers.engine.request import FinishReason
-from outrider.workers.errors import OverloadedError
-from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.types.errors import OverloadedError
+from outrider.workers.types.request import FinishReason
+from outrider.workers.types.sampling_params import SamplingParams
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from outrider.cluster.client_resume import ResumableCall
 from outrider.cluster.errors import GenerationFailedError, UnavailableError
 from outrider.cluster.gateway.server import Gateway
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
-from outrider.workers.engine.request import FinishReason, OutputSoFar
-from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.types.request import FinishReason, OutputSoFar
+from outrider.workers.types.sampling_params import SamplingParams
 
 LONG = 100_000
 

@@ -23,12 +23,12 @@ from outrider.cluster.generation import (
     Resume,
     TextPrompt,
 )
-from outrider.workers.engine.request import FinishReason, OutputSoFar, Request
-from outrider.workers.errors import OverloadedError
 from outrider.workers.outputs import Logprob
-from outrider.workers.sampling_params import SamplingParams
-from outrider.workers.structured_outputs import StructuredOutputsParams
 from outrider.workers.text.assembler import Usage
+from outrider.workers.types.errors import OverloadedError
+from outrider.workers.types.request import FinishReason, OutputSoFar, Request
+from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 A1, A2, B1 = ReplicaId("a", 1), ReplicaId("a", 2), ReplicaId("b", 1)
 

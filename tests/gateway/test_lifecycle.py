@@ -9,8 +9,8 @@ from fakes import FakeEngine
 from gateway.harness import Cluster, eventually, pb, rest, running, stopping, tokens
 
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
-from outrider.workers.errors import OutriderError
 from outrider.workers.service import EngineServer
+from outrider.workers.types.errors import OutriderError
 
 
 async def _started(cluster: Cluster, **fields: object) -> "grpc.aio.UnaryStreamCall":

@@ -11,8 +11,8 @@ from fakes import FakeEngine
 from gateway.harness import Cluster, eventually, pb, rest, running, stopping, tokens
 
 from outrider.workers.engine.handle import Deliver
-from outrider.workers.engine.request import Request
 from outrider.workers.service import EngineServer
+from outrider.workers.types.request import Request
 
 LONG = 100_000
 

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.workers import logs
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

@@ -15,7 +15,7 @@ from outrider.cluster.client import PLAIN
 from outrider.cluster.errors import InvalidRequestError, UnavailableError
 from outrider.cluster.gateway.door import Door, TlsFiles
 from outrider.cluster.gateway.tls import server_credentials
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 Code = grpc.StatusCode
 

@@ -21,11 +21,11 @@ from outrider.cluster.async_client import AsyncClient
 from outrider.cluster.errors import InvalidRequestError
 from outrider.workers import logs
 from outrider.workers.engine.handle import Deliver
-from outrider.workers.engine.request import Request
 from outrider.workers.request_journal import RequestJournal
 from outrider.workers.request_times import RequestTimes, TimedEngine
 from outrider.workers.service import EngineServer
 from outrider.workers.tracing import open_tracing
+from outrider.workers.types.request import Request
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT, STATE = f"00-{TRACE}-{SPAN}-01", "vendor=1"

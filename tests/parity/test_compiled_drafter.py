@@ -15,17 +15,17 @@ from rounds import BLOCK_SIZE, CompiledModel, Model, Rows, load_mtp, make_pairs,
 from torch import Tensor
 
 from outrider.workers.config import resolve_model
-from outrider.workers.engine.round import IntArray, SequenceStart, ints
+from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
+from outrider.workers.drafting.draft_model import Wanted
+from outrider.workers.drafting.pairs import Pairs, joined
+from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
-from outrider.workers.sampling_params import SamplingParams
-from outrider.workers.speculation.compiled_parts import CompiledDraftModel
-from outrider.workers.speculation.drafts import Drafts
-from outrider.workers.speculation.model_parts import Wanted
-from outrider.workers.speculation.pairs import Pairs, joined
+from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.speculation.patience import Patience, made_together
-from outrider.workers.speculation.sequence_starts import SequenceStarts
-from outrider.workers.speculation.torch_parts import TorchDraftModel
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.round import IntArray, SequenceStart, ints
+from outrider.workers.types.sampling_params import SamplingParams
 
 LENGTHS = (2, 17, 40, 63, 66, 90)
 BLOCKS = 64

@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import resolve_model
-from outrider.workers.errors import CheckpointError
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE
 from outrider.workers.outputs import CompletionOutput
+from outrider.workers.types.errors import CheckpointError
 
 CACHE = 256 << 20
 WEIGHTS: dict[str, dict[str, Any]] = {

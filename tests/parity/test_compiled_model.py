@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import DeepseekV3ForCausalLM
 
 from outrider.kernels.cpu.context import DRAW
-from outrider.workers.errors import CheckpointError
+from outrider.workers.drafting.pairs import pair_rows
 from outrider.workers.model.compiled import CompiledModules
-from outrider.workers.speculation.pairs import pair_rows
+from outrider.workers.types.errors import CheckpointError
 
 LENGTHS = (1, 23, 100)
 GREEDY_TOKENS = 8

@@ -14,7 +14,7 @@ from rounds import WEIGHTS, CompiledModel, Rows, make_pairs, random_tokens, slot
 from torch import Tensor
 
 from outrider.kernels.cpu.context import DRAW
-from outrider.workers.speculation.pairs import Pairs, joined, pair_rows
+from outrider.workers.drafting.pairs import Pairs, joined, pair_rows
 
 DEPTH = 6
 SHAPE: dict[str, Any] = {

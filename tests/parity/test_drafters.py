@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import resolve_model
-from outrider.workers.errors import CheckpointError
+from outrider.workers.types.errors import CheckpointError
 
 CACHE = 256 << 20
 DRAFTERS = ("mtp", "lookup", "draft_model", "auto")

@@ -17,11 +17,10 @@ from checkpoints import random_config, write_checkpoint
 from torch import Tensor, nn
 
 from outrider.workers.config import EngineConfig, resolve_model
+from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.pipeline import RoundResult, SingleStage
-from outrider.workers.engine.request import Request, SequenceChunk
-from outrider.workers.engine.round import Round, Verdict
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
@@ -29,11 +28,12 @@ from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.moe import Router
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
-from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafts import Drafts
-from outrider.workers.speculation.mtp_drafter import MtpDrafter
-from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.request import Request, SequenceChunk
+from outrider.workers.types.round import Round, Verdict
+from outrider.workers.types.sampling_params import SamplingParams
 
 BLOCK, TOKENS = 4, 24
 PROMPTS = [list(range(10 + 3 * n, 10 + 3 * n + 9 + 4 * n)) for n in range(5)]

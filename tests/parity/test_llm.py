@@ -12,7 +12,7 @@ from checkpoints import Layout, random_config, write_checkpoint
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import resolve_model
-from outrider.workers.errors import CheckpointError, OutriderError
+from outrider.workers.types.errors import CheckpointError, OutriderError
 
 PROMPT = "def parse(text):\n    "
 CACHE = 128 << 20

@@ -10,8 +10,8 @@ from checkpoints import random_config, write_checkpoint
 from rounds import BLOCK_SIZE, Model, Rows, flat_rows, load_mtp, make_batch, random_tokens
 from torch import Tensor
 
-from outrider.workers.engine.round import ints
 from outrider.workers.model.batch import Batch
+from outrider.workers.types.round import ints
 
 LENGTH = 90
 BLOCKS = [9, 2, 7, 4, 11, 30, 1]

@@ -8,8 +8,8 @@ import pytest
 from outrider import SamplingParams
 from outrider.workers.config import EngineConfig
 from outrider.workers.engine.handle import EngineHandle
-from outrider.workers.engine.request import OutputSoFar, Request, SequenceChunk
 from outrider.workers.hosts import EngineHost, start_engine
+from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk
 
 PROMPT = tuple(range(40, 75))
 TOKENS = 24

@@ -22,18 +22,18 @@ from torch import Tensor
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import ParallelConfig
-from outrider.workers.engine.round import Round, SequenceStart, Verdict, ints
-from outrider.workers.errors import CheckpointError
+from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
+from outrider.workers.drafting.draft_model import DraftModel, Wanted
+from outrider.workers.drafting.mtp_drafter import MtpDrafter
+from outrider.workers.drafting.pairs import Pairs, joined
+from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.outputs import CompletionOutput
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.speculation.compiled_parts import CompiledDraftModel
-from outrider.workers.speculation.model_parts import DraftModel, Wanted
-from outrider.workers.speculation.mtp_drafter import MtpDrafter
-from outrider.workers.speculation.pairs import Pairs, joined
+from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.speculation.patience import ENDLESS, Patience, made_together
-from outrider.workers.speculation.sequence_starts import SequenceStarts
-from outrider.workers.speculation.torch_parts import TorchDraftModel
+from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.round import Round, SequenceStart, Verdict, ints
 
 VOCAB, LENGTH, DEPTH = 97, 40, 6
 BLOCKS, OTHERS = [6, 2, 9, 4], [3, 11, 8, 10]

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from outrider.workers.engine.limits import SchedulerConfig
 from outrider.workers.engine.residents import Residents
 from outrider.workers.engine.round_builder import RoundBuilder
-from outrider.workers.engine.sequence import Sequence
 from outrider.workers.speculation.patience import ENDLESS, Patience
+from outrider.workers.types.sequence import Sequence
 
 _PREFILL_SHARE = 4  # waiting prefills get at least one token in so many
 

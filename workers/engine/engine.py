@@ -13,22 +13,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from outrider.workers.drafting.drafter import Drafter, DrafterError
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.inbox import Call, Cancel, Inbox, Message, Prepared, Stop, Submit
 from outrider.workers.engine.live_experts import Longest
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
-from outrider.workers.engine.request import EngineCounters, Request
-from outrider.workers.engine.round import Round
 from outrider.workers.engine.runner import Naming
 from outrider.workers.engine.scheduler import Scheduler
 from outrider.workers.engine.subscribers import Subscribers
 from outrider.workers.engine.warm_up import WarmUp, first_use, measuring
-from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import Drafter, DrafterError
-from outrider.workers.speculation.drafts import Drafts
-from outrider.workers.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.counters import EngineCounters
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.errors import EngineStoppedError, OutriderError
+from outrider.workers.types.request import Request
+from outrider.workers.types.round import Round
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 log = logging.getLogger("outrider.engine")
 Prepare = Callable[[StructuredOutputsParams], "Future[Any]"]

@@ -11,13 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from outrider.workers.drafting.drafter import Drafter
 from outrider.workers.engine.pipeline import Fellows, passed, take_verdict
-from outrider.workers.engine.round import Round, Verdict
 from outrider.workers.engine.runner import Naming, StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel.stage_link import StageLink
-from outrider.workers.speculation.drafter import Drafter
-from outrider.workers.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.round import Round, Verdict
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 
 class Judge(Protocol):

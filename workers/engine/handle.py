@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from outrider.workers.config import COUPLED
-from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
-from outrider.workers.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
+from outrider.workers.types.counters import EngineCounters
+from outrider.workers.types.request import Request, SequenceChunk
+from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 
 _MOST_PROMPT_LOGPROBS = 1_000_000
 Deliver = Callable[[list[SequenceChunk]], None]

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from outrider.workers.engine.handle import Deliver
-from outrider.workers.engine.request import Request
+from outrider.workers.types.request import Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from outrider.workers.engine.round import IntArray, Round, ints
 from outrider.workers.parallel.overlap import Overlap
+from outrider.workers.types.round import IntArray, Round, ints
 
 _LEAST_SHARE = 0.4  # of the rows, for a lane whose sequences are whole
 

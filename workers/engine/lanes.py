@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from outrider.workers.engine.lane_rule import LaneRule, cut_of
-from outrider.workers.engine.round import Round
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.parallel.turns import Turns
+from outrider.workers.types.round import Round
 
 
 class Lanes:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from outrider.workers.config import EngineConfig
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 _CPU_SHARE = 0.25  # of the memory that is free once the weights are loaded: other ranks and programs share it
 _CUDA_SHARE = 0.85

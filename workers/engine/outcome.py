@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from outrider.workers.engine.request import FinishReason, SequenceChunk, TokenLogprobs
-from outrider.workers.engine.round import FAILED, LENGTH, RUNNING, STOPPED, Round, Verdict
-from outrider.workers.engine.sequence import Sequence
+from outrider.workers.types.request import FinishReason, SequenceChunk, TokenLogprobs
+from outrider.workers.types.round import FAILED, LENGTH, RUNNING, STOPPED, Round, Verdict
+from outrider.workers.types.round_time import RoundTime
+from outrider.workers.types.sequence import Sequence
 
 _FINISH_REASONS = {
     RUNNING: None,
@@ -60,17 +61,6 @@ def outcomes(round: Round, verdict: Verdict) -> Iterator[Outcome]:
             logprobs[scored : scored + scores],
         )
         scored += scores
-
-
-class RoundTime(NamedTuple):
-    """What a round took with its drafts and their making, and what one without would have, as modelled (0: unknown)."""
-
-    took_s: float = 0.0
-    undrafted_s: float = 0.0
-
-    def saved_s(self, tokens: int) -> float:
-        """Of a sequence that gained `tokens`; below 0: lost."""
-        return tokens * self.undrafted_s - self.took_s if self.undrafted_s > 0 else 0.0
 
 
 def gained_chunk(sequence: Sequence, outcome: Outcome, first: bool, time: RoundTime) -> SequenceChunk:

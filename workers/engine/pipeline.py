@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.round import Round, Verdict
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
-from outrider.workers.errors import EngineStoppedError
 from outrider.workers.parallel.stage_link import StageLink
-from outrider.workers.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.errors import EngineStoppedError
+from outrider.workers.types.round import Round, Verdict
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 _NO_STATES = torch.empty(0, 0)
 

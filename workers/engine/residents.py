@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection
 
 from outrider.workers.engine.blocks import BlockPool, blocks_needed, extend_keys
 from outrider.workers.engine.limits import SchedulerConfig
-from outrider.workers.engine.sequence import Sequence
 from outrider.workers.engine.waiting import WaitingQueue
+from outrider.workers.types.sequence import Sequence
 
 # The drafter's entries share the blocks: with and without them, equal tokens make different blocks.
 _SALTS = (b"model", b"model and drafter")

@@ -5,9 +5,9 @@ from collections.abc import Sequence as Ids
 
 import numpy as np
 
-from outrider.workers.engine.round import Round, as_ints, ints
-from outrider.workers.engine.sequence import Sequence
 from outrider.workers.speculation.patience import ENDLESS, Patience
+from outrider.workers.types.round import Round, as_ints, ints
+from outrider.workers.types.sequence import Sequence
 
 
 class RoundBuilder:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from outrider.workers.engine.lanes import Lanes
 from outrider.workers.engine.live_experts import LiveExperts
-from outrider.workers.engine.round import Round, share_of
 from outrider.workers.experts.orders import NOTHING
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.parallel.collectives import ExchangeBrokenError
+from outrider.workers.types.round import Round, share_of
 
 
 class StageRunner:

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.round import FAILED, IntArray, Round, Sampled, Verdict, ints, owned, ranges, share_of
 from outrider.workers.engine.runner import Naming
-from outrider.workers.speculation.logprobs import Logprobs, joined, logprobs
-from outrider.workers.speculation.model_parts import Head
-from outrider.workers.speculation.sequence_starts import SequenceStarts
-from outrider.workers.speculation.shared_head import SharedHead
-from outrider.workers.speculation.verify import verify_round
-from outrider.workers.structured_outputs import StructuredOutputsParams
+from outrider.workers.sampling.head import Head
+from outrider.workers.sampling.logprobs import Logprobs, joined, logprobs
+from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.sampling.shared_head import SharedHead
+from outrider.workers.sampling.verify import verify_round
+from outrider.workers.types.round import FAILED, IntArray, Round, Sampled, Verdict, ints, owned, ranges, share_of
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 _ROWS_AT_ONCE = 64
 

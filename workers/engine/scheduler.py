@@ -9,13 +9,15 @@ from itertools import count
 
 from outrider.workers.engine.composer import RoundComposer
 from outrider.workers.engine.limits import SchedulerConfig
-from outrider.workers.engine.outcome import Outcome, RoundTime, cancelled_chunk, gained_chunk, outcomes
-from outrider.workers.engine.request import EngineCounters, Request, SequenceChunk
+from outrider.workers.engine.outcome import Outcome, cancelled_chunk, gained_chunk, outcomes
 from outrider.workers.engine.residents import Residents
-from outrider.workers.engine.round import Round, Verdict
 from outrider.workers.engine.round_builder import RoundBuilder
-from outrider.workers.engine.sequence import Sequence
 from outrider.workers.speculation.patience import ENDLESS, Patience
+from outrider.workers.types.counters import EngineCounters
+from outrider.workers.types.request import Request, SequenceChunk
+from outrider.workers.types.round import Round, Verdict
+from outrider.workers.types.round_time import RoundTime
+from outrider.workers.types.sequence import Sequence
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 

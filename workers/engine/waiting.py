@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, insort
 
-from outrider.workers.engine.sequence import Sequence
+from outrider.workers.types.sequence import Sequence
 
 
 def _arrival(sequence: Sequence) -> int:

@@ -7,8 +7,8 @@ guess then, and nothing is lost to finding out.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from outrider.workers.engine.request import Request
-from outrider.workers.sampling_params import AUTO, SamplingParams
+from outrider.workers.types.request import Request
+from outrider.workers.types.sampling_params import AUTO, SamplingParams
 
 SEED = -(1 << 63)  # of its texts, by which they are told from clients'
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 96, 8

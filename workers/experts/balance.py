@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from outrider.workers.config import EngineConfig
-from outrider.workers.experts.figures import ExpertFigures
 from outrider.workers.experts.loads import ExpertLoads
 from outrider.workers.experts.orders import NOTHING, Order, State, order, prepare
 from outrider.workers.experts.placement import IntArray
 from outrider.workers.experts.placing import ExpertLayout, imbalance
 from outrider.workers.experts.policy import BalancePolicy, as_placement, better_table, moves, uneven_layers
+from outrider.workers.types.counters import ExpertFigures
 
 _ASK_EVERY = 4  # rounds
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.context import Allowing, Context, DraftHead, uninitialised
-from outrider.workers.errors import CheckpointError
 from outrider.workers.model.cache import zeros_when_touched
 from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.rows import Chain, IntArray, Rows
+from outrider.workers.types.errors import CheckpointError
 
 _CACHE_DTYPES = {library.FLOAT32: torch.float32, library.BFLOAT16: torch.bfloat16}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outrider.workers.errors import CheckpointError
+from outrider.workers.types.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from outrider.workers.errors import CheckpointError
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.cache import Cache
 from outrider.workers.model.config import ModelConfig
@@ -26,6 +25,7 @@ from outrider.workers.model.loading import DecoderLayer, LayerLoader
 from outrider.workers.model.rotary import Rotation
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.model.weights import Checkpoint, mtp_marker
+from outrider.workers.types.errors import CheckpointError
 
 
 class MtpModule(nn.Module):

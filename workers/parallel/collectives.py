@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from outrider.workers.errors import EngineStoppedError
 from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.types.errors import EngineStoppedError
 
 
 class ExchangeBrokenError(EngineStoppedError):

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from outrider.workers.errors import EngineStoppedError
+from outrider.workers.types.errors import EngineStoppedError
 
 _JOIN_TIMEOUT = timedelta(seconds=120)
 _leaving: list[Callable[[], None]] = []  # what this rank does besides when it leaves its group

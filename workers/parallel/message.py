@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.workers.engine.round import Round, SequenceStart, Verdict, array_fields
-from outrider.workers.sampling_params import SamplingParams
-from outrider.workers.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.round import Round, SequenceStart, Verdict, array_fields
+from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 _INTEGER = 8  # bytes; every array's elements are as wide
 _KIND = Struct("=q")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from outrider.workers.engine.round import Round, Verdict
-from outrider.workers.errors import EngineStoppedError
 from outrider.workers.parallel.message import pack, unpack
 from outrider.workers.parallel.transport import LinkBrokenError, Transport
+from outrider.workers.types.errors import EngineStoppedError
+from outrider.workers.types.round import Round, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.workers.sampling_params import LOOKUP
 from outrider.workers.speculation.logistic import Logistic
 from outrider.workers.speculation.patience import HOPELESS, MOST_LEAD, Patience
+from outrider.workers.types.sampling_params import LOOKUP
 
 Floats = NDArray[np.float64]
 

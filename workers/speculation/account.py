@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.cost import Forecast, RoundCost
 from outrider.workers.speculation.debts import Debts
 from outrider.workers.speculation.gain import Gain, size_class
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import Ledger
+from outrider.workers.types.counters import SpeculationFigures
 
 _LIKELY = 1.5  # times its forecast that making drafts takes for the machine's mood alone
 # A round costs at most so many times its forecast, and at least its inverse: noise is not speculation's. Neither is a

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.acceptance import Acceptance, Made
 from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.alarms import Alarms
@@ -24,6 +23,7 @@ from outrider.workers.speculation.planning import Worth
 from outrider.workers.speculation.trials import Trials
 from outrider.workers.speculation.undisturbed import Undisturbed
 from outrider.workers.speculation.worths import Live, Worths
+from outrider.workers.types.counters import SpeculationFigures
 
 DEEPEST = 8
 _CAUTION = 0.02  # of a round's tokens, what drafts must bring above their price to begin with them; to go on, nothing

@@ -7,20 +7,20 @@ from collections.abc import Collection, Mapping
 from itertools import accumulate
 from operator import mul
 
-from outrider.workers.engine.outcome import RoundTime
-from outrider.workers.engine.request import SpeculationFigures
-from outrider.workers.engine.round import Round, Verdict
-from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.auto_depth import DEEPEST, AutoDepth
 from outrider.workers.speculation.cost import RoundCost
-from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.fixed_drafts import FixedDrafts
 from outrider.workers.speculation.hearing import Hearing
 from outrider.workers.speculation.kinds import Kinds
 from outrider.workers.speculation.patience import Patience
 from outrider.workers.speculation.worths import Live
+from outrider.workers.types.counters import SpeculationFigures
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.round import Round, Verdict
+from outrider.workers.types.round_time import RoundTime
+from outrider.workers.types.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
+from outrider.workers.types.sequence import Sequence
 
 # Tokens by which looked-up drafts must be ahead of a model's. Of what a model makes only that is verified of which it
 # is sure, in steps that others take anyway, which is better than foreseen; and a round with drafts has its own costs.

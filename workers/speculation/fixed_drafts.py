@@ -3,12 +3,12 @@
 Pure counting.
 """
 
-from outrider.workers.engine.round import RUNNING, Round, Verdict
-from outrider.workers.sampling_params import LOOKUP
 from outrider.workers.speculation.acceptance import Kind, Made
 from outrider.workers.speculation.alarms import Alarms
 from outrider.workers.speculation.auto_depth import Outcome
-from outrider.workers.speculation.drafts import Drafts
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.round import RUNNING, Round, Verdict
+from outrider.workers.types.sampling_params import LOOKUP
 
 
 class FixedDrafts:

@@ -12,19 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from outrider.workers.engine.outcome import RoundTime
-from outrider.workers.engine.round import RUNNING, Round, Verdict
-from outrider.workers.sampling_params import LOOKUP, MTP
 from outrider.workers.speculation.acceptance import Made
 from outrider.workers.speculation.auto_depth import AutoDepth
 from outrider.workers.speculation.cost import HELD
-from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.kinds import Kinds
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.lane_plan import LanePlan, decodes, going_on
 from outrider.workers.speculation.naps import Naps
 from outrider.workers.speculation.seen import Seen
 from outrider.workers.speculation.worths import Live
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.round import RUNNING, Round, Verdict
+from outrider.workers.types.round_time import RoundTime
+from outrider.workers.types.sampling_params import LOOKUP, MTP
 
 # Rounds heard of together, the latest: whose drafts' outcomes are learned from; whose time is. Of the others the sums.
 _MOST_TAUGHT, _MOST_TIMED = 6, 4

@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass, field
 
-from outrider.workers.engine.outcome import RoundTime
-from outrider.workers.engine.round import RUNNING, Round, Verdict
 from outrider.workers.speculation.gain import size_class
 from outrider.workers.speculation.known_times import Shape
+from outrider.workers.types.round import RUNNING, Round, Verdict
+from outrider.workers.types.round_time import RoundTime
 
 _NOTHING = Shape(0, 0, 0.0, 0.0)
 # Undrafted rounds that may seem lost in rounds that were not looked at: a look takes a good part of a short one too

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from outrider.workers.engine.round import PATIENCE, FloatArray, IntArray
+from outrider.workers.types.round import PATIENCE, FloatArray, IntArray
 
 MOST_LEAD = 12.0  # a lead beyond it says no more
 HOPELESS = 30.0  # log-odds against a draft, beyond which none is told apart

@@ -5,11 +5,11 @@ from itertools import compress, pairwise
 from operator import add, eq, mul, sub
 from typing import NamedTuple
 
-from outrider.workers.engine.round import RUNNING, IntArray, Round, Verdict
-from outrider.workers.sampling_params import LOOKUP
 from outrider.workers.speculation.auto_depth import Outcome
-from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.known_times import Shape
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.round import RUNNING, IntArray, Round, Verdict
+from outrider.workers.types.sampling_params import LOOKUP
 
 
 class Seen(NamedTuple):

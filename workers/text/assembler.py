@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from outrider.workers.engine.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.detokenizer import Detokenizer
 from outrider.workers.text.stops import StopStrings
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
+from outrider.workers.types.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from outrider.workers.errors import CheckpointError
+from outrider.workers.types.errors import CheckpointError
 
 
 def _refuse(message: str) -> NoReturn:

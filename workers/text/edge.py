@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.bad_words import with_bad_words
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.sampling_params import SamplingParams
 
 
 def settled(params: SamplingParams, tokenizer: Tokenizer | None, prompt_token_ids: Sequence[int]) -> SamplingParams:
     """The parameters that the engine gets. ValueError names what cannot be settled."""
     params = with_bad_words(params, tokenizer)
     if params.structured_outputs is not None:
-        from outrider.workers.speculation.grammar import check_grammar  # only whom it concerns pays for the import
+        from outrider.workers.sampling.grammar import check_grammar  # only whom it concerns pays for the import
 
         check_grammar(params.structured_outputs)
     if params.reasoning and tokenizer is not None:

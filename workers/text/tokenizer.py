@@ -7,9 +7,9 @@ from typing import Any
 
 import tokenizers
 
-from outrider.workers.errors import CheckpointError
 from outrider.workers.model.fields import Fields
 from outrider.workers.text.chat import ChatTemplate
+from outrider.workers.types.errors import CheckpointError
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

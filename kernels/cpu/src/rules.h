@@ -1,6 +1,6 @@
 // What a row's rules add to its logits, take off, or rule out: all transforms before temperature.
 //
-// Each changed logit is computed in double and rounded once. Reference: workers/speculation/row_rules.py.
+// Each changed logit is computed in double and rounded once. Reference: workers/sampling/row_rules.py.
 #pragma once
 
 #include <algorithm>

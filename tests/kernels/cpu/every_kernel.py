@@ -16,7 +16,7 @@ from torch import Tensor
 
 from outrider.kernels.cpu.context import DRAW, Context
 from outrider.kernels.cpu.packing import Arena, kind_of, packed
-from outrider.workers.speculation.pairs import pair_rows
+from outrider.workers.drafting.pairs import pair_rows
 
 LENGTH = 600
 

@@ -16,10 +16,10 @@ from outrider.kernels.cpu.context import DRAW, Context
 from outrider.kernels.cpu.library import FLOAT32
 from outrider.kernels.cpu.packing import Arena, packed
 from outrider.kernels.sampling import sequence_key
-from outrider.workers.engine.round import SequenceStart, ints
-from outrider.workers.sampling_params import SamplingParams
-from outrider.workers.speculation.sampling import sample
-from outrider.workers.speculation.sequence_starts import SequenceStarts
+from outrider.workers.sampling.sampling import sample
+from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.types.round import SequenceStart, ints
+from outrider.workers.types.sampling_params import SamplingParams
 
 VOCABS = (1, 2, 3, 63, 64, 65, 97, 129, 1000, 4096, 5003)
 EOS = (1, 0)

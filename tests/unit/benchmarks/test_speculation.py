@@ -10,7 +10,7 @@ from decisions import deciding_us, decision_us
 from depth_arms import against, params, verdict
 from generation import Decoded
 
-from outrider.workers.engine.request import FinishReason, SequenceChunk
+from outrider.workers.types.request import FinishReason, SequenceChunk
 
 
 def decoded(rounds: int, drafted: tuple[int, ...], accepted: tuple[int, ...]) -> Decoded:

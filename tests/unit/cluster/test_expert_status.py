@@ -5,7 +5,7 @@ from dataclasses import replace
 from outrider.cluster.cli_status import experts_line
 from outrider.cluster.controller_service import experts_to_wire
 from outrider.cluster.status import experts_from_wire
-from outrider.workers.experts.figures import ExpertFigures
+from outrider.workers.types.counters import ExpertFigures
 
 FIGURES = ExpertFigures(imbalance={3: 1.5, 4: 1.1, 61: 1.0}, replacements=4, moves=9)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from outrider.cluster.kubernetes import RayClusterMachines, patch
 from outrider.cluster.machines import MachineKeeper, Need, unused
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 
 PATH = "/apis/ray.io/v1/namespaces/ns/rayclusters/r1"
 

@@ -5,7 +5,7 @@ import pytest
 from outrider.cluster.cli_status import speculation_line
 from outrider.cluster.controller_service import speculation_to_wire
 from outrider.cluster.status import SpeculationStatus, speculation_from_wire
-from outrider.workers.engine.request import EngineCounters, SpeculationFigures
+from outrider.workers.types.counters import EngineCounters, SpeculationFigures
 
 COUNTERS = EngineCounters(
     accepted_per_position=[80, 30, *[0] * 14],

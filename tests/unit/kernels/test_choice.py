@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from outrider.workers.config import EngineConfig
-from outrider.workers.errors import OutriderError
 from outrider.workers.fingerprint import fingerprint
 from outrider.workers.model_loading import kernels_in_force, useful_threads
+from outrider.workers.types.errors import OutriderError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -23,7 +23,7 @@ ASK = """
 import logging, sys
 import torch
 from outrider.workers.config import EngineConfig
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
 from outrider.workers.model_loading import kernels_in_force
 logging.basicConfig(format="%(levelname)s %(message)s")
 for kernels in ("auto", "compiled", "torch"):

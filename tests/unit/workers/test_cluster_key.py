@@ -15,10 +15,10 @@ from outrider.cluster.client import PLAIN
 from outrider.cluster.gateway.controller_link import ControllerLink
 from outrider.workers.cluster_key import HEADER, draw_key, key_metadata, read_key
 from outrider.workers.config import EngineConfig
-from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.leader_client import RemoteEngine
 from outrider.workers.rank import RankSpec
 from outrider.workers.service import EngineServer, LeaderDoor
+from outrider.workers.types.errors import EngineStoppedError, OutriderError
 
 KEY = draw_key()
 WRONG = {

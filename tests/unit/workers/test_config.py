@@ -6,7 +6,7 @@ import pytest
 
 from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
 from outrider.workers.engine.memory import blocks_for
-from outrider.workers.errors import CheckpointError, OutriderError
+from outrider.workers.types.errors import CheckpointError, OutriderError
 
 
 @pytest.mark.parametrize(

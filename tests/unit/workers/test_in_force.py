@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from outrider.workers.config import EngineConfig
-from outrider.workers.errors import OutriderError
 from outrider.workers.in_force import fitted_length
+from outrider.workers.types.errors import OutriderError
 
 
 def test_a_length_that_fits_is_kept() -> None:

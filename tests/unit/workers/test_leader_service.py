@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from fakes import FakeEngine
 
-from outrider.workers.engine.request import FinishReason, Request, SequenceChunk
-from outrider.workers.errors import EngineStoppedError, OutriderError
 from outrider.workers.leader_client import LeaderClient, RemoteEngine
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.service import EngineServer
+from outrider.workers.types.errors import EngineStoppedError, OutriderError
+from outrider.workers.types.request import FinishReason, Request, SequenceChunk
+from outrider.workers.types.sampling_params import SamplingParams
 
 Chunks = queue.SimpleQueue[list[SequenceChunk]]
 

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from outrider.workers.engine.request import SequenceChunk
 from outrider.workers.llm import _Mailbox
+from outrider.workers.types.request import SequenceChunk
 
 
 @pytest.mark.usefixtures("interrupts")

@@ -1,8 +1,7 @@
-from outrider.workers.engine.request import EngineCounters, SpeculationFigures
-from outrider.workers.experts.figures import ExpertFigures
 from outrider.workers.metrics import Increments, durations, gauges, speculation_gauges, totals
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
+from outrider.workers.types.counters import EngineCounters, ExpertFigures, SpeculationFigures
 
 
 def test_a_total_is_published_as_what_it_gained() -> None:

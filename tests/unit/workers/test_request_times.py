@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 from fakes import FakeEngine
 
-from outrider.workers.engine.request import FinishReason, Request, SequenceChunk
 from outrider.workers.request_times import Observation, RequestTimes, TimedEngine
-from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.types.request import FinishReason, Request, SequenceChunk
+from outrider.workers.types.sampling_params import SamplingParams
 
 
 @dataclasses.dataclass

@@ -8,8 +8,8 @@ import pytest
 from patience import AT_ONCE_S
 
 from outrider.workers.open_telemetry import OpenTelemetry
-from outrider.workers.trace_context import TraceContext
 from outrider.workers.tracing import NoTracing, endpoint_in_force, open_tracing
+from outrider.workers.types.trace_context import TraceContext
 
 AT, ELSEWHERE = "http://collector:4317", "https://elsewhere:4317"
 
@@ -71,7 +71,7 @@ def test_without_the_exporter_one_line_says_what_to_install() -> None:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert said.stderr.splitlines()[-1] == (
-        "outrider.workers.errors.OutriderError: spans to http://h:1 need OpenTelemetry's exporter, which is not "
+        "outrider.workers.types.errors.OutriderError: spans to http://h:1 need OpenTelemetry's exporter, which is not "
         "installed: pip install 'outrider[otel]'"
     )
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.errors import OutriderError
 from outrider.workers.training.distill.prompts import is_held_out
 from outrider.workers.training.distill.shards import Harvest, Sample
+from outrider.workers.types.errors import OutriderError
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from outrider.workers.errors import OutriderError
 from outrider.workers.llm import LLM
 from outrider.workers.training.distill.drafts import Case, DraftFigures, measure_drafts
+from outrider.workers.types.errors import OutriderError
 
 OFF = "off"
 

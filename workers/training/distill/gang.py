@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outrider.workers.errors import OutriderError
 from outrider.workers.local import free_port, rank_environment
 from outrider.workers.training.distill.rank import Place
 from outrider.workers.training.distill.settings import TrainingSettings
+from outrider.workers.types.errors import OutriderError
 
 _WATCH_EVERY_S = 0.25
 _STOP_TIMEOUT_S = 10.0

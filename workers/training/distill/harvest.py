@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from outrider.workers.errors import OutriderError
 from outrider.workers.llm import LLM
 from outrider.workers.outputs import RequestOutput
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.training.distill.prompts import Prompt, noise_seed
 from outrider.workers.training.distill.recorder import LEAST_TOKENS
 from outrider.workers.training.distill.shards import Harvest
+from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.sampling_params import SamplingParams
 
 _WRITING_S = 120.0  # for the last shard to reach the disk
 _AT_ONCE = 256  # requests handed to the engine together

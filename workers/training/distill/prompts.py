@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from outrider.workers.errors import OutriderError
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.errors import OutriderError
 
 ANY_KIND = "text"
 

@@ -49,7 +49,7 @@ def main() -> int:
     os.dup2(2, 1)  # whatever else prints goes to stderr
     place = Place(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from outrider.workers.errors import OutriderError
+    from outrider.workers.types.errors import OutriderError
 
     try:
         _train(place, _reporter(place, reports))

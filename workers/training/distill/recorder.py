@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from outrider.workers.drafting.drafter import Drafter
 from outrider.workers.engine import warm_up
-from outrider.workers.engine.round import RUNNING, IntArray, Round, SequenceStart, Verdict, ints
-from outrider.workers.speculation.drafter import Drafter
-from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.training.distill.shards import Sample, folder_bytes, write_shard
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.round import RUNNING, IntArray, Round, SequenceStart, Verdict, ints
 
 log = logging.getLogger("outrider.harvest")
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from outrider.workers.errors import OutriderError
 from outrider.workers.llm import LLM
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE
@@ -27,6 +26,7 @@ from outrider.workers.training.distill.harvest import plan_tasks, run_harvest
 from outrider.workers.training.distill.job import PARTS, Job, check_modules
 from outrider.workers.training.distill.prompts import Prompt, load_prompts
 from outrider.workers.training.distill.shards import Harvest
+from outrider.workers.types.errors import OutriderError
 
 _TEMPERATURES = (0.0, 0.8)  # that drafts are measured at
 

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from outrider.workers.engine.round import IntArray
-from outrider.workers.errors import OutriderError
+from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.round import IntArray
 
 _FORMAT = "outrider-harvest-1"
 _PATTERN = "shard-*.safetensors"

@@ -12,10 +12,10 @@ import numpy as np
 from unit.workers.engine.toy_model import END_TOKEN, VOCABULARY, chain, length_limit, next_token, straight_line_text
 
 from outrider.workers.engine.blocks import BlockPool
-from outrider.workers.engine.request import FinishReason, Request, SequenceChunk
-from outrider.workers.engine.round import LENGTH, RUNNING, STOPPED, Round, SequenceStart, Verdict, ints
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.engine.sequence import Sequence
+from outrider.workers.types.request import FinishReason, Request, SequenceChunk
+from outrider.workers.types.round import LENGTH, RUNNING, STOPPED, Round, SequenceStart, Verdict, ints
+from outrider.workers.types.sequence import Sequence
 
 
 @dataclass

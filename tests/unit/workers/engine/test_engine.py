@@ -12,15 +12,15 @@ from typing import Any, NoReturn
 import pytest
 from fake_pipeline import VOCAB, CountingDrafter, CountingPipeline
 
+from outrider.workers.drafting.drafter import DrafterError
 from outrider.workers.engine.engine import Engine, Prepare
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.request import FinishReason, Request, SequenceChunk
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.errors import EngineStoppedError
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafter import DrafterError
-from outrider.workers.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.errors import EngineStoppedError
+from outrider.workers.types.request import FinishReason, Request, SequenceChunk
+from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 INFO = EngineInfo(
     fingerprint="f",

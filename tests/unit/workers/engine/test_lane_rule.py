@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.workers.engine.lane_rule import LaneRule, cut_of, rows_by_group
-from outrider.workers.engine.round import Round, ints, offsets
 from outrider.workers.parallel.overlap import Overlap
+from outrider.workers.types.round import Round, ints, offsets
 
 TENSOR, STAGE = Overlap(tensor=True), Overlap(stage=True)
 

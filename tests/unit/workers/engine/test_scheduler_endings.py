@@ -7,11 +7,11 @@ import pytest
 from unit.workers.engine.replica_twin import ReplicaTwin
 from unit.workers.engine.toy_model import request
 
-from outrider.workers.engine.outcome import RoundTime
-from outrider.workers.engine.request import FinishReason, Request, TokenLogprobs
-from outrider.workers.engine.round import LENGTH, RUNNING, STOPPED, Round, Verdict, ints
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.sampling_params import SamplingParams
+from outrider.workers.types.request import FinishReason, Request, TokenLogprobs
+from outrider.workers.types.round import LENGTH, RUNNING, STOPPED, Round, Verdict, ints
+from outrider.workers.types.round_time import RoundTime
+from outrider.workers.types.sampling_params import SamplingParams
 
 CONFIG = SchedulerConfig(
     max_num_seqs=8, max_num_batched_tokens=64, block_size=4, num_blocks=60, max_model_len=60, lanes=2, speculation=3

@@ -10,8 +10,8 @@ from unit.workers.engine.replica_twin import ReplicaTwin
 from unit.workers.engine.toy_model import request, straight_line_text
 
 from outrider.workers.engine.blocks import blocks_needed
-from outrider.workers.engine.request import OutputSoFar
 from outrider.workers.engine.scheduler import SchedulerConfig
+from outrider.workers.types.request import OutputSoFar
 
 _PROMPTS = ([1, 2, 3, 4] * 8, [1, 2, 3, 4] * 2 + [2] * 24, [3] * 32)  # share beginnings
 

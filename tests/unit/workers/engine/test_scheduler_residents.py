@@ -7,8 +7,8 @@ import pytest
 from unit.workers.engine.replica_twin import ReplicaTwin
 from unit.workers.engine.toy_model import request
 
-from outrider.workers.engine.round import Round
 from outrider.workers.engine.scheduler import SchedulerConfig
+from outrider.workers.types.round import Round
 
 
 def twin(depth: int = 0, **settings: object) -> ReplicaTwin:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from checkpoints import YARN, random_config, transformers_spelling
 
-from outrider.workers.errors import CheckpointError
 from outrider.workers.model.config import ModelConfig
+from outrider.workers.types.errors import CheckpointError
 
 R1_YARN = {**YARN, "factor": 40, "original_max_position_embeddings": 4096}
 

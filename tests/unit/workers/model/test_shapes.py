@@ -7,8 +7,8 @@ from safetensors import safe_open
 
 from outrider.cluster.planning.presets import load_shape
 from outrider.workers.config import resolve_model
-from outrider.workers.errors import CheckpointError
 from outrider.workers.model.shapes import Shapes, hit_share
+from outrider.workers.types.errors import CheckpointError
 
 
 def matrices(prefix: str) -> int:

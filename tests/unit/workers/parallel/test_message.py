@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.workers.engine.round import Round, SequenceStart, Verdict, array_fields, ints
 from outrider.workers.parallel.message import pack, unpack
-from outrider.workers.sampling_params import SamplingParams
-from outrider.workers.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.round import Round, SequenceStart, Verdict, array_fields, ints
+from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 START = SequenceStart(
     sequence_id=7,

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.base_rounds import BURST
 from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.known_times import Shape
+from outrider.workers.types.counters import SpeculationFigures
 
 GREEDY, DRAWN = 0, 1
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from outrider.workers.engine.request import SpeculationFigures
 from outrider.workers.speculation.account import Account, Took
 from outrider.workers.speculation.cost import RoundCost
 from outrider.workers.speculation.debts import Debts
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.ledger import SHARE, Ledger
+from outrider.workers.types.counters import SpeculationFigures
 
 
 def test_a_debt_is_booked_token_by_token_and_the_rest_at_the_end() -> None:

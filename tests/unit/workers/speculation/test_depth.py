@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from outrider.workers.engine.outcome import RoundTime
-from outrider.workers.engine.request import Request
-from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints
-from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 from outrider.workers.speculation.base_rounds import BURST
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafts import Drafts
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.request import Request
+from outrider.workers.types.round import RUNNING, STOPPED, Round, Verdict, ints
+from outrider.workers.types.round_time import RoundTime
+from outrider.workers.types.sampling_params import DRAFT_MODEL, LOOKUP, MTP, SamplingParams
+from outrider.workers.types.sequence import Sequence
 
 
 def sequence(speculation: str | int | None = None, sequence_id: int = 0) -> Sequence:

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 
-from outrider.workers.engine.request import Request
-from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints, offsets
-from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import LOOKUP, SamplingParams
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafts import Drafts
 from outrider.workers.speculation.looked_up import LookedUp
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.request import Request
+from outrider.workers.types.round import RUNNING, STOPPED, Round, Verdict, ints, offsets
+from outrider.workers.types.sampling_params import LOOKUP, SamplingParams
+from outrider.workers.types.sequence import Sequence
 
 
 class Play:

@@ -2,13 +2,13 @@
 
 import random
 
-from outrider.workers.engine.request import Request
-from outrider.workers.engine.round import RUNNING, Round, Verdict, ints, offsets
-from outrider.workers.engine.sequence import Sequence
-from outrider.workers.sampling_params import LOOKUP, MTP, SamplingParams
 from outrider.workers.speculation.alarms import COLLAPSE, DEAD_POSITION
 from outrider.workers.speculation.depth import DepthPolicy
-from outrider.workers.speculation.drafts import Drafts
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.request import Request
+from outrider.workers.types.round import RUNNING, Round, Verdict, ints, offsets
+from outrider.workers.types.sampling_params import LOOKUP, MTP, SamplingParams
+from outrider.workers.types.sequence import Sequence
 
 DEPTH = 3
 

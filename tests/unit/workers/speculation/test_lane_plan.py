@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from outrider.workers.engine.round import RUNNING, STOPPED, Round, Verdict, ints, offsets
 from outrider.workers.speculation.known_times import Shape
 from outrider.workers.speculation.lane_plan import LanePlan, going_on
+from outrider.workers.types.round import RUNNING, STOPPED, Round, Verdict, ints, offsets
 
 UNDRAFTED_S = 0.010
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from outrider.workers.engine.round import Round, ints, share_of
 from outrider.workers.speculation.acceptance import Acceptance, Kind, Made
 from outrider.workers.speculation.patience import ENDLESS, Drafted, Patience, made_together
+from outrider.workers.types.round import Round, ints, share_of
 
 DRAWN = Kind("mtp", 1)
 LEADS = [3.0, 0.7, 30.0, 0.1]

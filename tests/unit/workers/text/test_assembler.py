@@ -4,10 +4,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizer import VOCABULARY_SIZE
 
-from outrider.workers.engine.request import FinishReason, OutputSoFar, SequenceChunk
-from outrider.workers.sampling_params import SamplingParams
 from outrider.workers.text.assembler import OutputAssembler, OutputDelta, RequestAssembler
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.request import FinishReason, OutputSoFar, SequenceChunk
+from outrider.workers.types.sampling_params import SamplingParams
 
 _settings = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 EOS = 1

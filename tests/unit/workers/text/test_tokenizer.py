@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from small_tokenizer import VOCABULARY_SIZE, write_tokenizer
 
-from outrider.workers.errors import CheckpointError
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.errors import CheckpointError
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -7,10 +7,10 @@ import pytest
 from rounds import random_tokens
 
 from outrider.workers.config import resolve_model
-from outrider.workers.errors import OutriderError
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.training.distill.harvest import plan_tasks
 from outrider.workers.training.distill.prompts import Prompt, is_held_out, load_prompts
+from outrider.workers.types.errors import OutriderError
 
 TOKENIZER = Tokenizer.load(resolve_model("scout"))
 assert TOKENIZER is not None

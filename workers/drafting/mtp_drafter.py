@@ -1,0 +1,131 @@
+"""Drafts with the model's own Multi-Token-Prediction modules, the last by recursion (design: MTP, exactly).
+
+Owns the drafter's cache layers through the model. Draws with the target's own noise and transforms, so that a
+draft is accepted iff it equals what the target draws. Knows nothing of how deep to draft: the Round says.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from outrider.workers.drafting.draft_model import DraftModel, Wanted
+from outrider.workers.drafting.pairs import Backlog, Pairs, accepted_pairs, followed, joined
+from outrider.workers.drafting.shared_drafts import SharedDrafts
+from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.round import (
+    PATIENCE,
+    RUNNING,
+    FloatArray,
+    IntArray,
+    Round,
+    Verdict,
+    ints,
+    share_of,
+    verdict_for,
+)
+
+_MOST_WAITING = 8  # pairs; few, so that a draft after a pause costs little more than another
+
+
+class MtpDrafter:
+    """Implements Drafter, on every rank of the first stage; each drafts for the sequences of its data group.
+
+    While nobody drafts, its cache falls behind by up to `most_waiting` pairs, which are caught up with in one go. What
+    it does follows from the round and the verdict alone, so that all ranks do it at the same time.
+    """
+
+    def __init__(
+        self,
+        model: DraftModel,
+        starts: SequenceStarts,
+        block_size: int,
+        most_waiting: int = _MOST_WAITING,
+        shared: SharedDrafts | None = None,
+    ) -> None:
+        """`shared`: where there are several data groups, what brings their drafts to the leader."""
+        self._model, self._starts, self._shared = model, starts, shared
+        self._data = shared.data if shared is not None else 0
+        self._most_waiting = most_waiting
+        self._backlog = Backlog(most_waiting, block_size)
+        self._behind = 0  # pairs that wait in all data groups together
+
+    def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
+        """Feeds the accepted rows, then drafts each going-on sequence as deep as the round says.
+
+        `hidden` are the accepted rows' of this data group; the drafts are everybody's on the leader.
+        """
+        if round.prepares or round.begins:
+            self._starts.prepare(round.prepares)
+            self._starts.begin(round.begins)
+        self._starts.write_verdict(round, verdict)
+        everybody = followed(round, verdict)
+        if not everybody and not self._waits:
+            return {}
+        self._backlog.yield_blocks(share_of(round, self._data))
+        ending = verdict.finish.any()  # its blocks are free, and may be another's next
+        depths, patience = _depths(round, verdict, everybody), _patience(round)
+        pairs = self._own_pairs(round, verdict, hidden, everybody)
+        gained = sum(verdict.accepted_rows[s] for s in everybody)
+        if gained and not any(depths.values()) and not ending and self._may_wait(pairs, int(gained)):
+            self._backlog.add(pairs)
+            return {}
+        drafts = self._catch_up(pairs, depths, patience)
+        return drafts if self._shared is None else self._shared.collect(round, depths, drafts)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the cache is behind, of any data group."""
+        return bool(self._behind if self._shared is not None else self._backlog)
+
+    def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: list[int]) -> Pairs:
+        """What the verdict makes certain of the round's sequences `kept`."""
+        return accepted_pairs(round, verdict, hidden, kept)
+
+    def forget(self, sequence_ids: IntArray) -> None:
+        self._starts.end(sequence_ids)
+        self._model.forget(sequence_ids)
+
+    def _own_pairs(self, round: Round, verdict: Verdict, hidden: Tensor, everybody: list[int]) -> Pairs:
+        """Of `everybody` that is followed those of this data group."""
+        if self._shared is None:
+            return self._pairs(round, verdict, hidden, everybody)
+        own, its = share_of(round, self._data), verdict_for(round, verdict, self._data)
+        return self._pairs(own, its, hidden, followed(own, its))
+
+    def _may_wait(self, pairs: Pairs, everybodys: int) -> bool:
+        """Whether these pairs can wait; data groups answer alike."""
+        if self._shared is None:
+            return self._backlog.has_room(pairs)
+        self._behind += everybodys
+        return self._behind <= self._most_waiting
+
+    def _catch_up(
+        self, pairs: Pairs, depths: Mapping[int, int], patience: Mapping[int, FloatArray]
+    ) -> dict[int, Drafts]:
+        """Feeds what waits and `pairs`, then drafts `depths` (by sequence id) for the sequences in `pairs`."""
+        waiting = joined([*self._backlog.take(), pairs])
+        self._behind = 0
+        if not len(waiting) and self._shared is None:
+            return {}
+        ids = pairs.sequence_ids.tolist()
+        going = [n for n, sequence_id in enumerate(ids) if depths.get(sequence_id)]
+        own = ints([depths[ids[n]] for n in going])
+        entries = ints(going) + (len(waiting.lengths) - len(ids))
+        steps = max(depths.values(), default=0) if self._shared is not None else None
+        ends = np.array([patience[ids[n]] for n in going]) if patience and going else None
+        drafts = self._model.draft(waiting, Wanted(entries, own, steps, ends))
+        return dict(zip([ids[n] for n in going], drafts, strict=True))
+
+
+def _patience(round: Round) -> dict[int, FloatArray]:
+    """When drafting ends before its depth, by sequence id; empty: never."""
+    rows = round.patience.reshape(-1, PATIENCE)
+    return dict(zip(round.sequence_ids.tolist(), rows, strict=True)) if len(rows) else {}
+
+
+def _depths(round: Round, verdict: Verdict, everybody: list[int]) -> dict[int, int]:
+    """How many drafts are to be made, by sequence id, for those of `everybody` that go on."""
+    ids, steps, finish = round.sequence_ids.tolist(), round.draft_steps.tolist(), verdict.finish.tolist()
+    return {ids[s]: steps[s] for s in everybody if finish[s] == RUNNING}

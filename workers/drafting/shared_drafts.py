@@ -1,0 +1,47 @@
+"""Brings the drafts that each data group made for its own sequences to the leader."""
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+
+from outrider.workers.model.shard import Shard
+from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.round import Round, owned
+
+_LEADER = 0  # its place in the first stage's group
+_NONE = -1  # in the place of a draft that was not made
+
+
+class SharedDrafts:
+    """Every rank of the first stage takes part, with drafts or without."""
+
+    def __init__(self, stage: Collectives, shard: Shard, device: torch.device) -> None:
+        self._stage, self._shard, self._device = stage, shard, device
+        self.data = shard.data
+
+    def collect(self, round: Round, depths: Mapping[int, int], drafts: dict[int, Drafts]) -> dict[int, Drafts]:
+        """All groups' drafts by sequence id, on the leader. `depths` says how many each sequence has at most."""
+        groups = [round.sequence_ids[owned(round, data)].tolist() for data in range(self._shard.datas)]
+        most = max(sum(depths.get(sequence_id, 0) for sequence_id in group) for group in groups)
+        if not most:
+            return {}
+        flat = list[tuple[int, float]]()
+        for sequence_id in groups[self.data]:
+            own = drafts.get(sequence_id, Drafts([], []))
+            flat += zip(own.token_ids, own.confidences, strict=True)
+            flat += [(_NONE, 0.0)] * (depths.get(sequence_id, 0) - len(own))
+        mine = torch.zeros(most, 2, dtype=torch.float64, device=self._device)  # a token's id is exact in it
+        mine[: len(flat)] = torch.tensor(flat, dtype=torch.float64, device=self._device).view(-1, 2)
+        parts = self._stage.gather(mine, "drafts", _LEADER)
+        if self._stage.rank != _LEADER:
+            return {}
+        found: dict[int, Drafts] = {}
+        for data, group in enumerate(groups):
+            rows = iter(parts[data * self._shard.tensors].tolist())
+            for sequence_id in group:
+                if depth := depths.get(sequence_id, 0):
+                    taken = [row for row in itertools.islice(rows, depth) if row[0] != _NONE]
+                    found[sequence_id] = Drafts([int(token) for token, _ in taken], [lead for _, lead in taken])
+        return found

@@ -1,0 +1,55 @@
+"""The transforms before temperature on torch's path: what a row's rules add to its logits, take off, or rule out.
+
+Order (design: Zero difference): logit_bias, allowed tokens and bad words -> min_tokens -> grammar -> penalties. What
+rules out commutes. Each changed logit is computed in float64 and rounded to float32 once; the compiled twin,
+kernels/cpu/src/rules.h, does the same.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from outrider.workers.sampling.sample_row import SampleRow
+from outrider.workers.sampling.token_rules import allowed_of
+from outrider.workers.types.round import ints
+
+
+def ruled(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Logits after the rules, -inf where a token is ruled out: float32 [n, vocab]. Leaves `logits` as it is."""
+    changed = [index for index, row in enumerate(rows) if _changes(row)]
+    if not changed:
+        return logits
+    logits = logits.clone()
+    for index in changed:
+        _apply(rows[index], logits[index])
+    return logits
+
+
+def _changes(row: SampleRow) -> bool:
+    rules = row.rules
+    return bool(
+        row.output_tokens < row.params.min_tokens
+        or len(rules.biased_ids)
+        or row.allowed is not None
+        or len(rules.bad_words)
+        or rules.penalises
+    )
+
+
+def _apply(row: SampleRow, logits: Tensor) -> None:
+    """One row, in place: float32 [vocab]."""
+    rules, vocab = row.rules, logits.shape[-1]
+    biased = torch.from_numpy(rules.biased_ids).to(logits.device)
+    logits[biased] = (logits[biased].double() + torch.from_numpy(rules.biases).to(logits.device)).float()
+    if row.allowed is not None:
+        logits.masked_fill_(~torch.from_numpy(allowed_of(row.allowed, vocab)).to(logits.device), -torch.inf)
+    ruled_out = rules.banned(row.said)
+    if row.output_tokens < row.params.min_tokens:
+        ruled_out += [*row.eos_token_ids, *(row.params.stop_token_ids or ())]
+    logits[torch.from_numpy(ints(ruled_out)).to(logits.device)] = -torch.inf
+    if rules.penalises:
+        ids, counts = rules.counts(row.said)
+        places = torch.from_numpy(ids).to(logits.device)
+        penalised = rules.penalised(logits[places].double().cpu().numpy(), counts)
+        logits[places] = torch.from_numpy(penalised).float().to(logits.device)

@@ -1,0 +1,36 @@
+"""One row of logits to draw a token from: all that decides the draw beside the logits."""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from outrider.kernels.sampling import row_key, sequence_key
+from outrider.workers.sampling.token_rules import Mask, TokenRules
+from outrider.workers.types.round import IntArray, ints
+from outrider.workers.types.sampling_params import SamplingParams
+
+_NO_RULES = TokenRules()
+_sequence_key = lru_cache(maxsize=4096)(sequence_key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """Where the row stands and what holds there."""
+
+    params: SamplingParams
+    seed: int
+    output_index: int
+    position: int  # of the token being chosen, counted over prompt and output
+    output_tokens: int  # how many of the output come before it
+    eos_token_ids: tuple[int, ...]
+    rules: TokenRules = _NO_RULES
+    allowed: Mask | None = None  # the rules' own, less what a grammar rules out here
+    said: IntArray = field(default_factory=ints)  # the output before it, if a rule looks back on it
+
+    @property
+    def fallback(self) -> int:
+        """Drawn where the rules leave no token."""
+        return self.eos_token_ids[0] if self.eos_token_ids else 0
+
+    @property
+    def noise_key(self) -> int:
+        return row_key(_sequence_key(self.seed, self.output_index), self.position)

@@ -1,0 +1,223 @@
+"""What sampler and drafter remember of each live sequence: how it is sampled, and, if a rule asks, what it has said."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.kernels.cpu.context import DRAW
+from outrider.kernels.sampling import sequence_key
+from outrider.workers.sampling.grammar import Constraint, Grammars
+from outrider.workers.sampling.said import Said
+from outrider.workers.sampling.sample_row import SampleRow
+from outrider.workers.sampling.token_rules import Mask, TokenRules, both
+from outrider.workers.types.round import IntArray, Round, SequenceStart, Verdict, ints
+from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
+
+_POSITION, _WORDS = list(DRAW.names or ()).index("position"), DRAW.itemsize // 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """One sequence, for both paths."""
+
+    start: SequenceStart
+    rules: TokenRules
+    said: Said | None  # None: no rule looks back
+    constraint: Constraint | None
+    draw: IntArray  # the words of a DRAW, but for the position; they point to arrays of `rules` and to `end_ids`
+    end_ids: IntArray
+
+    @classmethod
+    def of(cls, start: SequenceStart, eos_token_ids: tuple[int, ...], grammars: Grammars | None) -> "_Live":
+        rules = TokenRules.of(start.params, start.prompt_ids)
+        constraint = _constraint(start.params, grammars)
+        said = Said(start.output_token_ids) if rules.looks_back or constraint is not None else None
+        end_ids = ints((*eos_token_ids, *(start.params.stop_token_ids or ())))
+        draw = np.zeros(1, dtype=DRAW)
+        _fill_draw(draw, start, end_ids)
+        _fill_rules(draw, rules)
+        draw["fallback"] = eos_token_ids[0] if eos_token_ids else 0
+        draw["constrained"] = constraint is not None
+        return cls(start, rules, said, constraint, draw.view(np.int64), end_ids)
+
+    def allowed(self, position: int) -> Mask | None:
+        """The tokens that may stand at `position`; None: all."""
+        if self.constraint is None or self.said is None:
+            return self.rules.allowed
+        mask = np.empty(self.constraint.words, dtype=np.uint32)
+        if not self.constraint.fill(self.said.before(position - self.start.prompt_tokens), mask):
+            return self.rules.allowed
+        return mask if self.rules.allowed is None else both(mask, self.rules.allowed)
+
+    def fails_before(self, position: int) -> bool:
+        place = None if self.constraint is None else self.constraint.failed_at
+        return place is not None and self.start.prompt_tokens + place < position
+
+    def row(self, position: int, eos_token_ids: tuple[int, ...]) -> SampleRow:
+        start = self.start
+        output_tokens = position - start.prompt_tokens
+        return SampleRow(
+            params=start.params,
+            seed=start.seed,
+            output_index=start.output_index,
+            position=position,
+            output_tokens=output_tokens,
+            eos_token_ids=eos_token_ids,
+            rules=self.rules,
+            allowed=self.allowed(position),
+            said=self.said.before(output_tokens) if self.said else ints(),
+        )
+
+
+class SequenceStarts:
+    """Live sequences by id. Knows nothing of how they are computed."""
+
+    def __init__(self, eos_token_ids: tuple[int, ...], grammars: Grammars | None = None) -> None:
+        """Without `grammars` structured outputs are not followed, which only a drafter can do without."""
+        self.eos_token_ids = eos_token_ids
+        self._grammars = grammars
+        self._masks: list[Mask | None] = []  # those that the last draws point to
+        self._live: dict[int, _Live] = {}
+        self._looking_back: dict[int, _Live] = {}  # those of which the output is kept
+
+    def __getitem__(self, sequence_id: int) -> SequenceStart:
+        return self._live[sequence_id].start
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def constrains(self) -> bool:
+        """Whether a grammar holds for any of them."""
+        return any(live.constraint is not None for live in self._looking_back.values())
+
+    def __contains__(self, sequence_id: int) -> bool:
+        return sequence_id in self._live
+
+    def prepare(self, constraints: Iterable[StructuredOutputsParams]) -> None:
+        """Sequences will begin under these: their grammars are compiled meanwhile, beside the rounds."""
+        if self._grammars is not None:
+            for constraint in constraints:
+                self._grammars.prepare(constraint)
+
+    def begin(self, begins: Iterable[SequenceStart]) -> None:
+        """What has begun already goes on: sampler and drafter of one process share this."""
+        for start in begins:
+            if start.sequence_id not in self._live:
+                live = self._live[start.sequence_id] = _Live.of(start, self.eos_token_ids, self._grammars)
+                if live.said is not None:
+                    self._looking_back[start.sequence_id] = live
+
+    def end(self, sequence_ids: IntArray) -> None:
+        for sequence_id in sequence_ids.tolist():
+            self._live.pop(sequence_id, None)
+            self._looking_back.pop(sequence_id, None)
+
+    def write(self, sequence_id: int, position: int, token_ids: Sequence[int] | IntArray) -> None:
+        """The sequence's tokens at `position` and after, certain or drafted: later rows look back on them."""
+        live = self._looking_back.get(sequence_id)
+        if live is not None and live.said is not None and len(token_ids):
+            live.said.write(position - live.start.prompt_tokens, token_ids)
+
+    def write_each(self, sequence_ids: IntArray, positions: IntArray, token_ids: IntArray) -> None:
+        """One token of each sequence, at its position."""
+        if self._looking_back:
+            for n, (sequence_id, position) in enumerate(zip(sequence_ids.tolist(), positions.tolist(), strict=True)):
+                self.write(sequence_id, position, token_ids[n : n + 1])
+
+    def write_drafts(self, round: Round) -> None:
+        """The drafts that a round verifies."""
+        if not self._looking_back:
+            return
+        for sequence_id, start, count, (first, end) in _columns(round):
+            live = self._looking_back.get(sequence_id)
+            if live is not None and live.constraint is not None:
+                live.constraint.failed_at = None
+            if count > 1:
+                self.write(sequence_id, start + end - first - count + 1, round.token_ids[end - count + 1 : end])
+
+    def write_verdict(self, round: Round, verdict: Verdict) -> None:
+        """The tokens that a verdict made certain."""
+        if not self._looking_back:
+            return
+        emitted = pairwise(verdict.token_offsets.tolist())
+        for (sequence_id, start, count, (first, end)), (low, high) in zip(_columns(round), emitted, strict=True):
+            self.write(sequence_id, start + end - first - count + 1, verdict.token_ids[low:high])
+
+    def failed(self, round: Round, verdict: Verdict) -> list[int]:
+        """Which of the round's sequences gained a token whose grammar could not be followed: of rows since the drafts
+        were written."""
+        if not self.constrains:
+            return []
+        failed = []
+        for index, (sequence_id, start, count, (first, end)) in enumerate(_columns(round)):
+            live = self._looking_back.get(sequence_id)
+            emitted = int(verdict.token_offsets[index + 1] - verdict.token_offsets[index])
+            if emitted and live is not None and live.fails_before(start + end - first - count + 1 + emitted):
+                failed.append(index)
+        return failed
+
+    def rows(self, sequence_ids: IntArray, positions: IntArray) -> list[SampleRow]:
+        """One row per (sequence, absolute position of the token being chosen)."""
+        places = zip(sequence_ids.tolist(), positions.tolist(), strict=True)
+        return [self._live[sequence_id].row(position, self.eos_token_ids) for sequence_id, position in places]
+
+    def draws(self, sequence_ids: IntArray, positions: IntArray) -> NDArray[Any]:
+        """As `rows`, for the compiled kernels: DRAW [n], valid until the next call, or a write or end of a sequence."""
+        if not len(sequence_ids):
+            return np.empty(0, dtype=DRAW)
+        live = [self._live[sequence_id] for sequence_id in sequence_ids.tolist()]
+        words = np.concatenate([each.draw for each in live])
+        words[_POSITION::_WORDS] = positions
+        out = words.view(DRAW)
+        if self._looking_back:
+            out["said"] = [each.said.address if each.said else 0 for each in live]
+        if self.constrains:
+            self._masks = [each.allowed(position) for each, position in zip(live, positions.tolist(), strict=True)]
+            out["allowed"] = [0 if mask is None else mask.ctypes.data for mask in self._masks]
+            out["allowed_words"] = [0 if mask is None else len(mask) for mask in self._masks]
+        return out
+
+    def allowed(self, sequence_id: int, position: int) -> Mask | None:
+        """The tokens that the sequence may have at `position`, after what was written before it; None: all."""
+        return self._live[sequence_id].allowed(position)
+
+
+def _constraint(params: SamplingParams, grammars: Grammars | None) -> Constraint | None:
+    if params.structured_outputs is None or grammars is None:
+        return None
+    return grammars.follow(params.structured_outputs, params.reasoning_end_id)
+
+
+def _columns(round: Round) -> Iterable[tuple[int, int, int, tuple[int, int]]]:
+    """Of each sequence its id, the position of its first row, how many rows are sampled, and where its rows are."""
+    return zip(
+        round.sequence_ids.tolist(), round.starts.tolist(), round.sample_counts.tolist(),
+        pairwise(round.query_offsets.tolist()), strict=True,
+    )  # fmt: skip
+
+
+def _fill_draw(draw: NDArray[Any], start: SequenceStart, end_ids: IntArray) -> None:
+    params = start.params
+    draw["sequence_key"] = sequence_key(start.seed, start.output_index)
+    draw["temperature"] = 0 if params.greedy else params.temperature
+    draw["min_p"], draw["top_p"], draw["top_k"] = params.min_p, params.top_p, params.top_k
+    draw["prompt_tokens"] = start.prompt_tokens
+    draw["ruled_out"], draw["ruled_out_count"] = end_ids.ctypes.data, len(end_ids)
+    draw["ruled_out_until"] = start.prompt_tokens + params.min_tokens
+
+
+def _fill_rules(draw: NDArray[Any], rules: TokenRules) -> None:
+    draw["biased"], draw["biases"] = rules.biased_ids.ctypes.data, rules.biases.ctypes.data
+    draw["biased_count"] = len(rules.biased_ids)
+    if rules.allowed is not None:
+        draw["allowed"], draw["allowed_words"] = rules.allowed.ctypes.data, len(rules.allowed)
+    draw["bad_words"], draw["bad_words_size"] = rules.bad_words.ctypes.data, len(rules.bad_words)
+    draw["penalises"] = rules.penalises
+    draw["repetition"], draw["frequency"], draw["presence"] = rules.repetition, rules.frequency, rules.presence
+    draw["prompt_ids"], draw["prompt_ids_count"] = rules.prompt_ids.ctypes.data, len(rules.prompt_ids)

@@ -1,0 +1,54 @@
+"""What an engine counts: what statuses and metrics say of it, of its speculation and of its experts."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertFigures:
+    """How evenly ranks' experts are loaded, and what was done about it."""
+
+    imbalance: dict[int, float] = field(default_factory=dict)  # by layer, of late: the heaviest rank over the mean
+    replacements: int = 0  # layers whose experts went elsewhere
+    moves: int = 0  # experts that ranks read for that
+    stopped: bool = False  # a rank could not read one: they stay where they are
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> "ExpertFigures":
+        """From JSON, whose keys are text."""
+        return cls(**{**values, "imbalance": {int(layer): each for layer, each in values["imbalance"].items()}})
+
+
+@dataclass(slots=True)
+class SpeculationFigures:
+    """How speculation does at present, as the engine models it."""
+
+    price: float = 0.0  # tokens that a second must bring; 0: not known, as of all that follows where depths are fixed
+    gain: float = 0.0  # of late, speed over that without speculation; 0: not known
+    ledger: float = 0.0  # undrafted rounds that may still be lost
+    stopped: bool = False  # the ledger is empty
+    depth: float = 0.0  # of late, drafts verified a sequence and round
+    forecast_error: float = 0.0  # of late, of rounds' time, mean absolute share
+    alarms: dict[str, int] = field(default_factory=dict)  # how often each was raised
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Running totals and gauges of one engine. Read by status and metrics; written by the engine's thread only."""
+
+    running: int = 0
+    waiting: int = 0
+    tokens: int = 0  # of unfinished sequences, prompt and output
+    oldest_wait_s: float = 0.0  # longest that a live request has waited for its first token
+    rounds: int = 0
+    kv_cache_usage: float = 0.0  # 0..1
+    drafted: int = 0
+    accepted: int = 0
+    generated_tokens: int = 0
+    prefix_queries: int = 0  # tokens looked up
+    prefix_hits: int = 0  # tokens found
+    drafts: int = 0  # draft sequences verified (rounds with at least one draft)
+    accepted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
+    drafted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
+    speculation: SpeculationFigures = field(default_factory=SpeculationFigures)
+    experts: ExpertFigures = field(default_factory=ExpertFigures)
