@@ -119,7 +119,7 @@ class Load:
 
 
 def total(runs: list[Run], name: str) -> float:
-    return sum(one.answer[name] for one in runs)
+    return sum(float(one.answer[name]) for one in runs)
 
 
 def requests(cells: list[Cell], args: argparse.Namespace) -> dict[Cell, dict[str, Any]]:
@@ -190,7 +190,7 @@ def told(found: dict[str, Any], *, soak: bool) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="scout", help="a bundled model's name, or a checkpoint's directory")
-    parser.add_argument("--arms", type=words, default=["auto", "off", "1", "2", "3", "5"])
+    parser.add_argument("--arms", type=words, default=["auto", "off", "1", "2", "3", "5"], help="auto and off always")
     parser.add_argument("--batch", type=numbers, default=[1, 4, 8, 16], help="batch sizes of the cells")
     parser.add_argument("--cells", type=words, default=["*"], metavar="PATTERN,...", help="such as code:0:1,prose:*")
     parser.add_argument("--cycles", type=int, default=3)

@@ -51,7 +51,7 @@ def in_order(cells: Iterable[Cell], seed: int, tries: int = 300) -> list[Cell]:
     """
     rng, cells = random.Random(seed), sorted(cells)
     orders = [_shuffled(cells, rng) for _ in range(tries)]
-    return max(orders, key=lambda order: sum(map(_changes, order, [*order[1:], order[0]])))
+    return max(orders, key=lambda order: sum(map(_changes, order, order[1:] + order[:1])))
 
 
 def _shuffled(cells: Sequence[Cell], rng: random.Random) -> list[Cell]:
