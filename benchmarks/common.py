@@ -87,12 +87,21 @@ def machine() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
+def record(command: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with what it takes to repeat them."""
+    threads = os.environ.get("OMP_NUM_THREADS", "default")
+    return {
+        "command": command,
+        "OMP_NUM_THREADS": threads,
+        "machine": machine(),
+        "date": date.today().isoformat(),
+        **figures,
+    }
+
+
 def save(name: str, command: str, figures: dict[str, Any]) -> Path:
     """Writes results/NAME.json with what it takes to repeat it."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    threads = os.environ.get("OMP_NUM_THREADS", "default")
-    record = {"command": command, "OMP_NUM_THREADS": threads, "machine": machine(), "date": date.today().isoformat()}
-    record |= figures
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record(command, figures), indent=1) + "\n")
     return path

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 # prompts, max_tokens, what to call once every prompt has its first token -> the tokens of each prompt
 Generate = Callable[[list[list[int]], int, Callable[[], None]], list[list[int]]]
@@ -31,10 +31,14 @@ def claim_stdout() -> TextIO:
 
 def serve(answers: TextIO, version: str, generate: Generate) -> None:
     """Answers every request on standard input."""
+    answer_each(answers, version, lambda request: timed(generate, request["prompts"], request["max_tokens"]))
+
+
+def answer_each(answers: TextIO, version: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The same exchange for requests and answers of any content."""
     print(json.dumps({"version": version}), file=answers, flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(timed(generate, request["prompts"], request["max_tokens"])), file=answers, flush=True)
+        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
 
 
 def timed(generate: Generate, prompts: list[list[int]], max_tokens: int) -> dict[str, object]:

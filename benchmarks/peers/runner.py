@@ -45,11 +45,16 @@ class Runner:
         self.version: str = self._read(LOAD_TIMEOUT_S)["version"]
 
     def run(self, prompts: list[list[int]], max_tokens: int) -> Answer:
+        answer, others = self.ask({"prompts": prompts, "max_tokens": max_tokens})
+        return Answer(**answer, others=others)
+
+    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], float]:
+        """The answer, and the share of the machine's processor time that others took meanwhile."""
         assert self._process.stdin is not None
         began = Moment.now(self._process.pid)
-        print(json.dumps({"prompts": prompts, "max_tokens": max_tokens}), file=self._process.stdin, flush=True)
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         answer = self._read(RUN_TIMEOUT_S)
-        return Answer(**answer, others=share_of_others(began, Moment.now(self._process.pid)))
+        return answer, share_of_others(began, Moment.now(self._process.pid))
 
     def close(self) -> None:
         """Ends it, at once if it does not end by itself."""

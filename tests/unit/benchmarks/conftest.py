@@ -10,6 +10,7 @@ from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
+before = list(sys.path)
 sys.path.insert(0, str(BENCHMARKS))
 for name in (
     "beliefs",
@@ -20,6 +21,9 @@ for name in (
     "decode",
     "generation",
     "linears",
+    "mixed_load",
+    "mixed_load_figures",
+    "package_prompts",
     "planner",
     "ranks",
     "record",
@@ -36,4 +40,4 @@ for name in (
     "speculation",
 ):
     importlib.import_module(name)
-sys.path.remove(str(BENCHMARKS))
+sys.path[:] = before
