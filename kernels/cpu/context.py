@@ -105,8 +105,8 @@ class Context:
         return tokens
 
     def draw(self, logits: Tensor, draws: NDArray[Any]) -> IntArray:
-        """Tokens drawn from `logits` [n, vocab] float32, which are left as they are."""
-        logits = logits.clone()
+        """Tokens drawn from `logits` [n, vocab] float32."""
+        logits = logits.contiguous()
         tokens = np.empty(len(logits), dtype=np.int64)
         if len(logits):
             self._library.outrider_draw(

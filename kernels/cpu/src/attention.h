@@ -178,18 +178,21 @@ struct Gathered {
 // was gathered before is to be multiplied by the factor returned.
 inline float weigh(float* weights, int begin, int end, Gathered& now) {
     if (begin >= end) return 1.0f;
-    std::fill(weights, weights + begin, -INFINITY);
-    std::fill(weights + end, weights + kChunk, -INFINITY);
-    F16 best = load(weights);
-    for (int i = kLanes; i < kChunk; i += kLanes) best = largest(best, load(weights + i));
+    const int first = begin / kLanes * kLanes, last = (end + kLanes - 1) / kLanes * kLanes;  // whole vectors
+    std::fill(weights + first, weights + begin, -INFINITY);
+    std::fill(weights + end, weights + last, -INFINITY);
+    F16 best = load(weights + first);
+    for (int i = first + kLanes; i < last; i += kLanes) best = largest(best, load(weights + i));
     const float most = std::max(now.most, max_lane(best));
     F16 parts = zero();
-    for (int i = 0; i < kChunk; i += kLanes) {
+    for (int i = first; i < last; i += kLanes) {
         store(weights + i, exp(load(weights + i) - all(most)));
         if (i < begin) std::fill(weights + i, weights + std::min(begin, i + kLanes), 0.0f);
         if (i + kLanes > end) std::fill(weights + std::max(end, i), weights + i + kLanes, 0.0f);
         parts = parts + load(weights + i);
     }
+    std::fill(weights, weights + first, 0.0f);
+    std::fill(weights + last, weights + kChunk, 0.0f);
     const float kept = now.total > 0 ? Gathered::exp_of(now.most - most) : 1.0f;
     now = {most, now.total * kept + sum(parts)};
     return kept;
@@ -209,7 +212,7 @@ class Walker {
 public:
     Walker(const Shape& shape, const Rows& rows, const Value* cache, const float* queries, float* out, int first_row, Parts& parts)
         : shape_(shape), rows_(rows), cache_(cache), queries_(queries), out_(out), first_row_(first_row),
-          stride_(shape.gathered_stride()), parts_(parts), segment_values_(static_cast<size_t>(kTileQueries) * stride_) {}
+          stride_(shape.gathered_stride()), parts_(parts), segment_values_(std::make_unique_for_overwrite<float[]>(static_cast<size_t>(kTileQueries) * stride_)) {}
 
     void operator()(const Walk& walk) {
         const int count = walk.queries();
@@ -225,7 +228,7 @@ public:
         }
         Gathered whole[kTileQueries];
         for (int q = 0; q < count; ++q) {
-            values_[q] = segment_values_.data() + static_cast<size_t>(q) * stride_;
+            values_[q] = segment_values_.get() + static_cast<size_t>(q) * stride_;
             std::fill_n(out_of(walk, q), stride_, 0.0f);
         }
         for (long segment = walk.first_segment; segment < walk.last_segment; ++segment) {
@@ -292,8 +295,11 @@ private:
         find_slots(walk, chunk);
         const int last = seen(walk, walk.end - 1, chunk).end, count = walk.queries(), values = shape_.gathered();
         for (int slot = 0; slot < last; slot += kQuads) {
-            for (int i = slot + kAskAhead; i < slot + kAskAhead + kQuads; ++i) ask_for(slots_[i]);
-            for (int first = 0; first < count; first += company(walk)) score_quad(walk, first, slot);
+            int asked = 0;  // of the quad further on; between products, so that memory and cores are both kept busy
+            for (int first = 0; first < count; first += company(walk)) {
+                for (; asked * count < kQuads * (first + company(walk)); ++asked) ask_for(slots_[slot + kAskAhead + asked]);
+                score_quad(walk, first, slot);
+            }
         }
         for (int q = 0; q < count; ++q) {
             const Seen range = seen(walk, row_of(walk, q), chunk);
@@ -365,7 +371,7 @@ private:
     int first_row_, stride_;  // of what a query gathers
     const Value* slots_[kChunk + kAskAhead + kQuads];
     Parts& parts_;
-    std::vector<float> segment_values_;
+    std::unique_ptr<float[]> segment_values_;
     const float* query_[kTileQueries];
     float *values_[kTileQueries], *weights_[kTileQueries];
     Gathered now_[kTileQueries];  // of the segment at hand

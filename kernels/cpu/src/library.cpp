@@ -10,7 +10,6 @@ struct Context {
     Pool pool;
     Room room;
     Sampling sampling;
-    std::vector<float> logits;
 };
 
 struct StageWeights {
@@ -88,17 +87,14 @@ void outrider_sample(Context* context, int threads, int spins, const Linear* hea
                      const int64_t* which, int count, const Draw* draws, float* logits, int64_t* tokens,
                      double* margins) {
     const long outputs = head->outputs;
-    Room::grow(context->logits, count * outputs);
     context->pool.run(threads, spins, [&](const Team& team) {
         project(team, {head, nullptr, head->outputs}, count, [&](int i) { return hidden + which[i] * head->inputs; }, logits);
-        const auto share = team.share(count);
-        std::copy(logits + share.begin * outputs, logits + share.end * outputs, context->logits.data() + share.begin * outputs);
-        context->sampling.run(team, count, context->logits.data(), outputs, static_cast<int>(outputs), nullptr, draws, tokens, margins);
+        context->sampling.run(team, count, logits, outputs, static_cast<int>(outputs), nullptr, draws, tokens, margins);
     });
 }
 
-// Draws from logits [rows][count], which are overwritten.
-void outrider_draw(Context* context, int threads, int spins, float* logits, int rows, int count, const Draw* draws,
+// Draws from logits [rows][count].
+void outrider_draw(Context* context, int threads, int spins, const float* logits, int rows, int count, const Draw* draws,
                    int64_t* tokens) {
     context->pool.run(threads, spins, [&](const Team& team) {
         context->sampling.run(team, rows, logits, count, count, nullptr, draws, tokens, nullptr);

@@ -42,6 +42,29 @@ struct Linear {
 inline int stretches8(int inputs) { return (inputs + kStretch8 - 1) / kStretch8; }
 inline int pairs(int inputs) { return (inputs + 1) / 2; }
 
+inline long panel_bytes(const Linear& linear) {
+    const long inputs = linear.inputs;
+    if (linear.kind == kFloat32) return inputs * kPanel * sizeof(float);
+    if (linear.kind == kBfloat16) return pairs(linear.inputs) * kPanel * static_cast<long>(sizeof(uint32_t));
+    return inputs * kPanel;
+}
+
+// Where panels lie, one `stride` bytes after another: what is read, or what is asked for in advance.
+struct Streams {
+    const char* begin;
+    long stride;
+
+    const char* at(int panel, long byte) const { return begin + panel * stride + byte; }
+};
+
+inline Streams panels_from(const Linear& linear, int panel) {
+    const long stride = panel_bytes(linear);
+    return {static_cast<const char*>(linear.panels) + panel * stride, stride};
+}
+
+template <int N>
+using Count = std::integral_constant<int, N>;
+
 // Of R rows and P panels. An output's sum is a chain, each link of which waits for the one before: one row or two take
 // several panels at once, so that there is always one that need not wait.
 template <int R, int P>
@@ -55,15 +78,15 @@ inline void prefetch(const void* p) {
 
 constexpr int kAhead = 2048;  // bytes of a weight stream asked for in advance
 
-// A panel of `stride` words after another.
+// One stretch of P panels, inputs [begin, end); `asked` lies `begin` inputs before what the first of them asks for.
 template <int R, int P>
-ALWAYS_INLINE void add_float32(Sums<R, P>& sums, const float* const* x, const float* panels, long stride, int begin,
-                               int end) {
+ALWAYS_INLINE void add_float32(Sums<R, P>& sums, const float* const* x, Streams read, Streams asked, int begin, int end) {
+    constexpr long step = kPanel * sizeof(float);
     for (int k = begin; k < end; ++k) {
         for (int p = 0; p < P; ++p) {
-            const float* w = panels + p * stride + static_cast<long>(k) * kPanel;
-            prefetch(reinterpret_cast<const char*>(w) + kAhead);
-            prefetch(reinterpret_cast<const char*>(w) + kAhead + 64);
+            const float* w = reinterpret_cast<const float*>(read.at(p, k * step));
+            prefetch(asked.at(p, k * step));
+            prefetch(asked.at(p, k * step) + 64);
             for (int v = 0; v < kVectors; ++v) {
                 const F16 weight = load(w + v * kLanes);
                 for (int r = 0; r < R; ++r) sums[p][r][v] = fma(weight, all(x[r][k]), sums[p][r][v]);
@@ -73,17 +96,19 @@ ALWAYS_INLINE void add_float32(Sums<R, P>& sums, const float* const* x, const fl
 }
 
 template <int R, int P>
-ALWAYS_INLINE void add_bfloat16(Sums<R, P>& sums, const float* const* x, const uint32_t* panels, long stride, int begin,
-                                int end) {
+ALWAYS_INLINE void add_bfloat16(Sums<R, P>& sums, const float* const* x, Streams read, Streams asked, int begin, int end) {
+    constexpr long step = kPanel * sizeof(uint32_t);  // of two inputs
+    const auto words = [&](int p, int k, int v) {
+        return load_words(reinterpret_cast<const uint32_t*>(read.at(p, k / 2 * step)) + v * kLanes);
+    };
     int k = begin;
     for (; k + 1 < end; k += 2) {
         for (int p = 0; p < P; ++p) {
-            const uint32_t* w = panels + p * stride + static_cast<long>(k / 2) * kPanel;
-            prefetch(reinterpret_cast<const char*>(w) + kAhead);
-            prefetch(reinterpret_cast<const char*>(w) + kAhead + 64);
+            prefetch(asked.at(p, k / 2 * step));
+            prefetch(asked.at(p, k / 2 * step) + 64);
             for (int v = 0; v < kVectors; ++v) {
-                const Words words = load_words(w + v * kLanes);
-                const F16 even = low_halves(words), odd = high_halves(words);
+                const Words both = words(p, k, v);
+                const F16 even = low_halves(both), odd = high_halves(both);
                 for (int r = 0; r < R; ++r) {
                     sums[p][r][v] = fma(even, all(x[r][k]), sums[p][r][v]);
                     sums[p][r][v] = fma(odd, all(x[r][k + 1]), sums[p][r][v]);
@@ -94,25 +119,32 @@ ALWAYS_INLINE void add_bfloat16(Sums<R, P>& sums, const float* const* x, const u
     if (k == end) return;
     for (int p = 0; p < P; ++p) {
         for (int v = 0; v < kVectors; ++v) {
-            const F16 last = low_halves(load_words(panels + p * stride + static_cast<long>(k / 2) * kPanel + v * kLanes));
+            const F16 last = low_halves(words(p, k, v));
             for (int r = 0; r < R; ++r) sums[p][r][v] = fma(last, all(x[r][k]), sums[p][r][v]);
         }
     }
 }
 
 template <int R, int P>
-ALWAYS_INLINE void add_int8(Sums<R, P>& sums, const float* const* x, const int8_t* panels, long stride, int begin,
-                            int end) {
+ALWAYS_INLINE void add_int8(Sums<R, P>& sums, const float* const* x, Streams read, Streams asked, int begin, int end) {
+    constexpr long step = kPanel;
     for (int k = begin; k < end; ++k) {
         for (int p = 0; p < P; ++p) {
-            const int8_t* w = panels + p * stride + static_cast<long>(k) * kPanel;
-            prefetch(w + kAhead);
+            const int8_t* w = reinterpret_cast<const int8_t*>(read.at(p, k * step));
+            prefetch(asked.at(p, k * step));
             for (int v = 0; v < kVectors; ++v) {
                 const F16 weight = load(w + v * kLanes);
                 for (int r = 0; r < R; ++r) sums[p][r][v] = fma(weight, all(x[r][k]), sums[p][r][v]);
             }
         }
     }
+}
+
+template <int R, int P, WeightKind kind>
+ALWAYS_INLINE void add(Sums<R, P>& sums, const float* const* x, Streams read, Streams asked, int begin, int end) {
+    if constexpr (kind == kFloat32) add_float32<R, P>(sums, x, read, asked, begin, end);
+    if constexpr (kind == kBfloat16) add_bfloat16<R, P>(sums, x, read, asked, begin, end);
+    if constexpr (kind == kInt8) add_int8<R, P>(sums, x, read, asked, begin, end);
 }
 
 template <int R, int P>
@@ -122,25 +154,25 @@ ALWAYS_INLINE void clear(Sums<R, P>& sums) {
             for (int v = 0; v < kVectors; ++v) sums[p][r][v] = zero();
 }
 
-// The outputs of P panels from `panel` on for R rows. A stretch's sums are complete before they join the others.
+// The outputs of P panels from `panel` on for R rows. A stretch's sums are complete before they join the others. Towards
+// the end of these panels the beginnings of `next` are asked for, which are read after them.
 template <int R, int P, WeightKind kind>
-ALWAYS_INLINE void product(const Linear& linear, int panel, const float* const* x, Sums<R, P>& sums) {
+ALWAYS_INLINE void product(const Linear& linear, int panel, const float* const* x, Streams next, Sums<R, P>& sums) {
     constexpr int stretch = kind == kInt8 ? kStretch8 : kStretch;
     const int inputs = linear.inputs;
-    const long stride = static_cast<long>(kPanel) * (kind == kBfloat16 ? pairs(inputs) : inputs);
+    const Streams read = panels_from(linear, panel);
+    const int turn = std::max(inputs - static_cast<int>(kAhead * inputs / read.stride), 0) & ~1;
+    const Streams ahead{read.begin + kAhead, read.stride};
+    const Streams behind{next.begin - read.stride * turn / inputs, next.stride};
     const long scale_stride = static_cast<long>(stretches8(inputs)) * kPanel;
     const float* scales = linear.scales + panel * scale_stride;
     clear<R, P>(sums);
     for (int begin = 0; begin < inputs; begin += stretch) {
-        const int end = std::min(begin + stretch, inputs);
+        const int end = std::min(begin + stretch, inputs), middle = std::clamp(turn, begin, end);
         Sums<R, P> part;
         clear<R, P>(part);
-        if constexpr (kind == kFloat32)
-            add_float32<R, P>(part, x, static_cast<const float*>(linear.panels) + panel * stride, stride, begin, end);
-        if constexpr (kind == kBfloat16)
-            add_bfloat16<R, P>(part, x, static_cast<const uint32_t*>(linear.panels) + panel * stride, stride, begin, end);
-        if constexpr (kind == kInt8)
-            add_int8<R, P>(part, x, static_cast<const int8_t*>(linear.panels) + panel * stride, stride, begin, end);
+        add<R, P, kind>(part, x, read, ahead, begin, middle);
+        add<R, P, kind>(part, x, read, behind, middle, end);
         for (int p = 0; p < P; ++p) {
             for (int v = 0; v < kVectors; ++v) {
                 const float* own = scales + p * scale_stride + begin / stretch * kPanel + v * kLanes;
@@ -152,12 +184,12 @@ ALWAYS_INLINE void product(const Linear& linear, int panel, const float* const* 
 }
 
 template <int R, int P = 1, class Each>
-inline void at_once(const Linear& linear, int panel, int first_row, const float* const* x, const Each& each) {
+inline void at_once(const Linear& linear, int panel, int first_row, const float* const* x, Streams next, const Each& each) {
     Sums<R, P> sums;
     switch (linear.kind) {
-        case kFloat32: product<R, P, kFloat32>(linear, panel, x, sums); break;
-        case kBfloat16: product<R, P, kBfloat16>(linear, panel, x, sums); break;
-        default: product<R, P, kInt8>(linear, panel, x, sums); break;
+        case kFloat32: product<R, P, kFloat32>(linear, panel, x, next, sums); break;
+        case kBfloat16: product<R, P, kBfloat16>(linear, panel, x, next, sums); break;
+        default: product<R, P, kInt8>(linear, panel, x, next, sums); break;
     }
     for (int p = 0; p < P; ++p)
         for (int r = 0; r < R; ++r) each(first_row + r, linear.first_output(panel + p), sums[p][r]);
@@ -165,22 +197,22 @@ inline void at_once(const Linear& linear, int panel, int first_row, const float*
 
 // `each(row, first output of the panel, sums[kVectors])` for rows [begin, end) of one panel; x(row) is a row's input.
 template <class Rows, class Each>
-void panel_product(const Linear& linear, int panel, int begin, int end, const Rows& x, const Each& each) {
+void panel_product(const Linear& linear, int panel, int begin, int end, const Rows& x, Streams next, const Each& each) {
     const float* rows[kMostRows];
     for (int first = begin; first < end;) {
         const int count = std::min(end - first, kMostRows);
         for (int r = 0; r < count; ++r) rows[r] = x(first + r);
         switch (count) {
 #if defined(__AVX512F__)
-            case 8: at_once<8>(linear, panel, first, rows, each); break;
-            case 7: at_once<7>(linear, panel, first, rows, each); break;
-            case 6: at_once<6>(linear, panel, first, rows, each); break;
-            case 5: at_once<5>(linear, panel, first, rows, each); break;
-            case 4: at_once<4>(linear, panel, first, rows, each); break;
+            case 8: at_once<8>(linear, panel, first, rows, next, each); break;
+            case 7: at_once<7>(linear, panel, first, rows, next, each); break;
+            case 6: at_once<6>(linear, panel, first, rows, next, each); break;
+            case 5: at_once<5>(linear, panel, first, rows, next, each); break;
+            case 4: at_once<4>(linear, panel, first, rows, next, each); break;
 #endif
-            case 3: at_once<3>(linear, panel, first, rows, each); break;
-            case 2: at_once<2>(linear, panel, first, rows, each); break;
-            default: at_once<1>(linear, panel, first, rows, each); break;
+            case 3: at_once<3>(linear, panel, first, rows, next, each); break;
+            case 2: at_once<2>(linear, panel, first, rows, next, each); break;
+            default: at_once<1>(linear, panel, first, rows, next, each); break;
         }
         first += count;
     }
@@ -197,21 +229,26 @@ inline bool side_by_side() {
 #endif
 }
 
-// The same for panels [panel, last).
+// The same for panels [panel, last), of which `after` is read next.
 template <class Rows, class Each>
-void panel_products(const Linear& linear, int panel, int last, int begin, int end, const Rows& x, const Each& each) {
-    const float* rows[] = {x(begin), x(end - 1)};
-    if (end - begin == 1 && side_by_side()) {
+void panel_products(const Linear& linear, int panel, int last, int begin, int end, const Rows& x, Streams after, const Each& each) {
+    const auto next = [&](int following) { return following < last ? panels_from(linear, following) : after; };
+    const auto in_step = [&](auto rows_at_once, auto panels_at_once) {
+        constexpr int rows = decltype(rows_at_once)::value, panels = decltype(panels_at_once)::value;
+        if (end - begin != rows || !side_by_side()) return;
+        const float* inputs[rows];
+        for (int r = 0; r < rows; ++r) inputs[r] = x(begin + r);
+        for (; panel + panels <= last; panel += panels)
+            at_once<rows, panels>(linear, panel, begin, inputs, next(panel + panels), each);
+    };
 #if defined(__AVX512F__)
-        for (; panel + 4 <= last; panel += 4) at_once<1, 4>(linear, panel, begin, rows, each);
+    in_step(Count<1>{}, Count<4>{});
+    in_step(Count<2>{}, Count<2>{});
+    in_step(Count<3>{}, Count<2>{});
+    in_step(Count<4>{}, Count<2>{});
 #endif
-        for (; panel + 2 <= last; panel += 2) at_once<1, 2>(linear, panel, begin, rows, each);
-    }
-#if defined(__AVX512F__)
-    if (end - begin == 2 && side_by_side())
-        for (; panel + 2 <= last; panel += 2) at_once<2, 2>(linear, panel, begin, rows, each);
-#endif
-    for (; panel < last; ++panel) panel_product(linear, panel, begin, end, x, each);
+    in_step(Count<1>{}, Count<2>{});
+    for (; panel < last; ++panel) panel_product(linear, panel, begin, end, x, next(panel + 1), each);
 }
 
 constexpr int kRowBlock = 96;  // rows that stay in a core's cache while the panels go by
@@ -237,6 +274,7 @@ void products(const Team& team, int jobs, const LinearOf& linear, const RowsOf& 
             continue;
         }
         const Linear& weights = linear(job);
+        const Streams after = panels_from(job + 1 < jobs ? linear(job + 1) : weights, 0);
         const auto input = [&](int row) { return x(job, row); };
         const auto output = [&](int row, int first, const F16* sums) { each(job, row, first, sums); };
         for (int begin = 0; begin < rows(job); begin += kRowBlock) {
@@ -245,7 +283,7 @@ void products(const Team& team, int jobs, const LinearOf& linear, const RowsOf& 
             const auto panel_at = [&](long place) {  // the first that begins there or later
                 return static_cast<int>(std::clamp<long>((place - at + step - 1) / step, 0, panels));
             };
-            panel_products(weights, panel_at(share.begin), panel_at(share.end), begin, end, input, output);
+            panel_products(weights, panel_at(share.begin), panel_at(share.end), begin, end, input, after, output);
             at += panels * step;
         }
     }

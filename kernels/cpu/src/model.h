@@ -358,7 +358,7 @@ private:
     float* inner(int row) const { return room_.mlp_inner.data() + row * inner_stride_; }
 
     void moe(const LayerWeights& layer) {
-        each_row([&](int row) { route(layer, row); });
+        route(layer);
         if (team_.index == 0) group_rows(layer);
         team_.barrier();
         if (!shape_.shard)
@@ -445,13 +445,20 @@ private:
         add_columns(kOutputs, made, stride);
     }
 
-    void route(const LayerWeights& layer, int row) {
-        float* scores = room_.router_scores.data() + static_cast<long>(row) * shape_.experts;
-        for (int panel = 0; panel < layer.router.panel_count(); ++panel)
-            panel_product(layer.router, panel, 0, 1, [&](int) { return normed(row); },
-                          [&](int, int first, const F16* sums) { store_panel(scores, first, shape_.experts, sums); });
-        const long at = static_cast<long>(row) * shape_.chosen;
-        router_(scores, layer.router_bias, {room_.chosen.data() + at, room_.chosen_weights.data() + at});
+    // The rows' choices of experts. A thread's own rows together: their sums are short, and would wait for themselves.
+    void route(const LayerWeights& layer) {
+        const auto share = team_.share(rows_.rows);
+        const auto scores = [&](int row) { return room_.router_scores.data() + static_cast<long>(row) * shape_.experts; };
+        const Linear& router = layer.router;
+        panel_products(
+            router, 0, router.panel_count(), static_cast<int>(share.begin), static_cast<int>(share.end),
+            [&](int row) { return normed(row); }, panels_from(router, 0),
+            [&](int row, int first, const F16* sums) { store_panel(scores(row), first, shape_.experts, sums); });
+        for (long row = share.begin; row < share.end; ++row) {
+            const long at = row * shape_.chosen;
+            router_(scores(static_cast<int>(row)), layer.router_bias, {room_.chosen.data() + at, room_.chosen_weights.data() + at});
+        }
+        team_.barrier();
     }
 
     const Team& team_;

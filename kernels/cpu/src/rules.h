@@ -14,7 +14,7 @@ namespace outrider {
 struct Draw {
     uint64_t sequence_key;
     int64_t position;
-    double temperature;  // 0: the best logit, without noise
+    double temperature;  // 0: the best logit, without noise; else 1e-12 or more
     double min_p, top_p;
     int64_t top_k;  // 0: all
     int64_t prompt_tokens;
@@ -58,6 +58,12 @@ struct Entries {
 
 class Rules {
 public:
+    // Whether they do anything to a row.
+    static bool change(const Draw& draw) {
+        const bool ruled_out = draw.position < draw.ruled_out_until && draw.ruled_out_count > 0;
+        return draw.biased_count > 0 || draw.allowed || draw.bad_words_size > 0 || ruled_out || draw.penalises;
+    }
+
     void operator()(const Draw& draw, const Entries& row) {
         for (int64_t n = 0; n < draw.biased_count; ++n)
             if (float* logit = row.of(draw.biased[n])) *logit = static_cast<float>(*logit + draw.biases[n]);

@@ -47,7 +47,7 @@ struct Best {
     bool none() const { return score == -INFINITY; }
 };
 
-constexpr int kNoiseBlock = 64;
+constexpr int kBlock = 64;  // entries looked at together
 
 // log(x) for normal positive x, within one unit in the last place; written so that a loop over it is a vector loop.
 inline double log_of(double x) {
@@ -84,27 +84,31 @@ inline double exp_of(double x) {
 }
 
 // What an entry's noise is made of: the odd numerator n of u = n 2^-53 in (0, 1), and the noise is -log(-log(1 - u)).
-inline int64_t chance(uint64_t row_key, int64_t id) {
-    return static_cast<int64_t>(mix(row_key + static_cast<uint64_t>(id + 1) * kVocabStep) >> 12) * 2 + 1;
-}
+inline int64_t chance(uint64_t hash) { return static_cast<int64_t>(hash >> 12) * 2 + 1; }
 
 inline double gumbel(int64_t chance) {
     const double left = static_cast<double>((1ll << 53) - chance) * 0x1p-53;  // 1 - u, exact
     return -log_of(-log_of(left));
 }
 
-// At least gumbel(chance), and at most 0.06 more where that is large: -log(u), by the logarithm's chords between powers
-// of two, which a number's bits read as an integer are.
-inline double most_gumbel(int64_t chance) {
-    const double u = static_cast<double>(chance) * 0x1p-53;
-    int64_t bits;
+// At least the noise of an entry whose hash begins with the 31 bits `first`, and at most 0.06 more where that is large:
+// -log(u), by the logarithm's chords between powers of two, which a number's bits read as an integer are.
+inline float most_gumbel(int32_t first) {
+    const float u = static_cast<float>(first);  // by 2^31
+    int32_t bits;
     std::memcpy(&bits, &u, sizeof bits);
-    return (1023.0 - static_cast<double>(bits) * 0x1p-52) * 6.93147180559945309e-01 + 1e-9;
+    return (158.0f - static_cast<float>(bits) * 0x1p-23f) * 6.93147181e-01f + 1e-4f;
 }
 
 // A row's logits after its rules, with what its parameters cut off at -inf: everything that needs the whole row at once.
 class Transform {
 public:
+    // Whether it does anything to a row of `count`.
+    static bool changes(const Draw& draw, int count) {
+        const bool cuts = (draw.top_k > 0 && draw.top_k < count) || draw.min_p > 0 || draw.top_p < 1;
+        return Rules::change(draw) || (draw.temperature > 0 && cuts);
+    }
+
     // `ids` are the entries that the logits belong to, null for 0, 1, ...
     void operator()(const Draw& draw, float* logits, const int32_t* ids, int count) {
         rules_(draw, {logits, ids, count});
@@ -183,7 +187,8 @@ private:
 
 // Finds the best of some entries of a row, with noise or at temperature 0 by its logit, block by block.
 //
-// Noise takes two logarithms: past the first block it is made for those entries alone that may be among the best two.
+// Noise takes two logarithms in double precision: past the first block it is made for those entries alone that may be
+// among the best two, as bounds in single precision say, of the scores and of the noise.
 class Finder {
 public:
     Finder(const Draw& draw, const float* logits, const int32_t* ids)
@@ -192,13 +197,14 @@ public:
 
     Best operator()(int begin, int end) {
         Best best;
-        for (int first = begin; first < end; first += kNoiseBlock) {
-            const int count = std::min(kNoiseBlock, end - first);
-            score(first, count);
-            if (noisy_) hope(first, count);
+        for (int first = begin; first < end; first += kBlock) {
+            const int count = std::min(kBlock, end - first);
+            bound(first, count);
+            const float most = largest_bound();
+            if (best.id >= 0 && most == -INFINITY) continue;
             if (best.second == -INFINITY)
                 meet_all(first, count, best);
-            else if (largest_hope() >= best.second)
+            else if (most >= best.second)
                 meet_some(first, count, best);
         }
         return best;
@@ -207,37 +213,52 @@ public:
 private:
     int64_t id(int i) const { return ids_ ? ids_[i] : i; }
 
-    void score(int first, int count) {
-        if (count < kNoiseBlock) std::fill_n(scores_, kNoiseBlock, -INFINITY);
-        for (int i = 0; i < count; ++i) scores_[i] = logits_[first + i] / temperature_;
-        if (!noisy_) std::copy_n(scores_, kNoiseBlock, hopes_);
+    // Bounds of the block's scores: what is not below its bound may be as good.
+    void bound(int first, int count) {
+        if (count < kBlock) std::fill_n(bounds_, kBlock, -INFINITY);
+        if (!noisy_) {
+            std::copy_n(logits_ + first, count, bounds_);
+            return;
+        }
+        hash(first, count);
+        const float inverse = static_cast<float>(1.0 / temperature_), over = inverse * 1.000001f, under = inverse * 0.999999f;
+        for (int i = 0; i < count; ++i) {
+            const float logit = logits_[first + i];
+            bounds_[i] = std::max(logit * over, logit * under) + most_gumbel(static_cast<int32_t>(hashes_[i] >> 33));
+        }
     }
 
-    void hope(int first, int count) {
+    void hash(int first, int count) {
         if (ids_)
-            for (int i = 0; i < count; ++i) chances_[i] = chance(row_key_, ids_[first + i]);
+            for (int i = 0; i < count; ++i) hashes_[i] = mix(row_key_ + static_cast<uint64_t>(ids_[first + i] + 1) * kVocabStep);
         else
-            for (int i = 0; i < kNoiseBlock; ++i) chances_[i] = chance(row_key_, first + i);
-        for (int i = 0; i < kNoiseBlock; ++i) hopes_[i] = scores_[i] + most_gumbel(chances_[i]);
+            for (int i = 0; i < kBlock; ++i) hashes_[i] = mix(row_key_ + static_cast<uint64_t>(first + i + 1) * kVocabStep);
     }
 
-    double largest_hope() const {
-        double most[8];
-        for (int lane = 0; lane < 8; ++lane) most[lane] = hopes_[lane];
-        for (int i = 8; i < kNoiseBlock; i += 8)
-            for (int lane = 0; lane < 8; ++lane) most[lane] = most[lane] < hopes_[i + lane] ? hopes_[i + lane] : most[lane];
-        return *std::max_element(most, most + 8);
+    float largest_bound() const {
+        float most[kLanes];
+        std::copy_n(bounds_, kLanes, most);
+        for (int i = kLanes; i < kBlock; i += kLanes)
+            for (int lane = 0; lane < kLanes; ++lane) most[lane] = std::max(most[lane], bounds_[i + lane]);
+        return max_lane(load(most));
     }
 
     void meet_all(int first, int count, Best& best) {
+        double scores[kBlock];
+        for (int i = 0; i < count; ++i) scores[i] = logits_[first + i] / temperature_;
         if (noisy_)
-            for (int i = 0; i < kNoiseBlock; ++i) scores_[i] += gumbel(chances_[i]);
-        for (int i = 0; i < count; ++i) best.meet(scores_[i], id(first + i));
+            for (int i = 0; i < count; ++i) scores[i] += gumbel(chance(hashes_[i]));
+        for (int i = 0; i < count; ++i) best.meet(scores[i], id(first + i));
     }
 
     void meet_some(int first, int count, Best& best) {
         for (int i = 0; i < count; ++i)
-            if (hopes_[i] >= best.second) best.meet(noisy_ ? scores_[i] + gumbel(chances_[i]) : scores_[i], id(first + i));
+            if (bounds_[i] >= best.second) best.meet(score(first, i), id(first + i));
+    }
+
+    double score(int first, int i) const {
+        const double own = logits_[first + i] / temperature_;
+        return noisy_ ? own + gumbel(chance(hashes_[i])) : own;
     }
 
     const float* logits_;
@@ -245,31 +266,37 @@ private:
     bool noisy_;
     double temperature_;
     uint64_t row_key_;
-    int64_t chances_[kNoiseBlock] = {};
-    double scores_[kNoiseBlock], hopes_[kNoiseBlock];  // without the noise, and with it or more than it
+    uint64_t hashes_[kBlock] = {};
+    float bounds_[kBlock];
 };
 
-// Draws every row of `logits` [rows][stride], `count` entries each, which are overwritten; ends in step. `margins`
-// [rows] may be null.
+// Draws every row of `logits` [rows][stride], `count` entries each; ends in step. `margins` [rows] may be null.
 class Sampling {
 public:
-    void run(const Team& team, int rows, float* logits, long stride, int count, const int32_t* ids, const Draw* draws,
+    void run(const Team& team, int rows, const float* logits, long stride, int count, const int32_t* ids, const Draw* draws,
              int64_t* tokens, double* margins) {
-        if (team.index == 0) best_.assign(static_cast<size_t>(rows) * kParts, Best{});
-        Transform transform;
-        const auto own = team.share(rows);
-        for (long row = own.begin; row < own.end; ++row) transform(draws[row], logits + row * stride, ids, count);
+        const bool changed = std::any_of(draws, draws + rows, [&](const Draw& draw) { return Transform::changes(draw, count); });
+        if (team.index == 0) {
+            best_.assign(static_cast<size_t>(rows) * team.size, Best{});
+            if (changed && changed_.size() < static_cast<size_t>(rows) * count) changed_.resize(static_cast<size_t>(rows) * count);
+        }
         team.barrier();
-        const auto share = team.share(static_cast<long>(rows) * kParts);
-        for (long item = share.begin; item < share.end; ++item) {
-            const long row = item / kParts, part = item % kParts;
-            Finder find(draws[row], logits + row * stride, ids);
-            best_[item] = find(static_cast<int>(count * part / kParts), static_cast<int>(count * (part + 1) / kParts));
+        const auto own = team.share(rows);
+        if (changed) {
+            transform(own.begin, own.end, logits, stride, count, ids, draws);
+            team.barrier();
+        }
+        const auto share = team.share(static_cast<long>(rows) * count);
+        for (long row = share.begin / count; row * count < share.end; ++row) {
+            const bool own_room = Transform::changes(draws[row], count);
+            Finder find(draws[row], own_room ? changed_.data() + row * count : logits + row * stride, ids);
+            best_[row * team.size + team.index] = find(static_cast<int>(std::max(share.begin - row * count, 0L)),
+                                                       static_cast<int>(std::min<long>(share.end - row * count, count)));
         }
         team.barrier();
         for (long row = own.begin; row < own.end; ++row) {
             Best best;
-            for (int part = 0; part < kParts; ++part) best.join(best_[row * kParts + part]);
+            for (int part = 0; part < team.size; ++part) best.join(best_[row * team.size + part]);
             tokens[row] = best.none() && !ids ? draws[row].fallback : best.id;  // a cut head may not have it
             if (margins) margins[row] = best.margin();
         }
@@ -277,8 +304,18 @@ public:
     }
 
 private:
-    static constexpr int kParts = 8;
-    std::vector<Best> best_;
+    // Copies of the rows that their parameters change.
+    void transform(long begin, long end, const float* logits, long stride, int count, const int32_t* ids, const Draw* draws) {
+        Transform each;
+        for (long row = begin; row < end; ++row) {
+            if (!Transform::changes(draws[row], count)) continue;
+            std::copy_n(logits + row * stride, count, changed_.data() + row * count);
+            each(draws[row], changed_.data() + row * count, ids, count);
+        }
+    }
+
+    std::vector<Best> best_;  // of each row what each thread found
+    std::vector<float> changed_;
 };
 
 }  // namespace outrider

@@ -4,6 +4,7 @@
 // for bit. The plain path has no fused multiply-add and so agrees with itself only.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -71,6 +72,8 @@ inline float sum(F16 a) {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+
+inline float max_lane(F16 a) { return _mm512_reduce_max_ps(a.v); }
 
 // sum() of four, by the same tree.
 inline void sums_of_four(const F16* a, float* out) {
@@ -160,6 +163,13 @@ inline float sum(F16 a) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+inline float max_lane(F16 a) {
+    const __m256 eight = _mm256_max_ps(a.lo, a.hi);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
 inline void sums_of_four(const F16* a, float* out) {
     for (int i = 0; i < 4; ++i) out[i] = sum(a[i]);
 }
@@ -219,19 +229,13 @@ inline float sum(F16 a) {
     return a.v[0];
 }
 
+inline float max_lane(F16 a) { return *std::max_element(a.v, a.v + kLanes); }
+
 inline void sums_of_four(const F16* a, float* out) {
     for (int i = 0; i < 4; ++i) out[i] = sum(a[i]);
 }
 
 #endif
-
-inline float max_lane(F16 a) {
-    float lanes[kLanes];
-    store(lanes, a);
-    float best = lanes[0];
-    for (int i = 1; i < kLanes; ++i) best = lanes[i] > best ? lanes[i] : best;
-    return best;
-}
 
 // The first `count` lanes from memory, zero after them; reads nothing beyond.
 inline F16 load_some(const float* p, int count) {
