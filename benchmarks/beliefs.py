@@ -12,9 +12,8 @@ from recorders import ROUND_COLUMNS
 from simulated import KINDS, OTHERS, recorded_rounds, recorded_texts
 from simulation import Text
 
-from outrider.workers.speculation.acceptance import Acceptance, Made
-from outrider.workers.speculation.cost import RoundCost
-from outrider.workers.speculation.known_times import Shape
+from outrider.workers.depth.acceptance import Acceptance, Made
+from outrider.workers.depth.round_time import RoundTime, Shape
 
 _SETTLED = 400  # rounds that are learned from before any is held out
 _HELD_OUT = 4  # every so many
@@ -23,20 +22,21 @@ _HELD_OUT = 4  # every so many
 def forecast_error() -> float:
     """Mean absolute share by which the time of held-out rounds is forecast wrongly.
 
-    In the order in which they ran, which tells the machine's moods too.
+    In the order in which they ran, which tells how the machine's speed changes too.
     """
-    cost, errors = RoundCost((8, 2)), []
+    time, errors = RoundTime((8, 2)), []
     for number, row in enumerate(recorded_rounds()):
         values = dict(zip(ROUND_COLUMNS, row.tolist(), strict=True))
         shape = Shape(
             int(values["sequences"]), int(values["rows"]), values["context"], values["rows_context"],
-            int(values["steps"]), int(values["drafts"]), int(values["followed"]),
+            int(values["rows"]), int(values["steps"]), int(values["drafts"]), int(values["drafts"]),
+            int(values["followed"]),
         )  # fmt: skip
         took = values["round_s"] + values["draft_s"]
         if number % _HELD_OUT == 0 and number > _SETTLED:
-            errors.append(abs(cost.forecast(shape).whole_s - took) / took)
+            errors.append(abs(time.forecast_s(shape) - took) / took)
         else:
-            cost.observe(shape, values["round_s"], values["draft_s"])
+            time.observe(shape, values["round_s"], values["draft_s"])
     return float(np.mean(errors))
 
 
@@ -55,11 +55,11 @@ def _judge(acceptance: Acceptance, number: int, text: Text, believed: list[float
     place = 0
     while place < len(text.places):
         accepted, leads = text.places[place]
-        survivals = acceptance.judged([Made(number, text.kind, leads)])[0]
+        survivals = acceptance.judged_alone(Made(number, text.kind, leads))
         judged = min(len(leads), accepted + 1)
-        believed += (survivals[:judged] / np.concatenate([[1.0], survivals[: judged - 1]])).tolist()
+        believed += [own / before for own, before in zip(survivals[:judged], [1.0, *survivals], strict=False)]
         came += [n < accepted for n in range(judged)]
-        acceptance.observe([(acceptance.take([number])[number], judged, accepted, True)])
+        acceptance.observe(Made(number, text.kind, leads), judged, accepted, usual=True)
         place += accepted + 1
 
 

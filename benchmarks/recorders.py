@@ -14,7 +14,9 @@ import numpy as np
 from generation import BatchLLM
 from numpy.typing import NDArray
 
-from outrider.workers.speculation.depth import DepthPolicy
+from outrider.workers.depth.policy import DepthPolicy
+from outrider.workers.engine.round_timer import RoundTimer
+from outrider.workers.types.draft_plan import DraftPlan
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import RUNNING, Round, Verdict
 from outrider.workers.types.sequence import Sequence
@@ -32,9 +34,9 @@ def install(llm: BatchLLM, policy: DepthPolicy) -> None:
     """Lets `policy` set the depths of an engine in this process."""
     engine: Any = llm._host.engine
     engine._depth = policy
-    engine._scheduler._composer._depth = policy.depth
-    engine._scheduler._residents._follows = policy.follows
-    engine._clock = time.thread_time  # not what others take of a shared machine
+    engine._scheduler._composer._plans = policy.plans
+    engine._scheduler._residents._planner = policy
+    engine.times = RoundTimer(time.thread_time, overlapping=False)  # not what others take of a shared machine
 
 
 class TextRecorder(DepthPolicy):
@@ -45,26 +47,19 @@ class TextRecorder(DepthPolicy):
         self._tokens: dict[int, list[int]] = defaultdict(list)
         self._drafts: dict[int, dict[int, Drafts]] = defaultdict(dict)
 
-    def depth(self, sequence: Sequence) -> int:
-        return DEPTH
+    def admit(self, sequence: Sequence, together: int) -> None:
+        self.plans[sequence.sequence_id] = DraftPlan(DEPTH, follows=True)
 
-    def worthwhile(self, drafts: Mapping[int, Drafts]) -> dict[int, list[int]]:
+    def observe(
+        self, round: Round, verdict: Verdict, round_s: float, draft_s: float, drafts: Mapping[int, Drafts]
+    ) -> dict[int, list[int]]:
+        ends = verdict.token_offsets.tolist()
+        for s, sequence_id in enumerate(round.sequence_ids.tolist()):
+            self._tokens[sequence_id] += verdict.token_ids[ends[s] : ends[s + 1]].tolist()
         for sequence_id, own in drafts.items():
             if len(own) == DEPTH:
                 self._drafts[sequence_id][len(self._tokens[sequence_id])] = own
         return {}
-
-    def observe(
-        self,
-        round: Round,
-        verdict: Verdict,
-        round_s: float,
-        draft_s: float,
-        drafts: Mapping[int, Drafts] | None = None,
-    ) -> None:
-        ends = verdict.token_offsets.tolist()
-        for s, sequence_id in enumerate(round.sequence_ids.tolist()):
-            self._tokens[sequence_id] += verdict.token_ids[ends[s] : ends[s + 1]].tolist()
 
     def recorded(self) -> list[NDArray[np.uint8]]:
         """For each sequence, by place: how many leading drafts are the text's own, then their leads, [n, 1 + DEPTH]."""
@@ -101,26 +96,17 @@ class RoundRecorder(DepthPolicy):
         self._deepest = 0
         self._rows: list[list[float]] = []
 
-    def depth(self, sequence: Sequence) -> int:
-        return self._rng.choice((self._deepest, self._deepest, self._rng.randint(0, self._deepest)))
+    def admit(self, sequence: Sequence, together: int) -> None:
+        self.plans[sequence.sequence_id] = self._next_plan()
 
-    def worthwhile(self, drafts: Mapping[int, Drafts]) -> dict[int, list[int]]:
-        """The same number of each sequence, or each its own, in turn of chance."""
-        most, alike = self._rng.randint(0, DEPTH), self._rng.random() < 0.5
-        return {
-            sequence_id: own.token_ids[: most if alike else self._rng.randint(0, most)]
-            for sequence_id, own in drafts.items()
-        }
+    def _next_plan(self) -> DraftPlan:
+        depth = self._rng.choice((self._deepest, self._deepest, self._rng.randint(0, self._deepest)))
+        return DraftPlan(depth, follows=True)
 
     def observe(
-        self,
-        round: Round,
-        verdict: Verdict,
-        round_s: float,
-        draft_s: float,
-        drafts: Mapping[int, Drafts] | None = None,
-        decided_s: float = 0.0,
-    ) -> None:
+        self, round: Round, verdict: Verdict, round_s: float, draft_s: float, drafts: Mapping[int, Drafts]
+    ) -> dict[int, list[int]]:
+        """Verifies the same number of each sequence, or each its own, in turn of chance."""
         rows = np.diff(round.query_offsets)
         if (rows == round.sample_counts).all():
             steps = np.where(verdict.finish == RUNNING, round.draft_steps, 0)
@@ -132,6 +118,12 @@ class RoundRecorder(DepthPolicy):
                 ]
             )  # fmt: skip
         self._deepest = self._rng.choice((0, 0, 0, 0, *range(1, DEPTH + 1)))
+        self.plans.update({sequence_id: self._next_plan() for sequence_id in self.plans})
+        most, alike = self._rng.randint(0, DEPTH), self._rng.random() < 0.5
+        return {
+            sequence_id: own.token_ids[: most if alike else self._rng.randint(0, most)]
+            for sequence_id, own in drafts.items()
+        }
 
     def recorded(self) -> NDArray[np.float32]:
         """[n, ROUND_COLUMNS], in the order in which they ran."""

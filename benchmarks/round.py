@@ -27,7 +27,7 @@ from loaded import Loaded
 from outrider import SamplingParams
 from outrider.kernels.cpu.context import Context
 from outrider.workers.config import resolve_model
-from outrider.workers.engine.engine import RoundTimes
+from outrider.workers.engine.round_timer import RoundTimer
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model_loading import useful_threads
 
@@ -105,7 +105,7 @@ class EngineProfile:
     """Where an engine's time goes while it decodes a batch, the prompts left out."""
 
     def __init__(self, llm: BatchLLM, spent: Parts) -> None:
-        self._times: Callable[[], RoundTimes] = lambda: llm._host.engine.times  # type: ignore[attr-defined]  # one rank
+        self._times: Callable[[], RoundTimer] = lambda: llm._host.engine.times  # type: ignore[attr-defined]  # one rank
         self._llm, self._spent = llm, spent
         self._before: tuple[int, Parts, Parts] = (0, {}, {})
 

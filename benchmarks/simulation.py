@@ -7,17 +7,23 @@ are expected seconds, so that a short simulation tells depths apart that a noisy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import mul
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from recorders import ROUND_COLUMNS, leads
 
-from outrider.workers.speculation.acceptance import Kind, Made
-from outrider.workers.speculation.auto_depth import AutoDepth, Outcome
-from outrider.workers.speculation.known_times import Shape
-from outrider.workers.speculation.patience import ENDLESS, Patience, made_together
-from outrider.workers.speculation.worths import Live
+from outrider.workers.depth.acceptance import Kind, temperature_class
+from outrider.workers.depth.policy import DepthPolicy
+from outrider.workers.depth.round_time import Shape
+from outrider.workers.drafting.stopping import made_together
+from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
+from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.request import Request
+from outrider.workers.types.round import LENGTH, RUNNING, Round, Verdict, ints, offsets
+from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.sequence import Sequence as EngineSequence
 
 Floats = NDArray[np.float64]
 
@@ -39,7 +45,7 @@ class Text(NamedTuple):
 def recorded_text(places: NDArray[np.uint8], temperature: float) -> Text:
     """From a recording of recorders.TextRecorder."""
     columns = zip(places[:, 0].tolist(), leads(places).tolist(), strict=True)
-    return Text(Kind.of("mtp", temperature), [Place(accepted, own) for accepted, own in columns])
+    return Text(Kind("mtp", temperature_class(temperature)), [Place(accepted, own) for accepted, own in columns])
 
 
 class Machine(Protocol):
@@ -124,26 +130,31 @@ class _Fitted:
         return np.stack([(followed > 0) * ones, followed, (steps > 0) * ones, steps, drafts], axis=1)
 
 
+@dataclass(slots=True)
+class Played:
+    """A round as it went, sequence by sequence, and what was drafted after it."""
+
+    ids: list[int]
+    contexts: list[int]  # tokens before the round
+    rows: list[int]
+    accepted: list[int]
+    emitted: list[int]
+    ended: list[bool]
+    round_s: float
+    draft_s: float
+    made: dict[int, list[float]]  # leads of the drafts made, by sequence
+
+
 class Policy(Protocol):
     """What is simulated."""
 
-    def depths(self, live: Sequence[Live]) -> list[int]:
-        """Drafts to make for each."""
+    def plan(self, sequence_id: int, kind: Kind, context: int, together: int) -> DraftPlan:
+        """For the sequence's next round, in which so many are `together`."""
         ...
 
-    def patience(self, sequence_id: int) -> Patience:
-        """When those for a sequence end before."""
+    def observe(self, played: Played) -> dict[int, int]:
+        """How many of the drafts that were made to verify, by sequence."""
         ...
-
-    def follows(self, live: Sequence[Live]) -> list[bool]: ...
-
-    def keep(self, made: Sequence[Made], base: Shape) -> list[int]:
-        """How many drafts of each to verify."""
-        ...
-
-    def observe(
-        self, outcomes: Sequence[Outcome], shape: Shape, tokens: int, round_s: float, draft_s: float
-    ) -> None: ...
 
     def forget(self, sequence_id: int) -> None: ...
 
@@ -154,20 +165,11 @@ class Static:
 
     depth: int
 
-    def depths(self, live: Sequence[Live]) -> list[int]:
-        return [self.depth] * len(live)
+    def plan(self, sequence_id: int, kind: Kind, context: int, together: int) -> DraftPlan:
+        return DraftPlan(self.depth, follows=self.depth > 0)
 
-    def patience(self, sequence_id: int) -> Patience:
-        return ENDLESS
-
-    def follows(self, live: Sequence[Live]) -> list[bool]:
-        return [self.depth > 0] * len(live)
-
-    def keep(self, made: Sequence[Made], base: Shape) -> list[int]:
-        return [len(each.leads) for each in made]
-
-    def observe(self, outcomes: Sequence[Outcome], shape: Shape, tokens: int, round_s: float, draft_s: float) -> None:
-        pass
+    def observe(self, played: Played) -> dict[int, int]:
+        return {each: len(leads) for each, leads in played.made.items()}
 
     def forget(self, sequence_id: int) -> None:
         pass
@@ -177,30 +179,42 @@ class Static:
 class Auto:
     """The engine's own."""
 
-    auto: AutoDepth = field(default_factory=AutoDepth)
+    policy: DepthPolicy = field(default_factory=lambda: DepthPolicy("auto"))
+    _known: set[int] = field(default_factory=set)
+    _planned: dict[int, DraftPlan] = field(default_factory=dict)
 
-    def depths(self, live: Sequence[Live]) -> list[int]:
-        self.auto.account.turn_to(len(live), max(each.kind.heat for each in live))
-        self.auto.plan(live)
-        return [self.auto.depth(each.sequence_id) for each in live]
+    def plan(self, sequence_id: int, kind: Kind, context: int, together: int) -> DraftPlan:
+        if sequence_id not in self._known:
+            self._known.add(sequence_id)
+            params = SamplingParams(temperature=(0.0, 0.8, 2.0)[kind.temperature_class])
+            request = Request(request_id="", prompt_token_ids=(3,) * context, params=params, seed=0)
+            sequence = EngineSequence(
+                sequence_id=sequence_id, request=request, output_index=0, token_ids=[3] * context,
+                limit=1 << 30, draft_ceiling=16,
+            )  # fmt: skip
+            self.policy.admit(sequence, together)
+        self._planned[sequence_id] = self.policy.plans.get(sequence_id, NO_DRAFTS)
+        return self._planned[sequence_id]
 
-    def patience(self, sequence_id: int) -> Patience:
-        return self.auto.patience(sequence_id) if self.auto.depth(sequence_id) > 1 else ENDLESS
-
-    def follows(self, live: Sequence[Live]) -> list[bool]:
-        return [self.auto.follows(each.sequence_id) for each in live]
-
-    def keep(self, made: Sequence[Made], base: Shape) -> list[int]:
-        return self.auto.keep(made, base) if made else []
-
-    def observe(self, outcomes: Sequence[Outcome], shape: Shape, tokens: int, round_s: float, draft_s: float) -> None:
-        if shape.undrafted and not shape.drafts and self.auto.sleeps():
-            self.auto.slept([(shape._replace(followed=0), round_s)])
-        else:
-            self.auto.observe(outcomes, shape, tokens, round_s, draft_s)
+    def observe(self, played: Played) -> dict[int, int]:
+        plans = [self._planned[each] for each in played.ids]
+        round = Round(
+            sequence_ids=ints(played.ids), query_offsets=offsets(played.rows), token_ids=ints([5] * sum(played.rows)),
+            starts=ints([context - 1 for context in played.contexts]), sample_counts=ints(played.rows),
+            upkeep=ints([plan.follows for plan in plans]), followed_from=ints([1] * len(plans)),
+        )  # fmt: skip
+        verdict = Verdict(
+            token_offsets=offsets(played.emitted), token_ids=ints([5] * sum(played.emitted)),
+            accepted_rows=ints(played.emitted), drafts_accepted=ints(played.accepted),
+            finish=ints([LENGTH if over else RUNNING for over in played.ended]),
+        )  # fmt: skip
+        drafts = {each: Drafts([5] * len(leads), leads) for each, leads in played.made.items() if leads}
+        kept = self.policy.observe(round, verdict, played.round_s, played.draft_s, drafts)
+        return {each: len(tokens) for each, tokens in kept.items()}
 
     def forget(self, sequence_id: int) -> None:
-        self.auto.forget(sequence_id)
+        self._known.discard(sequence_id)
+        self.policy.forget(sequence_id)
 
 
 @dataclass(slots=True)
@@ -212,10 +226,6 @@ class _Running:
     context: int
     place: int = 0
     drafts: list[float] = field(default_factory=list)  # leads of what will be verified
-
-    @property
-    def live(self) -> Live:
-        return Live(self.sequence_id, self.text.kind, self.context + self.place)
 
     @property
     def ended(self) -> bool:
@@ -268,52 +278,51 @@ class Simulation:
 
     def _round(self) -> None:
         running, policy = self._running, self._policy
-        live = [each.live for each in running]
-        wanted, follows = policy.depths(live), policy.follows(live)
-        patience = {each.sequence_id: policy.patience(each.sequence_id) for each in live}
-        rows = [1 + len(each.drafts) for each in running]
         contexts = [each.context + each.place for each in running]
-        outcomes, tokens = self._advance()
-        going = [(each, depth) for each, depth in zip(running, wanted, strict=True) if not each.ended]
-        leads = [each.text.places[each.place].leads[:depth] for each, depth in going]
-        depths = made_together([patience[each.sequence_id] for each, _ in going], leads)
-        read = sum(context * own for context, own in zip(contexts, rows, strict=True))
+        plans = [
+            policy.plan(each.sequence_id, each.text.kind, context, len(running))
+            for each, context in zip(running, contexts, strict=True)
+        ]
+        rows = [1 + len(each.drafts) for each in running]
+        accepted, emitted = self._advance()
+        going = [(each, plan) for each, plan in zip(running, plans, strict=True) if not each.ended]
+        leads = [each.text.places[each.place].leads[: plan.depth] for each, plan in going]
+        depths = made_together([plan.stop for _, plan in going], leads)
+        sampled = [each.text.kind.temperature_class > 0 for each in running]
         shape = Shape(
-            len(running), sum(rows), float(sum(contexts)), float(read),
-            max(depths, default=0), sum(depths), sum(n for n, follow in zip(tokens, follows, strict=True) if follow),
+            len(running), sum(rows), float(sum(contexts)), float(sum(map(mul, contexts, rows))),
+            sum(map(mul, rows, sampled)), max(depths, default=0), sum(depths), sum(depths) * sampled[0],
+            sum(n for n, plan in zip(emitted, plans, strict=True) if plan.follows),
         )  # fmt: skip
-        self._settle(shape, outcomes, sum(tokens))
+        round_s, draft_s = self._settle(shape, sum(emitted))
         for each in running:
             if each.ended:
                 policy.forget(each.sequence_id)
-        made = [
-            Made(each.sequence_id, each.text.kind, own[:depth])
-            for (each, _), own, depth in zip(going, leads, depths, strict=True) if depth
-        ]  # fmt: skip
-        context = float(sum(each.context + each.place for each, _ in going))
-        counts = policy.keep(made, Shape(len(going), len(going), context, context)) if going else []
-        kept = {each.sequence_id: each.leads[:count] for each, count in zip(made, counts, strict=True)}
+        made = {each.sequence_id: own[:depth] for (each, _), own, depth in zip(going, leads, depths, strict=True)}
+        ids, ended = [each.sequence_id for each in running], [each.ended for each in running]
+        kept = policy.observe(Played(ids, contexts, rows, accepted, emitted, ended, round_s, draft_s, made))
         for each, _ in going:
-            each.drafts = list(kept.get(each.sequence_id, []))
+            each.drafts = made[each.sequence_id][: kept.get(each.sequence_id, 0)]
         self._running = [each for each, _ in going]
         self.score.made += sum(depths)
 
-    def _advance(self) -> tuple[list[Outcome], list[int]]:
-        outcomes, tokens = [], []
+    def _advance(self) -> tuple[list[int], list[int]]:
+        """Drafts accepted and tokens emitted, by sequence."""
+        accepted, emitted = [], []
         for each in self._running:
-            accepted = min(each.text.places[each.place].accepted, len(each.drafts))
-            gained = min(accepted + 1, len(each.text.places) - each.place)
+            stand = min(each.text.places[each.place].accepted, len(each.drafts))
+            gained = min(stand + 1, len(each.text.places) - each.place)
             each.place += gained
-            outcomes.append(Outcome(each.sequence_id, len(each.drafts), min(accepted, gained), each.ended))
-            tokens.append(gained)
-        return outcomes, tokens
+            accepted.append(min(stand, gained))
+            emitted.append(gained)
+        return accepted, emitted
 
-    def _settle(self, shape: Shape, outcomes: Sequence[Outcome], tokens: int) -> None:
+    def _settle(self, shape: Shape, tokens: int) -> tuple[float, float]:
+        """Scores the round by what is expected; gives the seconds that are seen."""
         round_s, draft_s = self._machine.seconds(shape)
-        noise = self._machine.noise(self._rng)
-        self._policy.observe(outcomes, shape, tokens, round_s * noise, draft_s * self._machine.noise(self._rng))
         score = self.score
         score.tokens += tokens
         score.seconds += round_s + draft_s
         score.rounds += 1
         score.verified += shape.rows - shape.sequences
+        return round_s * self._machine.noise(self._rng), draft_s * self._machine.noise(self._rng)

@@ -10,7 +10,7 @@ have many too. A second is a sequence's own, from the batch's first tokens to it
 end apart.
 *replay*: a day of load in a minute, requests that arrive by chance at a rate that rises and falls, static depths and
 auto side by side, hour by hour in turn; what counts is the tokens of a second in which anything ran.
-*decisions*: microseconds of a round's decision.
+*decisions*: microseconds that the depth policy takes of a round.
 
 Texts are held out, "chat" goes through the chat template, "repetitive" repeats a few lines, and "adversarial" is made
 of tokens by chance at T=2. Sequences do not end at their end of sequence.
@@ -26,7 +26,7 @@ import torch
 from cells import cells, line
 from common import numbers, save, words
 from day import replay
-from decisions import deciding_us, decision_us
+from decisions import decision_us
 from depth_arms import ARMS, Engines, verdict
 
 from outrider.workers.config import resolve_model
@@ -67,8 +67,7 @@ def main() -> None:
         figures["decision_us"] = decisions()
         for sequences, parts in figures["decision_us"].items():
             told = ", ".join(f"{part} {us:.0f} us" for part, us in parts.items())
-            all_us = sum(parts.values())
-            print(f"for {sequences}: {told}; deciding {deciding_us(parts):.0f} us, with learning {all_us:.0f} us")
+            print(f"for {sequences}: {told}")
     if "cells" in args.only:
 
         def keep(found: list[dict[str, Any]]) -> None:

@@ -18,8 +18,10 @@ from outrider.cluster.status import (
     SpeculationStatus,
 )
 from outrider.workers.types.counters import ExpertFigures
+from outrider.workers.types.sampling_params import LOOKUP
 
 _WHOLE = 1000  # columns
+_SERVING = ("ready", "draining")
 _COLOURS = {"ready": "green", "failed": "red"}
 
 
@@ -83,9 +85,8 @@ def _add_replica(root: Tree, replica: ReplicaStatus) -> None:
     branch = root.add(f"[bold]{replica.name}[/], generation {replica.generation}: {_replica_state(replica)}")
     if replica.last_ending:
         branch.add(f"[dim]{escape(replica.last_ending)}[/]")
-    speculation = replica.engine.speculation
-    if replica.state == "ready" and (replica.engine.drafted or speculation.price):
-        branch.add(speculation_line(speculation))
+    if replica.state in _SERVING:
+        branch.add(speculation_line(replica.engine.speculation))
     if replica.engine.experts.imbalance and replica.state == "ready":
         branch.add(experts_line(replica.engine.experts))
     for stage, ranks in itertools.groupby(replica.ranks, key=lambda rank: rank.stage):
@@ -93,7 +94,7 @@ def _add_replica(root: Tree, replica: ReplicaStatus) -> None:
 
 
 def _replica_state(replica: ReplicaStatus) -> str:
-    load = f", {_load(replica)}" if replica.state in ("ready", "draining") else ""
+    load = f", {_load(replica)}" if replica.state in _SERVING else ""
     problem = f": {escape(replica.problem)}" if replica.problem else ""
     return f"{_coloured(replica.state)}{load}{problem}"
 
@@ -117,29 +118,34 @@ def _place(rank: RankStatus) -> str:
 
 def _load(replica: ReplicaStatus) -> str:
     engine = replica.engine
-    accepted = (
-        f"{engine.accepted / engine.drafted:.0%} of {engine.drafted} drafts accepted" if engine.drafted else "no drafts"
-    )
     return (
-        f"{engine.running} running, {engine.waiting} waiting, {engine.rounds} rounds, {accepted}, "
+        f"{engine.running} running, {engine.waiting} waiting, {engine.rounds} rounds, "
         f"cache {engine.kv_cache_usage:.0%} full, numerics {replica.fingerprint}"
     )
 
 
 def speculation_line(speculation: SpeculationStatus) -> str:
-    """Depth, gain, price, ledger, acceptance, and what seems broken, in one line."""
-    accepted = " ".join(f"{share:.2f}" for share in speculation.acceptance[:8])
-    ledger = "stopped, the ledger is empty" if speculation.stopped else f"ledger {speculation.ledger:.1f} rounds"
-    known = speculation.gain > 0.0  # nobody measures what a fixed depth gains
-    words = [
-        *([f"{speculation.gain:.2f} x off"] if known else []),
-        f"depth {speculation.depth:.1f}",
-        *([f"price {speculation.price:.0f} tokens/s"] if known else []),
-        *([ledger] if known or speculation.stopped else []),
-        f"accepted at 1.. {accepted}",
-    ]
+    """What speculation brings, or why it is off or disabled, and what seems broken, in one line."""
+    words = _speculation(speculation)
+    if speculation.drafters == (LOOKUP,):
+        words += f", prompt lookup only ({'engine setting' if speculation.has_mtp else 'no MTP weights'})"
     raised = [f"{alarm} x{count}" for alarm, count in speculation.alarms.items() if count]
-    return f"speculation: {', '.join(words)}" + (f" [red]alarms: {', '.join(raised)}[/]" if raised else "")
+    return f"speculation: {escape(words)}" + (f" [red]alarms: {', '.join(raised)}[/]" if raised else "")
+
+
+def _speculation(speculation: SpeculationStatus) -> str:
+    if speculation.setting == "off":
+        return "off (engine setting)"
+    if speculation.disabled_rounds:
+        rounds = "1 more round" if speculation.disabled_rounds == 1 else f"{speculation.disabled_rounds} more rounds"
+        return f"disabled for {rounds}: {speculation.disabled_reason} (budget {speculation.budget:.1f} rounds)"
+    if not speculation.drafts:
+        return "no drafts yet"
+    figures = (
+        f"draft depth {speculation.draft_depth:.1f}, acceptance rate {speculation.acceptance_rate:.0%}, "
+        f"mean accepted length {speculation.mean_accepted_length:.1f}"
+    )
+    return f"{speculation.speedup:.2f}x speed-up, {figures}" if speculation.speedup else figures
 
 
 def experts_line(experts: ExpertFigures) -> str:

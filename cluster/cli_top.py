@@ -20,8 +20,8 @@ from outrider.workers.types.errors import OutriderError
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = (
-    *("replica", "state", "running", "waiting", "cache", "tokens/s", "", "rounds/s"),
-    *("tokens/round", "depth", "accepted", "x off", "price", "ledger", "busy"),
+    *("replica", "state", "running", "waiting", "cache", "tokens/s", "", "rounds/s", "speculation", "speed-up"),
+    *("draft\ndepth", "acceptance\nrate", "mean accepted\nlength", "price", "budget", "busy"),
 )
 _ANY_WIDTH = 10_000
 _KEPT = 24  # looks that the curve shows
@@ -34,24 +34,25 @@ class Rates:
 
     tokens_per_s: float = 0.0
     rounds_per_s: float = 0.0
-    tokens_per_verification: float | None = None  # of a sequence in a round
-    depth: float | None = None  # drafts verified, of a sequence in a round
-    acceptance: float | None = None  # share of the verified drafts
+    draft_depth: float | None = None  # drafts verified, of a sequence in a round
+    acceptance_rate: float | None = None  # share of the verified drafts
+    mean_accepted_length: float | None = None  # tokens of a sequence in a round that verifies drafts of it
 
 
 def rates(before: EngineStatus, after: EngineStatus, seconds: float) -> Rates:
     """What happened between two looks, `seconds` apart."""
     tokens, rounds = after.generated_tokens - before.generated_tokens, after.rounds - before.rounds
     drafted, accepted = after.drafted - before.drafted, after.accepted - before.accepted
+    drafts = after.speculation.drafts - before.speculation.drafts
     verifications = tokens - accepted  # each gives its accepted drafts and one token more
     if seconds <= 0 or min(tokens, rounds, drafted, accepted) < 0:  # the replica began anew
         return Rates()
     return Rates(
         tokens_per_s=tokens / seconds,
         rounds_per_s=rounds / seconds,
-        tokens_per_verification=tokens / verifications if verifications > 0 else None,
-        depth=drafted / verifications if verifications > 0 else None,
-        acceptance=accepted / drafted if drafted else None,
+        draft_depth=drafted / verifications if verifications > 0 else None,
+        acceptance_rate=accepted / drafted if drafted else None,
+        mean_accepted_length=1.0 + accepted / drafts if drafts > 0 else None,
     )
 
 
@@ -131,7 +132,8 @@ class _Figures:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide = self._table([_COLUMNS, *self.rows])
         needed = console.measure(wide, options=options.update(max_width=_ANY_WIDTH)).maximum
-        yield wide if needed <= options.max_width else self._table([*zip(_COLUMNS, *self.rows, strict=True)])
+        names = [name.replace("\n", " ") for name in _COLUMNS]
+        yield wide if needed <= options.max_width else self._table([*zip(names, *self.rows, strict=True)])
 
     @staticmethod
     def _table(rows: Sequence[Sequence[RenderableType]]) -> Table:
@@ -145,7 +147,7 @@ class _Figures:
 
 
 def _row(replica: ReplicaStatus, now: Rates, speeds: tuple[float, ...]) -> list[RenderableType]:
-    engine = replica.engine
+    engine, speculation = replica.engine, replica.engine.speculation
     return [
         f"{replica.name}.{replica.generation}",
         Text(replica.state, style=_STATE_STYLES.get(replica.state, "yellow")),
@@ -155,21 +157,22 @@ def _row(replica: ReplicaStatus, now: Rates, speeds: tuple[float, ...]) -> list[
         f"{now.tokens_per_s:.0f}",
         Text(curve(speeds), style="cyan"),
         f"{now.rounds_per_s:.0f}",
-        _figure(now.tokens_per_verification, ".2f"),
-        _figure(now.depth, ".2f"),
-        _figure(now.acceptance, ".0%"),
-        _figure(engine.speculation.gain or None, ".2f"),
-        _figure(engine.speculation.price or None, ".0f"),
-        _ledger(engine.speculation),
+        _speculation(speculation),
+        f"{speculation.speedup:.2f}x" if speculation.speedup else "-",
+        _figure(now.draft_depth, ".1f"),
+        _figure(now.acceptance_rate, ".0%"),
+        _figure(now.mean_accepted_length, ".1f"),
+        _figure(speculation.price or None, ".0f"),
+        f"{speculation.budget:.1f}" if speculation.price else "-",
         "/".join(f"{rank.busy:.0%}" for rank in replica.ranks),
     ]
 
 
-def _ledger(speculation: SpeculationStatus) -> Text:
-    """Rounds without drafts whose time may still be lost."""
-    if speculation.stopped:
-        return Text("stopped", style="red")
-    return Text(f"{speculation.ledger:.1f}" if speculation.gain else "-")
+def _speculation(speculation: SpeculationStatus) -> Text:
+    """The engine's setting, or for how many rounds drafting is disabled."""
+    if speculation.disabled_rounds:
+        return Text(f"disabled for {speculation.disabled_rounds}", style="yellow")
+    return Text(speculation.setting or "-")
 
 
 def _figure(value: float | None, form: str) -> str:

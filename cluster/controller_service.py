@@ -14,6 +14,7 @@ from outrider.cluster.replica import Replica
 from outrider.cluster.routes import RouteTable, Table
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.cluster_key import interceptors
+from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.types.counters import EngineCounters, ExpertFigures
 from outrider.workers.types.errors import OutriderError
 
@@ -206,7 +207,7 @@ def replica_status(replica: Replica) -> cluster_pb2.ReplicaStatus:
             drafted=counters.drafted,
             generated_tokens=counters.generated_tokens,
             accepted=counters.accepted,
-            speculation=speculation_to_wire(counters),
+            speculation=speculation_to_wire(counters, info),
             experts=experts_to_wire(counters.experts),
         ),
     )
@@ -228,15 +229,21 @@ def _state(replica: Replica) -> str:
     return "waiting" if replica.waiting else replica.phase.value
 
 
-def speculation_to_wire(counters: EngineCounters) -> cluster_pb2.SpeculationStatus:
+def speculation_to_wire(counters: EngineCounters, info: EngineInfo | None) -> cluster_pb2.SpeculationStatus:
+    """`info`: None while the replica loads."""
     figures = counters.speculation
     return cluster_pb2.SpeculationStatus(
+        setting=info.speculation if info is not None else "",
+        drafters=info.drafters if info is not None else (),
+        has_mtp=info is not None and info.has_mtp,
+        speedup=figures.speedup,
+        draft_depth=figures.draft_depth,
+        acceptance_rate=counters.acceptance_rate,
+        mean_accepted_length=counters.mean_accepted_length,
         price=figures.price,
-        gain=figures.gain,
-        ledger=figures.ledger,
-        stopped=figures.stopped,
-        depth=figures.depth,
-        forecast_error=figures.forecast_error,
+        budget=figures.budget,
+        disabled_rounds=figures.disabled_rounds,
+        disabled_reason=figures.disabled_reason,
         drafted_per_position=counters.drafted_per_position,
         accepted_per_position=counters.accepted_per_position,
         alarms=figures.alarms,

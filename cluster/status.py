@@ -29,23 +29,27 @@ class RankStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationStatus:
-    """How a replica's speculation does at present, as its engine models it."""
+    """A replica's speculative decoding. Speed-up, price and budget are 0 where unknown, as with a fixed depth."""
 
-    price: float = 0.0  # tokens that a second must bring; 0: not known
-    gain: float = 0.0  # of late, speed over that without speculation; 0: not known
-    ledger: float = 0.0  # rounds without drafts whose time may still be lost
-    stopped: bool = False  # the ledger is empty
-    depth: float = 0.0  # of late, drafts verified a sequence and round
-    forecast_error: float = 0.0  # of late, of rounds' time, mean absolute share
+    setting: str = ""  # the engine's: "auto", "off" or a fixed depth; empty while it loads
+    drafters: tuple[str, ...] = ()  # that are loaded
+    has_mtp: bool = False  # the checkpoint has MTP weights
+    speedup: float = 0.0  # recent tokens/s over those without speculation
+    draft_depth: float = 0.0  # recent drafts verified a sequence and round
+    acceptance_rate: float = 0.0  # since the start, accepted drafts over verified ones
+    mean_accepted_length: float = 0.0  # since the start, tokens a sequence and round with drafts; 0: no draft yet
+    price: float = 0.0  # tokens that a second must bring to be worth spending on drafts
+    budget: float = 0.0  # rounds without speculation whose time drafting may still lose
+    disabled_rounds: int = 0  # until drafting is enabled again; 0: it is not disabled
+    disabled_reason: str = ""
     drafted_per_position: tuple[int, ...] = ()  # element j: rounds of a sequence that verified at least j + 1 drafts
     accepted_per_position: tuple[int, ...] = ()  # element j: of those, whose first j + 1 were accepted
     alarms: Mapping[str, int] = field(default_factory=dict)  # how often each sign of a broken drafter was seen
 
     @property
-    def acceptance(self) -> list[float]:
-        """By position: of the rounds that verified at least so many drafts, the share whose drafts so far all stood."""
-        columns = zip(self.accepted_per_position, self.drafted_per_position, strict=True)
-        return [accepted / drafted for accepted, drafted in columns if drafted]
+    def drafts(self) -> int:
+        """Rounds of a sequence that verified any draft."""
+        return next(iter(self.drafted_per_position), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,12 +182,17 @@ def experts_from_wire(experts: cluster_pb2.ExpertStatus) -> ExpertFigures:
 
 def speculation_from_wire(speculation: cluster_pb2.SpeculationStatus) -> SpeculationStatus:
     return SpeculationStatus(
+        setting=speculation.setting,
+        drafters=tuple(speculation.drafters),
+        has_mtp=speculation.has_mtp,
+        speedup=speculation.speedup,
+        draft_depth=speculation.draft_depth,
+        acceptance_rate=speculation.acceptance_rate,
+        mean_accepted_length=speculation.mean_accepted_length,
         price=speculation.price,
-        gain=speculation.gain,
-        ledger=speculation.ledger,
-        stopped=speculation.stopped,
-        depth=speculation.depth,
-        forecast_error=speculation.forecast_error,
+        budget=speculation.budget,
+        disabled_rounds=speculation.disabled_rounds,
+        disabled_reason=speculation.disabled_reason,
         drafted_per_position=tuple(speculation.drafted_per_position),
         accepted_per_position=tuple(speculation.accepted_per_position),
         alarms=dict(speculation.alarms),

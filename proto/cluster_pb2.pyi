@@ -166,7 +166,7 @@ class ExpertStatus(_message.Message):
     def __init__(self, imbalance: _Optional[_Mapping[int, float]] = ..., replacements: _Optional[int] = ..., moves: _Optional[int] = ..., stopped: _Optional[bool] = ...) -> None: ...
 
 class SpeculationStatus(_message.Message):
-    __slots__ = ("price", "gain", "ledger", "stopped", "depth", "forecast_error", "drafted_per_position", "accepted_per_position", "alarms")
+    __slots__ = ("price", "speedup", "budget", "draft_depth", "drafted_per_position", "accepted_per_position", "alarms", "disabled_rounds", "disabled_reason", "setting", "drafters", "has_mtp", "acceptance_rate", "mean_accepted_length")
     class AlarmsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -175,24 +175,34 @@ class SpeculationStatus(_message.Message):
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     PRICE_FIELD_NUMBER: _ClassVar[int]
-    GAIN_FIELD_NUMBER: _ClassVar[int]
-    LEDGER_FIELD_NUMBER: _ClassVar[int]
-    STOPPED_FIELD_NUMBER: _ClassVar[int]
-    DEPTH_FIELD_NUMBER: _ClassVar[int]
-    FORECAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    SPEEDUP_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_DEPTH_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_PER_POSITION_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_PER_POSITION_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FIELD_NUMBER: _ClassVar[int]
+    DISABLED_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    DISABLED_REASON_FIELD_NUMBER: _ClassVar[int]
+    SETTING_FIELD_NUMBER: _ClassVar[int]
+    DRAFTERS_FIELD_NUMBER: _ClassVar[int]
+    HAS_MTP_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTANCE_RATE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_ACCEPTED_LENGTH_FIELD_NUMBER: _ClassVar[int]
     price: float
-    gain: float
-    ledger: float
-    stopped: bool
-    depth: float
-    forecast_error: float
+    speedup: float
+    budget: float
+    draft_depth: float
     drafted_per_position: _containers.RepeatedScalarFieldContainer[int]
     accepted_per_position: _containers.RepeatedScalarFieldContainer[int]
     alarms: _containers.ScalarMap[str, int]
-    def __init__(self, price: _Optional[float] = ..., gain: _Optional[float] = ..., ledger: _Optional[float] = ..., stopped: _Optional[bool] = ..., depth: _Optional[float] = ..., forecast_error: _Optional[float] = ..., drafted_per_position: _Optional[_Iterable[int]] = ..., accepted_per_position: _Optional[_Iterable[int]] = ..., alarms: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    disabled_rounds: int
+    disabled_reason: str
+    setting: str
+    drafters: _containers.RepeatedScalarFieldContainer[str]
+    has_mtp: bool
+    acceptance_rate: float
+    mean_accepted_length: float
+    def __init__(self, price: _Optional[float] = ..., speedup: _Optional[float] = ..., budget: _Optional[float] = ..., draft_depth: _Optional[float] = ..., drafted_per_position: _Optional[_Iterable[int]] = ..., accepted_per_position: _Optional[_Iterable[int]] = ..., alarms: _Optional[_Mapping[str, int]] = ..., disabled_rounds: _Optional[int] = ..., disabled_reason: _Optional[str] = ..., setting: _Optional[str] = ..., drafters: _Optional[_Iterable[str]] = ..., has_mtp: _Optional[bool] = ..., acceptance_rate: _Optional[float] = ..., mean_accepted_length: _Optional[float] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ()

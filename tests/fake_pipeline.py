@@ -68,9 +68,9 @@ class CountingDrafter:
     def draft(self, round: Round, verdict: Verdict, hidden: torch.Tensor) -> dict[int, Drafts]:
         if self._broken:
             raise RuntimeError("no drafts today")
-        lasts = verdict.token_ids[np.maximum(verdict.token_offsets[1:] - 1, 0)]
-        columns = zip(round.sequence_ids.tolist(), round.draft_steps.tolist(), lasts.tolist(), strict=True)
-        return {s: self._drafts(last, steps) for s, steps, last in columns if steps}
+        said, ends = verdict.token_ids.tolist(), verdict.token_offsets[1:].tolist()
+        columns = zip(round.sequence_ids.tolist(), round.draft_steps.tolist(), ends, strict=True)
+        return {s: self._drafts(said[end - 1], steps) for s, steps, end in columns if steps}
 
     def _drafts(self, last: int, steps: int) -> Drafts:
         return Drafts([(last + 1 + step + (step % 3 == 2)) % VOCAB for step in range(steps)], [9.0] * steps)

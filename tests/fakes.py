@@ -1,5 +1,5 @@
 """The only doubles. FakeEngine stands in for an engine (same threads, same promises, no model); FakeController for the
-controller's gRPC service."""
+controller's gRPC service; FixedPlans for the depth policy, as the scheduler reads it."""
 
 import asyncio
 import itertools
@@ -13,8 +13,10 @@ from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.types.counters import EngineCounters
+from outrider.workers.types.draft_plan import DraftPlan
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
 from outrider.workers.types.request import FinishReason, OutputSoFar, Request, SequenceChunk, TokenLogprobs
+from outrider.workers.types.sequence import Sequence
 
 EOS = 1
 Script = Callable[[Request, int], Iterable[int]]
@@ -202,6 +204,42 @@ def _logprobs(token_id: int, count: int) -> TokenLogprobs:
         logprobs=tuple(-0.5 * (place + 1) for place in range(1 + count)),
         ranks=tuple(range(1, 2 + count)),
     )
+
+
+class FixedPlans:
+    """A Planner: one depth for every sequence; the drafter follows all but those that it is told to ignore."""
+
+    def __init__(self, depth: int = 0) -> None:
+        self.plans: dict[int, DraftPlan] = {}
+        self.together: list[int] = []  # how many would share a lane's rounds, as each admission said
+        self._depth = depth
+        self._ignored: set[int] = set()
+
+    def admit(self, sequence: Sequence, together: int) -> None:
+        self.together.append(together)
+        self.plans[sequence.sequence_id] = self._plan(sequence.sequence_id)
+
+    def forget(self, sequence_id: int) -> None:
+        self.plans.pop(sequence_id, None)
+
+    def set_depth(self, depth: int) -> None:
+        self._depth = depth
+        self._replan()
+
+    def ignore(self, sequence_ids: set[int]) -> None:
+        """These sequences, live or not yet, are not followed from now on; all others are."""
+        self._ignored = sequence_ids
+        self._replan()
+
+    def toggle(self, sequence_id: int) -> None:
+        self.ignore(self._ignored ^ {sequence_id})
+
+    def _replan(self) -> None:
+        self.plans.update({sequence_id: self._plan(sequence_id) for sequence_id in self.plans})
+
+    def _plan(self, sequence_id: int) -> DraftPlan:
+        followed = sequence_id not in self._ignored
+        return DraftPlan(self._depth if followed else 0, follows=followed)
 
 
 class FakeController(cluster_pb2_grpc.ControllerServiceServicer):

@@ -1,11 +1,14 @@
 """Builds what a rank runs: layers, cache, and role (leader or follower). The only file that knows all parts."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outrider.workers.config import resolve_model
+from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.draft_model_loading import load_draft_model
 from outrider.workers.drafter_loading import (
     drafters_in_force,
@@ -52,7 +55,6 @@ from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.shared_head import SharedHead
 from outrider.workers.service import LeaderDoor
 from outrider.workers.sharing_loading import load_sharing
-from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.tracing import open_tracing
 from outrider.workers.types.sampling_params import DRAFT_MODEL, LOOKUP, MTP
 from outrider.workers.wires import Wires
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
     from outrider.workers.rank import RankSpec
 
 TRACED_AS = "outrider-replica"  # the service's name in spans
+
+_log = logging.getLogger("outrider.engine")
 
 
 def load_role(spec: "RankSpec", progress: Callable[[float], None]) -> Leader | Follower:
@@ -141,9 +145,7 @@ class _Loader:
             warn_of_missing_modules(self._config, self._model, self._modules)
         pipeline = self._pipeline(runner, sampler, wires, tells_verdicts=mtp is None)
         depth = self._depth()
-        scheduler = Scheduler(
-            self._scheduler_config(pipeline.lanes, blocks), depth.depth, depth.follows, depth.forget, depth.patience
-        )
+        scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth)
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
         times = RequestTimes(on_end=journal.ended)
         engine = Engine(
@@ -178,7 +180,8 @@ class _Loader:
     def _depth(self) -> DepthPolicy:
         experts = max(1, self._model.n_routed_experts), max(1, self._model.num_experts_per_tok)
         models = [name for name in self._drafters if name != LOOKUP]
-        return DepthPolicy(self._speculation, experts, models, self._sharing.shard.datas)
+        warn = partial(_log.warning, "%s")
+        return DepthPolicy(self._speculation, experts, models, self._sharing.shard.datas, warn)
 
     def _drafter(self, scheduler: Scheduler, depth: DepthPolicy, mtp: Drafter | None, wires: Wires) -> Drafter | None:
         """Whoever drafts; ranks that share the first stage are told of what the module is to do."""
@@ -214,6 +217,7 @@ class _Loader:
             enable_prefix_caching=self._config.enable_prefix_caching,
             speculation=self._speculation,
             recomputed_tokens=self._modules if MTP in self._drafters else 1,
+            may_skip_drafter=self._spec.mesh.size == 1 and self._config.harvest_path is None,
         )
 
     def _wanted(self, progress: Callable[[float], None] = lambda share: None) -> Wanted:

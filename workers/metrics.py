@@ -13,7 +13,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
-from outrider.workers.types.counters import EngineCounters, SpeculationFigures
+from outrider.workers.types.counters import EngineCounters
 
 PUBLISH_EVERY_S = 1.0
 _TAGS = ("replica",)
@@ -53,16 +53,19 @@ def gauges(counters: EngineCounters) -> dict[str, float]:
     }
 
 
-def speculation_gauges(figures: SpeculationFigures) -> dict[str, float]:
-    """How speculation does at present."""
-    return {
+def speculation_gauges(counters: EngineCounters) -> dict[str, float]:
+    """What speculation brings, under today's names and the deprecated ones."""
+    figures = counters.speculation
+    named = {
+        "outrider_spec_decode_speedup": figures.speedup,
+        "outrider_spec_decode_draft_depth": figures.draft_depth,
+        "outrider_spec_decode_acceptance_rate": counters.acceptance_rate,
+        "outrider_spec_decode_mean_accepted_length": counters.mean_accepted_length,
         "outrider_spec_decode_price_tokens_per_second": figures.price,
-        "outrider_spec_decode_gain": figures.gain,
-        "outrider_spec_decode_ledger_rounds": figures.ledger,
-        "outrider_spec_decode_stopped": float(figures.stopped),
-        "outrider_spec_decode_draft_depth": figures.depth,
-        "outrider_spec_decode_forecast_error": figures.forecast_error,
+        "outrider_spec_decode_budget_rounds": figures.budget,
+        "outrider_spec_decode_disabled": float(figures.disabled_rounds > 0),
     }
+    return named | {old: named[new] for old, new in DEPRECATED.items()}
 
 
 def durations(observation: Observation) -> dict[str, float]:
@@ -82,6 +85,11 @@ _DURATIONS: Mapping[str, str] = {
     "outrider_request_time_per_output_token_seconds": "Between a request's tokens, after the first.",
     "outrider_e2e_request_latency_seconds": "From a request's submission to its end.",
 }
+DEPRECATED: Mapping[str, str] = {  # kept for one release, with the names to use in their place
+    "outrider_spec_decode_gain": "outrider_spec_decode_speedup",
+    "outrider_spec_decode_ledger_rounds": "outrider_spec_decode_budget_rounds",
+    "outrider_spec_decode_stopped": "outrider_spec_decode_disabled",
+}
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _DESCRIPTIONS: Mapping[str, str] = {
     "outrider_rounds": "Verification rounds finished.",
@@ -95,12 +103,16 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "outrider_num_requests_running": "Sequences that hold cache blocks.",
     "outrider_num_requests_waiting": "Sequences that wait for cache blocks.",
     "outrider_kv_cache_usage_perc": "Share of the cache's blocks in use, 0..1.",
-    "outrider_spec_decode_price_tokens_per_second": "Tokens that a second is worth at present.",
-    "outrider_spec_decode_gain": "Speed over that without speculation, as measured of late.",
-    "outrider_spec_decode_ledger_rounds": "Rounds without drafts whose time speculation may still lose.",
-    "outrider_spec_decode_stopped": "1 while that ledger is empty and nothing is drafted.",
-    "outrider_spec_decode_draft_depth": "Drafts verified a sequence and round, of late.",
-    "outrider_spec_decode_forecast_error": "Mean absolute share by which rounds' time was forecast wrongly, of late.",
+    "outrider_spec_decode_speedup": "Recent tokens/s over the tokens/s without speculation; 0: not known.",
+    "outrider_spec_decode_draft_depth": "Recent mean number of drafts verified for each sequence in each round.",
+    "outrider_spec_decode_acceptance_rate": "Accepted drafts over verified drafts since the engine started.",
+    "outrider_spec_decode_mean_accepted_length": (
+        "Mean tokens of a sequence in a round that verifies drafts of it, since the engine started."
+    ),
+    "outrider_spec_decode_price_tokens_per_second": "Tokens that a second must bring to be worth spending on drafts.",
+    "outrider_spec_decode_budget_rounds": "Rounds without speculation whose time drafting may still lose.",
+    "outrider_spec_decode_disabled": "1 while drafting is disabled because it does not pay, else 0.",
+    **{old: f"deprecated: use {new}." for old, new in DEPRECATED.items()},
     "outrider_generation": "Number of the replica's current gang.",
     "outrider_restarts": "Times that a failed gang of the replica was followed by another.",
 }
@@ -130,7 +142,7 @@ class MetricsPublisher:
         self._increments = Increments()
         empty = EngineCounters()
         self._counters = {name: Counter(name, _DESCRIPTIONS[name], _TAGS) for name in totals(empty)}
-        named = (*gauges(empty), *speculation_gauges(empty.speculation), *self._gang)
+        named = (*gauges(empty), *speculation_gauges(empty), *self._gang)
         self._gauges = {name: Gauge(name, _DESCRIPTIONS[name], _TAGS) for name in named}
         self._alarms = Counter(
             "outrider_spec_decode_alarms", "Signs that a drafter is broken, by which.", (*_TAGS, "alarm")
@@ -174,7 +186,7 @@ class MetricsPublisher:
             self._publish_engine(status.counters)
 
     def _publish_engine(self, counters: EngineCounters) -> None:
-        for name, value in (self._gang | gauges(counters) | speculation_gauges(counters.speculation)).items():
+        for name, value in (self._gang | gauges(counters) | speculation_gauges(counters)).items():
             self._gauges[name].set(value, self._tags)
         for layer, found in counters.experts.imbalance.items():
             self._imbalance.set(found, {**self._tags, "layer": str(layer)})

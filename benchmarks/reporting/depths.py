@@ -101,6 +101,6 @@ def _speed(value: float | None) -> str:
 def _decisions(name: str, record: Record, took: dict[str, dict[str, float]]) -> Section:
     parts = list(next(iter(took.values())))
     rows = [[sequences, *(figure(us[part]) for part in parts)] for sequences, us in took.items()]
-    note = "Deciding is setting depths, asking for them in composing a round, and choosing slots; learning comes after."
+    note = 'Plans are remade after some rounds only; "a round" is the mean over all of them.'
     table = Table(["sequences", *(f"{part}, us" for part in parts)], rows)
     return Section(title=f"What deciding takes ({name})", record=record, tables=[table], notes=[note])

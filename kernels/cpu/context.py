@@ -127,12 +127,12 @@ class Context:
         draws: NDArray[Any],
         allowed: Allowing | None = None,
         chain: Chain | None = None,
-        patience: NDArray[np.float64] | None = None,
+        stops: NDArray[np.float64] | None = None,
     ) -> tuple[IntArray, NDArray[np.float64], IntArray]:
         """Feeds `pairs` with the states `hidden` [pairs, hidden]; then drafts `depths[i]` tokens after `last_pairs[i]`.
 
         The tokens, sequence by sequence [sum(depths)], by how much each one's score leads over the next best, and how
-        many each sequence has: fewer than `depths` where its row of `patience` [n, 7] ends it before.
+        many each sequence has: fewer than `depths` where its row of `stops` [n, 7] ends it before.
         `draws[i]` is how the first of them is drawn; where it is constrained, `allowed(i, j)` says what may be its
         draft j, from 1 on. `steps` is the largest depth, also of other data groups, which draft beside this one.
         `chain` is for several modules. ExchangeError as `stage`.
@@ -147,7 +147,7 @@ class Context:
             *self._team, shape, modules, len(modules), head.linear, head.outputs,
             None if head.ids is None else head.ids.ctypes.data, pairs, hidden.data_ptr(), chain, states.data_ptr(),
             going.ctypes.data, len(depths), steps, draws.ctypes.data,
-            None if patience is None else patience.ctypes.data, drafts.ctypes.data, leads.ctypes.data, made.ctypes.data,
+            None if stops is None else stops.ctypes.data, drafts.ctypes.data, leads.ctypes.data, made.ctypes.data,
             library.REMASK() if allowed is None else _Remasked(allowed, len(depths)).function,
         )  # fmt: skip
         if outcome:

@@ -41,7 +41,7 @@ def test_a_leaders_totals_gauges_and_requests_reach_ray() -> None:
     publisher.publish(
         RankStatus(busy_s=1.5, counters=counters), [stopped, stopped, Observation(reason="error", latency_s=5)]
     )
-    speculation = SpeculationFigures(alarms={"position_dead": 2, "cache_stale": 0})
+    speculation = SpeculationFigures(speedup=1.5, alarms={"position_dead": 2, "cache_stale": 0})
     counters = EngineCounters(
         rounds=7, running=2, drafted=9, accepted=6, accepted_per_position=[4, 1, 1], speculation=speculation
     )
@@ -57,6 +57,7 @@ def test_a_leaders_totals_gauges_and_requests_reach_ray() -> None:
     assert samples["ray_outrider_stage_busy_seconds_total", "0"] == 2.25
     assert samples["ray_outrider_spec_decode_num_draft_tokens_total", ""] == 9
     assert samples["ray_outrider_spec_decode_num_accepted_tokens_total", ""] == 6
+    assert samples["ray_outrider_spec_decode_speedup", ""] == samples["ray_outrider_spec_decode_gain", ""] == 1.5
     assert samples["ray_outrider_num_requests_running", ""] == 2
     assert samples["ray_outrider_generation", ""] == 3
     assert samples["ray_outrider_restarts", ""] == 2

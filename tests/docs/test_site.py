@@ -14,6 +14,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 from outrider.cluster.config import ServeSettings
+from outrider.workers.metrics import DEPRECATED
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["", "tutorial/", "explanation/zero-difference/", "explanation/mtp/", "helm-comparison/", "reference/values/"]
@@ -47,6 +48,9 @@ def test_the_reference_names_every_setting_command_and_metric(site: Path) -> Non
     assert [name for name in ("serve", "generate", "status", "demo") if f"outrider {name}" not in commands] == []
     for name in ("outrider_gateway_requests_total", "ray_outrider_spec_decode_num_accepted_tokens_per_pos_total"):
         assert name in metrics
+    for old, new in DEPRECATED.items():
+        assert f"ray_{old}gauge" in metrics.replace("\n", ""), old
+        assert f"deprecated: use {new}." in metrics
     assert "rpc Generate(GenerateRequest)" in text(site, "reference/grpc")
 
 

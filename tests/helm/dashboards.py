@@ -52,6 +52,7 @@ def _by_purpose(metric: str) -> tuple[tuple[str, str], ...]:
 _DRAFTS = f"{ENGINE}spec_decode_num_draft_tokens_total"
 _STAGE_BUSY = f"avg by (replica, stage) (rate({ENGINE}stage_busy_seconds_total[$__rate_interval]))"
 _ROUNDS = _rate(f"{ENGINE}rounds_total", "replica")
+_DRAFT_ROUNDS = f"{ENGINE}spec_decode_num_drafts_total"
 _ACCEPTED = f"{ENGINE}spec_decode_num_accepted_tokens_total"
 
 DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
@@ -124,73 +125,82 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
         "outrider: speculation",
         (
             Panel(
-                "Drafts accepted", "percentunit", ((_share(_ACCEPTED, _DRAFTS), "accepted"),), "Of the drafts verified."
+                "Speed-up over no speculation",
+                "short",
+                _each_replica("spec_decode_speedup"),
+                "Recent tokens/s over the tokens/s without speculation. 0: not known, as with a fixed depth.",
             ),
             Panel(
-                "Drafts accepted, by place",
+                "Acceptance rate",
+                "percentunit",
+                (
+                    (_share(_ACCEPTED, _DRAFTS), "recent, all replicas"),
+                    (f"max by (replica) ({ENGINE}spec_decode_acceptance_rate)", "{{replica}} since its start"),
+                ),
+                "Accepted drafts over verified drafts.",
+            ),
+            Panel(
+                "Mean accepted length",
+                "short",
+                (
+                    (f"1 + {_share(_ACCEPTED, _DRAFT_ROUNDS)}", "recent, all replicas"),
+                    (f"max by (replica) ({ENGINE}spec_decode_mean_accepted_length)", "{{replica}} since its start"),
+                ),
+                "Tokens of a sequence in a round that verifies drafts of it.",
+            ),
+            Panel(
+                "Accepted drafts by position",
                 "ops",
                 ((_rate(f"{ENGINE}spec_decode_num_accepted_tokens_per_pos_total", "position"), "draft {{position}}"),),
-                "Falls with the place, for a miss ends a draft.",
+                "Falls with the position: a rejected draft ends its sequence's drafts.",
             ),
             Panel(
-                "Drafts verified in a sequence's round",
-                "short",
-                ((_share(_DRAFTS, f"{ENGINE}spec_decode_num_drafts_total"), "drafts"),),
-                "The depth in force, of the rounds that drafted.",
-            ),
-            Panel(
-                "Drafts verified and accepted",
+                "Verified and accepted drafts",
                 "ops",
                 (
                     (_rate(_DRAFTS, "replica"), "{{replica}} verified"),
                     (_rate(_ACCEPTED, "replica"), "{{replica}} accepted"),
                 ),
-                "What lies between is work that came to nothing.",
+                "The difference is computed and thrown away.",
             ),
             Panel(
                 "Rounds", "ops", ((_rate(f"{ENGINE}rounds_total", "replica"), "{{replica}}"),), "Verification rounds."
             ),
             Panel(
-                "Depth of late",
+                "Draft depth",
                 "short",
                 _each_replica("spec_decode_draft_depth"),
-                "Drafts verified a sequence and round, those without drafts too.",
+                "Recent mean number of drafts verified for each sequence in each round, with or without drafts.",
             ),
             Panel(
-                "Price of time",
+                "Draft depth of rounds with drafts",
+                "short",
+                ((_share(_DRAFTS, _DRAFT_ROUNDS), "drafts"),),
+                "Drafts verified for a sequence in a round that verifies any.",
+            ),
+            Panel(
+                "Price of a second",
                 "tokens/s",
                 _each_replica("spec_decode_price_tokens_per_second"),
-                "Tokens that a second is worth: what a draft must earn.",
+                "Tokens that a second must bring to be worth spending on drafts.",
             ),
             Panel(
-                "Speed over that without speculation",
+                "Budget",
                 "short",
-                _each_replica("spec_decode_gain"),
-                "As modelled from measured rounds; 1 is none gained.",
+                _each_replica("spec_decode_budget_rounds"),
+                "Rounds without speculation whose time drafting may still lose. At 0 drafting is disabled for a while.",
             ),
             Panel(
-                "Rounds that speculation may still lose",
+                "Drafting disabled",
                 "short",
-                _each_replica("spec_decode_ledger_rounds"),
-                "What bounds its loss; at nothing it stops.",
-            ),
-            Panel(
-                "Speculation stopped",
-                "short",
-                _each_replica("spec_decode_stopped"),
-                "1 while nothing is drafted, because it had lost too much.",
-            ),
-            Panel(
-                "Error of forecasts",
-                "percentunit",
-                _each_replica("spec_decode_forecast_error"),
-                "Mean share by which rounds took another time than foreseen.",
+                _each_replica("spec_decode_disabled"),
+                "1 while drafting is disabled. `outrider status` says why, and for how many rounds.",
             ),
             Panel(
                 "Signs of a broken drafter",
                 "ops",
                 ((_rate(f"{ENGINE}spec_decode_alarms_total", "replica, alarm"), "{{replica}} {{alarm}}"),),
-                "None is the rule; the leader's log says more.",
+                "Normally none. The leader's log says what is likely wrong.",
             ),
         ),
     ),

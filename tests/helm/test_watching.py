@@ -12,6 +12,7 @@ from helm.dashboards import DASHBOARDS, FOLDER, as_json
 from helm.rendering import CHART, example
 
 from outrider.cluster.metrics import GatewayMetrics
+from outrider.workers.metrics import DEPRECATED
 
 ROOT = CHART.parents[1]
 HERE = Path(__file__).parent
@@ -67,8 +68,15 @@ def test_every_metric_is_shown_somewhere() -> None:
     shown = {name for expression in _expressions() for name in _NAME.findall(expression)}
 
     gateway = {family.name for family in GatewayMetrics().registry.collect()}
-    for metric in gateway | {f"ray_{name}" for name in _engine_metrics()}:
+    for metric in gateway | {f"ray_{name}" for name in _engine_metrics() - DEPRECATED.keys()}:
         assert shown & {metric + ending for group in _SERIES_OF.values() for ending in group}, metric
+
+
+def test_no_deprecated_metric_is_shown_or_watched() -> None:
+    asked = {name for expression in _expressions() for name in _NAME.findall(expression)}
+
+    assert DEPRECATED
+    assert asked & {f"ray_{name}" for name in DEPRECATED} == set()
 
 
 def test_the_alerts_in_the_chart_are_the_files() -> None:

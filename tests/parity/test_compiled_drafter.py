@@ -18,14 +18,15 @@ from outrider.workers.config import resolve_model
 from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
 from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.pairs import Pairs, joined
+from outrider.workers.drafting.stopping import made_together
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.speculation.patience import Patience, made_together
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import IntArray, SequenceStart, ints
 from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.stop_rule import StopRule
 
 LENGTHS = (2, 17, 40, 63, 66, 90)
 BLOCKS = 64
@@ -210,14 +211,14 @@ def test_sequences_stop_drafting_each_at_its_own_depth(depths: list[int], module
 def test_sequences_stop_drafting_where_their_patience_ends(modules: int, step: float, tmp_path: Path) -> None:
     endless, patient = (drawn_twins(tmp_path / name, 3, modules=modules) for name in ("endless", "patient"))
     parts = [endless.pairs(s, 0, len(some) - 1) for s, some in enumerate(endless.tokens)]
-    patience = [Patience(0.0, 1.0, 1.0, 0.5, 0.8, each, step) for each in (0.0, 1.0, 0.24, 0.4, 0.24, 0.4)]
+    stop_rules = [StopRule(0.0, 1.0, 1.0, 0.5, 0.8, each, step) for each in (0.0, 1.0, 0.24, 0.4, 0.24, 0.4)]
     going, depths = ints(range(6)), ints([6, 6, 6, 6, 6, 3])
     whole = endless.compiled.draft(joined(parts), Wanted(going, depths))
 
     for model in (patient.compiled, patient.torchs):
-        found = model.draft(joined(parts), Wanted(going, depths, patience=np.array(patience)))
+        found = model.draft(joined(parts), Wanted(going, depths, stop_rules=np.array(stop_rules)))
 
-        ends = made_together(patience, [some.confidences for some in whole])
+        ends = made_together(stop_rules, [some.confidences for some in whole])
         assert ends[1] == 1
         assert (ends[0] == 6) == (step == 0.0)
         assert len(set(ends)) > (2 if step == 0.0 else 1)

@@ -17,6 +17,7 @@ from checkpoints import random_config, write_checkpoint
 from torch import Tensor, nn
 
 from outrider.workers.config import EngineConfig, resolve_model
+from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
@@ -29,7 +30,6 @@ from outrider.workers.model.moe import Router
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.round import Round, Verdict
@@ -152,7 +152,7 @@ def _engine(
         numerics="exact", speculation=str(speculation), has_mtp=True,
     )  # fmt: skip
     return Engine(
-        info=info, scheduler=Scheduler(limits, depth.depth), pipeline=recorder, drafter=drafter, depth=depth
+        info=info, scheduler=Scheduler(limits, depth), pipeline=recorder, drafter=drafter, depth=depth
     ), recorder
 
 

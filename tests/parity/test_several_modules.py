@@ -26,18 +26,19 @@ from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
 from outrider.workers.drafting.draft_model import DraftModel, Wanted
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.drafting.pairs import Pairs, joined
+from outrider.workers.drafting.stopping import made_together
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.outputs import CompletionOutput
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.speculation.patience import ENDLESS, Patience, made_together
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.round import Round, SequenceStart, Verdict, ints
+from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
 
 VOCAB, LENGTH, DEPTH = 97, 40, 6
 BLOCKS, OTHERS = [6, 2, 9, 4], [3, 11, 8, 10]
-PATIENCE = Patience(fixed=0.0, lead=2.0, bend=2.0, first=0.5, further=1.0, each=0.45, step=0.0)
+STOP_RULE = StopRule(fixed=0.0, lead=2.0, bend=2.0, first=0.5, further=1.0, each=0.45, step=0.0)
 CUTS = (0, 7, 8, 11, 20)  # the rounds in which the tokens become certain
 PATHS = ("torch", "compiled")
 SHARED = {
@@ -92,12 +93,12 @@ class Bench:
         return make_pairs(self.hidden[first:end], self.tokens, first, blocks, sequence=sequence, write_from=written)
 
     def feed(
-        self, *parts: Pairs, depth: int = 0, steps: int | None = None, patience: Patience = ENDLESS
+        self, *parts: Pairs, depth: int = 0, steps: int | None = None, stop_rules: StopRule = NEVER_STOP
     ) -> list[tuple[int, float]]:
         """What is drafted after the last pair of the last of them, with its leads."""
         pairs = joined(parts)
         going = ints([len(pairs.lengths) - 1] if depth else [])
-        ends = np.array([patience] if depth else np.zeros((0, len(patience))))
+        ends = np.array([stop_rules] if depth else np.zeros((0, len(stop_rules))))
         found = self.drafts.draft(pairs, Wanted(going, ints([depth] if depth else []), steps, ends))
         return list(zip(found[0].token_ids, found[0].confidences, strict=True)) if depth else []
 
@@ -225,9 +226,9 @@ def test_drafting_ends_where_patience_does(modules: int, kernels: str, tmp_path:
     lengths = []
     for first, end in itertools.pairwise((0, 9, 10, 13, 33, LENGTH)):
         whole = endless.feed(endless.pairs(first, end), depth=DEPTH)
-        found = patient.feed(patient.pairs(first, end), depth=DEPTH, patience=PATIENCE)
+        found = patient.feed(patient.pairs(first, end), depth=DEPTH, stop_rules=STOP_RULE)
 
-        assert found == whole[: made_together([PATIENCE], [[lead for _, lead in whole]])[0]]
+        assert found == whole[: made_together([STOP_RULE], [[lead for _, lead in whole]])[0]]
         lengths.append(len(found))
 
     assert 1 <= min(lengths) < max(lengths)
@@ -236,9 +237,9 @@ def test_drafting_ends_where_patience_does(modules: int, kernels: str, tmp_path:
 
 @pytest.mark.parametrize("kernels", PATHS)
 @pytest.mark.parametrize("layout", SPLITS)
-@pytest.mark.parametrize("patience", [ENDLESS, PATIENCE], ids=["to the depth", "as long as it is sure"])
+@pytest.mark.parametrize("stop_rules", [NEVER_STOP, STOP_RULE], ids=["to the depth", "as long as it is sure"])
 def test_ranks_that_share_the_modules_draft_as_one_does(
-    patience: Patience, layout: str, kernels: str, tmp_path: Path
+    stop_rules: StopRule, layout: str, kernels: str, tmp_path: Path
 ) -> None:
     """Data groups go through as many passes, also one that has nothing to draft, or nothing at all."""
     _weights(tmp_path, 3, **SHARED)
@@ -249,7 +250,7 @@ def test_ranks_that_share_the_modules_draft_as_one_does(
         ends = (0, 20, 21, LENGTH) if data == 0 else (0, 9, 9, 30)
         parts = [bench.pairs(*cut, sequence=data) for cut in itertools.pairwise(ends)]
         drafts = [
-            bench.feed(part if len(part) else nothing(part), depth=depth, steps=steps, patience=patience)
+            bench.feed(part if len(part) else nothing(part), depth=depth, steps=steps, stop_rules=stop_rules)
             for part, depth, steps in zip(parts, depths, (DEPTH, 0, 2), strict=True)
         ]
         return [[token for token, _ in some] for some in drafts], bench.cached()

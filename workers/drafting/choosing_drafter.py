@@ -25,11 +25,6 @@ class Worths(Protocol):
     """What drafts are worth at present. DepthPolicy is one."""
 
     @property
-    def resting(self) -> bool:
-        """Whether nobody should draft whose depth is not fixed."""
-        ...
-
-    @property
     def copied(self) -> bool:
         """Whether a good part of the texts of late was looked up."""
         ...
@@ -102,15 +97,11 @@ class ChoosingDrafter:
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         drafts: dict[int, Drafts] = {}
         failed: list[DrafterError] = []
-        if self._worths.resting and not any(round.draft_steps.tolist()):
-            for name, drafter in self._models.items():
-                drafts.update(_ask(name, drafter, round, verdict, hidden, failed))
-        else:
-            looked_up = _ask(LOOKUP, self._lookup, round, verdict, hidden, failed) if self._lookup is not None else {}
-            owners, found = self._choose(round, verdict, looked_up)
-            for name, drafter in self._models.items():
-                drafts.update(_ask(name, drafter, _for(name, owners, round), verdict, hidden, failed))
-            drafts.update(found)
+        looked_up = _ask(LOOKUP, self._lookup, round, verdict, hidden, failed) if self._lookup is not None else {}
+        owners, found = self._choose(round, verdict, looked_up)
+        for name, drafter in self._models.items():
+            drafts.update(_ask(name, drafter, _for(name, owners, round), verdict, hidden, failed))
+        drafts.update(found)
         if failed:
             raise failed[0] if len(failed) == 1 else ExceptionGroup("drafters failed", failed)
         return drafts

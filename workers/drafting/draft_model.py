@@ -13,7 +13,7 @@ class Wanted(NamedTuple):
     entries: IntArray  # [n] of the pairs: whose last pair each draft follows
     depths: IntArray  # [n] how many at most
     steps: int | None = None  # the largest depth where other data groups draft beside this one: all go as many
-    patience: FloatArray | None = None  # [n, 7] when drafting ends before: patience.py
+    stop_rules: FloatArray | None = None  # [n, 7] when drafting ends before: types/stop_rule.py
 
 
 class DraftModel(Protocol):

@@ -15,8 +15,8 @@ from outrider.workers.drafting.shared_drafts import SharedDrafts
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import (
-    PATIENCE,
     RUNNING,
+    STOP_RULE,
     FloatArray,
     IntArray,
     Round,
@@ -65,13 +65,13 @@ class MtpDrafter:
             return {}
         self._backlog.yield_blocks(share_of(round, self._data))
         ending = verdict.finish.any()  # its blocks are free, and may be another's next
-        depths, patience = _depths(round, verdict, everybody), _patience(round)
+        depths, stop_rules = _depths(round, verdict, everybody), _stop_rules(round)
         pairs = self._own_pairs(round, verdict, hidden, everybody)
         gained = sum(verdict.accepted_rows[s] for s in everybody)
         if gained and not any(depths.values()) and not ending and self._may_wait(pairs, int(gained)):
             self._backlog.add(pairs)
             return {}
-        drafts = self._catch_up(pairs, depths, patience)
+        drafts = self._catch_up(pairs, depths, stop_rules)
         return drafts if self._shared is None else self._shared.collect(round, depths, drafts)
 
     @property
@@ -102,7 +102,7 @@ class MtpDrafter:
         return self._behind <= self._most_waiting
 
     def _catch_up(
-        self, pairs: Pairs, depths: Mapping[int, int], patience: Mapping[int, FloatArray]
+        self, pairs: Pairs, depths: Mapping[int, int], stop_rules: Mapping[int, FloatArray]
     ) -> dict[int, Drafts]:
         """Feeds what waits and `pairs`, then drafts `depths` (by sequence id) for the sequences in `pairs`."""
         waiting = joined([*self._backlog.take(), pairs])
@@ -114,14 +114,14 @@ class MtpDrafter:
         own = ints([depths[ids[n]] for n in going])
         entries = ints(going) + (len(waiting.lengths) - len(ids))
         steps = max(depths.values(), default=0) if self._shared is not None else None
-        ends = np.array([patience[ids[n]] for n in going]) if patience and going else None
+        ends = np.array([stop_rules[ids[n]] for n in going]) if stop_rules and going else None
         drafts = self._model.draft(waiting, Wanted(entries, own, steps, ends))
         return dict(zip([ids[n] for n in going], drafts, strict=True))
 
 
-def _patience(round: Round) -> dict[int, FloatArray]:
+def _stop_rules(round: Round) -> dict[int, FloatArray]:
     """When drafting ends before its depth, by sequence id; empty: never."""
-    rows = round.patience.reshape(-1, PATIENCE)
+    rows = round.stop_rules.reshape(-1, STOP_RULE)
     return dict(zip(round.sequence_ids.tolist(), rows, strict=True)) if len(rows) else {}
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.drafting.pairs import Pairs, accepted_pairs, one_each, pair_rows
+from outrider.workers.drafting.stopping import Drafted
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.sampling.head import Head
-from outrider.workers.speculation.patience import Drafted
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import IntArray, Round, Verdict, ints
 from outrider.workers.types.sampling_params import DRAFT_MODEL
@@ -53,11 +53,11 @@ class SeparateModel:
         self._stage, self._head = stage, head
 
     def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
-        going, depths, _, patience = wanted
+        going, depths, _, stop_rules = wanted
         states = self._stage.run(as_tokens(pair_rows(pairs)), None)
         rows, positions = pairs.last_rows[going], pairs.positions[pairs.last_rows[going]]
         drafts = [Drafts([], [], DRAFT_MODEL) for _ in depths]
-        live, drafted = np.arange(len(depths)), Drafted(patience, depths.tolist())
+        live, drafted = np.arange(len(depths)), Drafted(stop_rules, depths.tolist())
         for step in range(1, int(depths.max(initial=0)) + 1):
             tokens, leads = self._head.draw_with_leads(states, rows, pairs.sequence_ids[going[live]], positions + 2)
             for n, token, lead in zip(live.tolist(), tokens.tolist(), leads.tolist(), strict=True):

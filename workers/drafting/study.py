@@ -16,6 +16,7 @@ from torch import Tensor
 from outrider.kernels.sampling import gumbel_noise, key_tensor, noise_bits, row_key, sequence_key
 from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.pairs import Pairs
+from outrider.workers.drafting.stopping import Drafted
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
@@ -23,7 +24,6 @@ from outrider.workers.sampling.rules import Floats, last_distribution, stop_prob
 from outrider.workers.sampling.sampling import SampleRow, transform
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.torch_head import TorchHead
-from outrider.workers.speculation.patience import Drafted
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import IntArray, ints
 
@@ -55,7 +55,7 @@ class StudyDraftModel(TorchDraftModel):
         drafted = set(pairs.sequence_ids[wanted.entries].tolist())
         for sequence_id in [i for i in self._blocks if i in drafted or i not in self._starts]:
             del self._blocks[sequence_id]
-        return super().draft(pairs, wanted._replace(patience=None))
+        return super().draft(pairs, wanted._replace(stop_rules=None))
 
     def _draw(
         self, state: Tensor, sequence_ids: IntArray, positions: IntArray, live: IntArray, drafted: Drafted

@@ -9,11 +9,11 @@ from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.feed import Feed
 from outrider.workers.drafting.kept_states import KeptStates
 from outrider.workers.drafting.pairs import Pairs, pair_rows
+from outrider.workers.drafting.stopping import Drafted
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.parallel.sharing import Columns
 from outrider.workers.sampling.sampling import sample_with_leads
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.speculation.patience import Drafted
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import IntArray, ints
 
@@ -32,13 +32,13 @@ class TorchDraftModel:
 
     @torch.inference_mode()
     def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
-        going, depths, steps, patience = wanted
+        going, depths, steps, stop_rules = wanted
         most = int(depths.max(initial=0)) if steps is None else steps
         live, last = np.arange(len(depths)), pairs.last_rows[going]
         feed = Feed(pairs, self._kept.link(pairs), self.module.count, last)
         state = self.module.run(pair_rows(pairs), pairs.hidden, wanted=feed.wanted)
         drafts = [Drafts([], []) for _ in depths]
-        drafted = Drafted(patience, depths.tolist())
+        drafted = Drafted(stop_rules, depths.tolist())
         for step in range(1, max(most, self.module.count) + 1):
             # Step j draws draft j from the state of step j, then feeds that draft and that state to step j+1.
             feed.leave(state)

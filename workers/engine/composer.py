@@ -1,12 +1,13 @@
 """Chooses what runs in the next round: who, how many of its tokens, and how many drafts after it. Pure policy."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 
 from outrider.workers.engine.limits import SchedulerConfig
 from outrider.workers.engine.residents import Residents
 from outrider.workers.engine.round_builder import RoundBuilder
-from outrider.workers.speculation.patience import ENDLESS, Patience
+from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
 from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.stop_rule import NEVER_STOP
 
 _PREFILL_SHARE = 4  # waiting prefills get at least one token in so many
 
@@ -17,16 +18,8 @@ class RoundComposer:
     A round takes no more than a lane's share of the sequences, so that the lanes share the work.
     """
 
-    def __init__(
-        self,
-        config: SchedulerConfig,
-        depth: Callable[[Sequence], int],
-        patience: Callable[[Sequence], Patience],
-        residents: Residents,
-    ) -> None:
-        self._config = config
-        self._depth, self._patience = depth, patience
-        self._residents = residents
+    def __init__(self, config: SchedulerConfig, plans: Mapping[int, DraftPlan], residents: Residents) -> None:
+        self._config, self._plans, self._residents = config, plans, residents
         self._owed = 0  # to prefills, in 1/_PREFILL_SHARE of a token: what rounding down left
 
     def compose(self) -> RoundBuilder:
@@ -78,11 +71,11 @@ class RoundComposer:
 
         Slots are reserved for its rows, for the drafter's entry one place further, and for the drafts to be made.
         """
-        start, follows = sequence.start, self._residents.follows(sequence)
-        upkeep = int(follows)
+        plan = self._plans.get(sequence.sequence_id, NO_DRAFTS)
+        start, upkeep = sequence.start, int(plan.follows)
         pending = len(sequence.token_ids) - start
         rows = min(pending + len(sequence.drafts), budget)
-        steps = self._draft_steps(sequence, rows - pending) if follows and rows >= pending else 0
+        steps = self._draft_steps(sequence, plan.depth, rows - pending) if plan.depth and rows >= pending else 0
         slots = start + rows + upkeep
         granted = self._residents.reserve(sequence, slots + steps, start + 1 + upkeep)
         if granted == 0:
@@ -90,12 +83,14 @@ class RoundComposer:
         rows = min(rows, granted - upkeep - start)
         steps = max(0, min(steps, granted - slots)) if rows >= pending else 0
         self._residents.depart(sequence)
-        sequence.follow(follows)
-        builder.add(sequence, rows, steps, self._patience(sequence) if steps > 1 else ENDLESS)
+        if plan is not NO_DRAFTS or sequence.followed:  # one that is followed no longer may have rows that wait
+            builder.drafter_needed = True
+        sequence.follow(plan.follows)
+        builder.add(sequence, rows, steps, plan.stop if steps > 1 else NEVER_STOP)
         return rows
 
-    def _draft_steps(self, sequence: Sequence, drafts: int) -> int:
-        """Drafts to make after a round that verifies `drafts`: within every limit, whatever is accepted."""
+    def _draft_steps(self, sequence: Sequence, depth: int, drafts: int) -> int:
+        """Of `depth` drafts those to make after a round that verifies `drafts`: within every limit, in any case."""
         length = len(sequence.token_ids)
         most = min(
             sequence.draft_ceiling,
@@ -103,4 +98,4 @@ class RoundComposer:
             sequence.limit - length - 2,
             self._config.max_model_len - length - drafts - 1,
         )
-        return min(self._depth(sequence), most) if most > 0 else 0
+        return min(depth, most) if most > 0 else 0

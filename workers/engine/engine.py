@@ -7,23 +7,24 @@ sequences gain is delivered once a round to whoever submitted them.
 import logging
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.drafter import Drafter, DrafterError
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.inbox import Call, Cancel, Inbox, Message, Prepared, Stop, Submit
 from outrider.workers.engine.live_experts import Longest
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
+from outrider.workers.engine.round_timer import RoundTimer
 from outrider.workers.engine.runner import Naming
 from outrider.workers.engine.scheduler import Scheduler
 from outrider.workers.engine.subscribers import Subscribers
 from outrider.workers.engine.warm_up import WarmUp, first_use, measuring
 from outrider.workers.experts.balance import ExpertBalance
-from outrider.workers.speculation.depth import DepthPolicy
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
@@ -33,32 +34,6 @@ from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 log = logging.getLogger("outrider.engine")
 Prepare = Callable[[StructuredOutputsParams], "Future[Any]"]
-
-
-@dataclass(slots=True)
-class RoundTimes:
-    """Seconds that the leader spent by part since it was ready, and the rounds they were spent on."""
-
-    rounds: int = 0
-    by_part: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def part(self, name: str) -> "_Part":
-        return _Part(self.by_part, name)
-
-
-class _Part:
-    """Adds the seconds inside to `by_part[name]`. No generator: a round has many of them."""
-
-    __slots__ = ("_began", "_by_part", "_name")
-
-    def __init__(self, by_part: dict[str, float], name: str) -> None:
-        self._by_part, self._name = by_part, name
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._by_part[self._name] += time.perf_counter() - self._began
 
 
 class Engine:
@@ -85,7 +60,7 @@ class Engine:
         elsewhere than in the engine's thread.
         """
         self.info = info
-        self.times = RoundTimes()
+        self.times = RoundTimer(clock, overlapping=pipeline.lanes > 1)
         self.ordering = Longest()  # a round, by the making of an order about experts
         self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
         self._load_module, self._balance = load_module, balance
@@ -93,10 +68,8 @@ class Engine:
         self._prepare, self._to_prepare = prepare, list[StructuredOutputsParams]()
         self._inbox = Inbox()
         self._subscribers = Subscribers()
-        self._free_since: float | None = None  # when the last drafts were made: deciding on them is the next round's
-        self._decided_s = 0.0  # of that time, by deciding
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
-        self._under_way: deque[tuple[Round, float]] = deque()  # oldest first, and when each was scheduled
+        self._under_way: deque[Round] = deque()  # oldest first
         self._stop_reason = ""
         self._ended = ""  # why; set once, behind the door, so that no request slips in unanswered
         self._door = threading.Lock()
@@ -149,19 +122,18 @@ class Engine:
         """
         vocab_size, longest = self.info.vocab_size, self.info.max_model_len
         self._warm_up(first_use(vocab_size, longest))
-        self._depth.reset()
+        self._depth.begin(keep_times=False)
         if self._drafter is not None and (model := self._depth.priced_model):
             for each in measuring(vocab_size, longest, self._scheduler.most_together, model):
                 self._warm_up(each)
             self._depth.begin()
         self._scheduler.reset_counters()
-        self.times = RoundTimes()
+        self.times = RoundTimer(self._clock, overlapping=self._pipeline.lanes > 1)
 
     def _warm_up(self, one: WarmUp) -> None:
         """Until it ends by itself, or has had its rounds."""
         self._subscribers.add(one.request, lambda chunks: None)
         self._scheduler.add(one.request)
-        self._depth.expected = self._scheduler.sharing
         counters, began = self._scheduler.counters, None  # the rounds before all had read the prompt
         said = counters.generated_tokens + one.request.params.n
         while self._scheduler.has_work:
@@ -197,12 +169,9 @@ class Engine:
         """Takes every message; sleeps while there is nothing at all to do."""
         idle = not self._under_way and not self._scheduler.has_work
         if idle:
-            self._free_since, self._decided_s = None, 0.0
-        messages = self._inbox.take(sleep=idle)
-        for message in messages:
+            self.times.idle()
+        for message in self._inbox.take(sleep=idle):
             self._handle(message)
-        if messages:
-            self._depth.expected = self._scheduler.sharing
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -236,12 +205,21 @@ class Engine:
     def _start_round(self) -> bool:
         if not self._free_lanes:
             return False
-        began = self._clock() if self._free_since is None else self._free_since
-        with self.times.part("schedule"):
-            round = self._scheduler.schedule(self._free_lanes[0])
+        self.times.begin()
+        round = self._scheduler.schedule(self._free_lanes[0])
         if not round.sequences:
             self._announce()
             return False
+        self.times.scheduled()
+        self._under_way.append(round := self._addressed(round))
+        self._free_lanes.popleft()
+        self.times.lap("schedule")
+        self._pipeline.dispatch(round)
+        self.times.lap("forward")
+        return True
+
+    def _addressed(self, round: Round) -> Round:
+        """The round with what else the ranks are to do: compile grammars, move experts."""
         for start in round.begins:
             if (sequence := self._scheduler.live(start.sequence_id)) is not None:
                 self._on_begin(sequence.request.request_id)
@@ -251,11 +229,7 @@ class Engine:
             with self.ordering.timing():
                 order = self._balance.order()
             round = replace(round, expert_order=order) if len(order) else round
-        self._under_way.append((round, began))
-        self._free_lanes.popleft()
-        with self.times.part("forward"):
-            self._pipeline.dispatch(round)
-        return True
+        return round
 
     def _announce(self) -> None:
         """What the next round would have told the sampler to prepare: there is none to tell it with."""
@@ -264,35 +238,25 @@ class Engine:
             self._to_prepare = []
 
     def _finish_round(self) -> None:
-        with self.times.part("wait"):
-            result = self._pipeline.collect()
-        round, began = self._under_way.popleft()
+        """Takes the oldest round's verdict: its tokens go out, and the next drafts are made."""
+        result = self._pipeline.collect()
+        round, verdict = self._under_way.popleft(), result.verdict
         if self._balance is not None:
-            self._balance.hear(result.verdict.expert_answer)
-        with self.times.part("commit"):
-            time = self._depth.time_of(round, self._clock() - began)
-            chunks = self._scheduler.commit(round, result.verdict, time)
-        self._subscribers.deliver(chunks)
-        delivered = self._clock()
-        with self.times.part("draft"):
-            drafts = self._draft(round, result)
-        drafted = self._clock()
-        self._free_since = drafted if self._pipeline.lanes == 1 else None
-        with self.times.part("depth"):
-            round_s, draft_s = delivered - began, drafted - delivered
-            self._depth.observe(round, result.verdict, round_s, draft_s, drafts, decided_s=self._decided_s)
-            if drafts:
-                self._scheduler.set_drafts(self._depth.worthwhile(drafts))
-        if self._free_since is not None:
-            self._decided_s = self._clock() - drafted
-        for warning in self._depth.take_warnings():
-            log.warning("%s", warning)
+            self._balance.hear(verdict.expert_answer)
+        time = self._depth.time_of(round, self.times.judged())
+        self._subscribers.deliver(self._scheduler.commit(round, verdict, time))
+        self.times.delivered()
+        drafts = self._draft(round, result)
+        self.times.drafted()
+        verified = self._depth.observe(round, verdict, self.times.round_s, self.times.draft_s, drafts)
+        if verified:
+            self._scheduler.set_drafts(verified)
         self._free_lanes.append(round.lane)
-        self.times.rounds += 1
+        self.times.finished()
 
     def _draft(self, round: Round, result: RoundResult) -> Mapping[int, Drafts]:
         """The next drafts; none if the drafter fails, which costs speed and nothing else."""
-        if self._drafter is None:
+        if self._drafter is None or not round.upkeep.size:
             return {}
         try:
             if len(round.ends):

@@ -12,6 +12,7 @@ class SchedulerConfig:
     """Limits of the rounds and size of the pool. `speculation` is the ceiling of every request's own.
 
     `recomputed_tokens`: of a prefix found in the cache, for the states that a drafter makes its next entries of.
+    `may_skip_drafter`: the drafter need not hear of rounds whose sequences have no drafts.
     """
 
     max_num_seqs: int
@@ -24,6 +25,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     speculation: str | int = "auto"
     recomputed_tokens: int = 1
+    may_skip_drafter: bool = False
 
     def __post_init__(self) -> None:
         for name in (

@@ -4,11 +4,12 @@ A sequence waits, is ready (admitted, between rounds) or is in flight. A block i
 sequence that holds it, and returns only when that one is not in flight, so no stage can still be writing it.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from outrider.workers.engine.blocks import BlockPool, blocks_needed, extend_keys
 from outrider.workers.engine.limits import SchedulerConfig
 from outrider.workers.engine.waiting import WaitingQueue
+from outrider.workers.types.draft_plan import NO_DRAFTS, Planner
 from outrider.workers.types.sequence import Sequence
 
 # The drafter's entries share the blocks: with and without them, equal tokens make different blocks.
@@ -18,12 +19,8 @@ _SALTS = (b"model", b"model and drafter")
 class Residents:
     """The sequences, by state, and the pools that they share: one for each data group."""
 
-    def __init__(
-        self, config: SchedulerConfig, follows: Callable[[Sequence], bool], forget: Callable[[int], None]
-    ) -> None:
-        """`follows` and `forget` as Scheduler has them."""
-        self._config = config
-        self._follows, self._forget = follows, forget
+    def __init__(self, config: SchedulerConfig, planner: Planner) -> None:
+        self._config, self._planner = config, planner
         self._size = config.block_size
         self.pools = [BlockPool(config.num_blocks) for _ in range(config.data_groups)]  # by data group
         self.waiting = WaitingQueue()
@@ -103,7 +100,7 @@ class Residents:
         """Forgets the sequence, wherever it is, and gives back its blocks. Nobody waits for its prompt any more."""
         if self.running.pop(sequence.sequence_id, None) is None:
             self.waiting.discard(sequence)
-            self._forget(sequence.sequence_id)
+        self._planner.forget(sequence.sequence_id)
         self.ready.pop(sequence.sequence_id, None)
         self._give_back(sequence)
         if sequence.output_index == 0:
@@ -148,13 +145,12 @@ class Residents:
         self.pools[sequence.owner].release(sequence.blocks)
         del sequence.blocks[:]
 
-    def follows(self, sequence: Sequence) -> bool:
-        """Whether the drafter takes in the sequence's next rows."""
-        return sequence.draft_ceiling > 0 and self._follows(sequence)
-
     def _salt(self, sequence: Sequence) -> None:
         """Settles what its keys say: that the drafter follows it from its first row on, or nothing of the drafter."""
-        followed = self.follows(sequence)
+        if sequence.draft_ceiling:
+            live = min(len(self.running) + len(self.waiting), self._config.max_num_seqs)
+            self._planner.admit(sequence, together=-(-live // self._config.lanes))
+        followed = self._planner.plans.get(sequence.sequence_id, NO_DRAFTS).follows
         if followed != sequence.salted:
             sequence.block_keys.clear()
         sequence.salted = sequence.followed = followed

@@ -5,9 +5,9 @@ from collections.abc import Sequence as Ids
 
 import numpy as np
 
-from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.types.round import Round, as_ints, ints
 from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
 
 
 class RoundBuilder:
@@ -26,18 +26,19 @@ class RoundBuilder:
         self._block_ids = array("q")
         self._owners = array("q")
         self._draft_steps = array("q")
-        self._patience = array("d")
+        self._stop_rules = array("d")
         self._upkeep = array("q")
         self._followed_from = array("q")
         self.begins: list[Sequence] = []  # in their first round
+        self.drafter_needed = False
 
     def __len__(self) -> int:
         return len(self._sequence_ids)
 
-    def add(self, sequence: Sequence, rows: int, draft_steps: int, patience: Patience = ENDLESS) -> None:
+    def add(self, sequence: Sequence, rows: int, draft_steps: int, stop_rule: StopRule = NEVER_STOP) -> None:
         """Adds the sequence's next `rows` query tokens: tokens not computed yet, then, where those end, drafts.
 
-        `patience`: when the `draft_steps` after it end before.
+        `stop_rule`: when the `draft_steps` after it end before.
         """
         tokens = sequence.token_ids
         end = sequence.start + rows
@@ -56,14 +57,18 @@ class RoundBuilder:
         self._block_offsets.append(len(self._block_ids))
         self._owners.append(sequence.owner)
         self._draft_steps.append(draft_steps)
-        self._patience.extend(patience)
+        self._stop_rules.extend(stop_rule)
         self._upkeep.append(sequence.followed)
         self._followed_from.append(sequence.followed_from)
         if not sequence.begun:
             sequence.begun = True
             self.begins.append(sequence)
 
-    def build(self, round_id: int, lane: int, ends: Ids[int], *, several_groups: bool = False) -> Round:
+    def build(
+        self, round_id: int, lane: int, ends: Ids[int], *, several_groups: bool = False, may_skip_drafter: bool = False
+    ) -> Round:
+        """`may_skip_drafter`: the drafter is not asked after the round where it is not needed."""
+        asked = self.drafter_needed or not may_skip_drafter or len(self.begins) > 0 or len(ends) > 0
         return Round(
             round_id=round_id,
             lane=lane,
@@ -79,8 +84,8 @@ class RoundBuilder:
             block_ids=as_ints(self._block_ids),
             owners=as_ints(self._owners) if several_groups else ints(),
             draft_steps=as_ints(self._draft_steps),
-            patience=np.frombuffer(self._patience if any(self._patience) else b""),
-            upkeep=as_ints(self._upkeep),
+            stop_rules=np.frombuffer(self._stop_rules if any(self._stop_rules) else b""),
+            upkeep=as_ints(self._upkeep) if asked else ints(),
             followed_from=as_ints(self._followed_from),
             begins=tuple(sequence.introduction() for sequence in self.begins),
             ends=ints(ends),

@@ -4,7 +4,7 @@
 accepted rows, of sequences that ended too, before the next round runs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import count
 
 from outrider.workers.engine.composer import RoundComposer
@@ -12,8 +12,8 @@ from outrider.workers.engine.limits import SchedulerConfig
 from outrider.workers.engine.outcome import Outcome, cancelled_chunk, gained_chunk, outcomes
 from outrider.workers.engine.residents import Residents
 from outrider.workers.engine.round_builder import RoundBuilder
-from outrider.workers.speculation.patience import ENDLESS, Patience
 from outrider.workers.types.counters import EngineCounters
+from outrider.workers.types.draft_plan import Planner, Undrafted
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.round import Round, Verdict
 from outrider.workers.types.round_time import RoundTime
@@ -23,24 +23,13 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 
 
 class Scheduler:
-    """`depth` says how many drafts to make next for a sequence; the limits and the free blocks may allow fewer.
+    """Knows of drafts only what the `planner`'s plans say; the limits and the free blocks may allow fewer."""
 
-    `patience` says when its drafting ends before that.
-    `follows` says whether the drafter takes in the next rows of a sequence that may draft: without, it cannot draft.
-    `forget` hears the id of a sequence that ends while it waits, so that no round will say so.
-    """
-
-    def __init__(
-        self,
-        config: SchedulerConfig,
-        depth: Callable[[Sequence], int],
-        follows: Callable[[Sequence], bool] = lambda sequence: True,
-        forget: Callable[[int], None] = lambda sequence_id: None,
-        patience: Callable[[Sequence], Patience] = lambda sequence: ENDLESS,
-    ) -> None:
+    def __init__(self, config: SchedulerConfig, planner: Planner | None = None) -> None:
+        planner = Undrafted() if planner is None else planner
         self._config = config
-        self._residents = Residents(config, follows, forget)
-        self._composer = RoundComposer(config, depth, patience, self._residents)
+        self._residents = Residents(config, planner)
+        self._composer = RoundComposer(config, planner.plans, self._residents)
         self._requests: dict[str, list[Sequence]] = {}  # unfinished sequences
         self._in_flight: list[int | None] = [None] * config.lanes  # round id, by lane
         self._ends: list[int] = []
@@ -76,12 +65,6 @@ class Scheduler:
         """The drafter lost what it was to take in: it begins anew with what runs, and its cache has a gap."""
         for sequence in self._residents.running.values():
             sequence.followed = False
-
-    @property
-    def sharing(self) -> int:
-        """How many sequences will share a lane's rounds once those that wait have begun."""
-        live = self._counters.running + self._counters.waiting
-        return -(-min(live, self._config.max_num_seqs) // self._config.lanes)
 
     @property
     def most_together(self) -> int:
@@ -209,7 +192,13 @@ class Scheduler:
             self._counters.prefix_queries += sequence.prompt_tokens
             self._counters.prefix_hits += sequence.cached_tokens
         self._update_gauges()
-        return builder.build(round_id, lane, ends, several_groups=self._config.data_groups > 1)
+        return builder.build(
+            round_id,
+            lane,
+            ends,
+            several_groups=self._config.data_groups > 1,
+            may_skip_drafter=self._config.may_skip_drafter,
+        )
 
     def _take_in(self, sequence: Sequence, outcome: Outcome, time: RoundTime) -> SequenceChunk | None:
         """Advances the sequence by its outcome; the chunk says what was gained, or None for nothing."""

@@ -156,14 +156,14 @@ class CompiledModules:
         allowed: Allowing | None = None,
         steps: int | None = None,
         chain: Chain | None = None,
-        patience: NDArray[np.float64] | None = None,
+        stop_rules: NDArray[np.float64] | None = None,
     ) -> tuple[IntArray, NDArray[np.float64], IntArray]:
         """Feeds `pairs` (h_i, t_{i+1}), `hidden` [pairs, hidden] their h_i; then drafts.
 
         Where there are several modules `chain` says how those after the first are fed. `depths[n]` drafts follow pair
         `last_pairs[n]`; `draws[n]` says how the first of them is drawn, and `allowed(n, j)` what may be its draft j
         from 1 on, where a grammar constrains it. They come sequence by sequence [sum(depths)], with the lead of each
-        one's score over the next best, and with how many each sequence has: its row of `patience` [n, 7] may end it
+        one's score over the next best, and with how many each sequence has: its row of `stop_rules` [n, 7] may end it
         before. `steps`: the largest depth of all data groups, where others draft beside this one. Of ranks with the
         same pairs only the first has the leads.
         """
@@ -171,7 +171,7 @@ class CompiledModules:
         with self._loader.explaining:
             return self._context.draft(
                 self._loader.shape, self._modules, self._head, _structure(pairs), hidden.contiguous(), last_pairs,
-                depths, most, draws, allowed, None if chain is None else _chain_structure(chain), patience,
+                depths, most, draws, allowed, None if chain is None else _chain_structure(chain), stop_rules,
             )  # fmt: skip
 
 

@@ -21,14 +21,14 @@ class ExpertFigures:
 
 @dataclass(slots=True)
 class SpeculationFigures:
-    """How speculation does at present, as the engine models it."""
+    """How speculation does recently. Speed-up, price and budget are 0 where unknown, as with a fixed depth."""
 
-    price: float = 0.0  # tokens that a second must bring; 0: not known, as of all that follows where depths are fixed
-    gain: float = 0.0  # of late, speed over that without speculation; 0: not known
-    ledger: float = 0.0  # undrafted rounds that may still be lost
-    stopped: bool = False  # the ledger is empty
-    depth: float = 0.0  # of late, drafts verified a sequence and round
-    forecast_error: float = 0.0  # of late, of rounds' time, mean absolute share
+    speedup: float = 0.0  # tokens/s over those without speculation
+    draft_depth: float = 0.0  # drafts verified a sequence and round
+    price: float = 0.0  # tokens that a second must bring to be worth spending on drafts
+    budget: float = 0.0  # plain rounds (without speculation) whose time drafting may still lose
+    disabled_rounds: int = 0  # until drafting is enabled again; 0: it is enabled
+    disabled_reason: str = ""  # why it is disabled
     alarms: dict[str, int] = field(default_factory=dict)  # how often each was raised
 
 
@@ -52,3 +52,13 @@ class EngineCounters:
     drafted_per_position: list[int] = field(default_factory=lambda: [0] * 16)
     speculation: SpeculationFigures = field(default_factory=SpeculationFigures)
     experts: ExpertFigures = field(default_factory=ExpertFigures)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted drafts over verified ones, since the engine started; 0 before the first draft."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def mean_accepted_length(self) -> float:
+        """Tokens that a sequence gains in a round that verifies drafts of it; 0 before the first draft."""
+        return 1.0 + self.accepted / self.drafts if self.drafts else 0.0

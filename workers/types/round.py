@@ -19,7 +19,7 @@ from outrider.workers.types.structured_outputs import StructuredOutputsParams
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-PATIENCE = 7  # numbers that say when a sequence's drafting ends: speculation/patience.py
+STOP_RULE = 7  # numbers that say when a sequence's drafting ends: types/stop_rule.py
 
 
 _INT64 = np.dtype(np.int64)  # made once: finding it takes as long as the rest of a small array
@@ -97,8 +97,8 @@ class Round:
     block_ids: IntArray = field(default_factory=_NO_INTS)  # [B] each sequence's whole block table
     owners: IntArray = field(default_factory=_NO_INTS)  # [S] data group of each; [0] where there is only one
     draft_steps: IntArray = field(default_factory=_NO_INTS)  # [S] drafts to make after this round (0: none)
-    patience: FloatArray = field(default_factory=_NO_FLOATS)  # [S x 7] when drafts end before; [0]: never (patience.py)
-    upkeep: IntArray = field(default_factory=_NO_INTS)  # [S] 1: the drafter's cache follows this sequence
+    stop_rules: FloatArray = field(default_factory=_NO_FLOATS)  # [S x 7] when drafts end before; [0]: never
+    upkeep: IntArray = field(default_factory=_NO_INTS)  # [S] 1: the drafter's cache follows it; [0]: it is not asked
     followed_from: IntArray = field(default_factory=_NO_INTS)  # [S] the first slot of that cache which holds it, from 1
     begins: tuple[SequenceStart, ...] = ()  # sequences new to the sampler
     prepares: tuple[StructuredOutputsParams, ...] = ()  # what sequences of later rounds will have to conform to
@@ -209,8 +209,10 @@ def share_of(round: Round, data: int) -> Round:
         block_ids=round.block_ids[np.repeat(round.block_offsets[which], blocks) + ranges(blocks)],
         owners=ints(),
         draft_steps=round.draft_steps[which],
-        patience=round.patience.reshape(-1, PATIENCE)[which].ravel() if len(round.patience) else round.patience,
-        upkeep=round.upkeep[which],
+        stop_rules=round.stop_rules.reshape(-1, STOP_RULE)[which].ravel()
+        if len(round.stop_rules)
+        else round.stop_rules,
+        upkeep=round.upkeep[which] if len(round.upkeep) else ints(),
         followed_from=round.followed_from[which],
     )
 

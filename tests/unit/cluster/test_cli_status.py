@@ -7,7 +7,15 @@ import pytest
 from rich.console import Console
 
 from outrider.cluster.cli_status import drained, scaled, show, tree
-from outrider.cluster.status import ClusterStatus, Draining, EngineStatus, RankStatus, ReplicaStatus, Scaling
+from outrider.cluster.status import (
+    ClusterStatus,
+    Draining,
+    EngineStatus,
+    RankStatus,
+    ReplicaStatus,
+    Scaling,
+    SpeculationStatus,
+)
 
 RANK = RankStatus(
     rank=0,
@@ -23,7 +31,10 @@ RANK = RankStatus(
     interface="eth0",
     node_id="abc",
 )
-ENGINE = EngineStatus(running=2, waiting=1, rounds=9, kv_cache_usage=0.25, drafted=10, accepted=9)
+ENGINE = EngineStatus(
+    running=2, waiting=1, rounds=9, kv_cache_usage=0.25, drafted=10, accepted=9,
+    speculation=SpeculationStatus(setting="off"),
+)  # fmt: skip
 REPLICA = ReplicaStatus(
     name="r0",
     generation=2,
@@ -59,10 +70,9 @@ def drawn(*replicas: ReplicaStatus, problem: str = "", last_scaling: str = "") -
 def test_a_cluster_is_drawn_as_replicas_stages_and_ranks() -> None:
     assert drawn(REPLICA) == [
         "c serves scout (outrider 1): 1 of 3 replicas ready",
-        "└── r0, generation 2: ready, 2 running, 1 waiting, 9 rounds, 90% of 10 drafts accepted, cache 25% full, "
-        "numerics 0123abcd",
+        "└── r0, generation 2: ready, 2 running, 1 waiting, 9 rounds, cache 25% full, numerics 0123abcd",
         "    ├── generation 1 ended: rank 1 [bold] died",
-        "    ├── speculation: depth 0.0, accepted at 1..",
+        "    ├── speculation: off (engine setting)",
         "    ├── stage 0, layers 0..6",
         "    │   ├── rank 0: ready, gpu-a, pid 123, cuda 3, via eth0, busy 50%, drafting 20%",
         "    │   └── rank 1: ready, gpu-a, pid 124, cuda 3, via eth0, exchanges over shared memory, busy 50%",
@@ -80,7 +90,7 @@ def test_a_narrow_terminal_folds_lines_and_a_pipe_gets_them_whole(terminal: bool
 
     lines = [line.rstrip() for line in file.getvalue().splitlines()]
     words = " ".join(" ".join(line.strip("│ ") for line in lines).split())
-    assert "90% of 10 drafts accepted, cache 25% full" in words
+    assert "9 rounds, cache 25% full" in words
     assert (max(map(len, lines)) > 60) is not terminal
 
 

@@ -13,7 +13,9 @@ from outrider.cluster.status import ClusterStatus, EngineStatus, RankStatus, Rep
 
 ENGINE = EngineStatus(
     running=3, waiting=1, rounds=100, kv_cache_usage=0.25, drafted=300, accepted=200, generated_tokens=300,
-    speculation=SpeculationStatus(price=812.0, gain=1.57, ledger=4.3),
+    speculation=SpeculationStatus(
+        setting="auto", speedup=1.57, price=812.0, budget=4.3, drafted_per_position=(100, 100, 100)
+    ),
 )  # fmt: skip
 RANK = RankStatus(rank=0, stage=0, first_layer=0, end_layer=12, node="n", pid=1, device="cpu", state="ready", busy=0.8)
 REPLICA = ReplicaStatus(name="r0", generation=2, state="ready", problem="", ranks=(RANK,), engine=ENGINE)
@@ -21,8 +23,11 @@ STATUS = ClusterStatus(name="demo", model="scout", version="0", replicas=(REPLIC
 
 
 def later(rounds: int, drafted: int, accepted: int, tokens: int) -> EngineStatus:
+    """Three drafts at a time were verified."""
+    per_position = (100 + drafted // 3,) * 3
     return replace(
         ENGINE,
+        speculation=replace(ENGINE.speculation, drafted_per_position=per_position),
         rounds=100 + rounds,
         drafted=300 + drafted,
         accepted=200 + accepted,
@@ -31,12 +36,12 @@ def later(rounds: int, drafted: int, accepted: int, tokens: int) -> EngineStatus
 
 
 def test_rates_are_those_of_the_time_between_the_looks() -> None:
-    """Ten sequences verified 3 drafts each, of which two stood, and said a token more each."""
-    seen = rates(ENGINE, later(rounds=5, drafted=30, accepted=20, tokens=30), 2.0)
+    """Ten sequences verified 3 drafts each, of which two were accepted, and ten had a round without drafts."""
+    seen = rates(ENGINE, later(rounds=5, drafted=30, accepted=20, tokens=40), 2.0)
 
-    assert (seen.tokens_per_s, seen.rounds_per_s) == (15.0, 2.5)
-    assert (seen.tokens_per_verification, seen.depth) == (3.0, 3.0)
-    assert seen.acceptance == pytest.approx(2 / 3)
+    assert (seen.tokens_per_s, seen.rounds_per_s) == (20.0, 2.5)
+    assert (seen.draft_depth, seen.mean_accepted_length) == (1.5, 3.0)
+    assert seen.acceptance_rate == pytest.approx(2 / 3)
 
 
 def test_of_an_idle_replica_nothing_is_told() -> None:
@@ -63,7 +68,7 @@ def test_the_screen_shows_every_replica_and_what_is_wrong() -> None:
     history = History(clock=lambda: next(times))
     history.look(STATUS)
     now = replace(STATUS, problem="node n2 is gone", replicas=(replace(REPLICA, engine=later(5, 30, 20, 30)),))
-    console = Console(width=160, record=True, force_terminal=False)
+    console = Console(width=200, record=True, force_terminal=False)
 
     console.print(view(now, history.look(now)))
 
@@ -75,12 +80,16 @@ def test_the_screen_shows_every_replica_and_what_is_wrong() -> None:
         "ready",
         "25%",
         "15",
-        "3.00",
+        "auto",
+        "1.57x",
+        "draft",
+        "acceptance",
         "67%",
-        "80%",
-        "1.57",
+        "mean accepted",
+        "3.0",
         "812",
         "4.3",
+        "80%",
     ):
         assert shown in text, shown
 
@@ -97,14 +106,21 @@ def test_where_rows_are_too_wide_each_replica_is_a_column() -> None:
     assert ["price", "812", "812"] in [[word for word in line if word.isascii()] for line in lines]
 
 
-def test_an_empty_ledger_is_shown_as_a_stop() -> None:
-    stopped = replace(ENGINE, speculation=SpeculationStatus(stopped=True))
-    now = replace(STATUS, replicas=(replace(REPLICA, engine=stopped),))
-    console = Console(width=160, record=True, force_terminal=False)
+@pytest.mark.parametrize(
+    ("speculation", "shown"),
+    [
+        (SpeculationStatus(setting="auto", disabled_rounds=41), "disabled for 41"),
+        (SpeculationStatus(setting="off"), "off"),
+    ],
+)
+def test_speculation_that_is_disabled_or_off_is_shown_as_such(speculation: SpeculationStatus, shown: str) -> None:
+    now = replace(STATUS, replicas=(replace(REPLICA, engine=replace(ENGINE, speculation=speculation)),))
+    console = Console(width=80, record=True, force_terminal=False)
 
     console.print(view(now, History(clock=lambda: 0.0).look(now)))
 
-    assert "stopped" in console.export_text()
+    lines = [[cell.strip() for cell in line.split("│")] for line in console.export_text().splitlines()]
+    assert ["speculation", shown] in [line[1:3] for line in lines]
 
 
 def test_a_curve_is_as_high_as_each_value_beside_the_largest() -> None:

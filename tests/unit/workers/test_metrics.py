@@ -1,4 +1,4 @@
-from outrider.workers.metrics import Increments, durations, gauges, speculation_gauges, totals
+from outrider.workers.metrics import DEPRECATED, Increments, durations, gauges, speculation_gauges, totals
 from outrider.workers.rank import RankStatus
 from outrider.workers.request_times import Observation
 from outrider.workers.types.counters import EngineCounters, ExpertFigures, SpeculationFigures
@@ -51,21 +51,50 @@ def test_a_request_without_tokens_adds_to_the_latency_alone() -> None:
     }
 
 
-def test_what_speculation_does_at_present_is_a_gauge_each() -> None:
-    figures = SpeculationFigures(price=900.0, gain=1.5, ledger=4.0, stopped=True, depth=2.5, forecast_error=0.07)
+SPECULATING = EngineCounters(
+    drafts=4,
+    drafted=10,
+    accepted=6,
+    speculation=SpeculationFigures(speedup=1.5, draft_depth=2.5, price=900.0, budget=4.0),
+)
 
-    assert speculation_gauges(figures) == {
-        "outrider_spec_decode_price_tokens_per_second": 900.0,
-        "outrider_spec_decode_gain": 1.5,
-        "outrider_spec_decode_ledger_rounds": 4.0,
-        "outrider_spec_decode_stopped": 1.0,
+
+def test_each_figure_of_speculation_is_a_gauge() -> None:
+    published = speculation_gauges(SPECULATING)
+
+    assert {name: value for name, value in published.items() if name not in DEPRECATED} == {
+        "outrider_spec_decode_speedup": 1.5,
         "outrider_spec_decode_draft_depth": 2.5,
-        "outrider_spec_decode_forecast_error": 0.07,
+        "outrider_spec_decode_acceptance_rate": 0.6,
+        "outrider_spec_decode_mean_accepted_length": 2.5,
+        "outrider_spec_decode_price_tokens_per_second": 900.0,
+        "outrider_spec_decode_budget_rounds": 4.0,
+        "outrider_spec_decode_disabled": 0.0,
     }
 
 
+def test_drafting_that_is_disabled_for_some_rounds_is_published_as_disabled() -> None:
+    disabled = EngineCounters(speculation=SpeculationFigures(disabled_rounds=41))
+
+    assert speculation_gauges(disabled)["outrider_spec_decode_disabled"] == 1.0
+
+
+def test_the_names_of_the_last_release_still_have_the_values_of_those_that_replace_them() -> None:
+    published = speculation_gauges(SPECULATING)
+
+    assert published["outrider_spec_decode_gain"] == 1.5
+    assert published["outrider_spec_decode_ledger_rounds"] == 4.0
+    assert published["outrider_spec_decode_stopped"] == 0.0
+
+
+def test_before_the_first_draft_acceptance_is_zero() -> None:
+    none = EngineCounters()
+
+    assert (none.acceptance_rate, none.mean_accepted_length) == (0.0, 0.0)
+
+
 def test_a_ranks_status_tells_how_speculation_does() -> None:
-    figures = SpeculationFigures(gain=1.5, alarms={"drafter_failed": 2})
+    figures = SpeculationFigures(speedup=1.5, disabled_rounds=3, disabled_reason="why", alarms={"drafter_failed": 2})
     experts = ExpertFigures(imbalance={3: 1.25}, replacements=1)
     status = RankStatus(state="ready", counters=EngineCounters(drafted=3, speculation=figures, experts=experts))
 

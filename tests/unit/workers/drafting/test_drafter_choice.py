@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from operator import mul
 
 import pytest
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from outrider.workers.drafting.choosing_drafter import ChoosingDrafter
 from outrider.workers.drafting.drafter import DrafterError
-from outrider.workers.speculation.planning import worth_of_rows
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError
 from outrider.workers.types.request import Request
@@ -75,15 +74,18 @@ def a_verdict(drafts: int = 0, accepted: int = 0) -> Verdict:
 class Told:
     """Worths that are what they are: a row costs a tenth of a token, a model's drafts bring one."""
 
-    def __init__(self, best: str | None = MTP, *, resting: bool = False) -> None:
-        self.best, self.resting = best, resting
+    copied = False
+
+    def __init__(self, best: str | None = MTP) -> None:
+        self.best = best
         self.told: list[int] = []  # how many looked-up drafts were chosen
 
     def looks_up(self, sequence_id: int) -> bool:
-        return not self.resting
+        return True
 
     def looked_up(self, proposal: Drafts) -> tuple[int, float]:
-        return worth_of_rows(accumulate(proposal.confidences, mul), 0.1)
+        kept = list(takewhile(lambda chance: chance > 0.1, accumulate(proposal.confidences, mul)))
+        return len(kept), sum(kept) - 0.1 * len(kept)
 
     def chose(self, sequence_id: int, kept: Drafts) -> None:
         self.told.append(len(kept))
@@ -162,20 +164,6 @@ def test_of_two_models_the_one_that_is_worth_more_drafts() -> None:
         assert chosen([], models=(MTP, DRAFT_MODEL), worths=Told(best))[0] == {best}
 
 
-def test_while_nobody_should_draft_models_follow_and_nothing_is_looked_up() -> None:
-    model, lookup = Scripted(MTP), Scripted(LOOKUP, SURE)
-    drafter = ChoosingDrafter({MTP: model}, lookup, {0: a_sequence()}.get, "auto", Told(resting=True))
-
-    assert drafter.draft(a_round(steps=0), a_verdict(), HIDDEN) == {}
-    assert (model.steps, lookup.steps) == ([0], [])
-
-
-def test_drafts_are_worth_their_rows_as_long_as_they_are_likely_to_be_reached() -> None:
-    assert worth_of_rows([0.9, 0.45, 0.045], 0.2) == (2, pytest.approx(0.9 + 0.45 - 0.4))
-    assert worth_of_rows([0.1], 0.2) == (0, 0.0)
-    assert worth_of_rows([], 0.2) == (0, 0.0)
-
-
 def test_a_drafter_that_forgets_keeps_nothing_of_a_sequence() -> None:
     models, lookup = {MTP: Scripted(MTP)}, Scripted(LOOKUP, [0.5])
     drafter = ChoosingDrafter(models, lookup, {0: a_sequence()}.get, "auto", Told())
@@ -197,9 +185,8 @@ class Broken(Scripted):
         raise self._error
 
 
-@pytest.mark.parametrize("resting", [False, True])
-def test_the_drafter_that_fails_is_named(resting: bool) -> None:
-    sequence, worths = a_sequence(), Told(resting=resting)
+def test_the_drafter_that_fails_is_named() -> None:
+    sequence, worths = a_sequence(), Told()
     broken = ChoosingDrafter({MTP: Broken(ValueError("no"))}, None, {0: sequence}.get, "auto", worths)
 
     with pytest.raises(DrafterError, match="ValueError: no") as failed:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
+from fakes import FixedPlans
 from unit.workers.engine.toy_model import END_TOKEN, VOCABULARY, chain, length_limit, next_token, straight_line_text
 
 from outrider.workers.engine.blocks import BlockPool
@@ -41,11 +42,8 @@ class ReplicaTwin:
 
     def __init__(self, config: SchedulerConfig, depth: int = 3) -> None:
         self.config = config
-        self.depth = depth
-        self.let_go: set[int] = set()  # sequence ids that the drafter does not follow at present
-        self.scheduler = Scheduler(
-            config, lambda sequence: self.depth, lambda sequence: sequence.sequence_id not in self.let_go
-        )
+        self.planner = FixedPlans(depth)
+        self.scheduler = Scheduler(config, self.planner)
         self.requests: dict[str, Request] = {}
         self.outputs: dict[tuple[str, int], Output] = {}
         self.in_flight: dict[int, Round] = {}

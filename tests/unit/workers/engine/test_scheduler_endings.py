@@ -4,6 +4,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from fakes import FixedPlans
 from unit.workers.engine.replica_twin import ReplicaTwin
 from unit.workers.engine.toy_model import request
 
@@ -19,7 +20,7 @@ CONFIG = SchedulerConfig(
 
 
 def scheduler(depth: int = 0) -> Scheduler:
-    return Scheduler(CONFIG, lambda sequence: depth)
+    return Scheduler(CONFIG, FixedPlans(depth))
 
 
 def verdict(round: Round, emitted: list[list[int]], finish: list[int], **logprobs: object) -> Verdict:
@@ -60,7 +61,7 @@ def test_a_limit_ends_the_sequence_without_a_stop_token() -> None:
 
 
 def test_a_chunk_of_the_prompt_says_nothing_to_the_client() -> None:
-    engine = Scheduler(SchedulerConfig(**{**_fields(CONFIG), "max_num_batched_tokens": 4}), lambda sequence: 0)
+    engine = Scheduler(SchedulerConfig(**{**_fields(CONFIG), "max_num_batched_tokens": 4}))
     engine.add(request("r", [1] * 9))
     round = engine.schedule(0)
 
@@ -112,7 +113,7 @@ def test_logprobs_go_to_those_who_asked() -> None:
 
 
 def test_of_a_round_with_logprobs_the_others_hear_none() -> None:
-    engine = Scheduler(SchedulerConfig(**{**_fields(CONFIG), "lanes": 1}), lambda sequence: 0)
+    engine = Scheduler(SchedulerConfig(**{**_fields(CONFIG), "lanes": 1}))
     engine.add(request("silent", [1, 2]))
     engine.add(Request(request_id="asks", prompt_token_ids=(1, 2), params=SamplingParams(logprobs=0), seed=0))
     round = engine.schedule(0)

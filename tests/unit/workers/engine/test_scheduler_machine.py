@@ -102,7 +102,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 20))
     def follow_or_let_go(self, which: int) -> None:
         """The drafter ends following a sequence, or begins again."""
-        self.twin.let_go ^= {which}
+        self.twin.planner.toggle(which)
 
     @invariant()
     def no_block_is_leaked_shared_wrongly_or_lost(self) -> None:

@@ -107,7 +107,7 @@ def test_sequences_with_and_without_a_drafter_share_no_blocks() -> None:
 def test_what_the_drafter_followed_serves_one_that_it_lets_go_too(first: str, second: str, cached: int) -> None:
     """While speculation is stopped nobody is followed: prefixes from before serve, and those made then do not after."""
     replica = twin()
-    replica.let_go = {number for number, how in enumerate((first, second)) if how == "let go"}
+    replica.planner.ignore({number for number, how in enumerate((first, second)) if how == "let go"})
     replica.add(request("first", prompt(10), max_tokens=1))
     replica.run(2)
     replica.add(request("second", [*prompt(10), 2, 3], max_tokens=1))
@@ -214,7 +214,7 @@ def test_drafts_take_only_blocks_that_no_other_sequence_needs_for_its_next_token
     for index in range(2):
         replica.add(request(f"r{index}", prompt(3, index), max_tokens=9, seed=index, ignore_eos=True))
     step(replica)
-    replica.depth = 6
+    replica.planner.set_depth(6)
 
     round = step(replica)
 

@@ -210,4 +210,6 @@ def test_it_tells_how_many_sequences_will_share_a_lanes_rounds(settings: dict[st
     for number in range(5):
         replica.add(request(f"request {number}", prompt(4)))
 
-    assert replica.scheduler.sharing == sharing
+    step(replica)
+
+    assert replica.planner.together[0] == sharing

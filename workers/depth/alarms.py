@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from outrider.workers.speculation.acceptance import Kind, Made
+from outrider.workers.depth.acceptance import Kind, Made
 
 COLLAPSE, DEAD_POSITION, STALE_CACHE, FAILURE = "acceptance_collapsed", "position_dead", "cache_stale", "drafter_failed"
 ALARMS = (COLLAPSE, DEAD_POSITION, STALE_CACHE, FAILURE)
@@ -125,9 +125,9 @@ class Alarms:
         low = history.judged > _LEARNING + _WINDOW and window.low()
         if low:
             share = window.accepted / window.expected
-            said = self._raise(COLLAPSE, kind.drafter, kind.heat, _COLLAPSE.format(kind.drafter, share))
+            said = self._raise(COLLAPSE, kind.drafter, kind.temperature_class, _COLLAPSE.format(kind.drafter, share))
         elif gap and whole is not None and whole.judged > _LEARNING and whole.weigh(labels).low(_STALE_SHARE):
-            said = self._raise(STALE_CACHE, kind.drafter, kind.heat, _STALE.format(kind.drafter))
+            said = self._raise(STALE_CACHE, kind.drafter, kind.temperature_class, _STALE.format(kind.drafter))
         if not low:
             history.trust(labels)
         return said

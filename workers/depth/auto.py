@@ -1,0 +1,128 @@
+"""Depth by the price of time: how many tokens to draft for each sequence, and which of the drafts to verify.
+
+Joins acceptance, round time and the price of a second, within a budget that bounds what drafting may lose. Pure: reads
+no clock, knows no rounds, and the text never depends on it.
+"""
+
+from collections.abc import Sequence
+
+from outrider.workers.depth.acceptance import Acceptance, Made
+from outrider.workers.depth.alarms import Alarms
+from outrider.workers.depth.budget import Budget
+from outrider.workers.depth.lookups import Lookups
+from outrider.workers.depth.reading import Outcome
+from outrider.workers.depth.round_time import RoundTime, Shape, size_class
+from outrider.workers.depth.value import Live, Value
+from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
+from outrider.workers.types.sampling_params import LOOKUP
+
+DEEPEST = 8  # drafts of a sequence in one round: with 12 or 16 scout's greedy code is no faster
+_MARGIN = 0.02  # of a round's tokens, what drafts must bring above their price to begin with them; to go on, nothing
+_TAUGHT = 2  # sequences of a round whose acceptance is learned from, in turn: each takes 5 us
+_RETRY = 16  # plans, in one of which a sequence that is not worth drafting for gets a draft
+
+
+class AutoDepth:
+    """Decides for the sequences of one replica. Not thread-safe."""
+
+    def __init__(
+        self, deepest: int, time: RoundTime, lookups: Lookups | None = None, *, every_step: bool = False
+    ) -> None:
+        """`deepest`: 0 without a model that drafts. `time`, `lookups`: what is known already.
+
+        `every_step`: all steps up to the deepest are run, whoever stops.
+        """
+        self.acceptance, self.time, self.lookups = (
+            Acceptance(max(deepest, 1)),
+            time,
+            Lookups() if lookups is None else lookups,
+        )
+        self.value = Value(self.acceptance, self.time, deepest, every_step=every_step)
+        self.alarms = Alarms()
+        self._deepest, self._every_step = deepest, every_step
+        self._budgets: dict[tuple[int, int], Budget] = {}  # by size class and temperature class
+        self._made: dict[int, Made] = {}  # by sequence: drafts that are being verified
+        self._turn = 0
+
+    def __len__(self) -> int:
+        """Sequences that it keeps something of."""
+        return max(len(self.acceptance), len(self._made), len(self.lookups))
+
+    def budget(self, sequences: int, temperature_class: int) -> Budget:
+        """Of rounds of about so many sequences, the highest of whose temperature classes is this."""
+        key = size_class(sequences), temperature_class
+        return self._budgets.get(key) or self._budgets.setdefault(key, Budget.of(key[0]))
+
+    def plan(self, live: Sequence[Live], plain: Shape, budget: Budget, *, drafting: bool) -> list[DraftPlan]:
+        """For sequences that share rounds like `plain`. `drafting`: their last plans had drafts."""
+        if not budget.enabled:
+            return [NO_DRAFTS] * len(live)
+        follow = DraftPlan(follows=self._deepest > 0, looks_up=not budget.plain_due)
+        if budget.plain_due or not self.time.known:
+            return [follow] * len(live)
+        self._turn += 1
+        best = self.value.best_depths(live, plain)
+        margin = 0.0 if drafting else _MARGIN * (plain.sequences + best.brings)
+        if not self._deepest or (best.gain <= margin and not budget.probes):
+            return [follow] * len(live)
+        probing, most = budget.probes > 0, self.value.affordable_depth(live, plain, budget.level)
+        return [self._plan_of(each, depth, most, probing) for each, depth in zip(live, best.depths, strict=True)]
+
+    def _plan_of(self, each: Live, depth: int, most: int, probing: bool) -> DraftPlan:
+        if self.lookups.carries(each.sequence_id):
+            return DraftPlan(looks_up=True)
+        if not self._every_step and (depth or probing):
+            depth = self._deepest
+        elif not depth:
+            depth = int(probing or (self._turn + each.sequence_id) % _RETRY == 0)
+        depth = min(depth, most)
+        return DraftPlan(depth, follows=True, stop=self.value.stop_rule(each), looks_up=True)
+
+    def newcomer(self, each: Live, *, drafting: bool) -> DraftPlan:
+        """For a sequence whose prompt is about to be read. `drafting`: the others' plans have drafts."""
+        if not drafting or not self.value.price or self._every_step:
+            return DraftPlan(follows=self._deepest > 0, looks_up=True)
+        return self._plan_of(each, self._deepest, self._deepest, probing=False)
+
+    def verify(self, made: Sequence[Made], base: Shape, budget: Budget) -> list[int]:
+        """How many leading drafts of each to verify. `base`: the round that they would join, without them."""
+        counts = self.value.worth_verifying(made, base)
+        if budget.probes:
+            counts = [max(count, 1) for count in counts]
+        untaught = _TAUGHT
+        for each, count in zip(made, counts, strict=True):
+            self._made.pop(each.sequence_id, None)
+            if each.kind.drafter == LOOKUP:  # learns by itself (drafting/match_acceptance.py)
+                continue
+            if count:
+                self._made[each.sequence_id] = each
+            elif untaught:
+                self.acceptance.passed_over(each)
+                untaught -= 1
+        return counts
+
+    def remember(self, made: Made) -> None:
+        """Drafts that are verified whatever they are worth."""
+        self._made[made.sequence_id] = made._replace(leads=made.leads[: max(self._deepest, 1)])
+
+    def learn(self, outcomes: Sequence[Outcome]) -> list[str]:
+        """What became of a round's drafts. Says what is newly wrong with a drafter."""
+        judged = [each for each in outcomes if each.judged > 0 and each.sequence_id in self._made]
+        if not judged:
+            return []
+        self._turn += 1
+        stride = max(len(judged) // _TAUGHT, 1)
+        for each in judged[self._turn % stride :: stride]:
+            made = self._made[each.sequence_id]
+            known = min(each.judged, len(made.leads))
+            self.acceptance.observe(made, known, min(each.accepted, known), usual=not each.gap)
+        watched = judged[self._turn % len(judged)]
+        made = self._made[watched.sequence_id]
+        known = min(watched.judged, len(made.leads))
+        return self.alarms.judged(made, known, min(watched.accepted, known), gap=watched.gap)
+
+    def forget(self, sequence_id: int) -> None:
+        """The sequence ended."""
+        self.acceptance.forget(sequence_id)
+        self.lookups.forget(sequence_id)
+        self._made.pop(sequence_id, None)

@@ -1,0 +1,99 @@
+"""How much drafting may lose, and when it is disabled: one token bucket for each class of rounds.
+
+Losses are counted in plain rounds: the time of a round without speculation. A round with drafts pays its time and
+earns its tokens; every round earns a hundredth. An empty bucket disables drafting until a probe can be paid for. So a
+class of rounds never loses more than its bucket and 1 %, and is never disabled for longer than `MAX_WAIT` rounds.
+"""
+
+import math
+from dataclasses import dataclass
+
+SHARE = 0.01  # of a plain round, what each round earns: the most that may be lost in the long run
+# Plain rounds in a new bucket and in a full one, at batch 1 and at any. The more sequences share a round, the less luck
+# there is in it. With a quarter, luck disables drafting at batch 1, T=0.8 (simulation: 0.95 of the best instead of 1.0)
+FIRST, LEAST_FIRST = 16.0, 4.0
+CAP, LEAST_CAP = 64.0, 16.0
+PROBE_COST = 0.64  # plain rounds that must be there to enable drafting again: a probe of 2 rounds takes 0.3 to 1.2
+PROBE_ROUNDS = 2  # rounds that draft whatever seems worth it, once drafting is enabled again
+MAX_WAIT = 512  # rounds that drafting is disabled for at most; 64 where a probe can be paid for then
+_IDLE = 4  # rounds in a row without any draft worth its time, after which there is a probe
+_PLAIN_FIRST, _PLAIN_EVERY = 64, 512  # rounds between two measurements of plain rounds: at first, twice as many, so on
+PLAIN_ROUNDS, PLAIN_SKIPPED = 8, 2  # rounds of a measurement; its first ones are slower: caches are still the drafter's
+_SHOWN_RATE = 0.02  # a round's weight in the speed-up shown
+_USUAL_RATE, _OUTLIER = 0.1, 2.0  # rounds of more than twice the usual are rare: 1 in 100 recorded ones
+
+
+@dataclass(slots=True)
+class Budget:
+    """Of one class of rounds."""
+
+    level: float  # plain rounds
+    cap: float
+    wait: int = 0  # rounds until drafting is enabled again; 0: it is enabled
+    probes: int = PROBE_ROUNDS  # rounds that are still to draft whatever seems worth it
+    reason: str = ""  # why it is disabled
+    speedup: float = 1.0  # over plain rounds, of late
+    _idle: int = 0
+    _usual: float = 1.0  # plain rounds that a round takes, of late
+    _measured: int = 0
+    _until_plain: int = 0
+
+    @classmethod
+    def of(cls, size_class: int) -> "Budget":
+        """A new one. Luck matters less where many sequences share a round, so less of it is needed."""
+        return cls(max(FIRST / 2**size_class, LEAST_FIRST), max(CAP / 2**size_class, LEAST_CAP))
+
+    @property
+    def enabled(self) -> bool:
+        return not self.wait and self.level > 0.0
+
+    @property
+    def plain_due(self) -> bool:
+        """Whether plain rounds are to be measured."""
+        return self._until_plain <= 0
+
+    @property
+    def most_usual(self) -> float:
+        """Plain rounds that a round takes unless it is disturbed or larger than others."""
+        return _OUTLIER * self._usual
+
+    def settle(self, tokens: float, took: float, *, drafted: bool, pending: bool) -> None:
+        """A round brought each sequence so many tokens and took so many plain rounds.
+
+        `pending`: drafts were made after it, and what they bring is booked before an empty bucket disables drafting.
+        Otherwise a probe whose drafts take all that there is would never learn what becomes of them.
+        """
+        self._usual += _USUAL_RATE * (took - self._usual)
+        self.speedup += _SHOWN_RATE * (tokens / max(took, 0.1) - self.speedup)
+        self.pay(took - tokens - SHARE, drafted=drafted, pending=pending, won=took <= tokens)
+
+    def pay(self, plain_rounds: float, *, drafted: bool, pending: bool = False, won: bool = False) -> None:
+        """So much was lost in a round. `won`: its drafts are known to have brought more than they took."""
+        self.level = min(self.level - plain_rounds, self.cap)
+        self._until_plain -= 1
+        if self._until_plain <= -PLAIN_ROUNDS:  # sequences or prompts come too often
+            self.measured(0)
+        self._idle = 0 if drafted else self._idle + 1
+        if self._idle >= _IDLE:
+            self.probes, self._idle = PROBE_ROUNDS, 0
+        elif drafted and not won:  # a probe that wins goes on
+            self.probes = max(self.probes - 1, 0)
+        if self.level <= 0.0 and not pending:
+            self._disable()
+
+    def measured(self, rounds: int) -> None:
+        """So many plain rounds were measured: none where others came between, and drafting goes on all the same."""
+        self._until_plain = min(_PLAIN_FIRST << self._measured, _PLAIN_EVERY)
+        self._measured = min(self._measured + (rounds > 0), 8)
+
+    def skip(self, rounds: int) -> None:
+        """So many rounds passed while drafting was disabled."""
+        self.level = min(self.level + SHARE * rounds, self.cap)
+        self.speedup += (1.0 - (1.0 - _SHOWN_RATE) ** rounds) * (1.0 - self.speedup)
+        self.wait = max(self.wait - rounds, 0)
+        if not self.wait:
+            self.level, self.probes, self.reason = max(self.level, PROBE_COST), PROBE_ROUNDS, ""
+
+    def _disable(self) -> None:
+        self.wait = min(math.ceil((PROBE_COST - self.level) / SHARE), MAX_WAIT)
+        self.reason, self.probes, self._idle = "drafts cost more than they bring", 0, 0

@@ -1,0 +1,180 @@
+"""What drafts are worth: their chance to be accepted against the time that they take, at the price of that time.
+
+The price of a second is the tokens that the live sequences make of it, with the drafts that are best for them. A draft
+is worth making, and worth verifying, if it should bring more tokens than its time costs. Pure arithmetic over the
+models of acceptance and of round time; knows nothing of what was tried, measured or disabled.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outrider.workers.depth.acceptance import Acceptance, Kind, Made
+from outrider.workers.depth.round_time import RoundTime, Shape
+from outrider.workers.types.stop_rule import StopRule
+
+Floats = NDArray[np.float64]
+
+_STEP_SHARE = (
+    0.6  # of a step's price, what the next draft must bring: a step opens the way to others (simulation: +1 %)
+)
+
+
+class Live(NamedTuple):
+    """A sequence that a model may draft for."""
+
+    sequence_id: int
+    kind: Kind
+    context: int  # tokens
+
+
+class Depths(NamedTuple):
+    """The best number of drafts to make, [sequences], and what they bring."""
+
+    depths: list[int]
+    gain: float  # tokens, above the price of their time; below 0 where no drafts are better
+    brings: float  # tokens
+
+
+class Value:
+    """Of one replica's drafts. Seconds are relative ones (round_time.py)."""
+
+    def __init__(self, acceptance: Acceptance, time: RoundTime, deepest: int, *, every_step: bool = False) -> None:
+        """`every_step`: all steps up to the deepest are run, whoever stops, so that stopping saves none."""
+        self._acceptance, self._time, self._deepest, self._every_step = acceptance, time, deepest, every_step
+        self.speedup = 1.0  # over no drafts, that the depths chosen last promise
+        self._plain_s = self._price = self._row_s = self._further_row_s = 0.0
+
+    @property
+    def price(self) -> float:
+        """Tokens that a relative second must bring."""
+        return self._price
+
+    def best_depths(self, live: Sequence[Live], plain: Shape) -> Depths:
+        """How deep to draft for sequences in rounds like `plain`, and sets the price to what these depths promise.
+
+        What is best at one price promises a higher one, until both agree (Dinkelbach's method); two steps are enough.
+        """
+        self._plain_s = self._time.relative_plain_s(plain)
+        more_rows = self._time.more_rows(plain.rows, max(len(live) * self._deepest, plain.rows))
+        self._row_s = float(more_rows[1])
+        self._further_row_s = float(more_rows[plain.rows]) / plain.rows
+        foreseen = self._acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
+        slots_s = np.array([self._slot_s(each) for each in live])
+        following, token, *drafting = self._time.drafting(live[0].kind.drafter).coefficients
+        drafting[2] += drafting[3] * (live[0].kind.temperature_class > 0)
+        upkeep_s = following + token * len(live)
+        self.speedup, depths = 1.0, Depths([], 0.0, 0.0)
+        for _ in range(2):
+            self._price = self.speedup * plain.sequences / self._plain_s
+            depths = _best_depths(foreseen, slots_s, more_rows, drafting, self._price)
+            takes_s = (depths.brings - depths.gain) / self._price + upkeep_s + token * depths.brings
+            promised = (1.0 + depths.brings / plain.sequences) / (1.0 + takes_s / self._plain_s)
+            if promised <= self.speedup:
+                break
+            self.speedup = promised
+        return depths._replace(gain=depths.gain - self._price * (upkeep_s + token * depths.brings))
+
+    def affordable_depth(self, live: Sequence[Live], plain: Shape, plain_rounds: float) -> int:
+        """How many drafts of each sequence, 1 or more, take no longer than so many plain rounds if all are rejected."""
+        _, _, first, step, draft, sampled = self._time.drafting(live[0].kind.drafter).coefficients
+        each_s = step + len(live) * (draft + sampled + self._slot_s(live[0]))
+        more_rows = self._time.more_rows(plain.rows, max(len(live) * self._deepest, plain.rows))
+        for depth in range(self._deepest, 1, -1):
+            if first + depth * each_s + more_rows[len(live) * depth] <= plain_rounds * self._plain_s:
+                return depth
+        return 1
+
+    def stop_rule(self, each: Live) -> StopRule:
+        """When drafting for the sequence ends: the price of another draft is that of rows beyond the first ones."""
+        *_, step, draft, sampled = self._time.drafting(each.kind.drafter).coefficients
+        step_price = 0.0 if self._every_step else _STEP_SHARE * self._price * step
+        own_s = self._further_row_s + self._slot_s(each) + draft + sampled * (each.kind.temperature_class > 0)
+        return self._acceptance.stop_rule(each.sequence_id, each.kind, self._price * own_s, step_price)
+
+    def of_model(self, sequence_id: int, kind: Kind, steps: int, sharing: int) -> float:
+        """What up to `steps` drafts of the kind's model bring above their price, in tokens.
+
+        `sharing`: how many sequences draft together, and share the steps.
+        """
+        foreseen = self._acceptance.foreseen_alone(sequence_id, kind)[:steps]
+        _, _, first, step, draft, _ = self._time.drafting(kind.drafter).coefficients
+        each = self._price * (self._row_s + step / max(sharing, 1) + draft)
+        return _worth_of_leading(foreseen, each)[1] - self._price * first / max(sharing, 1)
+
+    def of_lookup(self, survivals: Iterable[float]) -> tuple[int, float]:
+        """How many looked-up drafts are worth their rows, and what they bring above that, in tokens."""
+        return _worth_of_leading(survivals, self._price * self._row_s)
+
+    def worth_verifying(self, made: Sequence[Made], base: Shape) -> list[int]:
+        """How many leading drafts of each. `base`: the round that they would join, without them."""
+        slot_s = self._time.slot_s(base.context / base.sequences, sampled=made[0].kind.temperature_class > 0)
+        if len(made) == 1:
+            chances = self._acceptance.judged_alone(made[0])
+            more_rows = self._time.more_rows(base.rows, len(chances)).tolist()
+            costs = [self._price * (more + slot_s * n) for n, more in enumerate(more_rows)]
+            return [_best_of_leading(chances, costs)[0]]
+        judged = self._acceptance.judged(made)
+        order = np.argsort(-judged, kind="stable")
+        rows = np.arange(1, len(judged) + 1)
+        gains = np.cumsum(judged[order])
+        gains -= self._price * (self._time.more_rows(base.rows, len(judged))[1:] + slot_s * rows)
+        best = int(gains.argmax())
+        if gains[best] <= 0.0:
+            return [0] * len(made)
+        owners = np.repeat(np.arange(len(made)), [len(each.leads) for each in made])[order[: best + 1]]
+        counts: list[int] = np.bincount(owners, minlength=len(made)).tolist()
+        return counts
+
+    def _slot_s(self, each: Live) -> float:
+        return self._time.slot_s(each.context, sampled=each.kind.temperature_class > 0)
+
+
+def _best_depths(
+    foreseen: Floats, slots_s: Floats, more_rows: Floats, drafting: Sequence[float], price: float
+) -> Depths:
+    """For each number of steps the best of the drafts that it makes; of these numbers that which brings most.
+
+    `foreseen` [sequences, depth]: chances. `slots_s` [sequences]: what a row of the sequence adds by itself.
+    `more_rows` [n + 1]: what so many rows add. `drafting`: seconds of drafting at all, of a step and of a draft.
+    """
+    first, step, draft, _ = drafting
+    sequences, deepest = foreseen.shape
+    if sequences == 1:  # the same without arrays, whose calls take longer than the sums
+        each = float(slots_s[0]) + draft + step
+        costs = [price * (first * (n > 0) + n * each + more) for n, more in enumerate(more_rows.tolist())]
+        depth, gain, brings = _best_of_leading(foreseen[0].tolist(), costs, least=1)
+        return Depths([depth], gain, brings)
+    values = (foreseen - price * (slots_s[:, None] + draft)).ravel()
+    order = np.argsort(-values, kind="stable")
+    steps = np.arange(1, deepest + 1)
+    made = order % deepest < steps[:, None]  # [steps, drafts]
+    gains = np.cumsum(made * values[order], axis=1) - price * more_rows[np.cumsum(made, axis=1)]
+    by_steps = gains.max(axis=1) - price * (first + step * steps)
+    best = int(by_steps.argmax())
+    last = int(gains[best].argmax()) + 1
+    chosen = order[:last][made[best, :last]]
+    depths = np.bincount(chosen // deepest, minlength=sequences).tolist()
+    return Depths(depths, float(by_steps[best]), float(foreseen.ravel()[chosen].sum()))
+
+
+def _best_of_leading(survivals: Sequence[float], costs: Sequence[float], *, least: int = 0) -> tuple[int, float, float]:
+    """How many leading drafts, `least` or more, bring most above what so many cost; that, and what they bring."""
+    best, best_net, best_brings, brings = 0, 0.0 if not least else -math.inf, 0.0, 0.0
+    for number, chance in enumerate(survivals, 1):
+        brings += chance
+        if brings - costs[number] > best_net:
+            best, best_net, best_brings = number, brings - costs[number], brings
+    return best, best_net, best_brings
+
+
+def _worth_of_leading(survivals: Iterable[float], price: float) -> tuple[int, float]:
+    kept, worth = 0, 0.0
+    for chance in survivals:
+        if chance < price:
+            break
+        kept, worth = kept + 1, worth + chance - price
+    return kept, worth
