@@ -385,7 +385,6 @@ def test_drafts_that_cost_too_much_are_hardly_tried_with_or_without_a_warm_up(la
         drafted[warmed] = engine.counters.drafted
 
 
-
 def test_a_warm_up_measures_nothing_where_depth_is_fixed() -> None:
     rounds = {}
     for speculation in ("auto", 3):
