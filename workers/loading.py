@@ -54,6 +54,7 @@ from outrider.workers.speculation.sequence_starts import SequenceStarts
 from outrider.workers.speculation.shared_drafts import SharedDrafts
 from outrider.workers.speculation.shared_head import SharedHead
 from outrider.workers.speculation.told_drafter import ToldDrafter
+from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.tracing import open_tracing
 from outrider.workers.wires import Wires
 
@@ -146,6 +147,7 @@ class _Loader:
         )
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
         times = RequestTimes(on_end=journal.ended)
+        checker = GrammarChecker(self._grammars.tokenizer_file)
         engine = Engine(
             info=self._info(),
             scheduler=scheduler,
@@ -155,6 +157,7 @@ class _Loader:
             load_module=ModuleSwap(self._wanted(), self._parts).load,
             balance=ExpertBalance.of(self._config, self._layout) if self._layout is not None else None,
             on_begin=times.scheduled,
+            check=checker.submit,
             prepare=self._grammars.prepare,
         )
         return Leader(
@@ -165,6 +168,7 @@ class _Loader:
             door=_door(spec),
             times=times,
             journal=journal,
+            checker=checker,
         )
 
     def _pipeline(

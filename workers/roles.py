@@ -15,6 +15,7 @@ from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.request_journal import RequestJournal
 from outrider.workers.request_times import RequestTimes, TimedEngine
 from outrider.workers.service import LeaderDoor
+from outrider.workers.text.grammar_check import GrammarChecker
 
 
 class Leader:
@@ -30,10 +31,11 @@ class Leader:
         door: LeaderDoor | None,
         times: RequestTimes,
         journal: RequestJournal,
+        checker: GrammarChecker,
     ) -> None:
         self.engine = engine
         self.times = times
-        self._journal = journal
+        self._journal, self._checker = journal, checker
         self._runner, self._sampler, self._sharing, self._door = runner, sampler, sharing, door
 
     def run(self, on_ready: Callable[[str], None]) -> None:
@@ -50,6 +52,7 @@ class Leader:
             if server:
                 server.stop()
             groups.leave()
+            self._checker.close()
             self._journal.close()
 
     def stop(self, reason: str) -> None:

@@ -151,6 +151,8 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._listeners.stop(grace_s=0.5)
+        if self._inference.encoder is not None:
+            self._inference.encoder.close()
         await self._fleet.close()
         await self._controller.close()
         await asyncio.to_thread(self._closers.close)

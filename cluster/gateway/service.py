@@ -144,6 +144,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if call.resume is not None:
             check_resume(call.resume, call, len(token_ids), replica.info)
         ticket.queue(len(token_ids))
+        await encoder.check_grammar(params)
         request = Request(
             request_id=ticket.request_id,
             prompt_token_ids=token_ids,

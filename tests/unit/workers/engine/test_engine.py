@@ -39,6 +39,7 @@ def _engine(
     drafter: CountingDrafter | None = None,
     speculation: str | int = 3,
     on_begin: Callable[[str], None] = lambda request_id: None,
+    check: Prepare | None = None,
     prepare: Prepare | None = None,
     depth: DepthPolicy | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -62,6 +63,7 @@ def _engine(
         drafter=drafter,
         depth=depth,
         on_begin=on_begin,
+        check=check,
         prepare=prepare,
         load_module=load_module,
         clock=clock,
@@ -307,6 +309,46 @@ def test_a_grammar_that_cannot_be_compiled_is_an_error_of_its_request_alone() ->
 
     assert (chunk.error, chunk.engine_lost) == ("structured_outputs cannot be followed: no such rule", False)
     assert engine.counters.waiting == 0
+
+
+def test_no_rank_compiles_a_grammar_before_its_check_has_passed() -> None:
+    checks: dict[str | None, Future[None]] = {"good": Future(), "bad": Future()}
+    prepared: list[str | None] = []
+
+    def prepare(constraint: StructuredOutputsParams) -> Future[None]:
+        prepared.append(constraint.regex)
+        done = Future[None]()
+        done.set_result(None)
+        return done
+
+    pipeline, chunks = CountingPipeline(), Chunks()
+    engine = _engine(pipeline, check=lambda constraint: checks[constraint.regex], prepare=prepare)
+    with _running(engine):
+        engine.submit(_with_grammar("bad", n=2), chunks.put)
+        engine.submit(_with_grammar("good"), chunks.put)
+        engine.submit(_request("plain"), chunks.put)
+        assert len(_tokens(_collect(chunks, 1)["plain"])) == 40
+        assert (prepared, pipeline.prepared) == ([], [])
+
+        checks["bad"].set_exception(ValueError("structured_outputs cannot be followed: it is nested too deeply"))
+        (refused,) = _collect(chunks, 1)["bad"]
+        checks["good"].set_result(None)
+        assert len(_tokens(_collect(chunks, 1)["good"])) == 5
+
+    assert (refused.error, refused.engine_lost) == (str(checks["bad"].exception()), False)
+    assert prepared == [one.regex for one in pipeline.prepared] == ["good"]
+
+
+def test_a_cancelled_request_cancels_the_check_of_its_grammar() -> None:
+    check, chunks = Future[None](), Chunks()
+    engine = _engine(CountingPipeline(), check=lambda constraint: check, prepare=lambda constraint: Future())
+    with _running(engine):
+        engine.submit(_with_grammar("first"), chunks.put)
+        engine.cancel("first")
+        (cancelled,) = _collect(chunks, 1)["first"]
+
+    assert cancelled.finish_reason is FinishReason.CANCELLED
+    assert check.cancelled()
 
 
 def test_who_waits_for_a_grammar_can_be_cancelled_and_hears_of_the_end() -> None:
