@@ -7,7 +7,6 @@ import contextlib
 import functools
 import json
 import os
-import queue
 import selectors
 import signal
 import subprocess
@@ -38,11 +37,11 @@ class GrammarChecker:
         """`cpu_s`: what checking one grammar may take, in seconds of computing."""
         self._command = [*_COMMAND, str(tokenizer_file), str(cpu_s)]
         self._threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="grammar-check")
-        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._idle: list[_Process] = []
         self._answers: OrderedDict[str, str | None] = OrderedDict()  # the last used last
-        self._lock = threading.Lock()  # of the answers and the count
         self._waiting = 0
         self._closed = False
+        self._lock = threading.Lock()  # of these four
 
     def check(self, params: StructuredOutputsParams) -> None:
         """ValueError, in one line, if the constraint cannot be followed: it is damaged, beyond what is supported, or
@@ -80,22 +79,32 @@ class GrammarChecker:
         result.add_done_callback(functools.partial(_kill_if_cancelled, process))
         try:
             problem = process.ask(params)
-            self._keep(key, problem)
-            _settle(result, problem)
-        finally:
-            if process.alive and not result.cancelled() and not self._closed:
-                self._idle.put(process)
-            else:
-                process.discard()
+        except OSError:
+            process.discard()
+            raise
+        if not result.set_running_or_notify_cancel():  # from here on it cannot be cancelled, nor the process killed
+            process.discard()
+            return
+        self._keep(key, problem)
+        self._give_back(process)
+        _settle(result, problem)
+
+    def _give_back(self, process: "_Process") -> None:
+        with self._lock:
+            if process.alive and not self._closed:
+                self._idle.append(process)
+                return
+        process.discard()
 
     def _process(self) -> "_Process":
-        with contextlib.suppress(queue.Empty):
-            while True:
-                process = self._idle.get_nowait()
-                if process.alive:
-                    return process
-                process.discard()
-        return _Process(self._command)
+        while True:
+            with self._lock:
+                process = self._idle.pop() if self._idle else None
+            if process is None:
+                return _Process(self._command)
+            if process.alive:
+                return process
+            process.discard()
 
     def _keep(self, key: str, problem: str | None) -> None:
         with self._lock:
@@ -105,11 +114,12 @@ class GrammarChecker:
 
     def close(self) -> None:
         """Ends the processes that have nothing to do; the others end with what they do. Nothing is checked any more."""
-        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._idle.get_nowait().discard()
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for process in idle:
+            process.discard()
 
 
 def _kill_if_cancelled(process: "_Process", result: "Future[None]") -> None:

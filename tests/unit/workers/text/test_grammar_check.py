@@ -99,12 +99,12 @@ def test_what_takes_too_long_is_refused_and_says_so() -> None:
 
 
 def test_good_grammars_are_checked_by_processes_that_stay(checker: GrammarChecker) -> None:
-    checker.check(StructuredOutputsParams(regex="a"))
-    before = {one.pid for one in children()}
+    seen = set()
     for n in range(20):
         checker.check(StructuredOutputsParams(regex=f"a{n}"))
+        seen |= {one.pid for one in children()}
 
-    assert {one.pid for one in children()} == before
+    assert 1 <= len(seen) <= PROCESSES
 
 
 def test_a_cancelled_check_ends_its_process_and_the_next_is_made() -> None:
@@ -115,7 +115,8 @@ def test_a_cancelled_check_ends_its_process_and_the_next_is_made() -> None:
 
     assert work.cancel()
 
-    assert process.wait(AT_ONCE_S) is not None
+    psutil.wait_procs([process], AT_ONCE_S)
+    assert not process.is_running()
     with pytest.raises(CancelledError):
         work.result()
     checker.check(StructuredOutputsParams(regex="b"))
@@ -137,13 +138,6 @@ def test_too_many_that_wait_are_refused_for_now(checker: GrammarChecker) -> None
             with_room.set()
         except OverloadedError:
             os.sched_yield()
-
-
-def test_no_more_processes_run_than_there_are_cores_for(checker: GrammarChecker) -> None:
-    for one in [checker.submit(StructuredOutputsParams(regex=f"b{n}")) for n in range(20)]:
-        one.result()
-
-    assert 1 <= len(children()) <= PROCESSES
 
 
 def test_without_a_tokenizer_a_check_fails_and_is_not_the_requests_fault(tmp_path: Path) -> None:
