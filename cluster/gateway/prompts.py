@@ -12,8 +12,6 @@ from outrider.workers.text.edge import settled
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.text.tokenizer import Tokenizer
 
-_THREAD_FROM_CHARACTERS = 2_000  # shorter texts take less time to encode than to hand to a thread
-
 
 class PromptEncoder:
     """Without a tokenizer it takes token ids only."""
@@ -29,8 +27,8 @@ class PromptEncoder:
             raise CheckpointError(f"no directory {folder} on the gateway's machine: the tokenizer is read from there")
         return cls(Tokenizer.load(folder), GrammarChecker(folder / "tokenizer.json"))
 
-    async def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """ValueError names `prompt`, `token_ids` or `messages`, whichever it was."""
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Takes its time. ValueError names `prompt`, `token_ids` or `messages`, whichever it was."""
         match prompt:
             case TokenPrompt(token_ids):
                 return tuple(token_ids)
@@ -38,15 +36,13 @@ class PromptEncoder:
                 tokenizer = self._tokenizer("prompt")
                 if not text:
                     raise ValueError("prompt must not be empty")
-                if len(text) < _THREAD_FROM_CHARACTERS:
-                    return tuple(tokenizer.encode(text))
-                return tuple(await asyncio.to_thread(tokenizer.encode, text))
+                return tuple(tokenizer.encode(text))
             case ChatPrompt(messages):
                 tokenizer = self._tokenizer("messages")
                 turns = [{"role": message.role, "content": message.content} for message in messages]
-                return tuple(await asyncio.to_thread(tokenizer.encode_chat, turns))
+                return tuple(tokenizer.encode_chat(turns))
 
-    async def settle(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> SamplingParams:
+    def settle(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> SamplingParams:
         """The parameters that the engine gets. ValueError names what cannot be settled."""
         return settled(params, self.tokenizer, prompt_token_ids)
 

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf import duration_pb2
@@ -19,10 +20,10 @@ from outrider.cluster.gateway.call_record import CallRecord
 from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.health import INFERENCE
 from outrider.cluster.gateway.limits import RequestLimits
-from outrider.cluster.gateway.load import PrefixKeys
-from outrider.cluster.gateway.prompts import PromptEncoder, prompt_name
+from outrider.cluster.gateway.preparation import Prepared, is_small, prepare
+from outrider.cluster.gateway.prompts import PromptEncoder
 from outrider.cluster.gateway.replica import Replica
-from outrider.cluster.gateway.resumption import check_resume, to_say_again
+from outrider.cluster.gateway.resumption import to_say_again
 from outrider.cluster.gateway.router import ReplicaId
 from outrider.cluster.gateway.stream import RequestStream
 from outrider.cluster.generation import Accepted, Event, GenerateCall
@@ -38,6 +39,8 @@ log = logging.getLogger("outrider.gateway.service")
 
 METHOD = f"{INFERENCE}/Generate"
 DEADLINE_SLACK_S = 0.05  # the client's clock ran first: at its deadline it cancels, and ours may not have come yet
+_THREADS = 4  # that prepare large requests
+T = TypeVar("T")
 MOST_MOVES = 3  # in a row without a token: a request that breaks every replica it meets must not meet them all
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
@@ -71,6 +74,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._fleet = fleet
         self._metrics = metrics
         self._limits = limits
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare")
         self._streams: set[RequestStream] = set()
         metrics.live_requests.set_function(lambda: admission.live_requests)
         metrics.queued_tokens.set_function(lambda: admission.queued_tokens)
@@ -106,12 +110,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _generate(
         self, message: inference_pb2.GenerateRequest, context: GenerateContext, record: CallRecord
     ) -> None:
-        encoder = self._ready_encoder()
-        self._limits.check(message)
+        encoder, replica = self._ready()
+        run = self._inline if is_small(message) else self._in_thread
+        await run(self._limits.check, message)
         record.request_id = message.request_id or secrets.token_hex(16)
         with self._admission.enter(record.request_id) as ticket:
-            record.call = call = wire.call_from_wire(message)
-            stream = await self._open(call, encoder, ticket, record.context)
+            record.call = await run(wire.call_from_wire, message)
+            prepared = await run(prepare, record.call, encoder, self._limits, replica.info)
+            stream = await self._open(prepared, encoder, ticket, record.context)
             accepted = stream.start()
             record.stream = stream
             logs.event(log, logging.INFO, "request accepted", **record.names, **record.place)
@@ -123,42 +129,43 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 stream.close()
         record.status = "error" if stream.failed else "ok"
 
-    def _ready_encoder(self) -> PromptEncoder:
+    def _ready(self) -> tuple[PromptEncoder, Replica]:
+        """What a request is checked by: any replica will do."""
         if self.draining:
             raise UnavailableError("the gateway is draining: send the request to another")
-        self._fleet.choose()
+        replica = self._fleet.choose()
         if self.encoder is None:
             raise UnavailableError("the gateway does not know the model yet: try again later")
-        return self.encoder
+        return self.encoder, replica
+
+    async def _inline(self, function: Callable[..., T], *arguments: Any) -> T:
+        return function(*arguments)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Other streams go on meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def _open(
-        self, call: GenerateCall, encoder: PromptEncoder, ticket: Ticket, trace: TraceContext
+        self, prepared: Prepared, encoder: PromptEncoder, ticket: Ticket, trace: TraceContext
     ) -> RequestStream:
         """A checked request with its place in the queue, and the replica it goes to."""
-        token_ids = await encoder.encode(call.prompt)
-        self._limits.check_prompt(len(token_ids), prompt_name(call.prompt))
-        params = await encoder.settle(call.params, token_ids)
-        replica = self._choose(call, token_ids)
-        has_tokenizer = encoder.tokenizer is not None
-        replica.info.check(token_ids, params, has_tokenizer=has_tokenizer, prompt_name=prompt_name(call.prompt))
-        if call.resume is not None:
-            check_resume(call.resume, call, len(token_ids), replica.info)
+        call, token_ids = prepared.call, prepared.token_ids
         ticket.queue(len(token_ids))
-        await encoder.check_grammar(params)
+        await encoder.check_grammar(prepared.params)
+        replica = self._fleet.choose(
+            len(token_ids), prepared.prefix, call.resume.fingerprint if call.resume is not None else None
+        )
+        if replica.info != prepared.info:
+            prepared.check(replica.info, has_tokenizer=encoder.tokenizer is not None)
         request = Request(
             request_id=ticket.request_id,
             prompt_token_ids=token_ids,
-            params=params,
+            params=prepared.params,
             seed=_seed(call),
             resumed=to_say_again(call.resume) if call.resume is not None else (),
             trace=trace,
         )
-        return RequestStream(call, request, replica, encoder.tokenizer)
-
-    def _choose(self, call: GenerateCall, token_ids: tuple[int, ...]) -> Replica:
-        prefix = PrefixKeys.of(token_ids)
-        fingerprint = call.resume.fingerprint if call.resume is not None else None
-        return self._fleet.choose(len(token_ids), prefix, fingerprint)
+        return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer)
 
     async def _relay(self, stream: RequestStream, accepted: Accepted, ticket: Ticket, context: GenerateContext) -> None:
         await _write(context, accepted)

@@ -4,29 +4,35 @@ first is lost. Knows nothing of gRPC."""
 import asyncio
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output
-from outrider.workers.engine.request import OutputSoFar, Request, SequenceChunk
+from outrider.workers.engine.request import OutputSoFar, Request, SequenceChunk, logprobs_at_once
 from outrider.workers.leader_client import LeaderClient
 from outrider.workers.outputs import logprobs_by_token
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage
 from outrider.workers.text.tokenizer import Tokenizer
-
-_PROMPT_LOGPROBS_AT_ONCE = 512
 
 
 class RequestStream:
     """Runs on one replica at a time. The queue between engine and client holds at most one output's length: nothing is
     dropped, and what a slow client missed becomes one larger delta."""
 
-    def __init__(self, call: GenerateCall, request: Request, replica: Replica, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        call: GenerateCall,
+        request: Request,
+        prefix: PrefixKeys,
+        replica: Replica,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        """`prefix`: the prompt's."""
         self.request = request
         self.replica = replica
         self.fingerprint = replica.info.fingerprint
-        self.prefix = PrefixKeys.of(request.prompt_token_ids)
+        self.prefix = prefix
         self.first_token_at: float | None = None  # time.monotonic()
         self.failed = False
         self.lost = ""  # why its replica does not go on with it; empty while it does
@@ -112,22 +118,31 @@ class RequestStream:
         if self.failed or not self._assembler.finished:
             self._client.cancel(self.request.request_id)
 
-    async def next_events(self) -> list[Event]:
-        """What has come since the last call; waits for at least one round. Then `lost` may be set."""
+    async def next_events(self) -> Iterator[Event]:
+        """What has come since the last call; waits for at least one round. Then `lost` may be set.
+
+        An event is made when it is its turn: some take a while.
+        """
         chunks = await self._rounds.get()
         while not self._rounds.empty():
             chunks = chunks + self._rounds.get_nowait()
         error = next((chunk for chunk in chunks if chunk.error), None)
         deltas = [self._assemble(chunk) for chunk in chunks if not chunk.error]
-        events = [event for index in range(self.request.params.n) for event in self._events_of(index, deltas)]
-        if self._assembler.finished:
-            return _with_usage(events, self.usage)
-        if error is not None and error.engine_lost:
+        if error is not None and error.engine_lost and not self._assembler.finished:
             self.lost = error.error
-        elif error is not None:
+        elif error is not None and not self._assembler.finished:
             self.failed = True
-            events.append(Failed(message=error.error, resumable=self._resumable))
-        return events
+        return self._events(deltas, error.error if error is not None else "")
+
+    def _events(self, deltas: Sequence[OutputDelta], error: str) -> Iterator[Event]:
+        """The request's last event, which is the end of an output, carries the usage."""
+        last = max((delta.index for delta in deltas if delta.finish_reason is not None), default=-1)
+        for index in range(self.request.params.n):
+            yield from self._events_of(
+                index, deltas, self.usage if self._assembler.finished and index == last else None
+            )
+        if self.failed:
+            yield Failed(message=error, resumable=self._resumable)
 
     def _assemble(self, chunk: SequenceChunk) -> OutputDelta:
         delta = self._assembler.add(chunk)
@@ -146,44 +161,32 @@ class RequestStream:
         if self.first_token_at is None:
             self.first_token_at, self.queued_s = time.monotonic(), chunk.queued_s
 
-    def _events_of(self, index: int, deltas: Iterable[OutputDelta]) -> list[Event]:
+    def _events_of(self, index: int, deltas: Iterable[OutputDelta], usage: Usage | None) -> Iterator[Event]:
         """One output's deltas as one event, and its end as another."""
         own = [delta for delta in deltas if delta.index == index]
-        events: list[Event] = [*self._prompt_events(index, own)]
+        yield from self._prompt_events(index, own)
         token_ids = tuple(token_id for delta in own for token_id in delta.token_ids)
         text = "".join(delta.text for delta in own)
         reasoning = "".join(delta.reasoning for delta in own)
         if token_ids or text or reasoning:
             logprobs = [entry for delta in own for entry in delta.logprobs]
-            events.append(
-                Output(
-                    index=index,
-                    token_ids=token_ids,
-                    text=text,
-                    reasoning=reasoning,
-                    drafted=sum(delta.drafted for delta in own) if self._detail else 0,
-                    accepted=sum(delta.accepted for delta in own) if self._detail else 0,
-                    logprobs=tuple(logprobs_by_token(logprobs, self._tokenizer)),
-                )
+            yield Output(
+                index=index,
+                token_ids=token_ids,
+                text=text,
+                reasoning=reasoning,
+                drafted=sum(delta.drafted for delta in own) if self._detail else 0,
+                accepted=sum(delta.accepted for delta in own) if self._detail else 0,
+                logprobs=tuple(logprobs_by_token(logprobs, self._tokenizer)),
             )
-        events += [
-            Finished(index=index, reason=delta.finish_reason, stop_reason=delta.stop_reason)
-            for delta in own
-            if delta.finish_reason is not None
-        ]
-        return events
+        for delta in own:
+            if delta.finish_reason is not None:
+                yield Finished(index=index, reason=delta.finish_reason, stop_reason=delta.stop_reason, usage=usage)
 
     def _prompt_events(self, index: int, own: Iterable[OutputDelta]) -> Iterator[Output]:
         """Log-probabilities of the prompt, in messages of bounded size."""
         entries = [entry for delta in own for entry in delta.prompt_logprobs]
-        for first in range(0, len(entries), _PROMPT_LOGPROBS_AT_ONCE):
-            some = logprobs_by_token(entries[first : first + _PROMPT_LOGPROBS_AT_ONCE], self._tokenizer)
+        most = logprobs_at_once(entries[0]) if entries else 1
+        for first in range(0, len(entries), most):
+            some = logprobs_by_token(entries[first : first + most], self._tokenizer)
             yield Output(index=index, prompt_logprobs=tuple(some))
-
-
-def _with_usage(events: list[Event], usage: Usage) -> list[Event]:
-    """The request's last event, which is the end of an output, carries the usage."""
-    ends = [n for n, event in enumerate(events) if isinstance(event, Finished)]
-    last = events.pop(ends[-1])
-    assert isinstance(last, Finished)
-    return [*events, Finished(index=last.index, reason=last.reason, stop_reason=last.stop_reason, usage=usage)]
