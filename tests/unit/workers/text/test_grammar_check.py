@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -111,7 +112,9 @@ def test_a_cancelled_check_ends_its_process_and_the_next_is_made() -> None:
     checker = GrammarChecker(resolve_model("scout") / "tokenizer.json", cpu_s=600)
     checker.check(StructuredOutputsParams(regex="a"))
     (process,) = children()
-    work = checker.submit(costly(1))
+    work, before = checker.submit(costly(1)), process.cpu_times().user
+    while process.cpu_times().user < before + 0.05:  # it is at work
+        time.sleep(0.01)
 
     assert work.cancel()
 
