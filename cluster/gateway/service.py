@@ -193,7 +193,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     self._metrics.moves.inc()
                     _log_move(stream, origin)
             except UnavailableError as error:
-                stream.fail(f"{await stream.why_lost()}; {error}")
+                if stream.lost:  # and has not failed meanwhile, as all do when the gateway leaves
+                    stream.fail(f"{await stream.why_lost()}; {error}")
 
 
 async def _write(context: GenerateContext, event: Event) -> None:

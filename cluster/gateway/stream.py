@@ -39,7 +39,7 @@ class RequestStream:
         self.queued_s: float | None = None  # at its first replica, until its first round
         self.moves = self.moves_without_progress = 0
         self.finish_reasons: dict[int, str] = {}  # of the outputs that have ended
-        self._resumable = False  # once it has failed: another gateway may go on with it
+        self._failure: Failed | None = None  # how it is to end
         self._client = replica.client
         self._tokenizer = tokenizer
         self._detail = call.speculation_detail
@@ -107,9 +107,12 @@ class RequestStream:
         return await self.replica.why(self.lost) if self._client.broken.is_set() else self.lost
 
     def fail(self, message: str, *, resumable: bool = False) -> None:
-        """Ends the stream with an error event, after what has been generated so far."""
-        self._resumable = resumable
-        self._rounds.put_nowait([SequenceChunk(request_id=self.request.request_id, error=message)])
+        """Ends the stream with an error event, after what has been generated so far. The first reason is the one.
+
+        `resumable`: another gateway may go on with it.
+        """
+        self._failure = self._failure or Failed(message=message, resumable=resumable)
+        self._rounds.put_nowait([])  # wakes who waits
         self.lost = ""
 
     def close(self) -> None:
@@ -128,21 +131,22 @@ class RequestStream:
             chunks = chunks + self._rounds.get_nowait()
         error = next((chunk for chunk in chunks if chunk.error), None)
         deltas = [self._assemble(chunk) for chunk in chunks if not chunk.error]
-        if error is not None and error.engine_lost and not self._assembler.finished:
-            self.lost = error.error
-        elif error is not None and not self._assembler.finished:
-            self.failed = True
-        return self._events(deltas, error.error if error is not None else "")
+        if error is not None and not error.engine_lost:
+            self._failure = self._failure or Failed(message=error.error)
+        if not self._assembler.finished:
+            self.failed = self._failure is not None
+            self.lost = error.error if error is not None and not self.failed else ""
+        return self._events(deltas)
 
-    def _events(self, deltas: Sequence[OutputDelta], error: str) -> Iterator[Event]:
+    def _events(self, deltas: Sequence[OutputDelta]) -> Iterator[Event]:
         """The request's last event, which is the end of an output, carries the usage."""
         last = max((delta.index for delta in deltas if delta.finish_reason is not None), default=-1)
         for index in range(self.request.params.n):
             yield from self._events_of(
                 index, deltas, self.usage if self._assembler.finished and index == last else None
             )
-        if self.failed:
-            yield Failed(message=error, resumable=self._resumable)
+        if self.failed and self._failure is not None:
+            yield self._failure
 
     def _assemble(self, chunk: SequenceChunk) -> OutputDelta:
         delta = self._assembler.add(chunk)
