@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc
 
 from outrider.cluster import client_questions as questions
-from outrider.cluster.client import ASK_TIMEOUT_S, DEFAULT_ADDRESS, OPTIONS, PLAIN, SWAP_TIMEOUT_S
+from outrider.cluster.client import ASK_TIMEOUT_S, DEFAULT_ADDRESS, OPTIONS, PLAIN, SWAP_TIMEOUT_S, within
 from outrider.cluster.client_call import Collector, Messages, build_call, exception_of, explained
 from outrider.cluster.client_questions import Question, T
 from outrider.cluster.client_resume import PATIENCE_S, GatewayLeftError, ResumableCall
@@ -97,7 +97,8 @@ class AsyncClient:
             except (grpc.aio.AioRpcError, GatewayLeftError) as error:
                 if not request.may_go_on(error, time.monotonic()):
                     raise explained(error, self.address) from error
-            await asyncio.sleep(request.pause_s())
+                pause_s = request.pause_s(error)
+            await asyncio.sleep(within(pause_s, until))
 
     async def _heard(self, request: ResumableCall, until: float | None) -> AsyncIterator[Event]:
         """As Client._heard."""

@@ -31,6 +31,10 @@ SWAP_TIMEOUT_S = 600.0  # a large module takes a while to read
 OPTIONS = (("grpc.max_receive_message_length", 64 * 2**20), ("grpc.enable_http_proxy", 0))
 
 
+def within(pause_s: float, until: float | None) -> float:
+    return pause_s if until is None else max(0.0, min(pause_s, until - time.monotonic()))
+
+
 class Client:
     """A cluster, through one of its gateways. Safe to use from several threads; a context manager."""
 
@@ -101,7 +105,8 @@ class Client:
             except (grpc.RpcError, GatewayLeftError) as error:
                 if not request.may_go_on(error, time.monotonic()):
                     raise explained(error, self.address) from error
-            time.sleep(request.pause_s())
+                pause_s = request.pause_s(error)
+            time.sleep(within(pause_s, until))
 
     def _heard(self, request: ResumableCall, until: float | None) -> Iterator[Event]:
         """What one gateway says. RpcError if its connection breaks."""

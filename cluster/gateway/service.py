@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from grpc_status import rpc_status
 from outrider.cluster.errors import DuplicateRequestError, UnavailableError
 from outrider.cluster.gateway import wire
 from outrider.cluster.gateway.admission import Admission, Ticket
+from outrider.cluster.gateway.auth import CALLER
 from outrider.cluster.gateway.call_record import CallRecord
 from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.health import INFERENCE
@@ -103,6 +105,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         except asyncio.CancelledError:
             left = context.time_remaining()  # None without a deadline
             record.status = "deadline_exceeded" if left is not None and left <= DEADLINE_SLACK_S else "cancelled"
+            if record.replaced:
+                record.status = "replaced"
+                await context.abort(grpc.StatusCode.ABORTED, "the request was resumed by another call")
             raise
         finally:
             record.end(self._metrics, self.model_name)
@@ -114,7 +119,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         run = self._inline if is_small(message) else self._in_thread
         await run(self._limits.check, message)
         record.request_id = message.request_id or secrets.token_hex(16)
-        with self._admission.enter(record.request_id) as ticket:
+        resumed = message.HasField("resume")
+        with self._admission.enter(record.request_id, caller=CALLER.get(), resumed=resumed) as ticket:
+            ticket.replace = functools.partial(record.end_early, asyncio.current_task())
             record.call = await run(wire.call_from_wire, message)
             prepared = await run(prepare, record.call, encoder, self._limits, replica.info)
             stream = await self._open(prepared, encoder, ticket, record.context)

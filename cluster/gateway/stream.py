@@ -40,6 +40,7 @@ class RequestStream:
         self.moves = self.moves_without_progress = 0
         self.finish_reasons: dict[int, str] = {}  # of the outputs that have ended
         self._failure: Failed | None = None  # how it is to end
+        self._closed = False
         self._client = replica.client
         self._tokenizer = tokenizer
         self._detail = call.speculation_detail
@@ -116,7 +117,10 @@ class RequestStream:
         self.lost = ""
 
     def close(self) -> None:
-        """However it ended: the engine does not go on with it."""
+        """However it ended: the engine does not go on with it. Twice is once."""
+        if self._closed:
+            return
+        self._closed = True
         self.replica.load.end(self.request.request_id)
         if self.failed or not self._assembler.finished:
             self._client.cancel(self.request.request_id)

@@ -1,6 +1,7 @@
 """A gateway that ends is started again, whatever it ended of: the replicas behind it serve on."""
 
 import asyncio
+import contextlib
 import signal
 import socket
 import threading
@@ -31,8 +32,11 @@ def start(controller: str, port: int | None = None) -> GatewayProcess:
 
 
 def child() -> psutil.Process | None:
-    running = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
-    return next((one for one in running if "gateway" in one.cmdline()), None)
+    for one in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if one.status() != psutil.STATUS_ZOMBIE and "gateway" in one.cmdline():
+                return one
+    return None
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -51,6 +55,7 @@ def is_started_again(gateway: GatewayProcess, ended: psutil.Process) -> bool:
 def test_one_that_is_killed_as_soon_as_it_starts_is_started_again() -> None:
     gateway = start("127.0.0.1:1")
     for _ in range(2):
+        wait_for(lambda: child() is not None)
         killed = child()
         assert killed is not None
         killed.send_signal(signal.SIGSEGV)
