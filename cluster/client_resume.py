@@ -6,10 +6,12 @@ The text is a function of prompt, parameters and seed, so another gateway can go
 import dataclasses
 import random
 from collections.abc import Callable
+from typing import Self
 
 import grpc
 
-from outrider.cluster.client_status import retry_delay_s, was_reached
+from outrider.cluster.client_silence import HEARTBEAT_S, SILENCE_S
+from outrider.cluster.client_status import is_too_large, retry_delay_s, was_reached
 from outrider.cluster.errors import GenerationFailedError
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, Resume
 from outrider.workers.engine.request import OutputSoFar
@@ -26,7 +28,11 @@ _NOT_ACCEPTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class GatewayLeftError(GenerationFailedError):
-    """The gateway ended the stream in good order, before the request was done."""
+    """The gateway ended the stream in good order, before the request was done; or it says nothing any more."""
+
+    @classmethod
+    def silent(cls) -> Self:
+        return cls(f"the gateway has said nothing for {SILENCE_S:g} s")
 
 
 class ResumableCall:
@@ -36,10 +42,17 @@ class ResumableCall:
     """
 
     def __init__(
-        self, call: GenerateCall, patience_s: float, now: float, draw: Callable[[], float] = random.random
+        self,
+        call: GenerateCall,
+        patience_s: float,
+        now: float,
+        draw: Callable[[], float] = random.random,
+        gateways: int = 1,
     ) -> None:
-        """`draw`: a number in [0, 1), so that many clients of one lost gateway do not all come at once."""
-        self._original, self._draw = call, draw
+        """`draw`: a number in [0, 1), so that many clients of one lost gateway do not all come at once. `gateways`: how
+        many there are to ask."""
+        self._original, self._draw = dataclasses.replace(call, heartbeat_s=HEARTBEAT_S), draw
+        self._unreached, self._gateways = 0, gateways
         self._accepted: Accepted | None = None
         self._so_far = {index: list[int]() for index in range(call.params.n)}  # unfinished outputs
         if call.resume is not None:
@@ -86,12 +99,19 @@ class ResumableCall:
         waited_s = now - self._progress_at
         if self._accepted is None:
             patient = waited_s < min(self._patience_s, ACCEPT_PATIENCE_S)
-            return patient and isinstance(error, grpc.RpcError) and error.code() in _NOT_ACCEPTED and was_reached(error)
+            return patient and isinstance(error, grpc.RpcError) and self._may_be_accepted(error)
         if not self._so_far or waited_s > self._patience_s:
             return False
         if isinstance(error, GatewayLeftError):
             return True
         return isinstance(error, grpc.RpcError) and error.code() in _NOT_YET
+
+    def _may_be_accepted(self, error: grpc.RpcError) -> bool:
+        """By another gateway, or by the same one soon."""
+        if error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error):
+            self._unreached += 1
+            return self._unreached < self._gateways
+        return error.code() in _NOT_ACCEPTED and not is_too_large(error)
 
     def pause_s(self, error: Exception) -> float:
         """How long to wait before asking again: ever longer, until an event comes; at least what the gateway said."""

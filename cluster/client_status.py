@@ -16,7 +16,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 def was_reached(error: grpc.RpcError) -> bool:
     """Whether anybody was there to answer."""
-    return NOT_REACHED.match(error.details() or "") is None and not is_too_large(error)
+    return NOT_REACHED.match(error.details() or "") is None
 
 
 def is_too_large(error: grpc.RpcError) -> bool:

@@ -21,8 +21,8 @@ from outrider.workers.engine.request import EngineCounters, Request, SequenceChu
 from outrider.workers.errors import EngineStoppedError, OutriderError
 
 _OPTIONS = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 4_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 64 * 2**20),
     ("grpc.use_local_subchannel_pool", 1),  # a leader's address may be used again by its successor

@@ -23,7 +23,7 @@ SwapContext = grpc.aio.ServicerContext[worker_pb2.SwapDrafterRequest, worker_pb2
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # gateways ping through long prefills
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_500),  # gateways ping through long prefills
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_receive_message_length", 64 * 2**20),
 )

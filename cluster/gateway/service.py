@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
@@ -28,7 +28,8 @@ from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.gateway.resumption import to_say_again
 from outrider.cluster.gateway.router import ReplicaId
 from outrider.cluster.gateway.stream import RequestStream
-from outrider.cluster.generation import Accepted, Event, GenerateCall
+from outrider.cluster.gateway.writer import EventWriter, SlowReaderError, cancelled_if_over
+from outrider.cluster.generation import GenerateCall
 from outrider.cluster.metrics import GatewayMetrics
 from outrider.proto import inference_pb2, inference_pb2_grpc
 from outrider.workers import logs
@@ -65,10 +66,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         metrics: GatewayMetrics,
         limits: RequestLimits,
         resume_wait_s: float,
+        write_timeout_s: float,
         tracing: Tracing,
     ) -> None:
-        """`resume_wait_s`: how long a request whose replica was lost waits for another."""
-        self._resume_wait_s, self._tracing = resume_wait_s, tracing
+        """`resume_wait_s`: how long a request whose replica was lost waits for another; `write_timeout_s`: how long a
+        client may read nothing of what it is sent."""
+        self._resume_wait_s, self._write_timeout_s, self._tracing = resume_wait_s, write_timeout_s, tracing
         self.encoder: PromptEncoder | None = None
         self.model_name = ""
         self.draining = False
@@ -97,11 +100,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> None:
         record = CallRecord(self._tracing.begin(METHOD, TraceContext.of(context.invocation_metadata() or ())))
         try:
-            with _cancelled_if_over():
+            with cancelled_if_over():
                 await context.send_initial_metadata(record.context.metadata)
             await self._generate(request, context, record)
         except (ValueError, OverloadedError, DuplicateRequestError, UnavailableError, EngineStoppedError) as error:
             await _refuse(context, error, record)
+        except SlowReaderError as error:
+            record.status = "slow_reader"
+            await error.make_room()
+            await context.abort(grpc.StatusCode.ABORTED, str(error))
         except asyncio.CancelledError:
             left = context.time_remaining()  # None without a deadline
             record.status = "deadline_exceeded" if left is not None and left <= DEADLINE_SLACK_S else "cancelled"
@@ -130,7 +137,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             logs.event(log, logging.INFO, "request accepted", **record.names, **record.place)
             self._streams.add(stream)
             try:
-                await self._relay(stream, accepted, ticket, context)
+                writer = EventWriter(context, self._write_timeout_s)
+                await writer.write(accepted)
+                async with writer.beating(prepared.call.heartbeat_s):
+                    await self._relay(stream, ticket, writer)
             finally:
                 self._streams.discard(stream)
                 stream.close()
@@ -174,14 +184,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
         return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer)
 
-    async def _relay(self, stream: RequestStream, accepted: Accepted, ticket: Ticket, context: GenerateContext) -> None:
-        await _write(context, accepted)
+    async def _relay(self, stream: RequestStream, ticket: Ticket, writer: EventWriter) -> None:
         while not stream.finished:
             events = await stream.next_events()
             if stream.first_token_at is not None:
                 ticket.started()
             for event in events:
-                await _write(context, event)
+                await writer.write(event)
             if stream.lost:
                 await self._move(stream)
 
@@ -202,20 +211,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             except UnavailableError as error:
                 if stream.lost:  # and has not failed meanwhile, as all do when the gateway leaves
                     stream.fail(f"{await stream.why_lost()}; {error}")
-
-
-async def _write(context: GenerateContext, event: Event) -> None:
-    with _cancelled_if_over():
-        await context.write(wire.event_to_wire(event))
-
-
-@contextlib.contextmanager
-def _cancelled_if_over() -> Iterator[None]:
-    """What is sent within fails where the call is over: gRPC may tell a sender before it cancels the handler."""
-    try:
-        yield
-    except grpc.aio.InternalError as error:
-        raise asyncio.CancelledError from error
 
 
 def _log_move(stream: RequestStream, origin: ReplicaId) -> None:
