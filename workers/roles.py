@@ -59,6 +59,10 @@ class Leader:
         self.engine.stop(reason)
 
     @property
+    def stall(self) -> str:
+        return self.engine.progress.stall()
+
+    @property
     def draft_s(self) -> float:
         return self.engine.times.by_part["draft"]
 
@@ -99,6 +103,7 @@ class Follower:
         self._live, self._runner, self._sampler, self._sharing = live, runner, sampler, sharing
         self.engine = None
         self.draft_s = 0.0
+        self.stall = ""  # the leader tells
         self.counters = EngineCounters()
         self.times = RequestTimes()  # stays empty: requests are the leader's
 

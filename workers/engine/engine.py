@@ -18,6 +18,7 @@ from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.inbox import Call, Cancel, Checked, Inbox, Message, Prepared, Stop, Submit
 from outrider.workers.engine.live_experts import Longest
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
+from outrider.workers.engine.progress import Progress
 from outrider.workers.engine.request import EngineCounters, Request
 from outrider.workers.engine.round import Round
 from outrider.workers.engine.runner import Naming
@@ -87,6 +88,7 @@ class Engine:
         """
         self.info = info
         self.times = RoundTimes()
+        self.progress = Progress()
         self.ordering = Longest()  # a round, by the making of an order about experts
         self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
         self._load_module, self._balance = load_module, balance
@@ -200,7 +202,9 @@ class Engine:
         idle = not self._under_way and not self._scheduler.has_work
         if idle:
             self._free_since, self._decided_s = None, 0.0
+            self.progress.idle()
         messages = self._inbox.take(sleep=idle)
+        self.progress.busy()
         for message in messages:
             self._handle(message)
         if messages:
@@ -279,6 +283,7 @@ class Engine:
             round = replace(round, expert_order=order) if len(order) else round
         self._under_way.append((round, began))
         self._free_lanes.popleft()
+        self.progress.began(round.round_id, len(round.token_ids))
         with self.times.part("forward"):
             self._pipeline.dispatch(round)
         return True
@@ -314,6 +319,7 @@ class Engine:
         for warning in self._depth.take_warnings():
             log.warning("%s", warning)
         self._free_lanes.append(round.lane)
+        self.progress.finished(round.round_id, len(round.token_ids))
         self.times.rounds += 1
 
     def _draft(self, round: Round, result: RoundResult) -> Mapping[int, Drafts]:

@@ -14,6 +14,8 @@ from fake_pipeline import VOCAB, CountingDrafter, CountingPipeline
 
 from outrider.workers.engine.engine import Engine, Prepare
 from outrider.workers.engine.handle import EngineInfo
+from outrider.workers.engine.pipeline import RoundResult
+from outrider.workers.engine.progress import Progress
 from outrider.workers.engine.request import FinishReason, Request, SequenceChunk
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.errors import EngineStoppedError
@@ -473,3 +475,33 @@ def test_a_round_is_charged_with_the_decisions_before_it_but_not_after_idleness_
     assert set(depth.heard_s) == {0.0, charged_s}
     assert not charged_s or depth.heard_s.count(0.0) == 2, "the first round of each"
     assert depth.decided_s == depth.heard_s, "nothing else took time here"
+
+
+class _HangingPipeline(CountingPipeline):
+    """Its second round does not end before `go_on` is set, as a kernel that hangs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def collect(self) -> RoundResult:
+        if len(self.rounds) == 2:
+            assert self.go_on.wait(60)
+        return super().collect()
+
+
+def test_an_engine_whose_round_hangs_says_so_and_an_idle_one_does_not() -> None:
+    pipeline, chunks, now = _HangingPipeline(), Chunks(), [0.0]
+    engine = _engine(pipeline)
+    engine.progress = Progress(lambda: now[0])
+    with _running(engine):
+        engine.submit(_request("r", max_tokens=5), chunks.put)
+        _wait_until(lambda: len(pipeline.rounds) == 2)
+        now[0] += 60
+        assert "in round 1" in engine.progress.stall()
+
+        pipeline.go_on.set()
+        _collect(chunks, 1)
+        assert _falls_asleep(engine)
+        now[0] += 60
+        assert engine.progress.stall() == ""
