@@ -60,6 +60,7 @@ class LeaderClient:
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._info: EngineInfo | None = None
         self.broken = asyncio.Event()
+        self.engine_ended = False  # as it said to one of its requests: it takes no more
 
     async def connect(self, timeout_s: float = _CALL_TIMEOUT_S) -> EngineInfo:
         """Opens the stream. EngineStoppedError if the leader does not answer in time."""
@@ -144,6 +145,7 @@ class LeaderClient:
                 chunk = wire.chunk_from_wire(message, live.request_id)
                 batches[live.deliver].append(chunk)
                 self._count(message.request_id, live, chunk)
+                self.engine_ended |= chunk.engine_lost
         for deliver, chunks in batches.items():
             deliver(chunks)
 

@@ -44,7 +44,8 @@ METHOD = f"{INFERENCE}/Generate"
 DEADLINE_SLACK_S = 0.05  # the client's clock ran first: at its deadline it cancels, and ours may not have come yet
 _THREADS = 4  # that prepare large requests
 T = TypeVar("T")
-MOST_MOVES = 3  # in a row without a token: a request that breaks every replica it meets must not meet them all
+MOST_CRASHES = 2  # replicas lost in a row while they computed a request's next token: then it is what breaks them
+MOST_MOVES = 16  # in a row without a token, wherever the request waited
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 
@@ -81,6 +82,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._limits = limits
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare")
         self._streams: set[RequestStream] = set()
+        self._suspects = asyncio.Semaphore(1)  # that may be on a replica at once
         metrics.live_requests.set_function(lambda: admission.live_requests)
         metrics.queued_tokens.set_function(lambda: admission.queued_tokens)
         metrics.ready_replicas.set_function(lambda: fleet.ready)
@@ -191,14 +193,27 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 ticket.started()
             for event in events:
                 await writer.write(event)
-            if stream.lost:
-                await self._move(stream)
+            while stream.lost:
+                await (self._move_suspect(stream, writer) if stream.crashes else self._move(stream))
+
+    async def _move_suspect(self, stream: RequestStream, writer: EventWriter) -> None:
+        """One that may have broken its replica goes to another alone among such, until it has a token or breaks that
+        too: so those that were only beside it are not taken for it."""
+        async with self._suspects:
+            await self._move(stream)
+            while stream.crashes and not stream.lost and not stream.finished:
+                for event in await stream.next_events():
+                    await writer.write(event)
 
     async def _move(self, stream: RequestStream) -> None:
         """To a replica that goes on with the same text; without one the stream fails, and says why."""
         origin, fingerprint = stream.replica.id, stream.fingerprint
         while stream.lost:
             try:
+                if stream.crashes >= MOST_CRASHES:
+                    self._metrics.quarantined.inc()
+                    lost = f"{MOST_CRASHES} replicas in a row were lost as they computed its next token"
+                    raise UnavailableError(f"{lost}: it is not tried again")
                 if stream.moves_without_progress >= MOST_MOVES:
                     raise UnavailableError(f"it was moved {MOST_MOVES} times without a token")
                 replica = await self._fleet.successor(

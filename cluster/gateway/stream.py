@@ -38,6 +38,8 @@ class RequestStream:
         self.lost = ""  # why its replica does not go on with it; empty while it does
         self.queued_s: float | None = None  # at its first replica, until its first round
         self.moves = self.moves_without_progress = 0
+        self.crashes = 0  # replicas lost in a row while they computed its next token
+        self._computing = False  # its next token, on this replica, for the first time
         self.finish_reasons: dict[int, str] = {}  # of the outputs that have ended
         self._failure: Failed | None = None  # how it is to end
         self._closed = False
@@ -91,6 +93,7 @@ class RequestStream:
         self.request = dataclasses.replace(self.request, resumed=self._unfinished())
         self.moves += 1
         self.moves_without_progress += 1
+        self._computing = False
         self.replica, self._client = replica, replica.client
         self._submit()
         self.lost = ""
@@ -134,12 +137,14 @@ class RequestStream:
         while not self._rounds.empty():
             chunks = chunks + self._rounds.get_nowait()
         error = next((chunk for chunk in chunks if chunk.error), None)
-        deltas = [self._assemble(chunk) for chunk in chunks if not chunk.error]
+        self._computing |= any(chunk.began for chunk in chunks)
+        deltas = [self._assemble(chunk) for chunk in chunks if not chunk.error and not chunk.began]
         if error is not None and not error.engine_lost:
             self._failure = self._failure or Failed(message=error.error)
         if not self._assembler.finished:
             self.failed = self._failure is not None
             self.lost = error.error if error is not None and not self.failed else ""
+            self.crashes += bool(self.lost) and self._computing
         return self._events(deltas)
 
     def _events(self, deltas: Sequence[OutputDelta]) -> Iterator[Event]:
@@ -164,7 +169,8 @@ class RequestStream:
         return delta
 
     def _note_token(self, chunk: SequenceChunk) -> None:
-        self.moves_without_progress = 0
+        self.moves_without_progress = self.crashes = 0
+        self._computing = False
         self.replica.load.prefilled(self.request.request_id)
         if self.first_token_at is None:
             self.first_token_at, self.queued_s = time.monotonic(), chunk.queued_s

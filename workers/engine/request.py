@@ -85,6 +85,7 @@ class SequenceChunk:
     saved_s: float = 0.0  # time that drafts saved it in this round, as modelled; below 0: cost it
     queued_s: float = 0.0  # its request waited so long for its first round; set with the request's first token
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up; in the first chunk of output 0
+    began: bool = False  # its request's first round starts now; such a chunk says nothing else
 
 
 def logprobs_at_once(entry: TokenLogprobs) -> int:
