@@ -9,11 +9,12 @@ from typing import Any, Self
 import grpc
 
 from outrider.cluster import client_questions as questions
-from outrider.cluster.client import ASK_TIMEOUT_S, DEFAULT_ADDRESS, OPTIONS, PLAIN, SWAP_TIMEOUT_S
+from outrider.cluster.client import ASK_TIMEOUT_S, DEFAULT_ADDRESS, OPTIONS, PLAIN, SWAP_TIMEOUT_S, addresses_of, within
 from outrider.cluster.client_call import Collector, Messages, build_call, exception_of, explained
 from outrider.cluster.client_questions import Question, T
 from outrider.cluster.client_resume import PATIENCE_S, GatewayLeftError, ResumableCall
 from outrider.cluster.client_security import ClientSecurity
+from outrider.cluster.client_silence import SILENCE_S
 from outrider.cluster.gateway import wire
 from outrider.cluster.generation import Event, GenerateCall, Generation
 from outrider.cluster.status import (
@@ -32,19 +33,27 @@ class AsyncClient:
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: str | Sequence[str] = DEFAULT_ADDRESS,
         security: ClientSecurity = PLAIN,
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """`address`: HOST:PORT of a gateway. A request whose gateway is lost goes on at the next that answers there,
-        unless nothing is heard for `patience_s`; 0 never asks again."""
-        self.address = address
+        """As Client."""
+        self._addresses = addresses_of(address)
+        self._now = 0  # which of them is asked
         self._patience_s = patience_s
         self._metadata = security.metadata
-        self._channel = security.aio_channel(address, OPTIONS)
-        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
-        self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
+        self._channels = [security.aio_channel(one, OPTIONS) for one in self._addresses]
+
+    @property
+    def address(self) -> str:
+        """Of the gateway that is asked now."""
+        return self._addresses[self._now]
+
+    def _leave(self, address: str) -> None:
+        """As Client._leave."""
+        if address == self.address:
+            self._now = (self._now + 1) % len(self._addresses)
 
     async def generate(
         self,
@@ -88,27 +97,41 @@ class AsyncClient:
 
     async def _events(self, call: GenerateCall, timeout_s: float | None) -> AsyncIterator[Event]:
         now = time.monotonic()
-        request, until = ResumableCall(call, self._patience_s, now), None if timeout_s is None else now + timeout_s
+        request = ResumableCall(call, self._patience_s, now, gateways=len(self._addresses))
+        until = None if timeout_s is None else now + timeout_s
         while True:
+            address = self.address
             try:
                 async for event in self._heard(request, until):
                     yield event
                 return
             except (grpc.aio.AioRpcError, GatewayLeftError) as error:
                 if not request.may_go_on(error, time.monotonic()):
-                    raise explained(error, self.address) from error
-            await asyncio.sleep(request.pause_s())
+                    raise explained(error, address) from error
+                pause_s = request.pause_s(error)
+            self._leave(address)
+            await asyncio.sleep(within(pause_s, until))
 
     async def _heard(self, request: ResumableCall, until: float | None) -> AsyncIterator[Event]:
         """As Client._heard."""
         left = None if until is None else max(0.0, until - time.monotonic())
         metadata = (*self._metadata, *request.trace)
-        responses = self._inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=metadata)
+        inference = inference_pb2_grpc.InferenceServiceStub(self._channels[self._now])
+        responses = inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=metadata)
+        silence_s = None  # until the first heartbeat: an older gateway has none
         try:
-            async for response in responses:
+            while True:
+                async with asyncio.timeout(silence_s):
+                    response = await responses.read()
+                if response is grpc.aio.EOF:
+                    return
+                if response.HasField("heartbeat"):
+                    silence_s = SILENCE_S
                 event = request.hear(wire.event_from_wire(response), time.monotonic())
                 if event is not None:
                     yield event
+        except TimeoutError:
+            raise GatewayLeftError.silent() from None
         finally:
             responses.cancel()
 
@@ -120,7 +143,7 @@ class AsyncClient:
 
     async def watch_status(self) -> AsyncIterator[ClusterStatus]:
         """As Client.watch_status."""
-        responses = self._cluster.WatchStatus(cluster_pb2.WatchStatusRequest(), metadata=self._metadata)
+        responses = self._cluster().WatchStatus(cluster_pb2.WatchStatusRequest(), metadata=self._metadata)
         try:
             async for response in responses:
                 yield status_from_wire(response.status)
@@ -142,14 +165,18 @@ class AsyncClient:
         return await self._ask(questions.swap_drafter(checkpoint), timeout_s)
 
     async def _ask(self, question: Question[T], timeout_s: float) -> T:
-        call = getattr(self._cluster, question.method)
+        call = getattr(self._cluster(), question.method)
         try:
             return question.read(await call(question.request, timeout=timeout_s, metadata=self._metadata))
         except grpc.aio.AioRpcError as error:
             raise exception_of(error, self.address) from error
 
+    def _cluster(self) -> cluster_pb2_grpc.ClusterServiceStub:
+        return cluster_pb2_grpc.ClusterServiceStub(self._channels[self._now])
+
     async def close(self) -> None:
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from outrider.cluster.client_call import Collector, Messages, build_call, except
 from outrider.cluster.client_questions import Question, T
 from outrider.cluster.client_resume import PATIENCE_S, GatewayLeftError, ResumableCall
 from outrider.cluster.client_security import ClientSecurity
+from outrider.cluster.client_silence import SilenceWatch
 from outrider.cluster.gateway import wire
 from outrider.cluster.generation import Event, GenerateCall, Generation
 from outrider.cluster.status import (
@@ -28,27 +29,51 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 PLAIN = ClientSecurity()
 ASK_TIMEOUT_S = 10.0
 SWAP_TIMEOUT_S = 600.0  # a large module takes a while to read
-OPTIONS = (("grpc.max_receive_message_length", 64 * 2**20), ("grpc.enable_http_proxy", 0))
+OPTIONS = (
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.keepalive_time_ms", 5_000),  # a gateway that is frozen or cut off is noticed while a call waits for it
+    ("grpc.keepalive_timeout_ms", 4_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+def within(pause_s: float, until: float | None) -> float:
+    return pause_s if until is None else max(0.0, min(pause_s, until - time.monotonic()))
+
+
+def addresses_of(address: str | Sequence[str]) -> list[str]:
+    """Each gateway's HOST:PORT."""
+    return address.split(",") if isinstance(address, str) else list(address)
 
 
 class Client:
-    """A cluster, through one of its gateways. Safe to use from several threads; a context manager."""
+    """A cluster, through its gateways. Safe to use from several threads; a context manager."""
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: str | Sequence[str] = DEFAULT_ADDRESS,
         security: ClientSecurity = PLAIN,
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """`address`: HOST:PORT of a gateway. A request whose gateway is lost goes on at the next that answers there,
-        unless nothing is heard for `patience_s`; 0 never asks again."""
-        self.address = address
+        """`address`: HOST:PORT of a gateway, or of several: a list, or one text with commas. A request whose gateway is
+        lost goes on at the next that answers, unless nothing is heard for `patience_s`; 0 never asks again."""
+        self._addresses = addresses_of(address)
+        self._now = 0  # which of them is asked
         self._patience_s = patience_s
         self._metadata = security.metadata
-        self._channel = security.channel(address, OPTIONS)
-        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
-        self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
+        self._channels = [security.channel(one, OPTIONS) for one in self._addresses]
+
+    @property
+    def address(self) -> str:
+        """Of the gateway that is asked now."""
+        return self._addresses[self._now]
+
+    def _leave(self, address: str) -> None:
+        """The next gateway is asked from now on, unless another call has seen to that."""
+        if address == self.address:
+            self._now = (self._now + 1) % len(self._addresses)
 
     def generate(
         self,
@@ -93,27 +118,38 @@ class Client:
 
     def _events(self, call: GenerateCall, timeout_s: float | None) -> Iterator[Event]:
         now = time.monotonic()
-        request, until = ResumableCall(call, self._patience_s, now), None if timeout_s is None else now + timeout_s
+        request = ResumableCall(call, self._patience_s, now, gateways=len(self._addresses))
+        until = None if timeout_s is None else now + timeout_s
         while True:
+            address = self.address
             try:
                 yield from self._heard(request, until)
                 return
             except (grpc.RpcError, GatewayLeftError) as error:
                 if not request.may_go_on(error, time.monotonic()):
-                    raise explained(error, self.address) from error
-            time.sleep(request.pause_s())
+                    raise explained(error, address) from error
+                pause_s = request.pause_s(error)
+            self._leave(address)
+            time.sleep(within(pause_s, until))
 
     def _heard(self, request: ResumableCall, until: float | None) -> Iterator[Event]:
         """What one gateway says. RpcError if its connection breaks."""
         left = None if until is None else max(0.0, until - time.monotonic())
         metadata = (*self._metadata, *request.trace)
-        responses = self._inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=metadata)
+        inference = inference_pb2_grpc.InferenceServiceStub(self._channels[self._now])
+        responses = inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=metadata)
+        watch = SilenceWatch(responses.cancel)
         try:
             for response in responses:
+                watch.heard(heartbeat=response.HasField("heartbeat"))
                 event = request.hear(wire.event_from_wire(response), time.monotonic())
                 if event is not None:
                     yield event
+                    watch.heard(heartbeat=False)  # the caller took its time, not the gateway
+        except grpc.RpcError as error:
+            raise (GatewayLeftError.silent() if watch.silent else error) from None
         finally:
+            watch.end()
             responses.cancel()
 
     def status(self, timeout_s: float = ASK_TIMEOUT_S) -> ClusterStatus:
@@ -124,7 +160,7 @@ class Client:
 
     def watch_status(self) -> Iterator[ClusterStatus]:
         """The status now, and again whenever it differs, for as long as the iterator is read."""
-        responses = self._cluster.WatchStatus(cluster_pb2.WatchStatusRequest(), metadata=self._metadata)
+        responses = self._cluster().WatchStatus(cluster_pb2.WatchStatusRequest(), metadata=self._metadata)
         try:
             for response in responses:
                 yield status_from_wire(response.status)
@@ -149,14 +185,18 @@ class Client:
         return self._ask(questions.swap_drafter(checkpoint), timeout_s)
 
     def _ask(self, question: Question[T], timeout_s: float) -> T:
-        call = getattr(self._cluster, question.method)
+        call = getattr(self._cluster(), question.method)
         try:
             return question.read(call(question.request, timeout=timeout_s, metadata=self._metadata))
         except grpc.RpcError as error:
             raise exception_of(error, self.address) from error
 
+    def _cluster(self) -> cluster_pb2_grpc.ClusterServiceStub:
+        return cluster_pb2_grpc.ClusterServiceStub(self._channels[self._now])
+
     def close(self) -> None:
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self

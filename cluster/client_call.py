@@ -1,14 +1,13 @@
 """What Client and AsyncClient share: building a call, adding events up, turning a gRPC status into an exception."""
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
 
+from outrider.cluster.client_status import NOT_REACHED, is_too_large, retry_delay_s
 from outrider.cluster.errors import (
     DeadlineExceededError,
     DuplicateRequestError,
@@ -40,12 +39,6 @@ from outrider.workers.types.trace_context import TraceContext
 
 Messages = Sequence[Mapping[str, str]]
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(SamplingParams))
-_TOO_LARGE = "larger than max"  # gRPC's own words; trying again would not help
-_NOT_REACHED = re.compile(
-    r"(?:failed to connect to all addresses; last error: \w+: \S+: (?:Failed to connect to remote host: )?"
-    r"|errors resolving .*: )([^]]+)"
-)  # how gRPC says why
-_DETAILS_KEY = "grpc-status-details-bin"
 _KINDS: dict[grpc.StatusCode, type[OutriderError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.NOT_FOUND: InvalidRequestError,
@@ -173,10 +166,10 @@ def explained(error: grpc.RpcError | OutriderError, address: str) -> OutriderErr
 def exception_of(error: grpc.RpcError, address: str) -> OutriderError:
     """The exception that says what a gRPC status means."""
     code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
+    if is_too_large(error):
         return InvalidRequestError(f"the request is larger than the gateway takes: {details}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return OverloadedError(details, _retry_after_s(error.trailing_metadata() or ()))
+        return OverloadedError(details, retry_delay_s(error) or 1.0)
     if code is grpc.StatusCode.UNAVAILABLE:
         return UnavailableError(_unavailable(address, details))
     kind = _KINDS.get(code, OutriderError)
@@ -185,18 +178,7 @@ def exception_of(error: grpc.RpcError, address: str) -> OutriderError:
 
 def _unavailable(address: str, details: str) -> str:
     """A gateway's own words, or that there was none to say any: gRPC's words for that are many."""
-    found = _NOT_REACHED.match(details)
+    found = NOT_REACHED.match(details)
     if found is None:
         return f"{address}: {details}"
     return f"cannot reach {address} ({found[1]}): is a gateway there? `outrider serve` starts one"
-
-
-def _retry_after_s(metadata: Iterable[Any]) -> float:
-    """From pairs of key and value, whichever of gRPC's two metadata types they are in."""
-    for key, value in metadata:
-        if key == _DETAILS_KEY and isinstance(value, bytes):
-            for detail in status_pb2.Status.FromString(value).details:
-                retry = error_details_pb2.RetryInfo()
-                if detail.Unpack(retry):
-                    return float(retry.retry_delay.ToMilliseconds()) / 1000
-    return 1.0

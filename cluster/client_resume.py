@@ -4,23 +4,35 @@ The text is a function of prompt, parameters and seed, so another gateway can go
 """
 
 import dataclasses
+import random
+from collections.abc import Callable
+from typing import Self
 
 import grpc
 
+from outrider.cluster.client_silence import HEARTBEAT_S, SILENCE_S
+from outrider.cluster.client_status import is_too_large, retry_delay_s, was_reached
 from outrider.cluster.errors import GenerationFailedError
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, Resume
 from outrider.workers.types.request import OutputSoFar
 
-PATIENCE_S = 20.0  # without progress; then the break is the caller's
+PATIENCE_S = 660.0  # without progress; then the break is the caller's. Gateways wait 600 s for a replica
+ACCEPT_PATIENCE_S = 10.0  # until a request is accepted
 FIRST_PAUSE_S = 0.1
-LAST_PAUSE_S = 2.0
-# What a broken connection looks like, and, of a request that is resumed, its old self that is not quite gone yet.
+LAST_PAUSE_S = 5.0
+# What a broken connection looks like, and, of a request that is resumed, its old self under another name, and a gateway
+# that has no room even so.
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-_NOT_YET = (*_BROKEN, grpc.StatusCode.ALREADY_EXISTS)
+_NOT_YET = (*_BROKEN, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_NOT_ACCEPTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 class GatewayLeftError(GenerationFailedError):
-    """The gateway ended the stream in good order, before the request was done."""
+    """The gateway ended the stream in good order, before the request was done; or it says nothing any more."""
+
+    @classmethod
+    def silent(cls) -> Self:
+        return cls(f"the gateway has said nothing for {SILENCE_S:g} s")
 
 
 class ResumableCall:
@@ -29,8 +41,18 @@ class ResumableCall:
     Times are on any clock that only rises, in seconds.
     """
 
-    def __init__(self, call: GenerateCall, patience_s: float, now: float) -> None:
-        self._original = call
+    def __init__(
+        self,
+        call: GenerateCall,
+        patience_s: float,
+        now: float,
+        draw: Callable[[], float] = random.random,
+        gateways: int = 1,
+    ) -> None:
+        """`draw`: a number in [0, 1), so that many clients of one lost gateway do not all come at once. `gateways`: how
+        many there are to ask."""
+        self._original, self._draw = dataclasses.replace(call, heartbeat_s=HEARTBEAT_S), draw
+        self._unreached, self._gateways = 0, gateways
         self._accepted: Accepted | None = None
         self._so_far = {index: list[int]() for index in range(call.params.n)}  # unfinished outputs
         if call.resume is not None:
@@ -72,14 +94,27 @@ class ResumableCall:
         return None if again else event
 
     def may_go_on(self, error: Exception, now: float) -> bool:
-        """Whether asking again may bring the rest: the request was accepted, its connection broke, and not long ago."""
-        if self._accepted is None or not self._so_far or now - self._progress_at > self._patience_s:
+        """Whether asking again may bring the rest: the request was accepted, its connection broke, and not long ago; or
+        it was not, and a gateway said that it may be soon."""
+        waited_s = now - self._progress_at
+        if self._accepted is None:
+            patient = waited_s < min(self._patience_s, ACCEPT_PATIENCE_S)
+            return patient and isinstance(error, grpc.RpcError) and self._may_be_accepted(error)
+        if not self._so_far or waited_s > self._patience_s:
             return False
         if isinstance(error, GatewayLeftError):
             return True
         return isinstance(error, grpc.RpcError) and error.code() in _NOT_YET
 
-    def pause_s(self) -> float:
-        """How long to wait before asking again: ever longer, until an event comes."""
+    def _may_be_accepted(self, error: grpc.RpcError) -> bool:
+        """By another gateway, or by the same one soon."""
+        if error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error):
+            self._unreached += 1
+            return self._unreached < self._gateways
+        return error.code() in _NOT_ACCEPTED and not is_too_large(error)
+
+    def pause_s(self, error: Exception) -> float:
+        """How long to wait before asking again: ever longer, until an event comes; at least what the gateway said."""
         pause, self._pause_s = self._pause_s, min(2 * self._pause_s, LAST_PAUSE_S)
-        return pause
+        least = retry_delay_s(error) if isinstance(error, grpc.RpcError) else None
+        return (least or 0.0) + pause * (0.5 + self._draw())

@@ -1,4 +1,4 @@
-"""The gateway as a child process: started, waited for, ended. It ends by itself when this process does.
+"""The gateway as a child process: started, watched, started again, ended. It ends by itself when this process does.
 
 The gateway never imports Ray, so it lives in an interpreter of its own; all it is told is where the controller listens.
 """
@@ -24,7 +24,9 @@ from outrider.workers.types.errors import OutriderError
 log = logging.getLogger("outrider.serve")
 READY_TIMEOUT_S = 30.0
 DRAIN_TIMEOUT_S = 25.0
-SHORT_LIFE_S = 5.0
+SHORT_LIFE_S = 60.0
+FIRST_PAUSE_S = 1.0
+LAST_PAUSE_S = 30.0
 SERVICE = "outrider.v1.InferenceService"
 
 
@@ -55,6 +57,9 @@ class GatewayProcess:
         if otlp_endpoint:
             command += ["--otlp-endpoint", otlp_endpoint]
         self._command, self._cluster_key = command, cluster_key
+        self._was_ready = False
+        self._short_lives = 0  # in a row
+        self._start_at: float | None = None  # when the next starts, where one has ended
         self._start()
 
     def _start(self) -> None:
@@ -76,16 +81,32 @@ class GatewayProcess:
                 if time.monotonic() > until:
                     raise OutriderError(f"the gateway is not ready {READY_TIMEOUT_S:.0f} s after its start")
                 stop.wait(0.1)
+        self._was_ready = True
 
     def check(self) -> None:
-        """Starts it again if it was killed. OutriderError if it ended itself, or is killed as soon as it starts."""
+        """Starts it again if it has ended; where it ends again and again, after ever longer pauses.
+
+        OutriderError if it never was ready and ended itself: what it was told does not do.
+        """
         status = self._process.poll()
         if status is None:
             return
-        if status >= 0 or time.monotonic() - self._started_at < SHORT_LIFE_S:
+        now = time.monotonic()
+        if self._start_at is None:
+            self._start_at = now + self._pause_s(status, now - self._started_at)
+        if now >= self._start_at:
+            self._start_at = None
+            self._start()
+
+    def _pause_s(self, status: int, lived_s: float) -> float:
+        """Before the next start, once it has ended after `lived_s`."""
+        if status >= 0 and not self._was_ready:
             raise OutriderError(f"the gateway on {self.address} ended with status {status}")
-        log.warning("the gateway on %s was killed by signal %d: another is started", self.address, -status)
-        self._start()
+        self._short_lives = self._short_lives + 1 if lived_s < SHORT_LIFE_S else 0
+        pause_s = pause_before_start_s(self._short_lives)
+        how = f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
+        log.warning("the gateway on %s %s: another is started in %g s", self.address, how, pause_s)
+        return pause_s
 
     def close(self, hurry: threading.Event) -> None:
         """Lets running requests finish, for a while or until `hurry` is set; then it is killed."""
@@ -98,6 +119,11 @@ class GatewayProcess:
             time.sleep(0.05)
         self._process.kill()
         self._process.wait()
+
+
+def pause_before_start_s(short_lives: int) -> float:
+    """None after a long life, or after the first short one; then ever more."""
+    return min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (short_lives - 2)) if short_lives > 1 else 0.0
 
 
 def _is_serving(health: Any) -> bool:  # grpc_health generates its stub without types

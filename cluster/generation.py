@@ -58,6 +58,7 @@ class GenerateCall:
     speculation_detail: bool = False
     resume: Resume | None = None
     trace: TraceContext | None = None  # whose span asks for it
+    heartbeat_s: float = 0.0  # a sign of life whenever no event comes for so long; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,11 @@ class GatewayMetrics:
             ["status"],
             registry=self.registry,
         )
+        self.quarantined = Counter(
+            "outrider_gateway_quarantined_requests",
+            "Requests that were ended because replicas in a row were lost while they computed them.",
+            registry=self.registry,
+        )
         self.moves = Counter(
             "outrider_gateway_request_moves",
             "Times that a request went on at another replica because its own was lost.",

@@ -55,6 +55,7 @@ class ObservedRank:
     answered_at: float | None = None  # when the last probe that it answered was sent
     error: str = ""
     failed_at: float | None = None  # when its answer first said "failed"
+    stall: str = ""  # what hangs there, though it answers
     death: str = ""  # set once Ray says that its process is gone
 
     def asked(self, at: float) -> "ObservedRank":
@@ -147,7 +148,8 @@ def fault(ranks: Sequence[ObservedRank], now: float, deadlines: Deadlines) -> st
     """Why the gang cannot go on, naming the rank that caused it; empty if it can.
 
     A dead rank explains a silent one, and either explains a failure that others report: a rank that lost its peer
-    says so at once, so its word counts only when every other rank has answered since.
+    says so at once, so its word counts only when every other rank has answered since. A rank that answers and makes no
+    progress comes last: any of the others may be what it waits for.
     """
     for rank in ranks:
         if rank.death:
@@ -161,7 +163,7 @@ def fault(ranks: Sequence[ObservedRank], now: float, deadlines: Deadlines) -> st
         others = [other for other in ranks if other.rank != rank.rank]
         if rank.failed_at is not None and all(_answered_since(other, rank.failed_at) for other in others):
             return f"{rank.label} failed: {rank.error}"
-    return ""
+    return next((f"{rank.label} hangs: {rank.stall}" for rank in ranks if rank.stall), "")
 
 
 def _answered_since(rank: ObservedRank, time: float) -> bool:

@@ -271,6 +271,7 @@ class Replica:
             label=self._label(rank, probe),
             state=status.state if status is not None else "starting",
             error=status.error if status is not None else "",
+            stall=status.stall if status is not None else "",
             failed_at=first_failed if failed else None,
             answered_at=sent,
             waiting_since=None,

@@ -3,7 +3,9 @@
 `outrider serve` and `outrider demo` both run on this. Whatever happens in between, `close` leaves nothing running.
 """
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -14,6 +16,7 @@ from outrider.cluster import record
 from outrider.cluster.bootstrap import ask, start_controller
 from outrider.cluster.charge import Charge
 from outrider.cluster.config import ServeSettings
+from outrider.cluster.controller_watch import ControllerDiedError, ControllerSilentError, ControllerWatch
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway_process import GatewayProcess, check_port, free_port
 from outrider.cluster.leftovers import remove_controller, remove_leftovers
@@ -82,7 +85,8 @@ class Heartbeat:
         ray = import_ray()
         while not self._stop.wait(HEARTBEAT_S):
             # An answer that does not come, or an error, is for the owner's own questions to find.
-            ray.wait([self._controller.heartbeat.remote()], timeout=HEARTBEAT_S)
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.wait([self._controller.heartbeat.remote()], timeout=HEARTBEAT_S)
 
     def stop(self) -> None:
         self._stop.set()
@@ -100,6 +104,7 @@ class ServedCluster:
         self._connected = False
         self._controller: Any = None
         self._heartbeat: Heartbeat | None = None
+        self._watch: ControllerWatch | None = None  # once the cluster was ready
         self._gateway: GatewayProcess | None = None
 
     @property
@@ -129,8 +134,11 @@ class ServedCluster:
             log_level=self._log_level,
             otlp_endpoint=self._charge.otlp_endpoint,
         )
-        self._wait_for_ranks(on_report)
+        report = self._wait_for_ranks(on_report)
         self._gateway.wait_until_ready(self.stop)
+        if report is not None:
+            ask = functools.partial(self._ask, "heartbeat", timeout_s=ANSWER_TIMEOUT_S)
+            self._watch = ControllerWatch(ask, self._start_another, report)
         return not self.stop.is_set()
 
     def _port(self) -> int:
@@ -190,21 +198,35 @@ class ServedCluster:
         self._heartbeat = Heartbeat(self._controller)
         return str(self._ask("open", timeout_s=RESTART_TIMEOUT_S))
 
-    def _wait_for_ranks(self, on_report: OnReport) -> None:
-        """Until the replicas that have room are ready, and one is; or `stop` is set."""
+    def _start_another(self) -> None:
+        """In the place of a controller that is no more; it goes on from the record, at the same address."""
+        ray = import_ray()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        try:
+            remove_controller(self._settings.name)
+            self._start_controller()
+        except ray.exceptions.RayError as error:
+            raise OutriderError(" ".join(str(error).split())) from error
+
+    def _wait_for_ranks(self, on_report: OnReport) -> Report | None:
+        """Until the replicas that have room are ready, and one is; None if `stop` was set before."""
         while not self.stop.is_set():
             report = self.check()
             on_report(report)
             if report.phase is Phase.FAILED:
                 raise OutriderError(report.problem)
             if report.phase is Phase.READY:
-                return
+                return report
             self.stop.wait(HEARTBEAT_S)
+        return None
 
     def check(self) -> Report:
-        """How things stand; waits for a controller that crashed. OutriderError if it or the gateway is gone."""
+        """How things stand. Until the cluster is ready, OutriderError if the controller or the gateway is gone."""
         if self._gateway is not None:
             self._gateway.check()
+        if self._watch is not None:
+            return self._watch.report()
         report: Report = self._ask("heartbeat", timeout_s=RESTART_TIMEOUT_S)
         return report
 
@@ -212,12 +234,14 @@ class ServedCluster:
         ray = import_ray()
         try:
             return ask(self._controller, method, timeout_s=timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
-            raise OutriderError(f"the controller did not answer within {timeout_s:.0f} s") from error
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError) as error:
+            raise ControllerSilentError(f"the controller did not answer within {timeout_s:.0f} s") from error
         except ray.exceptions.RayTaskError as error:
             raise OutriderError(" ".join(str(error.cause).split())) from error
         except ray.exceptions.RayActorError as error:
-            raise OutriderError("the controller died: see its log in Ray's session directory") from error
+            raise ControllerDiedError("the controller died: see its log in Ray's session directory") from error
+        except ray.exceptions.RayError as error:
+            raise ControllerSilentError(f"Ray cannot ask the controller: {type(error).__name__}") from error
 
     def close(self) -> None:
         """Gateway first, then the ranks, then what may be left, then Ray if it was started here."""

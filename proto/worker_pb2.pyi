@@ -57,7 +57,7 @@ class AttachResponse(_message.Message):
     def __init__(self, chunks: _Optional[_Iterable[_Union[SequenceChunk, _Mapping]]] = ...) -> None: ...
 
 class SequenceChunk(_message.Message):
-    __slots__ = ("request_id", "index", "token_ids", "logprobs", "drafted", "accepted", "finish_reason", "stop_token_id", "error", "cached_tokens", "engine_lost", "prompt_logprobs", "saved_s", "queued_s")
+    __slots__ = ("request_id", "index", "token_ids", "logprobs", "drafted", "accepted", "finish_reason", "stop_token_id", "error", "cached_tokens", "engine_lost", "prompt_logprobs", "saved_s", "queued_s", "began")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class SequenceChunk(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     SAVED_S_FIELD_NUMBER: _ClassVar[int]
     QUEUED_S_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -86,7 +87,8 @@ class SequenceChunk(_message.Message):
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[ChunkLogprobs]
     saved_s: float
     queued_s: float
-    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[ChunkLogprobs, _Mapping]]] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., finish_reason: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., error: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., engine_lost: _Optional[bool] = ..., prompt_logprobs: _Optional[_Iterable[_Union[ChunkLogprobs, _Mapping]]] = ..., saved_s: _Optional[float] = ..., queued_s: _Optional[float] = ...) -> None: ...
+    began: bool
+    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[ChunkLogprobs, _Mapping]]] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., finish_reason: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., error: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., engine_lost: _Optional[bool] = ..., prompt_logprobs: _Optional[_Iterable[_Union[ChunkLogprobs, _Mapping]]] = ..., saved_s: _Optional[float] = ..., queued_s: _Optional[float] = ..., began: _Optional[bool] = ...) -> None: ...
 
 class ChunkLogprobs(_message.Message):
     __slots__ = ("token_ids", "logprobs", "ranks")

@@ -49,8 +49,11 @@ class FakeEngine:
         speculation: str = "auto",
         has_mtp: bool = True,
         fingerprint: str = "feedbeef",
+        poison: int | None = None,
     ) -> None:
-        """`per_round`: tokens of a sequence's next round, from how many it was given; above one they were drafts."""
+        """With `poison` it says when requests begin, and fails with one whose prompt begins with this token.
+
+        `per_round`: tokens of a sequence's next round, from how many it was given; above one they were drafts."""
         self.info = EngineInfo(
             fingerprint=fingerprint,
             max_model_len=max_model_len,
@@ -66,6 +69,8 @@ class FakeEngine:
         self.largest_batch = 0
         self._script, self._per_round, self._round_s = script, per_round, round_s
         self._sequences: list[_FakeSequence] = []
+        self._poison = poison
+        self._begun: set[str] = set()
         self._failure = ""
         self._lock = threading.Lock()
         self._running = threading.Event()
@@ -78,6 +83,10 @@ class FakeEngine:
     def live(self) -> set[str]:
         with self._lock:
             return {one.request.request_id for one in self._sequences}
+
+    @property
+    def failed(self) -> bool:
+        return bool(self._failure)
 
     @property
     def live_outputs(self) -> int:
@@ -138,7 +147,19 @@ class FakeEngine:
         while not self._stopped.wait(self._round_s):
             self._running.wait()
             with self._lock:
+                poisoned = self._begin()
+            if poisoned:
+                self.fail("the engine failed: ValueError: poison")
+            with self._lock:
                 self._round()
+
+    def _begin(self) -> bool:
+        """As a leader does for an engine. Whether one of them is poison."""
+        new = [one for one in self._sequences if one.request.request_id not in self._begun]
+        for one in new if self._poison is not None else []:
+            self._begun.add(one.request.request_id)
+            one.deliver([SequenceChunk(request_id=one.request.request_id, began=True)])
+        return any(one.request.prompt_token_ids[0] == self._poison for one in new)
 
     def _round(self) -> None:
         chunks = [(one, self._advance(one)) for one in self._sequences]

@@ -22,8 +22,8 @@ from outrider.workers.types.errors import EngineStoppedError, OutriderError
 from outrider.workers.types.request import Request, SequenceChunk
 
 _OPTIONS = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 4_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 64 * 2**20),
     ("grpc.use_local_subchannel_pool", 1),  # a leader's address may be used again by its successor
@@ -61,6 +61,7 @@ class LeaderClient:
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._info: EngineInfo | None = None
         self.broken = asyncio.Event()
+        self.engine_ended = False  # as it said to one of its requests: it takes no more
 
     async def connect(self, timeout_s: float = _CALL_TIMEOUT_S) -> EngineInfo:
         """Opens the stream. EngineStoppedError if the leader does not answer in time."""
@@ -145,6 +146,7 @@ class LeaderClient:
                 chunk = wire.chunk_from_wire(message, live.request_id)
                 batches[live.deliver].append(chunk)
                 self._count(message.request_id, live, chunk)
+                self.engine_ended |= chunk.engine_lost
         for deliver, chunks in batches.items():
             deliver(chunks)
 

@@ -19,6 +19,7 @@ from outrider.workers.outputs import OutputCollector, RequestOutput, logprobs_by
 from outrider.workers.rank import RankStatus
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler
 from outrider.workers.text.edge import settled
+from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.errors import EngineStoppedError
 from outrider.workers.types.request import Request, SequenceChunk
@@ -103,7 +104,8 @@ class LLM:
         )
         self._seed = seed
         self._numbers = itertools.count()
-        self.tokenizer = Tokenizer.load(resolve_model(model))
+        path = resolve_model(model)
+        self.tokenizer, self._checker = Tokenizer.load(path), GrammarChecker(path / "tokenizer.json")
         self._host: EngineHost = start_engine(config)
         atexit.register(self.close)  # an engine's thread must not outlive the interpreter
 
@@ -158,6 +160,7 @@ class LLM:
     def close(self) -> None:
         """Ends the engine and its processes. Unfinished requests end with an error."""
         atexit.unregister(self.close)
+        self._checker.close()
         self._host.close()
 
     def __enter__(self) -> Self:
@@ -194,6 +197,8 @@ class LLM:
         )
         has_tokenizer = self.tokenizer is not None
         self._host.engine.info.check(request.prompt_token_ids, params, has_tokenizer=has_tokenizer)
+        if params.structured_outputs is not None:
+            self._checker.check(params.structured_outputs)
         return request
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:

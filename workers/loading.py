@@ -55,6 +55,7 @@ from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.shared_head import SharedHead
 from outrider.workers.service import LeaderDoor
 from outrider.workers.sharing_loading import load_sharing
+from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.tracing import open_tracing
 from outrider.workers.types.sampling_params import DRAFT_MODEL, LOOKUP, MTP
 from outrider.workers.wires import Wires
@@ -148,6 +149,7 @@ class _Loader:
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth)
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
         times = RequestTimes(on_end=journal.ended)
+        checker = GrammarChecker(self._grammars.tokenizer_file)
         engine = Engine(
             info=self._info(),
             scheduler=scheduler,
@@ -157,6 +159,7 @@ class _Loader:
             load_module=ModuleSwap(self._wanted(), self._parts).load,
             balance=ExpertBalance.of(self._config, self._layout) if self._layout is not None else None,
             on_begin=times.scheduled,
+            check=checker.submit,
             prepare=self._grammars.prepare,
         )
         return Leader(
@@ -167,6 +170,7 @@ class _Loader:
             door=_door(spec),
             times=times,
             journal=journal,
+            checker=checker,
         )
 
     def _pipeline(

@@ -94,7 +94,7 @@ def logprobs_by_token(entries: Iterable[TokenLogprobs], tokenizer: Tokenizer | N
     """Each place's candidates by token id, with their text (none without a tokenizer); the chosen token comes first."""
 
     def decode(token_id: int) -> str:
-        return tokenizer.decode([token_id], skip_special_tokens=False) if tokenizer else ""
+        return tokenizer.token_text(token_id) if tokenizer else ""
 
     return [
         {

@@ -81,6 +81,7 @@ class RankStatus:
     state: str = "loading"  # "loading", "ready" or "failed"
     loaded: float = 0.0  # share of the weights, 0..1
     error: str = ""
+    stall: str = ""  # the leader's: what hangs, with the rounds before; "" while nothing does
     service_address: str = ""  # the leader's, once ready
     busy_s: float = 0.0  # spent computing rounds
     draft_s: float = 0.0  # of those, drafting; the leader's
@@ -169,6 +170,7 @@ class Rank:
             draft_s=self._role.draft_s,
             held_up_s=self._role.held_up_s,
             elapsed_s=time.monotonic() - self._ready_at,
+            stall=self._role.stall,
             counters=self._role.counters,
             traffic=self._role.traffic,
             carriers=self._role.carriers,

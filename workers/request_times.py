@@ -31,6 +31,7 @@ class RequestRecord:
     request: Request
     began: float
     outputs: int  # still running
+    deliver: Deliver | None = None
     first_round: float | None = None
     first_token: float | None = None
     ended: float = 0.0
@@ -76,9 +77,10 @@ class RequestTimes:
     _ended: deque[Observation] = field(default_factory=lambda: deque(maxlen=_KEPT))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin(self, request: Request) -> None:
+    def begin(self, request: Request, deliver: Deliver | None = None) -> None:
+        """`deliver` hears when its first round starts."""
         with self._lock:
-            self._live[request.request_id] = RequestRecord(request, self.clock(), len(request.outputs))
+            self._live[request.request_id] = RequestRecord(request, self.clock(), len(request.outputs), deliver)
 
     def forget(self, request_id: str) -> None:
         """The engine refused it."""
@@ -89,8 +91,11 @@ class RequestTimes:
         """One of its outputs has its first round now."""
         with self._lock:
             record = self._live.get(request_id)
-            if record is not None and record.first_round is None:
-                record.first_round = self.clock()
+            if record is None or record.first_round is not None:
+                return
+            record.first_round = self.clock()
+        if record.deliver is not None:
+            record.deliver([SequenceChunk(request_id=request_id, began=True)])
 
     def record(self, chunks: Sequence[SequenceChunk]) -> list[SequenceChunk]:
         """The chunks; those with a request's first token say how long it was queued."""
@@ -151,7 +156,7 @@ class TimedEngine:
         return self._engine.counters
 
     def submit(self, request: Request, deliver: Deliver) -> None:
-        self._times.begin(request)
+        self._times.begin(request, deliver)
         try:
             self._engine.submit(request, _Recorded(deliver, self._times))
         except Exception:

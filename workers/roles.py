@@ -14,6 +14,7 @@ from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.request_journal import RequestJournal
 from outrider.workers.request_times import RequestTimes, TimedEngine
 from outrider.workers.service import LeaderDoor
+from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.types.counters import EngineCounters
 
 
@@ -30,10 +31,11 @@ class Leader:
         door: LeaderDoor | None,
         times: RequestTimes,
         journal: RequestJournal,
+        checker: GrammarChecker,
     ) -> None:
         self.engine = engine
         self.times = times
-        self._journal = journal
+        self._journal, self._checker = journal, checker
         self._runner, self._sampler, self._sharing, self._door = runner, sampler, sharing, door
 
     def run(self, on_ready: Callable[[str], None]) -> None:
@@ -50,10 +52,15 @@ class Leader:
             if server:
                 server.stop()
             groups.leave()
+            self._checker.close()
             self._journal.close()
 
     def stop(self, reason: str) -> None:
         self.engine.stop(reason)
+
+    @property
+    def stall(self) -> str:
+        return self.engine.progress.stall()
 
     @property
     def draft_s(self) -> float:
@@ -96,6 +103,7 @@ class Follower:
         self._live, self._runner, self._sampler, self._sharing = live, runner, sampler, sharing
         self.engine = None
         self.draft_s = 0.0
+        self.stall = ""  # the leader tells
         self.counters = EngineCounters()
         self.times = RequestTimes()  # stays empty: requests are the leader's
 

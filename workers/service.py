@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from outrider.workers import wire
 from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.handle import EngineHandle
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.request import SequenceChunk
+from outrider.workers.types.request import SequenceChunk, in_parts
 
 AttachContext = grpc.aio.ServicerContext[worker_pb2.AttachRequest, worker_pb2.AttachResponse]
 EngineContext = grpc.aio.ServicerContext[worker_pb2.GetEngineRequest, worker_pb2.GetEngineResponse]
@@ -23,7 +23,7 @@ SwapContext = grpc.aio.ServicerContext[worker_pb2.SwapDrafterRequest, worker_pb2
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # gateways ping through long prefills
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_500),  # gateways ping through long prefills
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_receive_message_length", 64 * 2**20),
 )
@@ -63,14 +63,27 @@ class _Attachment:
             lost = isinstance(error, EngineStoppedError)
             self._rounds.put_nowait([SequenceChunk(request_id=request_id, error=str(error), engine_lost=lost)])
 
-    async def next_message(self) -> worker_pb2.AttachResponse:
-        """The next round's chunks; if the gateway was slow, those of every round since."""
+    async def next_messages(self) -> Iterator[worker_pb2.AttachResponse]:
+        """The next round's chunks; if the gateway was slow, those of every round since.
+
+        One message, behind others where there are many log-probabilities of prompts: each takes little time to make.
+        """
         chunks = await self._rounds.get()
         while not self._rounds.empty():
             chunks = chunks + self._rounds.get_nowait()
         for chunk in chunks:
             self._count(chunk)
-        return wire.chunks_to_wire((chunk.request_id.removeprefix(self._prefix), chunk) for chunk in chunks)
+        return self._messages(chunks)
+
+    def _messages(self, chunks: list[SequenceChunk]) -> Iterator[worker_pb2.AttachResponse]:
+        last = []
+        for chunk in chunks:
+            *parts, rest = in_parts(chunk)
+            request_id = chunk.request_id.removeprefix(self._prefix)
+            for part in parts:
+                yield wire.chunks_to_wire([(request_id, part)])
+            last.append((request_id, rest))
+        yield wire.chunks_to_wire(last)
 
     def _count(self, chunk: SequenceChunk) -> None:
         left = self._live.get(chunk.request_id, 0) - (chunk.finish_reason is not None)
@@ -122,7 +135,8 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
 
 async def _send(attachment: _Attachment, context: AttachContext) -> None:
     while True:
-        await context.write(await attachment.next_message())
+        for message in await attachment.next_messages():
+            await context.write(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,7 @@ def _chunk_to_wire(request_id: str, chunk: SequenceChunk) -> worker_pb2.Sequence
         prompt_logprobs=map(_logprobs_to_wire, chunk.prompt_logprobs),
         saved_s=chunk.saved_s,
         queued_s=chunk.queued_s,
+        began=chunk.began,
     )
 
 
@@ -93,6 +94,7 @@ def chunk_from_wire(chunk: worker_pb2.SequenceChunk, request_id: str) -> Sequenc
         prompt_logprobs=tuple(map(_logprobs_from_wire, chunk.prompt_logprobs)),
         saved_s=chunk.saved_s,
         queued_s=chunk.queued_s,
+        began=chunk.began,
     )
 
 

@@ -6,6 +6,7 @@ import hmac
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.gateway.auth")
 
+CALLER: ContextVar[str] = ContextVar("caller", default="")  # the name of the token of the call that runs
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")  # of a caller
 _LINE = re.compile(rf"(?P<name>{NAME.pattern})\s+(?P<roles>[a-z,]+)\s+sha256:(?P<digest>[0-9a-f]{{64}})")
 
@@ -125,6 +127,7 @@ class Authenticator(grpc.aio.ServerInterceptor):
             return self._refuse(grpc.StatusCode.PERMISSION_DENIED, message, method, caller.name)
         level = logging.INFO if wanted == {Role.ADMIN} else logging.DEBUG
         logs.event(log, level, "call let in", method=method, caller=caller.name)
+        CALLER.set(caller.name)
         return await continuation(details)
 
     def _refuse(self, code: grpc.StatusCode, message: str, method: str, name: str) -> Any:

@@ -1,5 +1,6 @@
 """What is known of one Generate call when it ends: for its log line, its metrics and its span."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ class CallRecord:
         self.status = "internal"
         self.call: GenerateCall | None = None  # once it could be read
         self.stream: RequestStream | None = None  # once it was accepted
+        self.replaced = False  # the request goes on in another call
         self.context = span.context
         self._span = span
         self._began = time.monotonic()
@@ -49,6 +51,14 @@ class CallRecord:
         if self.stream is None:
             return {}
         return {"replica": self.stream.replica.id.name, "generation": self.stream.replica.id.generation}
+
+    def end_early(self, task: "asyncio.Task[None] | None") -> None:
+        """The call ends, which `task` serves: at once for the engine."""
+        self.replaced = True
+        if self.stream is not None:
+            self.stream.close()
+        if task is not None:
+            task.cancel()
 
     def end(self, metrics: GatewayMetrics, model: str) -> None:
         """`model`: the served one's name, if it is known."""

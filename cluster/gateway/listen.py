@@ -11,7 +11,7 @@ from outrider.workers.types.errors import OutriderError
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server on it
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_500),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 

@@ -7,28 +7,28 @@ from typing import Self
 
 from outrider.cluster.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from outrider.workers.text.edge import settled
+from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.sampling_params import SamplingParams
-
-_THREAD_FROM_CHARACTERS = 2_000  # shorter texts take less time to encode than to hand to a thread
 
 
 class PromptEncoder:
     """Without a tokenizer it takes token ids only."""
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer | None, checker: GrammarChecker | None = None) -> None:
+        """`checker`: of grammars, for the same tokenizer; without it none is refused here."""
+        self.tokenizer, self._checker = tokenizer, checker
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """CheckpointError if the checkpoint is not on this machine, or its tokenizer is damaged."""
         if not folder.is_dir():
             raise CheckpointError(f"no directory {folder} on the gateway's machine: the tokenizer is read from there")
-        return cls(Tokenizer.load(folder))
+        return cls(Tokenizer.load(folder), GrammarChecker(folder / "tokenizer.json"))
 
-    async def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """ValueError names `prompt`, `token_ids` or `messages`, whichever it was."""
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Takes its time. ValueError names `prompt`, `token_ids` or `messages`, whichever it was."""
         match prompt:
             case TokenPrompt(token_ids):
                 return tuple(token_ids)
@@ -36,19 +36,24 @@ class PromptEncoder:
                 tokenizer = self._tokenizer("prompt")
                 if not text:
                     raise ValueError("prompt must not be empty")
-                if len(text) < _THREAD_FROM_CHARACTERS:
-                    return tuple(tokenizer.encode(text))
-                return tuple(await asyncio.to_thread(tokenizer.encode, text))
+                return tuple(tokenizer.encode(text))
             case ChatPrompt(messages):
                 tokenizer = self._tokenizer("messages")
                 turns = [{"role": message.role, "content": message.content} for message in messages]
-                return tuple(await asyncio.to_thread(tokenizer.encode_chat, turns))
+                return tuple(tokenizer.encode_chat(turns))
 
-    async def settle(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> SamplingParams:
+    def settle(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> SamplingParams:
         """The parameters that the engine gets. ValueError names what cannot be settled."""
-        if params.structured_outputs is None:
-            return settled(params, self.tokenizer, prompt_token_ids)
-        return await asyncio.to_thread(settled, params, self.tokenizer, prompt_token_ids)  # a grammar takes its time
+        return settled(params, self.tokenizer, prompt_token_ids)
+
+    async def check_grammar(self, params: SamplingParams) -> None:
+        """ValueError or OverloadedError if there is one that cannot be followed, or not be checked now."""
+        if params.structured_outputs is not None and self._checker is not None:
+            await asyncio.wrap_future(self._checker.submit(params.structured_outputs))
+
+    def close(self) -> None:
+        if self._checker is not None:
+            self._checker.close()
 
     def _tokenizer(self, name: str) -> Tokenizer:
         if self.tokenizer is None:

@@ -40,7 +40,8 @@ class Replica:
     @property
     def ready(self) -> bool:
         """Whether requests may be sent to it."""
-        return self._ready and not self.client.broken.is_set() and not self._retired.is_set()
+        ended = self.client.engine_ended or self.client.broken.is_set()
+        return self._ready and not ended and not self._retired.is_set()
 
     @property
     def info(self) -> EngineInfo:

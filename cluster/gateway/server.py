@@ -47,6 +47,7 @@ class GatewaySettings:
     drain_grace_s: float = 20.0  # how long running requests may go on after SIGTERM
     reason_wait_s: float = 5.0  # how long requests of a lost replica wait for the controller to say why
     resume_wait_s: float = 600.0  # how long requests of a lost replica wait for one that goes on with them
+    write_timeout_s: float = 20.0  # how long a client may read nothing of what it is sent
     end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
     otlp_endpoint: str = ""  # where spans go; "": nowhere
     cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/cluster_key.py
@@ -61,7 +62,7 @@ class GatewaySettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 65535:
                 raise ValueError(f"{name} must be 0..65535, got {value}")
-        for name in ("drain_grace_s", "reason_wait_s", "resume_wait_s"):
+        for name in ("drain_grace_s", "reason_wait_s", "resume_wait_s", "write_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
@@ -87,7 +88,13 @@ class Gateway:
         self._tracing = open_tracing(settings.otlp_endpoint, TRACED_AS)
         admission = Admission(settings.max_live_requests, settings.max_queued_tokens)
         self._inference = InferenceServicer(
-            admission, self._fleet, self.metrics, settings.limits, settings.resume_wait_s, self._tracing
+            admission,
+            self._fleet,
+            self.metrics,
+            settings.limits,
+            settings.resume_wait_s,
+            settings.write_timeout_s,
+            self._tracing,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()
@@ -151,6 +158,8 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._listeners.stop(grace_s=0.5)
+        if self._inference.encoder is not None:
+            self._inference.encoder.close()
         await self._fleet.close()
         await self._controller.close()
         await asyncio.to_thread(self._closers.close)

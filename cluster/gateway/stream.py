@@ -4,7 +4,7 @@ first is lost. Knows nothing of gRPC."""
 import asyncio
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.replica import Replica
@@ -13,27 +13,36 @@ from outrider.workers.leader_client import LeaderClient
 from outrider.workers.outputs import logprobs_by_token
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk
-
-_PROMPT_LOGPROBS_AT_ONCE = 512
+from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk, logprobs_at_once
 
 
 class RequestStream:
     """Runs on one replica at a time. The queue between engine and client holds at most one output's length: nothing is
     dropped, and what a slow client missed becomes one larger delta."""
 
-    def __init__(self, call: GenerateCall, request: Request, replica: Replica, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        call: GenerateCall,
+        request: Request,
+        prefix: PrefixKeys,
+        replica: Replica,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        """`prefix`: the prompt's."""
         self.request = request
         self.replica = replica
         self.fingerprint = replica.info.fingerprint
-        self.prefix = PrefixKeys.of(request.prompt_token_ids)
+        self.prefix = prefix
         self.first_token_at: float | None = None  # time.monotonic()
         self.failed = False
         self.lost = ""  # why its replica does not go on with it; empty while it does
         self.queued_s: float | None = None  # at its first replica, until its first round
         self.moves = self.moves_without_progress = 0
+        self.crashes = 0  # replicas lost in a row while they computed its next token
+        self._computing = False  # its next token, on this replica, for the first time
         self.finish_reasons: dict[int, str] = {}  # of the outputs that have ended
-        self._resumable = False  # once it has failed: another gateway may go on with it
+        self._failure: Failed | None = None  # how it is to end
+        self._closed = False
         self._client = replica.client
         self._tokenizer = tokenizer
         self._detail = call.speculation_detail
@@ -84,6 +93,7 @@ class RequestStream:
         self.request = dataclasses.replace(self.request, resumed=self._unfinished())
         self.moves += 1
         self.moves_without_progress += 1
+        self._computing = False
         self.replica, self._client = replica, replica.client
         self._submit()
         self.lost = ""
@@ -101,33 +111,51 @@ class RequestStream:
         return await self.replica.why(self.lost) if self._client.broken.is_set() else self.lost
 
     def fail(self, message: str, *, resumable: bool = False) -> None:
-        """Ends the stream with an error event, after what has been generated so far."""
-        self._resumable = resumable
-        self._rounds.put_nowait([SequenceChunk(request_id=self.request.request_id, error=message)])
+        """Ends the stream with an error event, after what has been generated so far. The first reason is the one.
+
+        `resumable`: another gateway may go on with it.
+        """
+        self._failure = self._failure or Failed(message=message, resumable=resumable)
+        self._rounds.put_nowait([])  # wakes who waits
         self.lost = ""
 
     def close(self) -> None:
-        """However it ended: the engine does not go on with it."""
+        """However it ended: the engine does not go on with it. Twice is once."""
+        if self._closed:
+            return
+        self._closed = True
         self.replica.load.end(self.request.request_id)
         if self.failed or not self._assembler.finished:
             self._client.cancel(self.request.request_id)
 
-    async def next_events(self) -> list[Event]:
-        """What has come since the last call; waits for at least one round. Then `lost` may be set."""
+    async def next_events(self) -> Iterator[Event]:
+        """What has come since the last call; waits for at least one round. Then `lost` may be set.
+
+        An event is made when it is its turn: some take a while.
+        """
         chunks = await self._rounds.get()
         while not self._rounds.empty():
             chunks = chunks + self._rounds.get_nowait()
         error = next((chunk for chunk in chunks if chunk.error), None)
-        deltas = [self._assemble(chunk) for chunk in chunks if not chunk.error]
-        events = [event for index in range(self.request.params.n) for event in self._events_of(index, deltas)]
-        if self._assembler.finished:
-            return _with_usage(events, self.usage)
-        if error is not None and error.engine_lost:
-            self.lost = error.error
-        elif error is not None:
-            self.failed = True
-            events.append(Failed(message=error.error, resumable=self._resumable))
-        return events
+        self._computing |= any(chunk.began for chunk in chunks)
+        deltas = [self._assemble(chunk) for chunk in chunks if not chunk.error and not chunk.began]
+        if error is not None and not error.engine_lost:
+            self._failure = self._failure or Failed(message=error.error)
+        if not self._assembler.finished:
+            self.failed = self._failure is not None
+            self.lost = error.error if error is not None and not self.failed else ""
+            self.crashes += bool(self.lost) and self._computing
+        return self._events(deltas)
+
+    def _events(self, deltas: Sequence[OutputDelta]) -> Iterator[Event]:
+        """The request's last event, which is the end of an output, carries the usage."""
+        last = max((delta.index for delta in deltas if delta.finish_reason is not None), default=-1)
+        for index in range(self.request.params.n):
+            yield from self._events_of(
+                index, deltas, self.usage if self._assembler.finished and index == last else None
+            )
+        if self.failed and self._failure is not None:
+            yield self._failure
 
     def _assemble(self, chunk: SequenceChunk) -> OutputDelta:
         delta = self._assembler.add(chunk)
@@ -141,49 +169,38 @@ class RequestStream:
         return delta
 
     def _note_token(self, chunk: SequenceChunk) -> None:
-        self.moves_without_progress = 0
+        self.moves_without_progress = self.crashes = 0
+        self._computing = False
         self.replica.load.prefilled(self.request.request_id)
         if self.first_token_at is None:
             self.first_token_at, self.queued_s = time.monotonic(), chunk.queued_s
 
-    def _events_of(self, index: int, deltas: Iterable[OutputDelta]) -> list[Event]:
+    def _events_of(self, index: int, deltas: Iterable[OutputDelta], usage: Usage | None) -> Iterator[Event]:
         """One output's deltas as one event, and its end as another."""
         own = [delta for delta in deltas if delta.index == index]
-        events: list[Event] = [*self._prompt_events(index, own)]
+        yield from self._prompt_events(index, own)
         token_ids = tuple(token_id for delta in own for token_id in delta.token_ids)
         text = "".join(delta.text for delta in own)
         reasoning = "".join(delta.reasoning for delta in own)
         if token_ids or text or reasoning:
             logprobs = [entry for delta in own for entry in delta.logprobs]
-            events.append(
-                Output(
-                    index=index,
-                    token_ids=token_ids,
-                    text=text,
-                    reasoning=reasoning,
-                    drafted=sum(delta.drafted for delta in own) if self._detail else 0,
-                    accepted=sum(delta.accepted for delta in own) if self._detail else 0,
-                    logprobs=tuple(logprobs_by_token(logprobs, self._tokenizer)),
-                )
+            yield Output(
+                index=index,
+                token_ids=token_ids,
+                text=text,
+                reasoning=reasoning,
+                drafted=sum(delta.drafted for delta in own) if self._detail else 0,
+                accepted=sum(delta.accepted for delta in own) if self._detail else 0,
+                logprobs=tuple(logprobs_by_token(logprobs, self._tokenizer)),
             )
-        events += [
-            Finished(index=index, reason=delta.finish_reason, stop_reason=delta.stop_reason)
-            for delta in own
-            if delta.finish_reason is not None
-        ]
-        return events
+        for delta in own:
+            if delta.finish_reason is not None:
+                yield Finished(index=index, reason=delta.finish_reason, stop_reason=delta.stop_reason, usage=usage)
 
     def _prompt_events(self, index: int, own: Iterable[OutputDelta]) -> Iterator[Output]:
         """Log-probabilities of the prompt, in messages of bounded size."""
         entries = [entry for delta in own for entry in delta.prompt_logprobs]
-        for first in range(0, len(entries), _PROMPT_LOGPROBS_AT_ONCE):
-            some = logprobs_by_token(entries[first : first + _PROMPT_LOGPROBS_AT_ONCE], self._tokenizer)
+        most = logprobs_at_once(entries[0]) if entries else 1
+        for first in range(0, len(entries), most):
+            some = logprobs_by_token(entries[first : first + most], self._tokenizer)
             yield Output(index=index, prompt_logprobs=tuple(some))
-
-
-def _with_usage(events: list[Event], usage: Usage) -> list[Event]:
-    """The request's last event, which is the end of an output, carries the usage."""
-    ends = [n for n, event in enumerate(events) if isinstance(event, Finished)]
-    last = events.pop(ends[-1])
-    assert isinstance(last, Finished)
-    return [*events, Finished(index=last.index, reason=last.reason, stop_reason=last.stop_reason, usage=usage)]

@@ -17,6 +17,7 @@ _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", *_PENALTIES, "seed")
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos", "include_stop_str_in_output")
 _RESPONSE = ("logprobs", "skip_special_tokens", "prompt_logprobs", "reasoning")
+_LEAST_HEARTBEAT_MS = 100
 _ACCEPTED = ("request_id", "seed", "prompt_tokens", "fingerprint")
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -50,6 +51,8 @@ def call_to_wire(call: g.GenerateCall) -> pb.GenerateRequest:
         request.sampling.bad_words_token_ids.extend(pb.TokenIds(ids=word) for word in words)
     _fill(request.response, params, _RESPONSE)
     _fill(request.response, call, ("speculation_detail",))
+    if call.heartbeat_s:
+        request.response.heartbeat_interval_ms = round(1000 * call.heartbeat_s)
     _speculation_to_wire(params.speculation, request.speculation)
     _fill(request.speculation, params, ("drafter",))
     if params.structured_outputs is not None:
@@ -100,7 +103,16 @@ def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
         request_id=request.request_id,
         speculation_detail=request.response.speculation_detail,
         resume=_resume_from_wire(request.resume) if request.HasField("resume") else None,
+        heartbeat_s=_heartbeat_s(request.response),
     )
+
+
+def _heartbeat_s(options: pb.ResponseOptions) -> float:
+    if not options.HasField("heartbeat_interval_ms"):
+        return 0.0
+    if options.heartbeat_interval_ms < _LEAST_HEARTBEAT_MS:
+        raise ValueError(f"heartbeat_interval_ms must be at least {_LEAST_HEARTBEAT_MS}")
+    return options.heartbeat_interval_ms / 1000
 
 
 def _checked_params(given: Mapping[str, Any]) -> SamplingParams:
@@ -214,8 +226,12 @@ def event_to_wire(event: g.Event) -> pb.GenerateResponse:
             return pb.GenerateResponse(error=pb.Error(message=event.message, resumable=event.resumable))
 
 
+def heartbeat_to_wire() -> pb.GenerateResponse:
+    return pb.GenerateResponse(heartbeat=pb.Heartbeat())
+
+
 def event_from_wire(response: pb.GenerateResponse) -> g.Event | None:
-    """None for an event of a kind that only a newer gateway knows."""
+    """None for a heartbeat, and an event of a kind that only a newer gateway knows."""
     match response.WhichOneof("event"):
         case "accepted":
             return g.Accepted(**_named(response.accepted, _ACCEPTED))

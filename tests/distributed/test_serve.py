@@ -32,6 +32,7 @@ from outrider.cluster.client import PLAIN
 from outrider.cluster.controller import OWNER_SILENT_S
 from outrider.cluster.gateway_process import free_port
 from outrider.cluster.generation import Event, Output
+from outrider.cluster.names import controller_name
 from outrider.workers.cluster_key import draw_key
 from outrider.workers.config import resolve_model
 
@@ -222,6 +223,30 @@ def test_a_killed_controller_comes_back_and_neither_streams_nor_operators_miss_i
         client.scale(1)
         wait_for_states(client, "ready")
         assert [rank.pid for rank in client.status().replicas[0].ranks] == [rank.pid for rank in before.ranks]
+
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish(within_s=40) == 0, run.errors
+    assert (actors(name), groups(name), run.left()) == ([], [], [])
+
+
+@pytest.mark.full
+def test_a_controller_that_is_no_more_is_replaced_and_the_replica_goes_on(ray_address: str, name: str) -> None:
+    import ray
+
+    run = Outrider("serve", *ONE_STAGE, "--ray-address", ray_address, "--name", name)
+    with Client(run.wait_until_ready()) as client:
+        undisturbed = client.generate("def f(", **QUESTION).token_ids
+        (before,) = client.status().replicas
+
+        def end_for_good() -> None:
+            ray.kill(ray.get_actor(controller_name(name)), no_restart=True)
+
+        assert answer_from(client.stream("def f(", **QUESTION), end_for_good) == undisturbed
+
+        wait_until_status_works(client)
+        (after,) = client.status().replicas
+        assert (after.generation, after.state) == (1, "ready")
+        assert [rank.pid for rank in after.ranks] == [rank.pid for rank in before.ranks]
 
     run.process.send_signal(signal.SIGTERM)
     assert run.finish(within_s=40) == 0, run.errors

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from fakes import FakeEngine
 from gateway.every_rpc import GATEWAY, REFLECTION, statuses
-from gateway.harness import eventually, running, stopping, tokens
+from gateway.harness import eventually, pb, rest, running, stopping, tokens
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider import AsyncClient, ClientSecurity
@@ -241,5 +242,31 @@ def test_a_token_that_is_taken_away_does_not_end_the_stream_it_opened(model: Pat
             while (event := await stream.read()) is not grpc.aio.EOF:
                 count += len(event.output.token_ids)
             assert count == 200
+
+    asyncio.run(scenario())
+
+
+def test_only_who_sent_a_request_can_take_its_place(model: Path, token_file: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=100_000), door=Door(auth_token_file=token_file)) as cluster:
+            mine, theirs = ((("authorization", f"Bearer {token}"),) for token in (TEXT, BOTH))
+            call = cluster.inference.Generate(tokens(5, request_id="r"), metadata=mine)
+            accepted = (await call.read()).accepted
+            resume = pb.Resume(
+                seed=accepted.seed, fingerprint=accepted.fingerprint, outputs=[pb.ResumedOutput(index=0)]
+            )
+
+            stolen = cluster.inference.Generate(tokens(5, request_id="r", resume=resume), metadata=theirs)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await rest(stolen)
+            assert caught.value.code() is Code.ALREADY_EXISTS
+
+            assert (await call.read()).HasField("output")
+            own = cluster.inference.Generate(tokens(5, request_id="r", resume=resume), metadata=mine)
+            assert (await own.read()).HasField("accepted")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await rest(call)
+            assert caught.value.code() is Code.ABORTED
+            own.cancel()
 
     asyncio.run(scenario())

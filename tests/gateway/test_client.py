@@ -146,7 +146,7 @@ def test_refusals_become_exceptions_that_say_what_was_wrong(model: Path) -> None
     async def scenario() -> None:
         async with (
             running(model, max_live_requests=1, resume_wait_s=0.1) as cluster,
-            AsyncClient(cluster.address) as client,
+            AsyncClient(cluster.address, patience_s=0) as client,
         ):
             with pytest.raises(InvalidRequestError, match=r"token_ids\[0\]"):
                 await client.generate(token_ids=[4000])

@@ -4,15 +4,18 @@ import asyncio
 import dataclasses
 from pathlib import Path
 
+import grpc
 import pytest
 from fakes import FakeEngine
-from gateway.harness import Cluster, eventually, running
+from gateway.harness import Cluster, eventually, pb, rest, running, stopping, tokens
+from google.rpc import error_details_pb2, status_pb2
 
 from outrider import AsyncClient
-from outrider.cluster.client_resume import ResumableCall
+from outrider.cluster.client_resume import ACCEPT_PATIENCE_S, PATIENCE_S, ResumableCall
 from outrider.cluster.errors import GenerationFailedError, UnavailableError
-from outrider.cluster.gateway.server import Gateway
+from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
+from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.request import FinishReason, OutputSoFar
 from outrider.workers.types.sampling_params import SamplingParams
 
@@ -96,7 +99,7 @@ def test_a_gateway_that_does_not_come_back_is_unavailable_when_patience_ends(mod
 
 def a_call(outputs: int = 2) -> ResumableCall:
     call = GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams(n=outputs))
-    return ResumableCall(call, patience_s=10, now=0.0)
+    return ResumableCall(call, patience_s=10, now=0.0, draw=lambda: 0.5)
 
 
 ACCEPTED = Accepted(request_id="r", seed=3, prompt_tokens=1, fingerprint="f")
@@ -135,7 +138,115 @@ def test_only_an_accepted_request_is_asked_again_and_only_for_a_while() -> None:
     assert request.may_go_on(caught.value, 14.9)
     assert not request.may_go_on(caught.value, 15.1)
     assert not request.may_go_on(left, 5.0)
-    pauses = [request.pause_s() for _ in range(8)]
+    pauses = [request.pause_s(left) for _ in range(8)]
     assert pauses == sorted(pauses)
     request.hear(Output(index=0, token_ids=(6,)), 6.0)
-    assert request.pause_s() == pauses[0]
+    assert request.pause_s(left) == pauses[0]
+
+
+def test_an_accepted_request_outlasts_a_gateways_own_patience() -> None:
+    assert GatewaySettings(controller="c:1").resume_wait_s < PATIENCE_S
+
+
+def status(code: grpc.StatusCode, retry_s: float | None = None, details: str = "") -> grpc.RpcError:
+    found = status_pb2.Status()
+    if retry_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(1000 * retry_s))
+        found.details.add().Pack(retry)
+    trailing = grpc.aio.Metadata(("grpc-status-details-bin", found.SerializeToString()))
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=details)
+
+
+def test_a_pause_is_what_the_gateway_said_and_no_two_clients_come_at_once() -> None:
+    full = status(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_s=3.0)
+    call = GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams())
+
+    pauses = [ResumableCall(call, 10, 0.0, draw=lambda drawn=n: drawn / 4).pause_s(full) for n in range(4)]
+
+    assert all(pause > 3 for pause in pauses)
+    assert len(set(pauses)) == 4
+
+
+def test_who_is_accepted_asks_a_full_gateway_again() -> None:
+    request, full = a_call(), status(grpc.StatusCode.RESOURCE_EXHAUSTED, 1.0)
+    request.hear(ACCEPTED, 0.0)
+
+    assert request.may_go_on(full, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (status(grpc.StatusCode.RESOURCE_EXHAUSTED, 1.0), True),
+        (status(grpc.StatusCode.UNAVAILABLE, details="the gateway is draining"), True),
+        (
+            status(grpc.StatusCode.UNAVAILABLE, details="failed to connect to all addresses; last error: X: y: no"),
+            False,
+        ),
+        (status(grpc.StatusCode.RESOURCE_EXHAUSTED, details="Received message larger than max (9 vs. 8)"), False),
+        (status(grpc.StatusCode.INVALID_ARGUMENT), False),
+        (status(grpc.StatusCode.ALREADY_EXISTS), False),
+    ],
+)
+def test_a_request_that_was_not_accepted_is_asked_again_where_that_may_help(error: grpc.RpcError, again: bool) -> None:
+    request = ResumableCall(GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams()), PATIENCE_S, 0.0)
+
+    assert request.may_go_on(error, 1.0) == again
+    assert not request.may_go_on(error, ACCEPT_PATIENCE_S + 1)
+
+
+def test_a_full_gateway_takes_a_stream_that_another_lost(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG), max_live_requests=1) as cluster:
+            client = AsyncClient(cluster.address, patience_s=0)
+            whole = await client.generate(token_ids=[5], max_tokens=40, seed=3)
+            other = client.stream(token_ids=[7])
+            await anext(other)
+            resumed = tokens(
+                5,
+                request_id="r",
+                stopping=stopping(max_tokens=40),
+                resume=pb.Resume(
+                    seed=3,
+                    fingerprint=whole.fingerprint,
+                    outputs=[pb.ResumedOutput(index=0, token_ids=whole.token_ids[:9])],
+                ),
+            )
+
+            events = await cluster.events(resumed)
+
+            said = [token for event in events for token in event.output.token_ids]
+            assert said == whole.token_ids[9:]
+            with pytest.raises(OverloadedError):
+                await client.generate(token_ids=[5])
+            await client.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_resumed_request_takes_the_place_of_its_old_self(model: Path) -> None:
+    """Which the gateway takes for live: it has not noticed that its client is gone."""
+
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG)) as cluster:
+            old = cluster.inference.Generate(tokens(5, request_id="r"))
+            accepted = (await old.read()).accepted
+            said = list((await old.read()).output.token_ids)
+            resume = pb.Resume(
+                seed=accepted.seed,
+                fingerprint=accepted.fingerprint,
+                outputs=[pb.ResumedOutput(index=0, token_ids=said)],
+            )
+
+            new = cluster.inference.Generate(tokens(5, request_id="r", resume=resume, stopping=stopping(max_tokens=30)))
+
+            assert (await new.read()).HasField("accepted")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await rest(old)
+            assert caught.value.code() is grpc.StatusCode.ABORTED
+            more = [token for event in await rest(new) for token in event.output.token_ids]
+            assert len(said) + len(more) == 30
+            await eventually(lambda: not cluster.engine.live and cluster.gateway.live_requests == 0)
+
+    asyncio.run(scenario())

@@ -190,7 +190,11 @@ def test_logprobs_of_a_long_prompt_come_first_in_messages_of_bounded_size(model:
             events = await cluster.events(request)
 
             outputs = [event.output for event in events if event.HasField("output")]
-            assert [len(output.prompt_logprobs) for output in outputs[:4]] == [512, 512, 75, 0]
+            sizes = [len(output.prompt_logprobs) for output in outputs]
+            assert sum(sizes) == len(prompt) - 1
+            assert max(sizes) <= 200
+            assert all(sizes[: sizes.index(0)])
+            assert not any(sizes[sizes.index(0) :])
             assert not any(output.token_ids for output in outputs[:3])
             entries = [place.entries for output in outputs for place in output.prompt_logprobs]
             assert [(len(place), place[0].token_id) for place in entries] == [(2, token) for token in prompt[1:]]

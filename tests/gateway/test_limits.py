@@ -18,6 +18,7 @@ SMALL = RequestLimits(
     max_stop_strings=2,
     max_stop_token_ids=2,
     max_logit_bias=2,
+    max_allowed_token_ids=6000,
     max_schema_bytes=64,
 )
 
@@ -30,6 +31,9 @@ SMALL = RequestLimits(
         (tokens(5, stopping=stopping(stop_token_ids=[1, 2, 3])), "stop_token_ids has 3 entries"),
         (tokens(5, sampling=pb.SamplingParameters(logit_bias={1: 1, 2: 1, 3: 1})), "logit_bias has 3 entries"),
         (tokens(5, structured_output=pb.StructuredOutput(json_schema="x" * 65)), "structured_output is"),
+        (tokens(5, sampling=pb.SamplingParameters(bad_words=["x" * 257])), "bad_words is 257 long"),
+        (tokens(5, sampling=pb.SamplingParameters(bad_words=["x"] * 257)), "bad_words has 257 entries"),
+        (tokens(5, sampling=pb.SamplingParameters(allowed_token_ids=[5] * 7000)), "allowed_token_ids has 7000 entries"),
         (tokens(5, request_id="x" * 257), "request_id is 257 long"),
         (tokens(*range(5, 14)), "token_ids has 9 tokens, and this gateway takes at most 8"),
     ],

@@ -33,6 +33,12 @@ def _speculating(mode: int, **fields: object) -> pb.GenerateRequest:
     return tokens(5, speculation=pb.SpeculationOptions(mode=mode, **fields))
 
 
+def _grammar(source: str) -> pb.GenerateRequest:
+    return tokens(5, structured_output=pb.StructuredOutput(grammar=source))
+
+
+_RULES = "".join(f"r{n}: r{n + 1}\n" for n in range(4000))  # the grammar library's stack does not hold these
+_PATTERNS = " & ".join(f"/(.*a.{{{n}}}.*)/" for n in range(3, 30))  # a millisecond to validate, for ever to compile
 BAD_REQUESTS = [
     ("prompt, token_ids or messages", pb.GenerateRequest()),
     ("prompt must not be empty", pb.GenerateRequest(prompt="")),
@@ -74,6 +80,8 @@ BAD_REQUESTS = [
     ("speculation mode", _speculating(9)),
     ("structured_outputs cannot be followed", tokens(5, structured_output=pb.StructuredOutput(regex="("))),
     ("structured_outputs cannot be followed", tokens(5, structured_output=pb.StructuredOutput(json_schema="{"))),
+    ("structured_outputs cannot be followed", _grammar("start: r0\n" + _RULES + 'r4000: "a"')),
+    ("structured_outputs cannot be followed", _grammar(f"start: T\nT: {_PATTERNS}")),
     ("structured_outputs must have exactly one", tokens(5, structured_output=pb.StructuredOutput())),
     ("structured_outputs choice", tokens(5, structured_output=pb.StructuredOutput(choice=pb.Choices()))),
     ("resume.outputs must name an unfinished output", tokens(5, resume=pb.Resume(seed=1, fingerprint="feedbeef"))),

@@ -2,17 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import grpc
 import pytest
 from fakes import FakeEngine
-from gateway.harness import Cluster, eventually, pb, rest, running, stopping, tokens
+from gateway.harness import KEY, Cluster, eventually, pb, rest, running, stopping, tokens
 
-from outrider.workers.engine.handle import Deliver
 from outrider.workers.service import EngineServer
-from outrider.workers.types.request import Request
 
 LONG = 100_000
 
@@ -198,33 +196,96 @@ def test_other_numerics_are_never_asked_and_the_error_says_so(model: Path) -> No
     asyncio.run(scenario())
 
 
-def test_a_request_that_ends_every_engine_it_meets_is_not_sent_round_for_ever(model: Path) -> None:
-    class PoisonedEngine(FakeEngine):
-        """Ends with the first request it gets."""
+POISON = 66
 
-        def submit(self, request: Request, deliver: Deliver) -> None:
-            super().submit(request, deliver)
-            self.fail("the engine failed: ValueError: poison")
 
+@contextlib.asynccontextmanager
+async def replicas(cluster: Cluster, *engines: FakeEngine) -> AsyncIterator[None]:
+    """In the place of the first, all of them at once."""
+    async with contextlib.AsyncExitStack() as stack:
+        routes = []
+        for generation, engine in enumerate(engines, 1):
+            stack.callback(engine.close)
+            leader = EngineServer(engine, key=KEY)
+            stack.push_async_callback(asyncio.to_thread, leader.stop)
+            routes.append((f"p{generation}", generation, f"127.0.0.1:{await asyncio.to_thread(leader.start)}"))
+        await cluster.controller.publish(*routes)
+        await eventually(lambda: ready_replicas(cluster) == len(engines))
+        watching = asyncio.create_task(end_those_that_fail(cluster, engines))
+        yield
+        watching.cancel()
+
+
+async def end_those_that_fail(cluster: Cluster, engines: Sequence[FakeEngine]) -> None:
+    """As a controller does, some time after requests have heard of it."""
+    ended: set[int] = set()
+    while True:
+        for generation, engine in enumerate(engines, 1):
+            if engine.failed and generation not in ended:
+                ended.add(generation)
+                await asyncio.sleep(0.2)
+                await cluster.controller.end(f"p{generation}", generation, "rank 0 failed", pending=1)
+        await asyncio.sleep(0.001)
+
+
+def test_a_request_that_ends_every_engine_it_meets_meets_two(model: Path) -> None:
     async def scenario() -> None:
-        async with running(model) as cluster, contextlib.AsyncExitStack() as stack:
-            routes = []
-            for generation in range(1, 7):
-                engine = PoisonedEngine(max_model_len=LONG)
-                stack.callback(engine.close)
-                leader = EngineServer(engine)
-                stack.push_async_callback(asyncio.to_thread, leader.stop)
-                routes.append((f"p{generation}", generation, f"127.0.0.1:{await asyncio.to_thread(leader.start)}"))
-            await cluster.controller.publish(*routes)
-            await eventually(lambda: ready_replicas(cluster) == 6)
-
-            events = await cluster.events(tokens(5))
+        engines = [FakeEngine(max_model_len=LONG, poison=POISON) for _ in range(6)]
+        async with running(model) as cluster, replicas(cluster, *engines):
+            events = await cluster.events(tokens(POISON))
 
             assert [event.WhichOneof("event") for event in events] == ["accepted", "error"]
-            assert events[-1].error.message == (
-                "the engine failed: ValueError: poison; it was moved 3 times without a token"
-            )
-            assert moves(cluster) == 3
+            assert "2 replicas in a row were lost as they computed its next token" in events[-1].error.message
+            assert not events[-1].error.resumable
+            assert sum(engine.failed for engine in engines) == 2
+            sample = cluster.gateway.metrics.registry.get_sample_value
+            assert sample("outrider_gateway_quarantined_requests_total") == 1
+
+    asyncio.run(scenario())
+
+
+def test_who_is_beside_a_poisonous_request_finishes(model: Path) -> None:
+    """Those too that had no token yet when it took their replica along."""
+
+    async def scenario() -> None:
+        engines = [FakeEngine(max_model_len=LONG, poison=POISON, round_s=0.02) for _ in range(5)]
+        async with running(model) as cluster, replicas(cluster, *engines):
+            for engine in engines:
+                engine.pause()
+            asked = [cluster.events(tokens(n, stopping=stopping(max_tokens=20))) for n in range(5, 25)]
+            bystanders = asyncio.gather(*asked, cluster.events(tokens(POISON)))
+            await eventually(lambda: sum(len(engine.submitted) for engine in engines) == 21)
+
+            for engine in engines:
+                engine.go_on()
+            *answers, poisonous = await bystanders
+
+            for prompt, events in zip(range(5, 25), answers, strict=True):
+                assert output_tokens(events) == [100 + (prompt + step) % 100 for step in range(20)]
+            assert poisonous[-1].HasField("error")
+            assert sum(engine.failed for engine in engines) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_only_waited_at_each_replica_that_was_lost_is_moved_on(model: Path) -> None:
+    async def scenario() -> None:
+        engines = [FakeEngine(max_model_len=LONG) for _ in range(6)]
+        async with running(model) as cluster, replicas(cluster, *engines):
+            for engine in engines:
+                engine.pause()
+            events = asyncio.create_task(cluster.events(tokens(5, stopping=stopping(max_tokens=20))))
+
+            for _ in engines[1:]:
+                await eventually(lambda: any(engine.live for engine in engines))
+                next(engine for engine in engines if engine.live).fail("rank 1 died")
+                await eventually(lambda: not any(engine.live for engine in engines if engine.failed))
+            await eventually(lambda: any(engine.live for engine in engines))
+            for engine in engines:
+                engine.go_on()
+
+            assert len(output_tokens(await events)) == 20
+            assert (moves(cluster) or 0) >= 5
 
     asyncio.run(scenario())
 

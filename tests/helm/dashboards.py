@@ -101,8 +101,11 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             Panel(
                 "Requests that moved",
                 "reqps",
-                ((f"sum(rate({GATEWAY}request_moves_total[$__rate_interval]))", "moves"),),
-                "Their replica was lost, and they went on at another, with the same text.",
+                (
+                    (f"sum(rate({GATEWAY}request_moves_total[$__rate_interval]))", "moves"),
+                    (f"sum(rate({GATEWAY}quarantined_requests_total[$__rate_interval]))", "ended"),
+                ),
+                "Their replica was lost, and they went on at another, with the same text; ended: two in a row were.",
             ),
             Panel(
                 "Generation and restarts of each replica",

@@ -13,13 +13,14 @@ from outrider.cluster.planning.split import Split, refusal
 from outrider.workers.model.shapes import Shapes
 
 FILE = Path(__file__).resolve().parents[2] / "helm" / "outrider" / "files" / "plan.yaml"
+HELD = "bfloat16"  # what ranks keep of FP8 weights: model/weights.py widens them as it reads them
 MODELS = ("deepseek-r1", "deepseek-v3")
-HEADER = "# Made from the planner by tests/helm/plan_table.py. gb: 10^9 bytes, of weights, and of a device.\n"
+HEADER = "# Made from the planner by tests/helm/plan_table.py. gb: 10^9 bytes, of weights in bf16, and of a device.\n"
 
 
 def _model(name: str) -> dict[str, Any]:
     shape = load_shape(name)
-    shapes, layers = Shapes.of(shape), range(shape.num_hidden_layers)
+    shapes, layers = Shapes.of(shape, HELD), range(shape.num_hidden_layers)
     memory = stage_memory(shapes, Split(), Workload(), Efficiency(), 0, 0, layers)
     heads = shape.num_attention_heads
     return {

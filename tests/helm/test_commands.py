@@ -100,7 +100,7 @@ def test_the_serve_settings_are_known_and_checked(rendered: Rendered, tmp_path: 
 
 
 def test_scaling_tells_the_controller_which_raycluster_and_group_it_may_patch() -> None:
-    rendered = example("r1-2x8-h100")
+    rendered = example("r1-2x8-h200")
     cluster, settings = rendered.one("RayCluster"), rendered.serve_settings()
     (group,) = cluster["spec"]["workerGroupSpecs"]
 
@@ -123,7 +123,7 @@ def test_the_tests_command_is_one_that_the_program_takes(rendered: Rendered) -> 
     assert {one["name"] for one in request["env"]} <= known
 
 
-@pytest.mark.parametrize(("example_name", "ranks"), [("cpu-demo", 2), ("r1-1x8-h200", 8), ("r1-2x8-h100", 16)])
+@pytest.mark.parametrize(("example_name", "ranks"), [("cpu-demo", 2), ("r1-1x8-b200", 8), ("r1-2x8-h200", 16)])
 def test_the_examples_split_the_model_as_they_say(example_name: str, ranks: int) -> None:
     assert example(example_name).serve_settings()["pipeline_parallel_size"] == ranks
 

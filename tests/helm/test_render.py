@@ -89,10 +89,10 @@ def test_the_charts_versions_are_the_packages() -> None:
 
 
 def test_a_model_replica_is_a_kuberay_replica_and_its_nodes_are_hosts() -> None:
-    (group,) = example("r1-2x8-h100").one("RayCluster")["spec"]["workerGroupSpecs"]
+    (group,) = example("r1-2x8-h200").one("RayCluster")["spec"]["workerGroupSpecs"]
 
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"], group["numOfHosts"]) == (1, 1, 4, 2)
-    resources = example("r1-2x8-h100").pod("worker").spec["containers"][0]["resources"]
+    resources = example("r1-2x8-h200").pod("worker").spec["containers"][0]["resources"]
     assert resources["limits"] == resources["requests"]
     assert resources["limits"]["nvidia.com/gpu"] == "8"
     assert resources["limits"]["rdma/hca"] == "8"
@@ -121,7 +121,7 @@ def test_gateways_stand_outside_the_ray_pods_and_are_spread_and_kept(rendered: R
 
 
 def test_with_autoscaling_the_deployment_leaves_the_number_to_the_autoscaler() -> None:
-    rendered = example("r1-2x8-h100")
+    rendered = example("r1-2x8-h200")
 
     assert "replicas" not in rendered.one("Deployment")["spec"]
     scaler = rendered.one("HorizontalPodAutoscaler")["spec"]
@@ -168,7 +168,7 @@ def test_ray_on_the_head_ends_after_the_controller() -> None:
 
 
 def test_the_head_may_keep_its_state_in_redis_by_reference() -> None:
-    options = example("r1-2x8-h100").one("RayCluster")["spec"]["gcsFaultToleranceOptions"]
+    options = example("r1-2x8-h200").one("RayCluster")["spec"]["gcsFaultToleranceOptions"]
 
     assert options["redisAddress"] == "redis.redis.svc:6379"
     assert options["redisPassword"] == {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}}
@@ -185,7 +185,7 @@ def test_a_changed_setting_restarts_the_head() -> None:
 
 
 def test_weights_of_an_object_store_are_fetched_by_a_job_and_waited_for() -> None:
-    rendered = example("r1-2x8-h100")
+    rendered = example("r1-2x8-h200")
     (fetch,) = rendered.pod("weights").containers
 
     assert fetch["args"] == ["s3:models/DeepSeek-R1", "/weights", "SHA256SUMS", "8", "whole"]
@@ -193,7 +193,7 @@ def test_weights_of_an_object_store_are_fetched_by_a_job_and_waited_for() -> Non
         (wait,) = rendered.pod(component).spec["initContainers"]
         assert wait["name"] == "wait-for-weights"
         assert {"name": "WANTED", "value": "s3:models/DeepSeek-R1"} in wait["env"]
-    other = render(with_values("r1-2x8-h100", {"weights.objectStore.url": "s3:other"}))
+    other = render(with_values("r1-2x8-h200", {"weights.objectStore.url": "s3:other"}))
     assert other.one("Job")["metadata"]["name"] != rendered.one("Job")["metadata"]["name"]
 
 

@@ -49,7 +49,7 @@ def test_a_dashboard_in_the_chart_is_the_one_that_its_panels_make(name: str) -> 
 def test_the_chart_has_no_other_dashboard_and_ships_them_all() -> None:
     assert {path.stem for path in FOLDER.glob("*")} == set(DASHBOARDS)
     shipped = [
-        one for one in example("r1-2x8-h100").of("ConfigMap") if "grafana_dashboard" in one["metadata"]["labels"]
+        one for one in example("r1-2x8-h200").of("ConfigMap") if "grafana_dashboard" in one["metadata"]["labels"]
     ]
     assert {json.loads(text)["uid"] for one in shipped for text in one["data"].values()} == {
         f"outrider-{name}" for name in DASHBOARDS
@@ -80,7 +80,7 @@ def test_no_deprecated_metric_is_shown_or_watched() -> None:
 
 
 def test_the_alerts_in_the_chart_are_the_files() -> None:
-    spec = example("r1-2x8-h100").one("PrometheusRule")["spec"]
+    spec = example("r1-2x8-h200").one("PrometheusRule")["spec"]
 
     assert spec == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
 

@@ -4,6 +4,7 @@ Owns the scheduler and the drafter, and runs in one thread. Everybody else talks
 sequences gain is delivered once a round to whoever submitted them.
 """
 
+import functools
 import logging
 import threading
 import time
@@ -16,9 +17,10 @@ from typing import Any
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.drafter import Drafter, DrafterError
 from outrider.workers.engine.handle import Deliver, EngineInfo
-from outrider.workers.engine.inbox import Call, Cancel, Inbox, Message, Prepared, Stop, Submit
+from outrider.workers.engine.inbox import Call, Cancel, Checked, Inbox, Message, Prepared, Stop, Submit
 from outrider.workers.engine.live_experts import Longest
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
+from outrider.workers.engine.progress import Progress
 from outrider.workers.engine.round_timer import RoundTimer
 from outrider.workers.engine.runner import Naming
 from outrider.workers.engine.scheduler import Scheduler
@@ -51,21 +53,24 @@ class Engine:
         balance: ExpertBalance | None = None,
         clock: Callable[[], float] = time.perf_counter,
         on_begin: Callable[[str], None] = lambda request_id: None,
+        check: Prepare | None = None,
         prepare: Prepare | None = None,
     ) -> None:
         """`load_module` reads a checkpoint's MTP module, and returns what puts it in the place of the drafter's.
 
         `balance` keeps spread experts even, where there are any. `clock` times the rounds that depths are learned from;
-        `on_begin` hears of a request when an output of it has its first round; `prepare` starts to compile a grammar,
-        elsewhere than in the engine's thread.
+        `on_begin` hears of a request when an output of it has its first round; `check` finds out whether ranks
+        may compile a grammar, and `prepare` starts to, both elsewhere than in the engine's thread.
         """
         self.info = info
         self.times = RoundTimer(clock, overlapping=pipeline.lanes > 1)
+        self.progress = Progress()
         self.ordering = Longest()  # a round, by the making of an order about experts
         self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
         self._load_module, self._balance = load_module, balance
         self._clock, self._on_begin = clock, on_begin
-        self._prepare, self._to_prepare = prepare, list[StructuredOutputsParams]()
+        self._check, self._prepare, self._to_prepare = check, prepare, list[StructuredOutputsParams]()
+        self._checks: dict[str, Future[Any]] = {}  # that are under way, by request
         self._inbox = Inbox()
         self._subscribers = Subscribers()
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
@@ -170,7 +175,10 @@ class Engine:
         idle = not self._under_way and not self._scheduler.has_work
         if idle:
             self.times.idle()
-        for message in self._inbox.take(sleep=idle):
+            self.progress.idle()
+        messages = self._inbox.take(sleep=idle)
+        self.progress.busy()
+        for message in messages:
             self._handle(message)
 
     def _handle(self, message: Message) -> None:
@@ -178,12 +186,16 @@ class Engine:
             case Submit(request, deliver):
                 self._subscribers.add(request, deliver)
                 self._add(request)
+            case Checked():
+                self._take_check(message)
             case Prepared(request_id, None):
                 self._scheduler.release(request_id)
             case Prepared(request_id, error):
                 reason = f"structured_outputs cannot be followed: {error}"
                 self._subscribers.deliver(self._scheduler.refuse(request_id, reason))
             case Cancel(request_id, index):
+                if request_id in self._checks and index is None:
+                    self._checks.pop(request_id).cancel()
                 self._subscribers.deliver(self._scheduler.cancel(request_id, index))
             case Stop(reason):
                 self._stop_reason = reason
@@ -197,9 +209,29 @@ class Engine:
             self._scheduler.add(request)
             return
         self._scheduler.add(request, ready=False)
+        if self._check is None:
+            self._compile(request.request_id, constraint)
+            return
+        check = self._checks[request.request_id] = self._check(constraint)
+        check.add_done_callback(functools.partial(self._checked, request.request_id, constraint))
+
+    def _checked(self, request_id: str, constraint: StructuredOutputsParams, check: "Future[Any]") -> None:
+        """In whatever thread the check was made, or cancelled."""
+        if not check.cancelled():
+            self._inbox.put(Checked(request_id, constraint, check.exception()))
+
+    def _take_check(self, checked: Checked) -> None:
+        self._checks.pop(checked.request_id, None)
+        if checked.error is None:
+            self._compile(checked.request_id, checked.constraint)
+        else:
+            self._subscribers.deliver(self._scheduler.refuse(checked.request_id, str(checked.error)))
+
+    def _compile(self, request_id: str, constraint: StructuredOutputsParams) -> None:
+        assert self._prepare is not None
         self._to_prepare.append(constraint)
         self._prepare(constraint).add_done_callback(
-            lambda done: self._inbox.put(Prepared(request.request_id, done.exception()))
+            lambda done: self._inbox.put(Prepared(request_id, done.exception()))
         )
 
     def _start_round(self) -> bool:
@@ -214,6 +246,7 @@ class Engine:
         self._under_way.append(round := self._addressed(round))
         self._free_lanes.popleft()
         self.times.lap("schedule")
+        self.progress.began(round.round_id, len(round.token_ids))
         self._pipeline.dispatch(round)
         self.times.lap("forward")
         return True
@@ -252,6 +285,7 @@ class Engine:
         if verified:
             self._scheduler.set_drafts(verified)
         self._free_lanes.append(round.lane)
+        self.progress.finished(round.round_id, len(round.token_ids))
         self.times.finished()
 
     def _draft(self, round: Round, result: RoundResult) -> Mapping[int, Drafts]:

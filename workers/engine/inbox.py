@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from outrider.workers.engine.handle import Deliver
 from outrider.workers.types.request import Request
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,15 @@ class Submit:
 class Cancel:
     request_id: str
     index: int | None  # None: all of the request's outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A request's grammar may be compiled by every rank, or why by none."""
+
+    request_id: str
+    constraint: StructuredOutputsParams
+    error: BaseException | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,7 @@ class Call:
             self.done.set_result(None)
 
 
-Message = Submit | Cancel | Prepared | Stop | Call
+Message = Submit | Cancel | Checked | Prepared | Stop | Call
 
 
 class Inbox:

@@ -1,57 +1,37 @@
-"""Grammars of structured outputs, by llguidance: checked at the edge, followed by sampler and drafter."""
+"""Grammars of structured outputs, by llguidance: followed by sampler and drafter.
+
+Untrusted ones were compiled before, by text/grammar_check.py: what is compiled here costs little, and does not crash.
+"""
 
 import functools
-import json
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import llguidance
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from outrider.workers.sampling.grammar_source import LIMITS, grammar_of
 from outrider.workers.sampling.token_rules import Mask
 from outrider.workers.types.round import IntArray
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
-_LIMITS = LLParserLimits(max_grammar_size=100_000, verbose_errors=False)
 _KEPT = 64  # compiled grammars; a copy of one costs next to nothing
 _THREADS = 2  # that compile
+MOST_PLACE_S = 0.1  # of computing, to go to one place of an output and find its mask: others wait meanwhile
+_MOST_TOKEN_S = 0.001  # more for each token on the way, of which an output that goes on elsewhere has many
+_TOKENS_AT_ONCE = 32
 
 
-def grammar_of(params: StructuredOutputsParams) -> str:
-    """What llguidance compiles. ValueError if the constraint is not even well-formed."""
-    if params.regex is not None:
-        return LLMatcher.grammar_from_regex(params.regex)
-    if params.grammar is not None:
-        return str(llguidance.grammar_from("grammar", params.grammar))
-    if params.choice is not None:
-        return str(llguidance.grammar_from("choice", params.source))
-    options: dict[str, Any] = {"whitespace_flexible": not params.disable_any_whitespace}
-    if params.whitespace_pattern is not None:
-        options["whitespace_pattern"] = params.whitespace_pattern
-    schema = json.loads(params.source)
-    if not isinstance(schema, Mapping | bool):
-        raise ValueError(f"a JSON schema is an object, got {schema!r}")
-    return LLMatcher.grammar_from_json_schema(params.source, overrides=options)  # type: ignore[arg-type]  # a TypedDict there
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A grammar at its start, and how long compiling took."""
 
-
-def check_grammar(params: StructuredOutputsParams) -> None:
-    """ValueError, in one line, if the constraint cannot be followed: damaged, or beyond what is supported."""
-    try:
-        problem = _problem_of(grammar_of(params))
-    except ValueError as error:
-        problem = str(error)
-    if problem:
-        raise ValueError(f"structured_outputs cannot be followed: {' '.join(problem.split())[:500]}")
-
-
-@functools.lru_cache(maxsize=_KEPT)
-def _problem_of(grammar: str) -> str:
-    found, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=_LIMITS)
-    return messages[0] if found else ""
+    matcher: LLMatcher
+    took_s: float
 
 
 class Grammars:
@@ -61,21 +41,22 @@ class Grammars:
     """
 
     def __init__(
-        self, folder: Path, vocab_size: int, eos_token_ids: tuple[int, ...], limits: LLParserLimits = _LIMITS
+        self, folder: Path, vocab_size: int, eos_token_ids: tuple[int, ...], limits: LLParserLimits = LIMITS
     ) -> None:
         """`limits`: what a grammar may cost at each place, and in all."""
         self._limits = limits
         self.words = -(-vocab_size // 32)
-        self._folder, self._vocab_size, self._eos_token_ids = folder, vocab_size, eos_token_ids
+        self.tokenizer_file = folder / "tokenizer.json"
+        self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammar")  # none before the first grammar
-        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()  # the last used last
+        self._compiled: OrderedDict[str, Future[Compiled]] = OrderedDict()  # the last used last
 
     @functools.cached_property
     def _tokenizer(self) -> LLTokenizer:
-        text = (self._folder / "tokenizer.json").read_text(encoding="utf-8")
+        text = self.tokenizer_file.read_text(encoding="utf-8")
         return LLTokenizer(text, n_vocab=self._vocab_size, eos_token=list(self._eos_token_ids) or None)
 
-    def prepare(self, params: StructuredOutputsParams) -> "Future[LLMatcher]":
+    def prepare(self, params: StructuredOutputsParams) -> "Future[Compiled]":
         """Done once the grammar can be followed at once; then with what went wrong, if something did."""
         key = repr(params)
         if key not in self._compiled:
@@ -90,11 +71,27 @@ class Grammars:
 
         Waits where it was not prepared in time.
         """
-        return Constraint(self.prepare(params).result(), self.words, self._eos_token_ids, after)
+        compiled = self.prepare(params).result()
+        return Constraint(
+            compiled, self.words, self._eos_token_ids, after, functools.partial(self._compile_anew, params, compiled)
+        )
 
-    def _compile(self, params: StructuredOutputsParams) -> LLMatcher:
+    def _compile(self, params: StructuredOutputsParams) -> Compiled:
+        began = time.monotonic()
         grammar = grammar_of(params)
-        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        return Compiled(matcher, time.monotonic() - began)
+
+    def _compile_anew(self, params: StructuredOutputsParams, worn: Compiled) -> Compiled | None:
+        """For an output that `worn` failed, whose lexer all outputs under it share: nobody else gets it from now on.
+
+        None where that took so long that rounds must not wait for it.
+        """
+        key = repr(params)
+        kept = self._compiled.get(key)
+        if kept is not None and kept.done() and kept.result() is worn:
+            del self._compiled[key]
+        return self._compile(params) if worn.took_s <= MOST_PLACE_S else None
 
 
 class Constraint:
@@ -104,9 +101,20 @@ class Constraint:
     stand there is not known.
     """
 
-    def __init__(self, matcher: LLMatcher, words: int, eos_token_ids: tuple[int, ...], after: int | None) -> None:
+    def __init__(
+        self,
+        compiled: Compiled,
+        words: int,
+        eos_token_ids: tuple[int, ...],
+        after: int | None,
+        compile_anew: Callable[[], Compiled | None],
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """`compile_anew`: the same grammar, shared with no other output. `clock`: seconds that this thread computed."""
         self.words = words
-        self._first, self._matcher, self._after = matcher, matcher.deep_copy(), after
+        self._first, self._matcher, self._after = compiled.matcher, compiled.matcher.deep_copy(), after
+        self._compile_anew, self._is_own = compile_anew, False
+        self._clock = clock
         self.failed_at: int | None = None
         self._eos_token_ids = frozenset(eos_token_ids)
         self._consumed: list[int] = []
@@ -118,26 +126,40 @@ class Constraint:
         """Writes which tokens may follow the output `said` into `mask` [words].
 
         False: any token, since the grammar does not hold yet, or `said` has left it (an illegal draft, behind which no
-        row counts), or it failed.
+        row counts), or it failed there or before.
         """
         tokens = self._from_start(said)
-        if tokens is None:
+        if tokens is None or (self.failed_at is not None and len(said) >= self.failed_at):
             return False
+        stands = self._fill(tokens, mask)
+        if self._matcher.is_error() and self._begin_as_own():
+            stands = self._fill(tokens, mask)
+        if self._matcher.is_error():
+            self._matcher, self._consumed = self._first.deep_copy(), []  # one that failed never recovers
+            stands = None
+        if stands is None:
+            self.failed_at = len(said)
+        return bool(stands)
+
+    def _fill(self, tokens: list[int], mask: Mask) -> bool | None:
+        """Whether the mask was written; None: it took too long."""
         ended = next((n for n, token in enumerate(tokens) if token in self._eos_token_ids), len(tokens))
-        stands = self._go_to(tokens[:ended])
+        until = self._clock() + MOST_PLACE_S + _MOST_TOKEN_S * ended
+        stands = self._go_to(tokens[:ended], until)
         if stands and (ended < len(tokens) or self._matcher.is_stopped()):
             mask[:] = self._only_end
         elif stands:
             self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        if self._matcher.is_error():
-            self._begin_anew(len(said))
-            return False
-        return stands
+        return stands if self._clock() <= until else None
 
-    def _begin_anew(self, place: int) -> None:
-        """A matcher that failed never recovers, and the place that was too much may have been a mere draft's."""
-        self.failed_at = place if self.failed_at is None else min(self.failed_at, place)
+    def _begin_as_own(self) -> bool:
+        """False if it did so before: then it is this output that costs too much, and no other."""
+        compiled = None if self._is_own else self._compile_anew()
+        if compiled is None:
+            return False
+        self._first, self._is_own = compiled.matcher, True
         self._matcher, self._consumed = self._first.deep_copy(), []
+        return True
 
     def _from_start(self, said: IntArray) -> list[int] | None:
         """The output's tokens since the grammar holds."""
@@ -149,13 +171,19 @@ class Constraint:
         tokens: list[int] = said.tolist()
         return tokens
 
-    def _go_to(self, tokens: list[int]) -> bool:
-        """Whether the grammar allows `tokens`; then it stands behind them."""
+    def _go_to(self, tokens: list[int], until: float) -> bool:
+        """Whether the grammar allows `tokens`; then it stands behind them, if that did not take until after `until`."""
         common, most = 0, min(len(tokens), len(self._consumed))
         while common < most and tokens[common] == self._consumed[common]:
             common += 1
         if common < len(self._consumed):
             self._matcher.rollback(len(self._consumed) - common)
-        taken = self._matcher.try_consume_tokens(tokens[common:])
-        self._consumed = tokens[: common + taken]
+        self._consumed = tokens[:common]
+        while len(self._consumed) < len(tokens) and self._clock() <= until:
+            some = tokens[len(self._consumed) : len(self._consumed) + _TOKENS_AT_ONCE]
+            taken = self._matcher.try_consume_tokens(some)
+            self._consumed += some[:taken]
+            if taken < len(some):
+                self._matcher.compute_bitmask()  # a lexer with too many states refuses any token, and says so here only
+                break
         return len(self._consumed) == len(tokens)

@@ -1,4 +1,7 @@
-"""Settles at the edge what of a request's parameters only a tokenizer can say. LLM and gateway both use it."""
+"""Settles at the edge what of a request's parameters only a tokenizer can say. LLM and gateway both use it.
+
+Structured outputs are not its business: they are checked elsewhere, see grammar_check.py.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +14,6 @@ from outrider.workers.types.sampling_params import SamplingParams
 def settled(params: SamplingParams, tokenizer: Tokenizer | None, prompt_token_ids: Sequence[int]) -> SamplingParams:
     """The parameters that the engine gets. ValueError names what cannot be settled."""
     params = with_bad_words(params, tokenizer)
-    if params.structured_outputs is not None:
-        from outrider.workers.sampling.grammar import check_grammar  # only whom it concerns pays for the import
-
-        check_grammar(params.structured_outputs)
     if params.reasoning and tokenizer is not None:
         return _with_reasoning(params, tokenizer, prompt_token_ids)
     return params

@@ -70,6 +70,7 @@ class Tokenizer:
         self._backend = backend
         self._special_ids = frozenset(n for n, t in backend.get_added_tokens_decoder().items() if t.special)
         self._bytes: dict[int, bytes] = {}
+        self._texts: dict[int, str] = {}
         special = {name: text for name in _SPECIAL_NAMES if (text := _text_of(settings.get(name)))}
         self._missing_bos = self._find_missing_bos(special.get("bos_token"), bool(settings.get("add_bos_token")))
         self._chat = None if template is None else ChatTemplate(template, special)
@@ -107,21 +108,33 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"prompt must be text that UTF-8 can hold: {error}") from error
-        return self._missing_bos + list(self._backend.encode(text).ids)
+        return self._missing_bos + self._ids(text, special=True)
 
     def encode_part(self, text: str) -> list[int]:
         """The token ids of a piece of text that no prompt begins with."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return self._ids(text, special=False)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """A conversation's token ids, up to where the assistant speaks. ValueError names `messages`."""
         if self._chat is None:
             raise ValueError("messages need a chat template, and this checkpoint has none: send prompt or token_ids")
-        return list(self._backend.encode(self._chat.render(messages), add_special_tokens=False).ids)
+        return self._ids(self._chat.render(messages), special=False)
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        """Other threads run meanwhile, which the library allows for a batch only."""
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=special)
+        return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """All the text at once; bytes that are no UTF-8 become U+FFFD."""
         return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def token_text(self, token_id: int) -> str:
+        """This token's text alone, special ones too."""
+        known = self._texts.get(token_id)
+        if known is None:
+            known = self._texts[token_id] = self.decode([token_id], skip_special_tokens=False)
+        return known
 
     @property
     def reasoning_ids(self) -> tuple[int | None, int | None]:

@@ -1,10 +1,13 @@
 """What a client asked, and what it hears back, inside the process. Knows nothing of tensors or the wire."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.trace_context import TraceContext
+
+_VALUES_AT_ONCE = 384  # log-probabilities of a prompt in one message
 
 
 class FinishReason(Enum):
@@ -81,3 +84,20 @@ class SequenceChunk:
     saved_s: float = 0.0  # time that drafts saved it in this round, as modelled; below 0: cost it
     queued_s: float = 0.0  # its request waited so long for its first round; set with the request's first token
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up; in the first chunk of output 0
+    began: bool = False  # its request's first round starts now; such a chunk says nothing else
+
+
+def logprobs_at_once(entry: TokenLogprobs) -> int:
+    """How many places like this one a message may have, so that it takes less than a millisecond to make or read."""
+    return max(1, _VALUES_AT_ONCE // len(entry.token_ids))
+
+
+def in_parts(chunk: SequenceChunk) -> Iterator[SequenceChunk]:
+    """The same in all, with few log-probabilities of the prompt in each; all else is in the last."""
+    rest = chunk.prompt_logprobs
+    if rest:
+        most = logprobs_at_once(rest[0])
+        while len(rest) > most:
+            yield SequenceChunk(request_id=chunk.request_id, index=chunk.index, prompt_logprobs=rest[:most])
+            rest = rest[most:]
+    yield chunk if rest is chunk.prompt_logprobs else replace(chunk, prompt_logprobs=rest)

@@ -63,7 +63,7 @@
 {{- $gpus := mul .Values.workers.nodesPerReplica .Values.workers.gpusPerNode | int -}}
 {{- $usable := div (mul $each $gpus 9) 10 | int -}}
 {{- if lt $usable (int $model.gb) -}}
-{{- fail (printf "workers.gpusPerNode: %d x %s hold %d GB, nine tenths of it for weights, and %s has %d GB of them" $gpus .Values.plan.gpu (mul $each $gpus) .Values.plan.model (int $model.gb)) -}}
+{{- fail (printf "workers.gpusPerNode: %d x %s hold %d GB, nine tenths of it for weights, and %s has %d GB of them in bf16, which ranks widen FP8 to" $gpus .Values.plan.gpu (mul $each $gpus) .Values.plan.model (int $model.gb)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

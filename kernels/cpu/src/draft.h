@@ -57,7 +57,7 @@ struct Going {  // a sequence that is drafted for
 
 // When a sequence's drafting is over before its depth: once another draft, which stands with a chance of `further` if all
 // before it do, should bring less than `each`; and all's once a step would bring less above that than `step`. Python's
-// twin: workers/speculation/patience.py.
+// twin: workers/drafting/stopping.py.
 struct Patience {
     double fixed, lead, bend, first, further, each, step;
 

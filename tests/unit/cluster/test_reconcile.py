@@ -193,3 +193,19 @@ def test_a_frozen_rank_is_noticed_within_ten_seconds_whoever_watches_it() -> Non
     a_probe, a_look = PROBE_EVERY_S, TICK_S
     assert a_probe + Deadlines().ready_s + a_look < 10
     assert STATUS_EVERY_S + local.SILENCE_S + local.WATCH_EVERY_S < 10
+
+
+def test_a_rank_that_answers_and_makes_no_progress_ends_the_gang() -> None:
+    stuck = replace(a_rank(0), stall="no progress for 12.0 s in round 7 of 4 rows")
+
+    (action,) = decide(stuck, a_rank(1))
+
+    assert action == End("rank 0 hangs: no progress for 12.0 s in round 7 of 4 rows")
+
+
+def test_a_dead_or_silent_rank_explains_a_rank_that_hangs() -> None:
+    stuck = replace(a_rank(0), stall="no progress")
+
+    assert "rank 1 died" in fault([stuck, replace(a_rank(1), death="killed")], NOW, DEADLINES)
+    silent = replace(a_rank(1), waiting_since=NOW - 7)
+    assert "rank 1 stopped answering" in fault([stuck, silent], NOW, DEADLINES)

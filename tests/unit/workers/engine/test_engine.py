@@ -18,6 +18,7 @@ from outrider.workers.drafting.drafter import DrafterError
 from outrider.workers.engine.engine import Engine, Prepare
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.pipeline import RoundResult
+from outrider.workers.engine.progress import Progress
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError
@@ -43,6 +44,7 @@ def _engine(
     drafter: CountingDrafter | None = None,
     speculation: str | int = 3,
     on_begin: Callable[[str], None] = lambda request_id: None,
+    check: Prepare | None = None,
     prepare: Prepare | None = None,
     depth: DepthPolicy | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -66,6 +68,7 @@ def _engine(
         drafter=drafter,
         depth=depth,
         on_begin=on_begin,
+        check=check,
         prepare=prepare,
         load_module=load_module,
         clock=clock,
@@ -303,6 +306,46 @@ def test_a_grammar_that_cannot_be_compiled_is_an_error_of_its_request_alone() ->
     assert engine.counters.waiting == 0
 
 
+def test_no_rank_compiles_a_grammar_before_its_check_has_passed() -> None:
+    checks: dict[str | None, Future[None]] = {"good": Future(), "bad": Future()}
+    prepared: list[str | None] = []
+
+    def prepare(constraint: StructuredOutputsParams) -> Future[None]:
+        prepared.append(constraint.regex)
+        done = Future[None]()
+        done.set_result(None)
+        return done
+
+    pipeline, chunks = CountingPipeline(), Chunks()
+    engine = _engine(pipeline, check=lambda constraint: checks[constraint.regex], prepare=prepare)
+    with _running(engine):
+        engine.submit(_with_grammar("bad", n=2), chunks.put)
+        engine.submit(_with_grammar("good"), chunks.put)
+        engine.submit(_request("plain"), chunks.put)
+        assert len(_tokens(_collect(chunks, 1)["plain"])) == 40
+        assert (prepared, pipeline.prepared) == ([], [])
+
+        checks["bad"].set_exception(ValueError("structured_outputs cannot be followed: it is nested too deeply"))
+        (refused,) = _collect(chunks, 1)["bad"]
+        checks["good"].set_result(None)
+        assert len(_tokens(_collect(chunks, 1)["good"])) == 5
+
+    assert (refused.error, refused.engine_lost) == (str(checks["bad"].exception()), False)
+    assert prepared == [one.regex for one in pipeline.prepared] == ["good"]
+
+
+def test_a_cancelled_request_cancels_the_check_of_its_grammar() -> None:
+    check, chunks = Future[None](), Chunks()
+    engine = _engine(CountingPipeline(), check=lambda constraint: check, prepare=lambda constraint: Future())
+    with _running(engine):
+        engine.submit(_with_grammar("first"), chunks.put)
+        engine.cancel("first")
+        (cancelled,) = _collect(chunks, 1)["first"]
+
+    assert cancelled.finish_reason is FinishReason.CANCELLED
+    assert check.cancelled()
+
+
 def test_who_waits_for_a_grammar_can_be_cancelled_and_hears_of_the_end() -> None:
     chunks = Chunks()
     engine = _engine(CountingPipeline(), prepare=lambda constraint: Future())
@@ -457,3 +500,33 @@ def test_a_round_is_charged_with_the_decisions_before_it_but_not_after_idleness_
 
     assert set(depth.heard_s) == {0.0, charged_s}
     assert not charged_s or depth.heard_s.count(0.0) == 2, "the first round of each"
+
+
+class _HangingPipeline(CountingPipeline):
+    """Its second round does not end before `go_on` is set, as a kernel that hangs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def collect(self) -> RoundResult:
+        if len(self.rounds) == 2:
+            assert self.go_on.wait(60)
+        return super().collect()
+
+
+def test_an_engine_whose_round_hangs_says_so_and_an_idle_one_does_not() -> None:
+    pipeline, chunks, now = _HangingPipeline(), Chunks(), [0.0]
+    engine = _engine(pipeline)
+    engine.progress = Progress(lambda: now[0])
+    with _running(engine):
+        engine.submit(_request("r", max_tokens=5), chunks.put)
+        _wait_until(lambda: len(pipeline.rounds) == 2)
+        now[0] += 60
+        assert "in round 1" in engine.progress.stall()
+
+        pipeline.go_on.set()
+        _collect(chunks, 1)
+        assert _falls_asleep(engine)
+        now[0] += 60
+        assert engine.progress.stall() == ""

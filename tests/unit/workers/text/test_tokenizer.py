@@ -1,13 +1,17 @@
 """Against transformers on the same files."""
 
+import itertools
 import json
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_tokenizer import VOCABULARY_SIZE, write_tokenizer
 
+from outrider.workers.config import resolve_model
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.errors import CheckpointError
 
@@ -163,3 +167,25 @@ def test_a_checkpoint_without_a_template_takes_no_messages(tmp_path: Path) -> No
 
     with pytest.raises(ValueError, match="messages need a chat template"):
         _load(folder).encode_chat(MESSAGES)
+
+
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
+    """A share of one run, so that it does not matter how busy the machine is: all of it, where the library keeps others
+    from running."""
+    tokenizer = Tokenizer.load(resolve_model("scout"))
+    assert tokenizer is not None
+    beats, ended = [time.monotonic()], threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.001):
+            beats.append(time.monotonic())
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    began = time.monotonic()
+    tokenizer.encode("the quick brown fox jumps over " * 60_000)
+    took = time.monotonic() - began
+    ended.set()
+    thread.join()
+
+    assert max(later - earlier for earlier, later in itertools.pairwise(beats)) < took / 2

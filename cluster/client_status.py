@@ -1,0 +1,35 @@
+"""What a gRPC status says beside its code."""
+
+import re
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+NOT_REACHED = re.compile(
+    r"(?:failed to connect to all addresses; last error: \w+: \S+: (?:Failed to connect to remote host: )?"
+    r"|errors resolving .*: )([^]]+)"
+)  # how gRPC says why
+_TOO_LARGE = "larger than max"  # gRPC's own words; trying again would not help
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+def was_reached(error: grpc.RpcError) -> bool:
+    """Whether anybody was there to answer."""
+    return NOT_REACHED.match(error.details() or "") is None
+
+
+def is_too_large(error: grpc.RpcError) -> bool:
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in (error.details() or "")
+
+
+def retry_delay_s(error: grpc.RpcError) -> float | None:
+    """RetryInfo's, from pairs of key and value, whichever of gRPC's two metadata types they are in."""
+    pairs: Any = error.trailing_metadata() or ()
+    for key, value in pairs:
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                retry = error_details_pb2.RetryInfo()
+                if detail.Unpack(retry):
+                    return float(retry.retry_delay.ToMilliseconds()) / 1000
+    return None
