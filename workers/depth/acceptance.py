@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 _MEMORY, _TRUST = 3000.0, 40.0  # labels of all sequences; recorded texts are judged best with 2,000 to 5,000
 _OWN_MEMORY, _OWN_TRUST = 24.0, 4.0  # labels of one sequence; with 12 or 48 recorded texts are judged worse
 _USUAL = 0.7  # acceptance of a sequence's first drafts: scout's mean at T=0.8
-_FIRST_BATCH, _LARGEST_BATCH = 24, 240  # labels between two Newton steps, each of which takes 100 us
+_BATCH = 24  # labels before the first Newton step, which takes 100 us; then twice as many, up to ten times
 # First weights, fitted to scout by temperature class: intercept, lead, log(1 + lead), first draft, history
 _JUDGING = ((-0.2, 0.9, 1.9, 0.1, 1.0), (-0.7, 0.6, 1.5, 0.0, 0.8), (-0.5, 1.0, 1.5, 0.0, 0.8))
 # The same: intercept, first draft, log(position), history
@@ -101,7 +101,7 @@ class _Models:
         self.foreseeing = Logistic(_FORESEEING[temperature_class], trust=_TRUST, memory=_MEMORY)
         self._positions = positions
         self._examples: list[_Example] = []
-        self._labels, self._batch = 0, _FIRST_BATCH
+        self._labels, self._batch = 0, _BATCH
         self._foresee()
 
     def odds(self, leads: Sequence[float]) -> list[float]:
@@ -122,7 +122,7 @@ class _Models:
         if self._labels >= self._batch:
             self._take_in(self._examples)
             self._examples, self._labels = [], 0
-            self._batch = min(self._batch + _FIRST_BATCH, _LARGEST_BATCH)
+            self._batch = min(self._batch + _BATCH, 10 * _BATCH)
             self._foresee()
 
     def _take_in(self, examples: Sequence[_Example]) -> None:

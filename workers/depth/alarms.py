@@ -15,10 +15,10 @@ COLLAPSE, DEAD_POSITION, STALE_CACHE, FAILURE = "acceptance_collapsed", "positio
 ALARMS = (COLLAPSE, DEAD_POSITION, STALE_CACHE, FAILURE)
 
 _WINDOW = 256  # judged drafts that are held against those before them
-_LEARNING = 1024  # judged drafts before that
+_LEARNING = 4 * _WINDOW  # judged drafts before that
 _BINS = 12  # of leads: each half as wide again in log(1 + lead)
 _SHORTFALL, _DEVIATIONS = 0.7, 6.0  # a window is too low at so small a share of what was expected, beyond chance
-_DEAD_TRIES, _LIVE_BEFORE = 64, 0.3  # a dead position was tried so often of late, behind one that lives
+_DEAD_TRIES, _LIVE_BEFORE = _WINDOW // 4, 0.3  # a dead position was tried so often of late, behind one that lives
 _STALE_SHARE = 0.5  # of what drafts as sure are worth where all was followed
 _SURE = 3  # the bin from which on drafts are sure of themselves: a lead of 2.4
 

@@ -9,18 +9,17 @@ import math
 from dataclasses import dataclass
 
 SHARE = 0.01  # of a plain round, what each round earns: the most that may be lost in the long run
-# Plain rounds in a new bucket and in a full one, at batch 1 and at any. The more sequences share a round, the less luck
-# there is in it. With a quarter, luck disables drafting at batch 1, T=0.8 (simulation: 0.95 of the best instead of 1.0)
-FIRST, LEAST_FIRST = 16.0, 4.0
+# Plain rounds in a full bucket, at batch 1 and at any; a new one holds a quarter. The more sequences share a round, the
+# less luck is in it. With a quarter of this, luck disables drafting at batch 1, T=0.8 (simulation: 0.95 of the best)
 CAP, LEAST_CAP = 64.0, 16.0
 PROBE_COST = 0.64  # plain rounds that must be there to enable drafting again: a probe of 2 rounds takes 0.3 to 1.2
 PROBE_ROUNDS = 2  # rounds that draft whatever seems worth it, once drafting is enabled again
 MAX_WAIT = 512  # rounds that drafting is disabled for at most; 64 where a probe can be paid for then
 _IDLE = 4  # rounds in a row without any draft worth its time, after which there is a probe
-_PLAIN_FIRST, _PLAIN_EVERY = 64, 512  # rounds between two measurements of plain rounds: at first, twice as many, so on
+_PLAIN_EVERY = 512  # rounds between two measurements of plain rounds; at first an eighth, then twice as many, and so on
 PLAIN_ROUNDS, PLAIN_SKIPPED = 8, 2  # rounds of a measurement; its first ones are slower: caches are still the drafter's
-_SHOWN_RATE = 0.02  # a round's weight in the speed-up shown
-_USUAL_RATE, _OUTLIER = 0.1, 2.0  # rounds of more than twice the usual are rare: 1 in 100 recorded ones
+_OUTLIER = 2.0  # times the usual: 1 in 100 recorded rounds takes longer
+RATE = 0.05  # a round's weight in what is usual, and in the figures shown
 
 
 @dataclass(slots=True)
@@ -41,7 +40,8 @@ class Budget:
     @classmethod
     def of(cls, size_class: int) -> "Budget":
         """A new one. Luck matters less where many sequences share a round, so less of it is needed."""
-        return cls(max(FIRST / 2**size_class, LEAST_FIRST), max(CAP / 2**size_class, LEAST_CAP))
+        cap = max(CAP / 2**size_class, LEAST_CAP)
+        return cls(cap / 4, cap)
 
     @property
     def enabled(self) -> bool:
@@ -63,8 +63,8 @@ class Budget:
         `pending`: drafts were made after it, and what they bring is booked before an empty bucket disables drafting.
         Otherwise a probe whose drafts take all that there is would never learn what becomes of them.
         """
-        self._usual += _USUAL_RATE * (took - self._usual)
-        self.speedup += _SHOWN_RATE * (tokens / max(took, 0.1) - self.speedup)
+        self._usual += RATE * (took - self._usual)
+        self.speedup += RATE * (tokens / max(took, 0.1) - self.speedup)
         self.pay(took - tokens - SHARE, drafted=drafted, pending=pending, won=took <= tokens)
 
     def pay(self, plain_rounds: float, *, drafted: bool, pending: bool = False, won: bool = False) -> None:
@@ -83,13 +83,13 @@ class Budget:
 
     def measured(self, rounds: int) -> None:
         """So many plain rounds were measured: none where others came between, and drafting goes on all the same."""
-        self._until_plain = min(_PLAIN_FIRST << self._measured, _PLAIN_EVERY)
+        self._until_plain = min(_PLAIN_EVERY >> 3 << self._measured, _PLAIN_EVERY)
         self._measured = min(self._measured + (rounds > 0), 8)
 
     def skip(self, rounds: int) -> None:
         """So many rounds passed while drafting was disabled."""
         self.level = min(self.level + SHARE * rounds, self.cap)
-        self.speedup += (1.0 - (1.0 - _SHOWN_RATE) ** rounds) * (1.0 - self.speedup)
+        self.speedup += (1.0 - (1.0 - RATE) ** rounds) * (1.0 - self.speedup)
         self.wait = max(self.wait - rounds, 0)
         if not self.wait:
             self.level, self.probes, self.reason = max(self.level, PROBE_COST), PROBE_ROUNDS, ""

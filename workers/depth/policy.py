@@ -11,7 +11,7 @@ from operator import mul
 
 from outrider.workers.depth.acceptance import Kind, Made, temperature_class
 from outrider.workers.depth.auto import DEEPEST, AutoDepth
-from outrider.workers.depth.budget import PLAIN_ROUNDS, PLAIN_SKIPPED, Budget
+from outrider.workers.depth.budget import PLAIN_ROUNDS, PLAIN_SKIPPED, RATE, Budget
 from outrider.workers.depth.reading import Reading, read
 from outrider.workers.depth.round_time import RoundTime, Shape, size_class
 from outrider.workers.depth.value import Live
@@ -26,7 +26,6 @@ from outrider.workers.types.sequence import Sequence
 # Rounds that plans hold for, of which the last is learned from: a quarter of the lane's sequences, but this at least
 _PLAN_EVERY = 4  # planning takes 40 us for one sequence and 300 for 64
 _LOOKUP_LEAD = 1.0  # tokens by which looked-up drafts must beat a model's: with 0 scout's code at batch 4 is 5 % slower
-_SMOOTHING = 0.05  # a round's weight in the figures shown
 
 
 @dataclass(slots=True)
@@ -241,7 +240,7 @@ class DepthPolicy:
             figures.price, figures.speedup, figures.budget = self._auto.value.price, budget.speedup, budget.level
         figures.disabled_reason = budget.reason
         depth = (seen.shape.rows - seen.shape.sequences) / seen.shape.sequences
-        figures.draft_depth += _PLAN_EVERY * _SMOOTHING * (depth - figures.draft_depth)
+        figures.draft_depth += _PLAN_EVERY * RATE * (depth - figures.draft_depth)
 
     def _warmest(self) -> int:
         return max([self._kinds[each].temperature_class for each in self._automatic], default=0)

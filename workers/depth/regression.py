@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _OUTLIER = 2.0  # an observation counts as at most so many times its estimate, and at least the inverse
-_EVERY = 32  # observations between two solutions, which take as long as a hundred sums
-_AT_ONCE = 16  # the first observations are solved for as they come
+_EVERY = 32  # observations between two solutions, which take as long as a hundred sums; at first each is solved for
 _PRIOR = 0.01  # pull towards the first guess, as a share of a coefficient's own weight
 _TRUST = 4.0  # observations that the first guess counts as at first
 _LONGEST_STEP = 1.0  # of a weight: the first labels may all say the same by chance
@@ -44,7 +43,7 @@ class LeastSquares:
         self.seen += 1
         self._features.append(features)
         self._values.append(value)
-        if at_once or self.seen <= _AT_ONCE or len(self._values) >= _EVERY:
+        if at_once or self.seen <= _EVERY // 2 or len(self._values) >= _EVERY:
             self._take_in(np.array(self._features), np.array(self._values))
             self._features, self._values = [], []
 
