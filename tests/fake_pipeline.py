@@ -19,8 +19,15 @@ VOCAB = 1000
 class CountingPipeline:
     """Implements Pipeline. `lost_in_round`: the round whose verdict never comes, and `error` what is raised then."""
 
-    def __init__(self, lanes: int = 1, lost_in_round: int | None = None, error: Exception | None = None) -> None:
+    def __init__(
+        self,
+        lanes: int = 1,
+        lost_in_round: int | None = None,
+        error: Exception | None = None,
+        max_model_len: int = 10_000,
+    ) -> None:
         self.lanes = lanes
+        self._max_model_len = max_model_len
         self.closed = False
         self.rounds: list[Round] = []
         self.prepared: list[StructuredOutputsParams] = []
@@ -44,7 +51,7 @@ class CountingPipeline:
             raise self._error
         self._starts.begin(round.begins)
         rows = Sampled.of(round).rows
-        verdict = verify_round(round, self._target(round, rows), self._starts, max_model_len=10_000)
+        verdict = verify_round(round, self._target(round, rows), self._starts, max_model_len=self._max_model_len)
         return RoundResult(verdict=verdict, hidden=torch.zeros(int(verdict.accepted_rows.sum()), 1))
 
     def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:

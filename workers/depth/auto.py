@@ -57,6 +57,12 @@ class AutoDepth:
         """For sequences that share rounds like `plain`. `drafting`: their last plans had drafts."""
         if not budget.enabled:
             return [NO_DRAFTS] * len(live)
+        plans = self._plans(live, plain, budget, drafting=drafting)
+        alone = map(self.lookups.alone, [each.sequence_id for each in live])
+        return [DraftPlan(looks_up=own.looks_up) if one else own for own, one in zip(plans, alone, strict=True)]
+
+    def _plans(self, live: Sequence[Live], plain: Shape, budget: Budget, *, drafting: bool) -> list[DraftPlan]:
+        """As if models might draft for all of them."""
         follow = DraftPlan(follows=self._deepest > 0, looks_up=not budget.plain_due)
         if budget.plain_due or not self.time.known:
             return [follow] * len(live)

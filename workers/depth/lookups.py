@@ -44,6 +44,11 @@ class Lookups:
         if not own.alone:
             self._mean += (tokens - self._mean) / _ALL_MEMORY
 
+    def alone(self, sequence_id: int) -> bool:
+        """Whether no model may draft for it."""
+        own = self._own.get(sequence_id)
+        return own is not None and own.alone
+
     def carries(self, sequence_id: int) -> bool:
         """Whether looked-up drafts leave models little to add."""
         own = self._own.get(sequence_id)
