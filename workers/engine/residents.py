@@ -154,7 +154,7 @@ class Residents:
         if followed != sequence.salted:
             sequence.block_keys.clear()
         sequence.salted = sequence.followed = followed
-        sequence.followed_from = 1
+        sequence.followed_from, sequence.publishes = 1, True
 
     def _cached_prefix(self, sequence: Sequence, pool: BlockPool) -> list[int]:
         if not self._config.enable_prefix_caching or sequence.scores_prompt:  # what is cached has no logits

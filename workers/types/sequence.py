@@ -32,6 +32,7 @@ class Sequence:
     salted: bool = False  # its keys say that the drafter's entries are in its blocks too
     followed: bool = False  # by the drafter, in its latest round
     followed_from: int = 1  # the first slot of the drafter's cache that holds it
+    publishes: bool = True  # its full blocks hold what their keys say: the drafter's entries too, or not for certain
 
     @property
     def prompt_tokens(self) -> int:
@@ -41,16 +42,12 @@ class Sequence:
     def output_tokens(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
-    @property
-    def publishes(self) -> bool:
-        """Whether its full blocks hold what their keys say: the drafter's entries too, or not for certain."""
-        return not self.salted or (self.followed and self.followed_from == 1)
-
     def follow(self, followed: bool) -> None:
         """The drafter takes in the rows of its coming round, or does not: then it begins anew with the next it does."""
         if followed and not self.followed:
             self.followed_from = self.start + 1
         self.followed = followed
+        self.publishes = not self.salted or (followed and self.followed_from == 1)
 
     @property
     def scores_prompt(self) -> bool:

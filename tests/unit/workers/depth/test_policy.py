@@ -197,6 +197,17 @@ def test_of_two_models_the_one_drafts_whose_drafts_are_accepted() -> None:
 # Many rounds ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_disturbed_round_is_not_all_booked_as_a_loss_of_drafts() -> None:
+    replica = running()
+    before = replica.policy.figures.budget
+    replica.machine.slower = 50.0
+    replica.round()
+    replica.machine.slower = 1.0
+    replica.run(20)
+
+    assert before - replica.policy.figures.budget < 10.0
+
+
 def test_a_newcomer_is_drafted_for_at_once_while_others_are() -> None:
     replica = running()
     replica.run(50)

@@ -205,7 +205,7 @@ class Wrong(CountingDrafter):
 
 
 class CountedPipeline(CountingPipeline):
-    """With a clock of its own, and a count of calls at each dispatch."""
+    """With a clock of its own, and a count of Python calls at each dispatch."""
 
     def __init__(self, counted: Counter[str]) -> None:
         super().__init__()
@@ -215,13 +215,13 @@ class CountedPipeline(CountingPipeline):
         return self.now
 
     def dispatch(self, round: Round) -> None:
-        self.calls.append(self._counted["call"] + self._counted["c_call"])
+        self.calls.append(self._counted["call"])
         self.now += 0.01 * (1 + 0.5 * round.rows)
         super().dispatch(round)
 
 
 def calls_a_round(speculation: str, sequences: int) -> list[int]:
-    """Of Python and C functions by an engine whose drafts are never accepted."""
+    """Python calls of an engine whose drafts are never accepted."""
     counted = Counter[str]()
     pipeline = CountedPipeline(counted)
     depth = DepthPolicy(speculation)
@@ -259,7 +259,7 @@ def calls_a_round(speculation: str, sequences: int) -> list[int]:
 
 @pytest.mark.parametrize("sequences", [1, 4])
 def test_while_drafting_is_disabled_a_round_costs_what_it_costs_without_speculation(sequences: int) -> None:
-    """In calls of functions, within 1 %: the mean of rounds with neither drafts nor a drafter that follows."""
+    """In Python calls, within 1 %: the mean of rounds with neither drafts nor a drafter that follows."""
     auto, off = calls_a_round("auto", sequences)[-500:], calls_a_round("off", sequences)[-500:]
 
     assert len(auto) == len(off) == 500
@@ -282,7 +282,7 @@ def test_in_no_window_of_rounds_more_is_lost_than_the_token_bucket_and_1_percent
     """Counted in plain rounds, on a machine without noise, from when it is known what rounds take.
 
     But for the round that empties the bucket, and the next one, which verifies what was drafted by then; and for a
-    quarter, by which the time of plain rounds may be misjudged.
+    third, by which the time of plain rounds may be misjudged.
     """
     replica = settled(Texts(), sequences, 0, machine, temperature=temperature)
     balance = peak = worst = 0.0
@@ -294,7 +294,7 @@ def test_in_no_window_of_rounds_more_is_lost_than_the_token_bucket_and_1_percent
             took = ran.took_s / machine.round_s(sequences)
             balance += SHARE + len(ran.verdict.token_ids) / sequences - took
             peak, worst = max(peak, balance), max(worst, took)
-            assert peak - balance <= 1.25 * cap + 2 * worst
+            assert peak - balance <= 1.33 * cap + 2 * worst
 
 
 def test_nothing_grows_with_the_rounds_that_have_run() -> None:
