@@ -52,10 +52,11 @@ class OpenStage(CompiledStage):
     @property
     def one_row_bytes(self) -> int:
         """Weights that a round of one row reads, but for the head."""
-        return sum(_one_row_bytes(layer, self._loader.shape) for layer in self._layers)
+        return sum(one_row_bytes(layer, self._loader.shape) for layer in self._layers)
 
 
-def _one_row_bytes(layer: Layer, shape: Any) -> int:
+def one_row_bytes(layer: Layer, shape: Any) -> int:
+    """Weights of a layer that one row reads."""
     attention = layer.attention
     read = [attention.down, attention.query_up, attention.output]
     if shape.by_head:

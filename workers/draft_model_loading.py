@@ -20,7 +20,7 @@ def load_draft_model(wanted: Wanted, name: str, max_model_len: int) -> Parts:
     check_draft_model(name, path, shape, wanted.checkpoint.path, wanted.model, max_model_len)
     config = wanted.config
     if wanted.kernels == "compiled":
-        config = replace(config, quantization=draft_quantization(config))
+        config = replace(config, quantization=draft_quantization(config) or config.quantization)
     layers, checkpoint = range(shape.num_hidden_layers), Checkpoint(path)
     return load_parts(
         replace(

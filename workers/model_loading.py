@@ -98,8 +98,8 @@ def kernels_in_force(config: EngineConfig, device: torch.device, dtype: torch.dt
 
 
 def draft_quantization(config: EngineConfig) -> str | None:
-    """Of what drafts on the compiled kernels: fewer bytes, and the tokens are the model's own all the same."""
-    return "int8" if config.draft_quantization == "auto" else config.draft_quantization or config.quantization
+    """Of what drafts on the compiled kernels, None: as the model. Fewer bytes; tokens are the model's own anyway."""
+    return "int8" if config.draft_quantization == "auto" else config.draft_quantization
 
 
 def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str | BuildError | None:

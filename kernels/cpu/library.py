@@ -17,6 +17,8 @@ PANEL = 32  # outputs
 LANES = 16
 STRETCH_8 = 128  # inputs that share a scale of 8-bit weights
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # kinds of weights
+ROUNDED = 3  # to pack as: INT8 that meets inputs rounded to 8 bits (src/rounded.h)
+DOT = 4  # inputs that those have side by side
 
 
 class Linear(Structure):
@@ -26,7 +28,7 @@ class Linear(Structure):
         ("kind", c_int32),
         ("outputs", c_int32),
         ("inputs", c_int32),
-        ("unused", c_int32),
+        ("rounds", c_int32),
     )
 
 

@@ -24,6 +24,7 @@ from outrider.kernels.cpu.packing import packed
 _MAGIC = b"outrider"
 _HEAD = struct.Struct("<8sQQQ")  # magic; the table's first byte, size and checksum
 _ALIGNMENT = 64
+_SHAPE = ("kind", "outputs", "inputs", "rounds")  # of a product
 _Bytes = NDArray[np.uint8]
 
 
@@ -56,7 +57,7 @@ class FileWriter:
     def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> Linear:
         buffers = _Buffers()
         linear = packed(buffers, weight(), kind, order)
-        shape = {"kind": linear.kind, "outputs": linear.outputs, "inputs": linear.inputs}
+        shape = {name: getattr(linear, name) for name in _SHAPE}
         self._table.append({"pieces": [self._write(piece) for piece in buffers.taken], **shape})
         return Linear(**shape)
 
@@ -103,7 +104,7 @@ class MappedWeights:
     def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> Linear:
         record = next(self._records)
         panels, *scales = (self._address + first for first, _, _ in record["pieces"])
-        shape = {name: record[name] for name in ("kind", "outputs", "inputs")}
+        shape = {name: record[name] for name in _SHAPE}
         return Linear(panels=panels, scales=scales[0] if scales else None, **shape)
 
     def values(self, values: Callable[[], Tensor]) -> int:

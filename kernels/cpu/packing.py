@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, LANES, PANEL, STRETCH_8, Linear
+from outrider.kernels.cpu.library import BFLOAT16, DOT, FLOAT32, INT8, LANES, PANEL, ROUNDED, STRETCH_8, Linear
 
 _HUGE_PAGE = 2 << 20
 _ALIGNMENT = 64
@@ -126,13 +126,16 @@ def packed(room: Room, weight: Tensor, kind: int, order: NDArray[np.int32] | Non
     order = in_order(weight.shape[0]) if order is None else order
     panels, inputs = len(order) // PANEL, weight.shape[1]
     outputs = int(np.flatnonzero(order >= 0)[-1]) + 1  # up to the last that is no filling
-    size = {FLOAT32: 4 * inputs, BFLOAT16: 4 * (-(-inputs // 2)), INT8: inputs}[kind] * PANEL * panels
-    address = room.take(size)
-    scales = room.take(panels * -(-inputs // STRETCH_8) * PANEL * 4) if kind == INT8 else None
+    sizes = {FLOAT32: 4 * inputs, BFLOAT16: 4 * (-(-inputs // 2)), INT8: inputs, ROUNDED: -(-inputs // DOT) * DOT}
+    address = room.take(sizes[kind] * PANEL * panels)
+    scales = room.take(panels * -(-inputs // STRETCH_8) * PANEL * 4) if kind in (INT8, ROUNDED) else None
     library.load().outrider_pack(
         weight.data_ptr(), _KINDS[weight.dtype], order.ctypes.data, panels, inputs, kind, address, scales
     )
-    return Linear(panels=address, scales=scales, kind=kind, outputs=outputs, inputs=inputs)
+    rounds = kind == ROUNDED
+    return Linear(
+        panels=address, scales=scales, kind=INT8 if rounds else kind, outputs=outputs, inputs=inputs, rounds=rounds
+    )
 
 
 def give_back(arena: Arena, linear: Linear) -> None:

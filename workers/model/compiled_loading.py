@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.context import ExchangeError
-from outrider.kernels.cpu.library import Linear
+from outrider.kernels.cpu.library import ROUNDED, Linear
 from outrider.kernels.cpu.packed_file import MappedWeights
 from outrider.kernels.cpu.packing import Packer, PrivateWeights, kind_of
 from outrider.workers.model.compiled_experts import CompiledExperts
@@ -66,7 +66,7 @@ class CompiledLoader:
         """`sharing`: this rank reads its own slices only. `cache` is of this checkpoint.
 
         `draft_quantization`: of the MTP modules and the head that they draft with, whose drafts are verified; None: as
-        the model's.
+        the model's. "int8" also rounds what those weights are multiplied with.
         """
         self.config, self.dtype = config, dtype
         self.sharing = sharing or Sharing()
@@ -75,7 +75,8 @@ class CompiledLoader:
         self.explaining = Explaining(*self.groups)
         self._fast = fast
         self._checkpoint = checkpoint
-        self._kind, self._draft_kind = kind_of(dtype, quantization), kind_of(dtype, draft_quantization or quantization)
+        self._kind = kind_of(dtype, quantization)
+        self._draft_kind = ROUNDED if draft_quantization == "int8" else self._kind
         self._private, self._cache = PrivateWeights(), cache
         self._kept: list[object] = []
         self._spread: dict[int, CompiledExperts] = {}  # by layer

@@ -5,21 +5,20 @@
 // a panel has a say in it. Vectors run over outputs, so no sum is ever split over lanes.
 //
 // Packed: panels of 32 outputs, each one stream. float32: [inputs][32]. bfloat16: [pairs of inputs][32] words, the
-// first input of a pair in the low half. int8: [inputs][32], and a scale for every kStretch8 inputs, [stretches][32].
+// first input of a pair in the low half. int8: [inputs][32], and a scale for every kStretch8 inputs, [stretches][32]; where
+// inputs are rounded, [inputs / 4][32][4] with 128 added.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 
 #include "pool.h"
+#include "rounded.h"
 #include "simd.h"
 
 namespace outrider {
 
-constexpr int kPanel = 32;
-constexpr int kVectors = kPanel / kLanes;  // of one panel
-constexpr int kStretch = 1024;             // inputs summed in one chain
-constexpr int kStretch8 = 128;             // inputs that share a scale
+constexpr int kStretch = 1024;  // inputs summed in one chain
 
 #if defined(__AVX512F__)
 constexpr int kMostRows = 8;  // whose sums and addresses fit the registers
@@ -27,26 +26,25 @@ constexpr int kMostRows = 8;  // whose sums and addresses fit the registers
 constexpr int kMostRows = 3;
 #endif
 
-enum WeightKind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
+enum WeightKind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kRounded = 3 };  // the last: what pack makes a kInt8 that rounds of
 
 struct Linear {
     const void* panels;
     const float* scales;  // int8 only
     int32_t kind, outputs, inputs;
-    int32_t unused;
+    int32_t rounds;  // 1: 8-bit weights that meet inputs rounded to 8 bits; see rounded.h
 
     int panel_count() const { return (outputs + kPanel - 1) / kPanel; }
     int first_output(int panel) const { return panel * kPanel; }
 };
 
-inline int stretches8(int inputs) { return (inputs + kStretch8 - 1) / kStretch8; }
 inline int pairs(int inputs) { return (inputs + 1) / 2; }
 
 inline long panel_bytes(const Linear& linear) {
     const long inputs = linear.inputs;
     if (linear.kind == kFloat32) return inputs * kPanel * sizeof(float);
     if (linear.kind == kBfloat16) return pairs(linear.inputs) * kPanel * static_cast<long>(sizeof(uint32_t));
-    return inputs * kPanel;
+    return linear.rounds ? (inputs + kDot - 1) / kDot * kDot * kPanel : inputs * kPanel;
 }
 
 // Where panels lie, one `stride` bytes after another: what is read, or what is asked for in advance.
@@ -251,6 +249,42 @@ void panel_products(const Linear& linear, int panel, int last, int begin, int en
     for (; panel < last; ++panel) panel_product(linear, panel, begin, end, x, next(panel + 1), each);
 }
 
+// The same for 8-bit weights and inputs rounded to 8 bits.
+template <class Rows, class Each>
+void rounded_products(const Linear& linear, int panel, int last, int begin, int end, const Rows& x, Streams after, const Each& each) {
+    static thread_local RoundedRows rounded;
+    if (panel >= last) return;
+    rounded.round(end - begin, linear.inputs, [&](int row) { return x(begin + row); });
+    const bool vnni = has_vnni();
+    const long stride = panel_bytes(linear);
+    for (; panel < last; ++panel) {
+        const char* own = panels_from(linear, panel).begin;
+        const char* next = panel + 1 < last ? own + stride : after.begin;
+        const auto ask = [&](long byte) {
+            const char* from = byte + kAhead < stride ? own + byte + kAhead : next + (byte + kAhead - stride);
+            prefetch(from);
+            prefetch(from + 64);
+        };
+        const float* scales = linear.scales + static_cast<long>(panel) * stretches8(linear.inputs) * kPanel;
+        const auto rows_from = [&](int first, auto count) {
+            constexpr int rows = decltype(count)::value;
+            RoundedRow inputs[rows];
+            for (int r = 0; r < rows; ++r) inputs[r] = rounded.row(first + r);
+            F16 sums[rows][kVectors];
+            const auto* weights = reinterpret_cast<const uint8_t*>(own);
+            if (vnni)
+                rounded_panel<rows, true>(weights, scales, linear.inputs, inputs, ask, sums);
+            else
+                rounded_panel<rows, false>(weights, scales, linear.inputs, inputs, ask, sums);
+            for (int r = 0; r < rows; ++r) each(begin + first + r, linear.first_output(panel), sums[r]);
+        };
+        int first = 0;
+        for (; first + kMostRounded <= end - begin; first += kMostRounded) rows_from(first, Count<kMostRounded>{});
+        for (; first + 2 <= end - begin; first += 2) rows_from(first, Count<2>{});
+        for (; first < end - begin; ++first) rows_from(first, Count<1>{});
+    }
+}
+
 constexpr int kRowBlock = 96;  // rows that stay in a core's cache while the panels go by
 constexpr int kPanelCost = 3;  // what reading a panel costs, in rows
 
@@ -283,7 +317,10 @@ void products(const Team& team, int jobs, const LinearOf& linear, const RowsOf& 
             const auto panel_at = [&](long place) {  // the first that begins there or later
                 return static_cast<int>(std::clamp<long>((place - at + step - 1) / step, 0, panels));
             };
-            panel_products(weights, panel_at(share.begin), panel_at(share.end), begin, end, input, after, output);
+            if (weights.rounds)
+                rounded_products(weights, panel_at(share.begin), panel_at(share.end), begin, end, input, after, output);
+            else
+                panel_products(weights, panel_at(share.begin), panel_at(share.end), begin, end, input, after, output);
             at += panels * step;
         }
     }
@@ -343,7 +380,12 @@ void pack(const Value* weights, const int32_t* order, int panels, int inputs, in
                     to[static_cast<long>(k / 2) * kPanel] =
                         as_bfloat16(value(k)) | static_cast<uint32_t>(as_bfloat16(value(k + 1))) << 16;
             } else {
-                int8_t* to = static_cast<int8_t*>(out) + static_cast<long>(panel) * inputs * kPanel + lane;
+                const bool dots = kind == kRounded;
+                const long whole = dots ? (inputs + kDot - 1) / kDot * kDot : inputs;
+                int8_t* to = static_cast<int8_t*>(out) + panel * whole * kPanel;
+                const auto place = [&](long k) { return dots ? (k / kDot * kPanel + lane) * kDot + k % kDot : k * kPanel + lane; };
+                const int more = dots ? 128 : 0;
+                for (long k = inputs; k < whole; ++k) to[place(k)] = static_cast<int8_t>(more);
                 float* scale = scales + static_cast<long>(panel) * stretches8(inputs) * kPanel + lane;
                 for (int begin = 0; begin < inputs; begin += kStretch8, scale += kPanel) {
                     const int end = std::min(begin + kStretch8, inputs);
@@ -352,8 +394,7 @@ void pack(const Value* weights, const int32_t* order, int panels, int inputs, in
                     *scale = most / 127;
                     const float inverse = most > 0 ? 127 / most : 0;
                     for (int k = begin; k < end; ++k)
-                        to[static_cast<long>(k) * kPanel] =
-                            static_cast<int8_t>(std::lrintf(as_float32(value(k)) * inverse));
+                        to[place(k)] = static_cast<int8_t>(std::lrintf(as_float32(value(k)) * inverse) + more);
                 }
             }
         }

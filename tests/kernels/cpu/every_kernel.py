@@ -15,6 +15,7 @@ from rounds import WEIGHTS, CompiledModel, Rows, make_pairs, random_tokens, slot
 from torch import Tensor
 
 from outrider.kernels.cpu.context import DRAW, Context
+from outrider.kernels.cpu.library import ROUNDED
 from outrider.kernels.cpu.packing import Arena, kind_of, packed
 from outrider.workers.drafting.pairs import pair_rows
 
@@ -37,8 +38,8 @@ def draws(count: int) -> NDArray[np.void]:
 
 def linears(context: Context) -> dict[str, Tensor]:
     arena, found = Arena(), {}
-    for name, settings in WEIGHTS.items():
-        kind = kind_of(settings.get("dtype", torch.float32), settings.get("quantization"))
+    kinds = {name: kind_of(own.get("dtype", torch.float32), own.get("quantization")) for name, own in WEIGHTS.items()}
+    for name, kind in {**kinds, "rounded": ROUNDED}.items():
         for outputs, inputs in ((33, 129), (64, 2500), (31, 1)):
             linear = packed(arena, drawn(outputs, inputs), kind)
             for rows in (1, 2, 3, 5, 20):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from outrider.kernels import reference
 from outrider.kernels.cpu.context import Context
-from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, STRETCH_8
+from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, ROUNDED, STRETCH_8
 from outrider.kernels.cpu.packing import Arena, packed
 
-KINDS = {"float32": FLOAT32, "bf16": BFLOAT16, "int8": INT8}
+KINDS = {"float32": FLOAT32, "bf16": BFLOAT16, "int8": INT8, "rounded": ROUNDED}
 INPUTS = (1, 2, 17, 127, 128, 129, 1023, 1024, 1025, 2500)
 OUTPUTS = (1, 31, 32, 33, 200)
 ROWS = (*range(1, 10), 20, 130)
@@ -33,17 +33,27 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def in_8_bits(values: Tensor) -> Tensor:
+    """What `values` [n, inputs] are once a scale and 8 bits stand for each stretch of them, float64."""
+    return torch.from_numpy(reference.dequantized_int8(values.float().numpy(), STRETCH_8))
+
+
 def as_kept(weight: Tensor, kind: str) -> Tensor:
     """What `weight` [outputs, inputs] is once it is packed, float64."""
-    if kind == "int8":
-        return torch.from_numpy(reference.dequantized_int8(weight.float().numpy(), STRETCH_8))
+    if kind in ("int8", "rounded"):
+        return in_8_bits(weight)
     return weight.bfloat16().double() if kind == "bf16" else weight.double()
+
+
+def as_met(x: Tensor, kind: str) -> Tensor:
+    """What inputs `x` [n, inputs] count as, float64."""
+    return in_8_bits(x) if kind == "rounded" else x.double()
 
 
 def assert_products(context: Context, arena: Arena, weight: Tensor, kind: str, x: Tensor) -> None:
     got = context.linear(packed(arena, weight, KINDS[kind]), x)
-    kept = as_kept(weight, kind)
-    wanted, magnitudes = x.double() @ kept.T, x.double().abs() @ kept.abs().T
+    kept, met = as_kept(weight, kind), as_met(x, kind)
+    wanted, magnitudes = met @ kept.T, met.abs() @ kept.abs().T
     assert got.shape == wanted.shape
     assert ((got.double() - wanted).abs() <= ROUNDING * magnitudes + 1e-30).all()
 
@@ -207,11 +217,22 @@ def test_an_int8_product_is_near_the_float32_one(context: Context, arena: Arena)
     assert 1e-3 < errors.max() < 0.01  # not zero: the weights are in 8 bits
 
 
+def test_a_row_of_zeros_gives_zeros_and_taints_no_other(context: Context, arena: Arena) -> None:
+    linear, x = packed(arena, drawn(40, 300), ROUNDED), drawn(3, 300, seed=1)
+    x[1], x[2, :128] = 0.0, 0.0
+
+    got = context.linear(linear, x)
+
+    assert not got[1].any()
+    assert torch.equal(got[0], context.linear(linear, x[:1])[0])
+    assert torch.isfinite(got).all()
+
+
 def test_products_of_several_linears_in_one_arena_do_not_disturb_one_another(context: Context, arena: Arena) -> None:
-    weights = [drawn(50 + i, 129, seed=i) for i in range(6)]
+    weights = [drawn(50 + i, 129, seed=i) for i in range(2 * len(KINDS))]
     linears = [packed(arena, weight, kind) for weight, kind in zip(weights, [*KINDS.values()] * 2, strict=True)]
     x = drawn(3, 129, seed=99)
 
     for (name, _), weight, linear in zip([*KINDS.items()] * 2, weights, linears, strict=True):
-        wanted = x.double() @ as_kept(weight, name).T
+        wanted = as_met(x, name) @ as_kept(weight, name).T
         np.testing.assert_allclose(context.linear(linear, x), wanted, rtol=1e-4, atol=1e-4)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.context import Context
-from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8
+from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, ROUNDED
 from outrider.kernels.cpu.packed_file import DamagedFileError, FileWriter, MappedWeights
 from outrider.kernels.cpu.packing import Packer, PrivateWeights, gates_beside_ups
 
@@ -43,7 +43,7 @@ def mapped(path: Path) -> MappedWeights:
         return MappedWeights(file)
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8])
+@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8, ROUNDED])
 def test_products_over_mapped_weights_have_the_bits_of_those_over_private_ones(kind: int, tmp_path: Path) -> None:
     write(tmp_path / "weights", kind)
     context, private, shared = Context(1), PrivateWeights(), mapped(tmp_path / "weights")

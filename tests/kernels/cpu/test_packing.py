@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.kernels.cpu.context import Context
-from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, LANES, PANEL
+from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, LANES, PANEL, ROUNDED
 from outrider.kernels.cpu.packing import Arena, gates_beside_ups, give_back, in_order, kind_of, packed
 
 CHUNK = 64 << 20  # an arena grows by this, or by what it is asked for
@@ -35,7 +35,7 @@ def test_each_panel_holds_gates_and_in_its_second_half_their_ups(width: int) -> 
     assert (ups == np.where(gates < 0, -1, gates + width)).all()
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8])
+@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8, ROUNDED])
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 33, 64])
 def test_a_product_gives_outputs_in_the_order_asked_for_and_zeros_between(width: int, kind: int) -> None:
     weight = torch.arange(1.0, 2 * width + 1)[:, None].repeat(1, 3)
@@ -92,7 +92,7 @@ def test_what_an_arena_gives_is_aligned_zeroed_and_apart(sizes: list[int]) -> No
         assert address + size <= following
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8])
+@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8, ROUNDED])
 def test_what_is_given_back_is_taken_again_by_what_is_as_large(kind: int) -> None:
     arena, weight = Arena(), torch.randn(40, 130)
     first, kept = packed(arena, weight, kind), packed(arena, weight + 1, kind)
