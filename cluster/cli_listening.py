@@ -62,7 +62,7 @@ class GatewayOptions:
     tls_client_ca: o.TlsClientCa = None
     auth_token_file: o.AuthTokenFile = None
     cluster_key_file: o.ClusterKeyFile = None
-    max_live_requests: Annotated[int, typer.Option(help="More at once are refused.")] = 1024
+    max_live_requests: Annotated[int, typer.Option(help="More outputs at once are refused.")] = 1024
     max_queued_tokens: Annotated[int, typer.Option(help="Prompt tokens that may wait; more are refused.")] = 1_000_000
     max_message_bytes: Annotated[int, typer.Option(help="A larger request is refused unread.")] = 4 * 2**20
     max_prompt_tokens: Annotated[int | None, typer.Option(help="A longer prompt is refused. [the model's]")] = None

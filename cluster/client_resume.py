@@ -57,6 +57,7 @@ class ResumableCall:
         self._so_far = {index: list[int]() for index in range(call.params.n)}  # unfinished outputs
         if call.resume is not None:
             self._so_far = {output.index: list(output.token_ids) for output in call.resume.outputs}
+        self._prompt_heard = self._prompt_repeats = 0
         self._pause_s = FIRST_PAUSE_S
         self._patience_s, self._progress_at = patience_s, now
 
@@ -83,8 +84,10 @@ class ResumableCall:
         match event:
             case Accepted():
                 self._accepted = self._accepted or event
+                self._prompt_repeats = self._prompt_heard
             case Output():
                 self._so_far[event.index] += event.token_ids
+                event = self._without_repeats(event)
             case Finished():
                 self._so_far.pop(event.index, None)
             case Failed():
@@ -92,6 +95,13 @@ class ResumableCall:
         if not isinstance(event, Accepted):
             self._pause_s, self._progress_at = FIRST_PAUSE_S, now
         return None if again else event
+
+    def _without_repeats(self, output: Output) -> Output:
+        """A gateway says the prompt's log-probabilities from the first on, until a token has come."""
+        repeated = min(self._prompt_repeats, len(output.prompt_logprobs))
+        self._prompt_repeats -= repeated
+        self._prompt_heard += len(output.prompt_logprobs) - repeated
+        return dataclasses.replace(output, prompt_logprobs=output.prompt_logprobs[repeated:]) if repeated else output
 
     def may_go_on(self, error: Exception, now: float) -> bool:
         """Whether asking again may bring the rest: the request was accepted, its connection broke, and not long ago; or

@@ -60,7 +60,10 @@ def digest_of(token: str) -> bytes:
 
 
 def parse_callers(text: str, source: str) -> tuple[Caller, ...]:
-    """Lines of NAME ROLE[,ROLE] sha256:HEX; empty lines and # comments are skipped. OutriderError names the line."""
+    """Lines of NAME ROLE[,ROLE] sha256:HEX; empty lines and # comments are skipped. OutriderError names the line.
+
+    None where there are no lines: nobody may call.
+    """
     callers: dict[str, Caller] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
@@ -68,8 +71,6 @@ def parse_callers(text: str, source: str) -> tuple[Caller, ...]:
             if caller.name in callers:
                 raise OutriderError(f"{source} line {number}: {caller.name} is there twice")
             callers[caller.name] = caller
-    if not callers:
-        raise OutriderError(f"{source} has no token: nobody could call (make one with `outrider token`)")
     return tuple(callers.values())
 
 
@@ -87,10 +88,22 @@ def _parse(line: str, where: str) -> Caller:
     )
 
 
+def first_callers(path: Path) -> tuple[Caller, ...]:
+    """OutriderError if the file is wrong, or lets nobody in: that is surely a mistake at the start."""
+    callers = load_callers(path)
+    if not path.exists():
+        raise OutriderError(f"cannot read {path}: it is not there")
+    if not callers:
+        raise OutriderError(f"{path} has no token: nobody could call (make one with `outrider token`)")
+    return callers
+
+
 def load_callers(path: Path) -> tuple[Caller, ...]:
-    """OutriderError if the file cannot be read or one of its lines is wrong."""
+    """None if the file is empty or gone. OutriderError if it cannot be read or one of its lines is wrong."""
     try:
         return parse_callers(path.read_text(), str(path))
+    except FileNotFoundError:
+        return ()
     except (OSError, UnicodeDecodeError) as error:
         raise OutriderError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -109,6 +122,7 @@ class Authenticator(grpc.aio.ServerInterceptor):
 
     def __init__(self, path: Path, on_refusal: Callable[[str], None] = lambda status: None) -> None:
         """OutriderError if the token file is wrong. A later change takes effect with the next call."""
+        first_callers(path)
         self._callers = Watched([path], lambda: load_callers(path))
         self._on_refusal = on_refusal
 

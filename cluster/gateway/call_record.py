@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from outrider.cluster.gateway.auth import CALLER
 from outrider.cluster.gateway.stream import RequestStream
 from outrider.cluster.generation import ChatPrompt, GenerateCall
 from outrider.cluster.metrics import GatewayMetrics
@@ -32,6 +33,7 @@ class CallRecord:
 
     def __init__(self, span: Span) -> None:
         self.request_id = ""
+        self.caller = CALLER.get()  # "" without tokens
         self.status = "internal"
         self.call: GenerateCall | None = None  # once it could be read
         self.stream: RequestStream | None = None  # once it was accepted
@@ -43,7 +45,8 @@ class CallRecord:
     @property
     def names(self) -> dict[str, object]:
         """What every log line of the request says."""
-        return {"request_id": self.request_id, "trace_id": self.context.trace_id}
+        caller = {"caller": self.caller} if self.caller else {}
+        return {"request_id": self.request_id, "trace_id": self.context.trace_id, **caller}
 
     @property
     def place(self) -> dict[str, object]:

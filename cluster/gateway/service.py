@@ -17,7 +17,6 @@ from grpc_status import rpc_status
 from outrider.cluster.errors import DuplicateRequestError, UnavailableError
 from outrider.cluster.gateway import wire
 from outrider.cluster.gateway.admission import Admission, Ticket
-from outrider.cluster.gateway.auth import CALLER
 from outrider.cluster.gateway.call_record import CallRecord
 from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.health import INFERENCE
@@ -128,8 +127,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         run = self._inline if is_small(message) else self._in_thread
         await run(self._limits.check, message)
         record.request_id = message.request_id or secrets.token_hex(16)
-        resumed = message.HasField("resume")
-        with self._admission.enter(record.request_id, caller=CALLER.get(), resumed=resumed) as ticket:
+        with self._admission.enter(
+            record.request_id,
+            caller=record.caller,
+            resumed=message.HasField("resume"),
+            outputs=message.num_sequences,
+        ) as ticket:
             ticket.replace = functools.partial(record.end_early, asyncio.current_task())
             record.call = await run(wire.call_from_wire, message)
             prepared = await run(prepare, record.call, encoder, self._limits, replica.info)

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider import AsyncClient, ClientSecurity
 from outrider.cluster.errors import NotAllowedError
-from outrider.cluster.gateway.auth import Role, caller_of, parse_callers, roles_for
+from outrider.cluster.gateway.auth import Authenticator, Role, caller_of, parse_callers, roles_for
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.workers import logs
@@ -132,8 +132,14 @@ def test_a_changed_token_file_takes_effect_and_a_broken_one_does_not(model: Path
             token_file.write_text("nonsense")
             assert await may("or-new-token")
 
+            token_file.write_text(line("new", "inference", "or-new-token"))
             token_file.unlink()
+            assert not await may("or-new-token")
+
+            token_file.write_text(line("new", "inference", "or-new-token"))
             assert await may("or-new-token")
+            token_file.write_text("# nobody\n")
+            assert not await may("or-new-token")
 
             token_file.write_text(line("writer", "inference", TEXT))
             assert await may(TEXT)
@@ -158,6 +164,31 @@ def test_the_log_says_who_made_an_administrators_call(
     lines = [json.loads(logs.JsonFormatter().format(record)) for record in caplog.records]
     let_in = [(one["method"], one["caller"]) for one in lines if one["event"] == "call let in"]
     assert let_in == [("/outrider.v1.ClusterService/GetStatus", "boss")]
+
+
+def test_the_log_says_whose_a_request_is(model: Path, token_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with running(model, door=Door(auth_token_file=token_file)) as cluster:
+            async with AsyncClient(cluster.address, ClientSecurity(token=TEXT)) as writer:
+                await writer.generate(token_ids=[5], max_tokens=2)
+            async with AsyncClient(cluster.address, ClientSecurity(token=BOTH)) as both:
+                await both.generate(token_ids=[5], max_tokens=2)
+
+    with caplog.at_level(logging.INFO, logger="outrider"):
+        asyncio.run(scenario())
+
+    lines = [json.loads(logs.JsonFormatter().format(record)) for record in caplog.records]
+    for event in ("request accepted", "request ended"):
+        assert [one["caller"] for one in lines if one["event"] == event] == ["writer", "both"]
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n"])
+def test_a_gateway_does_not_start_with_a_token_file_that_lets_nobody_in(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(text)
+
+    with pytest.raises(OutriderError, match="has no token: nobody could call"):
+        Authenticator(file)
 
 
 def test_refused_calls_are_counted_and_logged_without_the_token(
@@ -194,8 +225,6 @@ def test_refused_calls_are_counted_and_logged_without_the_token(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no token: nobody could call"),
-        ("# nobody\n", "has no token"),
         ("or-a-token-put-there-by-mistake\n", "line 1 is not NAME ROLE"),
         (line("a", "inference", "x") + line("a", "admin", "y"), "line 2: a is there twice"),
         (line("a", "root", "x"), "line 1: role must be inference or admin, got 'root'"),

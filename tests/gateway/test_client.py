@@ -165,7 +165,7 @@ def test_refusals_become_exceptions_that_say_what_was_wrong(model: Path) -> None
                 await client.generate(token_ids=[5], request_id="one")
             with pytest.raises(OverloadedError, match="live") as caught:
                 await client.generate(token_ids=[5])
-            assert caught.value.retry_after_s == 1
+            assert 0 < caught.value.retry_after_s <= 1
             cluster.engine.fail("rank 1 is gone")
             with pytest.raises(GenerationFailedError, match="rank 1 is gone"):
                 async for _ in stream:

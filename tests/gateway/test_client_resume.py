@@ -15,6 +15,7 @@ from outrider.cluster.client_resume import ACCEPT_PATIENCE_S, PATIENCE_S, Resuma
 from outrider.cluster.errors import GenerationFailedError, UnavailableError
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
+from outrider.workers.outputs import Logprob
 from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.request import FinishReason, OutputSoFar
 from outrider.workers.types.sampling_params import SamplingParams
@@ -142,6 +143,21 @@ def test_only_an_accepted_request_is_asked_again_and_only_for_a_while() -> None:
     assert pauses == sorted(pauses)
     request.hear(Output(index=0, token_ids=(6,)), 6.0)
     assert request.pause_s(left) == pauses[0]
+
+
+def test_log_probabilities_of_the_prompt_that_come_again_are_not_told_again() -> None:
+    request = a_call()
+    places = [{n: Logprob(logprob=-0.5, rank=1, decoded_token="x")} for n in range(9)]
+    request.hear(ACCEPTED, 0.0)
+    told = [request.hear(Output(index=0, prompt_logprobs=tuple(places[:4])), 1.0)]
+
+    for repeat in range(2):  # two gateways in a row are lost between their messages
+        request.hear(ACCEPTED, 2.0)
+        told.append(request.hear(Output(index=0, prompt_logprobs=tuple(places[:3])), 2.0))
+        told.append(request.hear(Output(index=0, prompt_logprobs=tuple(places[3 : 6 + repeat])), 2.0))
+    told.append(request.hear(Output(index=0, prompt_logprobs=tuple(places[7:])), 3.0))
+
+    assert [place for event in told if isinstance(event, Output) for place in event.prompt_logprobs] == places
 
 
 def test_an_accepted_request_outlasts_a_gateways_own_patience() -> None:

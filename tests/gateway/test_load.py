@@ -46,7 +46,7 @@ def test_two_hundred_streams_with_random_cancels_leave_nothing_behind(model: Pat
     async def scenario() -> None:
         dice = random.Random(7)
         engine = FakeEngine(round_s=0.005, per_round=lambda given: 1 + given % 3)
-        async with running(model, engine, max_live_requests=STREAMS) as cluster:
+        async with running(model, engine, max_live_requests=3 * STREAMS) as cluster:
             tasks_before = len(asyncio.all_tasks())
 
             fates = await asyncio.gather(*(_visit(cluster, number, dice) for number in range(STREAMS)))

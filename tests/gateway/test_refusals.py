@@ -80,6 +80,10 @@ BAD_REQUESTS = [
     ("speculation mode", _speculating(9)),
     ("structured_outputs cannot be followed", tokens(5, structured_output=pb.StructuredOutput(regex="("))),
     ("structured_outputs cannot be followed", tokens(5, structured_output=pb.StructuredOutput(json_schema="{"))),
+    (
+        "structured_outputs cannot be followed: it is nested too deeply",
+        tokens(5, structured_output=pb.StructuredOutput(json_schema="[" * 30_000 + "]" * 30_000)),
+    ),
     ("structured_outputs cannot be followed", _grammar("start: r0\n" + _RULES + 'r4000: "a"')),
     ("structured_outputs cannot be followed", _grammar(f"start: T\nT: {_PATTERNS}")),
     ("structured_outputs must have exactly one", tokens(5, structured_output=pb.StructuredOutput())),

@@ -97,6 +97,8 @@ class OutputAssembler:
         self._text = None if tokenizer is None else _Text(tokenizer, params)
         self._tokens = 0
         self.repeats = 0  # tokens that the engine will say, and the client has
+        self._prompt_given = self._prompt_repeats = 0  # log-probabilities of the prompt
+        self._has_prompt = False  # the client has them all, as they come before its tokens
         self.finished = False
 
     def add(self, chunk: SequenceChunk) -> OutputDelta:
@@ -108,7 +110,10 @@ class OutputAssembler:
         by_string = taken.stop_string is not None
         finish_reason = FinishReason.STOP if by_string else chunk.finish_reason
         self.finished = finish_reason is not None
-        if self.finished and not by_string:
+        heard_end = repeated > 0 and repeated == len(
+            chunk.token_ids
+        )  # the client has the last token, and what it ended
+        if self.finished and not by_string and not heard_end:
             self._give_rest(taken)
         return OutputDelta(
             index=self._index,
@@ -116,7 +121,7 @@ class OutputAssembler:
             text=taken.text,
             reasoning=taken.reasoning,
             logprobs=chunk.logprobs[repeated : taken.tokens],
-            prompt_logprobs=() if repeated else chunk.prompt_logprobs,
+            prompt_logprobs=self._new_of_prompt(chunk.prompt_logprobs),
             drafted=chunk.drafted,
             # of a round that a stop string cuts, drafts may be discarded
             accepted=min(chunk.accepted, taken.tokens - repeated),
@@ -133,6 +138,19 @@ class OutputAssembler:
         """
         self._take(SequenceChunk(request_id="", token_ids=tuple(token_ids[:-1])))
         self.repeats = len(token_ids[-1:])
+        self._has_prompt = bool(token_ids)
+
+    def begin_again(self) -> None:
+        """Another engine goes on: of the prompt's log-probabilities it may say all again."""
+        self._prompt_repeats = self._prompt_given
+
+    def _new_of_prompt(self, entries: tuple[TokenLogprobs, ...]) -> tuple[TokenLogprobs, ...]:
+        if self._has_prompt:
+            return ()
+        repeated = min(self._prompt_repeats, len(entries))
+        self._prompt_repeats -= repeated
+        self._prompt_given += len(entries) - repeated
+        return entries[repeated:]
 
     def skip(self) -> None:
         """This output finished before."""
@@ -204,6 +222,11 @@ class RequestAssembler:
             else:
                 output.skip()
                 self._left -= 1
+
+    def begin_again(self) -> None:
+        """Another engine goes on."""
+        for output in self._outputs:
+            output.begin_again()
 
     def unfinished(self, index: int) -> bool:
         return not self._outputs[index].finished

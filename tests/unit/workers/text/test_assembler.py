@@ -6,7 +6,7 @@ from small_tokenizer import VOCABULARY_SIZE
 
 from outrider.workers.text.assembler import OutputAssembler, OutputDelta, RequestAssembler
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types.request import FinishReason, OutputSoFar, SequenceChunk
+from outrider.workers.types.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
 from outrider.workers.types.sampling_params import SamplingParams
 
 _settings = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -210,3 +210,22 @@ def test_a_request_is_finished_when_each_of_its_outputs_is_however_it_ended(toke
         finished.append(assembler.finished)
 
     assert finished == [False, False, True]
+
+
+def test_another_engine_says_the_prompts_log_probabilities_again_and_the_client_hears_them_once() -> None:
+    places = tuple(TokenLogprobs(token_ids=(n,), logprobs=(-0.5,), ranks=(1,)) for n in range(9))
+    assembler = RequestAssembler(None, SamplingParams(), 10)
+
+    def told(some: slice) -> tuple[TokenLogprobs, ...]:
+        return assembler.add(SequenceChunk(request_id="r", prompt_logprobs=places[some])).prompt_logprobs
+
+    heard = told(slice(0, 4))
+    for _ in range(2):
+        assembler.begin_again()
+        heard += told(slice(0, 3)) + told(slice(3, 6))
+    heard += told(slice(6, 9))
+
+    assert heard == places
+    resumed = RequestAssembler(None, SamplingParams(), 10)
+    resumed.take_up([OutputSoFar(index=0, token_ids=(5,))])
+    assert resumed.add(SequenceChunk(request_id="r", prompt_logprobs=places)).prompt_logprobs == ()
