@@ -58,7 +58,7 @@ struct Going {  // a sequence that is drafted for
 // When a sequence's drafting is over before its depth: once another draft, which stands with a chance of `further` if all
 // before it do, should bring less than `each`; and all's once a step would bring less above that than `step`. Python's
 // twin: workers/drafting/stopping.py.
-struct Patience {
+struct StopRule {
     double fixed, lead, bend, first, further, each, step;
 
     // That a draft stands, whose score leads by `margin`.
@@ -83,12 +83,12 @@ public:
           width_(shape.hidden), steps_(steps), passes_(std::max(steps, modules.count())), chain_(chain),
           exchanged_(room.exchanged), remask_(remask) {}
 
-    // By one thread. `draws[i]` is how sequence i draws its first draft; `made[i]` will be how many it has. `patience`:
+    // By one thread. `draws[i]` is how sequence i draws its first draft; `made[i]` will be how many it has. `stop_rules`:
     // null where all have their depth.
-    void prepare(const Going* going, int count, const Draw* draws, const Patience* patience, int64_t* made, int threads) {
+    void prepare(const Going* going, int count, const Draw* draws, const StopRule* stop_rules, int64_t* made, int threads) {
         threads_ = threads;
         going_ = going;
-        patience_ = patience;
+        stop_rules_ = stop_rules;
         made_ = made;
         draws_.assign(draws, draws + count);
         tokens_.resize(count);
@@ -192,7 +192,7 @@ private:
         if (!shard_ || shard_->tensor.rank == 0)
             sampling.run(team, rows, logits_.data(), outputs, outputs, head_.ids, draws_.data(), tokens_.data(), margins_.data());
         if (team.index != 0) return;
-        if (patience_ && (!shard_ || shard_->tensor.rank == 0)) weigh(pass);
+        if (stop_rules_ && (!shard_ || shard_->tensor.rank == 0)) weigh(pass);
         if (!shard_) return;
         std::vector<int64_t> all(static_cast<size_t>(rows) * shard_->tensor.size);
         exchanged_.gather(shard_->tensor, kDrafts, tokens_.data(), rows * sizeof(int64_t), -1, all.data());
@@ -203,14 +203,14 @@ private:
     void weigh(int pass) {
         double brings = 0.0, least = INFINITY;
         for (size_t n = 0; n < live_.size(); ++n) {
-            const Patience& patience = patience_[live_[n].sequence];
-            live_[n].reach *= patience.chance(margins_[n], pass == 0);
-            const double own = live_[n].reach * patience.further - patience.each;
+            const StopRule& rule = stop_rules_[live_[n].sequence];
+            live_[n].reach *= rule.chance(margins_[n], pass == 0);
+            const double own = live_[n].reach * rule.further - rule.each;
             if (own < 0.0) {
                 tokens_[n] = ~tokens_[n];
             } else if (going_[live_[n].sequence].depth > pass + 1) {
                 brings += own;
-                least = std::min(least, patience.step);
+                least = std::min(least, rule.step);
             }
         }
         if (brings >= least) return;
@@ -329,7 +329,7 @@ private:
     Remask remask_;
     int threads_ = 1;
     const Going* going_ = nullptr;
-    const Patience* patience_ = nullptr;
+    const StopRule* stop_rules_ = nullptr;
     int64_t* made_ = nullptr;
     std::vector<Live> live_;
     std::vector<int64_t> places_;  // of the pairs' states among those of the last pass

@@ -103,18 +103,18 @@ void outrider_draw(Context* context, int threads, int spins, const float* logits
 
 // Feeds the pairs to the `modules` with the states `hidden` before them, then drafts up to `steps` tokens, the most of
 // all sequences `going`, these and those of other data groups; a draft's margin is its score's lead over the next best.
-// `patience` [count] may end a sequence's drafting before; null: it has none. `made` [count]: how many drafts each has.
+// `stop_rules` [count] may end a sequence's drafting before; null: it has none. `made` [count]: how many drafts each has.
 // `head` makes this rank's slice of `outputs`. `states` [pairs, and modules - 1 for each sequence][hidden] is room.
 // `chain` is null where there is one module. `remask` is called where a draw is constrained. Returns `outcome`.
 int64_t outrider_draft(Context* context, int threads, int spins, const Shape* shape, const ModuleWeights* weights,
                        int modules, const Linear* head, int outputs, const int32_t* ids, const Rows* pairs,
                        const float* hidden, const Chain* chain, float* states, const Going* going, int count, int steps,
-                       const Draw* draws, const Patience* patience, int64_t* drafts, double* margins, int64_t* made,
+                       const Draw* draws, const StopRule* stop_rules, int64_t* drafts, double* margins, int64_t* made,
                        Remask remask) {
     context->room.exchanged.broken = 0;
     Modules each(*shape, weights, modules, context->room);
     Drafting drafting(each, *shape, {head, ids, outputs}, *pairs, hidden, states, steps, chain, context->room, remask);
-    drafting.prepare(going, count, draws, patience, made, threads);
+    drafting.prepare(going, count, draws, stop_rules, made, threads);
     context->pool.run(threads, spins, [&](const Team& team) { drafting.run(team, context->sampling, drafts, margins); });
     return outcome(context->room.exchanged);
 }
