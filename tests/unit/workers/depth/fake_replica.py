@@ -65,6 +65,7 @@ class Ran:
     drafts: bool  # whether a model is asked for drafts of one of these
     looks_up: bool  # whether text may be looked up for one of these
     took_s: float
+    plain_s: float = 0.0  # what the policy says that it would have taken without drafts; 0: it does not look at it
     observed_calls: int = 0  # of Python functions, by DepthPolicy.observe
 
 
@@ -140,7 +141,8 @@ class Replica:
         plans = [self.policy.plans.get(each, NO_DRAFTS) for each in automatic]
         asked = any(plan.depth for plan in plans), any(plan.looks_up for plan in plans)
         round_s = self.machine.round_s(round.rows)
-        for chunk in self.scheduler.commit(round, verdict, self.policy.time_of(round, round_s)):
+        times = self.policy.time_of(round, round_s)
+        for chunk in self.scheduler.commit(round, verdict, times):
             if chunk.finish_reason is not None and chunk.request_id in self.live:
                 self.live.remove(chunk.request_id)
         drafts, draft_s = self._draft(round, verdict)
@@ -154,7 +156,7 @@ class Replica:
         else:
             observe()
         self.scheduler.set_drafts(verified)
-        return Ran(round, verdict, automatic, *asked, round_s + draft_s, calls)
+        return Ran(round, verdict, automatic, *asked, round_s + draft_s, times.undrafted_s, calls)
 
     def _draft(self, round: Round, verdict: Verdict) -> tuple[Mapping[int, Drafts], float]:
         if not len(round.upkeep):
