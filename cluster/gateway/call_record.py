@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from outrider.cluster.gateway.auth import CALLER
@@ -38,6 +38,7 @@ class CallRecord:
         self.call: GenerateCall | None = None  # once it could be read
         self.stream: RequestStream | None = None  # once it was accepted
         self.replaced = False  # the request goes on in another call
+        self.cancelled_as: Callable[[], str] = lambda: "cancelled"  # the status of a call that was cancelled
         self.context = span.context
         self._span = span
         self._began = time.monotonic()

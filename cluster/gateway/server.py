@@ -17,6 +17,7 @@ from outrider.cluster.gateway.controller_link import ClusterServicer, Controller
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.health import Health
+from outrider.cluster.gateway.inference import Inference
 from outrider.cluster.gateway.limits import RequestLimits
 from outrider.cluster.gateway.listen import Listeners
 from outrider.cluster.gateway.prompts import PromptEncoder
@@ -87,15 +88,10 @@ class Gateway:
         self._fleet = Fleet(self._changed.set, settings.reason_wait_s, settings.cluster_key)
         self._tracing = open_tracing(settings.otlp_endpoint, TRACED_AS)
         admission = Admission(settings.max_live_requests, settings.max_queued_tokens)
-        self._inference = InferenceServicer(
-            admission,
-            self._fleet,
-            self.metrics,
-            settings.limits,
-            settings.resume_wait_s,
-            settings.write_timeout_s,
-            self._tracing,
+        self._inference = Inference(
+            admission, self._fleet, self.metrics, settings.limits, settings.resume_wait_s, self._tracing
         )
+        self.servicer = InferenceServicer(self._inference, settings.write_timeout_s)
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()
 
@@ -119,7 +115,7 @@ class Gateway:
     async def start(self) -> None:
         """Listens. OutriderError if a port is taken. Ready once the controller has named a replica."""
         settings, server = self.settings, self._listeners.server
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, server)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(self._controller, self._fleet), server)
         await self._health.set_ready(False)
         if weakness := settings.door.weakness(settings.host):
