@@ -22,8 +22,9 @@ def _message(where: str, given: Mapping[str, Any]) -> Message:
     if "role" not in given or ("content" not in given and not calls):
         absent = "content" if "role" in given else "role"
         raise InvalidRequestError(f"{where} has no {absent!r}: each needs a role and a content")
+    role = _text(f"{where}.role", given["role"])
     return Message(
-        role=_text(f"{where}.role", given["role"]),
+        role="system" if role == "developer" else role,
         content=_content(f"{where}.content", given.get("content")),
         tool_calls=calls,
         tool_call_id=_text(f"{where}.tool_call_id", given.get("tool_call_id") or ""),

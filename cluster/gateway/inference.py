@@ -119,8 +119,8 @@ class Inference:
 
     async def events(self, message: inference_pb2.GenerateRequest, record: CallRecord) -> AsyncGenerator[Event]:
         """Accepted first; one of REFUSALS instead. Closing the iterator cancels the request."""
-        encoder, replica = self._ready()
-        run = self._inline if is_small(message) else self._in_thread
+        encoder, replica = self.ready()
+        run = self._inline if is_small(message) else self.in_thread
         await run(self._limits.check, message)
         record.request_id = message.request_id or secrets.token_hex(16)
         with self._admission.enter(
@@ -147,8 +147,8 @@ class Inference:
                 stream.close()
         record.status = "error" if stream.failed else "ok"
 
-    def _ready(self) -> tuple[PromptEncoder, Replica]:
-        """What a request is checked by: any replica will do."""
+    def ready(self) -> tuple[PromptEncoder, Replica]:
+        """What a request is checked by: any replica will do. UnavailableError if none takes requests."""
         if self.draining:
             raise UnavailableError("the gateway is draining: send the request to another")
         replica = self._fleet.choose()
@@ -159,7 +159,7 @@ class Inference:
     async def _inline(self, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Other streams go on meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 

@@ -17,6 +17,8 @@ from outrider.cluster.gateway.controller_link import ClusterServicer, Controller
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.health import Health
+from outrider.cluster.gateway.http.app import HttpApi
+from outrider.cluster.gateway.http.server import HttpServer
 from outrider.cluster.gateway.inference import Inference
 from outrider.cluster.gateway.limits import RequestLimits
 from outrider.cluster.gateway.listen import Listeners
@@ -42,6 +44,8 @@ class GatewaySettings:
     controller: str  # HOST:PORT
     host: str = "127.0.0.1"
     port: int = 50051  # 0: a free one
+    http_port: int | None = None  # None: no HTTP; 0: a free one
+    http_host: str = ""  # "": as `host`
     metrics_port: int | None = None  # None: no metrics; 0: a free one
     max_live_requests: int = 1024
     max_queued_tokens: int = 1_000_000  # prompt tokens of requests that wait for their first token
@@ -59,7 +63,7 @@ class GatewaySettings:
         for name in ("max_live_requests", "max_queued_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("port", "metrics_port"):
+        for name in ("port", "http_port", "metrics_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 65535:
                 raise ValueError(f"{name} must be 0..65535, got {value}")
@@ -80,7 +84,7 @@ class Gateway:
         self.failure = ""
         self._on_failure = on_failure
         self.metrics = GatewayMetrics()
-        self.metrics_port = 0
+        self.metrics_port = self.http_port = 0
         self._changed = asyncio.Event()
         self._health = Health()
         self._listeners = Listeners(settings.door, self._health, self.metrics, settings.limits.max_message_bytes)
@@ -94,6 +98,19 @@ class Gateway:
         self.servicer = InferenceServicer(self._inference, settings.write_timeout_s)
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()
+        self._http = self._make_http() if settings.http_port is not None else None
+
+    def _make_http(self) -> HttpServer:
+        settings = self.settings
+        api = HttpApi(
+            self._inference,
+            lambda: self.ready,
+            self.metrics.registry,
+            self._listeners.authenticator,
+            settings.limits.max_message_bytes,
+            settings.write_timeout_s,
+        )
+        return HttpServer(api.app(), settings.door.tls)
 
     @property
     def port(self) -> int:
@@ -118,18 +135,23 @@ class Gateway:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(self._controller, self._fleet), server)
         await self._health.set_ready(False)
-        if weakness := settings.door.weakness(settings.host):
-            logs.event(log, logging.WARNING, "the door is open", reason=weakness)
+        for host in dict.fromkeys((settings.host, settings.http_host or settings.host)):
+            if weakness := settings.door.weakness(host):
+                logs.event(log, logging.WARNING, "the door is open", reason=weakness)
         if settings.metrics_port is not None:
             self.metrics_port, stop = serve_metrics(self.metrics.registry, settings.host, settings.metrics_port)
             self._closers.callback(stop)
         await self._listeners.start(settings.host, settings.port)
+        if self._http is not None and settings.http_port is not None:
+            self.http_port = await self._http.start(settings.http_host or settings.host, settings.http_port)
         work = (self._controller.watch(self._fleet.apply), self._learn_model(), self._report_health())
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(self._note_end)
-        address = f"{settings.host}:{self.port}"
-        logs.event(log, logging.INFO, "gateway listens", address=address, controller=settings.controller)
+        told = {"address": f"{settings.host}:{self.port}", "controller": settings.controller}
+        if self._http is not None:
+            told["http"] = f"{settings.http_host or settings.host}:{self.http_port}"
+        logs.event(log, logging.INFO, "gateway listens", **told)
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -153,6 +175,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._http is not None:
+            await self._http.stop()
         await self._listeners.stop(grace_s=0.5)
         if self._inference.encoder is not None:
             self._inference.encoder.close()
