@@ -47,7 +47,10 @@ class GatewayProcess:
         http_host: str | None = None,
         otlp_endpoint: str = "",
     ) -> None:
-        """`http_port` 0: no HTTP. With TLS the door needs a health port: only there can this process ask whether the gateway is ready."""
+        """`http_port` 0: no HTTP.
+
+        With TLS the door needs a health port: only there can this process ask whether the gateway is ready.
+        """
         self.address = f"{host}:{port}"
         self._health_address = self.address if door.tls is None else f"{host}:{door.health_port}"
         # -P: what lies in the current directory is nobody's module.

@@ -43,6 +43,7 @@ from outrider.workers import logs
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Body)
+Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 Made = tuple[Answer, list[inference_pb2.GenerateRequest]]
 
 _ANTHROPIC = "/v1/messages"
@@ -86,16 +87,13 @@ class HttpApi:
             "/health": self._health,
             "/metrics": self._metrics,
         }
-        routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()]
-        routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()]
-        kinds: list[type[Exception]] = [Exception, HTTPException]
-        app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, _failed))
+        routes = [Route(path, _guarded(endpoint), methods=["POST"]) for path, endpoint in posts.items()]
+        routes += [Route(path, _guarded(endpoint), methods=["GET"]) for path, endpoint in gets.items()]
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _failed})
         return _Door(app, self._authenticator)
 
-    def _answers(
-        self, kind: type[B], make: Callable[[B, str, PromptEncoder], Answer]
-    ) -> Callable[[Request], Awaitable[Any]]:
-        async def endpoint(request: Request) -> Any:
+    def _answers(self, kind: type[B], make: Callable[[B, str, PromptEncoder], Answer]) -> Endpoint:
+        async def endpoint(request: Request) -> ASGIApp:
             encoder, _ = self._inference.ready()
             identity = secrets.token_hex(16)
 
@@ -178,6 +176,18 @@ class HttpApi:
 
     async def _metrics(self, request: Request) -> Response:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _guarded(endpoint: Endpoint) -> Endpoint:
+    """An error is an answer too."""
+
+    async def guarded(request: Request) -> ASGIApp:
+        try:
+            return await endpoint(request)
+        except Exception as error:
+            return await _failed(request, error)
+
+    return guarded
 
 
 class _Door:
