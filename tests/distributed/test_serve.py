@@ -36,7 +36,7 @@ from outrider.cluster.names import controller_name
 from outrider.workers.cluster_key import draw_key
 from outrider.workers.config import resolve_model
 
-ONE_STAGE = ("--port", "0", "--set", "kv_cache_memory_bytes=67108864")
+ONE_STAGE = ("--port", "0", "--http-port", "0", "--set", "kv_cache_memory_bytes=67108864")
 TWO_STAGES = ("--pipeline-parallel-size", "2", *ONE_STAGE)
 
 
@@ -264,7 +264,15 @@ def test_a_serve_that_takes_over_goes_on_with_the_ranks_of_a_killed_one_and_thei
     killed = Outrider("serve", *options)
     killed.wait_until_ready()
     gateway = Outrider(
-        "gateway", "--controller", f"127.0.0.1:{port}", "--port", str(door), "--cluster-key-file", str(key)
+        "gateway",
+        "--controller",
+        f"127.0.0.1:{port}",
+        "--port",
+        str(door),
+        "--http-port",
+        "0",
+        "--cluster-key-file",
+        str(key),
     )
     with Client(f"127.0.0.1:{door}") as client:
         wait_until_status_works(client)
@@ -329,7 +337,7 @@ def test_another_version_of_ray_is_named(ray_address: str) -> None:
     assert ours in genuine
     _internal_kv_put(key, genuine.replace(ours, b"1.2.3"), overwrite=True, namespace=KV_NAMESPACE_CLUSTER)
     try:
-        run = Outrider("serve", "--port", "0", "--ray-address", ray_address)
+        run = Outrider("serve", "--port", "0", "--http-port", "0", "--ray-address", ray_address)
         status = run.finish()
     finally:
         _internal_kv_put(key, genuine, overwrite=True, namespace=KV_NAMESPACE_CLUSTER)
@@ -341,7 +349,7 @@ def test_another_version_of_ray_is_named(ray_address: str) -> None:
 
 
 def test_nothing_at_the_ray_address_is_one_line() -> None:
-    run = Outrider("serve", "--port", "0", "--ray-address", "127.0.0.1:1")
+    run = Outrider("serve", "--port", "0", "--http-port", "0", "--ray-address", "127.0.0.1:1")
 
     assert run.finish() == 1
     assert run.errors == ["error: no Ray cluster answers at 127.0.0.1:1: see --ray-address\n"]

@@ -26,12 +26,14 @@ def tool_grammar(tools: Tools, syntax: CallSyntax, answer: StructuredOutputsPara
     """`answer`: what an answer without calls must conform to; a JSON schema, or any object. ValueError if another."""
     called = tools.callable
     content = "text" if answer is None else _rule_of(answer)
-    rules = [f"start: {'think? ' if syntax.think else ''}body"]
-    if syntax.think:
+    must_call = tools.choice == "required" or bool(tools.function)
+    may_think = syntax.think is not None and not must_call  # else reasoning would compete with calls alone, and win
+    rules = [f"start: {'think? ' if may_think else ''}body"]
+    if may_think and syntax.think is not None:
         rules.append(f"think: <[{syntax.think[0]}]> text <[{syntax.think[1]}]>")
     if not called:
         rules.append(f"body: {content}")
-    elif tools.choice == "required" or tools.function:
+    elif must_call:
         rules.append("body: calls")
     else:
         rules.append("body: text calls?" if answer is None else f"body: {content} | calls")
