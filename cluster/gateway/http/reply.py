@@ -9,6 +9,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from outrider.cluster.client_call import Collector
+from outrider.cluster.errors import GenerationFailedError
 from outrider.cluster.gateway.http.answer import Answer
 from outrider.cluster.gateway.http.errors import LeftError, Problem, problem_of
 from outrider.cluster.gateway.http.sse import Writer, while_connected
@@ -121,7 +122,7 @@ class Reply:
         with self._inference.recorded(name, parent) as record:
             async with contextlib.aclosing(self._inference.events(self._messages[number], record)) as events:
                 async for event in events:
-                    if isinstance(event, Failed) and event.resumable:
-                        raise LeftError(event.message)
+                    if isinstance(event, Failed):
+                        raise (LeftError if event.resumable else GenerationFailedError)(event.message)
                     assert record.stream is not None  # accepted
                     yield number, event, record.stream.request.prompt_token_ids
