@@ -18,7 +18,10 @@ def messages_of(given: Messages) -> tuple[Message, ...]:
 
 
 def _message(where: str, given: Mapping[str, Any]) -> Message:
-    calls = tuple(_call(where, one) for one in given.get("tool_calls") or ())
+    listed = given.get("tool_calls") or ()
+    if not isinstance(listed, list | tuple):
+        raise InvalidRequestError(f"{where}.tool_calls must be a list, got {type(listed).__name__}")
+    calls = tuple(_call(where, one) for one in listed)
     if "role" not in given or ("content" not in given and not calls):
         absent = "content" if "role" in given else "role"
         raise InvalidRequestError(f"{where} has no {absent!r}: each needs a role and a content")

@@ -1,5 +1,6 @@
 """The paths that a gateway answers over HTTP, behind the same door as gRPC."""
 
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -119,7 +120,7 @@ class HttpApi:
         if model and model != self._inference.model_name:
             raise HttpError(404, f"model {model[:200]!r} is not served here", code="model_not_found", param="model")
         if ignored := parsed.ignored:
-            logs.event(log, 30, "unknown fields are ignored", fields=[name[:100] for name in ignored[:20]])
+            logs.event(log, logging.INFO, "unknown fields are ignored", fields=[name[:100] for name in ignored[:20]])
         return parsed
 
     def _completion(self, request: CompletionRequest, identity: str, encoder: PromptEncoder) -> Answer:
@@ -227,7 +228,7 @@ async def _failed(request: Request, error: Exception) -> Response:
     else:
         problem = problem_of(error)
     if problem is None:
-        logs.event(log, 40, "a request failed", error=repr(error))
+        logs.event(log, logging.ERROR, "a request failed", error=repr(error))
         problem = Problem(status=500, message="the gateway failed: see its log")
     return JSONResponse(_shape(request)(problem), problem.status, dict(problem.headers))
 

@@ -11,6 +11,7 @@ from outrider.cluster.gateway.http.errors import HttpError
 
 DONE = b"data: [DONE]\n\n"
 _BODY_TIMEOUT_S = 60.0
+_LEFT = 499  # nginx's word for it; nobody reads it
 
 
 def data(content: Any) -> bytes:  # anything that is JSON
@@ -22,14 +23,14 @@ def event(name: str, content: Any) -> bytes:
 
 
 async def read_body(receive: Receive, most: int) -> bytes:
-    """HttpError if it is larger, or does not come. CancelledError if the client leaves."""
+    """HttpError if it is larger, does not come, or if the client leaves."""
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise asyncio.CancelledError
+                    raise HttpError(_LEFT, "the client left")
                 body += message.get("body", b"")
                 if len(body) > most:
                     raise HttpError(413, f"the request is larger than the {most} bytes that this gateway takes")

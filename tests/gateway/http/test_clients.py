@@ -197,14 +197,15 @@ def test_litellm_chats_and_streams(scout: Served) -> None:
 def test_instructor_gets_an_object(scout: Served, mode: str) -> None:
     instructor, openai = pytest.importorskip("instructor"), pytest.importorskip("openai")
     pydantic = pytest.importorskip("pydantic")
+    strict = pydantic.ConfigDict(extra="forbid")
     weather = pydantic.create_model(
-        "Weather", city=(str, pydantic.Field(max_length=12)), days=(int, pydantic.Field(ge=0, le=9))
+        "Weather", __config__=strict, city=(str, pydantic.Field(max_length=12)), days=(int, pydantic.Field(ge=0, le=9))
     )
     plain = openai.OpenAI(base_url=scout.v1, api_key="none")
     client = instructor.from_openai(plain, mode=getattr(instructor.Mode, mode))
 
-    found = client.chat.completions.create(
-        model=MODEL, messages=HELLO, response_model=weather, max_retries=0, seed=SEED, max_tokens=300
-    )
+    asked = {"model": MODEL, "messages": HELLO, "max_retries": 0, "seed": SEED, "max_tokens": 300, "temperature": 0.3}
+    one_call = {"parallel_tool_calls": False} if mode == "TOOLS" else {}
+    found = client.chat.completions.create(response_model=weather, **asked, **one_call)
 
     assert 0 <= found.days <= 9

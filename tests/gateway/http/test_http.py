@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -149,7 +150,8 @@ def test_unknown_fields_are_ignored_and_named_in_the_log(model: Path, caplog: py
             body = {"prompt": [5], "max_tokens": 1, "frequency_penality": 1}
             assert (await http.post("/v1/completions", json=body)).status_code == 200
 
-    asyncio.run(scenario())
+    with caplog.at_level(logging.INFO, logger="outrider"):
+        asyncio.run(scenario())
     (record,) = [one for one in caplog.records if one.getMessage() == "unknown fields are ignored"]
     assert "frequency_penality" in str(record.__dict__)
 
