@@ -29,6 +29,7 @@ class Served:
             "local",
         ]
         self.exit_status: int | None = None
+        command += ["--http-port", "0"]  # an option that is given again wins
         self.process = subprocess.Popen([*command, "--name", name, *options], stdout=subprocess.PIPE, text=True)
         self.address = self._address()
 
