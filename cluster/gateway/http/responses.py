@@ -141,7 +141,7 @@ class ResponsesAnswer:
         place = len(self._items) - 1
         yield self._event("response.output_item.done", output_index=place, item=item.as_dict("completed"))
 
-    def _event(self, name: str, **content: Any) -> bytes:
+    def _event(self, name: str, /, **content: Any) -> bytes:
         self._events += 1
         return sse.event(name, {"type": name, "sequence_number": self._events, **content})
 
