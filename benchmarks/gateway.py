@@ -1,7 +1,7 @@
 """What a gateway costs: a stream at batch 1 through it, over gRPC and over HTTP, beside the engine in process.
 
-Each figure is tokens/s of one stream after its first token; engine and gateways take turns on the same prompts, and the
-ratios are medians of pairs. `python benchmarks/gateway.py [--tokens 400] [--repeats 7] [--json FILE]`
+`stream`: tokens/s after the first token, beside `LLM.stream`; `whole`: over the whole request, beside `LLM.generate`,
+which wakes its caller once. Engine and gateways take turns on the same prompts, and the ratios are medians of pairs. `python benchmarks/gateway.py [--tokens 400] [--repeats 7] [--json FILE]`
 """
 
 import argparse
@@ -44,11 +44,29 @@ def over_http(url: str, options: dict[str, object]) -> Callable[[str], Iterator[
     return stream
 
 
-def speed(pieces: Iterator[int]) -> float:
-    """Tokens/s after the first piece."""
-    next(count for count in pieces if count)
+def speeds(pieces: Iterator[int]) -> dict[str, float]:
+    """Tokens/s after the first piece, and over all."""
+    asked = time.perf_counter()
+    first = next(count for count in pieces if count)
     began = time.perf_counter()
-    return sum(pieces) / (time.perf_counter() - began)
+    later = sum(pieces)
+    ended = time.perf_counter()
+    return {"stream": later / (ended - began), "whole": (first + later) / (ended - asked)}
+
+
+def whole(llm: LLM, prompt: str, options: dict[str, object]) -> float:
+    """Tokens/s of a request that nobody hears of before its end."""
+    began = time.perf_counter()
+    (output,) = llm.generate(prompt, SamplingParams(**options))  # type: ignore[arg-type]
+    return len(output.outputs[0].token_ids) / (time.perf_counter() - began)
+
+
+def _summary(found: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    ratios = {name: [a / b for a, b in zip(found[name], found["engine"], strict=True)] for name in ("grpc", "http")}
+    return {
+        "tokens_per_s": {name: round(statistics.median(values), 1) for name, values in found.items()},
+        "of_the_engine": {name: round(statistics.median(values), 3) for name, values in ratios.items()},
+    }
 
 
 def main() -> None:
@@ -68,18 +86,16 @@ def main() -> None:
             "grpc": over_grpc(client, options),
             "http": over_http(f"http://127.0.0.1:{port}", options),
         }
-        found: dict[str, list[float]] = {name: [] for name in ways}
+        found: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in ways} for kind in ("stream", "whole")}
         for repeat in range(arguments.repeats + 1):
             for prompt in PROMPTS:
                 for name, way in ways.items():
-                    tokens_per_s = speed(way(prompt))
-                    if repeat:  # the first warms up
-                        found[name].append(tokens_per_s)
-    pairs = {name: [a / b for a, b in zip(found[name], found["engine"], strict=True)] for name in ("grpc", "http")}
-    result = {
-        "tokens_per_s": {name: round(statistics.median(values), 1) for name, values in found.items()},
-        "of_the_engine": {name: round(statistics.median(values), 3) for name, values in pairs.items()},
-    }
+                    measured = speeds(way(prompt))
+                    if name == "engine":
+                        measured["whole"] = whole(llm, prompt, options)
+                    for kind in found if repeat else ():  # the first warms up
+                        found[kind][name].append(measured[kind])
+    result = {kind: _summary(each) for kind, each in found.items()}
     print(json.dumps(result, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -28,6 +28,7 @@ from outrider.cluster.gateway.router import ReplicaId
 from outrider.cluster.gateway.stream import RequestStream
 from outrider.cluster.gateway.writer import SlowReaderError
 from outrider.cluster.generation import Event, GenerateCall
+from outrider.cluster.known_metrics import KnownMetrics
 from outrider.cluster.metrics import GatewayMetrics
 from outrider.proto import inference_pb2
 from outrider.workers import logs
@@ -66,6 +67,7 @@ class Inference:
         admission: Admission,
         fleet: Fleet,
         metrics: GatewayMetrics,
+        known_metrics: KnownMetrics,
         limits: RequestLimits,
         resume_wait_s: float,
         tracing: Tracing,
@@ -77,7 +79,7 @@ class Inference:
         self.draining = False
         self._admission = admission
         self._fleet = fleet
-        self._metrics = metrics
+        self._metrics, self._known_metrics = metrics, known_metrics
         self._limits = limits
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare")
         self._streams: set[RequestStream] = set()
@@ -115,7 +117,7 @@ class Inference:
             record.status = "replaced" if record.replaced else record.cancelled_as()
             raise
         finally:
-            record.end(self._metrics, self.model_name)
+            record.end(self._metrics, self._known_metrics, self.model_name)
 
     async def events(self, message: inference_pb2.GenerateRequest, record: CallRecord) -> AsyncGenerator[Event]:
         """Accepted first; one of REFUSALS instead. Closing the iterator cancels the request."""

@@ -24,6 +24,7 @@ from outrider.cluster.gateway.limits import RequestLimits
 from outrider.cluster.gateway.listen import Listeners
 from outrider.cluster.gateway.prompts import PromptEncoder
 from outrider.cluster.gateway.service import InferenceServicer
+from outrider.cluster.known_metrics import KnownMetrics
 from outrider.cluster.metrics import GatewayMetrics, serve_metrics
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
 from outrider.workers import logs
@@ -33,6 +34,7 @@ from outrider.workers.types.errors import CheckpointError, OutriderError
 log = logging.getLogger("outrider.gateway")
 
 _RETRY_S = 1.0
+_ENGINES_EVERY_S, _ENGINES_TIMEOUT_S = 2.0, 1.0  # how often engines are asked how they are, for metrics
 TRACED_AS = "outrider-gateway"  # the service's name in spans
 _LAST_WORDS_S = 2.0
 
@@ -84,6 +86,7 @@ class Gateway:
         self.failure = ""
         self._on_failure = on_failure
         self.metrics = GatewayMetrics()
+        self._known_metrics = KnownMetrics(self.metrics.registry)
         self.metrics_port = self.http_port = 0
         self._changed = asyncio.Event()
         self._health = Health()
@@ -93,7 +96,13 @@ class Gateway:
         self._tracing = open_tracing(settings.otlp_endpoint, TRACED_AS)
         admission = Admission(settings.max_live_requests, settings.max_queued_tokens)
         self._inference = Inference(
-            admission, self._fleet, self.metrics, settings.limits, settings.resume_wait_s, self._tracing
+            admission,
+            self._fleet,
+            self.metrics,
+            self._known_metrics,
+            settings.limits,
+            settings.resume_wait_s,
+            self._tracing,
         )
         self.servicer = InferenceServicer(self._inference, settings.write_timeout_s)
         self._tasks: list[asyncio.Task[None]] = []
@@ -144,7 +153,12 @@ class Gateway:
         await self._listeners.start(settings.host, settings.port)
         if self._http is not None and settings.http_port is not None:
             self.http_port = await self._http.start(settings.http_host or settings.host, settings.http_port)
-        work = (self._controller.watch(self._fleet.apply), self._learn_model(), self._report_health())
+        work = (
+            self._controller.watch(self._fleet.apply),
+            self._learn_model(),
+            self._report_health(),
+            self._watch_engines(),
+        )
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(self._note_end)
@@ -210,6 +224,12 @@ class Gateway:
             reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
             logs.event(log, logging.ERROR, "model not known", reason=reason)
         return self._inference.encoder is not None
+
+    async def _watch_engines(self) -> None:
+        while True:
+            counters = await self._fleet.counters(_ENGINES_TIMEOUT_S)
+            self._known_metrics.show(counters, self._inference.model_name)
+            await asyncio.sleep(_ENGINES_EVERY_S)
 
     async def _report_health(self) -> None:
         while True:

@@ -65,8 +65,7 @@ def test_every_path_answers(model: Path) -> None:
             assert [(one["id"], one["max_model_len"]) for one in models["data"]] == [("small", 256)]
             assert (await http.get("/v1/models/small")).json()["object"] == "model"
             assert (await http.get("/health")).status_code == 200
-            text = (await http.get("/metrics")).text
-            assert "outrider_gateway_requests_total" in text
+            assert "outrider_gateway_requests_total" in (await http.get("/metrics")).text
             assert (await http.get("/v1/nothing")).json()["error"]["type"] == "not_found_error"
             assert (await http.get("/v1/completions")).status_code == 405
             tokens = (await http.post("/tokenize", json={"messages": HELLO})).json()
@@ -220,6 +219,46 @@ def test_a_stream_counts_as_it_goes_and_ends_with_the_usage(model: Path) -> None
                 plain = await streamed(http, path, {**body, "max_tokens": 8})
                 assert not any("usage" in event for event in plain)
                 assert plain[-1]["metrics"]["speculative_decoding"]["num_spec_steps"] > 0
+
+    asyncio.run(scenario())
+
+
+def test_metrics_have_the_names_that_other_tools_read(model: Path) -> None:
+    async def scenario() -> None:
+        engine = says(model, "the quick brown fox" * 3)
+        engine.counters.running, engine.counters.waiting, engine.counters.kv_cache_usage = 3, 2, 0.5
+        async with running(model, engine, http_port=0) as cluster, client(cluster) as http:
+            assert (await http.post("/v1/chat/completions", json={"messages": HELLO})).status_code == 200
+            count = cluster.gateway.metrics.registry.get_sample_value
+            own = {"model_name": "small"}
+            await eventually(lambda: count("vllm:num_requests_running", own) == 3)
+            assert count("vllm:num_requests_waiting", own) == 2
+            assert count("vllm:kv_cache_usage_perc", own) == 0.5
+            usage = engine.submitted[0]
+            assert count("vllm:prompt_tokens_total", own) == len(usage.prompt_token_ids)
+            drafted, accepted = (
+                count(f"vllm:spec_decode_num_{name}_tokens_total", own) for name in ("draft", "accepted")
+            )
+            assert drafted
+            assert accepted
+            steps = count("vllm:spec_decode_num_drafts_total", own)
+            each = [
+                count("vllm:spec_decode_num_accepted_tokens_per_pos_total", {**own, "position": str(n)}) or 0
+                for n in range(16)
+            ]
+            assert sum(each) == accepted
+            assert max(each) <= (steps or 0)
+            assert count("vllm:request_success_total", {**own, "finished_reason": "stop"}) == 1
+            chat = {
+                "gen_ai_provider_name": "outrider",
+                "gen_ai_operation_name": "chat",
+                "gen_ai_request_model": "small",
+            }
+            for name in ("request_duration", "time_to_first_token", "time_per_output_token"):
+                assert count(f"gen_ai_server_{name}_seconds_count", chat) == 1
+            for name in ("e2e_request_latency", "time_to_first_token", "time_per_output_token"):
+                assert count(f"vllm:{name}_seconds_count", own) == 1
+            assert count("outrider_gateway_request_acceptance_count") == 1
 
     asyncio.run(scenario())
 
