@@ -1,7 +1,9 @@
 """What a gateway costs: a stream at batch 1 through it, over gRPC and over HTTP, beside the engine in process.
 
 `stream`: tokens/s after the first token, beside `LLM.stream`; `whole`: over the whole request, beside `LLM.generate`,
-which wakes its caller once. Engine and gateways take turns on the same prompts, and the ratios are medians of pairs. `python benchmarks/gateway.py [--tokens 400] [--repeats 7] [--json FILE]`
+which wakes its caller once. Engine and gateways take turns on the same prompts, and the ratios are medians of pairs.
+
+`python benchmarks/gateway.py [--tokens 400] [--repeats 7] [--speculation auto] [--json FILE]`
 """
 
 import argparse
