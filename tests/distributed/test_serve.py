@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,14 @@ def tokens_of(event: Event) -> tuple[int, ...]:
 
 
 def test_a_request_outlives_a_frozen_rank_which_is_named_and_nothing_is_left() -> None:
-    run = Outrider("serve", *TWO_STAGES, "--ray-address", "local", "--name", "alone")
+    http = f"127.0.0.1:{free_port('127.0.0.1')}"
+    run = Outrider(
+        "serve", *TWO_STAGES, "--http-port", http.partition(":")[2], "--ray-address", "local", "--name", "alone"
+    )
     address = run.wait_until_ready()
+    assert f", http://{http}, " in run.output[0]
+    with urllib.request.urlopen(f"http://{http}/health", timeout=10) as healthy:
+        assert healthy.status == 200
     with Client(address) as client:
         answers = [client.generate("def f(", max_tokens=24, seed=5, speculation=s) for s in ("auto", "off", "auto")]
         assert len({answer.text for answer in answers}) == 1
@@ -102,6 +109,7 @@ def test_a_request_outlives_a_frozen_rank_which_is_named_and_nothing_is_left() -
     assert run.finish(within_s=40) == 0, run.errors
     assert run.left() == []
     assert is_free(address)
+    assert is_free(http)
 
 
 def assert_controller_is_closed_to_strangers(run: Outrider) -> None:

@@ -44,7 +44,7 @@ class Reply:
         self._headers, self._shape, self._write_timeout_s = headers, shape, write_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = Writer(scope, send, self._write_timeout_s)
+        writer = Writer(send, self._write_timeout_s)
         parent = TraceContext.of((key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"])
         name = f"{scope['method']} {scope['path']}"
         await while_connected(receive, self._answered(writer, name, parent))

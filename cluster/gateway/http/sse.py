@@ -5,7 +5,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import pydantic_core
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
 from outrider.cluster.gateway.http.errors import HttpError
 
@@ -62,7 +62,7 @@ async def _left(receive: Receive) -> None:
 class Writer:
     """One response. Cancels the request of a client that reads nothing for `timeout_s`."""
 
-    def __init__(self, scope: Scope, send: Send, timeout_s: float) -> None:
+    def __init__(self, send: Send, timeout_s: float) -> None:
         self._send, self._timeout_s = send, timeout_s
         self.started = False
 
