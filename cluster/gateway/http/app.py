@@ -104,7 +104,8 @@ class HttpApi:
                 return answer, [wire.call_to_wire(call) for call in answer.calls]
 
             answer, messages = await self._read(request, made)
-            headers = {"X-Request-Id": identity}
+            named = answer.calls[0].request_id == identity  # another is the client's, and may be no header's value
+            headers = {"X-Request-Id": identity} if named else {}
             return Reply(answer, messages, self._inference, headers, _shape(request), self._write_timeout_s)
 
         return endpoint
