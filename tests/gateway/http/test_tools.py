@@ -59,12 +59,13 @@ def request(number: int) -> dict[str, Any]:
     names = dice.sample(NAMES, dice.randint(1, 3))
     tools = [{"type": "function", "function": {"name": name, "parameters": an_object(dice)}} for name in names]
     choice: Any = dice.choice(["required", {"type": "function", "function": {"name": names[0]}}])
+    parallel = dice.random() < 0.15
     return {
         "messages": [{"role": "user", "content": f"Task {number}: call a tool."}],
         "tools": tools,
         "tool_choice": choice,
-        "parallel_tool_calls": dice.random() < 0.15,
-        "max_tokens": 300,
+        "parallel_tool_calls": parallel,
+        "max_tokens": 300 if parallel else 1200,  # one call comes to an end, several need not
         "seed": number,
         "temperature": dice.choice([0.0, 0.7, 1.0]),
         "return_token_ids": True,
