@@ -45,7 +45,7 @@ def prepare(call: GenerateCall, encoder: PromptEncoder, limits: RequestLimits, i
     prepared = Prepared(
         call=call,
         token_ids=token_ids,
-        params=encoder.settle(call.params, token_ids),
+        params=encoder.settle(call, token_ids),
         prefix=PrefixKeys.of(token_ids),
         info=info,
     )
