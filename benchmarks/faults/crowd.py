@@ -1,0 +1,163 @@
+"""Many streams at once through one episode's faults, and what became of each."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from faults.cluster import Cluster
+from faults.oracle import Heard, differences
+from faults.questions import Question
+from faults.schedule import Blow, Episode
+from faults.strikes import seconds_until, strike
+
+from outrider import AsyncClient
+from outrider.cluster.generation import Event
+from outrider.workers.types.errors import OutriderError
+
+HUNG_S = 240.0
+NOTICED_S = 60.0
+LOOK_EVERY_S = 0.005
+
+
+@dataclass(slots=True)
+class Stream:
+    """One request on its way; `client` is by number."""
+
+    question: Question
+    client: int
+    heard: Heard = field(default_factory=Heard)
+    error: str = ""
+    ended_at: float | None = None
+
+    async def run(self, client: AsyncClient) -> None:
+        try:
+            async for event in client.stream(self.question.prompt, params=self.question.params):
+                self.hear(event)
+        except OutriderError as error:
+            self.error = f"{type(error).__name__}: {error}"
+        self.ended_at = time.monotonic()
+
+    def hear(self, event: Event) -> None:
+        self.heard.add(event, time.monotonic())
+
+    def wrong(self, twin: Heard) -> list[str]:
+        """What is not as it should be; a stream that did not come to its end is lost."""
+        if self.error:
+            return [f"lost: {self.error}"]
+        if self.ended_at is None:
+            return ["lost: it hangs"]
+        return differences(self.heard, twin)
+
+    def silence_after(self, at: float) -> float | None:
+        """How long it had no token after `at`; None unless it was under way then."""
+        times = self.heard.times
+        if not times or times[0] > at or times[-1] <= at:
+            return None
+        return next(time for time in times if time > at) - at
+
+
+@dataclass(slots=True, kw_only=True)
+class Struck:
+    """What followed a blow; seconds."""
+
+    blow: Blow
+    at: float
+    noticed_s: float | None = None
+    resumed_s: float | None = None  # the longest silence of a stream that was under way
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """An episode's."""
+
+    episode: Episode
+    struck: list[Struck]
+    wrong: dict[str, list[str]]  # by the stream's number and question
+    seconds: float
+
+    @property
+    def lost(self) -> int:
+        return sum(any(text.startswith("lost") for text in texts) for texts in self.wrong.values())
+
+
+class Crowd:
+    """Clients that stay for a whole run, half of which ask the other gateway first."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._addresses = cluster.addresses
+        self.clients = [AsyncClient(self._addresses), AsyncClient(self._addresses[::-1])]
+
+    async def answers(self, questions: Sequence[Question], at_once: int = 4) -> dict[str, Heard]:
+        """Undisturbed. RuntimeError if one fails."""
+        places = asyncio.Semaphore(at_once)
+
+        async def answer(question: Question) -> Heard:
+            stream = Stream(question, 0)
+            async with places:
+                await stream.run(self.clients[0])
+            if stream.error:
+                raise RuntimeError(f"{question.name}: {stream.error}")
+            return stream.heard
+
+        heard = await asyncio.gather(*map(answer, questions))
+        return {question.name: one for question, one in zip(questions, heard, strict=True)}
+
+    async def live_through(self, episode: Episode, questions: Sequence[Question], twins: dict[str, Heard]) -> Result:
+        began = time.monotonic()
+        asked = [questions[(episode.first + n) % len(questions)] for n in range(episode.streams)]
+        streams = [Stream(question, n % len(self.clients)) for n, question in enumerate(asked)]
+        tasks = [asyncio.create_task(one.run(self.clients[one.client])) for one in streams]
+        expected = sum(twins[one.question.name].tokens for one in streams)
+        striking = asyncio.create_task(self._strike(episode.blows, streams, expected))
+        await asyncio.wait(tasks, timeout=HUNG_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        struck = await striking
+        for one in struck:
+            silences = [silence for stream in streams if (silence := stream.silence_after(one.at)) is not None]
+            one.resumed_s = max(silences, default=None)
+        wrong = {f"{n} {one.question.name}": one.wrong(twins[one.question.name]) for n, one in enumerate(streams)}
+        wrong = {name: texts for name, texts in wrong.items() if texts}
+        return Result(episode=episode, struck=struck, wrong=wrong, seconds=time.monotonic() - began)
+
+    async def _strike(self, blows: Sequence[Blow], streams: Sequence[Stream], expected: int) -> list[Struck]:
+        """Each blow at its time, or at the streams' end if that was sooner."""
+        struck: list[Struck] = []
+        watching: list[asyncio.Task[None]] = []
+        for blow in blows:
+            while sum(one.heard.tokens for one in streams) < blow.after * expected and not all(
+                one.ended_at for one in streams
+            ):
+                await asyncio.sleep(LOOK_EVERY_S)
+            before = [client.address for client in self.clients]
+            noticed = await asyncio.to_thread(strike, self._cluster, blow.fault, blow.target)
+            one = Struck(blow=blow, at=time.monotonic())
+            struck.append(one)
+            if noticed is None:
+                target = self._addresses[blow.target % len(self._addresses)]
+                watched = [n for n, address in enumerate(before) if address == target]
+                watching.append(asyncio.create_task(self._clients_leave(one, watched, target, streams)))
+            else:
+                watching.append(asyncio.create_task(self._cluster_notices(one, noticed)))
+        await asyncio.gather(*watching)
+        return struck
+
+    async def _cluster_notices(self, struck: Struck, noticed: Callable[[], bool]) -> None:
+        struck.noticed_s = await asyncio.to_thread(seconds_until, noticed, NOTICED_S)
+
+    async def _clients_leave(
+        self, struck: Struck, watched: Sequence[int], target: str, streams: Sequence[Stream]
+    ) -> None:
+        """Until a client that asked the struck gateway asks another; nothing is measured where nobody asked it."""
+        while time.monotonic() < struck.at + NOTICED_S and not all(one.ended_at for one in streams):
+            if any(self.clients[n].address != target for n in watched):
+                struck.noticed_s = time.monotonic() - struck.at
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def close(self) -> None:
+        for client in self.clients:
+            await client.close()

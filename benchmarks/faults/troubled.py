@@ -1,0 +1,37 @@
+"""A rank whose engine hangs once it is told to, and whose process dies of one token: what no signal can bring about."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from outrider.workers.rank import Rank
+
+POISON = 4093  # a reserved token of scout's vocabulary, which no text has
+HANG_FILE = "/tmp/outrider-chaos-hang-{pid}"
+
+
+def hang(pid: int) -> None:
+    """The next round of this rank's process never ends."""
+    Path(HANG_FILE.format(pid=pid)).touch()
+
+
+class TroubledRank(Rank):
+    """A real rank otherwise."""
+
+    def load(self, *arguments: Any) -> None:
+        from outrider.workers.engine.runner import StageRunner
+
+        healthy, told = StageRunner.forward, Path(HANG_FILE.format(pid=os.getpid()))
+
+        def forward(runner: StageRunner, round: Any, *others: Any) -> Any:
+            if POISON in round.token_ids:
+                os.kill(os.getpid(), signal.SIGKILL)
+            while told.exists():
+                time.sleep(1.0)
+            return healthy(runner, round, *others)
+
+        StageRunner.forward = forward  # type: ignore[method-assign]  # in this process alone
+        told.unlink(missing_ok=True)
+        super().load(*arguments)
