@@ -1,6 +1,7 @@
 """Many streams at once through one episode's faults, and what became of each."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,11 +51,11 @@ class Stream:
         return differences(self.heard, twin)
 
     def silence_after(self, at: float) -> float | None:
-        """How long it had no token after `at`; None unless it was under way then."""
+        """The longest that it waited for a token from `at` on; None unless it was under way then."""
         times = self.heard.times
         if not times or times[0] > at or times[-1] <= at:
             return None
-        return next(time for time in times if time > at) - at
+        return max(later - max(sooner, at) for sooner, later in itertools.pairwise(times) if later > at)
 
 
 @dataclass(slots=True, kw_only=True)
