@@ -153,6 +153,7 @@ class Cluster:
 
     def mend(self) -> None:
         """Returns once everything is there again. RuntimeError if it does not come."""
+        troubled.heal()
         for gateway in self.gateways:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(gateway.pid, signal.SIGCONT)

@@ -17,7 +17,7 @@ from outrider.cluster.generation import Event
 from outrider.workers.types.errors import OutriderError
 
 HUNG_S = 240.0
-NOTICED_S = 60.0
+NOTICED_S = 20.0  # what nobody met in this time, as an engine that hangs without work
 LOOK_EVERY_S = 0.005
 
 
@@ -29,7 +29,7 @@ class Stream:
     client: int
     heard: Heard = field(default_factory=Heard)
     error: str = ""
-    ended_at: float | None = None
+    ended: bool = False
 
     async def run(self, client: AsyncClient) -> None:
         try:
@@ -37,7 +37,9 @@ class Stream:
                 self.hear(event)
         except OutriderError as error:
             self.error = f"{type(error).__name__}: {error}"
-        self.ended_at = time.monotonic()
+        except asyncio.CancelledError:
+            self.error = f"it hangs after {self.heard.tokens} tokens"
+        self.ended = True
 
     def hear(self, event: Event) -> None:
         self.heard.add(event, time.monotonic())
@@ -46,8 +48,6 @@ class Stream:
         """What is not as it should be; a stream that did not come to its end is lost."""
         if self.error:
             return [f"lost: {self.error}"]
-        if self.ended_at is None:
-            return ["lost: it hangs"]
         return differences(self.heard, twin)
 
     def silence_after(self, at: float) -> float | None:
@@ -82,13 +82,24 @@ class Result:
         return sum(any(text.startswith("lost") for text in texts) for texts in self.wrong.values())
 
 
+def over(streams: Sequence[Stream]) -> bool:
+    return all(one.ended for one in streams)
+
+
 class Crowd:
-    """Clients that stay for a whole run, half of which ask the other gateway first."""
+    """Two clients, each of which asks another gateway first; new ones in each episode, so that both gateways work."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._addresses = cluster.addresses
-        self.clients = [AsyncClient(self._addresses), AsyncClient(self._addresses[::-1])]
+        self.clients = self._new_clients()
+
+    def _new_clients(self) -> list[AsyncClient]:
+        return [AsyncClient(self._addresses), AsyncClient(self._addresses[::-1])]
+
+    async def _connect_anew(self) -> None:
+        await self.close()
+        self.clients = self._new_clients()
 
     async def answers(self, questions: Sequence[Question], at_once: int = 4) -> dict[str, Heard]:
         """Undisturbed. RuntimeError if one fails."""
@@ -108,6 +119,7 @@ class Crowd:
     async def live_through(self, episode: Episode, questions: Sequence[Question], twins: dict[str, Heard]) -> Result:
         began = time.monotonic()
         asked = [questions[(episode.first + n) % len(questions)] for n in range(episode.streams)]
+        await self._connect_anew()
         streams = [Stream(question, n % len(self.clients)) for n, question in enumerate(asked)]
         tasks = [asyncio.create_task(one.run(self.clients[one.client])) for one in streams]
         expected = sum(twins[one.question.name].tokens for one in streams)
@@ -125,14 +137,14 @@ class Crowd:
         return Result(episode=episode, struck=struck, wrong=wrong, seconds=time.monotonic() - began)
 
     async def _strike(self, blows: Sequence[Blow], streams: Sequence[Stream], expected: int) -> list[Struck]:
-        """Each blow at its time, or at the streams' end if that was sooner."""
+        """Each blow at its time; those that the streams' end was sooner than are left out."""
         struck: list[Struck] = []
         watching: list[asyncio.Task[None]] = []
         for blow in blows:
-            while sum(one.heard.tokens for one in streams) < blow.after * expected and not all(
-                one.ended_at for one in streams
-            ):
+            while sum(one.heard.tokens for one in streams) < blow.after * expected and not over(streams):
                 await asyncio.sleep(LOOK_EVERY_S)
+            if over(streams):
+                break
             before = [client.address for client in self.clients]
             noticed = await asyncio.to_thread(strike, self._cluster, blow.fault, blow.target)
             one = Struck(blow=blow, at=time.monotonic())
@@ -153,7 +165,7 @@ class Crowd:
         self, struck: Struck, watched: Sequence[int], target: str, streams: Sequence[Stream]
     ) -> None:
         """Until a client that asked the struck gateway asks another; nothing is measured where nobody asked it."""
-        while time.monotonic() < struck.at + NOTICED_S and not all(one.ended_at for one in streams):
+        while time.monotonic() < struck.at + NOTICED_S and not over(streams):
             if any(self.clients[n].address != target for n in watched):
                 struck.noticed_s = time.monotonic() - struck.at
                 return

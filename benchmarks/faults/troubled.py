@@ -9,12 +9,24 @@ from typing import Any
 from outrider.workers.rank import Rank
 
 POISON = 4093  # a reserved token of scout's vocabulary, which no text has
-HANG_FILE = "/tmp/outrider-chaos-hang-{pid}"
+HANG_FILES = Path("/tmp"), "outrider-chaos-hang-"  # by pid
 
 
 def hang(pid: int) -> None:
-    """The next round of this rank's process never ends."""
-    Path(HANG_FILE.format(pid=pid)).touch()
+    """The next round of this rank's process does not end."""
+    _file(pid).touch()
+
+
+def heal() -> None:
+    """Those that have not come to their next round never hang."""
+    directory, prefix = HANG_FILES
+    for file in directory.glob(f"{prefix}*"):
+        file.unlink(missing_ok=True)
+
+
+def _file(pid: int) -> Path:
+    directory, prefix = HANG_FILES
+    return directory / f"{prefix}{pid}"
 
 
 class TroubledRank(Rank):
@@ -23,7 +35,7 @@ class TroubledRank(Rank):
     def load(self, *arguments: Any) -> None:
         from outrider.workers.engine.runner import StageRunner
 
-        healthy, told = StageRunner.forward, Path(HANG_FILE.format(pid=os.getpid()))
+        healthy, told = StageRunner.forward, _file(os.getpid())
 
         def forward(runner: StageRunner, round: Any, *others: Any) -> Any:
             if POISON in round.token_ids:
