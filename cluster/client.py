@@ -126,6 +126,8 @@ class Client:
                 yield from self._heard(request, until)
                 return
             except (grpc.RpcError, GatewayLeftError) as error:
+                if request.finished:
+                    return
                 if not request.may_go_on(error, time.monotonic()):
                     raise explained(error, address) from error
                 pause_s = request.pause_s(error)

@@ -77,6 +77,11 @@ class ResumableCall:
         )
         return dataclasses.replace(self._original, request_id=self._accepted.request_id, resume=resume)
 
+    @property
+    def finished(self) -> bool:
+        """Every output has ended: how the stream ends does not matter any more."""
+        return self._accepted is not None and not self._so_far
+
     def hear(self, event: Event | None, now: float) -> Event | None:
         """The event, if it is news to the caller. GenerationFailedError for an error event, GatewayLeftError for one
         that another gateway may go on behind."""
@@ -110,7 +115,7 @@ class ResumableCall:
         if self._accepted is None:
             patient = waited_s < min(self._patience_s, ACCEPT_PATIENCE_S)
             return patient and isinstance(error, grpc.RpcError) and self._may_be_accepted(error)
-        if not self._so_far or waited_s > self._patience_s:
+        if waited_s > self._patience_s:
             return False
         if isinstance(error, GatewayLeftError):
             return True
