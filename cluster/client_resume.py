@@ -58,6 +58,7 @@ class ResumableCall:
         if call.resume is not None:
             self._so_far = {output.index: list(output.token_ids) for output in call.resume.outputs}
         self._prompt_heard = self._prompt_repeats = 0
+        self._finished_tokens = self._finished_before = 0  # of outputs that ended; that ended at an earlier gateway
         self._pause_s = FIRST_PAUSE_S
         self._patience_s, self._progress_at = patience_s, now
 
@@ -89,12 +90,13 @@ class ResumableCall:
         match event:
             case Accepted():
                 self._accepted = self._accepted or event
-                self._prompt_repeats = self._prompt_heard
+                self._prompt_repeats, self._finished_before = self._prompt_heard, self._finished_tokens
             case Output():
                 self._so_far[event.index] += event.token_ids
                 event = self._without_repeats(event)
             case Finished():
-                self._so_far.pop(event.index, None)
+                self._finished_tokens += len(self._so_far.pop(event.index, ()))
+                event = self._with_whole_usage(event)
             case Failed():
                 raise (GatewayLeftError if event.resumable else GenerationFailedError)(event.message)
         if not isinstance(event, Accepted):
@@ -107,6 +109,13 @@ class ResumableCall:
         self._prompt_repeats -= repeated
         self._prompt_heard += len(output.prompt_logprobs) - repeated
         return dataclasses.replace(output, prompt_logprobs=output.prompt_logprobs[repeated:]) if repeated else output
+
+    def _with_whole_usage(self, finished: Finished) -> Finished:
+        """A gateway counts the tokens of the outputs that it was to go on with."""
+        if finished.usage is None or not self._finished_before:
+            return finished
+        tokens = finished.usage.completion_tokens + self._finished_before
+        return dataclasses.replace(finished, usage=dataclasses.replace(finished.usage, completion_tokens=tokens))
 
     def may_go_on(self, error: Exception, now: float) -> bool:
         """Whether asking again may bring the rest: the request was accepted, its connection broke, and not long ago; or

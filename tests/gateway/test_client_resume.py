@@ -17,6 +17,7 @@ from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
 from outrider.proto import inference_pb2_grpc
 from outrider.workers.outputs import Logprob
+from outrider.workers.text.assembler import Usage
 from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.request import FinishReason, OutputSoFar
 from outrider.workers.types.sampling_params import SamplingParams
@@ -144,6 +145,23 @@ def test_only_an_accepted_request_is_asked_again_and_only_for_a_while() -> None:
     assert pauses == sorted(pauses)
     request.hear(Output(index=0, token_ids=(6,)), 6.0)
     assert request.pause_s(left) == pauses[0]
+
+
+def test_usage_counts_outputs_that_ended_at_an_earlier_gateway() -> None:
+    request = a_call(outputs=3)
+    request.hear(ACCEPTED, 0.0)
+    request.hear(Output(index=2, token_ids=(6, 7, 8)), 1.0)
+    request.hear(Finished(index=2, reason=FinishReason.STOP), 1.0)
+    request.hear(Output(index=0, token_ids=(5,)), 1.0)
+
+    request.hear(ACCEPTED, 2.0)  # at the next
+    request.hear(Output(index=0, token_ids=(9,)), 2.0)
+    request.hear(Finished(index=0, reason=FinishReason.STOP), 2.0)
+    request.hear(Output(index=1, token_ids=(4,)), 2.0)
+    last = request.hear(Finished(index=1, reason=FinishReason.STOP, usage=Usage(completion_tokens=3)), 3.0)
+
+    assert isinstance(last, Finished)
+    assert last.usage == Usage(completion_tokens=6)
 
 
 def test_a_stream_that_breaks_behind_its_last_event_is_done() -> None:
