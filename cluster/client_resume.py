@@ -52,7 +52,7 @@ class ResumableCall:
         """`draw`: a number in [0, 1), so that many clients of one lost gateway do not all come at once. `gateways`: how
         many there are to ask."""
         self._original, self._draw = dataclasses.replace(call, heartbeat_s=HEARTBEAT_S), draw
-        self._unreached, self._gateways = 0, gateways
+        self._asked, self._unreached, self._gateways = 0, 0, gateways
         self._accepted: Accepted | None = None
         self._so_far = {index: list[int]() for index in range(call.params.n)}  # unfinished outputs
         if call.resume is not None:
@@ -119,23 +119,25 @@ class ResumableCall:
 
     def may_go_on(self, error: Exception, now: float) -> bool:
         """Whether asking again may bring the rest: the request was accepted, its connection broke, and not long ago; or
-        it was not, and a gateway said that it may be soon."""
+        it was not, and a gateway said that it may be soon, or another was not asked yet."""
         waited_s = now - self._progress_at
         if self._accepted is None:
-            patient = waited_s < min(self._patience_s, ACCEPT_PATIENCE_S)
-            return patient and isinstance(error, grpc.RpcError) and self._may_be_accepted(error)
+            return self._patience_s > 0 and isinstance(error, grpc.RpcError) and self._may_be_accepted(error, waited_s)
         if waited_s > self._patience_s:
             return False
         if isinstance(error, GatewayLeftError):
             return True
         return isinstance(error, grpc.RpcError) and error.code() in _NOT_YET
 
-    def _may_be_accepted(self, error: grpc.RpcError) -> bool:
+    def _may_be_accepted(self, error: grpc.RpcError, waited_s: float) -> bool:
         """By another gateway, or by the same one soon."""
-        if error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error):
-            self._unreached += 1
-            return self._unreached < self._gateways
-        return error.code() in _NOT_ACCEPTED and not is_too_large(error)
+        if error.code() not in _NOT_ACCEPTED or is_too_large(error):
+            return False
+        unreached = error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error)
+        self._asked, self._unreached = self._asked + 1, self._unreached + unreached
+        if self._asked < self._gateways:  # a frozen one may have taken all the time
+            return True
+        return self._unreached < self._gateways and waited_s < min(self._patience_s, ACCEPT_PATIENCE_S)
 
     def pause_s(self, error: Exception) -> float:
         """How long to wait before asking again: ever longer, until an event comes; at least what the gateway said."""

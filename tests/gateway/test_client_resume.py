@@ -278,6 +278,14 @@ def test_a_request_that_was_not_accepted_is_asked_again_where_that_may_help(erro
     assert not request.may_go_on(error, ACCEPT_PATIENCE_S + 1)
 
 
+def test_a_request_that_was_not_accepted_is_brought_to_every_gateway_however_long_the_first_took() -> None:
+    call = GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams())
+    request = ResumableCall(call, PATIENCE_S, 0.0, gateways=3)
+    frozen = status(grpc.StatusCode.UNAVAILABLE, details="failed to connect to all addresses; last error: X: y: no")
+
+    assert [request.may_go_on(frozen, ACCEPT_PATIENCE_S * n) for n in range(1, 4)] == [True, True, False]
+
+
 def test_a_full_gateway_takes_a_stream_that_another_lost(model: Path) -> None:
     async def scenario() -> None:
         async with running(model, FakeEngine(max_model_len=LONG), max_live_requests=1) as cluster:
