@@ -103,12 +103,16 @@ class ResumableCall:
             self._pause_s, self._progress_at = FIRST_PAUSE_S, now
         return None if again else event
 
-    def _without_repeats(self, output: Output) -> Output:
-        """A gateway says the prompt's log-probabilities from the first on, until a token has come."""
+    def _without_repeats(self, output: Output) -> Output | None:
+        """A gateway says the prompt's log-probabilities from the first on, until a token has come. None: nothing is
+        new."""
         repeated = min(self._prompt_repeats, len(output.prompt_logprobs))
         self._prompt_repeats -= repeated
         self._prompt_heard += len(output.prompt_logprobs) - repeated
-        return dataclasses.replace(output, prompt_logprobs=output.prompt_logprobs[repeated:]) if repeated else output
+        if not repeated:
+            return output
+        new = dataclasses.replace(output, prompt_logprobs=output.prompt_logprobs[repeated:])
+        return new if new != Output(index=output.index) else None
 
     def _with_whole_usage(self, finished: Finished) -> Finished:
         """A gateway counts the tokens of the outputs that it was to go on with."""

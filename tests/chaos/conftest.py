@@ -20,5 +20,7 @@ from faults.cluster import Cluster  # noqa: E402  # found through the path above
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with Cluster() as cluster:
-        yield cluster
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(BENCHMARKS.parent / "src"))
+        with Cluster() as cluster:
+            yield cluster

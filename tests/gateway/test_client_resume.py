@@ -224,6 +224,7 @@ def test_log_probabilities_of_the_prompt_that_come_again_are_not_told_again() ->
     told.append(request.hear(Output(index=0, prompt_logprobs=tuple(places[7:])), 3.0))
 
     assert [place for event in told if isinstance(event, Output) for place in event.prompt_logprobs] == places
+    assert told[1] is None, "all of it had come before"
 
 
 def test_an_accepted_request_outlasts_a_gateways_own_patience() -> None:
