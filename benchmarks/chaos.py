@@ -76,7 +76,7 @@ async def run(args: argparse.Namespace, cluster: Cluster) -> tuple[str, dict[str
     cluster.mend()
     try:
         if args.cuts:
-            return "cuts", await cut_everywhere(cluster, crowd, all_questions(), args.cuts)
+            return "cuts", await cut_everywhere(cluster, crowd, all_questions(2 * MAX_TOKENS), args.cuts)
         if args.poison:
             return "poison", await beside_poison(cluster, crowd, all_questions())
         if args.soak:
