@@ -17,6 +17,7 @@ from typing import Self
 import ray
 from faults import troubled
 from faults.troubled import TroubledRank
+from faults.wire import Wire
 
 from outrider import Client
 from outrider.cluster.config import ServeSettings
@@ -37,6 +38,7 @@ class GatewayUnderFire:
 
     def __init__(self, controller: str, key: str) -> None:
         self.port = free_port(HOST)
+        self.wire = Wire(self.port)
         self._key = key
         command = [sys.executable, "-P", "-m", "outrider.cluster.cli", "--log-level", "error", "gateway"]
         command += ["--controller", controller, "--host", HOST, "--port", str(self.port), "--end-with-stdin"]
@@ -64,6 +66,7 @@ class GatewayUnderFire:
             self._process = self._start()
 
     def close(self) -> None:
+        self.wire.close()
         self._process.kill()
         self._process.wait()
 
@@ -121,6 +124,11 @@ class Cluster:
         return [gateway.address for gateway in self.gateways]
 
     @property
+    def wires(self) -> list[str]:
+        """Addresses behind which each gateway is too, and which can be cut."""
+        return [gateway.wire.address for gateway in self.gateways]
+
+    @property
     def controller_pid(self) -> int | None:
         """None while there is no controller."""
         found = processes_of([controller_name(self.name)])
@@ -155,6 +163,7 @@ class Cluster:
         """Returns once everything is there again. RuntimeError if it does not come."""
         troubled.heal()
         for gateway in self.gateways:
+            gateway.wire.mend()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(gateway.pid, signal.SIGCONT)
         wait_for(lambda: len(self.generations() or {}) >= self.replicas, "the replicas", self)

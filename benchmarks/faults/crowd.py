@@ -97,8 +97,9 @@ class Crowd:
     def _new_clients(self) -> list[AsyncClient]:
         return [AsyncClient(self._addresses), AsyncClient(self._addresses[::-1])]
 
-    async def _connect_anew(self) -> None:
+    async def _connect_anew(self, *, by_wire: bool) -> None:
         await self.close()
+        self._addresses = self._cluster.wires if by_wire else self._cluster.addresses
         self.clients = self._new_clients()
 
     async def answers(self, questions: Sequence[Question], at_once: int = 4) -> dict[str, Heard]:
@@ -119,7 +120,7 @@ class Crowd:
     async def live_through(self, episode: Episode, questions: Sequence[Question], twins: dict[str, Heard]) -> Result:
         began = time.monotonic()
         asked = [questions[(episode.first + n) % len(questions)] for n in range(episode.streams)]
-        await self._connect_anew()
+        await self._connect_anew(by_wire=episode.cuts_wires)
         streams = [Stream(question, n % len(self.clients)) for n, question in enumerate(asked)]
         tasks = [asyncio.create_task(one.run(self.clients[one.client])) for one in streams]
         expected = sum(twins[one.question.name].tokens for one in streams)

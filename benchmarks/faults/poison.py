@@ -15,9 +15,11 @@ from outrider.workers.types.errors import OutriderError
 BYSTANDERS = 100
 
 
-async def beside_poison(cluster: Cluster, crowd: Crowd, questions: Sequence[Question]) -> dict[str, Any]:
+async def beside_poison(
+    cluster: Cluster, crowd: Crowd, questions: Sequence[Question], bystanders: int = BYSTANDERS
+) -> dict[str, Any]:
     twins: dict[str, Heard] = await crowd.answers(questions)
-    streams = [Stream(questions[n % len(questions)], n % 2) for n in range(BYSTANDERS)]
+    streams = [Stream(questions[n % len(questions)], n % 2) for n in range(bystanders)]
     tasks = [asyncio.create_task(one.run(crowd.clients[one.client])) for one in streams]
     while not any(one.heard.tokens for one in streams):
         await asyncio.sleep(0.005)
@@ -30,7 +32,7 @@ async def beside_poison(cluster: Cluster, crowd: Crowd, questions: Sequence[Ques
     for name, texts in list(wrong.items())[:5]:
         print(f"  {name}: {'; '.join(texts)[:600]}", flush=True)
     return {
-        "bystanders": BYSTANDERS,
+        "bystanders": bystanders,
         "finished": sum(not one.error for one in streams),
         "generations_lost": sum(one.generation - 1 for one in status.replicas),
         "poison_heard": said,

@@ -17,8 +17,8 @@ class Fault(Enum):
     GATEWAY_KILL = "gateway KILL"
     GATEWAY_STOP = "gateway STOP"
     GATEWAY_DRAIN = "gateway drain"
-    GATEWAY_DEAF = "gateway hears nobody"
-    GATEWAY_MUTE = "nobody hears the gateway"
+    GATEWAY_DEAF = "no way to the gateway"
+    GATEWAY_MUTE = "no way from the gateway"
     REPLICA_DRAIN = "replica drain"
     CONTROLLER_KILL = "controller KILL"
 
@@ -40,6 +40,10 @@ class Episode:
     streams: int
     first: int  # of the questions, which are asked in turn
     blows: tuple[Blow, ...]
+
+    @property
+    def cuts_wires(self) -> bool:
+        return any(one.fault in (Fault.GATEWAY_DEAF, Fault.GATEWAY_MUTE) for one in self.blows)
 
     def __str__(self) -> str:
         blows = ", then ".join(f"{one.fault.value} of {one.target} after {one.after:.0%}" for one in self.blows)

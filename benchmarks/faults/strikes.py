@@ -60,6 +60,15 @@ def _signal_gateway(number: signal.Signals) -> Callable[[Cluster, int], Noticed 
     return send
 
 
+def _cut_wire(direction: str) -> Callable[[Cluster, int], Noticed | None]:
+    def cut(cluster: Cluster, target: int) -> Noticed | None:
+        wire = cluster.gateways[target % len(cluster.gateways)].wire
+        getattr(wire, direction).clear()
+        return None
+
+    return cut
+
+
 def _kill_controller(cluster: Cluster, target: int) -> Noticed | None:
     pid = cluster.controller_pid
     if pid is None:
@@ -77,6 +86,8 @@ _STRIKES: dict[Fault, Callable[[Cluster, int], Noticed | None]] = {
     Fault.GATEWAY_KILL: _signal_gateway(signal.SIGKILL),
     Fault.GATEWAY_STOP: _signal_gateway(signal.SIGSTOP),
     Fault.GATEWAY_DRAIN: _signal_gateway(signal.SIGTERM),
+    Fault.GATEWAY_DEAF: _cut_wire("to_target"),
+    Fault.GATEWAY_MUTE: _cut_wire("from_target"),
     Fault.REPLICA_DRAIN: _drain_replica,
     Fault.CONTROLLER_KILL: _kill_controller,
 }
