@@ -153,6 +153,11 @@ class Cluster:
             return None
         return {one.name: one.generation for one in status.replicas if one.state == "ready"}
 
+    def last_endings(self) -> list[str]:
+        """Why the latest generations before the present ones ended, where there were any."""
+        status = self.status()
+        return [one.last_ending for one in status.replicas if one.last_ending] if status is not None else []
+
     def drain(self, replica: str) -> None:
         """It leaves, and another comes in its place."""
         with contextlib.suppress(OutriderError):

@@ -14,6 +14,7 @@ class Fault(Enum):
     LEADER_KILL = "leader KILL"
     LEADER_STOP = "leader STOP"
     ENGINE_HANG = "engine thread hung"
+    RANK_HANG = "rank hung"
     GATEWAY_KILL = "gateway KILL"
     GATEWAY_STOP = "gateway STOP"
     GATEWAY_DRAIN = "gateway drain"

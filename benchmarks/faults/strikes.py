@@ -28,12 +28,15 @@ def _signal_rank(number: signal.Signals, rank: int) -> Callable[[Cluster, int], 
     return send
 
 
-def _hang(cluster: Cluster, target: int) -> Noticed | None:
-    replica = cluster.replica(target)
-    if replica is None:
-        return None
-    troubled.hang(replica.ranks[0].pid)
-    return _generation_ends(cluster, replica.name, replica.generation)
+def _hang(rank: int) -> Callable[[Cluster, int], Noticed | None]:
+    def hang(cluster: Cluster, target: int) -> Noticed | None:
+        replica = cluster.replica(target)
+        if replica is None:
+            return None
+        troubled.hang(replica.ranks[rank].pid)
+        return _generation_ends(cluster, replica.name, replica.generation)
+
+    return hang
 
 
 def _drain_replica(cluster: Cluster, target: int) -> Noticed | None:
@@ -82,7 +85,8 @@ _STRIKES: dict[Fault, Callable[[Cluster, int], Noticed | None]] = {
     Fault.RANK_STOP: _signal_rank(signal.SIGSTOP, rank=-1),
     Fault.LEADER_KILL: _signal_rank(signal.SIGKILL, rank=0),
     Fault.LEADER_STOP: _signal_rank(signal.SIGSTOP, rank=0),
-    Fault.ENGINE_HANG: _hang,
+    Fault.ENGINE_HANG: _hang(rank=0),
+    Fault.RANK_HANG: _hang(rank=-1),
     Fault.GATEWAY_KILL: _signal_gateway(signal.SIGKILL),
     Fault.GATEWAY_STOP: _signal_gateway(signal.SIGSTOP),
     Fault.GATEWAY_DRAIN: _signal_gateway(signal.SIGTERM),

@@ -33,18 +33,22 @@ class TroubledRank(Rank):
     """A real rank otherwise."""
 
     def load(self, *arguments: Any) -> None:
-        from outrider.workers.engine.runner import StageRunner
+        from outrider.workers.engine import runner
 
-        healthy, told = StageRunner.forward, _file(os.getpid())
+        forward, round_rows, told = runner.StageRunner.forward, runner.round_rows, _file(os.getpid())
 
-        def forward(runner: StageRunner, round: Any, *others: Any) -> Any:
-            while told.exists():
-                time.sleep(1.0)
-            computed = healthy(runner, round, *others)
+        def dying_forward(stage: runner.StageRunner, round: Any, *others: Any) -> Any:
+            computed = forward(stage, round, *others)
             if POISON in round.token_ids:
                 os.kill(os.getpid(), signal.SIGKILL)
             return computed
 
-        StageRunner.forward = forward  # type: ignore[method-assign]  # in this process alone
+        def hanging_rows(round: Any) -> Any:
+            while told.exists():
+                time.sleep(1.0)
+            return round_rows(round)
+
+        runner.StageRunner.forward = dying_forward  # type: ignore[method-assign]  # in this process alone
+        runner.round_rows = hanging_rows
         told.unlink(missing_ok=True)
         super().load(*arguments)

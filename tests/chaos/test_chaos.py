@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import re
 
 import pytest
 from common import prompts
@@ -16,6 +17,7 @@ from faults.questions import PARAMETER_SETS, questions
 from faults.schedule import Blow, Episode, Fault
 
 QUESTIONS = questions([text[:160] for text in prompts("code", 2)], max_tokens=24)
+HUNG = re.compile(r"rank 1 \(stage 1, .*\) hangs: no progress for .* in round \d+")
 STREAMS = 2 * len(PARAMETER_SETS)
 
 Twins = dict[str, Heard]
@@ -39,7 +41,7 @@ def twins(cluster: Cluster) -> Twins:
     "faults",
     [
         (Fault.RANK_KILL, Fault.GATEWAY_STOP),
-        (Fault.GATEWAY_KILL, Fault.LEADER_STOP),
+        (Fault.GATEWAY_KILL, Fault.RANK_HANG),
         (Fault.CONTROLLER_KILL, Fault.GATEWAY_DRAIN, Fault.LEADER_KILL),
     ],
     ids=lambda faults: " and ".join(fault.value for fault in faults),
@@ -58,6 +60,8 @@ def test_streams_live_through_faults_and_are_what_they_would_have_been(
 
     assert asyncio.run(scenario()) == {}
     cluster.mend()
+    if Fault.RANK_HANG in faults:
+        assert any(HUNG.search(ending) for ending in cluster.last_endings())
 
 
 def test_streams_that_are_cut_after_every_message_are_what_they_would_have_been(cluster: Cluster) -> None:
