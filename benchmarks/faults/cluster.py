@@ -164,13 +164,17 @@ class Cluster:
             self._client.drain(replica)
             self._client.scale(self.replicas)
 
-    def mend(self) -> None:
-        """Returns once everything is there again. RuntimeError if it does not come."""
-        troubled.heal()
+    def thaw(self) -> None:
+        """Frozen gateways go on, and the ways to them are whole again."""
         for gateway in self.gateways:
             gateway.wire.mend()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(gateway.pid, signal.SIGCONT)
+
+    def mend(self) -> None:
+        """Returns once everything is there again. RuntimeError if it does not come."""
+        troubled.heal()
+        self.thaw()
         wait_for(lambda: len(self.generations() or {}) >= self.replicas, "the replicas", self)
         for gateway in self.gateways:
             with Client(gateway.address) as client:

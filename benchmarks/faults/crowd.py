@@ -19,6 +19,7 @@ from outrider.workers.types.errors import OutriderError
 HUNG_S = 240.0
 NOTICED_S = 20.0  # what nobody met in this time, as an engine that hangs without work
 LOOK_EVERY_S = 0.005
+FROZEN_S = 30.0
 
 
 @dataclass(slots=True)
@@ -124,18 +125,26 @@ class Crowd:
         streams = [Stream(question, n % len(self.clients)) for n, question in enumerate(asked)]
         tasks = [asyncio.create_task(one.run(self.clients[one.client])) for one in streams]
         expected = sum(twins[one.question.name].tokens for one in streams)
+        thawing = asyncio.create_task(self._thaw())
         striking = asyncio.create_task(self._strike(episode.blows, streams, expected))
         await asyncio.wait(tasks, timeout=HUNG_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         struck = await striking
+        thawing.cancel()
         for one in struck:
             silences = [silence for stream in streams if (silence := stream.silence_after(one.at)) is not None]
             one.resumed_s = max(silences, default=None)
         wrong = {f"{n} {one.question.name}": one.wrong(twins[one.question.name]) for n, one in enumerate(streams)}
         wrong = {name: texts for name, texts in wrong.items() if texts}
         return Result(episode=episode, struck=struck, wrong=wrong, seconds=time.monotonic() - began)
+
+    async def _thaw(self) -> None:
+        """Now and then: with both gateways frozen nobody could go on."""
+        while True:
+            await asyncio.sleep(FROZEN_S)
+            self._cluster.thaw()
 
     async def _strike(self, blows: Sequence[Blow], streams: Sequence[Stream], expected: int) -> list[Struck]:
         """Each blow at its time; those that the streams' end was sooner than are left out."""

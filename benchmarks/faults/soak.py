@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
 import random
-import signal
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -63,9 +61,7 @@ async def _strike_now_and_then(cluster: Cluster, until: float, seed: int) -> int
         await asyncio.to_thread(strike, cluster, fault, target)
         struck += 1
         await asyncio.sleep(min(FROZEN_S, FAULT_EVERY_S / 3))
-        for gateway in cluster.gateways:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(gateway.pid, signal.SIGCONT)
+        cluster.thaw()
     return struck
 
 
