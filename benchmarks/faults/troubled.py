@@ -8,6 +8,7 @@ from typing import Any
 
 from outrider.workers.rank import Rank
 
+DYING_S = 0.3  # in which gateways hear that the request has begun, however busy they are
 POISON = 4093  # a reserved token of scout's vocabulary, which no text has
 HANG_FILES = Path("/tmp"), "outrider-chaos-hang-"  # by pid
 
@@ -40,6 +41,7 @@ class TroubledRank(Rank):
         def dying_forward(stage: runner.StageRunner, round: Any, *others: Any) -> Any:
             computed = forward(stage, round, *others)
             if POISON in round.token_ids:
+                time.sleep(DYING_S)
                 os.kill(os.getpid(), signal.SIGKILL)
             return computed
 
