@@ -119,6 +119,8 @@ class AsyncClient:
                     yield event
                 return
             except (grpc.aio.AioRpcError, GatewayLeftError) as error:
+                if request.finished:
+                    return
                 if not request.may_go_on(error, time.monotonic()):
                     raise explained(error, address) from error
                 pause_s = request.pause_s(error)

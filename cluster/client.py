@@ -36,6 +36,9 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 5_000),  # a gateway that is frozen or cut off is noticed while a call waits for it
     ("grpc.keepalive_timeout_ms", 4_000),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.min_reconnect_backoff_ms", 4_000),  # also how long a gateway may take to greet: a frozen one never does
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 4_000),
 )
 
 
@@ -141,6 +144,8 @@ class Client:
                 yield from self._heard(request, until)
                 return
             except (grpc.RpcError, GatewayLeftError) as error:
+                if request.finished:
+                    return
                 if not request.may_go_on(error, time.monotonic()):
                     raise explained(error, address) from error
                 pause_s = request.pause_s(error)

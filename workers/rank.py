@@ -82,6 +82,7 @@ class RankStatus:
     loaded: float = 0.0  # share of the weights, 0..1
     error: str = ""
     stall: str = ""  # the leader's: what hangs, with the rounds before; "" while nothing does
+    computing_s: float = 0.0  # how long it has been at its stage of a round; 0 while it waits for others
     service_address: str = ""  # the leader's, once ready
     busy_s: float = 0.0  # spent computing rounds
     draft_s: float = 0.0  # of those, drafting; the leader's
@@ -171,6 +172,7 @@ class Rank:
             held_up_s=self._role.held_up_s,
             elapsed_s=time.monotonic() - self._ready_at,
             stall=self._role.stall,
+            computing_s=self._role.computing_s,
             counters=self._role.counters,
             traffic=self._role.traffic,
             carriers=self._role.carriers,

@@ -83,7 +83,6 @@ class Inference:
         self._limits = limits
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare")
         self._streams: set[RequestStream] = set()
-        self._suspects = asyncio.Semaphore(1)  # that may be on a replica at once
         metrics.live_requests.set_function(lambda: admission.live_requests)
         metrics.queued_tokens.set_function(lambda: admission.queued_tokens)
         metrics.ready_replicas.set_function(lambda: fleet.ready)
@@ -195,21 +194,7 @@ class Inference:
             for event in events:
                 yield event
             while stream.lost:
-                if not stream.crashes:
-                    await self._move(stream)
-                    continue
-                async with contextlib.aclosing(self._move_suspect(stream)) as suspect:
-                    async for event in suspect:
-                        yield event
-
-    async def _move_suspect(self, stream: RequestStream) -> AsyncGenerator[Event]:
-        """One that may have broken its replica goes to another alone among such, until it has a token or breaks that
-        too: so those that were only beside it are not taken for it."""
-        async with self._suspects:
-            await self._move(stream)
-            while stream.crashes and not stream.lost and not stream.finished:
-                for event in await stream.next_events():
-                    yield event
+                await self._move(stream)
 
     async def _move(self, stream: RequestStream) -> None:
         """To a replica that goes on with the same text; without one the stream fails, and says why."""

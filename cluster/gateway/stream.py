@@ -93,7 +93,7 @@ class RequestStream:
     def move_to(self, replica: Replica) -> None:
         """Goes on there behind the tokens it has. EngineStoppedError if that one has just gone too."""
         self.replica.load.end(self.request.request_id)
-        self.request = replace(self.request, resumed=self._unfinished())
+        self.request = replace(self.request, resumed=self._unfinished(), suspect=self.crashes > 0)
         self._assembler.begin_again()
         self.moves += 1
         self.moves_without_progress += 1
