@@ -14,7 +14,7 @@ BUNDLED_MODELS = ("scout",)
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NUMERICS = ("exact", "fast")
-KERNELS = ("auto", "compiled", "torch")
+KERNELS = ("auto", "compiled", "triton", "torch")
 QUANTIZATIONS = (None, "int8")
 DRAFT_QUANTIZATIONS = ("auto", *QUANTIZATIONS)
 COUPLED = "coupled"
@@ -96,7 +96,7 @@ class EngineConfig:
     dtype: str = "auto"
     quantization: str | None = None  # "int8": weights in 8 bits with block scales, made as they are loaded
     numerics: str = "exact"
-    kernels: str = "auto"  # of the CPU: "compiled" where they can be had, else "torch"
+    kernels: str = "auto"  # "compiled" on a CPU and "triton" on a GPU where they can be had, else "torch"
     weight_cache_dir: str | None = None  # a folder: packed weights stay there, mapped by all ranks that need the same
     weight_cache_max_gib: float = 64.0  # what it may hold; the checkpoint that is loaded stays whole
     max_model_len: int | None = None

@@ -31,11 +31,17 @@ def device_in_force(config: EngineConfig, local_rank: int = 0) -> torch.device:
 
 
 def numerics_in_force(config: EngineConfig, kernels: str, device: torch.device) -> str:
-    """ "exact" needs kernels with one order of every sum, which torch's own are not on a GPU."""
-    if config.numerics == "exact" and kernels == "torch" and device.type == "cuda":
-        log.warning('numerics is "fast" and not "exact": torch\'s own kernels on a GPU have no fixed order of sums')
-        return "fast"
-    return config.numerics
+    """On a GPU "exact" needs kernels with one order of every sum, and all of a sum on one rank: else it is "fast"."""
+    if device.type == "cpu" or config.numerics == "fast":
+        return config.numerics
+    if kernels == "torch":
+        why = "torch's own kernels on a GPU have no fixed order of sums"
+    elif config.parallel.tensor_parallel_size > 1:
+        why = "on GPUs sums are split over tensor_parallel_size ranks, so bits depend on their number"
+    else:
+        return config.numerics
+    log.warning('numerics is "fast" and not "exact": %s', why)
+    return "fast"
 
 
 def dtype_in_force(config: EngineConfig, device: torch.device) -> torch.dtype:

@@ -88,7 +88,7 @@ class _Loader:
         self._model = ModelConfig.load(path)
         self._checkpoint = Checkpoint(path)
         self._dtype = dtype_in_force(spec.engine, self._device)
-        self._kernels = kernels_in_force(spec.engine, self._device, self._dtype)
+        self._kernels = kernels_in_force(spec.engine, self._device, self._dtype, self._model)
         numerics = numerics_in_force(spec.engine, self._kernels, self._device)
         self._config = replace(spec.engine, numerics=numerics)
         self._max_model_len = length_in_force(self._config, self._model)

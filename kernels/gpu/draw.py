@@ -1,8 +1,8 @@
 """Draws a token from each row of logits: coupled sampling (kernels/sampling.py) on a slice of the vocabulary.
 
-logits [n, V] float32, temperatures [n] float64 (0: the largest logit), keys [n] int64 -> best [n, 2] float64 and ids [n]
-int64: the largest score, the next largest, and the lowest id of the largest, counted from `first`. score = logit / T +
-Gumbel noise, float64. Two launches: parts of a row, then a row's parts in order. No sums: nothing to order.
+logits [n, V] float32, temperatures [n] float64 (0: the largest logit), keys [n] int64 -> best [n, 2] float64, ids [n]
+int64: the largest score and the next largest, and the lowest id of the largest, counted from `first`. score = logit / T
++ Gumbel noise, float64. Two launches: parts of a row, then a row's parts in order. No sums: nothing to order.
 
 The noise's integers are kernels/sampling.py's. Of them, 1 - u = (2^53 - 2 bits - 1) 2^-53 is exact, so its logarithm is
 log1p(-u).

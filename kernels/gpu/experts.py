@@ -6,13 +6,12 @@ gate_up [E, 2 w, K] (gate rows, then up), down [E, H, w], with scales by block o
 place: inside [P, w], then out [P, H].
 
 A program makes BO outputs of one expert's rows, so its weights are read once however many rows chose it. With few
-rows (at most 64) a program finds its rows by looking at all ids; with many they are sorted first (sort.py), and it takes
-BR of them at a time. Sums are those of linear.py: one row's order is the same in both forms.
+rows (at most 64) a program finds its rows by looking at all ids; with many they are sorted first (sort.py), and it
+takes BR of them at a time. Sums are those of linear.py: one row's order is the same in both forms.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from outrider.kernels import reference

@@ -36,7 +36,7 @@ def product(X, XS, W, WS, m, valid, n, N, K, FP8: tl.constexpr, READY: tl.conste
     total = tl.zeros((BO, BR), dtype=tl.float32)
     row = m.to(tl.int64) * K
     output = n.to(tl.int64) * K
-    for block in range(0, groups):
+    for block in range(groups):
         at = block * 128 + k
         w = tl.load(W + output[:, None] + at[None, :], mask=(n < N)[:, None] & (at < K)[None, :], other=0.0)
         x = tl.load(X + row[None, :] + at[:, None], mask=valid[None, :] & (at < K)[:, None], other=0.0)

@@ -34,7 +34,7 @@ def _join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, size, eps, PLACES
     at = tl.arange(0, SIZE)
     inside = at < size
     total = tl.zeros((SIZE,), dtype=tl.float32)
-    for place in range(0, PLACES):
+    for place in range(PLACES):
         out = tl.load(OUTPUTS + (row * PLACES + place) * size + at, mask=inside, other=0.0).to(tl.float32)
         if WEIGHTED:
             out = out * tl.load(WEIGHTS + row * PLACES + place)
@@ -70,7 +70,7 @@ def _weigh(OUTPUTS, WEIGHTS, SUM, size, PLACES: tl.constexpr, BLOCK: tl.constexp
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for place in range(0, PLACES):
+    for place in range(PLACES):
         out = tl.load(OUTPUTS + (row * PLACES + place) * size + at, mask=at < size, other=0.0).to(tl.float32)
         total = total + out * tl.load(WEIGHTS + row * PLACES + place)
     tl.store(SUM + row * size + at, total.to(SUM.dtype.element_ty), mask=at < size)

@@ -1,7 +1,7 @@
 """Queries as they meet the latents: each head's nope part through its W^UK, its rotary part turned.
 
-q [R, H (n + r)] -> [R, H, D + r]; key_up [H, n, D]. A program does 16 rows of one head and a part of D: one product over
-all n, so a row's order of sums is the tensor core's over n.
+q [R, H (n + r)] -> [R, H, D + r]; key_up [H, n, D]. A program does 16 rows of one head and a part of D: one product
+over all n, so a row's order of sums is the tensor core's over n.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from outrider.kernels.gpu.language import INTERPRETED, jit, tl
+from outrider.kernels.gpu.language import jit, tl
 
 LARGEST = 448.0  # of e4m3
 LEAST_PEAK = 1e-10  # of a group of values: a group of zeros has a scale too

@@ -26,7 +26,7 @@ def _values(PARTS, LOGS, SEEN, UP, OUT, R, splits, H: tl.constexpr, D: tl.conste
     most = tl.max(own, 0)
     place = (m.to(tl.int64) * H + head) * splits
     peak = tl.full((ROWS,), -1e30, tl.float32)
-    for split in range(0, most):
+    for split in range(most):
         peak = tl.maximum(peak, tl.load(LOGS + place + split, mask=split < own, other=-1e30))
     v, b = tl.arange(0, V), tl.arange(0, BD)
     out = tl.zeros((ROWS, V), tl.float32)
@@ -34,7 +34,7 @@ def _values(PARTS, LOGS, SEEN, UP, OUT, R, splits, H: tl.constexpr, D: tl.conste
         d = part * BD + b
         total = tl.zeros((ROWS,), tl.float32)
         mean = tl.zeros((ROWS, BD), tl.float32)
-        for split in range(0, most):
+        for split in range(most):
             log = tl.load(LOGS + place + split, mask=split < own, other=-1e30)
             weight = tl.where(split < own, tl.exp(log - peak), 0.0)
             at = PARTS + (place + split)[:, None] * D + d[None, :]

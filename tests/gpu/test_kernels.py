@@ -163,8 +163,8 @@ def _cached(counts: list[int], contexts: list[int], heads: int, dtype: torch.dty
     order = torch.randperm(each * len(counts) + 3, generator=torch.Generator().manual_seed(1)).int()
     tiles, seen, row = [], [], 0
     for sequence, (count, context) in enumerate(zip(counts, contexts, strict=True)):
-        for first in range(0, count, mla.QUERIES):
-            tiles.append([sequence, row + first, min(mla.QUERIES, count - first)])
+        firsts = range(0, count, mla.QUERIES)
+        tiles += [[sequence, row + first, min(mla.QUERIES, count - first)] for first in firsts]
         seen += [[sequence % 2, context + j + 1] for j in range(count)]
         row += count
     q, cache = drawn(row, heads, RANK + ROPE, dtype=dtype), drawn(len(order) * page, RANK + ROPE, seed=2, dtype=dtype)

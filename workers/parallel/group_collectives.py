@@ -50,8 +50,8 @@ class GroupCollectives:
         return out.view(part.dtype).view(out.shape[0], *part.shape)
 
     def add(self, part: Tensor, purpose: str) -> Tensor:
-        """In the parts' own type on GPUs, in float32 on CPUs."""
-        total = part.clone() if part.is_cuda else part.float().clone(memory_format=torch.contiguous_format)
+        """In place and in the parts' own type on GPUs, in float32 on CPUs."""
+        total = part.contiguous() if part.is_cuda else part.float().clone(memory_format=torch.contiguous_format)
         given = total.numel() * total.element_size()
         self._do(purpose, given, lambda: dist.all_reduce(total, group=self.process_group, async_op=True))
         return total.to(part.dtype)
