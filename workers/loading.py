@@ -26,7 +26,7 @@ from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.lanes import Lanes
 from outrider.workers.engine.live_experts import LiveExperts
-from outrider.workers.engine.memory import blocks_for, free_bytes
+from outrider.workers.engine.memory import blocks_for, free_bytes, round_bytes
 from outrider.workers.engine.pipeline import FirstStage, Pipeline, SingleStage
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
@@ -112,7 +112,12 @@ class _Loader:
         blocks = self._allocate()
         self._max_model_len = fitted_length(self._config, self._max_model_len, blocks)
         runner = StageRunner(
-            self._parts.stage, self._device, self._sharing.shard.data, self._live_experts(), self._lanes()
+            self._parts.stage,
+            self._device,
+            self._sharing.shard.data,
+            self._live_experts(),
+            self._lanes(),
+            waits=spec.mesh.pipeline > 1,
         )
         sampler, mtp = self._sampler(), self._mtp_drafter()
         wires = Wires(spec.rank, spec.mesh, self._links())
@@ -260,7 +265,8 @@ class _Loader:
         """Blocks that every rank of the replica has room for, taken here."""
         each = [parts for parts in (self._parts, self._draft_parts) if parts is not None]
         per_block = sum(parts.cache_bytes_per_block for parts in each)
-        blocks = blocks_for(self._config, self._max_model_len, per_block, free_bytes(self._device))
+        of_rounds = round_bytes(self._config, self._model, self._sharing.shard, self._dtype.itemsize)
+        blocks = blocks_for(self._config, self._max_model_len, per_block, free_bytes(self._device, of_rounds))
         blocks = groups.agree_on_minimum(blocks)
         for parts in each:
             parts.allocate_cache(blocks)

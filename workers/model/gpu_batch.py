@@ -19,7 +19,7 @@ from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.types.round import ints
 
 Int32Array = NDArray[np.int32]
-_PARTS_BYTES = 256 << 20  # of what attention's splits leave: rows go in pieces of no more
+PARTS_BYTES = 256 << 20  # of what attention's splits leave: rows go in pieces of no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def batches_of(
     arrays, shapes = list[IntArray](), list[tuple[tuple[Piece, ...], int]]()
     for rows in rounds:
         splits = power_of_two(-(-(int(rows.cache_positions.max(initial=0)) + 1) // SPLIT))
-        tiles, pieces = _tiles(rows.query_offsets, max(QUERIES, _PARTS_BYTES // (row_bytes * splits)))
+        tiles, pieces = _tiles(rows.query_offsets, max(QUERIES, PARTS_BYTES // (row_bytes * splits)))
         arrays += [rows.token_ids, rows.rope_positions, _slots(rows, block_size), _seen(rows), tiles, _pages(rows)]
         arrays += [ints() if wanted is None else wanted]
         shapes.append((pieces, splits))
