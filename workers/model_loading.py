@@ -170,8 +170,9 @@ def _gpu_loader(wanted: Wanted) -> GpuLoader:
 def _load_gpu(wanted: Wanted) -> Parts:
     loader, block_size = _gpu_loader(wanted), wanted.config.block_size
     stage = GpuStage.load(
-        loader, wanted.layers, block_size=block_size, sharing=wanted.sharing, progress=wanted.progress
-    )
+        loader, wanted.layers, block_size=block_size, sharing=wanted.sharing, progress=wanted.progress,
+        in_graphs=not wanted.config.enforce_eager,
+    )  # fmt: skip
     module = GpuModules.load(loader, stage, block_size) if wanted.drafts else None
     return Parts(
         stage=stage,

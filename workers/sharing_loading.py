@@ -16,6 +16,7 @@ from outrider.workers.parallel.deep_ep import find_deep_ep, open_buffer
 from outrider.workers.parallel.group_collectives import GroupCollectives
 from outrider.workers.parallel.group_meeting import meet_groups
 from outrider.workers.parallel.meeting import this_machine
+from outrider.workers.parallel.peer_memory import meet_in_peer_memory
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.watchdog import Watchdog
 
@@ -52,6 +53,8 @@ def load_sharing(
     sharing = Sharing.of(shard, met, spec.mesh, spec.rank)
     if shard.spread:
         sharing = replace(sharing, deep_ep=_deep_ep(sharing.stage, model.hidden_size, device, dtype))
+    if device.type == "cuda" and shard.tensors > 1:
+        sharing = replace(sharing, peers=meet_in_peer_memory(sharing.tensor, model.hidden_size, dtype, device))
     return Met(sharing=sharing, layout=layout)
 
 

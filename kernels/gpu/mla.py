@@ -23,6 +23,7 @@ from outrider.kernels.gpu.ops import define
 SPLIT = 512  # slots of a program
 BLOCK = 64
 QUERIES = 4  # rows of a tile; 16 heads of each fill a tensor core's 64
+WARPS, STAGES = 8, 1  # more stages do not fit shared memory, fewer warps spill
 _HEADS = 16
 
 
@@ -86,7 +87,7 @@ def launch(q: Tensor, cache: Tensor, tiles: Tensor, pages: Tensor, seen: Tensor,
         _mla[len(tiles), ceil_div(heads, _HEADS), splits](
             q, cache, tiles, pages, seen, parts, logs, scale, pages.shape[1], splits, H=heads, D=rank,
             ROPE=width - rank, PAGE=page_size, SPLIT=SPLIT, BLOCK=BLOCK, QUERIES=QUERIES, BH=_HEADS,
-            INTERPRETED=INTERPRETED, num_warps=8, num_stages=1,
+            INTERPRETED=INTERPRETED, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
     return parts, logs
 

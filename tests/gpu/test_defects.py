@@ -65,7 +65,7 @@ class FakeContent:
 
 
 def test_mixing_devices_is_an_error_as_on_a_gpu(pretend: Counts) -> None:
-    with pytest.raises(DeviceMismatchError, match="cuda:0.*cpu"):
+    with pytest.raises(DeviceMismatchError, match=r"cuda:0.*cpu"):
         torch.ones(3, device="cuda") + torch.ones(3)
 
 

@@ -79,6 +79,27 @@ def batches_of(
     return found
 
 
+def packed(rows: Rows, block_size: int, size: int, pages: int) -> list[IntArray]:
+    """The arrays of a batch of `size` rows and as many sequences and tiles, in its order, flat.
+
+    Rows beyond the round's own see and write nothing.
+    """
+    tiles, _ = _tiles(rows.query_offsets, size)
+    own = _pages(rows)[:, :pages]
+    filled = np.zeros((size, pages), dtype=np.int64)
+    filled[: len(own), : own.shape[1]] = own
+    arrays = (rows.token_ids, rows.rope_positions, _slots(rows, block_size), _seen(rows), tiles)
+    ends = (0, 0, -1, 0, 0)
+    return [*(_filled_up(each, size, end) for each, end in zip(arrays, ends, strict=True)), filled.ravel()]
+
+
+def _filled_up(array: IntArray, size: int, value: int) -> IntArray:
+    """[n, ..] -> [size, ..], flat."""
+    out = np.full((size, *array.shape[1:]), value, dtype=np.int64)
+    out[: len(array)] = array
+    return out.ravel()
+
+
 def _owners(rows: Rows) -> IntArray:
     return np.repeat(np.arange(len(rows.write_from)), np.diff(rows.query_offsets))
 

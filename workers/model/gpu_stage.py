@@ -6,7 +6,7 @@ on its company. Where ranks share the stage, each has its heads, and its slice o
 parts are added up over ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,10 +19,12 @@ from outrider.kernels.gpu.latents import latents
 from outrider.kernels.gpu.mla import mla
 from outrider.kernels.gpu.norms import join_norm, norm, pair_norms, weigh
 from outrider.kernels.gpu.queries import queries
+from outrider.kernels.gpu.reduce import sum_join_norm
 from outrider.kernels.gpu.values import values
 from outrider.workers.model.cache import Cache
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.gpu_batch import GpuBatch, batches_of
+from outrider.workers.model.gpu_graphs import Graphs, Run, capture
 from outrider.workers.model.gpu_weights import GpuAttention, GpuLayer, GpuLoader, GpuModule, GpuMoe, Stack, Weight
 from outrider.workers.model.layers import LATENT_NORM_EPS
 from outrider.workers.model.loading import Progress
@@ -48,8 +50,14 @@ class Decoder:
     """Runs layers one after another. What stages and MTP modules have in common."""
 
     def __init__(
-        self, config: ModelConfig, sharing: Sharing, table: Tensor, block_size: int, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        sharing: Sharing,
+        table: Tensor,
+        block_size: int,
+        dtype: torch.dtype,
     ) -> None:
+        self.peers = sharing.peers
         self.config, self.sharing, self.table = config, sharing, table
         self.block_size, self.dtype, self.device = block_size, dtype, table.device
         heads = sharing.shard.heads(config.num_attention_heads)
@@ -57,6 +65,11 @@ class Decoder:
         self._sums = sharing.sum("layer outputs") if sharing.tensor.size > 1 else None
         self._embedded = sharing.columns(config.hidden_size, "embeddings")
         self._dense = _DenseRoute(table.device)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether no layer waits for another rank but in a kernel of its own."""
+        return torch.version.cuda is not None and (self.sharing.tensor.size == 1 or self.peers is not None)
 
     @property
     def width(self) -> int:
@@ -76,6 +89,12 @@ class Decoder:
 
     def join(self, hidden: Tensor, outputs: Tensor, weights: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The stream with what was made added to it, everybody's parts of it; and its norm."""
+        if self.peers is not None and len(hidden) <= self.peers.most_rows:
+            peers, eps = self.peers, self.config.rms_norm_eps
+            stream, normed = sum_join_norm(
+                hidden, outputs, weights, weight, eps, peers.addresses, peers.epochs, peers.rank, peers.group
+            )
+            return stream, normed
         if self._sums is not None:
             outputs, weights = self._sums(outputs if weights is None else weigh(outputs, weights)), None
         stream, normed = join_norm(hidden, outputs, weights, weight, self.config.rms_norm_eps)
@@ -163,13 +182,24 @@ class GpuStage:
         embedding: Tensor | None,
         norm: Tensor | None,
         head: Weight | None,
+        in_graphs: bool = False,
     ) -> None:
+        """`in_graphs`: rounds of few rows run as graphs, where they can be captured."""
+        self._in_graphs = in_graphs
         self.decoder, self.layers, self.cache = decoder, layers, cache
         self.embedding, self.norm, self.head = embedding, norm, head
+        self._graphs: Graphs | None = None
 
     @classmethod
     def load(
-        cls, loader: GpuLoader, layers: range, *, block_size: int, sharing: Sharing, progress: Progress
+        cls,
+        loader: GpuLoader,
+        layers: range,
+        *,
+        block_size: int,
+        sharing: Sharing,
+        progress: Progress,
+        in_graphs: bool = False,
     ) -> "GpuStage":
         """Reads the layers, and what goes before or after them. `progress` hears of every layer read."""
         config, last = loader.config, layers.stop == loader.config.num_hidden_layers
@@ -186,6 +216,7 @@ class GpuStage:
             embedding=loader.embedding() if layers.start == 0 else None,
             norm=loader.tensor("model.norm.weight", config.hidden_size) if last else None,
             head=loader.head() if last else None,
+            in_graphs=in_graphs,
         )
 
     @property
@@ -195,15 +226,34 @@ class GpuStage:
     def allocate_cache(self, num_blocks: int) -> None:
         """Make room for blocks 0..num_blocks-1. To be called once, before the first round."""
         self.cache.allocate(num_blocks)
+        if self._in_graphs and self.decoder.capturable:
+            self.use_graphs()
+
+    def use_graphs(self, capture: Callable[[Run], Run] = capture) -> None:
+        """Rounds of few rows run as graphs from now on. To be called once the cache is there."""
+        decoder = self.decoder
+        embeds = self.embedding is not None and decoder.sharing.tensor.size == 1
+        hidden_size = None if embeds else decoder.config.hidden_size
+        self._graphs = Graphs(
+            self._embed_and_run, decoder.block_size, hidden_size, decoder.dtype, decoder.device, capture
+        )
 
     @torch.inference_mode()
     def run(self, rows: Rows, hidden: Tensor | None, lane: int = 0) -> Tensor:
         """`hidden` [R, hidden], None on the first stage, which embeds -> [R, hidden]; the last stage's is normed."""
-        batch = self.decoder.batch(rows)
-        if hidden is None:
-            assert self.embedding is not None, "only the first stage embeds"
-            hidden = self.decoder.embed(batch.token_ids, self.embedding)
-        return self.forward(batch, hidden)
+        if self._graphs is None or not self._graphs.fits(rows):
+            return self._embed_and_run(self.decoder.batch(rows), hidden)
+        if hidden is None and self.decoder.sharing.tensor.size > 1:  # parts of embeddings come over NCCL
+            token_ids = torch.from_numpy(rows.token_ids).to(self.decoder.device, non_blocking=True)
+            hidden = self._embedded(token_ids)
+        return self._graphs.run(rows, hidden)
+
+    def _embed_and_run(self, batch: GpuBatch, hidden: Tensor | None) -> Tensor:
+        return self.forward(batch, self._embedded(batch.token_ids) if hidden is None else hidden)
+
+    def _embedded(self, token_ids: Tensor) -> Tensor:
+        assert self.embedding is not None, "only the first stage embeds"
+        return self.decoder.embed(token_ids, self.embedding)
 
     @torch.inference_mode()
     def forward(self, batch: GpuBatch, hidden: Tensor) -> Tensor:
