@@ -21,6 +21,7 @@ from outrider.kernels.gpu.ops import define
 from outrider.kernels.gpu.sort import launch as sort_pairs
 
 _INNER_EACH, _OUTER_EACH = 64, 64  # outputs of a program
+SORTED_ROWS = 32  # of an expert at a time: with 64 the two sums of gate and up spill
 
 
 @jit
@@ -100,7 +101,7 @@ def launch(x: Tensor, ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor | None
     order, starts = sort_pairs(ids, experts) if ordered else (ids, ids)
     options = {
         "FP8": gate_up_scale is not None, "SORTED": ordered, "INTERPRETED": INTERPRETED, "PLACES": places,
-        "WIDTH": power_of_two(places), "BR": FEW_ROWS if ordered else max(16, power_of_two(rows)), "num_warps": 4,
+        "WIDTH": power_of_two(places), "BR": SORTED_ROWS if ordered else max(16, power_of_two(rows)), "num_warps": 4,
     }  # fmt: skip
     _gate_up[experts, ceil_div(width, _INNER_EACH)](
         x, gate_up, gate_up_scale, ids, order, starts, inside, rows, width, x.shape[1], BO=_INNER_EACH, **options

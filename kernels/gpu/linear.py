@@ -77,7 +77,8 @@ def launch(x: Tensor, weight: Tensor, scale: Tensor | None, wide: bool) -> Tenso
     grid = ceil_div(outputs, outputs_each), ceil_div(rows, rows_each)
     _linear[grid](
         values, scales, weight, scale, out, rows, outputs, inputs, FP8=scale is not None, READY=ready,
-        INTERPRETED=INTERPRETED, BR=rows_each, BO=outputs_each, num_warps=4, num_stages=4 if rows_each <= 32 else 3,
+        INTERPRETED=INTERPRETED, BR=rows_each, BO=outputs_each, num_warps=8 if rows_each > 64 else 4,
+        num_stages=4 if rows_each <= 32 else 3,
     )  # fmt: skip
     return out
 

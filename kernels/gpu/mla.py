@@ -21,9 +21,9 @@ from outrider.kernels.gpu.language import INTERPRETED, ceil_div, jit, tl
 from outrider.kernels.gpu.ops import define
 
 SPLIT = 512  # slots of a program
-BLOCK = 64
+BLOCK = 32
 QUERIES = 4  # rows of a tile; 16 heads of each fill a tensor core's 64
-WARPS, STAGES = 8, 1  # more stages do not fit shared memory, fewer warps spill
+WARPS, STAGES = 8, 2  # of those tried that which spills least
 _HEADS = 16
 
 
@@ -55,8 +55,12 @@ def _mla(Q, CACHE, TILES, PAGES, SEEN, PARTS, LOGS, scale, pages, splits, H: tl.
         mean = tl.zeros((BH * QUERIES, D), tl.float32)
         for start in range(begin, end, BLOCK):
             slot = start + k
-            page = tl.load(PAGES + sequence * pages + slot // PAGE, mask=slot < end, other=0).to(tl.int64)
-            at = CACHE + (page * PAGE + slot % PAGE) * (D + ROPE)
+            if PAGE % BLOCK == 0:  # one page has all of the block: one address, and small offsets from it
+                page = tl.load(PAGES + sequence * pages + start // PAGE).to(tl.int64)
+                at = (CACHE + (page * PAGE + start % PAGE) * (D + ROPE)) + k * (D + ROPE)
+            else:
+                of_each = tl.load(PAGES + sequence * pages + slot // PAGE, mask=slot < end, other=0).to(tl.int64)
+                at = CACHE + (of_each * PAGE + slot % PAGE) * (D + ROPE)
             keys = tl.load(at[:, None] + d[None, :], mask=(slot < end)[:, None], other=0.0)
             rope = tl.load(at[:, None] + D + r[None, :], mask=(slot < end)[:, None], other=0.0)
             if INTERPRETED:

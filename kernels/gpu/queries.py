@@ -37,8 +37,8 @@ def _queries(Q, UP, TABLE, POSITIONS, OUT, R, H: tl.constexpr, N: tl.constexpr, 
         turn = TABLE + tl.load(POSITIONS + m, mask=there, other=0).to(tl.int64)[:, None] * 2 * ROPE + r[None, :]
         x = tl.load(source + N + r[None, :], mask=there[:, None], other=0.0).to(tl.float32)
         partner = tl.load(source + N + (r ^ 1)[None, :], mask=there[:, None], other=0.0).to(tl.float32)
-        out = x * tl.load(turn) + partner * tl.load(turn + ROPE)
-        tl.store(target + D + r[None, :], out.to(OUT.dtype.element_ty), mask=there[:, None])
+        turned = x * tl.load(turn) + partner * tl.load(turn + ROPE)
+        tl.store(target + D + r[None, :], turned.to(OUT.dtype.element_ty), mask=there[:, None])
 
 
 def launch(q: Tensor, key_up: Tensor, table: Tensor, positions: Tensor) -> Tensor:

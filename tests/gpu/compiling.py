@@ -14,13 +14,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from outrider.kernels.gpu import draw, experts, latents, linear, mla, norms, queries, reduce, sort, values
 from outrider.kernels.gpu import choose as routing
+from outrider.kernels.gpu import draw, experts, latents, linear, mla, norms, queries, reduce, sort, values
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FP8, BF16, F32, F64, I32, I64 = "*fp8e4nv", "*bf16", "*fp32", "*fp64", "*i32", "*i64"
 _PRODUCT = {"X": BF16, "XS": F32, "W": FP8, "WS": F32, "Y": BF16, "FP8": True, "READY": False, "INTERPRETED": False}
-_MANY = {"X": FP8, "READY": True, "num_stages": 3}
+_MANY = {"X": FP8, "READY": True, "num_stages": 3, "num_warps": 8}
 _EXPERTS = {
     "X": BF16, "W": FP8, "WS": F32, "IDS": I32, "ORDER": I32, "STARTS": I32, "OUT": BF16, "FP8": True,
     "SORTED": False, "INTERPRETED": False, "PLACES": 9, "WIDTH": 16, "BO": 64,
@@ -38,7 +38,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear, 2048 rows": (linear._linear, {**_PRODUCT, **_MANY, "BR": 128, "BO": 64}),
     "linear, bf16": (linear._linear, {**_PRODUCT, "W": BF16, "FP8": False, "BR": 16, "BO": 64, "num_stages": 4}),
     "gate and up": (experts._gate_up, {**_EXPERTS, "BR": 16}),
-    "gate and up, sorted": (experts._gate_up, {**_EXPERTS, "SORTED": True, "BR": 64}),
+    "gate and up, sorted": (experts._gate_up, {**_EXPERTS, "SORTED": True, "BR": experts.SORTED_ROWS}),
     "down": (experts._down, {**_EXPERTS, "BR": 16}),
     "attention": (mla._mla, _MLA),
     "values": (
@@ -87,7 +87,7 @@ def compiled(kernel: Any, given: dict[str, Any], capability: int, folder: Path) 
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(kernel.arg_names)
-        if signature[name][0] == "*" or name in ("K", "N", "w", "size")
+        if signature[name][0] == "*" or (signature[name] == "i32" and name in ("K", "N", "w", "size"))
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

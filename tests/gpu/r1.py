@@ -1,4 +1,4 @@
-"""R1's layers in small: 61 of them, three dense, one MTP module, eight ranks' slice of them; one layer's weights for all.
+"""R1's layers in small: 61, three of them dense, and a module, as one of eight ranks; one layer's weights serve all.
 
 How many launches, syncs and copies a round has does not depend on sizes, so they are those of the real one.
 """
