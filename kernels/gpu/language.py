@@ -9,6 +9,8 @@ try:
 except ImportError:  # a machine without GPUs
     triton = tl = None
 
+__all__ = ["INTERPRETED", "ceil_div", "jit", "power_of_two", "tl", "triton"]
+
 INTERPRETED = False
 if triton is not None:
     INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1, when the kernels were defined

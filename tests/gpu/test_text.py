@@ -27,7 +27,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "scored": {"logprobs": 2, "prompt_logprobs": 1, "temperature": 0},
     "penalties": {"frequency_penalty": 0.7, "repetition_penalty": 1.2, "seed": 4},
 }
-_SPECULATION = ("off", 3, "auto")
+_SPECULATION = ("off", 3, pytest.param("auto", marks=pytest.mark.full))
 _SETTINGS = {
     "model": "scout",
     "dtype": "float32",
