@@ -135,11 +135,12 @@ class GpuLoader:
     def weight(self, parts: Sequence[tuple[str, int, slice]], inputs: int, columns: slice | None = None) -> Weight:
         """Rows of weights (name, all its rows, those that are wanted) laid one after another; of some `columns`.
 
-        Blocks of FP8 stay whole: every part but the last has a multiple of 128 rows, or all are widened.
+        Where a cut does not fall between blocks of FP8, all are widened.
         """
         width = inputs if columns is None else columns.stop - columns.start
         sizes = [rows.stop - rows.start for _, _, rows in parts]
-        in_blocks = all(self.keeps_fp8(name) for name, _, _ in parts) and all(size % BLOCK == 0 for size in sizes[:-1])
+        borders = [*(rows.start for _, _, rows in parts), *sizes[:-1], 0 if columns is None else columns.start]
+        in_blocks = all(self.keeps_fp8(name) for name, _, _ in parts) and not any(each % BLOCK for each in borders)
         made = self._room((sum(sizes), width), in_blocks)
         first = 0
         for (name, outputs, rows), size in zip(parts, sizes, strict=True):
