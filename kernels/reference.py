@@ -157,8 +157,8 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def weigh(outputs: Tensor, weights: Tensor) -> Tensor:
     """gpu/norms.py: the sum over a row's places [R places, H], [R, places] -> [R, H], in order."""
-    by_place = outputs.float().unflatten(0, weights.shape)
-    total = by_place[:, 0] * weights[:, :1]
+    by_place: Tensor = outputs.float().unflatten(0, weights.shape)
+    total: Tensor = by_place[:, 0] * weights[:, :1]
     for place in range(1, weights.shape[1]):
         total = total + by_place[:, place] * weights[:, place : place + 1]
     return total.to(outputs.dtype)
@@ -182,7 +182,7 @@ def _turned(x: Tensor, table: Tensor, positions: Tensor) -> Tensor:
     """x [R, .., r], turned by its row's position."""
     cos, sin = table[positions.long()].unbind(1)  # [R, r]
     shape = (len(x), *[1] * (x.dim() - 2), -1)
-    partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    partner: Tensor = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return x * cos.view(shape) + partner * sin.view(shape)
 
 

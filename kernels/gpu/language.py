@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
+triton: Any
+tl: Any
 try:
-    import triton
-    import triton.language as tl
+    import triton as _triton
+    import triton.language as _language
+
+    triton, tl = _triton, _language
 except ImportError:  # a machine without GPUs
     triton = tl = None
 
-__all__ = ["INTERPRETED", "ceil_div", "jit", "power_of_two", "tl", "triton"]
-
-INTERPRETED = False
-if triton is not None:
-    INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1, when the kernels were defined
+# TRITON_INTERPRET=1, when the kernels were defined
+INTERPRETED = triton is not None and bool(triton.knobs.runtime.interpret)
 
 
 def jit(kernel: Callable[..., Any]) -> Any:

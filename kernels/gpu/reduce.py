@@ -13,6 +13,8 @@ flags and data are seen in order (release and acquire at system scope).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -79,7 +81,8 @@ def _twin(hidden: Tensor, outputs: Tensor, weights: Tensor | None, norm: Tensor,
     """Over the process group of that name; "" has this rank alone."""
     part = outputs.clone() if weights is None else reference.weigh(outputs, weights)
     if group:
-        dist.all_reduce(part, group=dist.distributed_c10d._resolve_process_group(group))
+        names: Any = dist.distributed_c10d
+        dist.all_reduce(part, group=names._resolve_process_group(group))
     return reference.join_norm(hidden, part, None, norm, eps)
 
 

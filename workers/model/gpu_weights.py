@@ -199,9 +199,14 @@ class GpuLoader:
         size = config.qk_nope_head_dim + config.v_head_dim
         shape = config.num_attention_heads * size, config.kv_lora_rank
         rows = slice(heads.start * size, heads.stop * size)
-        up = self.checkpoint.tensor(name + "kv_b_proj.weight", torch.float32, shape, rows).unflatten(0, (-1, size))
+        up = self.checkpoint.tensor(name + "kv_b_proj.weight", torch.float32, shape, rows).view(
+            -1, size, config.kv_lora_rank
+        )
         key, value = up[:, : config.qk_nope_head_dim], up[:, config.qk_nope_head_dim :].transpose(1, 2)
-        return tuple(each.to(self.dtype).contiguous().to(self.device) for each in (key, value))  # type: ignore[return-value]
+        return self._kept(key), self._kept(value)
+
+    def _kept(self, values: Tensor) -> Tensor:
+        return values.to(self.dtype).contiguous().to(self.device)
 
     def _dense(self, name: str) -> Stack:
         """Split over the tensor group."""

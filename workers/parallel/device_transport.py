@@ -65,7 +65,7 @@ class DeviceTransport:
         hidden = torch.empty(rows, width, dtype=self._dtype, device=self._device)
         if hidden.numel():
             try:
-                work = dist.irecv(hidden, self._peer, group=self._states)
+                work: Any = dist.irecv(hidden, self._peer, group=self._states)
             except RuntimeError as error:
                 raise LinkBrokenError(str(error).strip().splitlines()[0]) from error
             self._watch(work, timeout_s or float("inf"), f"receiving states from rank {self._peer}")

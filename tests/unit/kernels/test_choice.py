@@ -24,7 +24,11 @@ def test_a_cpu_runs_them_where_they_can_be_had(kernels: str, dtype: torch.dtype,
 
 @pytest.mark.parametrize(
     ("settings", "device", "dtype"),
-    [({"kernels": "torch"}, CPU, torch.float32), ({}, CPU, torch.float16), ({}, CUDA, torch.bfloat16)],
+    [
+        ({"kernels": "torch"}, CPU, torch.float32),
+        ({}, CPU, torch.float16),
+        ({"kernels": "torch"}, CUDA, torch.bfloat16),
+    ],
     ids=["asked for", "float16", "a GPU"],
 )
 def test_torchs_path_runs_without_a_word_where_that_is_meant(
