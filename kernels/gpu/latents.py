@@ -33,14 +33,14 @@ def _latents(LOW, QNORM, KNORM, TABLE, POSITIONS, SLOTS, CACHE, QUERY, Q, eps, N
     if slot >= 0:
         d = tl.arange(0, D)
         latent = tl.load(LOW + Q + d)
-        out = normed(latent.to(tl.float32), KNORM, d, d < D, D, eps, latent.dtype)
-        tl.store(CACHE + slot * (D + ROPE) + d, out.to(CACHE.dtype.element_ty))
+        own = normed(latent.to(tl.float32), KNORM, d, d < D, D, eps, latent.dtype)
+        tl.store(CACHE + slot * (D + ROPE) + d, own.to(CACHE.dtype.element_ty))
         r = tl.arange(0, ROPE)
         turn = TABLE + tl.load(POSITIONS + row).to(tl.int64) * 2 * ROPE + r
         key = tl.load(LOW + Q + D + r).to(tl.float32)
         partner = tl.load(LOW + Q + D + (r ^ 1)).to(tl.float32)
-        out = key * tl.load(turn) + partner * tl.load(turn + ROPE)
-        tl.store(CACHE + slot * (D + ROPE) + D + r, out.to(CACHE.dtype.element_ty))
+        turned = key * tl.load(turn) + partner * tl.load(turn + ROPE)
+        tl.store(CACHE + slot * (D + ROPE) + D + r, turned.to(CACHE.dtype.element_ty))
 
 
 def launch(low: Tensor, query_norm: Tensor | None, latent_norm: Tensor, table: Tensor, positions: Tensor,

@@ -54,7 +54,7 @@ def _sum_join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, ADDRESSES, EP
             pass
     tl.debug_barrier()
     total = tl.zeros((SIZE,), dtype=tl.float32)
-    for peer in tl.static_range(RANKS):
+    for peer in range(RANKS):
         theirs = tl.load(ADDRESSES + peer).to(tl.pointer_type(OUTPUTS.dtype.element_ty))
         total += tl.load(theirs + place * size + at, mask=inside, other=0.0, volatile=True).to(tl.float32)
     tl.store(EPOCHS + row, epoch)
@@ -71,7 +71,7 @@ def launch(hidden: Tensor, outputs: Tensor, weights: Tensor | None, norm: Tensor
     stream, out = torch.empty_like(hidden), torch.empty_like(hidden)
     _sum_join_norm[(rows,)](
         hidden, outputs, weights, norm, stream, out, addresses, epochs, size, eps, rank, PLACES=len(outputs) // rows,
-        WEIGHTED=weights is not None, SIZE=power_of_two(size), RANKS=addresses.shape[1], MOST=len(epochs), num_warps=8,
+        WEIGHTED=weights is not None, SIZE=power_of_two(size), RANKS=addresses.shape[1], MOST=len(epochs), num_warps=16,
     )  # fmt: skip
     return stream, out
 

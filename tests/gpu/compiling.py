@@ -66,7 +66,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "sum, join and norm": (
         reduce._sum_join_norm,
         {**_STREAM, "ADDRESSES": I64, "EPOCHS": I32, "PLACES": 9, "WEIGHTED": True, "SIZE": 8192, "RANKS": 8,
-         "MOST": 128, "num_warps": 8},
+         "MOST": 128, "num_warps": 16},
     ),
     "draw": (
         draw._draw_parts,
