@@ -26,15 +26,19 @@ class StageRunner:
         data: int = 0,
         experts: LiveExperts | None = None,
         lanes: Lanes | None = None,
+        *,
+        waits: bool = True,
     ) -> None:
         """`data`: the group whose sequences this rank runs, of several. `experts`: where they are spread.
 
-        `lanes`: where exchanges can be overlapped.
+        `lanes`: where exchanges can be overlapped. `waits`: for a GPU, so that the seconds are its own; else whoever
+        reads what comes of the round waits.
         """
         self.stage = stage
         self.busy_s = 0.0
         self._began: float | None = None  # with the round that it computes now
         self._device, self._data, self._experts, self._lanes = device, data, experts, lanes
+        self._waits = waits and device.type == "cuda"
         self._answer = NOTHING
 
     def forward(self, round: Round, hidden: Tensor | None) -> tuple[Tensor, float]:
@@ -48,7 +52,7 @@ class StageRunner:
             if self._experts is not None:
                 self._answer = self._experts.obey(round.expert_order)
             hidden = self._run(round, hidden)
-        if self._device.type == "cuda":
+        if self._waits:
             torch.cuda.synchronize(self._device)
         took = time.perf_counter() - began
         self.busy_s += took
