@@ -41,7 +41,17 @@ class GatewayUnderFire:
         self.wire = Wire(self.port)
         self._key = key
         command = [sys.executable, "-P", "-m", "outrider.cluster.cli", "--log-level", "error", "gateway"]
-        command += ["--controller", controller, "--host", HOST, "--port", str(self.port), "--end-with-stdin"]
+        command += [
+            "--controller",
+            controller,
+            "--host",
+            HOST,
+            "--port",
+            str(self.port),
+            "--http-port",
+            "0",
+            "--end-with-stdin",
+        ]
         self._command = [*command, "--cluster-key-file", "-", "--max-live-requests", "4096", "--drain-grace-s", "2"]
         self._process = self._start()
 
