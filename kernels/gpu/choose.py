@@ -21,7 +21,7 @@ _ROWS = 512 if INTERPRETED else 4  # of a program: a constant, so that its trees
 @jit
 def _choose(LOGITS, BIAS, IDS, WEIGHTS, scaling, R, E, SIZE: tl.constexpr, GROUPS: tl.constexpr, EACH: tl.constexpr,
             KEPT: tl.constexpr, CHOSEN: tl.constexpr, SHARED: tl.constexpr, NORMED: tl.constexpr,
-            GROUPS_SIZE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+            GROUPS_SIZE: tl.constexpr, ROWS: tl.constexpr) -> None:  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = (row < R)[:, None]
     e = tl.arange(0, SIZE)[None, :]

@@ -29,7 +29,7 @@ NOISE = (_signed(VOCAB_STEP), _signed(MIX_1), _signed(MIX_2))  # its constants, 
 
 
 @jit
-def noise_bits(key, v, STEP: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr):
+def noise_bits(key, v, STEP: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr) -> tl.tensor:
     """The noise's 52-bit integers of entries `v` (int64) of the row with that key."""
     z = key + (v + 1) * STEP
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * ONE
@@ -40,7 +40,7 @@ def noise_bits(key, v, STEP: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr)
 
 @jit
 def _draw_parts(LOGITS, TEMPERATURES, KEYS, BEST, IDS, V, first, parts, BLOCK: tl.constexpr, STEP: tl.constexpr,
-                ONE: tl.constexpr, TWO: tl.constexpr):  # fmt: skip
+                ONE: tl.constexpr, TWO: tl.constexpr) -> None:  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     v = part * BLOCK + tl.arange(0, BLOCK)
     inside = v < V
@@ -61,7 +61,7 @@ def _draw_parts(LOGITS, TEMPERATURES, KEYS, BEST, IDS, V, first, parts, BLOCK: t
 
 
 @jit
-def _join_parts(BEST, IDS, OUT, OUT_IDS, parts, SIZE: tl.constexpr):
+def _join_parts(BEST, IDS, OUT, OUT_IDS, parts, SIZE: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     p = tl.arange(0, SIZE)
     inside = p < parts

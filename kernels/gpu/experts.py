@@ -26,7 +26,7 @@ SORTED_ROWS = 32  # of an expert at a time: with 64 the two sums of gate and up 
 
 @jit
 def _own_pairs(IDS, ORDER, expert, first, end, R, SORTED: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr,
-               BR: tl.constexpr):  # fmt: skip
+               BR: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Pairs [BR] of the expert, and which of them are there: BR of its sorted ones, or of each row its own."""
     j = tl.arange(0, BR)
     if SORTED:
@@ -45,7 +45,7 @@ def _own_pairs(IDS, ORDER, expert, first, end, R, SORTED: tl.constexpr, PLACES: 
 @jit
 def _gate_up(X, W, WS, IDS, ORDER, STARTS, OUT, R, w, K, FP8: tl.constexpr, SORTED: tl.constexpr,
              INTERPRETED: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr, BR: tl.constexpr,
-             BO: tl.constexpr):  # fmt: skip
+             BO: tl.constexpr) -> None:  # fmt: skip
     expert = tl.program_id(0)
     n = tl.program_id(1) * BO + tl.arange(0, BO)
     first, end = 0, 1
@@ -72,7 +72,7 @@ def _gate_up(X, W, WS, IDS, ORDER, STARTS, OUT, R, w, K, FP8: tl.constexpr, SORT
 @jit
 def _down(X, W, WS, IDS, ORDER, STARTS, OUT, R, H, w, FP8: tl.constexpr, SORTED: tl.constexpr,
           INTERPRETED: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr, BR: tl.constexpr,
-          BO: tl.constexpr):  # fmt: skip
+          BO: tl.constexpr) -> None:  # fmt: skip
     expert = tl.program_id(0)
     n = tl.program_id(1) * BO + tl.arange(0, BO)
     first, end = 0, 1

@@ -18,7 +18,7 @@ from outrider.kernels.gpu.ops import define
 
 @jit
 def _latents(LOW, QNORM, KNORM, TABLE, POSITIONS, SLOTS, CACHE, QUERY, Q, eps, NORMED: tl.constexpr,
-             QSIZE: tl.constexpr, D: tl.constexpr, ROPE: tl.constexpr):  # fmt: skip
+             QSIZE: tl.constexpr, D: tl.constexpr, ROPE: tl.constexpr) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     LOW += row * (Q + D + ROPE)
     at = tl.arange(0, QSIZE)

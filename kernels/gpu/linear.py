@@ -29,7 +29,7 @@ _NARROW = 512  # a product of so few outputs has more programs that are smaller
 
 @jit
 def product(X, XS, W, WS, m, valid, n, N, K, FP8: tl.constexpr, READY: tl.constexpr, INTERPRETED: tl.constexpr,
-            BR: tl.constexpr, BO: tl.constexpr):  # fmt: skip
+            BR: tl.constexpr, BO: tl.constexpr) -> tl.tensor:  # fmt: skip
     """The tile [BO, BR] of W x^T: outputs `n` [BO] of rows `m` [BR], float32. Rows that are not `valid` are zeros."""
     k = tl.arange(0, 128)
     groups = tl.cdiv(K, 128)
@@ -56,7 +56,7 @@ def product(X, XS, W, WS, m, valid, n, N, K, FP8: tl.constexpr, READY: tl.conste
 
 @jit
 def _linear(X, XS, W, WS, Y, M, N, K, FP8: tl.constexpr, READY: tl.constexpr, INTERPRETED: tl.constexpr,
-            BR: tl.constexpr, BO: tl.constexpr):  # fmt: skip
+            BR: tl.constexpr, BO: tl.constexpr) -> None:  # fmt: skip
     n = tl.program_id(0) * BO + tl.arange(0, BO)
     m = tl.program_id(1) * BR + tl.arange(0, BR)
     total = product(X, XS, W, WS, m, m < M, n, N, K, FP8, READY, INTERPRETED, BR, BO)

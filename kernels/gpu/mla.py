@@ -30,7 +30,7 @@ _HEADS = 16
 @jit
 def _mla(Q, CACHE, TILES, PAGES, SEEN, PARTS, LOGS, scale, pages, splits, H: tl.constexpr, D: tl.constexpr,
          ROPE: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr,
-         BH: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
+         BH: tl.constexpr, INTERPRETED: tl.constexpr) -> None:  # fmt: skip
     tile, split = tl.program_id(0), tl.program_id(2)
     sequence = tl.load(TILES + tile * 3).to(tl.int64)
     first, count = tl.load(TILES + tile * 3 + 1), tl.load(TILES + tile * 3 + 2)

@@ -20,7 +20,7 @@ from outrider.kernels.gpu.ops import define
 
 
 @jit
-def normed(x, WEIGHT, at, inside, size, eps, TYPE: tl.constexpr):
+def normed(x, WEIGHT, at, inside, size, eps, TYPE: tl.constexpr) -> tl.tensor:
     """float32 `x` over its root mean square, rounded to TYPE, times the weight."""
     scale = 1.0 / tl.sqrt(tl.sum(x * x, 0) / size + eps)
     weight = tl.load(WEIGHT + at, mask=inside, other=0.0).to(tl.float32)
@@ -29,7 +29,7 @@ def normed(x, WEIGHT, at, inside, size, eps, TYPE: tl.constexpr):
 
 @jit
 def _join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, size, eps, PLACES: tl.constexpr, WEIGHTED: tl.constexpr,
-               SIZE: tl.constexpr):  # fmt: skip
+               SIZE: tl.constexpr) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
     inside = at < size
@@ -66,7 +66,7 @@ join_norm = define(
 
 
 @jit
-def _weigh(OUTPUTS, WEIGHTS, SUM, size, PLACES: tl.constexpr, BLOCK: tl.constexpr):
+def _weigh(OUTPUTS, WEIGHTS, SUM, size, PLACES: tl.constexpr, BLOCK: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -88,7 +88,7 @@ weigh = define("weigh(Tensor outputs, Tensor weights) -> Tensor", launch_weigh, 
 
 
 @jit
-def _norm(X, WEIGHT, OUT, size, eps, SIZE: tl.constexpr):
+def _norm(X, WEIGHT, OUT, size, eps, SIZE: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
     inside = at < size
@@ -108,7 +108,7 @@ norm = define("norm(Tensor x, Tensor weight, float eps) -> Tensor", launch_norm,
 
 
 @jit
-def _pair_norms(EMBEDDED, HIDDEN, FIRST, SECOND, OUT, size, eps, SIZE: tl.constexpr):
+def _pair_norms(EMBEDDED, HIDDEN, FIRST, SECOND, OUT, size, eps, SIZE: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
     inside = at < size

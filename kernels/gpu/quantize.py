@@ -16,7 +16,7 @@ from outrider.kernels.gpu.rounding import GROUP, quantized
 
 
 @jit
-def _quantize(X, Q, S, M, K, INTERPRETED: tl.constexpr, ROWS: tl.constexpr):
+def _quantize(X, Q, S, M, K, INTERPRETED: tl.constexpr, ROWS: tl.constexpr) -> None:
     m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     group = tl.program_id(1)
     k = group * 128 + tl.arange(0, 128)

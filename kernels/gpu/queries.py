@@ -17,7 +17,7 @@ ROWS = 16
 
 @jit
 def _queries(Q, UP, TABLE, POSITIONS, OUT, R, H: tl.constexpr, N: tl.constexpr, ROPE: tl.constexpr, D: tl.constexpr,
-             BD: tl.constexpr, ROWS: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
+             BD: tl.constexpr, ROWS: tl.constexpr, INTERPRETED: tl.constexpr) -> None:  # fmt: skip
     head, part = tl.program_id(0), tl.program_id(1)
     m = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     there = m < R

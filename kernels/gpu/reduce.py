@@ -30,7 +30,7 @@ MOST_ROWS = 128
 @jit
 def _sum_join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, ADDRESSES, EPOCHS, size, eps, rank,
                    PLACES: tl.constexpr, WEIGHTED: tl.constexpr, SIZE: tl.constexpr, RANKS: tl.constexpr,
-                   MOST: tl.constexpr):  # fmt: skip
+                   MOST: tl.constexpr) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
     inside = at < size

@@ -10,7 +10,7 @@ GROUP = 128  # values of an activation that share a scale, and the side of a wei
 
 
 @jit
-def to_e4m3(x, INTERPRETED: tl.constexpr):
+def to_e4m3(x, INTERPRETED: tl.constexpr) -> tl.tensor:
     """float32 -> e4m3, to the nearest, ties to even. A GPU has an instruction; the interpreter's own cast truncates."""
     if INTERPRETED:
         bits = x.to(tl.int32, bitcast=True)
@@ -23,7 +23,7 @@ def to_e4m3(x, INTERPRETED: tl.constexpr):
 
 
 @jit
-def quantized(x, AXIS: tl.constexpr, INTERPRETED: tl.constexpr):
+def quantized(x, AXIS: tl.constexpr, INTERPRETED: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """float32 tile, whose axis AXIS is one group of 128 -> e4m3, and the scales without that axis."""
     peak = tl.maximum(tl.max(tl.abs(x), AXIS), 1e-10)
     return to_e4m3(x * tl.expand_dims(448.0 / peak, AXIS), INTERPRETED), peak / 448.0

@@ -16,7 +16,7 @@ _AT_ONCE = 1024
 
 
 @jit
-def _sort(IDS, ORDER, STARTS, P, BLOCK: tl.constexpr):
+def _sort(IDS, ORDER, STARTS, P, BLOCK: tl.constexpr) -> None:
     expert = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     start = 0

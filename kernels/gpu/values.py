@@ -18,7 +18,7 @@ ROWS = 16
 
 @jit
 def _values(PARTS, LOGS, SEEN, UP, OUT, R, splits, H: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
-            SPLIT: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
+            SPLIT: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, INTERPRETED: tl.constexpr) -> None:  # fmt: skip
     head = tl.program_id(0)
     m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     there = m < R
