@@ -25,6 +25,15 @@ SORTED_ROWS = 32  # of an expert at a time: with 64 the two sums of gate and up 
 
 
 @jit
+def _range(STARTS, expert, SORTED: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """The expert's range of the sorted pairs. Where they are not sorted: one step, over all rows."""
+    first, end = 0, 1
+    if SORTED:
+        first, end = tl.load(STARTS + expert), tl.load(STARTS + expert + 1)
+    return first, end
+
+
+@jit
 def _own_pairs(IDS, ORDER, expert, first, end, R, SORTED: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr,
                BR: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Pairs [BR] of the expert, and which of them are there: BR of its sorted ones, or of each row its own."""
@@ -43,14 +52,19 @@ def _own_pairs(IDS, ORDER, expert, first, end, R, SORTED: tl.constexpr, PLACES: 
 
 
 @jit
+def _store(OUT, out, pair, valid, n, N) -> None:
+    """The tile [BO, BR] `out` as outputs `n` of the valid pairs; OUT [pairs, N]."""
+    inside = (n < N)[:, None] & valid[None, :]
+    tl.store(OUT + pair.to(tl.int64)[None, :] * N + n[:, None], out.to(OUT.dtype.element_ty), mask=inside)
+
+
+@jit
 def _gate_up(X, W, WS, IDS, ORDER, STARTS, OUT, R, w, K, FP8: tl.constexpr, SORTED: tl.constexpr,
              INTERPRETED: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr, BR: tl.constexpr,
              BO: tl.constexpr) -> None:  # fmt: skip
     expert = tl.program_id(0)
     n = tl.program_id(1) * BO + tl.arange(0, BO)
-    first, end = 0, 1
-    if SORTED:
-        first, end = tl.load(STARTS + expert), tl.load(STARTS + expert + 1)
+    first, end = _range(STARTS, expert, SORTED)
     blocks, groups = tl.cdiv(w, 128), tl.cdiv(K, 128)
     W += expert.to(tl.int64) * 2 * w * K
     if FP8:
@@ -65,8 +79,7 @@ def _gate_up(X, W, WS, IDS, ORDER, STARTS, OUT, R, w, K, FP8: tl.constexpr, SORT
             gate = product(X, X, W, WS, row, valid, n, w, K, FP8, False, INTERPRETED, BR, BO)
             up = product(X, X, UP, UPS, row, valid, n, w, K, FP8, False, INTERPRETED, BR, BO)
             out = gate / (1.0 + tl.exp(-gate)) * up
-            inside = (n < w)[:, None] & valid[None, :]
-            tl.store(OUT + pair.to(tl.int64)[None, :] * w + n[:, None], out.to(OUT.dtype.element_ty), mask=inside)
+            _store(OUT, out, pair, valid, n, w)
 
 
 @jit
@@ -75,9 +88,7 @@ def _down(X, W, WS, IDS, ORDER, STARTS, OUT, R, H, w, FP8: tl.constexpr, SORTED:
           BO: tl.constexpr) -> None:  # fmt: skip
     expert = tl.program_id(0)
     n = tl.program_id(1) * BO + tl.arange(0, BO)
-    first, end = 0, 1
-    if SORTED:
-        first, end = tl.load(STARTS + expert), tl.load(STARTS + expert + 1)
+    first, end = _range(STARTS, expert, SORTED)
     W += expert.to(tl.int64) * H * w
     if FP8:
         WS += expert * tl.cdiv(H, 128) * tl.cdiv(w, 128)
@@ -85,8 +96,7 @@ def _down(X, W, WS, IDS, ORDER, STARTS, OUT, R, H, w, FP8: tl.constexpr, SORTED:
         pair, valid = _own_pairs(IDS, ORDER, expert, at, end, R, SORTED, PLACES, WIDTH, BR)
         if tl.max(valid.to(tl.int32), 0) > 0:
             out = product(X, X, W, WS, pair, valid, n, H, w, FP8, False, INTERPRETED, BR, BO)
-            inside = (n < H)[:, None] & valid[None, :]
-            tl.store(OUT + pair.to(tl.int64)[None, :] * H + n[:, None], out.to(OUT.dtype.element_ty), mask=inside)
+            _store(OUT, out, pair, valid, n, H)
 
 
 def launch(x: Tensor, ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor | None, down: Tensor,

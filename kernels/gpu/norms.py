@@ -28,22 +28,36 @@ def normed(x, WEIGHT, at, inside, size, eps, TYPE: tl.constexpr) -> tl.tensor:
 
 
 @jit
-def _join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, size, eps, PLACES: tl.constexpr, WEIGHTED: tl.constexpr,
-               SIZE: tl.constexpr) -> None:  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, SIZE)
-    inside = at < size
-    total = tl.zeros((SIZE,), dtype=tl.float32)
+def sum_of_places(OUTPUTS, WEIGHTS, row, at, inside, size, PLACES: tl.constexpr, WEIGHTED: tl.constexpr,
+                  BLOCK: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """float32 [BLOCK]: a row's outputs, times their weights where WEIGHTED, added place by place."""
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
     for place in range(PLACES):
         out = tl.load(OUTPUTS + (row * PLACES + place) * size + at, mask=inside, other=0.0).to(tl.float32)
         if WEIGHTED:
             out = out * tl.load(WEIGHTS + row * PLACES + place)
         total = total + out
+    return total
+
+
+@jit
+def store_joined(total, HIDDEN, NORM, STREAM, NORMED, row, at, inside, size, eps) -> None:
+    """Writes hidden + `total` (float32) to STREAM, and its norm to NORMED."""
     x = tl.load(HIDDEN + row * size + at, mask=inside, other=0.0).to(tl.float32) + total
     x = x.to(STREAM.dtype.element_ty)
     tl.store(STREAM + row * size + at, x, mask=inside)
     out = normed(x.to(tl.float32), NORM, at, inside, size, eps, STREAM.dtype.element_ty)
     tl.store(NORMED + row * size + at, out.to(NORMED.dtype.element_ty), mask=inside)
+
+
+@jit
+def _join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, size, eps, PLACES: tl.constexpr, WEIGHTED: tl.constexpr,
+               SIZE: tl.constexpr) -> None:  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, SIZE)
+    inside = at < size
+    total = sum_of_places(OUTPUTS, WEIGHTS, row, at, inside, size, PLACES, WEIGHTED, SIZE)
+    store_joined(total, HIDDEN, NORM, STREAM, NORMED, row, at, inside, size, eps)
 
 
 def launch_join_norm(hidden: Tensor, outputs: Tensor, weights: Tensor | None, norm: Tensor,
@@ -69,10 +83,7 @@ join_norm = define(
 def _weigh(OUTPUTS, WEIGHTS, SUM, size, PLACES: tl.constexpr, BLOCK: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for place in range(PLACES):
-        out = tl.load(OUTPUTS + (row * PLACES + place) * size + at, mask=at < size, other=0.0).to(tl.float32)
-        total = total + out * tl.load(WEIGHTS + row * PLACES + place)
+    total = sum_of_places(OUTPUTS, WEIGHTS, row, at, at < size, size, PLACES, True, BLOCK)
     tl.store(SUM + row * size + at, total.to(SUM.dtype.element_ty), mask=at < size)
 
 
@@ -88,13 +99,18 @@ weigh = define("weigh(Tensor outputs, Tensor weights) -> Tensor", launch_weigh, 
 
 
 @jit
+def _store_norm(X, WEIGHT, OUT, at, inside, size, eps) -> None:
+    """The norm of the row at X, written to the row at OUT."""
+    x = tl.load(X + at, mask=inside, other=0.0)
+    out = normed(x.to(tl.float32), WEIGHT, at, inside, size, eps, x.dtype)
+    tl.store(OUT + at, out.to(OUT.dtype.element_ty), mask=inside)
+
+
+@jit
 def _norm(X, WEIGHT, OUT, size, eps, SIZE: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
-    inside = at < size
-    x = tl.load(X + row * size + at, mask=inside, other=0.0)
-    out = normed(x.to(tl.float32), WEIGHT, at, inside, size, eps, x.dtype)
-    tl.store(OUT + row * size + at, out.to(OUT.dtype.element_ty), mask=inside)
+    _store_norm(X + row * size, WEIGHT, OUT + row * size, at, at < size, size, eps)
 
 
 def launch_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -111,13 +127,8 @@ norm = define("norm(Tensor x, Tensor weight, float eps) -> Tensor", launch_norm,
 def _pair_norms(EMBEDDED, HIDDEN, FIRST, SECOND, OUT, size, eps, SIZE: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
-    inside = at < size
-    embedded = tl.load(EMBEDDED + row * size + at, mask=inside, other=0.0)
-    out = normed(embedded.to(tl.float32), FIRST, at, inside, size, eps, embedded.dtype)
-    tl.store(OUT + row * 2 * size + at, out.to(OUT.dtype.element_ty), mask=inside)
-    hidden = tl.load(HIDDEN + row * size + at, mask=inside, other=0.0)
-    out = normed(hidden.to(tl.float32), SECOND, at, inside, size, eps, hidden.dtype)
-    tl.store(OUT + row * 2 * size + size + at, out.to(OUT.dtype.element_ty), mask=inside)
+    _store_norm(EMBEDDED + row * size, FIRST, OUT + row * 2 * size, at, at < size, size, eps)
+    _store_norm(HIDDEN + row * size, SECOND, OUT + row * 2 * size + size, at, at < size, size, eps)
 
 
 def launch_pair_norms(embedded: Tensor, hidden: Tensor, first: Tensor, second: Tensor, eps: float) -> Tensor:

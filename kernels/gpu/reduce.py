@@ -21,7 +21,7 @@ from torch import Tensor
 
 from outrider.kernels import reference
 from outrider.kernels.gpu.language import jit, power_of_two, tl
-from outrider.kernels.gpu.norms import normed
+from outrider.kernels.gpu.norms import store_joined, sum_of_places
 from outrider.kernels.gpu.ops import define
 
 MOST_ROWS = 128
@@ -34,12 +34,7 @@ def _sum_join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, ADDRESSES, EP
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
     inside = at < size
-    own = tl.zeros((SIZE,), dtype=tl.float32)
-    for place in range(PLACES):
-        out = tl.load(OUTPUTS + (row * PLACES + place) * size + at, mask=inside, other=0.0).to(tl.float32)
-        if WEIGHTED:
-            out = out * tl.load(WEIGHTS + row * PLACES + place)
-        own = own + out
+    own = sum_of_places(OUTPUTS, WEIGHTS, row, at, inside, size, PLACES, WEIGHTED, SIZE)
     epoch = tl.load(EPOCHS + row) + 1
     place = (epoch % 2) * MOST + row
     mine = tl.load(ADDRESSES + rank).to(tl.pointer_type(OUTPUTS.dtype.element_ty))
@@ -58,11 +53,7 @@ def _sum_join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, ADDRESSES, EP
         theirs = tl.load(ADDRESSES + peer).to(tl.pointer_type(OUTPUTS.dtype.element_ty))
         total += tl.load(theirs + place * size + at, mask=inside, other=0.0, volatile=True).to(tl.float32)
     tl.store(EPOCHS + row, epoch)
-    x = tl.load(HIDDEN + row * size + at, mask=inside, other=0.0).to(tl.float32) + total
-    x = x.to(STREAM.dtype.element_ty)
-    tl.store(STREAM + row * size + at, x, mask=inside)
-    out = normed(x.to(tl.float32), NORM, at, inside, size, eps, STREAM.dtype.element_ty)
-    tl.store(NORMED + row * size + at, out.to(NORMED.dtype.element_ty), mask=inside)
+    store_joined(total, HIDDEN, NORM, STREAM, NORMED, row, at, inside, size, eps)
 
 
 def launch(hidden: Tensor, outputs: Tensor, weights: Tensor | None, norm: Tensor, eps: float, addresses: Tensor,
