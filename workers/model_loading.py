@@ -23,7 +23,8 @@ from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.draft_head import draft_head_ids
-from outrider.workers.model.gpu_stage import GpuModules, GpuStage, shape_obstacle
+from outrider.workers.model.gpu_decoder import shape_obstacle
+from outrider.workers.model.gpu_stage import GpuModules, GpuStage
 from outrider.workers.model.gpu_weights import GpuLoader
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.moe import spread_experts

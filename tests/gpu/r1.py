@@ -12,7 +12,8 @@ from checkpoints import Layout, random_config, write_checkpoint
 
 from outrider.workers.model.cache import Cache
 from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.gpu_stage import Decoder, GpuModules, GpuStage
+from outrider.workers.model.gpu_decoder import Decoder
+from outrider.workers.model.gpu_stage import GpuModules, GpuStage
 from outrider.workers.model.gpu_weights import GpuLoader
 from outrider.workers.model.rotary import rotary_table
 from outrider.workers.model.rows import Rows

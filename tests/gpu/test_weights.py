@@ -14,7 +14,7 @@ from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
 from outrider.kernels.reference import dequantized
 from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.gpu_stage import shape_obstacle
+from outrider.workers.model.gpu_decoder import shape_obstacle
 from outrider.workers.model.gpu_weights import GpuLoader, GpuMoe, Weight, bytes_of
 from outrider.workers.model.shapes import Shapes
 from outrider.workers.model.shard import Shard

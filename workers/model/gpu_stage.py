@@ -1,176 +1,27 @@
-"""A stage of the model on a GPU: the same few kernels a layer, however many rows and whatever context a round has.
+"""A stage of the model on a GPU, and the MTP modules beside the first one. Layers run in gpu_decoder.py."""
 
-Per layer: latents, queries, attention, its output, routing, experts; norms are joined with the sums before them. The
-arithmetic is model/deepseek.py's in other orders of sums, fixed by the model (kernels/gpu): a row's bits do not depend
-on its company. Where ranks share the stage, each has its heads, and its slice of every expert or whole experts, and
-parts are added up over ranks.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from outrider.kernels.gpu.choose import choose
-from outrider.kernels.gpu.experts import experts
-from outrider.kernels.gpu.latents import latents
-from outrider.kernels.gpu.mla import mla
-from outrider.kernels.gpu.norms import join_norm, norm, pair_norms, weigh
-from outrider.kernels.gpu.queries import queries
-from outrider.kernels.gpu.reduce import sum_join_norm
-from outrider.kernels.gpu.values import values
+from outrider.kernels.gpu.norms import norm, pair_norms
 from outrider.workers.model.cache import Cache
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.gpu_batch import GpuBatch, batches_of
+from outrider.workers.model.gpu_batch import GpuBatch
+from outrider.workers.model.gpu_decoder import Decoder
 from outrider.workers.model.gpu_graphs import Graphs, Run, capture
-from outrider.workers.model.gpu_weights import GpuAttention, GpuLayer, GpuLoader, GpuModule, GpuMoe, Stack, Weight
-from outrider.workers.model.layers import LATENT_NORM_EPS
+from outrider.workers.model.gpu_weights import GpuLayer, GpuLoader, GpuModule, Weight
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.rotary import rotary_table
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.parallel.sharing import Sharing
 
-_LEAST = 16  # of a side of a tensor core's product
-
-
-def shape_obstacle(config: ModelConfig) -> str | None:
-    """Why kernels/gpu cannot run a model of this shape; None: they can."""
-    sizes = {
-        name: getattr(config, name) for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    }
-    for name, size in sizes.items():
-        if size < _LEAST or size & (size - 1):
-            return f"{name} = {size} is not a power of two from {_LEAST} on"
-    return None
-
-
-class Decoder:
-    """Runs layers one after another. What stages and MTP modules have in common."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        sharing: Sharing,
-        table: Tensor,
-        block_size: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self.peers = sharing.peers
-        self.config, self.sharing, self.table = config, sharing, table
-        self.block_size, self.dtype, self.device = block_size, dtype, table.device
-        heads = sharing.shard.heads(config.num_attention_heads)
-        self._row_bytes = 4 * (heads.stop - heads.start) * config.kv_lora_rank
-        self._sums = sharing.sum("layer outputs") if sharing.tensor.size > 1 else None
-        self._embedded = sharing.columns(config.hidden_size, "embeddings")
-        self._dense = _DenseRoute(table.device)
-
-    @property
-    def capturable(self) -> bool:
-        """Whether no layer waits for another rank but in a kernel of its own."""
-        return torch.version.cuda is not None and (self.sharing.tensor.size == 1 or self.peers is not None)
-
-    @property
-    def width(self) -> int:
-        """Values that a token keeps in the cache of one layer."""
-        return self.config.head_dim_latent
-
-    def batch(self, rows: Rows, wanted: IntArray | None = None) -> GpuBatch:
-        return batches_of([rows], self.block_size, self.device, self._row_bytes, wanted)[0]
-
-    def batches(self, rounds: Sequence[Rows]) -> list[GpuBatch]:
-        """All in one copy."""
-        return batches_of(rounds, self.block_size, self.device, self._row_bytes)
-
-    def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
-        """[R] -> [R, hidden]."""
-        return self._embedded(functional.embedding(token_ids, table))
-
-    def join(self, hidden: Tensor, outputs: Tensor, weights: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream with what was made added to it, everybody's parts of it; and its norm."""
-        if self.peers is not None and len(hidden) <= self.peers.most_rows:
-            peers, eps = self.peers, self.config.rms_norm_eps
-            stream, normed = sum_join_norm(
-                hidden, outputs, weights, weight, eps, peers.addresses, peers.epochs, peers.rank, peers.group
-            )
-            return stream, normed
-        if self._sums is not None:
-            outputs, weights = self._sums(outputs if weights is None else weigh(outputs, weights)), None
-        stream, normed = join_norm(hidden, outputs, weights, weight, self.config.rms_norm_eps)
-        return stream, normed
-
-    def layer(
-        self, layer: GpuLayer, batch: GpuBatch, hidden: Tensor, normed: Tensor, cache: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The stream after attention, and what the MLP adds to it: outputs [R * places, hidden] and their weights."""
-        hidden, normed = self.join(hidden, self._attend(layer.attention, batch, normed, cache), None, layer.post_norm)
-        if isinstance(layer.mlp, GpuMoe):
-            return hidden, *self._moe(layer.mlp, normed)
-        return hidden, _run(layer.mlp, normed, self._dense.ids(len(normed)), whole=True), None
-
-    def _attend(self, own: GpuAttention, batch: GpuBatch, normed: Tensor, cache: Tensor) -> Tensor:
-        """[R, hidden]: this rank's heads' part."""
-        low = own.down(normed)
-        query = latents(
-            low, own.query_norm, own.latent_norm, self.table, batch.positions, batch.slots, cache, LATENT_NORM_EPS
-        )
-        if own.query_up is not None:
-            query = own.query_up(query)
-        query = queries(query, own.key_up, self.table, batch.positions)
-        made = [self._attend_piece(own, batch, query, cache, *each) for each in _pieces(batch)]
-        return own.output(made[0] if len(made) == 1 else torch.cat(made))
-
-    def _attend_piece(
-        self, own: GpuAttention, batch: GpuBatch, query: Tensor, cache: Tensor, rows: slice, tiles: slice
-    ) -> Tensor:
-        seen, rank, scale = batch.seen[rows], self.config.kv_lora_rank, self.config.softmax_scale
-        parts, logs = mla(
-            query[rows], cache, batch.tiles[tiles], batch.pages, seen, self.block_size, rank, scale, batch.splits
-        )
-        out: Tensor = values(parts, logs, seen, own.value_up)
-        return out
-
-    def _moe(self, own: GpuMoe, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        config = self.config
-        logits = own.router(x if own.router.values.dtype == x.dtype else x.float(), wide=True)
-        ids, weights = choose(
-            logits, own.bias, config.num_experts_per_tok, config.n_group, min(config.topk_group, config.n_group),
-            config.norm_topk_prob, config.routed_scaling_factor, config.n_shared_experts,
-        )  # fmt: skip
-        spread = self.sharing.shard.spread
-        outputs = _run(own.experts, x, ids - own.experts.first if spread else ids, whole=not spread)
-        if own.shared is None:
-            return outputs, weights
-        beside = _run(own.shared, x, ids - own.shared.first, whole=False)
-        return weigh(outputs, weights) + weigh(beside, weights), None
-
-
-def _run(stack: Stack, x: Tensor, ids: Tensor, *, whole: bool) -> Tensor:
-    out: Tensor = experts(x, ids, stack.gate_up.values, stack.gate_up.scale, stack.down.values, stack.down.scale, whole)
-    return out
-
-
-def _pieces(batch: GpuBatch) -> list[tuple[slice, slice]]:
-    return [(piece.rows, piece.tiles) for piece in batch.pieces]
-
-
-class _DenseRoute:
-    """The one expert that all rows of a dense layer go to."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._ids = torch.zeros(64, 1, dtype=torch.int32, device=device)
-
-    def ids(self, rows: int) -> Tensor:
-        if rows > len(self._ids):
-            self._ids = torch.zeros(rows, 1, dtype=torch.int32, device=self._ids.device)
-        return self._ids[:rows]
-
 
 class GpuStage:
     """Layers of a model and their cache. Implements StageModel.
 
-    `embedding` (this rank's columns of it) is there on the first stage; `norm` and `head` on the last.
+    The first stage has `embedding` (this rank's columns), the last stage `norm` and `head`; elsewhere they are None.
     """
 
     def __init__(
@@ -184,7 +35,7 @@ class GpuStage:
         head: Weight | None,
         in_graphs: bool = False,
     ) -> None:
-        """`in_graphs`: rounds of few rows run as graphs, where they can be captured."""
+        """`in_graphs`: small rounds run as CUDA graphs, if the layers can be captured."""
         self._in_graphs = in_graphs
         self.decoder, self.layers, self.cache = decoder, layers, cache
         self.embedding, self.norm, self.head = embedding, norm, head
@@ -201,7 +52,7 @@ class GpuStage:
         progress: Progress,
         in_graphs: bool = False,
     ) -> "GpuStage":
-        """Reads the layers, and what goes before or after them. `progress` hears of every layer read."""
+        """Reads the layers, and the embedding or the head the stage needs. Calls `progress` after each layer."""
         config, last = loader.config, layers.stop == loader.config.num_hidden_layers
         read = []
         for number in layers:
@@ -224,13 +75,13 @@ class GpuStage:
         return self.cache.bytes_per_block
 
     def allocate_cache(self, num_blocks: int) -> None:
-        """Make room for blocks 0..num_blocks-1. To be called once, before the first round."""
+        """Allocates blocks 0..num_blocks-1. Call once, before the first round."""
         self.cache.allocate(num_blocks)
         if self._in_graphs and self.decoder.capturable:
             self.use_graphs()
 
     def use_graphs(self, capture: Callable[[Run], Run] = capture) -> None:
-        """Rounds of few rows run as graphs from now on. To be called once the cache is there."""
+        """Runs small rounds as CUDA graphs from now on. Call after `allocate_cache`."""
         decoder = self.decoder
         embeds = self.embedding is not None and decoder.sharing.tensor.size == 1
         hidden_size = None if embeds else decoder.config.hidden_size
@@ -240,10 +91,10 @@ class GpuStage:
 
     @torch.inference_mode()
     def run(self, rows: Rows, hidden: Tensor | None, lane: int = 0) -> Tensor:
-        """`hidden` [R, hidden], None on the first stage, which embeds -> [R, hidden]; the last stage's is normed."""
+        """`hidden` [R, hidden], or None on the first stage, which embeds -> [R, hidden]; normed on the last stage."""
         if self._graphs is None or not self._graphs.fits(rows):
             return self._embed_and_run(self.decoder.batch(rows), hidden)
-        if hidden is None and self.decoder.sharing.tensor.size > 1:  # parts of embeddings come over NCCL
+        if hidden is None and self.decoder.sharing.tensor.size > 1:  # NCCL gathers the columns: outside the graph
             token_ids = torch.from_numpy(rows.token_ids).to(self.decoder.device, non_blocking=True)
             hidden = self._embedded(token_ids)
         return self._graphs.run(rows, hidden)
@@ -262,7 +113,8 @@ class GpuStage:
             return hidden
         decoder, following = self.decoder, [layer.input_norm for layer in self.layers[1:]]
         normed = norm(hidden, self.layers[0].input_norm, decoder.config.rms_norm_eps)
-        last = self.norm if self.norm is not None else self.layers[0].input_norm  # whose product is not looked at
+        # A stage without a norm does not use its last normed value: any weight will do.
+        last = self.norm if self.norm is not None else self.layers[0].input_norm
         for layer, cache, after in zip(self.layers, self.cache.layers, [*following, last], strict=True):
             hidden, outputs, weights = decoder.layer(layer, batch, hidden, normed, cache)
             hidden, normed = decoder.join(hidden, outputs, weights, after)
@@ -270,7 +122,7 @@ class GpuStage:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """`hidden` [n, hidden] after the final norm -> [n, own vocabulary] in float32; the last stage's."""
+        """`hidden` [n, hidden] after the final norm -> [n, own vocabulary] float32. Last stage only."""
         assert self.head is not None, "only the last stage has the head"
         return self.head(hidden, wide=True)
 
@@ -286,7 +138,7 @@ class GpuModules:
 
     @classmethod
     def load(cls, loader: GpuLoader, stage: GpuStage, block_size: int) -> "GpuModules":
-        """The head is read again only where `stage` lacks it."""
+        """Shares the stage's head, and reads one only if `stage` has none."""
         config = loader.config
         count = loader.checkpoint.mtp_modules(config)
         modules = [loader.module(config.num_hidden_layers + number) for number in range(count)]
@@ -317,7 +169,7 @@ class GpuModules:
 
     @torch.inference_mode()
     def forward(self, batch: GpuBatch, hidden: Tensor, module: int = 0) -> Tensor:
-        """The states of all rows. `hidden` [R, hidden] is what the module before has one slot before."""
+        """The states of all rows. `hidden` [R, hidden]: the previous module's states, of one position earlier."""
         own, decoder, eps = self.modules[module], self.decoder, self.decoder.config.rms_norm_eps
         embedded = decoder.embed(batch.token_ids, self._embedding)
         pairs = pair_norms(embedded, hidden, own.embedding_norm, own.hidden_norm, eps)
@@ -328,5 +180,5 @@ class GpuModules:
 
     @torch.inference_mode()
     def logits(self, state: Tensor) -> Tensor:
-        """Logits of the token after a module's own, from what `run` returned: [n, own vocabulary] in float32."""
+        """Logits of the next token, from states that `run` returned: [n, own vocabulary] float32."""
         return self._head(state, wide=True)
