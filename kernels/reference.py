@@ -64,12 +64,12 @@ def dequantized_int8(weight: NDArray[np.float32], stretch: int) -> NDArray[np.fl
     return integers.astype(np.float64) * scales.repeat(stretch, axis=1)[:, : weight.shape[1]].astype(np.float64)
 
 
-# Twins of kernels/gpu: of the same name, over the same tensors, in torch and in float32 inside. They are also what runs
-# where CUDA is only pretended, so they are as fast as plain torch makes them.
+# Twins of kernels/gpu, under the same names and with the same arguments: plain torch, computed in float32. Pretended
+# CUDA (tests/gpu) runs them too, so they are vectorised.
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """gpu/quantize.py: e4m3 of x [M, K], and a float32 scale for every 128 values of a row."""
+    """gpu/quantize.py: x [M, K] in e4m3, and a float32 scale per 128 values of a row."""
     groups = functional.pad(x.float(), (0, -x.shape[1] % 128)).unflatten(1, (-1, 128))
     scales = groups.abs().amax(dim=2).clamp_(min=1e-10) / 448  # [M, groups]
     values = (groups / scales[..., None]).clamp_(-448, 448).flatten(1)[:, : x.shape[1]]
@@ -77,12 +77,12 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantized_rows(values: Tensor, scales: Tensor) -> Tensor:
-    """What those stand for, in float32."""
+    """The inverse of quantize_rows, in float32."""
     return values.float() * scales.repeat_interleave(128, dim=1)[:, : values.shape[1]]
 
 
 def dequantized(weight: Tensor, scale: Tensor | None) -> Tensor:
-    """A weight [.., N, K] with scales [.., ceil(N / 128), ceil(K / 128)], or as wide as it is, in float32."""
+    """A weight [.., N, K] in float32; scales [.., ceil(N / 128), ceil(K / 128)], or None."""
     if scale is None:
         return weight.float()
     by_row = scale.repeat_interleave(128, dim=-2)[..., : weight.shape[-2], :]
@@ -90,14 +90,14 @@ def dequantized(weight: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None, wide: bool) -> Tensor:
-    """gpu/linear.py: x W^T, of FP8 weights with x in FP8 too."""
+    """gpu/linear.py: x W^T. With FP8 weights, x is quantised too."""
     read = x.float() if scale is None else dequantized_rows(*quantize_rows(x))
     out = functional.linear(read, dequantized(weight, scale))
     return out if wide else out.to(x.dtype)
 
 
 def sort_pairs(ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-    """gpu/sort.py: pairs by expert, and where each expert's begin."""
+    """gpu/sort.py: pairs sorted by expert, and where each expert's pairs begin."""
     flat = ids.flatten()
     own = ((flat >= 0) & (flat < experts)).nonzero().flatten()
     order = torch.zeros_like(flat)
@@ -110,7 +110,7 @@ def experts(
     x: Tensor, ids: Tensor, gate_up: Tensor, gate_up_scale: Tensor | None, down: Tensor, down_scale: Tensor | None,
     whole: bool,
 ) -> Tensor:  # fmt: skip
-    """gpu/experts.py: each pair's expert, whole and not yet weighted; zeros for experts that are not here."""
+    """gpu/experts.py: each pair's expert output, not yet weighted; zeros for ids outside the stack."""
     rows, places = ids.shape
     out = x.new_zeros(rows * places, down.shape[1])
     width = down.shape[2]
@@ -149,14 +149,14 @@ def choose(
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """gpu/norms.py: x over its root mean square, rounded to its type, times the weight."""
+    """gpu/norms.py: x divided by its root mean square, rounded to its dtype, times the weight."""
     wide = x.float()
     scale = torch.rsqrt((wide * wide).mean(dim=-1, keepdim=True) + eps)
     return (wide * scale).to(x.dtype) * weight.to(x.dtype)
 
 
 def weigh(outputs: Tensor, weights: Tensor) -> Tensor:
-    """gpu/norms.py: the sum over a row's places [R places, H], [R, places] -> [R, H], in order."""
+    """gpu/norms.py: the weighted sum over a row's places, in order: [R places, H], [R, places] -> [R, H]."""
     by_place: Tensor = outputs.float().unflatten(0, weights.shape)
     total: Tensor = by_place[:, 0] * weights[:, :1]
     for place in range(1, weights.shape[1]):
@@ -167,19 +167,19 @@ def weigh(outputs: Tensor, weights: Tensor) -> Tensor:
 def join_norm(
     hidden: Tensor, outputs: Tensor, weights: Tensor | None, norm_weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """gpu/norms.py: the stream with the outputs added, and its norm."""
+    """gpu/norms.py: the residual stream plus the outputs, and its norm."""
     added = outputs if weights is None else weigh(outputs.float(), weights)
     stream = (hidden.float() + added.float()).to(hidden.dtype)
     return stream, norm(stream, norm_weight, eps)
 
 
 def pair_norms(embedded: Tensor, hidden: Tensor, first: Tensor, second: Tensor, eps: float) -> Tensor:
-    """gpu/norms.py: what an MTP module joins."""
+    """gpu/norms.py: the input of an MTP module's projection."""
     return torch.cat([norm(embedded, first, eps), norm(hidden, second, eps)], dim=1)
 
 
-def _turned(x: Tensor, table: Tensor, positions: Tensor) -> Tensor:
-    """x [R, .., r], turned by its row's position."""
+def _rotated(x: Tensor, table: Tensor, positions: Tensor) -> Tensor:
+    """x [R, .., r], rotated by its row's position."""
     cos, sin = table[positions.long()].unbind(1)  # [R, r]
     shape = (len(x), *[1] * (x.dim() - 2), -1)
     partner: Tensor = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
@@ -190,28 +190,28 @@ def latents(
     low: Tensor, query_norm: Tensor | None, latent_norm: Tensor, table: Tensor, positions: Tensor, slots: Tensor,
     cache: Tensor, eps: float,
 ) -> Tensor:  # fmt: skip
-    """gpu/latents.py: the low-rank query; writes the cache."""
+    """gpu/latents.py: returns the normed query; writes the cache."""
     rank, rope = len(latent_norm), table.shape[2]
     query, latent, key = low.split([low.shape[1] - rank - rope, rank, rope], dim=1)
-    slot = torch.cat([norm(latent, latent_norm, eps).float(), _turned(key.float(), table, positions)], dim=1)
+    slot = torch.cat([norm(latent, latent_norm, eps).float(), _rotated(key.float(), table, positions)], dim=1)
     writes = slots >= 0
     cache[slots[writes].long()] = slot[writes].to(cache.dtype)
     return query.clone() if query_norm is None else norm(query, query_norm, eps)
 
 
 def queries(q: Tensor, key_up: Tensor, table: Tensor, positions: Tensor) -> Tensor:
-    """gpu/queries.py: queries as they meet the latents."""
+    """gpu/queries.py: queries projected to the latent space."""
     heads, nope, _ = key_up.shape
     own = q.float().unflatten(1, (heads, -1))
     latent = torch.einsum("rhn,hnd->rhd", own[..., :nope], key_up.float())
-    return torch.cat([latent, _turned(own[..., nope:], table, positions)], dim=2).to(q.dtype)
+    return torch.cat([latent, _rotated(own[..., nope:], table, positions)], dim=2).to(q.dtype)
 
 
 def mla(
     q: Tensor, cache: Tensor, tiles: Tensor, pages: Tensor, seen: Tensor, page_size: int, rank: int, scale: float,
     splits: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """gpu/mla.py: each split's weighted mean of the latents, and the log of its sum of exponents."""
+    """gpu/mla.py: each split's softmax-weighted mean of the latents, and its log-sum-exp."""
     split = 512
     parts = torch.zeros(*q.shape[:2], splits, rank)
     logs = torch.full((*q.shape[:2], splits), -1e30)
@@ -232,7 +232,7 @@ def mla(
 
 
 def values(parts: Tensor, logs: Tensor, seen: Tensor, value_up: Tensor) -> Tensor:
-    """gpu/values.py: splits joined, and taken out of the latent space."""
+    """gpu/values.py: splits merged and projected out of the latent space."""
     weights = (logs - logs.amax(dim=2, keepdim=True)).exp()
     mean = torch.einsum("rhs,rhsd->rhd", weights / weights.sum(dim=2, keepdim=True), parts)
     return torch.einsum("rhd,hdv->rhv", mean, value_up.float()).flatten(1).to(value_up.dtype)

@@ -1,9 +1,9 @@
-"""Which experts a row goes to, and with what weight (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+"""MoE routing: which experts a row goes to, and with what weight (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
 
-logits [R, E] float32 -> ids [R, k + shared] int32, ascending, the shared experts E, E + 1, .. last; weights likewise,
-float32, 1 for a shared one. A group counts by the sum of its two largest biased scores; the best
-groups' best experts are chosen by biased score; equal scores go to the lower id. Weights are the unbiased scores over
-their sum (one tree over all E places, the others zero), times the scaling factor.
+logits [R, E] float32 -> ids [R, k + shared] int32, ascending, with the shared experts E, E + 1, .. last; and weights
+of the same shape, float32, 1 for a shared expert. A group's score is the sum of its two largest biased scores. The
+best experts of the best groups are chosen by biased score; ties go to the lower id. Weights are the unbiased scores
+divided by their sum (one reduction tree over all E columns, zeros where not chosen), times the scaling factor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from outrider.kernels import reference
 from outrider.kernels.gpu.language import INTERPRETED, ceil_div, jit, power_of_two, tl
 from outrider.kernels.gpu.ops import define
 
-_ROWS = 512 if INTERPRETED else 4  # of a program: a constant, so that its trees have one shape
+_ROWS = 512 if INTERPRETED else 4  # rows per program: constant, so that reductions have one order
 
 
 @jit
@@ -25,32 +25,31 @@ def _choose(LOGITS, BIAS, IDS, WEIGHTS, scaling, R, E, SIZE: tl.constexpr, GROUP
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = (row < R)[:, None]
     e = tl.arange(0, SIZE)[None, :]
-    nothing = float("-inf")
+    minus_inf = float("-inf")
     logits = tl.load(LOGITS + row[:, None] * E + e, mask=there & (e < E), other=0.0)
     scores = 1.0 / (1.0 + tl.exp(-logits))
-    biased = tl.where(e < E, scores + tl.load(BIAS + e, mask=e < E, other=0.0), nothing)  # [ROWS, SIZE]
+    biased = tl.where(e < E, scores + tl.load(BIAS + e, mask=e < E, other=0.0), minus_inf)  # [ROWS, SIZE]
     if KEPT < GROUPS:
         g = tl.arange(0, GROUPS_SIZE)[None, :]
-        sums = tl.full((ROWS, GROUPS_SIZE), nothing, tl.float32)
+        sums = tl.full((ROWS, GROUPS_SIZE), minus_inf, tl.float32)
         for group in tl.static_range(GROUPS):
-            own = tl.where(e // EACH == group, biased, nothing)
+            own = tl.where(e // EACH == group, biased, minus_inf)
             first = tl.max(own, 1)[:, None]
             place = tl.min(tl.where(own == first, e, SIZE), 1)[:, None]
-            second = tl.max(tl.where(e == place, nothing, own), 1)[:, None]
+            second = tl.max(tl.where(e == place, minus_inf, own), 1)[:, None]
             sums = tl.where(g == group, first + second, sums)
         kept = tl.zeros((ROWS, SIZE), dtype=tl.int32)
         for _ in tl.static_range(KEPT):
-            best = tl.min(tl.where(sums == tl.max(sums, 1)[:, None], g, GROUPS_SIZE), 1)[
-                :, None
-            ]  # the lowest of equals
+            # Ties go to the lowest group.
+            best = tl.min(tl.where(sums == tl.max(sums, 1)[:, None], g, GROUPS_SIZE), 1)[:, None]
             kept += (e // EACH == best).to(tl.int32)
-            sums = tl.where(g == best, nothing, sums)
-        biased = tl.where(kept > 0, biased, nothing)
+            sums = tl.where(g == best, minus_inf, sums)
+        biased = tl.where(kept > 0, biased, minus_inf)
     taken = tl.zeros((ROWS, SIZE), dtype=tl.int32)
     for _ in tl.static_range(CHOSEN):
         best = tl.min(tl.where(biased == tl.max(biased, 1)[:, None], e, SIZE), 1)[:, None]
         taken += (e == best).to(tl.int32)
-        biased = tl.where(e == best, nothing, biased)
+        biased = tl.where(e == best, minus_inf, biased)
     weights = tl.where(taken > 0, scores, 0.0)
     if NORMED:
         weights = weights / (tl.sum(weights, 1) + 1e-20)[:, None]

@@ -1,11 +1,12 @@
-"""Draws a token from each row of logits: coupled sampling (kernels/sampling.py) on a slice of the vocabulary.
+"""Samples a token from each row of logits: coupled sampling (kernels/sampling.py) on a slice of the vocabulary.
 
-logits [n, V] float32, temperatures [n] float64 (0: the largest logit), keys [n] int64 -> best [n, 2] float64, ids [n]
-int64: the largest score and the next largest, and the lowest id of the largest, counted from `first`. score = logit / T
-+ Gumbel noise, float64. Two launches: parts of a row, then a row's parts in order. No sums: nothing to order.
+logits [n, V] float32, temperatures [n] float64 (0: greedy), keys [n] int64 -> best [n, 2] float64, ids [n] int64: the
+largest and the second largest score, and the id of the largest (the lowest id on a tie), plus `first`. score = logit /
+T + Gumbel noise, in float64. Two launches: first over parts of a row, then over the parts. There are no sums, so the
+result does not depend on the order.
 
-The noise's integers are kernels/sampling.py's. Of them, 1 - u = (2^53 - 2 bits - 1) 2^-53 is exact, so its logarithm is
-log1p(-u).
+The noise's integers are those of kernels/sampling.py. With them, 1 - u = (2^53 - 2 bits - 1) 2^-53 is exact, so its
+logarithm is log1p(-u).
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from outrider.kernels.gpu.language import ceil_div, jit, power_of_two, tl
 from outrider.kernels.gpu.ops import define
 from outrider.kernels.sampling import MIX_1, MIX_2, VOCAB_STEP
 
-_AT_ONCE = 1024
+_BLOCK = 1024  # vocabulary entries per program
 
 
 def _signed(word: int) -> int:
     return word - 2**64 if word >= 2**63 else word
 
 
-NOISE = (_signed(VOCAB_STEP), _signed(MIX_1), _signed(MIX_2))  # its constants, as int64
+NOISE = (_signed(VOCAB_STEP), _signed(MIX_1), _signed(MIX_2))  # the noise's constants, as int64
 
 
 @jit
 def noise_bits(key, v, STEP: tl.constexpr, ONE: tl.constexpr, TWO: tl.constexpr) -> tl.tensor:
-    """The noise's 52-bit integers of entries `v` (int64) of the row with that key."""
+    """The noise's 52-bit integers for vocabulary entries `v` (int64), in the row with that key."""
     z = key + (v + 1) * STEP
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * ONE
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * TWO
@@ -68,7 +69,7 @@ def _join_parts(BEST, IDS, OUT, OUT_IDS, parts, SIZE: tl.constexpr) -> None:
     best = tl.load(BEST + (row * parts + p) * 2, mask=inside, other=float("-inf"))
     second = tl.load(BEST + (row * parts + p) * 2 + 1, mask=inside, other=float("-inf"))
     most = tl.max(best, 0)
-    place = tl.min(tl.where((best == most) & inside, p, SIZE), 0)  # parts ascend as their ids do
+    place = tl.min(tl.where((best == most) & inside, p, SIZE), 0)  # part numbers ascend with token ids
     others = tl.max(tl.where(p == place, float("-inf"), best), 0)
     runner_up = tl.maximum(others, tl.max(tl.where(p == place, second, float("-inf")), 0))
     tl.store(OUT + row * 2, most)
@@ -78,12 +79,12 @@ def _join_parts(BEST, IDS, OUT, OUT_IDS, parts, SIZE: tl.constexpr) -> None:
 
 def launch(logits: Tensor, temperatures: Tensor, keys: Tensor, first: int) -> tuple[Tensor, Tensor]:
     rows, size = logits.shape
-    parts = ceil_div(size, _AT_ONCE)
+    parts = ceil_div(size, _BLOCK)
     best, ids = logits.new_empty(rows, parts, 2, dtype=torch.float64), keys.new_empty(rows, parts)
     out, out_ids = logits.new_empty(rows, 2, dtype=torch.float64), keys.new_empty(rows)
     if rows:
         _draw_parts[rows, parts](
-            logits, temperatures, keys, best, ids, size, first, parts, BLOCK=_AT_ONCE, STEP=NOISE[0],
+            logits, temperatures, keys, best, ids, size, first, parts, BLOCK=_BLOCK, STEP=NOISE[0],
             ONE=NOISE[1], TWO=NOISE[2],
         )  # fmt: skip
         _join_parts[(rows,)](best, ids, out, out_ids, parts, SIZE=power_of_two(parts))

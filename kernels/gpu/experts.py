@@ -1,13 +1,12 @@
-"""The chosen experts of every row: down(silu(gate x) * up x), two launches, whole and not yet weighted.
+"""The chosen experts of every row: down(silu(gate x) * up x), in two launches, before the weighted sum.
 
-ids [R, places]: which of the stacked experts have the row, each at most once; one that is not here (-1, or beyond) is
-skipped.
-gate_up [E, 2 w, K] (gate rows, then up), down [E, H, w], with scales by block of each expert. Pair p = row * places +
-place: inside [P, w], then out [P, H].
+ids [R, places] are the experts of each row in the stack, each at most once; an id outside 0..E-1 is skipped. gate_up
+[E, 2 w, K] (gate rows, then up rows) and down [E, H, w], each with block scales per expert. Pair p = row * places +
+place. The first launch gives [P, w], the second [P, H].
 
-A program makes BO outputs of one expert's rows, so its weights are read once however many rows chose it. With few
-rows (at most 64) a program finds its rows by looking at all ids; with many they are sorted first (sort.py), and it
-takes BR of them at a time. Sums are those of linear.py: one row's order is the same in both forms.
+A program computes BO outputs for one expert's rows, so that it reads the expert's weights once for any number of rows.
+Up to 64 rows, a program finds its rows by comparing all ids; above, pairs are sorted first (sort.py), and a program
+takes BR of them at a time. Sums have the order of linear.py, so a row has the same bits either way.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from outrider.kernels.gpu.linear import FEW_ROWS, product
 from outrider.kernels.gpu.ops import define
 from outrider.kernels.gpu.sort import launch as sort_pairs
 
-_INNER_EACH, _OUTER_EACH = 64, 64  # outputs of a program
-SORTED_ROWS = 32  # of an expert at a time: with 64 the two sums of gate and up spill
+_INNER_EACH, _OUTER_EACH = 64, 64  # outputs per program
+SORTED_ROWS = 32  # rows per step: with 64 the accumulators of gate and up spill
 
 
 @jit
 def _range(STARTS, expert, SORTED: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
-    """The expert's range of the sorted pairs. Where they are not sorted: one step, over all rows."""
+    """The expert's range of the sorted pairs. Without sorting: a range of one step, over all rows."""
     first, end = 0, 1
     if SORTED:
         first, end = tl.load(STARTS + expert), tl.load(STARTS + expert + 1)
@@ -36,7 +35,7 @@ def _range(STARTS, expert, SORTED: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
 @jit
 def _own_pairs(IDS, ORDER, expert, first, end, R, SORTED: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr,
                BR: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Pairs [BR] of the expert, and which of them are there: BR of its sorted ones, or of each row its own."""
+    """The expert's next BR pairs, and a mask of the valid ones. Without sorting, pair j belongs to row j."""
     j = tl.arange(0, BR)
     if SORTED:
         valid = first + j < end
@@ -53,7 +52,7 @@ def _own_pairs(IDS, ORDER, expert, first, end, R, SORTED: tl.constexpr, PLACES: 
 
 @jit
 def _store(OUT, out, pair, valid, n, N) -> None:
-    """The tile [BO, BR] `out` as outputs `n` of the valid pairs; OUT [pairs, N]."""
+    """Stores the tile `out` [BO, BR] as outputs `n` of the valid pairs; OUT [pairs, N]."""
     inside = (n < N)[:, None] & valid[None, :]
     tl.store(OUT + pair.to(tl.int64)[None, :] * N + n[:, None], out.to(OUT.dtype.element_ty), mask=inside)
 
@@ -128,4 +127,4 @@ experts = define(
     launch,
     reference.experts,
     launches=2,
-)  # `whole`: all that ids name are here; else what others make is zeros
+)  # `whole`: every id is in the stack, so no output needs to be zeroed first

@@ -1,4 +1,4 @@
-"""Triton, where it is installed: kernels are defined without it too, so that their files import anywhere."""
+"""Imports Triton if it is installed. Kernels are defined without it too, so that their modules always import."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,20 +10,20 @@ try:
     import triton.language as _language
 
     triton, tl = _triton, _language
-except ImportError:  # a machine without GPUs
+except ImportError:  # installed with the extra "gpu"
     triton = tl = None
 
-# TRITON_INTERPRET=1, when the kernels were defined
+# Whether TRITON_INTERPRET=1 was set when the kernels were defined.
 INTERPRETED = triton is not None and bool(triton.knobs.runtime.interpret)
 
 
 def jit(kernel: Callable[..., Any]) -> Any:
-    """triton.jit, or the function as it is."""
+    """triton.jit, or the function unchanged without Triton."""
     return kernel if triton is None else triton.jit(kernel)
 
 
 def power_of_two(size: int) -> int:
-    """The next one from `size` on: what a block of Triton's is as long as."""
+    """The smallest power of two >= `size`: the length of a Triton block."""
     return 1 << max(size - 1, 0).bit_length()
 
 

@@ -1,9 +1,9 @@
-"""What a row leaves in the cache, and its low-rank query (DeepSeek-V2, arXiv 2405.04434, section 2.1), in one launch.
+"""Writes a row's MLA latent to the KV cache, and norms its low-rank query (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-low [R, Q + D + r] is [query's latent or queries, latent, rotary key], as one product made it. The query part is
-normed, where it is a latent, into q [R, Q]; the latent is normed and the rotary key turned into
-cache[slot] = [latent, key] [D + r]; a row whose slot is -1 leaves nothing. table [positions, 2, r] float32 has
-cosines and signed sines of interleaved pairs: turned = x cos + partner sin. One program a row; norms as norms.py.
+low [R, Q + D + r] is [query latent or queries, KV latent, rotary key], the output of one projection. Output q [R, Q]:
+the query part, normed if it is a latent. The KV latent is normed, the rotary key rotated, and both written to
+cache[slot] [D + r]; a row with slot -1 writes nothing. table [positions, 2, r] float32 has cosines and signed sines of
+interleaved pairs: rotated = x cos + partner sin. One program per row; norms as in norms.py.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""y = x W^T for few rows and for many, of weights in FP8 with a scale for every 128 x 128 block, or as wide as x.
+"""y = x W^T for small and large batches; W is FP8 with a scale per 128 x 128 block, or 16 or 32 bits without scales.
 
 x [M, K] row-major, W [N, K] row-major, scales [ceil(N / 128), ceil(K / 128)], y [M, N].
 
-Operands are swapped: a program makes BO outputs (the tensor core's M, which is 64 wide or more) of BR rows (its N,
-from 16 on), so that few rows waste nothing. Only BR depends on the number of rows. Order of sums, fixed by the model:
-K in blocks of 128 from the first to the last; inside a block as the tensor core sums 128 products; each FP8 block's sum
-is scaled and added to the float32 total. So a row's bits do not depend on its company.
+Operands are swapped: a program computes BO outputs (the M of the tensor core, at least 64) of BR rows (its N, from
+16), so that small batches waste little. Only BR depends on the batch. Order of sums, fixed by the model: blocks of 128
+along K from first to last; within a block, the tensor core's order over 128 products; each FP8 block's sum is scaled
+and added to a float32 accumulator. So a row's bits do not depend on its batch.
 
-Of weights in FP8, x is quantised like them, 128 values of a row sharing a scale: while it is read where rows are few,
-before (quantize.py) where they are many. Both have the same bits.
+With FP8 weights, x is quantised to FP8 too, with one scale per 128 values of a row: while it is loaded in small
+batches, by a launch of its own (quantize.py) in large ones. Both give the same bits.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from outrider.kernels.gpu.ops import define
 from outrider.kernels.gpu.quantize import launch as quantize
 from outrider.kernels.gpu.rounding import quantized
 
-FEW_ROWS = 64  # from here on x is quantised once, before
-_MOST_ROWS = 128  # of a program
-_NARROW = 512  # a product of so few outputs has more programs that are smaller
+FEW_ROWS = 64  # above, x is quantised by a launch of its own
+_MOST_ROWS = 128  # per program
+_NARROW = 512  # up to so many outputs, programs are smaller, so that there are enough of them
 
 
 @jit
 def product(X, XS, W, WS, m, valid, n, N, K, FP8: tl.constexpr, READY: tl.constexpr, INTERPRETED: tl.constexpr,
             BR: tl.constexpr, BO: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """The tile [BO, BR] of W x^T: outputs `n` [BO] of rows `m` [BR], float32. Rows that are not `valid` are zeros."""
+    """The tile [BO, BR] of W x^T, float32: outputs `n` [BO] of rows `m` [BR]; zeros for rows that are not `valid`."""
     k = tl.arange(0, 128)
     groups = tl.cdiv(K, 128)
     total = tl.zeros((BO, BR), dtype=tl.float32)
@@ -48,7 +48,7 @@ def product(X, XS, W, WS, m, valid, n, N, K, FP8: tl.constexpr, READY: tl.conste
             ws = tl.load(WS + (n // 128) * groups + block, mask=n < N, other=0.0)
             total += tl.dot(w, x) * (ws[:, None] * xs[None, :])
         else:
-            if INTERPRETED:  # whose own products of bfloat16 are wrong
+            if INTERPRETED:  # the interpreter's bfloat16 products are wrong
                 w, x = w.to(tl.float32), x.to(tl.float32)
             total = tl.dot(w, x, total, input_precision="ieee")
     return total
@@ -84,10 +84,10 @@ def launch(x: Tensor, weight: Tensor, scale: Tensor | None, wide: bool) -> Tenso
 
 
 def row_tile(rows: int) -> int:
-    """How many rows a program takes."""
+    """Rows per program."""
     return min(max(16, power_of_two(rows)), _MOST_ROWS)
 
 
 linear = define(
     "linear(Tensor x, Tensor weight, Tensor? scale, bool wide) -> Tensor", launch, reference.linear
-)  # `wide`: y in float32, whatever x is
+)  # `wide`: y is float32 for any type of x

@@ -1,14 +1,14 @@
-"""Queries over the paged latents: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), absorbed, split-KV.
+"""Paged attention over MLA latents (DeepSeek-V2, arXiv 2405.04434), in the absorbed form, with split KV.
 
-q [R, H, D + r] over cache [slots, D + r]. tiles [T, 3] int32: which sequence, its first row, how many of its rows (at
-most QUERIES): heads x rows are the M of one product, so what a sequence has cached is read once for up to QUERIES rows
-of BH heads. pages [S, P] int32: each sequence's blocks. seen [R, 2] int32: the first slot that a row sees and one past
-the last. Result: parts [R, H, splits, D] float32, each split's weighted mean, and logs [R, H, splits], its log of the
-sum of exponents; `values` (values.py) joins them.
+q [R, H, D + r] over cache [slots, D + r]. tiles [T, 3] int32: sequence, first row, number of rows (at most QUERIES). A
+tile multiplies heads x rows as one product, so that a sequence's cache is read once for up to QUERIES rows of BH
+heads. pages [S, P] int32 is the block table. seen [R, 2] int32: the first slot that a row attends to, and one past the
+last. Output: parts [R, H, splits, D] float32, each split's softmax-weighted mean, and logs [R, H, splits], its
+log-sum-exp. values.py merges them.
 
-Order of sums, fixed by the model: a split is SPLIT slots at fixed positions of the sequence, walked in blocks of BLOCK
-from its first; splits are joined in order. A block that a row sees nothing of changes none of its bits: weights are
-zero, and the factor of what is there is one. So neither company, nor chunking, nor where pages lie shows.
+Order of sums, fixed by the model: a split is SPLIT slots at fixed positions of the sequence, processed in blocks of
+BLOCK from the first; splits are merged in order. A fully masked block changes no bits: its weights are zero and the
+rescaling factor is one. So the result does not depend on the batch, on chunking, or on where pages are.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from outrider.kernels import reference
 from outrider.kernels.gpu.language import INTERPRETED, ceil_div, jit, tl
 from outrider.kernels.gpu.ops import define
 
-SPLIT = 512  # slots of a program
+SPLIT = 512  # slots per program
 BLOCK = 32
-QUERIES = 4  # rows of a tile; 16 heads of each fill a tensor core's 64
-WARPS, STAGES = 8, 2  # of those tried that which spills least
+QUERIES = 4  # rows per tile: with 16 heads they fill the 64 rows of a tensor core product
+WARPS, STAGES = 8, 2  # spills least among those compiled
 _HEADS = 16
 
 
@@ -55,7 +55,7 @@ def _mla(Q, CACHE, TILES, PAGES, SEEN, PARTS, LOGS, scale, pages, splits, H: tl.
         mean = tl.zeros((BH * QUERIES, D), tl.float32)
         for start in range(begin, end, BLOCK):
             slot = start + k
-            if PAGE % BLOCK == 0:  # one page has all of the block: one address, and small offsets from it
+            if PAGE % BLOCK == 0:  # the block lies in one page: one base address
                 page = tl.load(PAGES + sequence * pages + start // PAGE).to(tl.int64)
                 at = (CACHE + (page * PAGE + start % PAGE) * (D + ROPE)) + k * (D + ROPE)
             else:

@@ -1,12 +1,13 @@
-"""Norms, and what is joined to the residual stream before them.
+"""RMS norms, fused with the residual add before them.
 
-`join_norm`: hidden' = hidden + sum over places of weight * output, then its root-mean-square norm. Order of sums: a
-row's places in their order (ascending expert id, the shared expert last) in float32, added to the stream and rounded to
-its type; the sum of squares as one tree over the row, whose shape the hidden size fixes. One program a row.
+`join_norm`: hidden' = hidden + the sum over places of weight * output, and its RMS norm. Order of sums: a row's places
+in order (ascending expert id, shared experts last) in float32, added to the residual stream and rounded to its type;
+the sum of squares is one reduction tree over the row, whose shape depends on the hidden size only. One program per
+row.
 
-`weigh`: the sum over places alone, where other ranks have parts of it. `norm`: the norm alone.
+`weigh`: the weighted sum alone, for an all-reduce before the join. `norm`: the norm alone.
 
-`pair_norms`: what an MTP module joins: [norm of the token's embedding, norm of the state before it].
+`pair_norms`: the input of an MTP module's projection: [norm of the token's embedding, norm of the previous state].
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from outrider.kernels.gpu.ops import define
 
 @jit
 def normed(x, WEIGHT, at, inside, size, eps, TYPE: tl.constexpr) -> tl.tensor:
-    """float32 `x` over its root mean square, rounded to TYPE, times the weight."""
+    """float32 `x` divided by its root mean square, rounded to TYPE, times the weight."""
     scale = 1.0 / tl.sqrt(tl.sum(x * x, 0) / size + eps)
     weight = tl.load(WEIGHT + at, mask=inside, other=0.0).to(tl.float32)
     return (x * scale).to(TYPE).to(tl.float32) * weight
@@ -30,7 +31,7 @@ def normed(x, WEIGHT, at, inside, size, eps, TYPE: tl.constexpr) -> tl.tensor:
 @jit
 def sum_of_places(OUTPUTS, WEIGHTS, row, at, inside, size, PLACES: tl.constexpr, WEIGHTED: tl.constexpr,
                   BLOCK: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """float32 [BLOCK]: a row's outputs, times their weights where WEIGHTED, added place by place."""
+    """float32 [BLOCK]: the sum of a row's outputs in order of place, weighted if WEIGHTED."""
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for place in range(PLACES):
         out = tl.load(OUTPUTS + (row * PLACES + place) * size + at, mask=inside, other=0.0).to(tl.float32)

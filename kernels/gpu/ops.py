@@ -1,6 +1,7 @@
-"""Makes operations of torch of the kernels: `torch.ops.outrider.NAME` launches on a GPU, and runs the twin on a CPU.
+"""Registers kernels as torch operators: `torch.ops.outrider.NAME` launches on CUDA, and runs the twin on a CPU.
 
-So a model is written once; graphs, tests and pretended devices see one operation, and know how many launches it is.
+The twin is the kernel's plain reference (kernels/reference.py). CUDA graphs, tests and pretended devices see one
+operator, and LAUNCHES says how many kernels it launches.
 """
 
 from collections.abc import Callable
@@ -8,12 +9,12 @@ from typing import Any
 
 import torch
 
-_LIBRARY = torch.library.Library("outrider", "DEF")  # lives as long as its operations
-LAUNCHES: dict[str, int] = {}  # of each operation, by name
+_LIBRARY = torch.library.Library("outrider", "DEF")  # operators are removed when it is
+LAUNCHES: dict[str, int] = {}  # kernels launched per operator
 
 
 def define(schema: str, launch: Callable[..., Any], twin: Callable[..., Any], *, launches: int = 1) -> Any:
-    """The operation of `schema`, e.g. "double(Tensor x) -> Tensor"; `launch` and `twin` take its arguments in order."""
+    """The operator of `schema`, e.g. "double(Tensor x) -> Tensor"; `launch` and `twin` take its arguments in order."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, launch, "CUDA")

@@ -1,7 +1,7 @@
-"""Activations in 8 bits: every 128 values of a row share a scale (DeepSeek-V3, arXiv 2412.19437, section 3.3).
+"""Quantises activations to FP8 with one scale per 128 values of a row (DeepSeek-V3, arXiv 2412.19437, section 3.3).
 
-x [M, K] -> q [M, K] e4m3, s [M, ceil(K / 128)] float32, x ~ q s. One program does one row's group of 128; nothing is
-summed. Only for many rows: products over few quantise as they read (linear.py), with the same bits.
+x [M, K] -> q [M, K] e4m3 and s [M, ceil(K / 128)] float32, with x ~ q s. There are no sums. Used in large batches
+only: in small ones linear.py quantises while it loads, with the same bits.
 """
 
 from __future__ import annotations

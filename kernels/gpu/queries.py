@@ -1,7 +1,7 @@
-"""Queries as they meet the latents: each head's nope part through its W^UK, its rotary part turned.
+"""Projects each head's query to the latent space: the nope part times W^UK, the rotary part rotated.
 
-q [R, H (n + r)] -> [R, H, D + r]; key_up [H, n, D]. A program does 16 rows of one head and a part of D: one product
-over all n, so a row's order of sums is the tensor core's over n.
+q [R, H (n + r)] -> [R, H, D + r]; key_up [H, n, D]. A program computes 16 rows of one head for a part of D, as one
+product over all n, so the order of sums is the tensor core's.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Adds up what the ranks of a node made, joins it to the stream and norms it: one launch between two products.
+"""A tensor group's all-reduce, fused with the residual add and the norm after it (`join_norm` in norms.py).
 
-A one-shot all-reduce over memory that every GPU of the group reaches (torch's symmetric memory), with join_norm
-(norms.py) around it. One program a row: it writes its own weighted sum where peers can read it, tells them, waits for
-theirs, and adds them up rank by rank, so all ranks have the same bits. `addresses` [2, ranks] int64 are every rank's
-data [2, most rows, H] and flags [2, most rows, ranks] int32; `epochs` [most rows] int32 counts this rank's calls by
-row. Data and flags have two halves that take turns: a rank that writes the third time has heard from all others in
-between, and they had read the first by then.
+A one-shot all-reduce over memory that every GPU of the group can access (torch's symmetric memory). One program per
+row: it writes its weighted sum to its rank's buffer, sets a flag on every rank, waits for all ranks' flags, and adds
+their buffers in rank order, so that all ranks get the same bits. `addresses` [2, ranks] int64: every rank's data [2,
+most rows, H] and flags [2, most rows, ranks] int32. `epochs` [most rows] int32 counts this rank's calls per row. Data
+and flags are double-buffered: a rank that writes a buffer again has seen every rank's flag of the call between, and a
+rank sets that flag only after it has read the buffer.
 
-Rows must be as many on all ranks, and few enough that their programs run at once. What only a device can show: that
-flags and data are seen in order (release and acquire at system scope).
+All ranks must have the same number of rows, few enough for their programs to run at the same time. Only a device can
+show that flags and data become visible in order (release and acquire at system scope).
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ def _sum_join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, ADDRESSES, EP
     own = sum_of_places(OUTPUTS, WEIGHTS, row, at, inside, size, PLACES, WEIGHTED, SIZE)
     epoch = tl.load(EPOCHS + row) + 1
     place = (epoch % 2) * MOST + row
-    mine = tl.load(ADDRESSES + rank).to(tl.pointer_type(OUTPUTS.dtype.element_ty))
-    tl.store(mine + place * size + at, own.to(OUTPUTS.dtype.element_ty), mask=inside)
-    tl.debug_barrier()  # all of the row is written before it is told
+    data = tl.load(ADDRESSES + rank).to(tl.pointer_type(OUTPUTS.dtype.element_ty))
+    tl.store(data + place * size + at, own.to(OUTPUTS.dtype.element_ty), mask=inside)
+    tl.debug_barrier()  # the whole row is written before any flag is set
     for peer in tl.static_range(RANKS):
         flags = tl.load(ADDRESSES + RANKS + peer).to(tl.pointer_type(tl.int32))
         tl.atomic_xchg(flags + place * RANKS + rank, epoch, sem="release", scope="sys")
-    heard = tl.load(ADDRESSES + RANKS + rank).to(tl.pointer_type(tl.int32))
+    own_flags = tl.load(ADDRESSES + RANKS + rank).to(tl.pointer_type(tl.int32))
     for peer in tl.static_range(RANKS):
-        while tl.atomic_add(heard + place * RANKS + peer, 0, sem="acquire", scope="sys") != epoch:
+        while tl.atomic_add(own_flags + place * RANKS + peer, 0, sem="acquire", scope="sys") != epoch:
             pass
     tl.debug_barrier()
     total = tl.zeros((SIZE,), dtype=tl.float32)
     for peer in range(RANKS):
-        theirs = tl.load(ADDRESSES + peer).to(tl.pointer_type(OUTPUTS.dtype.element_ty))
-        total += tl.load(theirs + place * size + at, mask=inside, other=0.0, volatile=True).to(tl.float32)
+        peer_data = tl.load(ADDRESSES + peer).to(tl.pointer_type(OUTPUTS.dtype.element_ty))
+        total += tl.load(peer_data + place * size + at, mask=inside, other=0.0, volatile=True).to(tl.float32)
     tl.store(EPOCHS + row, epoch)
     store_joined(total, HIDDEN, NORM, STREAM, NORMED, row, at, inside, size, eps)
 
@@ -69,7 +69,7 @@ def launch(hidden: Tensor, outputs: Tensor, weights: Tensor | None, norm: Tensor
 
 def _twin(hidden: Tensor, outputs: Tensor, weights: Tensor | None, norm: Tensor, eps: float, addresses: Tensor,
           epochs: Tensor, rank: int, group: str) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Over the process group of that name; "" has this rank alone."""
+    """All-reduces over the process group of that name; "" is a group of this rank only."""
     part = outputs.clone() if weights is None else reference.weigh(outputs, weights)
     if group:
         names: Any = dist.distributed_c10d

@@ -1,17 +1,15 @@
-"""Rounding to e4m3 inside kernels."""
+"""Rounds to FP8 (e4m3) inside kernels."""
 
 from __future__ import annotations
 
 from outrider.kernels.gpu.language import jit, tl
 
-LARGEST = 448.0  # of e4m3
-LEAST_PEAK = 1e-10  # of a group of values: a group of zeros has a scale too
-GROUP = 128  # values of an activation that share a scale, and the side of a weight's block
+GROUP = 128  # activations that share a scale, and the side of a weight's block
 
 
 @jit
 def to_e4m3(x, INTERPRETED: tl.constexpr) -> tl.tensor:
-    """float32 -> e4m3, to the nearest, ties to even. A GPU has an instruction; the interpreter's own cast truncates."""
+    """float32 -> e4m3, to nearest, ties to even. One instruction on a GPU; the interpreter's own cast truncates."""
     if INTERPRETED:
         bits = x.to(tl.int32, bitcast=True)
         odd = (bits >> 20) & 1
@@ -24,6 +22,9 @@ def to_e4m3(x, INTERPRETED: tl.constexpr) -> tl.tensor:
 
 @jit
 def quantized(x, AXIS: tl.constexpr, INTERPRETED: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
-    """float32 tile, whose axis AXIS is one group of 128 -> e4m3, and the scales without that axis."""
+    """float32 tile whose axis AXIS is one group of 128 -> e4m3, and the scales without that axis.
+
+    448 is the largest e4m3 value; 1e-10 keeps the scale of a group of zeros above zero.
+    """
     peak = tl.maximum(tl.max(tl.abs(x), AXIS), 1e-10)
     return to_e4m3(x * tl.expand_dims(448.0 / peak, AXIS), INTERPRETED), peak / 448.0

@@ -1,7 +1,7 @@
-"""Pairs (row, place) by the expert that has them: order [P] and where each expert's begin, starts [E + 1].
+"""Sorts pairs (row, place) by expert: order [P], and where each expert's pairs begin, starts [E + 1].
 
-One program an expert: it counts the pairs of lower experts and writes its own, in the order of their rows. Integers
-only, no atomics: the same every time. Pairs of no expert here (-1, or beyond) are in no one's range.
+One program per expert counts the pairs of lower experts and writes its own in row order. Integers only and no atomics,
+so the result is deterministic. Pairs with an id outside 0..E-1 are in no expert's range.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from outrider.kernels import reference
 from outrider.kernels.gpu.language import jit, tl
 from outrider.kernels.gpu.ops import define
 
-_AT_ONCE = 1024
+_BLOCK = 1024
 
 
 @jit
@@ -36,7 +36,7 @@ def _sort(IDS, ORDER, STARTS, P, BLOCK: tl.constexpr) -> None:
 
 def launch(ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     order, starts = ids.new_empty(ids.numel()), ids.new_empty(experts + 1)
-    _sort[(experts,)](ids, order, starts, ids.numel(), BLOCK=_AT_ONCE)
+    _sort[(experts,)](ids, order, starts, ids.numel(), BLOCK=_BLOCK)
     return order, starts
 
 

@@ -1,7 +1,7 @@
-"""Joins what the splits of attention gathered, and takes it out of the latent space: each head's W^UV.
+"""Merges the splits of attention, and projects the result out of the latent space: each head's W^UV.
 
-parts [R, H, splits, D] and logs [R, H, splits] (mla.py), seen [R, 2], value_up [H, D, v] -> [R, H v]. A program does 16
-rows of one head. Order of sums: a row's splits from the first to its own last, in float32; then one product over all D.
+parts [R, H, splits, D] and logs [R, H, splits] (mla.py), seen [R, 2], value_up [H, D, v] -> [R, H v]. A program
+computes 16 rows of one head. Order of sums: a row's splits in order, in float32; then one product over all D.
 """
 
 from __future__ import annotations

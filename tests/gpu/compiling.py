@@ -1,6 +1,7 @@
-"""Compiles the kernels for GPUs that are not here: python compiling.py FOLDER prints a line of JSON for each.
+"""Compiles the kernels for sm_90 and sm_100, without a GPU: python compiling.py FOLDER prints a line of JSON for each.
 
-In a process of its own, without TRITON_INTERPRET. Types, sizes and options are those of R1 on eight ranks.
+Runs in a process of its own, without TRITON_INTERPRET. Types, sizes and options are those of R1 with tensor parallel
+8.
 """
 
 import json
@@ -78,7 +79,7 @@ _PRODUCTS = ("HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "QMMA", "STL", "LDL
 
 
 def compiled(kernel: Any, given: dict[str, Any], capability: int, folder: Path) -> dict[str, Any]:
-    """Registers, bytes of stack and of spills, and how often each product's instruction is there."""
+    """Registers, bytes of stack and of spills, and the number of each tensor core instruction."""
     options = {name: given.get(name, default) for name, default in _OPTIONS.items()}
     constants = {
         name: value for name, value in given.items() if name in kernel.arg_names and not isinstance(value, str)

@@ -6,6 +6,6 @@ from gpu.pretend_cuda import Counts, pretending
 
 @pytest.fixture
 def pretend() -> Iterator[Counts]:
-    """CUDA is there, in this process, while the test runs; what was done on it."""
+    """Pretends CUDA in this process during a test, and counts its launches, syncs and copies."""
     with pretending() as counts:
         yield counts

@@ -1,4 +1,4 @@
-// A CUDA device guard that does nothing: what torch asks of any tensor that says it is on such a device.
+// A CUDA device guard that does nothing. torch needs one for any tensor that reports a CUDA device.
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 namespace c10::impl {
 C10_REGISTER_GUARD_IMPL(CUDA, NoOpDeviceGuardImpl<DeviceType::CUDA>);

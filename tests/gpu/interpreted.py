@@ -1,4 +1,4 @@
-"""Kernels launched in Triton's interpreter: what `TRITON_INTERPRET=1` (tests/conftest.py) makes of them."""
+"""Inputs and comparisons for kernels in Triton's interpreter (TRITON_INTERPRET=1, which tests/conftest.py sets)."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def fp8(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight [.., N, K] in e4m3, and scales for its blocks."""
+    """A weight [.., N, K] in e4m3, and its block scales."""
     *stacked, outputs, inputs = shape
     scales = 0.5 + torch.rand(*stacked, -(-outputs // 128), -(-inputs // 128), generator=_generator(seed + 1))
     return drawn(*shape, seed=seed).to(E4M3), scales * inputs**-0.5

@@ -1,12 +1,11 @@
-"""Pretend-CUDA: tensors that say they are on a GPU and hold their values on the CPU, for machines without one.
+"""Pretend-CUDA: tensors that report device "cuda" and keep their values on the CPU, for machines without a GPU.
 
-It shows what a device would trip over or wait for: tensors of two devices in one operation (an error, as on a device),
-kernel launches, host syncs, and copies between host and device, each by the source line that caused it. It does not
-show races, speed, the rounding of real kernels, or anything inside one.
+It finds operations over tensors of two devices (an error, as on a GPU), and counts kernel launches, host syncs and
+copies between host and device, each by the source line that caused it. It does not find races, and says nothing about
+speed, rounding, or the inside of a kernel.
 
-An operation of the `outrider` namespace counts for as many launches as its kernel makes (`kernels/gpu/ops.py`) and is
-computed by its plain twin. Collectives go over gloo. `install` is for a process of its own; the fixture `pretend`
-(conftest.py) undoes it.
+An operator of the `outrider` namespace counts as the number of kernels it launches (`kernels/gpu/ops.py`) and runs its
+twin. Collectives run over gloo. `install` is for a process of its own; the fixture `pretend` (conftest.py) undoes it.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 DEVICES = 8
 FREE_BYTES, TOTAL_BYTES = 2 * 10**9, 80 * 10**9
 _PACKAGE = "/outrider/"
-# Operations that launch nothing: views, allocations, questions.
+# Operations that launch no kernel: views, allocations, metadata.
 _NO_LAUNCH = set[str]().union(
     ("view", "_unsafe_view", "_reshape_alias", "t", "transpose", "permute", "expand", "slice", "select", "narrow"),
     ("unsqueeze", "squeeze", "split", "split_with_sizes", "unbind", "chunk", "as_strided", "unfold", "diagonal"),
@@ -46,7 +45,7 @@ _INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_", "
 
 @dataclass(slots=True)
 class Counts:
-    """What was done since `clear`, by source line of the package."""
+    """Launches, syncs and copies since `clear`, by source line of the package."""
 
     launches: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)  # the same launches, by operation
@@ -58,7 +57,7 @@ class Counts:
             counter.clear()
 
     def taken(self) -> "Counts":
-        """These, and none from now on."""
+        """A copy of the counts so far; then clears them."""
         taken = Counts(*(Counter(each) for each in (self.launches, self.kinds, self.syncs, self.copies)))
         self.clear()
         return taken
@@ -68,11 +67,11 @@ COUNTS = Counts()
 
 
 class DeviceMismatchError(RuntimeError):
-    """Tensors of different devices met in one operation."""
+    """An operation over tensors of different devices."""
 
 
 def _site() -> str:
-    """The innermost line of the package that led here."""
+    """The innermost source line of the package on the stack."""
     frame = sys._getframe(2)
     while frame is not None:
         if _PACKAGE in frame.f_code.co_filename:
@@ -86,7 +85,7 @@ def _on_gpu(device: Any) -> bool:
 
 
 class PretendTensor(torch.Tensor):
-    """On device `cuda:index`, with its values in `inner`."""
+    """A tensor on `cuda:index`, whose values are in `inner`."""
 
     inner: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -158,7 +157,7 @@ class PretendTensor(torch.Tensor):
         raise TypeError(f"can't convert {self.device} device type tensor to numpy: at {_site()}")
 
     def data_ptr(self) -> Any:
-        raise RuntimeError(f"the address of a pretended tensor was asked for at {_site()}")
+        raise RuntimeError(f"a pretended tensor has no address: at {_site()}")
 
     def __repr__(self, **kwargs: Any) -> str:
         return f"PretendTensor({tuple(self.inner.shape)}, {self.inner.dtype}, {self.device})"
@@ -169,7 +168,7 @@ class PretendTensor(torch.Tensor):
 
 
 def inner(value: Any) -> Any:
-    """The values of a pretended tensor; anything else as it is."""
+    """The values of a pretended tensor; other values unchanged."""
     return value.inner if isinstance(value, PretendTensor) else value
 
 
@@ -216,7 +215,7 @@ def _count(func: Any, name: str, site: str) -> None:
 
 
 def _copied(out: torch.Tensor, name: str, site: str, from_gpu: bool, device: torch.device | None) -> torch.Tensor:
-    """A copy's result, on the device that was asked for; by default where it came from."""
+    """A copy's result on `device`. Counts copies between host and device."""
     to_gpu = device is not None and device.type == "cuda"
     if from_gpu and not to_gpu:
         COUNTS.copies[f"to host {site}"] += 1
@@ -230,7 +229,7 @@ def _copied(out: torch.Tensor, name: str, site: str, from_gpu: bool, device: tor
 
 
 def _check_devices(func: Any, name: str, site: str, args: Any, flat: list[Any]) -> None:
-    """DeviceMismatchError where torch on a device would raise one; copies that it makes by itself are counted."""
+    """Raises DeviceMismatchError where torch would fail on a GPU; counts the copies that torch makes implicitly."""
     tensors = [each for each in flat if isinstance(each, torch.Tensor)]
     if len({each.device for each in tensors}) == 1:
         return
@@ -257,7 +256,7 @@ def _wrapped(value: Any, device: torch.device | None) -> Any:
 
 
 class _Mode(TorchDispatchMode):
-    """Sends everything, factories of tensors included, through `_run`."""
+    """Routes every operation, tensor factories included, through `_run`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -265,7 +264,7 @@ class _Mode(TorchDispatchMode):
 
 @functools.cache
 def _load_guard() -> None:
-    """Compiles and loads guard.cpp, once for a torch."""
+    """Compiles and loads guard.cpp, once per torch version."""
     target = Path(tempfile.gettempdir()) / f"outrider-pretend-guard-{torch.__version__}.so"
     if not target.exists():
         root = Path(torch.__file__).parent
@@ -279,7 +278,7 @@ def _load_guard() -> None:
 
 
 def _tensor(original: Callable[..., torch.Tensor], data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """torch.tensor, which makes its values on the host and copies them."""
+    """torch.tensor, which creates values on the host and copies them."""
     device = kwargs.pop("device", None)
     made = original(data, *args, **kwargs)
     if not _on_gpu(device):
@@ -290,7 +289,7 @@ def _tensor(original: Callable[..., torch.Tensor], data: Any, *args: Any, **kwar
 
 
 class _Stream:
-    """A stream or an event: everything is in order here."""
+    """A stream or an event. Everything runs in order here."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: 0.0 if name == "elapsed_time" else True if name == "query" else self
@@ -309,7 +308,7 @@ _current = threading.local()
 
 
 def _patches() -> dict[tuple[Any, str], Any]:
-    """What is put in the place of torch's own."""
+    """Replacements of torch's functions."""
 
     def synchronize(device: Any = None) -> None:
         COUNTS.syncs[f"synchronize {_site()}"] += 1
@@ -363,7 +362,7 @@ _COLLECTIVES = (
 
 
 def _over_gloo(collective: Callable[..., Any]) -> Callable[..., Any]:
-    """The collective over gloo, on the values of pretended tensors."""
+    """The collective over gloo, over the values of pretended tensors."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         flat, _ = tree_flatten((args, kwargs))
@@ -378,7 +377,7 @@ def _over_gloo(collective: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def pretending() -> Iterator[Counts]:
-    """CUDA is there, in this process, inside."""
+    """Pretends CUDA in this process, inside the context."""
     _load_guard()
     patches = _patches()
     plain = {(owner, name): getattr(owner, name) for owner, name in patches}
@@ -394,7 +393,7 @@ def pretending() -> Iterator[Counts]:
 
 
 def install() -> None:
-    """CUDA is there, in this process, from now on."""
+    """Pretends CUDA in this process until it ends."""
     pretending_for_good.enter_context(pretending())
 
 

@@ -1,6 +1,7 @@
-"""R1's layers in small: 61, three of them dense, and a module, as one of eight ranks; one layer's weights serve all.
+"""A small model with R1's structure, as one rank of eight: 61 layers, three of them dense, and an MTP module.
 
-How many launches, syncs and copies a round has does not depend on sizes, so they are those of the real one.
+One dense and one MoE layer's weights are used for all layers. Launches, syncs and copies of a round do not depend on
+sizes, so the counts are those of R1.
 """
 
 from pathlib import Path
@@ -33,7 +34,7 @@ SMALL = {
 
 
 def small_checkpoint(path: Path, **changes: Any) -> Checkpoint:
-    """A dense and a sparse layer, and a module, in FP8 blocks of 128."""
+    """A dense layer, an MoE layer and an MTP module, in FP8 with blocks of 128."""
     write_checkpoint(path, random_config(1, **{**SMALL, **changes}), layout=Layout(fp8_block=128))
     return Checkpoint(path)
 
@@ -41,7 +42,7 @@ def small_checkpoint(path: Path, **changes: Any) -> Checkpoint:
 def slice_of_r1(
     checkpoint: Checkpoint, device: torch.device, blocks: int, layers: int = LAYERS
 ) -> tuple[GpuStage, GpuModules]:
-    """A rank of eight, which hears of the others in its own kernels: here they have nothing to add."""
+    """One rank of eight, with the fused all-reduce (kernels/gpu/reduce.py); the other ranks add nothing here."""
     config = ModelConfig.load(checkpoint.path)
     addresses, epochs = (torch.zeros(2, 8, dtype=kind, device=device) for kind in (torch.int64, torch.int32))
     peers = PeerMemory(addresses=addresses, epochs=epochs.flatten(), rank=0, group="")
@@ -64,7 +65,7 @@ def slice_of_r1(
 
 
 def decoding(sequences: int, rows: int, context: int) -> Rows:
-    """A round of so many sequences with so much context, and `rows` query tokens of each."""
+    """A decoding round: `sequences` with `context` cached tokens each, and `rows` query tokens each."""
     each = -(-(context + rows) // BLOCK_SIZE)
     positions = np.tile(np.arange(context, context + rows), sequences)
     return Rows(

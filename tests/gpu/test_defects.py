@@ -1,4 +1,4 @@
-"""What a pretended GPU showed to be wrong with running on GPUs, and stays mended."""
+"""Defects that a pretended GPU found, each with a regression test."""
 
 import threading
 from typing import Any
@@ -28,7 +28,7 @@ SOON_S = 20.0
 
 
 class FakeWork:
-    """A collective under way; how it was waited for."""
+    """A collective in progress, and the arguments of its waits."""
 
     def __init__(self, done: bool = False) -> None:
         self.done, self.waits = done, list[tuple[Any, ...]]()
@@ -42,7 +42,7 @@ class FakeWork:
 
 
 class FakeContent:
-    """Carries what is packed; `came` is what comes next, or nothing ever."""
+    """A transport of packed bytes. `came` is what it receives; None: nothing arrives."""
 
     name = "a fake"
 
@@ -58,7 +58,7 @@ class FakeContent:
 
     def receive(self, timeout_s: float | None) -> tuple[bytearray, Tensor]:
         if self.came is None:
-            raise LinkBrokenError("nothing came")
+            raise LinkBrokenError("nothing arrived")
         return bytearray(self.came), torch.empty(0, 0)
 
     def close(self) -> None: ...
@@ -93,7 +93,7 @@ def test_verification_for_study_drafts_on_a_gpu_too(pretend: Counts) -> None:
     assert output[0].outputs[0].speculation.drafted > 0
 
 
-def test_a_device_waits_without_a_timeout_and_the_watchdog_keeps_the_deadline() -> None:
+def test_collectives_wait_without_a_timeout_and_the_watchdog_enforces_the_deadline() -> None:
     expired, told = threading.Event(), list[str]()
     watchdog = Watchdog(lambda what: (told.append(what), expired.set()), looks_every_s=0.01)
     watchdog.watch(FakeWork(done=True), 0.0, "what is done")
@@ -103,7 +103,7 @@ def test_a_device_waits_without_a_timeout_and_the_watchdog_keeps_the_deadline() 
     assert told == ["what never ends"]
 
 
-def test_a_collective_between_gpus_does_not_hold_the_host_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collective_between_gpus_does_not_block_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     work = FakeWork(done=True)
     monkeypatch.setattr(dist, "get_rank", lambda group: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
@@ -115,8 +115,8 @@ def test_a_collective_between_gpus_does_not_hold_the_host_up(monkeypatch: pytest
     assert work.waits == [()]
 
 
-def test_sending_states_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else two ranks that send to each other wait for each other."""
+def test_sending_states_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it did, two ranks that send to each other would deadlock."""
     work, groups = FakeWork(), list[Any]()
     monkeypatch.setattr(dist, "isend", lambda states, peer, group: (groups.append(group), work)[1])
     watchdog = Watchdog(lambda what: None)
@@ -129,7 +129,7 @@ def test_sending_states_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_idle_rank_has_nothing_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """States are received once it is known that they come: a kernel that waits for them spins."""
+    """The receive is enqueued after the packed bytes arrive: a kernel that waits for states would spin."""
     received = list[tuple[int, ...]]()
     monkeypatch.setattr(
         dist, "irecv", lambda states, peer, group: (received.append(tuple(states.shape)), FakeWork())[1]
@@ -159,7 +159,7 @@ def test_the_cache_leaves_room_for_the_largest_round(pretend: Counts) -> None:
         free_bytes(CUDA, 1 << 40)
 
 
-def test_exact_numerics_that_cannot_be_had_are_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_says_why_exact_numerics_are_not_available(caplog: pytest.LogCaptureFixture) -> None:
     alone, shared = EngineConfig(), EngineConfig(parallel=ParallelConfig(tensor_parallel_size=2))
 
     assert numerics_in_force(alone, "triton", CUDA) == "exact"
@@ -171,7 +171,7 @@ def test_exact_numerics_that_cannot_be_had_are_said(caplog: pytest.LogCaptureFix
 
 
 class _LoneStage(GroupCollectives):
-    """A group of one, in which DeepEP's rows go to this rank."""
+    """A group of one rank: DeepEP's rows return to it."""
 
     def __init__(self) -> None:
         self.rank, self.size, self.noted = 0, 1, list[int]()
@@ -182,7 +182,7 @@ class _LoneStage(GroupCollectives):
 
 
 class _Buffer:
-    """DeepEP's, on one rank: everything comes back."""
+    """DeepEP's buffer on one rank: dispatch returns the rows unchanged."""
 
     def get_dispatch_layout(self, targets: Tensor, count: int) -> tuple[Any, ...]:
         one = torch.ones(1, dtype=torch.int32, device=targets.device)
@@ -194,9 +194,7 @@ class _Buffer:
     def current_stream_wait(self) -> None: ...
 
 
-def test_rows_that_go_by_deep_ep_are_counted_without_asking_the_device(
-    pretend: Counts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counting_rows_sent_by_deep_ep_needs_no_host_sync(pretend: Counts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("outrider.workers.parallel.deep_ep._index_type", lambda: torch.int64)
     stage = _LoneStage()
     dispatch = DeepEp(Sharing(shard=Shard(spread=True), stage=stage), _Buffer(), 128, 4)

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_check.py runs without a GPU too, and says what outside checks read."""
+"""benchmarks/gpu_check.py runs without a GPU, and its JSON has the keys that readers of it use."""
 
 import json
 import subprocess

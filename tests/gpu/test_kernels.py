@@ -1,4 +1,4 @@
-"""Each kernel of kernels/gpu against its plain twin, in Triton's interpreter, at R1's shapes and on small grids."""
+"""Each kernel of kernels/gpu against its twin, in Triton's interpreter, at R1's shapes on small grids."""
 
 from itertools import pairwise
 
@@ -42,8 +42,8 @@ def test_a_product_of_fp8_weights(rows: int) -> None:
     exact = x.double() @ reference.dequantized(weight, scale).double().T
 
     found = linear.launch(x, weight, scale, False)
-    assert error(found, reference.linear(x, weight, scale, False)) < 1e-3  # ties, rounded the other way
-    assert error(found, exact) < 0.03  # of x in 8 bits
+    assert error(found, reference.linear(x, weight, scale, False)) < 1e-3  # ties rounded differently
+    assert error(found, exact) < 0.03  # the error of FP8 activations
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -53,11 +53,11 @@ def test_a_product_of_wide_weights(dtype: torch.dtype) -> None:
     assert error(linear.launch(x, weight, None, True), x.double() @ weight.double().T) < 1e-5
 
 
-def test_a_row_of_a_product_has_the_same_bits_in_any_company() -> None:
+def test_a_product_is_batch_invariant() -> None:
     x, (weight, scale) = drawn(130, 384), fp8(64, 384, seed=3)
-    whole = linear.launch(x, weight, scale, True)  # x quantised before, 128 rows a program
+    whole = linear.launch(x, weight, scale, True)  # x quantised by its own launch, 128 rows per program
 
-    for first, end in pairwise((0, 1, 4, 40, 104)):  # while it is read, 16 to 64 rows a program
+    for first, end in pairwise((0, 1, 4, 40, 104)):  # while it is loaded, 16 to 64 rows per program
         assert torch.equal(linear.launch(x[first:end], weight, scale, True), whole[first:end])
 
 
@@ -75,10 +75,10 @@ def test_experts_of_rows(rows: int, quantised: bool) -> None:
 
     found = experts.launch(x, ids, *gate_up, *down, False)
     assert error(found, reference.experts(x, ids, *gate_up, *down, False)) < 0.006
-    assert (found.view(rows, 4, -1)[ids == 5] == 0).all()  # which is not here
+    assert (found.view(rows, 4, -1)[ids == 5] == 0).all()  # which is outside the stack
 
 
-def test_an_experts_row_has_the_same_bits_in_any_company() -> None:
+def test_experts_are_batch_invariant() -> None:
     ids, x = _chosen(66, 4, 2), drawn(66, 128, seed=1)
     gate_up, down = fp8(4, 256, 128, seed=2), fp8(4, 128, 128, seed=4)
     whole = experts.launch(x, ids, *gate_up, *down, True).view(66, 2, -1)  # sorted
@@ -96,9 +96,9 @@ def test_pairs_are_sorted_by_expert_and_row() -> None:
     assert torch.equal(order[: starts[-1]], wanted[: starts[-1]])
 
 
-def test_r1s_router_chooses_as_the_specification() -> None:
+def test_r1s_router_chooses_the_twins_experts() -> None:
     logits, bias = drawn(10_000, 256), 0.1 * drawn(256, seed=1)
-    logits[::7] = logits[::7].round()  # rows full of ties
+    logits[::7] = logits[::7].round()  # rows with many ties
     (ids, weights), (wanted, wanted_weights) = (
         way(logits, bias * (torch.arange(256) % 2), 8, 8, 4, True, 2.5, 1) for way in (choose.launch, reference.choose)
     )
@@ -116,7 +116,7 @@ def test_a_router_without_groups() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_norms_and_what_is_joined_before_them(dtype: torch.dtype) -> None:
+def test_norms_with_the_residual_add_before_them(dtype: torch.dtype) -> None:
     hidden, outputs = drawn(3, 7168, dtype=dtype), drawn(3 * 9, 7168, seed=1, dtype=dtype)
     weights, norm = drawn(3, 9, seed=2).abs(), drawn(7168, seed=3, dtype=dtype)
     room = 1e-5 if dtype == torch.float32 else 2e-3
@@ -134,7 +134,7 @@ def test_norms_and_what_is_joined_before_them(dtype: torch.dtype) -> None:
         assert all(error(*part) < room for part in parts), launch
 
 
-def test_latents_go_to_their_slots(table: Tensor) -> None:
+def test_latents_are_written_to_their_slots(table: Tensor) -> None:
     low, positions = drawn(4, 1536 + RANK + ROPE), torch.tensor([0, 5, 77, 4000], dtype=torch.int32)
     slots = torch.tensor([3, -1, 9, 0], dtype=torch.int32)
     caches = torch.zeros(2, 10, RANK + ROPE)
@@ -149,7 +149,7 @@ def test_latents_go_to_their_slots(table: Tensor) -> None:
     assert sorted(caches[0].any(dim=1).nonzero().flatten().tolist()) == [0, 3, 9]
 
 
-def test_queries_go_to_the_latent_space(table: Tensor) -> None:
+def test_queries_are_projected_to_the_latent_space(table: Tensor) -> None:
     q, key_up = drawn(5, 3 * (128 + ROPE)), drawn(3, 128, RANK, seed=1)
     positions = torch.tensor([0, 5, 77, 4000, 1], dtype=torch.int32)
 
@@ -157,7 +157,7 @@ def test_queries_go_to_the_latent_space(table: Tensor) -> None:
 
 
 def _cached(counts: list[int], contexts: list[int], heads: int, dtype: torch.dtype, page: int = 16) -> list[Tensor]:
-    """q, cache, tiles, pages and seen of sequences with so many rows after so much context, on shuffled pages."""
+    """q, cache, tiles, pages and seen. Sequence i has counts[i] rows after contexts[i] slots, on shuffled pages."""
     lengths = [context + count for context, count in zip(contexts, counts, strict=True)]
     each = -(-max(lengths) // page)
     order = torch.randperm(each * len(counts) + 3, generator=torch.Generator().manual_seed(1)).int()
@@ -204,7 +204,7 @@ def _plain_attention(case: list[Tensor], value_up: Tensor) -> Tensor:
     return out.flatten(1)
 
 
-def test_a_rows_attention_has_the_same_bits_in_any_company() -> None:
+def test_attention_is_batch_invariant() -> None:
     case, value_up = _cached([3, 2], [515, 40], 16, torch.float16), drawn(16, RANK, 64, seed=5, dtype=torch.float16)
     q, cache, _, pages, seen = case
     whole = _attended(mla.launch, values.launch, case, value_up, 2)
@@ -213,7 +213,7 @@ def test_a_rows_attention_has_the_same_bits_in_any_company() -> None:
     assert torch.equal(_attended(mla.launch, values.launch, alone, value_up, 3), whole[1:2])
 
 
-def test_tokens_are_drawn_with_the_cpus_noise() -> None:
+def test_tokens_are_drawn_with_the_same_noise_as_on_a_cpu() -> None:
     logits = drawn(6, 5000)
     logits[:, 4000] = logits.max() + 1  # ties go to the lower id
     logits[:, 1234] = logits[:, 4000]
@@ -226,7 +226,7 @@ def test_tokens_are_drawn_with_the_cpus_noise() -> None:
     assert error(best, wanted) < 1e-12
 
 
-def test_slices_of_a_vocabulary_draw_what_the_whole_would() -> None:
+def test_slices_of_a_vocabulary_draw_the_same_token_as_the_whole() -> None:
     logits, temperatures = drawn(40, 3000), torch.full((40,), 0.7, dtype=torch.float64)
     keys = torch.tensor([row_key(sequence_key(seed, 1), 3) for seed in range(40)])
     whole = draw.launch(logits, temperatures, keys, 0)[1]
@@ -237,7 +237,7 @@ def test_slices_of_a_vocabulary_draw_what_the_whole_would() -> None:
     assert torch.equal(torch.stack([ids for _, ids in found]).gather(0, best[None])[0], whole)
 
 
-def test_the_noises_integers_are_the_cpus_bit_for_bit() -> None:
+def test_the_noise_has_the_same_bits_as_on_a_cpu() -> None:
     keys = [row_key(sequence_key(seed, 0), seed) for seed in (0, 7, 2**63)]
     wanted = noise_bits(torch.tensor(keys), 1500).numpy()
     v = np.arange(1500, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What a round of an R1-like model does on a GPU, counted; and that a captured round does what a plain one does."""
+"""Launches, syncs and copies of a round of an R1-like model on a GPU; and graph rounds against eager ones."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ def _starts(count: int) -> SequenceStarts:
 
 
 def _round(rank: Rank, context: int) -> Counts:
-    """One sequence with three drafts: through all layers, head and draws."""
+    """A round of one sequence with three drafts: all layers, the head and the draws."""
     counts, stage, _ = rank
     counts.clear()
     hidden = stage.run(decoding(1, 4, context), None)
@@ -58,15 +58,15 @@ def test_a_decoding_round_of_r1_on_eight_ranks(rank: Rank) -> None:
     assert counts.kinds.total() <= 850
     assert counts.syncs.total() == 1, "the host waits once, for the tokens"
     assert counts.copies.total() == 3, "the round's integers and the draws' to the device, the tokens back"
-    assert "cumsum" not in counts.kinds, "which has no fixed order of sums on a GPU"
+    assert "cumsum" not in counts.kinds, "its order of sums is not deterministic on a GPU"
 
 
 def test_a_rounds_launches_do_not_depend_on_context(rank: Rank) -> None:
     assert _round(rank, 100).kinds == _round(rank, 32_000).kinds
 
 
-def test_a_prompts_chunk_past_16k_has_as_many_launches_a_row_as_one_before(rank: Rank) -> None:
-    """Attention goes in pieces of rows, and never row by row."""
+def test_a_prefill_chunk_past_16k_has_as_many_launches_as_the_first(rank: Rank) -> None:
+    """Attention is split into pieces of many rows, never into single rows."""
     counts, stage, _ = rank
     taken = []
     for context in (0, 17_000):
@@ -86,7 +86,7 @@ def _pairs(sequences: int) -> Pairs:
     )  # fmt: skip
 
 
-def test_a_draft_more_is_at_most_20_launches_and_no_wait(rank: Rank) -> None:
+def test_one_more_draft_is_at_most_20_launches_and_no_host_sync(rank: Rank) -> None:
     counts, _, module = rank
     model = GpuDraftModel(module, _starts(2))
     taken = []
@@ -103,8 +103,8 @@ def test_a_draft_more_is_at_most_20_launches_and_no_wait(rank: Rank) -> None:
     assert taken[1].copies == taken[2].copies
 
 
-def test_a_round_as_a_graph_does_what_kernels_one_by_one_do(tmp_path: Path) -> None:
-    """Filled up with rows that see and write nothing. Twins, unlike kernels, round a row by its company."""
+def test_a_graph_round_gives_the_eager_result(tmp_path: Path) -> None:
+    """Padding rows change nothing. Twins are not batch-invariant, so results agree within rounding only."""
     with pretending():
         stage, _ = slice_of_r1(small_checkpoint(tmp_path), CUDA, 40, layers=3)
         rounds = [decoding(1, 4, 0), decoding(3, 1, 4), decoding(1, 2, 700), decoding(2, 3, 5)]

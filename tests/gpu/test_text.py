@@ -1,4 +1,4 @@
-"""On a pretended GPU models say what they say on the CPU, by the kernels' twins and by torch's path."""
+"""On a pretended GPU, completions equal the CPU's, with the Triton path's twins and with torch's path."""
 
 import os
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def _params(request: dict[str, Any]) -> SamplingParams:
 
 
 def _said(**settings: Any) -> dict[str, list[int]]:
-    """What every request is answered, all at once."""
+    """Every request's completion, from one batch."""
     names = list(REQUESTS)
     with LLM(**{**_SETTINGS, "kv_cache_memory_bytes": 1 << 26, **settings}) as llm:
         prompts = [PROMPTS[n % len(PROMPTS)] for n in range(len(names))]
@@ -62,12 +62,12 @@ def on_gpu(request: pytest.FixtureRequest) -> Iterator[dict[str, list[int]]]:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_the_text_is_the_cpus(name: str, on_cpu: dict[str, list[int]], on_gpu: dict[str, list[int]]) -> None:
+def test_completions_equal_the_cpus(name: str, on_cpu: dict[str, list[int]], on_gpu: dict[str, list[int]]) -> None:
     assert on_gpu[name] == on_cpu[name]
 
 
 @pytest.mark.full
-def test_torchs_path_says_the_same(on_cpu: dict[str, list[int]]) -> None:
+def test_torchs_path_gives_the_same_completions(on_cpu: dict[str, list[int]]) -> None:
     with pretending():
         assert _said(device="cuda", kernels="torch", speculation=2) == on_cpu
 
@@ -84,7 +84,9 @@ _CASES = [name if name == "TP2" else pytest.param(name, marks=pytest.mark.full) 
 
 
 @pytest.mark.parametrize("split", _CASES)
-def test_ranks_say_the_same(split: str, on_cpu: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_ranks_give_the_same_completions(
+    split: str, on_cpu: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = [str(HERE / "site"), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 

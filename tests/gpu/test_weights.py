@@ -1,4 +1,4 @@
-"""Weights as a GPU has them: FP8 stays FP8, ranks' slices make up the whole, and R1 takes what the planner says."""
+"""GPU weights: FP8 stays FP8, ranks' slices add up to the whole, and R1's memory is what the planner says."""
 
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,10 @@ def test_fp8_weights_stay_fp8_experts_stacked(tmp_path: Path) -> None:
     name, shape = "model.layers.1.mlp.experts.3.", (128, 256)
     whole = [checkpoint.tensor(f"{name}{part}_proj.weight", torch.float32, shape) for part in ("gate", "up")]
     assert torch.equal(_wide(Weight(stack.gate_up.values[3], stack.gate_up.scale[3])), torch.cat(whole))
-    assert loader.module(2).join.values.dtype == torch.bfloat16, "which DeepSeek does not quantise"
+    assert loader.module(2).join.values.dtype == torch.bfloat16, "DeepSeek's checkpoints do not quantise it"
 
 
-def test_blocks_that_kernels_do_not_know_are_widened(tmp_path: Path) -> None:
+def test_fp8_blocks_that_the_kernels_do_not_support_are_widened(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, random_config(1, **SMALL), layout=Layout(fp8_block=64))
     layer = _loader(Checkpoint(tmp_path), Shard()).layer(0)
 
@@ -57,7 +57,7 @@ def test_blocks_that_kernels_do_not_know_are_widened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tensors", [1, 2])
-def test_ranks_slices_make_up_the_whole(tmp_path: Path, tensors: int) -> None:
+def test_ranks_slices_add_up_to_the_whole(tmp_path: Path, tensors: int) -> None:
     wider = {"moe_intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8, "v_head_dim": 32}
     checkpoint = small_checkpoint(tmp_path, **wider)
     whole = _loader(checkpoint, Shard(unit=128)).layer(1)
@@ -73,7 +73,7 @@ def test_ranks_slices_make_up_the_whole(tmp_path: Path, tensors: int) -> None:
 
 
 class _Written(Checkpoint):
-    """A checkpoint of R1's shapes with nothing in it."""
+    """A checkpoint with R1's shapes, on the meta device."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -98,8 +98,8 @@ class _Written(Checkpoint):
 
 
 @pytest.mark.parametrize(("gpu_gb", "stages"), [(141, 1), (80, 2)])
-def test_r1_takes_what_the_planner_says_and_fits(gpu_gb: int, stages: int) -> None:
-    """8 x H200 by 8 tensor ranks, 2 x 8 H100 by two stages of 8: weights, modules, and 64 sequences of 8k tokens."""
+def test_r1_fits_in_the_memory_that_the_planner_says(gpu_gb: int, stages: int) -> None:
+    """8 x H200 (TP8) and 2 x 8 H100 (PP2 x TP8): weights, MTP module, and cache for 64 sequences of 8k tokens."""
     model, split = load_shape("deepseek-r1"), Split(tensor=8, pipeline=stages)
     shard = Shard(tensor=0, tensors=8, unit=128)
     loader = GpuLoader(config=model, checkpoint=_Written(model), dtype=torch.bfloat16, device=META, shard=shard)
@@ -118,6 +118,6 @@ def test_r1_takes_what_the_planner_says_and_fits(gpu_gb: int, stages: int) -> No
         assert held + cache + planned.buffers + planned.runtime < gpu_gb * 10**9, "it fits"
 
 
-def test_kernels_know_r1_and_scout() -> None:
+def test_kernels_support_r1_and_scout() -> None:
     assert shape_obstacle(load_shape("deepseek-r1")) is None
     assert shape_obstacle(load_shape("scout")) is None

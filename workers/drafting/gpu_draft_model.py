@@ -1,7 +1,7 @@
-"""Drafting on a GPU: all steps of a draft are enqueued at once, each feeding the next on the device.
+"""Drafting on a GPU: all steps of a draft are enqueued at once, and each step's token feeds the next on the device.
 
-The host waits once, for all tokens and their leads. Where drafting ends early (stop rules) is decided then: steps that
-would not have been made are dropped, and what they left in the drafter's cache is written over by the next call.
+The host waits once, for all tokens and their leads. Stop rules are applied then: drafts after the stop are dropped, and
+the next call overwrites their entries in the drafter's cache.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from outrider.workers.types.round import FloatArray, IntArray, ints
 
 
 class GpuDraftModel(TorchDraftModel):
-    """Implements DraftModel; as torch's path, step by step, where rules or several modules ask for it."""
+    """Implements DraftModel. Logit rules and several modules need torch's path, which waits for every step."""
 
     def __init__(self, modules: GpuModules, starts: SequenceStarts, vocabulary: Columns | None = None) -> None:
         super().__init__(modules, starts, vocabulary)
@@ -38,9 +38,12 @@ class GpuDraftModel(TorchDraftModel):
 
     @torch.inference_mode()
     def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
-        module, deepest = self.module, np.argsort(-wanted.depths, kind="stable")  # so that those that go on come first
+        module, deepest = (
+            self.module,
+            np.argsort(-wanted.depths, kind="stable"),
+        )  # deepest first: each step's entries are a prefix
         entries, depths = wanted.entries[deepest], wanted.depths[deepest]
-        going = [int((depths > step).sum()) for step in range(int(depths.max(initial=0)))]  # who has draft `step`
+        going = [int((depths > step).sum()) for step in range(int(depths.max(initial=0)))]  # entries per step
         samples = self._samples(pairs, entries, going)
         if not isinstance(module, GpuModules) or module.count > 1 or wanted.steps is not None or not is_plain(samples):
             return super().draft(pairs, wanted)
@@ -69,21 +72,21 @@ class GpuDraftModel(TorchDraftModel):
         return [made[place] for place in np.argsort(deepest).tolist()]
 
     def _samples(self, pairs: Pairs, entries: IntArray, going: Sequence[int]) -> list[SampleRow]:
-        """What decides each draw, step by step."""
+        """The sampling inputs of each draw, step by step."""
         ids, positions = pairs.sequence_ids[entries], pairs.positions[pairs.last_rows[entries]] + 2
         return [
             row for step, count in enumerate(going) for row in self._starts.rows(ids[:count], positions[:count] + step)
         ]
 
     def _best(self, logits: Tensor, temperatures: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The two best scores [n, 2] and the best's ids [n], of the whole vocabulary: on every rank with a slice."""
+        """The two best scores [n, 2] and the best token [n] of the whole vocabulary, on every rank with a slice."""
         if self._vocabulary is None:
             best, ids = draw(logits, temperatures, keys, 0)
             return best, ids
         group, cut = self._vocabulary.group, self._vocabulary.cut
         best, ids = draw(logits, temperatures, keys, cut.begin(group.rank))
         every = group.gather(torch.cat([best, ids.view(torch.float64)[:, None]], dim=1), "drafts")  # [ranks, n, 3]
-        winner = every[..., 0].max(dim=0).indices[None]  # the first of equals: lower ranks have lower ids
+        winner = every[..., 0].max(dim=0).indices[None]  # ties go to the lowest rank, which has lower ids
         best = every[..., :2].transpose(1, 2).flatten(0, 1).topk(2, dim=0).values.T  # [n, 2] of all ranks' two
         return best, every[..., 2].gather(0, winner)[0].view(torch.int64)
 
@@ -91,7 +94,7 @@ class GpuDraftModel(TorchDraftModel):
 def _made(
     depths: IntArray, going: Sequence[int], stop_rules: FloatArray | None, tokens: IntArray, leads: FloatArray
 ) -> list[Drafts]:
-    """The drafts that would have been made one by one: `tokens` and `leads` are those of step 0, then of step 1, ..."""
+    """Applies depths and stop rules to the drafts. `tokens` and `leads`: those of step 0, then of step 1, .."""
     drafts, drafted = [Drafts([], []) for _ in depths], Drafted(stop_rules, depths.tolist())
     live = np.arange(len(depths))[: going[0]]
     for step, begin in enumerate(accumulate(going[:-1], initial=0)):

@@ -1,7 +1,7 @@
-"""One Round as GPU kernels take it: integers only, in one buffer, so that they come to the device in one copy.
+"""A Round's integers for the GPU kernels, packed into one buffer, so that one copy brings them to the device.
 
-Which row sees what is told by two numbers a row, and where a sequence's slots lie by its table of blocks: nothing here
-grows with rows times context, and no kernel's launches depend on either.
+Each row's visible slots are a range of two numbers, and each sequence's blocks a row of the block table. Nothing grows
+with rows times context, and the number of kernel launches depends on neither.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.types.round import ints
 
 Int32Array = NDArray[np.int32]
-PARTS_BYTES = 256 << 20  # of what attention's splits leave: rows go in pieces of no more
+PARTS_BYTES = 256 << 20  # limit for the splits' partial outputs of one attention launch
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows that attend in one launch, and their tiles, whose rows count from the piece's first."""
+    """Rows of one attention launch, and their tiles. A tile's first row is relative to the piece."""
 
     rows: slice
     tiles: slice
@@ -35,14 +35,14 @@ class GpuBatch:
     """R rows of S sequences. Tensors are int32 on the device."""
 
     token_ids: Tensor  # [R]
-    positions: Tensor  # [R] that keys and queries are turned by
-    slots: Tensor  # [R] of the whole cache, that the row writes; -1: none
-    seen: Tensor  # [R, 2] the first slot, of its sequence's own, that the row sees, and one past the last
-    tiles: Tensor  # [T, 3] sequence, first row, rows
+    positions: Tensor  # [R] for the rotary embedding
+    slots: Tensor  # [R] the cache slot that the row writes; -1: none
+    seen: Tensor  # [R, 2] the first slot of its sequence that the row attends to, and one past the last
+    tiles: Tensor  # [T, 3] sequence, first row, number of rows
     pages: Tensor  # [S, P] each sequence's blocks
     pieces: tuple[Piece, ...]
-    splits: int  # of the cache, that the longest sequence has or more
-    wanted: Tensor | None = None  # [W] rows whose states are asked for; None: all
+    splits: int  # of the KV cache: at least as many as the longest sequence has
+    wanted: Tensor | None = None  # [W] rows whose states are needed; None: all
 
     @property
     def rows(self) -> int:
@@ -56,7 +56,7 @@ def batches_of(
     row_bytes: int,
     wanted: IntArray | None = None,
 ) -> list[GpuBatch]:
-    """Of each, all in one copy. `row_bytes`: what one row leaves in one split; `wanted`: rows of each."""
+    """One batch per round, in one copy. `row_bytes`: one row's partial output in one split; `wanted`: rows of each."""
     arrays, shapes = list[IntArray](), list[tuple[tuple[Piece, ...], int]]()
     for rows in rounds:
         splits = power_of_two(-(-(int(rows.cache_positions.max(initial=0)) + 1) // SPLIT))
@@ -80,20 +80,20 @@ def batches_of(
 
 
 def packed(rows: Rows, block_size: int, size: int, pages: int) -> list[IntArray]:
-    """The arrays of a batch of `size` rows and as many sequences and tiles, in its order, flat.
+    """The arrays of a batch padded to `size` rows, sequences and tiles, flattened, in GpuBatch's order.
 
-    Rows beyond the round's own see and write nothing.
+    Padding rows attend to nothing and write nothing.
     """
     tiles, _ = _tiles(rows.query_offsets, size)
     own = _pages(rows)[:, :pages]
-    filled = np.zeros((size, pages), dtype=np.int64)
-    filled[: len(own), : own.shape[1]] = own
+    table = np.zeros((size, pages), dtype=np.int64)
+    table[: len(own), : own.shape[1]] = own
     arrays = (rows.token_ids, rows.rope_positions, _slots(rows, block_size), _seen(rows), tiles)
-    ends = (0, 0, -1, 0, 0)
-    return [*(_filled_up(each, size, end) for each, end in zip(arrays, ends, strict=True)), filled.ravel()]
+    padding = (0, 0, -1, 0, 0)
+    return [*(_padded(each, size, value) for each, value in zip(arrays, padding, strict=True)), table.ravel()]
 
 
-def _filled_up(array: IntArray, size: int, value: int) -> IntArray:
+def _padded(array: IntArray, size: int, value: int) -> IntArray:
     """[n, ..] -> [size, ..], flat."""
     out = np.full((size, *array.shape[1:]), value, dtype=np.int64)
     out[: len(array)] = array
@@ -116,7 +116,7 @@ def _seen(rows: Rows) -> IntArray:
 
 
 def _pages(rows: Rows) -> IntArray:
-    """Each sequence's blocks, filled up with block 0, which none of its rows sees."""
+    """The block table, padded with block 0, which no row attends to."""
     counts = np.diff(rows.block_offsets)
     out = np.zeros((len(counts), int(counts.max(initial=1))), dtype=np.int64)
     for sequence, count in enumerate(counts.tolist()):

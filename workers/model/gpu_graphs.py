@@ -1,8 +1,8 @@
-"""Rounds of few rows as CUDA graphs: one launch by the host, whatever a round consists of.
+"""Runs small rounds as CUDA graphs, so that the host launches once per round.
 
-A graph is of so many rows and splits of context, and has inputs of its own that a round is copied into, filled up with
-rows that see and write nothing. There are SIZES of rows by powers of two of context; each is captured when it is first
-met. Rounds of more rows run kernel by kernel, with the same bits.
+There is one graph per number of rows (SIZES) and number of KV splits (a power of two), captured at its first use. A
+round is padded to the graph's size with rows that attend to nothing and write nothing, and copied into its static
+inputs. Rounds with more rows run eagerly, with the same bits.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ Forward = Callable[[GpuBatch, Tensor | None], Tensor]
 
 
 def capture(run: Run) -> Run:
-    """What replays `run`, whose inputs and outputs stay where they are."""
+    """Captures `run`, and returns what replays it. Inputs and outputs keep their addresses."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        run()  # compiles kernels and fills allocators, which a capture cannot
+        run()  # compiles kernels, which is not possible during capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -43,22 +43,22 @@ def capture(run: Run) -> Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Graph:
-    """One size's."""
+    """One captured size and its static inputs."""
 
     batch: GpuBatch
-    inputs: Tensor  # int32: all that the batch's tensors are views of
+    inputs: Tensor  # int32: the batch's tensors are views of it
     hidden: Tensor | None
     run: Run
 
 
 class Graphs:
-    """Those of one stage or module. `forward` runs it."""
+    """The graphs of one stage. `forward` is what they capture."""
 
     def __init__(
         self, forward: Forward, block_size: int, hidden_size: int | None, dtype: torch.dtype, device: torch.device,
         capture: Callable[[Run], Run] = capture,
     ) -> None:  # fmt: skip
-        """`hidden_size`: None where the rows have no states before."""
+        """`hidden_size`: of the states that come in; None on a stage that embeds token ids."""
         self._forward, self._block_size, self._hidden_size = forward, block_size, hidden_size
         self._dtype, self._device, self._capture = dtype, device, capture
         self._graphs: dict[tuple[int, int], _Graph] = {}
@@ -67,7 +67,7 @@ class Graphs:
         return 0 < len(rows) <= SIZES[-1]
 
     def run(self, rows: Rows, hidden: Tensor | None) -> Tensor:
-        """As `forward` of the rows, in memory of its own: pairs that wait for the drafter outlive the next round."""
+        """Like `forward`. The result is a copy: the drafter uses states after the next round has replaced them."""
         size = next(size for size in SIZES if size >= len(rows))
         splits = power_of_two(-(-(int(rows.cache_positions.max()) + 1) // SPLIT))
         graph = self._graphs.get((size, splits))
@@ -88,8 +88,8 @@ class Graphs:
         parts = [part.view(shape) for part, shape in zip(torch.split(inputs, counts), shapes, strict=True)]
         parts[2].fill_(-1)
         names = ("token_ids", "positions", "slots", "seen", "tiles", "pages")
-        everything = Piece(slice(0, size), slice(0, size))
-        batch = GpuBatch(**dict(zip(names, parts, strict=True)), pieces=(everything,), splits=splits)
+        whole = Piece(slice(0, size), slice(0, size))
+        batch = GpuBatch(**dict(zip(names, parts, strict=True)), pieces=(whole,), splits=splits)
         hidden = None
         if self._hidden_size is not None:
             hidden = torch.zeros(size, self._hidden_size, dtype=self._dtype, device=self._device)

@@ -1,8 +1,8 @@
-"""Weights as GPU kernels take them: FP8 blocks stay FP8, with their scales beside; experts stacked; read by slices.
+"""Weights in the layout of the GPU kernels: FP8 stays FP8, experts are stacked, each rank reads its slices.
 
-What a checkpoint has in FP8 with blocks of 128 x 128 is never widened, but for what heads make of latents (W^UK and
-W^UV), which the absorbed form multiplies in 16 bits. Everything else is kept in the model's type, or as kernels/gpu
-says. Each tensor goes from its file to its place on the device, one at a time, so the host holds one expert's slice.
+A checkpoint's FP8 weights with 128 x 128 blocks are never widened, except W^UK and W^UV, which the absorbed form of
+attention multiplies in 16 bits, and weights whose slice does not fall on block boundaries. Other weights have the
+model's dtype. Tensors are copied to the device one at a time, so the host holds at most one of them.
 """
 
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
 
-BLOCK = 128  # the side of an FP8 block that kernels know
+BLOCK = 128  # the side of an FP8 block that the kernels support
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """[outputs, inputs], or [experts, outputs, inputs] with as many scales; `scale` is there where it is in FP8."""
+    """[outputs, inputs] or [experts, outputs, inputs]. `scale`: one per 128 x 128 block if FP8, else None."""
 
     values: Tensor
     scale: Tensor | None = None
 
     def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
-        """x [R, inputs] -> [R, outputs], in x's type or, `wide`, in float32."""
+        """x [R, inputs] -> [R, outputs], in x's dtype, or in float32 if `wide`."""
         out: Tensor = linear(x, self.values, self.scale, wide)
         return out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuAttention:
-    """One layer's attention, this rank's heads of it."""
+    """One layer's attention: this rank's heads."""
 
-    down: Weight  # the query's latent (or this rank's queries), the latent, the rotary key
+    down: Weight  # outputs: query latent (or this rank's queries), KV latent, rotary key
     query_norm: Tensor | None
     query_up: Weight | None
     latent_norm: Tensor
@@ -47,7 +47,7 @@ class GpuAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Experts of one width: `first` is the number of the first one."""
+    """Experts of the same width. `first`: the first one's id."""
 
     gate_up: Weight  # [experts, 2 * width, hidden]
     down: Weight  # [experts, hidden, width]
@@ -56,7 +56,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuMoe:
-    """Router and experts. Shared experts follow the routed ones in `experts`, or have a stack of their own."""
+    """Router and experts. Shared experts come last in `experts`, or are in `shared`."""
 
     router: Weight  # [routed, hidden]
     bias: Tensor  # [routed] float32
@@ -66,7 +66,7 @@ class GpuMoe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuLayer:
-    """A decoder layer; a dense one has a stack of one expert."""
+    """A decoder layer. A dense MLP is a stack of one expert."""
 
     input_norm: Tensor
     attention: GpuAttention
@@ -87,7 +87,7 @@ class GpuModule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuLoader:
-    """Reads `checkpoint` onto `device`, a rank's share of it."""
+    """Loads a rank's shard of `checkpoint` to `device`."""
 
     config: ModelConfig
     checkpoint: Checkpoint
@@ -129,19 +129,19 @@ class GpuLoader:
         return self.weight([(name, vocab, rows)], self.config.hidden_size)
 
     def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None, rows: slice | None = None) -> Tensor:
-        """Whole or some rows of it, widened where it is in FP8."""
+        """The tensor, or some of its rows; widened if FP8."""
         return self.checkpoint.tensor(name, dtype or self.dtype, shape, rows).to(self.device)
 
     def weight(self, parts: Sequence[tuple[str, int, slice]], inputs: int, columns: slice | None = None) -> Weight:
-        """Rows of weights (name, all its rows, those that are wanted) laid one after another; of some `columns`.
+        """Concatenates rows of several weights. `parts`: name, number of rows, slice to read; `columns` of each.
 
-        Where a cut does not fall between blocks of FP8, all are widened.
+        All are widened if a slice does not fall on FP8 block boundaries.
         """
         width = inputs if columns is None else columns.stop - columns.start
         sizes = [rows.stop - rows.start for _, _, rows in parts]
         borders = [*(rows.start for _, _, rows in parts), *sizes[:-1], 0 if columns is None else columns.start]
         in_blocks = all(self.keeps_fp8(name) for name, _, _ in parts) and not any(each % BLOCK for each in borders)
-        made = self._room((sum(sizes), width), in_blocks)
+        made = self._empty((sum(sizes), width), in_blocks)
         first = 0
         for (name, outputs, rows), size in zip(parts, sizes, strict=True):
             self._read(made, slice(first, first + size), name, (outputs, inputs), rows, columns)
@@ -149,10 +149,10 @@ class GpuLoader:
         return made
 
     def keeps_fp8(self, name: str) -> bool:
-        """Whether that weight is kept in FP8."""
+        """Whether the weight stays in FP8."""
         return self.config.quantization_block == (BLOCK, BLOCK) and self.checkpoint.is_fp8(name)
 
-    def _room(self, shape: tuple[int, ...], fp8: bool) -> Weight:
+    def _empty(self, shape: tuple[int, ...], fp8: bool) -> Weight:
         *stacked, outputs, inputs = shape
         if not fp8:
             return Weight(torch.empty(shape, dtype=self.dtype, device=self.device))
@@ -163,7 +163,7 @@ class GpuLoader:
     def _read(
         self, made: Weight, at: slice, name: str, shape: tuple[int, int], rows: slice, columns: slice | None
     ) -> None:
-        """Rows and columns of a weight into rows `at` of `made`."""
+        """Reads rows and columns of a weight into rows `at` of `made`."""
         if made.scale is None:
             made.values[at] = self.checkpoint.tensor(name, self.dtype, shape, rows, columns).to(self.device)
             return
@@ -194,7 +194,7 @@ class GpuLoader:
         )
 
     def _latent_up(self, name: str, heads: slice) -> tuple[Tensor, Tensor]:
-        """kv_b_proj by head: W^UK [heads, nope, rank] and W^UV [heads, rank, v]."""
+        """kv_b_proj, split by head into W^UK [heads, nope, rank] and W^UV [heads, rank, v]."""
         config = self.config
         size = config.qk_nope_head_dim + config.v_head_dim
         shape = config.num_attention_heads * size, config.kv_lora_rank
@@ -209,7 +209,7 @@ class GpuLoader:
         return values.to(self.dtype).contiguous().to(self.device)
 
     def _dense(self, name: str) -> Stack:
-        """Split over the tensor group."""
+        """This rank's slice of a dense MLP."""
         width = self.config.intermediate_size
         return self._stack([(name, slice(0, width))], width)
 
@@ -218,7 +218,7 @@ class GpuLoader:
         routed, shared = config.n_routed_experts, config.n_shared_experts
         own = self.shard.slots(routed) if self.shard.spread else range(routed)
         experts = [(f"{name}experts.{expert}.", slice(0, width)) for expert in own]
-        # A shared expert as wide as several routed ones is as many experts: its sum over what is inside comes apart.
+        # A shared expert as wide as n routed ones is loaded as n experts: their outputs add up to its output.
         beside = [(name + "shared_experts.", slice(n * width, (n + 1) * width)) for n in range(shared)]
         return GpuMoe(
             router=Weight(self.tensor(name + "gate.weight", routed, config.hidden_size, dtype=self._router_type(name))),
@@ -233,19 +233,19 @@ class GpuLoader:
         )  # fmt: skip
 
     def _router_type(self, name: str) -> torch.dtype:
-        """As wide as the stream, where that loses nothing of it: products of 16 bits are exact in float32."""
+        """The model's dtype if the checkpoint's router has it, else float32, so that no bits of the router are lost."""
         return self.dtype if self.checkpoint.dtype(name + "gate.weight") == self.dtype else torch.float32
 
     def _stack(
         self, experts: Sequence[tuple[str, slice]], width: int, *, first: int = 0, whole: bool = False,
         shared_width: int = 0,
     ) -> Stack:  # fmt: skip
-        """These MLPs (name, which of its inner outputs), each `width` wide, this rank's slice unless `whole`."""
+        """Stacks MLPs (name, slice of the intermediate size), each `width` wide: this rank's slice, or `whole`."""
         own, hidden = slice(0, width) if whole else self.shard.own(width), self.config.hidden_size
         size = own.stop - own.start
         in_blocks = all(self.keeps_fp8(name + "gate_proj.weight") for name, _ in experts) and size % BLOCK == 0
-        gate_up = self._room((len(experts), 2 * size, hidden), in_blocks)
-        down = self._room((len(experts), hidden, size), in_blocks)
+        gate_up = self._empty((len(experts), 2 * size, hidden), in_blocks)
+        down = self._empty((len(experts), hidden, size), in_blocks)
         for number, (name, inner) in enumerate(experts):
             total = shared_width if "shared_experts" in name else inner.stop
             rows = slice(inner.start + own.start, inner.start + own.stop)
@@ -258,7 +258,7 @@ class GpuLoader:
 
 
 def bytes_of(*tensors: object) -> int:
-    """Of the device's memory, by everything in these weights."""
+    """Device memory of all tensors inside."""
     return sum(map(_bytes, tensors))
 
 

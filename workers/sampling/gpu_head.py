@@ -1,6 +1,6 @@
-"""Head on a GPU: what decides a draw goes to the device in one copy, and tokens come back in another.
+"""Head on a GPU. One copy brings a round's sampling inputs to the device, another brings the tokens back.
 
-Rows with rules, or that sort the vocabulary (top_k, top_p, min_p), are drawn by torch's path (sampling.py).
+Rows that need logit rules, top_k, top_p or min_p are sampled by torch's path (sampling.py).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from outrider.workers.types.round import FloatArray, IntArray, ints
 
 
 class MakesLogits(Protocol):
-    """A stage or module of a GPU."""
+    """A GPU stage."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> [n, own vocabulary] in float32."""
@@ -74,13 +74,13 @@ class GpuHead:
 
 
 def _chosen(hidden: Tensor, rows: IntArray, places: Tensor) -> Tensor:
-    """Those rows; `places` are they on the device."""
+    """Selects `rows` of `hidden`. `places`: the same rows, on the device."""
     whole = len(rows) == hidden.shape[0] and bool((rows == np.arange(len(rows))).all())
     return hidden if whole else hidden.index_select(0, places)
 
 
 def is_plain(rows: Sequence[SampleRow]) -> bool:
-    """Whether the kernel can draw them: temperature and noise only."""
+    """Whether the kernel can sample all rows: temperature and noise only."""
     return not any(changes(row) or (not row.params.greedy and _sorts(row)) for row in rows)
 
 
@@ -90,7 +90,7 @@ def _sorts(row: SampleRow) -> bool:
 
 
 def on_device(rows: IntArray, samples: Sequence[SampleRow], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """`rows`, and of the samples temperatures in float64 (0: greedy) and noise keys, in one copy."""
+    """`rows`, and the samples' temperatures (float64, 0: greedy) and noise keys, in one copy."""
     temperatures = np.array([0.0 if row.params.greedy else row.params.temperature for row in samples])
     keys = np.array([0 if row.params.greedy else row.noise_key for row in samples], dtype=np.int64)
     flat = torch.from_numpy(np.concatenate([rows, temperatures.view(np.int64), keys])).to(device, non_blocking=True)
@@ -99,7 +99,7 @@ def on_device(rows: IntArray, samples: Sequence[SampleRow], device: torch.device
 
 
 def tokens_and_leads(best: Tensor, ids: Tensor) -> tuple[IntArray, FloatArray]:
-    """On the host, in one copy: `best` [n, 2] and `ids` [n] as the kernel leaves them."""
+    """Copies the draw kernel's outputs `best` [n, 2] and `ids` [n] to the host at once."""
     packed = torch.cat([best, ids.view(torch.float64)[:, None]], dim=1).cpu().numpy()
     return ints(packed[:, 2].copy().view(np.int64)), _leads(packed)
 

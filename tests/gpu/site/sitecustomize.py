@@ -1,4 +1,4 @@
-"""On PYTHONPATH: CUDA is pretended in every process of Python that begins."""
+"""With this folder on PYTHONPATH, every new Python process pretends CUDA."""
 
 from gpu.pretend_cuda import install
 
