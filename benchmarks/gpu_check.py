@@ -1,9 +1,9 @@
 """Checks and times the GPU path on one GPU: python benchmarks/gpu_check.py [--json FILE]. Needs torch and triton.
 
-Kernels against their plain twins at R1's shapes on eight ranks, with the share of the card's limit that they reach;
-what one decoding round of an R1-like model launches, waits for and copies; MoE layers over 1 to 64 rows; a captured
-round against a plain one; scout's text with speculation on and off. `--pretend` runs all of it without a GPU, at small
-sizes, by Triton's interpreter and the twins: it says nothing of speed then, and keeps this file from rotting.
+Compares kernels with their twins at R1's shapes for TP8, with their share of the card's memory bandwidth; counts the
+launches, host syncs and copies of a decoding round of an R1-like model; times MoE layers over 1 to 64 rows; compares
+graph rounds with eager ones, and scout's completions with speculation on and off. `--pretend` runs it without a GPU,
+at small sizes, in Triton's interpreter and with the twins. It times nothing then; tests use it.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ if PRETEND:
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from gpu.pretend_cuda import pretending  # noqa: E402
-from gpu.r1 import decoding, slice_of_r1, small_checkpoint  # noqa: E402
+from gpu.pretend_cuda import Counts, pretending  # noqa: E402
+from gpu.r1 import run_round, sequence_starts, slice_of_r1, small_checkpoint  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from outrider import LLM, SamplingParams  # noqa: E402
@@ -37,9 +38,6 @@ from outrider.kernels.sampling import row_key, sequence_key  # noqa: E402
 from outrider.workers.drafting.draft_model import Wanted  # noqa: E402
 from outrider.workers.drafting.gpu_draft_model import GpuDraftModel  # noqa: E402
 from outrider.workers.drafting.pairs import Pairs  # noqa: E402
-from outrider.workers.sampling.gpu_head import GpuHead  # noqa: E402
-from outrider.workers.sampling.sequence_starts import SequenceStarts  # noqa: E402
-from outrider.workers.types.round import SequenceStart  # noqa: E402
 
 DEVICE = torch.device("cpu" if PRETEND else "cuda")
 CUDA = torch.device("cuda", 0)
@@ -48,7 +46,7 @@ REPEATS = 20
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A kernel, its twin, their arguments, and the bytes that it must read."""
+    """A kernel, its twin, their arguments, and the bytes that the kernel must read."""
 
     name: str
     launch: Callable[..., Any]
@@ -71,7 +69,7 @@ def fp8(*shape: int) -> tuple[Tensor, Tensor]:
 
 
 def cases() -> Iterator[Case]:
-    """At R1's shapes on eight ranks; pretended, a corner of them."""
+    """R1's shapes for TP8; smaller ones with --pretend."""
     hidden, many, width, stack = (512, 128, 128, 4) if PRETEND else (7168, 2112, 256, 257)
     for rows in (1, 4, 64):
         weight = fp8(many, hidden)
@@ -120,7 +118,7 @@ def error(found: Any, wanted: Any) -> float:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Of one run, as the device sees it."""
+    """Device time of one run, the mean of REPEATS."""
     run()
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
@@ -132,7 +130,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def bandwidth() -> float | None:
-    """The card's, by its data sheet."""
+    """The card's memory bandwidth by its data sheet, in bytes per second."""
     name = torch.cuda.get_device_name() if not PRETEND else ""
     found = [gpu.bandwidth for key, gpu in known_gpus().items() if key.partition("-")[0].upper() in name]
     return found[0] if found else None
@@ -152,27 +150,35 @@ def check_kernels() -> list[dict[str, Any]]:
 
 
 def check_rounds(folder: Path) -> dict[str, Any]:
-    """Counted on a pretended GPU, whether or not there is one: the launches are the same."""
+    """Counted on a pretended GPU even if there is a real one: the counts are the same."""
     with pretending() as counts:
         stage, module = slice_of_r1(small_checkpoint(folder), CUDA, 600)
-        starts = SequenceStarts((1,))
-        params = SamplingParams(temperature=0.7, ignore_eos=True)
-        starts.begin([SequenceStart(sequence_id=0, params=params, seed=0, output_index=0, prompt_tokens=4)])
-        counts.clear()
-        hidden = stage.run(decoding(1, 4, 100), None)
-        inside = counts.taken()
-        GpuHead(stage, starts).draw(hidden, np.arange(4), np.zeros(4, dtype=np.int64), np.arange(4) + 4)
-        drawn, launches = counts.taken(), []
+        counted = {}
+        for sequences in (1, 4):
+            counts.clear()
+            run_round(stage, sequences, 4, 100)
+            counted[sequences] = of_round(counts.taken())
+        drafts, pair = [], one_pair()
         for depth in (1, 2):
-            GpuDraftModel(module, starts).draft(one_pair(), Wanted(np.arange(1), np.array([depth])))
-            launches.append(counts.taken().kinds.total())
+            counts.clear()
+            GpuDraftModel(module, sequence_starts(1)).draft(pair, Wanted(np.arange(1), np.array([depth])))
+            drafts.append(counts.taken())
+    launches = [each.kinds.total() for each in drafts]
     return {
-        "round": {
-            "launches": inside.kinds.total() + drawn.kinds.total(),
-            "host_syncs": inside.syncs.total() + drawn.syncs.total(),
-            "copies": inside.copies.total() - 1,  # but for the round's integers, before anything runs
-        },
-        "draft": {"launches": launches[1] - launches[0]},
+        "round": {**counted[1], "of_4_sequences": counted[4]},
+        "draft": {"launches": launches[1] - launches[0], "copies": list(drafts[1].copies.elements())},
+    }
+
+
+def of_round(counts: Counts) -> dict[str, Any]:
+    """`copies` are between the round's first and last launch; `copies_outside` are the others, by source line."""
+    inside = counts.copies_inside
+    return {
+        "launches": counts.kinds.total(),
+        "host_syncs": counts.syncs.total(),
+        "copies": len(inside),
+        "copies_inside": inside,
+        "copies_outside": list((counts.copies - Counter(inside)).elements()),
     }
 
 
@@ -186,7 +192,7 @@ def one_pair() -> Pairs:
 
 
 def check_layers() -> list[dict[str, Any]]:
-    """Four MoE layers of a rank of eight, router and experts, over ever more rows."""
+    """Times four MoE layers of one of eight ranks, router and experts, for 1 to 64 rows."""
     if PRETEND:
         return []
     stacks = [(*fp8(257, 512, 7168), *fp8(257, 7168, 256), random(256, 7168)) for _ in range(4)]
@@ -204,7 +210,7 @@ def check_layers() -> list[dict[str, Any]]:
 
 
 def check_text() -> dict[str, Any]:
-    """scout, speculation off and on, with graphs and without: token by token the same."""
+    """Compares scout's tokens with speculation off and on, and with graphs and without."""
     settings: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 4, "kv_cache_memory_bytes": 1 << 26}
     settings |= {"device": "cuda", "dtype": "float32" if PRETEND else "bfloat16"}
     params = [SamplingParams(max_tokens=24, temperature=t, seed=7, ignore_eos=True) for t in (0.0, 0.8)]
@@ -227,13 +233,19 @@ def show(report: dict[str, Any]) -> None:
         print(f"{row['name']:36}{row['error']:>10.1e}{shown}")
     for row in report["layers"]:
         print(f"MoE layer, {row['rows']:>2} rows: {row['ms_per_layer']:.3f} ms")
-    for name in ("device", "round", "draft", "identical", "graph_equals_eager"):
+    for name, round in (("1 sequence", report["round"]), ("4 sequences", report["round"]["of_4_sequences"])):
+        print(f"round of {name}, 4 rows each: {round['launches']} launches, {round['host_syncs']} host syncs,")
+        print(f"  {round['copies']} copies between its first and last launch; not counted in these, at its ends:")
+        print("".join(f"    {copy}\n" for copy in round["copies_outside"]), end="")
+    print(f"one more draft: {report['draft']['launches']} launches; copies of a call of the drafter:")
+    print("".join(f"    {copy}\n" for copy in report["draft"]["copies"]), end="")
+    for name in ("device", "identical", "graph_equals_eager"):
         print(f"{name}: {report[name]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pretend", action="store_true", help="without a GPU, at small sizes")
+    parser.add_argument("--pretend", action="store_true", help="run without a GPU, at small sizes")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -80,6 +80,8 @@ class ReadingStage:
 class PromptSampler:
     """Stands for a Sampler that takes no time."""
 
+    def begin(self, round: Round) -> None: ...
+
     def judge(self, round: Round, hidden: Tensor, took: float) -> tuple[Verdict, Tensor]:
         return replace(ITS_VERDICT, stage_s=np.append(round.stage_s, took)), hidden
 

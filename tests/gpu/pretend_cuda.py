@@ -9,6 +9,7 @@ twin. Collectives run over gloo. `install` is for a process of its own; the fixt
 """
 
 import contextlib
+import copy
 import ctypes
 import functools
 import subprocess
@@ -40,7 +41,11 @@ _READS = frozenset(("_local_scalar_dense", "is_nonzero", "equal", "item"))  # th
 _SIZED_BY_VALUES = frozenset(  # the host waits for a size
     ("nonzero", "unique", "_unique2", "unique_consecutive", "unique_dim", "masked_select", "repeat_interleave")
 )
+_PINS = frozenset(("is_pinned", "pin_memory", "_pin_memory"))
 _INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"))
+
+
+_LAUNCH = "launch"
 
 
 @dataclass(slots=True)
@@ -51,14 +56,30 @@ class Counts:
     kinds: Counter[str] = field(default_factory=Counter)  # the same launches, by operation
     syncs: Counter[str] = field(default_factory=Counter)
     copies: Counter[str] = field(default_factory=Counter)  # between host and device
+    order: list[str] = field(default_factory=list)  # "launch", or what was copied, one after another
+
+    @property
+    def copies_inside(self) -> list[str]:
+        """Copies after the first launch and before the last."""
+        launches = [place for place, each in enumerate(self.order) if each == _LAUNCH] or [0]
+        return [each for each in self.order[launches[0] : launches[-1]] if each != _LAUNCH]
+
+    def launch(self, kind: str, site: str, launches: int = 1) -> None:
+        self.launches[site] += launches
+        self.kinds[kind] += launches
+        self.order.append(_LAUNCH)
+
+    def copy(self, what: str) -> None:
+        self.copies[what] += 1
+        self.order.append(what)
 
     def clear(self) -> None:
-        for counter in (self.launches, self.kinds, self.syncs, self.copies):
-            counter.clear()
+        for each in (self.launches, self.kinds, self.syncs, self.copies, self.order):
+            each.clear()
 
     def taken(self) -> "Counts":
         """A copy of the counts so far; then clears them."""
-        taken = Counts(*(Counter(each) for each in (self.launches, self.kinds, self.syncs, self.copies)))
+        taken = copy.deepcopy(self)
         self.clear()
         return taken
 
@@ -185,6 +206,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     compute = functools.partial(func, *tree_map(inner, args), **tree_map(inner, on_cpu))
     if name in ("_to_copy", "_copy_from"):
         return _copied(compute(), name, site, bool(pretended), device)
+    if not pretended and name in _PINS:  # there is no device to pin memory for
+        return args[0] if name != "is_pinned" else False
     if not pretended:
         return compute() if device is None or device.type != "cuda" else _wrapped(compute(), device)
     if name in _READS:
@@ -210,21 +233,19 @@ def _count(func: Any, name: str, site: str) -> None:
         from outrider.kernels.gpu.ops import LAUNCHES
 
         launches = LAUNCHES[name]
-    COUNTS.launches[site] += launches
-    COUNTS.kinds[name] += launches
+    COUNTS.launch(name, site, launches)
 
 
 def _copied(out: torch.Tensor, name: str, site: str, from_gpu: bool, device: torch.device | None) -> torch.Tensor:
     """A copy's result on `device`. Counts copies between host and device."""
     to_gpu = device is not None and device.type == "cuda"
     if from_gpu and not to_gpu:
-        COUNTS.copies[f"to host {site}"] += 1
+        COUNTS.copy(f"to host {site}")
         COUNTS.syncs[f"copy to host {site}"] += 1
     elif to_gpu and not from_gpu:
-        COUNTS.copies[f"to device {site}"] += 1
+        COUNTS.copy(f"to device {site}")
     elif to_gpu:
-        COUNTS.launches[site] += 1
-        COUNTS.kinds[name] += 1
+        COUNTS.launch(name, site)
     return _wrapped(out, device) if to_gpu else out
 
 
@@ -238,11 +259,11 @@ def _check_devices(func: Any, name: str, site: str, args: Any, flat: list[Any]) 
             continue
         if name == "copy_":
             host_to_device = args[0].device.type == "cuda"
-            COUNTS.copies[f"{'to device' if host_to_device else 'to host'} {site}"] += 1
+            COUNTS.copy(f"{'to device' if host_to_device else 'to host'} {site}")
             if not host_to_device:
                 COUNTS.syncs[f"copy to host {site}"] += 1
         elif name in _INDEXING and each.device.type == "cpu" and each is not args[0]:
-            COUNTS.copies[f"to device {site}"] += 1
+            COUNTS.copy(f"to device {site}")
         elif each.dim() or each.device.type != "cpu" or name.startswith("index_"):
             described = [f"{tuple(tensor.shape)} on {tensor.device}" for tensor in tensors]
             if len({tensor.device for tensor in tensors if tensor.dim() or tensor.device.type != "cpu"}) > 1:
@@ -283,7 +304,7 @@ def _tensor(original: Callable[..., torch.Tensor], data: Any, *args: Any, **kwar
     made = original(data, *args, **kwargs)
     if not _on_gpu(device):
         return made
-    COUNTS.copies[f"to device {_site()}"] += 1
+    COUNTS.copy(f"to device {_site()}")
     index = torch.device(device).index
     return PretendTensor(made, torch.device("cuda", torch.cuda.current_device() if index is None else index))
 
@@ -367,8 +388,7 @@ def _over_gloo(collective: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         flat, _ = tree_flatten((args, kwargs))
         if any(isinstance(each, PretendTensor) for each in flat):
-            COUNTS.launches[_site()] += 1
-            COUNTS.kinds[collective.__name__] += 1
+            COUNTS.launch(collective.__name__, _site())
         values = tree_map(lambda v: "gloo" if isinstance(v, str) and "nccl" in v else inner(v), (args, kwargs))
         return collective(*values[0], **values[1])
 

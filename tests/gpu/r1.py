@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from checkpoints import Layout, random_config, write_checkpoint
 
+from outrider.workers.engine.pipeline import RoundResult, SingleStage
+from outrider.workers.engine.runner import StageRunner
+from outrider.workers.engine.sampler import Sampler
 from outrider.workers.model.cache import Cache
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.gpu_decoder import Decoder
@@ -22,6 +25,10 @@ from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.peer_memory import PeerMemory
 from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.sampling.gpu_head import GpuHead
+from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.types.round import Round, SequenceStart
+from outrider.workers.types.sampling_params import SamplingParams
 
 LAYERS, DENSE, BLOCK_SIZE = 61, 3, 64
 SMALL = {
@@ -78,3 +85,36 @@ def decoding(sequences: int, rows: int, context: int) -> Rows:
         block_ids=np.arange(sequences * each)[::-1].copy(),
         first_slots=np.zeros(sequences, dtype=np.int64),
     )
+
+
+def sequence_starts(sequences: int) -> SequenceStarts:
+    """Sequences 0, 1, .. with temperature 0.7."""
+    starts = SequenceStarts((1,))
+    params = SamplingParams(temperature=0.7, max_tokens=9, ignore_eos=True)
+    starts.begin(
+        SequenceStart(sequence_id=n, params=params, seed=n, output_index=0, prompt_tokens=4) for n in range(sequences)
+    )
+    return starts
+
+
+def run_round(stage: GpuStage, sequences: int, rows: int, context: int) -> RoundResult:
+    """A decoding round, as the engine of a single stage runs it: upload, layers, head, draws, verdict."""
+    shape, device = decoding(sequences, rows, context), stage.decoder.device
+    ids, starts = np.arange(sequences), sequence_starts(sequences)
+    pipeline = SingleStage(
+        StageRunner(stage, device, waits=False), Sampler(GpuHead(stage, starts), starts, context + rows + 1)
+    )
+    round = Round(
+        sequence_ids=ids,
+        query_offsets=shape.query_offsets,
+        token_ids=shape.token_ids,
+        starts=np.full(sequences, context),
+        write_from=shape.write_from,
+        sample_counts=np.full(sequences, rows),
+        score_counts=np.zeros(sequences, dtype=np.int64),
+        next_token_ids=np.zeros(sequences, dtype=np.int64),
+        block_offsets=shape.block_offsets,
+        block_ids=shape.block_ids,
+    )
+    pipeline.dispatch(round)
+    return pipeline.collect()

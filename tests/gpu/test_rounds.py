@@ -7,16 +7,12 @@ import numpy as np
 import pytest
 import torch
 from gpu.pretend_cuda import Counts, pretending
-from gpu.r1 import decoding, slice_of_r1, small_checkpoint
+from gpu.r1 import decoding, run_round, sequence_starts, slice_of_r1, small_checkpoint
 
 from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.gpu_draft_model import GpuDraftModel
 from outrider.workers.drafting.pairs import Pairs
 from outrider.workers.model.gpu_stage import GpuModules, GpuStage
-from outrider.workers.sampling.gpu_head import GpuHead
-from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.round import SequenceStart
-from outrider.workers.types.sampling_params import SamplingParams
 
 CUDA, BLOCKS = torch.device("cuda", 0), 600
 Rank = tuple[Counts, GpuStage, GpuModules]
@@ -29,27 +25,12 @@ def rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rank]:
         yield counts, *slice_of_r1(checkpoint, CUDA, BLOCKS)
 
 
-def _starts(count: int) -> SequenceStarts:
-    starts = SequenceStarts((1,))
-    params = SamplingParams(temperature=0.7, max_tokens=9, ignore_eos=True)
-    starts.begin(
-        SequenceStart(sequence_id=n, params=params, seed=n, output_index=0, prompt_tokens=4) for n in range(count)
-    )
-    return starts
-
-
 def _round(rank: Rank, context: int) -> Counts:
-    """A round of one sequence with three drafts: all layers, the head and the draws."""
+    """A round of one sequence with three drafts."""
     counts, stage, _ = rank
     counts.clear()
-    hidden = stage.run(decoding(1, 4, context), None)
-    inside = counts.taken()
-    GpuHead(stage, _starts(1)).draw(hidden, np.arange(4), np.zeros(4, dtype=np.int64), np.arange(4) + 4)
-    drawn = counts.taken()
-    assert sum(inside.syncs.values()) == 0
-    return Counts(
-        inside.launches + drawn.launches, inside.kinds + drawn.kinds, drawn.syncs, inside.copies + drawn.copies
-    )
+    run_round(stage, 1, 4, context)
+    return counts.taken()
 
 
 def test_a_decoding_round_of_r1_on_eight_ranks(rank: Rank) -> None:
@@ -57,7 +38,8 @@ def test_a_decoding_round_of_r1_on_eight_ranks(rank: Rank) -> None:
 
     assert counts.kinds.total() <= 850
     assert counts.syncs.total() == 1, "the host waits once, for the tokens"
-    assert counts.copies.total() == 3, "the round's integers and the draws' to the device, the tokens back"
+    assert counts.copies_inside == []
+    assert [what.split()[1] for what in counts.copies.elements()] == ["device", "host"], "its integers, its tokens"
     assert "cumsum" not in counts.kinds, "its order of sums is not deterministic on a GPU"
 
 
@@ -88,7 +70,7 @@ def _pairs(sequences: int) -> Pairs:
 
 def test_one_more_draft_is_at_most_20_launches_and_no_host_sync(rank: Rank) -> None:
     counts, _, module = rank
-    model = GpuDraftModel(module, _starts(2))
+    model = GpuDraftModel(module, sequence_starts(2))
     taken = []
     for depth in (1, 2, 5):
         counts.clear()
@@ -105,7 +87,7 @@ def test_one_more_draft_is_at_most_20_launches_and_no_host_sync(rank: Rank) -> N
 
 def test_a_graph_round_gives_the_eager_result(tmp_path: Path) -> None:
     """Padding rows change nothing. Twins are not batch-invariant, so results agree within rounding only."""
-    with pretending():
+    with pretending() as counts:
         stage, _ = slice_of_r1(small_checkpoint(tmp_path), CUDA, 40, layers=3)
         rounds = [decoding(1, 4, 0), decoding(3, 1, 4), decoding(1, 2, 700), decoding(2, 3, 5)]
         plain = [stage.run(rows, None).cpu() for rows in rounds]
@@ -113,6 +95,10 @@ def test_a_graph_round_gives_the_eager_result(tmp_path: Path) -> None:
             layer.zero_()
         stage.use_graphs(capture=lambda run: run)
         captured = [stage.run(rows, None).cpu() for rows in rounds]
+        counts.clear()
+        run_round(stage, 1, 4, 100)
 
     for one, other in zip(plain, captured, strict=True):
         assert (one - other).float().abs().max() < 0.1 * one.float().std()
+    assert counts.copies_inside == []
+    assert [what.split()[1] for what in counts.copies.elements()] == ["device", "host"]

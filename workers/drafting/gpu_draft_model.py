@@ -19,11 +19,11 @@ from outrider.workers.drafting.stopping import Drafted
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.gpu_stage import GpuModules
 from outrider.workers.parallel.sharing import Columns
-from outrider.workers.sampling.gpu_head import is_plain, on_device, tokens_and_leads
+from outrider.workers.sampling.gpu_head import draw_inputs, draw_words, is_plain, tokens_and_leads
 from outrider.workers.sampling.sample_row import SampleRow
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import FloatArray, IntArray, ints
+from outrider.workers.types.round import FloatArray, IntArray
 
 
 class GpuDraftModel(TorchDraftModel):
@@ -38,10 +38,8 @@ class GpuDraftModel(TorchDraftModel):
 
     @torch.inference_mode()
     def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
-        module, deepest = (
-            self.module,
-            np.argsort(-wanted.depths, kind="stable"),
-        )  # deepest first: each step's entries are a prefix
+        module = self.module
+        deepest = np.argsort(-wanted.depths, kind="stable")  # deepest first: each step's entries are a prefix
         entries, depths = wanted.entries[deepest], wanted.depths[deepest]
         going = [int((depths > step).sum()) for step in range(int(depths.max(initial=0)))]  # entries per step
         samples = self._samples(pairs, entries, going)
@@ -56,7 +54,7 @@ class GpuDraftModel(TorchDraftModel):
             for step, count in enumerate(going[1:], start=1)
         ]
         batches = module.decoder.batches(feeds)
-        _, temperatures, keys = on_device(ints(), samples, state.device)
+        temperatures, keys = draw_inputs(module.decoder.upload.now(draw_words(samples)))
         best, ids = list[Tensor](), list[Tensor]()
         for step, begin in enumerate(accumulate(going[:-1], initial=0)):
             own = slice(begin, begin + going[step])

@@ -23,6 +23,10 @@ from outrider.workers.types.structured_outputs import StructuredOutputsParams
 class Judge(Protocol):
     """What a rank of the last stage does with the states of a round."""
 
+    def begin(self, round: Round) -> None:
+        """Called before the round runs."""
+        ...
+
     def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         """The verdict, and the accepted rows' hidden states."""
         ...
@@ -38,6 +42,9 @@ class ToldJudge:
     def __init__(self, sampler: Sampler, told: StageLink) -> None:
         self._sampler, self._told = sampler, told
 
+    def begin(self, round: Round) -> None:
+        """Nothing to do: it draws nothing."""
+
     def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         self._sampler.assist(round, hidden)
         verdict = take_verdict(self._told, round.round_id).verdict
@@ -52,6 +59,9 @@ class TellingJudge:
 
     def __init__(self, sampler: Sampler, fellows: Fellows) -> None:
         self._sampler, self._fellows = sampler, fellows
+
+    def begin(self, round: Round) -> None:
+        self._sampler.begin(round)
 
     def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         verdict, accepted = self._sampler.judge(round, hidden, stage_s)
@@ -79,6 +89,8 @@ def follow(runner: StageRunner, above: StageLink, onward: StageLink, judge: Judg
         if not round.sequences:
             onward.send(round, message.hidden) if judge is None else judge.prepare(round.prepares)
             continue
+        if judge is not None:
+            judge.begin(round)
         hidden, took = runner.forward(round, message.hidden)
         round = runner.answered(round)
         if judge is None:

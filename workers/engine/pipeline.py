@@ -81,6 +81,7 @@ class SingleStage:
 
     def dispatch(self, round: Round) -> None:
         self._fellows.tell(round)
+        self._sampler.begin(round)
         hidden, took = self._runner.forward(round, None)
         verdict, accepted = self._sampler.judge(self._runner.answered(round), hidden, took)
         self._finished.append(RoundResult(verdict=verdict, hidden=accepted))

@@ -28,7 +28,19 @@ class Sampler:
     ) -> None:
         """`shared`: where the stage's ranks make the logits together."""
         self._head, self._starts, self._max_model_len, self._shared = head, starts, max_model_len, shared
-        self.busy_s = 0.0
+        self._sampled = Sampled(ints(), ints(), ints())  # rows of the round that began last
+        self.busy_s = self._began_s = 0.0
+
+    def begin(self, round: Round) -> None:
+        """Takes the round's news and prepares its draws. To be called before the round runs, then `judge` after it."""
+        began = time.perf_counter()
+        self._starts.end(round.ends)
+        self.prepare(round.prepares)
+        self._starts.begin(round.begins)
+        self._starts.write_drafts(round)
+        self._sampled = Sampled.of(round)
+        self._head.prepare(self._sampled.sequence_ids, self._sampled.positions)
+        self._began_s = time.perf_counter() - began
 
     def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         """The Verdict, and the accepted rows' hidden states, [sum(accepted_rows), hidden].
@@ -37,17 +49,13 @@ class Sampler:
         this rank's data group, and so are the states that come out.
         """
         began = time.perf_counter()
-        self._starts.end(round.ends)
-        self.prepare(round.prepares)
-        self._starts.begin(round.begins)
-        self._starts.write_drafts(round)
-        rows, sequence_ids, positions = Sampled.of(round)
+        rows, sequence_ids, positions = self._sampled
         if self._shared is None:
             logits, targets = self._head.draw(hidden, rows, sequence_ids, positions)
         else:
             logits = self._logits(round, hidden, rows)
             targets = self._head.choose(logits, sequence_ids, positions)
-        took = time.perf_counter() - began
+        took = time.perf_counter() - began + self._began_s
         self.busy_s += took
         verdict = verify_round(round, targets, self._starts, self._max_model_len, stage_s + took)
         verdict = _with_failures(verdict, self._starts.failed(round, verdict))

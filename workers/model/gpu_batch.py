@@ -15,6 +15,7 @@ from torch import Tensor
 
 from outrider.kernels.gpu.language import power_of_two
 from outrider.kernels.gpu.mla import QUERIES, SPLIT
+from outrider.workers.model.gpu_upload import Upload
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.types.round import ints
 
@@ -52,7 +53,7 @@ class GpuBatch:
 def batches_of(
     rounds: Sequence[Rows],
     block_size: int,
-    device: torch.device,
+    upload: Upload,
     row_bytes: int,
     wanted: IntArray | None = None,
 ) -> list[GpuBatch]:
@@ -66,8 +67,7 @@ def batches_of(
         shapes.append((pieces, splits))
     if not arrays:
         return []
-    flat = torch.from_numpy(np.concatenate([each.ravel() for each in arrays]).astype(np.int32))
-    parts = torch.split(flat.to(device, non_blocking=True), [each.size for each in arrays])
+    parts = torch.split(upload(arrays), [each.size for each in arrays])
     views = [part.view(each.shape) for part, each in zip(parts, arrays, strict=True)]
     names = ("token_ids", "positions", "slots", "seen", "tiles", "pages", "wanted")
     found = []

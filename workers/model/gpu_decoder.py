@@ -23,6 +23,7 @@ from outrider.kernels.gpu.reduce import sum_join_norm
 from outrider.kernels.gpu.values import values
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.gpu_batch import GpuBatch, Piece, batches_of
+from outrider.workers.model.gpu_upload import Upload
 from outrider.workers.model.gpu_weights import GpuAttention, GpuLayer, GpuMoe, Stack
 from outrider.workers.model.layers import LATENT_NORM_EPS
 from outrider.workers.model.rows import IntArray, Rows
@@ -56,6 +57,7 @@ class Decoder:
         self.peers = sharing.peers
         self.config, self.sharing, self.table = config, sharing, table
         self.block_size, self.dtype, self.device = block_size, dtype, table.device
+        self.upload = Upload(table.device)
         heads = sharing.shard.heads(config.num_attention_heads)
         self._row_bytes = 4 * (heads.stop - heads.start) * config.kv_lora_rank
         self._sums = sharing.sum("layer outputs") if sharing.tensor.size > 1 else None
@@ -73,11 +75,11 @@ class Decoder:
         return self.config.head_dim_latent
 
     def batch(self, rows: Rows, wanted: IntArray | None = None) -> GpuBatch:
-        return batches_of([rows], self.block_size, self.device, self._row_bytes, wanted)[0]
+        return batches_of([rows], self.block_size, self.upload, self._row_bytes, wanted)[0]
 
     def batches(self, rounds: Sequence[Rows]) -> list[GpuBatch]:
         """One batch per round; all of them reach the device in one copy."""
-        return batches_of(rounds, self.block_size, self.device, self._row_bytes)
+        return batches_of(rounds, self.block_size, self.upload, self._row_bytes)
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         """[R] -> [R, hidden]."""

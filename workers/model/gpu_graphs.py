@@ -15,6 +15,7 @@ from torch import Tensor
 from outrider.kernels.gpu.language import power_of_two
 from outrider.kernels.gpu.mla import SPLIT
 from outrider.workers.model.gpu_batch import GpuBatch, Piece, packed
+from outrider.workers.model.gpu_upload import Upload
 from outrider.workers.model.rows import Rows
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)  # rows
@@ -56,11 +57,15 @@ class Graphs:
 
     def __init__(
         self, forward: Forward, block_size: int, hidden_size: int | None, dtype: torch.dtype, device: torch.device,
-        capture: Callable[[Run], Run] = capture,
+        upload: Upload, embed: Callable[[Tensor], Tensor] | None = None, capture: Callable[[Run], Run] = capture,
     ) -> None:  # fmt: skip
-        """`hidden_size`: of the states that come in; None on a stage that embeds token ids."""
+        """`hidden_size`: of the states that come in; None if graphs embed the token ids themselves.
+
+        `embed` makes these states from token ids, outside the graphs, where a round comes without states.
+        """
         self._forward, self._block_size, self._hidden_size = forward, block_size, hidden_size
         self._dtype, self._device, self._capture = dtype, device, capture
+        self._upload, self._embed = upload, embed
         self._graphs: dict[tuple[int, int], _Graph] = {}
 
     def fits(self, rows: Rows) -> bool:
@@ -74,8 +79,10 @@ class Graphs:
         if graph is None:
             graph = self._graphs[size, splits] = self._make(size, splits)
         pages = graph.batch.pages.shape[1]
-        flat = torch.from_numpy(np.concatenate(packed(rows, self._block_size, size, pages)).astype(np.int32))
-        graph.inputs.copy_(flat, non_blocking=True)
+        inputs = self._upload(packed(rows, self._block_size, size, pages))
+        graph.inputs.copy_(inputs)
+        if hidden is None and self._embed is not None:
+            hidden = self._embed(inputs[: len(rows)])  # token ids come first
         if graph.hidden is not None and hidden is not None:
             graph.hidden[: len(rows)].copy_(hidden)
         return graph.run()[: len(rows)].clone()

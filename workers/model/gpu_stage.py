@@ -39,6 +39,7 @@ class GpuStage:
         self._in_graphs = in_graphs
         self.decoder, self.layers, self.cache = decoder, layers, cache
         self.embedding, self.norm, self.head = embedding, norm, head
+        self.upload = decoder.upload
         self._graphs: Graphs | None = None
 
     @classmethod
@@ -85,18 +86,17 @@ class GpuStage:
         decoder = self.decoder
         embeds = self.embedding is not None and decoder.sharing.tensor.size == 1
         hidden_size = None if embeds else decoder.config.hidden_size
+        embed = None if embeds or self.embedding is None else self._embedded  # NCCL gathers its columns
         self._graphs = Graphs(
-            self._embed_and_run, decoder.block_size, hidden_size, decoder.dtype, decoder.device, capture
-        )
+            self._embed_and_run, decoder.block_size, hidden_size, decoder.dtype, decoder.device, self.upload, embed,
+            capture,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def run(self, rows: Rows, hidden: Tensor | None, lane: int = 0) -> Tensor:
         """`hidden` [R, hidden], or None on the first stage, which embeds -> [R, hidden]; normed on the last stage."""
         if self._graphs is None or not self._graphs.fits(rows):
             return self._embed_and_run(self.decoder.batch(rows), hidden)
-        if hidden is None and self.decoder.sharing.tensor.size > 1:  # NCCL gathers the columns: outside the graph
-            token_ids = torch.from_numpy(rows.token_ids).to(self.decoder.device, non_blocking=True)
-            hidden = self._embedded(token_ids)
         return self._graphs.run(rows, hidden)
 
     def _embed_and_run(self, batch: GpuBatch, hidden: Tensor | None) -> Tensor:

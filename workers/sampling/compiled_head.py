@@ -15,6 +15,9 @@ class CompiledHead:
     def __init__(self, context: Context, head: Linear, starts: SequenceStarts) -> None:
         self._context, self._head, self._starts = context, head, starts
 
+    def prepare(self, sequence_ids: IntArray, positions: IntArray) -> None:
+        """Nothing to prepare."""
+
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[Tensor, IntArray]:

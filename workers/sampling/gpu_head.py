@@ -1,16 +1,17 @@
-"""Head on a GPU. One copy brings a round's sampling inputs to the device, another brings the tokens back.
+"""Head on a GPU. The inputs of a round's draws reach the device with the round's batch; one copy brings tokens back.
 
 Rows that need logit rules, top_k, top_p or min_p are sampled by torch's path (sampling.py).
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from outrider.kernels.gpu.draw import draw
+from outrider.workers.model.gpu_upload import Upload, Words
 from outrider.workers.sampling.row_rules import changes
 from outrider.workers.sampling.sample_row import SampleRow
 from outrider.workers.sampling.sampling import sample, sample_with_leads
@@ -21,9 +22,20 @@ from outrider.workers.types.round import FloatArray, IntArray, ints
 class MakesLogits(Protocol):
     """A GPU stage."""
 
+    upload: Upload
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> [n, own vocabulary] in float32."""
         ...
+
+
+class _Draws(NamedTuple):
+    """Rows to draw for. `words` for the draw kernel; None if they need torch's path."""
+
+    sequence_ids: IntArray
+    positions: IntArray
+    samples: list[SampleRow]
+    words: Words | None
 
 
 class GpuHead:
@@ -31,52 +43,55 @@ class GpuHead:
 
     def __init__(self, stage: MakesLogits, starts: SequenceStarts) -> None:
         self._stage, self._starts = stage, starts
+        self._prepared: _Draws | None = None
+
+    def prepare(self, sequence_ids: IntArray, positions: IntArray) -> None:
+        samples = self._starts.rows(sequence_ids, positions)
+        words = self._stage.upload.with_next(draw_words(samples)) if is_plain(samples) else None
+        self._prepared = _Draws(sequence_ids, positions, samples, words)
 
     @torch.inference_mode()
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[Tensor, IntArray]:
-        samples = self._starts.rows(sequence_ids, positions)
-        if not is_plain(samples):
-            logits = self.logits(hidden, rows)
-            return logits, ints(sample(logits, samples).cpu().numpy())
-        places, temperatures, keys = on_device(rows, samples, hidden.device)
-        logits = self._stage.logits(_chosen(hidden, rows, places))
-        return logits, ints(draw(logits, temperatures, keys, 0)[1].cpu().numpy())
+        logits = self.logits(hidden, rows)
+        return logits, self.choose(logits, sequence_ids, positions)
 
     @torch.inference_mode()
     def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
-        samples = self._starts.rows(sequence_ids, positions)
-        if not is_plain(samples):
-            return ints(sample(logits, samples).cpu().numpy())
-        _, temperatures, keys = on_device(ints(), samples, logits.device)
-        return ints(draw(logits, temperatures, keys, 0)[1].cpu().numpy())
+        draws = self._draws(sequence_ids, positions)
+        if draws.words is None:
+            return ints(sample(logits, draws.samples).cpu().numpy())
+        return ints(draw(logits, *draw_inputs(draws.words), 0)[1].cpu().numpy())
 
     @torch.inference_mode()
     def draw_with_leads(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[IntArray, FloatArray]:
-        samples = self._starts.rows(sequence_ids, positions)
+        draws = self._draws(sequence_ids, positions)
         logits = self.logits(hidden, rows)
-        if is_plain(samples):
-            _, temperatures, keys = on_device(ints(), samples, hidden.device)
-            tokens, leads = tokens_and_leads(*draw(logits, temperatures, keys, 0))
+        if draws.words is not None:
+            tokens, leads = tokens_and_leads(*draw(logits, *draw_inputs(draws.words), 0))
         else:
-            found, led = sample_with_leads(logits, samples)
+            found, led = sample_with_leads(logits, draws.samples)
             tokens, leads = ints(found.cpu().numpy()), led.cpu().numpy()
         self._starts.write_each(sequence_ids, positions, tokens)
         return tokens, leads
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
-        places = torch.from_numpy(rows).to(hidden.device, non_blocking=True)
-        return self._stage.logits(_chosen(hidden, rows, places))
+        if len(rows) != hidden.shape[0] or (rows != np.arange(len(rows))).any():
+            hidden = hidden.index_select(0, self._stage.upload.now(rows).tensor)
+        return self._stage.logits(hidden)
 
-
-def _chosen(hidden: Tensor, rows: IntArray, places: Tensor) -> Tensor:
-    """Selects `rows` of `hidden`. `places`: the same rows, on the device."""
-    whole = len(rows) == hidden.shape[0] and bool((rows == np.arange(len(rows))).all())
-    return hidden if whole else hidden.index_select(0, places)
+    def _draws(self, sequence_ids: IntArray, positions: IntArray) -> _Draws:
+        """Those that were prepared, if they are of these rows."""
+        made, self._prepared = self._prepared, None
+        if made is not None and np.array_equal(made[:2], (sequence_ids, positions)):
+            return made
+        samples = self._starts.rows(sequence_ids, positions)
+        words = self._stage.upload.now(draw_words(samples)) if is_plain(samples) else None
+        return _Draws(sequence_ids, positions, samples, words)
 
 
 def is_plain(rows: Sequence[SampleRow]) -> bool:
@@ -89,13 +104,17 @@ def _sorts(row: SampleRow) -> bool:
     return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
 
 
-def on_device(rows: IntArray, samples: Sequence[SampleRow], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """`rows`, and the samples' temperatures (float64, 0: greedy) and noise keys, in one copy."""
+def draw_words(samples: Sequence[SampleRow]) -> IntArray:
+    """The samples' temperatures (bits of float64, 0: greedy), then their noise keys, [2 n]."""
     temperatures = np.array([0.0 if row.params.greedy else row.params.temperature for row in samples])
     keys = np.array([0 if row.params.greedy else row.noise_key for row in samples], dtype=np.int64)
-    flat = torch.from_numpy(np.concatenate([rows, temperatures.view(np.int64), keys])).to(device, non_blocking=True)
-    places, bits, on_gpu = torch.split(flat, [len(rows), len(samples), len(samples)])
-    return places, bits.view(torch.float64), on_gpu
+    return np.concatenate([temperatures.view(np.int64), keys])
+
+
+def draw_inputs(words: Words) -> tuple[Tensor, Tensor]:
+    """Temperatures [n] float64 and noise keys [n] int64, on the device."""
+    temperatures, keys = torch.split(words.tensor, [len(words.values) // 2] * 2)
+    return temperatures.view(torch.float64), keys
 
 
 def tokens_and_leads(best: Tensor, ids: Tensor) -> tuple[IntArray, FloatArray]:

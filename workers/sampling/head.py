@@ -10,6 +10,10 @@ from outrider.workers.types.round import FloatArray, IntArray
 class Head(Protocol):
     """The model's head, and the draws from its logits."""
 
+    def prepare(self, sequence_ids: IntArray, positions: IntArray) -> None:
+        """Called before a round runs, with what `draw` or `choose` will be called with after it."""
+        ...
+
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[Tensor, IntArray]:

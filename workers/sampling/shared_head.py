@@ -34,6 +34,8 @@ class SharedHead:
         parts = self._stage.gather(filled, "logits", _SAMPLER)  # [data x tensor, most n, widest]
         if self._stage.rank != _SAMPLER:
             return part.new_empty(0, self._cut.size)
+        if self._shard.datas == 1:
+            return joined_columns(parts, self._cut)
         out = part.new_empty(len(rows), self._cut.size)
         for own, places in zip(parts.view(self._shard.datas, self._shard.tensors, *filled.shape), groups, strict=True):
             out[torch.from_numpy(places).to(out.device)] = joined_columns(own, self._cut)[: len(places)]

@@ -15,6 +15,9 @@ class TorchHead:
     def __init__(self, stage: Stage, starts: SequenceStarts) -> None:
         self._stage, self._starts = stage, starts
 
+    def prepare(self, sequence_ids: IntArray, positions: IntArray) -> None:
+        """Nothing to prepare."""
+
     @torch.inference_mode()
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
