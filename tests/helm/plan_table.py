@@ -10,26 +10,30 @@ from outrider.cluster.planning.hardware import known_gpus
 from outrider.cluster.planning.memory import stage_memory
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split, refusal
+from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.shapes import Shapes
 
 FILE = Path(__file__).resolve().parents[2] / "helm" / "outrider" / "files" / "plan.yaml"
-HELD = "bfloat16"  # what ranks keep of FP8 weights: model/weights.py widens them as it reads them
+KEPT = {"fp8": "auto", "bf16": "bfloat16"}  # what ranks keep FP8 weights as, and `outrider plan --weights` for it
 MODELS = ("deepseek-r1", "deepseek-v3")
-HEADER = "# Made from the planner by tests/helm/plan_table.py. gb: 10^9 bytes, of weights in bf16, and of a device.\n"
+HEADER = "# Made from the planner by tests/helm/plan_table.py. gb: 10^9 bytes, of weights as ranks keep them, of a GPU.\n"
 
 
 def _model(name: str) -> dict[str, Any]:
     shape = load_shape(name)
-    shapes, layers = Shapes.of(shape, HELD), range(shape.num_hidden_layers)
-    memory = stage_memory(shapes, Split(), Workload(), Efficiency(), 0, 0, layers)
     heads = shape.num_attention_heads
     return {
         "layers": shape.num_hidden_layers,
         "heads": heads,
         "experts": shape.n_routed_experts,
         "widestTensor": max(size for size in range(1, heads + 1) if refusal(shape, Split(tensor=size)) is None),
-        "gb": round(memory.weight_bytes / 1e9),
+        "gb": {kept: round(_weight_bytes(shape, weights) / 1e9) for kept, weights in KEPT.items()},
     }
+
+
+def _weight_bytes(shape: ModelConfig, weights: str) -> float:
+    layers = range(shape.num_hidden_layers)
+    return stage_memory(Shapes.of(shape, weights), Split(), Workload(), Efficiency(), 0, 0, layers).weight_bytes
 
 
 def as_yaml() -> str:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from helm.plan_table import FILE, HELD, MODELS, as_yaml
+from helm.plan_table import FILE, KEPT, MODELS, as_yaml
 from helm.rendering import CHART, EXAMPLES, RenderError, render, values_of, with_values
 
 from outrider.cluster.cli import run
@@ -43,7 +43,7 @@ def test_a_split_is_refused_by_the_chart_if_and_only_if_by_the_planner(split: Sp
     assert not refused or "parallel." in refused
 
 
-def _arguments(values: dict[str, Any]) -> list[str]:
+def _arguments(values: dict[str, Any], kept: str) -> list[str]:
     workers, plan = values["workers"], values["plan"]
     fleet = ["--gpu", plan["gpu"], "--gpus-per-node", str(workers["gpusPerNode"])]
     sizes = [
@@ -54,7 +54,7 @@ def _arguments(values: dict[str, Any]) -> list[str]:
         "--model",
         plan["model"],
         "--weights",
-        HELD,
+        KEPT[kept],
         *fleet,
         "--nodes",
         str(workers.get("nodesPerReplica", 1)),
@@ -64,17 +64,37 @@ def _arguments(values: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_an_example_is_a_plan_that_fits(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(_arguments(values_of(name))) == 0, capsys.readouterr().err
+    kept = "bf16" if name == "r1-4x8-h100-dp" else "fp8"
+
+    assert run(_arguments(values_of(name), kept)) == 0, capsys.readouterr().err
 
 
-# FP8 weights would fit all but the first; ranks widen them to bf16 as they load.
-@pytest.mark.parametrize(
-    ("name", "gpu"), [("r1-1x8-b200", "h100-80g"), ("r1-1x8-b200", "h200-141g"), ("r1-2x8-h200", "h100-80g")]
-)
-def test_what_does_not_fit_is_refused_by_both(name: str, gpu: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "gpu"), [("r1-1x8-b200", "h200-141g"), ("r1-2x8-h200", "h100-80g")])
+def test_r1_in_fp8_fits_on_8_h200_and_on_16_h100(name: str, gpu: str, capsys: pytest.CaptureFixture[str]) -> None:
     values = with_values(name, {"plan.gpu": gpu})
+    render(values)
 
-    assert run(_arguments(values)) == 1
+    assert run(_arguments(values, "fp8")) == 0, capsys.readouterr().err
+
+
+SPREAD = {"pipeline": 1, "data": 8, "expert": 8}
+
+
+@pytest.mark.parametrize(
+    ("kept", "changes"),
+    [
+        ("fp8", {"plan.gpu": "h100-80g"}),
+        ("bf16", {"plan.gpu": "h200-141g", "parallel": SPREAD}),
+        ("bf16", {"plan.gpu": "h200-141g", "model.settings.kernels": "torch"}),
+        ("bf16", {"plan.gpu": "h200-141g", "model.settings.enable_eplb": True}),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_both(
+    kept: str, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = with_values("r1-1x8-b200", changes)
+
+    assert run(_arguments(values, kept)) == 1
     assert "does not fit" in capsys.readouterr().err
-    with pytest.raises(RenderError, match=f"{gpu} hold .* GB of them in bf16"):
+    with pytest.raises(RenderError, match=f"{changes['plan.gpu']} hold .* GB of them in {kept}"):
         render(values)

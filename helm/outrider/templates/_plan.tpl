@@ -62,10 +62,24 @@
 {{- $each := get $known.gpus .Values.plan.gpu | int -}}
 {{- $gpus := mul .Values.workers.nodesPerReplica .Values.workers.gpusPerNode | int -}}
 {{- $usable := div (mul $each $gpus 9) 10 | int -}}
-{{- if lt $usable (int $model.gb) -}}
-{{- fail (printf "workers.gpusPerNode: %d x %s hold %d GB, nine tenths of it for weights, and %s has %d GB of them in bf16, which ranks widen FP8 to" $gpus .Values.plan.gpu (mul $each $gpus) .Values.plan.model (int $model.gb)) -}}
+{{- $kept := include "outrider.weightsKept" . -}}
+{{- $gb := get $model.gb $kept | int -}}
+{{- if lt $usable $gb -}}
+{{- fail (printf "workers.gpusPerNode: %d x %s hold %d GB, nine tenths of it for weights, and %s has %d GB of them in %s, as ranks keep them with these values" $gpus .Values.plan.gpu (mul $each $gpus) .Values.plan.model $gb $kept) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* How ranks keep FP8 weights. Splits and settings that the GPU kernels do not support run on torch's path, in bf16. */}}
+{{- define "outrider.weightsKept" -}}
+{{- $p := .Values.parallel -}}
+{{- $settings := .Values.model.settings | default dict -}}
+{{- $spread := and (gt (int $p.expert) 1) (gt (int $p.data) 1) -}}
+{{- if or $spread $settings.enable_eplb (eq (toString $settings.kernels) "torch") -}}
+bf16
+{{- else -}}
+fp8
 {{- end -}}
 {{- end }}
 
