@@ -16,7 +16,7 @@ from outrider.workers.model.shapes import Shapes
 FILE = Path(__file__).resolve().parents[2] / "helm" / "outrider" / "files" / "plan.yaml"
 KEPT = {"fp8": "auto", "bf16": "bfloat16"}  # what ranks keep FP8 weights as, and `outrider plan --weights` for it
 MODELS = ("deepseek-r1", "deepseek-v3")
-HEADER = "# Made from the planner by tests/helm/plan_table.py. gb: 10^9 bytes, of weights as ranks keep them, of a GPU.\n"
+HEADER = "# Made from the planner by tests/helm/plan_table.py. gb: 10^9 bytes, of weights as ranks keep them.\n"
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Drafting on a GPU: all steps of a draft are enqueued at once, and each step's token feeds the next on the device.
 
 The host waits once, for all tokens and their leads. Stop rules are applied then: drafts after the stop are dropped, and
-the next call overwrites their entries in the drafter's cache.
+the next call overwrites their entries in the drafter's cache. Small calls run as CUDA graphs (gpu_draft_graphs.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,14 @@ from torch import Tensor
 
 from outrider.kernels.gpu.draw import draw
 from outrider.workers.drafting.draft_model import Wanted
+from outrider.workers.drafting.gpu_draft_graphs import DraftGraphs, Drawn
 from outrider.workers.drafting.pairs import Pairs, one_each, pair_rows
 from outrider.workers.drafting.stopping import Drafted
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
+from outrider.workers.model.gpu_batch import GpuBatch
+from outrider.workers.model.gpu_graphs import Capture, capture
 from outrider.workers.model.gpu_stage import GpuModules
+from outrider.workers.model.rows import Rows
 from outrider.workers.parallel.sharing import Columns
 from outrider.workers.sampling.gpu_head import draw_inputs, draw_words, is_plain, tokens_and_leads
 from outrider.workers.sampling.sample_row import SampleRow
@@ -31,50 +36,77 @@ class GpuDraftModel(TorchDraftModel):
 
     def __init__(self, modules: GpuModules, starts: SequenceStarts, vocabulary: Columns | None = None) -> None:
         super().__init__(modules, starts, vocabulary)
+        self._graphs: DraftGraphs | None = None
+        self.use(modules)
 
     def use(self, module: object) -> None:
         assert isinstance(module, GpuModules), "modules of the stage that runs"
-        self.module = module
+        self.module = self._gpu_module = module
+        self._graphs = None
+        if module.in_graphs:
+            self.use_graphs()
+
+    def use_graphs(self, capture: Capture[Any] = capture) -> None:
+        """Runs small calls as CUDA graphs from now on."""
+        self._graphs = DraftGraphs(self._step, self._loop, self._gpu_module.decoder, capture)
 
     @torch.inference_mode()
     def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
-        module = self.module
+        module = self._gpu_module
         deepest = np.argsort(-wanted.depths, kind="stable")  # deepest first: each step's entries are a prefix
         entries, depths = wanted.entries[deepest], wanted.depths[deepest]
         going = [int((depths > step).sum()) for step in range(int(depths.max(initial=0)))]  # entries per step
         samples = self._samples(pairs, entries, going)
-        if not isinstance(module, GpuModules) or module.count > 1 or wanted.steps is not None or not is_plain(samples):
+        plain = all(map(is_plain, samples))
+        if module.count > 1 or wanted.steps is not None or not plain:
             return super().draft(pairs, wanted)
         last = pairs.last_rows[entries]
-        state = module.run(pair_rows(pairs), pairs.hidden, wanted=last)
         if not going:
+            module.run(pair_rows(pairs), pairs.hidden, wanted=last)
             return [Drafts([], []) for _ in depths]
         feeds = [
             one_each(pairs, entries[:count], np.zeros_like(last[:count]), pairs.positions[last[:count]] + step)
             for step, count in enumerate(going[1:], start=1)
         ]
-        batches = module.decoder.batches(feeds)
-        temperatures, keys = draw_inputs(module.decoder.upload.now(draw_words(samples)))
-        best, ids = list[Tensor](), list[Tensor]()
-        for step, begin in enumerate(accumulate(going[:-1], initial=0)):
-            own = slice(begin, begin + going[step])
-            drawn = self._best(module.logits(state[: going[step]]), temperatures[own], keys[own])
-            best.append(drawn[0])
-            ids.append(drawn[1])
-            if step < len(batches):
-                count = going[step + 1]
-                state = module.forward(replace(batches[step], token_ids=drawn[1][:count]), state[:count])
-        tokens, leads = tokens_and_leads(torch.cat(best), torch.cat(ids))
+        rows, words = pair_rows(pairs), [draw_words(each) for each in samples]
+        run = self._run if self._graphs is None or not self._graphs.fits(rows) else self._graphs.run
+        tokens, leads = tokens_and_leads(*run(rows, feeds, last, pairs.hidden, words))
         stop_rules = None if wanted.stop_rules is None else wanted.stop_rules[deepest]
         made = _made(depths, going, stop_rules, tokens, leads)
         return [made[place] for place in np.argsort(deepest).tolist()]
 
-    def _samples(self, pairs: Pairs, entries: IntArray, going: Sequence[int]) -> list[SampleRow]:
-        """The sampling inputs of each draw, step by step."""
+    def _run(
+        self, rows: Rows, feeds: Sequence[Rows], last: IntArray, hidden: Tensor, words: Sequence[IntArray]
+    ) -> tuple[Tensor, Tensor]:
+        """Kernel by kernel. As DraftGraphs.run."""
+        decoder = self._gpu_module.decoder
+        uploaded = decoder.upload.with_next(np.concatenate(words))
+        first, *batches = decoder.batches([rows, *feeds], [last, *[None] * len(feeds)])
+        own, *rest = torch.split(uploaded.tensor, [len(each) for each in words])
+        drawn = self._step(first, hidden, own)
+        best, ids = self._loop(batches, drawn, rest)
+        return torch.cat([drawn.best, *best]), torch.cat([drawn.ids, *ids])
+
+    def _step(self, batch: GpuBatch, hidden: Tensor, words: Tensor) -> Drawn:
+        """One pass of the module, and a draw from each wanted row's state. `words` [2 n] as draw_words makes them."""
+        state = self._gpu_module.forward(batch, hidden)
+        return Drawn(state, *self._best(self._gpu_module.logits(state), *draw_inputs(words)))
+
+    def _loop(
+        self, batches: Sequence[GpuBatch], drawn: Drawn, words: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Further steps: each feeds the draft and the state before it to the module. Scores and ids, by step."""
+        best, ids = list[Tensor](), list[Tensor]()
+        for batch, own in zip(batches, words, strict=True):
+            drawn = self._step(replace(batch, token_ids=drawn.ids[: batch.rows]), drawn.state[: batch.rows], own)
+            best.append(drawn.best)
+            ids.append(drawn.ids)
+        return best, ids
+
+    def _samples(self, pairs: Pairs, entries: IntArray, going: Sequence[int]) -> list[list[SampleRow]]:
+        """The sampling inputs of each draw, by step."""
         ids, positions = pairs.sequence_ids[entries], pairs.positions[pairs.last_rows[entries]] + 2
-        return [
-            row for step, count in enumerate(going) for row in self._starts.rows(ids[:count], positions[:count] + step)
-        ]
+        return [self._starts.rows(ids[:count], positions[:count] + step) for step, count in enumerate(going)]
 
     def _best(self, logits: Tensor, temperatures: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The two best scores [n, 2] and the best token [n] of the whole vocabulary, on every rank with a slice."""

@@ -55,15 +55,15 @@ def batches_of(
     block_size: int,
     upload: Upload,
     row_bytes: int,
-    wanted: IntArray | None = None,
+    wanted: Sequence[IntArray | None],
 ) -> list[GpuBatch]:
-    """One batch per round, in one copy. `row_bytes`: one row's partial output in one split; `wanted`: rows of each."""
+    """One batch per round, in one copy. `row_bytes`: one row's partial output in one split; `wanted` of each round."""
     arrays, shapes = list[IntArray](), list[tuple[tuple[Piece, ...], int]]()
-    for rows in rounds:
+    for rows, states in zip(rounds, wanted, strict=True):
         splits = power_of_two(-(-(int(rows.cache_positions.max(initial=0)) + 1) // SPLIT))
         tiles, pieces = _tiles(rows.query_offsets, max(QUERIES, PARTS_BYTES // (row_bytes * splits)))
         arrays += [rows.token_ids, rows.rope_positions, _slots(rows, block_size), _seen(rows), tiles, _pages(rows)]
-        arrays += [ints() if wanted is None else wanted]
+        arrays += [ints() if states is None else states]
         shapes.append((pieces, splits))
     if not arrays:
         return []
@@ -73,7 +73,7 @@ def batches_of(
     found = []
     for number, (pieces, splits) in enumerate(shapes):
         own = dict(zip(names, views[number * len(names) : (number + 1) * len(names)], strict=True))
-        if wanted is None:
+        if wanted[number] is None:
             del own["wanted"]
         found.append(GpuBatch(**own, pieces=pieces, splits=splits))
     return found

@@ -75,11 +75,11 @@ class Decoder:
         return self.config.head_dim_latent
 
     def batch(self, rows: Rows, wanted: IntArray | None = None) -> GpuBatch:
-        return batches_of([rows], self.block_size, self.upload, self._row_bytes, wanted)[0]
+        return self.batches([rows], [wanted])[0]
 
-    def batches(self, rounds: Sequence[Rows]) -> list[GpuBatch]:
+    def batches(self, rounds: Sequence[Rows], wanted: Sequence[IntArray | None]) -> list[GpuBatch]:
         """One batch per round; all of them reach the device in one copy."""
-        return batches_of(rounds, self.block_size, self.upload, self._row_bytes)
+        return batches_of(rounds, self.block_size, self.upload, self._row_bytes, wanted)
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         """[R] -> [R, hidden]."""

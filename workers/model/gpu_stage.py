@@ -1,6 +1,5 @@
 """A stage of the model on a GPU, and the MTP modules beside the first one. Layers run in gpu_decoder.py."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,7 +9,7 @@ from outrider.kernels.gpu.norms import norm, pair_norms
 from outrider.workers.model.cache import Cache
 from outrider.workers.model.gpu_batch import GpuBatch
 from outrider.workers.model.gpu_decoder import Decoder
-from outrider.workers.model.gpu_graphs import Graphs, Run, capture
+from outrider.workers.model.gpu_graphs import Capture, Graphs, capture
 from outrider.workers.model.gpu_weights import GpuLayer, GpuLoader, GpuModule, Weight
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.rotary import rotary_table
@@ -36,7 +35,7 @@ class GpuStage:
         in_graphs: bool = False,
     ) -> None:
         """`in_graphs`: small rounds run as CUDA graphs, if the layers can be captured."""
-        self._in_graphs = in_graphs
+        self.in_graphs = in_graphs and decoder.capturable
         self.decoder, self.layers, self.cache = decoder, layers, cache
         self.embedding, self.norm, self.head = embedding, norm, head
         self.upload = decoder.upload
@@ -78,10 +77,10 @@ class GpuStage:
     def allocate_cache(self, num_blocks: int) -> None:
         """Allocates blocks 0..num_blocks-1. Call once, before the first round."""
         self.cache.allocate(num_blocks)
-        if self._in_graphs and self.decoder.capturable:
+        if self.in_graphs:
             self.use_graphs()
 
-    def use_graphs(self, capture: Callable[[Run], Run] = capture) -> None:
+    def use_graphs(self, capture: Capture[Tensor] = capture) -> None:
         """Runs small rounds as CUDA graphs from now on. Call after `allocate_cache`."""
         decoder = self.decoder
         embeds = self.embedding is not None and decoder.sharing.tensor.size == 1
@@ -134,6 +133,7 @@ class GpuModules:
         assert stage.embedding is not None, "MTP modules live with the first stage"
         self.decoder, self.modules, self.cache = stage.decoder, modules, cache
         self._embedding, self._head = stage.embedding, head
+        self.in_graphs = stage.in_graphs and stage.decoder.sharing.tensor.size == 1  # NCCL gathers columns of states
         self._joined = stage.decoder.sharing.columns(stage.decoder.config.hidden_size, "embeddings")
 
     @classmethod
@@ -163,20 +163,19 @@ class GpuModules:
             return hidden
         if module:
             rows = replace(rows, rope_positions=rows.rope_positions - module, first_slots=rows.first_slots + module)
-        batch = self.decoder.batch(rows, wanted)
-        states = self.forward(batch, hidden, module)
-        return states if batch.wanted is None else states.index_select(0, batch.wanted)
+        return self.forward(self.decoder.batch(rows, wanted), hidden, module)
 
     @torch.inference_mode()
     def forward(self, batch: GpuBatch, hidden: Tensor, module: int = 0) -> Tensor:
-        """The states of all rows. `hidden` [R, hidden]: the previous module's states, of one position earlier."""
+        """The wanted rows' states. `hidden` [R, hidden]: the previous module's states, of one position earlier."""
         own, decoder, eps = self.modules[module], self.decoder, self.decoder.config.rms_norm_eps
         embedded = decoder.embed(batch.token_ids, self._embedding)
         pairs = pair_norms(embedded, hidden, own.embedding_norm, own.hidden_norm, eps)
         stream = self._joined(own.join(pairs))
         normed = norm(stream, own.layer.input_norm, eps)
         stream, outputs, weights = decoder.layer(own.layer, batch, stream, normed, self.cache.layers[module])
-        return decoder.join(stream, outputs, weights, own.norm)[1]
+        states = decoder.join(stream, outputs, weights, own.norm)[1]
+        return states if batch.wanted is None else states.index_select(0, batch.wanted)
 
     @torch.inference_mode()
     def logits(self, state: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class GpuHead:
         draws = self._draws(sequence_ids, positions)
         if draws.words is None:
             return ints(sample(logits, draws.samples).cpu().numpy())
-        return ints(draw(logits, *draw_inputs(draws.words), 0)[1].cpu().numpy())
+        return ints(draw(logits, *draw_inputs(draws.words.tensor), 0)[1].cpu().numpy())
 
     @torch.inference_mode()
     def draw_with_leads(
@@ -71,7 +71,7 @@ class GpuHead:
         draws = self._draws(sequence_ids, positions)
         logits = self.logits(hidden, rows)
         if draws.words is not None:
-            tokens, leads = tokens_and_leads(*draw(logits, *draw_inputs(draws.words), 0))
+            tokens, leads = tokens_and_leads(*draw(logits, *draw_inputs(draws.words.tensor), 0))
         else:
             found, led = sample_with_leads(logits, draws.samples)
             tokens, leads = ints(found.cpu().numpy()), led.cpu().numpy()
@@ -111,9 +111,9 @@ def draw_words(samples: Sequence[SampleRow]) -> IntArray:
     return np.concatenate([temperatures.view(np.int64), keys])
 
 
-def draw_inputs(words: Words) -> tuple[Tensor, Tensor]:
-    """Temperatures [n] float64 and noise keys [n] int64, on the device."""
-    temperatures, keys = torch.split(words.tensor, [len(words.values) // 2] * 2)
+def draw_inputs(words: Tensor) -> tuple[Tensor, Tensor]:
+    """Temperatures [n] float64 and noise keys [n] int64, of draw_words on the device."""
+    temperatures, keys = torch.split(words, [len(words) // 2] * 2)
     return temperatures.view(torch.float64), keys
 
 
