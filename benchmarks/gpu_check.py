@@ -153,21 +153,34 @@ def check_rounds(folder: Path) -> dict[str, Any]:
     """Counted on a pretended GPU even if there is a real one: the counts are the same."""
     with pretending() as counts:
         stage, module = slice_of_r1(small_checkpoint(folder), CUDA, 600)
-        counted = {}
-        for sequences in (1, 4):
-            counts.clear()
-            run_round(stage, sequences, 4, 100)
-            counted[sequences] = of_round(counts.taken())
-        drafts, pair = [], one_pair()
-        for depth in (1, 2):
-            counts.clear()
-            GpuDraftModel(module, sequence_starts(1)).draft(pair, Wanted(np.arange(1), np.array([depth])))
-            drafts.append(counts.taken())
-    launches = [each.kinds.total() for each in drafts]
+        counted: dict[Any, Counts] = {n: count(counts, lambda n=n: run_round(stage, n, 4, 100)) for n in (1, 4)}
+        stage.use_graphs()
+        counted["graph"] = count(counts, lambda: run_round(stage, 1, 4, 100))
+        pair, model = one_pair(), GpuDraftModel(module, sequence_starts(1))
+        eager = [count(counts, lambda n=n: model.draft(pair, Wanted(np.arange(1), np.array([n])))) for n in (1, 2)]
+        model.use_graphs()
+        graph = [count(counts, lambda n=n: model.draft(pair, Wanted(np.arange(1), np.array([n])))) for n in (2, 3)]
     return {
-        "round": {**counted[1], "of_4_sequences": counted[4]},
-        "draft": {"launches": launches[1] - launches[0], "copies": list(drafts[1].copies.elements())},
+        "round": {
+            **of_round(counted[1]),
+            "of_4_sequences": of_round(counted[4]),
+            "in_a_graph": of_round(counted["graph"]),
+        },
+        "draft": {
+            "launches": eager[1].kinds.total() - eager[0].kinds.total(),
+            "launches_in_graphs": graph[1].kinds.total() - graph[0].kinds.total(),
+            "call_of_2_drafts": of_round(eager[1]),
+            "call_of_2_drafts_in_graphs": of_round(graph[0]),
+        },
     }
+
+
+def count(counts: Counts, run: Callable[[], Any]) -> Counts:
+    """Of the second run: the first captures graphs."""
+    run()
+    counts.clear()
+    run()
+    return counts.taken()
 
 
 def of_round(counts: Counts) -> dict[str, Any]:
@@ -233,12 +246,19 @@ def show(report: dict[str, Any]) -> None:
         print(f"{row['name']:36}{row['error']:>10.1e}{shown}")
     for row in report["layers"]:
         print(f"MoE layer, {row['rows']:>2} rows: {row['ms_per_layer']:.3f} ms")
-    for name, round in (("1 sequence", report["round"]), ("4 sequences", report["round"]["of_4_sequences"])):
-        print(f"round of {name}, 4 rows each: {round['launches']} launches, {round['host_syncs']} host syncs,")
-        print(f"  {round['copies']} copies between its first and last launch; not counted in these, at its ends:")
-        print("".join(f"    {copy}\n" for copy in round["copies_outside"]), end="")
-    print(f"one more draft: {report['draft']['launches']} launches; copies of a call of the drafter:")
-    print("".join(f"    {copy}\n" for copy in report["draft"]["copies"]), end="")
+    round, draft = report["round"], report["draft"]
+    counted = {
+        "round of 1 sequence, 4 rows": round,
+        "the same in a graph": round["in_a_graph"],
+        "round of 4 sequences, 4 rows each": round["of_4_sequences"],
+        "drafter's call, 2 drafts": draft["call_of_2_drafts"],
+        "the same in graphs": draft["call_of_2_drafts_in_graphs"],
+    }
+    print(f"{'':36}{'launches':>10}{'syncs':>10}{'copies':>10}  copies before the first launch or after the last")
+    for name, each in counted.items():
+        shown = "".join(f"{each[key]:>10}" for key in ("launches", "host_syncs", "copies"))
+        print(f"{name:36}{shown}  {', '.join(each['copies_outside'])}")
+    print(f"one more draft: {draft['launches']} launches; in graphs {draft['launches_in_graphs']}")
     for name in ("device", "identical", "graph_equals_eager"):
         print(f"{name}: {report[name]}")
 

@@ -1,7 +1,8 @@
 """Pretend-CUDA: tensors that report device "cuda" and keep their values on the CPU, for machines without a GPU.
 
 It finds operations over tensors of two devices (an error, as on a GPU), and counts kernel launches, host syncs and
-copies between host and device, each by the source line that caused it. It does not find races, and says nothing about
+copies between host and device, each by the source line that caused it. Graphs replay the captured operations over the
+same memory, and capture fails on host syncs and copies, as on a GPU. It does not find races, and says nothing about
 speed, rounding, or the inside of a kernel.
 
 An operator of the `outrider` namespace counts as the number of kernels it launches (`kernels/gpu/ops.py`) and runs its
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICES = 8
@@ -65,13 +66,22 @@ class Counts:
         return [each for each in self.order[launches[0] : launches[-1]] if each != _LAUNCH]
 
     def launch(self, kind: str, site: str, launches: int = 1) -> None:
+        if _capturing() is not None:
+            return
         self.launches[site] += launches
         self.kinds[kind] += launches
         self.order.append(_LAUNCH)
 
     def copy(self, what: str) -> None:
+        if _capturing() is not None:
+            raise RuntimeError(f"a copy between host and device cannot be captured: {what}")
         self.copies[what] += 1
         self.order.append(what)
+
+    def sync(self, what: str) -> None:
+        if _capturing() is not None:
+            raise RuntimeError(f"the host cannot wait for the device during capture: {what}")
+        self.syncs[what] += 1
 
     def clear(self) -> None:
         for each in (self.launches, self.kinds, self.syncs, self.copies, self.order):
@@ -85,6 +95,44 @@ class Counts:
 
 
 COUNTS = Counts()
+
+
+_current = threading.local()
+
+
+def _capturing() -> "Graph | None":
+    """The graph that this thread captures, if any."""
+    return getattr(_current, "graph", None)
+
+
+class Graph:
+    """torch.cuda.CUDAGraph: records operations over pretended tensors, and runs them again over the same memory."""
+
+    def __init__(self) -> None:
+        self._recorded: list[tuple[Callable[[], Any], Any]] = []
+
+    def record(self, compute: Callable[[], Any], out: Any) -> None:
+        self._recorded.append((compute, out))
+
+    def replay(self) -> None:
+        COUNTS.launch("graph", _site())
+        with _disable_current_modes():
+            for compute, out in self._recorded:
+                for old, new in zip(_tensors(out), _tensors(compute()), strict=True):
+                    if old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+    @contextlib.contextmanager
+    def capturing(self) -> Iterator[None]:
+        _current.graph = self
+        try:
+            yield
+        finally:
+            _current.graph = None
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [each for each in tree_flatten(value)[0] if isinstance(each, torch.Tensor)]
 
 
 class DeviceMismatchError(RuntimeError):
@@ -205,24 +253,35 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     on_cpu = {**kwargs, "device": torch.device("cpu")} if wanted is not None else kwargs
     compute = functools.partial(func, *tree_map(inner, args), **tree_map(inner, on_cpu))
     if name in ("_to_copy", "_copy_from"):
-        return _copied(compute(), name, site, bool(pretended), device)
+        out = compute()
+        copied = _copied(out, name, site, bool(pretended), device)
+        _record(compute, out)
+        return copied
     if not pretended and name in _PINS:  # there is no device to pin memory for
         return args[0] if name != "is_pinned" else False
     if not pretended:
         return compute() if device is None or device.type != "cuda" else _wrapped(compute(), device)
     if name in _READS:
-        COUNTS.syncs[f"{name} {site}"] += 1
+        COUNTS.sync(f"{name} {site}")
         return compute()
     _check_devices(func, name, site, args, flat)
     if name in _SIZED_BY_VALUES:
-        COUNTS.syncs[f"{name} {site}"] += 1
+        COUNTS.sync(f"{name} {site}")
     out = compute()
     _count(func, name, site)
+    if name not in _NO_LAUNCH:
+        _record(compute, out)
     if name.endswith("_") and not name.startswith("_") and args and isinstance(args[0], PretendTensor):
         return args[0]
     if isinstance(kwargs.get("out"), PretendTensor):
         return kwargs["out"]
     return tree_map(lambda each: _wrapped(each, device), out)
+
+
+def _record(compute: Callable[[], Any], out: Any) -> None:
+    graph = _capturing()
+    if graph is not None:
+        graph.record(compute, out)
 
 
 def _count(func: Any, name: str, site: str) -> None:
@@ -241,7 +300,7 @@ def _copied(out: torch.Tensor, name: str, site: str, from_gpu: bool, device: tor
     to_gpu = device is not None and device.type == "cuda"
     if from_gpu and not to_gpu:
         COUNTS.copy(f"to host {site}")
-        COUNTS.syncs[f"copy to host {site}"] += 1
+        COUNTS.sync(f"copy to host {site}")
     elif to_gpu and not from_gpu:
         COUNTS.copy(f"to device {site}")
     elif to_gpu:
@@ -261,7 +320,7 @@ def _check_devices(func: Any, name: str, site: str, args: Any, flat: list[Any]) 
             host_to_device = args[0].device.type == "cuda"
             COUNTS.copy(f"{'to device' if host_to_device else 'to host'} {site}")
             if not host_to_device:
-                COUNTS.syncs[f"copy to host {site}"] += 1
+                COUNTS.sync(f"copy to host {site}")
         elif name in _INDEXING and each.device.type == "cpu" and each is not args[0]:
             COUNTS.copy(f"to device {site}")
         elif each.dim() or each.device.type != "cpu" or name.startswith("index_"):
@@ -322,17 +381,14 @@ class _Stream:
         pass
 
     def synchronize(self) -> None:
-        COUNTS.syncs[f"synchronize {_site()}"] += 1
-
-
-_current = threading.local()
+        COUNTS.sync(f"synchronize {_site()}")
 
 
 def _patches() -> dict[tuple[Any, str], Any]:
     """Replacements of torch's functions."""
 
     def synchronize(device: Any = None) -> None:
-        COUNTS.syncs[f"synchronize {_site()}"] += 1
+        COUNTS.sync(f"synchronize {_site()}")
 
     def set_device(device: Any) -> None:
         _current.index = torch.device("cuda", device).index if isinstance(device, int) else torch.device(device).index
@@ -356,6 +412,8 @@ def _patches() -> dict[tuple[Any, str], Any]:
         "stream": lambda stream: _Stream(),
         "Stream": lambda *args, **kwargs: _Stream(),
         "Event": lambda *args, **kwargs: _Stream(),
+        "CUDAGraph": Graph,
+        "graph": Graph.capturing,
     }
 
     def enter(mode: torch.inference_mode) -> None:
@@ -369,6 +427,7 @@ def _patches() -> dict[tuple[Any, str], Any]:
     return {
         (torch.inference_mode, "__enter__"): enter,
         (torch.inference_mode, "__exit__"): leave,
+        (torch.version, "cuda"): "pretended",
         (torch, "tensor"): functools.partial(_tensor, torch.tensor),
         (threading.Thread, "run"): run,
         **{(torch.cuda, name): value for name, value in cuda.items()},

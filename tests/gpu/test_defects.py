@@ -77,6 +77,25 @@ def test_launches_syncs_and_copies_are_counted(pretend: Counts) -> None:
     assert (len(pretend.syncs), len(pretend.copies)) == (1, 1)
 
 
+def test_a_graph_runs_its_operations_again_over_the_same_memory(pretend: Counts) -> None:
+    x, graph = torch.ones(3, device="cuda"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = (x + 1) * 2
+    x.fill_(4)
+    pretend.clear()
+    graph.replay()
+
+    assert y.tolist() == [10, 10, 10]
+    assert pretend.kinds == {"graph": 1}
+
+
+def test_what_a_device_cannot_capture_is_an_error(pretend: Counts) -> None:
+    x = torch.ones(3, device="cuda")
+    for forbidden in (x.tolist, lambda: x.to("cpu"), lambda: torch.ones(2).to("cuda"), x.nonzero):
+        with pytest.raises(RuntimeError, match="captur"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            forbidden()
+
+
 def test_each_rank_of_a_machine_has_a_device_of_its_own(pretend: Counts) -> None:
     config = EngineConfig(device="cuda")
 

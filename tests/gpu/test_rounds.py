@@ -71,10 +71,10 @@ def _pairs(sequences: int) -> Pairs:
 def test_one_more_draft_is_at_most_20_launches_and_no_host_sync(rank: Rank) -> None:
     counts, _, module = rank
     model = GpuDraftModel(module, sequence_starts(2))
-    taken = []
+    pairs, taken = _pairs(2), []
     for depth in (1, 2, 5):
         counts.clear()
-        drafts = model.draft(_pairs(2), Wanted(np.arange(2), np.array([depth, 1])))
+        drafts = model.draft(pairs, Wanted(np.arange(2), np.array([depth, 1])))
         taken.append(counts.taken())
         assert [len(each) for each in drafts] == [depth, 1]
 
@@ -83,6 +83,30 @@ def test_one_more_draft_is_at_most_20_launches_and_no_host_sync(rank: Rank) -> N
     assert launches[2] - launches[1] <= 3 * 20
     assert [each.syncs.total() for each in taken] == [1, 1, 1]
     assert taken[1].copies == taken[2].copies
+    assert all([what.split()[1] for what in each.copies.elements()] == ["device", "host"] for each in taken)
+
+
+def test_a_call_of_the_drafter_in_graphs_launches_as_often_whatever_its_depth(rank: Rank) -> None:
+    counts, _, module = rank
+    eager, model = GpuDraftModel(module, sequence_starts(2)), GpuDraftModel(module, sequence_starts(2))
+    model.use_graphs()
+    launches = []
+    for depth in (2, 3, 5):
+        pairs, wanted = _pairs(2), Wanted(np.arange(2), np.array([depth, 1]))
+        captured = model.draft(pairs, wanted)
+        counts.clear()
+        replayed = model.draft(pairs, wanted)
+        taken = counts.taken()
+        launches.append(taken.kinds.total())
+        assert taken.kinds["graph"] == 2
+        assert taken.syncs.total() == 1
+        assert taken.copies_inside == []
+        assert [what.split()[1] for what in taken.copies.elements()] == ["device", "host"]
+        assert [each.token_ids for each in replayed] == [each.token_ids for each in captured]
+        assert [each.token_ids for each in replayed] == [each.token_ids for each in eager.draft(pairs, wanted)]
+
+    assert len(set(launches)) == 1
+    assert launches[0] <= 20
 
 
 def test_a_graph_round_gives_the_eager_result(tmp_path: Path) -> None:
@@ -93,7 +117,7 @@ def test_a_graph_round_gives_the_eager_result(tmp_path: Path) -> None:
         plain = [stage.run(rows, None).cpu() for rows in rounds]
         for layer in stage.cache.layers:
             layer.zero_()
-        stage.use_graphs(capture=lambda run: run)
+        stage.use_graphs()
         captured = [stage.run(rows, None).cpu() for rows in rounds]
         counts.clear()
         run_round(stage, 1, 4, 100)

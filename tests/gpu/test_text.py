@@ -27,7 +27,12 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "scored": {"logprobs": 2, "prompt_logprobs": 1, "temperature": 0},
     "penalties": {"frequency_penalty": 0.7, "repetition_penalty": 1.2, "seed": 4},
 }
-_SPECULATION = ("off", 3, pytest.param("auto", marks=pytest.mark.full))
+_PATHS = (
+    {"speculation": "off"},
+    {"speculation": 3},
+    pytest.param({"speculation": 3, "enforce_eager": True}, id="eager"),
+    pytest.param({"speculation": "auto"}, marks=pytest.mark.full),
+)
 _SETTINGS = {
     "model": "scout",
     "dtype": "float32",
@@ -55,10 +60,11 @@ def on_cpu() -> dict[str, list[int]]:
     return _said(device="cpu")
 
 
-@pytest.fixture(scope="module", params=_SPECULATION)
+@pytest.fixture(scope="module", params=_PATHS)
 def on_gpu(request: pytest.FixtureRequest) -> Iterator[dict[str, list[int]]]:
-    with pretending():
-        yield _said(device="cuda", speculation=request.param)
+    with pretending() as counts:
+        yield _said(device="cuda", **request.param)
+        assert (counts.kinds["graph"] > 0) == ("enforce_eager" not in request.param)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
