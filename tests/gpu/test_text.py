@@ -63,8 +63,9 @@ def on_cpu() -> dict[str, list[int]]:
 @pytest.fixture(scope="module", params=_PATHS)
 def on_gpu(request: pytest.FixtureRequest) -> Iterator[dict[str, list[int]]]:
     with pretending() as counts:
-        yield _said(device="cuda", **request.param)
+        said = _said(device="cuda", **request.param)
         assert (counts.kinds["graph"] > 0) == ("enforce_eager" not in request.param)
+        yield said
 
 
 @pytest.mark.parametrize("name", REQUESTS)
