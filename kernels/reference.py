@@ -193,10 +193,26 @@ def latents(
     """gpu/latents.py: returns the normed query; writes the cache."""
     rank, rope = len(latent_norm), table.shape[2]
     query, latent, key = low.split([low.shape[1] - rank - rope, rank, rope], dim=1)
-    slot = torch.cat([norm(latent, latent_norm, eps).float(), _rotated(key.float(), table, positions)], dim=1)
+    normed, rotated = norm(latent, latent_norm, eps).float(), _rotated(key.float(), table, positions)
+    if cache.dtype == torch.uint8:
+        parts = (*quantize_rows(normed), rotated.to(low.dtype))
+        slot = torch.cat([part.view(torch.uint8) for part in parts], dim=1)
+    else:
+        slot = torch.cat([normed, rotated], dim=1).to(cache.dtype)
     writes = slots >= 0
-    cache[slots[writes].long()] = slot[writes].to(cache.dtype)
+    cache[slots[writes].long()] = slot[writes]
     return query.clone() if query_norm is None else norm(query, query_norm, eps)
+
+
+def cached(cache: Tensor, slots: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
+    """Slots of a cache (gpu/slots.py) in float32, [n, D + r]."""
+    found = cache[slots]
+    if cache.dtype != torch.uint8:
+        return found.float()
+    sizes = [rank, 4 * -(-rank // 128)]
+    values, scales, rotary = (part.contiguous() for part in found.split([*sizes, found.shape[1] - sum(sizes)], dim=1))
+    latents = dequantized_rows(values.view(torch.float8_e4m3fn), scales.view(torch.float32))
+    return torch.cat([latents, rotary.view(dtype).float()], dim=1)
 
 
 def queries(q: Tensor, key_up: Tensor, table: Tensor, positions: Tensor) -> Tensor:
@@ -219,7 +235,7 @@ def mla(
         rows = slice(first, first + count)
         end = int(seen[rows, 1].max()) if count else 0
         slots = torch.arange(end)
-        found = cache[pages[sequence].long()[slots // page_size] * page_size + slots % page_size].float()
+        found = cached(cache, pages[sequence].long()[slots // page_size] * page_size + slots % page_size, rank, q.dtype)
         scores = torch.einsum("rhd,sd->rhs", q[rows].float(), found) * scale
         hidden = (slots < seen[rows, :1]) | (slots >= seen[rows, 1:])
         scores = scores.masked_fill(hidden[:, None], -torch.inf)

@@ -15,6 +15,7 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NUMERICS = ("exact", "fast")
 KERNELS = ("auto", "compiled", "triton", "torch")
+KV_CACHE_DTYPES = ("auto", "fp8")
 QUANTIZATIONS = (None, "int8")
 DRAFT_QUANTIZATIONS = ("auto", *QUANTIZATIONS)
 COUPLED = "coupled"
@@ -26,6 +27,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "draft_quantization": DRAFT_QUANTIZATIONS,
     "numerics": NUMERICS,
     "kernels": KERNELS,
+    "kv_cache_dtype": KV_CACHE_DTYPES,
     "drafter": DRAFTERS,
     "verification": VERIFICATIONS,
 }
@@ -105,6 +107,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
+    kv_cache_dtype: str = "auto"  # "fp8", on GPU kernels: MLA latents in e4m3 with scales; "auto": as the model
     enable_prefix_caching: bool = True
     speculation: str | int = "auto"
     drafter: str = AUTO  # "auto" loads every drafter there is, and each sequence has the one that pays

@@ -15,6 +15,8 @@ def fingerprint(
 ) -> str:
     """16 hex digits over all that decides the bits of a logit: not over how the model is split."""
     model: tuple[object, ...] = (checkpoint_hash, dtype, config.quantization)
+    if config.kv_cache_dtype != "auto":
+        model = (*model, config.kv_cache_dtype)
     if config.verification != COUPLED:  # what comes out of the bits counts too: such a text cannot go on elsewhere
         model = (*model, config.verification, config.speculation)
     parts = (ARITHMETIC_VERSION, *model, config.numerics, kernels, device.type, *_processor(device, kernels))

@@ -88,17 +88,10 @@ class Parts:
 def kernels_in_force(config: EngineConfig, device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str:
     """ "compiled", "triton" or "torch". OutriderError if what was asked for cannot be had."""
     obstacle = _obstacle(config, device, dtype)
+    on_gpu = _gpu_obstacle(config, model, device)
+    _check_demands(config, obstacle, on_gpu)
     if obstacle is None:
         return "compiled"
-    on_gpu = _gpu_obstacle(config, model, device)
-    if config.kernels == "triton" and on_gpu is not None:
-        raise OutriderError(f'kernels="triton" cannot be had: {on_gpu}')
-    if config.kernels == "compiled":
-        raise OutriderError(f'kernels="compiled" cannot be had: {obstacle}')
-    if config.quantization is not None:
-        raise OutriderError(f'quantization="{config.quantization}" needs the compiled kernels: {obstacle}')
-    if config.draft_quantization == "int8":
-        raise OutriderError(f'draft_quantization="int8" needs the compiled kernels: {obstacle}')
     if on_gpu is None:
         return "triton"
     if device.type == "cuda" and config.kernels == "auto":
@@ -108,6 +101,22 @@ def kernels_in_force(config: EngineConfig, device: torch.device, dtype: torch.dt
     if config.weight_cache_dir is not None:
         log.warning("weight_cache_dir: torch's path keeps no weights there (%s)", obstacle)
     return "torch"
+
+
+def _check_demands(config: EngineConfig, obstacle: str | BuildError | None, on_gpu: str | None) -> None:
+    """OutriderError if settings need the compiled kernels or those of a GPU, and an obstacle is in the way."""
+    if on_gpu is not None:
+        if config.kv_cache_dtype == "fp8":
+            raise OutriderError(f'kv_cache_dtype="fp8" needs the Triton kernels of a GPU: {on_gpu}')
+        if config.kernels == "triton":
+            raise OutriderError(f'kernels="triton" cannot be had: {on_gpu}')
+    if obstacle is not None:
+        if config.kernels == "compiled":
+            raise OutriderError(f'kernels="compiled" cannot be had: {obstacle}')
+        if config.quantization is not None:
+            raise OutriderError(f'quantization="{config.quantization}" needs the compiled kernels: {obstacle}')
+        if config.draft_quantization == "int8":
+            raise OutriderError(f'draft_quantization="int8" needs the compiled kernels: {obstacle}')
 
 
 def draft_quantization(config: EngineConfig) -> str | None:
@@ -172,9 +181,9 @@ def _load_gpu(wanted: Wanted) -> Parts:
     loader, block_size = _gpu_loader(wanted), wanted.config.block_size
     stage = GpuStage.load(
         loader, wanted.layers, block_size=block_size, sharing=wanted.sharing, progress=wanted.progress,
-        in_graphs=not wanted.config.enforce_eager,
+        in_graphs=not wanted.config.enforce_eager, fp8_cache=wanted.config.kv_cache_dtype == "fp8",
     )  # fmt: skip
-    module = GpuModules.load(loader, stage, block_size) if wanted.drafts else None
+    module = GpuModules.load(loader, stage) if wanted.drafts else None
     return Parts(
         stage=stage,
         module=module,
@@ -252,7 +261,7 @@ def load_module(wanted: Wanted, stage: StageModel, cache_of: object) -> MtpModul
     module: MtpModules | CompiledModules | GpuModules
     if isinstance(cache_of, GpuModules):
         assert isinstance(stage, GpuStage), "a rank's parts are of one kind"
-        module = GpuModules.load(_gpu_loader(wanted), stage, wanted.config.block_size)
+        module = GpuModules.load(_gpu_loader(wanted), stage)
         module.cache = cache_of.cache
         return module
     if isinstance(cache_of, CompiledModules):

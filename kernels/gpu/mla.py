@@ -1,10 +1,10 @@
 """Paged attention over MLA latents (DeepSeek-V2, arXiv 2405.04434), in the absorbed form, with split KV.
 
-q [R, H, D + r] over cache [slots, D + r]. tiles [T, 3] int32: sequence, first row, number of rows (at most QUERIES). A
-tile multiplies heads x rows as one product, so that a sequence's cache is read once for up to QUERIES rows of BH
-heads. pages [S, P] int32 is the block table. seen [R, 2] int32: the first slot that a row attends to, and one past the
-last. Output: parts [R, H, splits, D] float32, each split's softmax-weighted mean, and logs [R, H, splits], its
-log-sum-exp. values.py merges them.
+q [R, H, D + r] over cache [slots, D + r], or in FP8 (slots.py). tiles [T, 3] int32: sequence, first row, number of
+rows (at most QUERIES). A tile multiplies heads x rows as one product, so that a sequence's cache is read once for up
+to QUERIES rows of BH heads. pages [S, P] int32 is the block table. seen [R, 2] int32: the first slot that a row
+attends to, and one past the last. Output: parts [R, H, splits, D] float32, each split's softmax-weighted mean, and
+logs [R, H, splits], its log-sum-exp. values.py merges them.
 
 Order of sums, fixed by the model: a split is SPLIT slots at fixed positions of the sequence, processed in blocks of
 BLOCK from the first; splits are merged in order. A fully masked block changes no bits: its weights are zero and the
@@ -19,18 +19,21 @@ from torch import Tensor
 from outrider.kernels import reference
 from outrider.kernels.gpu.language import INTERPRETED, ceil_div, jit, tl
 from outrider.kernels.gpu.ops import define
+from outrider.kernels.gpu.slots import slots_of, strides
 
 SPLIT = 512  # slots per program
 BLOCK = 32
 QUERIES = 4  # rows per tile: with 16 heads they fill the 64 rows of a tensor core product
-WARPS, STAGES = 8, 2  # spills least among those compiled
+WARPS, STAGES, FP8_STAGES = 8, 2, 1  # spill least among those compiled
 _HEADS = 16
 
 
 @jit
-def _mla(Q, CACHE, TILES, PAGES, SEEN, PARTS, LOGS, scale, pages, splits, H: tl.constexpr, D: tl.constexpr,
-         ROPE: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr,
-         BH: tl.constexpr, INTERPRETED: tl.constexpr) -> None:  # fmt: skip
+def _mla(Q, LATENTS, SCALES, ROTARY, TILES, PAGES, SEEN, PARTS, LOGS, scale, pages, splits, H: tl.constexpr,
+         D: tl.constexpr, ROPE: tl.constexpr, GROUP: tl.constexpr, LATENT_STRIDE: tl.constexpr,
+         SCALE_STRIDE: tl.constexpr, ROTARY_STRIDE: tl.constexpr, FP8: tl.constexpr, PAGE: tl.constexpr,
+         SPLIT: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr, BH: tl.constexpr,
+         INTERPRETED: tl.constexpr) -> None:  # fmt: skip
     tile, split = tl.program_id(0), tl.program_id(2)
     sequence = tl.load(TILES + tile * 3).to(tl.int64)
     first, count = tl.load(TILES + tile * 3 + 1), tl.load(TILES + tile * 3 + 2)
@@ -57,12 +60,21 @@ def _mla(Q, CACHE, TILES, PAGES, SEEN, PARTS, LOGS, scale, pages, splits, H: tl.
             slot = start + k
             if PAGE % BLOCK == 0:  # the block lies in one page: one base address
                 page = tl.load(PAGES + sequence * pages + start // PAGE).to(tl.int64)
-                at = (CACHE + (page * PAGE + start % PAGE) * (D + ROPE)) + k * (D + ROPE)
+                base = page * PAGE + start % PAGE
+                offset = k
             else:
                 of_each = tl.load(PAGES + sequence * pages + slot // PAGE, mask=slot < end, other=0).to(tl.int64)
-                at = CACHE + (of_each * PAGE + slot % PAGE) * (D + ROPE)
-            keys = tl.load(at[:, None] + d[None, :], mask=(slot < end)[:, None], other=0.0)
-            rope = tl.load(at[:, None] + D + r[None, :], mask=(slot < end)[:, None], other=0.0)
+                base = tl.cast(0, tl.int64)
+                offset = of_each * PAGE + slot % PAGE
+            inside = (slot < end)[:, None]
+            at = (LATENTS + base * LATENT_STRIDE) + (offset * LATENT_STRIDE)[:, None]
+            keys = tl.load(at + d[None, :], mask=inside, other=0.0)
+            if FP8:
+                at = (SCALES + base * SCALE_STRIDE) + (offset * SCALE_STRIDE)[:, None]
+                scales = tl.load(at + (d // GROUP)[None, :], mask=inside, other=0.0)
+                keys = (keys.to(tl.float32) * scales).to(Q.dtype.element_ty)
+            at = (ROTARY + base * ROTARY_STRIDE) + (offset * ROTARY_STRIDE)[:, None]
+            rope = tl.load(at + r[None, :], mask=inside, other=0.0)
             if INTERPRETED:
                 keys, rope = keys.to(tl.float32), rope.to(tl.float32)
             scores = tl.dot(latent, tl.trans(keys), input_precision="ieee")
@@ -85,13 +97,15 @@ def _mla(Q, CACHE, TILES, PAGES, SEEN, PARTS, LOGS, scale, pages, splits, H: tl.
 def launch(q: Tensor, cache: Tensor, tiles: Tensor, pages: Tensor, seen: Tensor, page_size: int, rank: int,
            scale: float, splits: int) -> tuple[Tensor, Tensor]:  # fmt: skip
     rows, heads, width = q.shape
+    latents, scales, rotary = slots_of(cache, rank, q.dtype)
     parts = q.new_empty(rows, heads, splits, rank, dtype=torch.float32)
     logs = q.new_empty(rows, heads, splits, dtype=parts.dtype)
     if rows:
         _mla[len(tiles), ceil_div(heads, _HEADS), splits](
-            q, cache, tiles, pages, seen, parts, logs, scale, pages.shape[1], splits, H=heads, D=rank,
-            ROPE=width - rank, PAGE=page_size, SPLIT=SPLIT, BLOCK=BLOCK, QUERIES=QUERIES, BH=_HEADS,
-            INTERPRETED=INTERPRETED, num_warps=WARPS, num_stages=STAGES,
+            q, latents, scales, rotary, tiles, pages, seen, parts, logs, scale, pages.shape[1], splits, H=heads, D=rank,
+            ROPE=width - rank, **strides(latents, scales, rotary), PAGE=page_size, SPLIT=SPLIT, BLOCK=BLOCK,
+            QUERIES=QUERIES, BH=_HEADS, INTERPRETED=INTERPRETED, num_warps=WARPS,
+            num_stages=STAGES if scales is None else FP8_STAGES,
         )  # fmt: skip
     return parts, logs
 

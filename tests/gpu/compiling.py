@@ -26,10 +26,19 @@ _EXPERTS = {
     "X": BF16, "W": FP8, "WS": F32, "IDS": I32, "ORDER": I32, "STARTS": I32, "OUT": BF16, "FP8": True,
     "SORTED": False, "INTERPRETED": False, "PLACES": 9, "WIDTH": 16, "BO": 64,
 }  # fmt: skip
+_CACHE = {
+    "LATENTS": BF16, "SCALES": F32, "ROTARY": BF16, "GROUP": 128, "LATENT_STRIDE": 576, "SCALE_STRIDE": 0,
+    "ROTARY_STRIDE": 576, "FP8": False,
+}  # fmt: skip
+_FP8_CACHE = {"LATENTS": FP8, "LATENT_STRIDE": 656, "SCALE_STRIDE": 164, "ROTARY_STRIDE": 328, "FP8": True}
 _MLA = {
-    "Q": BF16, "CACHE": BF16, "TILES": I32, "PAGES": I32, "SEEN": I32, "PARTS": F32, "LOGS": F32, "scale": "fp32",
+    "Q": BF16, **_CACHE, "TILES": I32, "PAGES": I32, "SEEN": I32, "PARTS": F32, "LOGS": F32, "scale": "fp32",
     "H": 16, "D": 512, "ROPE": 64, "PAGE": 64, "SPLIT": mla.SPLIT, "BLOCK": mla.BLOCK, "QUERIES": mla.QUERIES,
     "BH": 16, "INTERPRETED": False, "num_warps": mla.WARPS, "num_stages": mla.STAGES,
+}  # fmt: skip
+_LATENTS = {
+    "LOW": BF16, "QNORM": BF16, "KNORM": BF16, "TABLE": F32, "POSITIONS": I32, "SLOTS": I32, **_CACHE, "QUERY": BF16,
+    "eps": "fp32", "NORMED": True, "QSIZE": 2048, "D": 512, "ROPE": 64, "INTERPRETED": False,
 }  # fmt: skip
 _STREAM = {"HIDDEN": BF16, "OUTPUTS": BF16, "WEIGHTS": F32, "NORM": BF16, "STREAM": BF16, "NORMED": BF16, "eps": "fp32"}
 _NOISE = dict(zip(("STEP", "ONE", "TWO"), draw.NOISE, strict=True))
@@ -42,6 +51,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gate and up, sorted": (experts._gate_up, {**_EXPERTS, "SORTED": True, "BR": experts.SORTED_ROWS}),
     "down": (experts._down, {**_EXPERTS, "BR": 16}),
     "attention": (mla._mla, _MLA),
+    "attention, FP8 cache": (mla._mla, {**_MLA, **_FP8_CACHE, "num_stages": mla.FP8_STAGES}),
     "values": (
         values._values,
         {"PARTS": F32, "LOGS": F32, "SEEN": I32, "UP": BF16, "OUT": BF16, "H": 16, "D": 512, "V": 128,
@@ -54,9 +64,9 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "latents": (
         latents._latents,
-        {"LOW": BF16, "QNORM": BF16, "KNORM": BF16, "TABLE": F32, "POSITIONS": I32, "SLOTS": I32, "CACHE": BF16,
-         "QUERY": BF16, "eps": "fp32", "NORMED": True, "QSIZE": 2048, "D": 512, "ROPE": 64},
+        _LATENTS,
     ),
+    "latents, FP8 cache": (latents._latents, {**_LATENTS, **_FP8_CACHE}),
     "choose": (
         routing._choose,
         {"LOGITS": F32, "BIAS": F32, "IDS": I32, "WEIGHTS": F32, "scaling": "fp32", "SIZE": 256, "GROUPS": 8,

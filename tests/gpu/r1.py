@@ -14,7 +14,6 @@ from checkpoints import Layout, random_config, write_checkpoint
 from outrider.workers.engine.pipeline import RoundResult, SingleStage
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
-from outrider.workers.model.cache import Cache
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.gpu_decoder import Decoder
 from outrider.workers.model.gpu_stage import GpuModules, GpuStage
@@ -60,12 +59,12 @@ def slice_of_r1(
     stage = GpuStage(
         decoder,
         [dense] * min(DENSE, layers - 1) + [sparse] * max(layers - DENSE, 1),
-        Cache(layers, decoder.width, BLOCK_SIZE, torch.bfloat16, device),
+        decoder.cache(layers),
         embedding=loader.embedding(),
         norm=loader.tensor("model.norm.weight", config.hidden_size),
         head=loader.head(),
     )
-    module = GpuModules.load(loader, stage, BLOCK_SIZE)
+    module = GpuModules.load(loader, stage)
     stage.allocate_cache(blocks)
     module.allocate_cache(blocks)
     return stage, module

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent
 IN_FP8 = {"linear, 4 rows", "linear, 64 rows", "linear, 2048 rows", "gate and up", "gate and up, sorted", "down"}
-SPILLS = {"attention": 640}  # allowed bytes of stack: its accumulator is 64 x 512 float32
+SPILLS = {"attention": 640, "attention, FP8 cache": 416}  # allowed bytes of stack: its accumulator is 64 x 512 float32
 
 
 @pytest.fixture(scope="module")
@@ -40,5 +40,5 @@ def test_products_go_to_tensor_cores(figures: list[dict[str, Any]]) -> None:
         hopper = each["capability"] == 90
         if each["kernel"] in IN_FP8:
             assert each["QGMMA" if hopper else "UTCQMMA"] > 0, each
-        if each["kernel"] == "attention":
+        if each["kernel"].startswith("attention"):
             assert each["HGMMA" if hopper else "UTCHMMA"] > 0, each

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from outrider.kernels import reference
 from outrider.kernels.gpu import choose, draw, experts, latents, linear, mla, norms, quantize, queries, sort, values
+from outrider.kernels.gpu.slots import slot_shape
 from outrider.kernels.sampling import noise_bits, row_key, sequence_key
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.rotary import rotary_table
@@ -149,6 +150,23 @@ def test_latents_are_written_to_their_slots(table: Tensor) -> None:
     assert sorted(caches[0].any(dim=1).nonzero().flatten().tolist()) == [0, 3, 9]
 
 
+@pytest.mark.parametrize("rank", [RANK, 64])
+def test_latents_are_written_in_fp8_with_scales(table: Tensor, rank: int) -> None:
+    low, positions = drawn(4, 96 + rank + ROPE) * 3, torch.tensor([0, 5, 77, 4000], dtype=torch.int32)
+    slots = torch.tensor([3, -1, 9, 0], dtype=torch.int32)
+    width, dtype = slot_shape(rank, ROPE, torch.float32, fp8=True)
+    caches, exact = torch.zeros(2, 10, width, dtype=dtype), torch.zeros(10, rank + ROPE)
+    arguments = (low, drawn(96, seed=1), drawn(rank, seed=2), table, positions, slots)
+    for way, cache in ((latents.launch, caches[0]), (reference.latents, caches[1]), (reference.latents, exact)):
+        way(*arguments, cache, 1e-6)
+    found, wanted = (reference.cached(cache, torch.arange(10), rank, torch.float32) for cache in caches)
+
+    assert error(found, wanted) < 2**-4  # ties
+    assert (found != wanted).float().mean() < 1e-3
+    assert error(found[:, :rank], exact[:, :rank]) < 2**-4
+    assert error(found[:, rank:], exact[:, rank:]) < 1e-6
+
+
 def test_queries_are_projected_to_the_latent_space(table: Tensor) -> None:
     q, key_up = drawn(5, 3 * (128 + ROPE)), drawn(3, 128, RANK, seed=1)
     positions = torch.tensor([0, 5, 77, 4000, 1], dtype=torch.int32)
@@ -172,9 +190,9 @@ def _cached(counts: list[int], contexts: list[int], heads: int, dtype: torch.dty
     return [q, cache, next(ints), order[: each * len(counts)].view(len(counts), each).contiguous(), next(ints)]
 
 
-def _attended(way: object, joined: object, case: list[Tensor], value_up: Tensor, splits: int) -> Tensor:
+def _attended(way: object, joined: object, case: list[Tensor], value_up: Tensor, splits: int, page: int = 16) -> Tensor:
     q, cache, tiles, pages, seen = case
-    parts, logs = way(q, cache, tiles, pages, seen, 16, RANK, 0.135 / 4, splits)  # type: ignore[operator]
+    parts, logs = way(q, cache, tiles, pages, seen, page, RANK, 0.135 / 4, splits)  # type: ignore[operator]
     return joined(parts, logs, seen, value_up)  # type: ignore[operator, no-any-return]
 
 
@@ -189,6 +207,42 @@ def test_attention_over_shuffled_pages(counts: list[int], contexts: list[int]) -
 
     assert error(found, _attended(reference.mla, reference.values, case, value_up, splits)) < 1e-4
     assert error(found, _plain_attention(case, value_up)) < 1e-3
+
+
+def _in_fp8(cache: Tensor) -> Tensor:
+    """The cache in FP8: 656 bytes per slot, if its rotary keys are in 16 bits."""
+    parts = (*reference.quantize_rows(cache[:, :RANK]), cache[:, RANK:].contiguous())
+    return torch.cat([part.view(torch.uint8) for part in parts], dim=1)
+
+
+@pytest.mark.parametrize("page", [16, 64])
+def test_attention_over_an_fp8_cache(page: int) -> None:
+    case, value_up = _cached([4, 1], [530, 3], 16, torch.float32, page), drawn(16, RANK, 128, seed=5) / 20
+    q, cache, tiles, pages, seen = case
+    packed = _in_fp8(cache)
+    unpacked = reference.cached(packed, torch.arange(len(cache)), RANK, torch.float32)
+    found = _attended(mla.launch, values.launch, [q, packed, tiles, pages, seen], value_up, 2, page)
+
+    assert (
+        error(found, _attended(reference.mla, reference.values, [q, packed, tiles, pages, seen], value_up, 2, page))
+        < 1e-4
+    )
+    assert (
+        error(found, _attended(reference.mla, reference.values, [q, unpacked, tiles, pages, seen], value_up, 2, page))
+        < 1e-4
+    )
+    assert error(found, _attended(reference.mla, reference.values, case, value_up, 2, page)) < 0.05  # of 8 bits
+
+
+def test_attention_over_an_fp8_cache_is_batch_invariant() -> None:
+    case, value_up = _cached([3, 2], [515, 40], 16, torch.float16), drawn(16, RANK, 64, seed=5, dtype=torch.float16)
+    q, cache, tiles, pages, seen = case
+    packed = _in_fp8(cache)
+    whole = _attended(mla.launch, values.launch, [q, packed, tiles, pages, seen], value_up, 2)
+    alone = [q[1:2], packed, torch.tensor([[0, 0, 1]], dtype=torch.int32), pages, seen[1:2]]
+
+    assert packed.shape[1] == 656
+    assert torch.equal(_attended(mla.launch, values.launch, alone, value_up, 3), whole[1:2])
 
 
 def _plain_attention(case: list[Tensor], value_up: Tensor) -> Tensor:

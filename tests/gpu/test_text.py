@@ -9,6 +9,7 @@ import pytest
 from gpu.pretend_cuda import pretending
 
 from outrider import LLM, SamplingParams
+from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 pytest.importorskip("triton")
@@ -77,6 +78,20 @@ def test_completions_equal_the_cpus(name: str, on_cpu: dict[str, list[int]], on_
 def test_torchs_path_gives_the_same_completions(on_cpu: dict[str, list[int]]) -> None:
     with pretending():
         assert _said(device="cuda", kernels="torch", speculation=2) == on_cpu
+
+
+def test_with_an_fp8_cache_drafts_change_no_token() -> None:
+    with pretending():
+        off, on = (_said(device="cuda", kv_cache_dtype="fp8", speculation=each) for each in ("off", 3))
+
+    assert on == off
+
+
+def test_an_fp8_cache_needs_the_kernels_of_a_gpu() -> None:
+    with pytest.raises(
+        OutriderError, match='kv_cache_dtype="fp8" needs the Triton kernels of a GPU: they are for GPUs'
+    ):
+        _said(device="cpu", kv_cache_dtype="fp8")
 
 
 _SPLITS = {

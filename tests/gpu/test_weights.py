@@ -14,11 +14,12 @@ from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
 from outrider.kernels.reference import dequantized
 from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.gpu_decoder import shape_obstacle
+from outrider.workers.model.gpu_decoder import Decoder, shape_obstacle
 from outrider.workers.model.gpu_weights import GpuLoader, GpuMoe, Weight, bytes_of
 from outrider.workers.model.shapes import Shapes
 from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.parallel.sharing import Sharing
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 FP8 = torch.float8_e4m3fn
@@ -116,6 +117,14 @@ def test_r1_fits_in_the_memory_that_the_planner_says(gpu_gb: int, stages: int) -
         assert abs(held - planned.weight_bytes) < 0.05 * planned.weight_bytes
         cache = 64 * 8192 * model.head_dim_latent * 2 * (len(layers) + (stage == 0))
         assert held + cache + planned.buffers + planned.runtime < gpu_gb * 10**9, "it fits"
+
+
+@pytest.mark.parametrize(("fp8", "slot_bytes"), [(False, 1152), (True, 656)])
+def test_a_token_of_r1_takes_so_many_bytes_of_each_layers_cache(fp8: bool, slot_bytes: int) -> None:
+    config = load_shape("deepseek-r1")
+    decoder = Decoder(config, Sharing(), torch.empty(1, 2, 64), 16, torch.bfloat16, fp8)
+
+    assert decoder.cache(61).bytes_per_block == 61 * 16 * slot_bytes
 
 
 def test_kernels_support_r1_and_scout() -> None:

@@ -20,7 +20,9 @@ from outrider.kernels.gpu.mla import mla
 from outrider.kernels.gpu.norms import join_norm, weigh
 from outrider.kernels.gpu.queries import queries
 from outrider.kernels.gpu.reduce import sum_join_norm
+from outrider.kernels.gpu.slots import slot_shape
 from outrider.kernels.gpu.values import values
+from outrider.workers.model.cache import Cache
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.gpu_batch import GpuBatch, Piece, batches_of
 from outrider.workers.model.gpu_upload import Upload
@@ -53,10 +55,11 @@ class Decoder:
         table: Tensor,
         block_size: int,
         dtype: torch.dtype,
+        fp8_cache: bool = False,
     ) -> None:
         self.peers = sharing.peers
         self.config, self.sharing, self.table = config, sharing, table
-        self.block_size, self.dtype, self.device = block_size, dtype, table.device
+        self.block_size, self.dtype, self.device, self._fp8_cache = block_size, dtype, table.device, fp8_cache
         self.upload = Upload(table.device)
         heads = sharing.shard.heads(config.num_attention_heads)
         self._row_bytes = 4 * (heads.stop - heads.start) * config.kv_lora_rank
@@ -69,10 +72,11 @@ class Decoder:
         """Whether a CUDA graph can capture the layers: no host-side collective between their kernels."""
         return torch.version.cuda is not None and (self.sharing.tensor.size == 1 or self.peers is not None)
 
-    @property
-    def width(self) -> int:
-        """Values per token in one layer's cache."""
-        return self.config.head_dim_latent
+    def cache(self, layers: int) -> Cache:
+        """The KV cache of so many layers, not yet allocated."""
+        config = self.config
+        width, dtype = slot_shape(config.kv_lora_rank, config.qk_rope_head_dim, self.dtype, self._fp8_cache)
+        return Cache(layers, width, self.block_size, dtype, self.device)
 
     def batch(self, rows: Rows, wanted: IntArray | None = None) -> GpuBatch:
         return self.batches([rows], [wanted])[0]

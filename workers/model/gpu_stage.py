@@ -51,6 +51,7 @@ class GpuStage:
         sharing: Sharing,
         progress: Progress,
         in_graphs: bool = False,
+        fp8_cache: bool = False,
     ) -> "GpuStage":
         """Reads the layers, and the embedding or the head the stage needs. Calls `progress` after each layer."""
         config, last = loader.config, layers.stop == loader.config.num_hidden_layers
@@ -59,11 +60,11 @@ class GpuStage:
             read.append(loader.layer(number))
             progress(len(read), len(layers))
         table = torch.from_numpy(rotary_table(config)).to(loader.device)
-        decoder = Decoder(config, sharing, table, block_size, loader.dtype)
+        decoder = Decoder(config, sharing, table, block_size, loader.dtype, fp8_cache)
         return cls(
             decoder,
             read,
-            Cache(len(layers), decoder.width, block_size, loader.dtype, loader.device),
+            decoder.cache(len(layers)),
             embedding=loader.embedding() if layers.start == 0 else None,
             norm=loader.tensor("model.norm.weight", config.hidden_size) if last else None,
             head=loader.head() if last else None,
@@ -137,12 +138,12 @@ class GpuModules:
         self._joined = stage.decoder.sharing.columns(stage.decoder.config.hidden_size, "embeddings")
 
     @classmethod
-    def load(cls, loader: GpuLoader, stage: GpuStage, block_size: int) -> "GpuModules":
+    def load(cls, loader: GpuLoader, stage: GpuStage) -> "GpuModules":
         """Shares the stage's head, and reads one only if `stage` has none."""
         config = loader.config
         count = loader.checkpoint.mtp_modules(config)
         modules = [loader.module(config.num_hidden_layers + number) for number in range(count)]
-        cache = Cache(count, stage.decoder.width, block_size, loader.dtype, loader.device)
+        cache = stage.decoder.cache(count)
         return cls(stage, modules, cache, stage.head if stage.head is not None else loader.head())
 
     @property
