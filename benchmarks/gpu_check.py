@@ -98,8 +98,7 @@ def attention_cases() -> Iterator[Case]:
         seen = torch.tensor([[0, context - rows + 1 + n] for n in range(rows)], dtype=torch.int32, device=DEVICE)
         tiles = torch.tensor([[0, 0, rows]], dtype=torch.int32, device=DEVICE)
         q, cache, up = random(rows, 16, 576), random(pages.numel() * 64, 576), random(16, 512, 128) / 20
-        splits = -(-context // mla.SPLIT)
-        shared = (q, cache, tiles, pages, seen, 64, 512, 0.04, splits)
+        rest = tiles, pages, seen, 64, 512, 0.04, -(-context // mla.SPLIT)
 
         def launch(*arguments: Any, seen: Tensor = seen, up: Tensor = up) -> Tensor:
             return values.launch(*mla.launch(*arguments), seen, up)
@@ -108,7 +107,15 @@ def attention_cases() -> Iterator[Case]:
             moved = [each.cpu() if isinstance(each, Tensor) else each for each in arguments]
             return reference.values(*reference.mla(*moved), seen.cpu(), up.cpu())
 
-        yield Case(f"attention, {rows} rows, context {context}", launch, twin, shared, cache.numel() * 2)
+        for name, own in (("attention", cache), ("attention, FP8 cache", in_fp8(cache))):
+            bytes_read = own.numel() * own.element_size()
+            yield Case(f"{name}, {rows} rows, context {context}", launch, twin, (q, own, *rest), bytes_read)
+
+
+def in_fp8(cache: Tensor) -> Tensor:
+    """[slots, 576] as kv_cache_dtype="fp8" keeps them."""
+    parts = (*reference.quantize_rows(cache[:, :512]), cache[:, 512:].contiguous())
+    return torch.cat([part.view(torch.uint8) for part in parts], dim=1)
 
 
 def error(found: Any, wanted: Any) -> float:
@@ -239,11 +246,11 @@ def check_text() -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    print(f"{'kernel':36}{'error':>10}{'us':>10}{'GB/s':>10}{'of limit':>10}")
+    print(f"{'kernel':44}{'error':>10}{'us':>10}{'GB/s':>10}{'of limit':>10}")
     for row in report["kernels"]:
         rest = [row.get("us"), row.get("gb_per_s"), row["share_of_limit"]]
         shown = "".join(f"{'-' if each is None else format(each, '.3g'):>10}" for each in rest)
-        print(f"{row['name']:36}{row['error']:>10.1e}{shown}")
+        print(f"{row['name']:44}{row['error']:>10.1e}{shown}")
     for row in report["layers"]:
         print(f"MoE layer, {row['rows']:>2} rows: {row['ms_per_layer']:.3f} ms")
     round, draft = report["round"], report["draft"]
@@ -254,10 +261,10 @@ def show(report: dict[str, Any]) -> None:
         "drafter's call, 2 drafts": draft["call_of_2_drafts"],
         "the same in graphs": draft["call_of_2_drafts_in_graphs"],
     }
-    print(f"{'':36}{'launches':>10}{'syncs':>10}{'copies':>10}  copies before the first launch or after the last")
+    print(f"{'':44}{'launches':>10}{'syncs':>10}{'copies':>10}  copies before the first launch or after the last")
     for name, each in counted.items():
         shown = "".join(f"{each[key]:>10}" for key in ("launches", "host_syncs", "copies"))
-        print(f"{name:36}{shown}  {', '.join(each['copies_outside'])}")
+        print(f"{name:44}{shown}  {', '.join(each['copies_outside'])}")
     print(f"one more draft: {draft['launches']} launches; in graphs {draft['launches_in_graphs']}")
     for name in ("device", "identical", "graph_equals_eager"):
         print(f"{name}: {report[name]}")

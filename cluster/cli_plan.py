@@ -77,7 +77,7 @@ def run_plan(options: PlanOptions) -> None:
     """Prints the plan. DoesNotFitError, after the JSON if that was asked for, if nothing fits."""
     model = load_shape(options.model)
     try:
-        shapes = Shapes.of(model, options.weights)
+        shapes = Shapes.of(model, options.weights, options.kv_cache_dtype)
         fleet = Fleet(gpu=_device(options), nodes=options.nodes, gpus_per_node=options.gpus_per_node)
         workload, goal = _workload(options, model), _goal(options)
     except ValueError as error:

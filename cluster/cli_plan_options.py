@@ -33,6 +33,7 @@ class PlanOptions:
     redundant_experts: Annotated[int, typer.Option(help="Spare copies, over all ranks.")] = 0
     numerics: Annotated[str, typer.Option(help="exact, or fast.")] = "exact"
     weights: Annotated[str, typer.Option(help="auto (the checkpoint's), fp8, bfloat16 or float32.")] = "auto"
+    kv_cache_dtype: Annotated[str, typer.Option(help="auto, or fp8 (GPU kernels).")] = "auto"
     max_num_batched_tokens: Annotated[int, typer.Option(help="Rows of a round at most.")] = 2048
     max_num_seqs: Annotated[int, typer.Option(help="Sequences of a data group at most.")] = 256
     alternatives: Annotated[int, typer.Option(min=0, help="How many other plans to show.")] = 8

@@ -125,6 +125,7 @@ def test_a_token_of_r1_takes_so_many_bytes_of_each_layers_cache(fp8: bool, slot_
     decoder = Decoder(config, Sharing(), torch.empty(1, 2, 64), 16, torch.bfloat16, fp8)
 
     assert decoder.cache(61).bytes_per_block == 61 * 16 * slot_bytes
+    assert Shapes.of(config, kv_cache_dtype="fp8" if fp8 else "auto").cache_bytes(8) == slot_bytes
 
 
 def test_kernels_support_r1_and_scout() -> None:

@@ -6,6 +6,7 @@ from functools import cached_property
 from outrider.workers.model.config import ModelConfig
 
 _WIDE = 2  # bytes of a bf16 or fp16 value
+_FP8_GROUP = 128  # latents that share a scale
 
 
 @dataclass(frozen=True)
@@ -14,17 +15,20 @@ class Shapes:
 
     model: ModelConfig
     weight_bytes: float  # of a parameter of the layers' linears: 1 in FP8 (and its scales), 2 in bf16
+    fp8_cache: bool = False
 
     @classmethod
-    def of(cls, model: ModelConfig, weights: str = "auto") -> "Shapes":
+    def of(cls, model: ModelConfig, weights: str = "auto", kv_cache_dtype: str = "auto") -> "Shapes":
         """`weights`: "auto" keeps the checkpoint's own width, the others say it. ValueError for other words."""
+        if kv_cache_dtype not in ("auto", "fp8"):
+            raise ValueError(f"kv_cache_dtype must be auto or fp8, got {kv_cache_dtype!r}")
         if weights not in ("auto", "fp8", "bfloat16", "float32"):
             raise ValueError(f"weights must be auto, fp8, bfloat16 or float32, got {weights!r}")
         block = model.quantization_block or (128, 128)
         quantised = weights == "fp8" or (weights == "auto" and model.quantization_block is not None)
         narrow = 1 + 4 / (block[0] * block[1])
         wide = 4 if "float32" in (weights, model.torch_dtype if weights == "auto" else "") else _WIDE
-        return cls(model, narrow if quantised else wide)
+        return cls(model, narrow if quantised else wide, kv_cache_dtype == "fp8")
 
     @property
     def quantised(self) -> bool:
@@ -32,7 +36,7 @@ class Shapes:
 
     @property
     def value_bytes(self) -> int:
-        """Of an activation, and of a value in the cache."""
+        """Of an activation, and of a value in a cache that is not in FP8."""
         return 4 if self.weight_bytes == 4 else _WIDE
 
     @cached_property
@@ -124,6 +128,9 @@ class Shapes:
 
     def cache_bytes(self, ranks: int) -> int:
         """One token's entry in the cache of one layer, on each rank of a tensor group of `ranks`."""
+        if self.fp8_cache:  # kernels/gpu/slots.py
+            rank = self.model.kv_lora_rank
+            return rank + 4 * -(-rank // _FP8_GROUP) + self.model.qk_rope_head_dim * self.value_bytes
         return self.model.cache_width(self.model.num_attention_heads // ranks) * self.value_bytes
 
 

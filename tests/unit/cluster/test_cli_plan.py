@@ -100,6 +100,7 @@ def test_what_does_not_fit_ends_with_1_and_the_bytes_needed_and_had(capsys: pyte
         (("--gpu", "h200", "--acceptance", "2"), "acceptance"),
         (("--gpu", "h200", "--objective", "fun"), "objective"),
         (("--gpu", "h200", "--weights", "int3"), "weights"),
+        (("--gpu", "h200", "--kv-cache-dtype", "int3"), "kv_cache_dtype"),
         (("--gpu", "h200", "--gpu-memory-gib", "-1"), "memory"),
         (("--gpu-memory-gib", "80"), "--gpu-tflops"),
     ],

@@ -23,6 +23,7 @@ from outrider.workers.types.errors import CheckpointError, OutriderError
         ("max_num_seqs", "4"),
         ("max_model_len", 1),
         ("kv_cache_memory_bytes", 0),
+        ("kv_cache_dtype", "int8"),
         ("num_redundant_experts", -1),
         ("num_redundant_experts", 2),  # without enable_eplb
         ("eplb_window_size", 0),

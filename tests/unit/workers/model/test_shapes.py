@@ -39,6 +39,7 @@ def test_r1_has_the_published_sizes() -> None:
     assert shapes.down + shapes.heads == pytest.approx(187.1e6, rel=1e-3)
     assert shapes.expert == pytest.approx(44.04e6, rel=1e-3)
     assert 61 * shapes.cache_bytes(ranks=8) == pytest.approx(70.3e3, rel=1e-3)
+    assert Shapes.of(load_shape("deepseek-r1"), kv_cache_dtype="fp8").cache_bytes(ranks=8) == 656
 
 
 def test_every_mtp_module_counts() -> None:
@@ -62,6 +63,8 @@ def test_a_checkpoint_that_is_not_quantised_stays_wide() -> None:
 def test_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match="weights must be"):
         Shapes.of(load_shape("scout"), "int4")
+    with pytest.raises(ValueError, match="kv_cache_dtype must be"):
+        Shapes.of(load_shape("scout"), kv_cache_dtype="int4")
 
 
 def test_an_unknown_model_is_refused_with_those_that_are_known() -> None:
