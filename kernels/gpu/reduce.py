@@ -28,17 +28,13 @@ MOST_ROWS = 128
 
 
 @jit
-def _sum_join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, ADDRESSES, EPOCHS, size, eps, rank,
-                   PLACES: tl.constexpr, WEIGHTED: tl.constexpr, SIZE: tl.constexpr, RANKS: tl.constexpr,
-                   MOST: tl.constexpr) -> None:  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, SIZE)
-    inside = at < size
-    own = sum_of_places(OUTPUTS, WEIGHTS, row, at, inside, size, PLACES, WEIGHTED, SIZE)
+def exchange_row(own, TYPE: tl.constexpr, at, inside, ADDRESSES, EPOCHS, row, rank, row_bytes, RANKS: tl.constexpr,
+                 MOST: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """Writes `own` to this rank's buffer, and waits until every rank has written the row. Its byte offset in each."""
     epoch = tl.load(EPOCHS + row) + 1
     place = (epoch % 2) * MOST + row
-    data = tl.load(ADDRESSES + rank).to(tl.pointer_type(OUTPUTS.dtype.element_ty))
-    tl.store(data + place * size + at, own.to(OUTPUTS.dtype.element_ty), mask=inside)
+    data = (tl.load(ADDRESSES + rank) + place * row_bytes).to(tl.pointer_type(TYPE))
+    tl.store(data + at, own.to(TYPE), mask=inside)
     tl.debug_barrier()  # the whole row is written before any flag is set
     for peer in tl.static_range(RANKS):
         flags = tl.load(ADDRESSES + RANKS + peer).to(tl.pointer_type(tl.int32))
@@ -48,11 +44,25 @@ def _sum_join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, ADDRESSES, EP
         while tl.atomic_add(own_flags + place * RANKS + peer, 0, sem="acquire", scope="sys") != epoch:
             pass
     tl.debug_barrier()
+    tl.store(EPOCHS + row, epoch)
+    return place * row_bytes
+
+
+@jit
+def _sum_join_norm(HIDDEN, OUTPUTS, WEIGHTS, NORM, STREAM, NORMED, ADDRESSES, EPOCHS, size, eps, rank, row_bytes,
+                   PLACES: tl.constexpr, WEIGHTED: tl.constexpr, SIZE: tl.constexpr, RANKS: tl.constexpr,
+                   MOST: tl.constexpr) -> None:  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, SIZE)
+    inside = at < size
+    own = sum_of_places(OUTPUTS, WEIGHTS, row, at, inside, size, PLACES, WEIGHTED, SIZE)
+    offset = exchange_row(
+        own, OUTPUTS.dtype.element_ty, at, inside, ADDRESSES, EPOCHS, row, rank, row_bytes, RANKS, MOST
+    )
     total = tl.zeros((SIZE,), dtype=tl.float32)
     for peer in range(RANKS):
-        peer_data = tl.load(ADDRESSES + peer).to(tl.pointer_type(OUTPUTS.dtype.element_ty))
-        total += tl.load(peer_data + place * size + at, mask=inside, other=0.0, volatile=True).to(tl.float32)
-    tl.store(EPOCHS + row, epoch)
+        peer_data = (tl.load(ADDRESSES + peer) + offset).to(tl.pointer_type(OUTPUTS.dtype.element_ty))
+        total += tl.load(peer_data + at, mask=inside, other=0.0, volatile=True).to(tl.float32)
     store_joined(total, HIDDEN, NORM, STREAM, NORMED, row, at, inside, size, eps)
 
 
@@ -61,10 +71,16 @@ def launch(hidden: Tensor, outputs: Tensor, weights: Tensor | None, norm: Tensor
     rows, size = hidden.shape
     stream, out = torch.empty_like(hidden), torch.empty_like(hidden)
     _sum_join_norm[(rows,)](
-        hidden, outputs, weights, norm, stream, out, addresses, epochs, size, eps, rank, PLACES=len(outputs) // rows,
-        WEIGHTED=weights is not None, SIZE=power_of_two(size), RANKS=addresses.shape[1], MOST=len(epochs), num_warps=16,
+        hidden, outputs, weights, norm, stream, out, addresses, epochs, size, eps, rank, size * outputs.element_size(),
+        PLACES=len(outputs) // rows, WEIGHTED=weights is not None, SIZE=power_of_two(size), RANKS=addresses.shape[1],
+        MOST=len(epochs), num_warps=16,
     )  # fmt: skip
     return stream, out
+
+
+def process_group(name: str) -> Any:
+    names: Any = dist.distributed_c10d
+    return names._resolve_process_group(name)
 
 
 def _twin(hidden: Tensor, outputs: Tensor, weights: Tensor | None, norm: Tensor, eps: float, addresses: Tensor,
@@ -72,8 +88,7 @@ def _twin(hidden: Tensor, outputs: Tensor, weights: Tensor | None, norm: Tensor,
     """All-reduces over the process group of that name; "" is a group of this rank only."""
     part = outputs.clone() if weights is None else reference.weigh(outputs, weights)
     if group:
-        names: Any = dist.distributed_c10d
-        dist.all_reduce(part, group=names._resolve_process_group(group))
+        dist.all_reduce(part, group=process_group(group))
     return reference.join_norm(hidden, part, None, norm, eps)
 
 

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from outrider.kernels.gpu import choose as routing
-from outrider.kernels.gpu import draw, experts, latents, linear, mla, norms, queries, reduce, sort, values
+from outrider.kernels.gpu import draw, experts, gather, latents, linear, mla, norms, queries, reduce, sort, values
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FP8, BF16, F32, F64, I32, I64 = "*fp8e4nv", "*bf16", "*fp32", "*fp64", "*i32", "*i64"
@@ -78,6 +78,10 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
         reduce._sum_join_norm,
         {**_STREAM, "ADDRESSES": I64, "EPOCHS": I32, "PLACES": 9, "WEIGHTED": True, "SIZE": 8192, "RANKS": 8,
          "MOST": 128, "num_warps": 16},
+    ),
+    "gather columns": (
+        gather._gather_columns,
+        {"X": BF16, "OUT": BF16, "ADDRESSES": I64, "EPOCHS": I32, "SIZE": 1024, "RANKS": 8, "MOST": 128},
     ),
     "draw": (
         draw._draw_parts,

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed._symmetric_memory as symmetric_memory
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -384,6 +385,14 @@ class _Stream:
         COUNTS.sync(f"synchronize {_site()}")
 
 
+class _PeerBuffers:
+    """Symmetric memory of a group. Twins of its kernels use torch.distributed instead."""
+
+    def __init__(self, name: str) -> None:
+        group = dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined]
+        self.buffer_ptrs = [0] * group.size()
+
+
 def _patches() -> dict[tuple[Any, str], Any]:
     """Replacements of torch's functions."""
 
@@ -428,6 +437,8 @@ def _patches() -> dict[tuple[Any, str], Any]:
         (torch.inference_mode, "__enter__"): enter,
         (torch.inference_mode, "__exit__"): leave,
         (torch.version, "cuda"): "pretended",
+        (symmetric_memory, "empty"): torch.empty,
+        (symmetric_memory, "rendezvous"): lambda memory, name: _PeerBuffers(name),
         (torch, "tensor"): functools.partial(_tensor, torch.tensor),
         (threading.Thread, "run"): run,
         **{(torch.cuda, name): value for name, value in cuda.items()},

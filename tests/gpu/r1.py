@@ -51,7 +51,7 @@ def slice_of_r1(
     """One rank of eight, with the fused all-reduce (kernels/gpu/reduce.py); the other ranks add nothing here."""
     config = ModelConfig.load(checkpoint.path)
     addresses, epochs = (torch.zeros(2, 8, dtype=kind, device=device) for kind in (torch.int64, torch.int32))
-    peers = PeerMemory(addresses=addresses, epochs=epochs.flatten(), rank=0, group="")
+    peers = PeerMemory(addresses=addresses, epochs=epochs.flatten(), rank=0, group="", row_bytes=2 * config.hidden_size)
     loader = GpuLoader(config=config, checkpoint=checkpoint, dtype=torch.bfloat16, device=device, shard=Shard())
     table = torch.from_numpy(rotary_table(config)).to(device)
     decoder = Decoder(config, Sharing(peers=peers), table, BLOCK_SIZE, torch.bfloat16)

@@ -9,7 +9,21 @@ from gpu.interpreted import drawn, error, fp8, same
 from torch import Tensor
 
 from outrider.kernels import reference
-from outrider.kernels.gpu import choose, draw, experts, latents, linear, mla, norms, quantize, queries, sort, values
+from outrider.kernels.gpu import (
+    choose,
+    draw,
+    experts,
+    gather,
+    latents,
+    linear,
+    mla,
+    norms,
+    quantize,
+    queries,
+    reduce,
+    sort,
+    values,
+)
 from outrider.kernels.gpu.slots import slot_shape
 from outrider.kernels.sampling import noise_bits, row_key, sequence_key
 from outrider.workers.model.config import ModelConfig
@@ -300,3 +314,48 @@ def test_the_noise_has_the_same_bits_as_on_a_cpu() -> None:
         found = [plain(np.int64(key), v, *map(np.int64, draw.NOISE)) for key in keys]
 
     assert np.array_equal(found, wanted)
+
+
+class _TwoRanks:
+    """Rank 0's view of the memory of two ranks, in which rank 1 has already written its part of the first call."""
+
+    def __init__(self, rows: int, row_bytes: int, theirs: Tensor) -> None:
+        self.data = torch.zeros(2, 2, rows, row_bytes, dtype=torch.uint8)  # by rank and half
+        self.flags = torch.zeros(2, 2, rows, 2, dtype=torch.int32)
+        self.epochs = torch.zeros(rows, dtype=torch.int32)
+        pointers = [[part.data_ptr() for part in memory] for memory in (self.data, self.flags)]
+        self.addresses = torch.tensor(pointers)
+        own = theirs.contiguous().view(torch.uint8)
+        self.data[1, 1, :, : own.shape[1]] = own
+        self.flags[0, 1, :, 1] = 1
+
+    def assert_told(self, own: Tensor) -> None:
+        """Rank 0 wrote its part, set its flags on both ranks, and counted the call."""
+        written = own.contiguous().view(torch.uint8)
+        assert torch.equal(self.data[0, 1, :, : written.shape[1]], written)
+        assert self.flags[:, 1, :, 0].tolist() == [[1] * len(own)] * 2
+        assert self.epochs.tolist() == [1] * len(own)
+        assert not self.data[:, 0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_columns_of_all_ranks_are_gathered_in_rank_order(dtype: torch.dtype) -> None:
+    own, theirs = drawn(3, 20, dtype=dtype), drawn(3, 20, seed=1, dtype=dtype)
+    ranks = _TwoRanks(3, 200, theirs)
+    found = gather.launch(own, ranks.addresses, ranks.epochs, 200, 0, "")
+
+    assert torch.equal(found, torch.cat([own, theirs], dim=1))
+    ranks.assert_told(own)
+
+
+def test_parts_of_all_ranks_are_added_up_joined_and_normed() -> None:
+    hidden, outputs, norm = drawn(3, 72), drawn(3 * 4, 72, seed=1), drawn(72, seed=3)
+    weights, theirs = drawn(3, 4, seed=2).abs(), drawn(3, 72, seed=4)
+    ranks = _TwoRanks(3, 72 * 4, theirs)
+    found = reduce.launch(hidden, outputs, weights, norm, 1e-6, ranks.addresses, ranks.epochs, 0, "")
+    own = reference.weigh(outputs, weights)
+
+    wanted = reference.join_norm(hidden, own + theirs, None, norm, 1e-6)
+    assert all(error(*pair) < 1e-5 for pair in zip(found, wanted, strict=True))
+    assert error(ranks.data[0, 1].view(torch.float32), own) < 1e-6
+    assert ranks.flags[:, 1, :, 0].tolist() == [[1, 1, 1]] * 2

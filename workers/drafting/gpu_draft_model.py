@@ -115,7 +115,7 @@ class GpuDraftModel(TorchDraftModel):
             return best, ids
         group, cut = self._vocabulary.group, self._vocabulary.cut
         best, ids = draw(logits, temperatures, keys, cut.begin(group.rank))
-        every = group.gather(torch.cat([best, ids.view(torch.float64)[:, None]], dim=1), "drafts")  # [ranks, n, 3]
+        every = self._vocabulary.each(torch.cat([best, ids.view(torch.float64)[:, None]], dim=1))  # [ranks, n, 3]
         winner = every[..., 0].max(dim=0).indices[None]  # ties go to the lowest rank, which has lower ids
         best = every[..., :2].transpose(1, 2).flatten(0, 1).topk(2, dim=0).values.T  # [n, 2] of all ranks' two
         return best, every[..., 2].gather(0, winner)[0].view(torch.int64)

@@ -69,8 +69,8 @@ class Decoder:
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can capture the layers: no host-side collective between their kernels."""
-        return torch.version.cuda is not None and (self.sharing.tensor.size == 1 or self.peers is not None)
+        """Whether a CUDA graph can capture layers and embedding: no NCCL collective between their kernels."""
+        return torch.version.cuda is not None and self._embedded.capturable
 
     def cache(self, layers: int) -> Cache:
         """The KV cache of so many layers, not yet allocated."""

@@ -112,15 +112,12 @@ class Graphs:
 
     def __init__(
         self, forward: Forward, block_size: int, hidden_size: int | None, dtype: torch.dtype, device: torch.device,
-        upload: Upload, embed: Callable[[Tensor], Tensor] | None = None, capture: Capture[Tensor] = capture,
+        upload: Upload, capture: Capture[Tensor] = capture,
     ) -> None:  # fmt: skip
-        """`hidden_size`: of the states that come in; None if graphs embed the token ids themselves.
-
-        `embed` makes these states from token ids, outside the graphs, where a round comes without states.
-        """
+        """`hidden_size`: of the states that come in; None on a stage that embeds token ids."""
         self._forward, self._block_size, self._hidden_size = forward, block_size, hidden_size
         self._dtype, self._device, self._capture = dtype, device, capture
-        self._upload, self._embed = upload, embed
+        self._upload = upload
         self._graphs: dict[Bucket, _Graph] = {}
 
     def fits(self, rows: Rows) -> bool:
@@ -132,10 +129,7 @@ class Graphs:
         graph = self._graphs.get(bucket)
         if graph is None:
             graph = self._graphs[bucket] = self._make(bucket)
-        inputs = self._upload(bucket.pack(rows))
-        graph.inputs.copy_(inputs)
-        if hidden is None and self._embed is not None:
-            hidden = self._embed(inputs[: len(rows)])  # token ids come first
+        graph.inputs.copy_(self._upload(bucket.pack(rows)))
         if graph.hidden is not None and hidden is not None:
             graph.hidden[: len(rows)].copy_(hidden)
         return graph.run()[: len(rows)].clone()

@@ -84,13 +84,10 @@ class GpuStage:
     def use_graphs(self, capture: Capture[Tensor] = capture) -> None:
         """Runs small rounds as CUDA graphs from now on. Call after `allocate_cache`."""
         decoder = self.decoder
-        embeds = self.embedding is not None and decoder.sharing.tensor.size == 1
-        hidden_size = None if embeds else decoder.config.hidden_size
-        embed = None if embeds or self.embedding is None else self._embedded  # NCCL gathers its columns
+        hidden_size = decoder.config.hidden_size if self.embedding is None else None
         self._graphs = Graphs(
-            self._embed_and_run, decoder.block_size, hidden_size, decoder.dtype, decoder.device, self.upload, embed,
-            capture,
-        )  # fmt: skip
+            self._embed_and_run, decoder.block_size, hidden_size, decoder.dtype, decoder.device, self.upload, capture
+        )
 
     @torch.inference_mode()
     def run(self, rows: Rows, hidden: Tensor | None, lane: int = 0) -> Tensor:
@@ -134,7 +131,7 @@ class GpuModules:
         assert stage.embedding is not None, "MTP modules live with the first stage"
         self.decoder, self.modules, self.cache = stage.decoder, modules, cache
         self._embedding, self._head = stage.embedding, head
-        self.in_graphs = stage.in_graphs and stage.decoder.sharing.tensor.size == 1  # NCCL gathers columns of states
+        self.in_graphs = stage.in_graphs
         self._joined = stage.decoder.sharing.columns(stage.decoder.config.hidden_size, "embeddings")
 
     @classmethod

@@ -1,6 +1,6 @@
-"""Memory that all GPUs of a tensor group read and write, for sums in one launch (kernels/gpu/reduce.py).
+"""Memory that all GPUs of a tensor group access, for collectives in one launch (kernels/gpu/reduce.py, gather.py).
 
-There where torch's symmetric memory can be had: GPUs of one node joined by NVLink. Elsewhere sums go by NCCL.
+Available where torch has symmetric memory: GPUs of one node, connected by NVLink. Elsewhere collectives use NCCL.
 """
 
 import logging
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from outrider.kernels.gpu.gather import gather_columns
 from outrider.kernels.gpu.reduce import MOST_ROWS
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import Collectives
@@ -26,11 +27,21 @@ class PeerMemory:
     epochs: Tensor
     rank: int
     group: str
+    row_bytes: int
     kept: object = None  # what owns the memory
 
     @property
     def most_rows(self) -> int:
         return len(self.epochs)
+
+    def holds(self, part: Tensor) -> bool:
+        """Whether `gather` takes `part`."""
+        return len(part) <= self.most_rows and part.shape[1] * part.element_size() <= self.row_bytes
+
+    def gather(self, part: Tensor) -> Tensor:
+        """[R, w] of each rank -> [R, ranks * w], in rank order."""
+        out: Tensor = gather_columns(part, self.addresses, self.epochs, self.row_bytes, self.rank, self.group)
+        return out
 
 
 def meet_in_peer_memory(
@@ -58,4 +69,7 @@ def _open(tensor: GroupCollectives, hidden_size: int, dtype: torch.dtype, device
     pointers = list(symmetric.rendezvous(memory, name).buffer_ptrs)
     addresses = torch.tensor([pointers, [pointer + first_flag for pointer in pointers]], device=device)
     epochs = torch.zeros(MOST_ROWS, dtype=torch.int32, device=device)
-    return PeerMemory(addresses=addresses, epochs=epochs, rank=tensor.rank, group=name, kept=memory)
+    return PeerMemory(
+        addresses=addresses, epochs=epochs, rank=tensor.rank, group=name, row_bytes=hidden_size * dtype.itemsize,
+        kept=memory,
+    )  # fmt: skip

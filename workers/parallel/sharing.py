@@ -23,7 +23,7 @@ class Sharing:
     tensor: Collectives = field(default_factory=Alone)
     stage: Collectives = field(default_factory=Alone)
     deep_ep: Any | None = None  # its buffer, where rows travel to spread experts by DeepEP
-    peers: PeerMemory | None = None  # of the tensor group, where GPUs reach one another's memory
+    peers: PeerMemory | None = None  # of the tensor group, if its GPUs can access each other's memory
 
     @classmethod
     def of(cls, shard: Shard, groups: Mapping[tuple[int, ...], Collectives], mesh: Mesh, rank: int) -> "Sharing":
@@ -51,7 +51,7 @@ class Sharing:
     def columns(self, size: int, purpose: str, unit: int | None = None) -> "Columns":
         """What joins this rank's slice of `size` outputs to the others'."""
         shard = self.shard
-        return Columns(self.tensor, Cut(size, shard.tensors, shard.unit if unit is None else unit), purpose)
+        return Columns(self.tensor, Cut(size, shard.tensors, shard.unit if unit is None else unit), purpose, self.peers)
 
 
 class Join(Protocol):
@@ -80,14 +80,32 @@ class Columns:
     group: Collectives
     cut: Cut
     purpose: str
+    peers: PeerMemory | None = None
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can capture calls with few rows."""
+        return self.group.size == 1 or (self.peers is not None and self._even)
 
     def __call__(self, part: Tensor) -> Tensor:
         """`part` [rows, own width] -> [rows, size], the same on every rank."""
         if self.group.size == 1:
             return part
+        if self.peers is not None and self._even and self.peers.holds(part):
+            return self.peers.gather(part)
         if not len(part):
             return part.new_empty(0, self.cut.size)
         return self.joined(self.group.gather(self._padded(part), self.purpose))
+
+    def each(self, part: Tensor) -> Tensor:
+        """Every rank's `part` [rows, w], which is not one of its columns: [ranks, rows, w]."""
+        if self.peers is not None and self.peers.holds(part):
+            return self.peers.gather(part).view(len(part), self.group.size, -1).transpose(0, 1)
+        return self.group.gather(part, self.purpose)
+
+    @property
+    def _even(self) -> bool:
+        return len(set(self.cut.widths)) == 1
 
     def on(self, root: int, part: Tensor) -> Tensor | None:
         """As a call, for one rank only; None on the others."""
