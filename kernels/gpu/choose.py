@@ -23,10 +23,10 @@ def _choose(LOGITS, BIAS, IDS, WEIGHTS, scaling, R, E, SIZE: tl.constexpr, GROUP
             KEPT: tl.constexpr, CHOSEN: tl.constexpr, SHARED: tl.constexpr, NORMED: tl.constexpr,
             GROUPS_SIZE: tl.constexpr, ROWS: tl.constexpr) -> None:  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = (row < R)[:, None]
+    valid = (row < R)[:, None]
     e = tl.arange(0, SIZE)[None, :]
     minus_inf = float("-inf")
-    logits = tl.load(LOGITS + row[:, None] * E + e, mask=there & (e < E), other=0.0)
+    logits = tl.load(LOGITS + row[:, None] * E + e, mask=valid & (e < E), other=0.0)
     scores = 1.0 / (1.0 + tl.exp(-logits))
     biased = tl.where(e < E, scores + tl.load(BIAS + e, mask=e < E, other=0.0), minus_inf)  # [ROWS, SIZE]
     if KEPT < GROUPS:
@@ -54,8 +54,8 @@ def _choose(LOGITS, BIAS, IDS, WEIGHTS, scaling, R, E, SIZE: tl.constexpr, GROUP
     if NORMED:
         weights = weights / (tl.sum(weights, 1) + 1e-20)[:, None]
     place = row[:, None] * (CHOSEN + SHARED) + tl.cumsum(taken, 1) - 1
-    tl.store(IDS + place, e + tl.zeros((ROWS, SIZE), dtype=tl.int32), mask=there & (taken > 0))
-    tl.store(WEIGHTS + place, weights * scaling, mask=there & (taken > 0))
+    tl.store(IDS + place, e + tl.zeros((ROWS, SIZE), dtype=tl.int32), mask=valid & (taken > 0))
+    tl.store(WEIGHTS + place, weights * scaling, mask=valid & (taken > 0))
     for shared in tl.static_range(SHARED):
         at = row * (CHOSEN + SHARED) + CHOSEN + shared
         tl.store(IDS + at, tl.zeros((ROWS,), dtype=tl.int32) + E + shared, mask=row < R)

@@ -42,8 +42,8 @@ def _own_pairs(IDS, ORDER, expert, first, end, R, SORTED: tl.constexpr, PLACES: 
         pair = tl.load(ORDER + first + j, mask=valid, other=0)
     else:
         place = tl.arange(0, WIDTH)
-        there = (j < R)[:, None] & (place < PLACES)[None, :]
-        ids = tl.load(IDS + j[:, None] * PLACES + place[None, :], mask=there, other=-1)
+        inside = (j < R)[:, None] & (place < PLACES)[None, :]
+        ids = tl.load(IDS + j[:, None] * PLACES + place[None, :], mask=inside, other=-1)
         hit = ids == expert
         valid = tl.max(hit.to(tl.int32), 1) > 0
         pair = j * PLACES + tl.sum(tl.where(hit, place[None, :], 0), 1)

@@ -47,11 +47,11 @@ def _latents(LOW, QNORM, KNORM, TABLE, POSITIONS, SLOTS, LATENTS, SCALES, ROTARY
         else:
             tl.store(target, own.to(LATENTS.dtype.element_ty))
         r = tl.arange(0, ROPE)
-        turn = TABLE + tl.load(POSITIONS + row).to(tl.int64) * 2 * ROPE + r
+        angles = TABLE + tl.load(POSITIONS + row).to(tl.int64) * 2 * ROPE + r
         key = tl.load(LOW + Q + D + r).to(tl.float32)
         partner = tl.load(LOW + Q + D + (r ^ 1)).to(tl.float32)
-        turned = key * tl.load(turn) + partner * tl.load(turn + ROPE)
-        tl.store(ROTARY + slot * ROTARY_STRIDE + r, turned.to(ROTARY.dtype.element_ty))
+        rotated = key * tl.load(angles) + partner * tl.load(angles + ROPE)
+        tl.store(ROTARY + slot * ROTARY_STRIDE + r, rotated.to(ROTARY.dtype.element_ty))
 
 
 def launch(low: Tensor, query_norm: Tensor | None, latent_norm: Tensor, table: Tensor, positions: Tensor,

@@ -40,19 +40,19 @@ def _mla(Q, LATENTS, SCALES, ROTARY, TILES, PAGES, SEEN, PARTS, LOGS, scale, pag
     m = tl.arange(0, BH * QUERIES)
     head = tl.program_id(1) * BH + m % BH
     j = m // BH
-    there = (j < count) & (head < H)
+    valid = (j < count) & (head < H)
     row = first + tl.minimum(j, tl.maximum(count - 1, 0))
-    low = tl.load(SEEN + row * 2, mask=there, other=0)
-    high = tl.load(SEEN + row * 2 + 1, mask=there, other=0)
+    low = tl.load(SEEN + row * 2, mask=valid, other=0)
+    high = tl.load(SEEN + row * 2 + 1, mask=valid, other=0)
     end = tl.minimum(tl.max(high, 0), (split + 1) * SPLIT)
     begin = split * SPLIT
     if begin < end:
         query = Q + (row.to(tl.int64) * H + head) * (D + ROPE)
         d, r, k = tl.arange(0, D), tl.arange(0, ROPE), tl.arange(0, BLOCK)
-        latent = tl.load(query[:, None] + d[None, :], mask=there[:, None], other=0.0)
-        turned = tl.load(query[:, None] + D + r[None, :], mask=there[:, None], other=0.0)
+        latent = tl.load(query[:, None] + d[None, :], mask=valid[:, None], other=0.0)
+        rotated = tl.load(query[:, None] + D + r[None, :], mask=valid[:, None], other=0.0)
         if INTERPRETED:
-            latent, turned = latent.to(tl.float32), turned.to(tl.float32)
+            latent, rotated = latent.to(tl.float32), rotated.to(tl.float32)
         peak = tl.full((BH * QUERIES,), -1e30, tl.float32)
         total = tl.zeros((BH * QUERIES,), tl.float32)
         mean = tl.zeros((BH * QUERIES, D), tl.float32)
@@ -78,7 +78,7 @@ def _mla(Q, LATENTS, SCALES, ROTARY, TILES, PAGES, SEEN, PARTS, LOGS, scale, pag
             if INTERPRETED:
                 keys, rope = keys.to(tl.float32), rope.to(tl.float32)
             scores = tl.dot(latent, tl.trans(keys), input_precision="ieee")
-            scores = tl.dot(turned, tl.trans(rope), scores, input_precision="ieee") * scale
+            scores = tl.dot(rotated, tl.trans(rope), scores, input_precision="ieee") * scale
             sees = (slot[None, :] >= low[:, None]) & (slot[None, :] < high[:, None])
             scores = tl.where(sees, scores, -1e30)
             higher = tl.maximum(peak, tl.max(scores, 1))
@@ -90,8 +90,8 @@ def _mla(Q, LATENTS, SCALES, ROTARY, TILES, PAGES, SEEN, PARTS, LOGS, scale, pag
             peak = higher
         place = (row.to(tl.int64) * H + head) * splits + split
         safe = tl.maximum(total, 1e-30)
-        tl.store(PARTS + place[:, None] * D + d[None, :], mean / safe[:, None], mask=there[:, None])
-        tl.store(LOGS + place, tl.where(total > 0, peak + tl.log(safe), -1e30), mask=there)
+        tl.store(PARTS + place[:, None] * D + d[None, :], mean / safe[:, None], mask=valid[:, None])
+        tl.store(LOGS + place, tl.where(total > 0, peak + tl.log(safe), -1e30), mask=valid)
 
 
 def launch(q: Tensor, cache: Tensor, tiles: Tensor, pages: Tensor, seen: Tensor, page_size: int, rank: int,

@@ -20,25 +20,25 @@ def _queries(Q, UP, TABLE, POSITIONS, OUT, R, H: tl.constexpr, N: tl.constexpr, 
              BD: tl.constexpr, ROWS: tl.constexpr, INTERPRETED: tl.constexpr) -> None:  # fmt: skip
     head, part = tl.program_id(0), tl.program_id(1)
     m = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
-    there = m < R
+    valid = m < R
     row = m.to(tl.int64)
     source = Q + row[:, None] * (H * (N + ROPE)) + head * (N + ROPE)
     target = OUT + row[:, None] * (H * (D + ROPE)) + head * (D + ROPE)
     n = tl.arange(0, N)
     d = part * BD + tl.arange(0, BD)
-    q = tl.load(source + n[None, :], mask=there[:, None], other=0.0)
+    q = tl.load(source + n[None, :], mask=valid[:, None], other=0.0)
     up = tl.load(UP + head * N * D + n[:, None] * D + d[None, :])
     if INTERPRETED:
         q, up = q.to(tl.float32), up.to(tl.float32)
     out = tl.dot(q, up, input_precision="ieee")
-    tl.store(target + d[None, :], out.to(OUT.dtype.element_ty), mask=there[:, None])
+    tl.store(target + d[None, :], out.to(OUT.dtype.element_ty), mask=valid[:, None])
     if part == 0:
         r = tl.arange(0, ROPE)
-        turn = TABLE + tl.load(POSITIONS + m, mask=there, other=0).to(tl.int64)[:, None] * 2 * ROPE + r[None, :]
-        x = tl.load(source + N + r[None, :], mask=there[:, None], other=0.0).to(tl.float32)
-        partner = tl.load(source + N + (r ^ 1)[None, :], mask=there[:, None], other=0.0).to(tl.float32)
-        turned = x * tl.load(turn) + partner * tl.load(turn + ROPE)
-        tl.store(target + D + r[None, :], turned.to(OUT.dtype.element_ty), mask=there[:, None])
+        angles = TABLE + tl.load(POSITIONS + m, mask=valid, other=0).to(tl.int64)[:, None] * 2 * ROPE + r[None, :]
+        x = tl.load(source + N + r[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+        partner = tl.load(source + N + (r ^ 1)[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+        rotated = x * tl.load(angles) + partner * tl.load(angles + ROPE)
+        tl.store(target + D + r[None, :], rotated.to(OUT.dtype.element_ty), mask=valid[:, None])
 
 
 def launch(q: Tensor, key_up: Tensor, table: Tensor, positions: Tensor) -> Tensor:

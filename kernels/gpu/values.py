@@ -21,8 +21,8 @@ def _values(PARTS, LOGS, SEEN, UP, OUT, R, splits, H: tl.constexpr, D: tl.conste
             SPLIT: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, INTERPRETED: tl.constexpr) -> None:  # fmt: skip
     head = tl.program_id(0)
     m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    there = m < R
-    own = tl.cdiv(tl.load(SEEN + m * 2 + 1, mask=there, other=0), SPLIT)
+    valid = m < R
+    own = tl.cdiv(tl.load(SEEN + m * 2 + 1, mask=valid, other=0), SPLIT)
     most = tl.max(own, 0)
     place = (m.to(tl.int64) * H + head) * splits
     peak = tl.full((ROWS,), -1e30, tl.float32)
@@ -47,7 +47,7 @@ def _values(PARTS, LOGS, SEEN, UP, OUT, R, splits, H: tl.constexpr, D: tl.conste
             gathered, up = mean, up.to(tl.float32)
         out = tl.dot(gathered, up, out, input_precision="ieee")
     tl.store(OUT + (m.to(tl.int64) * H + head)[:, None] * V + v[None, :], out.to(OUT.dtype.element_ty),
-             mask=there[:, None])  # fmt: skip
+             mask=valid[:, None])  # fmt: skip
 
 
 def launch(parts: Tensor, logs: Tensor, seen: Tensor, value_up: Tensor) -> Tensor:

@@ -113,13 +113,13 @@ def test_verification_for_study_drafts_on_a_gpu_too(pretend: Counts) -> None:
 
 
 def test_collectives_wait_without_a_timeout_and_the_watchdog_enforces_the_deadline() -> None:
-    expired, told = threading.Event(), list[str]()
-    watchdog = Watchdog(lambda what: (told.append(what), expired.set()), looks_every_s=0.01)
+    expired, reported = threading.Event(), list[str]()
+    watchdog = Watchdog(lambda what: (reported.append(what), expired.set()), looks_every_s=0.01)
     watchdog.watch(FakeWork(done=True), 0.0, "what is done")
     watchdog.watch(FakeWork(), 0.05, "what never ends")
 
     assert expired.wait(SOON_S)
-    assert told == ["what never ends"]
+    assert reported == ["what never ends"]
 
 
 def test_a_collective_between_gpus_does_not_block_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,8 +207,8 @@ class _Buffer:
         one = torch.ones(1, dtype=torch.int32, device=targets.device)
         return one * len(targets), None, one, one.bool(), None
 
-    def dispatch(self, rows: Tensor, **told: Any) -> tuple[Any, ...]:
-        return rows, told["topk_idx"], told["topk_weights"], [], (), self
+    def dispatch(self, rows: Tensor, **options: Any) -> tuple[Any, ...]:
+        return rows, options["topk_idx"], options["topk_weights"], [], (), self
 
     def current_stream_wait(self) -> None: ...
 

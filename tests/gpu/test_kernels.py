@@ -329,7 +329,7 @@ class _TwoRanks:
         self.data[1, 1, :, : own.shape[1]] = own
         self.flags[0, 1, :, 1] = 1
 
-    def assert_told(self, own: Tensor) -> None:
+    def assert_exchanged(self, own: Tensor) -> None:
         """Rank 0 wrote its part, set its flags on both ranks, and counted the call."""
         written = own.contiguous().view(torch.uint8)
         assert torch.equal(self.data[0, 1, :, : written.shape[1]], written)
@@ -345,7 +345,7 @@ def test_columns_of_all_ranks_are_gathered_in_rank_order(dtype: torch.dtype) -> 
     found = gather.launch(own, ranks.addresses, ranks.epochs, 200, 0, "")
 
     assert torch.equal(found, torch.cat([own, theirs], dim=1))
-    ranks.assert_told(own)
+    ranks.assert_exchanged(own)
 
 
 def test_parts_of_all_ranks_are_added_up_joined_and_normed() -> None:

@@ -143,8 +143,8 @@ class Decoder:
         outputs = _run(own.experts, x, ids - own.experts.first if spread else ids, whole=not spread)
         if own.shared is None:
             return outputs, weights
-        beside = _run(own.shared, x, ids - own.shared.first, whole=False)
-        return weigh(outputs, weights) + weigh(beside, weights), None
+        shared = _run(own.shared, x, ids - own.shared.first, whole=False)
+        return weigh(outputs, weights) + weigh(shared, weights), None
 
 
 def _run(stack: Stack, x: Tensor, ids: Tensor, *, whole: bool) -> Tensor:

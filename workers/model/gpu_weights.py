@@ -219,15 +219,15 @@ class GpuLoader:
         own = self.shard.slots(routed) if self.shard.spread else range(routed)
         experts = [(f"{name}experts.{expert}.", slice(0, width)) for expert in own]
         # A shared expert as wide as n routed ones is loaded as n experts: their outputs add up to its output.
-        beside = [(name + "shared_experts.", slice(n * width, (n + 1) * width)) for n in range(shared)]
+        as_routed = [(name + "shared_experts.", slice(n * width, (n + 1) * width)) for n in range(shared)]
         return GpuMoe(
             router=Weight(self.tensor(name + "gate.weight", routed, config.hidden_size, dtype=self._router_type(name))),
             bias=self.tensor(name + "gate.e_score_correction_bias", routed, dtype=torch.float32),
             experts=self._stack(
-                experts if self.shard.spread else experts + beside, width, first=own.start, whole=self.shard.spread,
+                experts if self.shard.spread else experts + as_routed, width, first=own.start, whole=self.shard.spread,
                 shared_width=shared * width,
             ),
-            shared=self._stack(beside, width, first=routed, shared_width=shared * width)
+            shared=self._stack(as_routed, width, first=routed, shared_width=shared * width)
             if self.shard.spread and shared
             else None,
         )  # fmt: skip
