@@ -11,7 +11,8 @@ from faults.requests import ChaosRequest
 
 from outrider.cluster.client import OPTIONS, PLAIN
 from outrider.cluster.client_resume import ResumableCall
-from outrider.cluster.gateway import wire
+from outrider.cluster.gateway.wire.calls import call_to_wire
+from outrider.cluster.gateway.wire.events import event_from_wire
 from outrider.proto import inference_pb2_grpc
 
 
@@ -40,9 +41,9 @@ async def _cut_after_every_message(stubs: Sequence[Any], request: ChaosRequest) 
     transcript, cuts = Transcript(), 0
     call = ResumableCall(request.call, patience_s=60.0, now=time.monotonic())
     while True:
-        responses = stubs[cuts % len(stubs)].Generate(wire.call_to_wire(call.call))
+        responses = stubs[cuts % len(stubs)].Generate(call_to_wire(call.call))
         async for response in responses:
-            event = call.hear(wire.event_from_wire(response), time.monotonic())
+            event = call.hear(event_from_wire(response), time.monotonic())
             if event is None:
                 continue
             transcript.add(event, time.monotonic())

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import grpc
 
 from outrider.cluster.errors import DuplicateRequestError, UnavailableError
-from outrider.cluster.gateway import wire
 from outrider.cluster.gateway.admission import Admission, Ticket
 from outrider.cluster.gateway.call_record import CallRecord
 from outrider.cluster.gateway.fleet import Fleet
@@ -26,6 +25,7 @@ from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.gateway.resumption import to_say_again
 from outrider.cluster.gateway.router import ReplicaId
 from outrider.cluster.gateway.stream import RequestStream
+from outrider.cluster.gateway.wire.calls import call_from_wire
 from outrider.cluster.gateway.writer import SlowReaderError
 from outrider.cluster.generation import Event, GenerateCall
 from outrider.cluster.known_metrics import KnownMetrics
@@ -131,7 +131,7 @@ class Inference:
             outputs=message.num_sequences,
         ) as ticket:
             ticket.replace = functools.partial(record.end_early, asyncio.current_task())
-            record.call = await run(wire.call_from_wire, message)
+            record.call = await run(call_from_wire, message)
             prepared = await run(prepare, record.call, encoder, self._limits, replica.info)
             stream = await self._open(prepared, encoder, ticket, record.context)
             accepted = stream.start()

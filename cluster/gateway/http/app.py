@@ -16,7 +16,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from outrider.cluster.chat_shapes import messages_of, tools_of
-from outrider.cluster.gateway import wire
 from outrider.cluster.gateway.auth import ANY_ROLE, Authenticator, RefusedError, Role, bearer_of
 from outrider.cluster.gateway.http.answer import Answer
 from outrider.cluster.gateway.http.anthropic import MessagesAnswer, chat_prompt
@@ -38,6 +37,7 @@ from outrider.cluster.gateway.http.types import (
 from outrider.cluster.gateway.inference import Inference
 from outrider.cluster.gateway.preparation import INLINE_BYTES
 from outrider.cluster.gateway.prompts import PromptEncoder
+from outrider.cluster.gateway.wire.calls import call_to_wire
 from outrider.cluster.generation import ChatPrompt, Prompt, TextPrompt
 from outrider.proto import inference_pb2
 from outrider.workers import logs
@@ -101,7 +101,7 @@ class HttpApi:
             def made(body: bytes) -> Made:
                 parsed = self._parsed(kind, body)
                 answer = make(parsed, getattr(parsed, "request_id", None) or identity, encoder)
-                return answer, [wire.call_to_wire(call) for call in answer.calls]
+                return answer, [call_to_wire(call) for call in answer.calls]
 
             answer, messages = await self._read(request, made)
             named = answer.calls[0].request_id == identity  # another is the client's, and may be no header's value
