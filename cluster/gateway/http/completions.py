@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import (
     candidates,
     clamped,
@@ -15,6 +14,7 @@ from outrider.cluster.gateway.http.answer import (
     total,
     usage_of,
 )
+from outrider.cluster.gateway.http.chunks import Chunks
 from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.sampling import sampled
 from outrider.cluster.gateway.http.types import CompletionRequest
@@ -46,24 +46,19 @@ class CompletionAnswer:
         """ValueError names what is wrong."""
         self._request, self._tokenizer = request, tokenizer
         self._head = {"id": f"cmpl-{identity}", "object": "text_completion", "created": now(), "model": model}
+        self._chunks = Chunks(request, self._head)
         self.streams = bool(request.stream)
         self.calls = _calls(request, identity)
         self._n = self.calls[0].params.n
         self._usages: list[Usage] = []
-        self._so_far = Usage()
         self._offsets: defaultdict[int, int] = defaultdict(int)  # of a choice's next token in its text
         self._heard: defaultdict[int, int] = defaultdict(lambda: 1)  # of a prompt's tokens, as log-probabilities
-
-    @property
-    def _options(self) -> tuple[bool, bool]:
-        options = self._request.stream_options
-        return (bool(options and options.include_usage), bool(options and options.continuous_usage_stats))
 
     def chunks(self, number: int, event: Event, prompt: Sequence[int]) -> Iterator[bytes]:
         match event:
             case Accepted():
-                self._so_far.prompt_tokens += event.prompt_tokens
-                self._head["system_fingerprint"] = event.fingerprint
+                self._chunks.usage.prompt_tokens += event.prompt_tokens
+                self._chunks.head["system_fingerprint"] = event.fingerprint
                 if self._request.echo:
                     yield from self._echoed(number, prompt)
             case Output(prompt_logprobs=known) if known:
@@ -71,36 +66,33 @@ class CompletionAnswer:
                 self._heard[number] += len(known)
                 places = list(zip(prompt[first:], known, strict=False))
                 if self._request.echo:
-                    yield self._chunk(number * self._n, "", logprobs=self._logprobs(number * self._n, places))
+                    index = number * self._n
+                    yield self._chunks.choice(index, {"text": ""}, logprobs=self._logprobs(index, places))
             case Output() if not self._echo_only:
-                self._so_far.completion_tokens += len(event.token_ids)
+                self._chunks.usage.completion_tokens += len(event.token_ids)
                 index = number * self._n + event.index
                 if event.text or event.logprobs or (self._request.return_token_ids and event.token_ids):
                     places = list(zip(event.token_ids, event.logprobs, strict=False))
                     logprobs = None if self._request.logprobs is None else self._logprobs(index, places)
-                    yield self._chunk(index, event.text, logprobs=logprobs, token_ids=event.token_ids)
+                    content = {"text": event.text}
+                    yield self._chunks.choice(index, content, logprobs=logprobs, token_ids=event.token_ids)
             case Finished():
                 reason = "length" if self._echo_only else finish_reason(event.reason)
                 more: dict[str, Any] = {}
                 if event.usage is not None:
                     self._usages.append(event.usage)
-                    if not self._options[0] and len(self._usages) == len(self.calls):
+                    if not self._chunks.include_usage and len(self._usages) == len(self.calls):
                         more["metrics"] = metrics_of(self._usages, self._n)
                 index = number * self._n + event.index
-                yield self._chunk(index, "", finish=reason, stop=event.stop_reason, more=more)
+                yield self._chunks.choice(index, {"text": ""}, finish=reason, stop=event.stop_reason, more=more)
             case _:
                 return
 
     def end(self) -> Iterator[bytes]:
-        if self._options[0]:
-            usage = usage_of(total(self._usages))
-            metrics = metrics_of(self._usages, self._n)
-            yield sse.data({**self._head, "choices": [], "usage": usage, "metrics": metrics})
-        yield sse.DONE
+        return self._chunks.end(usage_of(total(self._usages)), metrics_of(self._usages, self._n))
 
     def failure(self, problem: Problem) -> Iterator[bytes]:
-        yield sse.data(problem.openai())
-        yield sse.DONE
+        return self._chunks.failure(problem)
 
     def whole(self, generations: Sequence[Generation], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
         choices = [
@@ -132,7 +124,7 @@ class CompletionAnswer:
         wants = self._request.logprobs is not None
         for index in range(number * self._n, (number + 1) * self._n):
             logprobs = self._logprobs(index, [(prompt[0], None)]) if wants else None
-            yield self._chunk(index, text, logprobs=logprobs)
+            yield self._chunks.choice(index, {"text": text}, logprobs=logprobs)
 
     def _choice(self, index: int, generation: Generation, output: Completion, prompt: Sequence[int]) -> dict[str, Any]:
         text, places = "", list[Place]()
@@ -182,25 +174,6 @@ class CompletionAnswer:
 
     def _token_text(self, token_id: int) -> str:
         return self._tokenizer.token_text(token_id) if self._tokenizer else f"token_id:{token_id}"
-
-    def _chunk(
-        self,
-        index: int,
-        text: str,
-        *,
-        logprobs: dict[str, Any] | None = None,
-        finish: str | None = None,
-        stop: int | str | None = None,
-        token_ids: Sequence[int] = (),
-        more: dict[str, Any] | None = None,
-    ) -> bytes:
-        choice: dict[str, Any] = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
-        if finish is not None:
-            choice["stop_reason"] = stop
-        if self._request.return_token_ids:
-            choice["token_ids"] = list(token_ids)
-        usage = {"usage": usage_of(self._so_far)} if self._options[1] else {}
-        return sse.data({**self._head, "choices": [choice], **usage, **(more or {})})
 
 
 def _calls(request: CompletionRequest, identity: str) -> list[GenerateCall]:
