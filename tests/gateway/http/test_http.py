@@ -56,6 +56,12 @@ def says(model: Path, text: str, per_round: int = 3) -> FakeEngine:
     return FakeEngine(lambda request, index: token_ids, per_round=lambda given: per_round, max_model_len=2048)
 
 
+def finished_outputs(cluster: Cluster) -> float:
+    """How many outputs ended at their max_tokens."""
+    labels = {"model_name": "small", "finished_reason": "length"}
+    return cluster.gateway.metrics.registry.get_sample_value("vllm:request_success_total", labels) or 0
+
+
 def test_every_path_answers(model: Path) -> None:
     async def scenario() -> None:
         async with running(model, http_port=0) as cluster, client(cluster) as http:
@@ -329,20 +335,25 @@ def test_a_client_that_leaves_is_cancelled(model: Path, path: str, streams: bool
             await eventually(lambda: not engine.live and not cluster.gateway.live_requests)
             count = cluster.gateway.metrics.registry.get_sample_value
             await eventually(lambda: count("outrider_gateway_requests_total", {"status": "cancelled"}) == 1)
+            assert finished_outputs(cluster) == 0
 
     asyncio.run(scenario())
 
 
-def test_a_client_that_reads_nothing_gives_its_place_back(model: Path) -> None:
+def test_a_client_that_reads_nothing_is_cancelled_and_another_takes_its_place(model: Path) -> None:
     async def scenario() -> None:
         engine = FakeEngine(max_model_len=10_000_000, per_round=lambda given: 1000, round_s=0.0001)
-        async with running(model, engine, http_port=0, write_timeout_s=0.3) as cluster:
+        limits: dict[str, Any] = {"max_live_requests": 1, "write_timeout_s": 0.3}
+        async with running(model, engine, http_port=0, **limits) as cluster, client(cluster) as http:
             reader, writer = await asyncio.open_connection("127.0.0.1", cluster.gateway.http_port, limit=1024)
             body = json.dumps({"prompt": [5], "max_tokens": 9_000_000, "stream": True}).encode()
             head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
             await reader.readline()
             await eventually(lambda: len(engine.submitted) == 1 and not cluster.gateway.live_requests)
+            assert finished_outputs(cluster) == 0
+            assert (await http.post("/v1/completions", json=POSTS["/v1/completions"])).status_code == 200
+            assert finished_outputs(cluster) == 1
             writer.close()
 
     asyncio.run(scenario())
