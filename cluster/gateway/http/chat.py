@@ -1,4 +1,4 @@
-"""/v1/chat/completions: OpenAI's chats, with tools and reasoning. Pure."""
+"""/v1/chat/completions: OpenAI's Chat Completions API, with tools and reasoning. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +26,10 @@ from outrider.workers.types.tools import ToolCallDelta
 
 
 class ChatAnswer:
-    """One conversation, and its n continuations."""
+    """A chat completion with n choices."""
 
     def __init__(self, request: ChatRequest, model: str, identity: str, tokenizer: Tokenizer | None) -> None:
-        """ValueError names what is wrong."""
+        """ValueError names the field that is invalid."""
         self._request, self._tokenizer = request, tokenizer
         self._head: dict[str, Any] = {"id": f"chatcmpl-{identity}", "created": now(), "model": model}
         self._chunks = Chunks(request, {**self._head, "object": "chat.completion.chunk"})
@@ -141,7 +141,7 @@ def _delta(event: Output, *, wants_reasoning: bool) -> dict[str, Any]:
 
 
 def tool_call_delta(call: ToolCallDelta) -> dict[str, Any]:
-    """Its id, type and name come with the first."""
+    """The first delta of a call has its id, type and name."""
     if not call.name:
         return {"index": call.index, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
@@ -149,7 +149,7 @@ def tool_call_delta(call: ToolCallDelta) -> dict[str, Any]:
 
 
 def chat_call(request: ChatRequest, identity: str) -> GenerateCall:
-    """ValueError names what is wrong."""
+    """ValueError names the field that is invalid."""
     if request.stream_options is not None and not request.stream:
         raise ValueError("stream_options goes with stream")
     if request.top_logprobs is not None and not request.logprobs:
@@ -170,6 +170,6 @@ def chat_call(request: ChatRequest, identity: str) -> GenerateCall:
 
 
 def template_arguments(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
-    """OpenAI's reasoning effort turns `thinking` on or off, where the template knows that."""
+    """OpenAI's reasoning effort sets `thinking`, for templates with that variable. `given` takes precedence."""
     asked = {} if effort is None else {"reasoning_effort": effort, "thinking": effort != "none"}
     return {**asked, **(given or {})}

@@ -1,4 +1,4 @@
-"""/v1/completions: OpenAI's legacy text completions. Pure."""
+"""/v1/completions: OpenAI's legacy Completions API. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -36,14 +36,14 @@ from outrider.workers.text.tokenizer import Tokenizer
 
 MAX_PROMPTS = 256
 DEFAULT_MAX_TOKENS = 16
-Place = tuple[int, dict[int, Logprob] | None]  # a token, and what is known of it
+Place = tuple[int, dict[int, Logprob] | None]  # a token and its log-probabilities; None for a prompt's first token
 
 
 class CompletionAnswer:
-    """Choices are numbered through prompts, and within a prompt through its n outputs."""
+    """The choices of all prompts: prompt 0's n outputs first, then prompt 1's."""
 
     def __init__(self, request: CompletionRequest, model: str, identity: str, tokenizer: Tokenizer | None) -> None:
-        """ValueError names what is wrong."""
+        """ValueError names the field that is invalid."""
         self._request, self._tokenizer = request, tokenizer
         self._head = {"id": f"cmpl-{identity}", "object": "text_completion", "created": now(), "model": model}
         self._chunks = Chunks(request, self._head)
@@ -51,8 +51,10 @@ class CompletionAnswer:
         self.calls = _calls(request, identity)
         self._n = self.calls[0].params.n
         self._usages: list[Usage] = []
-        self._offsets: defaultdict[int, int] = defaultdict(int)  # of a choice's next token in its text
-        self._heard: defaultdict[int, int] = defaultdict(lambda: 1)  # of a prompt's tokens, as log-probabilities
+        self._offsets: defaultdict[int, int] = defaultdict(int)  # by choice: where its next token begins in its text
+        self._prompt_places: defaultdict[int, int] = defaultdict(
+            lambda: 1
+        )  # by prompt: tokens sent with log-probabilities
 
     def chunks(self, number: int, event: Event, prompt: Sequence[int]) -> Iterator[bytes]:
         match event:
@@ -62,8 +64,8 @@ class CompletionAnswer:
                 if self._request.echo:
                     yield from self._echoed(number, prompt)
             case Output(prompt_logprobs=known) if known:
-                first = self._heard[number]
-                self._heard[number] += len(known)
+                first = self._prompt_places[number]
+                self._prompt_places[number] += len(known)
                 places = list(zip(prompt[first:], known, strict=False))
                 if self._request.echo:
                     index = number * self._n
@@ -116,7 +118,7 @@ class CompletionAnswer:
 
     @property
     def _echo_only(self) -> bool:
-        """Nothing is to be generated; the engine generates one token at least."""
+        """The engine generates at least one token, which is left out of the response."""
         return self._request.max_tokens == 0
 
     def _echoed(self, number: int, prompt: Sequence[int]) -> Iterator[bytes]:
@@ -152,7 +154,7 @@ class CompletionAnswer:
         return self._tokenizer.decode(prompt, skip_special_tokens=False) if self._tokenizer else ""
 
     def _logprobs(self, index: int, places: Sequence[Place]) -> dict[str, Any]:
-        """Texts of tokens, one list each; `text_offset` counts through the choice."""
+        """OpenAI's legacy format, with parallel lists. `text_offset` is relative to the choice's text."""
         count, texts, offsets = self._request.logprobs or 0, [], []
         tops: list[dict[str, float] | None] = []
         for token_id, known in places:
@@ -178,9 +180,9 @@ class CompletionAnswer:
 
 def _calls(request: CompletionRequest, identity: str) -> list[GenerateCall]:
     if request.suffix:
-        raise ValueError("suffix is not supported: this model completes the end of a text only")
+        raise ValueError("suffix is not supported: the model only continues a text")
     if request.best_of not in (None, request.n or 1):
-        raise ValueError(f"best_of must be absent, or as n, got {request.best_of}")
+        raise ValueError(f"best_of must be absent or equal to n, got {request.best_of}")
     if request.stream_options is not None and not request.stream:
         raise ValueError("stream_options goes with stream")
     max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
@@ -194,7 +196,7 @@ def _calls(request: CompletionRequest, identity: str) -> list[GenerateCall]:
 
 
 def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> list[Prompt]:
-    """A text, token ids, or several of either."""
+    """A text, a list of token ids, or a list of either."""
     if isinstance(given, str):
         return [TextPrompt(given)]
     if not given:
