@@ -41,9 +41,7 @@ log = logging.getLogger("outrider.gateway.service")
 
 _THREADS = 4  # that prepare large requests
 T = TypeVar("T")
-MOST_CRASHES = (
-    2  # replicas lost in a row while computing a request's next token; then the request is assumed to be the cause
-)
+MOST_CRASHES = 2  # replicas lost in a row while computing a request's next token: then it is assumed to be the cause
 MOST_MOVES = 16  # in a row without a token, wherever the request waited
 
 _REFUSALS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (

@@ -1,4 +1,4 @@
-"""What a gateway answers over HTTP, with an engine that says what it is told: statuses, streams, the door, and ends."""
+"""HTTP responses of a gateway with a fake engine: statuses, streams, authentication and cancellation."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ async def streamed(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> 
         return [event async for event in events(response)]
 
 
-def says(model: Path, text: str, per_round: int = 3) -> FakeEngine:
+def engine_with_output(model: Path, text: str, per_round: int = 3) -> FakeEngine:
     tokenizer = Tokenizer.load(model)
     assert tokenizer is not None
     token_ids = [*tokenizer.encode_part(text), EOS]
@@ -207,7 +207,7 @@ def test_several_prompts_are_several_requests_and_choices_are_numbered_through_t
 def test_a_stream_counts_as_it_goes_and_ends_with_the_usage(model: Path) -> None:
     async def scenario() -> None:
         async with (
-            running(model, says(model, "the quick brown fox" * 3), http_port=0) as cluster,
+            running(model, engine_with_output(model, "the quick brown fox" * 3), http_port=0) as cluster,
             client(cluster) as http,
         ):
             for path, body in list(POSTS.items())[:2]:
@@ -231,7 +231,7 @@ def test_a_stream_counts_as_it_goes_and_ends_with_the_usage(model: Path) -> None
 
 def test_metrics_have_the_names_that_other_tools_read(model: Path) -> None:
     async def scenario() -> None:
-        engine = says(model, "the quick brown fox" * 3)
+        engine = engine_with_output(model, "the quick brown fox" * 3)
         engine.counters.waiting, engine.counters.kv_cache_usage = 2, 0.5
         async with running(model, engine, http_port=0) as cluster, client(cluster) as http:
             assert (await http.post("/v1/chat/completions", json={"messages": HELLO})).status_code == 200
@@ -293,7 +293,7 @@ def test_echo_gives_the_prompt_with_its_log_probabilities(model: Path) -> None:
 
 def test_reasoning_comes_under_both_names(model: Path) -> None:
     async def scenario() -> None:
-        engine = says(model, "<think>the quick</think>brown fox")
+        engine = engine_with_output(model, "<think>the quick</think>brown fox")
         async with running(model, engine, http_port=0) as cluster, client(cluster) as http:
             answer = (await http.post("/v1/chat/completions", json={"messages": HELLO})).json()
             message = answer["choices"][0]["message"]
