@@ -261,9 +261,7 @@ def show(report: dict[str, Any]) -> None:
         "drafter's call, 2 drafts": draft["call_of_2_drafts"],
         "the same in graphs": draft["call_of_2_drafts_in_graphs"],
     }
-    print(
-        f"{'':44}{'launches':>10}{'syncs':>10}{'copies':>10}  copies not counted: before the first launch, after the last"
-    )
+    print(f"{'':44}{'launches':>10}{'syncs':>10}{'copies':>10}  outside, not counted")
     for name, each in counted.items():
         shown = "".join(f"{each[key]:>10}" for key in ("launches", "host_syncs", "copies"))
         print(f"{name:44}{shown}  {', '.join(each['copies_outside'])}")
