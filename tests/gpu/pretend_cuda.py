@@ -124,7 +124,7 @@ class Graph:
                         old.copy_(new)
 
     @contextlib.contextmanager
-    def capturing(self) -> Iterator[None]:
+    def capturing(self, capture_error_mode: str = "global") -> Iterator[None]:
         _current.graph = self
         try:
             yield

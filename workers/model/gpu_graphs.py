@@ -36,7 +36,8 @@ def capture(run: Run[T]) -> Run[T]:
         run()  # compiles kernels, which is not possible during capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # The watchdog's thread may query events meanwhile, which would end a capture in the default mode.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         out = run()
 
     def replay() -> T:
