@@ -9,7 +9,16 @@ from typing import Any, Self
 import grpc
 
 from outrider.cluster import client_questions as questions
-from outrider.cluster.client import ASK_TIMEOUT_S, DEFAULT_ADDRESS, OPTIONS, PLAIN, SWAP_TIMEOUT_S, addresses_of, within
+from outrider.cluster.client import (
+    ASK_TIMEOUT_S,
+    DEFAULT_ADDRESS,
+    OPTIONS,
+    PLAIN,
+    SWAP_TIMEOUT_S,
+    addresses_of,
+    left_s,
+    within,
+)
 from outrider.cluster.client_call import Collector, Messages, build_call, exception_of, explained
 from outrider.cluster.client_questions import Question, T
 from outrider.cluster.client_resume import PATIENCE_S, GatewayLeftError, ResumableCall
@@ -106,7 +115,7 @@ class AsyncClient:
                     yield event
                 return
             except (grpc.aio.AioRpcError, GatewayLeftError) as error:
-                if not request.may_go_on(error, time.monotonic()):
+                if not request.may_go_on(error, time.monotonic(), left_s(until)):
                     raise explained(error, address) from error
                 pause_s = request.pause_s(error)
             self._leave(address)

@@ -18,6 +18,7 @@ from outrider.workers.types.request import OutputSoFar
 
 PATIENCE_S = 660.0  # without progress; then the break is the caller's. Gateways wait 600 s for a replica
 ACCEPT_PATIENCE_S = 10.0  # until a request is accepted
+OVERLOAD_PATIENCE_S = 60.0  # the same, where gateways say that they have no room
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 5.0
 # What a broken connection looks like, and, of a request that is resumed, its old self under another name, and a gateway
@@ -103,13 +104,16 @@ class ResumableCall:
         self._prompt_heard += len(output.prompt_logprobs) - repeated
         return dataclasses.replace(output, prompt_logprobs=output.prompt_logprobs[repeated:]) if repeated else output
 
-    def may_go_on(self, error: Exception, now: float) -> bool:
+    def may_go_on(self, error: Exception, now: float, left_s: float | None = None) -> bool:
         """Whether asking again may bring the rest: the request was accepted, its connection broke, and not long ago; or
-        it was not, and a gateway said that it may be soon."""
+        it was not, and a gateway said that it may be soon. `left_s`: until the caller's deadline, if there is one."""
         waited_s = now - self._progress_at
         if self._accepted is None:
-            patient = waited_s < min(self._patience_s, ACCEPT_PATIENCE_S)
-            return patient and isinstance(error, grpc.RpcError) and self._may_be_accepted(error)
+            if not isinstance(error, grpc.RpcError) or not self._may_be_accepted(error):
+                return False
+            full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            patience_s = min(self._patience_s, OVERLOAD_PATIENCE_S if full else ACCEPT_PATIENCE_S) - waited_s
+            return (retry_delay_s(error) or 0.0) < (patience_s if left_s is None else min(patience_s, left_s))
         if not self._so_far or waited_s > self._patience_s:
             return False
         if isinstance(error, GatewayLeftError):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -44,8 +45,12 @@ class GatewayProcess:
         cluster_key: str,
         log_level: str,
         otlp_endpoint: str = "",
+        arguments: Sequence[str] = (),
     ) -> None:
-        """With TLS the door needs a health port: only there can this process ask whether the gateway is ready."""
+        """`arguments`: more of `outrider gateway`'s options.
+
+        With TLS the door needs a health port: only there can this process ask whether the gateway is ready.
+        """
         self.address = f"{host}:{port}"
         self._health_address = self.address if door.tls is None else f"{host}:{door.health_port}"
         # -P: what lies in the current directory is nobody's module.
@@ -54,6 +59,7 @@ class GatewayProcess:
         command += ["--cluster-key-file", STDIN, *door.arguments()]
         if metrics_port is not None:
             command += ["--metrics-port", str(metrics_port)]
+        command += arguments
         if otlp_endpoint:
             command += ["--otlp-endpoint", otlp_endpoint]
         self._command, self._cluster_key = command, cluster_key

@@ -27,6 +27,13 @@ class GatewayMetrics:
             ["status"],
             registry=self.registry,
         )
+        self.refused_requests = Counter(
+            "outrider_gateway_refused_requests",
+            "Requests that were refused for lack of room, by cause: live_requests, token_limit, queued_tokens, wait or "
+            "deadline.",
+            ["cause"],
+            registry=self.registry,
+        )
         self.quarantined = Counter(
             "outrider_gateway_quarantined_requests",
             "Requests that were ended because replicas in a row were lost while they computed them.",
@@ -38,6 +45,9 @@ class GatewayMetrics:
             registry=self.registry,
         )
         self.live_requests = self._gauge("outrider_gateway_live_requests", "Requests that have not ended.")
+        self.queued_requests = self._gauge(
+            "outrider_gateway_queued_requests", "Accepted requests that wait for their turn to go to a replica."
+        )
         self.queued_tokens = self._gauge(
             "outrider_gateway_queued_tokens", "Prompt tokens of requests that wait for their first token."
         )

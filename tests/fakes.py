@@ -50,6 +50,7 @@ class FakeEngine:
         has_mtp: bool = True,
         fingerprint: str = "feedbeef",
         poison: int | None = None,
+        max_num_seqs: int = 64,
     ) -> None:
         """With `poison` it says when requests begin, and fails with one whose prompt begins with this token.
 
@@ -62,6 +63,7 @@ class FakeEngine:
             numerics="exact",
             speculation=speculation,
             has_mtp=has_mtp,
+            max_num_seqs=max_num_seqs,
         )
         self.counters = EngineCounters()
         self.submitted: list[Request] = []

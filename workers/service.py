@@ -33,8 +33,9 @@ _STOP_GRACE_S = 0.3  # for the last chunks on their way
 class _Attachment:
     """One stream of one gateway. Its requests carry the stream's number at the engine, so that streams never clash."""
 
-    def __init__(self, engine: EngineHandle, number: int) -> None:
-        self._engine = engine
+    def __init__(self, engine: EngineHandle, number: int, others: "set[_Attachment]") -> None:
+        """`others`: all that are open."""
+        self._engine, self._others = engine, others
         self._prefix = f"{number}:"
         self._loop = asyncio.get_running_loop()
         self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
@@ -63,6 +64,18 @@ class _Attachment:
             lost = isinstance(error, EngineStoppedError)
             self._rounds.put_nowait([SequenceChunk(request_id=request_id, error=str(error), engine_lost=lost)])
 
+    @property
+    def live_outputs(self) -> int:
+        return sum(self._live.values())
+
+    @property
+    def places(self) -> int:
+        """Outputs that it may have at once: what others leave, and at least its share. So little waits at the leader,
+        whose queue knows no callers."""
+        places = places_of(self._engine.info.max_num_seqs)
+        elsewhere = sum(one.live_outputs for one in self._others if one is not self)
+        return max(places - elsewhere, -(-places // max(1, len(self._others))))
+
     async def next_messages(self) -> Iterator[worker_pb2.AttachResponse]:
         """The next round's chunks; if the gateway was slow, those of every round since.
 
@@ -81,9 +94,9 @@ class _Attachment:
             *parts, rest = in_parts(chunk)
             request_id = chunk.request_id.removeprefix(self._prefix)
             for part in parts:
-                yield wire.chunks_to_wire([(request_id, part)])
+                yield wire.chunks_to_wire([(request_id, part)], self.places)
             last.append((request_id, rest))
-        yield wire.chunks_to_wire(last)
+        yield wire.chunks_to_wire(last, self.places)
 
     def _count(self, chunk: SequenceChunk) -> None:
         left = self._live.get(chunk.request_id, 0) - (chunk.finish_reason is not None)
@@ -103,6 +116,7 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
     def __init__(self, engine: EngineHandle) -> None:
         self._engine = engine
         self._numbers = itertools.count()
+        self._attachments: set[_Attachment] = set()
 
     async def GetEngine(  # noqa: N802
         self, request: worker_pb2.GetEngineRequest, context: EngineContext
@@ -121,7 +135,8 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
     async def Attach(  # noqa: N802
         self, request_iterator: AsyncIterator[worker_pb2.AttachRequest], context: AttachContext
     ) -> None:
-        attachment = _Attachment(self._engine, next(self._numbers))
+        attachment = _Attachment(self._engine, next(self._numbers), self._attachments)
+        self._attachments.add(attachment)
         receiver = asyncio.create_task(attachment.receive(request_iterator))
         sender = asyncio.create_task(_send(attachment, context))
         try:
@@ -129,11 +144,18 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
         finally:
             receiver.cancel()
             sender.cancel()
+            self._attachments.discard(attachment)
             attachment.cancel_all()
             await asyncio.gather(receiver, sender, return_exceptions=True)
 
 
+def places_of(max_num_seqs: int) -> int:
+    """What runs at once, and what is at hand when one of these ends."""
+    return max_num_seqs + max(1, max_num_seqs // 16)
+
+
 async def _send(attachment: _Attachment, context: AttachContext) -> None:
+    await context.write(wire.chunks_to_wire((), attachment.places))
     while True:
         for message in await attachment.next_messages():
             await context.write(message)

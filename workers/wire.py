@@ -48,9 +48,10 @@ def cancel_from_wire(cancel: worker_pb2.Cancel) -> int | None:
     return cancel.index if cancel.HasField("index") else None
 
 
-def chunks_to_wire(chunks: Iterable[tuple[str, SequenceChunk]]) -> worker_pb2.AttachResponse:
-    """Each chunk with its request's id on this stream."""
-    return worker_pb2.AttachResponse(chunks=[_chunk_to_wire(request_id, chunk) for request_id, chunk in chunks])
+def chunks_to_wire(chunks: Iterable[tuple[str, SequenceChunk]], places: int) -> worker_pb2.AttachResponse:
+    """Each chunk with its request's id on this stream, which may have so many outputs at once."""
+    wire_chunks = [_chunk_to_wire(request_id, chunk) for request_id, chunk in chunks]
+    return worker_pb2.AttachResponse(chunks=wire_chunks, places=places)
 
 
 def _chunk_to_wire(request_id: str, chunk: SequenceChunk) -> worker_pb2.SequenceChunk:
@@ -113,6 +114,7 @@ def engine_to_wire(info: EngineInfo, counters: EngineCounters) -> worker_pb2.Get
         has_mtp=info.has_mtp,
         drafters=info.drafters,
         verification=info.verification,
+        max_num_seqs=info.max_num_seqs,
         running=counters.running,
         waiting=counters.waiting,
         rounds=counters.rounds,
@@ -134,6 +136,7 @@ def engine_from_wire(response: worker_pb2.GetEngineResponse) -> tuple[EngineInfo
         has_mtp=response.has_mtp,
         drafters=tuple(response.drafters),
         verification=response.verification,
+        max_num_seqs=response.max_num_seqs,
     )
     counters = EngineCounters(
         running=response.running,

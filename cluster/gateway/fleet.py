@@ -39,6 +39,11 @@ class Fleet:
         """How many replicas take requests; none while the cluster drains."""
         return 0 if self.draining else sum(replica.ready for replica in self._replicas.values())
 
+    @property
+    def places(self) -> int:
+        """Outputs that replicas would have at once of this gateway."""
+        return sum(replica.places for replica in self._replicas.values())
+
     def apply(self, table: RoutingTable) -> None:
         """Connects to new replicas, and lets go of those that the controller has taken out."""
         self._replicas = {one: replica for one, replica in self._replicas.items() if not replica.closed}
@@ -72,9 +77,10 @@ class Fleet:
         return self._replicas[found]
 
     async def successor(
-        self, lost: LeaderClient, fingerprint: str, prompt_tokens: int, prefix: PrefixKeys, wait_s: float
+        self, lost: LeaderClient | None, fingerprint: str, prompt_tokens: int, prefix: PrefixKeys, wait_s: float
     ) -> Replica:
-        """Where a request goes on whose connection `lost` is no more; waits for a replica that is on its way.
+        """Where a request goes on whose connection `lost` is no more, if it had one; waits for a replica that is on its
+        way.
 
         UnavailableError says why there is none.
         """

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import grpc
 
-from outrider.cluster.gateway.admission import Admission
+from outrider.cluster.gateway.admission import Admission, AdmissionLimits
 from outrider.cluster.gateway.controller_link import ClusterServicer, ControllerLink
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.fleet import Fleet
@@ -43,7 +44,9 @@ class GatewaySettings:
     port: int = 50051  # 0: a free one
     metrics_port: int | None = None  # None: no metrics; 0: a free one
     max_live_requests: int = 1024
+    max_live_requests_per_token: int | None = None
     max_queued_tokens: int = 1_000_000  # prompt tokens of requests that wait for their first token
+    max_queue_wait_s: float = 10.0  # a request that would wait longer for its turn is refused
     drain_grace_s: float = 20.0  # how long running requests may go on after SIGTERM
     reason_wait_s: float = 5.0  # how long requests of a lost replica wait for the controller to say why
     resume_wait_s: float = 600.0  # how long requests of a lost replica wait for one that goes on with them
@@ -55,9 +58,7 @@ class GatewaySettings:
     limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __post_init__(self) -> None:
-        for name in ("max_live_requests", "max_queued_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _ = self.admission
         for name in ("port", "metrics_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 65535:
@@ -65,6 +66,13 @@ class GatewaySettings:
         for name in ("drain_grace_s", "reason_wait_s", "resume_wait_s", "write_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+    @property
+    def admission(self) -> AdmissionLimits:
+        """ValueError if a value is out of its range."""
+        return AdmissionLimits(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(AdmissionLimits)}
+        )
 
 
 class Gateway:
@@ -84,11 +92,11 @@ class Gateway:
         self._health = Health()
         self._listeners = Listeners(settings.door, self._health, self.metrics, settings.limits.max_message_bytes)
         self._controller = ControllerLink(settings.controller, settings.cluster_key)
-        self._fleet = Fleet(self._changed.set, settings.reason_wait_s, settings.cluster_key)
+        self._admission = Admission(settings.admission)
+        self._fleet = Fleet(self._fleet_changed, settings.reason_wait_s, settings.cluster_key)
         self._tracing = open_tracing(settings.otlp_endpoint, TRACED_AS)
-        admission = Admission(settings.max_live_requests, settings.max_queued_tokens)
         self._inference = InferenceServicer(
-            admission,
+            self._admission,
             self._fleet,
             self.metrics,
             settings.limits,
@@ -98,6 +106,10 @@ class Gateway:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()
+
+    def _fleet_changed(self) -> None:
+        self._admission.set_places(self._fleet.places)
+        self._changed.set()
 
     @property
     def port(self) -> int:

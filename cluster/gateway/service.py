@@ -83,6 +83,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._streams: set[RequestStream] = set()
         self._suspects = asyncio.Semaphore(1)  # that may be on a replica at once
         metrics.live_requests.set_function(lambda: admission.live_requests)
+        metrics.queued_requests.set_function(lambda: admission.queued_requests)
         metrics.queued_tokens.set_function(lambda: admission.queued_tokens)
         metrics.ready_replicas.set_function(lambda: fleet.ready)
 
@@ -105,6 +106,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 await context.send_initial_metadata(record.context.metadata)
             await self._generate(request, context, record)
         except (ValueError, OverloadedError, DuplicateRequestError, UnavailableError, EngineStoppedError) as error:
+            if isinstance(error, OverloadedError):
+                self._metrics.refused_requests.labels(cause=error.cause).inc()
             await _refuse(context, error, record)
         except SlowReaderError as error:
             record.status = "slow_reader"
@@ -124,20 +127,24 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, message: inference_pb2.GenerateRequest, context: GenerateContext, record: CallRecord
     ) -> None:
         encoder, replica = self._ready()
-        run = self._inline if is_small(message) else self._in_thread
-        await run(self._limits.check, message)
         record.request_id = message.request_id or secrets.token_hex(16)
         with self._admission.enter(
             record.request_id,
             caller=record.caller,
             resumed=message.HasField("resume"),
             outputs=message.num_sequences,
+            deadline_s=context.time_remaining(),
         ) as ticket:
             ticket.replace = functools.partial(record.end_early, asyncio.current_task())
+            run = self._inline if is_small(message) else self._in_thread
+            await run(self._limits.check, message)
             record.call = await run(wire.call_from_wire, message)
             prepared = await run(prepare, record.call, encoder, self._limits, replica.info)
             stream = await self._open(prepared, encoder, ticket, record.context)
-            accepted = stream.start()
+            ticket.ask_for_turn(stream.take_turn)
+            if stream.may_start:
+                stream.start(stream.replica)
+            accepted = stream.accepted()
             record.stream = stream
             logs.event(log, logging.INFO, "request accepted", **record.names, **record.place)
             self._streams.add(stream)
@@ -189,7 +196,20 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         )
         return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer)
 
+    async def _start(self, stream: RequestStream) -> None:
+        """When it is its turn, on whatever replica is best then; without one the stream fails."""
+        while not stream.started and await stream.wait_for_turn():
+            try:
+                replica = await self._fleet.successor(
+                    None, stream.fingerprint, stream.length, stream.prefix, self._resume_wait_s
+                )
+                with contextlib.suppress(EngineStoppedError):  # gone in this moment: then another
+                    stream.start(replica)
+            except UnavailableError as error:
+                stream.fail(str(error), resumable=True)
+
     async def _relay(self, stream: RequestStream, ticket: Ticket, writer: EventWriter) -> None:
+        await self._start(stream)
         while not stream.finished:
             events = await stream.next_events()
             if stream.first_token_at is not None:

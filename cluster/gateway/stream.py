@@ -17,8 +17,8 @@ from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk, 
 
 
 class RequestStream:
-    """Runs on one replica at a time. The queue between engine and client holds at most one output's length: nothing is
-    dropped, and what a slow client missed becomes one larger delta."""
+    """Runs on one replica at a time, once it was its turn. The queue between engine and client holds at most one
+    output's length: nothing is dropped, and what a slow client missed becomes one larger delta."""
 
     def __init__(
         self,
@@ -53,6 +53,8 @@ class RequestStream:
             self._assembler.take_up(outputs)
         self._so_far = {output.index: list(output.token_ids) for output in outputs}  # what the client has
         self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
+        self._turn = asyncio.Event()
+        self.started = False  # it was given to a replica
 
     @property
     def finished(self) -> bool:
@@ -73,9 +75,26 @@ class RequestStream:
         """What it runs on now, or ran on until it was lost."""
         return self._client
 
-    def start(self) -> Accepted:
+    def take_turn(self) -> None:
+        """It may go to a replica now."""
+        self._turn.set()
+
+    @property
+    def may_start(self) -> bool:
+        return self._turn.is_set()
+
+    async def wait_for_turn(self) -> bool:
+        """Until it may go to a replica; False if it has failed before."""
+        await self._turn.wait()
+        return self._failure is None
+
+    def start(self, replica: Replica) -> None:
         """EngineStoppedError if the leader has just gone."""
+        self.replica, self._client = replica, replica.client
         self._submit()
+        self.started = True
+
+    def accepted(self) -> Accepted:
         return Accepted(
             request_id=self.request.request_id,
             seed=self.request.seed,
@@ -118,6 +137,7 @@ class RequestStream:
         """
         self._failure = self._failure or Failed(message=message, resumable=resumable)
         self._rounds.put_nowait([])  # wakes who waits
+        self._turn.set()
         self.lost = ""
 
     def close(self) -> None:

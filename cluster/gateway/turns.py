@@ -1,0 +1,137 @@
+"""Which waiting request goes to a replica next, and how long a new one would wait. Pure but for the clock it is given.
+
+A place is room for one output on a replica. The next free place goes to the caller that holds the fewest; of equals, to
+the one that got its last place longest ago. A caller's own requests go in their order. So callers that all have enough
+to do hold equally many places, however much each of them asks for.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+_WEIGHT = 1 / 16  # of the latest in the mean of how long places are held
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """One request's wait for its places, and its holding of them."""
+
+    caller: str
+    outputs: int
+    start: Callable[[], None] = lambda: None  # called when it is its turn
+    began: float | None = None  # when it got its places
+
+
+@dataclass(slots=True)
+class _Account:
+    """One caller's."""
+
+    holding: int = 0  # places
+    waiting: deque[Turn] = field(default_factory=deque)
+    last: int = 0  # grows with every turn given
+
+    @property
+    def waiting_outputs(self) -> int:
+        return sum(turn.outputs for turn in self.waiting)
+
+
+class Turns:
+    """`places` is how many the replicas have together; `move` gives out what is free."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._places = 0
+        self._held = 0
+        self._accounts: dict[str, _Account] = {}
+        self._given = itertools.count(1)
+        self._ended = 0
+        self._held_s: float | None = None  # how long places are held, of late
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return sum(len(account.waiting) for account in self._accounts.values())
+
+    def set_places(self, places: int) -> None:
+        self._places = places
+        self._move()
+
+    def ask(self, turn: Turn) -> None:
+        """It waits from now on."""
+        self._account(turn.caller).waiting.append(turn)
+        self._move()
+
+    def take(self, turn: Turn) -> None:
+        """It goes at once, whether there are places or not."""
+        self._start(self._account(turn.caller), turn)
+
+    def leave(self, turn: Turn) -> None:
+        """It gives its places back, or waits no more."""
+        account = self._account(turn.caller)
+        if turn.began is None:
+            if turn in account.waiting:
+                account.waiting.remove(turn)
+        else:
+            account.holding -= turn.outputs
+            self._held -= turn.outputs
+            self._note(self._clock() - turn.began)
+            turn.began = None
+        if not account.holding and not account.waiting:
+            self._accounts.pop(turn.caller, None)
+        self._move()
+
+    def wait_s(self, caller: str, outputs: int = 1) -> float:
+        """How long a new request of this caller would wait; 0 where there is room, or nothing is known yet.
+
+        It gains what it holds less than its share from all places that come free; for more than its share it waits
+        until its own come free.
+        """
+        demands = {name: one.holding + one.waiting_outputs for name, one in self._accounts.items()}
+        if not self._places or self._held_s is None or sum(demands.values()) < self._places:
+            return 0.0
+        account = self._accounts.get(caller, _Account())
+        before = account.waiting_outputs + 1  # of its own outputs, and the first of this request
+        demands[caller] = demands.get(caller, 0) + outputs
+        share = max(1.0, min(demands[caller], fair_share(self._places, demands.values())))
+        gained = min(before, max(0.0, share - account.holding))
+        return self._held_s * (gained / self._places + (before - gained) / share)
+
+    def room_s(self, outputs: int) -> float | None:
+        """How long until so many outputs have ended; None if nothing is known yet."""
+        return self._held_s * outputs / self._places if self._held_s is not None and self._places else None
+
+    def _account(self, caller: str) -> _Account:
+        return self._accounts.setdefault(caller, _Account())
+
+    def _move(self) -> None:
+        """A request with several outputs goes as soon as there is room for one: else it would wait for ever behind
+        those with one."""
+        while self._held < self._places:
+            waiting = [account for account in self._accounts.values() if account.waiting]
+            if not waiting:
+                return
+            account = min(waiting, key=lambda one: (one.holding, one.last))
+            self._start(account, account.waiting.popleft())
+
+    def _start(self, account: _Account, turn: Turn) -> None:
+        turn.began, account.last = self._clock(), next(self._given)
+        account.holding += turn.outputs
+        self._held += turn.outputs
+        turn.start()
+
+    def _note(self, held_s: float) -> None:
+        self._ended += 1
+        before = self._held_s or 0.0
+        self._held_s = before + max(_WEIGHT, 1 / self._ended) * (held_s - before)
+
+
+def fair_share(places: int, demands: Iterable[int]) -> float:
+    """The most that anybody holds where each gets what it demands or this, and nothing is left that is demanded."""
+    left, rest = float(places), sorted(demands)
+    for number, demand in enumerate(rest):
+        share = left / (len(rest) - number)
+        if demand > share:
+            return share
+        left -= demand
+    return float(max(rest, default=0))
