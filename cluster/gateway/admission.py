@@ -3,6 +3,7 @@
 Ids are unique, and what is live and what waits is bounded; turns.py says who is next.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ RETRY_AFTER_S = 1.0  # where nothing has ended yet to tell by
 LEAST_RETRY_S = 0.1
 MOST_RETRY_S = 60.0
 MOST_OUTPUTS = 128
+_REFUSED_JUST_NOW_S = 2.0
 REFUSALS = ("live_requests", "token_limit", "queued_tokens", "wait", "deadline")  # by cause
 
 
@@ -58,7 +60,8 @@ class Admission:
 
     def __init__(self, limits: AdmissionLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
-        self._turns = Turns(clock)
+        self._clock, self._turns = clock, Turns(clock)
+        self._refused_at = -math.inf
         self._live: dict[str, Ticket] = {}
         self._callers: dict[str, _Caller] = {}
         self._live_outputs = self._queued_tokens = 0
@@ -75,6 +78,11 @@ class Admission:
     def queued_requests(self) -> int:
         """Those that wait for their turn."""
         return self._turns.waiting
+
+    @property
+    def wanted(self) -> bool:
+        """Whether others wait for what is taken, or were refused for it just now."""
+        return self._turns.waiting > 0 or self._clock() < self._refused_at + _REFUSED_JUST_NOW_S
 
     def set_places(self, places: int) -> None:
         """How many outputs may be on replicas at once."""
@@ -144,8 +152,8 @@ class Admission:
             most = self._limits.max_queue_wait_s
             raise self._refusal(f"its turn is in about {wait_s:.1f} s, at most {most:g} s may be", "wait", wait_s)
 
-    @staticmethod
-    def _refusal(message: str, cause: str, retry_s: float | None) -> OverloadedError:
+    def _refusal(self, message: str, cause: str, retry_s: float | None) -> OverloadedError:
+        self._refused_at = self._clock()
         retry_s = RETRY_AFTER_S if retry_s is None else min(MOST_RETRY_S, max(LEAST_RETRY_S, retry_s))
         return OverloadedError(message, retry_s, cause)
 
@@ -201,8 +209,12 @@ class Ticket:
             return
         self._closed = True
         self.started()
-        self._admission._turns.leave(self._turn)
+        self.end_turn()
         self._admission._leave(self)
+
+    def end_turn(self) -> None:
+        """Replicas are done with it: its places are another's, while the client reads."""
+        self._admission._turns.leave(self._turn)
 
     def __enter__(self) -> Self:
         return self

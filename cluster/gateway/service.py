@@ -149,7 +149,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             logs.event(log, logging.INFO, "request accepted", **record.names, **record.place)
             self._streams.add(stream)
             try:
-                writer = EventWriter(context, self._write_timeout_s)
+                writer = EventWriter(context, self._write_timeout_s, lambda: self._admission.wanted)
                 await writer.write(accepted)
                 async with writer.beating(prepared.call.heartbeat_s):
                     await self._relay(stream, ticket, writer)
@@ -194,7 +194,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             resumed=to_say_again(call.resume) if call.resume is not None else (),
             trace=trace,
         )
-        return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer)
+        return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer, ticket.end_turn)
 
     async def _start(self, stream: RequestStream) -> None:
         """When it is its turn, on whatever replica is best then; without one the stream fails."""

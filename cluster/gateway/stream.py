@@ -4,7 +4,7 @@ first is lost. Knows nothing of gRPC."""
 import asyncio
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.replica import Replica
@@ -27,8 +27,11 @@ class RequestStream:
         prefix: PrefixKeys,
         replica: Replica,
         tokenizer: Tokenizer | None,
+        on_computed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`prefix`: the prompt's."""
+        """`prefix`: the prompt's; `on_computed`: called once its replica is done with it, whoever reads what."""
+        self._computed = 0  # outputs, on this replica
+        self._on_computed = on_computed
         self.request = request
         self.replica = replica
         self.fingerprint = replica.info.fingerprint
@@ -103,8 +106,15 @@ class RequestStream:
         )
 
     def _submit(self) -> None:
-        self._client.submit(self.request, self._rounds.put_nowait)
+        self._computed = 0
+        self._client.submit(self.request, self._hear)
         self.replica.load.begin(self.request, self.prefix)
+
+    def _hear(self, chunks: list[SequenceChunk]) -> None:
+        self._rounds.put_nowait(chunks)
+        self._computed += sum(chunk.finish_reason is not None for chunk in chunks)
+        if self._computed == len(self.request.outputs):
+            self._on_computed()
 
     def move_to(self, replica: Replica) -> None:
         """Goes on there behind the tokens it has. EngineStoppedError if that one has just gone too."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -11,13 +11,15 @@ from outrider.cluster.gateway import wire
 from outrider.cluster.generation import Event
 
 _STATUS_WAIT_S = 60.0
+WANTED_S = 1.0  # a client that has not read for so long gives way to others that wait
+_LOOK_EVERY_S = 0.2
 
 
 class SlowReaderError(Exception):
     """The client has not read for too long. `pending` is the message that it has no room for."""
 
     def __init__(self, timeout_s: float, pending: "asyncio.Future[None]") -> None:
-        super().__init__(f"the client has read nothing for {timeout_s:g} s")
+        super().__init__(f"the client has read nothing for {timeout_s:.1f} s")
         self._pending = pending
 
     async def make_room(self) -> None:
@@ -28,9 +30,10 @@ class SlowReaderError(Exception):
 class EventWriter:
     """For one gRPC context. Cancelled where the call is over."""
 
-    def __init__(self, context: Any, timeout_s: float) -> None:
-        """`timeout_s`: how long the client may take to make room for a message."""
-        self._context, self._timeout_s = context, timeout_s
+    def __init__(self, context: Any, timeout_s: float, wanted: Callable[[], bool] = lambda: False) -> None:
+        """`timeout_s`: how long the client may take to make room for a message; no more than WANTED_S while others want
+        its place."""
+        self._context, self._timeout_s, self._wanted = context, timeout_s, wanted
         self._lock = asyncio.Lock()
         self._written_at = 0.0
 
@@ -42,15 +45,26 @@ class EventWriter:
         async with self._lock:
             sending = asyncio.ensure_future(self._context.write(message))
             try:
-                await asyncio.wait({sending}, timeout=self._timeout_s)
+                waited_s = await self._wait(sending)
             except asyncio.CancelledError:
                 sending.cancel()
                 raise
             if not sending.done():
-                raise SlowReaderError(self._timeout_s, sending)
+                raise SlowReaderError(waited_s, sending)
             with cancelled_if_over():
                 sending.result()
             self._written_at = asyncio.get_running_loop().time()
+
+    async def _wait(self, sending: "asyncio.Future[None]") -> float:
+        """Until the message is on its way, or the client has taken too long: how long that was, in seconds."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.wait({sending}, timeout=min(WANTED_S, self._timeout_s))
+        while not sending.done() and (waited_s := loop.time() - began) < self._timeout_s:
+            if self._wanted():
+                return waited_s
+            await asyncio.wait({sending}, timeout=min(_LOOK_EVERY_S, self._timeout_s - waited_s))
+        return self._timeout_s
 
     @contextlib.asynccontextmanager
     async def beating(self, interval_s: float) -> AsyncIterator[None]:

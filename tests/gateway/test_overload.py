@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes import FakeEngine
-from gateway.harness import KEY, Cluster, eventually, rest, running, stopping, tokens
+from gateway.harness import KEY, Cluster, eventually, pb, rest, running, stopping, tokens
 from gateway.test_auth import line
 
 from outrider import AsyncClient, ClientSecurity
@@ -202,5 +202,38 @@ def test_of_two_tokens_the_light_one_gets_its_half(model: Path, tmp_path: Path) 
             await asyncio.gather(*(ask(clients[one], one) for one in done for _ in range(counts[one])))
 
         assert done["or-light"] >= 0.45 * sum(done.values())
+
+    asyncio.run(scenario())
+
+
+def test_a_place_is_free_when_the_replica_is_done_whoever_has_not_read_it_yet(model: Path) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(max_num_seqs=1, max_model_len=50_000, per_round=lambda given: 500)
+        async with running(model, engine, write_timeout_s=600) as cluster:
+            long = {"stopping": stopping(max_tokens=20_000), "response": pb.ResponseOptions(logprobs=5)}
+            unread = await _accepted(cluster, 2, **long)
+            await eventually(lambda: not engine.live)
+
+            async with AsyncClient(cluster.address, patience_s=0) as client:
+                assert len((await client.generate(token_ids=[5], max_tokens=3)).token_ids) == 3
+
+            for call in unread:
+                assert (await rest(call))[-1].HasField("finished")
+
+    asyncio.run(scenario())
+
+
+def test_who_has_not_read_for_a_while_gives_way_to_who_waits(model: Path) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(max_num_seqs=1, max_model_len=10**7, per_round=lambda given: 50)
+        async with running(model, engine, write_timeout_s=600) as cluster:
+            unread = await _accepted(cluster, 2, response=pb.ResponseOptions(logprobs=5))
+            await eventually(lambda: len(engine.live) == 2)
+
+            async with AsyncClient(cluster.address, patience_s=0) as client:
+                assert len((await client.generate(token_ids=[5], max_tokens=3)).token_ids) == 3
+
+            with pytest.raises(grpc.aio.AioRpcError, match="read nothing"):
+                await asyncio.gather(*map(rest, unread))
 
     asyncio.run(scenario())
