@@ -34,7 +34,8 @@ from outrider.proto import inference_pb2 as pb
 from outrider.proto import inference_pb2_grpc
 
 SEATS = 16  # sequences that the replica runs at once
-TOKENS = 96  # of each answer
+TOKENS = 192  # of each answer
+CACHE_BYTES = 256 * 2**20  # so that it is all in use before memory is looked at
 QUEUE_WAIT_S = 0.25
 CHANNELS = 8  # of a token: no more than 100 requests are on one at once
 FUZZ_STATUSES = ("OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
@@ -122,7 +123,10 @@ async def at_once(clients: Clients, count: int, seconds: float) -> Phase:
 
     async def one() -> None:
         while time.monotonic() < until:
+            refused = len(phase.refused)
             await clients.ask(phase, until)
+            if len(phase.refused) > refused:
+                await asyncio.sleep(0.2)
 
     await asyncio.gather(*(one() for _ in range(count)))
     return phase
@@ -165,7 +169,8 @@ def a_cluster(*options: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokens"
         tokens = {name: _token(name, file) for name in ("heavy", "light")}
-        settings = ("--set", f"max_num_seqs={SEATS}", "--auth-token-file", str(file))
+        settings = ("--set", f"max_num_seqs={SEATS}", "--set", f"kv_cache_memory_bytes={CACHE_BYTES}")
+        settings += ("--auth-token-file", str(file))
         with Served("overload", *settings, *options) as served:
             yield Cluster(served, tokens)
 
@@ -181,14 +186,14 @@ def _token(name: str, file: Path) -> str:
 
 async def overload(cluster: Cluster, seconds: float, times: float) -> tuple[dict[str, Any], list[str]]:
     heavy, light = cluster.clients("heavy"), cluster.clients("light")
-    await at_once(heavy, 2 * SEATS, 8)
-    peak = await at_once(heavy, 2 * SEATS, 15)
+    await at_once(heavy, SEATS + 2, 20)
+    peak = await at_once(heavy, SEATS + 2, 20)
     rate = sum(peak.done.values()) / peak.seconds
     calm = await at_rates({heavy: 0.9 * rate}, 30)
     before = cluster.memory_mb()
     over = await at_rates({heavy: times * rate}, seconds)
     after = cluster.memory_mb()
-    shared = await at_rates({heavy: 50 * rate, light: 0.5 * rate}, 25)
+    shared = await at_rates({heavy: 60 * rate, light: 0.6 * rate}, 25)
     await heavy.close()
     await light.close()
     figures = {
@@ -268,7 +273,9 @@ async def fuzz(cluster: Cluster, count: int, seed: int) -> tuple[dict[str, Any],
         METHOD, request_serializer=bytes, response_deserializer=pb.GenerateResponse.FromString
     )
     room = asyncio.Semaphore(8)
-    began = time.monotonic()
+    await asyncio.sleep(10)
+    alone, began = list(gaps), time.monotonic()
+    gaps.clear()
 
     async def one(message: bytes) -> None:
         async with room:
@@ -284,8 +291,8 @@ async def fuzz(cluster: Cluster, count: int, seed: int) -> tuple[dict[str, Any],
                 examples.setdefault(status, f"{error.details()} <- {message[:300]!r}")
             statuses[status] += 1
 
-    for _ in range(count // 500 + 1):
-        await asyncio.gather(*(one(mutated(dice)) for _ in range(min(500, count))))
+    for first in range(0, count, 500):
+        await asyncio.gather(*(one(mutated(dice)) for _ in range(min(500, count - first))))
     took_s = time.monotonic() - began
     stopped.set()
     await watch
@@ -297,6 +304,7 @@ async def fuzz(cluster: Cluster, count: int, seed: int) -> tuple[dict[str, Any],
         "statuses": dict(statuses),
         "examples": {name: text[:500] for name, text in examples.items() if name not in FUZZ_STATUSES},
         "longest_gap_ms": round(1000 * max(gaps)),
+        "longest_gap_alone_ms": round(1000 * max(alone)),
         "gap_p99_ms": round(1000 * percentile(gaps, 0.99)),
         "memory_mb": {"before": before, "after": after},
     }

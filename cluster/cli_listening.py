@@ -41,6 +41,7 @@ class ServeOptions:
     max_live_requests_per_token: o.MaxLivePerToken = None
     max_allowed_token_ids: o.MaxAllowedTokenIds = None
     write_timeout_s: o.WriteTimeout = None
+    share_prefix_cache: o.SharePrefixCache = None
     ray_address: Annotated[
         str | None, typer.Option(help="auto (a running cluster, else one started here), local, or HOST:PORT.")
     ] = None
@@ -81,5 +82,6 @@ class GatewayOptions:
         float, typer.Option(help="How long requests of a lost replica wait for another to go on with them.")
     ] = 600.0
     write_timeout_s: o.WriteTimeout = None
+    share_prefix_cache: o.SharePrefixCache = None
     otlp_endpoint: o.OtlpEndpoint = None
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", help="Drain when standard input closes.")] = False

@@ -48,6 +48,13 @@ WriteTimeout = Annotated[
     float | None,
     typer.Option("--write-timeout-s", help="How long a client may read nothing of what it is sent. [20]"),
 ]
+SharePrefixCache = Annotated[
+    bool | None,
+    typer.Option(
+        "--share-prefix-cache/--prefix-cache-per-token",
+        help="Whether tokens share cached prefixes, and so can tell by time what others have asked. [per token]",
+    ),
+]
 OtlpEndpoint = Annotated[
     str | None,
     typer.Option(

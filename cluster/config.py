@@ -48,6 +48,7 @@ class ServeSettings(BaseModel):
     max_queue_wait_s: float = 10.0  # a request that would wait longer for its turn is refused
     write_timeout_s: float = Field(default=20.0, ge=0)  # how long a client may read nothing of what it is sent
     max_allowed_token_ids: int = Field(default=16_384, ge=0)
+    share_prefix_cache: bool = False  # among tokens, which then can tell by time what others have asked
     cluster_key_file: str | None = None  # None: a key is drawn, and other gateways cannot join
     controller_host: str = ""  # where gateways reach it; "": loopback, or this node's address where there are more
     controller_port: int = Field(default=0, ge=0, le=65535)
@@ -143,7 +144,8 @@ class ServeSettings(BaseModel):
         """The options of `outrider gateway` that say the same of its limits."""
         given = [(name, getattr(self, name)) for name in (*_ADMISSION, "write_timeout_s", "max_allowed_token_ids")]
         options = [(f"--{name.replace('_', '-')}", value) for name, value in given if value is not None]
-        return [word for option, value in options for word in (option, str(value))]
+        words = [word for option, value in options for word in (option, str(value))]
+        return [*words, "--share-prefix-cache"] if self.share_prefix_cache else words
 
     def spans_go_to(self, environment: Mapping[str, str]) -> str:
         """The collector in force; "" for none. SettingsError if it cannot be one."""

@@ -22,6 +22,7 @@ def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachReques
             client_request_id=request.request_id,
             traceparent=request.trace.parent if request.trace else "",
             tracestate=request.trace.state if request.trace else "",
+            cache_salt=request.cache_salt,
         )
     )
 
@@ -35,6 +36,7 @@ def submit_from_wire(submit: worker_pb2.Submit, request_id: str) -> Request:
         seed=submit.seed,
         resumed=tuple(OutputSoFar(index=o.index, token_ids=tuple(o.token_ids)) for o in submit.resumed),
         client_request_id=submit.client_request_id,
+        cache_salt=submit.cache_salt,
         trace=TraceContext.parse(submit.traceparent, submit.tracestate),
     )
 

@@ -51,6 +51,7 @@ class GatewaySettings:
     reason_wait_s: float = 5.0  # how long requests of a lost replica wait for the controller to say why
     resume_wait_s: float = 600.0  # how long requests of a lost replica wait for one that goes on with them
     write_timeout_s: float = 20.0  # how long a client may read nothing of what it is sent
+    share_prefix_cache: bool = False  # among tokens, which then can tell by time what others have asked
     end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
     otlp_endpoint: str = ""  # where spans go; "": nowhere
     cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/cluster_key.py
@@ -103,6 +104,7 @@ class Gateway:
             settings.resume_wait_s,
             settings.write_timeout_s,
             self._tracing,
+            share_prefix_cache=settings.share_prefix_cache,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()

@@ -68,10 +68,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         resume_wait_s: float,
         write_timeout_s: float,
         tracing: Tracing,
+        *,
+        share_prefix_cache: bool = False,
     ) -> None:
         """`resume_wait_s`: how long a request whose replica was lost waits for another; `write_timeout_s`: how long a
-        client may read nothing of what it is sent."""
+        client may read nothing of what it is sent; `share_prefix_cache`: among tokens."""
         self._resume_wait_s, self._write_timeout_s, self._tracing = resume_wait_s, write_timeout_s, tracing
+        self._share_prefix_cache = share_prefix_cache
         self.encoder: PromptEncoder | None = None
         self.model_name = ""
         self.draining = False
@@ -139,7 +142,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             run = self._inline if is_small(message) else self._in_thread
             await run(self._limits.check, message)
             record.call = await run(wire.call_from_wire, message)
-            prepared = await run(prepare, record.call, encoder, self._limits, replica.info)
+            prepared = await run(prepare, record.call, encoder, self._limits, replica.info, self._salt(record.caller))
             stream = await self._open(prepared, encoder, ticket, record.context)
             ticket.ask_for_turn(stream.take_turn)
             if stream.may_start:
@@ -167,6 +170,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise UnavailableError("the gateway does not know the model yet: try again later")
         return self.encoder, replica
 
+    def _salt(self, caller: str) -> str:
+        """How long an answer takes tells whether its prompt is cached: that is for its own token to know."""
+        return "" if self._share_prefix_cache else caller
+
     async def _inline(self, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
 
@@ -193,6 +200,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             seed=_seed(call),
             resumed=to_say_again(call.resume) if call.resume is not None else (),
             trace=trace,
+            cache_salt=prepared.cache_salt,
         )
         return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer, ticket.end_turn)
 
