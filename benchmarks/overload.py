@@ -263,6 +263,9 @@ async def never_read(cluster: Cluster, count: int) -> tuple[dict[str, Any], list
 
 async def fuzz(cluster: Cluster, count: int, seed: int) -> tuple[dict[str, Any], list[str]]:
     """Requests that are mutated, beside a stream that is innocent."""
+    warm = cluster.clients("light")
+    await at_once(warm, SEATS, 20)
+    await warm.close()
     gateway, before = cluster.gateway_pid(), cluster.memory_mb()
     statuses, examples, gaps = Counter[str](), dict[str, str](), list[float]()
     stopped = asyncio.Event()

@@ -5,6 +5,7 @@ import grpc
 from outrider.cluster.gateway.auth import Authenticator
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.health import Health, add_reflection
+from outrider.cluster.gateway.readable import ReadableRequests
 from outrider.cluster.gateway.tls import server_credentials
 from outrider.cluster.metrics import GatewayMetrics
 from outrider.workers.types.errors import OutriderError
@@ -55,10 +56,12 @@ class Listeners:
             await self._health_server.stop(None)
 
 
-def _interceptors(door: Door, metrics: GatewayMetrics) -> tuple[Authenticator, ...]:
+def _interceptors(door: Door, metrics: GatewayMetrics) -> tuple[grpc.aio.ServerInterceptor, ...]:
+    """The first is asked first."""
     if door.auth_token_file is None:
-        return ()
-    return (Authenticator(door.auth_token_file, lambda status: metrics.refused_calls.labels(status=status).inc()),)
+        return (ReadableRequests(),)
+    on_refusal = lambda status: metrics.refused_calls.labels(status=status).inc()  # noqa: E731
+    return (Authenticator(door.auth_token_file, on_refusal), ReadableRequests())
 
 
 def _plain(server: grpc.aio.Server, host: str, port: int, option: str) -> int:
