@@ -82,7 +82,7 @@ class RaySession:
         _remove_abandoned_directories()
         self._directory = tempfile.mkdtemp(prefix=f"{_DIRECTORY}{os.getpid()}-")
         os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: ranks would give way to any other program
-        with _group_apart():
+        with _group_apart(), _on_loopback(ray):
             context = ray.init(
                 address="local",
                 namespace=NAMESPACE,
@@ -93,6 +93,22 @@ class RaySession:
                 _temp_dir=self._directory,
             )
         self.dashboard_url = (context.dashboard_url or "") if self._dashboard else ""
+
+
+@contextlib.contextmanager
+def _on_loopback(ray: ModuleType) -> Iterator[None]:
+    """What is started inside listens on loopback only: Ray's name for that is a machine that cannot be of a cluster."""
+    name, constants = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", ray._private.ray_constants
+    before, found = os.environ.get(name), constants.ENABLE_RAY_CLUSTER
+    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = found
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

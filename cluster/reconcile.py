@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+HANGS = " hangs: "  # in the reason of an ending: rounds did not end
+
 
 class Goal(Enum):
     """What a replica is wanted for."""
@@ -163,7 +165,7 @@ def fault(ranks: Sequence[ObservedRank], now: float, deadlines: Deadlines) -> st
         others = [other for other in ranks if other.rank != rank.rank]
         if rank.failed_at is not None and all(_answered_since(other, rank.failed_at) for other in others):
             return f"{rank.label} failed: {rank.error}"
-    return next((f"{rank.label} hangs: {rank.stall}" for rank in ranks if rank.stall), "")
+    return next((f"{rank.label}{HANGS}{rank.stall}" for rank in ranks if rank.stall), "")
 
 
 def _answered_since(rank: ObservedRank, time: float) -> bool:

@@ -20,9 +20,16 @@ log = logging.getLogger("outrider.gateway.fleet")
 class Fleet:
     """One event loop. `on_change` is called whenever what is ready may have changed."""
 
-    def __init__(self, on_change: Callable[[], None], reason_wait_s: float, key: str = "") -> None:
+    def __init__(
+        self,
+        on_change: Callable[[], None],
+        reason_wait_s: float,
+        key: str = "",
+        on_end: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         """`reason_wait_s`: how long requests of a lost replica wait for the controller to say why; `key`: the
-        cluster's."""
+        cluster's; `on_end` hears why a replica ended."""
+        self._on_end = on_end
         self._on_change = on_change
         self._reason_wait_s, self._key = reason_wait_s, key
         self._replicas: dict[ReplicaId, Replica] = {}
@@ -51,6 +58,7 @@ class Fleet:
         for one, reason in steps.end.items():
             logs.event(log, logging.WARNING, "replica ended", replica=one, reason=reason)
             self._replicas[one].end(reason)
+            self._on_end(reason)
         for one in steps.retire:
             self._replicas[one].retire()
         for one, address in steps.connect.items():

@@ -20,9 +20,11 @@ from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.health import Health
 from outrider.cluster.gateway.limits import RequestLimits
 from outrider.cluster.gateway.listen import Listeners
+from outrider.cluster.gateway.loop_lag import LoopLag
 from outrider.cluster.gateway.prompts import PromptEncoder
 from outrider.cluster.gateway.service import InferenceServicer
 from outrider.cluster.metrics import GatewayMetrics, serve_metrics
+from outrider.cluster.reconcile import HANGS
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
 from outrider.workers import logs
 from outrider.workers.tracing import open_tracing
@@ -91,10 +93,11 @@ class Gateway:
         self.metrics_port = 0
         self._changed = asyncio.Event()
         self._health = Health()
+        self._lag = LoopLag()
         self._listeners = Listeners(settings.door, self._health, self.metrics, settings.limits.max_message_bytes)
         self._controller = ControllerLink(settings.controller, settings.cluster_key)
         self._admission = Admission(settings.admission)
-        self._fleet = Fleet(self._fleet_changed, settings.reason_wait_s, settings.cluster_key)
+        self._fleet = Fleet(self._fleet_changed, settings.reason_wait_s, settings.cluster_key, self._count_ended)
         self._tracing = open_tracing(settings.otlp_endpoint, TRACED_AS)
         self._inference = InferenceServicer(
             self._admission,
@@ -108,6 +111,9 @@ class Gateway:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()
+
+    def _count_ended(self, reason: str) -> None:
+        self.metrics.ended_replicas.labels(cause="stalled" if HANGS in reason else "other").inc()
 
     def _fleet_changed(self) -> None:
         self._admission.set_places(self._fleet.places)
@@ -134,7 +140,9 @@ class Gateway:
         """Listens. OutriderError if a port is taken. Ready once the controller has named a replica."""
         settings, server = self.settings, self._listeners.server
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, server)
-        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(self._controller, self._fleet), server)
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
+            ClusterServicer(self._controller, self._fleet, self.metrics), server
+        )
         await self._health.set_ready(False)
         if weakness := settings.door.weakness(settings.host):
             logs.event(log, logging.WARNING, "the door is open", reason=weakness)
@@ -142,7 +150,10 @@ class Gateway:
             self.metrics_port, stop = serve_metrics(self.metrics.registry, settings.host, settings.metrics_port)
             self._closers.callback(stop)
         await self._listeners.start(settings.host, settings.port)
-        work = (self._controller.watch(self._fleet.apply), self._learn_model(), self._report_health())
+        self.metrics.controller_connected.set_function(lambda: self._controller.connected)
+        self.metrics.loop_lag.set_function(lambda: self._lag.longest_s)
+        table = self._controller.watch(self._fleet.apply)
+        work = (table, self._learn_model(), self._report_health(), self._lag.watch())
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(self._note_end)

@@ -139,6 +139,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             deadline_s=context.time_remaining(),
         ) as ticket:
             ticket.replace = functools.partial(record.end_early, asyncio.current_task())
+            self._metrics.resumed.inc(message.HasField("resume"))
             run = self._inline if is_small(message) else self._in_thread
             await run(self._limits.check, message)
             record.call = await run(wire.call_from_wire, message)
@@ -247,9 +248,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     raise UnavailableError(f"{lost}: it is not tried again")
                 if stream.moves_without_progress >= MOST_MOVES:
                     raise UnavailableError(f"it was moved {MOST_MOVES} times without a token")
-                replica = await self._fleet.successor(
-                    stream.connection, fingerprint, stream.length, stream.prefix, self._resume_wait_s
-                )
+                with self._metrics.successor_waits.track_inprogress():
+                    replica = await self._fleet.successor(
+                        stream.connection, fingerprint, stream.length, stream.prefix, self._resume_wait_s
+                    )
                 with contextlib.suppress(EngineStoppedError):  # gone in this moment: then another
                     stream.move_to(replica)
                     self._metrics.moves.inc()

@@ -11,8 +11,10 @@ from gateway.harness import KEY, Cluster, eventually, pb, rest, running, stoppin
 from gateway.test_auth import line
 
 from outrider import AsyncClient, ClientSecurity
+from outrider.cluster.cli_status import gateway_line
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.workers.types.errors import OverloadedError
 
 Code = grpc.StatusCode
 PLACES = 5  # of a replica that runs four sequences at once
@@ -162,6 +164,25 @@ def test_who_would_wait_too_long_is_refused_and_so_is_who_cannot_wait_so_long(mo
             assert caught.value.code() is Code.RESOURCE_EXHAUSTED
             sample = cluster.gateway.metrics.registry.get_sample_value
             assert sample("outrider_gateway_refused_requests_total", {"cause": "wait"}) == 1
+
+    asyncio.run(scenario())
+
+
+def test_the_status_says_what_the_gateway_has_refused_and_what_waits(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, paused(), max_live_requests=PLACES + 1) as cluster:
+            await _accepted(cluster, PLACES + 1)
+            async with AsyncClient(cluster.address, patience_s=0) as client:
+                with pytest.raises(OverloadedError):
+                    await client.generate(token_ids=[5])
+                gateway = (await client.status()).gateway
+            assert gateway is not None
+
+            assert (gateway.live_requests, gateway.queued_requests) == (PLACES + 1, 1)
+            assert gateway.refused == {"live_requests": 1}
+            assert not gateway.controller_lost
+            assert "1 waiting for their turn" in gateway_line(gateway)
+            assert "refused: live_requests 1" in gateway_line(gateway)
 
     asyncio.run(scenario())
 
