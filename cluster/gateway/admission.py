@@ -148,7 +148,7 @@ class Admission:
         if deadline_s is not None and wait_s > max(0.0, deadline_s):
             late = f"its turn is in about {wait_s:.1f} s, and its deadline in {max(0.0, deadline_s):.1f} s"
             raise self._refusal(late, "deadline", wait_s)
-        if wait_s > self._limits.max_queue_wait_s:
+        if wait_s > self._limits.max_queue_wait_s and not self._turns.is_due(caller):
             most = self._limits.max_queue_wait_s
             raise self._refusal(f"its turn is in about {wait_s:.1f} s, at most {most:g} s may be", "wait", wait_s)
 

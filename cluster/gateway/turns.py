@@ -6,6 +6,7 @@ to do hold equally many places, however much each of them asks for.
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Turns:
         self._clock = clock
         self._places = 0
         self._held = 0
+        self._running: dict[Turn, None] = {}  # those with places, the first for longest
         self._accounts: dict[str, _Account] = {}
         self._given = itertools.count(1)
         self._ended = 0
@@ -73,6 +75,7 @@ class Turns:
             if turn in account.waiting:
                 account.waiting.remove(turn)
         else:
+            del self._running[turn]
             account.holding -= turn.outputs
             self._held -= turn.outputs
             self._note(self._clock() - turn.began)
@@ -87,15 +90,37 @@ class Turns:
         It gains what it holds less than its share from all places that come free; for more than its share it waits
         until its own come free.
         """
-        demands = {name: one.holding + one.waiting_outputs for name, one in self._accounts.items()}
-        if not self._places or self._held_s is None or sum(demands.values()) < self._places:
+        if not self._places or self._held_s is None or self._demanded < self._places:
             return 0.0
         account = self._accounts.get(caller, _Account())
         before = account.waiting_outputs + 1  # of its own outputs, and the first of this request
-        demands[caller] = demands.get(caller, 0) + outputs
-        share = max(1.0, min(demands[caller], fair_share(self._places, demands.values())))
+        share = max(1.0, min(account.holding + account.waiting_outputs + outputs, self._share(caller)))
         gained = min(before, max(0.0, share - account.holding))
-        return self._held_s * (gained / self._places + (before - gained) / share)
+        return self._free_in_s(math.ceil(gained + (before - gained) * self._places / share))
+
+    def is_due(self, caller: str) -> bool:
+        """Whether nothing of this caller waits, and it holds less than its share: the next free place is its own."""
+        account = self._accounts.get(caller, _Account())
+        return not account.waiting and account.holding < self._share(caller)
+
+    @property
+    def _demanded(self) -> int:
+        return sum(one.holding + one.waiting_outputs for one in self._accounts.values())
+
+    def _share(self, caller: str) -> float:
+        """Of the places, if it asked for all."""
+        others = [one.holding + one.waiting_outputs for name, one in self._accounts.items() if name != caller]
+        return min(self._places, fair_share(self._places, [*others, self._places]))
+
+    def _free_in_s(self, count: int) -> float:
+        """When so many places have come free: as fast as on average, and not before those held longest are due."""
+        assert self._held_s is not None
+        on_average = self._held_s * count / self._places
+        for turn in self._running:
+            count -= turn.outputs
+            if count <= 0 and turn.began is not None:
+                return max(on_average, turn.began + self._held_s - self._clock())
+        return on_average
 
     def room_s(self, outputs: int) -> float | None:
         """How long until so many outputs have ended; None if nothing is known yet."""
@@ -118,6 +143,7 @@ class Turns:
         turn.began, account.last = self._clock(), next(self._given)
         account.holding += turn.outputs
         self._held += turn.outputs
+        self._running[turn] = None
         turn.start()
 
     def _note(self, held_s: float) -> None:

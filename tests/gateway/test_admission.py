@@ -76,7 +76,10 @@ def test_who_would_wait_too_long_is_refused_with_the_time_it_would_wait() -> Non
         one.enter("b", caller="heavy")
 
     assert (caught.value.cause, caught.value.retry_after_s) == ("wait", 10)
-    assert one.enter("c", caller="light"), "another caller's queue is not its own"
+    light = one.enter("c", caller="light")
+    light.ask_for_turn(lambda: None)
+    with pytest.raises(OverloadedError):
+        one.enter("e", caller="heavy")
     assert one.enter("d", caller="heavy", resumed=True), "it was accepted before"
 
 

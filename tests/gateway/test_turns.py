@@ -157,6 +157,29 @@ def test_what_another_waits_for_does_not_lengthen_a_callers_wait() -> None:
     assert replicas.turns.wait_s("light") < 1
 
 
+def test_a_place_is_not_forecast_before_those_that_hold_them_are_due() -> None:
+    replicas = Replicas(8)
+    for _ in range(8):
+        replicas.ask("a")
+    for _ in range(8):
+        replicas.end_one()
+    for _ in range(8):
+        replicas.ask("a")
+
+    assert replicas.turns.wait_s("a") == pytest.approx(HELD_S, rel=0.3), "all have just begun"
+
+
+def test_who_holds_less_than_its_share_is_due_and_who_waits_already_is_not() -> None:
+    replicas = Replicas(4)
+    for _ in range(9):
+        replicas.ask("heavy")
+
+    assert replicas.turns.is_due("light")
+    assert not replicas.turns.is_due("heavy")
+    replicas.ask("light")
+    assert not replicas.turns.is_due("light")
+
+
 @given(st.integers(0, 50), st.lists(st.integers(0, 50), max_size=8))
 def test_a_fair_share_uses_all_that_is_demanded_and_there(places: int, demands: list[int]) -> None:
     share = fair_share(places, demands)
