@@ -25,8 +25,10 @@ def join(rank: int, world_size: int, address: str, port: int, device: torch.devi
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         tcp_store = dist.TCPStore  # type: ignore[attr-defined]  # torch exports it without saying so
-        listens = {"master_listen_fd": _listen(address, port)} if rank == 0 else {}
-        store = tcp_store(address, port, world_size, is_master=rank == 0, timeout=_JOIN_TIMEOUT, **listens)
+        listener = _listen(address, port) if rank == 0 else None
+        store = tcp_store(
+            address, port, world_size, is_master=rank == 0, timeout=_JOIN_TIMEOUT, master_listen_fd=listener
+        )
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(days=365))
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
