@@ -10,6 +10,7 @@ Exits 1 where a promise is not kept. Arrivals are by chance, at a rate; nobody a
 import argparse
 import asyncio
 import contextlib
+import io
 import random
 import subprocess
 import sys
@@ -168,19 +169,17 @@ def _children(server: "subprocess.Popen[str]") -> list[psutil.Process]:
 def a_cluster(*options: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokens"
-        tokens = {name: _token(name, file) for name in ("heavy", "light")}
+        tokens = {"heavy": _token("heavy", file), "light": _token("light", file, "admin")}
         settings = ("--set", f"max_num_seqs={SEATS}", "--set", f"kv_cache_memory_bytes={CACHE_BYTES}")
         settings += ("--auth-token-file", str(file))
         with Served("overload", *settings, *options) as served:
             yield Cluster(served, tokens)
 
 
-def _token(name: str, file: Path) -> str:
-    import io
-
+def _token(name: str, file: Path, *roles: str) -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        run_token(name, ["inference"], file)
+        run_token(name, ["inference", *roles], file)
     return said.getvalue().split()[-1]
 
 
@@ -297,6 +296,8 @@ async def fuzz(cluster: Cluster, count: int, seed: int) -> tuple[dict[str, Any],
     for first in range(0, count, 500):
         await asyncio.gather(*(one(mutated(dice)) for _ in range(min(500, count - first))))
     took_s = time.monotonic() - began
+    async with cluster.client("light") as client:
+        gateway_now = (await client.status()).gateway
     stopped.set()
     await watch
     after = cluster.memory_mb()
@@ -308,6 +309,7 @@ async def fuzz(cluster: Cluster, count: int, seed: int) -> tuple[dict[str, Any],
         "examples": {name: text[:500] for name, text in examples.items() if name not in FUZZ_STATUSES},
         "longest_gap_ms": round(1000 * max(gaps)),
         "longest_gap_alone_ms": round(1000 * max(alone)),
+        "gateways_event_loop_late_ms": round(1000 * gateway_now.longest_loop_lag_s) if gateway_now else None,
         "gap_p99_ms": round(1000 * percentile(gaps, 0.99)),
         "memory_mb": {"before": before, "after": after},
     }
