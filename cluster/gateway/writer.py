@@ -11,8 +11,8 @@ from outrider.cluster.gateway import wire
 from outrider.cluster.generation import Event
 
 _STATUS_WAIT_S = 60.0
-WANTED_S = 1.0  # a client that has not read for so long gives way to others that wait
-_LOOK_EVERY_S = 0.2
+WANTED_S = 0.5  # a client that has not read for so long gives way to others that wait
+_LOOK_EVERY_S = 0.1
 
 
 class SlowReaderError(Exception):
@@ -44,6 +44,7 @@ class EventWriter:
     async def _write(self, message: Any) -> None:
         async with self._lock:
             sending = asyncio.ensure_future(self._context.write(message))
+            sending.add_done_callback(_take_error)
             try:
                 waited_s = await self._wait(sending)
             except asyncio.CancelledError:
@@ -88,6 +89,12 @@ class EventWriter:
                 await asyncio.sleep(max(0.0, self._written_at + interval_s - loop.time()))
                 if loop.time() >= self._written_at + interval_s:
                     await self._write(wire.heartbeat_to_wire())
+
+
+def _take_error(sending: "asyncio.Future[None]") -> None:
+    """Whoever left before it ended has no use for its error, and asyncio would log a traceback for each."""
+    if not sending.cancelled():
+        sending.exception()
 
 
 @contextlib.contextmanager
