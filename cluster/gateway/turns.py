@@ -99,9 +99,9 @@ class Turns:
         return self._free_in_s(math.ceil(gained + (before - gained) * self._places / share))
 
     def is_due(self, caller: str) -> bool:
-        """Whether nothing of this caller waits, and it holds less than its share: the next free place is its own."""
+        """Whether this caller holds and waits for less than its share: the next free places are its own."""
         account = self._accounts.get(caller, _Account())
-        return not account.waiting and account.holding < self._share(caller)
+        return account.holding + account.waiting_outputs < self._share(caller)
 
     @property
     def _demanded(self) -> int:

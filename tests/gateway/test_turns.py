@@ -176,7 +176,8 @@ def test_who_holds_less_than_its_share_is_due_and_who_waits_already_is_not() -> 
 
     assert replicas.turns.is_due("light")
     assert not replicas.turns.is_due("heavy")
-    replicas.ask("light")
+    for _ in range(2):
+        replicas.ask("light")
     assert not replicas.turns.is_due("light")
 
 
