@@ -17,7 +17,7 @@ demo: $(STAMP)  ## a two-stage cluster on this machine: speculation off against 
 	$(BIN)/outrider demo
 
 test: $(STAMP)  ## the fast tests; says what it skips and why
-	$(BIN)/python -m pytest -m "not full" --durations=20
+	$(BIN)/python -m pytest -m "not full" --hypothesis-profile=repeatable --durations=20
 
 test-full: $(STAMP)  ## everything, the long grids included
 	$(BIN)/python -m pytest

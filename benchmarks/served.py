@@ -16,8 +16,20 @@ class Served:
 
     def __init__(self, name: str, *options: str) -> None:
         """`name`: the cluster's; `options`: of `outrider serve`."""
-        command = [sys.executable, "-m", "outrider.cluster.cli", "serve", "--port", "0", "--ray-address", "local"]
+        command = [
+            sys.executable,
+            "-m",
+            "outrider.cluster.cli",
+            "serve",
+            "--port",
+            "0",
+            "--http-port",
+            "0",
+            "--ray-address",
+            "local",
+        ]
         self.exit_status: int | None = None
+        command += ["--http-port", "0"]  # an option that is given again wins
         self.process = subprocess.Popen([*command, "--name", name, *options], stdout=subprocess.PIPE, text=True)
         self.address = self._address()
 

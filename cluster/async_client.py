@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
 from outrider.cluster import client_questions as questions
+from outrider.cluster.chat_shapes import Messages, ToolChoice, ToolsGiven
 from outrider.cluster.client import (
     ASK_TIMEOUT_S,
     DEFAULT_ADDRESS,
@@ -19,7 +20,7 @@ from outrider.cluster.client import (
     left_s,
     within,
 )
-from outrider.cluster.client_call import Collector, Messages, build_call, exception_of, explained
+from outrider.cluster.client_call import Collector, build_call, chat_options, exception_of, explained
 from outrider.cluster.client_questions import Question, T
 from outrider.cluster.client_resume import PATIENCE_S, GatewayLeftError, ResumableCall
 from outrider.cluster.client_security import ClientSecurity
@@ -70,6 +71,11 @@ class AsyncClient:
         *,
         token_ids: Sequence[int] | None = None,
         messages: Messages | None = None,
+        tools: ToolsGiven | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        auto_reasoning: bool = False,
         params: SamplingParams | None = None,
         request_id: str = "",
         traceparent: str = "",
@@ -79,7 +85,8 @@ class AsyncClient:
     ) -> Generation:
         """As Client.generate."""
         trace = (traceparent, tracestate)
-        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace)
+        chat = chat_options(tools, tool_choice, parallel_tool_calls, chat_template_kwargs, auto_reasoning)
+        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace, chat=chat)
         collector = Collector(call.params.n)
         async for event in self._events(call, timeout_s):
             collector.add(event)
@@ -91,6 +98,11 @@ class AsyncClient:
         *,
         token_ids: Sequence[int] | None = None,
         messages: Messages | None = None,
+        tools: ToolsGiven | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        auto_reasoning: bool = False,
         params: SamplingParams | None = None,
         request_id: str = "",
         traceparent: str = "",
@@ -101,7 +113,8 @@ class AsyncClient:
     ) -> AsyncIterator[Event]:
         """As Client.stream."""
         trace = (traceparent, tracestate)
-        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace, speculation_detail)
+        chat = chat_options(tools, tool_choice, parallel_tool_calls, chat_template_kwargs, auto_reasoning)
+        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace, speculation_detail, chat)
         return self._events(call, timeout_s)
 
     async def _events(self, call: GenerateCall, timeout_s: float | None) -> AsyncIterator[Event]:
@@ -115,6 +128,8 @@ class AsyncClient:
                     yield event
                 return
             except (grpc.aio.AioRpcError, GatewayLeftError) as error:
+                if request.finished:
+                    return
                 if not request.may_go_on(error, time.monotonic(), left_s(until)):
                     raise explained(error, address) from error
                 pause_s = request.pause_s(error)

@@ -25,7 +25,8 @@ ATTEMPTS = 6  # for a request that failed through no fault of its own
 _LONGEST_PAUSE_S = 16.0
 _DIGEST_LENGTH = 16
 _PROMPTS = {"prompt": str, "token_ids": list, "messages": list}
-_NOT_OF_A_LINE = {"params", "timeout_s", "request_id", "reasoning_end_id"}  # the client's and the gateway's own
+_NOT_OF_A_LINE = {"params", "timeout_s", "request_id", "reasoning_end_id", "reasoning_begin_id", "tool_format"}
+# the client's and the gateway's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def run_demo(
     json_file: Path, *, report_file: Path | None, model: str, prompts: int, extent: Extent, log_level: str
 ) -> None:
     """OutriderError if it cannot run, was interrupted, or if speculation changed a text."""
-    options = {"model": model, "pipeline_parallel_size": STAGES, "port": 0, "ray_address": "local"}
+    options = {"model": model, "pipeline_parallel_size": STAGES, "port": 0, "http_port": 0, "ray_address": "local"}
     settings = load_settings(options={**options, "name": f"demo-{os.getpid()}"})
     tasks = load_tasks(prompts)
     refuse_unwritable(json_file, "--json")

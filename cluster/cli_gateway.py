@@ -26,6 +26,7 @@ def gateway_settings(options: Mapping[str, Any]) -> GatewaySettings:
     """SettingsError names an option that cannot be; OutriderError, a cluster key that cannot be read."""
     values = {name: value for name, value in options.items() if value is not None}
     values |= {name: Path(values[name]) for name in _FILES if name in values}
+    values["http_port"] = values.get("http_port") or None  # 0: off
     key_file, endpoint = values.pop("cluster_key_file", None), values.pop("otlp_endpoint", None)
     try:
         return GatewaySettings(

@@ -30,6 +30,8 @@ class ServeOptions:
     speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None
     host: Annotated[str | None, typer.Option(help="Where the gateway listens; loopback by default.")] = None
     port: Annotated[int | None, typer.Option(help="The gateway's port; 0 takes a free one. [50051]")] = None
+    http_port: Annotated[int | None, typer.Option(help="The gateway's port for HTTP; 0: off. [8000]")] = None
+    http_host: Annotated[str | None, typer.Option(help="Where it listens for HTTP. [as --host]")] = None
     metrics_port: Annotated[int | None, typer.Option(help="Serve the gateway's Prometheus metrics here.")] = None
     health_port: o.HealthPort = None
     tls_cert: o.TlsCert = None
@@ -60,6 +62,8 @@ class GatewayOptions:
     controller: Annotated[str, typer.Option(help="HOST:PORT of the controller.", callback=o.host_and_port)]
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 50051
+    http_port: Annotated[int, typer.Option(help="For HTTP; 0: off.")] = 8000
+    http_host: Annotated[str | None, typer.Option(help="Where to listen for HTTP. [as --host]")] = None
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None
     health_port: o.HealthPort = None
     tls_cert: o.TlsCert = None

@@ -69,7 +69,8 @@ def _ready_line(cluster: ServedCluster, settings: ServeSettings, plan: ShardPlan
     replicas = "" if settings.replicas == 1 else f"{settings.replicas} replicas of "
     dashboard = f" (Ray dashboard: http://{cluster.dashboard_url})" if cluster.dashboard_url else ""
     speculation = f"speculation {settings.speculation}{dashboard}"
-    return f"ready: {settings.model} on {cluster.address}, {replicas}{shape}, {speculation}"
+    http = f"{cluster.http_url}, " if cluster.http_url else ""
+    return f"ready: {settings.model} on {cluster.address}, {http}{replicas}{shape}, {speculation}"
 
 
 def _say(line: str) -> None:

@@ -1,14 +1,15 @@
 """Client: a cluster's gRPC API with types. What goes wrong is one of cluster/errors.py's exceptions."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
 from outrider.cluster import client_questions as questions
-from outrider.cluster.client_call import Collector, Messages, build_call, exception_of, explained
+from outrider.cluster.chat_shapes import Messages, ToolChoice, ToolsGiven
+from outrider.cluster.client_call import Collector, build_call, chat_options, exception_of, explained
 from outrider.cluster.client_questions import Question, T
 from outrider.cluster.client_resume import PATIENCE_S, GatewayLeftError, ResumableCall
 from outrider.cluster.client_security import ClientSecurity
@@ -35,6 +36,9 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 5_000),  # a gateway that is frozen or cut off is noticed while a call waits for it
     ("grpc.keepalive_timeout_ms", 4_000),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.min_reconnect_backoff_ms", 4_000),  # also how long a gateway may take to greet: a frozen one never does
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 4_000),
 )
 
 
@@ -85,6 +89,11 @@ class Client:
         *,
         token_ids: Sequence[int] | None = None,
         messages: Messages | None = None,
+        tools: ToolsGiven | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        auto_reasoning: bool = False,
         params: SamplingParams | None = None,
         request_id: str = "",
         traceparent: str = "",
@@ -93,9 +102,12 @@ class Client:
         **sampling: Any,  # SamplingParams' own fields
     ) -> Generation:
         """The whole answer. Sampling is `params`, or SamplingParams' fields as keywords (max_tokens then defaults to
-        the model's length). `traceparent` and `tracestate` are W3C Trace Context's, of the span that asks."""
+        the model's length). `tools` are functions in OpenAI's shape that the model may call, and `chat_template_kwargs`
+        variables of the chat template's own; `auto_reasoning` gives what comes before `</think>` apart, where there is
+        some. `traceparent` and `tracestate` are W3C Trace Context's, of the span that asks."""
         trace = (traceparent, tracestate)
-        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace)
+        chat = chat_options(tools, tool_choice, parallel_tool_calls, chat_template_kwargs, auto_reasoning)
+        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace, chat=chat)
         collector = Collector(call.params.n)
         for event in self._events(call, timeout_s):
             collector.add(event)
@@ -107,6 +119,11 @@ class Client:
         *,
         token_ids: Sequence[int] | None = None,
         messages: Messages | None = None,
+        tools: ToolsGiven | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        auto_reasoning: bool = False,
         params: SamplingParams | None = None,
         request_id: str = "",
         traceparent: str = "",
@@ -117,7 +134,8 @@ class Client:
     ) -> Iterator[Event]:
         """The events as they come: Accepted, Outputs, a Finished per output. Closing the iterator cancels."""
         trace = (traceparent, tracestate)
-        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace, speculation_detail)
+        chat = chat_options(tools, tool_choice, parallel_tool_calls, chat_template_kwargs, auto_reasoning)
+        call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace, speculation_detail, chat)
         return self._events(call, timeout_s)
 
     def _events(self, call: GenerateCall, timeout_s: float | None) -> Iterator[Event]:
@@ -130,6 +148,8 @@ class Client:
                 yield from self._heard(request, until)
                 return
             except (grpc.RpcError, GatewayLeftError) as error:
+                if request.finished:
+                    return
                 if not request.may_go_on(error, time.monotonic(), left_s(until)):
                     raise explained(error, address) from error
                 pause_s = request.pause_s(error)

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from outrider.cluster.chat_shapes import Messages, ToolChoice, ToolsGiven, messages_of, tools_of
 from outrider.cluster.client_status import NOT_REACHED, is_too_large, retry_delay_s
 from outrider.cluster.errors import (
     DeadlineExceededError,
@@ -25,7 +26,6 @@ from outrider.cluster.generation import (
     Finished,
     GenerateCall,
     Generation,
-    Message,
     Output,
     Prompt,
     TextPrompt,
@@ -35,9 +35,37 @@ from outrider.workers.outputs import Logprob
 from outrider.workers.text.assembler import Usage
 from outrider.workers.types.errors import OutriderError, OverloadedError
 from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.tools import ToolCall, ToolCallDelta, Tools
 from outrider.workers.types.trace_context import TraceContext
 
-Messages = Sequence[Mapping[str, str]]
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """What goes with messages."""
+
+    tools: Tools = dataclasses.field(default_factory=Tools)
+    template_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    auto_reasoning: bool = False
+
+
+PLAIN_CHAT = ChatOptions()
+
+
+def chat_options(
+    tools: ToolsGiven | None,
+    tool_choice: ToolChoice,
+    parallel: bool,
+    template_arguments: Mapping[str, Any] | None,
+    auto_reasoning: bool,
+) -> ChatOptions:
+    """InvalidRequestError names what is wrong."""
+    return ChatOptions(
+        tools=tools_of(tools, tool_choice, parallel=parallel),
+        template_arguments=template_arguments or {},
+        auto_reasoning=auto_reasoning,
+    )
+
+
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 _KINDS: dict[grpc.StatusCode, type[OutriderError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
@@ -59,6 +87,7 @@ def build_call(
     request_id: str,
     trace: tuple[str, str],
     speculation_detail: bool = False,
+    chat: ChatOptions = PLAIN_CHAT,
 ) -> GenerateCall:
     """`trace`: traceparent and tracestate. Without `params` max_tokens is the model's length, as on the wire.
 
@@ -67,10 +96,11 @@ def build_call(
     if params is not None and sampling:
         raise InvalidRequestError(f"give params or {', '.join(sampling)}, not both")
     return GenerateCall(
-        prompt=_prompt(prompt, token_ids, messages),
+        prompt=_prompt(prompt, token_ids, messages, chat),
         params=params if params is not None else _params(sampling),
         request_id=request_id,
         speculation_detail=speculation_detail,
+        auto_reasoning=chat.auto_reasoning,
         trace=_trace(*trace),
     )
 
@@ -96,9 +126,13 @@ def _params(sampling: Mapping[str, Any]) -> SamplingParams:
         raise InvalidRequestError(f"one of {', '.join(sampling)} is of the wrong type: {error}") from error
 
 
-def _prompt(prompt: str | None, token_ids: Sequence[int] | None, messages: Messages | None) -> Prompt:
+def _prompt(
+    prompt: str | None, token_ids: Sequence[int] | None, messages: Messages | None, chat: ChatOptions
+) -> Prompt:
     if sum(given is not None for given in (prompt, token_ids, messages)) != 1:
         raise InvalidRequestError("give exactly one of prompt, token_ids and messages")
+    if messages is None and (chat.tools or chat.template_arguments):
+        raise InvalidRequestError("tools and chat_template_kwargs go with messages")
     if prompt is not None:
         return TextPrompt(prompt)
     if token_ids is not None:
@@ -106,14 +140,15 @@ def _prompt(prompt: str | None, token_ids: Sequence[int] | None, messages: Messa
             if not isinstance(token_id, Integral) or not 0 <= token_id < 2**32:
                 raise InvalidRequestError(f"token_ids must be integers in [0, {2**32 - 1}], got {token_id!r}")
         return TokenPrompt(tuple(token_ids))
-    return ChatPrompt(tuple(_message(number, one) for number, one in enumerate(messages or ())))
+    return ChatPrompt(messages_of(messages or ()), chat.tools, chat.template_arguments)
 
 
-def _message(number: int, given: Mapping[str, str]) -> Message:
-    for key in ("role", "content"):
-        if key not in given:
-            raise InvalidRequestError(f"messages[{number}] has no {key!r}: each needs a role and a content")
-    return Message(role=given["role"], content=given["content"])
+def _add_call(calls: list[ToolCall], delta: ToolCallDelta) -> None:
+    if delta.index == len(calls):
+        calls.append(ToolCall(id=delta.id, name=delta.name, arguments=delta.arguments))
+    else:
+        known = calls[delta.index]
+        calls[delta.index] = dataclasses.replace(known, arguments=known.arguments + delta.arguments)
 
 
 class Collector:
@@ -134,6 +169,8 @@ class Collector:
                 output.token_ids.extend(event.token_ids)
                 output.text += event.text
                 output.reasoning += event.reasoning
+                for call in event.tool_calls:
+                    _add_call(output.tool_calls, call)
                 output.logprobs.extend(event.logprobs)
                 self._prompt_logprobs.extend(event.prompt_logprobs)
             case Finished():

@@ -53,12 +53,13 @@ class ResumableCall:
         """`draw`: a number in [0, 1), so that many clients of one lost gateway do not all come at once. `gateways`: how
         many there are to ask."""
         self._original, self._draw = dataclasses.replace(call, heartbeat_s=HEARTBEAT_S), draw
-        self._unreached, self._gateways = 0, gateways
+        self._asked, self._unreached, self._gateways = 0, 0, gateways
         self._accepted: Accepted | None = None
         self._so_far = {index: list[int]() for index in range(call.params.n)}  # unfinished outputs
         if call.resume is not None:
             self._so_far = {output.index: list(output.token_ids) for output in call.resume.outputs}
         self._prompt_heard = self._prompt_repeats = 0
+        self._finished_tokens = self._finished_before = 0  # of outputs that ended; that ended at an earlier gateway
         self._pause_s = FIRST_PAUSE_S
         self._patience_s, self._progress_at = patience_s, now
 
@@ -78,6 +79,11 @@ class ResumableCall:
         )
         return dataclasses.replace(self._original, request_id=self._accepted.request_id, resume=resume)
 
+    @property
+    def finished(self) -> bool:
+        """Every output has ended: how the stream ends does not matter any more."""
+        return self._accepted is not None and not self._so_far
+
     def hear(self, event: Event | None, now: float) -> Event | None:
         """The event, if it is news to the caller. GenerationFailedError for an error event, GatewayLeftError for one
         that another gateway may go on behind."""
@@ -85,47 +91,68 @@ class ResumableCall:
         match event:
             case Accepted():
                 self._accepted = self._accepted or event
-                self._prompt_repeats = self._prompt_heard
+                self._prompt_repeats, self._finished_before = self._prompt_heard, self._finished_tokens
             case Output():
                 self._so_far[event.index] += event.token_ids
                 event = self._without_repeats(event)
             case Finished():
-                self._so_far.pop(event.index, None)
+                self._finished_tokens += len(self._so_far.pop(event.index, ()))
+                event = self._with_whole_usage(event)
             case Failed():
                 raise (GatewayLeftError if event.resumable else GenerationFailedError)(event.message)
         if not isinstance(event, Accepted):
             self._pause_s, self._progress_at = FIRST_PAUSE_S, now
         return None if again else event
 
-    def _without_repeats(self, output: Output) -> Output:
-        """A gateway says the prompt's log-probabilities from the first on, until a token has come."""
+    def _without_repeats(self, output: Output) -> Output | None:
+        """A gateway says the prompt's log-probabilities from the first on, until a token has come. None: nothing is
+        new."""
         repeated = min(self._prompt_repeats, len(output.prompt_logprobs))
         self._prompt_repeats -= repeated
         self._prompt_heard += len(output.prompt_logprobs) - repeated
-        return dataclasses.replace(output, prompt_logprobs=output.prompt_logprobs[repeated:]) if repeated else output
+        if not repeated:
+            return output
+        new = dataclasses.replace(output, prompt_logprobs=output.prompt_logprobs[repeated:])
+        return new if new != Output(index=output.index) else None
+
+    def _with_whole_usage(self, finished: Finished) -> Finished:
+        """A gateway counts the tokens of the outputs that it was to go on with."""
+        if finished.usage is None or not self._finished_before:
+            return finished
+        tokens = finished.usage.completion_tokens + self._finished_before
+        return dataclasses.replace(finished, usage=dataclasses.replace(finished.usage, completion_tokens=tokens))
 
     def may_go_on(self, error: Exception, now: float, left_s: float | None = None) -> bool:
         """Whether asking again may bring the rest: the request was accepted, its connection broke, and not long ago; or
-        it was not, and a gateway said that it may be soon. `left_s`: until the caller's deadline, if there is one."""
+        it was not, and a gateway said that it may be soon, or another was not asked yet. `left_s`: until the caller's
+        deadline, if there is one."""
         waited_s = now - self._progress_at
         if self._accepted is None:
-            if not isinstance(error, grpc.RpcError) or not self._may_be_accepted(error):
-                return False
-            full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            patience_s = min(self._patience_s, OVERLOAD_PATIENCE_S if full else ACCEPT_PATIENCE_S) - waited_s
-            return (retry_delay_s(error) or 0.0) < (patience_s if left_s is None else min(patience_s, left_s))
-        if not self._so_far or waited_s > self._patience_s:
+            return (
+                self._patience_s > 0
+                and isinstance(error, grpc.RpcError)
+                and self._may_be_accepted(error, waited_s, left_s)
+            )
+        if waited_s > self._patience_s:
             return False
         if isinstance(error, GatewayLeftError):
             return True
         return isinstance(error, grpc.RpcError) and error.code() in _NOT_YET
 
-    def _may_be_accepted(self, error: grpc.RpcError) -> bool:
-        """By another gateway, or by the same one soon."""
-        if error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error):
-            self._unreached += 1
-            return self._unreached < self._gateways
-        return error.code() in _NOT_ACCEPTED and not is_too_large(error)
+    def _may_be_accepted(self, error: grpc.RpcError, waited_s: float, left_s: float | None) -> bool:
+        """By another gateway, or by the same one soon: never sooner than it said."""
+        if error.code() not in _NOT_ACCEPTED or is_too_large(error):
+            return False
+        unreached = error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error)
+        self._asked, self._unreached = self._asked + 1, self._unreached + unreached
+        least_s = retry_delay_s(error) or 0.0
+        if self._asked < self._gateways:  # a frozen one may have taken all the time
+            return left_s is None or least_s < left_s
+        full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        patience_s = min(self._patience_s, OVERLOAD_PATIENCE_S if full else ACCEPT_PATIENCE_S) - waited_s
+        return self._unreached < self._gateways and least_s < (
+            patience_s if left_s is None else min(patience_s, left_s)
+        )
 
     def pause_s(self, error: Exception) -> float:
         """How long to wait before asking again: ever longer, until an event comes; at least what the gateway said."""

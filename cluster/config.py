@@ -36,6 +36,8 @@ class ServeSettings(BaseModel):
     ray_address: str = "auto"
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
+    http_port: int = Field(default=8000, ge=0, le=65535)  # 0: off
+    http_host: str | None = None  # None: as `host`
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     health_port: int | None = Field(default=None, ge=0, le=65535)
     tls_cert: str | None = None

@@ -44,10 +44,12 @@ class GatewayProcess:
         door: Door,
         cluster_key: str,
         log_level: str,
+        http_port: int = 0,
+        http_host: str | None = None,
         otlp_endpoint: str = "",
         arguments: Sequence[str] = (),
     ) -> None:
-        """`arguments`: more of `outrider gateway`'s options.
+        """`http_port` 0: no HTTP; `arguments`: more of `outrider gateway`'s options.
 
         With TLS the door needs a health port: only there can this process ask whether the gateway is ready.
         """
@@ -56,6 +58,7 @@ class GatewayProcess:
         # -P: what lies in the current directory is nobody's module.
         command = [sys.executable, "-P", "-m", "outrider.cluster.cli", "--log-level", log_level, "gateway"]
         command += ["--controller", controller, "--host", host, "--port", str(port), "--end-with-stdin"]
+        command += ["--http-port", str(http_port), "--http-host", http_host or host]
         command += ["--cluster-key-file", STDIN, *door.arguments()]
         if metrics_port is not None:
             command += ["--metrics-port", str(metrics_port)]

@@ -1,21 +1,28 @@
 """One generation as client and gateway see it: what is asked, and the events that answer. Knows nothing of protobuf."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from outrider.workers.outputs import Logprob
 from outrider.workers.text.assembler import Usage
 from outrider.workers.types.request import FinishReason, OutputSoFar
 from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.tools import ToolCall, ToolCallDelta, Tools
 from outrider.workers.types.trace_context import TraceContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation: what was said, or called, or what a call gave (role "tool")."""
 
     role: str
-    content: str
+    content: str | tuple[str, ...] = ""  # a text, or its parts
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""  # of the call whose result this is
+    name: str = ""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +37,11 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
+    """`arguments`: variables of the chat template's own, such as `thinking`."""
+
     messages: Sequence[Message]
+    tools: Tools = field(default_factory=Tools)
+    arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
@@ -56,6 +67,7 @@ class GenerateCall:
     params: SamplingParams
     request_id: str = ""  # empty: the gateway draws one
     speculation_detail: bool = False
+    auto_reasoning: bool = False  # reasoning comes apart if prompt or output begins it
     resume: Resume | None = None
     trace: TraceContext | None = None  # whose span asks for it
     heartbeat_s: float = 0.0  # a sign of life whenever no event comes for so long; 0: none
@@ -79,6 +91,7 @@ class Output:
     token_ids: tuple[int, ...] = ()
     text: str = ""
     reasoning: str = ""  # what comes before </think>, where that is to be given apart
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     drafted: int = 0  # drafts verified in the rounds of this delta, if speculation_detail was asked for
     accepted: int = 0
     logprobs: tuple[dict[int, Logprob], ...] = ()  # one per token, by token id; the chosen token comes first
@@ -113,6 +126,7 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
     finish_reason: str = ""  # "stop", "length", "cancelled" or "error"
     stop_reason: int | str | None = None
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
@@ -141,6 +155,10 @@ class Generation:
     @property
     def reasoning(self) -> str:
         return self.outputs[0].reasoning
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return self.outputs[0].tool_calls
 
     @property
     def finish_reason(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-HANGS = " hangs: "  # in the reason of an ending: rounds did not end
+_HANGS, _HANG = " hangs: ", " hang: "  # in the reason of an ending: rounds did not end
 
 
 class Goal(Enum):
@@ -57,7 +57,8 @@ class ObservedRank:
     answered_at: float | None = None  # when the last probe that it answered was sent
     error: str = ""
     failed_at: float | None = None  # when its answer first said "failed"
-    stall: str = ""  # what hangs there, though it answers
+    stall: str = ""  # what hangs, though all answer, as the leader sees it
+    computing_s: float = 0.0  # how long it has been at its stage of a round; 0 while it waits for others
     death: str = ""  # set once Ray says that its process is gone
 
     def asked(self, at: float) -> "ObservedRank":
@@ -165,7 +166,20 @@ def fault(ranks: Sequence[ObservedRank], now: float, deadlines: Deadlines) -> st
         others = [other for other in ranks if other.rank != rank.rank]
         if rank.failed_at is not None and all(_answered_since(other, rank.failed_at) for other in others):
             return f"{rank.label} failed: {rank.error}"
-    return next((f"{rank.label}{HANGS}{rank.stall}" for rank in ranks if rank.stall), "")
+    return next((_hang(rank, ranks) for rank in ranks if rank.stall), "")
+
+
+def _hang(leader: ObservedRank, ranks: Sequence[ObservedRank]) -> str:
+    """Who hangs is who computes: the others wait. In an exchange that hangs, that is all who take part."""
+    longest_s = max(rank.computing_s for rank in ranks)
+    hung = [rank for rank in ranks if longest_s and rank.computing_s > longest_s / 2] or [leader]
+    names = " and ".join(rank.label for rank in hung)
+    return f"{names}{_HANGS if len(hung) == 1 else _HANG}{leader.stall}"
+
+
+def is_hang(reason: str) -> bool:
+    """Whether a replica that ended for this reason had rounds that did not end."""
+    return _HANGS in reason or _HANG in reason
 
 
 def _answered_since(rank: ObservedRank, time: float) -> bool:

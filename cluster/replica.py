@@ -272,6 +272,7 @@ class Replica:
             state=status.state if status is not None else "starting",
             error=status.error if status is not None else "",
             stall=status.stall if status is not None else "",
+            computing_s=status.computing_s if status is not None else 0.0,
             failed_at=first_failed if failed else None,
             answered_at=sent,
             waiting_since=None,

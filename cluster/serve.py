@@ -114,6 +114,13 @@ class ServedCluster:
         return self._gateway.address
 
     @property
+    def http_url(self) -> str:
+        """Of the gateway's HTTP; "" without."""
+        settings = self._settings
+        scheme = "http" if settings.door().tls is None else "https"
+        return f"{scheme}://{settings.http_host or settings.host}:{settings.http_port}" if settings.http_port else ""
+
+    @property
     def dashboard_url(self) -> str:
         return self._session.dashboard_url
 
@@ -129,6 +136,8 @@ class ServedCluster:
             host=settings.host,
             port=port,
             metrics_port=settings.metrics_port,
+            http_port=settings.http_port,
+            http_host=settings.http_host,
             door=self._door(),
             cluster_key=self._charge.key,
             log_level=self._log_level,
@@ -145,6 +154,8 @@ class ServedCluster:
     def _port(self) -> int:
         settings = self._settings
         check_port(settings.host, settings.port)
+        if settings.http_port:
+            check_port(settings.http_host or settings.host, settings.http_port, "--http-port")
         if settings.metrics_port is not None:
             check_port(settings.host, settings.metrics_port, "--metrics-port")
         return settings.port or free_port(settings.host)

@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 
 from outrider.cluster.cli import app
 from outrider.cluster.config import ServeSettings
+from outrider.cluster.known_metrics import KnownMetrics
 from outrider.cluster.metrics import GatewayMetrics
 from outrider.workers import metrics as publishing
 
@@ -89,15 +90,17 @@ def kind(annotation: Any) -> str:
 
 
 def metrics() -> str:
+    registry = GatewayMetrics().registry
+    KnownMetrics(registry)
     gateway = (
         (f"`{metric.name}{'_total' if metric.type == 'counter' else ''}`", metric.type, "", metric.documentation)
-        for metric in GatewayMetrics().registry.collect()
+        for metric in registry.collect()
     )
     headings = ("metric", "kind", "labels", "")
     return (
-        "# Metrics\n\n## The gateway's\nServed on `--metrics-port`, as its clients see the cluster.\n\n"
-        f"{table(headings, gateway)}\n\n## The engine's\nExported by every rank through Ray's metrics agent, "
-        f"which puts `ray_` in front.\n\n{table(headings, engine_metrics())}\n"
+        "# Metrics\n\n## The gateway's\nServed on `--metrics-port`, and over HTTP at `/metrics`, as its clients see "
+        f"the cluster.\n\n{table(headings, gateway)}\n\n## The engine's\nExported by every rank through Ray's metrics "
+        f"agent, which puts `ray_` in front.\n\n{table(headings, engine_metrics())}\n"
     )
 
 

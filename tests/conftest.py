@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import logging
+import os
 import signal
 from collections.abc import Iterator
 
@@ -13,7 +14,9 @@ from hypothesis import settings
 
 from outrider.workers import logs
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before kernels of kernels/gpu are defined: tests run them on the CPU
 settings.register_profile("outrider", deadline=None)  # a busy machine is no failure: time is the benchmarks' business
+settings.register_profile("repeatable", settings.get_profile("outrider"), derandomize=True)  # of `make test`
 settings.load_profile("outrider")
 
 

@@ -33,6 +33,7 @@ class _FakeSequence:
         self.given = len(output.token_ids)
         self.tokens: Iterator[int] = itertools.islice(tokens, self.given, None)
         self.cancelled = False
+        self.has_token = False  # here
 
 
 class FakeEngine:
@@ -157,18 +158,28 @@ class FakeEngine:
 
     def _begin(self) -> bool:
         """As a leader does for an engine. Whether one of them is poison."""
-        new = [one for one in self._sequences if one.request.request_id not in self._begun]
-        for one in new if self._poison is not None else []:
-            self._begun.add(one.request.request_id)
-            one.deliver([SequenceChunk(request_id=one.request.request_id, began=True)])
+        new = []
+        for one in self._sequences if self._poison is not None else []:
+            if one.request.request_id not in self._begun and not (one.request.suspect and self._tries_another()):
+                new.append(one)
+                self._begun.add(one.request.request_id)
+                one.deliver([SequenceChunk(request_id=one.request.request_id, began=True)])
         return any(one.request.prompt_token_ids[0] == self._poison for one in new)
 
+    def _tries_another(self) -> bool:
+        return any(
+            one.request.suspect and one.request.request_id in self._begun and not one.has_token
+            for one in self._sequences
+        )
+
     def _round(self) -> None:
-        chunks = [(one, self._advance(one)) for one in self._sequences]
+        begun = [one for one in self._sequences if self._poison is None or one.request.request_id in self._begun]
+        waiting = [one for one in self._sequences if one not in begun]
+        chunks = [(one, self._advance(one)) for one in begun]
         if not chunks:
             return
         self.counters.rounds += 1
-        self._sequences = [one for one, chunk in chunks if chunk.finish_reason is None]
+        self._sequences = waiting + [one for one, chunk in chunks if chunk.finish_reason is None]
         self.counters.running = len(self._sequences)
         self._deliver(chunks)
 
@@ -187,6 +198,7 @@ class FakeEngine:
             )
         first = one.given == 0
         token_ids, finish, stop_id = self._tokens(one, self._per_round(one.given))
+        one.has_token |= bool(token_ids)
         asked = one.request.params.logprobs
         return SequenceChunk(
             request_id=one.request.request_id,

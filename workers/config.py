@@ -14,7 +14,7 @@ BUNDLED_MODELS = ("scout",)
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NUMERICS = ("exact", "fast")
-KERNELS = ("auto", "compiled", "torch")
+KERNELS = ("auto", "compiled", "triton", "torch")
 QUANTIZATIONS = (None, "int8")
 DRAFT_QUANTIZATIONS = ("auto", *QUANTIZATIONS)
 COUPLED = "coupled"
@@ -96,7 +96,8 @@ class EngineConfig:
     dtype: str = "auto"
     quantization: str | None = None  # "int8": weights in 8 bits with block scales, made as they are loaded
     numerics: str = "exact"
-    kernels: str = "auto"  # of the CPU: "compiled" where they can be had, else "torch"
+    kernels: str = "auto"  # "compiled" on a CPU and "triton" on a GPU where they can be had, else "torch"
+    enforce_eager: bool = False  # on a GPU: every kernel is launched by itself, and not as a captured graph
     weight_cache_dir: str | None = None  # a folder: packed weights stay there, mapped by all ranks that need the same
     weight_cache_max_gib: float = 64.0  # what it may hold; the checkpoint that is loaded stays whole
     max_model_len: int | None = None
@@ -145,7 +146,7 @@ class EngineConfig:
         for name in ("round_timeout_s", "harvest_max_gib", "weight_cache_max_gib"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("enable_prefix_caching", "enable_eplb"):
+        for name in ("enable_prefix_caching", "enable_eplb", "enforce_eager"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if type(self.seed) is not int:

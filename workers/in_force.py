@@ -12,18 +12,36 @@ log = logging.getLogger("outrider.loading")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def device_in_force(config: EngineConfig) -> torch.device:
-    """OutriderError if what was asked for is not there."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():
+def device_in_force(config: EngineConfig, local_rank: int = 0) -> torch.device:
+    """The device of a rank, by its place among the ranks that share the devices that this process sees.
+
+    OutriderError if what was asked for is not there.
+    """
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise OutriderError('device="cuda": this machine has no CUDA device that torch can use; try device="cpu"')
-    return torch.device(config.device)
+    devices = torch.cuda.device_count()
+    if local_rank >= devices:
+        raise OutriderError(
+            f"rank {local_rank} of this machine needs a CUDA device of its own, and there are {devices}:"
+            ' use fewer ranks, or device="cpu"'
+        )
+    return torch.device("cuda", local_rank)
 
 
-def numerics_in_force(config: EngineConfig, device: torch.device) -> str:
-    """What is in force: "exact" is for CPUs, until GPUs have kernels in the canonical order."""
-    return config.numerics if device.type == "cpu" else "fast"
+def numerics_in_force(config: EngineConfig, kernels: str, device: torch.device) -> str:
+    """On a GPU "exact" needs kernels with one order of every sum, and all of a sum on one rank: else it is "fast"."""
+    if device.type == "cpu" or config.numerics == "fast":
+        return config.numerics
+    if kernels == "torch":
+        why = "torch's own kernels on a GPU have no fixed order of sums"
+    elif config.parallel.tensor_parallel_size > 1:
+        why = "on GPUs sums are split over tensor_parallel_size ranks, so bits depend on their number"
+    else:
+        return config.numerics
+    log.warning('numerics is "fast" and not "exact": %s', why)
+    return "fast"
 
 
 def dtype_in_force(config: EngineConfig, device: torch.device) -> torch.dtype:

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from outrider.workers.config import resolve_model
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.draft_model_loading import load_draft_model
@@ -24,7 +26,7 @@ from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.lanes import Lanes
 from outrider.workers.engine.live_experts import LiveExperts
-from outrider.workers.engine.memory import blocks_for, free_bytes
+from outrider.workers.engine.memory import blocks_for, free_bytes, round_bytes
 from outrider.workers.engine.pipeline import FirstStage, Pipeline, SingleStage
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
@@ -47,6 +49,7 @@ from outrider.workers.parallel import groups
 from outrider.workers.parallel.meeting import meet, this_machine
 from outrider.workers.parallel.mesh import Route
 from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.parallel.watchdog import Watchdog
 from outrider.workers.request_journal import RequestJournal
 from outrider.workers.request_times import RequestTimes
 from outrider.workers.roles import Follower, Leader
@@ -68,21 +71,26 @@ TRACED_AS = "outrider-replica"  # the service's name in spans
 _log = logging.getLogger("outrider.engine")
 
 
-def load_role(spec: "RankSpec", progress: Callable[[float], None]) -> Leader | Follower:
-    """Meets the other ranks, loads this one's weights, sizes the cache. OutriderError says what was wrong."""
-    return _Loader(spec).load(progress)
+def load_role(spec: "RankSpec", progress: Callable[[float], None], give_up: Callable[[str], None]) -> Leader | Follower:
+    """Meets the other ranks, loads this one's weights, sizes the cache. OutriderError says what was wrong.
+
+    `give_up` is told, from any thread, why the process is of no use any more, and ends it.
+    """
+    return _Loader(spec, give_up).load(progress)
 
 
 class _Loader:
-    def __init__(self, spec: "RankSpec") -> None:
+    def __init__(self, spec: "RankSpec", give_up: Callable[[str], None]) -> None:
         self._spec = spec
-        self._device = device_in_force(spec.engine)
-        self._config = replace(spec.engine, numerics=numerics_in_force(spec.engine, self._device))
-        path = resolve_model(self._config.model)
+        self._device = device_in_force(spec.engine, spec.local_rank)
+        self._watchdog = Watchdog(give_up) if self._device.type == "cuda" and spec.world_size > 1 else None
+        path = resolve_model(spec.engine.model)
         self._model = ModelConfig.load(path)
         self._checkpoint = Checkpoint(path)
-        self._dtype = dtype_in_force(self._config, self._device)
-        self._kernels = kernels_in_force(self._config, self._device, self._dtype)
+        self._dtype = dtype_in_force(spec.engine, self._device)
+        self._kernels = kernels_in_force(spec.engine, self._device, self._dtype, self._model)
+        numerics = numerics_in_force(spec.engine, self._kernels, self._device)
+        self._config = replace(spec.engine, numerics=numerics)
         self._max_model_len = length_in_force(self._config, self._model)
         self._grammars = Grammars(path, self._model.vocab_size, self._model.eos_token_ids)
         self._starts = SequenceStarts(self._model.eos_token_ids, self._grammars)
@@ -92,9 +100,11 @@ class _Loader:
 
     def load(self, progress: Callable[[float], None]) -> Leader | Follower:
         spec = self._spec
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
         if spec.world_size > 1:
             groups.join(spec.rank, spec.world_size, spec.master_address, spec.master_port, self._device)
-        met = load_sharing(spec, self._config, self._model, self._device, self._dtype)
+        met = load_sharing(spec, self._config, self._model, self._device, self._dtype, self._watchdog)
         self._sharing, self._layout = met.sharing, met.layout
         wanted = self._wanted(progress)
         self._parts = load_parts(wanted)
@@ -102,7 +112,12 @@ class _Loader:
         blocks = self._allocate()
         self._max_model_len = fitted_length(self._config, self._max_model_len, blocks)
         runner = StageRunner(
-            self._parts.stage, self._device, self._sharing.shard.data, self._live_experts(), self._lanes()
+            self._parts.stage,
+            self._device,
+            self._sharing.shard.data,
+            self._live_experts(),
+            self._lanes(),
+            waits=spec.mesh.pipeline > 1,
         )
         sampler, mtp = self._sampler(), self._mtp_drafter()
         wires = Wires(spec.rank, spec.mesh, self._links())
@@ -149,7 +164,7 @@ class _Loader:
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth)
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
         times = RequestTimes(on_end=journal.ended)
-        checker = GrammarChecker(self._grammars.tokenizer_file)
+        checker = GrammarChecker(self._grammars.tokenizer_file, most_waiting=None)  # requests come from another replica
         engine = Engine(
             info=self._info(),
             scheduler=scheduler,
@@ -250,8 +265,9 @@ class _Loader:
         """Blocks that every rank of the replica has room for, taken here."""
         each = [parts for parts in (self._parts, self._draft_parts) if parts is not None]
         per_block = sum(parts.cache_bytes_per_block for parts in each)
-        blocks = blocks_for(self._config, self._max_model_len, per_block, free_bytes(self._device))
-        blocks = groups.agree_on_minimum(blocks, self._device)
+        of_rounds = round_bytes(self._config, self._model, self._sharing.shard, self._dtype.itemsize)
+        blocks = blocks_for(self._config, self._max_model_len, per_block, free_bytes(self._device, of_rounds))
+        blocks = groups.agree_on_minimum(blocks)
         for parts in each:
             parts.allocate_cache(blocks)
         return blocks
@@ -261,7 +277,9 @@ class _Loader:
         spec, timeout_s = self._spec, self._config.round_timeout_s
         if spec.world_size == 1:
             return {}
-        ends = meet(spec.rank, spec.mesh.routes(), self._parts.hidden_dtype, self._device, this_machine())
+        ends = meet(
+            spec.rank, spec.mesh.routes(), self._parts.hidden_dtype, self._device, this_machine(), self._watchdog
+        )
         peers = {route: route[0] if route[1] == spec.rank else route[1] for route in ends}
         return {route: StageLink(end, spec.describe(peers[route]), timeout_s) for route, end in ends.items()}
 

@@ -98,7 +98,7 @@ class LocalGang:
             env=rank_environment(self._spec.world_size),
         )
         assert process.stdin is not None
-        process.stdin.write(replace(self._spec, rank=rank).to_json() + "\n")
+        process.stdin.write(replace(self._spec, rank=rank, local_rank=rank).to_json() + "\n")
         process.stdin.flush()
         return _Member(process=process, status=RankStatus(), heard_at=time.monotonic())
 

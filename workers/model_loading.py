@@ -10,9 +10,11 @@ import torch
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.build import BuildError
 from outrider.kernels.cpu.context import Context
+from outrider.kernels.gpu import language
 from outrider.workers.config import COUPLED, EngineConfig
 from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
 from outrider.workers.drafting.draft_model import ModuleDraftModel
+from outrider.workers.drafting.gpu_draft_model import GpuDraftModel
 from outrider.workers.drafting.study import Blocks, StudyDraftModel, StudyHead
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.experts.layer import ExpertLayer
@@ -21,6 +23,8 @@ from outrider.workers.model.compiled_loading import CompiledLoader
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.draft_head import draft_head_ids
+from outrider.workers.model.gpu_stage import GpuModules, GpuStage, shape_obstacle
+from outrider.workers.model.gpu_weights import GpuLoader
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.moe import spread_experts
 from outrider.workers.model.mtp import MtpModules
@@ -29,6 +33,7 @@ from outrider.workers.model.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Columns, Sharing
 from outrider.workers.sampling.compiled_head import CompiledHead
+from outrider.workers.sampling.gpu_head import GpuHead
 from outrider.workers.sampling.head import Head
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.torch_head import TorchHead
@@ -51,7 +56,7 @@ class Wanted:
     layers: range
     device: torch.device
     dtype: torch.dtype
-    kernels: str  # "compiled" or "torch", as `kernels_in_force` says
+    kernels: str  # "compiled", "triton" or "torch", as `kernels_in_force` says
     drafts: bool  # this rank drafts
     starts: SequenceStarts
     progress: Progress
@@ -63,7 +68,7 @@ class Parts:
     """What a rank runs."""
 
     stage: StageModel
-    module: MtpModules | CompiledModules | None  # the first stage's, where it drafts
+    module: MtpModules | CompiledModules | GpuModules | None  # the first stage's, where it drafts
     head: Head | None  # the last stage's
     draft_model: ModuleDraftModel | None
     hidden_dtype: torch.dtype  # of the states that travel between stages
@@ -79,17 +84,24 @@ class Parts:
             self.module.allocate_cache(num_blocks)
 
 
-def kernels_in_force(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """ "compiled" or "torch". OutriderError if what was asked for cannot be had."""
+def kernels_in_force(config: EngineConfig, device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str:
+    """ "compiled", "triton" or "torch". OutriderError if what was asked for cannot be had."""
     obstacle = _obstacle(config, device, dtype)
     if obstacle is None:
         return "compiled"
+    on_gpu = _gpu_obstacle(config, model, device)
+    if config.kernels == "triton" and on_gpu is not None:
+        raise OutriderError(f'kernels="triton" cannot be had: {on_gpu}')
     if config.kernels == "compiled":
         raise OutriderError(f'kernels="compiled" cannot be had: {obstacle}')
     if config.quantization is not None:
         raise OutriderError(f'quantization="{config.quantization}" needs the compiled kernels: {obstacle}')
     if config.draft_quantization == "int8":
         raise OutriderError(f'draft_quantization="int8" needs the compiled kernels: {obstacle}')
+    if on_gpu is None:
+        return "triton"
+    if device.type == "cuda" and config.kernels == "auto":
+        log.warning("running on torch's own kernels, many times slower, with weights in %s: %s", dtype, on_gpu)
     if isinstance(obstacle, BuildError):
         log.warning("no compiled kernels: %s; running on torch's path, several times slower", obstacle)
     if config.weight_cache_dir is not None:
@@ -104,8 +116,8 @@ def draft_quantization(config: EngineConfig) -> str | None:
 
 def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str | BuildError | None:
     """What keeps the compiled kernels from being used."""
-    if config.kernels == "torch":
-        return 'kernels="torch" was asked for'
+    if config.kernels in ("torch", "triton"):
+        return f'kernels="{config.kernels}" was asked for'
     if config.verification != COUPLED:
         return f'verification="{config.verification}" is for study, and is there on torch\'s path only'
     if device.type != "cpu":
@@ -119,6 +131,24 @@ def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) ->
     return None
 
 
+def _gpu_obstacle(config: EngineConfig, model: ModelConfig, device: torch.device) -> str | None:
+    """What keeps the kernels of kernels/gpu from being used."""
+    if config.kernels not in ("auto", "triton"):
+        return f'kernels="{config.kernels}" was asked for'
+    if device.type != "cuda":
+        return f"they are for GPUs, and the device is {device.type}"
+    if language.triton is None:
+        return "triton is not installed"
+    if config.verification != COUPLED:
+        return f'verification="{config.verification}" is for study, and is there on torch\'s path only'
+    parallel = config.parallel
+    if parallel.expert_parallel_size > 1 and parallel.data_parallel_size > 1:
+        return "they do not exchange rows with experts of other data groups yet: use expert_parallel_size=1"
+    if config.enable_eplb:
+        return "they do not move experts while they serve yet: use enable_eplb=False"
+    return shape_obstacle(model)
+
+
 def useful_threads(hidden_size: int, available: int) -> int:
     """A narrow model has nothing to do for many threads, which would only wait for one another at every step."""
     return min(available, max(_FEW_THREADS, hidden_size // _WIDTH_PER_THREAD))
@@ -126,7 +156,31 @@ def useful_threads(hidden_size: int, available: int) -> int:
 
 def load_parts(wanted: Wanted) -> Parts:
     """Reads this rank's weights. CheckpointError says what was wrong with them."""
-    return _load_compiled(wanted) if wanted.kernels == "compiled" else _load_torch(wanted)
+    load = {"compiled": _load_compiled, "triton": _load_gpu, "torch": _load_torch}[wanted.kernels]
+    return load(wanted)
+
+
+def _gpu_loader(wanted: Wanted) -> GpuLoader:
+    return GpuLoader(
+        config=wanted.model, checkpoint=wanted.checkpoint, dtype=wanted.dtype, device=wanted.device,
+        shard=wanted.sharing.shard,
+    )  # fmt: skip
+
+
+def _load_gpu(wanted: Wanted) -> Parts:
+    loader, block_size = _gpu_loader(wanted), wanted.config.block_size
+    stage = GpuStage.load(
+        loader, wanted.layers, block_size=block_size, sharing=wanted.sharing, progress=wanted.progress,
+        in_graphs=not wanted.config.enforce_eager,
+    )  # fmt: skip
+    module = GpuModules.load(loader, stage, block_size) if wanted.drafts else None
+    return Parts(
+        stage=stage,
+        module=module,
+        head=GpuHead(stage, wanted.starts) if stage.head is not None else None,
+        draft_model=GpuDraftModel(module, wanted.starts, _vocabulary(wanted)) if module is not None else None,
+        hidden_dtype=wanted.dtype,
+    )
 
 
 def _load_compiled(wanted: Wanted) -> Parts:
@@ -180,12 +234,12 @@ def _torch_module(wanted: Wanted, stage: Stage) -> MtpModules:
     )  # fmt: skip
 
 
-def load_module(wanted: Wanted, stage: StageModel, cache_of: object) -> MtpModules | CompiledModules:
+def load_module(wanted: Wanted, stage: StageModel, cache_of: object) -> MtpModules | CompiledModules | GpuModules:
     """The MTP modules of `wanted.checkpoint` for a stage that runs, with the cache of its modules `cache_of`.
 
     CheckpointError if the checkpoint has not as many.
     """
-    assert isinstance(cache_of, MtpModules | CompiledModules), "modules of the stage that runs"
+    assert isinstance(cache_of, MtpModules | CompiledModules | GpuModules), "modules of the stage that runs"
     found = wanted.checkpoint.mtp_modules(wanted.model)
     if not found:
         raise CheckpointError(f"checkpoint {wanted.checkpoint.path} has no MTP weights to swap in")
@@ -194,7 +248,12 @@ def load_module(wanted: Wanted, stage: StageModel, cache_of: object) -> MtpModul
             f"checkpoint {wanted.checkpoint.path} has weights of {found} MTP modules, and {cache_of.count} are in use:"
             " only as many can be swapped in"
         )
-    module: MtpModules | CompiledModules
+    module: MtpModules | CompiledModules | GpuModules
+    if isinstance(cache_of, GpuModules):
+        assert isinstance(stage, GpuStage), "a rank's parts are of one kind"
+        module = GpuModules.load(_gpu_loader(wanted), stage, wanted.config.block_size)
+        module.cache = cache_of.cache
+        return module
     if isinstance(cache_of, CompiledModules):
         assert isinstance(stage, CompiledStage), "a rank's parts are of one kind"
         cache = _weight_cache(wanted)

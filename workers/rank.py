@@ -39,6 +39,7 @@ class RankSpec:
     layer_splits: tuple[tuple[int, int], ...]  # by stage: first layer, one past the last
     rank: int = 0
     world_size: int = 1
+    local_rank: int = 0  # its place among the ranks that share the devices that its process sees
     master_address: str = "127.0.0.1"
     master_port: int = 0
     generation: int = 1
@@ -82,6 +83,7 @@ class RankStatus:
     loaded: float = 0.0  # share of the weights, 0..1
     error: str = ""
     stall: str = ""  # the leader's: what hangs, with the rounds before; "" while nothing does
+    computing_s: float = 0.0  # how long it has been at its stage of a round; 0 while it waits for others
     service_address: str = ""  # the leader's, once ready
     busy_s: float = 0.0  # spent computing rounds
     draft_s: float = 0.0  # of those, drafting; the leader's
@@ -132,7 +134,7 @@ class Rank:
         with self._failing(OutriderError, ValueError):
             from outrider.workers.loading import load_role  # torch loads here, not with the control plane
 
-            self._role = load_role(self.spec, loaded)
+            self._role = load_role(self.spec, loaded, self._give_up)
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Warms up, calls `on_ready`, serves until stopped. EngineStoppedError names the rank that was lost."""
@@ -171,6 +173,7 @@ class Rank:
             held_up_s=self._role.held_up_s,
             elapsed_s=time.monotonic() - self._ready_at,
             stall=self._role.stall,
+            computing_s=self._role.computing_s,
             counters=self._role.counters,
             traffic=self._role.traffic,
             carriers=self._role.carriers,
@@ -180,6 +183,14 @@ class Rank:
         self._ready_at = time.monotonic()
         info = self._role.engine.info if self._role is not None and self._role.engine is not None else None
         self._update(state="ready", loaded=1.0, service_address=service_address, info=info)
+
+    def _give_up(self, reason: str) -> None:
+        """Ends the process: a device of it waits for another rank, and nothing else would end that."""
+        error = f"{self.spec.describe(self.spec.rank)}: {reason}"
+        log.error("%s", error)
+        self._update(state="failed", error=error)
+        time.sleep(1.5 * STATUS_EVERY_S)  # whoever watches hears of it first
+        os._exit(1)
 
     def _update(self, **changes: Any) -> None:
         self._status = dataclasses.replace(self._status, **changes)

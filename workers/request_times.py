@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -87,15 +87,16 @@ class RequestTimes:
         with self._lock:
             self._live.pop(request_id, None)
 
-    def scheduled(self, request_id: str) -> None:
-        """One of its outputs has its first round now."""
+    def scheduled(self, request_ids: Sequence[str]) -> None:
+        """Of each of these an output has its first round now."""
+        now, told = self.clock(), defaultdict[Deliver, list[SequenceChunk]](list)
         with self._lock:
-            record = self._live.get(request_id)
-            if record is None or record.first_round is not None:
-                return
-            record.first_round = self.clock()
-        if record.deliver is not None:
-            record.deliver([SequenceChunk(request_id=request_id, began=True)])
+            for record in filter(None, map(self._live.get, request_ids)):
+                if record.first_round is None and record.deliver is not None:
+                    told[record.deliver].append(SequenceChunk(request_id=record.request.request_id, began=True))
+                record.first_round = now if record.first_round is None else record.first_round
+        for deliver, chunks in told.items():
+            deliver(chunks)
 
     def record(self, chunks: Sequence[SequenceChunk]) -> list[SequenceChunk]:
         """The chunks; those with a request's first token say how long it was queued."""

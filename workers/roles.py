@@ -71,6 +71,11 @@ class Leader:
         return self._runner.busy_s + self.draft_s + (self._sampler.busy_s if self._sampler else 0.0)
 
     @property
+    def computing_s(self) -> float:
+        """How long it has been at its stage of a round; 0 while it waits."""
+        return self._runner.computing_s
+
+    @property
     def held_up_s(self) -> float:
         """The longest that an order about experts held a round up: making it, or obeying it."""
         return max(self._runner.held_up_s, self.engine.ordering.seconds)
@@ -120,6 +125,10 @@ class Follower:
     @property
     def busy_s(self) -> float:
         return self._runner.busy_s + (self._sampler.busy_s if self._sampler else 0.0)
+
+    @property
+    def computing_s(self) -> float:
+        return self._runner.computing_s
 
     @property
     def held_up_s(self) -> float:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -28,6 +28,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 2**20),
 )
 _STOP_GRACE_S = 0.3  # for the last chunks on their way
+ANNOUNCED_S = 0.05  # a gateway that does not read holds up no round for longer
 
 
 class _Attachment:
@@ -40,11 +41,36 @@ class _Attachment:
         self._loop = asyncio.get_running_loop()
         self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
         self._live: dict[str, int] = {}  # the engine's request id -> outputs that have not finished
+        self._announced: list[threading.Event] = []  # each set once what was delivered before it is on its way
+        self._closed = False
 
     def deliver(self, chunks: list[SequenceChunk]) -> None:
-        """Called from the engine's thread."""
+        """Called from the engine's thread. Word that requests begin is on its way when this returns: if the round that
+        they begin in is the process's last, it must be known whose it was."""
+        announced = threading.Event()
+        begins = chunks[0].began
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._rounds.put_nowait, chunks)
+            self._loop.call_soon_threadsafe(self._put, chunks, announced if begins else None)
+            if begins:
+                announced.wait(ANNOUNCED_S)
+
+    def _put(self, chunks: list[SequenceChunk], announced: threading.Event | None) -> None:
+        self._rounds.put_nowait(chunks)
+        if announced is not None:
+            self._announced.append(announced)
+            if self._closed:
+                announced.set()
+
+    async def send(self, write: Callable[[worker_pb2.AttachResponse], Awaitable[None]]) -> None:
+        """Until cancelled: how many outputs it may have, then what each round gave, as one message or several."""
+        await write(wire.chunks_to_wire((), self.places))
+        while True:
+            messages = await self.next_messages()
+            announced, self._announced = self._announced, []
+            for message in messages:
+                await write(message)
+            for one in announced:
+                one.set()
 
     async def receive(self, messages: AsyncIterator[worker_pb2.AttachRequest]) -> None:
         """Until the gateway closes its side."""
@@ -105,7 +131,11 @@ class _Attachment:
         else:
             self._live[chunk.request_id] = left
 
-    def cancel_all(self) -> None:
+    def close(self) -> None:
+        """Cancels what it has at the engine, whose thread waits for nothing more."""
+        self._closed = True
+        for one in self._announced:
+            one.set()
         for request_id in self._live:
             self._engine.cancel(request_id)
 
@@ -138,27 +168,20 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
         attachment = _Attachment(self._engine, next(self._numbers), self._attachments)
         self._attachments.add(attachment)
         receiver = asyncio.create_task(attachment.receive(request_iterator))
-        sender = asyncio.create_task(_send(attachment, context))
+        sender = asyncio.create_task(attachment.send(context.write))
         try:
             await asyncio.wait((receiver, sender), return_when=asyncio.FIRST_COMPLETED)
         finally:
             receiver.cancel()
             sender.cancel()
             self._attachments.discard(attachment)
-            attachment.cancel_all()
+            attachment.close()
             await asyncio.gather(receiver, sender, return_exceptions=True)
 
 
 def places_of(max_num_seqs: int) -> int:
     """What runs at once, and what is at hand when one of these ends."""
     return max_num_seqs + max(1, max_num_seqs // 16)
-
-
-async def _send(attachment: _Attachment, context: AttachContext) -> None:
-    await context.write(wire.chunks_to_wire((), attachment.places))
-    while True:
-        for message in await attachment.next_messages():
-            await context.write(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,9 @@ from outrider.workers.parallel.deep_ep import find_deep_ep, open_buffer
 from outrider.workers.parallel.group_collectives import GroupCollectives
 from outrider.workers.parallel.group_meeting import meet_groups
 from outrider.workers.parallel.meeting import this_machine
+from outrider.workers.parallel.peer_memory import meet_in_peer_memory
 from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.parallel.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from outrider.workers.rank import RankSpec
@@ -31,9 +33,14 @@ class Met:
 
 
 def load_sharing(
-    spec: "RankSpec", config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype
+    spec: "RankSpec",
+    config: EngineConfig,
+    model: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    watchdog: Watchdog | None,
 ) -> Met:
-    """Every rank's turn."""
+    """Every rank's turn. `watchdog`: on GPUs."""
     redundant = config.num_redundant_experts
     if spec.world_size == 1:
         return Met(sharing=Sharing(shard=Shard.of(config.parallel, spec.rank, model, redundant)))
@@ -42,10 +49,12 @@ def load_sharing(
         nodes = nodes_of_stages(groups.ask_all(this_machine()), spec.mesh.stage_size)
         layout = expert_layout(model, spec.mesh.stage_size, nodes, redundant)
     shard = Shard.of(config.parallel, spec.rank, model, redundant, layout.parts if layout is not None else 1)
-    met = meet_groups(spec.rank, spec.mesh, device, this_machine(), config.round_timeout_s, spec.describe)
+    met = meet_groups(spec.rank, spec.mesh, device, this_machine(), config.round_timeout_s, spec.describe, watchdog)
     sharing = Sharing.of(shard, met, spec.mesh, spec.rank)
     if shard.spread:
         sharing = replace(sharing, deep_ep=_deep_ep(sharing.stage, model.hidden_size, device, dtype))
+    if device.type == "cuda" and shard.tensors > 1:
+        sharing = replace(sharing, peers=meet_in_peer_memory(sharing.tensor, model.hidden_size, dtype, device))
     return Met(sharing=sharing, layout=layout)
 
 
@@ -54,6 +63,6 @@ def _deep_ep(stage: Collectives, hidden_size: int, device: torch.device, dtype: 
     if device.type != "cuda" or dtype != torch.bfloat16 or not isinstance(stage, GroupCollectives):
         return None
     module = find_deep_ep(stage.size)
-    if not groups.agree_on_minimum(int(module is not None), device):
+    if not groups.agree_on_minimum(int(module is not None)):
         return None
     return open_buffer(module, stage, 2 * hidden_size)

@@ -22,6 +22,7 @@ def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachReques
             client_request_id=request.request_id,
             traceparent=request.trace.parent if request.trace else "",
             tracestate=request.trace.state if request.trace else "",
+            suspect=request.suspect,
             cache_salt=request.cache_salt,
         )
     )
@@ -38,6 +39,7 @@ def submit_from_wire(submit: worker_pb2.Submit, request_id: str) -> Request:
         client_request_id=submit.client_request_id,
         cache_salt=submit.cache_salt,
         trace=TraceContext.parse(submit.traceparent, submit.tracestate),
+        suspect=submit.suspect,
     )
 
 

@@ -33,11 +33,11 @@ class Role(enum.Enum):
     ADMIN = "admin"  # look at the cluster and change it
 
 
-_ANY = frozenset(Role)
+ANY_ROLE = frozenset(Role)
 _ROLES: Mapping[str, frozenset[Role]] = {
     f"/{INFERENCE}/": frozenset({Role.INFERENCE}),
-    f"/{CLUSTER}/GetModel": _ANY,
-    **{f"/{service}/": _ANY for service in REFLECTIONS},
+    f"/{CLUSTER}/GetModel": ANY_ROLE,
+    **{f"/{service}/": ANY_ROLE for service in REFLECTIONS},
 }
 
 
@@ -117,6 +117,14 @@ def caller_of(token: str, callers: tuple[Caller, ...]) -> Caller | None:
     return found
 
 
+class RefusedError(Exception):
+    """A call that is not let in: UNAUTHENTICATED or PERMISSION_DENIED."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Authenticator(grpc.aio.ServerInterceptor):
     """Lets a call in if its bearer token has a role for the method. Health checks need none."""
 
@@ -130,28 +138,39 @@ class Authenticator(grpc.aio.ServerInterceptor):
         method = details.method
         if method.startswith(HEALTH):
             return await continuation(details)
-        caller = caller_of(_bearer_token(details), self._callers.value)
+        try:
+            self.admit(_bearer_token(details), method, roles_for(method))
+        except RefusedError as error:
+            return refusal(error.code, str(error))
+        return await continuation(details)
+
+    def admit(self, token: str, method: str, wanted: frozenset[Role]) -> None:
+        """Lets the call that runs go on, under its caller's name. RefusedError if the token does not allow it."""
+        caller = caller_of(token, self._callers.value)
         if caller is None:
-            message = "no valid token: send metadata authorization: Bearer TOKEN"
-            return self._refuse(grpc.StatusCode.UNAUTHENTICATED, message, method, "")
-        wanted = roles_for(method)
+            message = "no valid token: send authorization: Bearer TOKEN"
+            raise self._refused(grpc.StatusCode.UNAUTHENTICATED, message, method, "")
         if not wanted & caller.roles:
             roles = " or ".join(sorted(role.value for role in wanted))
             message = f"{caller.name} may not call {method}: it needs the role {roles}"
-            return self._refuse(grpc.StatusCode.PERMISSION_DENIED, message, method, caller.name)
+            raise self._refused(grpc.StatusCode.PERMISSION_DENIED, message, method, caller.name)
         level = logging.INFO if wanted == {Role.ADMIN} else logging.DEBUG
         logs.event(log, level, "call let in", method=method, caller=caller.name)
         CALLER.set(caller.name)
-        return await continuation(details)
 
-    def _refuse(self, code: grpc.StatusCode, message: str, method: str, name: str) -> Any:
+    def _refused(self, code: grpc.StatusCode, message: str, method: str, name: str) -> "RefusedError":
         self._on_refusal(code.name.lower())
         logs.event(log, logging.INFO, "call refused", method=method, status=code.name.lower(), caller=name)
-        return refusal(code, message)
+        return RefusedError(code, message)
 
 
 def _bearer_token(details: grpc.HandlerCallDetails) -> str:
     """ "" if there is none, which is no token's value."""
     given = next((value for key, value in details.invocation_metadata or () if key == "authorization"), "")
-    kind, _, token = str(given).partition(" ")
+    return bearer_of(str(given))
+
+
+def bearer_of(authorization: str) -> str:
+    """The token of a header `authorization`; "" if it has none."""
+    kind, _, token = authorization.partition(" ")
     return token.strip() if kind.lower() == "bearer" else ""

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from outrider.cluster.gateway.auth import CALLER
 from outrider.cluster.gateway.stream import RequestStream
 from outrider.cluster.generation import ChatPrompt, GenerateCall
+from outrider.cluster.known_metrics import Ended, KnownMetrics
 from outrider.cluster.metrics import GatewayMetrics
 from outrider.workers import logs
 from outrider.workers.tracing import Span
@@ -38,6 +39,7 @@ class CallRecord:
         self.call: GenerateCall | None = None  # once it could be read
         self.stream: RequestStream | None = None  # once it was accepted
         self.replaced = False  # the request goes on in another call
+        self.cancelled_as: Callable[[], str] = lambda: "cancelled"  # the status of a call that was cancelled
         self.context = span.context
         self._span = span
         self._began = time.monotonic()
@@ -63,17 +65,33 @@ class CallRecord:
         if task is not None:
             task.cancel()
 
-    def end(self, metrics: GatewayMetrics, model: str) -> None:
+    def end(self, metrics: GatewayMetrics, known: KnownMetrics, model: str) -> None:
         """`model`: the served one's name, if it is known."""
         seconds, first_token_s = time.monotonic() - self._began, self._first_token_s()
         metrics.requests.labels(status=self.status).inc()
         if self.stream is not None:
             metrics.latency.observe(seconds)
+            known.count(self._ended(self.stream, seconds, first_token_s), model)
         if first_token_s is not None:
             metrics.time_to_first_token.observe(first_token_s)
         fields = {**self.names, "status": self.status, **self.place, **self._usage(), "seconds": round(seconds, 4)}
         logs.event(log, logging.INFO, "request ended", **fields)
         self._span.end(dict(self._attributes(model)), error="" if self.status in _OK else self.status)
+
+    def _ended(self, stream: RequestStream, seconds: float, first_token_s: float | None) -> Ended:
+        later = stream.usage.completion_tokens - len(stream.finish_reasons)  # one first token an output
+        return Ended(
+            operation=self._operation,
+            seconds=seconds,
+            first_token_s=first_token_s,
+            token_s=None if first_token_s is None or later < 1 else (seconds - first_token_s) / later,
+            usage=stream.usage,
+            finish_reasons=list(stream.finish_reasons.values()),
+        )
+
+    @property
+    def _operation(self) -> str:
+        return "chat" if self.call is not None and isinstance(self.call.prompt, ChatPrompt) else "text_completion"
 
     def _first_token_s(self) -> float | None:
         stream = self.stream
@@ -94,8 +112,7 @@ class CallRecord:
         if self.status not in _OK:
             yield "error.type", self.status
         if self.call is not None:
-            chat = isinstance(self.call.prompt, ChatPrompt)
-            yield "gen_ai.operation.name", "chat" if chat else "text_completion"
+            yield "gen_ai.operation.name", self._operation
             asked = ((name, getattr(self.call.params, field)) for name, field in _ASKED.items())
             yield from ((name, value) for name, value in asked if value is not None)
         if self.stream is not None:

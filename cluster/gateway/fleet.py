@@ -12,6 +12,7 @@ from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.gateway.router import Candidate, ReplicaId, RoutingTable
 from outrider.workers import logs
 from outrider.workers.leader_client import LeaderClient
+from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.gateway.fleet")
@@ -143,6 +144,12 @@ class Fleet:
             except OutriderError as error:
                 raise type(error)(f"replica {one}: {error}") from error
         return [one.name for one, _ in ready]
+
+    async def counters(self, timeout_s: float) -> list[EngineCounters]:
+        """Of the ready replicas that answer in time."""
+        asked = (replica.client.ask(timeout_s) for replica in self._replicas.values() if replica.ready)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return [answer[1] for answer in answers if not isinstance(answer, BaseException)]
 
     async def close(self) -> None:
         await asyncio.gather(*(replica.close() for replica in self._replicas.values()))

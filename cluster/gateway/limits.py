@@ -72,4 +72,5 @@ def _lengths(request: pb.GenerateRequest, max_schema_bytes: int) -> tuple[tuple[
         ("stop", longest_stop, _STOP_CHARACTERS),
         ("bad_words", longest_bad_word, _BAD_WORD_CHARACTERS),
         ("structured_output", request.structured_output.ByteSize(), max_schema_bytes),
+        ("tools", sum(len(tool.parameters) for tool in request.messages.tools), max_schema_bytes),
     )

@@ -24,7 +24,10 @@ class Listeners:
         """OutriderError if the token file is wrong."""
         self._door = door
         options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
-        self.server = grpc.aio.server(options=options, interceptors=_interceptors(door, metrics))
+        self.authenticator = _authenticator(door, metrics)
+        asked_first = () if self.authenticator is None else (self.authenticator,)
+        interceptors: tuple[grpc.aio.ServerInterceptor, ...] = (*asked_first, ReadableRequests())
+        self.server = grpc.aio.server(options=options, interceptors=interceptors)
         self._health_server = grpc.aio.server(options=_OPTIONS) if door.health_port is not None else None
         self.port = 0
         self.health_port = 0
@@ -56,12 +59,10 @@ class Listeners:
             await self._health_server.stop(None)
 
 
-def _interceptors(door: Door, metrics: GatewayMetrics) -> tuple[grpc.aio.ServerInterceptor, ...]:
-    """The first is asked first."""
+def _authenticator(door: Door, metrics: GatewayMetrics) -> Authenticator | None:
     if door.auth_token_file is None:
-        return (ReadableRequests(),)
-    on_refusal = lambda status: metrics.refused_calls.labels(status=status).inc()  # noqa: E731
-    return (Authenticator(door.auth_token_file, on_refusal), ReadableRequests())
+        return None
+    return Authenticator(door.auth_token_file, lambda status: metrics.refused_calls.labels(status=status).inc())
 
 
 def _plain(server: grpc.aio.Server, host: str, port: int, option: str) -> int:

@@ -48,7 +48,7 @@ def prepare(
     prepared = Prepared(
         call=call,
         token_ids=token_ids,
-        params=encoder.settle(call.params, token_ids),
+        params=encoder.settle(call, token_ids),
         prefix=PrefixKeys.of(token_ids, cache_salt),
         info=info,
         cache_salt=cache_salt,

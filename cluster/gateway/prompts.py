@@ -3,14 +3,15 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from outrider.cluster.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from outrider.cluster.generation import ChatPrompt, GenerateCall, Message, Prompt, TextPrompt, TokenPrompt
 from outrider.workers.text.edge import settled
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.tools import Arguments, Tools
 
 
 class PromptEncoder:
@@ -37,14 +38,15 @@ class PromptEncoder:
                 if not text:
                     raise ValueError("prompt must not be empty")
                 return tuple(tokenizer.encode(text))
-            case ChatPrompt(messages):
+            case ChatPrompt(messages, tools, arguments):
                 tokenizer = self._tokenizer("messages")
-                turns = [{"role": message.role, "content": message.content} for message in messages]
-                return tuple(tokenizer.encode_chat(turns))
+                turns, functions = [_turn(message) for message in messages], [tool.to_dict() for tool in tools.tools]
+                return tuple(tokenizer.encode_chat(turns, functions, arguments))
 
-    def settle(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> SamplingParams:
+    def settle(self, call: GenerateCall, prompt_token_ids: Sequence[int]) -> SamplingParams:
         """The parameters that the engine gets. ValueError names what cannot be settled."""
-        return settled(params, self.tokenizer, prompt_token_ids)
+        tools = call.prompt.tools if isinstance(call.prompt, ChatPrompt) else Tools()
+        return settled(call.params, self.tokenizer, prompt_token_ids, tools, auto_reasoning=call.auto_reasoning)
 
     async def check_grammar(self, params: SamplingParams) -> None:
         """ValueError or OverloadedError if there is one that cannot be followed, or not be checked now."""
@@ -59,6 +61,19 @@ class PromptEncoder:
         if self.tokenizer is None:
             raise ValueError(f"{name} needs a tokenizer, and this checkpoint has none: send token_ids")
         return self.tokenizer
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """As chat templates expect it. What is absent is not there, since a template may ask whether it is."""
+    content = message.content if isinstance(message.content, str) else "\n".join(message.content)
+    turn: dict[str, Any] = {"role": message.role, "content": content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": Arguments(one.arguments)}}
+            for one in message.tool_calls
+        ]
+    others = {"tool_call_id": message.tool_call_id, "name": message.name, "reasoning_content": message.reasoning}
+    return turn | {name: value for name, value in others.items() if value}
 
 
 def prompt_name(prompt: Prompt) -> str:

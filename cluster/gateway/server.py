@@ -18,13 +18,17 @@ from outrider.cluster.gateway.controller_link import ClusterServicer, Controller
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.health import Health
+from outrider.cluster.gateway.http.app import HttpApi
+from outrider.cluster.gateway.http.server import HttpServer
+from outrider.cluster.gateway.inference import Inference
 from outrider.cluster.gateway.limits import RequestLimits
 from outrider.cluster.gateway.listen import Listeners
 from outrider.cluster.gateway.loop_lag import LoopLag
 from outrider.cluster.gateway.prompts import PromptEncoder
 from outrider.cluster.gateway.service import InferenceServicer
+from outrider.cluster.known_metrics import KnownMetrics
 from outrider.cluster.metrics import GatewayMetrics, serve_metrics
-from outrider.cluster.reconcile import HANGS
+from outrider.cluster.reconcile import is_hang
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
 from outrider.workers import logs
 from outrider.workers.tracing import open_tracing
@@ -33,6 +37,7 @@ from outrider.workers.types.errors import CheckpointError, OutriderError
 log = logging.getLogger("outrider.gateway")
 
 _RETRY_S = 1.0
+_ENGINES_EVERY_S, _ENGINES_TIMEOUT_S = 2.0, 1.0  # how often engines are asked how they are, for metrics
 TRACED_AS = "outrider-gateway"  # the service's name in spans
 _LAST_WORDS_S = 2.0
 
@@ -44,6 +49,8 @@ class GatewaySettings:
     controller: str  # HOST:PORT
     host: str = "127.0.0.1"
     port: int = 50051  # 0: a free one
+    http_port: int | None = None  # None: no HTTP; 0: a free one
+    http_host: str = ""  # "": as `host`
     metrics_port: int | None = None  # None: no metrics; 0: a free one
     max_live_requests: int = 1024
     max_live_requests_per_token: int | None = None
@@ -62,7 +69,7 @@ class GatewaySettings:
 
     def __post_init__(self) -> None:
         _ = self.admission
-        for name in ("port", "metrics_port"):
+        for name in ("port", "http_port", "metrics_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 65535:
                 raise ValueError(f"{name} must be 0..65535, got {value}")
@@ -90,7 +97,8 @@ class Gateway:
         self.failure = ""
         self._on_failure = on_failure
         self.metrics = GatewayMetrics()
-        self.metrics_port = 0
+        self._known_metrics = KnownMetrics(self.metrics.registry)
+        self.metrics_port = self.http_port = 0
         self._changed = asyncio.Event()
         self._health = Health()
         self._lag = LoopLag()
@@ -99,21 +107,35 @@ class Gateway:
         self._admission = Admission(settings.admission)
         self._fleet = Fleet(self._fleet_changed, settings.reason_wait_s, settings.cluster_key, self._count_ended)
         self._tracing = open_tracing(settings.otlp_endpoint, TRACED_AS)
-        self._inference = InferenceServicer(
+        self._inference = Inference(
             self._admission,
             self._fleet,
             self.metrics,
+            self._known_metrics,
             settings.limits,
             settings.resume_wait_s,
-            settings.write_timeout_s,
             self._tracing,
             share_prefix_cache=settings.share_prefix_cache,
         )
+        self.servicer = InferenceServicer(self._inference, settings.write_timeout_s)
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()
+        self._http = self._make_http() if settings.http_port is not None else None
+
+    def _make_http(self) -> HttpServer:
+        settings = self.settings
+        api = HttpApi(
+            self._inference,
+            lambda: self.ready,
+            self.metrics.registry,
+            self._listeners.authenticator,
+            settings.limits.max_message_bytes,
+            settings.write_timeout_s,
+        )
+        return HttpServer(api.app(), settings.door.tls)
 
     def _count_ended(self, reason: str) -> None:
-        self.metrics.ended_replicas.labels(cause="stalled" if HANGS in reason else "other").inc()
+        self.metrics.ended_replicas.labels(cause="stalled" if is_hang(reason) else "other").inc()
 
     def _fleet_changed(self) -> None:
         self._admission.set_places(self._fleet.places)
@@ -139,26 +161,36 @@ class Gateway:
     async def start(self) -> None:
         """Listens. OutriderError if a port is taken. Ready once the controller has named a replica."""
         settings, server = self.settings, self._listeners.server
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._inference, server)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
             ClusterServicer(self._controller, self._fleet, self.metrics), server
         )
         await self._health.set_ready(False)
-        if weakness := settings.door.weakness(settings.host):
-            logs.event(log, logging.WARNING, "the door is open", reason=weakness)
+        for host in dict.fromkeys((settings.host, settings.http_host or settings.host)):
+            if weakness := settings.door.weakness(host):
+                logs.event(log, logging.WARNING, "the door is open", reason=weakness)
         if settings.metrics_port is not None:
             self.metrics_port, stop = serve_metrics(self.metrics.registry, settings.host, settings.metrics_port)
             self._closers.callback(stop)
         await self._listeners.start(settings.host, settings.port)
+        if self._http is not None and settings.http_port is not None:
+            self.http_port = await self._http.start(settings.http_host or settings.host, settings.http_port)
         self.metrics.controller_connected.set_function(lambda: self._controller.connected)
         self.metrics.loop_lag.set_function(lambda: self._lag.longest_s)
-        table = self._controller.watch(self._fleet.apply)
-        work = (table, self._learn_model(), self._report_health(), self._lag.watch())
+        work = (
+            self._controller.watch(self._fleet.apply),
+            self._learn_model(),
+            self._report_health(),
+            self._watch_engines(),
+            self._lag.watch(),
+        )
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(self._note_end)
-        address = f"{settings.host}:{self.port}"
-        logs.event(log, logging.INFO, "gateway listens", address=address, controller=settings.controller)
+        told = {"address": f"{settings.host}:{self.port}", "controller": settings.controller}
+        if self._http is not None:
+            told["http"] = f"{settings.http_host or settings.host}:{self.http_port}"
+        logs.event(log, logging.INFO, "gateway listens", **told)
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -182,6 +214,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._http is not None:
+            await self._http.stop()
         await self._listeners.stop(grace_s=0.5)
         if self._inference.encoder is not None:
             self._inference.encoder.close()
@@ -215,6 +249,12 @@ class Gateway:
             reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
             logs.event(log, logging.ERROR, "model not known", reason=reason)
         return self._inference.encoder is not None
+
+    async def _watch_engines(self) -> None:
+        while True:
+            counters = await self._fleet.counters(_ENGINES_TIMEOUT_S)
+            self._known_metrics.show(counters, self._inference.model_name)
+            await asyncio.sleep(_ENGINES_EVERY_S)
 
     async def _report_health(self) -> None:
         while True:

@@ -2,9 +2,10 @@
 first is lost. Knows nothing of gRPC."""
 
 import asyncio
-import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from outrider.cluster.gateway.load import PrefixKeys
 from outrider.cluster.gateway.replica import Replica
@@ -13,7 +14,9 @@ from outrider.workers.leader_client import LeaderClient
 from outrider.workers.outputs import logprobs_by_token
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.text.tool_calls import merged
 from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk, logprobs_at_once
+from outrider.workers.types.tools import ToolCallDelta
 
 
 class RequestStream:
@@ -119,7 +122,7 @@ class RequestStream:
     def move_to(self, replica: Replica) -> None:
         """Goes on there behind the tokens it has. EngineStoppedError if that one has just gone too."""
         self.replica.load.end(self.request.request_id)
-        self.request = dataclasses.replace(self.request, resumed=self._unfinished())
+        self.request = replace(self.request, resumed=self._unfinished(), suspect=self.crashes > 0)
         self._assembler.begin_again()
         self.moves += 1
         self.moves_without_progress += 1
@@ -213,13 +216,15 @@ class RequestStream:
         token_ids = tuple(token_id for delta in own for token_id in delta.token_ids)
         text = "".join(delta.text for delta in own)
         reasoning = "".join(delta.reasoning for delta in own)
-        if token_ids or text or reasoning:
+        tool_calls = self._with_ids(index, merged(call for delta in own for call in delta.tool_calls))
+        if token_ids or text or reasoning or tool_calls:
             logprobs = [entry for delta in own for entry in delta.logprobs]
             yield Output(
                 index=index,
                 token_ids=token_ids,
                 text=text,
                 reasoning=reasoning,
+                tool_calls=tool_calls,
                 drafted=sum(delta.drafted for delta in own) if self._detail else 0,
                 accepted=sum(delta.accepted for delta in own) if self._detail else 0,
                 logprobs=tuple(logprobs_by_token(logprobs, self._tokenizer)),
@@ -227,6 +232,14 @@ class RequestStream:
         for delta in own:
             if delta.finish_reason is not None:
                 yield Finished(index=index, reason=delta.finish_reason, stop_reason=delta.stop_reason, usage=usage)
+
+    def _with_ids(self, index: int, calls: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+        """The id comes with the name. A request that goes on at another gateway gets the same."""
+        return tuple(replace(call, id=self._call_id(index, call.index)) if call.name else call for call in calls)
+
+    def _call_id(self, index: int, number: int) -> str:
+        names = f"{self.request.request_id}/{index}/{number}"
+        return f"call_{hashlib.sha256(names.encode()).hexdigest()[:24]}"
 
     def _prompt_events(self, index: int, own: Iterable[OutputDelta]) -> Iterator[Output]:
         """Log-probabilities of the prompt, in messages of bounded size."""

@@ -24,6 +24,29 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
+def ssl_context(files: TlsFiles) -> ssl.SSLContext:
+    """For HTTP: each handshake has the files as they are then. OutriderError as `server_credentials`."""
+    watched = Watched(files.paths, lambda: _context(files))
+
+    def refresh(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = watched.value
+
+    context = _context(files)
+    context.sni_callback = refresh
+    return context
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    _configuration(files)  # checks them
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key, password=_no_password)
+    context.set_alpn_protocols(["http/1.1"])
+    if files.client_ca is not None:
+        context.load_verify_locations(files.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     """Of files that belong together: read, checked, and the same when read again."""
     for _ in range(_ATTEMPTS):

@@ -1,6 +1,7 @@
 """The public API's protobuf messages and our own types, each way side by side. Both ends of the wire use it."""
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,13 +13,20 @@ from outrider.workers.text.assembler import Usage
 from outrider.workers.types.request import FinishReason, OutputSoFar
 from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.tools import Tool, ToolCall, ToolCallDelta, Tools
 
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", *_PENALTIES, "seed")
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos", "include_stop_str_in_output")
 _RESPONSE = ("logprobs", "skip_special_tokens", "prompt_logprobs", "reasoning")
+_CALL = ("index", "id", "name", "arguments")
 _LEAST_HEARTBEAT_MS = 100
 _ACCEPTED = ("request_id", "seed", "prompt_tokens", "fingerprint")
+_CHOICES = {
+    "auto": pb.TOOL_CHOICE_MODE_AUTO,
+    "none": pb.TOOL_CHOICE_MODE_NONE,
+    "required": pb.TOOL_CHOICE_MODE_REQUIRED,
+}
 _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -50,7 +58,7 @@ def call_to_wire(call: g.GenerateCall) -> pb.GenerateRequest:
         words = params.bad_words_token_ids or ()
         request.sampling.bad_words_token_ids.extend(pb.TokenIds(ids=word) for word in words)
     _fill(request.response, params, _RESPONSE)
-    _fill(request.response, call, ("speculation_detail",))
+    _fill(request.response, call, ("speculation_detail", "auto_reasoning"))
     if call.heartbeat_s:
         request.response.heartbeat_interval_ms = round(1000 * call.heartbeat_s)
     _speculation_to_wire(params.speculation, request.speculation)
@@ -102,6 +110,7 @@ def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
         params=_checked_params(given),
         request_id=request.request_id,
         speculation_detail=request.response.speculation_detail,
+        auto_reasoning=request.response.auto_reasoning,
         resume=_resume_from_wire(request.resume) if request.HasField("resume") else None,
         heartbeat_s=_heartbeat_s(request.response),
     )
@@ -140,10 +149,9 @@ def _prompt_to_wire(prompt: g.Prompt, request: pb.GenerateRequest) -> None:
             request.token_ids.SetInParent()
             with _naming("token_ids"):
                 request.token_ids.ids.extend(token_ids)
-        case g.ChatPrompt(messages):
+        case g.ChatPrompt():
             request.messages.SetInParent()
-            with _naming("messages"):
-                request.messages.messages.extend(pb.Message(role=m.role, content=m.content) for m in messages)
+            _chat_to_wire(prompt, request.messages)
 
 
 def _prompt_from_wire(request: pb.GenerateRequest) -> g.Prompt:
@@ -153,9 +161,82 @@ def _prompt_from_wire(request: pb.GenerateRequest) -> g.Prompt:
         case "token_ids":
             return g.TokenPrompt(tuple(request.token_ids.ids))
         case "messages":
-            return g.ChatPrompt(tuple(g.Message(role=m.role, content=m.content) for m in request.messages.messages))
+            return _chat_from_wire(request.messages)
         case _:
             raise ValueError("prompt, token_ids or messages must be given: the request has no input")
+
+
+def _chat_to_wire(chat: g.ChatPrompt, wire: pb.Messages) -> None:
+    with _naming("messages"):
+        wire.messages.extend(map(_message_to_wire, chat.messages))
+    with _naming("tools"):
+        wire.tools.extend(map(_tool_to_wire, chat.tools.tools))
+        wire.tool_choice.mode = _CHOICES["required" if chat.tools.function else chat.tools.choice]
+        wire.tool_choice.function = chat.tools.function
+        wire.parallel_tool_calls = chat.tools.parallel
+    if chat.arguments:
+        with _naming("template_arguments"):
+            wire.template_arguments = json.dumps(dict(chat.arguments))
+
+
+def _chat_from_wire(wire: pb.Messages) -> g.ChatPrompt:
+    modes = {mode: choice for choice, mode in _CHOICES.items()}
+    tools = Tools(
+        tools=tuple(map(_tool_from_wire, wire.tools)),
+        choice=modes.get(wire.tool_choice.mode, "auto"),
+        function=wire.tool_choice.function,
+        parallel=wire.parallel_tool_calls if wire.HasField("parallel_tool_calls") else True,
+    )
+    arguments = _object("template_arguments", wire.template_arguments) if wire.template_arguments else {}
+    return g.ChatPrompt(tuple(map(_message_from_wire, wire.messages)), tools, arguments)
+
+
+def _message_to_wire(message: g.Message) -> pb.Message:
+    content, parts = (message.content, ()) if isinstance(message.content, str) else ("", message.content)
+    return pb.Message(
+        role=message.role,
+        content=content,
+        parts=[pb.ContentPart(text=text) for text in parts],
+        tool_calls=[pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in message.tool_calls],
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+        reasoning=message.reasoning,
+    )
+
+
+def _message_from_wire(message: pb.Message) -> g.Message:
+    if message.parts and message.content:
+        raise ValueError("messages: a message has content or parts, not both")
+    if any(part.WhichOneof("part") is None for part in message.parts):
+        raise ValueError("messages: every part must be text")
+    return g.Message(
+        role=message.role,
+        content=tuple(part.text for part in message.parts) if message.parts else message.content,
+        tool_calls=tuple(ToolCall(id=one.id, name=one.name, arguments=one.arguments) for one in message.tool_calls),
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+        reasoning=message.reasoning,
+    )
+
+
+def _tool_to_wire(tool: Tool) -> pb.Tool:
+    parameters = None if tool.parameters is None else json.dumps(dict(tool.parameters))
+    return pb.Tool(name=tool.name, description=tool.description, parameters=parameters)
+
+
+def _tool_from_wire(tool: pb.Tool) -> Tool:
+    parameters = _object(f"tools: parameters of {tool.name}", tool.parameters) if tool.HasField("parameters") else None
+    return Tool(name=tool.name, description=tool.description, parameters=parameters)
+
+
+def _object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} must be JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, got {text[:100]}")
+    return value
 
 
 def _resume_to_wire(resume: g.Resume, message: pb.Resume) -> None:
@@ -251,6 +332,7 @@ def _output_to_wire(output: g.Output) -> pb.Output:
         token_ids=output.token_ids,
         text=output.text,
         reasoning=output.reasoning,
+        tool_calls=[pb.ToolCallDelta(**_named(delta, _CALL)) for delta in output.tool_calls],
         drafted=output.drafted,
         accepted=output.accepted,
         logprobs=map(_logprobs_to_wire, output.logprobs),
@@ -273,6 +355,7 @@ def _output_from_wire(output: pb.Output) -> g.Output:
         token_ids=tuple(output.token_ids),
         text=output.text,
         reasoning=output.reasoning,
+        tool_calls=tuple(ToolCallDelta(**_named(delta, _CALL)) for delta in output.tool_calls),
         drafted=output.drafted,
         accepted=output.accepted,
         logprobs=tuple(map(_logprobs_from_wire, output.logprobs)),

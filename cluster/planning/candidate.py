@@ -39,6 +39,20 @@ class Candidate:
     fleet: Fleet
     efficiency: Efficiency
 
+    @property
+    def weights_in_memory(self) -> str:
+        """What a rank keeps of the layers' linears. FP8 only where its kernels do (workers/model/gpu_weights.py)."""
+        if self.shapes.quantised:
+            return "fp8"
+        return "float32" if self.shapes.value_bytes == 4 else "bfloat16"
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why outrider's GPU kernels do not run this split, so that ranks would widen weights to 16 bits; or None."""
+        if self.shapes.quantised and self.split.spread and self.split.data > 1:
+            return "GPU kernels do not send rows to experts of other data groups yet: ranks would widen FP8 weights"
+        return None
+
     def at(self, concurrency: int) -> "Candidate":
         return replace(self, workload=replace(self.workload, concurrency=concurrency))
 

@@ -18,6 +18,9 @@ def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Goal, 
         f" {work.concurrency} sequences of {work.context:,} tokens, {work.draft_steps} drafts at {work.acceptance:.0%}",
         highlight=False,
     )
+    console.print(f"Weights in memory: {best.weights_in_memory}.", highlight=False)
+    if best.obstacle is not None:
+        console.print(f"[yellow]This split does not run as planned: {best.obstacle}.[/]", highlight=False)
     for title, table in (
         ("Plans, best first", plans(shown)),
         ("Memory of each GPU by layers, GB", memory(best)),

@@ -13,18 +13,32 @@ if TYPE_CHECKING:
     from outrider.workers.llm import LLM as LLM
     from outrider.workers.types.errors import OutriderError as OutriderError
     from outrider.workers.types.sampling_params import SamplingParams as SamplingParams
+    from outrider.workers.types.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
+    from outrider.workers.types.tools import Tool as Tool
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "outrider.workers.llm",
     "SamplingParams": "outrider.workers.types.sampling_params",
+    "StructuredOutputsParams": "outrider.workers.types.structured_outputs",
+    "Tool": "outrider.workers.types.tools",
     "OutriderError": "outrider.workers.types.errors",
     "Client": "outrider.cluster.client",
     "AsyncClient": "outrider.cluster.async_client",
     "ClientSecurity": "outrider.cluster.client_security",
 }
-__all__ = ["LLM", "AsyncClient", "Client", "ClientSecurity", "OutriderError", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncClient",
+    "Client",
+    "ClientSecurity",
+    "OutriderError",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "Tool",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

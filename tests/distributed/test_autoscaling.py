@@ -69,7 +69,18 @@ def test_replicas_and_nodes_follow_a_load_that_rises_and_falls_and_no_request_is
     autoscaling_ray: AutoscalingRay,
 ) -> None:
     settings = [word for key, value in SCALING.items() for word in ("--set", f"{key}={value}")]
-    run = Outrider("serve", "--port", "0", "--ray-address", autoscaling_ray.address, "--name", "scaled", *settings)
+    run = Outrider(
+        "serve",
+        "--port",
+        "0",
+        "--http-port",
+        "0",
+        "--ray-address",
+        autoscaling_ray.address,
+        "--name",
+        "scaled",
+        *settings,
+    )
     with Client(run.wait_until_ready(180)) as client:
         autoscaling_ray.wait_for_nodes(1)
         alone = {seed: client.generate("def f(", seed=seed, **ASKED).token_ids for seed in range(16)}

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from outrider.cluster.names import controller_name
 from outrider.workers.cluster_key import draw_key
 from outrider.workers.config import resolve_model
 
-ONE_STAGE = ("--port", "0", "--set", "kv_cache_memory_bytes=67108864")
+ONE_STAGE = ("--port", "0", "--http-port", "0", "--set", "kv_cache_memory_bytes=67108864")
 TWO_STAGES = ("--pipeline-parallel-size", "2", *ONE_STAGE)
 
 
@@ -74,8 +75,14 @@ def tokens_of(event: Event) -> tuple[int, ...]:
 
 
 def test_a_request_outlives_a_frozen_rank_which_is_named_and_nothing_is_left() -> None:
-    run = Outrider("serve", *TWO_STAGES, "--ray-address", "local", "--name", "alone")
+    http = f"127.0.0.1:{free_port('127.0.0.1')}"
+    run = Outrider(
+        "serve", *TWO_STAGES, "--http-port", http.partition(":")[2], "--ray-address", "local", "--name", "alone"
+    )
     address = run.wait_until_ready()
+    assert f", http://{http}, " in run.output[0]
+    with urllib.request.urlopen(f"http://{http}/health", timeout=10) as healthy:
+        assert healthy.status == 200
     with Client(address) as client:
         answers = [client.generate("def f(", max_tokens=24, seed=5, speculation=s) for s in ("auto", "off", "auto")]
         assert len({answer.text for answer in answers}) == 1
@@ -103,6 +110,7 @@ def test_a_request_outlives_a_frozen_rank_which_is_named_and_nothing_is_left() -
     assert run.finish(within_s=40) == 0, run.errors
     assert run.left() == []
     assert is_free(address)
+    assert is_free(http)
 
 
 def assert_controller_is_closed_to_strangers(run: Outrider) -> None:
@@ -265,7 +273,15 @@ def test_a_serve_that_takes_over_goes_on_with_the_ranks_of_a_killed_one_and_thei
     killed = Outrider("serve", *options)
     killed.wait_until_ready()
     gateway = Outrider(
-        "gateway", "--controller", f"127.0.0.1:{port}", "--port", str(door), "--cluster-key-file", str(key)
+        "gateway",
+        "--controller",
+        f"127.0.0.1:{port}",
+        "--port",
+        str(door),
+        "--http-port",
+        "0",
+        "--cluster-key-file",
+        str(key),
     )
     with Client(f"127.0.0.1:{door}") as client:
         wait_until_status_works(client)
@@ -330,7 +346,7 @@ def test_another_version_of_ray_is_named(ray_address: str) -> None:
     assert ours in genuine
     _internal_kv_put(key, genuine.replace(ours, b"1.2.3"), overwrite=True, namespace=KV_NAMESPACE_CLUSTER)
     try:
-        run = Outrider("serve", "--port", "0", "--ray-address", ray_address)
+        run = Outrider("serve", "--port", "0", "--http-port", "0", "--ray-address", ray_address)
         status = run.finish()
     finally:
         _internal_kv_put(key, genuine, overwrite=True, namespace=KV_NAMESPACE_CLUSTER)
@@ -342,7 +358,7 @@ def test_another_version_of_ray_is_named(ray_address: str) -> None:
 
 
 def test_nothing_at_the_ray_address_is_one_line() -> None:
-    run = Outrider("serve", "--port", "0", "--ray-address", "127.0.0.1:1")
+    run = Outrider("serve", "--port", "0", "--http-port", "0", "--ray-address", "127.0.0.1:1")
 
     assert run.finish() == 1
     assert run.errors == ["error: no Ray cluster answers at 127.0.0.1:1: see --ray-address\n"]

@@ -27,7 +27,7 @@ def test_a_request_is_traced_through_gateway_and_leader_and_found_in_both_their_
 ) -> None:
     with collecting() as collector:
         options = ("--set", f"otlp_endpoint={collector.address}", "--set", "kv_cache_memory_bytes=67108864")
-        options += ("--port", "0", "--ray-address", ray_address, "--name", name)
+        options += ("--port", "0", "--http-port", "0", "--ray-address", ray_address, "--name", name)
         run = Outrider("--log-level", "info", "serve", *options)
         address = run.wait_until_ready()
         environment = {"TRACEPARENT": f"00-{TRACE}-{SPAN}-01"}

@@ -21,7 +21,9 @@ RUN = {page: [one for one in commands(page) if not one.why_not] for page in page
 def served() -> Iterator[str]:
     """The address of the server that the tutorial starts."""
     (serve,) = [one for found in RUN.values() for one in found if one.words[:2] == ["outrider", "serve"]]
-    run = Outrider(*serve.words[1:], "--port", "0", "--ray-address", "local", "--name", "documented")
+    run = Outrider(
+        *serve.words[1:], "--port", "0", "--http-port", "0", "--ray-address", "local", "--name", "documented"
+    )
     yield run.wait_until_ready()
     run.process.terminate()
     assert run.finish() == 0, run.errors

@@ -189,7 +189,9 @@ def test_refusals_become_exceptions_that_say_what_was_wrong(model: Path) -> None
         ("request_id cannot be sent", {"token_ids": [5], "request_id": 5}),
         (r"messages\[1\] has no 'role'", {"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}),
         (r"messages\[0\] has no 'content'", {"messages": [{"role": "user"}]}),
-        ("messages cannot be sent", {"messages": [{"role": "user", "content": 5}]}),
+        (r"messages\[0\]\.content must be a text", {"messages": [{"role": "user", "content": 5}]}),
+        ("messages cannot be sent", {"messages": [{"role": "user", "content": "\udcff"}]}),
+        ("tools and chat_template_kwargs go with messages", {"prompt": "a", "tools": [{"function": {"name": "f"}}]}),
         ("unknown parameter 'max_token': the known ones are n, .*max_tokens", {"token_ids": [5], "max_token": 5}),
     ],
 )

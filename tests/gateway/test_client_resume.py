@@ -10,12 +10,14 @@ from fakes import FakeEngine
 from gateway.harness import Cluster, eventually, pb, rest, running, stopping, tokens
 from google.rpc import error_details_pb2, status_pb2
 
-from outrider import AsyncClient
+from outrider import AsyncClient, Client
 from outrider.cluster.client_resume import ACCEPT_PATIENCE_S, OVERLOAD_PATIENCE_S, PATIENCE_S, ResumableCall
 from outrider.cluster.errors import GenerationFailedError, UnavailableError
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
+from outrider.proto import inference_pb2_grpc
 from outrider.workers.outputs import Logprob
+from outrider.workers.text.assembler import Usage
 from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.request import FinishReason, OutputSoFar
 from outrider.workers.types.sampling_params import SamplingParams
@@ -145,6 +147,70 @@ def test_only_an_accepted_request_is_asked_again_and_only_for_a_while() -> None:
     assert request.pause_s(left) == pauses[0]
 
 
+def test_usage_counts_outputs_that_ended_at_an_earlier_gateway() -> None:
+    request = a_call(outputs=3)
+    request.hear(ACCEPTED, 0.0)
+    request.hear(Output(index=2, token_ids=(6, 7, 8)), 1.0)
+    request.hear(Finished(index=2, reason=FinishReason.STOP), 1.0)
+    request.hear(Output(index=0, token_ids=(5,)), 1.0)
+
+    request.hear(ACCEPTED, 2.0)  # at the next
+    request.hear(Output(index=0, token_ids=(9,)), 2.0)
+    request.hear(Finished(index=0, reason=FinishReason.STOP), 2.0)
+    request.hear(Output(index=1, token_ids=(4,)), 2.0)
+    last = request.hear(Finished(index=1, reason=FinishReason.STOP, usage=Usage(completion_tokens=3)), 3.0)
+
+    assert isinstance(last, Finished)
+    assert last.usage == Usage(completion_tokens=6)
+
+
+def test_a_stream_that_breaks_behind_its_last_event_is_done() -> None:
+    request = a_call()
+    request.hear(ACCEPTED, 0.0)
+    request.hear(Finished(index=1, reason=FinishReason.STOP), 1.0)
+    assert not request.finished
+
+    request.hear(Finished(index=0, reason=FinishReason.STOP), 1.0)
+
+    assert request.finished
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_client_that_has_heard_every_end_does_not_mind_how_its_gateway_ends(plain: bool) -> None:
+    """One that is killed between the last event and the call's status."""
+    wire_events = [
+        pb.GenerateResponse(accepted=pb.Accepted(request_id="r", seed=3, fingerprint="f")),
+        pb.GenerateResponse(output=pb.Output(index=0, token_ids=[7])),
+        pb.GenerateResponse(finished=pb.Finished(index=0, reason=pb.FINISH_REASON_LENGTH, usage=pb.Usage())),
+    ]
+
+    class Killed(inference_pb2_grpc.InferenceServiceServicer):
+        async def Generate(self, request, context):  # noqa: ANN001, ANN202, N802
+            for event in wire_events:
+                yield event
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+    def ask(address: str) -> list[Event]:
+        with Client(address) as client:
+            return list(client.stream(token_ids=[5]))
+
+    async def scenario() -> None:
+        server = grpc.aio.server()
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(Killed(), server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        if plain:
+            events = await asyncio.to_thread(ask, address)
+        else:
+            async with AsyncClient(address) as client:
+                events = [event async for event in client.stream(token_ids=[5])]
+        await server.stop(0)
+
+        assert [type(event) for event in events] == [Accepted, Output, Finished]
+
+    asyncio.run(scenario())
+
+
 def test_log_probabilities_of_the_prompt_that_come_again_are_not_told_again() -> None:
     request = a_call()
     places = [{n: Logprob(logprob=-0.5, rank=1, decoded_token="x")} for n in range(9)]
@@ -158,6 +224,7 @@ def test_log_probabilities_of_the_prompt_that_come_again_are_not_told_again() ->
     told.append(request.hear(Output(index=0, prompt_logprobs=tuple(places[7:])), 3.0))
 
     assert [place for event in told if isinstance(event, Output) for place in event.prompt_logprobs] == places
+    assert told[1] is None, "all of it had come before"
 
 
 def test_an_accepted_request_outlasts_a_gateways_own_patience() -> None:
@@ -222,6 +289,14 @@ def test_who_is_told_to_come_back_too_late_does_not_wait_for_that() -> None:
     assert not request.may_go_on(full, 1.0, left_s=7.0)
     assert request.may_go_on(full, OVERLOAD_PATIENCE_S - 9)
     assert not request.may_go_on(full, OVERLOAD_PATIENCE_S - 7)
+
+
+def test_a_request_that_was_not_accepted_is_brought_to_every_gateway_however_long_the_first_took() -> None:
+    call = GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams())
+    request = ResumableCall(call, PATIENCE_S, 0.0, gateways=3)
+    frozen = status(grpc.StatusCode.UNAVAILABLE, details="failed to connect to all addresses; last error: X: y: no")
+
+    assert [request.may_go_on(frozen, ACCEPT_PATIENCE_S * n) for n in range(1, 4)] == [True, True, False]
 
 
 def test_a_full_gateway_takes_a_stream_that_another_lost(model: Path) -> None:

@@ -21,11 +21,13 @@ from outrider.cluster.generation import (
     Resume,
     TextPrompt,
 )
+from outrider.proto import inference_pb2 as pb
 from outrider.workers.outputs import Logprob
 from outrider.workers.text.assembler import Usage
 from outrider.workers.types.request import FinishReason, OutputSoFar, Request
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.tools import Tool, ToolCall, ToolCallDelta, Tools
 
 A1, A2, B1 = ReplicaId("a", 1), ReplicaId("a", 2), ReplicaId("b", 1)
 
@@ -201,10 +203,54 @@ def test_structured_outputs_survive_the_wire(constraint: dict[str, Any]) -> None
     assert wire.call_from_wire(wire.call_to_wire(call)) == call
 
 
+def test_a_conversation_survives_the_wire() -> None:
+    call = ToolCall(id="c", name="add", arguments='{"left": 1}')
+    messages = (
+        Message(role="system", content=("be", "kind")),
+        Message(role="assistant", content="hm", tool_calls=(call, call), reasoning="well"),
+        Message(role="tool", content="2", tool_call_id="c", name="add"),
+    )
+    tools = (
+        Tool(name="add", description="adds", parameters={"properties": {"left": {"type": "number"}}}),
+        Tool(name="b"),
+    )
+    for choice, function in (("auto", ""), ("none", ""), ("required", ""), ("required", "b")):
+        prompt = ChatPrompt(
+            messages,
+            Tools(tools=tools, choice=choice, function=function, parallel=False),
+            {"thinking": True, "n": [1.5]},
+        )
+        asked = GenerateCall(prompt=prompt, params=SamplingParams(max_tokens=None), auto_reasoning=True)
+        assert wire.call_from_wire(wire.call_to_wire(asked)) == asked
+
+
+def test_what_a_call_gained_survives_the_wire() -> None:
+    deltas = (ToolCallDelta(index=0, id="c", name="add", arguments="{"), ToolCallDelta(index=1, arguments="}"))
+    event = Output(index=1, tool_calls=deltas)
+    assert wire.event_from_wire(wire.event_to_wire(event)) == event
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (pb.Messages(template_arguments="[]"), "template_arguments must be a JSON object"),
+        (pb.Messages(template_arguments="{" * 9999), "template_arguments must be JSON"),
+        (pb.Messages(tools=[pb.Tool(name="a", parameters="5")]), "parameters of a must be a JSON object"),
+        (pb.Messages(tools=[pb.Tool(name="a b")]), "name must be"),
+        (pb.Messages(messages=[pb.Message(content="a", parts=[pb.ContentPart(text="b")])]), "content or parts"),
+        (pb.Messages(messages=[pb.Message(parts=[pb.ContentPart()])]), "must be text"),
+    ],
+)
+def test_a_conversation_that_cannot_be_is_refused_by_name(messages: pb.Messages, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        wire.call_from_wire(pb.GenerateRequest(messages=messages))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("port", 70000),
+        ("http_port", -1),
         ("metrics_port", -1),
         ("max_live_requests", 0),
         ("max_queued_tokens", 0),

@@ -114,7 +114,7 @@ def test_a_write_that_fails_since_the_call_is_over_ends_it_as_its_cancellation_w
     async def scenario() -> None:
         async with running(model, FakeEngine(max_model_len=100_000)) as cluster:
             with pytest.raises(asyncio.CancelledError):
-                await cluster.gateway._inference.Generate(tokens(5), _OverContext(left_s, begun=begun))
+                await cluster.gateway.servicer.Generate(tokens(5), _OverContext(left_s, begun=begun))
 
             await eventually(lambda: not cluster.engine.live)
             assert cluster.gateway.live_requests == 0

@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import grpc
 import pytest
-from fakes import FakeEngine
+from fakes import EOS, FakeEngine
 from gateway.harness import KEY, Cluster, eventually, pb, rest, running, stopping, tokens
 
 from outrider.workers.service import EngineServer
+from outrider.workers.text.tokenizer import Tokenizer
 
 LONG = 100_000
 
@@ -361,3 +363,44 @@ def test_a_resume_that_continues_nothing_is_refused_by_name(model: Path, resume:
             assert not cluster.engine.submitted
 
     asyncio.run(scenario())
+
+
+def test_calls_that_were_begun_at_one_gateway_go_on_at_another(model: Path) -> None:
+    async def scenario() -> None:
+        tokenizer = Tokenizer.load(model)
+        assert tokenizer is not None
+        call = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{}\n```<｜tool▁call▁end｜>"
+        said = [*tokenizer.encode_part(f"so<｜tool▁calls▁begin｜>{call}\n{call}<｜tool▁calls▁end｜>"), EOS]
+        tools = pb.Messages(messages=[pb.Message(role="user", content="go")], tools=[pb.Tool(name="add")])
+        asked = pb.GenerateRequest(messages=tools, request_id="one")
+        async with running(model, FakeEngine(lambda request, index: said, max_model_len=2048)) as cluster:
+            whole = await cluster.events(asked)
+            accepted = whole[0].accepted
+            wanted = _gained(whole)
+            assert wanted[0] == "so"
+            assert [(one.name, one.arguments) for one in wanted[1].values()] == [("add", "{}")] * 2
+            for cut in range(1, len(said)):
+                heard = [one for one in whole if one.HasField("output")]
+                first = _up_to(heard, cut)
+                resume = pb.Resume(seed=accepted.seed, fingerprint=accepted.fingerprint)
+                resume.outputs.add(index=0, token_ids=[n for one in first for n in one.output.token_ids])
+                rest = await cluster.events(pb.GenerateRequest(messages=tools, request_id="one", resume=resume))
+                assert _gained([*first, *rest]) == wanted, cut
+
+    asyncio.run(scenario())
+
+
+def _up_to(events: list[pb.GenerateResponse], tokens: int) -> list[pb.GenerateResponse]:
+    """The first events, up to so many tokens."""
+    sizes = list(itertools.accumulate(len(event.output.token_ids) for event in events))
+    return [event for event, size in zip(events, sizes, strict=True) if size <= tokens]
+
+
+def _gained(events: list[pb.GenerateResponse]) -> tuple[str, dict[int, pb.ToolCall]]:
+    calls: dict[int, pb.ToolCall] = {}
+    for event in events:
+        for delta in event.output.tool_calls:
+            one = calls.setdefault(delta.index, pb.ToolCall())
+            one.id, one.name = one.id or delta.id, one.name or delta.name
+            one.arguments += delta.arguments
+    return "".join(event.output.text for event in events), calls

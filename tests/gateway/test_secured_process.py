@@ -61,7 +61,7 @@ def test_commands_get_in_with_their_files_and_secrets_appear_nowhere(tmp_path: P
     assert secret not in tokens.read_text()
     assert tokens.stat().st_mode & 0o077 == 0
 
-    options = ["--port", "0", "--health-port", "0", "--cluster-key-file", str(key_file)]
+    options = ["--port", "0", "--http-port", "0", "--health-port", "0", "--cluster-key-file", str(key_file)]
     options += ["--tls-cert", str(server.cert), "--tls-key", str(server.key), "--tls-client-ca", str(authority.file)]
     options += ["--auth-token-file", str(tokens)]
     calling = {
@@ -97,7 +97,7 @@ def ask(address: str, calling: dict[str, str], token_file: Path) -> None:
     wrong.write_text("or-wrong")
     refused = outrider("status", "--address", address, "--token-file", str(wrong), environment=calling)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == ("error: no valid token: send metadata authorization: Bearer TOKEN\n")
+    assert refused.stderr == ("error: no valid token: send authorization: Bearer TOKEN\n")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def ask(address: str, calling: dict[str, str], token_file: Path) -> None:
     ],
 )
 def test_a_door_that_cannot_be_is_one_line(options: tuple[str, ...], status: int, message: str) -> None:
-    ended = outrider("gateway", "--controller", "127.0.0.1:1", "--port", "0", *options)
+    ended = outrider("gateway", "--controller", "127.0.0.1:1", "--port", "0", "--http-port", "0", *options)
 
     assert ended.returncode == status
     (line,) = ended.stderr.splitlines()

@@ -188,7 +188,17 @@ def test_a_gateway_that_cannot_go_on_ends_and_says_why_in_one_line(model: Path, 
     async def scenario() -> None:
         async with running(model) as cluster:
             cluster.controller.model_path = str(tmp_path)
-            command = [sys.executable, "-m", "outrider.cluster.cli", "gateway", "--port", "0", "--controller"]
+            command = [
+                sys.executable,
+                "-m",
+                "outrider.cluster.cli",
+                "gateway",
+                "--port",
+                "0",
+                "--http-port",
+                "0",
+                "--controller",
+            ]
             ended = await asyncio.to_thread(
                 subprocess.run,
                 [*command, cluster.controller.address, "--cluster-key-file", str(tmp_path / "key")],
@@ -217,7 +227,11 @@ def test_the_process_serves_then_drains_and_exits_0_without_ever_loading_ray_or_
         async with running(model, FakeEngine(max_model_len=100_000)) as cluster:
             port = _free_port()
             process = _start_process(
-                cluster.controller.address, port, f"end_with_stdin={how == 'stdin'}", f"cluster_key={KEY!r}"
+                cluster.controller.address,
+                port,
+                f"end_with_stdin={how == 'stdin'}",
+                f"cluster_key={KEY!r}",
+                "http_port=0",  # whose server would handle signals itself
             )
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 await asyncio.wait_for(channel.channel_ready(), 20)

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import socket
 import threading
 from pathlib import Path
 
@@ -112,6 +113,30 @@ def test_a_frozen_gateway_is_left_for_another(model: Path, plain: bool) -> None:
             hurry = threading.Event()
             hurry.set()
             await asyncio.to_thread(gateway.close, hurry)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_gateway_that_is_frozen_when_a_client_first_asks_it_is_left_for_another(model: Path, plain: bool) -> None:
+    """The system takes the connection for it, and no greeting comes."""
+
+    def ask(addresses: list[str]) -> list[int]:
+        with Client(addresses) as client:
+            return client.generate(token_ids=[5], max_tokens=6).token_ids
+
+    async def ask_without_blocking(addresses: list[str]) -> list[int]:
+        async with AsyncClient(addresses) as client:
+            return (await client.generate(token_ids=[5], max_tokens=6)).token_ids
+
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as frozen:
+            async with running(model, FakeEngine(max_model_len=LONG)) as cluster:
+                addresses = [f"127.0.0.1:{frozen.getsockname()[1]}", cluster.address]
+
+                answer = await (asyncio.to_thread(ask, addresses) if plain else ask_without_blocking(addresses))
+
+                assert answer == [105 + step for step in range(6)]
 
     asyncio.run(scenario())
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -133,11 +133,11 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 class BeginningEngine(FakeEngine):
     """Says when a request has its first round, as the real one does, and a little later."""
 
-    on_begin: Callable[[str], None]
+    on_begin: Callable[[Sequence[str]], None]
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         time.sleep(0.003)
-        self.on_begin(request.request_id)
+        self.on_begin([request.request_id])
         super().submit(request, deliver)
 
 

@@ -116,7 +116,7 @@ def _parts(path: Path, starts: SequenceStarts, **settings: Any) -> Parts:
             layers=range(config.num_hidden_layers),
             device=CPU,
             dtype=dtype,
-            kernels=kernels_in_force(engine, CPU, dtype),
+            kernels=kernels_in_force(engine, CPU, dtype, config),
             drafts=True,
             starts=starts,
             progress=lambda done, total: None,

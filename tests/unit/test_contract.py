@@ -81,9 +81,9 @@ FIELDS = {
 COMMANDS = {
     "demo": "--json --report",
     "serve": "--model --config --set --tensor-parallel-size --pipeline-parallel-size --expert-parallel-size "
-    "--data-parallel-size --replicas --speculation --host --port --health-port --tls-cert --tls-key --tls-client-ca "
-    "--auth-token-file --ray-address --name",
-    "gateway": "--controller",
+    "--data-parallel-size --replicas --speculation --host --port --http-port --http-host --health-port --tls-cert "
+    "--tls-key --tls-client-ca --auth-token-file --ray-address --name",
+    "gateway": "--controller --http-port --http-host",
     "generate": "prompt --address --temperature --json",
     "status": "--json",
     "scale": "replicas",
@@ -110,13 +110,13 @@ MESSAGES = {
     "SamplingParameters": "temperature? top_p? top_k? min_p? presence_penalty? frequency_penalty? "
     "repetition_penalty? logit_bias seed?",
     "StoppingParameters": "max_tokens? min_tokens? stop stop_token_ids ignore_eos?",
-    "ResponseOptions": "logprobs? speculation_detail",
+    "ResponseOptions": "logprobs? speculation_detail auto_reasoning",
     "SpeculationOptions": "mode max_draft_tokens? drafter?",
     "Resume": "seed fingerprint outputs",
     "ResumedOutput": "index token_ids",
     "GenerateResponse": "event.accepted event.output event.finished event.error",
     "Accepted": "request_id seed prompt_tokens fingerprint",
-    "Output": "index token_ids text drafted accepted",
+    "Output": "index token_ids text drafted accepted tool_calls",
     "Finished": "index reason usage",
     "Usage": "prompt_tokens cached_tokens completion_tokens rounds drafted accepted",
     "ScaleResponse": "desired ready pending reason",

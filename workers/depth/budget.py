@@ -9,16 +9,16 @@ import math
 from dataclasses import dataclass
 
 SHARE = 0.01  # of a plain round, what each round earns: the most that may be lost in the long run
-# Plain rounds in a full bucket, at batch 1 and at any; a new one holds a quarter. The more sequences share a round, the
+# Plain rounds in a full bucket, at batch 1 and at any; a new one holds half. The more sequences share a round, the
 # less luck is in it. With a quarter of this, luck disables drafting at batch 1, T=0.8 (simulation: 0.95 of the best)
 CAP, LEAST_CAP = 64.0, 16.0
 PROBE_COST = 0.64  # plain rounds that must be there to enable drafting again: a probe of 2 rounds takes 0.3 to 1.2
 PROBE_ROUNDS = 2  # rounds that draft whatever seems worth it, once drafting is enabled again
 MAX_WAIT = 512  # rounds that drafting is disabled for at most; 64 where a probe can be paid for then
 _IDLE = 4  # rounds in a row without any draft worth its time, after which there is a probe
-_PLAIN_EVERY = 512  # rounds between two measurements of plain rounds; at first an eighth, then twice as many, and so on
+# Rounds between two measurements of plain rounds: so many that these cost PLAIN_SHARE of a plain round in each round
+PLAIN_SHARE, LEAST_BETWEEN, MOST_BETWEEN = 0.01, 16, 512
 PLAIN_ROUNDS, PLAIN_SKIPPED = 8, 2  # rounds of a measurement; its first ones are slower: caches are still the drafter's
-_OUTLIER = 2.0  # times the usual: 1 in 100 recorded rounds takes longer
 RATE = 0.05  # a round's weight in what is usual, and in the figures shown
 
 
@@ -33,15 +33,13 @@ class Budget:
     reason: str = ""  # why it is disabled
     speedup: float = 1.0  # over plain rounds, of late
     _idle: int = 0
-    _usual: float = 1.0  # plain rounds that a round takes, of late
-    _measured: int = 0
     _until_plain: int = 0
 
     @classmethod
     def of(cls, size_class: int) -> "Budget":
         """A new one. Luck matters less where many sequences share a round, so less of it is needed."""
         cap = max(CAP / 2**size_class, LEAST_CAP)
-        return cls(cap / 4, cap)
+        return cls(cap / 2, cap)
 
     @property
     def enabled(self) -> bool:
@@ -52,18 +50,12 @@ class Budget:
         """Whether plain rounds are to be measured."""
         return self._until_plain <= 0
 
-    @property
-    def most_usual(self) -> float:
-        """Plain rounds that a round takes unless it is disturbed or larger than others."""
-        return _OUTLIER * self._usual
-
     def settle(self, tokens: float, took: float, *, drafted: bool, pending: bool) -> None:
-        """A round brought each sequence so many tokens and took so many plain rounds.
+        """A round brought each sequence so many tokens and should take so many plain rounds.
 
         `pending`: drafts were made after it, and what they bring is booked before an empty bucket disables drafting.
         Otherwise a probe whose drafts take all that there is would never learn what becomes of them.
         """
-        self._usual += RATE * (took - self._usual)
         self.speedup += RATE * (tokens / max(took, 0.1) - self.speedup)
         self.pay(took - tokens - SHARE, drafted=drafted, pending=pending, won=took <= tokens)
 
@@ -72,7 +64,7 @@ class Budget:
         self.level = min(self.level - plain_rounds, self.cap)
         self._until_plain -= 1
         if self._until_plain <= -PLAIN_ROUNDS:  # sequences or prompts come too often
-            self.measured(0)
+            self.measured()
         self._idle = 0 if drafted else self._idle + 1
         if self._idle >= _IDLE:
             self.probes, self._idle = PROBE_ROUNDS, 0
@@ -81,10 +73,10 @@ class Budget:
         if self.level <= 0.0 and not pending:
             self._disable()
 
-    def measured(self, rounds: int) -> None:
-        """So many plain rounds were measured: none where others came between, and drafting goes on all the same."""
-        self._until_plain = min(_PLAIN_EVERY >> 3 << self._measured, _PLAIN_EVERY)
-        self._measured = min(self._measured + (rounds > 0), 8)
+    def measured(self) -> None:
+        """Plain rounds were measured, or others came between, and drafting goes on all the same."""
+        between = PLAIN_ROUNDS * max(self.speedup - 1.0, 0.0) / PLAIN_SHARE
+        self._until_plain = int(min(max(between, LEAST_BETWEEN), MOST_BETWEEN))
 
     def skip(self, rounds: int) -> None:
         """So many rounds passed while drafting was disabled."""

@@ -25,6 +25,7 @@ from outrider.workers.types.sequence import Sequence
 
 # Rounds that plans hold for, of which the last is learned from: a quarter of the lane's sequences, but this at least
 _PLAN_EVERY = 4  # planning takes 40 us for one sequence and 300 for 64
+_SURPRISE = 2.0  # times its forecast, beyond which a round is learned from at once: 1 in 100 takes that long by chance
 _LOOKUP_LEAD = 1.0  # tokens by which looked-up drafts must beat a model's: with 0 scout's code at batch 4 is 5 % slower
 
 
@@ -38,6 +39,7 @@ class _Lane:
     drafting: bool = False  # its plans have drafts
     auto: bool = False  # none of its sequences has a fixed depth
     rounds: int = 0  # since then
+    surprised: bool = False  # the latest took much longer than was forecast
     version: int = -1  # of the sequences that live
     skips: int = 0  # plain rounds that are still to pass unread
     skipped_s: list[float] = field(default_factory=list)  # seconds of those that did
@@ -163,7 +165,7 @@ class DepthPolicy:
         elif lane.plain_s:
             self._settle(lane, round, verdict, round_s, draft_s, drafts)
         lane.rounds += 1
-        due = lane.rounds >= max(_PLAN_EVERY, lane.plain.sequences // 4)
+        due = lane.surprised or lane.rounds >= max(_PLAN_EVERY, lane.plain.sequences // 4)
         if due or not lane.budget.enabled or size_class(round.sequences) != size_class(lane.plain.sequences):
             self._learn(lane, round, verdict, (round_s, draft_s), drafts)
         return self._worthwhile(lane, drafts) if drafts else {}
@@ -174,14 +176,17 @@ class DepthPolicy:
         if lane.budget.wait:
             lane.budget.skip(max(len(skipped), 1))
         else:
-            lane.budget.measured(max(len(skipped) - PLAIN_SKIPPED, 0))
+            lane.budget.measured()
         if len(skipped) > 2 * PLAIN_SKIPPED:
             self._auto.time.observe_plain(lane.plain, skipped[PLAIN_SKIPPED:])
 
     def _settle(
         self, lane: _Lane, round: Round, verdict: Verdict, round_s: float, draft_s: float, drafts: Mapping[int, Drafts]
     ) -> None:
-        """Books what a round's drafts brought and cost. `drafts`: the sequences that have some after it."""
+        """Books what a round's drafts brought, and what they should cost: the machine's noise is no loss of theirs.
+
+        `drafts`: the sequences that have some after it.
+        """
         if not lane.auto:  # what the drafts of each sequence bring and take cannot be told
             lane.budget.pay(0.0, drafted=any(each in self._automatic for each in drafts))
             return
@@ -192,14 +197,24 @@ class DepthPolicy:
             plain_s = self._auto.time.plain_s(Shape.plain(sequences, context, min(lane.plain.sampled, sequences)))
         if rows == int(round.sample_counts.sum()):
             lane.draft_s, drafted = draft_s, pending or rows > sequences
-            took = (round_s + draft_s) / plain_s
-            if took > lane.budget.most_usual:  # a disturbance is no loss of the drafts'
-                seen = read(round, verdict, drafts, self._sampled, self._model_of(drafts))
-                took = min(took, max(lane.budget.most_usual, self._auto.time.forecast_s(seen.shape) / plain_s))
+            forecast_s = self._auto.time.forecast_s(self._shape(lane, round, verdict, drafts))
+            lane.surprised = round_s + draft_s > _SURPRISE * forecast_s
             tokens = len(verdict.token_ids) / sequences
-            lane.budget.settle(tokens, took, drafted=drafted, pending=pending)
+            lane.budget.settle(tokens, forecast_s / plain_s, drafted=drafted, pending=pending)
         else:  # prompts are read, and the drafter follows them
             lane.budget.pay(max(draft_s - lane.draft_s, 0.0) / plain_s, drafted=pending, pending=pending)
+
+    def _shape(self, lane: _Lane, round: Round, verdict: Verdict, drafts: Mapping[int, Drafts]) -> Shape:
+        """The decoding round's, its contexts as long as when its lane was planned."""
+        rows, sequences = len(round.token_ids), len(round.sequence_ids)
+        steps = [len(own) for own in drafts.values() if own.drafter != LOOKUP]
+        share = lane.plain.sampled / lane.plain.sequences
+        context = lane.plain.context * sequences / lane.plain.sequences
+        return Shape(
+            sequences, rows, context, context * rows / sequences, int(share * rows),
+            max(steps, default=0), sum(steps), int(share * sum(steps)),
+            len(verdict.token_ids) if len(round.upkeep) else 0, self._model_of(drafts),
+        )  # fmt: skip
 
     def _learn(
         self, lane: _Lane, round: Round, verdict: Verdict, took: tuple[float, float], drafts: Mapping[int, Drafts]
@@ -211,7 +226,7 @@ class DepthPolicy:
         whole = len(seen.outcomes) == seen.shape.sequences  # no prompt chunks, whose time is not comparable
         if whole and (self._automatic or self._default == AUTO):
             self._auto.time.observe(seen.shape, *took)
-        lane.rounds, lane.version = 0, self._version
+        lane.rounds, lane.surprised, lane.version = 0, False, self._version
         if seen.going:
             self._plan(lane, seen)
         self._show(lane, seen)

@@ -24,12 +24,12 @@ _FORWARD = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05, 0.05)
 _DRAFTING = (0.03, 0.02, 0.1, 0.08, 0.01, 0.01)
 _PER = 1e-3  # contexts are counted in thousands of tokens, so that coefficients are of one order
 _MEMORY = 400.0  # rounds; recorded rounds are forecast best with 200 to 800 (recordings/scout-rounds.npz)
-_SPEED_RATE = 0.05  # a round's weight in the machine's speed: it drifts within tens of rounds
+_SPEED_RATE = 0.2  # a round's weight in the machine's speed, which drifts within tens of rounds; 1 in 4 is learned from
 _OUTLIER = 1.5  # times its forecast, beyond which a round is counted as so much: 1 in 100 recorded rounds is
-_PLAIN_RATE = 0.25  # a measurement's weight in what a plain round takes: one alone is wrong by 8 % at times
-_MANY = 32  # plain rounds in a row that tell the machine's speed
 _ROWS_MEMORY = 24.0  # rounds that a number of rows' correction remembers
 _FEW = 6.0  # rounds that make a number of rows known, and halve the weight of its correction where fewer were seen
+_PLAIN_DOUBT = 1.0  # measurements of plain rounds that the model's forecast of them counts as
+_PLAIN_MEMORY = 8.0  # measurements that the correction of plain rounds remembers
 _UNSEEN_ROWS = 0.5  # of what rows beyond any seen yet should add: optimism is corrected by a single round
 
 
@@ -60,27 +60,21 @@ class Shape(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Rows:
-    """How rounds of one number of rows compare with the linear model."""
+class _Correction:
+    """How rounds of one number of rows, or plain rounds of one size class, compare with the linear model."""
 
+    doubt: float = _FEW / 2  # rounds' worth of trust in the model
+    memory: float = _ROWS_MEMORY
     ratio: float = 1.0
     seen: float = 0.0
 
     def observe(self, ratio: float) -> None:
-        self.seen = min(self.seen, _ROWS_MEMORY) + 1.0
+        self.seen = min(self.seen, self.memory) + 1.0
         self.ratio += (ratio - self.ratio) / self.seen
 
     @property
-    def correction(self) -> float:
-        return 1.0 + (self.ratio - 1.0) * self.seen / (self.seen + _FEW / 2)
-
-
-class _Plain(NamedTuple):
-    """Plain rounds of one size class."""
-
-    seen: int  # measurements
-    like: Shape  # of the latest
-    relative_s: float
+    def factor(self) -> float:
+        return 1.0 + (self.ratio - 1.0) * self.seen / (self.seen + self.doubt)
 
 
 class RoundTime:
@@ -91,8 +85,8 @@ class RoundTime:
         self._experts = experts
         self._forward = LeastSquares(_FORWARD, memory=_MEMORY)
         self._drafting: dict[str, LeastSquares] = {}
-        self._rows: dict[int, _Rows] = {}
-        self._plain: dict[int, _Plain] = {}  # by size class
+        self._rows: dict[int, _Correction] = {}
+        self._plain: dict[int, _Correction] = {}  # by size class
         self._speed = 1.0
         self._widest = 1  # rows of a round yet
         self._table: Floats = np.zeros(0)  # relative seconds that depend on the number of rows alone
@@ -107,27 +101,23 @@ class RoundTime:
     def observe(self, shape: Shape, round_s: float, draft_s: float) -> None:
         """Learns from a round: `round_s` to its verdict, `draft_s` from there to its drafts."""
         drafting = self.drafting(shape.drafter) if shape.followed or shape.drafts else None
-        rows = self._rows.setdefault(_cell(shape.rows), _Rows())
+        rows = self._rows.setdefault(_cell(shape.rows), _Correction())
         if rows.seen >= _FEW:  # else the surprise is the shape's
             ratio = (round_s + draft_s) / self._relative_s(shape)
             self._speed += _SPEED_RATE * (_clipped(ratio / self._speed) - 1.0) * self._speed
         features = self._features(shape)
-        self._forward.observe(features, round_s, at_once=rows.seen < _FEW)
+        self._forward.observe(features, round_s / self._speed, at_once=rows.seen < _FEW)
         if drafting is not None:
-            drafting.observe(shape.drafting, draft_s)
+            drafting.observe(shape.drafting, draft_s / self._speed)
         rows.observe(_clipped(round_s / (self._speed * max(self._forward.value(features), 1e-9))))
         if shape.rows > self._widest:
             self._widest, self._solved = shape.rows, -1
 
     def observe_plain(self, shape: Shape, rounds_s: Sequence[float]) -> None:
-        """Plain rounds like `shape` in a row: many of them also tell the machine's speed."""
-        took_s, size = median(rounds_s), size_class(shape.sequences)
-        known = self._plain.get(size, _Plain(0, shape, took_s / self._speed))
-        before = self.relative_plain_s(shape) if known.seen else known.relative_s
-        rate = max(1.0 / (known.seen + 1), _PLAIN_RATE)
-        self._plain[size] = _Plain(known.seen + 1, shape, before + rate * (took_s / self._speed - before))
-        if len(rounds_s) >= _MANY:
-            self._speed *= took_s / self.plain_s(shape)
+        """Plain rounds like `shape` in a row."""
+        took_s = median(rounds_s)
+        known = self._plain.setdefault(size_class(shape.sequences), _Correction(_PLAIN_DOUBT, _PLAIN_MEMORY))
+        known.observe(_clipped(took_s / (self._speed * self._forward_s(shape))))
         self.observe(shape, took_s, 0.0)
 
     def plain_s(self, shape: Shape) -> float:
@@ -135,11 +125,9 @@ class RoundTime:
         return self._speed * self.relative_plain_s(shape)
 
     def relative_plain_s(self, shape: Shape) -> float:
-        """The same in relative seconds: as measured, if any of about that size was, and scaled to the shape."""
+        """The same in relative seconds, corrected as measured in rounds of about that size."""
         known = self._plain.get(size_class(shape.sequences))
-        if known is None:
-            return self._forward_s(shape)
-        return known.relative_s * self._forward_s(shape) / self._forward_s(known.like)
+        return self._forward_s(shape) * (known.factor if known else 1.0)
 
     def forecast_s(self, shape: Shape) -> float:
         """Seconds of a round with its drafting."""
@@ -200,7 +188,7 @@ class RoundTime:
         rows = np.arange(most + 1)
         seconds = fixed + row * rows + expert * experts * (1.0 - (1.0 - active / experts) ** rows)
         seconds[self._widest + 1 :] -= _UNSEEN_ROWS * (seconds[self._widest + 1 :] - seconds[min(self._widest, most)])
-        corrections = {cell: known.correction for cell, known in self._rows.items()}
+        corrections = {cell: known.factor for cell, known in self._rows.items()}
         factors = np.array([corrections.get(_cell(number), 1.0) for number in range(most + 1)])
         table: Floats = np.maximum.accumulate(seconds * factors)
         return table

@@ -61,7 +61,7 @@ class StudyDraftModel(TorchDraftModel):
         self, state: Tensor, sequence_ids: IntArray, positions: IntArray, live: IntArray, drafted: Drafted
     ) -> tuple[IntArray, list[float], NDArray[np.bool_]]:
         rows = self._starts.rows(sequence_ids, positions)
-        scores = transform(self.module.logits(state), rows)
+        scores = transform(self.module.logits(state).cpu(), rows)  # what is studied is worked out on the host
         tokens = []
         for sequence_id, row, own in zip(sequence_ids.tolist(), rows, scores, strict=True):
             block = self._blocks.setdefault(sequence_id, Block(row.position))
@@ -88,7 +88,7 @@ class StudyHead(TorchHead):
             block = self._blocks.get(sequence_id)
             if block is None or end - first < 2 or samples[first].params.greedy:
                 continue
-            scores = transform(logits[first:end], samples[first:end])
+            scores = transform(logits[first:end].cpu(), samples[first:end])
             targets[first:end] = self._judged(block, scores, samples[first])
         return logits, targets
 

@@ -10,6 +10,7 @@ from outrider.workers.drafting.feed import Feed
 from outrider.workers.drafting.kept_states import KeptStates
 from outrider.workers.drafting.pairs import Pairs, pair_rows
 from outrider.workers.drafting.stopping import Drafted
+from outrider.workers.model.gpu_stage import GpuModules
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.parallel.sharing import Columns
 from outrider.workers.sampling.sampling import sample_with_leads
@@ -21,9 +22,12 @@ from outrider.workers.types.round import IntArray, ints
 class TorchDraftModel:
     """Implements DraftModel, step by step."""
 
-    def __init__(self, modules: MtpModules, starts: SequenceStarts, vocabulary: Columns | None = None) -> None:
+    def __init__(
+        self, modules: MtpModules | GpuModules, starts: SequenceStarts, vocabulary: Columns | None = None
+    ) -> None:
         """`vocabulary` joins slices of logits, where several ranks make them."""
-        self.module, self._starts, self._vocabulary = modules, starts, vocabulary
+        self.module: MtpModules | GpuModules = modules
+        self._starts, self._vocabulary = starts, vocabulary
         self._kept = KeptStates(modules.count)
 
     def use(self, module: object) -> None:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -25,12 +25,13 @@ from outrider.workers.engine.round_timer import RoundTimer
 from outrider.workers.engine.runner import Naming
 from outrider.workers.engine.scheduler import Scheduler
 from outrider.workers.engine.subscribers import Subscribers
+from outrider.workers.engine.suspects import Suspects
 from outrider.workers.engine.warm_up import WarmUp, first_use, measuring
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.request import Request
+from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.round import Round
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
@@ -52,15 +53,15 @@ class Engine:
         load_module: Callable[[str], Callable[[], None]] | None = None,
         balance: ExpertBalance | None = None,
         clock: Callable[[], float] = time.perf_counter,
-        on_begin: Callable[[str], None] = lambda request_id: None,
+        on_begin: Callable[[Sequence[str]], None] = lambda request_ids: None,
         check: Prepare | None = None,
         prepare: Prepare | None = None,
     ) -> None:
         """`load_module` reads a checkpoint's MTP module, and returns what puts it in the place of the drafter's.
 
         `balance` keeps spread experts even, where there are any. `clock` times the rounds that depths are learned from;
-        `on_begin` hears of a request when an output of it has its first round; `check` finds out whether ranks
-        may compile a grammar, and `prepare` starts to, both elsewhere than in the engine's thread.
+        `on_begin` hears which requests have an output's first round, before it is computed; `check` finds out whether
+        ranks may compile a grammar, and `prepare` starts to, both elsewhere than in the engine's thread.
         """
         self.info = info
         self.times = RoundTimer(clock, overlapping=pipeline.lanes > 1)
@@ -72,6 +73,7 @@ class Engine:
         self._check, self._prepare, self._to_prepare = check, prepare, list[StructuredOutputsParams]()
         self._checks: dict[str, Future[Any]] = {}  # that are under way, by request
         self._inbox = Inbox()
+        self._suspects = Suspects(scheduler.release)
         self._subscribers = Subscribers()
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
         self._under_way: deque[Round] = deque()  # oldest first
@@ -188,15 +190,15 @@ class Engine:
                 self._add(request)
             case Checked():
                 self._take_check(message)
-            case Prepared(request_id, None):
-                self._scheduler.release(request_id)
-            case Prepared(request_id, error):
+            case Prepared(request, None):
+                self._begin(request)
+            case Prepared(request, error):
                 reason = f"structured_outputs cannot be followed: {error}"
-                self._subscribers.deliver(self._scheduler.refuse(request_id, reason))
+                self._deliver(self._scheduler.refuse(request.request_id, reason))
             case Cancel(request_id, index):
                 if request_id in self._checks and index is None:
                     self._checks.pop(request_id).cancel()
-                self._subscribers.deliver(self._scheduler.cancel(request_id, index))
+                self._deliver(self._scheduler.cancel(request_id, index))
             case Stop(reason):
                 self._stop_reason = reason
             case Call():
@@ -205,34 +207,43 @@ class Engine:
     def _add(self, request: Request) -> None:
         """Queues the request; if it has a grammar, to begin once that can be followed without delay."""
         constraint = request.params.structured_outputs
-        if constraint is None or self._prepare is None:
-            self._scheduler.add(request)
-            return
         self._scheduler.add(request, ready=False)
+        if constraint is None or self._prepare is None:
+            self._begin(request)
+            return
         if self._check is None:
-            self._compile(request.request_id, constraint)
+            self._compile(request, constraint)
             return
         check = self._checks[request.request_id] = self._check(constraint)
-        check.add_done_callback(functools.partial(self._checked, request.request_id, constraint))
+        check.add_done_callback(functools.partial(self._checked, request, constraint))
 
-    def _checked(self, request_id: str, constraint: StructuredOutputsParams, check: "Future[Any]") -> None:
+    def _begin(self, request: Request) -> None:
+        """Nothing but its turn keeps the request waiting now."""
+        if request.suspect:
+            self._suspects.wait(request.request_id)
+        else:
+            self._scheduler.release(request.request_id)
+
+    def _deliver(self, chunks: Sequence[SequenceChunk]) -> None:
+        self._subscribers.deliver(chunks)
+        self._suspects.hear(chunks)
+
+    def _checked(self, request: Request, constraint: StructuredOutputsParams, check: "Future[Any]") -> None:
         """In whatever thread the check was made, or cancelled."""
         if not check.cancelled():
-            self._inbox.put(Checked(request_id, constraint, check.exception()))
+            self._inbox.put(Checked(request, constraint, check.exception()))
 
     def _take_check(self, checked: Checked) -> None:
-        self._checks.pop(checked.request_id, None)
+        self._checks.pop(checked.request.request_id, None)
         if checked.error is None:
-            self._compile(checked.request_id, checked.constraint)
+            self._compile(checked.request, checked.constraint)
         else:
-            self._subscribers.deliver(self._scheduler.refuse(checked.request_id, str(checked.error)))
+            self._deliver(self._scheduler.refuse(checked.request.request_id, str(checked.error)))
 
-    def _compile(self, request_id: str, constraint: StructuredOutputsParams) -> None:
+    def _compile(self, request: Request, constraint: StructuredOutputsParams) -> None:
         assert self._prepare is not None
         self._to_prepare.append(constraint)
-        self._prepare(constraint).add_done_callback(
-            lambda done: self._inbox.put(Prepared(request_id, done.exception()))
-        )
+        self._prepare(constraint).add_done_callback(lambda done: self._inbox.put(Prepared(request, done.exception())))
 
     def _start_round(self) -> bool:
         if not self._free_lanes:
@@ -253,9 +264,9 @@ class Engine:
 
     def _addressed(self, round: Round) -> Round:
         """The round with what else the ranks are to do: compile grammars, move experts."""
-        for start in round.begins:
-            if (sequence := self._scheduler.live(start.sequence_id)) is not None:
-                self._on_begin(sequence.request.request_id)
+        begin = [self._scheduler.live(start.sequence_id) for start in round.begins]
+        if begin:
+            self._on_begin([sequence.request.request_id for sequence in begin if sequence is not None])
         if self._to_prepare:
             round, self._to_prepare = replace(round, prepares=tuple(self._to_prepare)), []
         if self._balance is not None:
@@ -277,7 +288,7 @@ class Engine:
         if self._balance is not None:
             self._balance.hear(verdict.expert_answer)
         time = self._depth.time_of(round, self.times.judged())
-        self._subscribers.deliver(self._scheduler.commit(round, verdict, time))
+        self._deliver(self._scheduler.commit(round, verdict, time))
         self.times.delivered()
         drafts = self._draft(round, result)
         self.times.drafted()

@@ -26,7 +26,7 @@ class Cancel:
 class Checked:
     """A request's grammar may be compiled by every rank, or why by none."""
 
-    request_id: str
+    request: Request
     constraint: StructuredOutputsParams
     error: BaseException | None
 
@@ -35,7 +35,7 @@ class Checked:
 class Prepared:
     """A request's grammar can be followed from now on, or why it never can."""
 
-    request_id: str
+    request: Request
     error: BaseException | None
 
 

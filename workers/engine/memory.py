@@ -6,10 +6,14 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from outrider.workers.config import EngineConfig
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.gpu_batch import PARTS_BYTES
+from outrider.workers.model.shard import Shard
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS
 
 _CPU_SHARE = 0.25  # of the memory that is free once the weights are loaded: other ranks and programs share it
-_CUDA_SHARE = 0.85
+_CUDA_SHARE = 0.9  # of what weights and the largest round leave
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -28,10 +32,30 @@ def blocks_for(config: EngineConfig, max_model_len: int, bytes_per_block: int, f
     return blocks
 
 
-def free_bytes(device: torch.device) -> int:
-    """The share of this device's free memory that the cache may take by default."""
+def round_bytes(config: EngineConfig, model: ModelConfig, shard: Shard, value_bytes: int) -> int:
+    """What the largest round takes on a GPU beside weights and cache: streams, queries, experts' outputs, logits."""
+    rows, places = config.max_num_batched_tokens, model.num_experts_per_tok + model.n_shared_experts
+    heads = model.num_attention_heads // shard.tensors
+    stream = rows * value_bytes * (6 * model.hidden_size + 2 * heads * model.head_dim_latent)
+    pairs = rows * max(places, 1) * value_bytes * (model.hidden_size + max(model.moe_intermediate_size, 1))
+    sampled = config.max_num_seqs * (1 + MAX_DRAFT_TOKENS)
+    logits = 2 * 4 * min(sampled, max(rows, config.max_num_seqs)) * model.vocab_size
+    return stream + 2 * pairs + PARTS_BYTES + logits
+
+
+def free_bytes(device: torch.device, round_bytes: int = 0) -> int:
+    """The share of this device's free memory that the cache may take by default.
+
+    `round_bytes`: what rounds will take on a GPU, which is not allocated yet.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _CUDA_SHARE)
+        free = torch.cuda.mem_get_info(device)[0] - round_bytes
+        if free <= 0:
+            raise OutriderError(
+                f"no memory is left for the cache: a round of max_num_batched_tokens takes {round_bytes} bytes beside"
+                f" the weights, and {free + round_bytes} are free; lower max_num_batched_tokens or use more GPUs"
+            )
+        return int(free * _CUDA_SHARE)
     here = available_bytes(_text(Path("/proc/meminfo")))
     machine = here if here is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     left = [cgroup_left(folder) for folder in cgroup_folders(_text(Path("/proc/self/cgroup")), _CGROUPS)]

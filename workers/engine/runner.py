@@ -26,14 +26,19 @@ class StageRunner:
         data: int = 0,
         experts: LiveExperts | None = None,
         lanes: Lanes | None = None,
+        *,
+        waits: bool = True,
     ) -> None:
         """`data`: the group whose sequences this rank runs, of several. `experts`: where they are spread.
 
-        `lanes`: where exchanges can be overlapped.
+        `lanes`: where exchanges can be overlapped. `waits`: for a GPU, so that the seconds are its own; else whoever
+        reads what comes of the round waits.
         """
         self.stage = stage
         self.busy_s = 0.0
+        self._began: float | None = None  # with the round that it computes now
         self._device, self._data, self._experts, self._lanes = device, data, experts, lanes
+        self._waits = waits and device.type == "cuda"
         self._answer = NOTHING
 
     def forward(self, round: Round, hidden: Tensor | None) -> tuple[Tensor, float]:
@@ -42,16 +47,23 @@ class StageRunner:
         `hidden` is None on the first stage, which embeds. Rows are those of this rank's data group.
         ExchangeBrokenError, with the round's number, where another rank of the stage fails.
         """
-        began = time.perf_counter()
+        self._began = began = time.perf_counter()
         with Naming(round):
             if self._experts is not None:
                 self._answer = self._experts.obey(round.expert_order)
             hidden = self._run(round, hidden)
-        if self._device.type == "cuda":
+        if self._waits:
             torch.cuda.synchronize(self._device)
         took = time.perf_counter() - began
         self.busy_s += took
+        self._began = None
         return hidden, took
+
+    @property
+    def computing_s(self) -> float:
+        """How long it has been at the round that it computes now; 0 while it waits for one. From any thread."""
+        began = self._began
+        return 0.0 if began is None else time.perf_counter() - began
 
     def _run(self, round: Round, hidden: Tensor | None) -> Tensor:
         rows = round_rows(share_of(round, self._data))

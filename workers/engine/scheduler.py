@@ -103,12 +103,14 @@ class Scheduler:
             self.release(request.request_id)
         self._update_gauges()
 
-    def release(self, request_id: str) -> None:
-        """The request's sequences may begin. If it has ended, nothing happens."""
+    def release(self, request_id: str) -> bool:
+        """The request's sequences may begin. False if it has ended, and nothing happens."""
         waiting = self._residents.waiting
-        for sequence in waiting.take_held(request_id):
+        held = waiting.take_held(request_id)
+        for sequence in held:
             later = sequence.output_index > 0 and self._shares_prompt(sequence.request)
             (waiting.hold if later else waiting.push)(sequence)
+        return bool(held)
 
     def refuse(self, request_id: str, reason: str) -> list[SequenceChunk]:
         """Ends a request that has not begun with an error, its one chunk. If it has ended, nothing happens."""

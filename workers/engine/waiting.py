@@ -1,16 +1,21 @@
-"""The sequences that are not admitted: first come, first served, whoever was preempted back at its old place."""
+"""The sequences that are not admitted: first come, first served, whoever was preempted back at its old place.
+
+Requests that had tokens at a replica that was lost come first: their clients would else fall silent for as long as the
+whole queue takes.
+"""
 
 from bisect import bisect_left, insort
 
 from outrider.workers.types.sequence import Sequence
 
 
-def _arrival(sequence: Sequence) -> int:
-    return sequence.sequence_id
+def _turn(sequence: Sequence) -> tuple[bool, int]:
+    under_way = any(output.token_ids for output in sequence.request.resumed)
+    return not under_way, sequence.sequence_id
 
 
 class WaitingQueue:
-    """Ordered by arrival. Beside it, what is held: outputs until their first has computed the prompt that they share,
+    """Ordered by turn. Beside it, what is held: outputs until their first has computed the prompt that they share,
     and all of a request's until its grammar is there."""
 
     def __init__(self) -> None:
@@ -30,8 +35,8 @@ class WaitingQueue:
         return self._queue[0]
 
     def push(self, sequence: Sequence) -> None:
-        """Queues the sequence at its place by arrival. A preempted one is older than those never admitted."""
-        insort(self._queue, sequence, key=_arrival)
+        """Queues the sequence at its place by turn. A preempted one is older than those never admitted."""
+        insort(self._queue, sequence, key=_turn)
 
     def pop(self) -> Sequence:
         return self._queue.pop(0)
@@ -50,7 +55,7 @@ class WaitingQueue:
 
     def discard(self, sequence: Sequence) -> None:
         """Takes the sequence out, wherever it waits; nothing happens if it does not."""
-        index = bisect_left(self._queue, sequence.sequence_id, key=_arrival)
+        index = bisect_left(self._queue, _turn(sequence), key=_turn)
         if index < len(self._queue) and self._queue[index] is sequence:
             del self._queue[index]
         held = self._held.get(sequence.request.request_id)

@@ -30,6 +30,11 @@ class StoredTensor:
     end: int
 
 
+def stored_type(stored: StoredTensor) -> torch.dtype | None:
+    """None if torch has no such type."""
+    return _DTYPES.get(stored.dtype)
+
+
 def read_slice(folder: Path, stored: StoredTensor, rows: slice | None, columns: slice | None) -> Tensor:
     """Those rows and columns (None: all) as they are stored, in memory of their own. Safe from any thread.
 

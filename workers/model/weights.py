@@ -15,7 +15,7 @@ from torch import Tensor
 from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.fields import Fields
 from outrider.workers.model.quantization import dequantize
-from outrider.workers.model.slice_reading import StoredTensor, read_slice
+from outrider.workers.model.slice_reading import StoredTensor, read_slice, stored_type
 from outrider.workers.types.errors import CheckpointError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -73,14 +73,36 @@ class Checkpoint:
 
         `rows` and `columns` read only those from the file. The result is the caller's own memory.
         """
-        if self.shape(name) != shape:
-            found, wanted = list(self.shape(name)), list(shape)
-            raise CheckpointError(f"{self.path}: {name} has shape {found}, but config.json calls for {wanted}")
+        self._check_shape(name, shape)
         values = self._read(name, rows, columns)
         if values.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
             first = tuple((cut or slice(0, None)).start or 0 for cut in (rows, columns))
             return self._dequantized(name, values, first).to(dtype)
         return values.to(dtype)
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """As it is stored."""
+        return stored_type(self._stored[name])
+
+    def is_fp8(self, name: str) -> bool:
+        """Whether it is stored in e4m3."""
+        return self.has(name) and self.dtype(name) == torch.float8_e4m3fn
+
+    def blocks(
+        self, name: str, shape: tuple[int, int], rows: slice, columns: slice | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows and columns of an FP8 tensor as they are stored, and the float32 scales of their blocks.
+
+        They must begin where blocks do.
+        """
+        assert self._block is not None, "config.json says how FP8 is scaled"
+        self._check_shape(name, shape)
+        columns = columns or slice(0, shape[1])
+        scales = self._scales(name)
+        first = [cut.start // block for cut, block in zip((rows, columns), self._block, strict=True)]
+        end = [-(-cut.stop // block) for cut, block in zip((rows, columns), self._block, strict=True)]
+        assert (rows.start % self._block[0], columns.start % self._block[1]) == (0, 0), "blocks are never cut"
+        return self._read(name, rows, columns), scales[first[0] : end[0], first[1] : end[1]]
 
     def content_hash(self, hashed_whole: int = _HASHED_WHOLE) -> str:
         """A digest of config.json and of every weights file's name, size, header and data: equal for copies.
@@ -113,7 +135,18 @@ class Checkpoint:
             digest.update(repr([(file, status.st_mtime_ns) for file, status in statuses.items()]).encode())
         return digest.hexdigest()
 
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if self.shape(name) != shape:
+            found, wanted = list(self.shape(name)), list(shape)
+            raise CheckpointError(f"{self.path}: {name} has shape {found}, but config.json calls for {wanted}")
+
     def _dequantized(self, name: str, values: Tensor, first: tuple[int, ...]) -> Tensor:
+        scales = self._scales(name)
+        assert self._block is not None, "there are scales"
+        return dequantize(values, scales, self._block, first_row=first[0], first_column=first[1])
+
+    def _scales(self, name: str) -> Tensor:
+        """Of a whole FP8 tensor, by block."""
         if self._block is None:
             raise CheckpointError(f"{self.path}: {name} is FP8, but config.json has no quantization_config")
         scales = self._read(name + _SCALE_SUFFIX)
@@ -123,7 +156,7 @@ class Checkpoint:
                 f"{self.path}: {name + _SCALE_SUFFIX} has shape {list(scales.shape)},"
                 f" but FP8 blocks call for {list(blocks)}"
             )
-        return dequantize(values, scales, self._block, first_row=first[0], first_column=first[1])
+        return scales.float()
 
     def _read(self, name: str, rows: slice | None = None, columns: slice | None = None) -> Tensor:
         file = self._file(name)

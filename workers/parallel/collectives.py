@@ -39,7 +39,10 @@ class Collectives(Protocol):
         ...
 
     def add(self, part: Tensor, purpose: str) -> Tensor:
-        """The sum of every rank's `part`, all of one shape and type: the same bits on all ranks, in whatever order."""
+        """The sum of every rank's `part`, all of one shape and type: the same bits on all ranks, in whatever order.
+
+        It may be made where `part` is.
+        """
         ...
 
     def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:

@@ -133,8 +133,8 @@ class DeepEp:
         seconds = time.perf_counter() - began
         self._stage.meanwhile()
         arrival.current_stream_wait()  # what came is only now to be read
-        given = int(per_rank.sum()) - int(per_rank[self._stage.rank])
-        self._stage.note(purpose, given * rows.shape[1] * rows.element_size(), seconds)
+        # How many rows this rank gave only the device knows, and asking would wait for it: what came is counted.
+        self._stage.note(purpose, came.numel() * came.element_size(), seconds)
         return came, local.long(), numbers_by_place.amax(dim=1).long()
 
 

@@ -15,23 +15,24 @@ from outrider.workers.parallel.collectives import ExchangeBrokenError, as_rows_o
 from outrider.workers.parallel.group_transport import first_clause
 from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.parallel.turns import no_turns
+from outrider.workers.parallel.watchdog import Watchdog
 
 
 class GroupCollectives:
     """One process group. Implements Collectives. It travels as bytes, so every type does.
 
     `where` names the group in errors, e.g. "ranks 0..3". `meanwhile` is called when a collective has been started; its
-    time is not the collective's.
+    time is not the collective's. On GPUs, where there is a `watchdog`, the device waits for others and not the host.
     """
 
     meanwhile: Callable[[], None]
 
-    def __init__(self, group: Any, where: str, timeout_s: float) -> None:
-        self.name = str(dist.get_backend(group))
+    def __init__(self, group: Any, where: str, timeout_s: float, watchdog: Watchdog | None = None) -> None:
+        self.name = "gloo" if watchdog is None else "nccl"
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.process_group = group
         self.meanwhile = no_turns
-        self._where, self._timeout_s = where, timeout_s
+        self._where, self._timeout_s, self._watchdog = where, timeout_s, watchdog
         self._traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
 
     @property
@@ -49,8 +50,8 @@ class GroupCollectives:
         return out.view(part.dtype).view(out.shape[0], *part.shape)
 
     def add(self, part: Tensor, purpose: str) -> Tensor:
-        """In the parts' own type on GPUs, in float32 on CPUs."""
-        total = part.clone() if part.is_cuda else part.float().clone(memory_format=torch.contiguous_format)
+        """In place and in the parts' own type on GPUs, in float32 on CPUs."""
+        total = part.contiguous() if part.is_cuda else part.float().clone(memory_format=torch.contiguous_format)
         given = total.numel() * total.element_size()
         self._do(purpose, given, lambda: dist.all_reduce(total, group=self.process_group, async_op=True))
         return total.to(part.dtype)
@@ -83,9 +84,16 @@ class GroupCollectives:
         self.meanwhile()
         back = time.perf_counter()
         with self._naming(purpose):
-            if not work.wait(timedelta(seconds=self._timeout_s)):
-                raise RuntimeError(f"not within {self._timeout_s:g} s")
+            self._wait(work, purpose)
         self.note(purpose, given, time.perf_counter() - back + started - began)
+
+    def _wait(self, work: Any, purpose: str) -> None:
+        if self._watchdog is not None:
+            what = f"the exchange of {purpose} with {self._where} took more than {self._timeout_s:g} s"
+            self._watchdog.watch(work, self._timeout_s, what)
+            work.wait()
+        elif not work.wait(timedelta(seconds=self._timeout_s)):
+            raise RuntimeError(f"not within {self._timeout_s:g} s")
 
     @contextlib.contextmanager
     def _naming(self, purpose: str) -> Iterator[None]:

@@ -22,6 +22,7 @@ from outrider.workers.parallel.group_collectives import GroupCollectives, new_gr
 from outrider.workers.parallel.mesh import Mesh, group_name
 from outrider.workers.parallel.shared_collectives import SharedCollectives
 from outrider.workers.parallel.trial import trial_seconds
+from outrider.workers.parallel.watchdog import Watchdog
 
 log = logging.getLogger("outrider.links")
 _TIMEOUT_S = 10.0  # for what a peer of this machine has already done when it is waited for
@@ -39,11 +40,17 @@ class _Here:
 
 
 def meet_groups(
-    rank: int, mesh: Mesh, device: torch.device, machine: str, timeout_s: float, describe: Callable[[int], str]
+    rank: int,
+    mesh: Mesh,
+    device: torch.device,
+    machine: str,
+    timeout_s: float,
+    describe: Callable[[int], str],
+    watchdog: Watchdog | None = None,
 ) -> dict[Members, Collectives]:
     """Every group of two or more that this rank is in. Every rank of the replica must call it, at the same place.
 
-    They end when the rank leaves. `describe` names a rank in errors.
+    They end when the rank leaves. `describe` names a rank in errors. `watchdog`: on GPUs.
     """
     everybody = list(mesh.groups().values())
     process_groups = {members: new_group(members) for members in everybody}  # each made by all ranks, in order
@@ -51,7 +58,9 @@ def meet_groups(
     memory = _meet_in_memory(rank, own, machine, timeout_s) if device.type == "cpu" else {}
     found: dict[Members, Collectives] = {}
     for members in own:
-        candidates: list[Collectives] = [GroupCollectives(process_groups[members], group_name(members), timeout_s)]
+        candidates: list[Collectives] = [
+            GroupCollectives(process_groups[members], group_name(members), timeout_s, watchdog)
+        ]
         if members in memory:
             names = [describe(member) for member in members]
             candidates.insert(0, SharedCollectives(memory[members], names, timeout_s))

@@ -1,4 +1,4 @@
-"""Carries messages over the replica's torch.distributed group: gloo between CPUs, NCCL between GPUs."""
+"""Carries messages over the replica's torch.distributed group, from host to host (gloo)."""
 
 import re
 import struct
@@ -19,9 +19,10 @@ _FIRST_BYTES = 4096  # of the first tensor: the sizes, and all of the packed con
 class GroupTransport:
     """One end. A message is two tensors, or three where its packed content does not fit the first."""
 
-    def __init__(self, peer: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.name = str(dist.get_backend())
-        self._peer, self._dtype, self._device = peer, dtype, device
+    name = "gloo"
+
+    def __init__(self, peer: int, dtype: torch.dtype) -> None:
+        self._peer, self._dtype = peer, dtype
         self._sending: list[tuple[Any, Tensor]] = []
 
     def announce(self, timeout_s: float) -> None:
@@ -33,7 +34,7 @@ class GroupTransport:
         self.flush(timeout_s)
         data = bytearray(_SIZES.pack(len(packed), *hidden.shape) + packed)
         data.extend(bytes(max(0, _FIRST_BYTES - len(data))))
-        whole = torch.frombuffer(data, dtype=torch.uint8).to(self._device)
+        whole = torch.frombuffer(data, dtype=torch.uint8)
         for part in (whole[:_FIRST_BYTES], whole[_FIRST_BYTES:], hidden.detach().clone()):
             self._start(part)
 
@@ -65,10 +66,10 @@ class GroupTransport:
                 raise LinkBrokenError(first_clause(error)) from error
 
     def _take_bytes(self, count: int, wait: timedelta) -> bytearray:
-        return bytearray(as_bytes(self._take((count,), torch.uint8, wait).cpu()))
+        return bytearray(as_bytes(self._take((count,), torch.uint8, wait)))
 
     def _take(self, shape: tuple[int, ...], dtype: torch.dtype, wait: timedelta) -> Tensor:
-        tensor = torch.empty(shape, dtype=dtype, device=self._device)
+        tensor = torch.empty(shape, dtype=dtype)
         if tensor.numel():
             try:
                 work = dist.irecv(tensor, self._peer)

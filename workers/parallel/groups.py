@@ -22,7 +22,7 @@ def join(rank: int, world_size: int, address: str, port: int, device: torch.devi
     The group itself has no deadline: an idle rank waits for work for as long as there is none. Deadlines are the
     links' business.
     """
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # what is on the host goes over gloo
     try:
         tcp_store = dist.TCPStore  # type: ignore[attr-defined]  # torch exports it without saying so
         listener = _listen(address, port) if rank == 0 else None
@@ -57,11 +57,11 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def agree_on_minimum(value: int, device: torch.device) -> int:
+def agree_on_minimum(value: int) -> int:
     """The smallest of every rank's `value`."""
     if not dist.is_initialized():
         return value
-    tensor = torch.tensor([value], dtype=torch.int64, device=device)
+    tensor = torch.tensor([value], dtype=torch.int64)
     dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
     return int(tensor.item())
 

@@ -17,10 +17,13 @@ from typing import TypeVar
 import torch
 
 from outrider.workers.parallel import groups
+from outrider.workers.parallel.device_transport import DeviceTransport
+from outrider.workers.parallel.group_collectives import new_group
 from outrider.workers.parallel.group_transport import GroupTransport
 from outrider.workers.parallel.mesh import Route
 from outrider.workers.parallel.shared_memory import SharedMemory
 from outrider.workers.parallel.transport import LinkBrokenError, Transport
+from outrider.workers.parallel.watchdog import Watchdog
 
 log = logging.getLogger("outrider.links")
 _TIMEOUT_S = 10.0  # for what a peer of this machine has already done when it is waited for
@@ -81,20 +84,27 @@ def knock(offer: Offer, machine: str, dtype: torch.dtype) -> SharedMemory:
 
 
 def meet(
-    rank: int, routes: Sequence[Route], dtype: torch.dtype, device: torch.device, machine: str
+    rank: int,
+    routes: Sequence[Route],
+    dtype: torch.dtype,
+    device: torch.device,
+    machine: str,
+    watchdog: Watchdog | None = None,
 ) -> dict[Route, Transport]:
     """This rank's ends of the links that begin or end here, of all `routes` of the replica.
 
     Every rank of the group must call it, with the same routes, at the same place. They end when the group is left.
+    Between GPUs, where there is a `watchdog`, hidden states go from device to device.
     """
     own = [route for route in routes if rank in route]
-    ends: dict[Route, SharedMemory | str] = dict.fromkeys(own, "it is a GPU")
-    if device.type == "cpu":
-        ends = _meet_in_memory(rank, own, dtype, machine)
+    ends = _meet_in_memory(rank, own, dtype, machine)
+    states = {route: new_group(sorted(route)) for route in routes} if watchdog is not None else {}  # by all, in order
     transports: dict[Route, Transport] = {}
     for (sender, receiver), end in ends.items():
         peer = receiver if sender == rank else sender
-        transport = end if isinstance(end, SharedMemory) else GroupTransport(peer, dtype, device)
+        transport: Transport = end if isinstance(end, SharedMemory) else GroupTransport(peer, dtype)
+        if watchdog is not None:
+            transport = DeviceTransport(transport, states[sender, receiver], peer, dtype, device, watchdog)
         if sender == rank:
             reason = "" if isinstance(end, SharedMemory) else f" ({end})"
             log.info("rank %d sends to rank %d over %s%s", sender, receiver, transport.name, reason)

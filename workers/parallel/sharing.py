@@ -11,6 +11,7 @@ from torch.nn import functional
 from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.collectives import Alone, Collectives
 from outrider.workers.parallel.mesh import Mesh
+from outrider.workers.parallel.peer_memory import PeerMemory
 from outrider.workers.parallel.slices import Cut
 
 
@@ -22,6 +23,7 @@ class Sharing:
     tensor: Collectives = field(default_factory=Alone)
     stage: Collectives = field(default_factory=Alone)
     deep_ep: Any | None = None  # its buffer, where rows travel to spread experts by DeepEP
+    peers: PeerMemory | None = None  # of the tensor group, where GPUs reach one another's memory
 
     @classmethod
     def of(cls, shard: Shard, groups: Mapping[tuple[int, ...], Collectives], mesh: Mesh, rank: int) -> "Sharing":

@@ -17,7 +17,7 @@ from outrider.workers.types.round import ints
 
 def ruled(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """Logits after the rules, -inf where a token is ruled out: float32 [n, vocab]. Leaves `logits` as it is."""
-    changed = [index for index, row in enumerate(rows) if _changes(row)]
+    changed = [index for index, row in enumerate(rows) if changes(row)]
     if not changed:
         return logits
     logits = logits.clone()
@@ -26,7 +26,8 @@ def ruled(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     return logits
 
 
-def _changes(row: SampleRow) -> bool:
+def changes(row: SampleRow) -> bool:
+    """Whether any rule says something of the row's logits."""
     rules = row.rules
     return bool(
         row.output_tokens < row.params.min_tokens

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from outrider.workers.text.detokenizer import Detokenizer
 from outrider.workers.text.stops import StopStrings
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.text.tool_calls import ToolCallReader
 from outrider.workers.types.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
 from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.tools import ToolCallDelta, ToolFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,7 @@ class OutputDelta:
     token_ids: tuple[int, ...] = ()
     text: str = ""
     reasoning: str = ""  # what is said before </think>, where that is to be given apart
+    tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up, with the first delta of output 0
     drafted: int = 0
@@ -84,6 +87,7 @@ class _Taken:
     tokens: int = 0  # used
     text: str = ""
     reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
     stop_string: str | None = None  # which the last of them completed
 
 
@@ -95,6 +99,7 @@ class OutputAssembler:
         self._tokenizer, self._params, self._index = tokenizer, params, index
         self._reasons = params.reasoning and tokenizer is not None  # and has not come to an end
         self._text = None if tokenizer is None else _Text(tokenizer, params)
+        self._calls: ToolCallReader | None = None  # once calls have begun: then no text comes any more
         self._tokens = 0
         self.repeats = 0  # tokens that the engine will say, and the client has
         self._prompt_given = self._prompt_repeats = 0  # log-probabilities of the prompt
@@ -120,6 +125,7 @@ class OutputAssembler:
             token_ids=chunk.token_ids[repeated : taken.tokens],
             text=taken.text,
             reasoning=taken.reasoning,
+            tool_calls=tuple(taken.tool_calls),
             logprobs=chunk.logprobs[repeated : taken.tokens],
             prompt_logprobs=self._new_of_prompt(chunk.prompt_logprobs),
             drafted=chunk.drafted,
@@ -169,6 +175,7 @@ class OutputAssembler:
                 self._text is None
                 or (ends_here and not self._shows_end(chunk))
                 or self._marks_reasoning(token_id, given)
+                or self._reads_call(token_id, given)
             ):
                 continue
             decided, taken.stop_string = self._text.add(token_id, self._tokens > self._params.min_tokens)
@@ -179,6 +186,7 @@ class OutputAssembler:
 
     def _marks_reasoning(self, token_id: int, taken: _Taken) -> bool:
         """Whether the token only says where reasoning begins or ends. A stop string does not reach across the end."""
+        self._reasons |= self._tokens == 1 and token_id == self._params.reasoning_begin_id
         if not self._reasons or self._tokenizer is None:
             return False
         begin, end = self._tokenizer.reasoning_ids
@@ -186,6 +194,18 @@ class OutputAssembler:
             self._give_rest(taken)
             self._reasons, self._text = False, _Text(self._tokenizer, self._params)
         return token_id in (begin, end)
+
+    def _reads_call(self, token_id: int, taken: _Taken) -> bool:
+        """Whether the token belongs to calls of functions, which come last. No stop string is looked for there."""
+        tokenizer, format = self._tokenizer, self._params.tool_format
+        if format is None or self._reasons or tokenizer is None or tokenizer.tool_tokens is None:
+            return False
+        if self._calls is not None:
+            taken.tool_calls += self._calls.add(token_id)
+        elif token_id == tokenizer.tool_tokens.calls_begin:
+            self._give_rest(taken)
+            self._calls = ToolCallReader(tokenizer, tokenizer.tool_tokens, ToolFormat(format))
+        return self._calls is not None
 
     def _give(self, taken: _Taken, decided: str) -> None:
         if self._reasons:
@@ -195,6 +215,8 @@ class OutputAssembler:
 
     def _give_rest(self, taken: _Taken) -> None:
         self._give(taken, "" if self._text is None else self._text.rest())
+        if self._calls is not None:
+            taken.tool_calls += self._calls.rest()
 
     def _stop_id(self, chunk: SequenceChunk) -> int | None:
         return chunk.stop_token_id if chunk.stop_token_id in (self._params.stop_token_ids or ()) else None

@@ -3,13 +3,18 @@
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.tools import Arguments
+
+_OURS = ("messages", "tools", "documents", "add_generation_prompt")  # no argument replaces them
 
 
 def _refuse(message: str) -> NoReturn:
@@ -28,6 +33,8 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Jinja's own filter escapes HTML, which a model has never seen."""
+    if isinstance(value, Arguments):
+        value = value.value
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -48,12 +55,24 @@ class ChatTemplate:
         """`special_tokens`: names as in tokenizer_config.json (bos_token, eos_token, ...) to their text."""
         self._special_tokens = dict(special_tokens)
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
+            self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the checkpoint's chat template is damaged: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """The conversation as one prompt. ValueError if it is none, or if the template refuses it."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The conversation as one prompt. `arguments`: more variables of the template's own.
+
+        ValueError if it is none, or if the template refuses it.
+        """
         if not messages:
             raise ValueError("messages must not be empty")
         for number, message in enumerate(messages):
@@ -61,11 +80,15 @@ class ChatTemplate:
                 raise ValueError(f"messages[{number}] must be a mapping with a role and a content, got {message!r}")
         try:
             return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
+                **{
+                    **self._special_tokens,
+                    **{name: value for name, value in arguments.items() if name not in _OURS},
+                    "messages": [dict(message) for message in messages],
+                    "tools": list(tools) or None,
+                    "documents": None,
+                    "add_generation_prompt": add_generation_prompt,
+                },
             )
-        except (jinja2.TemplateError, TypeError) as error:  # TypeError: a content that is no text
+        except (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+            # what is not Jinja's own comes of values of another type than the template expects
             raise ValueError(f"messages do not suit the checkpoint's chat template: {error}") from error

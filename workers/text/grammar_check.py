@@ -33,8 +33,10 @@ _COMMAND = (sys.executable, "-P", "-m", "outrider.workers.text.grammar_process")
 class GrammarChecker:
     """For one tokenizer.json. Safe to use from several threads. Its processes start with the first check."""
 
-    def __init__(self, tokenizer_file: Path, cpu_s: float = CPU_S) -> None:
-        """`cpu_s`: what checking one grammar may take, in seconds of computing."""
+    def __init__(self, tokenizer_file: Path, cpu_s: float = CPU_S, *, most_waiting: int | None = MOST_WAITING) -> None:
+        """`cpu_s`: what checking one grammar may take, in seconds of computing. `most_waiting`: more at once are
+        refused; None where every request was accepted already, and none may be."""
+        self._most_waiting = most_waiting
         self._command = [*_COMMAND, str(tokenizer_file), str(cpu_s)]
         self._threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="grammar-check")
         self._idle: list[_Process] = []
@@ -53,19 +55,23 @@ class GrammarChecker:
         key, result = repr(params), Future[None]()
         with self._lock:
             known, problem = key in self._answers, self._answers.get(key)
-            full = not known and self._waiting >= MOST_WAITING
+            full = not known and self._most_waiting is not None and self._waiting >= self._most_waiting
             self._waiting += not known and not full
         if known:
             _settle(result, problem)
         elif full:
-            result.set_exception(OverloadedError(f"{MOST_WAITING} grammars wait for their check", _RETRY_AFTER_S))
+            result.set_exception(OverloadedError(f"{self._most_waiting} grammars wait for their check", _RETRY_AFTER_S))
         else:
             self._threads.submit(self._run, key, params, result)
         return result
 
     def _run(self, key: str, params: StructuredOutputsParams, result: "Future[None]") -> None:
+        with self._lock:
+            known, problem = key in self._answers, self._answers.get(key)  # the same, checked meanwhile for another
         try:
-            if not result.cancelled():
+            if known:
+                _settle(result, problem)
+            elif not result.cancelled():
                 self._ask(key, params, result)
         except OSError as error:
             with contextlib.suppress(InvalidStateError):

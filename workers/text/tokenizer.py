@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
@@ -10,7 +11,10 @@ import tokenizers
 from outrider.workers.model.fields import Fields
 from outrider.workers.text.chat import ChatTemplate
 from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.tools import CALL_TOKENS, ToolFormat, ToolTokens
 
+_TEMPLATES = Path(__file__).parent / "templates"  # with tools, for checkpoints whose own ignore them
+_ASSISTANT = "<｜Assistant｜>"
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -48,6 +52,12 @@ def _template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return template
 
 
+def _after_assistant(chat: ChatTemplate) -> str:
+    """What the template says behind the token for the assistant, whose turn it is: `<think>`, or nothing."""
+    _, found, after = chat.render([{"role": "user", "content": "x"}]).rpartition(_ASSISTANT)
+    return after if found else ""
+
+
 def _check_vocabulary(folder: Path, backend: tokenizers.Tokenizer) -> None:
     """A model may have ids that its tokenizer does not use (DeepSeek pads its embedding), but none the other way."""
     config = folder / "config.json"
@@ -74,6 +84,13 @@ class Tokenizer:
         special = {name: text for name in _SPECIAL_NAMES if (text := _text_of(settings.get(name)))}
         self._missing_bos = self._find_missing_bos(special.get("bos_token"), bool(settings.get("add_bos_token")))
         self._chat = None if template is None else ChatTemplate(template, special)
+        self.tool_tokens = self._find_tool_tokens()
+        thinks = self._chat is not None and "thinking" in self._chat.variables
+        self.tool_format = ToolFormat.V31 if thinks else ToolFormat.V3  # how it writes calls
+        self._tool_chat = self._chat
+        if self.tool_tokens is not None and self._chat is not None and "tools" not in self._chat.variables:
+            source = (_TEMPLATES / f"{self.tool_format.value}.jinja").read_text(encoding="utf-8")
+            self._tool_chat = ChatTemplate(source, {**special, "after_assistant": _after_assistant(self._chat)})
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer | None":
@@ -102,6 +119,11 @@ class Tokenizer:
             return []
         return [bos_id]
 
+    def _find_tool_tokens(self) -> ToolTokens | None:
+        """None: it cannot write calls."""
+        found = [token_id for token in CALL_TOKENS if (token_id := self._backend.token_to_id(token)) is not None]
+        return ToolTokens(*found) if len(found) == len(CALL_TOKENS) else None
+
     def encode(self, text: str) -> list[int]:
         """A prompt's token ids, begin-of-sentence included where the model has one. ValueError for no Unicode."""
         try:
@@ -114,11 +136,23 @@ class Tokenizer:
         """The token ids of a piece of text that no prompt begins with."""
         return self._ids(text, special=False)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """A conversation's token ids, up to where the assistant speaks. ValueError names `messages`."""
-        if self._chat is None:
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[int]:
+        """A conversation's token ids, up to where the assistant speaks. `arguments`: of the template's own.
+
+        ValueError names `messages`.
+        """
+        called = any(
+            isinstance(one, Mapping) and (one.get("tool_calls") or one.get("role") == "tool") for one in messages
+        )
+        chat = self._tool_chat if tools or called else self._chat
+        if chat is None:
             raise ValueError("messages need a chat template, and this checkpoint has none: send prompt or token_ids")
-        return self._ids(self._chat.render(messages), special=False)
+        return self._ids(chat.render(messages, tools, arguments), special=False)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         """Other threads run meanwhile, which the library allows for a batch only."""

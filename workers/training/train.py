@@ -87,7 +87,7 @@ class Trainer:
     def advance(self, tokens: torch.Tensor, progress: float) -> Losses:
         """One update on a batch of windows."""
         losses: Losses = self.network(tokens)
-        (losses.main + self.recipe.mtp_weight * losses.mtp).backward()  # type: ignore[no-untyped-call]  # torch's
+        (losses.main + self.recipe.mtp_weight * losses.mtp).backward()
         rates = self.recipe.learning_rates(self.step, progress)
         for optimizer, lr in zip(self.optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = lr

@@ -42,6 +42,7 @@ class Request:
     resumed: tuple[OutputSoFar, ...] = ()
     client_request_id: str = ""  # the client's own name for it, where `request_id` is another
     trace: TraceContext | None = None  # whose span asks for it
+    suspect: bool = False  # replicas were lost as they computed its next token
     cache_salt: str = ""  # cached prefixes are shared among requests with an equal one
 
     @property

@@ -47,7 +47,9 @@ class SamplingParams:
     """One request's sampling parameters. `max_tokens=None` means up to the model's length.
 
     With `reasoning`, what comes before `</think>` is given apart, and structured outputs hold behind it only.
-    `bad_words_token_ids` are `bad_words` as tokens, `reasoning_end_id` is `</think>`: LLM and gateway fill them in.
+    LLM and gateway fill in what only a tokenizer knows: `bad_words_token_ids` are `bad_words` as tokens,
+    `reasoning_end_id` is `</think>`, `reasoning_begin_id` is `<think>` where an output may begin with it,
+    `tool_format` how calls of functions are written where there are any (text/tool_calls.py).
     """
 
     n: int = 1
@@ -77,6 +79,8 @@ class SamplingParams:
     bad_words_token_ids: Sequence[Sequence[int]] | None = None
     reasoning: bool = False
     reasoning_end_id: int | None = None
+    reasoning_begin_id: int | None = None
+    tool_format: str | None = None
 
     def __post_init__(self) -> None:
         if self.structured_outputs is not None:

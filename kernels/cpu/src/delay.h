@@ -11,7 +11,10 @@
 
 namespace outrider {
 
-constexpr double kCrowded = 0.1;  // of the time since it was last asked
+// Of the time since it was last asked: two threads that wait for half of it are no faster than one. Other threads of
+// this process, which hand tokens on, make one wait for a tenth.
+constexpr double kCrowded = 0.33;
+constexpr double kLeastAsked = 5e6;  // ns to ask about: in less, one thread that wakes for a moment is much
 
 class Delays {
 public:
@@ -36,6 +39,7 @@ public:
         for (const int file : files_) delayed += delay_of(file);
         const auto now = std::chrono::steady_clock::now();
         const double since = std::chrono::duration<double, std::nano>(now - asked_).count();
+        if (since < kLeastAsked) return false;
         const bool much = static_cast<double>(delayed - delayed_) > kCrowded * since;
         asked_ = now;
         delayed_ = delayed;

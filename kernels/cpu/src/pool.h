@@ -3,10 +3,12 @@
 // Every thread runs the same function and takes its share of each step's items; barriers stand between steps. Which
 // thread takes an item never changes a bit. Waiting threads spin for a while, then sleep in the kernel. A team whose
 // members keep one another waiting because others use the cores gives way to a single thread, and is tried again after
-// ever longer times.
+// ever longer times. These are times, not runs: a run may be a draft, or a long prompt.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -22,7 +24,7 @@ namespace outrider {
 
 constexpr int kBarrierSpins = 2000;  // pauses, some 40 us: more than threads in step are apart
 constexpr int kTooLate = 3;          // waits in one run that ask whether a core is another's
-constexpr int kMostAlone = 1024;     // runs
+constexpr std::chrono::milliseconds kLeastAlone{4}, kMostAlone{256};
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -77,6 +79,8 @@ struct Team {
 };
 
 class Pool {
+    using Clock = std::chrono::steady_clock;
+
 public:
     using Work = std::function<void(const Team&)>;
 
@@ -94,11 +98,8 @@ public:
     // Runs `work` on up to `size` threads, this one among them; returns when all are done. Helpers spin `spins` pauses
     // for the next run before they sleep.
     void run(int size, int spins, const Work& work) {
-        size = size < threads() ? size : threads();
-        if (size <= 1 || alone_ > 0) {
-            alone_ -= alone_ > 0;
-            return work(Team{0, 1, &barrier_, &late_});
-        }
+        size = std::min(size, threads());
+        if (size <= 1 || Clock::now() < alone_until_) return work(Team{0, 1, &barrier_, &late_});
         late_.store(0, std::memory_order_relaxed);
         work_ = &work;
         spins_.store(spins, std::memory_order_relaxed);
@@ -107,8 +108,8 @@ public:
         work(team);
         team.barrier();
         const bool crowded = late_.load(std::memory_order_relaxed) >= kTooLate && delays_.crowded();
-        next_alone_ = !crowded ? 8 : next_alone_ < kMostAlone ? 2 * next_alone_ : kMostAlone;
-        alone_ = crowded ? next_alone_ : 0;
+        if (crowded) alone_until_ = Clock::now() + alone_;
+        alone_ = crowded ? std::min(2 * alone_, kMostAlone) : kLeastAlone;
     }
 
 private:
@@ -141,7 +142,8 @@ private:
     alignas(64) std::atomic<uint32_t> start_{0};
     std::atomic<int> spins_{0};
     const Work* work_ = nullptr;
-    int alone_ = 0, next_alone_ = 8;  // runs
+    Clock::time_point alone_until_{};
+    std::chrono::milliseconds alone_ = kLeastAlone;  // next time
     std::vector<std::thread> helpers_;  // last: they use the rest
 };
 

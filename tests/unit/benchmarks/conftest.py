@@ -19,6 +19,8 @@ for name in (
     "completions",
     "decisions",
     "decode",
+    "faults.oracle",
+    "faults.schedule",
     "generation",
     "linears",
     "mixed_load",

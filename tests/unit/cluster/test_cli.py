@@ -86,14 +86,14 @@ def test_what_cannot_be_done_is_one_line_and_status_1(
     assert named in error
 
 
-@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+@pytest.mark.parametrize("option", ["--port", "--http-port", "--metrics-port"])
 def test_a_port_in_use_is_known_before_anything_starts(capsys: pytest.CaptureFixture[str], option: str) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
 
-        status, error = said(capsys, "serve", "--port", "0", option, port)
+        status, error = said(capsys, "serve", "--port", "0", "--http-port", "0", option, port)
 
     assert status == 1
     assert error == f"error: 127.0.0.1:{port} is in use by another program: choose another {option}\n"

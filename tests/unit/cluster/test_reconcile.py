@@ -203,6 +203,16 @@ def test_a_rank_that_answers_and_makes_no_progress_ends_the_gang() -> None:
     assert action == End("rank 0 hangs: no progress for 12.0 s in round 7 of 4 rows")
 
 
+def test_of_ranks_that_answer_the_one_that_computes_is_what_hangs() -> None:
+    leader, follower = replace(a_rank(0), stall="no progress"), replace(a_rank(1), computing_s=12.0)
+
+    assert fault([leader, follower], NOW, DEADLINES) == "rank 1 hangs: no progress"
+    in_its_own_part = [replace(leader, computing_s=12.0), replace(follower, computing_s=0.01)]
+    assert fault(in_its_own_part, NOW, DEADLINES) == "rank 0 hangs: no progress"
+    in_an_exchange = [replace(leader, computing_s=12.0), replace(follower, computing_s=11.9)]
+    assert fault(in_an_exchange, NOW, DEADLINES) == "rank 0 and rank 1 hang: no progress"
+
+
 def test_a_dead_or_silent_rank_explains_a_rank_that_hangs() -> None:
     stuck = replace(a_rank(0), stall="no progress")
 

@@ -5,30 +5,36 @@ from typing import Any
 import pytest
 import torch
 
-from outrider.workers.config import EngineConfig
+from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.fingerprint import fingerprint
+from outrider.workers.model.config import ModelConfig
 from outrider.workers.model_loading import kernels_in_force, useful_threads
 from outrider.workers.types.errors import OutriderError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SCOUT = ModelConfig.load(resolve_model("scout"))
 
 
 @pytest.mark.parametrize("kernels", ["auto", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", [{}, {"quantization": "int8"}, {"numerics": "fast"}])
 def test_a_cpu_runs_them_where_they_can_be_had(kernels: str, dtype: torch.dtype, settings: dict[str, Any]) -> None:
-    assert kernels_in_force(EngineConfig(kernels=kernels, **settings), CPU, dtype) == "compiled"
+    assert kernels_in_force(EngineConfig(kernels=kernels, **settings), CPU, dtype, SCOUT) == "compiled"
 
 
 @pytest.mark.parametrize(
     ("settings", "device", "dtype"),
-    [({"kernels": "torch"}, CPU, torch.float32), ({}, CPU, torch.float16), ({}, CUDA, torch.bfloat16)],
+    [
+        ({"kernels": "torch"}, CPU, torch.float32),
+        ({}, CPU, torch.float16),
+        ({"kernels": "torch"}, CUDA, torch.bfloat16),
+    ],
     ids=["asked for", "float16", "a GPU"],
 )
 def test_torchs_path_runs_without_a_word_where_that_is_meant(
     settings: dict[str, Any], device: torch.device, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert kernels_in_force(EngineConfig(**settings), device, dtype) == "torch"
+    assert kernels_in_force(EngineConfig(**settings), device, dtype, SCOUT) == "torch"
     assert caplog.records == []
 
 
@@ -40,7 +46,7 @@ def test_asking_for_them_where_they_cannot_run_is_an_error_that_says_why(
     device: torch.device, dtype: torch.dtype, why: str
 ) -> None:
     with pytest.raises(OutriderError, match=f'kernels="compiled" cannot be had: .*{why}'):
-        kernels_in_force(EngineConfig(kernels="compiled"), device, dtype)
+        kernels_in_force(EngineConfig(kernels="compiled"), device, dtype, SCOUT)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +62,7 @@ def test_8_bit_weights_without_them_are_an_error_that_says_why(
 ) -> None:
     for name in ("quantization", "draft_quantization"):
         with pytest.raises(OutriderError, match=f'^{name}="int8" needs the compiled kernels: .*{why}'):
-            kernels_in_force(EngineConfig(**{name: "int8"}, **settings), device, dtype)
+            kernels_in_force(EngineConfig(**{name: "int8"}, **settings), device, dtype, SCOUT)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ logging.basicConfig(format="%(levelname)s %(message)s")
 for kernels in ("auto", "compiled", "torch"):
     for quantization in (None, "int8"):
         config = EngineConfig(kernels=kernels, quantization=quantization)
-        try: print(kernels, quantization, kernels_in_force(config, torch.device("cpu"), torch.float32))
+        try: print(kernels, quantization, kernels_in_force(config, torch.device("cpu"), torch.float32, None))
         except OutriderError as error: print(kernels, quantization, "refused:", error)
 """
 

@@ -69,10 +69,10 @@ def test_a_request_says_with_its_first_token_how_long_it_waited_for_its_first_ro
 ) -> None:
     times.begin(a_request(n=2))
     clock.now = 2.0
-    times.scheduled("r")
+    times.scheduled(["r"])
     clock.now = 3.0
-    times.scheduled("r")  # its second output
-    times.scheduled("unknown")
+    times.scheduled(["r"])  # its second output
+    times.scheduled(["unknown"])
 
     said = [times.record([a_chunk(tokens)])[0] for tokens in (0, 1, 1)]
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from outrider.workers.depth.budget import MAX_WAIT, PLAIN_ROUNDS, SHARE, Budget
+from outrider.workers.depth.budget import MAX_WAIT, SHARE, Budget
 
 
 def lose(budget: Budget, each: float, *, most: int = 10_000) -> int:
@@ -111,7 +111,7 @@ def test_plain_rounds_are_measured_from_time_to_time_or_given_up_for_a_while() -
     for number in range(2000):
         due.append(budget.plain_due)
         if budget.plain_due and number > 1000:
-            budget.measured(PLAIN_ROUNDS)
+            budget.measured()
         else:
             budget.settle(2.0, 1.0, drafted=True, pending=True)
 

@@ -4,7 +4,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import NoReturn
@@ -43,7 +43,7 @@ def _engine(
     pipeline: CountingPipeline,
     drafter: CountingDrafter | None = None,
     speculation: str | int = 3,
-    on_begin: Callable[[str], None] = lambda request_id: None,
+    on_begin: Callable[[Sequence[str]], None] = lambda request_ids: None,
     check: Prepare | None = None,
     prepare: Prepare | None = None,
     depth: DepthPolicy | None = None,
@@ -138,7 +138,9 @@ def test_it_says_when_a_request_has_its_first_round_and_once() -> None:
         happened.extend(f"{chunk.request_id} gained" for chunk in heard)
         chunks.put(heard)
 
-    engine = _engine(CountingPipeline(2), on_begin=lambda request_id: happened.append(f"{request_id} began"))
+    engine = _engine(
+        CountingPipeline(2), on_begin=lambda request_ids: happened.extend(f"{one} began" for one in request_ids)
+    )
     for n in range(10):  # more than run at a time
         engine.submit(_request(f"r{n}", max_tokens=5), deliver)
     with _running(engine):
@@ -149,6 +151,33 @@ def test_it_says_when_a_request_has_its_first_round_and_once() -> None:
         assert own[0] == f"r{n} began"
         assert own.count(f"r{n} began") == 1
     assert happened.index("r9 began") > happened.index("r0 gained")
+
+
+def test_suspects_have_their_first_token_one_after_the_other_and_nobody_else_waits() -> None:
+    chunks, begun = Chunks(), list[str]()
+    alone: list[set[str]] = []  # suspects that have begun and have no token, whenever one begins
+    having: set[str] = set()
+
+    def begin(request_ids: Sequence[str]) -> None:
+        begun.extend(request_ids)
+        alone.append({one for one in begun if one.startswith("s")} - having)
+
+    def deliver(heard: list[SequenceChunk]) -> None:
+        having.update(chunk.request_id for chunk in heard)
+        chunks.put(heard)
+
+    engine = _engine(CountingPipeline(2), on_begin=begin)
+    for n in range(4):
+        engine.submit(dataclasses.replace(_request(f"s{n}"), suspect=True), deliver)
+        engine.submit(_request(f"r{n}"), deliver)
+    engine.submit(dataclasses.replace(_with_grammar("s with a grammar"), suspect=True), deliver)
+    engine.cancel("s1")  # before its turn
+    with _running(engine):
+        heard = _collect(chunks, 9)
+
+    assert [_tokens(heard[f"{kind}{n}"]) for kind, n in (("s", 0), ("s", 3), ("r", 0))] == [list(range(6, 46))] * 3
+    assert begun[:5] == ["s0", "r0", "r1", "r2", "r3"]
+    assert all(len(suspects) <= 1 for suspects in alone)
 
 
 def test_a_failing_drafter_costs_speed_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ from unit.workers.engine.replica_twin import ReplicaTwin
 from unit.workers.engine.toy_model import request
 
 from outrider.workers.engine.scheduler import SchedulerConfig
+from outrider.workers.types.request import OutputSoFar
 from outrider.workers.types.round import Round
 
 
@@ -197,6 +198,20 @@ def test_no_more_sequences_run_than_allowed_and_the_rest_follow_in_order() -> No
     begun = [[start.sequence_id for start in round.begins] for round in replica.run(30) if round.begins]
 
     assert begun == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_who_had_tokens_at_a_replica_that_was_lost_goes_on_before_those_who_wait_for_their_first() -> None:
+    replica = twin(max_num_seqs=1)
+    for name in ("running", "waiting", "also waiting"):
+        replica.add(request(name, prompt(5), max_tokens=3, ignore_eos=True))
+    step(replica)
+    for name, had in (("moved", (1, 2)), ("moved later", (3,)), ("moved from the queue", ())):
+        asked = request(name, prompt(5), max_tokens=4, ignore_eos=True)
+        replica.add(dataclasses.replace(asked, resumed=(OutputSoFar(index=0, token_ids=had),)))
+
+    order = [start.sequence_id for round in replica.run(60) for start in round.begins]
+
+    assert order == [3, 4, 1, 2, 5]
 
 
 def test_a_large_request_that_must_wait_is_not_overtaken() -> None:

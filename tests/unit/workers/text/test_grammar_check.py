@@ -126,6 +126,16 @@ def test_a_cancelled_check_ends_its_process_and_the_next_is_made() -> None:
     checker.close()
 
 
+def test_where_requests_were_accepted_before_none_is_refused_for_how_many_they_are() -> None:
+    """As those of a replica that was lost, which all come to another at once."""
+    checker = GrammarChecker(resolve_model("scout") / "tokenizer.json", most_waiting=None)
+
+    checks = [checker.submit(StructuredOutputsParams(regex=f"a{n % 20}")) for n in range(3 * MOST_WAITING)]
+
+    assert [check.result() for check in checks] == [None] * len(checks)
+    checker.close()
+
+
 def test_too_many_that_wait_are_refused_for_now(checker: GrammarChecker) -> None:
     waiting = [checker.submit(costly(n)) for n in range(MOST_WAITING)]
 

@@ -1,0 +1,111 @@
+"""What every kind of answer has: how it is asked for, and how events become what a client reads. Pure."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from outrider.cluster.errors import InvalidRequestError
+from outrider.cluster.gateway.http.errors import Problem
+from outrider.cluster.generation import Event, GenerateCall, Generation
+from outrider.workers.outputs import Logprob
+from outrider.workers.text.assembler import Usage
+from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.request import FinishReason
+
+LEAST_LOGPROB = -9999.0  # JSON has no infinity
+
+
+class Answer(Protocol):
+    """One request's answer: `whole`, or for a stream `chunks` of each event, then `end`, all as bytes to send.
+
+    `number` is a call's place in `calls`, `prompts` and `generations`.
+    """
+
+    @property
+    def calls(self) -> Sequence[GenerateCall]: ...
+
+    @property
+    def streams(self) -> bool: ...
+
+    def chunks(self, number: int, event: Event, prompt: Sequence[int]) -> Iterator[bytes]: ...
+
+    def end(self) -> Iterator[bytes]: ...
+
+    def failure(self, problem: Problem) -> Iterator[bytes]:
+        """Once a stream has begun."""
+        ...
+
+    def whole(self, generations: Sequence[Generation], prompts: Sequence[Sequence[int]]) -> dict[str, Any]: ...
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def finish_reason(reason: FinishReason | str, *, called: bool = False) -> str:
+    """OpenAI's word. InvalidRequestError for a grammar that could not be followed to the end."""
+    word = reason.value if isinstance(reason, FinishReason) else reason
+    if word == FinishReason.ERROR.value:
+        raise InvalidRequestError("the grammar became too complex to follow")
+    if word == FinishReason.LENGTH.value:
+        return "length"
+    return "tool_calls" if called else "stop"
+
+
+def usage_of(usage: Usage, reasoning_tokens: int = 0) -> dict[str, Any]:
+    """OpenAI's usage."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
+    }
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """Of several calls; what is counted by position is not added up."""
+    names = ("prompt_tokens", "cached_tokens", "completion_tokens")
+    return Usage(**{name: sum(getattr(usage, name) for usage in usages) for name in names})
+
+
+def metrics_of(usages: Sequence[Usage], outputs: int) -> dict[str, Any] | None:
+    """`metrics.speculative_decoding` as vLLM has it, of a request with one output; None where nothing was drafted."""
+    if len(usages) != 1 or outputs != 1 or not usages[0].drafted:
+        return None
+    usage = usages[0]
+    steps = usage.drafted_per_position[0]
+    at_least = [steps, *usage.accepted_per_position]  # [j]: rounds that accepted j drafts or more
+    at_least += [0] * (len(usage.drafted_per_position) + 2 - len(at_least))
+    return {
+        "speculative_decoding": {
+            "mean_acceptance_length": 1 + usage.accepted / steps,
+            "draft_acceptance_rate": usage.accepted / usage.drafted,
+            "acceptance_histogram": [more - fewer for more, fewer in itertools.pairwise(at_least)],
+            "num_spec_steps": steps,
+            "num_draft_tokens": usage.drafted,
+            "num_accepted_draft_tokens": usage.accepted,
+            "num_spec_tokens": len(usage.drafted_per_position),
+            "rounds": usage.rounds,
+            "rounds_per_depth": list(usage.rounds_per_depth),
+            "estimated_time_saved_s": usage.estimated_time_saved_s,
+        }
+    }
+
+
+def reasoning_tokens(token_ids: Sequence[int], tokenizer: Tokenizer | None, *, thought: bool) -> int:
+    """Of an output that has reasoning, those up to and with `</think>`."""
+    end = None if tokenizer is None else tokenizer.reasoning_ids[1]
+    if not thought:
+        return 0
+    return token_ids.index(end) + 1 if end in token_ids else len(token_ids)
+
+
+def clamped(entry: Logprob) -> float:
+    return max(entry.logprob, LEAST_LOGPROB)
+
+
+def candidates(place: dict[int, Logprob], count: int) -> list[tuple[int, Logprob]]:
+    """The `count` likeliest, which may or may not hold the chosen one."""
+    return sorted(((n, one) for n, one in place.items() if one.rank <= count), key=lambda found: found[1].rank)

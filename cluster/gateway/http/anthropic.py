@@ -1,0 +1,216 @@
+"""/v1/messages: Anthropic's messages, as a chat. Pure."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from outrider.cluster.chat_shapes import messages_of, tools_of
+from outrider.cluster.gateway.http import sse
+from outrider.cluster.gateway.http.answer import finish_reason, metrics_of
+from outrider.cluster.gateway.http.errors import Problem
+from outrider.cluster.gateway.http.sampling import params_of, speculated
+from outrider.cluster.gateway.http.types import MessagesRequest
+from outrider.cluster.generation import Accepted, ChatPrompt, Event, Finished, GenerateCall, Generation, Output
+from outrider.workers.text.assembler import Usage
+from outrider.workers.types.tools import Tools
+
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+class MessagesAnswer:
+    """One message. In a stream its blocks come one after the other: thinking, text, calls."""
+
+    def __init__(self, request: MessagesRequest, model: str, identity: str) -> None:
+        """ValueError names what is wrong."""
+        self._model, self._identity = model, f"msg_{identity}"
+        self.streams = bool(request.stream)
+        self.calls = [messages_call(request, identity)]
+        self._block = -1  # the open one's number
+        self._kind: object = None  # what it is: "thinking", "text", or a call's number
+        self._stop: tuple[str, str | None] = ("end_turn", None)
+        self._called = False
+
+    def chunks(self, number: int, event: Event, prompt: Sequence[int]) -> Iterator[bytes]:
+        match event:
+            case Accepted():
+                usage = {"input_tokens": event.prompt_tokens, "output_tokens": 0}
+                message = {**self._message([], None, None), "usage": usage}
+                yield sse.event("message_start", {"type": "message_start", "message": message})
+            case Output():
+                if event.reasoning:
+                    yield from self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+                    yield self._delta({"type": "thinking_delta", "thinking": event.reasoning})
+                if event.text:
+                    yield from self._open("text", {"type": "text", "text": ""})
+                    yield self._delta({"type": "text_delta", "text": event.text})
+                for call in event.tool_calls:
+                    self._called = True
+                    block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+                    yield from self._open(call.index, block)
+                    yield self._delta({"type": "input_json_delta", "partial_json": call.arguments})
+            case Finished(usage=usage) if usage is not None:
+                yield from self._close()
+                reason, sequence = _stop(event.reason.value, event.stop_reason, called=self._called)
+                delta = {"stop_reason": reason, "stop_sequence": sequence}
+                metrics = {"metrics": metrics_of([usage], 1)}
+                told = {"type": "message_delta", "delta": delta, "usage": _usage(usage), **metrics}
+                yield sse.event("message_delta", told)
+            case _:
+                return
+
+    def end(self) -> Iterator[bytes]:
+        yield sse.event("message_stop", {"type": "message_stop"})
+
+    def failure(self, problem: Problem) -> Iterator[bytes]:
+        yield sse.event("error", problem.anthropic())
+
+    def whole(self, generations: Sequence[Generation], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+        (generation,) = generations
+        (output,) = generation.outputs
+        content: list[dict[str, Any]] = []
+        if output.reasoning:
+            content.append({"type": "thinking", "thinking": output.reasoning, "signature": ""})
+        if output.text or not output.tool_calls:
+            content.append({"type": "text", "text": output.text})
+        content += [
+            {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments)}
+            for call in output.tool_calls
+        ]
+        reason, sequence = _stop(output.finish_reason, output.stop_reason, called=bool(output.tool_calls))
+        usage, metrics = _usage(generation.usage), metrics_of([generation.usage], 1)
+        return {**self._message(content, reason, sequence), "usage": usage, "metrics": metrics}
+
+    def _message(self, content: list[Any], reason: str | None, sequence: str | None) -> dict[str, Any]:
+        return {
+            "id": self._identity,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": content,
+            "stop_reason": reason,
+            "stop_sequence": sequence,
+        }
+
+    def _open(self, kind: object, block: dict[str, Any]) -> Iterator[bytes]:
+        """Unless a block of that kind is open."""
+        if kind == self._kind:
+            return
+        yield from self._close()
+        self._kind = kind
+        self._block += 1
+        started = {"type": "content_block_start", "index": self._block, "content_block": block}
+        yield sse.event("content_block_start", started)
+
+    def _close(self) -> Iterator[bytes]:
+        if self._kind is not None:
+            self._kind = None
+            yield sse.event("content_block_stop", {"type": "content_block_stop", "index": self._block})
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        told = {"type": "content_block_delta", "index": self._block, "delta": delta}
+        return sse.event("content_block_delta", told)
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    """Cached tokens are counted apart."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _stop(reason: str, stop: int | str | None, *, called: bool) -> tuple[str, str | None]:
+    word = finish_reason(reason, called=called)
+    if word == "stop" and isinstance(stop, str):
+        return "stop_sequence", stop
+    return {"length": "max_tokens", "tool_calls": "tool_use"}.get(word, "end_turn"), None
+
+
+def _input(arguments: str) -> Any:
+    """Of a call that was cut off they are no JSON."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return {}
+
+
+def messages_call(request: MessagesRequest, identity: str) -> GenerateCall:
+    """ValueError names what is wrong."""
+    if request.max_tokens is None:
+        raise ValueError("max_tokens must be given")
+    values = {
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "seed": request.seed,
+        "stop": request.stop_sequences,
+        **speculated(request.speculation, request.drafter),
+    }
+    return GenerateCall(prompt=chat_prompt(request), params=params_of(values), request_id=identity, auto_reasoning=True)
+
+
+def chat_prompt(request: MessagesRequest) -> ChatPrompt:
+    """ValueError names what is wrong."""
+    turns = [] if request.system is None else [{"role": "system", "content": _texts(request.system)}]
+    for message in request.messages:
+        turns += _turns(message)
+    thinking = {} if request.thinking is None else {"thinking": request.thinking.type != "disabled"}
+    arguments = {**thinking, **(request.chat_template_kwargs or {})}
+    return ChatPrompt(messages_of(turns), _tools(request), arguments)
+
+
+def _tools(request: MessagesRequest) -> Tools:
+    given = []
+    for tool in request.tools or ():
+        if "input_schema" not in tool:
+            raise ValueError(
+                f"tools: {str(tool.get('name'))[:100]!r} has no input_schema: only functions can be called here"
+            )
+        function = {"name": tool.get("name"), "description": tool.get("description")}
+        given.append({"function": {**function, "parameters": tool["input_schema"]}})
+    choice = request.tool_choice or {"type": "auto"}
+    parallel = choice.get("disable_parallel_tool_use") is not True
+    kind = choice.get("type")
+    if kind == "tool":
+        return tools_of(given, {"function": {"name": choice.get("name")}}, parallel=parallel)
+    if not isinstance(kind, str) or kind not in _CHOICES:
+        raise ValueError(f"tool_choice.type must be auto, any, tool or none, got {str(kind)[:100]!r}")
+    return tools_of(given, _CHOICES[kind], parallel=parallel)
+
+
+def _turns(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One message as chat turns: a user's results of calls are turns of their own, before what the user says."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(content, list):
+        yield {"role": role, "content": content}
+        return
+    texts, thoughts, calls = [], [], []
+    for block in content:
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if kind == "tool_result":
+            yield {
+                "role": "tool",
+                "tool_call_id": block.get("tool_use_id"),
+                "content": _texts(block.get("content") or ""),
+            }
+        elif kind == "tool_use":
+            function = {"name": block.get("name"), "arguments": json.dumps(block.get("input") or {})}
+            calls.append({"id": block.get("id"), "function": function})
+        elif kind == "thinking":
+            thoughts.append(str(block.get("thinking") or ""))
+        elif kind != "redacted_thinking":
+            texts.append(block)
+    if texts or calls or thoughts:
+        yield {"role": role, "content": _texts(texts), "tool_calls": calls, "reasoning": "".join(thoughts)}
+
+
+def _texts(given: object) -> Any:
+    """A text, or blocks of text; messages_of refuses others."""
+    if not isinstance(given, list):
+        return given
+    return [
+        block.get("text") if isinstance(block, Mapping) and block.get("type") == "text" else block for block in given
+    ]

@@ -1,0 +1,204 @@
+"""/v1/chat/completions: OpenAI's chats, with tools and reasoning. Pure."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from outrider.cluster.chat_shapes import messages_of, tools_of
+from outrider.cluster.gateway.http import sse
+from outrider.cluster.gateway.http.answer import (
+    candidates,
+    clamped,
+    finish_reason,
+    metrics_of,
+    now,
+    reasoning_tokens,
+    usage_of,
+)
+from outrider.cluster.gateway.http.errors import Problem
+from outrider.cluster.gateway.http.sampling import sampled
+from outrider.cluster.gateway.http.types import ChatRequest
+from outrider.cluster.generation import Accepted, ChatPrompt, Event, Finished, GenerateCall, Generation, Output
+from outrider.workers.outputs import Logprob
+from outrider.workers.text.assembler import Usage
+from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.tools import ToolCallDelta
+
+
+class ChatAnswer:
+    """One conversation, and its n continuations."""
+
+    def __init__(self, request: ChatRequest, model: str, identity: str, tokenizer: Tokenizer | None) -> None:
+        """ValueError names what is wrong."""
+        self._request, self._tokenizer = request, tokenizer
+        self._head: dict[str, Any] = {"id": f"chatcmpl-{identity}", "created": now(), "model": model}
+        self.streams = bool(request.stream)
+        self.calls = [chat_call(request, identity)]
+        self._n = self.calls[0].params.n
+        self._so_far, self._usage = Usage(), Usage()
+        self._tokens: defaultdict[int, list[int]] = defaultdict(list)
+        self._thought: defaultdict[int, bool] = defaultdict(bool)
+        self._called: defaultdict[int, bool] = defaultdict(bool)
+
+    @property
+    def _options(self) -> tuple[bool, bool]:
+        options = self._request.stream_options
+        return (bool(options and options.include_usage), bool(options and options.continuous_usage_stats))
+
+    def chunks(self, number: int, event: Event, prompt: Sequence[int]) -> Iterator[bytes]:
+        match event:
+            case Accepted():
+                self._so_far.prompt_tokens = event.prompt_tokens
+                self._head["system_fingerprint"] = event.fingerprint
+                for index in range(self._n):
+                    yield self._chunk(index, {"role": "assistant", "content": ""})
+            case Output():
+                self._count(event)
+                delta = _delta(event, wants_reasoning=self._request.include_reasoning is not False)
+                logprobs = self._logprobs(event.token_ids, event.logprobs)
+                if delta or logprobs or self._request.return_token_ids:
+                    yield self._chunk(event.index, delta, logprobs=logprobs, token_ids=event.token_ids)
+            case Finished():
+                reason = finish_reason(event.reason, called=self._called[event.index])
+                last = {}
+                if event.usage is not None:
+                    self._usage = event.usage
+                    last = {} if self._options[0] else {"metrics": metrics_of([event.usage], self._n)}
+                yield self._chunk(event.index, {}, finish=reason, stop=event.stop_reason, more=last)
+            case _:
+                return
+
+    def _count(self, event: Output) -> None:
+        self._so_far.completion_tokens += len(event.token_ids)
+        self._tokens[event.index] += event.token_ids
+        self._thought[event.index] |= bool(event.reasoning)
+        self._called[event.index] |= bool(event.tool_calls)
+
+    def end(self) -> Iterator[bytes]:
+        if self._options[0]:
+            thought = sum(
+                reasoning_tokens(tokens, self._tokenizer, thought=self._thought[index])
+                for index, tokens in self._tokens.items()
+            )
+            usage, metrics = usage_of(self._usage, thought), metrics_of([self._usage], self._n)
+            yield sse.data({**self._stream_head, "choices": [], "usage": usage, "metrics": metrics})
+        yield sse.DONE
+
+    def failure(self, problem: Problem) -> Iterator[bytes]:
+        yield sse.data(problem.openai())
+        yield sse.DONE
+
+    def whole(self, generations: Sequence[Generation], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+        (generation,), choices, thought = generations, [], 0
+        for index, output in enumerate(generation.outputs):
+            thought += reasoning_tokens(output.token_ids, self._tokenizer, thought=bool(output.reasoning))
+            message: dict[str, Any] = {"role": "assistant", "content": output.text or None, "refusal": None}
+            if output.reasoning and self._request.include_reasoning is not False:
+                message |= {"reasoning": output.reasoning, "reasoning_content": output.reasoning}
+            if output.tool_calls:
+                message["tool_calls"] = [
+                    {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                    for call in output.tool_calls
+                ]
+            else:
+                message["content"] = output.text
+            choice: dict[str, Any] = {
+                "index": index,
+                "message": message,
+                "logprobs": self._logprobs(output.token_ids, output.logprobs),
+                "finish_reason": finish_reason(output.finish_reason, called=bool(output.tool_calls)),
+                "stop_reason": output.stop_reason,
+            }
+            choices.append(choice | ({"token_ids": output.token_ids} if self._request.return_token_ids else {}))
+        answer = {
+            **self._head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage_of(generation.usage, thought),
+            "system_fingerprint": generation.fingerprint,
+            "metrics": metrics_of([generation.usage], self._n),
+            "seed": generation.seed,
+        }
+        return answer | ({"prompt_token_ids": list(prompts[0])} if self._request.return_token_ids else {})
+
+    def _logprobs(self, token_ids: Sequence[int], places: Sequence[Mapping[int, Logprob]]) -> dict[str, Any] | None:
+        if not self._request.logprobs or not places:
+            return None
+        content = []
+        for token_id, place in zip(token_ids, places, strict=False):
+            top = [self._token(n, one) for n, one in candidates(dict(place), self._request.top_logprobs or 0)]
+            content.append({**self._token(token_id, place[token_id]), "top_logprobs": top})
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, entry: Logprob) -> dict[str, Any]:
+        raw = self._tokenizer.token_bytes(token_id) if self._tokenizer else b""
+        return {"token": entry.decoded_token, "logprob": clamped(entry), "bytes": list(raw)}
+
+    @property
+    def _stream_head(self) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk"}
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish: str | None = None,
+        stop: int | str | None = None,
+        token_ids: Sequence[int] = (),
+        more: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        if finish is not None:
+            choice["stop_reason"] = stop
+        if self._request.return_token_ids:
+            choice["token_ids"] = list(token_ids)
+        usage = {"usage": usage_of(self._so_far)} if self._options[1] else {}
+        return sse.data({**self._stream_head, "choices": [choice], **usage, **(more or {})})
+
+
+def _delta(event: Output, *, wants_reasoning: bool) -> dict[str, Any]:
+    delta: dict[str, Any] = {}
+    if event.text:
+        delta["content"] = event.text
+    if event.reasoning and wants_reasoning:
+        delta |= {"reasoning": event.reasoning, "reasoning_content": event.reasoning}
+    if event.tool_calls:
+        delta["tool_calls"] = [tool_call_delta(call) for call in event.tool_calls]
+    return delta
+
+
+def tool_call_delta(call: ToolCallDelta) -> dict[str, Any]:
+    """Its id, type and name come with the first."""
+    if not call.name:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def chat_call(request: ChatRequest, identity: str) -> GenerateCall:
+    """ValueError names what is wrong."""
+    if request.stream_options is not None and not request.stream:
+        raise ValueError("stream_options goes with stream")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ValueError("top_logprobs goes with logprobs")
+    parallel = request.parallel_tool_calls is not False
+    max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    return GenerateCall(
+        prompt=ChatPrompt(
+            messages_of(request.messages),
+            tools_of(request.tools, request.tool_choice, parallel=parallel),
+            template_arguments(request.chat_template_kwargs, request.reasoning_effort),
+        ),
+        params=sampled(request, max_tokens=max_tokens, logprobs=logprobs),
+        request_id=identity,
+        auto_reasoning=True,
+    )
+
+
+def template_arguments(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
+    """OpenAI's reasoning effort turns `thinking` on or off, where the template knows that."""
+    asked = {} if effort is None else {"reasoning_effort": effort, "thinking": effort != "none"}
+    return {**asked, **(given or {})}

@@ -1,0 +1,181 @@
+"""What HTTP clients send, as pydantic models. A field that is absent or null takes its default; fields that no model
+names are ignored, as vLLM does, and named in the log."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SpeculationMode = Literal["auto", "off", "fixed"]
+
+
+class Body(BaseModel):
+    """Any request's body."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields that nobody reads."""
+        return sorted(self.model_extra or ())
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class JsonSchema(Body):
+    """OpenAI's names: `schema` is one of pydantic's own."""
+
+    name: str | None = None
+
+    @property
+    def value(self) -> Any:
+        return (self.model_extra or {}).get("schema")
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Speculation(Body):
+    """`depth` goes with mode "fixed", or alone."""
+
+    mode: SpeculationMode | None = None
+    depth: int | None = None
+    drafter: str | None = None
+
+
+class Sampled(Body):
+    """What completions and chats have in common: OpenAI's fields, then vLLM's, then ours."""
+
+    model: str | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    max_tokens: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    structured_outputs: dict[str, Any] | None = None
+    return_token_ids: bool | None = None
+    request_id: str | None = None
+
+    speculation: str | int | Speculation | None = None
+    drafter: str | None = None
+
+
+class CompletionRequest(Sampled):
+    prompt: str | list[int] | list[str] | list[list[int]]
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+
+
+class ChatRequest(Sampled):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    include_reasoning: bool | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+
+
+class Thinking(Body):
+    type: str = "enabled"
+
+
+class MessagesRequest(Body):
+    """Anthropic's."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    messages: list[dict[str, Any]]
+    system: str | list[dict[str, Any]] | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: Thinking | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+
+    seed: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    speculation: str | int | Speculation | None = None
+    drafter: str | None = None
+    request_id: str | None = None
+
+
+class ResponsesRequest(Body):
+    """OpenAI's, without what a server would have to keep."""
+
+    model: str | None = None
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stream: bool | None = None
+    text: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: dict[str, Any] | None = None
+    previous_response_id: str | None = None
+    conversation: Any = None
+    background: bool | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    include: list[str] | None = None
+    user: str | None = None
+
+    seed: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    speculation: str | int | Speculation | None = None
+    drafter: str | None = None
+    request_id: str | None = None
+
+
+class TokenizeRequest(Body):
+    """vLLM's: a prompt, or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(Body):
+    model: str | None = None
+    tokens: list[int]

@@ -1,0 +1,461 @@
+"""What a gateway answers over HTTP, with an engine that says what it is told: statuses, streams, the door, and ends."""
+
+import asyncio
+import json
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fakes import EOS, FakeEngine
+from gateway.certificates import SERVER, Authority, door
+from gateway.harness import Cluster, eventually, running
+from gateway.test_auth import BOSS, TEXT, line
+
+from outrider.cluster.gateway.door import Door
+from outrider.cluster.gateway.limits import RequestLimits
+from outrider.workers.text.tokenizer import Tokenizer
+
+HELLO = [{"role": "user", "content": "hi"}]
+POSTS = {
+    "/v1/completions": {"prompt": [5, 6], "max_tokens": 4},
+    "/v1/chat/completions": {"messages": HELLO, "max_tokens": 4},
+    "/v1/messages": {"messages": HELLO, "max_tokens": 4},
+    "/v1/responses": {"input": "hi", "max_output_tokens": 4},
+    "/tokenize": {"prompt": "hi"},
+    "/detokenize": {"tokens": [100, 101]},
+}
+
+
+def client(cluster: Cluster, **options: Any) -> httpx.AsyncClient:
+    scheme = "https" if options.get("verify") else "http"
+    return httpx.AsyncClient(base_url=f"{scheme}://127.0.0.1:{cluster.gateway.http_port}", timeout=60, **options)
+
+
+async def events(response: httpx.Response) -> AsyncIterator[Any]:
+    """The data of a stream's events, up to [DONE]."""
+    async for text in response.aiter_lines():
+        if text.startswith("data: ") and text != "data: [DONE]":
+            yield json.loads(text.removeprefix("data: "))
+
+
+async def streamed(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> list[Any]:
+    async with http.stream("POST", path, json={**body, "stream": True}) as response:
+        assert response.status_code == 200, await response.aread()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        return [event async for event in events(response)]
+
+
+def says(model: Path, text: str, per_round: int = 3) -> FakeEngine:
+    tokenizer = Tokenizer.load(model)
+    assert tokenizer is not None
+    token_ids = [*tokenizer.encode_part(text), EOS]
+    return FakeEngine(lambda request, index: token_ids, per_round=lambda given: per_round, max_model_len=2048)
+
+
+def test_every_path_answers(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            for path, body in POSTS.items():
+                assert (await http.post(path, json=body)).status_code == 200, path
+            models = (await http.get("/v1/models")).json()
+            assert [(one["id"], one["max_model_len"]) for one in models["data"]] == [("small", 256)]
+            assert (await http.get("/v1/models/small")).json()["object"] == "model"
+            assert (await http.get("/health")).status_code == 200
+            assert "outrider_gateway_requests_total" in (await http.get("/metrics")).text
+            assert (await http.get("/v1/nothing")).json()["error"]["type"] == "not_found_error"
+            assert (await http.get("/v1/completions")).status_code == 405
+            tokens = (await http.post("/tokenize", json={"messages": HELLO})).json()
+            assert tokens["count"] == len(tokens["tokens"])
+            text = (await http.post("/detokenize", json={"tokens": tokens["tokens"]})).json()["prompt"]
+            assert text == "<｜begin▁of▁sentence｜><｜User｜>hi<｜Assistant｜>"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}, 400, "suffix is not supported"),
+        ("/v1/completions", {"prompt": []}, 400, "prompt must not be empty"),
+        ("/v1/completions", {"prompt": [-1]}, 400, "token_ids cannot be sent"),
+        ("/v1/completions", {"prompt": [5], "max_tokens": 0}, 400, "max_tokens must be"),
+        ("/v1/completions", {"prompt": [5], "logprobs": 21}, 400, "logprobs must be"),
+        ("/v1/completions", {"prompt": [5], "stream_options": {}}, 400, "stream_options goes with stream"),
+        ("/v1/completions", {"prompt": [5] * 300}, 400, "shorter than the model's length"),
+        ("/v1/completions", {}, 400, "prompt: Field required"),
+        ("/v1/chat/completions", {"messages": []}, 400, "messages must not be empty"),
+        ("/v1/chat/completions", {"messages": [{"role": "user"}]}, 400, "messages[0] has no 'content'"),
+        ("/v1/chat/completions", {"messages": HELLO, "model": "gpt"}, 404, "'gpt' is not served here"),
+        ("/v1/chat/completions", {"messages": HELLO, "temperature": 101}, 400, "temperature must be"),
+        ("/v1/chat/completions", {"messages": HELLO, "n": 0}, 400, "n must be"),
+        ("/v1/chat/completions", {"messages": HELLO, "speculation": 17}, 400, "speculation must be"),
+        ("/v1/chat/completions", {"messages": HELLO, "speculation": "perhaps"}, 400, "speculation must be"),
+        ("/v1/chat/completions", {"messages": HELLO, "logit_bias": {"x": 1}}, 400, "logit_bias must be by token id"),
+        ("/v1/chat/completions", {"messages": HELLO, "top_logprobs": 2}, 400, "top_logprobs goes with logprobs"),
+        ("/v1/chat/completions", {"messages": HELLO, "tool_choice": "required"}, 400, "without tools"),
+        ("/v1/chat/completions", {"messages": HELLO, "tools": [{"type": "web"}]}, 400, "tools[0] must be a function"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            400,
+            "takes no part of type 'image_url'",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+            400,
+            "structured_outputs cannot be followed",
+        ),
+        ("/v1/messages", {"messages": HELLO}, 400, "max_tokens must be given"),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 1, "tools": [{"type": "bash"}]}, 400, "no input_schema"),
+        ("/v1/responses", {"input": "hi", "previous_response_id": "x"}, 400, "keeps no responses"),
+        ("/v1/responses", {"input": [{"type": "item_reference", "id": "x"}]}, 400, "are not supported"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(
+    model: Path, path: str, body: dict[str, Any], status: int, said: str
+) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            response = await http.post(path, json=body)
+            assert response.status_code == status
+            assert said in response.json()["error"]["message"]
+            assert response.json()["error"]["type"] in ("invalid_request_error", "not_found_error")
+            assert (response.json().get("type") == "error") is (path == "/v1/messages")
+            assert cluster.engine.submitted == []
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_is_no_json_or_too_large_is_refused(model: Path) -> None:
+    async def scenario() -> None:
+        limits = RequestLimits(max_message_bytes=2048)
+        async with running(model, http_port=0, limits=limits) as cluster, client(cluster) as http:
+            for body in (b"", b"{", b"[]", b'"x"', b"\xff", b'{"prompt": "\\ud800"}', b"[" * 2000):
+                assert (await http.post("/v1/completions", content=body)).status_code == 400, body
+            large = await http.post("/v1/completions", json={"prompt": "x" * 3000})
+            assert (large.status_code, "2048 bytes" in large.json()["error"]["message"]) == (413, True)
+
+    asyncio.run(scenario())
+
+
+def test_unknown_fields_are_ignored_and_named_in_the_log(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            body = {"prompt": [5], "max_tokens": 1, "frequency_penality": 1}
+            assert (await http.post("/v1/completions", json=body)).status_code == 200
+
+    with caplog.at_level(logging.INFO, logger="outrider"):
+        asyncio.run(scenario())
+    (record,) = [one for one in caplog.records if one.getMessage() == "unknown fields are ignored"]
+    assert "frequency_penality" in str(record.__dict__)
+
+
+def test_parameters_reach_the_engine(model: Path) -> None:
+    given = {
+        "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "presence_penalty": 0.5, "frequency_penalty": -0.5,
+        "repetition_penalty": 1.5, "seed": -3, "stop_token_ids": [9], "ignore_eos": True, "min_tokens": 2, "n": 2,
+        "skip_special_tokens": False, "include_stop_str_in_output": True,
+    }  # fmt: skip
+
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            extras = {"logit_bias": {"5": 1.5}, "stop": "x", "speculation": {"mode": "fixed", "depth": 3}}
+            sampled = {**given, **extras, "drafter": "lookup"}
+            for path, body in (("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", {"messages": HELLO})):
+                response = await http.post(path, json={**body, "max_tokens": 5, **sampled})
+                assert response.status_code == 200, response.text
+                assert len(response.json()["choices"]) == 2
+            for request in cluster.engine.submitted:
+                assert {name: getattr(request.params, name) for name in given} == {**given, "stop_token_ids": [9]}
+                assert (request.params.logit_bias, request.params.stop_strings) == ({5: 1.5}, ("x",))
+                assert (request.params.speculation, request.params.drafter, request.seed) == (3, "lookup", -3)
+
+    asyncio.run(scenario())
+
+
+def test_several_prompts_are_several_requests_and_choices_are_numbered_through_them(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            body = {"prompt": [[5, 6], [50, 51]], "n": 2, "max_tokens": 3, "return_token_ids": True}
+            answer = (await http.post("/v1/completions", json=body)).json()
+            found = [(choice["index"], choice["token_ids"]) for choice in answer["choices"]]
+            wanted = [[106, 107, 108], [107, 108, 109], [151, 152, 153], [152, 153, 154]]
+            assert found == list(enumerate(wanted))
+            assert answer["usage"]["prompt_tokens"] == 4
+            assert answer["usage"]["completion_tokens"] == 12
+            pieces: dict[int, list[int]] = {}
+            for event in await streamed(http, "/v1/completions", body):
+                for choice in event["choices"]:
+                    pieces.setdefault(choice["index"], []).extend(choice["token_ids"])
+            assert pieces == dict(enumerate(wanted))
+            assert cluster.gateway.live_requests == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_counts_as_it_goes_and_ends_with_the_usage(model: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            running(model, says(model, "the quick brown fox" * 3), http_port=0) as cluster,
+            client(cluster) as http,
+        ):
+            for path, body in list(POSTS.items())[:2]:
+                options = {"include_usage": True, "continuous_usage_stats": True}
+                asked = {**body, "max_tokens": 8, "stream_options": options}
+                found = await streamed(http, path, asked)
+                counts = [event["usage"]["completion_tokens"] for event in found]
+                assert counts == sorted(counts)
+                assert counts[-1] == 8
+                assert found[-1]["choices"] == []
+                stats = found[-1]["metrics"]["speculative_decoding"]
+                assert sum(stats["acceptance_histogram"]) == stats["num_spec_steps"]
+                accepted = sum(n * count for n, count in enumerate(stats["acceptance_histogram"]))
+                assert accepted == stats["num_accepted_draft_tokens"]
+                plain = await streamed(http, path, {**body, "max_tokens": 8})
+                assert not any("usage" in event for event in plain)
+                assert plain[-1]["metrics"]["speculative_decoding"]["num_spec_steps"] > 0
+
+    asyncio.run(scenario())
+
+
+def test_metrics_have_the_names_that_other_tools_read(model: Path) -> None:
+    async def scenario() -> None:
+        engine = says(model, "the quick brown fox" * 3)
+        engine.counters.waiting, engine.counters.kv_cache_usage = 2, 0.5
+        async with running(model, engine, http_port=0) as cluster, client(cluster) as http:
+            assert (await http.post("/v1/chat/completions", json={"messages": HELLO})).status_code == 200
+            count = cluster.gateway.metrics.registry.get_sample_value
+            own = {"model_name": "small"}
+            await eventually(lambda: count("vllm:num_requests_waiting", own) == 2)
+            assert count("vllm:num_requests_running", own) == 0
+            assert count("vllm:kv_cache_usage_perc", own) == 0.5
+            assert count("vllm:prompt_tokens_total", own) == len(engine.submitted[0].prompt_token_ids)
+            drafted, accepted = (
+                count(f"vllm:spec_decode_num_{name}_tokens_total", own) for name in ("draft", "accepted")
+            )
+            assert drafted
+            assert accepted
+            steps = count("vllm:spec_decode_num_drafts_total", own)
+            each = [
+                count("vllm:spec_decode_num_accepted_tokens_per_pos_total", {**own, "position": str(n)}) or 0
+                for n in range(16)
+            ]
+            assert sum(each) == accepted
+            assert max(each) <= (steps or 0)
+            assert count("vllm:request_success_total", {**own, "finished_reason": "stop"}) == 1
+            chat = {
+                "gen_ai_provider_name": "outrider",
+                "gen_ai_operation_name": "chat",
+                "gen_ai_request_model": "small",
+            }
+            for name in ("request_duration", "time_to_first_token", "time_per_output_token"):
+                assert count(f"gen_ai_server_{name}_seconds_count", chat) == 1
+            for name in ("e2e_request_latency", "time_to_first_token", "time_per_output_token"):
+                assert count(f"vllm:{name}_seconds_count", own) == 1
+            assert count("outrider_gateway_request_acceptance_count") == 1
+
+    asyncio.run(scenario())
+
+
+def test_echo_gives_the_prompt_with_its_log_probabilities(model: Path) -> None:
+    async def scenario() -> None:
+        tokenizer = Tokenizer.load(model)
+        assert tokenizer is not None
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            prompt = tokenizer.encode("the quick fox")
+            body = {"prompt": prompt, "echo": True, "logprobs": 2, "max_tokens": 2}
+            choice = (await http.post("/v1/completions", json=body)).json()["choices"][0]
+            logprobs = choice["logprobs"]
+            assert choice["text"].startswith(tokenizer.decode(prompt, skip_special_tokens=False))
+            assert [len(entry) for entry in logprobs.values()] == [len(prompt) + 2] * 4
+            assert logprobs["token_logprobs"][0] is None
+            assert logprobs["tokens"][: len(prompt)] == [tokenizer.token_text(token) for token in prompt]
+            only = (await http.post("/v1/completions", json={**body, "max_tokens": 0})).json()["choices"][0]
+            assert only["logprobs"]["token_logprobs"] == logprobs["token_logprobs"][: len(prompt)]
+            pieces = await streamed(http, "/v1/completions", body)
+            each = [event["choices"][0]["logprobs"] for event in pieces if event["choices"][0]["logprobs"]]
+            assert [one for entry in each for one in entry["tokens"]] == logprobs["tokens"]
+            assert [one for entry in each for one in entry["text_offset"]] == logprobs["text_offset"]
+
+    asyncio.run(scenario())
+
+
+def test_reasoning_comes_under_both_names(model: Path) -> None:
+    async def scenario() -> None:
+        engine = says(model, "<think>the quick</think>brown fox")
+        async with running(model, engine, http_port=0) as cluster, client(cluster) as http:
+            answer = (await http.post("/v1/chat/completions", json={"messages": HELLO})).json()
+            message = answer["choices"][0]["message"]
+            assert (message["reasoning"], message["content"]) == ("the quick", "brown fox")
+            assert message["reasoning_content"] == message["reasoning"]
+            details = answer["usage"]["completion_tokens_details"]
+            assert 3 <= details["reasoning_tokens"] < answer["usage"]["completion_tokens"]
+            found = [
+                e["choices"][0]["delta"] for e in await streamed(http, "/v1/chat/completions", {"messages": HELLO})
+            ]
+            assert "".join(delta.get("reasoning_content", "") for delta in found) == "the quick"
+            assert "".join(delta.get("content", "") for delta in found) == "brown fox"
+            hidden = {"messages": HELLO, "include_reasoning": False}
+            assert (
+                "reasoning"
+                not in (await http.post("/v1/chat/completions", json=hidden)).json()["choices"][0]["message"]
+            )
+            blocks = (await http.post("/v1/messages", json={"messages": HELLO, "max_tokens": 99})).json()["content"]
+            assert [block["type"] for block in blocks] == ["thinking", "text"]
+            items = (await http.post("/v1/responses", json={"input": "hi"})).json()["output"]
+            assert [item["type"] for item in items] == ["reasoning", "message"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("path", list(POSTS)[:4])
+def test_a_client_that_leaves_is_cancelled(model: Path, path: str, streams: bool) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(max_model_len=1_000_000)
+        async with running(model, engine, http_port=0) as cluster:
+            body = {**POSTS[path], "stream": streams}
+            body |= {name: 900_000 for name in ("max_tokens", "max_output_tokens") if name in body}
+            async with client(cluster) as http:
+                call = asyncio.create_task(http.post(path, json=body))
+                await eventually(lambda: len(engine.live) == 1)
+                call.cancel()
+                await asyncio.gather(call, return_exceptions=True)
+            await eventually(lambda: not engine.live and not cluster.gateway.live_requests)
+            count = cluster.gateway.metrics.registry.get_sample_value
+            await eventually(lambda: count("outrider_gateway_requests_total", {"status": "cancelled"}) == 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_reads_nothing_gives_its_place_back(model: Path) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(max_model_len=10_000_000, per_round=lambda given: 1000, round_s=0.0001)
+        async with running(model, engine, http_port=0, write_timeout_s=0.3) as cluster:
+            reader, writer = await asyncio.open_connection("127.0.0.1", cluster.gateway.http_port, limit=1024)
+            body = json.dumps({"prompt": [5], "max_tokens": 9_000_000, "stream": True}).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            await reader.readline()
+            await eventually(lambda: len(engine.submitted) == 1 and not cluster.gateway.live_requests)
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_no_room_is_429_and_says_when_to_come_back(model: Path) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(max_model_len=1_000_000)
+        async with running(model, engine, http_port=0, max_live_requests=1) as cluster, client(cluster) as http:
+            body = {"prompt": [5], "max_tokens": 900_000}
+            call = asyncio.create_task(http.post("/v1/completions", json=body))
+            await eventually(lambda: len(engine.live) == 1)
+            for path in ("/v1/completions", "/v1/messages"):
+                refused = await http.post(path, json=POSTS[path])
+                assert refused.status_code == 429
+                assert int(refused.headers["retry-after"]) >= 1
+                assert refused.json()["error"]["type"] == "rate_limit_error"
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_without_a_replica_or_while_it_drains_a_gateway_is_unavailable(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, ready=False, http_port=0) as cluster, client(cluster) as http:
+            for path, body in POSTS.items():
+                refused = await http.post(path, json=body)
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "1"), path
+            assert (await http.get("/health")).status_code == 503
+            assert (await http.get("/v1/models")).status_code == 503
+
+    asyncio.run(scenario())
+
+
+def test_a_replica_that_is_lost_ends_an_answer_with_an_error(model: Path) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(max_model_len=1_000_000)
+        async with running(model, engine, http_port=0, resume_wait_s=0.1) as cluster, client(cluster) as http:
+            body = {"prompt": [5], "max_tokens": 900_000}
+            whole = asyncio.create_task(http.post("/v1/completions", json=body))
+            parts = asyncio.create_task(streamed(http, "/v1/completions", body))
+            await eventually(lambda: len(engine.live) == 2)
+            engine.fail("rank 1 was killed by signal 9")
+            await cluster.controller.end("r0", 1, "rank 1 was killed by signal 9")
+
+            assert (await whole).status_code == 500
+            assert "rank 1 was killed" in (await whole).json()["error"]["message"]
+            assert "rank 1 was killed" in (await parts)[-1]["error"]["message"]
+
+    asyncio.run(scenario())
+
+
+def test_tokens_open_http_as_they_open_grpc(model: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        file = tmp_path / "tokens"
+        file.write_text(line("writer", "inference", TEXT) + line("boss", "admin", BOSS))
+        async with running(model, http_port=0, door=Door(auth_token_file=file)) as cluster, client(cluster) as http:
+            for headers in (
+                {},
+                {"Authorization": "Bearer no"},
+                {"x-api-key": "no"},
+                {"Authorization": f"Basic {TEXT}"},
+            ):
+                for path, body in POSTS.items():
+                    refused = await http.post(path, json=body, headers=headers)
+                    assert refused.status_code == 401
+                    assert refused.headers["www-authenticate"] == "Bearer"
+                for path in ("/metrics", "/v1/models", "/nothing"):
+                    assert (await http.get(path, headers=headers)).status_code == 401
+            assert (await http.get("/health")).status_code == 200
+            assert cluster.engine.submitted == []
+            for headers in ({"Authorization": f"Bearer {TEXT}"}, {"x-api-key": TEXT}):
+                for path, body in POSTS.items():
+                    assert (await http.post(path, json=body, headers=headers)).status_code == 200
+            admin = {"Authorization": f"Bearer {BOSS}"}
+            assert (await http.post("/v1/completions", json=POSTS["/v1/completions"], headers=admin)).status_code == 403
+            assert (await http.get("/metrics", headers=admin)).status_code == 200
+            assert (await http.get("/v1/models", headers=admin)).status_code == 200
+            file.write_text("")
+            headers = {"Authorization": f"Bearer {TEXT}"}
+            await eventually(lambda: True)
+            assert (await http.get("/v1/models", headers=headers)).status_code == 401
+
+    asyncio.run(scenario())
+
+
+def test_tls_and_client_certificates_are_asked_for_and_read_anew(model: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        ours, others = Authority(tmp_path / "ours"), Authority(tmp_path / "others")
+        locked = door(ours, client_ca=ours, health_port=0)
+        async with running(model, http_port=0, ready=False, door=locked) as cluster:
+            await cluster.controller.publish(("r0", 1, cluster.leader_address))
+            await eventually(lambda: cluster.gateway.ready)
+
+            async def status(trusted: Authority, shown: Authority | None) -> int:
+                context = ssl.create_default_context(cafile=str(trusted.file))
+                context.check_hostname = False
+                if shown is not None:
+                    issued = shown.issue("client.test")
+                    context.load_cert_chain(issued.cert, issued.key)
+                async with client(cluster, verify=context) as http:
+                    return (await http.post("/v1/completions", json=POSTS["/v1/completions"])).status_code
+
+            assert await status(ours, ours) == 200
+            for trusted, shown in ((ours, None), (ours, others), (others, ours)):
+                with pytest.raises(httpx.HTTPError):
+                    await status(trusted, shown)
+            issued = others.issue(SERVER)  # the gateway's files are replaced
+            assert locked.tls_cert is not None
+            assert locked.tls_key is not None
+            locked.tls_key.write_bytes(issued.key.read_bytes())
+            locked.tls_cert.write_bytes(issued.cert.read_bytes())
+            assert await status(others, ours) == 200
+
+    asyncio.run(scenario())

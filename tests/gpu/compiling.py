@@ -1,0 +1,115 @@
+"""Compiles the kernels for GPUs that are not here: python compiling.py FOLDER prints a line of JSON for each.
+
+In a process of its own, without TRITON_INTERPRET. Types, sizes and options are those of R1 on eight ranks.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from outrider.kernels.gpu import choose as routing
+from outrider.kernels.gpu import draw, experts, latents, linear, mla, norms, queries, reduce, sort, values
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+FP8, BF16, F32, F64, I32, I64 = "*fp8e4nv", "*bf16", "*fp32", "*fp64", "*i32", "*i64"
+_PRODUCT = {"X": BF16, "XS": F32, "W": FP8, "WS": F32, "Y": BF16, "FP8": True, "READY": False, "INTERPRETED": False}
+_MANY = {"X": FP8, "READY": True, "num_stages": 3, "num_warps": 8}
+_EXPERTS = {
+    "X": BF16, "W": FP8, "WS": F32, "IDS": I32, "ORDER": I32, "STARTS": I32, "OUT": BF16, "FP8": True,
+    "SORTED": False, "INTERPRETED": False, "PLACES": 9, "WIDTH": 16, "BO": 64,
+}  # fmt: skip
+_MLA = {
+    "Q": BF16, "CACHE": BF16, "TILES": I32, "PAGES": I32, "SEEN": I32, "PARTS": F32, "LOGS": F32, "scale": "fp32",
+    "H": 16, "D": 512, "ROPE": 64, "PAGE": 64, "SPLIT": mla.SPLIT, "BLOCK": mla.BLOCK, "QUERIES": mla.QUERIES,
+    "BH": 16, "INTERPRETED": False, "num_warps": mla.WARPS, "num_stages": mla.STAGES,
+}  # fmt: skip
+_STREAM = {"HIDDEN": BF16, "OUTPUTS": BF16, "WEIGHTS": F32, "NORM": BF16, "STREAM": BF16, "NORMED": BF16, "eps": "fp32"}
+_NOISE = dict(zip(("STEP", "ONE", "TWO"), draw.NOISE, strict=True))
+KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "linear, 4 rows": (linear._linear, {**_PRODUCT, "BR": 16, "BO": 64, "num_stages": 4}),
+    "linear, 64 rows": (linear._linear, {**_PRODUCT, "BR": 64, "BO": 64, "num_stages": 3}),
+    "linear, 2048 rows": (linear._linear, {**_PRODUCT, **_MANY, "BR": 128, "BO": 64}),
+    "linear, bf16": (linear._linear, {**_PRODUCT, "W": BF16, "FP8": False, "BR": 16, "BO": 64, "num_stages": 4}),
+    "gate and up": (experts._gate_up, {**_EXPERTS, "BR": 16}),
+    "gate and up, sorted": (experts._gate_up, {**_EXPERTS, "SORTED": True, "BR": experts.SORTED_ROWS}),
+    "down": (experts._down, {**_EXPERTS, "BR": 16}),
+    "attention": (mla._mla, _MLA),
+    "values": (
+        values._values,
+        {"PARTS": F32, "LOGS": F32, "SEEN": I32, "UP": BF16, "OUT": BF16, "H": 16, "D": 512, "V": 128,
+         "SPLIT": mla.SPLIT, "ROWS": 16, "BD": 128, "INTERPRETED": False},
+    ),
+    "queries": (
+        queries._queries,
+        {"Q": BF16, "UP": BF16, "TABLE": F32, "POSITIONS": I32, "OUT": BF16, "H": 16, "N": 128, "ROPE": 64, "D": 512,
+         "BD": 128, "ROWS": 16, "INTERPRETED": False},
+    ),
+    "latents": (
+        latents._latents,
+        {"LOW": BF16, "QNORM": BF16, "KNORM": BF16, "TABLE": F32, "POSITIONS": I32, "SLOTS": I32, "CACHE": BF16,
+         "QUERY": BF16, "eps": "fp32", "NORMED": True, "QSIZE": 2048, "D": 512, "ROPE": 64},
+    ),
+    "choose": (
+        routing._choose,
+        {"LOGITS": F32, "BIAS": F32, "IDS": I32, "WEIGHTS": F32, "scaling": "fp32", "SIZE": 256, "GROUPS": 8,
+         "EACH": 32, "KEPT": 4, "CHOSEN": 8, "SHARED": 1, "NORMED": True, "GROUPS_SIZE": 8, "ROWS": 4},
+    ),
+    "sort": (sort._sort, {"IDS": I32, "ORDER": I32, "STARTS": I32, "BLOCK": 1024}),
+    "join and norm": (norms._join_norm, {**_STREAM, "PLACES": 9, "WEIGHTED": True, "SIZE": 8192, "num_warps": 8}),
+    "sum, join and norm": (
+        reduce._sum_join_norm,
+        {**_STREAM, "ADDRESSES": I64, "EPOCHS": I32, "PLACES": 9, "WEIGHTED": True, "SIZE": 8192, "RANKS": 8,
+         "MOST": 128, "num_warps": 16},
+    ),
+    "draw": (
+        draw._draw_parts,
+        {"LOGITS": F32, "TEMPERATURES": F64, "KEYS": I64, "BEST": F64, "IDS": I64, "BLOCK": 1024, **_NOISE},
+    ),
+}  # fmt: skip
+_OPTIONS = {"num_warps": 4, "num_stages": 3}
+_PRODUCTS = ("HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "QMMA", "STL", "LDL")
+
+
+def compiled(kernel: Any, given: dict[str, Any], capability: int, folder: Path) -> dict[str, Any]:
+    """Registers, bytes of stack and of spills, and how often each product's instruction is there."""
+    options = {name: given.get(name, default) for name, default in _OPTIONS.items()}
+    constants = {
+        name: value for name, value in given.items() if name in kernel.arg_names and not isinstance(value, str)
+    }
+    signature = {name: "constexpr" if name in constants else given.get(name, "i32") for name in kernel.arg_names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(kernel.arg_names)
+        if signature[name][0] == "*" or (signature[name] == "i32" and name in ("K", "N", "w", "size"))
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    file = folder / "kernel.cubin"
+    file.write_bytes(made.asm["cubin"])
+    usage = _run("cuobjdump", "-res-usage", str(file))
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    assert found is not None, usage
+    text = _run("nvdisasm", "-c", str(file))
+    counts = {name: len(re.findall(rf"\b{name}\b", text)) for name in _PRODUCTS}
+    registers, stack, local = map(int, found.groups())
+    return {"registers": registers, "stack": stack, "local": local, "shared": made.metadata.shared, **counts}
+
+
+def _run(tool: str, *words: str) -> str:
+    done = subprocess.run([str(TOOLS / tool), *words], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    only = sys.argv[2:] or list(KERNELS)
+    for name in only:
+        for capability in (90, 100):
+            figures = compiled(*KERNELS[name], capability, Path(sys.argv[1]))
+            print(json.dumps({"kernel": name, "capability": capability, **figures}), flush=True)  # noqa: T201

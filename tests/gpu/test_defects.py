@@ -1,0 +1,208 @@
+"""What a pretended GPU showed to be wrong with running on GPUs, and stays mended."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from gpu.pretend_cuda import Counts, DeviceMismatchError
+from torch import Tensor
+
+from outrider import LLM, SamplingParams
+from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
+from outrider.workers.engine.memory import free_bytes, round_bytes
+from outrider.workers.in_force import device_in_force, numerics_in_force
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.shard import Shard
+from outrider.workers.parallel.deep_ep import DeepEp
+from outrider.workers.parallel.device_transport import DeviceTransport
+from outrider.workers.parallel.group_collectives import GroupCollectives
+from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.parallel.transport import LinkBrokenError
+from outrider.workers.parallel.watchdog import Watchdog
+from outrider.workers.types.errors import OutriderError
+
+CUDA = torch.device("cuda", 0)
+SOON_S = 20.0
+
+
+class FakeWork:
+    """A collective under way; how it was waited for."""
+
+    def __init__(self, done: bool = False) -> None:
+        self.done, self.waits = done, list[tuple[Any, ...]]()
+
+    def is_completed(self) -> bool:
+        return self.done
+
+    def wait(self, *args: Any) -> bool:
+        self.waits.append(args)
+        return True
+
+
+class FakeContent:
+    """Carries what is packed; `came` is what comes next, or nothing ever."""
+
+    name = "a fake"
+
+    def __init__(self, came: bytes | None = None) -> None:
+        self.sent, self.came = list[bytes](), came
+
+    def announce(self, timeout_s: float) -> None: ...
+
+    def send(self, packed: bytes, hidden: Tensor, timeout_s: float) -> None:
+        self.sent.append(packed)
+
+    def flush(self, timeout_s: float) -> None: ...
+
+    def receive(self, timeout_s: float | None) -> tuple[bytearray, Tensor]:
+        if self.came is None:
+            raise LinkBrokenError("nothing came")
+        return bytearray(self.came), torch.empty(0, 0)
+
+    def close(self) -> None: ...
+
+
+def test_mixing_devices_is_an_error_as_on_a_gpu(pretend: Counts) -> None:
+    with pytest.raises(DeviceMismatchError, match=r"cuda:0.*cpu"):
+        torch.ones(3, device="cuda") + torch.ones(3)
+
+
+def test_launches_syncs_and_copies_are_counted(pretend: Counts) -> None:
+    x = torch.ones(4).to("cuda")
+    (x * 2).view(2, 2).sum().item()
+
+    assert sum(pretend.kinds.values()) == pretend.kinds["mul"] + pretend.kinds["sum"] == 2
+    assert (len(pretend.syncs), len(pretend.copies)) == (1, 1)
+
+
+def test_each_rank_of_a_machine_has_a_device_of_its_own(pretend: Counts) -> None:
+    config = EngineConfig(device="cuda")
+
+    assert [device_in_force(config, rank).index for rank in range(3)] == [0, 1, 2]
+    with pytest.raises(OutriderError, match="rank 8 of this machine needs a CUDA device of its own, and there are 8"):
+        device_in_force(config, 8)
+
+
+def test_verification_for_study_drafts_on_a_gpu_too(pretend: Counts) -> None:
+    settings = {"dtype": "float32", "max_model_len": 64, "max_num_seqs": 1, "kv_cache_memory_bytes": 1 << 24}
+    with LLM("scout", device="cuda", verification="rejection", speculation=2, **settings) as llm:
+        output = llm.generate([[5, 6, 7, 8]], SamplingParams(max_tokens=8, temperature=0.8, seed=1, ignore_eos=True))
+
+    assert output[0].outputs[0].speculation.drafted > 0
+
+
+def test_a_device_waits_without_a_timeout_and_the_watchdog_keeps_the_deadline() -> None:
+    expired, told = threading.Event(), list[str]()
+    watchdog = Watchdog(lambda what: (told.append(what), expired.set()), looks_every_s=0.01)
+    watchdog.watch(FakeWork(done=True), 0.0, "what is done")
+    watchdog.watch(FakeWork(), 0.05, "what never ends")
+
+    assert expired.wait(SOON_S)
+    assert told == ["what never ends"]
+
+
+def test_a_collective_between_gpus_does_not_hold_the_host_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = FakeWork(done=True)
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "all_gather", lambda *args, **kwargs: work)
+    watchdog = Watchdog(lambda what: None)
+    GroupCollectives(None, "ranks 0..1", 5.0, watchdog).gather(torch.ones(2), "logits")
+    watchdog.close()
+
+    assert work.waits == [()]
+
+
+def test_sending_states_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two ranks that send to each other wait for each other."""
+    work, groups = FakeWork(), list[Any]()
+    monkeypatch.setattr(dist, "isend", lambda states, peer, group: (groups.append(group), work)[1])
+    watchdog = Watchdog(lambda what: None)
+    link = DeviceTransport(FakeContent(), "the direction's own", 1, torch.float32, torch.device("cpu"), watchdog)
+    link.send(b"a round", torch.ones(2, 3), 60.0)
+    watchdog.close()
+
+    assert work.waits == []
+    assert groups == ["the direction's own"]
+
+
+def test_an_idle_rank_has_nothing_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """States are received once it is known that they come: a kernel that waits for them spins."""
+    received = list[tuple[int, ...]]()
+    monkeypatch.setattr(
+        dist, "irecv", lambda states, peer, group: (received.append(tuple(states.shape)), FakeWork())[1]
+    )
+    watchdog = Watchdog(lambda what: None)
+    idle = DeviceTransport(FakeContent(), None, 1, torch.float32, torch.device("cpu"), watchdog)
+    with pytest.raises(LinkBrokenError):
+        idle.receive(None)
+    assert received == []
+
+    sender = FakeContent()
+    monkeypatch.setattr(dist, "isend", lambda states, peer, group: FakeWork())
+    DeviceTransport(sender, None, 0, torch.float32, torch.device("cpu"), watchdog).send(b"it", torch.ones(2, 3), 60.0)
+    busy = DeviceTransport(FakeContent(sender.sent[0]), None, 1, torch.float32, torch.device("cpu"), watchdog)
+    data, _ = busy.receive(60.0)
+    watchdog.close()
+    assert (bytes(data), received) == (b"it", [(2, 3)])
+
+
+def test_the_cache_leaves_room_for_the_largest_round(pretend: Counts) -> None:
+    scout = ModelConfig.load(resolve_model("scout"))
+    small, large = (round_bytes(EngineConfig(max_num_batched_tokens=rows), scout, Shard(), 2) for rows in (64, 2048))
+
+    assert small < large
+    assert free_bytes(CUDA, large) < free_bytes(CUDA, small) < free_bytes(CUDA)
+    with pytest.raises(OutriderError, match="lower max_num_batched_tokens"):
+        free_bytes(CUDA, 1 << 40)
+
+
+def test_exact_numerics_that_cannot_be_had_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    alone, shared = EngineConfig(), EngineConfig(parallel=ParallelConfig(tensor_parallel_size=2))
+
+    assert numerics_in_force(alone, "triton", CUDA) == "exact"
+    assert caplog.text == ""
+    assert numerics_in_force(alone, "torch", CUDA) == "fast"
+    assert "torch's own kernels on a GPU have no fixed order of sums" in caplog.text
+    assert numerics_in_force(shared, "triton", CUDA) == "fast"
+    assert "bits depend on their number" in caplog.text
+
+
+class _LoneStage(GroupCollectives):
+    """A group of one, in which DeepEP's rows go to this rank."""
+
+    def __init__(self) -> None:
+        self.rank, self.size, self.noted = 0, 1, list[int]()
+        self.meanwhile = lambda: None
+
+    def note(self, purpose: str, given: int, seconds: float) -> None:
+        self.noted.append(given)
+
+
+class _Buffer:
+    """DeepEP's, on one rank: everything comes back."""
+
+    def get_dispatch_layout(self, targets: Tensor, count: int) -> tuple[Any, ...]:
+        one = torch.ones(1, dtype=torch.int32, device=targets.device)
+        return one * len(targets), None, one, one.bool(), None
+
+    def dispatch(self, rows: Tensor, **told: Any) -> tuple[Any, ...]:
+        return rows, told["topk_idx"], told["topk_weights"], [], (), self
+
+    def current_stream_wait(self) -> None: ...
+
+
+def test_rows_that_go_by_deep_ep_are_counted_without_asking_the_device(
+    pretend: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outrider.workers.parallel.deep_ep._index_type", lambda: torch.int64)
+    stage = _LoneStage()
+    dispatch = DeepEp(Sharing(shard=Shard(spread=True), stage=stage), _Buffer(), 128, 4)
+    x, slots = torch.ones(3, 128, device="cuda"), torch.tensor([[0], [2], [3]], device="cuda")
+    pretend.clear()
+    dispatch(x, slots, lambda rows, counts: rows)
+
+    assert stage.noted == [3 * 128 * 4]
+    assert not [where for where in pretend.syncs if where.startswith("_local_scalar_dense")]

@@ -1,0 +1,123 @@
+"""Weights as a GPU has them: FP8 stays FP8, ranks' slices make up the whole, and R1 takes what the planner says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import Layout, random_config, write_checkpoint
+from gpu.r1 import SMALL, small_checkpoint
+
+from outrider.cluster.planning.efficiency import Efficiency, Workload
+from outrider.cluster.planning.memory import stage_memory
+from outrider.cluster.planning.presets import load_shape
+from outrider.cluster.planning.split import Split
+from outrider.kernels.reference import dequantized
+from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.gpu_stage import shape_obstacle
+from outrider.workers.model.gpu_weights import GpuLoader, GpuMoe, Weight, bytes_of
+from outrider.workers.model.shapes import Shapes
+from outrider.workers.model.shard import Shard
+from outrider.workers.model.weights import Checkpoint
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+FP8 = torch.float8_e4m3fn
+
+
+def _loader(checkpoint: Checkpoint, shard: Shard) -> GpuLoader:
+    config = ModelConfig.load(checkpoint.path)
+    return GpuLoader(config=config, checkpoint=checkpoint, dtype=torch.bfloat16, device=CPU, shard=shard)
+
+
+def _wide(weight: Weight) -> torch.Tensor:
+    return dequantized(weight.values, weight.scale)
+
+
+def test_fp8_weights_stay_fp8_experts_stacked(tmp_path: Path) -> None:
+    checkpoint = small_checkpoint(tmp_path)
+    loader = _loader(checkpoint, Shard(unit=128))
+    layer = loader.layer(1)
+    assert isinstance(layer.mlp, GpuMoe)
+    stack = layer.mlp.experts
+
+    assert {w.values.dtype for w in (layer.attention.down, layer.attention.output, stack.gate_up, stack.down)} == {FP8}
+    assert stack.gate_up.values.shape == (17, 256, 256), "the shared expert is the last"
+    name, shape = "model.layers.1.mlp.experts.3.", (128, 256)
+    whole = [checkpoint.tensor(f"{name}{part}_proj.weight", torch.float32, shape) for part in ("gate", "up")]
+    assert torch.equal(_wide(Weight(stack.gate_up.values[3], stack.gate_up.scale[3])), torch.cat(whole))
+    assert loader.module(2).join.values.dtype == torch.bfloat16, "which DeepSeek does not quantise"
+
+
+def test_blocks_that_kernels_do_not_know_are_widened(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, random_config(1, **SMALL), layout=Layout(fp8_block=64))
+    layer = _loader(Checkpoint(tmp_path), Shard()).layer(0)
+
+    assert layer.attention.down.scale is None
+    assert layer.attention.down.values.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("tensors", [1, 2])
+def test_ranks_slices_make_up_the_whole(tmp_path: Path, tensors: int) -> None:
+    wider = {"moe_intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8, "v_head_dim": 32}
+    checkpoint = small_checkpoint(tmp_path, **wider)
+    whole = _loader(checkpoint, Shard(unit=128)).layer(1)
+    ranks = [_loader(checkpoint, Shard(tensor=t, tensors=tensors, unit=128)).layer(1) for t in range(tensors)]
+    assert isinstance(whole.mlp, GpuMoe)
+    stacks = [rank.mlp.experts for rank in ranks if isinstance(rank.mlp, GpuMoe)]
+
+    assert torch.equal(torch.cat([_wide(stack.down) for stack in stacks], dim=2), _wide(whole.mlp.experts.down))
+    gates = torch.cat([_wide(stack.gate_up).chunk(2, dim=1)[0] for stack in stacks], dim=1)
+    assert torch.equal(gates, _wide(whole.mlp.experts.gate_up).chunk(2, dim=1)[0])
+    outputs = torch.cat([_wide(rank.attention.output) for rank in ranks], dim=1)
+    assert torch.equal(outputs, _wide(whole.attention.output))
+
+
+class _Written(Checkpoint):
+    """A checkpoint of R1's shapes with nothing in it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def is_fp8(self, name: str) -> bool:
+        return not any(part in name for part in ("embed", "lm_head", "norm", "mlp.gate.", "eh_proj"))
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        return FP8 if self.is_fp8(name) else torch.bfloat16
+
+    def tensor(
+        self, name: str, dtype: torch.dtype, shape: tuple[int, ...], rows: Any = None, columns: Any = None
+    ) -> torch.Tensor:
+        cuts = [cut or slice(0, size) for cut, size in zip((rows, columns), shape, strict=False)]
+        return torch.empty([cut.stop - cut.start for cut in cuts], dtype=dtype, device=META)
+
+    def blocks(self, name: str, shape: tuple[int, int], rows: slice, columns: slice | None = None) -> Any:
+        columns = columns or slice(0, shape[1])
+        size = rows.stop - rows.start, columns.stop - columns.start
+        scales = torch.empty([-(-each // 128) for each in size], device=META)
+        return torch.empty(size, dtype=FP8, device=META), scales
+
+
+@pytest.mark.parametrize(("gpu_gb", "stages"), [(141, 1), (80, 2)])
+def test_r1_takes_what_the_planner_says_and_fits(gpu_gb: int, stages: int) -> None:
+    """8 x H200 by 8 tensor ranks, 2 x 8 H100 by two stages of 8: weights, modules, and 64 sequences of 8k tokens."""
+    model, split = load_shape("deepseek-r1"), Split(tensor=8, pipeline=stages)
+    shard = Shard(tensor=0, tensors=8, unit=128)
+    loader = GpuLoader(config=model, checkpoint=_Written(model), dtype=torch.bfloat16, device=META, shard=shard)
+    kinds = {moe: bytes_of(loader.layer(60 if moe else 0)) for moe in (False, True)}
+    bounds = [model.num_hidden_layers * n // stages for n in range(stages + 1)]
+    workload = Workload(concurrency=64, context=8192, numerics="fast", max_num_seqs=64)
+    for stage in range(stages):
+        layers = range(bounds[stage], bounds[stage + 1])
+        planned = stage_memory(Shapes.of(model), split, workload, Efficiency(), gpu_gb * 10**9, stage, layers)
+        held = sum(kinds[model.is_moe_layer(layer)] for layer in layers)
+        held += bytes_of(loader.embedding(), loader.module(61)) if stage == 0 else 0
+        held += bytes_of(loader.head())
+
+        assert abs(held - planned.weight_bytes) < 0.05 * planned.weight_bytes
+        cache = 64 * 8192 * model.head_dim_latent * 2 * (len(layers) + (stage == 0))
+        assert held + cache + planned.buffers + planned.runtime < gpu_gb * 10**9, "it fits"
+
+
+def test_kernels_know_r1_and_scout() -> None:
+    assert shape_obstacle(load_shape("deepseek-r1")) is None
+    assert shape_obstacle(load_shape("scout")) is None

@@ -1,0 +1,68 @@
+"""What chaos.py judges by: an oracle that sees every difference, and a schedule that a seed gives again."""
+
+from collections import Counter
+
+import pytest
+from faults.oracle import Heard, differences
+from faults.schedule import Fault, schedule
+
+from outrider.cluster.generation import Accepted, Event, Failed, Finished, Output
+from outrider.workers.outputs import Logprob
+from outrider.workers.text.assembler import Usage
+from outrider.workers.types.request import FinishReason
+
+ACCEPTED = Accepted(request_id="r", seed=1, prompt_tokens=2, fingerprint="f")
+LIKELY = {5: Logprob(logprob=-0.5, rank=1, decoded_token="a")}
+LESS = {5: Logprob(logprob=-0.25, rank=1, decoded_token="a")}
+SAID = Output(index=0, token_ids=(5,), text="a", logprobs=(LIKELY,), prompt_logprobs=(LIKELY,))
+END = Finished(index=0, reason=FinishReason.LENGTH, usage=Usage(completion_tokens=1))
+
+
+def heard(*events: Event) -> Heard:
+    one = Heard()
+    for at, event in enumerate(events):
+        one.add(event, float(at))
+    return one
+
+
+def test_the_same_events_are_no_difference_however_they_are_grouped() -> None:
+    parts = (Output(index=0, prompt_logprobs=(LIKELY,)), Output(index=0, token_ids=(5,), logprobs=(LIKELY,)))
+
+    found = differences(heard(ACCEPTED, *parts, Output(index=0, text="a"), END), heard(ACCEPTED, SAID, END))
+
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (ACCEPTED, SAID),
+        (SAID, END),
+        (ACCEPTED, ACCEPTED, SAID, END),
+        (ACCEPTED, SAID, SAID, END),
+        (ACCEPTED, SAID, END, END),
+        (ACCEPTED, END, SAID),
+        (ACCEPTED, SAID, Failed(message="lost")),
+        (ACCEPTED, Output(index=0, token_ids=(6,), text="a", logprobs=(LIKELY,), prompt_logprobs=(LIKELY,)), END),
+        (ACCEPTED, Output(index=0, token_ids=(5,), text="b", logprobs=(LIKELY,), prompt_logprobs=(LIKELY,)), END),
+        (ACCEPTED, Output(index=0, token_ids=(5,), text="a", logprobs=(LESS,), prompt_logprobs=(LIKELY,)), END),
+        (ACCEPTED, Output(index=0, token_ids=(5,), text="a", logprobs=(LIKELY,), prompt_logprobs=(LESS,)), END),
+        (ACCEPTED, SAID, Finished(index=0, reason=FinishReason.STOP, usage=Usage(completion_tokens=1))),
+        (ACCEPTED, SAID, Finished(index=0, reason=FinishReason.LENGTH, usage=Usage(completion_tokens=2))),
+        (ACCEPTED, SAID, Finished(index=0, reason=FinishReason.LENGTH)),
+    ],
+)
+def test_whatever_a_client_would_see_is_a_difference(events: tuple[Event, ...]) -> None:
+    assert differences(heard(*events), heard(ACCEPTED, SAID, END))
+
+
+def test_a_seed_gives_its_schedule_again_in_which_every_fault_meets_every_number_of_streams() -> None:
+    faults, streams = tuple(Fault), (1, 64)
+
+    planned = schedule(7, len(faults) * len(streams), faults, streams)
+
+    assert planned == schedule(7, len(planned), faults, streams)
+    assert planned != schedule(8, len(planned), faults, streams)
+    met = Counter((episode.blows[0].fault, episode.streams) for episode in planned)
+    assert len(met) == len(planned)
+    assert any(len(episode.blows) == 2 for episode in planned)
