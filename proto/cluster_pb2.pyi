@@ -281,6 +281,20 @@ class WatchRoutesResponse(_message.Message):
     pending: int
     def __init__(self, routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., ended: _Optional[_Iterable[_Union[EndedReplica, _Mapping]]] = ..., draining: _Optional[bool] = ..., version: _Optional[int] = ..., pending: _Optional[int] = ...) -> None: ...
 
+class ReportWaitingRequest(_message.Message):
+    __slots__ = ("gateway", "tokens", "oldest_wait_s")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    tokens: int
+    oldest_wait_s: float
+    def __init__(self, gateway: _Optional[str] = ..., tokens: _Optional[int] = ..., oldest_wait_s: _Optional[float] = ...) -> None: ...
+
+class ReportWaitingResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Route(_message.Message):
     __slots__ = ("replica", "generation", "address")
     REPLICA_FIELD_NUMBER: _ClassVar[int]

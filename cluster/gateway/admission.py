@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from outrider.cluster.autoscale import Load
 from outrider.cluster.errors import DuplicateRequestError
 from outrider.cluster.gateway.turns import Turn, Turns
 from outrider.workers.types.errors import OverloadedError
@@ -78,6 +79,11 @@ class Admission:
     def queued_requests(self) -> int:
         """Those that wait for their turn."""
         return self._turns.waiting
+
+    @property
+    def waiting(self) -> Load:
+        """What waits for its turn, as the autoscaler counts it."""
+        return Load(tokens=self._turns.waiting_tokens, oldest_wait_s=self._turns.oldest_wait_s)
 
     @property
     def wanted(self) -> bool:
@@ -191,6 +197,7 @@ class Ticket:
         """The prompt waits for its first token. OverloadedError if too much waits already."""
         self._admission._queue(self, prompt_tokens)
         self._queued += prompt_tokens
+        self._turn.prompt_tokens = prompt_tokens
 
     def ask_for_turn(self, start: Callable[[], None]) -> None:
         """Calls `start` when the request may go to a replica: maybe at once."""

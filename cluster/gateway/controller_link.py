@@ -1,12 +1,16 @@
-"""What a gateway hears from the controller: the routing table as it changes, the model, the cluster's status."""
+"""What a gateway hears from the controller, the routing table as it changes, the model, the cluster's status; and what
+it reports: what waits."""
 
 import asyncio
+import contextlib
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
+from outrider.cluster.autoscale import REPORT_EVERY_S, Load
 from outrider.cluster.errors import UnavailableError
 from outrider.cluster.gateway.fleet import Fleet
 from outrider.cluster.gateway.gateway_status import gateway_status
@@ -60,6 +64,21 @@ class ControllerLink:
             logs.event(log, logging.WARNING, "controller lost", controller=self.address, reason=problem, retry_s=pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_RETRY_S)
+
+    async def report_waiting(self, waiting: Callable[[], Load]) -> None:
+        """Says what waits here, for as long as it runs; where nothing does, that once. While the controller is away
+        nobody hears it."""
+        gateway, reported = secrets.token_hex(8), Load()
+        while True:
+            load = waiting()
+            if load != Load() or reported != Load():
+                request = cluster_pb2.ReportWaitingRequest(
+                    gateway=gateway, tokens=load.tokens, oldest_wait_s=load.oldest_wait_s
+                )
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await self._stub.ReportWaiting(request, timeout=_ASK_TIMEOUT_S, metadata=self._metadata)
+                    reported = load
+            await asyncio.sleep(REPORT_EVERY_S)
 
     async def get_model(self) -> cluster_pb2.GetModelResponse:
         """AioRpcError if the controller does not answer, or has no model yet."""

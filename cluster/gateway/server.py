@@ -182,6 +182,7 @@ class Gateway:
             self._learn_model(),
             self._report_health(),
             self._watch_engines(),
+            self._controller.report_waiting(lambda: self._admission.waiting),
             self._lag.watch(),
         )
         self._tasks = [asyncio.create_task(one) for one in work]
@@ -253,7 +254,7 @@ class Gateway:
     async def _watch_engines(self) -> None:
         while True:
             counters = await self._fleet.counters(_ENGINES_TIMEOUT_S)
-            self._known_metrics.show(counters, self._inference.model_name)
+            self._known_metrics.show(counters, self._inference.model_name, self._admission.queued_requests)
             await asyncio.sleep(_ENGINES_EVERY_S)
 
     async def _report_health(self) -> None:

@@ -20,7 +20,9 @@ class Turn:
 
     caller: str
     outputs: int
+    prompt_tokens: int = 0
     start: Callable[[], None] = lambda: None  # called when it is its turn
+    asked: float = 0.0  # when it began to wait
     began: float | None = None  # when it got its places
 
 
@@ -55,12 +57,24 @@ class Turns:
         """Requests that wait."""
         return sum(len(account.waiting) for account in self._accounts.values())
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Of the prompts of all outputs that wait."""
+        return sum(turn.prompt_tokens * turn.outputs for one in self._accounts.values() for turn in one.waiting)
+
+    @property
+    def oldest_wait_s(self) -> float:
+        """Of those that wait."""
+        asked = [account.waiting[0].asked for account in self._accounts.values() if account.waiting]
+        return self._clock() - min(asked) if asked else 0.0
+
     def set_places(self, places: int) -> None:
         self._places = places
         self._move()
 
     def ask(self, turn: Turn) -> None:
         """It waits from now on."""
+        turn.asked = self._clock()
         self._account(turn.caller).waiting.append(turn)
         self._move()
 

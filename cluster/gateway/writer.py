@@ -46,7 +46,7 @@ class EventWriter:
             sending = asyncio.ensure_future(self._context.write(message))
             sending.add_done_callback(_take_error)
             try:
-                waited_s = await self._wait(sending)
+                waited_s = await time_to_send(sending, self._timeout_s, self._wanted)
             except asyncio.CancelledError:
                 sending.cancel()
                 raise
@@ -55,17 +55,6 @@ class EventWriter:
             with cancelled_if_over():
                 sending.result()
             self._written_at = asyncio.get_running_loop().time()
-
-    async def _wait(self, sending: "asyncio.Future[None]") -> float:
-        """Until the message is on its way, or the client has taken too long: how long that was, in seconds."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        await asyncio.wait({sending}, timeout=min(WANTED_S, self._timeout_s))
-        while not sending.done() and (waited_s := loop.time() - began) < self._timeout_s:
-            if self._wanted():
-                return waited_s
-            await asyncio.wait({sending}, timeout=min(_LOOK_EVERY_S, self._timeout_s - waited_s))
-        return self._timeout_s
 
     @contextlib.asynccontextmanager
     async def beating(self, interval_s: float) -> AsyncIterator[None]:
@@ -89,6 +78,18 @@ class EventWriter:
                 await asyncio.sleep(max(0.0, self._written_at + interval_s - loop.time()))
                 if loop.time() >= self._written_at + interval_s:
                     await self._write(wire.heartbeat_to_wire())
+
+
+async def time_to_send(sending: "asyncio.Future[None]", timeout_s: float, wanted: Callable[[], bool]) -> float:
+    """Until the message is on its way, or the client has taken too long: how long that was, in seconds."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await asyncio.wait({sending}, timeout=min(WANTED_S, timeout_s))
+    while not sending.done() and (waited_s := loop.time() - began) < timeout_s:
+        if wanted():
+            return waited_s
+        await asyncio.wait({sending}, timeout=min(_LOOK_EVERY_S, timeout_s - waited_s))
+    return timeout_s
 
 
 def _take_error(sending: "asyncio.Future[None]") -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from fakes import FakeEngine
 from gateway.harness import KEY, Cluster, eventually, pb, rest, running, stopping, tokens
@@ -168,6 +170,47 @@ def test_who_would_wait_too_long_is_refused_and_so_is_who_cannot_wait_so_long(mo
     asyncio.run(scenario())
 
 
+def test_over_http_too_who_would_wait_too_long_is_refused_and_told_for_how_long(model: Path) -> None:
+    async def scenario() -> None:
+        engine, body = paused(), {"prompt": [5], "max_tokens": 1}
+        async with running(model, engine, http_port=0) as cluster:
+            url = f"http://127.0.0.1:{cluster.gateway.http_port}"
+            await _known_wait(cluster, engine)
+            await _accepted(cluster, 4 * PLACES, stopping=stopping(max_tokens=1))
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+                for name in ("x-stainless-read-timeout", "X-Stainless-Timeout"):
+                    refused = await http.post("/v1/completions", json=body, headers={name: "0.2"})
+                    assert refused.status_code == 429, refused.text
+                    assert "its deadline in 0.2 s" in refused.json()["error"]["message"]
+                    assert int(refused.headers["retry-after"]) >= 2, "its turn is not before"
+                sample = cluster.gateway.metrics.registry.get_sample_value
+                assert sample("outrider_gateway_refused_requests_total", {"cause": "deadline"}) == 2
+                waits = [http.post("/v1/completions", json=body, headers=one) for one in ({}, {name: "none"})]
+                answers = [asyncio.create_task(one) for one in waits]
+                await eventually(lambda: cluster.gateway.live_requests == 6 * PLACES + 2)
+                engine.go_on()
+                assert [(await one).status_code for one in answers] == [200, 200]
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_at_the_gateway_is_reported_as_load_until_nothing_does(model: Path) -> None:
+    async def scenario() -> None:
+        engine = paused()
+        async with running(model, engine) as cluster:
+            await _accepted(cluster, PLACES + 2, stopping=stopping(max_tokens=2))
+            await _accepted(cluster, 1, num_sequences=3, stopping=stopping(max_tokens=2))
+
+            await eventually(lambda: cluster.controller.waiting.tokens == 2 + 3)
+            assert cluster.controller.waiting.gateway
+            await eventually(lambda: cluster.controller.waiting.oldest_wait_s > 0)
+            engine.go_on()
+            await eventually(lambda: not cluster.controller.waiting.tokens)
+            assert not cluster.controller.waiting.oldest_wait_s
+
+    asyncio.run(scenario())
+
+
 def test_the_status_says_what_the_gateway_has_refused_and_what_waits(model: Path) -> None:
     async def scenario() -> None:
         async with running(model, paused(), max_live_requests=PLACES + 1) as cluster:
@@ -258,3 +301,28 @@ def test_who_has_not_read_for_a_while_gives_way_to_who_waits(model: Path) -> Non
                 await asyncio.gather(*map(rest, unread))
 
     asyncio.run(scenario())
+
+
+def test_over_http_too_who_has_not_read_for_a_while_gives_way_to_who_waits(model: Path) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(max_num_seqs=1, max_model_len=10**9, per_round=lambda given: 300, round_s=0.001)
+        async with running(model, engine, http_port=0, write_timeout_s=600) as cluster:
+            unread = [await _streamed_unread(cluster.gateway.http_port) for _ in range(2)]
+            await eventually(lambda: len(engine.live) == 2)
+
+            async with AsyncClient(cluster.address, patience_s=0) as client:
+                assert len((await client.generate(token_ids=[5], max_tokens=3, timeout_s=60)).token_ids) == 3
+
+            for writer in unread:
+                writer.close()
+
+    asyncio.run(scenario())
+
+
+async def _streamed_unread(port: int) -> asyncio.StreamWriter:
+    """A stream without end that has begun; nobody reads it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    body = json.dumps({"prompt": [5], "max_tokens": 900_000_000, "stream": True}).encode()
+    writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    await reader.readline()
+    return writer

@@ -93,6 +93,21 @@ def test_many_outputs_go_as_soon_as_one_would_have_room() -> None:
     assert [turn.outputs for turn in replicas.started] == [1, 100], "its places are all held"
 
 
+def test_what_waits_is_said_in_tokens_of_all_outputs_and_by_who_has_waited_longest() -> None:
+    replicas = Replicas(1)
+    replicas.turns.ask(Turn("a", 1, prompt_tokens=100))
+    assert (replicas.turns.waiting_tokens, replicas.turns.oldest_wait_s) == (0, 0.0)
+
+    first = Turn("b", 2, prompt_tokens=10)
+    replicas.turns.ask(first)
+    replicas.now = 3.0
+    replicas.turns.ask(Turn("a", 1, prompt_tokens=5))
+
+    assert (replicas.turns.waiting_tokens, replicas.turns.oldest_wait_s) == (25, 3.0)
+    replicas.turns.leave(first)
+    assert (replicas.turns.waiting_tokens, replicas.turns.oldest_wait_s) == (5, 0.0)
+
+
 def test_who_leaves_before_its_turn_has_none() -> None:
     replicas = Replicas(1)
     replicas.ask("a")

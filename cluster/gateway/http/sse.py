@@ -1,13 +1,14 @@
 """Server-sent events as bytes, and requests over ASGI: a body of bounded size, an end where the client leaves."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import pydantic_core
 from starlette.types import Message, Receive, Send
 
 from outrider.cluster.gateway.http.errors import HttpError
+from outrider.cluster.gateway.writer import time_to_send
 
 DONE = b"data: [DONE]\n\n"
 _BODY_TIMEOUT_S = 60.0
@@ -60,10 +61,11 @@ async def _left(receive: Receive) -> None:
 
 
 class Writer:
-    """One response. Cancels the request of a client that reads nothing for `timeout_s`."""
+    """One response. Cancels the request of a client that reads nothing for `timeout_s`, or for a moment while others
+    want its place."""
 
-    def __init__(self, send: Send, timeout_s: float) -> None:
-        self._send, self._timeout_s = send, timeout_s
+    def __init__(self, send: Send, timeout_s: float, wanted: Callable[[], bool]) -> None:
+        self._send, self._timeout_s, self._wanted = send, timeout_s, wanted
         self.started = False
 
     async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
@@ -74,11 +76,14 @@ class Writer:
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         message: Message = {"type": "http.response.body", "body": body, "more_body": more}
+        sending = asyncio.ensure_future(self._send(message))
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._send(message)
-        except TimeoutError:
-            raise asyncio.CancelledError(f"the client has read nothing for {self._timeout_s:g} s") from None
+            waited_s = await time_to_send(sending, self._timeout_s, self._wanted)
+            if not sending.done():
+                raise asyncio.CancelledError(f"the client has read nothing for {waited_s:.1f} s")
+            sending.result()
+        finally:
+            sending.cancel()
 
     async def whole(self, status: int, content: Any, headers: Mapping[str, str]) -> None:
         body = pydantic_core.to_json(content)
