@@ -39,9 +39,22 @@ def checker() -> Iterator[GrammarChecker]:
     checker.close()
 
 
-def children() -> list[psutil.Process]:
+def every_child() -> list[psutil.Process]:
     running = psutil.Process().children()
     return [one for one in running if "outrider.workers.text.grammar_process" in " ".join(one.cmdline())]
+
+
+OTHERS = list[psutil.Process]()  # of a gateway that other tests share
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    OTHERS[:] = every_child()
+
+
+def children() -> list[psutil.Process]:
+    """Of this test."""
+    return [one for one in every_child() if one not in OTHERS]
 
 
 @pytest.mark.parametrize(
