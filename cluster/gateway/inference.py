@@ -127,6 +127,10 @@ class Inference:
         except asyncio.CancelledError:
             record.status = "replaced" if record.replaced else record.cancelled_as()
             raise
+        except GeneratorExit:  # whoever reads the events was cancelled elsewhere, as in a write; or has a defect
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                record.status = record.cancelled_as()
+            raise
         finally:
             record.end(self._metrics, self._known_metrics, self.model_name)
 

@@ -54,9 +54,10 @@ class Reply:
         self._answer, self._messages, self._inference = answer, messages, inference
         self._headers, self._shape, self._write_timeout_s = headers, shape, write_timeout_s
         self._patience_s: float | None = None
+        self._writer: Writer | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = Writer(send, self._write_timeout_s, lambda: self._inference.wanted)
+        writer = self._writer = Writer(send, self._write_timeout_s, lambda: self._inference.wanted)
         headers = [(key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"]]
         parent, self._patience_s = TraceContext.of(headers), patience_of(dict(headers))
         name = f"{scope['method']} {scope['path']}"
@@ -133,6 +134,7 @@ class Reply:
 
     async def _events(self, number: int, name: str, parent: TraceContext | None) -> AsyncGenerator[Heard]:
         with self._inference.recorded(name, parent) as record:
+            record.cancelled_as = self._cancelled_as
             events = self._inference.events(self._messages[number], record, self._patience_s)
             async with contextlib.aclosing(events):
                 async for event in events:
@@ -140,3 +142,6 @@ class Reply:
                         raise (LeftError if event.resumable else GenerationFailedError)(event.message)
                     assert record.stream is not None  # accepted
                     yield number, event, record.stream.request.prompt_token_ids
+
+    def _cancelled_as(self) -> str:
+        return "slow_reader" if self._writer is not None and self._writer.slow else "cancelled"

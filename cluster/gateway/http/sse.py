@@ -66,6 +66,7 @@ class Writer:
 
     def __init__(self, send: Send, timeout_s: float, wanted: Callable[[], bool]) -> None:
         self._send, self._timeout_s, self._wanted = send, timeout_s, wanted
+        self.slow = False  # the client has not read for too long
         self.started = False
 
     async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
@@ -80,10 +81,18 @@ class Writer:
         try:
             waited_s = await time_to_send(sending, self._timeout_s, self._wanted)
             if not sending.done():
-                raise asyncio.CancelledError(f"the client has read nothing for {waited_s:.1f} s")
+                await self._give_up(waited_s)
             sending.result()
         finally:
             sending.cancel()
+
+    async def _give_up(self, waited_s: float) -> None:
+        """Cancels who writes."""
+        self.slow = True
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel(f"the client has read nothing for {waited_s:.1f} s")
+        await asyncio.sleep(0)
 
     async def whole(self, status: int, content: Any, headers: Mapping[str, str]) -> None:
         body = pydantic_core.to_json(content)
