@@ -28,6 +28,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 2**20),
 )
 _STOP_GRACE_S = 0.3  # for the last chunks on their way
+_WEIGHT = 1 / 64  # of the latest in the mean of what ends in a round: requests that began together may end so too
 ANNOUNCED_S = 0.05  # a gateway that does not read holds up no round for longer
 
 
@@ -41,6 +42,7 @@ class _Attachment:
         self._loop = asyncio.get_running_loop()
         self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
         self._live: dict[str, int] = {}  # the engine's request id -> outputs that have not finished
+        self.ended_a_round = 0.0  # outputs, of late
         self._announced: list[threading.Event] = []  # each set once what was delivered before it is on its way
         self._closed = False
 
@@ -96,9 +98,12 @@ class _Attachment:
 
     @property
     def places(self) -> int:
-        """Outputs that it may have at once: what others leave, and at least its share. So little waits at the leader,
-        whose queue knows no callers."""
-        places = places_of(self._engine.info.max_num_seqs)
+        """Outputs that it may have at once: what others leave, and at least its share.
+
+        As many as run at once, and those that take the places of what ends in a round before the gateway hears of it:
+        none where outputs are long. So nothing waits for longer at the leader, whose queue knows no callers.
+        """
+        places = self._engine.info.max_num_seqs + round(sum(one.ended_a_round for one in self._others))
         elsewhere = sum(one.live_outputs for one in self._others if one is not self)
         return max(places - elsewhere, -(-places // max(1, len(self._others))))
 
@@ -112,6 +117,8 @@ class _Attachment:
             chunks = chunks + self._rounds.get_nowait()
         for chunk in chunks:
             self._count(chunk)
+        ended = sum(chunk.finish_reason is not None for chunk in chunks)
+        self.ended_a_round += _WEIGHT * (ended - self.ended_a_round)
         return self._messages(chunks)
 
     def _messages(self, chunks: list[SequenceChunk]) -> Iterator[worker_pb2.AttachResponse]:
@@ -177,11 +184,6 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
             self._attachments.discard(attachment)
             attachment.close()
             await asyncio.gather(receiver, sender, return_exceptions=True)
-
-
-def places_of(max_num_seqs: int) -> int:
-    """What runs at once, and what is at hand when one of these ends."""
-    return max_num_seqs + max(1, max_num_seqs // 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

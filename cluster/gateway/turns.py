@@ -99,12 +99,14 @@ class Turns:
         self._move()
 
     def wait_s(self, caller: str, outputs: int = 1) -> float:
-        """How long a new request of this caller would wait; 0 where there is room, or nothing is known yet.
+        """How long a new request of this caller would wait; 0 where there is room.
+
+        While nothing has ended yet, places are taken to be held as long as the first has been.
 
         It gains what it holds less than its share from all places that come free; for more than its share it waits
         until its own come free.
         """
-        if not self._places or self._held_s is None or self._demanded < self._places:
+        if not self._places or self._demanded < self._places:
             return 0.0
         account = self._accounts.get(caller, _Account())
         before = account.waiting_outputs + 1  # of its own outputs, and the first of this request
@@ -113,9 +115,15 @@ class Turns:
         return self._free_in_s(math.ceil(gained + (before - gained) * self._places / share))
 
     def is_due(self, caller: str) -> bool:
-        """Whether this caller holds and waits for less than its share: the next free places are its own."""
-        account = self._accounts.get(caller, _Account())
-        return account.holding + account.waiting_outputs < self._share(caller)
+        """Whether the next free places are this caller's own, as it holds and waits for less than its share.
+
+        Where another takes what it leaves, it may have half its share waiting besides: its requests come by chance, and
+        its share would go to the other in every gap between them.
+        """
+        account, share = self._accounts.get(caller, _Account()), self._share(caller)
+        waiting = account.waiting_outputs
+        is_contended = max(self._demands_but(caller), default=0) >= share
+        return account.holding + waiting < share or (is_contended and waiting < share / 2)
 
     @property
     def _demanded(self) -> int:
@@ -123,18 +131,26 @@ class Turns:
 
     def _share(self, caller: str) -> float:
         """Of the places, if it asked for all."""
-        others = [one.holding + one.waiting_outputs for name, one in self._accounts.items() if name != caller]
-        return min(self._places, fair_share(self._places, [*others, self._places]))
+        return min(self._places, fair_share(self._places, [*self._demands_but(caller), self._places]))
+
+    def _demands_but(self, caller: str) -> list[int]:
+        """What each other caller holds and waits for."""
+        return [one.holding + one.waiting_outputs for name, one in self._accounts.items() if name != caller]
 
     def _free_in_s(self, count: int) -> float:
         """When so many places have come free: as fast as on average, and not before those held longest are due."""
-        assert self._held_s is not None
-        on_average = self._held_s * count / self._places
+        now = self._clock()
+        held_s = self._held_s if self._held_s is not None else self._longest_s(now)
+        on_average = held_s * count / self._places
         for turn in self._running:
             count -= turn.outputs
             if count <= 0 and turn.began is not None:
-                return max(on_average, turn.began + self._held_s - self._clock())
+                return max(on_average, turn.began + held_s - now)
         return on_average
+
+    def _longest_s(self, now: float) -> float:
+        """How long the first of those with places has had them."""
+        return next((now - turn.began for turn in self._running if turn.began is not None), 0.0)
 
     def room_s(self, outputs: int) -> float | None:
         """How long until so many outputs have ended; None if nothing is known yet."""

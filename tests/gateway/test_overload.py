@@ -19,11 +19,11 @@ from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.workers.types.errors import OverloadedError
 
 Code = grpc.StatusCode
-PLACES = 5  # of a replica that runs four sequences at once
+PLACES = 4  # of a replica: the sequences that it runs at once
 
 
 def paused(**settings: object) -> FakeEngine:
-    engine = FakeEngine(max_num_seqs=4, **settings)
+    engine = FakeEngine(max_num_seqs=PLACES, **settings)
     engine.pause()
     return engine
 
@@ -247,7 +247,7 @@ def test_of_two_tokens_the_light_one_gets_its_half(model: Path, tmp_path: Path) 
     async def scenario() -> None:
         file = tmp_path / "tokens"
         file.write_text(line("heavy", "inference", "or-heavy") + line("light", "inference", "or-light"))
-        engine = FakeEngine(max_num_seqs=7, round_s=0.02)  # eight places
+        engine = FakeEngine(max_num_seqs=8, round_s=0.02)
         done = {"or-heavy": 0, "or-light": 0}
         over = asyncio.Event()
 
@@ -289,7 +289,7 @@ def test_a_place_is_free_when_the_replica_is_done_whoever_has_not_read_it_yet(mo
 
 def test_who_has_not_read_for_a_while_gives_way_to_who_waits(model: Path) -> None:
     async def scenario() -> None:
-        engine = FakeEngine(max_num_seqs=1, max_model_len=10**7, per_round=lambda given: 50)
+        engine = FakeEngine(max_num_seqs=2, max_model_len=10**7, per_round=lambda given: 50)
         async with running(model, engine, write_timeout_s=600) as cluster:
             unread = await _accepted(cluster, 2, response=pb.ResponseOptions(logprobs=5))
             await eventually(lambda: len(engine.live) == 2)
@@ -305,7 +305,7 @@ def test_who_has_not_read_for_a_while_gives_way_to_who_waits(model: Path) -> Non
 
 def test_over_http_too_who_has_not_read_for_a_while_gives_way_to_who_waits(model: Path) -> None:
     async def scenario() -> None:
-        engine = FakeEngine(max_num_seqs=1, max_model_len=10**9, per_round=lambda given: 300, round_s=0.001)
+        engine = FakeEngine(max_num_seqs=2, max_model_len=10**9, per_round=lambda given: 300, round_s=0.001)
         async with running(model, engine, http_port=0, write_timeout_s=600) as cluster:
             unread = [await _streamed_unread(cluster.gateway.http_port) for _ in range(2)]
             await eventually(lambda: len(engine.live) == 2)

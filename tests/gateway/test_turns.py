@@ -196,6 +196,33 @@ def test_who_holds_less_than_its_share_is_due_and_who_waits_already_is_not() -> 
     assert not replicas.turns.is_due("light")
 
 
+def test_of_two_that_share_the_places_each_may_have_half_its_share_waiting_and_of_one_alone_none() -> None:
+    replicas = Replicas(8)
+    for _ in range(12):
+        replicas.ask("heavy")
+    assert not replicas.turns.is_due("heavy"), "nobody else takes what it leaves"
+    for _ in range(4):
+        replicas.ask("light")
+    for _ in range(8):
+        replicas.end_one()
+    assert (replicas.holding("heavy"), replicas.holding("light")) == (4, 4)
+
+    for _ in range(2):
+        assert replicas.turns.is_due("light")
+        replicas.ask("light")
+    assert not replicas.turns.is_due("light")
+
+
+def test_a_wait_grows_with_the_time_that_places_are_held_while_nothing_has_ended() -> None:
+    replicas = Replicas(4)
+    for _ in range(4 + 7):
+        replicas.ask("a")
+
+    replicas.now = 3.0
+
+    assert replicas.turns.wait_s("a") == pytest.approx(3.0 * 8 / 4)
+
+
 @given(st.integers(0, 50), st.lists(st.integers(0, 50), max_size=8))
 def test_a_fair_share_uses_all_that_is_demanded_and_there(places: int, demands: list[int]) -> None:
     share = fair_share(places, demands)
