@@ -37,7 +37,8 @@ from outrider.proto import inference_pb2_grpc
 SEATS = 16  # sequences that the replica runs at once
 TOKENS = 192  # of each answer
 CACHE_BYTES = 256 * 2**20  # so that it is all in use before memory is looked at
-QUEUE_WAIT_S = 0.25
+QUEUE_WAIT_S = 0.05  # no request waits for another to end: that takes 0.2 s on average, and a second at times
+SETTLE_S = 10.0  # before two tokens are counted: the first answers take 4 s, and all begin empty
 CHANNELS = 8  # of a token: no more than 100 requests are on one at once
 FUZZ_STATUSES = ("OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
 METHOD = "/outrider.v1.InferenceService/Generate"
@@ -78,7 +79,8 @@ class Clients:
         self._stubs = [inference_pb2_grpc.InferenceServiceStub(one) for one in self._channels]
         self._texts, self._dice = prompts("code", 20) + prompts("prose", 20), random.Random(name)
 
-    async def ask(self, phase: Phase, until: float) -> None:
+    async def ask(self, phase: Phase, until: float, since: float = 0.0) -> None:
+        """Its answer counts as done if it ends between the two."""
         stub, began, first = self._dice.choice(self._stubs), time.monotonic(), None
         request = pb.GenerateRequest(
             prompt=self._dice.choice(self._texts)[:200],
@@ -94,23 +96,24 @@ class Clients:
             return
         phase.statuses["OK"] += 1
         phase.first_token.append(first or 0.0)
-        phase.done[self.name] += time.monotonic() < until
+        phase.done[self.name] += since <= time.monotonic() < until
 
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close()
 
 
-async def at_rates(rates: dict[Clients, float], seconds: float) -> Phase:
-    """Requests that arrive by chance, so many a second of each token."""
-    phase, until = Phase(seconds), time.monotonic() + seconds
+async def at_rates(rates: dict[Clients, float], seconds: float, settle_s: float = 0.0) -> Phase:
+    """Requests that arrive by chance, so many a second of each token, for `seconds` after the first `settle_s`."""
+    phase, since = Phase(seconds), time.monotonic() + settle_s
+    until = since + seconds
     tasks: set[asyncio.Task[None]] = set()
 
     async def arrive(clients: Clients, rate: float) -> None:
         dice, due = random.Random(clients.name), time.monotonic()
         while (due := due + dice.expovariate(rate)) < until:
             await asyncio.sleep(due - time.monotonic())
-            tasks.add(task := asyncio.create_task(clients.ask(phase, until)))
+            tasks.add(task := asyncio.create_task(clients.ask(phase, until, since)))
             task.add_done_callback(tasks.discard)
 
     await asyncio.gather(*(arrive(clients, rate) for clients, rate in rates.items()))
@@ -192,7 +195,7 @@ async def overload(cluster: Cluster, seconds: float, times: float) -> tuple[dict
     before = cluster.memory_mb()
     over = await at_rates({heavy: times * rate}, seconds)
     after = cluster.memory_mb()
-    shared = await at_rates({heavy: 60 * rate, light: 0.6 * rate}, 25)
+    shared = await at_rates({heavy: 60 * rate, light: 0.6 * rate}, 30, SETTLE_S)
     await heavy.close()
     await light.close()
     figures = {

@@ -77,6 +77,7 @@ def test_an_upgrade_replaces_every_replica_and_no_stream_breaks(served: Served) 
     status = served.client.status()
     assert (len(ready(status)), status.desired_replicas) == (2, 2)
     assert not before & {rank.pid for replica in status.replicas for rank in replica.ranks}
+    served.client.scale(1)
 
 
 @pytest.mark.full
