@@ -57,7 +57,7 @@ def speeds(pieces: Iterator[int]) -> dict[str, float]:
 
 
 def whole(llm: LLM, prompt: str, options: dict[str, object]) -> float:
-    """Tokens/s of a request that nobody hears of before its end."""
+    """Tokens/s of a request whose tokens are not read before its end."""
     began = time.perf_counter()
     (output,) = llm.generate(prompt, SamplingParams(**options))  # type: ignore[arg-type]
     return len(output.outputs[0].token_ids) / (time.perf_counter() - began)

@@ -14,7 +14,8 @@ from outrider.cluster.client_questions import Question, T
 from outrider.cluster.client_resume import PATIENCE_S, GatewayLeftError, ResumableCall
 from outrider.cluster.client_security import ClientSecurity
 from outrider.cluster.client_silence import SilenceWatch
-from outrider.cluster.gateway import wire
+from outrider.cluster.gateway.wire.calls import call_to_wire
+from outrider.cluster.gateway.wire.events import event_from_wire
 from outrider.cluster.generation import Event, GenerateCall, Generation
 from outrider.cluster.status import (
     ClusterStatus,
@@ -161,12 +162,12 @@ class Client:
         left = None if until is None else max(0.0, until - time.monotonic())
         metadata = (*self._metadata, *request.trace)
         inference = inference_pb2_grpc.InferenceServiceStub(self._channels[self._now])
-        responses = inference.Generate(wire.call_to_wire(request.call), timeout=left, metadata=metadata)
+        responses = inference.Generate(call_to_wire(request.call), timeout=left, metadata=metadata)
         watch = SilenceWatch(responses.cancel)
         try:
             for response in responses:
                 watch.heard(heartbeat=response.HasField("heartbeat"))
-                event = request.hear(wire.event_from_wire(response), time.monotonic())
+                event = request.hear(event_from_wire(response), time.monotonic())
                 if event is not None:
                     yield event
                     watch.heard(heartbeat=False)  # the caller took its time, not the gateway

@@ -1,6 +1,6 @@
-"""A served cluster that is there to be harmed: two replicas of real engines on a real Ray, and gateways as processes.
+"""A served cluster for fault injection: two replicas of real engines on a real Ray, and gateway processes.
 
-The gateway that `serve` itself starts is left alone: it says how things stand.
+No fault is injected into the gateway that `serve` itself starts: the cluster's status is read from it.
 """
 
 import contextlib
@@ -11,13 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 import ray
-from faults import troubled
-from faults.troubled import TroubledRank
-from faults.wire import Wire
+from faults import faulty_rank
+from faults.faulty_rank import FaultyRank
+from faults.proxy import Proxy
 
 from outrider import Client
 from outrider.cluster.config import ServeSettings
@@ -33,26 +31,17 @@ READY_S = 120.0
 KV_CACHE_BYTES = 96 << 20
 
 
-class GatewayUnderFire:
-    """A gateway process on a port of its own, started again as soon as it has ended."""
+class RestartedGateway:
+    """A gateway process on its own port, behind a proxy on another. `restart_if_ended` must be called regularly."""
 
     def __init__(self, controller: str, key: str) -> None:
         self.port = free_port(HOST)
-        self.wire = Wire(self.port)
+        self.proxy = Proxy(self.port)
         self._key = key
         command = [sys.executable, "-P", "-m", "outrider.cluster.cli", "--log-level", "error", "gateway"]
-        command += [
-            "--controller",
-            controller,
-            "--host",
-            HOST,
-            "--port",
-            str(self.port),
-            "--http-port",
-            "0",
-            "--end-with-stdin",
-        ]
-        self._command = [*command, "--cluster-key-file", "-", "--max-live-requests", "4096", "--drain-grace-s", "2"]
+        command += ["--controller", controller, "--host", HOST, "--port", str(self.port), "--http-port", "0"]
+        command += ["--end-with-stdin", "--cluster-key-file", "-"]
+        self._command = [*command, "--max-live-requests", "4096", "--drain-grace-s", "2"]
         self._process = self._start()
 
     @property
@@ -70,22 +59,21 @@ class GatewayUnderFire:
         process.stdin.flush()
         return process
 
-    def keep(self) -> None:
-        """Starts it again if it has ended."""
+    def restart_if_ended(self) -> None:
         if self._process.poll() is not None:
             self._process = self._start()
 
     def close(self) -> None:
-        self.wire.close()
+        self.proxy.close()
         self._process.kill()
         self._process.wait()
 
 
 class Cluster:
-    """A context manager. Faults reach its processes by `replica`, `gateways` and `controller_pid`."""
+    """Faults reach its processes through `replica`, `gateways` and `controller_pid`. Close it."""
 
     def __init__(self, *, replicas: int = 2, stages: int = 2, gateways: int = 2) -> None:
-        ray.cloudpickle.register_pickle_by_value(troubled)
+        ray.cloudpickle.register_pickle_by_value(faulty_rank)
         self.name = f"chaos-{os.getpid()}"
         self.replicas = replicas
         port = free_port(HOST)
@@ -100,33 +88,33 @@ class Cluster:
             drain_grace_s=5.0,
         )
         charge = make_charge(settings)
-        object.__setattr__(charge, "factory", TroubledRank)
+        object.__setattr__(charge, "factory", FaultyRank)
         self._served = ServedCluster(settings, charge, dashboard=False, log_level="error")
         self._start(gateways, f"{HOST}:{port}", charge.key)
 
     def _start(self, gateways: int, controller: str, key: str) -> None:
-        self.gateways: list[GatewayUnderFire] = []
+        self.gateways: list[RestartedGateway] = []
         self.failure = ""
         try:
             self._served.start(lambda report: None)
-            self.gateways = [GatewayUnderFire(controller, key) for _ in range(gateways)]
+            self.gateways = [RestartedGateway(controller, key) for _ in range(gateways)]
         except BaseException:
             self._served.close()
             raise
         self._client = Client(self._served.address)
         self._ended = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
-        self._keeper.start()
+        self._restarter = threading.Thread(target=self._restart_ended, name="restarter", daemon=True)
+        self._restarter.start()
 
-    def _keep(self) -> None:
-        """As `outrider serve` does, and Kubernetes does for gateways."""
+    def _restart_ended(self) -> None:
+        """Restarts gateways as Kubernetes does, and the controller as `outrider serve` does."""
         while not self._ended.wait(0.1):
             for gateway in self.gateways:
-                gateway.keep()
+                gateway.restart_if_ended()
             try:
                 self._served.check()
             except OutriderError as error:
-                self.failure = f"serve would have ended: {error}"
+                self.failure = f"outrider serve would have ended: {error}"
                 return
 
     @property
@@ -134,9 +122,9 @@ class Cluster:
         return [gateway.address for gateway in self.gateways]
 
     @property
-    def wires(self) -> list[str]:
-        """Addresses behind which each gateway is too, and which can be cut."""
-        return [gateway.wire.address for gateway in self.gateways]
+    def proxy_addresses(self) -> list[str]:
+        """The gateways' addresses through their proxies."""
+        return [gateway.proxy.address for gateway in self.gateways]
 
     @property
     def controller_pid(self) -> int | None:
@@ -151,40 +139,40 @@ class Cluster:
         return None
 
     def replica(self, number: int) -> ReplicaStatus | None:
-        """One of the ready ones, counted round."""
+        """The ready replica at index `number`, modulo their count; None if none is ready."""
         status = self.status()
         ready = [one for one in status.replicas if one.state == "ready"] if status is not None else []
         return ready[number % len(ready)] if ready else None
 
     def generations(self) -> dict[str, int] | None:
-        """Of the ready replicas."""
+        """Of the ready replicas, by name; None while there is no controller."""
         status = self.status()
         if status is None:
             return None
         return {one.name: one.generation for one in status.replicas if one.state == "ready"}
 
     def last_endings(self) -> list[str]:
-        """Why the latest generations before the present ones ended, where there were any."""
+        """Why the previous generation of each replica ended, where there was one."""
         status = self.status()
         return [one.last_ending for one in status.replicas if one.last_ending] if status is not None else []
 
     def drain(self, replica: str) -> None:
-        """It leaves, and another comes in its place."""
+        """Drains the replica, and scales up again so that a new one replaces it."""
         with contextlib.suppress(OutriderError):
             self._client.drain(replica)
             self._client.scale(self.replicas)
 
-    def thaw(self) -> None:
-        """Frozen gateways go on, and the ways to them are whole again."""
+    def unfreeze_gateways(self) -> None:
+        """Continues stopped gateways, and unblocks their proxies."""
         for gateway in self.gateways:
-            gateway.wire.mend()
+            gateway.proxy.unblock()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(gateway.pid, signal.SIGCONT)
 
-    def mend(self) -> None:
-        """Returns once everything is there again. RuntimeError if it does not come."""
-        troubled.heal()
-        self.thaw()
+    def restore(self) -> None:
+        """Clears all faults, and waits until every replica and gateway serves again. RuntimeError after READY_S."""
+        faulty_rank.clear_hangs()
+        self.unfreeze_gateways()
         wait_for(lambda: len(self.generations() or {}) >= self.replicas, "the replicas", self)
         for gateway in self.gateways:
             with Client(gateway.address) as client:
@@ -192,20 +180,12 @@ class Cluster:
 
     def close(self) -> None:
         self._ended.set()
-        self._keeper.join()
+        self._restarter.join()
         self._client.close()
         for gateway in self.gateways:
             gateway.close()
         self._served.hurry.set()
         self._served.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _serves(client: Client) -> bool:
@@ -218,6 +198,7 @@ def _serves(client: Client) -> bool:
 
 
 def wait_for(holds: Callable[[], bool], what: str, cluster: Cluster) -> None:
+    """RuntimeError if `holds` is still false after READY_S, or once `serve` has failed."""
     until = time.monotonic() + READY_S
     while not holds():
         if cluster.failure or time.monotonic() > until:

@@ -1,54 +1,55 @@
-"""Streams that are cut after every message, and resumed each time as a client does at another gateway."""
+"""Streams that are cut after every message, and resumed at another gateway each time, as a client does."""
 
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from faults.cluster import Cluster
-from faults.crowd import Crowd
-from faults.oracle import Heard, differences
-from faults.questions import Question
+from faults.load import LoadGenerator
+from faults.oracle import Transcript, differences
+from faults.requests import ChaosRequest
 
 from outrider.cluster.client import OPTIONS, PLAIN
 from outrider.cluster.client_resume import ResumableCall
-from outrider.cluster.gateway import wire
+from outrider.cluster.gateway.wire.calls import call_to_wire
+from outrider.cluster.gateway.wire.events import event_from_wire
 from outrider.proto import inference_pb2_grpc
 
 
 async def cut_everywhere(
-    cluster: Cluster, crowd: Crowd, questions: Sequence[Question], most_cuts: int
+    cluster: Cluster, load: LoadGenerator, requests: Sequence[ChaosRequest], most_cuts: int
 ) -> dict[str, Any]:
-    """Questions in turn until so many cuts were made."""
-    twins = await crowd.answers(questions)
+    """One request after the other, until `most_cuts` cuts were made. A request that fails raises its error."""
+    baseline = await load.baseline(requests)
     channels = [PLAIN.aio_channel(address, OPTIONS) for address in cluster.addresses]
     stubs = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in channels]
-    cuts, asked, wrong = 0, 0, {}
-    for question in questions:
+    cuts, streams, wrong = 0, 0, {}
+    for request in requests:
         if cuts >= most_cuts:
             break
-        heard, own = await _cut_after_every_message(stubs, question)
-        cuts, asked = cuts + own, asked + 1
-        if found := differences(heard, twins[question.name]):
-            wrong[question.name] = found
-            print(f"  {question.name}: {'; '.join(found)[:600]}", flush=True)
+        transcript, own_cuts = await _cut_after_every_message(stubs, request)
+        cuts, streams = cuts + own_cuts, streams + 1
+        if found := differences(transcript, baseline[request.name]):
+            wrong[request.name] = found
+            print(f"  {request.name}: {'; '.join(found)[:600]}", flush=True)
     for channel in channels:
         await channel.close()
-    return {"cuts": cuts, "streams": asked, "lost": 0, "changed": len(wrong)}
+    return {"cuts": cuts, "streams": streams, "lost": 0, "changed": len(wrong)}
 
 
-async def _cut_after_every_message(stubs: Sequence[Any], question: Question) -> tuple[Heard, int]:
-    heard, cuts = Heard(), 0
-    request = ResumableCall(question.call, patience_s=60.0, now=time.monotonic())
+async def _cut_after_every_message(stubs: Sequence[Any], request: ChaosRequest) -> tuple[Transcript, int]:
+    transcript, cuts = Transcript(), 0
+    call = ResumableCall(request.call, patience_s=60.0, now=time.monotonic())
     while True:
-        responses = stubs[cuts % len(stubs)].Generate(wire.call_to_wire(request.call))
+        responses = stubs[cuts % len(stubs)].Generate(call_to_wire(call.call))
         async for response in responses:
-            event = request.hear(wire.event_from_wire(response), time.monotonic())
+            event = call.hear(event_from_wire(response), time.monotonic())
             if event is None:
                 continue
-            heard.add(event, time.monotonic())
-            if heard.completion_tokens is not None:
+            transcript.add(event, time.monotonic())
+            if transcript.completion_tokens is not None:
                 responses.cancel()
-                return heard, cuts
+                return transcript, cuts
             break
         responses.cancel()
         cuts += 1

@@ -1,4 +1,4 @@
-"""What a stream said, and how that differs from what its undisturbed twin said. No network, no clock of its own."""
+"""What one stream delivered, and how it differs from the same request without faults. No network, no clock."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ Logprobs = list[dict[int, Logprob]]
 
 
 @dataclass(slots=True)
-class HeardOutput:
-    """One output of a stream, added up."""
+class OutputTranscript:
+    """One output of a stream, accumulated."""
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -21,18 +21,17 @@ class HeardOutput:
     stop_reason: int | str | None = None
 
 
-class Heard:
-    """A stream's events, added up as they come, with what is wrong with their order."""
+class Transcript:
+    """Accumulates a stream's events as they arrive, and records those that arrive out of order."""
 
     def __init__(self) -> None:
-        self.outputs: dict[int, HeardOutput] = {}
+        self.outputs: dict[int, OutputTranscript] = {}
         self.prompt_logprobs: Logprobs = []
-        self.completion_tokens: int | None = None  # of the usage, which the last event carries
+        self.completion_tokens: int | None = None  # from the usage, which comes with the last event
         self.error = ""
         self.events = 0
-        self.times: list[float] = []  # of the events that had tokens
+        self.times: list[float] = []  # when each event with tokens arrived
         self.disorder: list[str] = []
-        self._accepted = 0
         self._finished: Counter[int] = Counter()
 
     @property
@@ -40,7 +39,7 @@ class Heard:
         return sum(len(output.token_ids) for output in self.outputs.values())
 
     def add(self, event: Event, at: float) -> None:
-        """`at`: seconds on any clock that only rises."""
+        """`at`: seconds on a monotonic clock."""
         self.events += 1
         if (self.events == 1) is not isinstance(event, Accepted):
             self.disorder.append(f"event {self.events} is {type(event).__name__}")
@@ -56,8 +55,8 @@ class Heard:
 
     def _add_output(self, event: Output, at: float) -> None:
         if self._finished[event.index]:
-            self.disorder.append(f"output {event.index} goes on after its end")
-        output = self.outputs.setdefault(event.index, HeardOutput())
+            self.disorder.append(f"output {event.index} continues after its end")
+        output = self.outputs.setdefault(event.index, OutputTranscript())
         output.token_ids += event.token_ids
         output.text += event.text
         output.reasoning += event.reasoning
@@ -67,7 +66,7 @@ class Heard:
             self.times.append(at)
 
     def _finish(self, event: Finished) -> None:
-        output = self.outputs.setdefault(event.index, HeardOutput())
+        output = self.outputs.setdefault(event.index, OutputTranscript())
         output.finish_reason, output.stop_reason = event.reason.value, event.stop_reason
         self._finished[event.index] += 1
         if self._finished[event.index] > 1:
@@ -76,22 +75,22 @@ class Heard:
             self.completion_tokens = event.usage.completion_tokens
 
 
-def differences(heard: Heard, twin: Heard) -> list[str]:
-    """What a client would see; empty if the two are the same, each event once and in order."""
-    found = [*heard.disorder]
-    if heard.error:
-        found.append(f"error: {heard.error}")
-    for index in sorted(heard.outputs.keys() | twin.outputs.keys()):
-        mine, other = heard.outputs.get(index, HeardOutput()), twin.outputs.get(index, HeardOutput())
-        found += [
-            f"{name} of output {index}: {getattr(mine, name)!r}, and not {getattr(other, name)!r}"
-            for name in HeardOutput.__dataclass_fields__
+def differences(found: Transcript, expected: Transcript) -> list[str]:
+    """Differences that a client would see, in words; empty if there is none and the events came once and in order."""
+    problems = [*found.disorder]
+    if found.error:
+        problems.append(f"error: {found.error}")
+    for index in sorted(found.outputs.keys() | expected.outputs.keys()):
+        mine, other = found.outputs.get(index, OutputTranscript()), expected.outputs.get(index, OutputTranscript())
+        problems += [
+            f"{name} of output {index}: {getattr(mine, name)!r}, expected {getattr(other, name)!r}"
+            for name in OutputTranscript.__dataclass_fields__
             if getattr(mine, name) != getattr(other, name)
         ]
-    if heard.prompt_logprobs != twin.prompt_logprobs:
-        found.append(
-            f"{len(heard.prompt_logprobs)} log-probabilities of the prompt differ from {len(twin.prompt_logprobs)}"
+    if found.prompt_logprobs != expected.prompt_logprobs:
+        problems.append(
+            f"{len(found.prompt_logprobs)} log-probabilities of the prompt differ from {len(expected.prompt_logprobs)}"
         )
-    if heard.completion_tokens != twin.completion_tokens:
-        found.append(f"usage of {heard.completion_tokens} tokens, and not {twin.completion_tokens}")
-    return found
+    if found.completion_tokens != expected.completion_tokens:
+        problems.append(f"usage of {found.completion_tokens} tokens, expected {expected.completion_tokens}")
+    return problems

@@ -1,49 +1,48 @@
-"""One request that kills every engine that computes it, among others that must not notice."""
+"""A poison request, which kills every engine that computes it, beside requests that must not notice it."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from faults.cluster import Cluster
-from faults.crowd import Crowd, Stream
-from faults.oracle import Heard
-from faults.questions import Question
-from faults.troubled import POISON
+from faults.faulty_rank import POISON
+from faults.load import POLL_S, LoadGenerator, Stream, all_ended
+from faults.requests import ChaosRequest
 
 from outrider.workers.types.errors import OutriderError
 
 BYSTANDERS = 100
 
 
-async def beside_poison(
-    cluster: Cluster, crowd: Crowd, questions: Sequence[Question], bystanders: int = BYSTANDERS
+async def run_beside_poison(
+    cluster: Cluster, load: LoadGenerator, requests: Sequence[ChaosRequest], bystanders: int = BYSTANDERS
 ) -> dict[str, Any]:
-    twins: dict[str, Heard] = await crowd.answers(questions)
-    streams = [Stream(questions[n % len(questions)], n % 2) for n in range(bystanders)]
-    tasks = [asyncio.create_task(one.run(crowd.clients[one.client])) for one in streams]
-    while not any(one.heard.tokens for one in streams):
-        await asyncio.sleep(0.005)
-    said = await _ask_poison(crowd)
+    baseline = await load.baseline(requests)
+    streams = [Stream(requests[n % len(requests)], n % 2) for n in range(bystanders)]
+    tasks = [asyncio.create_task(one.run(load.clients[one.client])) for one in streams]
+    while not any(one.transcript.tokens for one in streams) and not all_ended(streams):
+        await asyncio.sleep(POLL_S)
+    poison_error = await _send_poison(load)
     await asyncio.gather(*tasks)
-    await asyncio.to_thread(cluster.mend)
+    await asyncio.to_thread(cluster.restore)
     status = await asyncio.to_thread(cluster.status)
     assert status is not None
-    wrong = {one.question.name: texts for one in streams if (texts := one.wrong(twins[one.question.name]))}
-    for name, texts in list(wrong.items())[:5]:
-        print(f"  {name}: {'; '.join(texts)[:600]}", flush=True)
+    wrong = [(one, texts) for one in streams if (texts := one.problems(baseline[one.request.name]))]
+    for stream, texts in wrong[:5]:
+        print(f"  {stream.request.name}: {'; '.join(texts)[:600]}", flush=True)
     return {
         "bystanders": bystanders,
         "finished": sum(not one.error for one in streams),
         "generations_lost": sum(one.generation - 1 for one in status.replicas),
-        "poison_heard": said,
-        "lost": sum(bool(one.error) for one in streams),
-        "changed": sum(not one.error and one.question.name in wrong for one in streams),
+        "poison_error": poison_error,
+        "lost": sum(bool(one.error) for one, _ in wrong),
+        "changed": sum(not one.error for one, _ in wrong),
     }
 
 
-async def _ask_poison(crowd: Crowd) -> str:
+async def _send_poison(load: LoadGenerator) -> str:
     try:
-        await crowd.clients[0].generate(token_ids=[5, 6, POISON], max_tokens=8)
+        await load.clients[0].generate(token_ids=[5, 6, POISON], max_tokens=8)
     except OutriderError as error:
         return str(error)
-    return "an answer"
+    return "none: the request was answered"

@@ -1,4 +1,4 @@
-"""What happens to a cluster, and when: pure data, the same for the same seed."""
+"""Which faults are injected, and when. Pure data; the same seed gives the same schedule."""
 
 import random
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Fault(Enum):
-    """What is done to one process, or to one way between two."""
+    """A fault of one process, or of one direction of a gateway's connections."""
 
     RANK_KILL = "rank KILL"
     RANK_STOP = "rank STOP"
@@ -18,43 +18,47 @@ class Fault(Enum):
     GATEWAY_KILL = "gateway KILL"
     GATEWAY_STOP = "gateway STOP"
     GATEWAY_DRAIN = "gateway drain"
-    GATEWAY_DEAF = "no way to the gateway"
-    GATEWAY_MUTE = "no way from the gateway"
+    GATEWAY_INBOUND_CUT = "no way to the gateway"
+    GATEWAY_OUTBOUND_CUT = "no way from the gateway"
     REPLICA_DRAIN = "replica drain"
     CONTROLLER_KILL = "controller KILL"
 
 
+FAULTS = tuple(Fault)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blow:
-    """One fault in the middle of many streams."""
+class Injection:
+    """One planned fault."""
 
     fault: Fault
-    target: int  # which replica, or which gateway
-    after: float  # once the streams have heard this share of all their tokens
+    target: int  # index of the replica or gateway, modulo their number
+    after: float  # the share of the episode's tokens that have been received when the fault is injected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """Streams that begin together, and what happens until the last of them has ended."""
+    """Streams that start together, and the faults injected before the last of them ends."""
 
     number: int
     streams: int
-    first: int  # of the questions, which are asked in turn
-    blows: tuple[Blow, ...]
+    first_request: int  # index of the first stream's request; the others follow it
+    injections: tuple[Injection, ...]
 
     @property
-    def cuts_wires(self) -> bool:
-        return any(one.fault in (Fault.GATEWAY_DEAF, Fault.GATEWAY_MUTE) for one in self.blows)
+    def needs_proxies(self) -> bool:
+        """Whether clients must connect through the gateways' proxies."""
+        return any(one.fault in (Fault.GATEWAY_INBOUND_CUT, Fault.GATEWAY_OUTBOUND_CUT) for one in self.injections)
 
     def __str__(self) -> str:
-        blows = ", then ".join(f"{one.fault.value} of {one.target} after {one.after:.0%}" for one in self.blows)
-        return f"episode {self.number}: {self.streams} streams, {blows}"
+        faults = ", then ".join(f"{one.fault.value} of {one.target} after {one.after:.0%}" for one in self.injections)
+        return f"episode {self.number}: {self.streams} streams, {faults}"
 
 
 def schedule(
     seed: int, episodes: int, faults: Sequence[Fault], streams: Sequence[int], pairs: float = 0.2
 ) -> list[Episode]:
-    """Every fault meets every number of streams equally often; `pairs`: the share of episodes with two faults."""
+    """Combines every fault with every number of streams equally often. `pairs`: share of episodes with two faults."""
     rng = random.Random(seed)
     grid = [(fault, count) for fault in faults for count in streams]
     planned: list[Episode] = []
@@ -63,9 +67,12 @@ def schedule(
         for fault, count in grid[: episodes - len(planned)]:
             kinds = [fault] + ([rng.choice(faults)] if rng.random() < pairs else [])
             shares = sorted(rng.uniform(0.02, 0.8) for _ in kinds)
-            blows = [
-                Blow(fault=kind, target=rng.randrange(2), after=round(share, 3))
+            injections = [
+                Injection(fault=kind, target=rng.randrange(2), after=round(share, 3))
                 for kind, share in zip(kinds, shares, strict=True)
             ]
-            planned.append(Episode(number=len(planned), streams=count, first=rng.randrange(10_000), blows=tuple(blows)))
+            first = rng.randrange(10_000)
+            planned.append(
+                Episode(number=len(planned), streams=count, first_request=first, injections=tuple(injections))
+            )
     return planned

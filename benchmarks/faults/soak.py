@@ -1,4 +1,4 @@
-"""Streams without an end in sight and a fault a minute: what is lost, and what processes that live on have gained."""
+"""Streams for many minutes with a fault every minute: what is lost, and whether surviving processes leak resources."""
 
 import asyncio
 import contextlib
@@ -9,67 +9,68 @@ from typing import Any
 
 import psutil
 from faults.cluster import Cluster
-from faults.crowd import Crowd, Stream
-from faults.oracle import Heard
-from faults.questions import Question
-from faults.strikes import FAULTS, strike
+from faults.inject import inject
+from faults.load import Baseline, LoadGenerator, Stream
+from faults.requests import ChaosRequest
+from faults.schedule import FAULTS
 
 STREAMS = 128
 FAULT_EVERY_S = 60.0
 FROZEN_S = 20.0
-SETTLED = 0.2  # share of the time after which processes have what they need
+WARM_UP = 0.2  # share of the time before usage is first measured
 
 
 async def soak(
-    cluster: Cluster, crowd: Crowd, questions: Sequence[Question], minutes: float, seed: int
+    cluster: Cluster, load: LoadGenerator, requests: Sequence[ChaosRequest], minutes: float, seed: int
 ) -> dict[str, Any]:
-    twins = await crowd.answers(questions)
+    baseline = await load.baseline(requests)
     until = time.monotonic() + 60 * minutes
     wrong: list[str] = []
     counts = {"streams": 0, "lost": 0}
 
-    async def keep_asking(number: int) -> None:
-        asked = number
+    async def keep_streaming(number: int) -> None:
         while time.monotonic() < until:
-            stream = Stream(questions[asked % len(questions)], number % 2)
-            await stream.run(crowd.clients[stream.client])
-            _judge(stream, twins, counts, wrong)
-            asked += STREAMS
+            stream = Stream(requests[number % len(requests)], number % 2)
+            await stream.run(load.clients[stream.client])
+            _check(stream, baseline, counts, wrong)
+            number += STREAMS
 
     usage = asyncio.create_task(_watch_usage(60 * minutes))
-    faults = asyncio.create_task(_strike_now_and_then(cluster, until, seed))
-    await asyncio.gather(*(keep_asking(number) for number in range(STREAMS)))
-    struck = await faults
-    await asyncio.to_thread(cluster.mend)
-    return {**counts, "changed": len(wrong) - counts["lost"], "faults": struck, "grown": await usage}
+    injecting = asyncio.create_task(_inject_faults(cluster, until, seed))
+    await asyncio.gather(*(keep_streaming(number) for number in range(STREAMS)))
+    faults = await injecting
+    await asyncio.to_thread(cluster.restore)
+    return {**counts, "changed": len(wrong) - counts["lost"], "faults": faults, "grown": await usage}
 
 
-def _judge(stream: Stream, twins: dict[str, Heard], counts: dict[str, int], wrong: list[str]) -> None:
+def _check(stream: Stream, baseline: Baseline, counts: dict[str, int], wrong: list[str]) -> None:
     counts["streams"] += 1
-    if texts := stream.wrong(twins[stream.question.name]):
+    if texts := stream.problems(baseline[stream.request.name]):
         counts["lost"] += bool(stream.error)
-        wrong.append(stream.question.name)
-        print(f"  {stream.question.name}: {'; '.join(texts)[:600]}", flush=True)
+        wrong.append(stream.request.name)
+        print(f"  {stream.request.name}: {'; '.join(texts)[:600]}", flush=True)
 
 
-async def _strike_now_and_then(cluster: Cluster, until: float, seed: int) -> int:
-    rng, struck = random.Random(seed), 0
+async def _inject_faults(cluster: Cluster, until: float, seed: int) -> int:
+    """How many faults were injected."""
+    rng, minute, injected = random.Random(seed), 0, 0
     while time.monotonic() + FAULT_EVERY_S < until:
         await asyncio.sleep(FAULT_EVERY_S)
+        minute += 1
         fault, target = rng.choice(FAULTS), rng.randrange(2)
-        print(f"minute {struck + 1}: {fault.value} of {target}", flush=True)
-        await asyncio.to_thread(strike, cluster, fault, target)
-        struck += 1
+        done = await asyncio.to_thread(inject, cluster, fault, target) is not None
+        print(f"minute {minute}: {fault.value} of {target}{'' if done else ' (not injected)'}", flush=True)
+        injected += done
         await asyncio.sleep(min(FROZEN_S, FAULT_EVERY_S / 3))
-        cluster.thaw()
-    return struck
+        cluster.unfreeze_gateways()
+    return injected
 
 
 async def _watch_usage(seconds: float) -> dict[str, Any]:
-    """Of our processes that lived through it all: what they had at first, and in the end."""
-    await asyncio.sleep(SETTLED * seconds)
+    """Usage of the processes that survive the whole run, after the warm-up and at the end."""
+    await asyncio.sleep(WARM_UP * seconds)
     before = _usage()
-    await asyncio.sleep((1 - SETTLED) * seconds)
+    await asyncio.sleep((1 - WARM_UP) * seconds)
     after = _usage()
     return {name: {"before": had, "after": after[name]} for name, had in before.items() if name in after}
 

@@ -62,7 +62,7 @@ def digest_of(token: str) -> bytes:
 def parse_callers(text: str, source: str) -> tuple[Caller, ...]:
     """Lines of NAME ROLE[,ROLE] sha256:HEX; empty lines and # comments are skipped. OutriderError names the line.
 
-    None where there are no lines: nobody may call.
+    Empty if there are no lines: every call is refused.
     """
     callers: dict[str, Caller] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -89,12 +89,14 @@ def _parse(line: str, where: str) -> Caller:
 
 
 def first_callers(path: Path) -> tuple[Caller, ...]:
-    """OutriderError if the file is wrong, or lets nobody in: that is surely a mistake at the start."""
+    """At startup: OutriderError if the file is invalid, missing, or has no token."""
     callers = load_callers(path)
     if not path.exists():
         raise OutriderError(f"cannot read {path}: it is not there")
     if not callers:
-        raise OutriderError(f"{path} has no token: nobody could call (make one with `outrider token`)")
+        raise OutriderError(
+            f"{path} has no token, so that every call would be refused (make one with `outrider token`)"
+        )
     return callers
 
 
@@ -118,7 +120,7 @@ def caller_of(token: str, callers: tuple[Caller, ...]) -> Caller | None:
 
 
 class RefusedError(Exception):
-    """A call that is not let in: UNAUTHENTICATED or PERMISSION_DENIED."""
+    """A call without permission. `code` is UNAUTHENTICATED or PERMISSION_DENIED."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -145,7 +147,7 @@ class Authenticator(grpc.aio.ServerInterceptor):
         return await continuation(details)
 
     def admit(self, token: str, method: str, wanted: frozenset[Role]) -> None:
-        """Lets the call that runs go on, under its caller's name. RefusedError if the token does not allow it."""
+        """Sets CALLER for the current call. RefusedError if the token has none of the `wanted` roles."""
         caller = caller_of(token, self._callers.value)
         if caller is None:
             message = "no valid token: send authorization: Bearer TOKEN"

@@ -110,7 +110,7 @@ class Fleet:
                 await asyncio.wait_for(change.wait(), until - loop.time())
 
     def stop_waiting(self) -> None:
-        """Nobody waits for a successor any more."""
+        """Ends every wait for a successor with UnavailableError."""
         self._stopped = True
         self._changed()
 
@@ -146,7 +146,7 @@ class Fleet:
         return [one.name for one, _ in ready]
 
     async def counters(self, timeout_s: float) -> list[EngineCounters]:
-        """Of the ready replicas that answer in time."""
+        """Counters of the ready replicas that answer within the timeout."""
         asked = (replica.client.ask(timeout_s) for replica in self._replicas.values() if replica.ready)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         return [answer[1] for answer in answers if not isinstance(answer, BaseException)]

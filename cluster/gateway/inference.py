@@ -1,6 +1,6 @@
-"""A request from its arrival to its end, whichever protocol brought it: checked, admitted, routed, moved, recorded.
+"""Runs one request, from gRPC or HTTP: checks it, admits it, routes it, moves it if its replica is lost, records it.
 
-What is decided elsewhere is put in order here. Knows nothing of gRPC contexts or HTTP.
+Other modules make the decisions; this one calls them in order. Knows nothing of gRPC contexts or HTTP.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import grpc
 
 from outrider.cluster.errors import DuplicateRequestError, UnavailableError
-from outrider.cluster.gateway import wire
 from outrider.cluster.gateway.admission import Admission, Ticket
 from outrider.cluster.gateway.call_record import CallRecord
 from outrider.cluster.gateway.fleet import Fleet
@@ -26,6 +25,7 @@ from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.gateway.resumption import to_say_again
 from outrider.cluster.gateway.router import ReplicaId
 from outrider.cluster.gateway.stream import RequestStream
+from outrider.cluster.gateway.wire.calls import call_from_wire
 from outrider.cluster.gateway.writer import SlowReaderError
 from outrider.cluster.generation import Event, GenerateCall
 from outrider.cluster.known_metrics import KnownMetrics
@@ -41,7 +41,7 @@ log = logging.getLogger("outrider.gateway.service")
 
 _THREADS = 4  # that prepare large requests
 T = TypeVar("T")
-MOST_CRASHES = 2  # replicas lost in a row while they computed a request's next token: then it is what breaks them
+MOST_CRASHES = 2  # replicas lost in a row while computing a request's next token: then it is assumed to be the cause
 MOST_MOVES = 16  # in a row without a token, wherever the request waited
 
 _REFUSALS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
@@ -55,12 +55,12 @@ REFUSALS = tuple(kind for kind, _ in _REFUSALS)  # what `Inference.events` raise
 
 
 def status_code(error: Exception) -> grpc.StatusCode:
-    """What one of REFUSALS is called, in gRPC's words."""
+    """The gRPC status of one of REFUSALS."""
     return next(code for kind, code in _REFUSALS if isinstance(error, kind))
 
 
 class Inference:
-    """One event loop. `encoder` comes once the model is known; `draining` refuses what is new."""
+    """Runs in one event loop. `encoder` is None until the model is known. `draining` refuses new requests."""
 
     def __init__(
         self,
@@ -109,9 +109,9 @@ class Inference:
 
     @contextlib.contextmanager
     def recorded(self, name: str, parent: TraceContext | None) -> Iterator[CallRecord]:
-        """What is known of a call, told to logs, metrics and spans when it ends, however it does.
+        """The record of a call, which is written to the log, the metrics and the span when the call ends.
 
-        `name`: the span's, which is a child of `parent`.
+        `name`: of the span, whose parent is `parent`.
         """
         record = CallRecord(self._tracing.begin(name, parent))
         try:
@@ -137,9 +137,9 @@ class Inference:
     async def events(
         self, message: inference_pb2.GenerateRequest, record: CallRecord, deadline_s: float | None = None
     ) -> AsyncGenerator[Event]:
-        """Accepted first; one of REFUSALS instead. Closing the iterator cancels the request.
+        """Accepted first, or raises one of REFUSALS. Closing the iterator cancels the request.
 
-        `deadline_s`: how long the client waits, if not for ever.
+        `deadline_s`: how long the client waits; None: without limit.
         """
         encoder, replica = self.ready()
         record.request_id = message.request_id or secrets.token_hex(16)
@@ -154,7 +154,7 @@ class Inference:
             self._metrics.resumed.inc(message.HasField("resume"))
             run = self._inline if is_small(message) else self.in_thread
             await run(self._limits.check, message)
-            record.call = await run(wire.call_from_wire, message)
+            record.call = await run(call_from_wire, message)
             prepared = await run(prepare, record.call, encoder, self._limits, replica.info, self._salt(record.caller))
             stream = await self._open(prepared, encoder, ticket, record.context)
             ticket.ask_for_turn(stream.take_turn)
@@ -175,7 +175,7 @@ class Inference:
         record.status = "error" if stream.failed else "ok"
 
     def ready(self) -> tuple[PromptEncoder, Replica]:
-        """What a request is checked by: any replica will do. UnavailableError if none takes requests."""
+        """The encoder and any ready replica, to check a request with. UnavailableError if no replica is ready."""
         if self.draining:
             raise UnavailableError("the gateway is draining: send the request to another")
         replica = self._fleet.choose()
@@ -191,13 +191,13 @@ class Inference:
         return function(*arguments)
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Other streams go on meanwhile."""
+        """Runs the function in a thread, so that it does not block other streams."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def _open(
         self, prepared: Prepared, encoder: PromptEncoder, ticket: Ticket, trace: TraceContext
     ) -> RequestStream:
-        """A checked request with its place in the queue, and the replica it goes to."""
+        """Queues the checked request, and chooses its replica."""
         call, token_ids = prepared.call, prepared.token_ids
         ticket.queue(len(token_ids))
         await encoder.check_grammar(prepared.params)
@@ -241,7 +241,7 @@ class Inference:
                 await self._move(stream)
 
     async def _move(self, stream: RequestStream) -> None:
-        """To a replica that goes on with the same text; without one the stream fails, and says why."""
+        """To a replica that continues with the same tokens. If there is none, the stream fails with the reason."""
         origin, fingerprint = stream.replica.id, stream.fingerprint
         while stream.lost:
             try:
@@ -255,12 +255,12 @@ class Inference:
                     replica = await self._fleet.successor(
                         stream.connection, fingerprint, stream.length, stream.prefix, self._resume_wait_s
                     )
-                with contextlib.suppress(EngineStoppedError):  # gone in this moment: then another
+                with contextlib.suppress(EngineStoppedError):  # it has just ended: choose another
                     stream.move_to(replica)
                     self._metrics.moves.inc()
                     _log_move(stream, origin)
             except UnavailableError as error:
-                if stream.lost:  # and has not failed meanwhile, as all do when the gateway leaves
+                if stream.lost:  # and `fail_all` has not ended it meanwhile
                     stream.fail(f"{await stream.why_lost()}; {error}")
 
 

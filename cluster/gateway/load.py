@@ -8,7 +8,7 @@ from outrider.workers.types.request import Request
 
 BLOCK_TOKENS = 64
 MOST_BLOCKS = 32_768  # remembered for each replica: two million tokens; then the least recently used go
-EXPECTED_OUTPUT_TOKENS = 256  # of an output whose length nobody knows, or that may be longer
+EXPECTED_OUTPUT_TOKENS = 256  # assumed for outputs without max_tokens or with a larger one
 
 
 @dataclass(frozen=True, slots=True)

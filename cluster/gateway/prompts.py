@@ -64,7 +64,7 @@ class PromptEncoder:
 
 
 def _turn(message: Message) -> dict[str, Any]:
-    """As chat templates expect it. What is absent is not there, since a template may ask whether it is."""
+    """A message as chat templates expect it. Absent fields are left out, since templates test whether they exist."""
     content = message.content if isinstance(message.content, str) else "\n".join(message.content)
     turn: dict[str, Any] = {"role": message.role, "content": content}
     if message.tool_calls:

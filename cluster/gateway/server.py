@@ -37,7 +37,7 @@ from outrider.workers.types.errors import CheckpointError, OutriderError
 log = logging.getLogger("outrider.gateway")
 
 _RETRY_S = 1.0
-_ENGINES_EVERY_S, _ENGINES_TIMEOUT_S = 2.0, 1.0  # how often engines are asked how they are, for metrics
+_ENGINES_EVERY_S, _ENGINES_TIMEOUT_S = 2.0, 1.0  # how often engines' counters are read for metrics
 TRACED_AS = "outrider-gateway"  # the service's name in spans
 _LAST_WORDS_S = 2.0
 

@@ -1,4 +1,4 @@
-"""InferenceService over gRPC: writes a call's events, and says as a status what refuses it."""
+"""InferenceService over gRPC: writes a call's events, and turns refusals into gRPC statuses."""
 
 import asyncio
 import contextlib
@@ -24,10 +24,10 @@ GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, infere
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """One event loop."""
+    """Runs in one event loop."""
 
     def __init__(self, inference: Inference, write_timeout_s: float) -> None:
-        """`write_timeout_s`: how long a client may read nothing of what it is sent."""
+        """`write_timeout_s`: the call of a client that reads nothing for this long is aborted."""
         self._inference, self._write_timeout_s = inference, write_timeout_s
 
     async def Generate(  # noqa: N802

@@ -234,7 +234,7 @@ class RequestStream:
                 yield Finished(index=index, reason=delta.finish_reason, stop_reason=delta.stop_reason, usage=usage)
 
     def _with_ids(self, index: int, calls: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
-        """The id comes with the name. A request that goes on at another gateway gets the same."""
+        """Adds the id to a call's first delta. It is the same if another gateway resumes the request."""
         return tuple(replace(call, id=self._call_id(index, call.index)) if call.name else call for call in calls)
 
     def _call_id(self, index: int, number: int) -> str:

@@ -25,7 +25,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 
 
 def ssl_context(files: TlsFiles) -> ssl.SSLContext:
-    """For HTTP: each handshake has the files as they are then. OutriderError as `server_credentials`."""
+    """For HTTP. Each handshake uses the files' current contents. Raises as `server_credentials` does."""
     watched = Watched(files.paths, lambda: _context(files))
 
     def refresh(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
@@ -37,7 +37,7 @@ def ssl_context(files: TlsFiles) -> ssl.SSLContext:
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
-    _configuration(files)  # checks them
+    _configuration(files)  # raises if they are invalid
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key, password=_no_password)
     context.set_alpn_protocols(["http/1.1"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from outrider.cluster.gateway import wire
+from outrider.cluster.gateway.wire.events import event_to_wire, heartbeat_to_wire
 from outrider.cluster.generation import Event
 
 _STATUS_WAIT_S = 60.0
@@ -39,7 +39,7 @@ class EventWriter:
 
     async def write(self, event: Event) -> None:
         """SlowReaderError if the client does not read."""
-        await self._write(wire.event_to_wire(event))
+        await self._write(event_to_wire(event))
 
     async def _write(self, message: Any) -> None:
         async with self._lock:
@@ -73,11 +73,11 @@ class EventWriter:
         """Until the client stops reading, which the next event's write says."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(SlowReaderError):
-            await self._write(wire.heartbeat_to_wire())
+            await self._write(heartbeat_to_wire())
             while True:
                 await asyncio.sleep(max(0.0, self._written_at + interval_s - loop.time()))
                 if loop.time() >= self._written_at + interval_s:
-                    await self._write(wire.heartbeat_to_wire())
+                    await self._write(heartbeat_to_wire())
 
 
 async def time_to_send(sending: "asyncio.Future[None]", timeout_s: float, wanted: Callable[[], bool]) -> float:

@@ -1,5 +1,6 @@
-"""Loads the parts of benchmarks/chaos.py as tests/unit/benchmarks does, and serves one cluster for all tests here."""
+"""Loads the modules of benchmarks/chaos.py as tests/unit/benchmarks does, and serves one cluster for all tests here."""
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,15 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 before = list(sys.path)
 sys.path.insert(0, str(BENCHMARKS))
-for name in ("common", "faults.cluster", "faults.crowd", "faults.cuts", "faults.poison", "faults.schedule"):
+for name in (
+    "common",
+    "faults.cluster",
+    "faults.cuts",
+    "faults.load",
+    "faults.poison",
+    "faults.requests",
+    "faults.schedule",
+):
     importlib.import_module(name)
 sys.path[:] = before
 
@@ -22,5 +31,5 @@ from faults.cluster import Cluster  # noqa: E402  # found through the path above
 def cluster() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(BENCHMARKS.parent / "src"))
-        with Cluster() as cluster:
+        with contextlib.closing(Cluster()) as cluster:
             yield cluster

@@ -1,6 +1,6 @@
-"""No request lost, none changed: real engines on a real Ray, real gateways, and faults in the middle of streams.
+"""Faults lose no stream and change no output: real engines on a real Ray, real gateways, faults while streams run.
 
-`benchmarks/chaos.py` does the same for as long as it is told to.
+`benchmarks/chaos.py` runs the same for longer.
 """
 
 import asyncio
@@ -9,32 +9,29 @@ import re
 import pytest
 from common import prompts
 from faults.cluster import Cluster
-from faults.crowd import Crowd
 from faults.cuts import cut_everywhere
-from faults.oracle import Heard
-from faults.poison import beside_poison
-from faults.questions import PARAMETER_SETS, questions
-from faults.schedule import Blow, Episode, Fault
+from faults.load import Baseline, LoadGenerator
+from faults.poison import run_beside_poison
+from faults.requests import PARAMETER_SETS, chaos_requests
+from faults.schedule import Episode, Fault, Injection
 
-QUESTIONS = questions([text[:160] for text in prompts("code", 2)], max_tokens=24)
+REQUESTS = chaos_requests([text[:160] for text in prompts("code", 2)], max_tokens=24)
 HUNG = re.compile(r"rank 1 \(stage 1, .*\) hangs: no progress for .* in round \d+")
 STREAMS = 2 * len(PARAMETER_SETS)
 
-Twins = dict[str, Heard]
-
 
 @pytest.fixture(scope="module")
-def twins(cluster: Cluster) -> Twins:
-    """What every question is answered while nothing happens."""
+def baseline(cluster: Cluster) -> Baseline:
+    """Every request's output without faults."""
 
-    async def ask() -> Twins:
-        crowd = Crowd(cluster)
-        answers = await crowd.answers(QUESTIONS)
-        await crowd.close()
-        return answers
+    async def run() -> Baseline:
+        load = LoadGenerator(cluster)
+        found = await load.baseline(REQUESTS)
+        await load.close()
+        return found
 
-    cluster.mend()
-    return asyncio.run(ask())
+    cluster.restore()
+    return asyncio.run(run())
 
 
 @pytest.mark.parametrize(
@@ -46,29 +43,29 @@ def twins(cluster: Cluster) -> Twins:
     ],
     ids=lambda faults: " and ".join(fault.value for fault in faults),
 )
-def test_streams_live_through_faults_and_are_what_they_would_have_been(
-    cluster: Cluster, twins: Twins, faults: tuple[Fault, ...]
+def test_streams_survive_faults_with_the_same_output(
+    cluster: Cluster, baseline: Baseline, faults: tuple[Fault, ...]
 ) -> None:
-    blows = tuple(Blow(fault=fault, target=0, after=0.1 + 0.1 * n) for n, fault in enumerate(faults))
-    episode = Episode(number=0, streams=STREAMS, first=0, blows=blows)
+    injections = tuple(Injection(fault=fault, target=0, after=0.1 + 0.1 * n) for n, fault in enumerate(faults))
+    episode = Episode(number=0, streams=STREAMS, first_request=0, injections=injections)
 
     async def scenario() -> dict[str, list[str]]:
-        crowd = Crowd(cluster)
-        result = await crowd.live_through(episode, QUESTIONS, twins)
-        await crowd.close()
+        load = LoadGenerator(cluster)
+        result = await load.run_episode(episode, REQUESTS, baseline)
+        await load.close()
         return result.wrong
 
     assert asyncio.run(scenario()) == {}
-    cluster.mend()
+    cluster.restore()
     if Fault.RANK_HANG in faults:
         assert any(HUNG.search(ending) for ending in cluster.last_endings())
 
 
-def test_streams_that_are_cut_after_every_message_are_what_they_would_have_been(cluster: Cluster) -> None:
+def test_streams_that_are_cut_after_every_message_have_the_same_output(cluster: Cluster) -> None:
     async def scenario() -> None:
-        crowd = Crowd(cluster)
-        found = await cut_everywhere(cluster, crowd, QUESTIONS[: len(PARAMETER_SETS)], most_cuts=1000)
-        await crowd.close()
+        load = LoadGenerator(cluster)
+        found = await cut_everywhere(cluster, load, REQUESTS[: len(PARAMETER_SETS)], most_cuts=1000)
+        await load.close()
 
         assert found["streams"] == len(PARAMETER_SETS)
         assert found["cuts"] > 10 * len(PARAMETER_SETS)
@@ -77,17 +74,17 @@ def test_streams_that_are_cut_after_every_message_are_what_they_would_have_been(
     asyncio.run(scenario())
 
 
-def test_a_request_that_kills_every_engine_ends_two_and_those_beside_it_finish(cluster: Cluster) -> None:
+def test_a_request_that_kills_every_engine_is_stopped_after_two_and_the_others_finish(cluster: Cluster) -> None:
     async def scenario() -> None:
-        crowd = Crowd(cluster)
+        load = LoadGenerator(cluster)
         before = cluster.generations()
-        found = await beside_poison(cluster, crowd, QUESTIONS, bystanders=40)
-        await crowd.close()
+        found = await run_beside_poison(cluster, load, REQUESTS, bystanders=40)
+        await load.close()
         after = cluster.generations()
 
         assert found["finished"] == found["bystanders"]
         assert found["changed"] == 0
-        assert "2 replicas in a row were lost" in found["poison_heard"]
+        assert "2 replicas in a row were lost" in found["poison_error"]
         assert before is not None
         assert after is not None
         assert sum(after.values()) - sum(before.values()) == 2

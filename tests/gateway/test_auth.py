@@ -45,12 +45,12 @@ def token_file(tmp_path: Path) -> Path:
     "metadata",
     [
         (),
-        (("authorization", "Bearer or-nobodys"),),
+        (("authorization", "Bearer or-unknown"),),
         (("authorization", "Bearer "),),
         (("authorization", BOTH),),
         (("authorization", f"Basic {BOTH}"),),
         (("authorization", f"Bearer {hashlib.sha256(BOTH.encode()).hexdigest()}"),),
-        (("authorization", "Bearer or-nobodys"), ("authorization", f"Bearer {BOTH}")),
+        (("authorization", "Bearer or-unknown"), ("authorization", f"Bearer {BOTH}")),
         (("outrider-cluster-key", BOTH),),
     ],
     ids=["none", "wrong", "empty", "no scheme", "other scheme", "the hash itself", "wrong first", "other header"],
@@ -138,7 +138,7 @@ def test_a_changed_token_file_takes_effect_and_a_broken_one_does_not(model: Path
 
             token_file.write_text(line("new", "inference", "or-new-token"))
             assert await may("or-new-token")
-            token_file.write_text("# nobody\n")
+            token_file.write_text("# no token\n")
             assert not await may("or-new-token")
 
             token_file.write_text(line("writer", "inference", TEXT))
@@ -182,12 +182,12 @@ def test_the_log_says_whose_a_request_is(model: Path, token_file: Path, caplog: 
         assert [one["caller"] for one in lines if one["event"] == event] == ["writer", "both"]
 
 
-@pytest.mark.parametrize("text", ["", "# nobody\n"])
-def test_a_gateway_does_not_start_with_a_token_file_that_lets_nobody_in(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "# no token\n"])
+def test_a_gateway_does_not_start_with_a_token_file_without_tokens(tmp_path: Path, text: str) -> None:
     file = tmp_path / "tokens"
     file.write_text(text)
 
-    with pytest.raises(OutriderError, match="has no token: nobody could call"):
+    with pytest.raises(OutriderError, match="has no token, so that every call would be refused"):
         Authenticator(file)
 
 

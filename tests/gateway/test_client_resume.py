@@ -177,7 +177,7 @@ def test_a_stream_that_breaks_behind_its_last_event_is_done() -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_client_that_has_heard_every_end_does_not_mind_how_its_gateway_ends(plain: bool) -> None:
-    """One that is killed between the last event and the call's status."""
+    """The gateway is killed between the last event and the call's status."""
     wire_events = [
         pb.GenerateResponse(accepted=pb.Accepted(request_id="r", seed=3, fingerprint="f")),
         pb.GenerateResponse(output=pb.Output(index=0, token_ids=[7])),

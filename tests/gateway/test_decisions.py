@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.gateway import router, wire
+from outrider.cluster.gateway import router
 from outrider.cluster.gateway.load import BLOCK_TOKENS, EXPECTED_OUTPUT_TOKENS, LoadBook, PrefixKeys
 from outrider.cluster.gateway.router import Candidate, Never, ReplicaId, RoutingTable, Wait
 from outrider.cluster.gateway.server import GatewaySettings
+from outrider.cluster.gateway.wire.calls import call_from_wire, call_to_wire
+from outrider.cluster.gateway.wire.events import event_from_wire, event_to_wire
 from outrider.cluster.generation import (
     Accepted,
     ChatPrompt,
@@ -169,7 +171,7 @@ def test_a_load_book_forgets_the_prompts_used_longest_ago() -> None:
     ],
 )
 def test_events_survive_the_wire(event: Accepted | Output | Finished | Failed) -> None:
-    assert wire.event_from_wire(wire.event_to_wire(event)) == event
+    assert event_from_wire(event_to_wire(event)) == event
 
 
 @pytest.mark.parametrize("speculation", [None, "auto", "off", 1, 16])
@@ -184,7 +186,7 @@ def test_calls_survive_the_wire(speculation: str | int | None) -> None:
             seed=-7, fingerprint="f", outputs=(OutputSoFar(index=1, token_ids=(5, 6)), OutputSoFar(index=2))
         )
         call = GenerateCall(prompt=prompt, params=params, request_id="r", speculation_detail=True, resume=resume)
-        assert wire.call_from_wire(wire.call_to_wire(call)) == call
+        assert call_from_wire(call_to_wire(call)) == call
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_calls_survive_the_wire(speculation: str | int | None) -> None:
 def test_structured_outputs_survive_the_wire(constraint: dict[str, Any]) -> None:
     params = SamplingParams(structured_outputs=StructuredOutputsParams(**constraint), max_tokens=None, reasoning=True)
     call = GenerateCall(prompt=TextPrompt("hello"), params=params)
-    assert wire.call_from_wire(wire.call_to_wire(call)) == call
+    assert call_from_wire(call_to_wire(call)) == call
 
 
 def test_a_conversation_survives_the_wire() -> None:
@@ -221,13 +223,13 @@ def test_a_conversation_survives_the_wire() -> None:
             {"thinking": True, "n": [1.5]},
         )
         asked = GenerateCall(prompt=prompt, params=SamplingParams(max_tokens=None), auto_reasoning=True)
-        assert wire.call_from_wire(wire.call_to_wire(asked)) == asked
+        assert call_from_wire(call_to_wire(asked)) == asked
 
 
 def test_what_a_call_gained_survives_the_wire() -> None:
     deltas = (ToolCallDelta(index=0, id="c", name="add", arguments="{"), ToolCallDelta(index=1, arguments="}"))
     event = Output(index=1, tool_calls=deltas)
-    assert wire.event_from_wire(wire.event_to_wire(event)) == event
+    assert event_from_wire(event_to_wire(event)) == event
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_what_a_call_gained_survives_the_wire() -> None:
 )
 def test_a_conversation_that_cannot_be_is_refused_by_name(messages: pb.Messages, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        wire.call_from_wire(pb.GenerateRequest(messages=messages))
+        call_from_wire(pb.GenerateRequest(messages=messages))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Many clients at once, and slow ones: nothing is left behind, nobody waits for another."""
+"""Many clients at once, and slow ones: nothing leaks, and no client waits for another."""
 
 import asyncio
 import random
@@ -69,7 +69,7 @@ def test_two_hundred_streams_with_random_cancels_leave_nothing_behind(model: Pat
     asyncio.run(scenario())
 
 
-def test_a_slow_client_delays_nobody_and_still_hears_everything(model: Path) -> None:
+def test_a_slow_client_delays_no_other_and_receives_everything(model: Path) -> None:
     async def scenario() -> None:
         engine = FakeEngine(max_model_len=2 * TOKENS, round_s=0.0005, per_round=lambda given: 100)
         async with running(model, engine) as cluster:

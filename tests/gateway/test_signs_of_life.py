@@ -119,7 +119,7 @@ def test_a_frozen_gateway_is_left_for_another(model: Path, plain: bool) -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_gateway_that_is_frozen_when_a_client_first_asks_it_is_left_for_another(model: Path, plain: bool) -> None:
-    """The system takes the connection for it, and no greeting comes."""
+    """The system accepts the connection, and the gateway sends no HTTP/2 settings."""
 
     def ask(addresses: list[str]) -> list[int]:
         with Client(addresses) as client:

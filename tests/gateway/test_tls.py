@@ -57,7 +57,7 @@ def test_plain_callers_and_callers_that_trust_somebody_else_get_nothing(
     asyncio.run(scenario())
 
 
-def test_mutual_tls_lets_in_nobody_without_a_valid_certificate_of_the_right_authority(
+def test_mutual_tls_refuses_clients_without_a_valid_certificate_of_the_right_authority(
     model: Path, authority: Authority, stranger: Authority
 ) -> None:
     shown = {

@@ -71,24 +71,30 @@ class AutoDepth:
         margin = 0.0 if drafting else _MARGIN * (plain.sequences + best.brings)
         if not self._deepest or (best.gain <= margin and not budget.probes):
             return [follow] * len(live)
-        probing, most = budget.probes > 0, self.value.affordable_depth(live, plain, budget.level)
-        return [self._plan_of(each, depth, most, probing) for each, depth in zip(live, best.depths, strict=True)]
+        # Drafts of two rounds are out before it is known what became of the first
+        safe, most = (self.value.affordable_depth(live, plain, lost / 2) for lost in (budget.spare, budget.level))
+        return [
+            self._plan_of(each, min(self._depth(depth, safe, probing=budget.probes > 0), most))
+            for each, depth in zip(live, best.depths, strict=True)
+        ]
 
-    def _plan_of(self, each: Live, depth: int, most: int, probing: bool) -> DraftPlan:
+    def _depth(self, best: int, safe: int, *, probing: bool) -> int:
+        """How deep to draft at most. Where confidence may stop each sequence by itself, deeper than what is best."""
+        if self._every_step:
+            return max(best, int(probing))
+        return max(best, safe) if best or probing else 0
+
+    def _plan_of(self, each: Live, depth: int) -> DraftPlan:
         if self.lookups.carries(each.sequence_id):
             return DraftPlan(looks_up=True)
-        if not self._every_step and (depth or probing):
-            depth = self._deepest
-        elif not depth:
-            depth = int(probing or (self._turn + each.sequence_id) % _RETRY == 0)
-        depth = min(depth, most)
+        depth = depth or int((self._turn + each.sequence_id) % _RETRY == 0)
         return DraftPlan(depth, follows=True, stop=self.value.stop_rule(each), looks_up=True)
 
     def newcomer(self, each: Live, *, drafting: bool) -> DraftPlan:
         """For a sequence whose prompt is about to be read. `drafting`: the others' plans have drafts."""
         if not drafting or not self.value.price or self._every_step:
             return DraftPlan(follows=self._deepest > 0, looks_up=True)
-        return self._plan_of(each, self._deepest, self._deepest, probing=False)
+        return self._plan_of(each, self._deepest)
 
     def verify(self, made: Sequence[Made], base: Shape, budget: Budget) -> list[int]:
         """How many leading drafts of each to verify. `base`: the round that they would join, without them."""

@@ -175,8 +175,7 @@ class DepthPolicy:
         skipped, lane.skipped_s, lane.skips, lane.rounds = lane.skipped_s, [], 0, lane.plain.sequences + _PLAN_EVERY
         if lane.budget.wait:
             lane.budget.skip(max(len(skipped), 1))
-        else:
-            lane.budget.measured()
+        lane.budget.measured()
         if len(skipped) > 2 * PLAIN_SKIPPED:
             self._auto.time.observe_plain(lane.plain, skipped[PLAIN_SKIPPED:])
 
@@ -188,7 +187,7 @@ class DepthPolicy:
         `drafts`: the sequences that have some after it.
         """
         if not lane.auto:  # what the drafts of each sequence bring and take cannot be told
-            lane.budget.pay(0.0, drafted=any(each in self._automatic for each in drafts))
+            lane.budget.pay(0.0, verified=any(each in self._automatic for each in drafts))
             return
         pending, rows, sequences = len(drafts) > 0, len(round.token_ids), len(round.sequence_ids)
         plain_s = lane.plain_s
@@ -196,13 +195,13 @@ class DepthPolicy:
             context = lane.plain.context * sequences / lane.plain.sequences
             plain_s = self._auto.time.plain_s(Shape.plain(sequences, context, min(lane.plain.sampled, sequences)))
         if rows == int(round.sample_counts.sum()):
-            lane.draft_s, drafted = draft_s, pending or rows > sequences
+            lane.draft_s = draft_s
             forecast_s = self._auto.time.forecast_s(self._shape(lane, round, verdict, drafts))
             lane.surprised = round_s + draft_s > _SURPRISE * forecast_s
             tokens = len(verdict.token_ids) / sequences
-            lane.budget.settle(tokens, forecast_s / plain_s, drafted=drafted, pending=pending)
+            lane.budget.settle(tokens, forecast_s / plain_s, verified=rows > sequences, pending=pending)
         else:  # prompts are read, and the drafter follows them
-            lane.budget.pay(max(draft_s - lane.draft_s, 0.0) / plain_s, drafted=pending, pending=pending)
+            lane.budget.pay(max(draft_s - lane.draft_s, 0.0) / plain_s, verified=pending, pending=pending)
 
     def _shape(self, lane: _Lane, round: Round, verdict: Verdict, drafts: Mapping[int, Drafts]) -> Shape:
         """The decoding round's, its contexts as long as when its lane was planned."""

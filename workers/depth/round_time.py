@@ -8,6 +8,7 @@ which speculation takes no part in, are what all gains and losses are counted ag
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 from statistics import median
 from typing import NamedTuple
 
@@ -20,11 +21,16 @@ Floats = NDArray[np.float64]
 
 # Shares of a first round, from scout on two cores: fixed, row, expert, sequence, context, rows x context, sampled row
 _FORWARD = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05, 0.05)
-# The same of drafting: following at all, followed token, drafting at all, step, draft, sampled draft
-_DRAFTING = (0.03, 0.02, 0.1, 0.08, 0.01, 0.01)
+# The same after it: following at all, followed token; drafting at all, step, draft, sampled draft
+_FOLLOWING, _DRAFTING = (0.03, 0.02), (0.1, 0.08, 0.01, 0.01)
 _PER = 1e-3  # contexts are counted in thousands of tokens, so that coefficients are of one order
 _MEMORY = 400.0  # rounds; recorded rounds are forecast best with 200 to 800 (recordings/scout-rounds.npz)
-_SPEED_RATE = 0.2  # a round's weight in the machine's speed, which drifts within tens of rounds; 1 in 4 is learned from
+_SPEED_RATE = (
+    0.15  # a round's weight in the machine's speed, which drifts within tens of rounds; 1 in 4 is learned from
+)
+_DRAFTER_RATE = 0.1  # the same of a drafter's speed: drafts that turn ten times dearer are noticed within 100 rounds
+_SPEED_HELD = 0.995  # the power to which it is raised each time: else it drifts to 0.7 in 500 even rounds (simulation)
+_ROUNDS_LEARNED = 4.0  # of these rounds one is learned from, and moves the speed (policy.py)
 _OUTLIER = 1.5  # times its forecast, beyond which a round is counted as so much: 1 in 100 recorded rounds is
 _ROWS_MEMORY = 24.0  # rounds that a number of rows' correction remembers
 _FEW = 6.0  # rounds that make a number of rows known, and halve the weight of its correction where fewer were seen
@@ -53,10 +59,14 @@ class Shape(NamedTuple):
         return cls(sequences, sequences, context, context, sampled)
 
     @property
+    def following(self) -> tuple[float, ...]:
+        """What the time in which the drafter takes in tokens is in proportion to."""
+        return float(self.followed > 0), self.followed
+
+    @property
     def drafting(self) -> tuple[float, ...]:
         """What the time of its drafts is in proportion to."""
-        followed, drafted = float(self.followed > 0), float(self.steps > 0)
-        return followed, self.followed, drafted, self.steps, self.drafts, self.sampled_drafts
+        return float(self.steps > 0), self.steps, self.drafts, self.sampled_drafts
 
 
 @dataclass(slots=True)
@@ -77,6 +87,30 @@ class _Correction:
         return 1.0 + (self.ratio - 1.0) * self.seen / (self.seen + self.doubt)
 
 
+@dataclass(slots=True)
+class _Drafter:
+    """The linear models of one drafter's seconds, and its present speed."""
+
+    following: LeastSquares
+    drafting: LeastSquares
+    speed: float
+
+    @property
+    def coefficients(self) -> list[float]:
+        return [self.speed * each for each in (*self.following.coefficients, *self.drafting.coefficients)]
+
+    def observe(self, shape: Shape, seconds: float) -> None:
+        following_s = self.speed * self.following.value(shape.following)
+        if not shape.drafts:
+            self.following.observe(shape.following, seconds / self.speed)
+            return
+        seconds = max(seconds - following_s, seconds / 2)
+        if self.drafting.seen >= _FEW:
+            forecast_s = self.speed * self.drafting.value(shape.drafting)
+            self.speed = _followed(self.speed, _DRAFTER_RATE, seconds / forecast_s)
+        self.drafting.observe(shape.drafting, seconds / self.speed)
+
+
 class RoundTime:
     """Seconds of rounds by shape. *Relative* seconds are seconds on a machine of speed 1."""
 
@@ -84,7 +118,7 @@ class RoundTime:
         """`experts`: how many routed experts a layer has, and how many of them a token activates."""
         self._experts = experts
         self._forward = LeastSquares(_FORWARD, memory=_MEMORY)
-        self._drafting: dict[str, LeastSquares] = {}
+        self._drafters: dict[str, _Drafter] = {}
         self._rows: dict[int, _Correction] = {}
         self._plain: dict[int, _Correction] = {}  # by size class
         self._speed = 1.0
@@ -100,15 +134,13 @@ class RoundTime:
 
     def observe(self, shape: Shape, round_s: float, draft_s: float) -> None:
         """Learns from a round: `round_s` to its verdict, `draft_s` from there to its drafts."""
-        drafting = self.drafting(shape.drafter) if shape.followed or shape.drafts else None
         rows = self._rows.setdefault(_cell(shape.rows), _Correction())
         if rows.seen >= _FEW:  # else the surprise is the shape's
-            ratio = (round_s + draft_s) / self._relative_s(shape)
-            self._speed += _SPEED_RATE * (_clipped(ratio / self._speed) - 1.0) * self._speed
+            self._follow_speed(round_s / (self._speed * self._forward_s(shape)), 1.0)
         features = self._features(shape)
         self._forward.observe(features, round_s / self._speed, at_once=rows.seen < _FEW)
-        if drafting is not None:
-            drafting.observe(shape.drafting, draft_s / self._speed)
+        if shape.followed or shape.drafts:
+            self._drafter(shape.drafter).observe(shape, draft_s)
         rows.observe(_clipped(round_s / (self._speed * max(self._forward.value(features), 1e-9))))
         if shape.rows > self._widest:
             self._widest, self._solved = shape.rows, -1
@@ -116,6 +148,7 @@ class RoundTime:
     def observe_plain(self, shape: Shape, rounds_s: Sequence[float]) -> None:
         """Plain rounds like `shape` in a row."""
         took_s = median(rounds_s)
+        self._follow_speed(took_s / self.plain_s(shape), len(rounds_s) / _ROUNDS_LEARNED)
         known = self._plain.setdefault(size_class(shape.sequences), _Correction(_PLAIN_DOUBT, _PLAIN_MEMORY))
         known.observe(_clipped(took_s / (self._speed * self._forward_s(shape))))
         self.observe(shape, took_s, 0.0)
@@ -150,16 +183,32 @@ class RoundTime:
         *_, product, draw = self._forward.coefficients
         return _PER * product * context + draw * sampled
 
-    def drafting(self, drafter: str) -> LeastSquares:
-        """Relative seconds after a round, by the features of Shape.drafting."""
-        line = self._drafting.get(drafter)
-        if line is None:
+    def drafting(self, drafter: str) -> list[float]:
+        """Relative seconds after a round, of each feature of Shape.following and of Shape.drafting."""
+        return [each / self._speed for each in self._drafter(drafter).coefficients]
+
+    def _drafter(self, drafter: str) -> _Drafter:
+        known = self._drafters.get(drafter)
+        if known is None:
             scale = sum(self._forward.coefficients[:3]) / sum(_FORWARD[:3])
-            line = self._drafting[drafter] = LeastSquares([scale * part for part in _DRAFTING], memory=_MEMORY)
-        return line
+            following, drafting = (
+                LeastSquares([scale * part for part in guess], memory=_MEMORY) for guess in (_FOLLOWING, _DRAFTING)
+            )
+            known = self._drafters[drafter] = _Drafter(following, drafting, self._speed)
+        return known
+
+    def _follow_speed(self, ratio: float, rounds: float) -> None:
+        """Rounds took `ratio` times what was forecast of them; `rounds`: how many learned ones they count as.
+
+        What lasts is the linear model's to learn.
+        """
+        self._speed = _followed(self._speed**_SPEED_HELD, 1.0 - (1.0 - _SPEED_RATE) ** rounds, ratio)
 
     def _relative_s(self, shape: Shape) -> float:
-        drafting_s = self.drafting(shape.drafter).value(shape.drafting) if shape.followed or shape.drafts else 0.0
+        if not shape.followed and not shape.drafts:
+            return self._forward_s(shape)
+        features = (*shape.following, *shape.drafting)
+        drafting_s: float = sum(map(mul, self.drafting(shape.drafter), features))
         return self._forward_s(shape) + drafting_s
 
     def _forward_s(self, shape: Shape) -> float:
@@ -202,6 +251,11 @@ def size_class(sequences: int) -> int:
 def _cell(rows: int) -> int:
     """Numbers of rows that share a correction: each up to 32, then eight to a doubling."""
     return rows if rows <= 32 else 32 + round(8 * math.log2(rows / 32))
+
+
+def _followed(speed: float, rate: float, ratio: float) -> float:
+    """The speed after an observation that took `ratio` times its forecast."""
+    return speed * (1.0 + rate * (_clipped(ratio) - 1.0))
 
 
 def _clipped(ratio: float) -> float:

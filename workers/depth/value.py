@@ -64,7 +64,7 @@ class Value:
         self._further_row_s = float(more_rows[plain.rows]) / plain.rows
         foreseen = self._acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
         slots_s = np.array([self._slot_s(each) for each in live])
-        following, token, *drafting = self._time.drafting(live[0].kind.drafter).coefficients
+        following, token, *drafting = self._time.drafting(live[0].kind.drafter)
         drafting[2] += drafting[3] * (live[0].kind.temperature_class > 0)
         upkeep_s = following + token * len(live)
         self.speedup, depths = 1.0, Depths([], 0.0, 0.0)
@@ -80,7 +80,7 @@ class Value:
 
     def affordable_depth(self, live: Sequence[Live], plain: Shape, plain_rounds: float) -> int:
         """How many drafts of each sequence, 1 or more, take no longer than so many plain rounds if all are rejected."""
-        _, _, first, step, draft, sampled = self._time.drafting(live[0].kind.drafter).coefficients
+        _, _, first, step, draft, sampled = self._time.drafting(live[0].kind.drafter)
         each_s = step + len(live) * (draft + sampled + self._slot_s(live[0]))
         more_rows = self._time.more_rows(plain.rows, max(len(live) * self._deepest, plain.rows))
         for depth in range(self._deepest, 1, -1):
@@ -90,7 +90,7 @@ class Value:
 
     def stop_rule(self, each: Live) -> StopRule:
         """When drafting for the sequence ends: the price of another draft is that of rows beyond the first ones."""
-        *_, step, draft, sampled = self._time.drafting(each.kind.drafter).coefficients
+        *_, step, draft, sampled = self._time.drafting(each.kind.drafter)
         step_price = 0.0 if self._every_step else _STEP_SHARE * self._price * step
         own_s = self._further_row_s + self._slot_s(each) + draft + sampled * (each.kind.temperature_class > 0)
         return self._acceptance.stop_rule(each.sequence_id, each.kind, self._price * own_s, step_price)
@@ -101,7 +101,7 @@ class Value:
         `sharing`: how many sequences draft together, and share the steps.
         """
         foreseen = self._acceptance.foreseen_alone(sequence_id, kind)[:steps]
-        _, _, first, step, draft, _ = self._time.drafting(kind.drafter).coefficients
+        _, _, first, step, draft, _ = self._time.drafting(kind.drafter)
         each = self._price * (self._row_s + step / max(sharing, 1) + draft)
         return _worth_of_leading(foreseen, each)[1] - self._price * first / max(sharing, 1)
 

@@ -1,4 +1,4 @@
-"""What every kind of answer has: how it is asked for, and how events become what a client reads. Pure."""
+"""The interface of responses to generation requests, and the fields that several of them share. Pure."""
 
 import itertools
 import time
@@ -17,9 +17,9 @@ LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
 
 class Answer(Protocol):
-    """One request's answer: `whole`, or for a stream `chunks` of each event, then `end`, all as bytes to send.
+    """The response to one HTTP request: `whole`, or for a stream the `chunks` of each event, then `end`, as bytes.
 
-    `number` is a call's place in `calls`, `prompts` and `generations`.
+    `number` is a call's index in `calls`, `prompts` and `generations`.
     """
 
     @property
@@ -33,7 +33,7 @@ class Answer(Protocol):
     def end(self) -> Iterator[bytes]: ...
 
     def failure(self, problem: Problem) -> Iterator[bytes]:
-        """Once a stream has begun."""
+        """The error as the last event of a stream that has started."""
         ...
 
     def whole(self, generations: Sequence[Generation], prompts: Sequence[Sequence[int]]) -> dict[str, Any]: ...
@@ -44,7 +44,7 @@ def now() -> int:
 
 
 def finish_reason(reason: FinishReason | str, *, called: bool = False) -> str:
-    """OpenAI's word. InvalidRequestError for a grammar that could not be followed to the end."""
+    """OpenAI's finish reason. `called`: the output has tool calls. InvalidRequestError if the grammar failed."""
     word = reason.value if isinstance(reason, FinishReason) else reason
     if word == FinishReason.ERROR.value:
         raise InvalidRequestError("the grammar became too complex to follow")
@@ -54,7 +54,7 @@ def finish_reason(reason: FinishReason | str, *, called: bool = False) -> str:
 
 
 def usage_of(usage: Usage, reasoning_tokens: int = 0) -> dict[str, Any]:
-    """OpenAI's usage."""
+    """Usage in OpenAI's format."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -65,13 +65,13 @@ def usage_of(usage: Usage, reasoning_tokens: int = 0) -> dict[str, Any]:
 
 
 def total(usages: Sequence[Usage]) -> Usage:
-    """Of several calls; what is counted by position is not added up."""
+    """The sum of several calls' usage, without the counts per draft position."""
     names = ("prompt_tokens", "cached_tokens", "completion_tokens")
     return Usage(**{name: sum(getattr(usage, name) for usage in usages) for name in names})
 
 
 def metrics_of(usages: Sequence[Usage], outputs: int) -> dict[str, Any] | None:
-    """`metrics.speculative_decoding` as vLLM has it, of a request with one output; None where nothing was drafted."""
+    """vLLM's `metrics.speculative_decoding`. None for requests with several outputs, or without drafts."""
     if len(usages) != 1 or outputs != 1 or not usages[0].drafted:
         return None
     usage = usages[0]
@@ -95,7 +95,7 @@ def metrics_of(usages: Sequence[Usage], outputs: int) -> dict[str, Any] | None:
 
 
 def reasoning_tokens(token_ids: Sequence[int], tokenizer: Tokenizer | None, *, thought: bool) -> int:
-    """Of an output that has reasoning, those up to and with `</think>`."""
+    """Number of tokens up to and including `</think>`. `thought`: whether the output has reasoning."""
     end = None if tokenizer is None else tokenizer.reasoning_ids[1]
     if not thought:
         return 0
@@ -106,6 +106,6 @@ def clamped(entry: Logprob) -> float:
     return max(entry.logprob, LEAST_LOGPROB)
 
 
-def candidates(place: dict[int, Logprob], count: int) -> list[tuple[int, Logprob]]:
-    """The `count` likeliest, which may or may not hold the chosen one."""
-    return sorted(((n, one) for n, one in place.items() if one.rank <= count), key=lambda found: found[1].rank)
+def candidates(logprobs: dict[int, Logprob], count: int) -> list[tuple[int, Logprob]]:
+    """The `count` most likely tokens, by rank. The sampled token is only among them if its rank is."""
+    return sorted(((n, one) for n, one in logprobs.items() if one.rank <= count), key=lambda found: found[1].rank)

@@ -1,4 +1,4 @@
-"""/v1/messages: Anthropic's messages, as a chat. Pure."""
+"""/v1/messages: Anthropic's Messages API. Pure."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +18,15 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 class MessagesAnswer:
-    """One message. In a stream its blocks come one after the other: thinking, text, calls."""
+    """One message. A stream sends its content blocks in order: thinking, text, tool calls."""
 
     def __init__(self, request: MessagesRequest, model: str, identity: str) -> None:
-        """ValueError names what is wrong."""
+        """ValueError names the field that is invalid."""
         self._model, self._identity = model, f"msg_{identity}"
         self.streams = bool(request.stream)
         self.calls = [messages_call(request, identity)]
-        self._block = -1  # the open one's number
-        self._kind: object = None  # what it is: "thinking", "text", or a call's number
+        self._block = -1  # index of the open block
+        self._kind: object = None  # of the open block: "thinking", "text", or a call's index
         self._stop: tuple[str, str | None] = ("end_turn", None)
         self._called = False
 
@@ -53,8 +53,8 @@ class MessagesAnswer:
                 reason, sequence = _stop(event.reason.value, event.stop_reason, called=self._called)
                 delta = {"stop_reason": reason, "stop_sequence": sequence}
                 metrics = {"metrics": metrics_of([usage], 1)}
-                told = {"type": "message_delta", "delta": delta, "usage": _usage(usage), **metrics}
-                yield sse.event("message_delta", told)
+                content = {"type": "message_delta", "delta": delta, "usage": _usage(usage), **metrics}
+                yield sse.event("message_delta", content)
             case _:
                 return
 
@@ -92,7 +92,7 @@ class MessagesAnswer:
         }
 
     def _open(self, kind: object, block: dict[str, Any]) -> Iterator[bytes]:
-        """Unless a block of that kind is open."""
+        """Closes the open block and opens a new one, unless the open block has this kind."""
         if kind == self._kind:
             return
         yield from self._close()
@@ -107,12 +107,12 @@ class MessagesAnswer:
             yield sse.event("content_block_stop", {"type": "content_block_stop", "index": self._block})
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
-        told = {"type": "content_block_delta", "index": self._block, "delta": delta}
-        return sse.event("content_block_delta", told)
+        content = {"type": "content_block_delta", "index": self._block, "delta": delta}
+        return sse.event("content_block_delta", content)
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
-    """Cached tokens are counted apart."""
+    """Anthropic's input_tokens does not include cached tokens."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,
@@ -129,7 +129,7 @@ def _stop(reason: str, stop: int | str | None, *, called: bool) -> tuple[str, st
 
 
 def _input(arguments: str) -> Any:
-    """Of a call that was cut off they are no JSON."""
+    """Empty for a call that was cut off, whose arguments are not valid JSON."""
     try:
         return json.loads(arguments)
     except ValueError:
@@ -137,7 +137,7 @@ def _input(arguments: str) -> Any:
 
 
 def messages_call(request: MessagesRequest, identity: str) -> GenerateCall:
-    """ValueError names what is wrong."""
+    """ValueError names the field that is invalid."""
     if request.max_tokens is None:
         raise ValueError("max_tokens must be given")
     values = {
@@ -153,7 +153,7 @@ def messages_call(request: MessagesRequest, identity: str) -> GenerateCall:
 
 
 def chat_prompt(request: MessagesRequest) -> ChatPrompt:
-    """ValueError names what is wrong."""
+    """ValueError names the field that is invalid."""
     turns = [] if request.system is None else [{"role": "system", "content": _texts(request.system)}]
     for message in request.messages:
         turns += _turns(message)
@@ -182,7 +182,7 @@ def _tools(request: MessagesRequest) -> Tools:
 
 
 def _turns(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One message as chat turns: a user's results of calls are turns of their own, before what the user says."""
+    """A message as chat turns. Each tool result in it is a separate turn, before the message's text."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(content, list):
         yield {"role": role, "content": content}
@@ -208,7 +208,7 @@ def _turns(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _texts(given: object) -> Any:
-    """A text, or blocks of text; messages_of refuses others."""
+    """The text of text blocks. Other blocks are passed on, for messages_of to reject."""
     if not isinstance(given, list):
         return given
     return [

@@ -1,4 +1,4 @@
-"""The paths that a gateway answers over HTTP, behind the same door as gRPC."""
+"""The HTTP endpoints of a gateway, with the same authentication as gRPC."""
 
 import logging
 import secrets
@@ -16,7 +16,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from outrider.cluster.chat_shapes import messages_of, tools_of
-from outrider.cluster.gateway import wire
 from outrider.cluster.gateway.auth import ANY_ROLE, Authenticator, RefusedError, Role, bearer_of
 from outrider.cluster.gateway.http.answer import Answer
 from outrider.cluster.gateway.http.anthropic import MessagesAnswer, chat_prompt
@@ -38,6 +37,7 @@ from outrider.cluster.gateway.http.types import (
 from outrider.cluster.gateway.inference import Inference
 from outrider.cluster.gateway.preparation import INLINE_BYTES
 from outrider.cluster.gateway.prompts import PromptEncoder
+from outrider.cluster.gateway.wire.calls import call_to_wire
 from outrider.cluster.generation import ChatPrompt, Prompt, TextPrompt
 from outrider.proto import inference_pb2
 from outrider.workers import logs
@@ -51,11 +51,11 @@ _ANTHROPIC = "/v1/messages"
 _OPEN = ("/health",)
 _STATUS = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403}
 _INFERENCE = frozenset({Role.INFERENCE})
-_ROLES = {"/v1/models": ANY_ROLE, "/metrics": ANY_ROLE}  # what is not listed is for inference
+_ROLES = {"/v1/models": ANY_ROLE, "/metrics": ANY_ROLE}  # other paths need the inference role
 
 
 class HttpApi:
-    """Makes the ASGI application. One event loop, the gateway's."""
+    """Builds the ASGI application. Runs in the gateway's event loop."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class HttpApi:
         max_body_bytes: int,
         write_timeout_s: float,
     ) -> None:
-        """`write_timeout_s`: how long a client may read nothing of what it is sent."""
+        """`write_timeout_s`: the request of a client that reads nothing for this long is cancelled."""
         self._inference, self._is_ready, self._registry = inference, is_ready, registry
         self._authenticator = authenticator
         self._max_body_bytes, self._write_timeout_s = max_body_bytes, write_timeout_s
@@ -91,7 +91,7 @@ class HttpApi:
         routes = [Route(path, _guarded(endpoint), methods=["POST"]) for path, endpoint in posts.items()]
         routes += [Route(path, _guarded(endpoint), methods=["GET"]) for path, endpoint in gets.items()]
         app = Starlette(routes=routes, exception_handlers={HTTPException: _failed})
-        return _Door(app, self._authenticator)
+        return _Authentication(app, self._authenticator)
 
     def _answers(self, kind: type[B], make: Callable[[B, str, PromptEncoder], Answer]) -> Endpoint:
         async def endpoint(request: Request) -> ASGIApp:
@@ -101,17 +101,17 @@ class HttpApi:
             def made(body: bytes) -> Made:
                 parsed = self._parsed(kind, body)
                 answer = make(parsed, getattr(parsed, "request_id", None) or identity, encoder)
-                return answer, [wire.call_to_wire(call) for call in answer.calls]
+                return answer, [call_to_wire(call) for call in answer.calls]
 
             answer, messages = await self._read(request, made)
-            named = answer.calls[0].request_id == identity  # another is the client's, and may be no header's value
+            named = answer.calls[0].request_id == identity  # a client's own id may be invalid in a header
             headers = {"X-Request-Id": identity} if named else {}
             return Reply(answer, messages, self._inference, headers, _shape(request), self._write_timeout_s)
 
         return endpoint
 
     async def _read(self, request: Request, make: Callable[[bytes], T]) -> T:
-        """What `make` makes of the body; of a large one, while others go on."""
+        """`make(body)`, in a thread if the body is large."""
         body = await read_body(request.receive, self._max_body_bytes)
         return make(body) if len(body) <= INLINE_BYTES else await self._inference.in_thread(make, body)
 
@@ -151,12 +151,12 @@ class HttpApi:
 
     async def _detokenize(self, request: Request) -> Response:
         encoder, replica = self._inference.ready()
-        asked = await self._read(request, lambda body: self._parsed(DetokenizeRequest, body))
+        body = await self._read(request, lambda body: self._parsed(DetokenizeRequest, body))
         if encoder.tokenizer is None:
-            raise ValueError("tokens need a tokenizer, and this checkpoint has none")
-        if not all(0 <= token < replica.info.vocab_size for token in asked.tokens):
+            raise ValueError("this checkpoint has no tokenizer to decode tokens with")
+        if not all(0 <= token < replica.info.vocab_size for token in body.tokens):
             raise ValueError(f"tokens must be in [0, {replica.info.vocab_size - 1}]")
-        return JSONResponse({"prompt": encoder.tokenizer.decode(asked.tokens, skip_special_tokens=False)})
+        return JSONResponse({"prompt": encoder.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
     async def _models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._described()]})
@@ -164,14 +164,14 @@ class HttpApi:
     async def _model(self, request: Request) -> Response:
         model = self._described()
         if request.path_params["model"] != model["id"]:
-            raise HttpError(404, "no such model is served here", code="model_not_found")
+            raise HttpError(404, "this model is not served here", code="model_not_found")
         return JSONResponse(model)
 
     def _described(self) -> dict[str, Any]:
         _, replica = self._inference.ready()
         name, length = self._inference.model_name, replica.info.max_model_len
-        told = {"id": name, "object": "model", "created": self._began, "owned_by": "outrider", "root": name}
-        return {**told, "parent": None, "max_model_len": length}
+        model = {"id": name, "object": "model", "created": self._began, "owned_by": "outrider", "root": name}
+        return {**model, "parent": None, "max_model_len": length}
 
     async def _health(self, request: Request) -> Response:
         return Response(status_code=200 if self._is_ready() else 503)
@@ -181,7 +181,7 @@ class HttpApi:
 
 
 def _guarded(endpoint: Endpoint) -> Endpoint:
-    """An error is an answer too."""
+    """Turns an exception into an error response."""
 
     async def guarded(request: Request) -> ASGIApp:
         try:
@@ -192,8 +192,8 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
     return guarded
 
 
-class _Door:
-    """Asks for a token where tokens are asked for: `Authorization: Bearer`, or Anthropic's `x-api-key`."""
+class _Authentication:
+    """Requires a token if the gateway has a token file: `Authorization: Bearer`, or Anthropic's `x-api-key`."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator | None) -> None:
         self._app, self._authenticator = app, authenticator
@@ -219,12 +219,12 @@ def _token(scope: Scope) -> str:
 
 
 def _shape(request: Request) -> Shape:
-    """Of errors on that path."""
+    """The format of errors on this path."""
     return Problem.anthropic if request.url.path.startswith(_ANTHROPIC) else Problem.openai
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):  # no such path, or method
+    if isinstance(error, HTTPException):  # unknown path or method
         problem: Problem | None = Problem(status=error.status_code, message=f"{request.url.path[:200]}: {error.detail}")
     else:
         problem = problem_of(error)

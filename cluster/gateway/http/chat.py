@@ -1,11 +1,10 @@
-"""/v1/chat/completions: OpenAI's chats, with tools and reasoning. Pure."""
+"""/v1/chat/completions: OpenAI's Chat Completions API, with tools and reasoning. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from outrider.cluster.chat_shapes import messages_of, tools_of
-from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import (
     candidates,
     clamped,
@@ -15,6 +14,7 @@ from outrider.cluster.gateway.http.answer import (
     reasoning_tokens,
     usage_of,
 )
+from outrider.cluster.gateway.http.chunks import Chunks
 from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.sampling import sampled
 from outrider.cluster.gateway.http.types import ChatRequest
@@ -26,67 +26,61 @@ from outrider.workers.types.tools import ToolCallDelta
 
 
 class ChatAnswer:
-    """One conversation, and its n continuations."""
+    """A chat completion with n choices."""
 
     def __init__(self, request: ChatRequest, model: str, identity: str, tokenizer: Tokenizer | None) -> None:
-        """ValueError names what is wrong."""
+        """ValueError names the field that is invalid."""
         self._request, self._tokenizer = request, tokenizer
         self._head: dict[str, Any] = {"id": f"chatcmpl-{identity}", "created": now(), "model": model}
+        self._chunks = Chunks(request, {**self._head, "object": "chat.completion.chunk"})
         self.streams = bool(request.stream)
         self.calls = [chat_call(request, identity)]
         self._n = self.calls[0].params.n
-        self._so_far, self._usage = Usage(), Usage()
+        self._usage = Usage()
         self._tokens: defaultdict[int, list[int]] = defaultdict(list)
         self._thought: defaultdict[int, bool] = defaultdict(bool)
         self._called: defaultdict[int, bool] = defaultdict(bool)
 
-    @property
-    def _options(self) -> tuple[bool, bool]:
-        options = self._request.stream_options
-        return (bool(options and options.include_usage), bool(options and options.continuous_usage_stats))
-
     def chunks(self, number: int, event: Event, prompt: Sequence[int]) -> Iterator[bytes]:
         match event:
             case Accepted():
-                self._so_far.prompt_tokens = event.prompt_tokens
-                self._head["system_fingerprint"] = event.fingerprint
+                self._chunks.usage.prompt_tokens = event.prompt_tokens
+                self._chunks.head["system_fingerprint"] = event.fingerprint
                 for index in range(self._n):
-                    yield self._chunk(index, {"role": "assistant", "content": ""})
+                    yield self._chunks.choice(index, {"delta": {"role": "assistant", "content": ""}})
             case Output():
                 self._count(event)
                 delta = _delta(event, wants_reasoning=self._request.include_reasoning is not False)
                 logprobs = self._logprobs(event.token_ids, event.logprobs)
                 if delta or logprobs or self._request.return_token_ids:
-                    yield self._chunk(event.index, delta, logprobs=logprobs, token_ids=event.token_ids)
+                    content = {"delta": delta}
+                    yield self._chunks.choice(event.index, content, logprobs=logprobs, token_ids=event.token_ids)
             case Finished():
                 reason = finish_reason(event.reason, called=self._called[event.index])
                 last = {}
                 if event.usage is not None:
                     self._usage = event.usage
-                    last = {} if self._options[0] else {"metrics": metrics_of([event.usage], self._n)}
-                yield self._chunk(event.index, {}, finish=reason, stop=event.stop_reason, more=last)
+                    last = {} if self._chunks.include_usage else {"metrics": metrics_of([event.usage], self._n)}
+                content = {"delta": {}}
+                yield self._chunks.choice(event.index, content, finish=reason, stop=event.stop_reason, more=last)
             case _:
                 return
 
     def _count(self, event: Output) -> None:
-        self._so_far.completion_tokens += len(event.token_ids)
+        self._chunks.usage.completion_tokens += len(event.token_ids)
         self._tokens[event.index] += event.token_ids
         self._thought[event.index] |= bool(event.reasoning)
         self._called[event.index] |= bool(event.tool_calls)
 
     def end(self) -> Iterator[bytes]:
-        if self._options[0]:
-            thought = sum(
-                reasoning_tokens(tokens, self._tokenizer, thought=self._thought[index])
-                for index, tokens in self._tokens.items()
-            )
-            usage, metrics = usage_of(self._usage, thought), metrics_of([self._usage], self._n)
-            yield sse.data({**self._stream_head, "choices": [], "usage": usage, "metrics": metrics})
-        yield sse.DONE
+        thought = sum(
+            reasoning_tokens(tokens, self._tokenizer, thought=self._thought[index])
+            for index, tokens in self._tokens.items()
+        )
+        return self._chunks.end(usage_of(self._usage, thought), metrics_of([self._usage], self._n))
 
     def failure(self, problem: Problem) -> Iterator[bytes]:
-        yield sse.data(problem.openai())
-        yield sse.DONE
+        return self._chunks.failure(problem)
 
     def whole(self, generations: Sequence[Generation], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
         (generation,), choices, thought = generations, [], 0
@@ -134,29 +128,6 @@ class ChatAnswer:
         raw = self._tokenizer.token_bytes(token_id) if self._tokenizer else b""
         return {"token": entry.decoded_token, "logprob": clamped(entry), "bytes": list(raw)}
 
-    @property
-    def _stream_head(self) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk"}
-
-    def _chunk(
-        self,
-        index: int,
-        delta: dict[str, Any],
-        *,
-        logprobs: dict[str, Any] | None = None,
-        finish: str | None = None,
-        stop: int | str | None = None,
-        token_ids: Sequence[int] = (),
-        more: Mapping[str, Any] | None = None,
-    ) -> bytes:
-        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        if finish is not None:
-            choice["stop_reason"] = stop
-        if self._request.return_token_ids:
-            choice["token_ids"] = list(token_ids)
-        usage = {"usage": usage_of(self._so_far)} if self._options[1] else {}
-        return sse.data({**self._stream_head, "choices": [choice], **usage, **(more or {})})
-
 
 def _delta(event: Output, *, wants_reasoning: bool) -> dict[str, Any]:
     delta: dict[str, Any] = {}
@@ -170,7 +141,7 @@ def _delta(event: Output, *, wants_reasoning: bool) -> dict[str, Any]:
 
 
 def tool_call_delta(call: ToolCallDelta) -> dict[str, Any]:
-    """Its id, type and name come with the first."""
+    """The first delta of a call has its id, type and name."""
     if not call.name:
         return {"index": call.index, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
@@ -178,7 +149,7 @@ def tool_call_delta(call: ToolCallDelta) -> dict[str, Any]:
 
 
 def chat_call(request: ChatRequest, identity: str) -> GenerateCall:
-    """ValueError names what is wrong."""
+    """ValueError names the field that is invalid."""
     if request.stream_options is not None and not request.stream:
         raise ValueError("stream_options goes with stream")
     if request.top_logprobs is not None and not request.logprobs:
@@ -199,6 +170,6 @@ def chat_call(request: ChatRequest, identity: str) -> GenerateCall:
 
 
 def template_arguments(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
-    """OpenAI's reasoning effort turns `thinking` on or off, where the template knows that."""
+    """OpenAI's reasoning effort sets `thinking`, for templates with that variable. `given` takes precedence."""
     asked = {} if effort is None else {"reasoning_effort": effort, "thinking": effort != "none"}
     return {**asked, **(given or {})}

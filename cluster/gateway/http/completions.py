@@ -1,11 +1,10 @@
-"""/v1/completions: OpenAI's legacy text completions. Pure."""
+"""/v1/completions: OpenAI's legacy Completions API. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import (
     candidates,
     clamped,
@@ -15,6 +14,7 @@ from outrider.cluster.gateway.http.answer import (
     total,
     usage_of,
 )
+from outrider.cluster.gateway.http.chunks import Chunks
 from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.sampling import sampled
 from outrider.cluster.gateway.http.types import CompletionRequest
@@ -36,71 +36,65 @@ from outrider.workers.text.tokenizer import Tokenizer
 
 MAX_PROMPTS = 256
 DEFAULT_MAX_TOKENS = 16
-Place = tuple[int, dict[int, Logprob] | None]  # a token, and what is known of it
+Place = tuple[int, dict[int, Logprob] | None]  # a token and its log-probabilities; None for a prompt's first token
 
 
 class CompletionAnswer:
-    """Choices are numbered through prompts, and within a prompt through its n outputs."""
+    """The choices of all prompts: prompt 0's n outputs first, then prompt 1's."""
 
     def __init__(self, request: CompletionRequest, model: str, identity: str, tokenizer: Tokenizer | None) -> None:
-        """ValueError names what is wrong."""
+        """ValueError names the field that is invalid."""
         self._request, self._tokenizer = request, tokenizer
         self._head = {"id": f"cmpl-{identity}", "object": "text_completion", "created": now(), "model": model}
+        self._chunks = Chunks(request, self._head)
         self.streams = bool(request.stream)
         self.calls = _calls(request, identity)
         self._n = self.calls[0].params.n
         self._usages: list[Usage] = []
-        self._so_far = Usage()
-        self._offsets: defaultdict[int, int] = defaultdict(int)  # of a choice's next token in its text
-        self._heard: defaultdict[int, int] = defaultdict(lambda: 1)  # of a prompt's tokens, as log-probabilities
-
-    @property
-    def _options(self) -> tuple[bool, bool]:
-        options = self._request.stream_options
-        return (bool(options and options.include_usage), bool(options and options.continuous_usage_stats))
+        self._offsets: defaultdict[int, int] = defaultdict(int)  # by choice: where its next token begins in its text
+        self._prompt_places: defaultdict[int, int] = defaultdict(
+            lambda: 1
+        )  # by prompt: tokens sent with log-probabilities
 
     def chunks(self, number: int, event: Event, prompt: Sequence[int]) -> Iterator[bytes]:
         match event:
             case Accepted():
-                self._so_far.prompt_tokens += event.prompt_tokens
-                self._head["system_fingerprint"] = event.fingerprint
+                self._chunks.usage.prompt_tokens += event.prompt_tokens
+                self._chunks.head["system_fingerprint"] = event.fingerprint
                 if self._request.echo:
                     yield from self._echoed(number, prompt)
             case Output(prompt_logprobs=known) if known:
-                first = self._heard[number]
-                self._heard[number] += len(known)
+                first = self._prompt_places[number]
+                self._prompt_places[number] += len(known)
                 places = list(zip(prompt[first:], known, strict=False))
                 if self._request.echo:
-                    yield self._chunk(number * self._n, "", logprobs=self._logprobs(number * self._n, places))
+                    index = number * self._n
+                    yield self._chunks.choice(index, {"text": ""}, logprobs=self._logprobs(index, places))
             case Output() if not self._echo_only:
-                self._so_far.completion_tokens += len(event.token_ids)
+                self._chunks.usage.completion_tokens += len(event.token_ids)
                 index = number * self._n + event.index
                 if event.text or event.logprobs or (self._request.return_token_ids and event.token_ids):
                     places = list(zip(event.token_ids, event.logprobs, strict=False))
                     logprobs = None if self._request.logprobs is None else self._logprobs(index, places)
-                    yield self._chunk(index, event.text, logprobs=logprobs, token_ids=event.token_ids)
+                    content = {"text": event.text}
+                    yield self._chunks.choice(index, content, logprobs=logprobs, token_ids=event.token_ids)
             case Finished():
                 reason = "length" if self._echo_only else finish_reason(event.reason)
                 more: dict[str, Any] = {}
                 if event.usage is not None:
                     self._usages.append(event.usage)
-                    if not self._options[0] and len(self._usages) == len(self.calls):
+                    if not self._chunks.include_usage and len(self._usages) == len(self.calls):
                         more["metrics"] = metrics_of(self._usages, self._n)
                 index = number * self._n + event.index
-                yield self._chunk(index, "", finish=reason, stop=event.stop_reason, more=more)
+                yield self._chunks.choice(index, {"text": ""}, finish=reason, stop=event.stop_reason, more=more)
             case _:
                 return
 
     def end(self) -> Iterator[bytes]:
-        if self._options[0]:
-            usage = usage_of(total(self._usages))
-            metrics = metrics_of(self._usages, self._n)
-            yield sse.data({**self._head, "choices": [], "usage": usage, "metrics": metrics})
-        yield sse.DONE
+        return self._chunks.end(usage_of(total(self._usages)), metrics_of(self._usages, self._n))
 
     def failure(self, problem: Problem) -> Iterator[bytes]:
-        yield sse.data(problem.openai())
-        yield sse.DONE
+        return self._chunks.failure(problem)
 
     def whole(self, generations: Sequence[Generation], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
         choices = [
@@ -124,7 +118,7 @@ class CompletionAnswer:
 
     @property
     def _echo_only(self) -> bool:
-        """Nothing is to be generated; the engine generates one token at least."""
+        """The engine generates at least one token, which is left out of the response."""
         return self._request.max_tokens == 0
 
     def _echoed(self, number: int, prompt: Sequence[int]) -> Iterator[bytes]:
@@ -132,7 +126,7 @@ class CompletionAnswer:
         wants = self._request.logprobs is not None
         for index in range(number * self._n, (number + 1) * self._n):
             logprobs = self._logprobs(index, [(prompt[0], None)]) if wants else None
-            yield self._chunk(index, text, logprobs=logprobs)
+            yield self._chunks.choice(index, {"text": text}, logprobs=logprobs)
 
     def _choice(self, index: int, generation: Generation, output: Completion, prompt: Sequence[int]) -> dict[str, Any]:
         text, places = "", list[Place]()
@@ -160,7 +154,7 @@ class CompletionAnswer:
         return self._tokenizer.decode(prompt, skip_special_tokens=False) if self._tokenizer else ""
 
     def _logprobs(self, index: int, places: Sequence[Place]) -> dict[str, Any]:
-        """Texts of tokens, one list each; `text_offset` counts through the choice."""
+        """OpenAI's legacy format, with parallel lists. `text_offset` is relative to the choice's text."""
         count, texts, offsets = self._request.logprobs or 0, [], []
         tops: list[dict[str, float] | None] = []
         for token_id, known in places:
@@ -183,31 +177,12 @@ class CompletionAnswer:
     def _token_text(self, token_id: int) -> str:
         return self._tokenizer.token_text(token_id) if self._tokenizer else f"token_id:{token_id}"
 
-    def _chunk(
-        self,
-        index: int,
-        text: str,
-        *,
-        logprobs: dict[str, Any] | None = None,
-        finish: str | None = None,
-        stop: int | str | None = None,
-        token_ids: Sequence[int] = (),
-        more: dict[str, Any] | None = None,
-    ) -> bytes:
-        choice: dict[str, Any] = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
-        if finish is not None:
-            choice["stop_reason"] = stop
-        if self._request.return_token_ids:
-            choice["token_ids"] = list(token_ids)
-        usage = {"usage": usage_of(self._so_far)} if self._options[1] else {}
-        return sse.data({**self._head, "choices": [choice], **usage, **(more or {})})
-
 
 def _calls(request: CompletionRequest, identity: str) -> list[GenerateCall]:
     if request.suffix:
-        raise ValueError("suffix is not supported: this model completes the end of a text only")
+        raise ValueError("suffix is not supported: the model only continues a text")
     if request.best_of not in (None, request.n or 1):
-        raise ValueError(f"best_of must be absent, or as n, got {request.best_of}")
+        raise ValueError(f"best_of must be absent or equal to n, got {request.best_of}")
     if request.stream_options is not None and not request.stream:
         raise ValueError("stream_options goes with stream")
     max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
@@ -221,7 +196,7 @@ def _calls(request: CompletionRequest, identity: str) -> list[GenerateCall]:
 
 
 def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> list[Prompt]:
-    """A text, token ids, or several of either."""
+    """A text, a list of token ids, or a list of either."""
     if isinstance(given, str):
         return [TextPrompt(given)]
     if not given:

@@ -1,4 +1,4 @@
-"""What went wrong, as HTTP says it: a status, and a body in OpenAI's or Anthropic's shape."""
+"""Errors as HTTP responses: a status, and a body in OpenAI's or Anthropic's format."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from outrider.workers.types.errors import EngineStoppedError, OverloadedError
 
 
 class HttpError(Exception):
-    """One that only HTTP knows."""
+    """An error with its HTTP status, raised by HTTP endpoints only."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -20,12 +20,12 @@ class HttpError(Exception):
 
 
 class LeftError(GenerationFailedError):
-    """The gateway ended the request when it left: another may go on with it."""
+    """The gateway shut down during the request. Another gateway can resume it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """An answer that is an error."""
+    """An error response."""
 
     status: int
     message: str
@@ -60,7 +60,7 @@ _ANTHROPIC = {
 
 
 def problem_of(error: Exception) -> Problem | None:
-    """None for what is no client's business: a defect."""
+    """None for an internal error, which is logged and not shown to the client."""
     match error:
         case HttpError():
             return Problem(status=error.status, message=str(error), code=error.code, param=error.param)
@@ -85,13 +85,13 @@ def problem_of(error: Exception) -> Problem | None:
 
 
 def _invalid(error: ValidationError) -> Problem:
-    """The first of its errors: a union has many for one field."""
+    """Only the first error: pydantic reports one for each type of a union."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = ".".join(str(part) for part in first["loc"])[:200]
     return Problem(status=400, message=f"{path}: {first['msg']}" if path else first["msg"], param=path or None)
 
 
 def _named(message: str) -> str | None:
-    """Our own messages begin with the field that is wrong."""
+    """The field that a message begins with, as our own messages do; None if it begins with none."""
     word = message.partition(" ")[0].partition("[")[0].partition(".")[0].rstrip(":")
     return word if word.replace("_", "").isalpha() and word.islower() and len(word) < 40 else None

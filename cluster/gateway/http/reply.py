@@ -1,4 +1,4 @@
-"""One answer over ASGI: the events of its calls, gathered or streamed, and an end if the client leaves."""
+"""One response over ASGI: runs its calls, sends their events, and cancels them if the client disconnects."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,11 @@ from outrider.workers.types.trace_context import TraceContext
 
 log = logging.getLogger("outrider.gateway.http")
 
-Shape = Callable[[Problem], dict[str, Any]]  # of an error
-Heard = tuple[int, Event, Sequence[int]]  # the call's number, what it says, the prompt's token ids
+Shape = Callable[[Problem], dict[str, Any]]  # formats an error body
+CallEvent = tuple[int, Event, Sequence[int]]  # the call's index, its event, the prompt's token ids
 _INTERNAL = Problem(status=500, message="the gateway failed: see its log")
 _PATIENCE = ("x-stainless-read-timeout", "x-stainless-timeout")
-_SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
+_SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # so that proxies do not buffer events
 
 
 def patience_of(headers: Mapping[str, str]) -> float | None:
@@ -50,7 +50,7 @@ class Reply:
         shape: Shape,
         write_timeout_s: float,
     ) -> None:
-        """`messages`: the answer's calls. `headers`: of the response."""
+        """`messages`: `answer.calls` as messages. `headers`: of the response."""
         self._answer, self._messages, self._inference = answer, messages, inference
         self._headers, self._shape, self._write_timeout_s = headers, shape, write_timeout_s
         self._patience_s: float | None = None
@@ -64,7 +64,7 @@ class Reply:
         await while_connected(receive, self._answered(writer, name, parent))
 
     async def _answered(self, writer: Writer, name: str, parent: TraceContext | None) -> None:
-        events = self._heard(name, parent)
+        events = self._all_events(name, parent)
         try:
             async with contextlib.aclosing(events):
                 await (self._stream(events, writer) if self._answer.streams else self._whole(events, writer))
@@ -84,7 +84,7 @@ class Reply:
             await writer.write(chunk)
         await writer.write(b"", more=False)
 
-    async def _whole(self, events: AsyncGenerator[Heard], writer: Writer) -> None:
+    async def _whole(self, events: AsyncGenerator[CallEvent], writer: Writer) -> None:
         collectors = [Collector(call.params.n) for call in self._answer.calls]
         prompts: list[Sequence[int]] = [() for _ in collectors]
         async for number, event, prompt in events:
@@ -93,7 +93,7 @@ class Reply:
         content = self._answer.whole([collector.result() for collector in collectors], prompts)
         await writer.whole(200, content, self._headers)
 
-    async def _stream(self, events: AsyncGenerator[Heard], writer: Writer) -> None:
+    async def _stream(self, events: AsyncGenerator[CallEvent], writer: Writer) -> None:
         async for number, event, prompt in events:
             if not writer.started:
                 await writer.start(200, "text/event-stream; charset=utf-8", {**self._headers, **_SSE_HEADERS})
@@ -101,14 +101,14 @@ class Reply:
                 await writer.write(chunks)
         await writer.write(b"".join(self._answer.end()), more=False)
 
-    async def _heard(self, name: str, parent: TraceContext | None) -> AsyncGenerator[Heard]:
-        """Of all calls, side by side. GenerationFailedError if one fails once it was accepted."""
+    async def _all_events(self, name: str, parent: TraceContext | None) -> AsyncGenerator[CallEvent]:
+        """Runs all calls concurrently. GenerationFailedError if one fails after it was accepted."""
         if len(self._messages) == 1:
             async with contextlib.aclosing(self._events(0, name, parent)) as events:
-                async for heard in events:
-                    yield heard
+                async for event in events:
+                    yield event
             return
-        queue: asyncio.Queue[Heard | Exception | None] = asyncio.Queue()
+        queue: asyncio.Queue[CallEvent | Exception | None] = asyncio.Queue()
         tasks = [asyncio.create_task(self._pump(n, name, parent, queue)) for n in range(len(self._messages))]
         try:
             for _ in tasks:
@@ -122,17 +122,17 @@ class Reply:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pump(
-        self, number: int, name: str, parent: TraceContext | None, queue: "asyncio.Queue[Heard | Exception | None]"
+        self, number: int, name: str, parent: TraceContext | None, queue: "asyncio.Queue[CallEvent | Exception | None]"
     ) -> None:
         try:
             async with contextlib.aclosing(self._events(number, name, parent)) as events:
-                async for heard in events:
-                    queue.put_nowait(heard)
+                async for event in events:
+                    queue.put_nowait(event)
             queue.put_nowait(None)
         except Exception as error:
             queue.put_nowait(error)
 
-    async def _events(self, number: int, name: str, parent: TraceContext | None) -> AsyncGenerator[Heard]:
+    async def _events(self, number: int, name: str, parent: TraceContext | None) -> AsyncGenerator[CallEvent]:
         with self._inference.recorded(name, parent) as record:
             record.cancelled_as = self._cancelled_as
             events = self._inference.events(self._messages[number], record, self._patience_s)

@@ -1,4 +1,4 @@
-"""/v1/responses: OpenAI's responses, of which the server keeps nothing. Pure."""
+"""/v1/responses: OpenAI's Responses API, without stored responses. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from outrider.cluster.generation import Accepted, ChatPrompt, Event, Finished, G
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.tokenizer import Tokenizer
 
-_KEPT = ("previous_response_id", "conversation", "background")  # what a server would have to remember
+_STATEFUL = ("previous_response_id", "conversation", "background")  # need stored responses
 
 
 @dataclass
 class _Item:
-    """One of the answer's items as it grows. `call_id` and `name`: of a call."""
+    """An output item, to which a stream appends. `call_id` and `name`: of function calls only."""
 
     kind: str  # "reasoning", "message" or "function_call"
     identity: str
@@ -51,15 +51,15 @@ class ResponsesAnswer:
     """One response."""
 
     def __init__(self, request: ResponsesRequest, model: str, identity: str, tokenizer: Tokenizer | None) -> None:
-        """ValueError names what is wrong."""
+        """ValueError names the field that is invalid."""
         self._request, self._model, self._identity, self._tokenizer = request, model, identity, tokenizer
         self._created = now()
         self.streams = bool(request.stream)
         self.calls = [responses_call(request, identity)]
         self._items: list[_Item] = []
-        self._call = -1  # the number of the call that grows
+        self._call = -1  # index of the latest function call
         self._tokens: list[int] = []
-        self._events = -1
+        self._events = -1  # sequence number of the last event
 
     def chunks(self, number: int, event: Event, prompt: Sequence[int]) -> Iterator[bytes]:
         match event:
@@ -69,14 +69,14 @@ class ResponsesAnswer:
             case Output():
                 self._tokens += event.token_ids
                 if event.reasoning:
-                    yield from self._grow("reasoning", event.reasoning)
+                    yield from self._append("reasoning", event.reasoning)
                 if event.text:
-                    yield from self._grow("message", event.text)
+                    yield from self._append("message", event.text)
                 for call in event.tool_calls:
                     if call.index != self._call:
                         self._call = call.index
                         yield from self._begin(_Item("function_call", f"fc_{call.id}", call.id, call.name))
-                    yield from self._grow("function_call", call.arguments)
+                    yield from self._append("function_call", call.arguments)
             case Finished(usage=usage) if usage is not None:
                 yield from self._close()
                 cut = finish_reason(event.reason) == "length"
@@ -115,7 +115,7 @@ class ResponsesAnswer:
             part = {"output_index": place, "item_id": item.identity, "content_index": 0, "part": item.content()}
             yield self._event("response.content_part.added", **part)
 
-    def _grow(self, kind: str, text: str) -> Iterator[bytes]:
+    def _append(self, kind: str, text: str) -> Iterator[bytes]:
         if kind != "function_call" and (not self._items or self._items[-1].kind != kind):
             yield from self._begin(_Item(kind, self._item_id(kind)))
         item = self._items[-1]
@@ -127,7 +127,7 @@ class ResponsesAnswer:
         return place if item.kind == "function_call" else {**place, "content_index": 0}
 
     def _close(self) -> Iterator[bytes]:
-        """What the last item has become."""
+        """The events that complete the last item."""
         if not self._items:
             return
         item = self._items[-1]
@@ -197,8 +197,8 @@ def _logprobs(kind: str) -> dict[str, Any]:
 
 
 def responses_call(request: ResponsesRequest, identity: str) -> GenerateCall:
-    """ValueError names what is wrong."""
-    for name in _KEPT:
+    """ValueError names the field that is invalid."""
+    for name in _STATEFUL:
         if getattr(request, name):
             raise ValueError(f"{name} is not supported: this server keeps no responses, send the whole conversation")
     values = {
@@ -222,7 +222,7 @@ def responses_call(request: ResponsesRequest, identity: str) -> GenerateCall:
 
 
 def _format(text: Mapping[str, Any] | None) -> ResponseFormat | None:
-    """`text.format`, whose schema lies flat."""
+    """`text.format` as a ResponseFormat. In `text.format` the schema is not nested in `json_schema`."""
     given = (text or {}).get("format")
     if given is None:
         return None
@@ -251,7 +251,7 @@ def _turns(request: ResponsesRequest) -> Iterator[dict[str, Any]]:
     if isinstance(request.input, str):
         yield {"role": "user", "content": request.input}
         return
-    waiting: dict[str, Any] | None = None  # an assistant's turn, whose items come one by one
+    waiting: dict[str, Any] | None = None  # an assistant's turn, which consists of several items
     for item in request.input:
         kind = item.get("type", "message")
         if kind == "reasoning" or kind == "function_call" or (kind == "message" and item.get("role") == "assistant"):

@@ -1,4 +1,4 @@
-"""Fields that requests of all kinds have, as SamplingParams. Pure. ValueError names the field that is wrong."""
+"""SamplingParams from the fields of HTTP requests. Pure. ValueError names the field that is invalid."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _SAME_NAME = (
 
 
 def sampled(request: Sampled, **others: Any) -> SamplingParams:
-    """`others`: fields of SamplingParams that have another name, or another meaning, in the request; None: absent."""
+    """`others`: fields of SamplingParams that the request has under another name or meaning. None means absent."""
     values = {name: getattr(request, name) for name in _SAME_NAME}
     values |= {"structured_outputs": structured(request.response_format, request.structured_outputs)}
     values |= speculated(request.speculation, request.drafter)
@@ -24,7 +24,7 @@ def sampled(request: Sampled, **others: Any) -> SamplingParams:
 
 
 def params_of(values: dict[str, Any]) -> SamplingParams:
-    """Without what is None; max_tokens is then up to the model's length."""
+    """Values that are None take their default; for max_tokens that is the model's maximum length."""
     return SamplingParams(**{"max_tokens": None} | {name: value for name, value in values.items() if value is not None})
 
 

@@ -1,4 +1,4 @@
-"""uvicorn in the gateway's own event loop, which also handles its signals."""
+"""uvicorn in the gateway's event loop. The gateway handles signals, uvicorn does not."""
 
 import asyncio
 import contextlib
@@ -20,12 +20,12 @@ _BACKLOG = 2048
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """None: they are the gateway's."""
+        """Captures none: the gateway handles them."""
         yield
 
 
 class HttpServer:
-    """`start`, then `stop`."""
+    """Serves an ASGI application. `start` once, then `stop`."""
 
     def __init__(self, app: ASGIApp, tls: TlsFiles | None) -> None:
         """OutriderError if a certificate cannot be used."""
@@ -48,7 +48,7 @@ class HttpServer:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """The port it listens on, a free one for 0. OutriderError if it is taken."""
+        """Returns the port, which the system chooses if `port` is 0. OutriderError if the port is taken."""
         bound = _bound(host, port)
         self._task = asyncio.create_task(self._server.serve(sockets=[bound]), name="http")
         while not self._server.started and not self._task.done():

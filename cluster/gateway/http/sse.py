@@ -1,4 +1,4 @@
-"""Server-sent events as bytes, and requests over ASGI: a body of bounded size, an end where the client leaves."""
+"""Server-sent events, and ASGI helpers: reading a body of limited size, noticing disconnects, writing a response."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
@@ -12,7 +12,7 @@ from outrider.cluster.gateway.writer import time_to_send
 
 DONE = b"data: [DONE]\n\n"
 _BODY_TIMEOUT_S = 60.0
-_LEFT = 499  # nginx's word for it; nobody reads it
+_CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; the client is gone and does not receive it
 
 
 def data(content: Any) -> bytes:  # anything that is JSON
@@ -24,45 +24,45 @@ def event(name: str, content: Any) -> bytes:
 
 
 async def read_body(receive: Receive, most: int) -> bytes:
-    """HttpError if it is larger, does not come, or if the client leaves."""
+    """HttpError if the body is larger than `most` bytes, takes too long, or if the client disconnects."""
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise HttpError(_LEFT, "the client left")
+                    raise HttpError(_CLIENT_CLOSED_REQUEST, "the client disconnected")
                 body += message.get("body", b"")
                 if len(body) > most:
                     raise HttpError(413, f"the request is larger than the {most} bytes that this gateway takes")
                 if not message.get("more_body"):
                     return bytes(body)
     except TimeoutError:
-        raise HttpError(408, f"the request did not come within {_BODY_TIMEOUT_S:g} s") from None
+        raise HttpError(408, f"the request body did not arrive within {_BODY_TIMEOUT_S:g} s") from None
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Does the work, which is cancelled if the client leaves first."""
-    task, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
+    """Runs `work`, and cancels it if the client disconnects first."""
+    task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        left.cancel()
-        gone = not task.done()
+        disconnect.cancel()
+        cancelled = not task.done()
         task.cancel()
-        await asyncio.gather(task, left, return_exceptions=True)
-    if not gone:
+        await asyncio.gather(task, disconnect, return_exceptions=True)
+    if not cancelled:
         task.result()
 
 
-async def _left(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         continue
 
 
 class Writer:
-    """One response. Cancels the request of a client that reads nothing for `timeout_s`, or for a moment while others
-    want its place."""
+    """Writes one response. CancelledError if the client reads nothing for `timeout_s`, or for a moment while other
+    requests wait for its place."""
 
     def __init__(self, send: Send, timeout_s: float, wanted: Callable[[], bool]) -> None:
         self._send, self._timeout_s, self._wanted = send, timeout_s, wanted

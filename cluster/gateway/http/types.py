@@ -1,5 +1,5 @@
-"""What HTTP clients send, as pydantic models. A field that is absent or null takes its default; fields that no model
-names are ignored, as vLLM does, and named in the log."""
+"""Request bodies as pydantic models. A field that is absent or null takes its default. Unknown fields are ignored, as
+in vLLM, and logged."""
 
 from typing import Any, Literal
 
@@ -9,13 +9,13 @@ SpeculationMode = Literal["auto", "off", "fixed"]
 
 
 class Body(BaseModel):
-    """Any request's body."""
+    """Base class of request bodies."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     @property
     def ignored(self) -> list[str]:
-        """Fields that nobody reads."""
+        """Names of unknown fields."""
         return sorted(self.model_extra or ())
 
 
@@ -25,7 +25,7 @@ class StreamOptions(Body):
 
 
 class JsonSchema(Body):
-    """OpenAI's names: `schema` is one of pydantic's own."""
+    """OpenAI's `json_schema`. Its field `schema` is read through `value`: the name is an attribute of BaseModel."""
 
     name: str | None = None
 
@@ -40,7 +40,7 @@ class ResponseFormat(Body):
 
 
 class Speculation(Body):
-    """`depth` goes with mode "fixed", or alone."""
+    """`depth` requires mode "fixed", or no mode."""
 
     mode: SpeculationMode | None = None
     depth: int | None = None
@@ -48,7 +48,7 @@ class Speculation(Body):
 
 
 class Sampled(Body):
-    """What completions and chats have in common: OpenAI's fields, then vLLM's, then ours."""
+    """Fields that completions and chats share: OpenAI's, then vLLM's, then outrider's."""
 
     model: str | None = None
     n: int | None = None
@@ -112,7 +112,7 @@ class Thinking(Body):
 
 
 class MessagesRequest(Body):
-    """Anthropic's."""
+    """Of Anthropic's Messages API."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -137,7 +137,7 @@ class MessagesRequest(Body):
 
 
 class ResponsesRequest(Body):
-    """OpenAI's, without what a server would have to keep."""
+    """Of OpenAI's Responses API. Requests that need stored responses are rejected."""
 
     model: str | None = None
     input: str | list[dict[str, Any]]
@@ -167,7 +167,7 @@ class ResponsesRequest(Body):
 
 
 class TokenizeRequest(Body):
-    """vLLM's: a prompt, or messages."""
+    """Of vLLM's /tokenize: a prompt, or messages."""
 
     model: str | None = None
     prompt: str | None = None

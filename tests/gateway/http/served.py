@@ -1,4 +1,4 @@
-"""scout behind a real gateway, served from a thread of the test's own process: over gRPC and HTTP."""
+"""Serves scout through a real gateway, over gRPC and HTTP, in a thread of the test process."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ MODEL = "small"  # as the fake controller calls it
 
 
 class _Engine:
-    """The engine, and an end of all that belongs to it."""
+    """The engine; `close` also ends its host."""
 
     def __init__(self) -> None:
         self._host = start_engine(EngineConfig(model="scout"))
@@ -31,7 +31,7 @@ class _Engine:
 
 @dataclass(frozen=True)
 class Served:
-    """Where it listens. `engine` is for those who ask it without a gateway."""
+    """The gateway's addresses. `engine`: to submit requests without the gateway."""
 
     url: str
     address: str
@@ -43,7 +43,7 @@ class Served:
 
 
 def serve(folder: Path | None = None, **settings: Any) -> Iterator[Served]:
-    """`settings`: GatewaySettings' own."""
+    """`settings`: of GatewaySettings."""
     ready, stop = threading.Event(), threading.Event()
     found: list[Served] = []
 

@@ -1,5 +1,4 @@
-"""Clients that people use, installed from their own packages, against a served scout. Skipped only where the package
-cannot be imported."""
+"""Common client packages against a served scout. Each test is skipped if its package is not installed."""
 
 import asyncio
 import json
@@ -159,12 +158,12 @@ def test_langchain_chats_streams_and_binds_tools(scout: Served) -> None:
 def test_an_agent_of_openai_agents_uses_a_tool(scout: Served) -> None:
     agents, openai = pytest.importorskip("agents"), pytest.importorskip("openai")
     agents.set_tracing_disabled(True)
-    heard: list[int] = []
+    rolls: list[int] = []
 
     @agents.function_tool
     def roll(sides: int) -> str:
         """Rolls a die."""
-        heard.append(sides)
+        rolls.append(sides)
         return "4"
 
     client = openai.AsyncOpenAI(base_url=scout.v1, api_key="none")
@@ -179,7 +178,7 @@ def test_an_agent_of_openai_agents_uses_a_tool(scout: Served) -> None:
 
     result = asyncio.run(agents.Runner.run(agent, "Roll a die.", max_turns=2))
 
-    assert heard
+    assert rolls
     assert result.final_output == "4"
 
 

@@ -1,4 +1,4 @@
-"""Bodies that were damaged at random: an answer or a refusal that says why, never a failure of the gateway."""
+"""Request bodies with random errors: the gateway responds, or rejects them with a message, and never fails."""
 
 import asyncio
 import copy

@@ -1,4 +1,4 @@
-"""What a gateway answers over HTTP, with an engine that says what it is told: statuses, streams, the door, and ends."""
+"""HTTP responses of a gateway with a fake engine: statuses, streams, authentication and cancellation."""
 
 import asyncio
 import json
@@ -49,11 +49,17 @@ async def streamed(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> 
         return [event async for event in events(response)]
 
 
-def says(model: Path, text: str, per_round: int = 3) -> FakeEngine:
+def engine_with_output(model: Path, text: str, per_round: int = 3) -> FakeEngine:
     tokenizer = Tokenizer.load(model)
     assert tokenizer is not None
     token_ids = [*tokenizer.encode_part(text), EOS]
     return FakeEngine(lambda request, index: token_ids, per_round=lambda given: per_round, max_model_len=2048)
+
+
+def finished_outputs(cluster: Cluster) -> float:
+    """How many outputs ended at their max_tokens."""
+    labels = {"model_name": "small", "finished_reason": "length"}
+    return cluster.gateway.metrics.registry.get_sample_value("vllm:request_success_total", labels) or 0
 
 
 def test_every_path_answers(model: Path) -> None:
@@ -201,7 +207,7 @@ def test_several_prompts_are_several_requests_and_choices_are_numbered_through_t
 def test_a_stream_counts_as_it_goes_and_ends_with_the_usage(model: Path) -> None:
     async def scenario() -> None:
         async with (
-            running(model, says(model, "the quick brown fox" * 3), http_port=0) as cluster,
+            running(model, engine_with_output(model, "the quick brown fox" * 3), http_port=0) as cluster,
             client(cluster) as http,
         ):
             for path, body in list(POSTS.items())[:2]:
@@ -225,7 +231,7 @@ def test_a_stream_counts_as_it_goes_and_ends_with_the_usage(model: Path) -> None
 
 def test_metrics_have_the_names_that_other_tools_read(model: Path) -> None:
     async def scenario() -> None:
-        engine = says(model, "the quick brown fox" * 3)
+        engine = engine_with_output(model, "the quick brown fox" * 3)
         engine.counters.waiting, engine.counters.kv_cache_usage = 2, 0.5
         async with running(model, engine, http_port=0) as cluster, client(cluster) as http:
             assert (await http.post("/v1/chat/completions", json={"messages": HELLO})).status_code == 200
@@ -287,7 +293,7 @@ def test_echo_gives_the_prompt_with_its_log_probabilities(model: Path) -> None:
 
 def test_reasoning_comes_under_both_names(model: Path) -> None:
     async def scenario() -> None:
-        engine = says(model, "<think>the quick</think>brown fox")
+        engine = engine_with_output(model, "<think>the quick</think>brown fox")
         async with running(model, engine, http_port=0) as cluster, client(cluster) as http:
             answer = (await http.post("/v1/chat/completions", json={"messages": HELLO})).json()
             message = answer["choices"][0]["message"]
@@ -329,14 +335,16 @@ def test_a_client_that_leaves_is_cancelled(model: Path, path: str, streams: bool
             await eventually(lambda: not engine.live and not cluster.gateway.live_requests)
             count = cluster.gateway.metrics.registry.get_sample_value
             await eventually(lambda: count("outrider_gateway_requests_total", {"status": "cancelled"}) == 1)
+            assert finished_outputs(cluster) == 0
 
     asyncio.run(scenario())
 
 
-def test_a_client_that_reads_nothing_gives_its_place_back(model: Path) -> None:
+def test_a_client_that_reads_nothing_is_cancelled_and_another_takes_its_place(model: Path) -> None:
     async def scenario() -> None:
         engine = FakeEngine(max_model_len=10_000_000, per_round=lambda given: 1000, round_s=0.0001)
-        async with running(model, engine, http_port=0, write_timeout_s=0.3) as cluster:
+        limits: dict[str, Any] = {"max_live_requests": 1, "write_timeout_s": 0.3}
+        async with running(model, engine, http_port=0, **limits) as cluster, client(cluster) as http:
             reader, writer = await asyncio.open_connection("127.0.0.1", cluster.gateway.http_port, limit=1024)
             body = json.dumps({"prompt": [5], "max_tokens": 9_000_000, "stream": True}).encode()
             head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -344,6 +352,9 @@ def test_a_client_that_reads_nothing_gives_its_place_back(model: Path) -> None:
             await reader.readline()
             await eventually(lambda: len(engine.submitted) == 1 and not cluster.gateway.live_requests)
             assert cluster.gateway.metrics.by_label("requests", "status") == {"slow_reader": 1}
+            assert finished_outputs(cluster) == 0
+            assert (await http.post("/v1/completions", json=POSTS["/v1/completions"])).status_code == 200
+            assert finished_outputs(cluster) == 1
             writer.close()
 
     asyncio.run(scenario())

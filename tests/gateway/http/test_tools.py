@@ -1,6 +1,6 @@
-"""Calls of functions with random schemas: whole, valid, equal with any speculation, and no token of one in text.
+"""Tool calls with random schemas: complete, valid, equal with any speculation, and absent from the text.
 
-Judged by jsonschema and by a parser of DeepSeek's formats written for this test.
+Checked with jsonschema, and with a parser of DeepSeek's formats written for this test.
 """
 
 import json
@@ -29,7 +29,7 @@ CALL = re.compile(
 
 
 def schema(dice: random.Random, depth: int = 0) -> dict[str, Any]:
-    """Bounded, so that a small model comes to an end."""
+    """A bounded schema, so that a small model finishes."""
     kinds = ["string", "integer", "boolean", "enum", "null"] + (["array", "object"] if depth < 2 else [])
     kind = dice.choice(kinds)
     match kind:
@@ -99,7 +99,7 @@ def test_calls_are_whole_valid_and_equal_with_any_speculation(scout: Served, num
 
 
 def check_calls(body: dict[str, Any], choice: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """By another parser, and another judge of schemas."""
+    """Checks calls with another parser and another schema validator."""
     calls = [one["function"] for one in choice["message"]["tool_calls"]]
     said = CALL.findall(tokenizer.decode(choice["token_ids"], skip_special_tokens=False))
     if choice["finish_reason"] == "length":  # a small model that may call again and again does
@@ -115,7 +115,7 @@ def check_calls(body: dict[str, Any], choice: dict[str, Any], tokenizer: Tokeniz
 
 
 def check_chunks(choice: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Whatever a delta holds, calls are the same and nothing of them is text."""
+    """For deltas of every size, calls are the same and none of their text is in the output text."""
     token_ids = choice["token_ids"]
     wanted = [one["function"] for one in choice["message"].get("tool_calls", ())]
     for size in (1, 2, 3, 5, 17, 1000):

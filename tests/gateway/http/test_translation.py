@@ -1,4 +1,4 @@
-"""What requests ask for and what events become, without a server."""
+"""Request bodies as calls, and events as responses, without a server."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ PROMPT = (5, 6)
 
 
 def said(*pieces: dict[str, Any], reason: FinishReason = FinishReason.STOP) -> list[Event]:
-    """The events of one output that says these pieces."""
+    """The events of one output that consists of these pieces."""
     outputs = [Output(index=0, token_ids=(n,), **piece) for n, piece in enumerate(pieces)]
     usage = Usage(prompt_tokens=2, cached_tokens=1, completion_tokens=len(pieces))
     begun = Accepted(request_id="r", seed=3, prompt_tokens=2, fingerprint="f")

@@ -1,9 +1,9 @@
-"""What chaos.py judges by: an oracle that sees every difference, and a schedule that a seed gives again."""
+"""What chaos.py relies on: an oracle that finds every difference, and a schedule that a seed reproduces."""
 
 from collections import Counter
 
 import pytest
-from faults.oracle import Heard, differences
+from faults.oracle import Transcript, differences
 from faults.schedule import Fault, schedule
 
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, Output
@@ -18,8 +18,8 @@ SAID = Output(index=0, token_ids=(5,), text="a", logprobs=(LIKELY,), prompt_logp
 END = Finished(index=0, reason=FinishReason.LENGTH, usage=Usage(completion_tokens=1))
 
 
-def heard(*events: Event) -> Heard:
-    one = Heard()
+def transcript(*events: Event) -> Transcript:
+    one = Transcript()
     for at, event in enumerate(events):
         one.add(event, float(at))
     return one
@@ -28,7 +28,7 @@ def heard(*events: Event) -> Heard:
 def test_the_same_events_are_no_difference_however_they_are_grouped() -> None:
     parts = (Output(index=0, prompt_logprobs=(LIKELY,)), Output(index=0, token_ids=(5,), logprobs=(LIKELY,)))
 
-    found = differences(heard(ACCEPTED, *parts, Output(index=0, text="a"), END), heard(ACCEPTED, SAID, END))
+    found = differences(transcript(ACCEPTED, *parts, Output(index=0, text="a"), END), transcript(ACCEPTED, SAID, END))
 
     assert found == []
 
@@ -52,17 +52,17 @@ def test_the_same_events_are_no_difference_however_they_are_grouped() -> None:
         (ACCEPTED, SAID, Finished(index=0, reason=FinishReason.LENGTH)),
     ],
 )
-def test_whatever_a_client_would_see_is_a_difference(events: tuple[Event, ...]) -> None:
-    assert differences(heard(*events), heard(ACCEPTED, SAID, END))
+def test_every_change_that_a_client_would_see_is_a_difference(events: tuple[Event, ...]) -> None:
+    assert differences(transcript(*events), transcript(ACCEPTED, SAID, END))
 
 
-def test_a_seed_gives_its_schedule_again_in_which_every_fault_meets_every_number_of_streams() -> None:
+def test_a_seed_reproduces_its_schedule_in_which_every_fault_meets_every_number_of_streams() -> None:
     faults, streams = tuple(Fault), (1, 64)
 
     planned = schedule(7, len(faults) * len(streams), faults, streams)
 
     assert planned == schedule(7, len(planned), faults, streams)
     assert planned != schedule(8, len(planned), faults, streams)
-    met = Counter((episode.blows[0].fault, episode.streams) for episode in planned)
+    met = Counter((episode.injections[0].fault, episode.streams) for episode in planned)
     assert len(met) == len(planned)
-    assert any(len(episode.blows) == 2 for episode in planned)
+    assert any(len(episode.injections) == 2 for episode in planned)

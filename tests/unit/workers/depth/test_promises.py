@@ -196,13 +196,18 @@ def test_drafting_resumes_within_512_rounds_of_text_becoming_predictable(sequenc
         assert sum(each.drafts for each in replica.run(100)) > 80
 
 
-@pytest.mark.xfail(strict=True, reason="a probe takes more than the 0.64 plain rounds that 64 rounds earn")
-def test_drafting_resumes_within_64_rounds_of_text_becoming_predictable() -> None:
+LEARNS_SLOWLY = pytest.mark.xfail(
+    strict=True, reason="a probe verifies one draft of each; deeper ones wait to be believed"
+)
+
+
+@pytest.mark.parametrize("lead", [LIES, None, pytest.param(1.0, marks=LEARNS_SLOWLY)])
+def test_drafting_resumes_within_64_rounds_of_text_becoming_predictable(lead: float | None) -> None:
+    """`lead`: that of hopeless drafts before, one that tells, and one that was never seen before."""
     waits = [
         rounds_until_resumed(settled(HOPELESS, sequences, 800 + phase, CHEAP_ROWS), lead)
         for sequences in (1, 4)
-        for lead in (LIES, 1.0)
-        for phase in range(0, 64, 16)
+        for phase in range(0, 64, 8)
     ]
 
     assert max(waits) <= 64
@@ -323,11 +328,11 @@ def test_in_no_window_of_rounds_more_is_lost_than_the_token_bucket_and_1_percent
 
 @pytest.mark.parametrize(("row", "sequences"), [(0.003, 1), (0.003, 4), (0.003, 8)])
 def test_in_no_window_of_rounds_more_is_lost_than_the_token_bucket_and_1_percent(row: float, sequences: int) -> None:
-    """By what plain rounds really take, which the policy may misjudge by a third until they are measured often."""
+    """By what plain rounds really take."""
     replica = settled(Texts(), sequences, 0, Machine(row=row, step=0.0002), temperature=0.0)
     lost, worst = most_lost(replica, [Texts(accepted=0.0)] * 2, believed=False)
 
-    assert lost <= 1.33 * Budget.of(size_class(sequences)).cap + 2 * worst
+    assert lost <= Budget.of(size_class(sequences)).cap + 2 * worst
 
 
 def test_beside_a_sequence_without_speculation_losses_are_booked_all_the_same() -> None:
@@ -341,7 +346,7 @@ def test_beside_a_sequence_without_speculation_losses_are_booked_all_the_same() 
 
 
 def test_nothing_grows_with_the_rounds_that_have_run() -> None:
-    """The policy's objects and the calls of a round, while sequences come and end and text changes."""
+    """The policy's objects and the calls of a round with drafts, while sequences come and end and text changes."""
     replica = Replica(DepthPolicy("auto"), count_calls=True)
     replica.teach_times()
     kept, calls = list[int](), list[float]()
@@ -354,7 +359,7 @@ def test_nothing_grows_with_the_rounds_that_have_run() -> None:
             ran.append(replica.round())
         kept.append(objects(replica.policy))
         if part % 2 == 0:
-            calls.append(mean(each.observed_calls for each in ran))
+            calls.append(mean(each.observed_calls for each in ran if each.drafts))
 
     assert max(kept[6:]) <= 1.5 * max(kept[:6])
-    assert max(calls[3:]) <= 1.2 * max(calls[:3])
+    assert mean(calls[3:]) <= 1.1 * mean(calls[:3])

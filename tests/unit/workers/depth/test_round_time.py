@@ -127,6 +127,15 @@ def test_plain_rounds_take_what_was_measured_of_them() -> None:
     assert time.plain_s(plain) == pytest.approx(0.9 * sum(seconds(plain)), rel=0.03)
 
 
+def test_many_plain_rounds_tell_the_machines_speed_whatever_disturbed_one_of_them() -> None:
+    time, plain = taught(600, noise=0.0), shape(2, 0)
+    measure(time, plain, sum(seconds(plain)), 8)
+    before = time.plain_s(plain)
+    time.observe_plain(plain, [1.5 * sum(seconds(plain))] * 40 + [1.0])
+
+    assert time.plain_s(plain) == pytest.approx(1.5 * before, rel=0.1)
+
+
 def test_a_measurement_is_not_misled_by_one_disturbed_round() -> None:
     time, plain = taught(600, noise=0.0), shape(2, 0)
     measure(time, plain, sum(seconds(plain)), 8)

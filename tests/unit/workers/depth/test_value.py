@@ -41,7 +41,7 @@ class Case:
         """What drafts of these depths bring above their price, in tokens."""
         foreseen = self.acceptance.foreseen([(each.sequence_id, each.kind) for each in self.live])
         brings = sum(float(own[:depth].sum()) for own, depth in zip(foreseen, depths, strict=True))
-        _, _, first, step, draft, sampled = self.time.drafting("mtp").coefficients
+        _, _, first, step, draft, sampled = self.time.drafting("mtp")
         made_s = first + step * max(depths) + (draft + sampled) * sum(depths)
         slot_s = self.time.slot_s(10, sampled=True) * sum(depths)
         return brings - self.value.price * (made_s + slot_s + self.time.more_rows(self.plain.rows, sum(depths))[-1])

@@ -1,4 +1,4 @@
-"""Requests whose answers are compared: every feature that an answer can be resumed under. Pure."""
+"""Requests whose outputs are compared: one parameter set for each feature that resumed streams must reproduce. Pure."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +32,8 @@ PARAMETER_SETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """One request. The same question has the same answer, whatever happens to the cluster."""
+class ChaosRequest:
+    """One request. Its output is the same every time, whatever faults are injected."""
 
     name: str
     prompt: str
@@ -44,16 +44,16 @@ class Question:
         return GenerateCall(prompt=TextPrompt(self.prompt), params=self.params)
 
 
-def questions(prompts: list[str], max_tokens: int) -> list[Question]:
-    """Every prompt under every parameter set; neighbours differ in both."""
+def chaos_requests(prompts: list[str], max_tokens: int) -> list[ChaosRequest]:
+    """Every prompt with every parameter set; consecutive requests differ in both."""
     return [
-        Question(
+        ChaosRequest(
             name=f"{name}/{number}",
-            prompt=prompts[(number + place) % len(prompts)],
+            prompt=prompts[(number + index) % len(prompts)],
             params=SamplingParams(
-                **{"temperature": 0.8, "ignore_eos": True, "max_tokens": max_tokens, "seed": 100 * number + place} | own
+                **{"temperature": 0.8, "ignore_eos": True, "max_tokens": max_tokens, "seed": 100 * number + index} | own
             ),
         )
         for number in range(len(prompts))
-        for place, (name, own) in enumerate(PARAMETER_SETS.items())
+        for index, (name, own) in enumerate(PARAMETER_SETS.items())
     ]
