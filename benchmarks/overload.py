@@ -53,6 +53,7 @@ class Phase:
     refused: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)  # within the phase, by token
+    refusals: Counter[str] = field(default_factory=Counter)  # by token
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -92,6 +93,7 @@ class Clients:
                     first = time.monotonic() - began
         except grpc.aio.AioRpcError as error:
             phase.statuses[error.code().name] += 1
+            phase.refusals[self.name] += 1
             phase.refused.append(time.monotonic() - began)
             return
         phase.statuses["OK"] += 1
@@ -206,7 +208,7 @@ async def overload(cluster: Cluster, seconds: float, times: float) -> tuple[dict
         "first_token_p99_over_0.9": round(percentile(over.first_token, 0.99) / percentile(calm.first_token, 0.99), 2),
         "memory_mb": {"before": before, "after": after},
         "memory_growth": max(round(after[name] / before[name] - 1, 3) for name in before),
-        "two_tokens": {**shared.figures(), "done": dict(shared.done)},
+        "two_tokens": {**shared.figures(), "done": dict(shared.done), "refused": dict(shared.refusals)},
         "light_share": round(shared.done["light"] / max(1, sum(shared.done.values())), 3),
     }
     broken = [

@@ -20,6 +20,7 @@ LEAST_RETRY_S = 0.1
 MOST_RETRY_S = 60.0
 MOST_OUTPUTS = 128
 _REFUSED_JUST_NOW_S = 2.0
+_UNSERVED_S = 10.0  # a request that found no replica counts as load for so long: clients try again meanwhile
 REFUSALS = ("live_requests", "token_limit", "queued_tokens", "wait", "deadline")  # by cause
 
 
@@ -62,7 +63,7 @@ class Admission:
     def __init__(self, limits: AdmissionLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock, self._turns = clock, Turns(clock)
-        self._refused_at = -math.inf
+        self._refused_at = self._unserved_at = -math.inf
         self._live: dict[str, Ticket] = {}
         self._callers: dict[str, _Caller] = {}
         self._live_outputs = self._queued_tokens = 0
@@ -82,13 +83,18 @@ class Admission:
 
     @property
     def waiting(self) -> Load:
-        """What waits for its turn, as the autoscaler counts it."""
-        return Load(tokens=self._turns.waiting_tokens, oldest_wait_s=self._turns.oldest_wait_s)
+        """What waits for its turn, as the autoscaler counts it; one token at least where a request found no replica."""
+        unserved = int(self._clock() < self._unserved_at + _UNSERVED_S)
+        return Load(tokens=max(unserved, self._turns.waiting_tokens), oldest_wait_s=self._turns.oldest_wait_s)
 
     @property
     def wanted(self) -> bool:
         """Whether others wait for what is taken, or were refused for it just now."""
         return self._turns.waiting > 0 or self._clock() < self._refused_at + _REFUSED_JUST_NOW_S
+
+    def note_unserved(self) -> None:
+        """A request was refused because no replica is ready."""
+        self._unserved_at = self._clock()
 
     def set_places(self, places: int) -> None:
         """How many outputs may be on replicas at once."""

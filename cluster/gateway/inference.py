@@ -174,11 +174,19 @@ class Inference:
                 stream.close()
         record.status = "error" if stream.failed else "ok"
 
-    def ready(self) -> tuple[PromptEncoder, Replica]:
-        """The encoder and any ready replica, to check a request with. UnavailableError if no replica is ready."""
+    def ready(self, *, is_work: bool = True) -> tuple[PromptEncoder, Replica]:
+        """The encoder and any ready replica, to check a request with. UnavailableError if none takes requests.
+
+        `is_work`: a replica is needed for it, so that the autoscaler is to start one where there is none.
+        """
         if self.draining:
             raise UnavailableError("the gateway is draining: send the request to another")
-        replica = self._fleet.choose()
+        try:
+            replica = self._fleet.choose()
+        except UnavailableError:
+            if is_work:
+                self._admission.note_unserved()
+            raise
         if self.encoder is None:
             raise UnavailableError("the gateway does not know the model yet: try again later")
         return self.encoder, replica

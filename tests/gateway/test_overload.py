@@ -13,6 +13,7 @@ from gateway.harness import KEY, Cluster, eventually, pb, rest, running, stoppin
 from gateway.test_auth import line
 
 from outrider import AsyncClient, ClientSecurity
+from outrider.cluster.autoscale import REPORT_EVERY_S
 from outrider.cluster.cli_status import gateway_line
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
@@ -207,6 +208,23 @@ def test_what_waits_at_the_gateway_is_reported_as_load_until_nothing_does(model:
             engine.go_on()
             await eventually(lambda: not cluster.controller.waiting.tokens)
             assert not cluster.controller.waiting.oldest_wait_s
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_finds_no_replica_is_load_so_that_one_is_started(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, ready=False, http_port=0) as cluster:
+            url = f"http://127.0.0.1:{cluster.gateway.http_port}"
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+                assert (await http.get("/v1/models")).status_code == 503
+            await asyncio.sleep(2 * REPORT_EVERY_S)
+            assert not cluster.controller.waiting.tokens, "to list models takes no replica"
+
+            with pytest.raises(grpc.aio.AioRpcError, match="no replica is ready"):
+                await cluster.inference.Generate(tokens(5)).read()
+
+            await eventually(lambda: cluster.controller.waiting.tokens == 1)
 
     asyncio.run(scenario())
 

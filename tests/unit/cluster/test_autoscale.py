@@ -33,6 +33,14 @@ def test_replicas_follow_the_tokens_in_flight_with_headroom() -> None:
     assert decision.reason == "1 -> 3 replicas: 2000 tokens in flight want 3 of 1000 tokens each"
 
 
+def test_a_single_token_that_waits_brings_the_first_replica() -> None:
+    policy = replace(POLICY, min_replicas=0)
+
+    decision = decide(policy, Load(tokens=1), Scale(desired=0, ready=0), seats=64, now=0)
+
+    assert decision.scale.desired == 1
+
+
 def test_a_request_that_waits_too_long_brings_one_more() -> None:
     decision = decided(Load(tokens=100, oldest_wait_s=2.1), desired=2)
 
