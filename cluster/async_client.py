@@ -10,7 +10,16 @@ import grpc
 
 from outrider.cluster import client_questions as questions
 from outrider.cluster.chat_shapes import Messages, ToolChoice, ToolsGiven
-from outrider.cluster.client import ASK_TIMEOUT_S, DEFAULT_ADDRESS, OPTIONS, PLAIN, SWAP_TIMEOUT_S, addresses_of, within
+from outrider.cluster.client import (
+    ASK_TIMEOUT_S,
+    DEFAULT_ADDRESS,
+    OPTIONS,
+    PLAIN,
+    SWAP_TIMEOUT_S,
+    addresses_of,
+    left_s,
+    within,
+)
 from outrider.cluster.client_call import Collector, build_call, chat_options, exception_of, explained
 from outrider.cluster.client_questions import Question, T
 from outrider.cluster.client_resume import PATIENCE_S, GatewayLeftError, ResumableCall
@@ -122,7 +131,7 @@ class AsyncClient:
             except (grpc.aio.AioRpcError, GatewayLeftError) as error:
                 if request.finished:
                     return
-                if not request.may_go_on(error, time.monotonic()):
+                if not request.may_go_on(error, time.monotonic(), left_s(until)):
                     raise explained(error, address) from error
                 pause_s = request.pause_s(error)
             self._leave(address)

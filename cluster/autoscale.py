@@ -8,6 +8,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+REPORT_EVERY_S = 0.5  # gateways say what waits there
+FORGOTTEN_S = 5.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoscalePolicy:
@@ -34,7 +37,7 @@ class AutoscalePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What the replicas have to do."""
+    """What replicas have to do, or what waits at gateways until they have room."""
 
     tokens: int = 0  # of unfinished sequences, prompt and output
     sequences: int = 0  # running
@@ -48,6 +51,20 @@ class Load:
             sequences=sum(load.sequences for load in each),
             oldest_wait_s=max((load.oldest_wait_s for load in each), default=0.0),
         )
+
+
+class WaitingLoads:
+    """What waits at gateways: the latest that each has reported. One that is silent for FORGOTTEN_S counts no more."""
+
+    def __init__(self) -> None:
+        self._reported: dict[str, tuple[float, Load]] = {}  # when, and what
+
+    def report(self, gateway: str, load: Load, now: float) -> None:
+        self._reported[gateway] = (now, load)
+        self._reported = {name: one for name, one in self._reported.items() if now - one[0] < FORGOTTEN_S}
+
+    def total(self, now: float) -> Load:
+        return Load.total(load for at, load in self._reported.values() if now - at < FORGOTTEN_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,6 +210,19 @@ def drain(
 
 
 @app.command()
+@spread
+def upgrade(
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds for all of it.")] = 7200.0,
+    *,
+    gateway: Connection,
+) -> None:
+    """Replace every replica, one after the other, while as many serve as before: needs room for one more."""
+    from outrider.cluster.cli_upgrade import run_upgrade
+
+    run_upgrade(gateway, timeout_s=timeout_s)
+
+
+@app.command()
 def demo(
     context: typer.Context,
     json_file: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = Path("demo.json"),

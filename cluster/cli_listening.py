@@ -39,6 +39,11 @@ class ServeOptions:
     tls_client_ca: o.TlsClientCa = None
     auth_token_file: o.AuthTokenFile = None
     cluster_key_file: o.ClusterKeyFile = None
+    max_queue_wait_s: o.MaxQueueWait = None
+    max_live_requests_per_token: o.MaxLivePerToken = None
+    max_allowed_token_ids: o.MaxAllowedTokenIds = None
+    write_timeout_s: o.WriteTimeout = None
+    share_prefix_cache: o.SharePrefixCache = None
     ray_address: Annotated[
         str | None, typer.Option(help="auto (a running cluster, else one started here), local, or HOST:PORT.")
     ] = None
@@ -68,14 +73,19 @@ class GatewayOptions:
     cluster_key_file: o.ClusterKeyFile = None
     max_live_requests: Annotated[int, typer.Option(help="More outputs at once are refused.")] = 1024
     max_queued_tokens: Annotated[int, typer.Option(help="Prompt tokens that may wait; more are refused.")] = 1_000_000
+    max_queue_wait_s: o.MaxQueueWait = None
+    max_live_requests_per_token: o.MaxLivePerToken = None
     max_message_bytes: Annotated[int, typer.Option(help="A larger request is refused unread.")] = 4 * 2**20
     max_prompt_tokens: Annotated[int | None, typer.Option(help="A longer prompt is refused. [the model's]")] = None
     max_stop_strings: Annotated[int, typer.Option(help="More in one request are refused.")] = 16
     max_logit_bias: Annotated[int, typer.Option(help="More entries in one request are refused.")] = 1024
+    max_allowed_token_ids: o.MaxAllowedTokenIds = None
     max_schema_bytes: Annotated[int, typer.Option(help="A larger structured output is refused.")] = 64 * 2**10
     drain_grace_s: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.")] = 20.0
     resume_wait_s: Annotated[
         float, typer.Option(help="How long requests of a lost replica wait for another to go on with them.")
     ] = 600.0
+    write_timeout_s: o.WriteTimeout = None
+    share_prefix_cache: o.SharePrefixCache = None
     otlp_endpoint: o.OtlpEndpoint = None
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", help="Drain when standard input closes.")] = False

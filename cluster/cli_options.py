@@ -33,6 +33,28 @@ ClusterKeyFile = Annotated[
         help='The key that the cluster\'s own processes share; "-" reads it from standard input. [drawn by serve]',
     ),
 ]
+MaxQueueWait = Annotated[
+    float | None,
+    typer.Option("--max-queue-wait-s", help="A request that would wait longer for its turn is refused. [10]"),
+]
+MaxLivePerToken = Annotated[
+    int | None,
+    typer.Option("--max-live-requests-per-token", help="More outputs of one token at once are refused. [no limit]"),
+]
+MaxAllowedTokenIds = Annotated[
+    int | None, typer.Option("--max-allowed-token-ids", help="More in one request are refused. [16384]")
+]
+WriteTimeout = Annotated[
+    float | None,
+    typer.Option("--write-timeout-s", help="How long a client may read nothing of what it is sent. [20]"),
+]
+SharePrefixCache = Annotated[
+    bool | None,
+    typer.Option(
+        "--share-prefix-cache/--prefix-cache-per-token",
+        help="Whether tokens share cached prefixes, and so can tell by time what others have asked. [per token]",
+    ),
+]
 OtlpEndpoint = Annotated[
     str | None,
     typer.Option(

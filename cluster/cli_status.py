@@ -12,6 +12,7 @@ from outrider.cluster.cli_connection import Connection
 from outrider.cluster.status import (
     ClusterStatus,
     Draining,
+    GatewayStatus,
     RankStatus,
     ReplicaStatus,
     Scaling,
@@ -76,9 +77,29 @@ def tree(status: ClusterStatus) -> Tree:
         root.add(f"[red]{escape(status.problem)}[/]")
     if status.last_scaling:
         root.add(f"[dim]autoscaler: {escape(status.last_scaling)}[/]")
+    if status.gateway is not None:
+        root.add(gateway_line(status.gateway))
     for replica in status.replicas:
         _add_replica(root, replica)
     return root
+
+
+def gateway_line(gateway: GatewayStatus) -> str:
+    """What is live and waits at the gateway; then only what has happened."""
+    parts = [f"{gateway.live_requests} live, {gateway.queued_requests} waiting for their turn"]
+    counts = (
+        (gateway.waiting_for_successor, "waiting for another replica"),
+        (gateway.resumed, "resumed"),
+        (gateway.moved, "moved"),
+        (gateway.slow_readers, "ended unread"),
+        (gateway.stalled_replicas, "replicas stalled"),
+    )
+    parts += [f"{count} {what}" for count, what in counts if count]
+    if gateway.refused:
+        parts.append("refused: " + ", ".join(f"{cause} {count}" for cause, count in gateway.refused.items()))
+    parts.append(f"event loop at most {1000 * gateway.longest_loop_lag_s:.0f} ms late")
+    lost = " [red]controller lost[/]" if gateway.controller_lost else ""
+    return f"gateway: {'; '.join(parts)}{lost}"
 
 
 def _add_replica(root: Tree, replica: ReplicaStatus) -> None:

@@ -47,6 +47,10 @@ def within(pause_s: float, until: float | None) -> float:
     return pause_s if until is None else max(0.0, min(pause_s, until - time.monotonic()))
 
 
+def left_s(until: float | None) -> float | None:
+    return None if until is None else until - time.monotonic()
+
+
 def addresses_of(address: str | Sequence[str]) -> list[str]:
     """Each gateway's HOST:PORT."""
     return address.split(",") if isinstance(address, str) else list(address)
@@ -147,7 +151,7 @@ class Client:
             except (grpc.RpcError, GatewayLeftError) as error:
                 if request.finished:
                     return
-                if not request.may_go_on(error, time.monotonic()):
+                if not request.may_go_on(error, time.monotonic(), left_s(until)):
                     raise explained(error, address) from error
                 pause_s = request.pause_s(error)
             self._leave(address)

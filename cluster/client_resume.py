@@ -18,6 +18,7 @@ from outrider.workers.types.request import OutputSoFar
 
 PATIENCE_S = 660.0  # without progress; then the break is the caller's. Gateways wait 600 s for a replica
 ACCEPT_PATIENCE_S = 10.0  # until a request is accepted
+OVERLOAD_PATIENCE_S = 60.0  # the same, where gateways say that they have no room
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 5.0
 # What a broken connection looks like, and, of a request that is resumed, its old self under another name, and a gateway
@@ -121,27 +122,37 @@ class ResumableCall:
         tokens = finished.usage.completion_tokens + self._finished_before
         return dataclasses.replace(finished, usage=dataclasses.replace(finished.usage, completion_tokens=tokens))
 
-    def may_go_on(self, error: Exception, now: float) -> bool:
+    def may_go_on(self, error: Exception, now: float, left_s: float | None = None) -> bool:
         """Whether asking again may bring the rest: the request was accepted, its connection broke, and not long ago; or
-        it was not, and a gateway said that it may be soon, or another was not asked yet."""
+        it was not, and a gateway said that it may be soon, or another was not asked yet. `left_s`: until the caller's
+        deadline, if there is one."""
         waited_s = now - self._progress_at
         if self._accepted is None:
-            return self._patience_s > 0 and isinstance(error, grpc.RpcError) and self._may_be_accepted(error, waited_s)
+            return (
+                self._patience_s > 0
+                and isinstance(error, grpc.RpcError)
+                and self._may_be_accepted(error, waited_s, left_s)
+            )
         if waited_s > self._patience_s:
             return False
         if isinstance(error, GatewayLeftError):
             return True
         return isinstance(error, grpc.RpcError) and error.code() in _NOT_YET
 
-    def _may_be_accepted(self, error: grpc.RpcError, waited_s: float) -> bool:
-        """By another gateway, or by the same one soon."""
+    def _may_be_accepted(self, error: grpc.RpcError, waited_s: float, left_s: float | None) -> bool:
+        """By another gateway, or by the same one soon: never sooner than it said."""
         if error.code() not in _NOT_ACCEPTED or is_too_large(error):
             return False
         unreached = error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error)
         self._asked, self._unreached = self._asked + 1, self._unreached + unreached
+        least_s = retry_delay_s(error) or 0.0
         if self._asked < self._gateways:  # a frozen one may have taken all the time
-            return True
-        return self._unreached < self._gateways and waited_s < min(self._patience_s, ACCEPT_PATIENCE_S)
+            return left_s is None or least_s < left_s
+        full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        patience_s = min(self._patience_s, OVERLOAD_PATIENCE_S if full else ACCEPT_PATIENCE_S) - waited_s
+        return self._unreached < self._gateways and least_s < (
+            patience_s if left_s is None else min(patience_s, left_s)
+        )
 
     def pause_s(self, error: Exception) -> float:
         """How long to wait before asking again: ever longer, until an event comes; at least what the gateway said."""

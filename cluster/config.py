@@ -14,10 +14,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from outrider.cluster.autoscale import AutoscalePolicy
+from outrider.cluster.gateway.admission import AdmissionLimits
 from outrider.cluster.gateway.door import Door
 from outrider.workers.config import EngineConfig, ParallelConfig
 from outrider.workers.tracing import endpoint_in_force
 
+_ADMISSION = tuple(field.name for field in dataclasses.fields(AdmissionLimits))
 _SIZES = tuple(field.name for field in dataclasses.fields(ParallelConfig))
 
 
@@ -42,6 +44,13 @@ class ServeSettings(BaseModel):
     tls_key: str | None = None
     tls_client_ca: str | None = None
     auth_token_file: str | None = None
+    max_live_requests: int = 1024  # on the gateway; a request counts as often as it has outputs
+    max_live_requests_per_token: int | None = None
+    max_queued_tokens: int = 1_000_000  # prompt tokens of requests that wait for their first token
+    max_queue_wait_s: float = 10.0  # a request that would wait longer for its turn is refused
+    write_timeout_s: float = Field(default=20.0, ge=0)  # how long a client may read nothing of what it is sent
+    max_allowed_token_ids: int = Field(default=16_384, ge=0)
+    share_prefix_cache: bool = False  # among tokens, which then can tell by time what others have asked
     cluster_key_file: str | None = None  # None: a key is drawn, and other gateways cannot join
     controller_host: str = ""  # where gateways reach it; "": loopback, or this node's address where there are more
     controller_port: int = Field(default=0, ge=0, le=65535)
@@ -126,6 +135,20 @@ class ServeSettings(BaseModel):
         except ValueError as error:
             raise SettingsError(str(error)) from error
 
+    def admission(self) -> AdmissionLimits:
+        """SettingsError if a value is out of its range."""
+        try:
+            return AdmissionLimits(**{name: getattr(self, name) for name in _ADMISSION})
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+    def gateway_arguments(self) -> list[str]:
+        """The options of `outrider gateway` that say the same of its limits."""
+        given = [(name, getattr(self, name)) for name in (*_ADMISSION, "write_timeout_s", "max_allowed_token_ids")]
+        options = [(f"--{name.replace('_', '-')}", value) for name, value in given if value is not None]
+        words = [word for option, value in options for word in (option, str(value))]
+        return [*words, "--share-prefix-cache"] if self.share_prefix_cache else words
+
     def spans_go_to(self, environment: Mapping[str, str]) -> str:
         """The collector in force; "" for none. SettingsError if it cannot be one."""
         try:
@@ -176,6 +199,7 @@ def load_settings(
         raise SettingsError(_one_line(error)) from error
     settings.engine()
     settings.door()
+    settings.admission()
     settings.autoscale()
     return settings
 

@@ -15,7 +15,7 @@ import ray
 
 from outrider.cluster import record, roster
 from outrider.cluster.acting import Acting
-from outrider.cluster.autoscale import Autoscaler, Load
+from outrider.cluster.autoscale import Autoscaler, Load, WaitingLoads
 from outrider.cluster.charge import Charge
 from outrider.cluster.controller_service import serve
 from outrider.cluster.leftovers import remove_all_but
@@ -51,6 +51,7 @@ class Controller:
         self._former_hosts: deque[str] = deque(maxlen=REMEMBERED_HOSTS)  # of replicas that left
         self._ever_ready = self._ending = False
         self._autoscaler = Autoscaler(charge.autoscale, charge.engine.max_num_seqs) if charge.autoscale else None
+        self._waiting = WaitingLoads()
         self._machines = MachineKeeper(_provider(charge), self._machines_needed)
         self._table = RouteTable()
         self._background: list[asyncio.Task[None]] = []
@@ -166,6 +167,10 @@ class Controller:
         self._desired = replicas
         await self._reconcile()
 
+    def report_waiting(self, gateway: str, load: Load) -> None:
+        """So much waits at this gateway."""
+        self._waiting.report(gateway, load, time.monotonic())
+
     async def drain_replica(self, name: str) -> None:
         """This one finishes its work and leaves, and one less is wanted. KeyError if there is none of that name."""
         if self._replicas[name].goal is Goal.SERVE:
@@ -243,9 +248,10 @@ class Controller:
     def _autoscale(self) -> None:
         if self._autoscaler is None or self._ending or not self._ever_ready:
             return
-        load = Load.total(replica.load for replica in self.replicas)
+        now = time.monotonic()
+        load = Load.total([*(replica.load for replica in self.replicas), self._waiting.total(now)])
         ready = self._desired - self._pending
-        decision = self._autoscaler.step(load, desired=self._desired, ready=ready, now=time.monotonic())
+        decision = self._autoscaler.step(load, desired=self._desired, ready=ready, now=now)
         if decision.reason:
             logs.event(log, logging.INFO, "autoscale", decision=decision.reason, load=load)
             self._desired = decision.scale.desired

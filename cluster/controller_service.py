@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import grpc
 
 import outrider
+from outrider.cluster.autoscale import Load
 from outrider.cluster.charge import Charge
 from outrider.cluster.gateway.health import Health
 from outrider.cluster.reconcile import Goal, Phase
@@ -45,6 +46,8 @@ class Controlled(Protocol):
     async def scale(self, replicas: int) -> None: ...
 
     async def drain_replica(self, name: str) -> None: ...
+
+    def report_waiting(self, gateway: str, load: Load) -> None: ...
 
 
 class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
@@ -130,6 +133,13 @@ class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
     ) -> AsyncIterator[cluster_pb2.WatchRoutesResponse]:
         async for table in self._controlled.table.watch():
             yield routes_response(table)
+
+    async def ReportWaiting(  # noqa: N802  # the name is the protocol's
+        self, request: cluster_pb2.ReportWaitingRequest, context: Context
+    ) -> cluster_pb2.ReportWaitingResponse:
+        load = Load(tokens=request.tokens, oldest_wait_s=request.oldest_wait_s)
+        self._controlled.report_waiting(request.gateway, load)
+        return cluster_pb2.ReportWaitingResponse()
 
 
 async def serve(charge: Charge, controlled: Controlled, host: str, port: int) -> tuple[grpc.aio.Server, int]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -46,8 +47,9 @@ class GatewayProcess:
         http_port: int = 0,
         http_host: str | None = None,
         otlp_endpoint: str = "",
+        arguments: Sequence[str] = (),
     ) -> None:
-        """`http_port` 0: no HTTP.
+        """`http_port` 0: no HTTP; `arguments`: more of `outrider gateway`'s options.
 
         With TLS the door needs a health port: only there can this process ask whether the gateway is ready.
         """
@@ -60,6 +62,7 @@ class GatewayProcess:
         command += ["--cluster-key-file", STDIN, *door.arguments()]
         if metrics_port is not None:
             command += ["--metrics-port", str(metrics_port)]
+        command += arguments
         if otlp_endpoint:
             command += ["--otlp-endpoint", otlp_endpoint]
         self._command, self._cluster_key = command, cluster_key

@@ -1,7 +1,7 @@
 """A gateway's metrics again, under names that other tools read: vLLM's, and OpenTelemetry's for generative AI.
 
 Requests are counted as this gateway sees them. What engines say of themselves is asked of every ready replica, so
-several gateways say the same.
+several gateways say the same, but for the requests that wait at each.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class KnownMetrics:
             return Histogram(name, text, labels, registry=registry, buckets=buckets)
 
         self._running = gauge("vllm:num_requests_running", "Requests that engines compute.")
-        self._waiting = gauge("vllm:num_requests_waiting", "Requests that wait for an engine.")
+        self._waiting = gauge("vllm:num_requests_waiting", "Requests that wait in engines, or at this gateway.")
         self._kv_usage = gauge("vllm:kv_cache_usage_perc", "Share of the cache in use, of the fullest replica; 0 to 1.")
         self._prompt = counter("vllm:prompt_tokens", "Tokens of prompts.")
         self._generated = counter("vllm:generation_tokens", "Generated tokens.")
@@ -73,10 +73,10 @@ class KnownMetrics:
             buckets=_SHARES,
         )
 
-    def show(self, engines: Sequence[EngineCounters], model: str) -> None:
-        """How the ready replicas are now."""
+    def show(self, engines: Sequence[EngineCounters], model: str, queued: int) -> None:
+        """How the ready replicas are now, and how many requests wait at the gateway for their turn."""
         self._running.labels(model).set(sum(engine.running for engine in engines))
-        self._waiting.labels(model).set(sum(engine.waiting for engine in engines))
+        self._waiting.labels(model).set(queued + sum(engine.waiting for engine in engines))
         self._kv_usage.labels(model).set(max((engine.kv_cache_usage for engine in engines), default=0.0))
 
     def count(self, ended: Ended, model: str) -> None:

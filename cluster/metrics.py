@@ -27,6 +27,24 @@ class GatewayMetrics:
             ["status"],
             registry=self.registry,
         )
+        self.refused_requests = Counter(
+            "outrider_gateway_refused_requests",
+            "Requests that were refused for lack of room, by cause: live_requests, token_limit, queued_tokens, wait or "
+            "deadline.",
+            ["cause"],
+            registry=self.registry,
+        )
+        self.resumed = Counter(
+            "outrider_gateway_resumed_requests",
+            "Requests that clients went on with here, behind what another call had brought.",
+            registry=self.registry,
+        )
+        self.ended_replicas = Counter(
+            "outrider_gateway_ended_replicas",
+            "Replicas that ended under this gateway, by cause: stalled (their rounds hung) or other.",
+            ["cause"],
+            registry=self.registry,
+        )
         self.quarantined = Counter(
             "outrider_gateway_quarantined_requests",
             "Requests that were ended because replicas in a row were lost while they computed them.",
@@ -38,8 +56,20 @@ class GatewayMetrics:
             registry=self.registry,
         )
         self.live_requests = self._gauge("outrider_gateway_live_requests", "Requests that have not ended.")
+        self.queued_requests = self._gauge(
+            "outrider_gateway_queued_requests", "Accepted requests that wait for their turn to go to a replica."
+        )
         self.queued_tokens = self._gauge(
             "outrider_gateway_queued_tokens", "Prompt tokens of requests that wait for their first token."
+        )
+        self.successor_waits = self._gauge(
+            "outrider_gateway_successor_waits", "Requests that wait for a replica in the place of one that was lost."
+        )
+        self.loop_lag = self._gauge(
+            "outrider_gateway_event_loop_lag_seconds", "Longest delay of the event loop within the last minute."
+        )
+        self.controller_connected = self._gauge(
+            "outrider_gateway_controller_connected", "1 while the controller is heard, 0 while it is lost."
         )
         self.ready_replicas = self._gauge("outrider_gateway_ready_replicas", "Replicas that take requests.")
         self.time_to_first_token = self._histogram(
@@ -48,6 +78,12 @@ class GatewayMetrics:
         self.latency = self._histogram(
             "outrider_gateway_e2e_request_latency_seconds", "From an accepted request's arrival to its end."
         )
+
+    def by_label(self, name: str, label: str) -> dict[str, int]:
+        """A counter's values that are not 0."""
+        families = (one for one in self.registry.collect() if one.name == f"outrider_gateway_{name}")
+        samples = (sample for family in families for sample in family.samples if sample.name.endswith("_total"))
+        return {sample.labels[label]: int(sample.value) for sample in samples if sample.value}
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry)

@@ -74,7 +74,8 @@ class RaySession:
         return latest if latest is not None and _answers(latest) else None
 
     def _connect(self, ray: ModuleType, address: str) -> None:
-        context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        with _on_loopback(ray) if _is_on_loopback(ray, address) else contextlib.nullcontext():
+            context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
         self.dashboard_url = context.dashboard_url or ""
 
     def _start(self, ray: ModuleType) -> None:
@@ -82,7 +83,7 @@ class RaySession:
         _remove_abandoned_directories()
         self._directory = tempfile.mkdtemp(prefix=f"{_DIRECTORY}{os.getpid()}-")
         os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: ranks would give way to any other program
-        with _group_apart():
+        with _group_apart(), _on_loopback(ray):
             context = ray.init(
                 address="local",
                 namespace=NAMESPACE,
@@ -93,6 +94,30 @@ class RaySession:
                 _temp_dir=self._directory,
             )
         self.dashboard_url = (context.dashboard_url or "") if self._dashboard else ""
+
+
+def _is_on_loopback(ray: ModuleType, address: str) -> bool:
+    """Whether the Ray there listens on loopback only. Ray itself would look for it at the machine's address."""
+    host, _, port = address.rpartition(":")
+    is_loopback = host == "localhost" or host.startswith("127.")
+    return is_loopback and not _answers(f"{ray.util.get_node_ip_address()}:{port}")
+
+
+@contextlib.contextmanager
+def _on_loopback(ray: ModuleType) -> Iterator[None]:
+    """What is started inside listens on loopback only, and what connects inside looks there: Ray's name for that is a
+    machine that cannot be of a cluster."""
+    name, constants = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", ray._private.ray_constants
+    before, found = os.environ.get(name), constants.ENABLE_RAY_CLUSTER
+    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = found
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+_HANGS, _HANG = " hangs: ", " hang: "  # in the reason of an ending: rounds did not end
+
 
 class Goal(Enum):
     """What a replica is wanted for."""
@@ -172,7 +174,12 @@ def _hang(leader: ObservedRank, ranks: Sequence[ObservedRank]) -> str:
     longest_s = max(rank.computing_s for rank in ranks)
     hung = [rank for rank in ranks if longest_s and rank.computing_s > longest_s / 2] or [leader]
     names = " and ".join(rank.label for rank in hung)
-    return f"{names} {'hangs' if len(hung) == 1 else 'hang'}: {leader.stall}"
+    return f"{names}{_HANGS if len(hung) == 1 else _HANG}{leader.stall}"
+
+
+def is_hang(reason: str) -> bool:
+    """Whether a replica that ended for this reason had rounds that did not end."""
+    return _HANGS in reason or _HANG in reason
 
 
 def _answered_since(rank: ObservedRank, time: float) -> bool:

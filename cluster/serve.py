@@ -142,6 +142,7 @@ class ServedCluster:
             cluster_key=self._charge.key,
             log_level=self._log_level,
             otlp_endpoint=self._charge.otlp_endpoint,
+            arguments=settings.gateway_arguments(),
         )
         report = self._wait_for_ranks(on_report)
         self._gateway.wait_until_ready(self.stop)

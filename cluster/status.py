@@ -1,5 +1,6 @@
 """A cluster's state and its model, as clients see them."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -82,6 +83,22 @@ class ReplicaStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayStatus:
+    """The gateway that was asked. Counts are since its start."""
+
+    live_requests: int = 0
+    queued_requests: int = 0  # accepted, and waiting for their turn
+    refused: Mapping[str, int] = field(default_factory=dict)  # for lack of room, by cause
+    resumed: int = 0  # requests that clients went on with here
+    moved: int = 0  # times that a request went on at another replica
+    waiting_for_successor: int = 0  # now
+    slow_readers: int = 0  # requests that ended because their clients did not read
+    longest_loop_lag_s: float = 0.0  # within the last minute
+    controller_lost: bool = False
+    stalled_replicas: int = 0  # that ended because their rounds hung
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
     """`problem` says, in one line, why the cluster cannot serve; empty when it can."""
 
@@ -92,6 +109,7 @@ class ClusterStatus:
     problem: str
     desired_replicas: int = 0
     last_scaling: str = ""  # what the autoscaler last changed, and why
+    gateway: GatewayStatus | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +155,13 @@ def status_from_wire(status: cluster_pb2.GetStatusResponse) -> ClusterStatus:
         problem=status.problem,
         desired_replicas=status.desired_replicas,
         last_scaling=status.last_scaling,
+        gateway=_gateway_from_wire(status.gateway) if status.HasField("gateway") else None,
     )
+
+
+def _gateway_from_wire(gateway: cluster_pb2.GatewayStatus) -> GatewayStatus:
+    values = {one.name: getattr(gateway, one.name) for one in dataclasses.fields(GatewayStatus)}
+    return GatewayStatus(**{**values, "refused": dict(sorted(gateway.refused.items()))})
 
 
 def scaling_from_wire(scaling: cluster_pb2.ScaleResponse) -> Scaling:

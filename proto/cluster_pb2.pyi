@@ -11,7 +11,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("name", "model", "version", "replicas", "problem", "desired_replicas", "last_scaling")
+    __slots__ = ("name", "model", "version", "replicas", "problem", "desired_replicas", "last_scaling", "gateway")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class GetStatusResponse(_message.Message):
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     DESIRED_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     LAST_SCALING_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     version: str
@@ -26,7 +27,39 @@ class GetStatusResponse(_message.Message):
     problem: str
     desired_replicas: int
     last_scaling: str
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., problem: _Optional[str] = ..., desired_replicas: _Optional[int] = ..., last_scaling: _Optional[str] = ...) -> None: ...
+    gateway: GatewayStatus
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., problem: _Optional[str] = ..., desired_replicas: _Optional[int] = ..., last_scaling: _Optional[str] = ..., gateway: _Optional[_Union[GatewayStatus, _Mapping]] = ...) -> None: ...
+
+class GatewayStatus(_message.Message):
+    __slots__ = ("live_requests", "queued_requests", "refused", "resumed", "moved", "waiting_for_successor", "slow_readers", "longest_loop_lag_s", "controller_lost", "stalled_replicas")
+    class RefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    LIVE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_SUCCESSOR_FIELD_NUMBER: _ClassVar[int]
+    SLOW_READERS_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_LOOP_LAG_S_FIELD_NUMBER: _ClassVar[int]
+    CONTROLLER_LOST_FIELD_NUMBER: _ClassVar[int]
+    STALLED_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    live_requests: int
+    queued_requests: int
+    refused: _containers.ScalarMap[str, int]
+    resumed: int
+    moved: int
+    waiting_for_successor: int
+    slow_readers: int
+    longest_loop_lag_s: float
+    controller_lost: bool
+    stalled_replicas: int
+    def __init__(self, live_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., resumed: _Optional[int] = ..., moved: _Optional[int] = ..., waiting_for_successor: _Optional[int] = ..., slow_readers: _Optional[int] = ..., longest_loop_lag_s: _Optional[float] = ..., controller_lost: _Optional[bool] = ..., stalled_replicas: _Optional[int] = ...) -> None: ...
 
 class WatchStatusRequest(_message.Message):
     __slots__ = ()
@@ -247,6 +280,20 @@ class WatchRoutesResponse(_message.Message):
     version: int
     pending: int
     def __init__(self, routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., ended: _Optional[_Iterable[_Union[EndedReplica, _Mapping]]] = ..., draining: _Optional[bool] = ..., version: _Optional[int] = ..., pending: _Optional[int] = ...) -> None: ...
+
+class ReportWaitingRequest(_message.Message):
+    __slots__ = ("gateway", "tokens", "oldest_wait_s")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    tokens: int
+    oldest_wait_s: float
+    def __init__(self, gateway: _Optional[str] = ..., tokens: _Optional[int] = ..., oldest_wait_s: _Optional[float] = ...) -> None: ...
+
+class ReportWaitingResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Route(_message.Message):
     __slots__ = ("replica", "generation", "address")

@@ -359,6 +359,11 @@ class ControllerServiceStub:
                 request_serializer=outrider_dot_proto_dot_cluster__pb2.WatchRoutesRequest.SerializeToString,
                 response_deserializer=outrider_dot_proto_dot_cluster__pb2.WatchRoutesResponse.FromString,
                 _registered_method=True)
+        self.ReportWaiting = channel.unary_unary(
+                '/outrider.v1.ControllerService/ReportWaiting',
+                request_serializer=outrider_dot_proto_dot_cluster__pb2.ReportWaitingRequest.SerializeToString,
+                response_deserializer=outrider_dot_proto_dot_cluster__pb2.ReportWaitingResponse.FromString,
+                _registered_method=True)
 
 
 class ControllerServiceServicer:
@@ -402,6 +407,13 @@ class ControllerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportWaiting(self, request, context):
+        """What waits at a gateway. It is part of the cluster's load while it is reported again and again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControllerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -434,6 +446,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.WatchRoutes,
                     request_deserializer=outrider_dot_proto_dot_cluster__pb2.WatchRoutesRequest.FromString,
                     response_serializer=outrider_dot_proto_dot_cluster__pb2.WatchRoutesResponse.SerializeToString,
+            ),
+            'ReportWaiting': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportWaiting,
+                    request_deserializer=outrider_dot_proto_dot_cluster__pb2.ReportWaitingRequest.FromString,
+                    response_serializer=outrider_dot_proto_dot_cluster__pb2.ReportWaitingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -599,6 +616,33 @@ class ControllerService:
             '/outrider.v1.ControllerService/WatchRoutes',
             outrider_dot_proto_dot_cluster__pb2.WatchRoutesRequest.SerializeToString,
             outrider_dot_proto_dot_cluster__pb2.WatchRoutesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportWaiting(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.ControllerService/ReportWaiting',
+            outrider_dot_proto_dot_cluster__pb2.ReportWaitingRequest.SerializeToString,
+            outrider_dot_proto_dot_cluster__pb2.ReportWaitingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1boutrider/proto/worker.proto\x12\x0boutrider.v1\"h\n\rAttachRequest\x12%\n\x06submit\x18\x01 \x01(\x0b\x32\x13.outrider.v1.SubmitH\x00\x12%\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x13.outrider.v1.CancelH\x00\x42\t\n\x07message\"\xdd\x01\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x17\n\x0fsampling_params\x18\x03 \x01(\t\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12)\n\x07resumed\x18\x05 \x03(\x0b\x32\x18.outrider.v1.OutputSoFar\x12\x19\n\x11\x63lient_request_id\x18\x06 \x01(\t\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x12\n\ntracestate\x18\x08 \x01(\t\x12\x0f\n\x07suspect\x18\t \x01(\x08\"/\n\x0bOutputSoFar\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\":\n\x06\x43\x61ncel\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\x05index\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_index\"<\n\x0e\x41ttachResponse\x12*\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x1a.outrider.v1.SequenceChunk\"\xfd\x02\n\rSequenceChunk\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.outrider.v1.ChunkLogprobs\x12\x0f\n\x07\x64rafted\x18\x05 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\r\x12\x15\n\rfinish_reason\x18\x07 \x01(\t\x12\x1a\n\rstop_token_id\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x15\n\rcached_tokens\x18\n \x01(\r\x12\x13\n\x0b\x65ngine_lost\x18\x0b \x01(\x08\x12\x33\n\x0fprompt_logprobs\x18\x0c \x03(\x0b\x32\x1a.outrider.v1.ChunkLogprobs\x12\x0f\n\x07saved_s\x18\r \x01(\x01\x12\x10\n\x08queued_s\x18\x0e \x01(\x01\x12\r\n\x05\x62\x65gan\x18\x0f \x01(\x08\x42\x10\n\x0e_stop_token_id\"C\n\rChunkLogprobs\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x01\x12\r\n\x05ranks\x18\x03 \x03(\r\"\x12\n\x10GetEngineRequest\"\xaf\x02\n\x11GetEngineResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x10\n\x08numerics\x18\x05 \x01(\t\x12\x13\n\x0bspeculation\x18\x06 \x01(\t\x12\x0f\n\x07has_mtp\x18\x07 \x01(\x08\x12\x0f\n\x07running\x18\x08 \x01(\r\x12\x0f\n\x07waiting\x18\t \x01(\r\x12\x0e\n\x06rounds\x18\n \x01(\x04\x12\x16\n\x0ekv_cache_usage\x18\x0b \x01(\x01\x12\x0f\n\x07\x64rafted\x18\x0c \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\r \x01(\x04\x12\x10\n\x08\x64rafters\x18\x0e \x03(\t\x12\x14\n\x0cverification\x18\x0f \x01(\t\"(\n\x12SwapDrafterRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"\x15\n\x13SwapDrafterResponse2\xf4\x01\n\rEngineService\x12\x45\n\x06\x41ttach\x12\x1a.outrider.v1.AttachRequest\x1a\x1b.outrider.v1.AttachResponse(\x01\x30\x01\x12J\n\tGetEngine\x12\x1d.outrider.v1.GetEngineRequest\x1a\x1e.outrider.v1.GetEngineResponse\x12P\n\x0bSwapDrafter\x12\x1f.outrider.v1.SwapDrafterRequest\x1a .outrider.v1.SwapDrafterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1boutrider/proto/worker.proto\x12\x0boutrider.v1\"h\n\rAttachRequest\x12%\n\x06submit\x18\x01 \x01(\x0b\x32\x13.outrider.v1.SubmitH\x00\x12%\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x13.outrider.v1.CancelH\x00\x42\t\n\x07message\"\xf1\x01\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x17\n\x0fsampling_params\x18\x03 \x01(\t\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12)\n\x07resumed\x18\x05 \x03(\x0b\x32\x18.outrider.v1.OutputSoFar\x12\x19\n\x11\x63lient_request_id\x18\x06 \x01(\t\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x12\n\ntracestate\x18\x08 \x01(\t\x12\x0f\n\x07suspect\x18\t \x01(\x08\x12\x12\n\ncache_salt\x18\n \x01(\t\"/\n\x0bOutputSoFar\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\":\n\x06\x43\x61ncel\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\x05index\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_index\"L\n\x0e\x41ttachResponse\x12*\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x1a.outrider.v1.SequenceChunk\x12\x0e\n\x06places\x18\x02 \x01(\r\"\xfd\x02\n\rSequenceChunk\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.outrider.v1.ChunkLogprobs\x12\x0f\n\x07\x64rafted\x18\x05 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\r\x12\x15\n\rfinish_reason\x18\x07 \x01(\t\x12\x1a\n\rstop_token_id\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x15\n\rcached_tokens\x18\n \x01(\r\x12\x13\n\x0b\x65ngine_lost\x18\x0b \x01(\x08\x12\x33\n\x0fprompt_logprobs\x18\x0c \x03(\x0b\x32\x1a.outrider.v1.ChunkLogprobs\x12\x0f\n\x07saved_s\x18\r \x01(\x01\x12\x10\n\x08queued_s\x18\x0e \x01(\x01\x12\r\n\x05\x62\x65gan\x18\x0f \x01(\x08\x42\x10\n\x0e_stop_token_id\"C\n\rChunkLogprobs\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x01\x12\r\n\x05ranks\x18\x03 \x03(\r\"\x12\n\x10GetEngineRequest\"\xc5\x02\n\x11GetEngineResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x10\n\x08numerics\x18\x05 \x01(\t\x12\x13\n\x0bspeculation\x18\x06 \x01(\t\x12\x0f\n\x07has_mtp\x18\x07 \x01(\x08\x12\x0f\n\x07running\x18\x08 \x01(\r\x12\x0f\n\x07waiting\x18\t \x01(\r\x12\x0e\n\x06rounds\x18\n \x01(\x04\x12\x16\n\x0ekv_cache_usage\x18\x0b \x01(\x01\x12\x0f\n\x07\x64rafted\x18\x0c \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\r \x01(\x04\x12\x10\n\x08\x64rafters\x18\x0e \x03(\t\x12\x14\n\x0cverification\x18\x0f \x01(\t\x12\x14\n\x0cmax_num_seqs\x18\x10 \x01(\r\"(\n\x12SwapDrafterRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"\x15\n\x13SwapDrafterResponse2\xf4\x01\n\rEngineService\x12\x45\n\x06\x41ttach\x12\x1a.outrider.v1.AttachRequest\x1a\x1b.outrider.v1.AttachResponse(\x01\x30\x01\x12J\n\tGetEngine\x12\x1d.outrider.v1.GetEngineRequest\x1a\x1e.outrider.v1.GetEngineResponse\x12P\n\x0bSwapDrafter\x12\x1f.outrider.v1.SwapDrafterRequest\x1a .outrider.v1.SwapDrafterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,25 +34,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHREQUEST']._serialized_start=44
   _globals['_ATTACHREQUEST']._serialized_end=148
   _globals['_SUBMIT']._serialized_start=151
-  _globals['_SUBMIT']._serialized_end=372
-  _globals['_OUTPUTSOFAR']._serialized_start=374
-  _globals['_OUTPUTSOFAR']._serialized_end=421
-  _globals['_CANCEL']._serialized_start=423
-  _globals['_CANCEL']._serialized_end=481
-  _globals['_ATTACHRESPONSE']._serialized_start=483
-  _globals['_ATTACHRESPONSE']._serialized_end=543
-  _globals['_SEQUENCECHUNK']._serialized_start=546
-  _globals['_SEQUENCECHUNK']._serialized_end=927
-  _globals['_CHUNKLOGPROBS']._serialized_start=929
-  _globals['_CHUNKLOGPROBS']._serialized_end=996
-  _globals['_GETENGINEREQUEST']._serialized_start=998
-  _globals['_GETENGINEREQUEST']._serialized_end=1016
-  _globals['_GETENGINERESPONSE']._serialized_start=1019
-  _globals['_GETENGINERESPONSE']._serialized_end=1322
-  _globals['_SWAPDRAFTERREQUEST']._serialized_start=1324
-  _globals['_SWAPDRAFTERREQUEST']._serialized_end=1364
-  _globals['_SWAPDRAFTERRESPONSE']._serialized_start=1366
-  _globals['_SWAPDRAFTERRESPONSE']._serialized_end=1387
-  _globals['_ENGINESERVICE']._serialized_start=1390
-  _globals['_ENGINESERVICE']._serialized_end=1634
+  _globals['_SUBMIT']._serialized_end=392
+  _globals['_OUTPUTSOFAR']._serialized_start=394
+  _globals['_OUTPUTSOFAR']._serialized_end=441
+  _globals['_CANCEL']._serialized_start=443
+  _globals['_CANCEL']._serialized_end=501
+  _globals['_ATTACHRESPONSE']._serialized_start=503
+  _globals['_ATTACHRESPONSE']._serialized_end=579
+  _globals['_SEQUENCECHUNK']._serialized_start=582
+  _globals['_SEQUENCECHUNK']._serialized_end=963
+  _globals['_CHUNKLOGPROBS']._serialized_start=965
+  _globals['_CHUNKLOGPROBS']._serialized_end=1032
+  _globals['_GETENGINEREQUEST']._serialized_start=1034
+  _globals['_GETENGINEREQUEST']._serialized_end=1052
+  _globals['_GETENGINERESPONSE']._serialized_start=1055
+  _globals['_GETENGINERESPONSE']._serialized_end=1380
+  _globals['_SWAPDRAFTERREQUEST']._serialized_start=1382
+  _globals['_SWAPDRAFTERREQUEST']._serialized_end=1422
+  _globals['_SWAPDRAFTERRESPONSE']._serialized_start=1424
+  _globals['_SWAPDRAFTERRESPONSE']._serialized_end=1445
+  _globals['_ENGINESERVICE']._serialized_start=1448
+  _globals['_ENGINESERVICE']._serialized_end=1692
 # @@protoc_insertion_point(module_scope)

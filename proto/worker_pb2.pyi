@@ -15,7 +15,7 @@ class AttachRequest(_message.Message):
     def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "sampling_params", "seed", "resumed", "client_request_id", "traceparent", "tracestate", "suspect")
+    __slots__ = ("request_id", "prompt_token_ids", "sampling_params", "seed", "resumed", "client_request_id", "traceparent", "tracestate", "suspect", "cache_salt")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_PARAMS_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class Submit(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     SUSPECT_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling_params: str
@@ -34,7 +35,8 @@ class Submit(_message.Message):
     traceparent: str
     tracestate: str
     suspect: bool
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling_params: _Optional[str] = ..., seed: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[OutputSoFar, _Mapping]]] = ..., client_request_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., suspect: _Optional[bool] = ...) -> None: ...
+    cache_salt: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling_params: _Optional[str] = ..., seed: _Optional[int] = ..., resumed: _Optional[_Iterable[_Union[OutputSoFar, _Mapping]]] = ..., client_request_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., suspect: _Optional[bool] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class OutputSoFar(_message.Message):
     __slots__ = ("index", "token_ids")
@@ -53,10 +55,12 @@ class Cancel(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
-    __slots__ = ("chunks",)
+    __slots__ = ("chunks", "places")
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
     chunks: _containers.RepeatedCompositeFieldContainer[SequenceChunk]
-    def __init__(self, chunks: _Optional[_Iterable[_Union[SequenceChunk, _Mapping]]] = ...) -> None: ...
+    places: int
+    def __init__(self, chunks: _Optional[_Iterable[_Union[SequenceChunk, _Mapping]]] = ..., places: _Optional[int] = ...) -> None: ...
 
 class SequenceChunk(_message.Message):
     __slots__ = ("request_id", "index", "token_ids", "logprobs", "drafted", "accepted", "finish_reason", "stop_token_id", "error", "cached_tokens", "engine_lost", "prompt_logprobs", "saved_s", "queued_s", "began")
@@ -107,7 +111,7 @@ class GetEngineRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetEngineResponse(_message.Message):
-    __slots__ = ("fingerprint", "max_model_len", "vocab_size", "dtype", "numerics", "speculation", "has_mtp", "running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted", "drafters", "verification")
+    __slots__ = ("fingerprint", "max_model_len", "vocab_size", "dtype", "numerics", "speculation", "has_mtp", "running", "waiting", "rounds", "kv_cache_usage", "drafted", "accepted", "drafters", "verification", "max_num_seqs")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +127,7 @@ class GetEngineResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     DRAFTERS_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
+    MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     max_model_len: int
     vocab_size: int
@@ -138,7 +143,8 @@ class GetEngineResponse(_message.Message):
     accepted: int
     drafters: _containers.RepeatedScalarFieldContainer[str]
     verification: str
-    def __init__(self, fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., numerics: _Optional[str] = ..., speculation: _Optional[str] = ..., has_mtp: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., rounds: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., drafters: _Optional[_Iterable[str]] = ..., verification: _Optional[str] = ...) -> None: ...
+    max_num_seqs: int
+    def __init__(self, fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., numerics: _Optional[str] = ..., speculation: _Optional[str] = ..., has_mtp: _Optional[bool] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., rounds: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., drafters: _Optional[_Iterable[str]] = ..., verification: _Optional[str] = ..., max_num_seqs: _Optional[int] = ...) -> None: ...
 
 class SwapDrafterRequest(_message.Message):
     __slots__ = ("checkpoint",)

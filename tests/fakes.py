@@ -51,6 +51,7 @@ class FakeEngine:
         has_mtp: bool = True,
         fingerprint: str = "feedbeef",
         poison: int | None = None,
+        max_num_seqs: int = 64,
     ) -> None:
         """With `poison` it says when requests begin, and fails with one whose prompt begins with this token.
 
@@ -63,6 +64,7 @@ class FakeEngine:
             numerics="exact",
             speculation=speculation,
             has_mtp=has_mtp,
+            max_num_seqs=max_num_seqs,
         )
         self.counters = EngineCounters()
         self.submitted: list[Request] = []
@@ -283,6 +285,7 @@ class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
         self._key = key
         self.port = 0
         self.watchers = 0
+        self.waiting = cluster_pb2.ReportWaitingRequest()  # at the gateway that reported last
         self._table = cluster_pb2.WatchRoutesResponse(version=1)
         self._changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
@@ -327,6 +330,10 @@ class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
 
     async def GetModel(self, request, context):  # noqa: ANN001, ANN201, N802
         return cluster_pb2.GetModelResponse(name="small", path=self.model_path, fingerprint="feedbeef", has_mtp=True)
+
+    async def ReportWaiting(self, request, context):  # noqa: ANN001, ANN201, N802
+        self.waiting = request
+        return cluster_pb2.ReportWaitingResponse()
 
     async def WatchRoutes(self, request, context) -> AsyncIterator[cluster_pb2.WatchRoutesResponse]:  # noqa: ANN001, N802
         heard = 0

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -48,9 +49,11 @@ class _Live:
 class LeaderClient:
     """One stream to one leader. All methods are the event loop's; `deliver` is called on it, once a message."""
 
-    def __init__(self, address: str, key: str = "") -> None:
-        """`key`: the cluster's, see cluster_key.py."""
+    def __init__(self, address: str, key: str = "", on_places: Callable[[], None] = lambda: None) -> None:
+        """`key`: the cluster's, see cluster_key.py; `on_places`: called when `places` has changed."""
         self.address = address
+        self.places = 0  # outputs that the leader would have of this stream at once
+        self._on_places = on_places
         self._metadata = key_metadata(key)
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = worker_pb2_grpc.EngineServiceStub(self._channel)
@@ -149,6 +152,9 @@ class LeaderClient:
                 self.engine_ended |= chunk.engine_lost
         for deliver, chunks in batches.items():
             deliver(chunks)
+        if response.places != self.places:
+            self.places = response.places
+            self._on_places()
 
     def _count(self, wire_id: str, live: _Live, chunk: SequenceChunk) -> None:
         live.unfinished -= chunk.finish_reason is not None

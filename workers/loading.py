@@ -296,6 +296,7 @@ class _Loader:
             has_mtp=self._modules > 0,
             drafters=self._drafters,
             verification=self._config.verification,
+            max_num_seqs=self._config.max_num_seqs,
         )
 
 

@@ -28,18 +28,21 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 2**20),
 )
 _STOP_GRACE_S = 0.3  # for the last chunks on their way
+_WEIGHT = 1 / 64  # of the latest in the mean of what ends in a round: requests that began together may end so too
 ANNOUNCED_S = 0.05  # a gateway that does not read holds up no round for longer
 
 
 class _Attachment:
     """One stream of one gateway. Its requests carry the stream's number at the engine, so that streams never clash."""
 
-    def __init__(self, engine: EngineHandle, number: int) -> None:
-        self._engine = engine
+    def __init__(self, engine: EngineHandle, number: int, others: "set[_Attachment]") -> None:
+        """`others`: all that are open."""
+        self._engine, self._others = engine, others
         self._prefix = f"{number}:"
         self._loop = asyncio.get_running_loop()
         self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
         self._live: dict[str, int] = {}  # the engine's request id -> outputs that have not finished
+        self.ended_a_round = 0.0  # outputs, of late
         self._announced: list[threading.Event] = []  # each set once what was delivered before it is on its way
         self._closed = False
 
@@ -61,7 +64,8 @@ class _Attachment:
                 announced.set()
 
     async def send(self, write: Callable[[worker_pb2.AttachResponse], Awaitable[None]]) -> None:
-        """Until cancelled: what each round gave, as one message or several."""
+        """Until cancelled: how many outputs it may have, then what each round gave, as one message or several."""
+        await write(wire.chunks_to_wire((), self.places))
         while True:
             messages = await self.next_messages()
             announced, self._announced = self._announced, []
@@ -88,6 +92,21 @@ class _Attachment:
             lost = isinstance(error, EngineStoppedError)
             self._rounds.put_nowait([SequenceChunk(request_id=request_id, error=str(error), engine_lost=lost)])
 
+    @property
+    def live_outputs(self) -> int:
+        return sum(self._live.values())
+
+    @property
+    def places(self) -> int:
+        """Outputs that it may have at once: what others leave, and at least its share.
+
+        As many as run at once, and those that take the places of what ends in a round before the gateway hears of it:
+        none where outputs are long. So nothing waits for longer at the leader, whose queue knows no callers.
+        """
+        places = self._engine.info.max_num_seqs + round(sum(one.ended_a_round for one in self._others))
+        elsewhere = sum(one.live_outputs for one in self._others if one is not self)
+        return max(places - elsewhere, -(-places // max(1, len(self._others))))
+
     async def next_messages(self) -> Iterator[worker_pb2.AttachResponse]:
         """The next round's chunks; if the gateway was slow, those of every round since.
 
@@ -98,6 +117,8 @@ class _Attachment:
             chunks = chunks + self._rounds.get_nowait()
         for chunk in chunks:
             self._count(chunk)
+        ended = sum(chunk.finish_reason is not None for chunk in chunks)
+        self.ended_a_round += _WEIGHT * (ended - self.ended_a_round)
         return self._messages(chunks)
 
     def _messages(self, chunks: list[SequenceChunk]) -> Iterator[worker_pb2.AttachResponse]:
@@ -106,9 +127,9 @@ class _Attachment:
             *parts, rest = in_parts(chunk)
             request_id = chunk.request_id.removeprefix(self._prefix)
             for part in parts:
-                yield wire.chunks_to_wire([(request_id, part)])
+                yield wire.chunks_to_wire([(request_id, part)], self.places)
             last.append((request_id, rest))
-        yield wire.chunks_to_wire(last)
+        yield wire.chunks_to_wire(last, self.places)
 
     def _count(self, chunk: SequenceChunk) -> None:
         left = self._live.get(chunk.request_id, 0) - (chunk.finish_reason is not None)
@@ -132,6 +153,7 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
     def __init__(self, engine: EngineHandle) -> None:
         self._engine = engine
         self._numbers = itertools.count()
+        self._attachments: set[_Attachment] = set()
 
     async def GetEngine(  # noqa: N802
         self, request: worker_pb2.GetEngineRequest, context: EngineContext
@@ -150,7 +172,8 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
     async def Attach(  # noqa: N802
         self, request_iterator: AsyncIterator[worker_pb2.AttachRequest], context: AttachContext
     ) -> None:
-        attachment = _Attachment(self._engine, next(self._numbers))
+        attachment = _Attachment(self._engine, next(self._numbers), self._attachments)
+        self._attachments.add(attachment)
         receiver = asyncio.create_task(attachment.receive(request_iterator))
         sender = asyncio.create_task(attachment.send(context.write))
         try:
@@ -158,6 +181,7 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
         finally:
             receiver.cancel()
             sender.cancel()
+            self._attachments.discard(attachment)
             attachment.close()
             await asyncio.gather(receiver, sender, return_exceptions=True)
 

@@ -23,6 +23,7 @@ def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachReques
             traceparent=request.trace.parent if request.trace else "",
             tracestate=request.trace.state if request.trace else "",
             suspect=request.suspect,
+            cache_salt=request.cache_salt,
         )
     )
 
@@ -36,6 +37,7 @@ def submit_from_wire(submit: worker_pb2.Submit, request_id: str) -> Request:
         seed=submit.seed,
         resumed=tuple(OutputSoFar(index=o.index, token_ids=tuple(o.token_ids)) for o in submit.resumed),
         client_request_id=submit.client_request_id,
+        cache_salt=submit.cache_salt,
         trace=TraceContext.parse(submit.traceparent, submit.tracestate),
         suspect=submit.suspect,
     )
@@ -50,9 +52,10 @@ def cancel_from_wire(cancel: worker_pb2.Cancel) -> int | None:
     return cancel.index if cancel.HasField("index") else None
 
 
-def chunks_to_wire(chunks: Iterable[tuple[str, SequenceChunk]]) -> worker_pb2.AttachResponse:
-    """Each chunk with its request's id on this stream."""
-    return worker_pb2.AttachResponse(chunks=[_chunk_to_wire(request_id, chunk) for request_id, chunk in chunks])
+def chunks_to_wire(chunks: Iterable[tuple[str, SequenceChunk]], places: int) -> worker_pb2.AttachResponse:
+    """Each chunk with its request's id on this stream, which may have so many outputs at once."""
+    wire_chunks = [_chunk_to_wire(request_id, chunk) for request_id, chunk in chunks]
+    return worker_pb2.AttachResponse(chunks=wire_chunks, places=places)
 
 
 def _chunk_to_wire(request_id: str, chunk: SequenceChunk) -> worker_pb2.SequenceChunk:
@@ -115,6 +118,7 @@ def engine_to_wire(info: EngineInfo, counters: EngineCounters) -> worker_pb2.Get
         has_mtp=info.has_mtp,
         drafters=info.drafters,
         verification=info.verification,
+        max_num_seqs=info.max_num_seqs,
         running=counters.running,
         waiting=counters.waiting,
         rounds=counters.rounds,
@@ -136,6 +140,7 @@ def engine_from_wire(response: worker_pb2.GetEngineResponse) -> tuple[EngineInfo
         has_mtp=response.has_mtp,
         drafters=tuple(response.drafters),
         verification=response.verification,
+        max_num_seqs=response.max_num_seqs,
     )
     counters = EngineCounters(
         running=response.running,

@@ -1,15 +1,21 @@
-"""What a gateway hears from the controller: the routing table as it changes, the model, the cluster's status."""
+"""What a gateway hears from the controller, the routing table as it changes, the model, the cluster's status; and what
+it reports: what waits."""
 
 import asyncio
+import contextlib
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
+from outrider.cluster.autoscale import REPORT_EVERY_S, Load
 from outrider.cluster.errors import UnavailableError
 from outrider.cluster.gateway.fleet import Fleet
+from outrider.cluster.gateway.gateway_status import gateway_status
 from outrider.cluster.gateway.router import ReplicaId, RoutingTable
+from outrider.cluster.metrics import GatewayMetrics
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers import logs
 from outrider.workers.cluster_key import key_metadata
@@ -38,6 +44,7 @@ class ControllerLink:
     def __init__(self, address: str, key: str = "") -> None:
         """`key`: the cluster's, see workers/cluster_key.py."""
         self.address = address
+        self.connected = False  # the last table came on a stream that still stands
         self._metadata = key_metadata(key)
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = cluster_pb2_grpc.ControllerServiceStub(self._channel)
@@ -48,14 +55,30 @@ class ControllerLink:
         while True:
             try:
                 async for response in self._stub.WatchRoutes(cluster_pb2.WatchRoutesRequest(), metadata=self._metadata):
-                    pause = _FIRST_RETRY_S
+                    pause, self.connected = _FIRST_RETRY_S, True
                     on_table(_table_from_wire(response))
                 problem: str | None = "the stream ended"
             except grpc.aio.AioRpcError as error:
                 problem = error.details()
+            self.connected = False
             logs.event(log, logging.WARNING, "controller lost", controller=self.address, reason=problem, retry_s=pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_RETRY_S)
+
+    async def report_waiting(self, waiting: Callable[[], Load]) -> None:
+        """Says what waits here, for as long as it runs; where nothing does, that once. While the controller is away
+        nobody hears it."""
+        gateway, reported = secrets.token_hex(8), Load()
+        while True:
+            load = waiting()
+            if load != Load() or reported != Load():
+                request = cluster_pb2.ReportWaitingRequest(
+                    gateway=gateway, tokens=load.tokens, oldest_wait_s=load.oldest_wait_s
+                )
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await self._stub.ReportWaiting(request, timeout=_ASK_TIMEOUT_S, metadata=self._metadata)
+                    reported = load
+            await asyncio.sleep(REPORT_EVERY_S)
 
     async def get_model(self) -> cluster_pb2.GetModelResponse:
         """AioRpcError if the controller does not answer, or has no model yet."""
@@ -109,8 +132,8 @@ def _table_from_wire(response: cluster_pb2.WatchRoutesResponse) -> RoutingTable:
 class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
     """ClusterService: the controller's answers, passed on; and what the gateway asks of the leaders itself."""
 
-    def __init__(self, controller: ControllerLink, fleet: Fleet) -> None:
-        self._controller, self._fleet = controller, fleet
+    def __init__(self, controller: ControllerLink, fleet: Fleet, metrics: GatewayMetrics) -> None:
+        self._controller, self._fleet, self._metrics = controller, fleet, metrics
 
     async def GetStatus(  # noqa: N802
         self,
@@ -118,7 +141,9 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         context: "grpc.aio.ServicerContext[cluster_pb2.GetStatusRequest, cluster_pb2.GetStatusResponse]",
     ) -> cluster_pb2.GetStatusResponse:
         try:
-            return await self._controller.get_status()
+            status = await self._controller.get_status()
+            status.gateway.CopyFrom(gateway_status(self._metrics))
+            return status
         except grpc.aio.AioRpcError as error:
             await context.abort(_public_code(error.code()), self._explain(error))
 

@@ -21,9 +21,16 @@ log = logging.getLogger("outrider.gateway.fleet")
 class Fleet:
     """One event loop. `on_change` is called whenever what is ready may have changed."""
 
-    def __init__(self, on_change: Callable[[], None], reason_wait_s: float, key: str = "") -> None:
+    def __init__(
+        self,
+        on_change: Callable[[], None],
+        reason_wait_s: float,
+        key: str = "",
+        on_end: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         """`reason_wait_s`: how long requests of a lost replica wait for the controller to say why; `key`: the
-        cluster's."""
+        cluster's; `on_end` hears why a replica ended."""
+        self._on_end = on_end
         self._on_change = on_change
         self._reason_wait_s, self._key = reason_wait_s, key
         self._replicas: dict[ReplicaId, Replica] = {}
@@ -40,6 +47,11 @@ class Fleet:
         """How many replicas take requests; none while the cluster drains."""
         return 0 if self.draining else sum(replica.ready for replica in self._replicas.values())
 
+    @property
+    def places(self) -> int:
+        """Outputs that replicas would have at once of this gateway."""
+        return sum(replica.places for replica in self._replicas.values())
+
     def apply(self, table: RoutingTable) -> None:
         """Connects to new replicas, and lets go of those that the controller has taken out."""
         self._replicas = {one: replica for one, replica in self._replicas.items() if not replica.closed}
@@ -47,6 +59,7 @@ class Fleet:
         for one, reason in steps.end.items():
             logs.event(log, logging.WARNING, "replica ended", replica=one, reason=reason)
             self._replicas[one].end(reason)
+            self._on_end(reason)
         for one in steps.retire:
             self._replicas[one].retire()
         for one, address in steps.connect.items():
@@ -73,9 +86,10 @@ class Fleet:
         return self._replicas[found]
 
     async def successor(
-        self, lost: LeaderClient, fingerprint: str, prompt_tokens: int, prefix: PrefixKeys, wait_s: float
+        self, lost: LeaderClient | None, fingerprint: str, prompt_tokens: int, prefix: PrefixKeys, wait_s: float
     ) -> Replica:
-        """Where a request goes on whose connection `lost` is no more; waits for a replica that is on its way.
+        """Where a request goes on whose connection `lost` is no more, if it had one; waits for a replica that is on its
+        way.
 
         UnavailableError says why there is none.
         """

@@ -71,9 +71,13 @@ class Inference:
         limits: RequestLimits,
         resume_wait_s: float,
         tracing: Tracing,
+        *,
+        share_prefix_cache: bool = False,
     ) -> None:
-        """`resume_wait_s`: how long a request whose replica was lost waits for another."""
+        """`resume_wait_s`: how long a request whose replica was lost waits for another; `share_prefix_cache`: among
+        tokens."""
         self._resume_wait_s, self._tracing = resume_wait_s, tracing
+        self._share_prefix_cache = share_prefix_cache
         self.encoder: PromptEncoder | None = None
         self.model_name = ""
         self.draining = False
@@ -84,12 +88,18 @@ class Inference:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare")
         self._streams: set[RequestStream] = set()
         metrics.live_requests.set_function(lambda: admission.live_requests)
+        metrics.queued_requests.set_function(lambda: admission.queued_requests)
         metrics.queued_tokens.set_function(lambda: admission.queued_tokens)
         metrics.ready_replicas.set_function(lambda: fleet.ready)
 
     @property
     def live_requests(self) -> int:
         return self._admission.live_requests
+
+    @property
+    def wanted(self) -> bool:
+        """Whether others wait for what live requests hold, or were refused for it just now."""
+        return self._admission.wanted
 
     def fail_all(self, message: str) -> None:
         """Every live request gets an error event, its last."""
@@ -108,6 +118,8 @@ class Inference:
             yield record
         except REFUSALS as error:
             record.status = status_code(error).name.lower()
+            if isinstance(error, OverloadedError):
+                self._metrics.refused_requests.labels(cause=error.cause).inc()
             raise
         except SlowReaderError:
             record.status = "slow_reader"
@@ -115,26 +127,40 @@ class Inference:
         except asyncio.CancelledError:
             record.status = "replaced" if record.replaced else record.cancelled_as()
             raise
+        except GeneratorExit:  # whoever reads the events was cancelled elsewhere, as in a write; or has a defect
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                record.status = record.cancelled_as()
+            raise
         finally:
             record.end(self._metrics, self._known_metrics, self.model_name)
 
-    async def events(self, message: inference_pb2.GenerateRequest, record: CallRecord) -> AsyncGenerator[Event]:
-        """Accepted first, or raises one of REFUSALS. Closing the iterator cancels the request."""
+    async def events(
+        self, message: inference_pb2.GenerateRequest, record: CallRecord, deadline_s: float | None = None
+    ) -> AsyncGenerator[Event]:
+        """Accepted first, or raises one of REFUSALS. Closing the iterator cancels the request.
+
+        `deadline_s`: how long the client waits; None: without limit.
+        """
         encoder, replica = self.ready()
-        run = self._inline if is_small(message) else self.in_thread
-        await run(self._limits.check, message)
         record.request_id = message.request_id or secrets.token_hex(16)
         with self._admission.enter(
             record.request_id,
             caller=record.caller,
             resumed=message.HasField("resume"),
             outputs=message.num_sequences,
+            deadline_s=deadline_s,
         ) as ticket:
             ticket.replace = functools.partial(record.end_early, asyncio.current_task())
+            self._metrics.resumed.inc(message.HasField("resume"))
+            run = self._inline if is_small(message) else self.in_thread
+            await run(self._limits.check, message)
             record.call = await run(call_from_wire, message)
-            prepared = await run(prepare, record.call, encoder, self._limits, replica.info)
+            prepared = await run(prepare, record.call, encoder, self._limits, replica.info, self._salt(record.caller))
             stream = await self._open(prepared, encoder, ticket, record.context)
-            accepted = stream.start()
+            ticket.ask_for_turn(stream.take_turn)
+            if stream.may_start:
+                stream.start(stream.replica)
+            accepted = stream.accepted()
             record.stream = stream
             logs.event(log, logging.INFO, "request accepted", **record.names, **record.place)
             self._streams.add(stream)
@@ -148,14 +174,26 @@ class Inference:
                 stream.close()
         record.status = "error" if stream.failed else "ok"
 
-    def ready(self) -> tuple[PromptEncoder, Replica]:
-        """The encoder and any ready replica, to check a request with. UnavailableError if no replica is ready."""
+    def ready(self, *, is_work: bool = True) -> tuple[PromptEncoder, Replica]:
+        """The encoder and any ready replica, to check a request with. UnavailableError if none takes requests.
+
+        `is_work`: a replica is needed for it, so that the autoscaler is to start one where there is none.
+        """
         if self.draining:
             raise UnavailableError("the gateway is draining: send the request to another")
-        replica = self._fleet.choose()
+        try:
+            replica = self._fleet.choose()
+        except UnavailableError:
+            if is_work:
+                self._admission.note_unserved()
+            raise
         if self.encoder is None:
             raise UnavailableError("the gateway does not know the model yet: try again later")
         return self.encoder, replica
+
+    def _salt(self, caller: str) -> str:
+        """How long an answer takes tells whether its prompt is cached: that is for its own token to know."""
+        return "" if self._share_prefix_cache else caller
 
     async def _inline(self, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
@@ -183,10 +221,24 @@ class Inference:
             seed=_seed(call),
             resumed=to_say_again(call.resume) if call.resume is not None else (),
             trace=trace,
+            cache_salt=prepared.cache_salt,
         )
-        return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer)
+        return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer, ticket.end_turn)
+
+    async def _start(self, stream: RequestStream) -> None:
+        """When it is its turn, on whatever replica is best then; without one the stream fails."""
+        while not stream.started and await stream.wait_for_turn():
+            try:
+                replica = await self._fleet.successor(
+                    None, stream.fingerprint, stream.length, stream.prefix, self._resume_wait_s
+                )
+                with contextlib.suppress(EngineStoppedError):  # gone in this moment: then another
+                    stream.start(replica)
+            except UnavailableError as error:
+                stream.fail(str(error), resumable=True)
 
     async def _outputs(self, stream: RequestStream, ticket: Ticket) -> AsyncGenerator[Event]:
+        await self._start(stream)
         while not stream.finished:
             events = await stream.next_events()
             if stream.first_token_at is not None:
@@ -207,9 +259,10 @@ class Inference:
                     raise UnavailableError(f"{lost}: it is not tried again")
                 if stream.moves_without_progress >= MOST_MOVES:
                     raise UnavailableError(f"it was moved {MOST_MOVES} times without a token")
-                replica = await self._fleet.successor(
-                    stream.connection, fingerprint, stream.length, stream.prefix, self._resume_wait_s
-                )
+                with self._metrics.successor_waits.track_inprogress():
+                    replica = await self._fleet.successor(
+                        stream.connection, fingerprint, stream.length, stream.prefix, self._resume_wait_s
+                    )
                 with contextlib.suppress(EngineStoppedError):  # it has just ended: choose another
                     stream.move_to(replica)
                     self._metrics.moves.inc()

@@ -5,6 +5,7 @@ import grpc
 from outrider.cluster.gateway.auth import Authenticator
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.health import Health, add_reflection
+from outrider.cluster.gateway.readable import ReadableRequests
 from outrider.cluster.gateway.tls import server_credentials
 from outrider.cluster.metrics import GatewayMetrics
 from outrider.workers.types.errors import OutriderError
@@ -24,7 +25,8 @@ class Listeners:
         self._door = door
         options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
         self.authenticator = _authenticator(door, metrics)
-        interceptors = () if self.authenticator is None else (self.authenticator,)
+        asked_first = () if self.authenticator is None else (self.authenticator,)
+        interceptors: tuple[grpc.aio.ServerInterceptor, ...] = (*asked_first, ReadableRequests())
         self.server = grpc.aio.server(options=options, interceptors=interceptors)
         self._health_server = grpc.aio.server(options=_OPTIONS) if door.health_port is not None else None
         self.port = 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from outrider.workers.engine.blocks import extend_keys
+from outrider.workers.engine.blocks import extend_keys, salted
 from outrider.workers.types.request import Request
 
 BLOCK_TOKENS = 64
@@ -18,9 +18,10 @@ class PrefixKeys:
     keys: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, token_ids: Sequence[int]) -> "PrefixKeys":
+    def of(cls, token_ids: Sequence[int], salt: str = "") -> "PrefixKeys":
+        """`salt`: as the request's."""
         keys: list[bytes] = []
-        extend_keys(keys, token_ids, len(token_ids) // BLOCK_TOKENS, BLOCK_TOKENS, b"router")
+        extend_keys(keys, token_ids, len(token_ids) // BLOCK_TOKENS, BLOCK_TOKENS, salted(b"router", salt))
         return cls(tuple(keys))
 
 

@@ -23,6 +23,7 @@ class Prepared:
     params: SamplingParams
     prefix: PrefixKeys
     info: EngineInfo
+    cache_salt: str
 
     def check(self, info: EngineInfo, *, has_tokenizer: bool) -> None:
         """Whether another engine can. ValueError names the parameter."""
@@ -38,16 +39,19 @@ def is_small(message: inference_pb2.GenerateRequest) -> bool:
     return not slow and message.ByteSize() <= INLINE_BYTES
 
 
-def prepare(call: GenerateCall, encoder: PromptEncoder, limits: RequestLimits, info: EngineInfo) -> Prepared:
-    """ValueError names what is wrong."""
+def prepare(
+    call: GenerateCall, encoder: PromptEncoder, limits: RequestLimits, info: EngineInfo, cache_salt: str = ""
+) -> Prepared:
+    """`cache_salt`: requests with an equal one share cached prefixes. ValueError names what is wrong."""
     token_ids = encoder.encode(call.prompt)
     limits.check_prompt(len(token_ids), prompt_name(call.prompt))
     prepared = Prepared(
         call=call,
         token_ids=token_ids,
         params=encoder.settle(call, token_ids),
-        prefix=PrefixKeys.of(token_ids),
+        prefix=PrefixKeys.of(token_ids, cache_salt),
         info=info,
+        cache_salt=cache_salt,
     )
     prepared.check(info, has_tokenizer=encoder.tokenizer is not None)
     return prepared

@@ -28,9 +28,9 @@ class Replica:
         self.id = replica_id
         self.address = address
         self._key = key
-        self.client = LeaderClient(address, key)
-        self.load = LoadBook()
         self._on_change = on_change
+        self.client = LeaderClient(address, key, on_change)
+        self.load = LoadBook()
         self._reason_wait_s = reason_wait_s
         self._ready = False
         self._retired = asyncio.Event()
@@ -42,6 +42,11 @@ class Replica:
         """Whether requests may be sent to it."""
         ended = self.client.engine_ended or self.client.broken.is_set()
         return self._ready and not ended and not self._retired.is_set()
+
+    @property
+    def places(self) -> int:
+        """Outputs that it would have at once of this gateway."""
+        return self.client.places if self.ready else 0
 
     @property
     def info(self) -> EngineInfo:
@@ -78,7 +83,7 @@ class Replica:
                 await self._stay_connected()
                 await asyncio.sleep(_RETRY_S)
                 await self.client.close()
-                self.client = LeaderClient(self.address, self._key)
+                self.client = LeaderClient(self.address, self._key, self._on_change)
         finally:
             self._set_ready(False)
             await self.client.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import grpc
 
-from outrider.cluster.gateway.admission import Admission
+from outrider.cluster.gateway.admission import Admission, AdmissionLimits
 from outrider.cluster.gateway.controller_link import ClusterServicer, ControllerLink
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.fleet import Fleet
@@ -22,10 +23,12 @@ from outrider.cluster.gateway.http.server import HttpServer
 from outrider.cluster.gateway.inference import Inference
 from outrider.cluster.gateway.limits import RequestLimits
 from outrider.cluster.gateway.listen import Listeners
+from outrider.cluster.gateway.loop_lag import LoopLag
 from outrider.cluster.gateway.prompts import PromptEncoder
 from outrider.cluster.gateway.service import InferenceServicer
 from outrider.cluster.known_metrics import KnownMetrics
 from outrider.cluster.metrics import GatewayMetrics, serve_metrics
+from outrider.cluster.reconcile import is_hang
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
 from outrider.workers import logs
 from outrider.workers.tracing import open_tracing
@@ -50,11 +53,14 @@ class GatewaySettings:
     http_host: str = ""  # "": as `host`
     metrics_port: int | None = None  # None: no metrics; 0: a free one
     max_live_requests: int = 1024
+    max_live_requests_per_token: int | None = None
     max_queued_tokens: int = 1_000_000  # prompt tokens of requests that wait for their first token
+    max_queue_wait_s: float = 10.0  # a request that would wait longer for its turn is refused
     drain_grace_s: float = 20.0  # how long running requests may go on after SIGTERM
     reason_wait_s: float = 5.0  # how long requests of a lost replica wait for the controller to say why
     resume_wait_s: float = 600.0  # how long requests of a lost replica wait for one that goes on with them
     write_timeout_s: float = 20.0  # how long a client may read nothing of what it is sent
+    share_prefix_cache: bool = False  # among tokens, which then can tell by time what others have asked
     end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
     otlp_endpoint: str = ""  # where spans go; "": nowhere
     cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/cluster_key.py
@@ -62,9 +68,7 @@ class GatewaySettings:
     limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __post_init__(self) -> None:
-        for name in ("max_live_requests", "max_queued_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _ = self.admission
         for name in ("port", "http_port", "metrics_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 65535:
@@ -72,6 +76,13 @@ class GatewaySettings:
         for name in ("drain_grace_s", "reason_wait_s", "resume_wait_s", "write_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+    @property
+    def admission(self) -> AdmissionLimits:
+        """ValueError if a value is out of its range."""
+        return AdmissionLimits(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(AdmissionLimits)}
+        )
 
 
 class Gateway:
@@ -90,19 +101,21 @@ class Gateway:
         self.metrics_port = self.http_port = 0
         self._changed = asyncio.Event()
         self._health = Health()
+        self._lag = LoopLag()
         self._listeners = Listeners(settings.door, self._health, self.metrics, settings.limits.max_message_bytes)
         self._controller = ControllerLink(settings.controller, settings.cluster_key)
-        self._fleet = Fleet(self._changed.set, settings.reason_wait_s, settings.cluster_key)
+        self._admission = Admission(settings.admission)
+        self._fleet = Fleet(self._fleet_changed, settings.reason_wait_s, settings.cluster_key, self._count_ended)
         self._tracing = open_tracing(settings.otlp_endpoint, TRACED_AS)
-        admission = Admission(settings.max_live_requests, settings.max_queued_tokens)
         self._inference = Inference(
-            admission,
+            self._admission,
             self._fleet,
             self.metrics,
             self._known_metrics,
             settings.limits,
             settings.resume_wait_s,
             self._tracing,
+            share_prefix_cache=settings.share_prefix_cache,
         )
         self.servicer = InferenceServicer(self._inference, settings.write_timeout_s)
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,6 +133,13 @@ class Gateway:
             settings.write_timeout_s,
         )
         return HttpServer(api.app(), settings.door.tls)
+
+    def _count_ended(self, reason: str) -> None:
+        self.metrics.ended_replicas.labels(cause="stalled" if is_hang(reason) else "other").inc()
+
+    def _fleet_changed(self) -> None:
+        self._admission.set_places(self._fleet.places)
+        self._changed.set()
 
     @property
     def port(self) -> int:
@@ -142,7 +162,9 @@ class Gateway:
         """Listens. OutriderError if a port is taken. Ready once the controller has named a replica."""
         settings, server = self.settings, self._listeners.server
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, server)
-        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(self._controller, self._fleet), server)
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
+            ClusterServicer(self._controller, self._fleet, self.metrics), server
+        )
         await self._health.set_ready(False)
         for host in dict.fromkeys((settings.host, settings.http_host or settings.host)):
             if weakness := settings.door.weakness(host):
@@ -153,11 +175,15 @@ class Gateway:
         await self._listeners.start(settings.host, settings.port)
         if self._http is not None and settings.http_port is not None:
             self.http_port = await self._http.start(settings.http_host or settings.host, settings.http_port)
+        self.metrics.controller_connected.set_function(lambda: self._controller.connected)
+        self.metrics.loop_lag.set_function(lambda: self._lag.longest_s)
         work = (
             self._controller.watch(self._fleet.apply),
             self._learn_model(),
             self._report_health(),
             self._watch_engines(),
+            self._controller.report_waiting(lambda: self._admission.waiting),
+            self._lag.watch(),
         )
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
@@ -228,7 +254,7 @@ class Gateway:
     async def _watch_engines(self) -> None:
         while True:
             counters = await self._fleet.counters(_ENGINES_TIMEOUT_S)
-            self._known_metrics.show(counters, self._inference.model_name)
+            self._known_metrics.show(counters, self._inference.model_name, self._admission.queued_requests)
             await asyncio.sleep(_ENGINES_EVERY_S)
 
     async def _report_health(self) -> None:

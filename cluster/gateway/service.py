@@ -57,8 +57,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> None:
         with cancelled_if_over():
             await context.send_initial_metadata(record.context.metadata)
-        writer = EventWriter(context, self._write_timeout_s)
-        async with contextlib.aclosing(self._inference.events(request, record)) as events:
+        writer = EventWriter(context, self._write_timeout_s, lambda: self._inference.wanted)
+        async with contextlib.aclosing(self._inference.events(request, record, context.time_remaining())) as events:
             await writer.write(await anext(events))
             async with writer.beating(record.call.heartbeat_s if record.call is not None else 0.0):
                 async for event in events:

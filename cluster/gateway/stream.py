@@ -4,7 +4,7 @@ first is lost. Knows nothing of gRPC."""
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from outrider.cluster.gateway.load import PrefixKeys
@@ -20,8 +20,8 @@ from outrider.workers.types.tools import ToolCallDelta
 
 
 class RequestStream:
-    """Runs on one replica at a time. The queue between engine and client holds at most one output's length: nothing is
-    dropped, and what a slow client missed becomes one larger delta."""
+    """Runs on one replica at a time, once it was its turn. The queue between engine and client holds at most one
+    output's length: nothing is dropped, and what a slow client missed becomes one larger delta."""
 
     def __init__(
         self,
@@ -30,8 +30,11 @@ class RequestStream:
         prefix: PrefixKeys,
         replica: Replica,
         tokenizer: Tokenizer | None,
+        on_computed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`prefix`: the prompt's."""
+        """`prefix`: the prompt's; `on_computed`: called once its replica is done with it, whoever reads what."""
+        self._computed = 0  # outputs, on this replica
+        self._on_computed = on_computed
         self.request = request
         self.replica = replica
         self.fingerprint = replica.info.fingerprint
@@ -56,6 +59,8 @@ class RequestStream:
             self._assembler.take_up(outputs)
         self._so_far = {output.index: list(output.token_ids) for output in outputs}  # what the client has
         self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
+        self._turn = asyncio.Event()
+        self.started = False  # it was given to a replica
 
     @property
     def finished(self) -> bool:
@@ -76,9 +81,26 @@ class RequestStream:
         """What it runs on now, or ran on until it was lost."""
         return self._client
 
-    def start(self) -> Accepted:
+    def take_turn(self) -> None:
+        """It may go to a replica now."""
+        self._turn.set()
+
+    @property
+    def may_start(self) -> bool:
+        return self._turn.is_set()
+
+    async def wait_for_turn(self) -> bool:
+        """Until it may go to a replica; False if it has failed before."""
+        await self._turn.wait()
+        return self._failure is None
+
+    def start(self, replica: Replica) -> None:
         """EngineStoppedError if the leader has just gone."""
+        self.replica, self._client = replica, replica.client
         self._submit()
+        self.started = True
+
+    def accepted(self) -> Accepted:
         return Accepted(
             request_id=self.request.request_id,
             seed=self.request.seed,
@@ -87,8 +109,15 @@ class RequestStream:
         )
 
     def _submit(self) -> None:
-        self._client.submit(self.request, self._rounds.put_nowait)
+        self._computed = 0
+        self._client.submit(self.request, self._hear)
         self.replica.load.begin(self.request, self.prefix)
+
+    def _hear(self, chunks: list[SequenceChunk]) -> None:
+        self._rounds.put_nowait(chunks)
+        self._computed += sum(chunk.finish_reason is not None for chunk in chunks)
+        if self._computed == len(self.request.outputs):
+            self._on_computed()
 
     def move_to(self, replica: Replica) -> None:
         """Goes on there behind the tokens it has. EngineStoppedError if that one has just gone too."""
@@ -121,6 +150,7 @@ class RequestStream:
         """
         self._failure = self._failure or Failed(message=message, resumable=resumable)
         self._rounds.put_nowait([])  # wakes who waits
+        self._turn.set()
         self.lost = ""
 
     def close(self) -> None:

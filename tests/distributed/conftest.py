@@ -1,3 +1,5 @@
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from distributed.speaking import Served
 from distributed.stand_ins import SpeakingRank
 from small_tokenizer import write_tokenizer
 
-from outrider.cluster.ray_session import RaySession
+from outrider.cluster.ray_session import NAMESPACE, OBJECT_STORE_BYTES
 from outrider.workers.actor import RankFactory
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """One Ray for all tests, connected to from this process; its workers can import the stand-ins."""
+    """One Ray for all tests, which further nodes can join, connected to from this process; its workers can import the
+    stand-ins."""
     import ray
 
     with pytest.MonkeyPatch.context() as environment:
@@ -24,10 +27,18 @@ def ray_address() -> Iterator[str]:
         environment.setenv("RAY_metrics_report_interval_ms", "200")
         environment.setenv("RAY_health_check_period_ms", "1000")  # a node that went is known soon
         environment.setenv("RAY_worker_niceness", "0")  # ranks wait for other programs no longer than tests do
-        session = RaySession("local", dashboard=False)
-        session.open()
-        yield ray.get_runtime_context().gcs_address
-        session.close()
+        with tempfile.TemporaryDirectory(prefix=f"outrider-ray-{os.getpid()}-") as directory:
+            ray.init(
+                address="local",
+                namespace=NAMESPACE,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _temp_dir=directory,
+            )
+            yield ray.get_runtime_context().gcs_address
+            ray.shutdown()
 
 
 @pytest.fixture

@@ -53,6 +53,16 @@ class Outrider:
             reader.join(60)
         return status
 
+    def sockets_off_loopback(self) -> list[str]:
+        """Where others than this machine's programs reach it, or what it started."""
+        main = psutil.Process(self.process.pid)
+        return [
+            f"{process.name()} listens on {one.laddr.ip}:{one.laddr.port}"
+            for process in [main, *main.children(recursive=True)]
+            for one in process.net_connections("inet")
+            if one.status == psutil.CONN_LISTEN and one.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
+        ]
+
     def child(self, word: str) -> psutil.Process:
         """The one process it started whose command line has this word."""
         (found,) = [one for one in psutil.Process(self.process.pid).children() if word in one.cmdline()]

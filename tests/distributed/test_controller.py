@@ -11,12 +11,12 @@ from distributed.controlled import Controlled, actors, alive, groups, own_name
 from distributed.stand_ins import FailingRank, IdleRank, SlowRank, SpeechlessRank
 from patience import NOTICED_S
 
+from outrider.cluster.autoscale import AutoscalePolicy
 from outrider.cluster.leftovers import remove_leftovers
 from outrider.cluster.reconcile import Phase
 from outrider.proto import cluster_pb2
-from outrider.workers.actor import RankFactory
 
-Start = Callable[[RankFactory], Controlled]
+Start = Callable[..., Controlled]
 
 
 def assert_only_the_controller_is_left(cluster: Controlled, pids: list[int]) -> None:
@@ -66,6 +66,17 @@ def test_draining_tells_the_gateways_and_leaves_nothing(idle: Controlled) -> Non
 
     assert next(tables).draining
     assert_only_the_controller_is_left(idle, pids)
+
+
+def test_what_waits_at_gateways_brings_replicas_though_those_there_are_have_nothing_to_do(controlled: Start) -> None:
+    cluster = controlled(IdleRank, autoscale=AutoscalePolicy(max_replicas=3, target_tokens=100, headroom=0.0))
+    cluster.wait_for(Phase.READY)
+
+    for gateway, tokens in (("a", 150), ("b", 70)):
+        cluster.stub.ReportWaiting(cluster_pb2.ReportWaitingRequest(gateway=gateway, tokens=tokens))
+
+    status = cluster.wait_for_status(lambda status: status.desired_replicas == 3)
+    assert "220 tokens in flight" in status.last_scaling
 
 
 @pytest.mark.parametrize(

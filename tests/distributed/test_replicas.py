@@ -11,6 +11,7 @@ from distributed.scraping import wait_until_published
 from distributed.speaking import ENDLESS, Served, expected, ready, states
 from distributed.stand_ins import IdleRank, SpeakingRank
 
+from outrider.cluster.cli import run
 from outrider.cluster.errors import InvalidRequestError
 from outrider.proto import cluster_pb2
 from outrider.workers.config import EngineConfig
@@ -61,6 +62,22 @@ def test_a_drained_replica_finishes_its_streams_and_leaves_without_another_in_it
     assert states(served.cluster.wait_for_status(lambda status: len(status.replicas) == 1)) == {staying: "ready"}
     with pytest.raises(InvalidRequestError, match=f"no replica '{leaving}': there are {staying}"):
         served.client.drain(leaving)
+
+
+def test_an_upgrade_replaces_every_replica_and_no_stream_breaks(served: Served) -> None:
+    only_replica(served)
+    served.client.scale(2)
+    served.cluster.wait_for_status(lambda status: len(ready(status)) == 2)
+    before = {rank.pid for replica in served.client.status().replicas for rank in replica.ranks}
+    streams = [served.stream(number, max_tokens=300) for number in range(6)]
+
+    assert run(["upgrade", "--address", served.client.address]) == 0
+
+    assert [stream.rest() for stream in streams] == [expected(number, 300) for number in range(6)]
+    status = served.client.status()
+    assert (len(ready(status)), status.desired_replicas) == (2, 2)
+    assert not before & {rank.pid for replica in status.replicas for rank in replica.ranks}
+    served.client.scale(1)
 
 
 @pytest.mark.full

@@ -89,6 +89,7 @@ def test_a_request_outlives_a_frozen_rank_which_is_named_and_nothing_is_left() -
         undisturbed = client.generate("def f(", **QUESTION).token_ids
         (replica,) = client.status().replicas
         assert [rank.state for rank in replica.ranks] == ["ready", "ready"]
+        assert run.sockets_off_loopback() == []
         assert_closed_to_strangers(replica.ranks[0].pid, LEADER)
         assert_controller_is_closed_to_strangers(run)
 

@@ -299,3 +299,18 @@ def test_only_who_sent_a_request_can_take_its_place(model: Path, token_file: Pat
             own.cancel()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("shared", "salts"), [(False, ["writer", "both", "writer"]), (True, ["", "", ""])])
+def test_cached_prefixes_are_a_tokens_own_unless_they_are_to_be_shared(
+    model: Path, token_file: Path, shared: bool, salts: list[str]
+) -> None:
+    async def scenario() -> None:
+        door = Door(auth_token_file=token_file)
+        async with running(model, door=door, share_prefix_cache=shared) as cluster:
+            for token in (TEXT, BOTH, TEXT):
+                async with AsyncClient(cluster.address, ClientSecurity(token=token)) as client:
+                    await client.generate(token_ids=[5], max_tokens=2)
+            assert [request.cache_salt for request in cluster.engine.submitted] == salts
+
+    asyncio.run(scenario())

@@ -11,7 +11,7 @@ from gateway.harness import Cluster, eventually, pb, rest, running, stopping, to
 from google.rpc import error_details_pb2, status_pb2
 
 from outrider import AsyncClient, Client
-from outrider.cluster.client_resume import ACCEPT_PATIENCE_S, PATIENCE_S, ResumableCall
+from outrider.cluster.client_resume import ACCEPT_PATIENCE_S, OVERLOAD_PATIENCE_S, PATIENCE_S, ResumableCall
 from outrider.cluster.errors import GenerationFailedError, UnavailableError
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
@@ -276,7 +276,19 @@ def test_a_request_that_was_not_accepted_is_asked_again_where_that_may_help(erro
     request = ResumableCall(GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams()), PATIENCE_S, 0.0)
 
     assert request.may_go_on(error, 1.0) == again
-    assert not request.may_go_on(error, ACCEPT_PATIENCE_S + 1)
+    assert not request.may_go_on(error, OVERLOAD_PATIENCE_S + 1)
+    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        assert not request.may_go_on(error, ACCEPT_PATIENCE_S + 1)
+
+
+def test_who_is_told_to_come_back_too_late_does_not_wait_for_that() -> None:
+    request = ResumableCall(GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams()), PATIENCE_S, 0.0)
+    full = status(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_s=8.0)
+
+    assert request.may_go_on(full, 1.0, left_s=9.0)
+    assert not request.may_go_on(full, 1.0, left_s=7.0)
+    assert request.may_go_on(full, OVERLOAD_PATIENCE_S - 9)
+    assert not request.may_go_on(full, OVERLOAD_PATIENCE_S - 7)
 
 
 def test_a_request_that_was_not_accepted_is_brought_to_every_gateway_however_long_the_first_took() -> None:

@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.errors import DuplicateRequestError
 from outrider.cluster.gateway import router
-from outrider.cluster.gateway.admission import RETRY_AFTER_S, Admission
 from outrider.cluster.gateway.load import BLOCK_TOKENS, EXPECTED_OUTPUT_TOKENS, LoadBook, PrefixKeys
 from outrider.cluster.gateway.router import Candidate, Never, ReplicaId, RoutingTable, Wait
 from outrider.cluster.gateway.server import GatewaySettings
@@ -28,7 +26,6 @@ from outrider.cluster.generation import (
 from outrider.proto import inference_pb2 as pb
 from outrider.workers.outputs import Logprob
 from outrider.workers.text.assembler import Usage
-from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.request import FinishReason, OutputSoFar, Request
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
@@ -147,77 +144,6 @@ def test_a_load_book_forgets_the_prompts_used_longest_ago() -> None:
     assert book.cached_tokens(PrefixKeys.of(old)) == BLOCK_TOKENS, "of one prompt the end is forgotten first"
 
 
-def test_a_ticket_gives_everything_back_however_it_ends() -> None:
-    admission = Admission(max_live_requests=2, max_queued_tokens=10)
-
-    with admission.enter("a") as ticket:
-        ticket.queue(10)
-        with pytest.raises(OverloadedError), admission.enter("b") as other:
-            other.queue(1)
-        assert (admission.live_requests, admission.queued_tokens) == (1, 10)
-
-    assert (admission.live_requests, admission.queued_tokens) == (0, 0)
-
-
-def test_a_request_counts_as_often_as_it_has_outputs() -> None:
-    admission = Admission(max_live_requests=4, max_queued_tokens=10)
-
-    with admission.enter("many", outputs=100), pytest.raises(OverloadedError):  # alone
-        admission.enter("one")
-    with admission.enter("a", outputs=3), admission.enter("b", outputs=1), pytest.raises(OverloadedError) as caught:
-        admission.enter("c")
-    assert "4 outputs of 2 requests" in str(caught.value)
-    assert admission.live_requests == 0
-
-
-def test_a_refusal_says_when_there_will_be_room_as_fast_as_others_have_left() -> None:
-    now = [0.0]
-    admission = Admission(max_live_requests=2, max_queued_tokens=100, clock=lambda: now[0])
-    admission.enter("a")
-    with pytest.raises(OverloadedError) as unknown:
-        admission.enter("c", outputs=2)
-    assert unknown.value.retry_after_s == RETRY_AFTER_S
-    for n in range(5):  # one every four seconds
-        with admission.enter(str(n)):
-            now[0] += 4
-    admission.enter("b")
-
-    with pytest.raises(OverloadedError) as caught:
-        admission.enter("c", outputs=2)
-
-    assert 2 <= caught.value.retry_after_s / 4 * 2 <= 5
-
-
-def test_a_full_queue_refuses_before_any_work() -> None:
-    admission = Admission(max_live_requests=20, max_queued_tokens=100)
-    admission.enter("a").queue(100)
-
-    with pytest.raises(OverloadedError, match="wait for their turn"):
-        admission.enter("b")
-
-    assert admission.enter("c", resumed=True)
-
-
-def test_a_duplicate_leaves_the_live_request_its_place() -> None:
-    admission = Admission(max_live_requests=2, max_queued_tokens=10)
-
-    with admission.enter("a"):
-        with pytest.raises(DuplicateRequestError):
-            admission.enter("a")
-        assert admission.live_requests == 1
-
-
-def test_a_prompt_longer_than_the_queue_is_taken_when_it_is_alone() -> None:
-    admission = Admission(max_live_requests=2, max_queued_tokens=10)
-
-    with admission.enter("a") as ticket:
-        ticket.queue(50)
-        with pytest.raises(OverloadedError):
-            admission.enter("b")
-        ticket.started()
-        assert admission.queued_tokens == 0
-
-
 @pytest.mark.parametrize(
     "event",
     [
@@ -330,6 +256,8 @@ def test_a_conversation_that_cannot_be_is_refused_by_name(messages: pb.Messages,
         ("metrics_port", -1),
         ("max_live_requests", 0),
         ("max_queued_tokens", 0),
+        ("max_queue_wait_s", -1),
+        ("max_live_requests_per_token", 0),
         ("drain_grace_s", -1),
     ],
 )

@@ -231,6 +231,21 @@ def test_prompt_tokens_count_as_queued_until_the_first_token_comes(model: Path) 
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    "service", ["InferenceService/Generate", "ClusterService/GetStatus", "ClusterService/WatchStatus"]
+)
+def test_bytes_that_are_no_request_are_an_invalid_argument(model: Path, service: str) -> None:
+    async def scenario() -> None:
+        async with running(model) as cluster:
+            kind = cluster.channel.unary_unary if service.endswith("GetStatus") else cluster.channel.unary_stream
+            call = kind(f"/outrider.v1.{service}")(b"\xff\xff")
+            with pytest.raises(grpc.aio.AioRpcError, match="cannot be read") as caught:
+                await (call if service.endswith("GetStatus") else call.read())
+            assert caught.value.code() is Code.INVALID_ARGUMENT
+
+    asyncio.run(scenario())
+
+
 def test_without_a_ready_replica_requests_are_unavailable(model: Path) -> None:
     async def scenario() -> None:
         async with running(model, ready=False) as cluster:

@@ -99,6 +99,45 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Without a valid token, or without the role.",
             ),
             Panel(
+                "Requests refused for lack of room",
+                "reqps",
+                ((_rate(f"{GATEWAY}refused_requests_total", "cause"), "{{cause}}"),),
+                "By the limit that they met; wait and deadline: their turn would have come too late.",
+            ),
+            Panel(
+                "Requests that wait for their turn",
+                "short",
+                ((f"sum({GATEWAY}queued_requests)", "waiting"), (f"sum({GATEWAY}successor_waits)", "for a successor")),
+                "At gateways: for a place on a replica, or for a replica in the place of a lost one.",
+            ),
+            Panel(
+                "Requests that clients went on with",
+                "reqps",
+                ((f"sum(rate({GATEWAY}resumed_requests_total[$__rate_interval]))", "resumed"),),
+                "Their gateway was lost, or left.",
+            ),
+            Panel(
+                "Delay of the event loop",
+                "s",
+                ((f"max by (instance) ({GATEWAY}event_loop_lag_seconds)", "{{instance}}"),),
+                "The longest of the last minute: it holds up every stream.",
+            ),
+            Panel(
+                "Gateways that hear the controller",
+                "short",
+                (
+                    (f"sum({GATEWAY}controller_connected)", "connected"),
+                    (f"count({GATEWAY}controller_connected)", "all"),
+                ),
+                "Those that do not serve on by the last table.",
+            ),
+            Panel(
+                "Replicas that ended",
+                "short",
+                ((f"max by (cause) (increase({GATEWAY}ended_replicas_total[$__rate_interval]))", "{{cause}}"),),
+                "stalled: their rounds hung.",
+            ),
+            Panel(
                 "Requests that moved",
                 "reqps",
                 (

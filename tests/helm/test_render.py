@@ -175,7 +175,15 @@ def test_the_head_may_keep_its_state_in_redis_by_reference() -> None:
     assert "gcsFaultToleranceOptions" not in example("defaults").one("RayCluster")["spec"]
 
 
-def test_a_changed_setting_restarts_the_head() -> None:
+def test_pods_that_run_stay_when_theirs_change_unless_they_are_to_restart() -> None:
+    def strategy(values: dict[str, Any]) -> object:
+        return render(values).one("RayCluster")["spec"]["upgradeStrategy"]
+
+    assert strategy({}) == {"type": "None"}
+    assert strategy({"ray": {"upgradeStrategy": "Recreate"}}) == {"type": "Recreate"}
+
+
+def test_a_changed_setting_changes_the_head_s_pod() -> None:
     def checksum(values: dict[str, Any]) -> str:
         head = render(values).one("RayCluster")["spec"]["headGroupSpec"]["template"]
         return str(head["metadata"]["annotations"]["checksum/serve"])

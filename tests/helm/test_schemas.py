@@ -98,6 +98,7 @@ def test_the_raycluster_uses_only_fields_that_kuberay_has(rendered: Rendered) ->
         "rayVersion",
         "enableInTreeAutoscaling",
         "authOptions",
+        "upgradeStrategy",
         "gcsFaultToleranceOptions",
         "headGroupSpec",
         "workerGroupSpecs",

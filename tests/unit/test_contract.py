@@ -88,6 +88,7 @@ COMMANDS = {
     "status": "--json",
     "scale": "replicas",
     "drain": "replica",
+    "upgrade": "--timeout",
     "plan": "--model --gpu --nodes --gpus-per-node --json",
     "top": "",
     "bench": "",

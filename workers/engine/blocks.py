@@ -29,6 +29,11 @@ def extend_keys(keys: list[bytes], token_ids: Sequence[int], blocks: int, block_
         keys.append(blake2b(parent + tokens.tobytes(), digest_size=_KEY_BYTES).digest())
 
 
+def salted(kind: bytes, salt: str) -> bytes:
+    """Where keys of a kind begin, for requests with this salt."""
+    return blake2b(kind + b"\0" + salt.encode(), digest_size=_KEY_BYTES).digest() if salt else kind
+
+
 class BlockPool:
     """Reference-counted blocks, numbered 0 .. num_blocks - 1."""
 

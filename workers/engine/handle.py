@@ -26,6 +26,7 @@ class EngineInfo:
     has_mtp: bool
     drafters: tuple[str, ...] = (MTP, LOOKUP)  # what it loaded
     verification: str = COUPLED
+    max_num_seqs: int = 64  # that run at once
 
     def check(
         self,

@@ -6,7 +6,7 @@ sequence that holds it, and returns only when that one is not in flight, so no s
 
 from collections.abc import Collection
 
-from outrider.workers.engine.blocks import BlockPool, blocks_needed, extend_keys
+from outrider.workers.engine.blocks import BlockPool, blocks_needed, extend_keys, salted
 from outrider.workers.engine.limits import SchedulerConfig
 from outrider.workers.engine.waiting import WaitingQueue
 from outrider.workers.types.draft_plan import NO_DRAFTS, Planner
@@ -164,7 +164,7 @@ class Residents:
         if sequence.salted or not sequence.draft_ceiling:
             return found
         followed = list[bytes]()  # where the drafter's entries are too, they do no harm
-        extend_keys(followed, sequence.token_ids, len(sequence.block_keys), self._size, _SALTS[True])
+        extend_keys(followed, sequence.token_ids, len(sequence.block_keys), self._size, _salt_of(sequence, True))
         return max(found, pool.find(followed), key=len)
 
     def _publish(self, sequence: Sequence, blocks: int) -> None:
@@ -174,4 +174,8 @@ class Residents:
         sequence.published = blocks
 
     def _extend_keys(self, sequence: Sequence, blocks: int) -> None:
-        extend_keys(sequence.block_keys, sequence.token_ids, blocks, self._size, _SALTS[sequence.salted])
+        extend_keys(sequence.block_keys, sequence.token_ids, blocks, self._size, _salt_of(sequence, sequence.salted))
+
+
+def _salt_of(sequence: Sequence, followed: bool) -> bytes:
+    return salted(_SALTS[followed], sequence.request.cache_salt)

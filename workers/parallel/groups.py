@@ -1,5 +1,6 @@
 """Joins a rank to its replica's process group, and asks the whole group."""
 
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -24,11 +25,24 @@ def join(rank: int, world_size: int, address: str, port: int, device: torch.devi
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # what is on the host goes over gloo
     try:
         tcp_store = dist.TCPStore  # type: ignore[attr-defined]  # torch exports it without saying so
-        store = tcp_store(address, port, world_size, is_master=rank == 0, timeout=_JOIN_TIMEOUT)
+        listener = _listen(address, port) if rank == 0 else None
+        store = tcp_store(
+            address, port, world_size, is_master=rank == 0, timeout=_JOIN_TIMEOUT, master_listen_fd=listener
+        )
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(days=365))
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EngineStoppedError(f"rank {rank} could not meet the others at {address}:{port} ({reason})") from error
+
+
+def _listen(address: str, port: int) -> int:
+    """A socket's descriptor: by itself torch would listen on all of the machine's addresses."""
+    family, kind, protocol, _, at = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(at)
+    listener.listen(1024)
+    return listener.detach()
 
 
 def on_leave(close: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ class EngineStoppedError(OutriderError):
 class OverloadedError(OutriderError):
     """The request was refused for lack of room; try again after `retry_after_s` seconds."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    def __init__(self, message: str, retry_after_s: float, cause: str = "") -> None:
+        """`cause`: which limit, in a word."""
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.cause = retry_after_s, cause

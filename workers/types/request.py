@@ -43,6 +43,7 @@ class Request:
     client_request_id: str = ""  # the client's own name for it, where `request_id` is another
     trace: TraceContext | None = None  # whose span asks for it
     suspect: bool = False  # replicas were lost as they computed its next token
+    cache_salt: str = ""  # cached prefixes are shared among requests with an equal one
 
     @property
     def trace_id(self) -> str:

@@ -168,7 +168,7 @@ class HttpApi:
         return JSONResponse(model)
 
     def _described(self) -> dict[str, Any]:
-        _, replica = self._inference.ready()
+        _, replica = self._inference.ready(is_work=False)
         name, length = self._inference.model_name, replica.info.max_model_len
         model = {"id": name, "object": "model", "created": self._began, "owned_by": "outrider", "root": name}
         return {**model, "parent": None, "max_model_len": length}

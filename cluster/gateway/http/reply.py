@@ -24,7 +24,18 @@ log = logging.getLogger("outrider.gateway.http")
 Shape = Callable[[Problem], dict[str, Any]]  # formats an error body
 CallEvent = tuple[int, Event, Sequence[int]]  # the call's index, its event, the prompt's token ids
 _INTERNAL = Problem(status=500, message="the gateway failed: see its log")
+_PATIENCE = ("x-stainless-read-timeout", "x-stainless-timeout")
 _SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # so that proxies do not buffer events
+
+
+def patience_of(headers: Mapping[str, str]) -> float | None:
+    """How long a client waits for a first byte, in seconds, as OpenAI's and Anthropic's libraries say it; None if this
+    one does not."""
+    for name in _PATIENCE:
+        with contextlib.suppress(ValueError):
+            if (patience_s := float(headers.get(name, "nan"))) >= 0:
+                return patience_s
+    return None
 
 
 class Reply:
@@ -42,10 +53,13 @@ class Reply:
         """`messages`: `answer.calls` as messages. `headers`: of the response."""
         self._answer, self._messages, self._inference = answer, messages, inference
         self._headers, self._shape, self._write_timeout_s = headers, shape, write_timeout_s
+        self._patience_s: float | None = None
+        self._writer: Writer | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = Writer(send, self._write_timeout_s)
-        parent = TraceContext.of((key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"])
+        writer = self._writer = Writer(send, self._write_timeout_s, lambda: self._inference.wanted)
+        headers = [(key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"]]
+        parent, self._patience_s = TraceContext.of(headers), patience_of(dict(headers))
         name = f"{scope['method']} {scope['path']}"
         await while_connected(receive, self._answered(writer, name, parent))
 
@@ -120,9 +134,14 @@ class Reply:
 
     async def _events(self, number: int, name: str, parent: TraceContext | None) -> AsyncGenerator[CallEvent]:
         with self._inference.recorded(name, parent) as record:
-            async with contextlib.aclosing(self._inference.events(self._messages[number], record)) as events:
+            record.cancelled_as = self._cancelled_as
+            events = self._inference.events(self._messages[number], record, self._patience_s)
+            async with contextlib.aclosing(events):
                 async for event in events:
                     if isinstance(event, Failed):
                         raise (LeftError if event.resumable else GenerationFailedError)(event.message)
                     assert record.stream is not None  # accepted
                     yield number, event, record.stream.request.prompt_token_ids
+
+    def _cancelled_as(self) -> str:
+        return "slow_reader" if self._writer is not None and self._writer.slow else "cancelled"

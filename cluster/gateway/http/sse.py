@@ -1,13 +1,14 @@
 """Server-sent events, and ASGI helpers: reading a body of limited size, noticing disconnects, writing a response."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import pydantic_core
 from starlette.types import Message, Receive, Send
 
 from outrider.cluster.gateway.http.errors import HttpError
+from outrider.cluster.gateway.writer import time_to_send
 
 DONE = b"data: [DONE]\n\n"
 _BODY_TIMEOUT_S = 60.0
@@ -60,10 +61,12 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class Writer:
-    """Writes one response. CancelledError if the client reads nothing for `timeout_s`."""
+    """Writes one response. CancelledError if the client reads nothing for `timeout_s`, or for a moment while other
+    requests wait for its place."""
 
-    def __init__(self, send: Send, timeout_s: float) -> None:
-        self._send, self._timeout_s = send, timeout_s
+    def __init__(self, send: Send, timeout_s: float, wanted: Callable[[], bool]) -> None:
+        self._send, self._timeout_s, self._wanted = send, timeout_s, wanted
+        self.slow = False  # the client has not read for too long
         self.started = False
 
     async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
@@ -74,11 +77,22 @@ class Writer:
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         message: Message = {"type": "http.response.body", "body": body, "more_body": more}
+        sending = asyncio.ensure_future(self._send(message))
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._send(message)
-        except TimeoutError:
-            raise asyncio.CancelledError(f"the client has read nothing for {self._timeout_s:g} s") from None
+            waited_s = await time_to_send(sending, self._timeout_s, self._wanted)
+            if not sending.done():
+                await self._give_up(waited_s)
+            sending.result()
+        finally:
+            sending.cancel()
+
+    async def _give_up(self, waited_s: float) -> None:
+        """Cancels who writes."""
+        self.slow = True
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel(f"the client has read nothing for {waited_s:.1f} s")
+        await asyncio.sleep(0)
 
     async def whole(self, status: int, content: Any, headers: Mapping[str, str]) -> None:
         body = pydantic_core.to_json(content)

@@ -351,10 +351,27 @@ def test_a_client_that_reads_nothing_is_cancelled_and_another_takes_its_place(mo
             writer.write(head.encode() + body)
             await reader.readline()
             await eventually(lambda: len(engine.submitted) == 1 and not cluster.gateway.live_requests)
+            assert cluster.gateway.metrics.by_label("requests", "status") == {"slow_reader": 1}
             assert finished_outputs(cluster) == 0
             assert (await http.post("/v1/completions", json=POSTS["/v1/completions"])).status_code == 200
             assert finished_outputs(cluster) == 1
             writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_while_it_is_written_to_is_cancelled(model: Path) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(max_model_len=10**9, per_round=lambda given: 300, round_s=0.001)
+        async with running(model, engine, http_port=0, write_timeout_s=600) as cluster:
+            reader, writer = await asyncio.open_connection("127.0.0.1", cluster.gateway.http_port, limit=1024)
+            body = json.dumps({"prompt": [5], "max_tokens": 900_000_000, "stream": True}).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            await reader.readline()
+            await asyncio.sleep(3)  # by then nothing more fits between them
+            writer.close()
+            await eventually(lambda: cluster.gateway.metrics.by_label("requests", "status") == {"cancelled": 1})
 
     asyncio.run(scenario())
 

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.autoscale import AutoscalePolicy, Autoscaler, Decision, Load, Scale, decide
+from outrider.cluster.autoscale import (
+    FORGOTTEN_S,
+    AutoscalePolicy,
+    Autoscaler,
+    Decision,
+    Load,
+    Scale,
+    WaitingLoads,
+    decide,
+)
 
 POLICY = AutoscalePolicy(
     min_replicas=1, max_replicas=8, target_tokens=1000, target_wait_s=2.0, headroom=0.25, cooldown_s=60.0
@@ -22,6 +31,14 @@ def test_replicas_follow_the_tokens_in_flight_with_headroom() -> None:
 
     assert decision.scale.desired == 3, "2000 tokens and a quarter more, at 1000 each"
     assert decision.reason == "1 -> 3 replicas: 2000 tokens in flight want 3 of 1000 tokens each"
+
+
+def test_a_single_token_that_waits_brings_the_first_replica() -> None:
+    policy = replace(POLICY, min_replicas=0)
+
+    decision = decide(policy, Load(tokens=1), Scale(desired=0, ready=0), seats=64, now=0)
+
+    assert decision.scale.desired == 1
 
 
 def test_a_request_that_waits_too_long_brings_one_more() -> None:
@@ -104,3 +121,14 @@ def test_more_load_never_wants_fewer(load: Load, more: int, desired: int) -> Non
 def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"autoscale_{name} must be"):
         AutoscalePolicy(max_replicas=8, **{name: value})  # type: ignore[arg-type]  # a table
+
+
+def test_what_waits_at_gateways_is_summed_by_their_latest_reports_and_a_silent_one_is_forgotten() -> None:
+    waiting = WaitingLoads()
+    waiting.report("a", Load(tokens=900, oldest_wait_s=9.0), now=0.0)
+    waiting.report("a", Load(tokens=100, oldest_wait_s=1.0), now=1.0)
+    waiting.report("b", Load(tokens=10, oldest_wait_s=3.0), now=3.0)
+
+    assert waiting.total(3.0) == Load(tokens=110, oldest_wait_s=3.0)
+    assert waiting.total(1.0 + FORGOTTEN_S) == Load(tokens=10, oldest_wait_s=3.0)
+    assert waiting.total(3.0 + FORGOTTEN_S) == Load()

@@ -16,6 +16,7 @@ from outrider.cluster.reconcile import (
     Start,
     Stop,
     fault,
+    is_hang,
     reconcile,
     retry_delay_s,
 )
@@ -211,6 +212,14 @@ def test_of_ranks_that_answer_the_one_that_computes_is_what_hangs() -> None:
     assert fault(in_its_own_part, NOW, DEADLINES) == "rank 0 hangs: no progress"
     in_an_exchange = [replace(leader, computing_s=12.0), replace(follower, computing_s=11.9)]
     assert fault(in_an_exchange, NOW, DEADLINES) == "rank 0 and rank 1 hang: no progress"
+
+
+def test_an_ending_by_a_hang_is_told_from_others_by_its_reason() -> None:
+    stuck, other = replace(a_rank(0), stall="no progress", computing_s=12.0), replace(a_rank(1), computing_s=11.9)
+
+    assert is_hang(fault([stuck], NOW, DEADLINES))
+    assert is_hang(fault([stuck, other], NOW, DEADLINES))
+    assert not is_hang(fault([replace(stuck, death="its process died")], NOW, DEADLINES))
 
 
 def test_a_dead_or_silent_rank_explains_a_rank_that_hangs() -> None:

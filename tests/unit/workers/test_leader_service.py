@@ -182,3 +182,32 @@ def test_an_id_may_be_used_again_while_its_cancelled_request_still_runs(engine: 
         return got
 
     assert [chunk.token_ids for chunk in asyncio.run(scenario())] == [(150,), (151,)]
+
+
+def test_a_gateway_may_have_what_runs_at_once_and_what_ends_in_a_round_besides() -> None:
+    engine = FakeEngine(max_num_seqs=4, max_model_len=100_000)
+    server = EngineServer(engine)
+
+    async def scenario() -> None:
+        client = LeaderClient(f"127.0.0.1:{server.start()}")
+        await client.connect()
+
+        async def answer(requests: int, max_tokens: int) -> None:
+            ended = [asyncio.Event() for _ in range(requests)]
+            for number, one in enumerate(ended):
+                deliver = lambda chunks, one=one: chunks[-1].finish_reason and one.set()  # noqa: E731
+                client.submit(_request(f"{max_tokens}/{number}", max_tokens=max_tokens), deliver)
+            await asyncio.gather(*(one.wait() for one in ended))
+
+        await answer(4, 2)
+        assert client.places == 4, "long outputs leave places one at a time"
+        for _ in range(40):
+            await answer(8, 1)
+        assert client.places > 4
+        await answer(1, 500)
+        assert client.places == 4
+        await client.close()
+
+    asyncio.run(scenario())
+    server.stop()
+    engine.close()

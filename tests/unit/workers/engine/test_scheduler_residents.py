@@ -56,6 +56,19 @@ def test_a_shared_beginning_is_not_computed_again() -> None:
     assert (replica.scheduler.counters.prefix_queries, replica.scheduler.counters.prefix_hits) == (22, 8)
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_beginning_is_shared_by_requests_with_an_equal_salt_only(depth: int) -> None:
+    replica = twin(depth)
+    cached = []
+    for number, salt in enumerate(("", "a", "b", "a", "")):
+        name = str(number)
+        replica.add(dataclasses.replace(request(name, prompt(20), max_tokens=1), cache_salt=salt))
+        replica.run(8)
+        cached.append(replica.outputs[name, 0].chunks[0].cached_tokens)
+
+    assert [tokens > 0 for tokens in cached] == [False, False, False, True, True]
+
+
 def test_a_drafter_of_several_modules_has_as_many_tokens_computed_again_in_any_chunks() -> None:
     replica = twin(recomputed_tokens=3, max_num_batched_tokens=2)
     replica.add(request("first", prompt(10), max_tokens=1))

@@ -1,0 +1,27 @@
+"""How late an event loop is: what blocks it holds up every stream."""
+
+import asyncio
+from collections import deque
+
+_EVERY_S = 0.1
+_WINDOW = 600  # of these: a minute
+
+
+class LoopLag:
+    """One event loop."""
+
+    def __init__(self) -> None:
+        self._lags: deque[float] = deque(maxlen=_WINDOW)
+
+    @property
+    def longest_s(self) -> float:
+        """Within the last minute."""
+        return max(self._lags, default=0.0)
+
+    async def watch(self) -> None:
+        """For ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _EVERY_S
+            await asyncio.sleep(_EVERY_S)
+            self._lags.append(max(0.0, loop.time() - due))
