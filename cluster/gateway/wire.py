@@ -9,7 +9,7 @@ from outrider.cluster import generation as g
 from outrider.cluster.errors import InvalidRequestError
 from outrider.proto import inference_pb2 as pb
 from outrider.workers.outputs import Logprob
-from outrider.workers.text.assembler import Usage
+from outrider.workers.text.assembler import Piece, Usage
 from outrider.workers.types.request import FinishReason, OutputSoFar
 from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
@@ -335,6 +335,7 @@ def _output_to_wire(output: g.Output) -> pb.Output:
         tool_calls=[pb.ToolCallDelta(**_named(delta, _CALL)) for delta in output.tool_calls],
         drafted=output.drafted,
         accepted=output.accepted,
+        pieces=[pb.TextPiece(**piece._asdict()) for piece in output.pieces],
         logprobs=map(_logprobs_to_wire, output.logprobs),
         prompt_logprobs=map(_logprobs_to_wire, output.prompt_logprobs),
     )
@@ -358,6 +359,7 @@ def _output_from_wire(output: pb.Output) -> g.Output:
         tool_calls=tuple(ToolCallDelta(**_named(delta, _CALL)) for delta in output.tool_calls),
         drafted=output.drafted,
         accepted=output.accepted,
+        pieces=tuple(Piece(one.text, one.reasoning, one.drafted) for one in output.pieces),
         logprobs=tuple(map(_logprobs_from_wire, output.logprobs)),
         prompt_logprobs=tuple(map(_logprobs_from_wire, output.prompt_logprobs)),
     )

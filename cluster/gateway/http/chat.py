@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from outrider.cluster.chat_shapes import messages_of, tools_of
@@ -13,6 +14,7 @@ from outrider.cluster.gateway.http.answer import (
     metrics_of,
     now,
     reasoning_tokens,
+    speculation_of,
     usage_of,
 )
 from outrider.cluster.gateway.http.errors import Problem
@@ -54,10 +56,11 @@ class ChatAnswer:
                     yield self._chunk(index, {"role": "assistant", "content": ""})
             case Output():
                 self._count(event)
-                delta = _delta(event, wants_reasoning=self._request.include_reasoning is not False)
+                shown = event if self._request.include_reasoning is not False else _without_reasoning(event)
+                delta = _delta(shown)
                 logprobs = self._logprobs(event.token_ids, event.logprobs)
                 if delta or logprobs or self._request.return_token_ids:
-                    yield self._chunk(event.index, delta, logprobs=logprobs, token_ids=event.token_ids)
+                    yield self._chunk(event.index, delta, logprobs=logprobs, output=shown)
             case Finished():
                 reason = finish_reason(event.reason, called=self._called[event.index])
                 last = {}
@@ -146,23 +149,29 @@ class ChatAnswer:
         logprobs: dict[str, Any] | None = None,
         finish: str | None = None,
         stop: int | str | None = None,
-        token_ids: Sequence[int] = (),
+        output: Output | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> bytes:
         choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         if finish is not None:
             choice["stop_reason"] = stop
         if self._request.return_token_ids:
-            choice["token_ids"] = list(token_ids)
+            choice["token_ids"] = [] if output is None else list(output.token_ids)
+        if self._request.speculation_detail and output is not None:
+            choice["speculation"] = speculation_of(output)
         usage = {"usage": usage_of(self._so_far)} if self._options[1] else {}
         return sse.data({**self._stream_head, "choices": [choice], **usage, **(more or {})})
 
 
-def _delta(event: Output, *, wants_reasoning: bool) -> dict[str, Any]:
+def _without_reasoning(event: Output) -> Output:
+    return replace(event, reasoning="", pieces=tuple(piece for piece in event.pieces if not piece.reasoning))
+
+
+def _delta(event: Output) -> dict[str, Any]:
     delta: dict[str, Any] = {}
     if event.text:
         delta["content"] = event.text
-    if event.reasoning and wants_reasoning:
+    if event.reasoning:
         delta |= {"reasoning": event.reasoning, "reasoning_content": event.reasoning}
     if event.tool_calls:
         delta["tool_calls"] = [tool_call_delta(call) for call in event.tool_calls]
@@ -194,6 +203,7 @@ def chat_call(request: ChatRequest, identity: str) -> GenerateCall:
         ),
         params=sampled(request, max_tokens=max_tokens, logprobs=logprobs),
         request_id=identity,
+        speculation_detail=bool(request.speculation_detail),
         auto_reasoning=True,
     )
 

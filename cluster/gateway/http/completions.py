@@ -12,6 +12,7 @@ from outrider.cluster.gateway.http.answer import (
     finish_reason,
     metrics_of,
     now,
+    speculation_of,
     total,
     usage_of,
 )
@@ -78,7 +79,7 @@ class CompletionAnswer:
                 if event.text or event.logprobs or (self._request.return_token_ids and event.token_ids):
                     places = list(zip(event.token_ids, event.logprobs, strict=False))
                     logprobs = None if self._request.logprobs is None else self._logprobs(index, places)
-                    yield self._chunk(index, event.text, logprobs=logprobs, token_ids=event.token_ids)
+                    yield self._chunk(index, event.text, logprobs=logprobs, output=event)
             case Finished():
                 reason = "length" if self._echo_only else finish_reason(event.reason)
                 more: dict[str, Any] = {}
@@ -191,14 +192,16 @@ class CompletionAnswer:
         logprobs: dict[str, Any] | None = None,
         finish: str | None = None,
         stop: int | str | None = None,
-        token_ids: Sequence[int] = (),
+        output: Output | None = None,
         more: dict[str, Any] | None = None,
     ) -> bytes:
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
         if finish is not None:
             choice["stop_reason"] = stop
         if self._request.return_token_ids:
-            choice["token_ids"] = list(token_ids)
+            choice["token_ids"] = [] if output is None else list(output.token_ids)
+        if self._request.speculation_detail and output is not None:
+            choice["speculation"] = speculation_of(output)
         usage = {"usage": usage_of(self._so_far)} if self._options[1] else {}
         return sse.data({**self._head, "choices": [choice], **usage, **(more or {})})
 
@@ -217,7 +220,11 @@ def _calls(request: CompletionRequest, identity: str) -> list[GenerateCall]:
     params = sampled(request, max_tokens=max_tokens, logprobs=request.logprobs, prompt_logprobs=echoed)
     prompts = _prompts(request.prompt)
     names = [identity] if len(prompts) == 1 else [f"{identity}-{number}" for number in range(len(prompts))]
-    return [GenerateCall(prompt=one, params=params, request_id=name) for one, name in zip(prompts, names, strict=True)]
+    detail = bool(request.speculation_detail)
+    return [
+        GenerateCall(prompt=one, params=params, request_id=name, speculation_detail=detail)
+        for one, name in zip(prompts, names, strict=True)
+    ]
 
 
 def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> list[Prompt]:

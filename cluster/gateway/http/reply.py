@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from outrider.cluster.client_call import Collector
 from outrider.cluster.errors import GenerationFailedError
+from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import Answer
 from outrider.cluster.gateway.http.errors import LeftError, Problem, problem_of
 from outrider.cluster.gateway.http.sse import Writer, while_connected
@@ -24,7 +25,6 @@ log = logging.getLogger("outrider.gateway.http")
 Shape = Callable[[Problem], dict[str, Any]]  # of an error
 Heard = tuple[int, Event, Sequence[int]]  # the call's number, what it says, the prompt's token ids
 _INTERNAL = Problem(status=500, message="the gateway failed: see its log")
-_SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
 
 
 class Reply:
@@ -82,7 +82,7 @@ class Reply:
     async def _stream(self, events: AsyncGenerator[Heard], writer: Writer) -> None:
         async for number, event, prompt in events:
             if not writer.started:
-                await writer.start(200, "text/event-stream; charset=utf-8", {**self._headers, **_SSE_HEADERS})
+                await writer.start(200, sse.CONTENT_TYPE, {**self._headers, **sse.HEADERS})
             if chunks := b"".join(self._answer.chunks(number, event, prompt)):
                 await writer.write(chunks)
         await writer.write(b"".join(self._answer.end()), more=False)

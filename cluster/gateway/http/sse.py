@@ -10,6 +10,8 @@ from starlette.types import Message, Receive, Send
 from outrider.cluster.gateway.http.errors import HttpError
 
 DONE = b"data: [DONE]\n\n"
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
 _BODY_TIMEOUT_S = 60.0
 _LEFT = 499  # nginx's word for it; nobody reads it
 
