@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
@@ -59,7 +59,7 @@ class StatusStream:
         else:
             await writer.write(sse.data(problem.openai()), more=False)
 
-    async def _statuses(self) -> AsyncIterator[dict[str, Any]]:
+    async def _statuses(self) -> AsyncGenerator[dict[str, Any]]:
         watch = self._controller.watch_status()
         try:
             async for response in watch:
