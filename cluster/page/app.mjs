@@ -49,7 +49,7 @@ class App extends Component {
       <header>
         <h1>outrider${model && html` <span class="soft">serves</span> ${model}`}</h1>
         <details class="door" open=${doorOpen} onToggle=${(event) => this.setState({doorOpen: event.target.open})}>
-          <summary>Token</summary>
+          <summary id="door">Token</summary>
           <form onSubmit=${this.enter}>
             <input id="token" type="password" autocomplete="off" aria-label="Token" placeholder="if the gateway asks for one" ref=${(node) => (this.field = node)}
               value=${given} onInput=${(event) => this.setState({given: event.target.value})} />

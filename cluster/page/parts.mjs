@@ -46,7 +46,7 @@ export function Settings({settings, onChange, without}) {
     <label>${label}<input type="number" value=${settings[name]} ...${rest} onInput=${(event) => onChange({...settings, [name]: event.target.value})} /></label>`;
   return html`<div class="settings">
     ${without !== "speculation" && html`<label>Speculation
-      <select value=${settings.speculation} onChange=${(event) => onChange({...settings, speculation: event.target.value})}>
+      <select id="speculation" value=${settings.speculation} onChange=${(event) => onChange({...settings, speculation: event.target.value})}>
         ${DEPTHS.map((one) => html`<option value=${one}>${/^\d+$/.test(one) ? count(Number(one), "draft") : one}</option>`)}
       </select></label>`}
     ${number("temperature", "Temperature", {min: 0, max: 2, step: "any"})}

@@ -42,7 +42,7 @@ export class Race extends Component {
         </div>
       </div>
       <${Settings} settings=${settings} onChange=${onSettings} without="speculation" />
-      <label class="check"><input type="checkbox" checked=${apart} onChange=${(event) => this.setState({apart: event.target.checked})} />
+      <label class="check"><input id="apart" type="checkbox" checked=${apart} onChange=${(event) => this.setState({apart: event.target.checked})} />
         One after the other: each has the engine to itself. Together they share its rounds.</label>
       <${Verdict} ...${{lanes, done, problem, apart}} />
       <div class="lanes">

@@ -19,7 +19,8 @@ from outrider.proto.cluster_pb2 import EngineStatus, SpeculationStatus
 
 WIDTHS = (400, 800, 1400)
 WAIT_S = 60.0
-TAB, ENTER, RIGHT, ESCAPE = ("Tab", 9), ("Enter", 13, "\r"), ("ArrowRight", 39), ("Escape", 27)
+TAB, ENTER, SPACE = ("Tab", 9), ("Enter", 13, "\r"), (" ", 32, " ")
+RIGHT, ESCAPE = ("ArrowRight", 39), ("Escape", 27)
 BACK = ("rgb(255, 255, 255)", "rgb(20, 23, 27)")  # light and dark
 GREEDY = {"temperature": 0, "max_tokens": 64}
 ANSWERS = "document.querySelectorAll('.assistant').length"
@@ -128,7 +129,7 @@ def test_a_chat_by_keys_alone_streams_the_gateways_text_with_its_drafts_tinted(b
         page.value("document.activeElement.blur()")
         focus(page, "message")
         types(page, prompt)
-        page.value("document.querySelector('select').focus()")
+        focus(page, "speculation")
         page.press("4", ord("4"), "4")
         focus(page, "message")
         page.press(*ENTER)
@@ -152,7 +153,7 @@ def test_a_chat_by_keys_alone_streams_the_gateways_text_with_its_drafts_tinted(b
 def test_nothing_is_tinted_without_speculation_and_the_next_turn_has_the_first(browser: Browser, scout: Served) -> None:
     with browser.open(scout.url) as page:
         settle(page, Temperature=0, Most=8)
-        page.value("document.querySelector('select').focus()")
+        focus(page, "speculation")
         page.press("o", ord("O"), "o")
         run(page, "x = 1")
         first = page.value(SAID)
@@ -190,12 +191,15 @@ def test_escape_stops_an_answer(browser: Browser, scout: Served) -> None:
 @pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
 def test_off_and_auto_race_to_the_same_text(browser: Browser, scout: Served, apart: bool) -> None:
     with browser.open(scout.url) as page:
-        page.value("document.getElementById('tab-chat').focus()")
+        focus(page, "tab-chat")
         page.press(*RIGHT)
         assert page.value("document.activeElement.id") == "tab-race"
         focus(page, "prompt")
         if apart:
-            page.value("document.querySelector('.check input').click()")
+            focus(page, "apart")
+            page.press(*SPACE)
+            assert page.value("document.activeElement.checked")
+            focus(page, "prompt")
         page.press(*ENTER)
         until(page, "document.querySelector('.mark.good, .mark.bad, .mark.problem') !== null")
         mark = page.value("document.querySelector('.mark').textContent")
@@ -279,7 +283,9 @@ def test_a_locked_gateway_is_opened_with_a_token(browser: Browser, locked: Serve
         until(page, "document.querySelector('aside').innerText.includes('needs the role admin')")
         settle(page, Temperature=0, Most=8)
         run(page, "x = 1")
-        page.value("document.querySelector('.door summary').click()")
+        focus(page, "door")
+        page.press(*ENTER)
+        focus(page, "token")
         enter(page, BOSS)
         until(page, "document.querySelector('dl') !== null")
         assert page.value("document.querySelector('header [role=alert]')") is None
