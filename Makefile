@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-full check format proto wheel-demo docs clean
+.PHONY: demo test test-full check format proto wheel wheel-demo docs clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "outrider needs Python 3.11 or newer; set PYTHON=" >&2; exit 1; }
@@ -38,6 +38,10 @@ proto: $(STAMP)  ## regenerate the protobuf modules
 
 docs: $(STAMP)  ## build the documentation's site into build/site
 	$(BIN)/mkdocs build --strict
+
+wheel: $(STAMP)  ## build the wheel with its kernels into dist/, with the tag of the oldest systems that it runs on
+	$(BIN)/python -m build --wheel --outdir build/wheel .
+	PATH="$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 wheel-demo: $(STAMP)  ## build the wheel, install it beside the installed dependencies, run the demo from an empty directory
 	.ci/wheel-demo $(BIN)/python

@@ -29,6 +29,11 @@ app = typer.Typer(
     help="Serves DeepSeek-V3-family models, drafted by their own MTP module: faster, and the text is exactly the same.",
 )
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # of the click that typer brings and does not export
+_PACKAGES = {  # by what is imported, what pip calls it
+    **{name: name for name in ("deepspeed", "kubernetes", "torch", "triton", "starlette", "uvicorn", "tokenizers")},
+    "ray": "'ray[default]'",
+    "opentelemetry": "'outrider[otel]'",
+}
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -279,6 +284,14 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error, 2, arguments)
     except OutriderError as error:
         return _fail(error, 1, arguments)
+    except ModuleNotFoundError as error:
+        if (package := _PACKAGES.get((error.name or "").partition(".")[0])) is None:
+            raise
+        return _fail(
+            OutriderError(f"this command needs {error.name}, which is not installed: pip install {package}"),
+            1,
+            arguments,
+        )
     except (KeyboardInterrupt, typer.Abort):
         return _refuse("interrupted", 1)
     except BrokenPipeError:  # whoever read our output has left

@@ -11,7 +11,7 @@ from outrider.cluster.status import RankStatus
 from outrider.workers.text.detokenizer import Detokenizer
 from outrider.workers.text.tokenizer import Tokenizer
 
-_PLACE = "__DATA__"
+_DATA, _COLOURS = "__DATA__", "__COLOURS__"
 _PROMPT_END = 400  # characters of a prompt that are shown
 
 
@@ -86,5 +86,7 @@ def page(report: DemoReport, replays: Sequence[Replay], ranks: Sequence[RankStat
         "replays": [dataclasses.asdict(replay) for replay in replays],
         "stages": stages,
     }
-    template = resources.files("outrider.cluster").joinpath("demo_page.html").read_text("utf-8")
-    return template.replace(_PLACE, json.dumps(data).replace("<", "\\u003c"), 1)
+    files = resources.files("outrider.cluster")
+    template = files.joinpath("demo_page.html").read_text("utf-8")
+    coloured = template.replace(_COLOURS, files.joinpath("page/colours.css").read_text("utf-8"), 1)
+    return coloured.replace(_DATA, json.dumps(data).replace("<", "\\u003c"), 1)

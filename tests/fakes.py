@@ -287,6 +287,7 @@ class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
         self.watchers = 0
         self.waiting = cluster_pb2.ReportWaitingRequest()  # at the gateway that reported last
         self._table = cluster_pb2.WatchRoutesResponse(version=1)
+        self._engine = cluster_pb2.EngineStatus()
         self._changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
 
@@ -309,6 +310,11 @@ class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
         wire = [cluster_pb2.Route(replica=name, generation=n, address=address) for name, n, address in routes]
         await self._change(cluster_pb2.WatchRoutesResponse(routes=wire, draining=draining, pending=pending))
 
+    async def show(self, engine: cluster_pb2.EngineStatus) -> None:
+        """Each replica's status from now on."""
+        self._engine = engine
+        await self._change(cluster_pb2.WatchRoutesResponse(routes=self._table.routes))
+
     async def end(self, name: str, generation: int, reason: str, pending: int = 0) -> None:
         routes = [route for route in self._table.routes if route.replica != name]
         ended = cluster_pb2.EndedReplica(replica=name, generation=generation, reason=reason)
@@ -321,7 +327,8 @@ class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
             self._changed.notify_all()
 
     async def GetStatus(self, request, context):  # noqa: ANN001, ANN201, N802
-        replicas = [cluster_pb2.ReplicaStatus(name=route.replica, state="ready") for route in self._table.routes]
+        named = [route.replica for route in self._table.routes]
+        replicas = [cluster_pb2.ReplicaStatus(name=name, state="ready", engine=self._engine) for name in named]
         return cluster_pb2.GetStatusResponse(name="test", model="small", version="0", replicas=replicas)
 
     async def WatchStatus(self, request, context) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:  # noqa: ANN001, N802

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.build import BuildError
+from outrider.kernels.cpu.compiler import BuildError
 from outrider.kernels.cpu.context import Context
 from outrider.kernels.gpu import language
 from outrider.workers.config import COUPLED, EngineConfig
@@ -148,7 +148,7 @@ def _gpu_obstacle(config: EngineConfig, model: ModelConfig, device: torch.device
     if device.type != "cuda":
         return f"they are for GPUs, and the device is {device.type}"
     if language.triton is None:
-        return "triton is not installed"
+        return "triton is not installed: pip install 'outrider[gpu]'"
     if config.verification != COUPLED:
         return f'verification="{config.verification}" is for study, and is there on torch\'s path only'
     parallel = config.parallel

@@ -128,6 +128,7 @@ class Gateway:
             self._inference,
             lambda: self.ready,
             self.metrics.registry,
+            self._controller,
             self._listeners.authenticator,
             settings.limits.max_message_bytes,
             settings.write_timeout_s,

@@ -12,7 +12,7 @@ from outrider.cluster.gateway.replica import Replica
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output
 from outrider.workers.leader_client import LeaderClient
 from outrider.workers.outputs import logprobs_by_token
-from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage
+from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage, joined
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.text.tool_calls import merged
 from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk, logprobs_at_once
@@ -227,6 +227,7 @@ class RequestStream:
                 tool_calls=tool_calls,
                 drafted=sum(delta.drafted for delta in own) if self._detail else 0,
                 accepted=sum(delta.accepted for delta in own) if self._detail else 0,
+                pieces=joined(piece for delta in own for piece in delta.pieces) if self._detail else (),
                 logprobs=tuple(logprobs_by_token(logprobs, self._tokenizer)),
             )
         for delta in own:

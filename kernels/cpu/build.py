@@ -1,12 +1,10 @@
-"""Builds the CPU kernels: once, at first use, for this machine's instruction set; kept in the user's cache folder."""
+"""Finds the CPU kernels for this machine's instruction set: the wheel's, else built once, at first use, and kept in the
+user's cache folder."""
 
 import fcntl
 import functools
-import hashlib
 import logging
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,26 +14,20 @@ from pathlib import Path
 
 import torch
 
+from outrider.kernels.cpu.compiler import (
+    INSTRUCTION_SETS,
+    BuildError,
+    compile_library,
+    digest,
+    find_compiler,
+    shipped_name,
+    version,
+)
+
 log = logging.getLogger("outrider.kernels")
 
-SOURCES = Path(__file__).parent / "src"
-_FLAGS = (
-    "-std=c++20",
-    "-O3",
-    "-fPIC",
-    "-shared",
-    "-pthread",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-)
-_X86_FLAGS = {"avx512": ("-march=x86-64-v4",), "avx2": ("-march=x86-64-v3",)}
-_COMPILERS = ("c++", "g++", "clang++")
+SHIPPED = Path(__file__).parent / "shipped"  # compiled when the wheel was built; not there in a checkout
 _CURE = "set XDG_CACHE_HOME to a folder that can be written"
-
-
-class BuildError(Exception):
-    """The kernels cannot be built here; the message says why and what would help."""
 
 
 @functools.cache
@@ -43,31 +35,24 @@ def instruction_set() -> str:
     """The best that this processor has: "avx512", "avx2" or "plain". OUTRIDER_CPU_ISA asks for a lesser one."""
     best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "plain")
     asked = os.environ.get("OUTRIDER_CPU_ISA", best)
-    known = ("plain", "avx2", "avx512")
-    if asked not in known or known.index(asked) > known.index(best):
-        raise BuildError(f"OUTRIDER_CPU_ISA={asked}: this processor runs {', '.join(known[: known.index(best) + 1])}")
+    able = INSTRUCTION_SETS[: INSTRUCTION_SETS.index(best) + 1]
+    if asked not in able:
+        raise BuildError(f"OUTRIDER_CPU_ISA={asked}: this processor runs {', '.join(able)}")
     return asked
 
 
 def built(isa: str) -> Path:
-    """The library for `isa`, built if it is not there yet. BuildError if it cannot be."""
-    compiler = _compiler()
-    flags = (*_FLAGS, *_X86_FLAGS.get(isa, ()))
-    path = _cache() / f"kernels-{isa}-{_digest(compiler, flags)}.so"
+    """The library for `isa`: the wheel's, else one that is built if it is not there yet. BuildError if it cannot be."""
+    shipped = SHIPPED / shipped_name(isa)
+    if shipped.exists():
+        return shipped
+    compiler = find_compiler()
+    path = _cache() / f"kernels-{isa}-{digest(isa, version(compiler))}.so"
     if not path.exists():
         with _alone(path.with_suffix(".lock")):
             if not path.exists():
-                _build(compiler, flags, isa, path)
+                _build(compiler, isa, path)
     return path
-
-
-def _compiler() -> str:
-    asked = os.environ.get("CXX")
-    found = next((path for name in ((asked,) if asked else _COMPILERS) if (path := shutil.which(name))), None)
-    if found is None:
-        looked = f"CXX={asked}" if asked else ", ".join(_COMPILERS)
-        raise BuildError(f"no C++ compiler here (looked for {looked}): install g++ 11 or newer")
-    return found
 
 
 def _cache() -> Path:
@@ -83,15 +68,6 @@ def _cache() -> Path:
     return folder
 
 
-def _digest(compiler: str, flags: tuple[str, ...]) -> str:
-    """Of all that goes into the library, the compiler's version included."""
-    version = _run(compiler, "--version").stdout
-    digest = hashlib.sha256("\n".join((version, *flags)).encode())
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Ranks that start together build once: the others wait."""
@@ -104,22 +80,12 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _run(compiler: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    try:
-        return subprocess.run([compiler, *arguments], capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise BuildError(f"{compiler} is no compiler that runs here ({error.strerror}): set CXX to one") from error
-
-
-def _build(compiler: str, flags: tuple[str, ...], isa: str, path: Path) -> None:
-    _say(f"building the CPU kernels for {isa}, once: about 10 s")
+def _build(compiler: str, isa: str, path: Path) -> None:
+    _say(f"building the CPU kernels for {isa}, once: this takes a minute or two")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         out = Path(folder) / path.name
-        done = _run(compiler, *flags, str(SOURCES / "library.cpp"), "-o", str(out))
-        if done.returncode != 0 or not out.exists():
-            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-            raise BuildError(f"{compiler} could not build the CPU kernels: {first}")
+        compile_library(compiler, isa, out)
         out.replace(path)
     _say(f"built in {time.monotonic() - began:.0f} s: {path}")
 

@@ -9,7 +9,8 @@ import logging
 from ctypes import CFUNCTYPE, POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from typing import Any
 
-from outrider.kernels.cpu.build import BuildError, built, instruction_set
+from outrider.kernels.cpu.build import built, instruction_set
+from outrider.kernels.cpu.compiler import BuildError
 
 log = logging.getLogger("outrider.kernels")
 

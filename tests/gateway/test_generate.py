@@ -232,6 +232,10 @@ def test_drafted_and_accepted_counts_come_with_the_output_if_asked_for(model: Pa
             outputs = [event.output for event in events if event.HasField("output")]
             counts = (sum(output.drafted for output in outputs), sum(output.accepted for output in outputs))
             assert counts == ((8, 6) if asked else (0, 0))
+            pieces = [piece for output in outputs for piece in output.pieces]
+            assert {piece.drafted for piece in pieces} == ({True, False} if asked else set())
+            if asked:
+                assert "".join(piece.text for piece in pieces) == _joined(events)[1]
 
     asyncio.run(scenario())
 

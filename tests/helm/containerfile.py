@@ -47,6 +47,7 @@ def copy_sources(target: Path) -> list[str]:
                         ROOT / source, at, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
                     )
                 else:
+                    at.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(ROOT / source, at)
                 copied.append(source)
     return copied

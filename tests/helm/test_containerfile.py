@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helm.constraints import FILE as CONSTRAINTS
+from helm.constraints import direct
 from helm.containerfile import FILE, ROOT, copy_sources, install, steps
 from helm.rendering import example
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 
 def test_it_ends_as_the_user_that_the_chart_runs() -> None:
@@ -46,6 +50,7 @@ def test_what_it_copies_is_there_and_passes_the_ignore_file(tmp_path: Path) -> N
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)  # it compiles
 def test_its_steps_make_an_environment_that_serves_the_bundled_model(tmp_path: Path) -> None:
     sources, environment = tmp_path / "source", tmp_path / "opt"
     sources.mkdir()
@@ -81,3 +86,25 @@ def test_it_is_clean_under_hadolint() -> None:
     checked = subprocess.run([hadolint, str(FILE)], capture_output=True, text=True)
 
     assert checked.returncode == 0, checked.stdout
+
+
+def test_what_outrider_needs_is_pinned_to_versions_that_it_takes() -> None:
+    pins = [Requirement(line) for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
+    versions = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
+
+    needed = list(direct("outrider", frozenset({"otel"})))
+    assert len(needed) > 20
+    for one in needed:
+        assert one.specifier.contains(versions[canonicalize_name(one.name)]), one
+
+
+def test_it_installs_the_wheel_that_it_builds_within_the_pins() -> None:
+    runs = [step for step in steps() if step.instruction == "RUN"]
+    built = next(step for step in runs if "pip wheel" in step.text)
+    installed = [step for step in runs if "pip install" in step.text]
+
+    bases = [step.text for step in steps() if step.instruction == "FROM"]
+    assert built.stage < min(step.stage for step in installed)
+    assert "slim" not in bases[built.stage], "it has a compiler"
+    assert all("--constraint helm/constraints.txt" in step.text for step in installed)
+    assert any("/wheels/outrider-*.whl" in step.text for step in installed)

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from outrider.kernels.cpu.build import SOURCES, instruction_set
+from outrider.kernels.cpu.build import instruction_set
+from outrider.kernels.cpu.compiler import SOURCES
 from outrider.kernels.cpu.packed_file import DamagedFileError, FileWriter, MappedWeights
 from outrider.kernels.cpu.packing import Packer
 from outrider.workers.model.weights import Checkpoint

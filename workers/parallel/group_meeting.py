@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from outrider.kernels.cpu.build import BuildError
+from outrider.kernels.cpu.compiler import BuildError
 from outrider.kernels.cpu.shared_group import SharedGroup, make_memory
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import Collectives

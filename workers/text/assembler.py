@@ -1,7 +1,9 @@
 """Makes what clients see of what an engine says: text, stop strings, ends, usage. LLM and gateway both use it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
 
 from outrider.workers.text.detokenizer import Detokenizer
 from outrider.workers.text.stops import StopStrings
@@ -12,6 +14,21 @@ from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.tools import ToolCallDelta, ToolFormat
 
 
+class Piece(NamedTuple):
+    """What tokens in a row added to the text, or to the reasoning."""
+
+    text: str
+    reasoning: bool = False
+    drafted: bool = False  # the tokens are accepted drafts
+
+
+def joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """Neighbours of one kind as one."""
+    return tuple(
+        Piece("".join(piece.text for piece in run), *kind) for kind, run in groupby(pieces, lambda piece: piece[1:])
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputDelta:
     """What one output gained. `text` may lag behind `token_ids`: it is given once it can no longer change."""
@@ -20,6 +37,7 @@ class OutputDelta:
     token_ids: tuple[int, ...] = ()
     text: str = ""
     reasoning: str = ""  # what is said before </think>, where that is to be given apart
+    pieces: tuple[Piece, ...] = ()  # text and reasoning again
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up, with the first delta of output 0
@@ -87,6 +105,7 @@ class _Taken:
     tokens: int = 0  # used
     text: str = ""
     reasoning: str = ""
+    pieces: list[Piece] = field(default_factory=list)
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
     stop_string: str | None = None  # which the last of them completed
 
@@ -125,6 +144,7 @@ class OutputAssembler:
             token_ids=chunk.token_ids[repeated : taken.tokens],
             text=taken.text,
             reasoning=taken.reasoning,
+            pieces=tuple(taken.pieces),
             tool_calls=tuple(taken.tool_calls),
             logprobs=chunk.logprobs[repeated : taken.tokens],
             prompt_logprobs=self._new_of_prompt(chunk.prompt_logprobs),
@@ -179,7 +199,7 @@ class OutputAssembler:
             ):
                 continue
             decided, taken.stop_string = self._text.add(token_id, self._tokens > self._params.min_tokens)
-            self._give(given, decided)
+            self._give(given, decided, drafted=taken.tokens <= chunk.accepted)
             if taken.stop_string is not None:
                 break
         return taken
@@ -207,7 +227,9 @@ class OutputAssembler:
             self._calls = ToolCallReader(tokenizer, tokenizer.tool_tokens, ToolFormat(format))
         return self._calls is not None
 
-    def _give(self, taken: _Taken, decided: str) -> None:
+    def _give(self, taken: _Taken, decided: str, *, drafted: bool = False) -> None:
+        if decided:
+            taken.pieces.append(Piece(decided, self._reasons, drafted))
         if self._reasons:
             taken.reasoning += decided
         else:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from outrider.cluster.errors import InvalidRequestError
 from outrider.cluster.gateway.http.errors import Problem
-from outrider.cluster.generation import Event, GenerateCall, Generation
+from outrider.cluster.generation import Event, GenerateCall, Generation, Output
 from outrider.workers.outputs import Logprob
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.tokenizer import Tokenizer
@@ -92,6 +92,14 @@ def metrics_of(usages: Sequence[Usage], outputs: int) -> dict[str, Any] | None:
             "estimated_time_saved_s": usage.estimated_time_saved_s,
         }
     }
+
+
+def speculation_of(event: Output) -> dict[str, Any]:
+    """A chunk's `speculation`: drafts of its rounds, and what it says in pieces."""
+    pieces = [
+        {"reasoning" if piece.reasoning else "content": piece.text, "drafted": piece.drafted} for piece in event.pieces
+    ]
+    return {"drafted": event.drafted, "accepted": event.accepted, "pieces": pieces}
 
 
 def reasoning_tokens(token_ids: Sequence[int], tokenizer: Tokenizer | None, *, thought: bool) -> int:

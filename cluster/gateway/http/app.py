@@ -17,14 +17,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from outrider.cluster.chat_shapes import messages_of, tools_of
 from outrider.cluster.gateway.auth import ANY_ROLE, Authenticator, RefusedError, Role, bearer_of
+from outrider.cluster.gateway.controller_link import ControllerLink
 from outrider.cluster.gateway.http.answer import Answer
 from outrider.cluster.gateway.http.anthropic import MessagesAnswer, chat_prompt
 from outrider.cluster.gateway.http.chat import ChatAnswer
 from outrider.cluster.gateway.http.completions import CompletionAnswer
 from outrider.cluster.gateway.http.errors import HttpError, Problem, problem_of
+from outrider.cluster.gateway.http.page import PAGE, page_routes
 from outrider.cluster.gateway.http.reply import Reply, Shape, log
 from outrider.cluster.gateway.http.responses import ResponsesAnswer
 from outrider.cluster.gateway.http.sse import read_body
+from outrider.cluster.gateway.http.status import StatusStream, cluster_status
 from outrider.cluster.gateway.http.types import (
     Body,
     ChatRequest,
@@ -48,10 +51,12 @@ Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 Made = tuple[Answer, list[inference_pb2.GenerateRequest]]
 
 _ANTHROPIC = "/v1/messages"
-_OPEN = ("/health",)
+_STATUS_PATH = "/status"
+_OPEN = ("/", "/health")
 _STATUS = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403}
 _INFERENCE = frozenset({Role.INFERENCE})
-_ROLES = {"/v1/models": ANY_ROLE, "/metrics": ANY_ROLE}  # other paths need the inference role
+_ADMIN = frozenset({Role.ADMIN})
+_ROLES = {"/v1/models": ANY_ROLE, "/metrics": ANY_ROLE, _STATUS_PATH: _ADMIN}  # other paths need the inference role
 
 
 class HttpApi:
@@ -62,13 +67,14 @@ class HttpApi:
         inference: Inference,
         is_ready: Callable[[], bool],
         registry: CollectorRegistry,
+        controller: ControllerLink,
         authenticator: Authenticator | None,
         max_body_bytes: int,
         write_timeout_s: float,
     ) -> None:
         """`write_timeout_s`: the request of a client that reads nothing for this long is cancelled."""
         self._inference, self._is_ready, self._registry = inference, is_ready, registry
-        self._authenticator = authenticator
+        self._controller, self._authenticator = controller, authenticator
         self._max_body_bytes, self._write_timeout_s = max_body_bytes, write_timeout_s
         self._began = int(time.time())
 
@@ -87,10 +93,11 @@ class HttpApi:
             "/v1/models/{model:path}": self._model,
             "/health": self._health,
             "/metrics": self._metrics,
+            _STATUS_PATH: self._status,
         }
         routes = [Route(path, _guarded(endpoint), methods=["POST"]) for path, endpoint in posts.items()]
         routes += [Route(path, _guarded(endpoint), methods=["GET"]) for path, endpoint in gets.items()]
-        app = Starlette(routes=routes, exception_handlers={HTTPException: _failed})
+        app = Starlette(routes=routes + page_routes(), exception_handlers={HTTPException: _failed})
         return _Authentication(app, self._authenticator)
 
     def _answers(self, kind: type[B], make: Callable[[B, str, PromptEncoder], Answer]) -> Endpoint:
@@ -176,6 +183,11 @@ class HttpApi:
     async def _health(self, request: Request) -> Response:
         return Response(status_code=200 if self._is_ready() else 503)
 
+    async def _status(self, request: Request) -> ASGIApp:
+        if request.query_params.get("watch") in ("true", "1"):
+            return StatusStream(self._controller, self._write_timeout_s)
+        return JSONResponse(await cluster_status(self._controller))
+
     async def _metrics(self, request: Request) -> Response:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -200,7 +212,7 @@ class _Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if self._authenticator is not None and path not in _OPEN:
+        if self._authenticator is not None and not _is_open(path):
             try:
                 roles = next((roles for start, roles in _ROLES.items() if path.startswith(start)), _INFERENCE)
                 self._authenticator.admit(_token(scope), path[:200], roles)
@@ -211,6 +223,11 @@ class _Authentication:
                 await JSONResponse(content, problem.status, headers)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    """The page is no secret; what it asks for is."""
+    return path in _OPEN or path.startswith(PAGE)
 
 
 def _token(scope: Scope) -> str:

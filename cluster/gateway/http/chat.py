@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from outrider.cluster.chat_shapes import messages_of, tools_of
@@ -50,18 +51,18 @@ class ChatAnswer:
                     yield self._chunks.choice(index, {"delta": {"role": "assistant", "content": ""}})
             case Output():
                 self._count(event)
-                delta = _delta(event, wants_reasoning=self._request.include_reasoning is not False)
+                shown = event if self._request.include_reasoning is not False else _without_reasoning(event)
+                delta = _delta(shown)
                 logprobs = self._logprobs(event.token_ids, event.logprobs)
                 if delta or logprobs or self._request.return_token_ids:
-                    content = {"delta": delta}
-                    yield self._chunks.choice(event.index, content, logprobs=logprobs, token_ids=event.token_ids)
+                    yield self._chunks.choice(event.index, {"delta": delta}, logprobs=logprobs, output=shown)
             case Finished():
                 reason = finish_reason(event.reason, called=self._called[event.index])
                 last = {}
                 if event.usage is not None:
                     self._usage = event.usage
                     last = {} if self._chunks.include_usage else {"metrics": metrics_of([event.usage], self._n)}
-                content = {"delta": {}}
+                content: dict[str, Any] = {"delta": {}}
                 yield self._chunks.choice(event.index, content, finish=reason, stop=event.stop_reason, more=last)
             case _:
                 return
@@ -129,11 +130,15 @@ class ChatAnswer:
         return {"token": entry.decoded_token, "logprob": clamped(entry), "bytes": list(raw)}
 
 
-def _delta(event: Output, *, wants_reasoning: bool) -> dict[str, Any]:
+def _without_reasoning(event: Output) -> Output:
+    return replace(event, reasoning="", pieces=tuple(piece for piece in event.pieces if not piece.reasoning))
+
+
+def _delta(event: Output) -> dict[str, Any]:
     delta: dict[str, Any] = {}
     if event.text:
         delta["content"] = event.text
-    if event.reasoning and wants_reasoning:
+    if event.reasoning:
         delta |= {"reasoning": event.reasoning, "reasoning_content": event.reasoning}
     if event.tool_calls:
         delta["tool_calls"] = [tool_call_delta(call) for call in event.tool_calls]
@@ -165,6 +170,7 @@ def chat_call(request: ChatRequest, identity: str) -> GenerateCall:
         ),
         params=sampled(request, max_tokens=max_tokens, logprobs=logprobs),
         request_id=identity,
+        speculation_detail=bool(request.speculation_detail),
         auto_reasoning=True,
     )
 

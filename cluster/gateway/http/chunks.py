@@ -1,12 +1,13 @@
 """Chunks of OpenAI's streams, as completions and chats share them. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from outrider.cluster.gateway.http import sse
-from outrider.cluster.gateway.http.answer import usage_of
+from outrider.cluster.gateway.http.answer import speculation_of, usage_of
 from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.types import Sampled
+from outrider.cluster.generation import Output
 from outrider.workers.text.assembler import Usage
 
 
@@ -18,6 +19,7 @@ class Chunks:
         self.include_usage = bool(options and options.include_usage)
         self._continuous_usage = bool(options and options.continuous_usage_stats)
         self._return_token_ids = bool(request.return_token_ids)
+        self._speculation_detail = bool(request.speculation_detail)
         self.head = dict(head)
         self.usage = Usage()
 
@@ -29,15 +31,17 @@ class Chunks:
         logprobs: Mapping[str, Any] | None = None,
         finish: str | None = None,
         stop: int | str | None = None,
-        token_ids: Sequence[int] = (),
+        output: Output | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> bytes:
-        """`content`: the choice's `text` or `delta`. `more`: further fields of the chunk."""
+        """`content`: the choice's `text` or `delta`, of `output`. `more`: further fields of the chunk."""
         choice: dict[str, Any] = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
         if finish is not None:
             choice["stop_reason"] = stop
         if self._return_token_ids:
-            choice["token_ids"] = list(token_ids)
+            choice["token_ids"] = list(output.token_ids) if output else []
+        if self._speculation_detail and output:
+            choice["speculation"] = speculation_of(output)
         usage = {"usage": usage_of(self.usage)} if self._continuous_usage else {}
         return sse.data({**self.head, "choices": [choice], **usage, **(more or {})})
 

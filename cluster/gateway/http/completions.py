@@ -76,8 +76,7 @@ class CompletionAnswer:
                 if event.text or event.logprobs or (self._request.return_token_ids and event.token_ids):
                     places = list(zip(event.token_ids, event.logprobs, strict=False))
                     logprobs = None if self._request.logprobs is None else self._logprobs(index, places)
-                    content = {"text": event.text}
-                    yield self._chunks.choice(index, content, logprobs=logprobs, token_ids=event.token_ids)
+                    yield self._chunks.choice(index, {"text": event.text}, logprobs=logprobs, output=event)
             case Finished():
                 reason = "length" if self._echo_only else finish_reason(event.reason)
                 more: dict[str, Any] = {}
@@ -192,7 +191,11 @@ def _calls(request: CompletionRequest, identity: str) -> list[GenerateCall]:
     params = sampled(request, max_tokens=max_tokens, logprobs=request.logprobs, prompt_logprobs=echoed)
     prompts = _prompts(request.prompt)
     names = [identity] if len(prompts) == 1 else [f"{identity}-{number}" for number in range(len(prompts))]
-    return [GenerateCall(prompt=one, params=params, request_id=name) for one, name in zip(prompts, names, strict=True)]
+    detail = bool(request.speculation_detail)
+    return [
+        GenerateCall(prompt=one, params=params, request_id=name, speculation_detail=detail)
+        for one, name in zip(prompts, names, strict=True)
+    ]
 
 
 def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> list[Prompt]:

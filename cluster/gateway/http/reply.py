@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from outrider.cluster.client_call import Collector
 from outrider.cluster.errors import GenerationFailedError
+from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import Answer
 from outrider.cluster.gateway.http.errors import LeftError, Problem, problem_of
 from outrider.cluster.gateway.http.sse import Writer, while_connected
@@ -25,7 +26,6 @@ Shape = Callable[[Problem], dict[str, Any]]  # formats an error body
 CallEvent = tuple[int, Event, Sequence[int]]  # the call's index, its event, the prompt's token ids
 _INTERNAL = Problem(status=500, message="the gateway failed: see its log")
 _PATIENCE = ("x-stainless-read-timeout", "x-stainless-timeout")
-_SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # so that proxies do not buffer events
 
 
 def patience_of(headers: Mapping[str, str]) -> float | None:
@@ -96,7 +96,7 @@ class Reply:
     async def _stream(self, events: AsyncGenerator[CallEvent], writer: Writer) -> None:
         async for number, event, prompt in events:
             if not writer.started:
-                await writer.start(200, "text/event-stream; charset=utf-8", {**self._headers, **_SSE_HEADERS})
+                await writer.start(200, sse.CONTENT_TYPE, {**self._headers, **sse.HEADERS})
             if chunks := b"".join(self._answer.chunks(number, event, prompt)):
                 await writer.write(chunks)
         await writer.write(b"".join(self._answer.end()), more=False)

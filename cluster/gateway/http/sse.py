@@ -11,6 +11,8 @@ from outrider.cluster.gateway.http.errors import HttpError
 from outrider.cluster.gateway.writer import time_to_send
 
 DONE = b"data: [DONE]\n\n"
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
 _BODY_TIMEOUT_S = 60.0
 _CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; the client is gone and does not receive it
 

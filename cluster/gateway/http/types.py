@@ -81,6 +81,7 @@ class Sampled(Body):
 
     speculation: str | int | Speculation | None = None
     drafter: str | None = None
+    speculation_detail: bool | None = None
 
 
 class CompletionRequest(Sampled):

@@ -7,7 +7,7 @@ from outrider.cluster import generation as g
 from outrider.cluster.gateway.wire.fields import named
 from outrider.proto import inference_pb2 as pb
 from outrider.workers.outputs import Logprob
-from outrider.workers.text.assembler import Usage
+from outrider.workers.text.assembler import Piece, Usage
 from outrider.workers.types.request import FinishReason
 from outrider.workers.types.tools import ToolCallDelta
 
@@ -67,6 +67,7 @@ def _output_to_wire(output: g.Output) -> pb.Output:
         tool_calls=[pb.ToolCallDelta(**named(delta, _CALL)) for delta in output.tool_calls],
         drafted=output.drafted,
         accepted=output.accepted,
+        pieces=[pb.TextPiece(**piece._asdict()) for piece in output.pieces],
         logprobs=map(_logprobs_to_wire, output.logprobs),
         prompt_logprobs=map(_logprobs_to_wire, output.prompt_logprobs),
     )
@@ -90,6 +91,7 @@ def _output_from_wire(output: pb.Output) -> g.Output:
         tool_calls=tuple(ToolCallDelta(**named(delta, _CALL)) for delta in output.tool_calls),
         drafted=output.drafted,
         accepted=output.accepted,
+        pieces=tuple(Piece(one.text, one.reasoning, one.drafted) for one in output.pieces),
         logprobs=tuple(map(_logprobs_from_wire, output.logprobs)),
         prompt_logprobs=tuple(map(_logprobs_from_wire, output.prompt_logprobs)),
     )

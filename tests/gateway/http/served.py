@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.harness import running
+from gateway.harness import Cluster, running
 
+from outrider.proto.cluster_pb2 import EngineStatus
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.handle import EngineHandle
 from outrider.workers.hosts import start_engine
@@ -36,6 +37,12 @@ class Served:
     url: str
     address: str
     engine: EngineHandle
+    cluster: Cluster
+    loop: asyncio.AbstractEventLoop
+
+    def show(self, status: EngineStatus) -> None:
+        """As the status of each replica from now on."""
+        asyncio.run_coroutine_threadsafe(self.cluster.controller.show(status), self.loop).result()
 
     @property
     def v1(self) -> str:
@@ -50,7 +57,7 @@ def serve(folder: Path | None = None, **settings: Any) -> Iterator[Served]:
     async def run() -> None:
         async with running(folder or resolve_model("scout"), _Engine(), http_port=0, **settings) as cluster:
             url = f"http://127.0.0.1:{cluster.gateway.http_port}"
-            found.append(Served(url, cluster.address, cluster.engine))
+            found.append(Served(url, cluster.address, cluster.engine, cluster, asyncio.get_running_loop()))
             ready.set()
             while not stop.is_set():
                 await asyncio.sleep(0.02)

@@ -17,6 +17,7 @@ from gateway.test_auth import BOSS, TEXT, line
 
 from outrider.cluster.gateway.door import Door
 from outrider.cluster.gateway.limits import RequestLimits
+from outrider.proto.cluster_pb2 import EngineStatus, SpeculationStatus
 from outrider.workers.text.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -225,6 +226,58 @@ def test_a_stream_counts_as_it_goes_and_ends_with_the_usage(model: Path) -> None
                 plain = await streamed(http, path, {**body, "max_tokens": 8})
                 assert not any("usage" in event for event in plain)
                 assert plain[-1]["metrics"]["speculative_decoding"]["num_spec_steps"] > 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("path", list(POSTS)[:2])
+def test_a_stream_says_which_of_its_text_drafts_said_if_asked(model: Path, path: str) -> None:
+    async def scenario() -> None:
+        text = "the quick brown fox"
+        async with running(model, engine_with_output(model, text), http_port=0) as cluster, client(cluster) as http:
+            body = {**POSTS[path], "max_tokens": 64}
+            choices = [one["choices"][0] for one in await streamed(http, path, {**body, "speculation_detail": True})]
+            details = [choice["speculation"] for choice in choices if "speculation" in choice]
+            pieces = [piece for detail in details for piece in detail["pieces"]]
+            assert "".join(piece["content"] for piece in pieces) == text
+            assert {piece["drafted"] for piece in pieces} == {True, False}
+            assert sum(detail["drafted"] for detail in details) >= sum(detail["accepted"] for detail in details) > 0
+            assert not any("speculation" in one["choices"][0] for one in await streamed(http, path, body))
+
+    asyncio.run(scenario())
+
+
+def test_the_status_is_json_once_or_whenever_it_differs(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            once = (await http.get("/status")).json()
+            assert [(one["name"], one["state"]) for one in once["replicas"]] == [("r0", "ready")]
+            async with http.stream("GET", "/status?watch=true") as response:
+                assert response.headers["content-type"].startswith("text/event-stream")
+                stream = events(response)
+                assert await anext(stream) == once
+                speculation = SpeculationStatus(draft_depth=2.5, accepted_per_position=[3, 1])
+                await cluster.controller.show(EngineStatus(running=7, speculation=speculation))
+                engine = (await anext(stream))["replicas"][0]["engine"]
+                assert (engine["running"], engine["speculation"]["draft_depth"]) == (7, 2.5)
+                assert engine["speculation"]["accepted_per_position"] == [3, 1]
+                await cluster.controller.stop()
+                assert "controller" in (await anext(stream))["error"]["message"]
+            assert (await http.get("/status")).status_code == 503
+            assert (await http.get("/status?watch=true")).status_code == 503
+            await cluster.controller.start()
+
+    asyncio.run(scenario())
+
+
+def test_who_leaves_the_status_is_no_longer_told(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster:
+            own = cluster.controller.watchers
+            async with client(cluster) as http, http.stream("GET", "/status?watch=true") as response:
+                await anext(events(response))
+                assert cluster.controller.watchers == own + 1
+            await eventually(lambda: cluster.controller.watchers == own)
 
     asyncio.run(scenario())
 
@@ -439,9 +492,11 @@ def test_tokens_open_http_as_they_open_grpc(model: Path, tmp_path: Path) -> None
                     refused = await http.post(path, json=body, headers=headers)
                     assert refused.status_code == 401
                     assert refused.headers["www-authenticate"] == "Bearer"
-                for path in ("/metrics", "/v1/models", "/nothing"):
+                for path in ("/metrics", "/v1/models", "/status", "/status?watch=true", "/nothing"):
                     assert (await http.get(path, headers=headers)).status_code == 401
             assert (await http.get("/health")).status_code == 200
+            for path in ("/", "/page/app.mjs"):
+                assert (await http.get(path)).status_code == 200, "the page itself is no secret"
             assert cluster.engine.submitted == []
             for headers in ({"Authorization": f"Bearer {TEXT}"}, {"x-api-key": TEXT}):
                 for path, body in POSTS.items():
@@ -450,6 +505,9 @@ def test_tokens_open_http_as_they_open_grpc(model: Path, tmp_path: Path) -> None
             assert (await http.post("/v1/completions", json=POSTS["/v1/completions"], headers=admin)).status_code == 403
             assert (await http.get("/metrics", headers=admin)).status_code == 200
             assert (await http.get("/v1/models", headers=admin)).status_code == 200
+            assert (await http.get("/status", headers=admin)).status_code == 200
+            for path in ("/status", "/status?watch=true"):
+                assert (await http.get(path, headers={"x-api-key": TEXT})).status_code == 403
             file.write_text("")
             headers = {"Authorization": f"Bearer {TEXT}"}
             await eventually(lambda: True)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from outrider.kernels.cpu.build import SOURCES, BuildError, built, instruction_set
+from outrider.kernels.cpu.build import built, instruction_set
+from outrider.kernels.cpu.compiler import SOURCES, BuildError
 from outrider.kernels.cpu.library import load
 
 SOURCE = Path(__file__).parents[3] / "src"

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizer import VOCABULARY_SIZE
 
-from outrider.workers.text.assembler import OutputAssembler, OutputDelta, RequestAssembler
+from outrider.workers.text.assembler import OutputAssembler, OutputDelta, Piece, RequestAssembler, joined
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
 from outrider.workers.types.sampling_params import SamplingParams
@@ -63,6 +63,32 @@ def test_the_result_does_not_depend_on_how_tokens_came_in_rounds(
         assert text.endswith(stop) if include else tokenizer.decode(kept).startswith(text + stop)
     else:
         assert (kept, text) == (token_ids, tokenizer.decode(token_ids))
+
+
+@_settings
+@given(
+    token_ids=st.lists(st.integers(20, VOCABULARY_SIZE - 1), min_size=1, max_size=60),
+    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    stops=st.lists(st.sampled_from(["e", " the", "fox", "你"]), max_size=2),
+)
+def test_pieces_are_the_text_again(
+    tokenizer: Tokenizer, token_ids: list[int], sizes: list[int], stops: list[str]
+) -> None:
+    chunks = [replace(one, accepted=len(one.token_ids) - 1) for one in _chunks(token_ids, sizes, FinishReason.LENGTH)]
+
+    deltas = _assemble(tokenizer, SamplingParams(stop=stops, max_tokens=None), chunks)
+
+    for delta in deltas:
+        assert "".join(piece.text for piece in delta.pieces) == delta.text
+
+
+def test_pieces_say_which_text_accepted_drafts_said(tokenizer: Tokenizer) -> None:
+    first, second, third = (tuple(tokenizer.encode(word)[1:]) for word in ("quick", " brown", " fox"))
+    chunk = SequenceChunk(request_id="r", token_ids=first + second + third, drafted=9, accepted=len(first + second))
+
+    delta = OutputAssembler(tokenizer, SamplingParams()).add(chunk)
+
+    assert joined(delta.pieces) == (Piece("quick brown", drafted=True), Piece(" fox"))
 
 
 def test_a_stop_string_inside_a_round_discards_its_later_tokens_and_asks_to_cancel(tokenizer: Tokenizer) -> None:
