@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from outrider.kernels.gpu.language import jit, tl
 
-LARGEST = 448.0  # of e4m3
-LEAST_PEAK = 1e-10  # of a group of values: a group of zeros has a scale too
 GROUP = 128  # values of an activation that share a scale, and the side of a weight's block
 
 

@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.gpu.language import power_of_two
@@ -18,7 +17,6 @@ from outrider.kernels.gpu.mla import QUERIES, SPLIT
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.types.round import ints
 
-Int32Array = NDArray[np.int32]
 PARTS_BYTES = 256 << 20  # of what attention's splits leave: rows go in pieces of no more
 
 
