@@ -45,7 +45,7 @@ class ServeOptions:
     name: Annotated[str | None, typer.Option(help="Name of the cluster, unique among running ones.")] = None
 
     def given(self) -> dict[str, Any]:
-        """By the settings' names; None where an option was not given."""
+        """Values by setting name; None for options that were not given."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 

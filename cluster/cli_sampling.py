@@ -22,7 +22,7 @@ _LISTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Each field is an option. Ranges are the parameters' own, checked where a request is made of them."""
+    """Each field is an option. Ranges are checked by SamplingParams when a request is built."""
 
     n: Annotated[int, typer.Option("-n", "--n", help="Number of completions (requires --json).")] = 1
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0: greedy.")] = 1.0
