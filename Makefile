@@ -27,6 +27,7 @@ check: $(STAMP)  ## static checks
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
+	$(BIN)/vulture
 	$(BIN)/buf lint
 
 format: $(STAMP)

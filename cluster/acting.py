@@ -1,4 +1,4 @@
-"""Carries out what was decided about replicas, and lets the gateways know. Decides nothing."""
+"""Carries out the actions decided about replicas, and tells the gateways. Decides nothing."""
 
 import asyncio
 import logging
@@ -14,12 +14,12 @@ log = logging.getLogger("outrider.controller")
 
 
 class Acting:
-    """Of each replica one set of actions at a time, each to its end."""
+    """Runs one set of actions per replica at a time, each to its end."""
 
     def __init__(
         self, table: RouteTable, record: RecordKeeper, pending: Callable[[], int], on_ready: Callable[[], None]
     ) -> None:
-        """`pending`: replicas that are on their way, for the gateways. `on_ready` is called as one begins to serve."""
+        """`pending`: replicas being started, for the gateways. `on_ready` is called for each that begins to serve."""
         self._table, self._record, self._pending, self._on_ready = table, record, pending, on_ready
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -31,7 +31,7 @@ class Acting:
         return replica in self._tasks and not self._tasks[replica].done()
 
     def begin(self, replica: Replica, actions: Sequence[Action]) -> None:
-        """For one that is not busy."""
+        """Starts the actions of a replica that has none running."""
         self._tasks = {name: task for name, task in self._tasks.items() if not task.done()}
         if actions:
             self._tasks[replica.name] = asyncio.create_task(self._act(replica, actions))
@@ -52,7 +52,7 @@ class Acting:
             case Publish():
                 replica.ready()
                 self._on_ready()
-                await self._record.write()  # first: what a gateway has heard of, the next controller knows
+                await self._record.write()  # first, so that a restarted controller knows what gateways were told
                 await self._table.publish(replica.route, pending=self._pending())
             case Retire():
                 replica.retired()
@@ -71,7 +71,7 @@ class Acting:
                 replica.phase = Phase.ABSENT
 
     async def _withdraw(self, replica: Replica, reason: str) -> None:
-        """Its gateways hear that it ended, and why; without a reason there is nothing to tell."""
+        """Tells the gateways that the generation ended, and why; without a reason nothing is told."""
         if reason:
             ending = Ending(replica=replica.name, generation=replica.generation, reason=reason)
             await self._table.withdraw(ending, pending=self._pending())

@@ -1,4 +1,4 @@
-"""AsyncClient: what client.py's Client does, for an event loop."""
+"""AsyncClient: the asyncio version of client.py's Client."""
 
 import asyncio
 import time
@@ -40,7 +40,7 @@ from outrider.workers.types.sampling_params import SamplingParams
 
 
 class AsyncClient:
-    """Client for an event loop; the loop that makes it is the one that uses it."""
+    """Client for asyncio. Use it from the event loop that creates it."""
 
     def __init__(
         self,
@@ -51,14 +51,14 @@ class AsyncClient:
     ) -> None:
         """As Client."""
         self._addresses = addresses_of(address)
-        self._now = 0  # which of them is asked
+        self._now = 0  # index of the current one
         self._patience_s = patience_s
         self._metadata = security.metadata
         self._channels = [security.aio_channel(one, OPTIONS) for one in self._addresses]
 
     @property
     def address(self) -> str:
-        """Of the gateway that is asked now."""
+        """The address of the current gateway."""
         return self._addresses[self._now]
 
     def _leave(self, address: str) -> None:

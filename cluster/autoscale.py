@@ -1,7 +1,7 @@
-"""How many replicas a load wants. Pure policy: what runs and waits, in; a number of replicas and the reason, out.
+"""How many replicas a load needs. A pure policy: load in; number of replicas and the reason out.
 
 Up at once, down only after the load has been low for a while; whole replicas only, and never fewer than what runs
-needs. Who leaves, and that it drains first, is roster.py's and reconcile.py's.
+needs. Which replica leaves is decided in roster.py; that it drains first, in reconcile.py.
 """
 
 import math
@@ -14,14 +14,14 @@ FORGOTTEN_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoscalePolicy:
-    """`headroom` is what is kept free for a rise: 0.2 means a fifth more than the load."""
+    """`headroom` is the spare share for a rise in load: 0.2 means a fifth more than the load."""
 
     min_replicas: int = 1
     max_replicas: int
     target_tokens: int = 16_384  # in flight on one replica
-    target_wait_s: float = 5.0  # that a request may wait for its first token
+    target_wait_s: float = 5.0  # longest acceptable wait for a first token
     headroom: float = 0.2
-    cooldown_s: float = 300.0  # the load is low for so long before a replica goes
+    cooldown_s: float = 300.0  # how long the load must be low before a replica leaves
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas:
@@ -37,7 +37,7 @@ class AutoscalePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What replicas have to do, or what waits at gateways until they have room."""
+    """The work of replicas, or what waits at gateways for room."""
 
     tokens: int = 0  # of unfinished sequences, prompt and output
     sequences: int = 0  # running
@@ -69,24 +69,24 @@ class WaitingLoads:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How many there are, and since when the load has wanted fewer."""
+    """The number of replicas, and since when the load has needed fewer."""
 
     desired: int
     ready: int
     low_since: float | None = None
-    low_peak: int = 0  # the most that the load has wanted since
+    low_peak: int = 0  # the most that the load has needed since then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """`reason` is empty where nothing changes. `scale` is to be handed to the next decision."""
+    """`reason` is empty if nothing changes. Pass `scale` to the next decision."""
 
     scale: Scale
     reason: str = ""
 
 
 def decide(policy: AutoscalePolicy, load: Load, scale: Scale, *, seats: int, now: float) -> Decision:
-    """`seats`: sequences that one replica runs at once. `now` is on any clock that only rises."""
+    """`seats`: sequences that one replica runs at once. `now` is from any monotonic clock."""
     wanted, reason = _wanted(policy, load, scale)
     wanted = min(policy.max_replicas, max(policy.min_replicas, _needed_by_running(load, seats), wanted))
     if wanted > scale.desired:
@@ -101,7 +101,7 @@ def decide(policy: AutoscalePolicy, load: Load, scale: Scale, *, seats: int, now
 
 
 def _wanted(policy: AutoscalePolicy, load: Load, scale: Scale) -> tuple[int, str]:
-    """By tokens; and one more than there are, where requests wait too long though all of those are ready."""
+    """By tokens; one more than the present number if requests wait too long while all replicas are ready."""
     by_tokens = math.ceil(load.tokens * (1 + policy.headroom) / policy.target_tokens)
     waits_long = load.oldest_wait_s > policy.target_wait_s
     if waits_long and scale.desired >= by_tokens:
@@ -123,7 +123,7 @@ def _to(replicas: int, scale: Scale, reason: str) -> Decision:
 
 
 class Autoscaler:
-    """Hands each decision on to the next, and remembers the last that changed something."""
+    """Keeps the state between decisions, and the last decision that changed something."""
 
     def __init__(self, policy: AutoscalePolicy, seats: int) -> None:
         """`seats`: sequences that one replica runs at once."""
@@ -132,7 +132,7 @@ class Autoscaler:
         self.last_change = ""
 
     def step(self, load: Load, *, desired: int, ready: int, now: float) -> Decision:
-        """`desired`: as it is now, whoever set it."""
+        """`desired`: the present number, whether set by this autoscaler or by a user."""
         before = self._scale or Scale(desired=desired, ready=ready)
         decision = decide(self._policy, load, replace(before, desired=desired, ready=ready), seats=self._seats, now=now)
         self._scale = decision.scale

@@ -1,4 +1,4 @@
-"""Lines of a file asked one by one, their answers written as they come; a run that was cut off goes on where it was.
+"""Sends the lines of a file as requests and writes the answers as they finish; an interrupted run can be continued.
 
 An input line is a JSON object: one of `prompt`, `token_ids` and `messages`, any of SamplingParams' fields, and an `id`
 of the caller's. Each answered line becomes a line of output, in the order of finishing: `line` (from 1), `id`, `input`
@@ -21,17 +21,17 @@ from outrider.cluster.errors import GenerationFailedError, InvalidRequestError, 
 from outrider.workers.types.errors import OutriderError, OverloadedError
 
 Record = dict[str, Any]  # one line of output
-ATTEMPTS = 6  # for a request that failed through no fault of its own
+ATTEMPTS = 6  # for a request that failed because of a lost replica or gateway
 _LONGEST_PAUSE_S = 16.0
 _DIGEST_LENGTH = 16
 _PROMPTS = {"prompt": str, "token_ids": list, "messages": list}
 _NOT_OF_A_LINE = {"params", "timeout_s", "request_id", "reasoning_end_id", "reasoning_begin_id", "tool_format"}
-# the client's and the gateway's own
+# errors of the client and the gateway
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of input, not yet looked into."""
+    """One line of input, not parsed yet."""
 
     number: int  # from 1
     text: str
@@ -53,7 +53,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def parse(line: Line) -> tuple[Any, dict[str, Any]]:
-    """The caller's id, and what to call the client with. InvalidRequestError says what is wrong with the line."""
+    """The caller's id, and the arguments for the client. InvalidRequestError says what is wrong with the line."""
     try:
         arguments = json.loads(line.text)
     except ValueError as error:
@@ -74,7 +74,7 @@ def parse(line: Line) -> tuple[Any, dict[str, Any]]:
 
 
 def _biases(given: object) -> dict[int, Any]:
-    """By token id: JSON's keys are strings."""
+    """With integer token ids, since JSON's keys are strings."""
     if not isinstance(given, dict) or not all(key.isascii() and key.isdigit() for key in given):
         raise InvalidRequestError(f"logit_bias must be an object of biases by token id, got {given!r}")
     return {int(key): bias for key, bias in given.items()}
@@ -84,7 +84,7 @@ class Answers:
     """The file of answers. A record is whole or absent, and in the file as soon as `add` returns."""
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        """Takes up what an earlier run left: answers stay; a torn last line and errors go, to be asked again."""
+        """Reads an earlier run's answers. An incomplete last line and errors are dropped and asked again."""
         self._path = path
         self._digests: dict[int, str] = {}  # of answered lines, by number
         kept = [] if overwrite or not path.exists() else list(_answered(path))
@@ -146,10 +146,10 @@ async def answer_all(
     concurrency: int,
     done: Callable[[Record], None],
 ) -> None:
-    """Asks every line, `concurrency` at a time; `done` gets each record. A line's own fields win over `defaults`.
+    """Sends every line, `concurrency` at a time; `done` gets each record. A line's fields override `defaults`.
 
-    What is wrong with one line, or fails for it alone, is that line's error. UnavailableError: the gateway is gone for
-    longer than ATTEMPTS tries, so that the other lines would fail as well; what was answered before is done.
+    An error of a single line is written as its record. UnavailableError: the gateway was unreachable for
+    ATTEMPTS tries, so the other lines would fail too; earlier answers are kept.
     """
     waiting = iter(lines)
 
@@ -179,7 +179,7 @@ async def _answer(client: AsyncClient, line: Line, defaults: Mapping[str, Any]) 
 
 
 async def _ask(client: AsyncClient, arguments: Mapping[str, Any]) -> Any:
-    """Waits as long as the cluster is full, and tries again what a lost replica or gateway cut off."""
+    """Waits while the cluster is full, and retries after a lost replica or gateway."""
     failures = 0
     while True:
         try:

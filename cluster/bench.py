@@ -1,4 +1,4 @@
-"""Load on a gateway: requests that arrive by chance at a given rate, timed as a client sees them.
+"""Load on a gateway: requests that arrive at random at a given rate, timed as a client sees them.
 
 Arrivals are Poisson and do not wait for answers: a server that falls behind shows it in its times. A request's times
 count from when it was due. The same seed gives the same arrivals and requests, so that settings can be compared.
@@ -29,16 +29,16 @@ WARM_UP = (4.0, 2.0)  # requests a second and seconds: a server's first requests
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """One rate for a while, at one speculation."""
+    """Requests at one rate and one speculation setting, for some seconds."""
 
     rate: float  # requests a second
-    seconds: float  # that requests arrive for
+    seconds: float  # duration of the arrivals
     speculation: str | int
     max_tokens: int = 64
     temperature: float = 0.8
 
     def params(self, number: int) -> SamplingParams:
-        """Of its request of this number. ValueError if a value is out of its range."""
+        """The parameters of request `number`. ValueError if a value is out of its range."""
         return SamplingParams(
             temperature=self.temperature,
             max_tokens=self.max_tokens,
@@ -50,11 +50,11 @@ class Window:
 
 @dataclass(slots=True, kw_only=True)
 class Answered:
-    """One request as its client saw it; seconds from when it was due."""
+    """One request as its client saw it; times in seconds since it was due."""
 
     error: str = ""  # the kind of error that ended it
     ended_s: float = 0.0
-    messages: list[tuple[float, int]] = field(default_factory=list)  # that brought tokens: when, and how many
+    messages: list[tuple[float, int]] = field(default_factory=list)  # messages with tokens: time and number of tokens
 
     @property
     def tokens(self) -> int:
@@ -62,7 +62,7 @@ class Answered:
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """When requests are due, `rate` a second by chance: the same for the same seed."""
+    """Poisson arrival times at `rate` per second; the same for the same seed."""
     rng, due = random.Random(seed), list[float]()
     at = rng.expovariate(rate)
     while at < seconds:
@@ -72,7 +72,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 def summary(answers: Sequence[Answered], seconds: float) -> dict[str, Any]:
-    """Percentiles over the requests that were answered whole; `seconds`: until the last of all had ended."""
+    """Percentiles over the requests that completed; `seconds`: until the last of all requests ended."""
     whole = [answer for answer in answers if not answer.error and answer.messages]
     failed = [answer.error or "no tokens" for answer in answers if answer.error or not answer.messages]
     times = {
@@ -90,7 +90,7 @@ def summary(answers: Sequence[Answered], seconds: float) -> dict[str, Any]:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """In proportion between the two nearest; None of no values."""
+    """Linearly interpolated; None without values."""
     if not values:
         return None
     cuts = statistics.quantiles(values if len(values) > 1 else 2 * list(values), n=100, method="inclusive")
@@ -98,7 +98,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def between_tokens(answer: Answered) -> float | None:
-    """Seconds a token after the first message; None if nothing came after it."""
+    """Seconds per token after the first message; None if there was only one."""
     later = sum(count for _, count in answer.messages[1:])
     return (answer.messages[-1][0] - answer.messages[0][0]) / later if later else None
 
@@ -115,13 +115,13 @@ def texts() -> list[str]:
 
 
 async def warm_up(client: AsyncClient, window: Window) -> None:
-    """Some requests like the window's, of which nothing is kept."""
+    """Sends some requests like the window's and discards their figures."""
     rate, seconds = WARM_UP
     await load(client, Window(rate=rate, seconds=seconds, speculation=window.speculation, max_tokens=window.max_tokens))
 
 
 async def load(client: AsyncClient, window: Window, done: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """The window's figures, once every request has ended; `done` is called as each does."""
+    """The window's figures, after every request has ended; `done` is called for each."""
     prompts, due = texts(), arrivals(window.rate, window.seconds, SEED)
     began = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""The controller's actor: started, asked, and asked again while Ray restarts it after a crash."""
+"""Starts and calls the controller's actor, retrying while Ray restarts it after a crash."""
 
 import time
 from typing import Any
@@ -15,9 +15,9 @@ ASK_AGAIN_S = 0.2
 
 
 def start_controller(charge: Charge) -> ActorHandle[Controller]:
-    """On this node, with which it goes; after a crash Ray starts it again. ValueError if the cluster has one already.
+    """Starts it on this node, pinned to it; Ray restarts it after a crash. ValueError if the cluster has one already.
 
-    It goes on from the cluster's record, if there is one.
+    It continues from the cluster's record, if there is one.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Controller).options(
@@ -33,7 +33,7 @@ def start_controller(charge: Charge) -> ActorHandle[Controller]:
 
 
 def ask(controller: Any, method: str, *, timeout_s: float) -> Any:  # as Ray's own handles and answers
-    """The method's answer, asked for again while the actor is being restarted. Ray's own errors."""
+    """The method's result; retried while the actor restarts. Raises Ray's errors."""
     until = time.monotonic() + timeout_s
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What a controller is told to keep running."""
+"""The specification that a controller is given: what to keep running."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -28,9 +28,9 @@ class Charge:
     factory: RankFactory = Rank
     deadlines: Deadlines = field(default_factory=Deadlines)
     replicas: int = 1
-    drain_grace_s: float = 300.0  # how long a replica that leaves may finish its requests; then they go elsewhere
+    drain_grace_s: float = 300.0  # how long a leaving replica may finish its requests before they move to another
     ranks_per_node: int | None = None  # of the nodes that an autoscaler may bring
-    may_grow: bool = False  # Ray is not ours alone: what has no room waits for it
+    may_grow: bool = False  # the Ray cluster is shared: replicas without room wait for it
     autoscale: AutoscalePolicy | None = None  # None: as many replicas as `outrider scale` says
     kubernetes_ray_cluster: str | None = None  # NAMESPACE/NAME, whose worker group follows the number of replicas
     kubernetes_worker_group: str = "workers"
@@ -38,6 +38,6 @@ class Charge:
 
     @property
     def identity(self) -> str:
-        """Equal where ranks are told the same: those of one charge can go on under the other."""
+        """Equal for charges whose ranks get the same instructions: a controller can adopt ranks of an equal charge."""
         told = (outrider.__version__, self.model_path, self.engine.to_json(), self.plan, self.leader_ports, self.key)
         return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -47,7 +47,7 @@ def _content(where: str, given: object) -> str | tuple[str, ...]:
 
 
 def _part(where: str, part: object) -> str:
-    """Of what kinds there are, only text suits a model of text."""
+    """A text part; other kinds are refused."""
     if isinstance(part, str):
         return part
     if isinstance(part, Mapping):

@@ -1,4 +1,4 @@
-"""The `outrider` command. Each command's work is in a file of its own, imported when it runs, so that it starts fast.
+"""The `outrider` command. Each subcommand has a module of its own, imported when it runs, so that it starts fast.
 
 Exit status: 0 on success, 2 on bad usage, 1 otherwise; an error is one line on stderr.
 """
@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Serves DeepSeek-V3-family models, drafted by their own MTP module: faster, and the text is exactly the same.",
+    help="Serves DeepSeek-V3-family models with lossless speculative decoding by their own MTP module.",
 )
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # of the click that typer brings and does not export
 _PACKAGES = {  # by what is imported, what pip calls it
@@ -49,7 +49,7 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    log_level: Annotated[str, typer.Option(help=f"What to log on stderr: {', '.join(_LEVELS)}.")] = "warning",
+    log_level: Annotated[str, typer.Option(help=f"Log level: {', '.join(_LEVELS)}.")] = "warning",
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, and log everything.")] = False,
 ) -> None:
     if log_level not in _LEVELS:
@@ -64,12 +64,13 @@ def serve(
     *,
     context: typer.Context,
     options: ServeOptions,
-    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. max_num_seqs=16.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting, e.g. max_num_seqs=16 (repeatable)."),
     ] = None,
 ) -> None:
-    """Serve a model: starts its ranks on Ray, and a gateway."""
+    """Serve a model: start its ranks on Ray, and a gateway."""
     from outrider.cluster.config import load_settings
 
     _require_ray()
@@ -81,7 +82,7 @@ def serve(
 @app.command()
 @spread
 def gateway(*, options: GatewayOptions) -> None:
-    """Run a gateway of a cluster that is served elsewhere."""
+    """Run another gateway for a running cluster."""
     from outrider.cluster.cli_gateway import run_gateway_command
 
     run_gateway_command(options)
@@ -90,24 +91,20 @@ def gateway(*, options: GatewayOptions) -> None:
 @app.command()
 @spread
 def generate(
-    prompt: Annotated[
-        str | None, typer.Argument(help='The text to continue; "-" reads it from standard input.')
-    ] = None,
-    source: Annotated[Path | None, typer.Option("--input", help="A JSONL file of requests, instead of PROMPT.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help='Prompt; "-" reads it from standard input.')] = None,
+    source: Annotated[Path | None, typer.Option("--input", help="JSONL file of requests, instead of PROMPT.")] = None,
     target: Annotated[
-        Path | None, typer.Option("--output", help="Where --input's answers go; what is there already is kept.")
+        Path | None, typer.Option("--output", help="JSONL file for the answers to --input; existing answers are kept.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Requests of --input at a time.")] = 32,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start --output anew.")] = False,
-    traceparent: Annotated[
-        str, typer.Option(envvar="TRACEPARENT", help="The span that asks, as W3C Trace Context has it.")
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Concurrent requests of --input.")] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite --output.")] = False,
+    traceparent: Annotated[str, typer.Option(envvar="TRACEPARENT", help="Parent span (W3C Trace Context).")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the complete answer as JSON.")] = False,
     *,
     sampling: Sampling,
     gateway: Connection,
 ) -> None:
-    """Continue a text, streaming it as it comes; or answer every line of a file."""
+    """Generate text for a prompt, streamed, or for every line of a file."""
     from outrider.cluster.cli_generate import check_sources, run_batch, run_generate
 
     check_sources(prompt, source, target)
@@ -121,11 +118,11 @@ def generate(
 @app.command()
 @spread
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     *,
     gateway: Connection,
 ) -> None:
-    """Show a cluster's replicas, stages and ranks, and their load."""
+    """Show the replicas, stages and ranks of a cluster, and their load."""
     from outrider.cluster.cli_status import run_status
 
     run_status(gateway, as_json=as_json)
@@ -133,11 +130,11 @@ def status(
 
 @app.command()
 def token(
-    name: Annotated[str, typer.Argument(help="Whose it is; appears in the gateway's log.")],
-    file: Annotated[Path, typer.Option(help="The gateway's --auth-token-file; made if absent.")],
-    role: Annotated[list[str], typer.Option(help="inference or admin; may be repeated.")],
+    name: Annotated[str, typer.Argument(help="Caller's name, shown in the gateway's log.")],
+    file: Annotated[Path, typer.Option(help="The gateway's --auth-token-file; created if missing.")],
+    role: Annotated[list[str], typer.Option(help="inference or admin (repeatable).")],
 ) -> None:
-    """Make a bearer token: prints it once, and adds its hash to a gateway's file."""
+    """Create a bearer token: print it once, and add its hash to the gateway's file."""
     from outrider.cluster.cli_token import run_token
 
     run_token(name, role, file)
@@ -146,12 +143,12 @@ def token(
 @app.command()
 @spread
 def top(
-    interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between two looks.")] = 1.0,
-    looks: Annotated[int | None, typer.Option(min=1, help="How often to look; without it, until interrupted.")] = None,
+    interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between updates.")] = 1.0,
+    looks: Annotated[int | None, typer.Option(min=1, help="Number of updates; by default until interrupted.")] = None,
     *,
     gateway: Connection,
 ) -> None:
-    """Watch each replica's speed, and what speculation does for it."""
+    """Show each replica's speed and speculation figures, live."""
     from outrider.cluster.cli_top import run_top
 
     run_top(gateway, interval_s=interval_s, looks=looks)
@@ -160,18 +157,18 @@ def top(
 @app.command()
 @spread
 def bench(
-    rate: Annotated[list[float] | None, typer.Option(help="Requests a second; may be repeated. [4]")] = None,
-    seconds: Annotated[float, typer.Option(help="That requests arrive for, at each rate.")] = 20.0,
+    rate: Annotated[list[float] | None, typer.Option(help="Requests per second (repeatable). [4]")] = None,
+    seconds: Annotated[float, typer.Option(help="Duration of each rate.")] = 20.0,
     speculation: Annotated[
-        list[str] | None, typer.Option(help="auto, off, or drafts a round (1..16); may be repeated. [off, auto]")
+        list[str] | None, typer.Option(help="auto, off, or a fixed draft depth 1..16 (repeatable). [off, auto]")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Of output, of each request.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Output tokens per request.")] = 64,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0: greedy.")] = 0.8,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
     *,
     gateway: Connection,
 ) -> None:
-    """Measure a gateway under load: requests that arrive by chance, and the times that their clients see."""
+    """Measure latency under load: requests arrive at random, timed as their clients see them."""
     from outrider.cluster.cli_bench import run_bench, windows
 
     rates, speculations = rate or [4.0], speculation or ["off", "auto"]
@@ -182,7 +179,7 @@ def bench(
 @app.command()
 @spread
 def plan(*, options: PlanOptions) -> None:
-    """Plan how to split a model over GPUs: what fits, and how fast it will be. Starts nothing."""
+    """Plan how to split a model over GPUs: what fits, and how fast it will be. Needs no GPU."""
     from outrider.cluster.cli_plan import run_plan
 
     run_plan(options)
@@ -191,11 +188,11 @@ def plan(*, options: PlanOptions) -> None:
 @app.command()
 @spread
 def scale(
-    replicas: Annotated[int, typer.Argument(min=0, help="Copies of the model that are to serve.")],
+    replicas: Annotated[int, typer.Argument(min=0, help="Desired number of replicas.")],
     *,
     gateway: Connection,
 ) -> None:
-    """Set how many replicas serve. Returns at once; those that leave finish their requests first."""
+    """Set the number of replicas. Returns at once; replicas that leave finish their requests first."""
     from outrider.cluster.cli_status import run_scale
 
     run_scale(gateway, replicas)
@@ -204,11 +201,11 @@ def scale(
 @app.command()
 @spread
 def drain(
-    replica: Annotated[str, typer.Argument(help="Its name, as `outrider status` shows it.")],
+    replica: Annotated[str, typer.Argument(help="Name, as shown by `outrider status`.")],
     *,
     gateway: Connection,
 ) -> None:
-    """Take one replica out, once its requests have finished; one less serves from then on. Returns at once."""
+    """Remove one replica once its requests have finished, and lower the number by one. Returns at once."""
     from outrider.cluster.cli_status import run_drain
 
     run_drain(gateway, replica)
@@ -230,16 +227,16 @@ def upgrade(
 @app.command()
 def demo(
     context: typer.Context,
-    json_file: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = Path("demo.json"),
+    json_file: Annotated[Path, typer.Option("--json", help="File for the figures.")] = Path("demo.json"),
     report_file: Annotated[
-        Path | None, typer.Option("--report", help="Write a page of HTML too: plots, and texts round by round.")
+        Path | None, typer.Option("--report", help="Also write an HTML page: plots, and texts round by round.")
     ] = None,
     model: Annotated[str, typer.Option(help="scout, or a checkpoint's directory.")] = "scout",
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 4,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens for each; fewer on a slow machine.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Times to ask each; fewer when a minute is over.")] = 5,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts per kind of text.")] = 4,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per prompt; fewer on a slow machine.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of each prompt; fewer after a minute.")] = 5,
 ) -> None:
-    """Serve a model on two stages here, and compare speculation off and auto: speed, and that the text is the same."""
+    """Serve a model on two local stages, and compare speculation off and auto: speed and text."""
     _require_ray()
     from outrider.cluster.cli_demo import Extent, run_demo
 
@@ -253,18 +250,18 @@ app.command()(distill)
 @app.command()
 @spread
 def swap(
-    checkpoint: Annotated[str, typer.Argument(help="A directory on the replicas' machines.")],
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint directory on the replicas' machines.")],
     *,
     gateway: Connection,
 ) -> None:
-    """Draft with another checkpoint's MTP module from the next round on, on every replica; no token changes."""
+    """Replace the MTP module of every replica by another checkpoint's, between two rounds. No token changes."""
 
     with gateway.client() as client:
         typer.echo(f"drafting with {checkpoint}: {', '.join(client.swap_drafter(checkpoint))}")
 
 
 def _require_ray() -> None:
-    """A clear refusal, where the imports that follow would fail."""
+    """Raises a clear error where the imports that follow would fail."""
     from outrider.cluster.ray_session import import_ray
 
     import_ray()
@@ -294,7 +291,7 @@ def run(arguments: Sequence[str]) -> int:
         )
     except (KeyboardInterrupt, typer.Abort):
         return _refuse("interrupted", 1)
-    except BrokenPipeError:  # whoever read our output has left
+    except BrokenPipeError:  # the reader of our output has closed it
         sys.stderr.close()
         return 1
     return status if isinstance(status, int) else 0

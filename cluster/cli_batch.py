@@ -15,7 +15,7 @@ from outrider.cluster.config import SettingsError
 
 
 class _Tally:
-    """Counts what comes, writes it down, and moves the bar."""
+    """Counts the records, writes them, and advances the bar."""
 
     def __init__(self, answers: Answers, progress: Progress, lines: int, earlier: int) -> None:
         self._answers = answers
@@ -41,12 +41,12 @@ def run_batch(
     concurrency: int,
     overwrite: bool,
 ) -> None:
-    """Exits with 1 if a line failed. Everything answered is in `target` however this ends; the same call goes on."""
+    """Exits with 1 if a line failed. All answers are in `target` even after an error; the same call continues."""
     if target.exists() and source.exists() and target.samefile(source):
         raise SettingsError("--input and --output must be two files")
     lines = sum(1 for _ in read_lines(source))
     console = Console(stderr=True)
-    asyncio.run(_require_gateway(connection))  # before the file of answers is touched
+    asyncio.run(_require_gateway(connection))  # before the output file is touched
     answers = Answers(target, overwrite=overwrite)
     earlier = len(answers)
     try:

@@ -25,7 +25,7 @@ _TIMES = {"first_token_s": "first token", "between_tokens_s": "per token", "end_
 def windows(
     rates: Sequence[float], speculations: Sequence[str], *, seconds: float, max_tokens: int, temperature: float
 ) -> list[Window]:
-    """Each rate at each speculation, next to one another. SettingsError names a value that cannot be."""
+    """All combinations of rate and speculation. SettingsError names an invalid value."""
     try:
         for name, value in (*(("rate", rate) for rate in rates), ("seconds", seconds)):
             if not 0 < value <= _MOST:  # also true of NaN
@@ -67,7 +67,7 @@ def run_bench(connection: Connection, asked: Sequence[Window], json_file: Path |
 async def _measure(connection: Connection, asked: Sequence[Window], progress: Progress) -> list[dict[str, Any]]:
     figures = []
     async with connection.async_client() as client:
-        await client.model()  # before anything is waited for
+        await client.model()  # before waiting for anything
         for window in {one.speculation: one for one in asked}.values():
             await warm_up(client, window)
         for window in asked:
@@ -98,6 +98,6 @@ def _row(window: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _milliseconds(seconds: float) -> str:
-    """Three digits or more."""
+    """At least three significant digits."""
     value = 1e3 * seconds
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

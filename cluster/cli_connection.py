@@ -1,4 +1,4 @@
-"""A gateway, as a command's options name it. Secrets come in files, never as values: a command line is no secret."""
+"""Options that name a gateway. Secrets come in files, since a command line is visible to others."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ _FILE = {"exists": True, "dir_okay": False, "readable": True}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """Where it is, and how it is called; each field is an option.
+    """Address and credentials of a gateway; each field is an option.
 
-    Its clients need the files: InvalidRequestError names one that cannot be read.
+    Its clients read the files: InvalidRequestError names one that cannot be read.
     """
 
     address: Annotated[
@@ -29,30 +29,29 @@ class Connection:
     ] = "127.0.0.1:50051"
     token_file: Annotated[
         Path | None,
-        typer.Option(
-            "--token-file", envvar="OUTRIDER_TOKEN_FILE", help="A file that holds your bearer token.", **_FILE
-        ),
+        typer.Option("--token-file", envvar="OUTRIDER_TOKEN_FILE", help="File with your bearer token.", **_FILE),
     ] = None
-    tls: Annotated[
-        bool, typer.Option("--tls", envvar="OUTRIDER_TLS", help="Use TLS, and trust this machine's CAs.")
-    ] = False
+    tls: Annotated[bool, typer.Option("--tls", envvar="OUTRIDER_TLS", help="Use TLS with the system's CAs.")] = False
     tls_ca: Annotated[
         Path | None,
-        typer.Option("--tls-ca", envvar="OUTRIDER_TLS_CA", help="Use TLS, and trust this CA (PEM) alone.", **_FILE),
+        typer.Option("--tls-ca", envvar="OUTRIDER_TLS_CA", help="Use TLS with this CA (PEM) only.", **_FILE),
     ] = None
     tls_cert: Annotated[
         Path | None,
-        typer.Option("--tls-cert", envvar="OUTRIDER_TLS_CERT", help="Your certificate, for mutual TLS (PEM).", **_FILE),
+        typer.Option(
+            "--tls-cert", envvar="OUTRIDER_TLS_CERT", help="Client certificate for mutual TLS (PEM).", **_FILE
+        ),
     ] = None
     tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", envvar="OUTRIDER_TLS_KEY", help="Its key (PEM).", **_FILE)
+        Path | None,
+        typer.Option("--tls-key", envvar="OUTRIDER_TLS_KEY", help="Key of the client certificate (PEM).", **_FILE),
     ] = None
     tls_server_name: Annotated[
         str | None,
         typer.Option(
             "--tls-server-name",
             envvar="OUTRIDER_TLS_SERVER_NAME",
-            help="The name in the gateway's certificate, if another.",
+            help="Name in the gateway's certificate, if it differs from the address.",
         ),
     ] = None
 

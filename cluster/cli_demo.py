@@ -1,4 +1,4 @@
-"""`outrider demo`: a two-stage cluster on this machine, a comparison of speculation off and auto, and nothing left."""
+"""`outrider demo`: compares speculation off and auto on a local two-stage cluster, and stops it again."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ STAGES = 2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Extent:
-    """How much to ask at most."""
+    """Upper bounds of the measurement."""
 
     max_tokens: int  # of each request
     repeats: int
@@ -40,7 +40,7 @@ class Extent:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was asked and heard."""
+    """The measured runs."""
 
     runs: list[Run]
     samples: list[tuple[Task, list[Delta]]]  # one text of each kind, with auto
@@ -83,7 +83,7 @@ def _serve_and_measure(settings: ServeSettings, tasks: list[Task], extent: Exten
 
 
 def _one_of_each(tasks: list[Task]) -> list[Task]:
-    """Texts to look at: sampled ones first, for they do not loop."""
+    """Texts to show: sampled ones first, since greedy ones repeat themselves."""
     each = {task.domain: task for task in reversed(tasks)}
     return sorted(each.values(), key=lambda task: -task.temperature)
 

@@ -1,4 +1,4 @@
-"""`outrider distill`: trains a model's MTP module on the model's own text, and measures what that brought."""
+"""`outrider distill`: trains a model's MTP module on the model's own text, and measures the result."""
 
 import json
 from collections.abc import Sequence
@@ -16,34 +16,37 @@ _DRY_RUN_SIZES = (8, 16)
 
 def distill(
     model: Annotated[
-        str, typer.Option(help="scout, or a checkpoint's directory; to look at, also deepseek-r1.")
+        str, typer.Option(help="scout, or a checkpoint directory; with --dry-run also deepseek-r1.")
     ] = "scout",
-    prompts: Annotated[Path | None, typer.Option(help="Prompts to continue: .jsonl, .json or lines of text.")] = None,
-    work: Annotated[Path, typer.Option(help="Where harvest, checkpoints and report are kept.")] = Path("distill"),
-    out: Annotated[Path | None, typer.Option(help="Where the distilled checkpoint is written.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File of prompts: .jsonl, .json or lines of text.")] = None,
+    work: Annotated[Path, typer.Option(help="Directory for harvest, checkpoints and report.")] = Path("distill"),
+    out: Annotated[Path | None, typer.Option(help="Directory for the distilled checkpoint.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="harvest, train, export, head or evaluate; may be repeated. [all]")
+        list[str] | None, typer.Option(help="Part to run: harvest, train, export, head or evaluate (repeatable). [all]")
     ] = None,
-    depth: Annotated[int | None, typer.Option(help="Drafts deep. [4]")] = None,
-    trained: Annotated[str | None, typer.Option(help="all, or attention (with projections and norms). [all]")] = None,
-    loss: Annotated[str | None, typer.Option(help="kl or tv. [kl]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates. [400]")] = None,
-    zero_stage: Annotated[int | None, typer.Option(help="DeepSpeed ZeRO 1, 2 or 3. [2]")] = None,
-    offload: Annotated[str | None, typer.Option(help="To the CPU: none, optimizer or all. [none]")] = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Training processes on each node. [1]")] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="The same command runs on each.")] = 1,
-    node_rank: Annotated[int, typer.Option(help="This node's number, from 0.")] = 0,
-    master: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where several nodes meet: node 0.")] = "",
+    depth: Annotated[int | None, typer.Option(help="Draft depth to train for. [4]")] = None,
+    trained: Annotated[
+        str | None, typer.Option(help="Parameters to train: all, or attention (with projections and norms). [all]")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss: kl or tv. [kl]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of updates. [400]")] = None,
+    zero_stage: Annotated[int | None, typer.Option(help="DeepSpeed ZeRO stage: 1, 2 or 3. [2]")] = None,
+    offload: Annotated[str | None, typer.Option(help="Offload to the CPU: none, optimizer or all. [none]")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Training processes per node. [1]")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes; run the same command on each.")] = 1,
+    node_rank: Annotated[int, typer.Option(help="Number of this node, from 0.")] = 0,
+    master: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of node 0.")] = "",
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. window=512.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, e.g. window=512 (repeatable).")
     ] = None,
     engine: Annotated[
-        list[str] | None, typer.Option("--engine", metavar="KEY=VALUE", help="A setting of the engine that harvests.")
+        list[str] | None,
+        typer.Option("--engine", metavar="KEY=VALUE", help="A setting of the harvesting engine (repeatable)."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print shapes and memory by part; train nothing.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write what was found here too.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print shapes and memory by part, and exit.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
 ) -> None:
-    """Train a model's MTP module on the model's own text, export it, and measure what it brings."""
+    """Train a model's MTP module on the model's own text, export it, and measure the speed-up."""
     options: dict[str, Any] = {
         "model": model, "work": str(work), "depth": depth, "trained": trained, "loss": loss, "steps": steps,
         "zero_stage": zero_stage, "offload": offload, "prompts": prompts, "out": out, "only": only,
@@ -70,7 +73,7 @@ def _run(given: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dry_run(given: dict[str, Any]) -> dict[str, Any]:
-    """Shapes and partition checked on meta tensors, and every GPU's bytes by part, for the ranks asked for."""
+    """Checks shapes and partition on meta tensors; the bytes of each GPU by part, for the given number of ranks."""
     from outrider.cluster.distill_view import show_footprints
     from outrider.cluster.planning.presets import load_shape
     from outrider.workers.training.distill.job import dry_run

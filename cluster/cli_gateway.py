@@ -18,12 +18,12 @@ _FILES = ("tls_cert", "tls_key", "tls_client_ca", "auth_token_file")
 
 
 def run_gateway_command(options: GatewayOptions) -> None:
-    """SettingsError names an option that cannot be."""
+    """Runs until SIGTERM. SettingsError names an invalid option."""
     run_gateway(gateway_settings({field.name: getattr(options, field.name) for field in dataclasses.fields(options)}))
 
 
 def gateway_settings(options: Mapping[str, Any]) -> GatewaySettings:
-    """SettingsError names an option that cannot be; OutriderError, a cluster key that cannot be read."""
+    """SettingsError names an invalid option; OutriderError a cluster key that cannot be read."""
     values = {name: value for name, value in options.items() if value is not None}
     values |= {name: Path(values[name]) for name in _FILES if name in values}
     values["http_port"] = values.get("http_port") or None  # 0: off
@@ -41,5 +41,5 @@ def gateway_settings(options: Mapping[str, Any]) -> GatewaySettings:
 
 
 def _taken(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:  # any dataclass
-    """Those that are fields of `kind`."""
+    """The values that are fields of `kind`."""
     return {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}

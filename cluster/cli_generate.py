@@ -18,11 +18,11 @@ from outrider.cluster.generation import Finished, Output
 from outrider.workers.text.assembler import Usage
 
 __all__ = ["check_sources", "run_batch", "run_generate"]
-_SHOWN_AS_JSON = {"n": 1, "logprobs": None, "prompt_logprobs": None}  # and what means that nobody asked
+_SHOWN_AS_JSON = {"n": 1, "logprobs": None, "prompt_logprobs": None}  # with the values that mean: not requested
 
 
 def check_sources(prompt: str | None, source: Path | None, target: Path | None) -> None:
-    """BadParameter names those that do not go together."""
+    """BadParameter if the options do not go together."""
     if (prompt is None) == (source is None):
         raise typer.BadParameter("give either a prompt or --input FILE.jsonl")
     if (source is None) != (target is None):
@@ -30,10 +30,10 @@ def check_sources(prompt: str | None, source: Path | None, target: Path | None) 
 
 
 def run_generate(prompt: str, connection: Connection, sampling: Mapping[str, Any], *, as_json: bool) -> None:
-    """InvalidRequestError names what was asked for and would not be shown."""
+    """InvalidRequestError names an option whose result is only shown with --json."""
     unshown = [name for name, absent in _SHOWN_AS_JSON.items() if sampling.get(name, absent) != absent]
     if unshown and not as_json:
-        raise InvalidRequestError(f"--{unshown[0].replace('_', '-')} needs --json, which shows what it asks for")
+        raise InvalidRequestError(f"--{unshown[0].replace('_', '-')} requires --json")
     with connection.client() as client:
         if as_json:
             answer = client.generate(prompt, **sampling)

@@ -1,4 +1,4 @@
-"""Options of the gateway's side that several commands share. Secrets come in files: a command line is no secret."""
+"""Options of the gateway that several commands share. Secrets come in files, since others can see a command line."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,30 +7,32 @@ import typer
 
 
 def host_and_port(value: str) -> str:
-    """An option's value as it is; BadParameter unless it is HOST:PORT, or another of gRPC's names (unix:/PATH, ...)."""
+    """The value, unchanged. BadParameter unless it is HOST:PORT or another gRPC address (unix:/PATH, ...)."""
     host, _, port = value.rpartition(":")
     if "/" not in value and not (host and port.isdecimal() and int(port) <= 65535):
         raise typer.BadParameter(f"must be HOST:PORT, got {value!r}")
     return value
 
 
-TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="The gateway's certificate (PEM): TLS from then on.")]
-TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="Its key (PEM). Both are read anew when they change.")]
+TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="Certificate of the gateway (PEM); turns TLS on.")]
+TlsKey = Annotated[
+    Path | None, typer.Option("--tls-key", help="Key of the certificate (PEM). Both are reloaded when they change.")
+]
 TlsClientCa = Annotated[
-    Path | None, typer.Option("--tls-client-ca", help="Clients must show a certificate that this one signed (PEM).")
+    Path | None,
+    typer.Option("--tls-client-ca", help="CA (PEM) that must have signed the clients' certificates: mutual TLS."),
 ]
 AuthTokenFile = Annotated[
-    Path | None, typer.Option("--auth-token-file", help="Who may call: see `outrider token`. Read anew when changed.")
+    Path | None,
+    typer.Option("--auth-token-file", help="File of bearer tokens, see `outrider token`. Reloaded when it changes."),
 ]
-HealthPort = Annotated[
-    int | None, typer.Option("--health-port", help="A plain port for health checks alone, for probes beside TLS.")
-]
+HealthPort = Annotated[int | None, typer.Option("--health-port", help="Port for health checks without TLS or tokens.")]
 ClusterKeyFile = Annotated[
     Path | None,
     typer.Option(
         "--cluster-key-file",
         allow_dash=True,
-        help='The key that the cluster\'s own processes share; "-" reads it from standard input. [drawn by serve]',
+        help='File with the key that the cluster\'s processes share; "-": standard input. [random]',
     ),
 ]
 MaxQueueWait = Annotated[
@@ -59,6 +61,6 @@ OtlpEndpoint = Annotated[
     str | None,
     typer.Option(
         "--otlp-endpoint",
-        help="Send spans to this OpenTelemetry collector, http://HOST:PORT. [OTEL_EXPORTER_OTLP_ENDPOINT]",
+        help="OpenTelemetry collector for spans, http://HOST:PORT. [OTEL_EXPORTER_OTLP_ENDPOINT]",
     ),
 ]

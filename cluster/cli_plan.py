@@ -21,7 +21,7 @@ from outrider.workers.model.shapes import Shapes
 from outrider.workers.parallel.stages import expected_draft_steps
 from outrider.workers.types.errors import OutriderError
 
-# A device by hand: PCIe 4.0 x16 between the GPUs of a node, and 100 Gb/s Ethernet, unless said otherwise.
+# Defaults of a device given by its figures: PCIe 4.0 x16 within a node, 100 Gb/s Ethernet between nodes.
 _UNKNOWN: dict[str, Any] = {
     "name": "gpu",
     "memory_bytes": 0,
@@ -35,7 +35,7 @@ _UNKNOWN: dict[str, Any] = {
 
 
 def _device(options: PlanOptions) -> Gpu:
-    """The named one with what is given by hand instead of its own. SettingsError if neither says enough."""
+    """The named device, with figures given by option replaced. SettingsError if that is not complete."""
     scaled = {
         "memory_bytes": (options.gpu_memory_gib, 2**30),
         "bandwidth": (options.gpu_bandwidth_gbs, 1e9),

@@ -1,4 +1,4 @@
-"""How `outrider generate` draws: each option, and what it makes of a request's parameters."""
+"""Sampling options of `outrider generate`, and the request parameters that they set."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,40 +22,44 @@ _LISTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Each field is an option. Ranges are the parameters' own, checked where a request is made of them."""
+    """Each field is an option. Ranges are checked by SamplingParams when a request is built."""
 
-    n: Annotated[int, typer.Option("-n", "--n", help="So many texts, with --json.")] = 1
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 1.0
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that have this share.")] = 1.0
-    top_k: Annotated[int, typer.Option(help="Draw from so many of the likeliest; 0: from all.")] = 0
-    min_p: Annotated[float, typer.Option(help="Draw from tokens at least this likely beside the likeliest.")] = 0.0
-    presence_penalty: Annotated[float, typer.Option(help="Taken once from what the text has said.")] = 0.0
-    frequency_penalty: Annotated[float, typer.Option(help="Taken each time from what the text has said.")] = 0.0
-    repetition_penalty: Annotated[float, typer.Option(help="Divides what prompt and text have said.")] = 1.0
+    n: Annotated[int, typer.Option("-n", "--n", help="Number of completions (requires --json).")] = 1
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0: greedy.")] = 1.0
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the most likely tokens with this cumulative probability.")
+    ] = 1.0
+    top_k: Annotated[int, typer.Option(help="Sample from this many of the most likely tokens; 0: all.")] = 0
+    min_p: Annotated[float, typer.Option(help="Minimum probability, relative to the most likely token.")] = 0.0
+    presence_penalty: Annotated[float, typer.Option(help="Subtracted from the logits of tokens in the output.")] = 0.0
+    frequency_penalty: Annotated[float, typer.Option(help="Subtracted once per occurrence in the output.")] = 0.0
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Penalizes tokens of the prompt and the output; 1: off.")
+    ] = 1.0
     logit_bias: Annotated[
-        list[str] | None, typer.Option(metavar="ID=BIAS", help="Added to a token's logit; may be repeated.")
+        list[str] | None, typer.Option(metavar="ID=BIAS", help="Add BIAS to the logit of token ID (repeatable).")
     ] = None
-    bad_word: Annotated[list[str] | None, typer.Option(help="Is never said; may be repeated.")] = None
-    allowed_token_id: Annotated[list[int] | None, typer.Option(help="Nothing but these is said; may be repeated.")] = (
+    bad_word: Annotated[list[str] | None, typer.Option(help="String that is never generated (repeatable).")] = None
+    allowed_token_id: Annotated[list[int] | None, typer.Option(help="Generate only these tokens (repeatable).")] = None
+    max_tokens: Annotated[int, typer.Option(help="Maximum number of tokens to generate.")] = 128
+    min_tokens: Annotated[int, typer.Option(help="Minimum number of tokens to generate.")] = 0
+    seed: Annotated[int | None, typer.Option(help="Random seed; the same seed gives the same text.")] = None
+    stop: Annotated[list[str] | None, typer.Option(help="String that ends the output (repeatable).")] = None
+    stop_token_id: Annotated[list[int] | None, typer.Option(help="Token that ends the output (repeatable).")] = None
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Continue after end-of-sequence.")] = False
+    json_schema: Annotated[Path | None, typer.Option(help="File with a JSON schema for the output.")] = None
+    regex: Annotated[str | None, typer.Option(help="Regular expression for the output.")] = None
+    grammar: Annotated[Path | None, typer.Option(help="File with a Lark or GBNF grammar for the output.")] = None
+    choice: Annotated[list[str] | None, typer.Option(help="Possible output (repeatable).")] = None
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="Print the reasoning (before </think>) on stderr.")] = (
+        False
+    )
+    logprobs: Annotated[int | None, typer.Option(help="Number of log-probabilities per token (requires --json).")] = (
         None
     )
-    max_tokens: Annotated[int, typer.Option(help="The text's length at most.")] = 128
-    min_tokens: Annotated[int, typer.Option(help="And at least.")] = 0
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None
-    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None
-    stop_token_id: Annotated[list[int] | None, typer.Option(help="A token that ends it; may be repeated.")] = None
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = False
-    json_schema: Annotated[Path | None, typer.Option(help="A file: the text is JSON of this schema.")] = None
-    regex: Annotated[str | None, typer.Option(help="The text matches it.")] = None
-    grammar: Annotated[Path | None, typer.Option(help="A file: the text is of this Lark or GBNF grammar.")] = None
-    choice: Annotated[list[str] | None, typer.Option(help="The text is one of these; may be repeated.")] = None
-    reasoning: Annotated[
-        bool, typer.Option("--reasoning", help="Give what comes before </think> apart, on stderr.")
-    ] = False
-    logprobs: Annotated[int | None, typer.Option(help="Say how likely so many tokens were, with --json.")] = None
-    prompt_logprobs: Annotated[int | None, typer.Option(help="As --logprobs, of the prompt's tokens.")] = None
-    speculation: Annotated[str | None, typer.Option(help="auto, off, or drafts a round (1..16).")] = None
-    drafter: Annotated[str | None, typer.Option(help="Who drafts: auto, mtp, lookup or draft_model.")] = None
+    prompt_logprobs: Annotated[int | None, typer.Option(help="The same for prompt tokens (requires --json).")] = None
+    speculation: Annotated[str | None, typer.Option(help="auto, off, or a fixed draft depth 1..16.")] = None
+    drafter: Annotated[str | None, typer.Option(help="Drafter: auto, mtp, lookup or draft_model.")] = None
 
     def parameters(self) -> dict[str, Any]:
         """As SamplingParams' fields. InvalidRequestError names an option that cannot be read."""

@@ -1,4 +1,4 @@
-"""`outrider serve`: the terminal's side of a served cluster: progress, the ready line, signals."""
+"""`outrider serve`: runs a cluster from a terminal: progress bars, the ready line, signals."""
 
 import contextlib
 import signal
@@ -17,7 +17,7 @@ from outrider.cluster.report import ReplicaReport, Report
 from outrider.cluster.serve import ServedCluster, make_charge
 
 WATCH_EVERY_S = 1.0
-STOPPING = "stopping: requests that run may finish (Ctrl-C again ends them)"
+STOPPING = "stopping: waiting for running requests (Ctrl-C again cancels them)"
 
 
 def run_serve(settings: ServeSettings, *, log_level: str) -> None:
@@ -37,14 +37,14 @@ def run_serve(settings: ServeSettings, *, log_level: str) -> None:
 
 
 def warnings(settings: ServeSettings, report: Report) -> list[str]:
-    """What works otherwise than was asked for, a line each."""
+    """A line for each setting that has no effect."""
     if settings.speculation != "off" and not report.has_mtp:
         return [f"{settings.model} has no MTP weights: serving without MTP drafts"]
     return []
 
 
 def _watch(cluster: ServedCluster) -> None:
-    """Until told to stop. What happens to replicas is said once, and stays visible in `outrider status`."""
+    """Prints each event of a replica once, until told to stop."""
     told: tuple[str, ...] = ()
     while not cluster.stop.wait(WATCH_EVERY_S):
         news = tuple(_news(replica) for replica in cluster.check().replicas)
@@ -56,7 +56,7 @@ def _watch(cluster: ServedCluster) -> None:
 
 def _news(replica: ReplicaReport) -> str:
     if replica.phase is Phase.FAILED:
-        return f"replica {replica.name} ended ({replica.problem}): its requests go on elsewhere, and it is rebuilt"
+        return f"replica {replica.name} ended ({replica.problem}): its requests continue on others, and it is restarted"
     if replica.waiting:
         return f"replica {replica.name} waits for room: {replica.waiting}"
     return f"replica {replica.name} leaves when another serves: {replica.eviction}" if replica.eviction else ""
@@ -79,7 +79,7 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def ending_on_signals(stop: threading.Event, hurry: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`, a second one `hurry`."""
+    """SIGTERM and SIGINT set `stop`; a second signal sets `hurry`."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         (hurry if stop.is_set() else stop).set()

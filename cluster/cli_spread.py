@@ -1,4 +1,4 @@
-"""Options that belong together as one dataclass: declared once, and offered by every command that takes one."""
+"""Groups of options as dataclasses, which several commands share."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of its dataclass parameters as options of its own, each of the field's type."""
+    """The command with each dataclass parameter replaced by one option per field."""
     kinds: dict[str, Any] = {
         name: parameter.annotation
         for name, parameter in inspect.signature(command).parameters.items()

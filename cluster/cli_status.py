@@ -1,4 +1,4 @@
-"""`outrider status`, `scale` and `drain`: what a cluster says of itself, as a tree or as JSON, and what it is told."""
+"""`outrider status`, `scale` and `drain`: shows a cluster as a tree or as JSON, and changes its replicas."""
 
 import dataclasses
 import itertools
@@ -36,7 +36,7 @@ def run_status(connection: Connection, *, as_json: bool) -> None:
 
 
 def show(drawn: Tree, console: Console) -> None:
-    """A terminal folds long lines within the tree; a file or a pipe gets each whole."""
+    """Wraps long lines on a terminal only."""
     if not console.is_terminal:
         console.width = _WHOLE
     console.print(drawn, highlight=False)
@@ -129,7 +129,7 @@ def _add_stage(branch: Tree, stage: int, ranks: list[RankStatus]) -> None:
 
 
 def _place(rank: RankStatus) -> str:
-    """Where it runs, and on what; parts that are not known yet are left out."""
+    """The rank's node, process and devices, as far as they are known."""
     device = f"{rank.device} {rank.visible_devices}".strip()
     via = f"via {rank.interface}" if rank.interface else ""
     process = f"pid {rank.pid}" if rank.pid else ""
@@ -146,7 +146,7 @@ def _load(replica: ReplicaStatus) -> str:
 
 
 def speculation_line(speculation: SpeculationStatus) -> str:
-    """What speculation brings, or why it is off or disabled, and what seems broken, in one line."""
+    """One line: the effect of speculation, or why it is off or disabled, and any alarms."""
     words = _speculation(speculation)
     if speculation.drafters == (LOOKUP,):
         words += f", prompt lookup only ({'engine setting' if speculation.has_mtp else 'no MTP weights'})"
@@ -170,7 +170,7 @@ def _speculation(speculation: SpeculationStatus) -> str:
 
 
 def experts_line(experts: ExpertFigures) -> str:
-    """How uneven ranks are, at the worst layer and on average, and what was done about it."""
+    """The load imbalance of ranks, at the worst layer and on average, and the number of moves."""
     layer, worst = max(experts.imbalance.items(), key=lambda each: each[1])
     mean = sum(experts.imbalance.values()) / len(experts.imbalance)
     line = (

@@ -8,13 +8,13 @@ from outrider.cluster.config import SettingsError
 from outrider.cluster.gateway.auth import NAME, Role, digest_of, parse_callers
 from outrider.workers.types.errors import OutriderError
 
-PREFIX = "or-"  # so that scanners for leaked secrets can know one
+PREFIX = "or-"  # lets scanners for leaked secrets recognize it
 
 
 def run_token(name: str, roles: Sequence[str], file: Path) -> None:
-    """Appends to `file`, which is made if absent. OutriderError if the file is wrong, or the name is there.
+    """Appends to `file`, creating it if needed. OutriderError if the file is invalid or has the name already.
 
-    SettingsError names a name or role that cannot be.
+    SettingsError for an invalid name or role.
     """
     _check(name, roles)
     token = f"{PREFIX}{secrets.token_urlsafe(32)}"

@@ -1,4 +1,4 @@
-"""`outrider top`: each replica's speed and what speculation does for it, live."""
+"""`outrider top`: each replica's speed and speculation figures, live."""
 
 import itertools
 import queue
@@ -24,28 +24,28 @@ _COLUMNS = (
     *("draft\ndepth", "acceptance\nrate", "mean accepted\nlength", "price", "budget", "busy"),
 )
 _ANY_WIDTH = 10_000
-_KEPT = 24  # looks that the curve shows
+_KEPT = 24  # samples in the curve
 _STATE_STYLES = {"ready": "green", "failed": "red"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """One replica between two looks at it. None: nothing happened that would tell."""
+    """Rates of one replica between two samples. None: not enough happened to tell."""
 
     tokens_per_s: float = 0.0
     rounds_per_s: float = 0.0
-    draft_depth: float | None = None  # drafts verified, of a sequence in a round
-    acceptance_rate: float | None = None  # share of the verified drafts
-    mean_accepted_length: float | None = None  # tokens of a sequence in a round that verifies drafts of it
+    draft_depth: float | None = None  # verified drafts per sequence and round
+    acceptance_rate: float | None = None  # accepted / verified drafts
+    mean_accepted_length: float | None = None  # tokens per sequence in a round with drafts
 
 
 def rates(before: EngineStatus, after: EngineStatus, seconds: float) -> Rates:
-    """What happened between two looks, `seconds` apart."""
+    """The rates between two samples that are `seconds` apart."""
     tokens, rounds = after.generated_tokens - before.generated_tokens, after.rounds - before.rounds
     drafted, accepted = after.drafted - before.drafted, after.accepted - before.accepted
     drafts = after.speculation.drafts - before.speculation.drafts
-    verifications = tokens - accepted  # each gives its accepted drafts and one token more
-    if seconds <= 0 or min(tokens, rounds, drafted, accepted) < 0:  # the replica began anew
+    verifications = tokens - accepted  # each gives its accepted drafts and one more token
+    if seconds <= 0 or min(tokens, rounds, drafted, accepted) < 0:  # the replica restarted
         return Rates()
     return Rates(
         tokens_per_s=tokens / seconds,
@@ -58,14 +58,14 @@ def rates(before: EngineStatus, after: EngineStatus, seconds: float) -> Rates:
 
 @dataclass(slots=True)
 class History:
-    """What was seen of each replica, by name and generation."""
+    """Earlier samples of each replica, by name and generation."""
 
     clock: Callable[[], float] = time.monotonic
     _last: dict[tuple[str, int], tuple[float, EngineStatus]] = field(default_factory=dict)
     _speeds: dict[tuple[str, int], deque[float]] = field(default_factory=dict)
 
     def look(self, status: ClusterStatus) -> dict[str, tuple[Rates, tuple[float, ...]]]:
-        """Of each replica its rates since the last look, and its tokens a second of late."""
+        """Each replica's rates since the last sample, and its recent tokens/s."""
         now, found = self.clock(), {}
         for replica in status.replicas:
             key = (replica.name, replica.generation)
@@ -79,7 +79,7 @@ class History:
 
 
 class Newest:
-    """The newest of the statuses that a gateway streams, which a thread reads."""
+    """The newest status of a gateway's stream, which a thread reads."""
 
     def __init__(self, statuses: Iterator[ClusterStatus]) -> None:
         self._heard: queue.SimpleQueue[ClusterStatus | OutriderError] = queue.SimpleQueue()
@@ -105,7 +105,7 @@ class Newest:
 
 
 def run_top(connection: Connection, *, interval_s: float, looks: int | None) -> None:
-    """Draws every `interval_s` what the gateway has said by then, `looks` times or until interrupted."""
+    """Draws the newest status every `interval_s`, `looks` times or until interrupted."""
     console, history = Console(), History()
     with connection.client() as client, Live(console=console, auto_refresh=False, transient=False) as live:
         newest = Newest(client.watch_status())
@@ -125,7 +125,7 @@ def view(status: ClusterStatus, seen: Mapping[str, tuple[Rates, tuple[float, ...
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """A row for each replica; where that is too wide, a column."""
+    """A row per replica, or a column if the terminal is narrow."""
 
     rows: Sequence[Sequence[RenderableType]]
 
@@ -137,7 +137,7 @@ class _Figures:
 
     @staticmethod
     def _table(rows: Sequence[Sequence[RenderableType]]) -> Table:
-        """The first row is its head."""
+        """The first row is the header."""
         table = Table()
         for place, name in enumerate(rows[0]):
             table.add_column(name, justify="right" if place else "left", no_wrap=True)
@@ -180,7 +180,7 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def curve(values: Iterable[float]) -> str:
-    """One character for each, as high as it is beside the largest."""
+    """One block character per value, scaled to the largest."""
     listed = list(values)
     most = max(listed, default=0.0) or 1.0
     return "".join(_BARS[round(value / most * (len(_BARS) - 1))] for value in listed)

@@ -1,4 +1,4 @@
-"""Client: a cluster's gRPC API with types. What goes wrong is one of cluster/errors.py's exceptions."""
+"""Client: a cluster's gRPC API with types. Errors are the exceptions in cluster/errors.py."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +30,17 @@ from outrider.workers.types.sampling_params import SamplingParams
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 PLAIN = ClientSecurity()
 ASK_TIMEOUT_S = 10.0
-SWAP_TIMEOUT_S = 600.0  # a large module takes a while to read
+SWAP_TIMEOUT_S = 600.0  # loading a large module takes a while
 OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 2**20),
     ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 5_000),  # a gateway that is frozen or cut off is noticed while a call waits for it
     ("grpc.keepalive_timeout_ms", 4_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.min_reconnect_backoff_ms", 4_000),  # also how long a gateway may take to greet: a frozen one never does
+    (
+        "grpc.min_reconnect_backoff_ms",
+        4_000,
+    ),  # also limits the connection handshake, which a frozen gateway never completes
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 4_000),
 )
@@ -67,20 +70,20 @@ class Client:
         patience_s: float = PATIENCE_S,
     ) -> None:
         """`address`: HOST:PORT of a gateway, or of several: a list, or one text with commas. A request whose gateway is
-        lost goes on at the next that answers, unless nothing is heard for `patience_s`; 0 never asks again."""
+        lost continues at the next one that answers, unless there is none for `patience_s`; 0 never retries."""
         self._addresses = addresses_of(address)
-        self._now = 0  # which of them is asked
+        self._now = 0  # index of the current one
         self._patience_s = patience_s
         self._metadata = security.metadata
         self._channels = [security.channel(one, OPTIONS) for one in self._addresses]
 
     @property
     def address(self) -> str:
-        """Of the gateway that is asked now."""
+        """The address of the current gateway."""
         return self._addresses[self._now]
 
     def _leave(self, address: str) -> None:
-        """The next gateway is asked from now on, unless another call has seen to that."""
+        """Switches to the next gateway, unless another call has already done so."""
         if address == self.address:
             self._now = (self._now + 1) % len(self._addresses)
 
@@ -102,10 +105,10 @@ class Client:
         timeout_s: float | None = None,
         **sampling: Any,  # SamplingParams' own fields
     ) -> Generation:
-        """The whole answer. Sampling is `params`, or SamplingParams' fields as keywords (max_tokens then defaults to
+        """The complete answer. Sampling is `params`, or SamplingParams' fields as keywords (max_tokens then defaults to
         the model's length). `tools` are functions in OpenAI's shape that the model may call, and `chat_template_kwargs`
-        variables of the chat template's own; `auto_reasoning` gives what comes before `</think>` apart, where there is
-        some. `traceparent` and `tracestate` are W3C Trace Context's, of the span that asks."""
+        additional variables of the chat template; `auto_reasoning` separates what comes before `</think>`, if there is
+        any. `traceparent` and `tracestate` are those of the calling span (W3C Trace Context)."""
         trace = (traceparent, tracestate)
         chat = chat_options(tools, tool_choice, parallel_tool_calls, chat_template_kwargs, auto_reasoning)
         call = build_call(prompt, token_ids, messages, params, sampling, request_id, trace, chat=chat)
@@ -158,7 +161,7 @@ class Client:
             time.sleep(within(pause_s, until))
 
     def _heard(self, request: ResumableCall, until: float | None) -> Iterator[Event]:
-        """What one gateway says. RpcError if its connection breaks."""
+        """The events from one gateway. RpcError if its connection breaks."""
         left = None if until is None else max(0.0, until - time.monotonic())
         metadata = (*self._metadata, *request.trace)
         inference = inference_pb2_grpc.InferenceServiceStub(self._channels[self._now])
@@ -170,7 +173,7 @@ class Client:
                 event = request.hear(event_from_wire(response), time.monotonic())
                 if event is not None:
                     yield event
-                    watch.heard(heartbeat=False)  # the caller took its time, not the gateway
+                    watch.heard(heartbeat=False)  # the caller was slow, not the gateway
         except grpc.RpcError as error:
             raise (GatewayLeftError.silent() if watch.silent else error) from None
         finally:
@@ -184,7 +187,7 @@ class Client:
         return self._ask(questions.model(), timeout_s)
 
     def watch_status(self) -> Iterator[ClusterStatus]:
-        """The status now, and again whenever it differs, for as long as the iterator is read."""
+        """The status now and after every change, for as long as the iterator is read."""
         responses = self._cluster().WatchStatus(cluster_pb2.WatchStatusRequest(), metadata=self._metadata)
         try:
             for response in responses:
@@ -195,15 +198,15 @@ class Client:
             responses.cancel()
 
     def scale(self, replicas: int, timeout_s: float = ASK_TIMEOUT_S) -> Scaling:
-        """So many replicas are to serve. Returns at once: `watch_status` shows how it goes."""
+        """Sets the number of replicas. Returns at once; `watch_status` shows the progress."""
         return self._ask(questions.scale(replicas), timeout_s)
 
     def drain(self, replica: str, timeout_s: float = ASK_TIMEOUT_S) -> Draining:
-        """Takes a replica out: it finishes its requests first, or they go on elsewhere. Returns at once."""
+        """Removes a replica. It finishes its requests first, or they move to another replica. Returns at once."""
         return self._ask(questions.drain(replica), timeout_s)
 
     def swap_drafter(self, checkpoint: str, timeout_s: float = SWAP_TIMEOUT_S) -> list[str]:
-        """Every ready replica drafts with another checkpoint's MTP module; their names. No token changes.
+        """Replaces the MTP module of every ready replica by another checkpoint's, and returns their names. Tokens stay.
 
         `checkpoint` is a directory on the leaders' machines. InvalidRequestError if it does not fit.
         """

@@ -1,4 +1,4 @@
-"""What Client and AsyncClient share: building a call, adding events up, turning a gRPC status into an exception."""
+"""Shared by Client and AsyncClient: builds a call, collects its events, turns a gRPC status into an exception."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ from outrider.workers.types.trace_context import TraceContext
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
-    """What goes with messages."""
+    """Options of a chat."""
 
     tools: Tools = dataclasses.field(default_factory=Tools)
     template_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -152,7 +152,7 @@ def _add_call(calls: list[ToolCall], delta: ToolCallDelta) -> None:
 
 
 class Collector:
-    """Adds a request's events up."""
+    """Collects a request's events into an answer."""
 
     def __init__(self, outputs: int) -> None:
         self._accepted: Accepted | None = None
@@ -201,7 +201,7 @@ def explained(error: grpc.RpcError | OutriderError, address: str) -> OutriderErr
 
 
 def exception_of(error: grpc.RpcError, address: str) -> OutriderError:
-    """The exception that says what a gRPC status means."""
+    """The exception for a gRPC status."""
     code, details = error.code(), error.details() or ""
     if is_too_large(error):
         return InvalidRequestError(f"the request is larger than the gateway takes: {details}")
@@ -214,7 +214,7 @@ def exception_of(error: grpc.RpcError, address: str) -> OutriderError:
 
 
 def _unavailable(address: str, details: str) -> str:
-    """A gateway's own words, or that there was none to say any: gRPC's words for that are many."""
+    """The gateway's message, or one line that it cannot be reached, instead of gRPC's long one."""
     found = NOT_REACHED.match(details)
     if found is None:
         return f"{address}: {details}"

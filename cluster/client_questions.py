@@ -1,4 +1,4 @@
-"""What Client and AsyncClient ask a cluster, once for both: the method, the request, and how the answer is read."""
+"""Unary calls shared by Client and AsyncClient: method, request, and how the response is read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

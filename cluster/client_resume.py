@@ -1,6 +1,6 @@
-"""A client's request across gateways: what it has heard, and how it goes on where a stream broke. No network, no clock.
+"""A client's request across gateways: the events so far, and how to resume after a broken stream. No network, no clock.
 
-The text is a function of prompt, parameters and seed, so another gateway can go on behind the tokens that came.
+The text is a function of prompt, parameters and seed, so another gateway can continue behind the received tokens.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from outrider.cluster.errors import GenerationFailedError
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, Resume
 from outrider.workers.types.request import OutputSoFar
 
-PATIENCE_S = 660.0  # without progress; then the break is the caller's. Gateways wait 600 s for a replica
+PATIENCE_S = 660.0  # without progress; then the caller gets the error. Gateways wait 600 s for a replica
 ACCEPT_PATIENCE_S = 10.0  # until a request is accepted
 OVERLOAD_PATIENCE_S = 60.0  # the same, where gateways say that they have no room
 FIRST_PAUSE_S = 0.1
@@ -29,7 +29,7 @@ _NOT_ACCEPTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class GatewayLeftError(GenerationFailedError):
-    """The gateway ended the stream in good order, before the request was done; or it says nothing any more."""
+    """The gateway closed the stream before the request was done, or has become silent."""
 
     @classmethod
     def silent(cls) -> Self:
@@ -37,9 +37,9 @@ class GatewayLeftError(GenerationFailedError):
 
 
 class ResumableCall:
-    """One request. `call` is what to send: at first as it was made, later with what has been heard.
+    """One request. `call` is what to send: at first the original, later with the received tokens to resume from.
 
-    Times are on any clock that only rises, in seconds.
+    Times are from any monotonic clock, in seconds.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class ResumableCall:
         draw: Callable[[], float] = random.random,
         gateways: int = 1,
     ) -> None:
-        """`draw`: a number in [0, 1), so that many clients of one lost gateway do not all come at once. `gateways`: how
-        many there are to ask."""
+        """`draw`: a number in [0, 1), which spreads the retries of a lost gateway's clients over time. `gateways`: how
+        many there are."""
         self._original, self._draw = dataclasses.replace(call, heartbeat_s=HEARTBEAT_S), draw
         self._asked, self._unreached, self._gateways = 0, 0, gateways
         self._accepted: Accepted | None = None
@@ -65,7 +65,7 @@ class ResumableCall:
 
     @property
     def trace(self) -> tuple[tuple[str, str], ...]:
-        """The metadata of its place in a trace, if it has one."""
+        """The trace context as gRPC metadata, if there is one."""
         return self._original.trace.metadata if self._original.trace is not None else ()
 
     @property
@@ -81,12 +81,12 @@ class ResumableCall:
 
     @property
     def finished(self) -> bool:
-        """Every output has ended: how the stream ends does not matter any more."""
+        """Whether every output has ended; then it does not matter how the stream ends."""
         return self._accepted is not None and not self._so_far
 
     def hear(self, event: Event | None, now: float) -> Event | None:
-        """The event, if it is news to the caller. GenerationFailedError for an error event, GatewayLeftError for one
-        that another gateway may go on behind."""
+        """The event, if it is new to the caller. GenerationFailedError for an error event, GatewayLeftError for one
+        that another gateway may resume from."""
         again = isinstance(event, Accepted) and self._accepted is not None
         match event:
             case Accepted():
@@ -105,8 +105,8 @@ class ResumableCall:
         return None if again else event
 
     def _without_repeats(self, output: Output) -> Output | None:
-        """A gateway says the prompt's log-probabilities from the first on, until a token has come. None: nothing is
-        new."""
+        """The event without prompt log-probabilities that were received before: until a token has come, a gateway
+        sends all of them again. None: nothing is new."""
         repeated = min(self._prompt_repeats, len(output.prompt_logprobs))
         self._prompt_repeats -= repeated
         self._prompt_heard += len(output.prompt_logprobs) - repeated
@@ -116,16 +116,16 @@ class ResumableCall:
         return new if new != Output(index=output.index) else None
 
     def _with_whole_usage(self, finished: Finished) -> Finished:
-        """A gateway counts the tokens of the outputs that it was to go on with."""
+        """Adds the tokens of outputs that ended at earlier gateways: a gateway counts only those that it resumed."""
         if finished.usage is None or not self._finished_before:
             return finished
         tokens = finished.usage.completion_tokens + self._finished_before
         return dataclasses.replace(finished, usage=dataclasses.replace(finished.usage, completion_tokens=tokens))
 
     def may_go_on(self, error: Exception, now: float, left_s: float | None = None) -> bool:
-        """Whether asking again may bring the rest: the request was accepted, its connection broke, and not long ago; or
-        it was not, and a gateway said that it may be soon, or another was not asked yet. `left_s`: until the caller's
-        deadline, if there is one."""
+        """Whether a retry may bring the rest: the request was accepted and its connection broke recently; or
+        it was not accepted, and a gateway said to retry, or another gateway was not tried yet. `left_s`: seconds until
+        the caller's deadline, if there is one."""
         waited_s = now - self._progress_at
         if self._accepted is None:
             return (
@@ -146,7 +146,7 @@ class ResumableCall:
         unreached = error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error)
         self._asked, self._unreached = self._asked + 1, self._unreached + unreached
         least_s = retry_delay_s(error) or 0.0
-        if self._asked < self._gateways:  # a frozen one may have taken all the time
+        if self._asked < self._gateways:  # a frozen one may have used up the time
             return left_s is None or least_s < left_s
         full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         patience_s = min(self._patience_s, OVERLOAD_PATIENCE_S if full else ACCEPT_PATIENCE_S) - waited_s
@@ -155,7 +155,7 @@ class ResumableCall:
         )
 
     def pause_s(self, error: Exception) -> float:
-        """How long to wait before asking again: ever longer, until an event comes; at least what the gateway said."""
+        """Seconds before the next retry: increasing until an event comes, and at least what the gateway asked for."""
         pause, self._pause_s = self._pause_s, min(2 * self._pause_s, LAST_PAUSE_S)
         least = retry_delay_s(error) if isinstance(error, grpc.RpcError) else None
         return (least or 0.0) + pause * (0.5 + self._draw())

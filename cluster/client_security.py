@@ -1,4 +1,4 @@
-"""How a client shows who it is, and whom it trusts."""
+"""A client's credentials, and the CAs that it trusts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,10 @@ class ClientSecurity:
 
     token: str | None = field(default=None, repr=False)
     tls: bool = False  # also on when one of those below is given
-    ca: bytes | None = None  # None: what this machine trusts
+    ca: bytes | None = None  # None: the system's CAs
     cert: bytes | None = None
     key: bytes | None = field(default=None, repr=False)
-    server_name: str | None = None  # the name in the gateway's certificate, where it is not the address's
+    server_name: str | None = None  # the name in the gateway's certificate, if it differs from the address
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
@@ -53,7 +53,7 @@ class ClientSecurity:
 
     @property
     def metadata(self) -> Metadata:
-        """What goes with each call."""
+        """The metadata of each call."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     @property

@@ -1,17 +1,17 @@
-"""Notices a gateway that says nothing, though it promised to: frozen, or cut off without a word."""
+"""Detects a gateway that stops sending heartbeats: frozen, or cut off from the network."""
 
 import threading
 import time
 from collections.abc import Callable
 
-HEARTBEAT_S = 2.0  # asked of gateways
-SILENCE_S = 8.0  # then the gateway is lost
+HEARTBEAT_S = 2.0  # requested from gateways
+SILENCE_S = 8.0  # then the gateway counts as lost
 
 
 class SilenceWatch:
-    """For plain code, which waits inside gRPC: calls `cancel` from a thread of its own after SILENCE_S without a word.
+    """For synchronous code, which blocks inside gRPC: a thread calls `cancel` after SILENCE_S without a message.
 
-    It begins with the first heartbeat: an older gateway has none.
+    It starts at the first heartbeat, since an older gateway sends none.
     """
 
     def __init__(self, cancel: Callable[[], object]) -> None:

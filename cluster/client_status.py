@@ -1,4 +1,4 @@
-"""What a gRPC status says beside its code."""
+"""Details of a gRPC status besides its code."""
 
 import re
 from typing import Any
@@ -9,13 +9,13 @@ from google.rpc import error_details_pb2, status_pb2
 NOT_REACHED = re.compile(
     r"(?:failed to connect to all addresses; last error: \w+: \S+: (?:Failed to connect to remote host: )?"
     r"|errors resolving .*: )([^]]+)"
-)  # how gRPC says why
+)  # prefixes of gRPC's own messages
 _TOO_LARGE = "larger than max"  # gRPC's own words; trying again would not help
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
 def was_reached(error: grpc.RpcError) -> bool:
-    """Whether anybody was there to answer."""
+    """Whether a server was reached."""
     return NOT_REACHED.match(error.details() or "") is None
 
 

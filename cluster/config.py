@@ -1,4 +1,4 @@
-"""Settings of `outrider serve`: one flat YAML, `--set key=value` and options, later ones winning, into frozen values.
+"""Settings of `outrider serve`: a flat YAML file, `--set key=value` and options, later ones taking precedence.
 
 An unknown key is an error that names the key and its neighbours.
 """
@@ -24,11 +24,11 @@ _SIZES = tuple(field.name for field in dataclasses.fields(ParallelConfig))
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be: one line that names it."""
+    """An invalid setting, in one line that names it."""
 
 
 class ServeSettings(BaseModel):
-    """Everything `outrider serve` can be told. The engine's own ranges are checked by EngineConfig."""
+    """All settings of `outrider serve`. EngineConfig checks the ranges of the engine's settings."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -44,20 +44,21 @@ class ServeSettings(BaseModel):
     tls_key: str | None = None
     tls_client_ca: str | None = None
     auth_token_file: str | None = None
-    max_live_requests: int = 1024  # on the gateway; a request counts as often as it has outputs
+    max_live_requests: int = 1024  # on the gateway; a request counts once per output
     max_live_requests_per_token: int | None = None
     max_queued_tokens: int = 1_000_000  # prompt tokens of requests that wait for their first token
     max_queue_wait_s: float = 10.0  # a request that would wait longer for its turn is refused
-    write_timeout_s: float = Field(default=20.0, ge=0)  # how long a client may read nothing of what it is sent
+    write_timeout_s: float = Field(default=20.0, ge=0)  # seconds after which a client that reads nothing is cancelled
     max_allowed_token_ids: int = Field(default=16_384, ge=0)
-    share_prefix_cache: bool = False  # among tokens, which then can tell by time what others have asked
-    cluster_key_file: str | None = None  # None: a key is drawn, and other gateways cannot join
-    controller_host: str = ""  # where gateways reach it; "": loopback, or this node's address where there are more
+    share_prefix_cache: bool = False  # among tokens, which can then tell by timing what others asked
+    cluster_key_file: str | None = None  # None: a random key, so other gateways cannot join
+    # Where gateways reach the controller; "": loopback, or this node's address if there are several nodes
+    controller_host: str = ""
     controller_port: int = Field(default=0, ge=0, le=65535)
-    leader_ports: str = "0"  # one, or FIRST-LAST: where the replicas' leaders listen; 0: anywhere
-    take_over: bool = False  # what a killed run left goes on, if it was told the same; False: it is removed
+    leader_ports: str = "0"  # port, or FIRST-LAST, that replicas' leaders listen on; 0: any
+    take_over: bool = False  # adopt what a killed run left, if its settings were the same; False: remove it
     replicas: int = Field(default=1, ge=1, le=1024)
-    ranks_per_node: int | None = Field(default=None, ge=1)  # of nodes that are not there yet; None: as those that are
+    ranks_per_node: int | None = Field(default=None, ge=1)  # of nodes that do not exist yet; None: as the existing ones
     autoscale_max_replicas: int | None = Field(default=None, ge=1, le=1024)  # None: no autoscaler
     autoscale_min_replicas: int = 1
     autoscale_target_tokens: int = 16_384
@@ -66,7 +67,7 @@ class ServeSettings(BaseModel):
     autoscale_cooldown_s: float = 300.0
     kubernetes_ray_cluster: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$")  # NAMESPACE/NAME
     kubernetes_worker_group: str = "workers"
-    drain_grace_s: float = Field(default=300.0, ge=0)  # how long a replica that leaves may finish its requests
+    drain_grace_s: float = Field(default=300.0, ge=0)  # how long a leaving replica may finish its requests
     otlp_endpoint: str | None = None  # of a collector of spans; None: OTEL_EXPORTER_OTLP_ENDPOINT's
 
     model: str = "scout"
@@ -106,14 +107,14 @@ class ServeSettings(BaseModel):
     @field_validator("speculation", mode="before")
     @classmethod
     def _spoken_speculation(cls, value: object) -> object:
-        """YAML reads a bare `off` as false, and a command line says numbers as text."""
+        """YAML reads a bare `off` as false, and a command line gives numbers as strings."""
         if value is False:
             return "off"
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     @property
     def leader_port_range(self) -> tuple[int, int]:
-        """First and last."""
+        """The first and the last port."""
         first, _, last = self.leader_ports.partition("-")
         return int(first), int(last or first)
 
@@ -150,7 +151,7 @@ class ServeSettings(BaseModel):
         return [*words, "--share-prefix-cache"] if self.share_prefix_cache else words
 
     def spans_go_to(self, environment: Mapping[str, str]) -> str:
-        """The collector in force; "" for none. SettingsError if it cannot be one."""
+        """The collector's endpoint, from settings or environment; "" for none. SettingsError if it is invalid."""
         try:
             return endpoint_in_force(self.otlp_endpoint, environment)
         except ValueError as error:
@@ -173,7 +174,7 @@ class ServeSettings(BaseModel):
             raise SettingsError(str(error)) from error
 
     def engine(self) -> EngineConfig:
-        """The ranks' share of the settings. SettingsError if a value is out of its range."""
+        """The settings of the ranks. SettingsError if a value is out of its range."""
         names = {field.name for field in dataclasses.fields(EngineConfig)} & set(type(self).model_fields)
         values = {name: getattr(self, name) for name in names}
         try:
@@ -186,7 +187,7 @@ class ServeSettings(BaseModel):
 def load_settings(
     config: Path | None = None, assignments: Sequence[str] = (), options: Mapping[str, Any] | None = None
 ) -> ServeSettings:
-    """Settings from a YAML file, `key=value` assignments and options (None: not given), the last winning."""
+    """Settings from a YAML file, `key=value` assignments and options (None: not given); later ones win."""
     values: dict[str, Any] = {}
     if config is not None:
         values.update(_read_yaml(config))
@@ -218,11 +219,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-_EXPONENT = re.compile(r"\s*[-+]?\d+[eE][-+]?\d+\s*")  # a number, which YAML 1.1 takes for a text
+_EXPONENT = re.compile(r"\s*[-+]?\d+[eE][-+]?\d+\s*")  # a number that YAML 1.1 reads as a string
 
 
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as values by key, the last winning. SettingsError names one that is none."""
+    """Parses `key=value` strings; later ones take precedence. SettingsError names one that is malformed."""
     return dict(_parse_assignment(text) for text in texts)
 
 

@@ -48,7 +48,7 @@ def table(headings: tuple[str, ...], rows: Iterator[tuple[object, ...]]) -> str:
 
 def commands() -> str:
     root = typer.main.get_command(app)
-    parts = ["# Commands", root.help or ""]
+    parts = ["# Commands", "*Reference, for those who type them.*", root.help or ""]
     parts += [command(name, one) for name, one in root.commands.items()]
     return "\n\n".join(parts) + "\n"
 
@@ -73,7 +73,10 @@ def default(option: Any) -> str:
 
 def settings() -> str:
     rows = ((f"`{name}`", f"`{field.default!r}`", kind(field.annotation)) for name, field in fields())
-    head = "# Settings\n\nOf `outrider serve`: in a YAML file (`--config`), as `--set key=value`, or by option."
+    head = (
+        "# Settings\n\n*Reference, for those who configure a server.*\n\nSettings of `outrider serve`: in a YAML file "
+    )
+    head += "(`--config`), as `--set key=value`, or by option."
     return f"{head} An unknown key is an error.\n\n{table(('setting', 'default', 'type'), rows)}\n"
 
 
@@ -98,7 +101,8 @@ def metrics() -> str:
     )
     headings = ("metric", "kind", "labels", "")
     return (
-        "# Metrics\n\n## The gateway's\nServed on `--metrics-port`, and over HTTP at `/metrics`, as its clients see "
+        "# Metrics\n\n*Reference, for those who monitor a cluster.*\n\n## The gateway's\n"
+        "Served on `--metrics-port`, and over HTTP at `/metrics`, as its clients see "
         f"the cluster.\n\n{table(headings, gateway)}\n\n## The engine's\nExported by every rank through Ray's metrics "
         f"agent, which puts `ray_` in front.\n\n{table(headings, engine_metrics())}\n"
     )
@@ -124,7 +128,8 @@ def engine_metrics() -> Iterator[tuple[object, ...]]:
 
 
 def grpc() -> str:
-    parts = ["# gRPC", "Package `outrider.v1`. Reflection is on, so `grpcurl` lists what stands here."]
+    parts = ["# gRPC", "*Reference, for those who write clients.*"]
+    parts.append("Package `outrider.v1`. Reflection is on, so `grpcurl` lists these services.")
     for name in ("inference", "cluster"):
         text = (ROOT / "proto" / f"{name}.proto").read_text()
         parts.append(f"## {name}.proto\n\n```protobuf\n{text}```")
@@ -134,4 +139,4 @@ def grpc() -> str:
 def values() -> str:
     """The chart's own table, which a test keeps equal to its values.yaml."""
     text = (ROOT / "helm" / "outrider" / "README.md").read_text()
-    return "# Values of the Helm chart" + text.split("## Values", 1)[1]
+    return "# Values of the Helm chart\n\n*Reference, for those who deploy with Helm.*" + text.split("## Values", 1)[1]

@@ -216,10 +216,6 @@ class Allowed(Structure):
 REMASK = CFUNCTYPE(None, c_int64, c_int64, POINTER(Allowed))
 
 
-class Going(Structure):
-    _fields_ = (("pair", c_int64), ("depth", c_int64), ("drafts", c_int64))
-
-
 _TEAM = (c_void_p, c_int, c_int)  # context, threads, spins
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "outrider_open": (c_void_p, (c_int,)),

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 Code = grpc.StatusCode
-SAMPLING, STOPPING, SPECULATION = "sampling", "stopping", "speculation"
+SAMPLING, STOPPING = "sampling", "stopping"
 
 
 async def _refusal(cluster: Cluster, request: pb.GenerateRequest) -> grpc.aio.AioRpcError:

@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.gpu.language import power_of_two
@@ -19,7 +18,6 @@ from outrider.workers.model.gpu_upload import Upload
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.types.round import ints
 
-Int32Array = NDArray[np.int32]
 PARTS_BYTES = 256 << 20  # limit for the splits' partial outputs of one attention launch
 
 

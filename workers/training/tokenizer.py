@@ -20,7 +20,7 @@ SPECIAL_TOKENS = (
     *("<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>"),
     *("<｜tool▁sep｜>", "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
 )
-BEGIN_ID, END_ID, PAD_ID = 0, 1, 2
+BEGIN_ID, END_ID = 0, 1
 
 _CJK = "[一-龥぀-ゟ゠-ヿ]+"
 _WORDS = (

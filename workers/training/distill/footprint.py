@@ -40,7 +40,6 @@ class Footprint:
 
     world_size: int
     trained_elements: int
-    frozen_elements: int
     partition_elements: int  # of the trained ones, whose optimizer states a GPU keeps
     gpu: dict[str, int]
     host: dict[str, int]  # of one machine's memory, for each GPU
@@ -102,7 +101,6 @@ def footprint(config: ModelConfig, settings: TrainingSettings, world_size: int) 
     return Footprint(
         world_size=world_size,
         trained_elements=trained,
-        frozen_elements=frozen,
         partition_elements=partition,
         gpu=gpu,
         host=host,
