@@ -33,7 +33,7 @@ def run_generate(prompt: str, connection: Connection, sampling: Mapping[str, Any
     """InvalidRequestError names an option whose result is only shown with --json."""
     unshown = [name for name, absent in _SHOWN_AS_JSON.items() if sampling.get(name, absent) != absent]
     if unshown and not as_json:
-        raise InvalidRequestError(f"--{unshown[0].replace('_', '-')} requires --json")
+        raise InvalidRequestError(f"--{unshown[0].replace('_', '-')} needs --json")
     with connection.client() as client:
         if as_json:
             answer = client.generate(prompt, **sampling)
