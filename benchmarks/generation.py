@@ -17,7 +17,7 @@ class Decoded:
     """What a batch took. `first_s`: until every prompt had its first token; everything else: from there to the last.
 
     `each_s`: the same of every sequence, until its own last token, added up. A batch whose sequences end apart is alone
-    at its end, and slow for nobody: what each waited for its tokens is `each_s` over `tokens`.
+    at its end, and slow for no request: what each waited for its tokens is `each_s` over `tokens`.
     """
 
     first_s: float
@@ -48,7 +48,7 @@ def acceptance_per_position(decoded: Sequence[Decoded]) -> list[float]:
 
 
 class BatchLLM(LLM):
-    """An LLM that times a batch. Makes no text: nobody is woken while it runs."""
+    """An LLM that times a batch. Makes no text, and wakes no thread while it runs."""
 
     def decode(
         self,

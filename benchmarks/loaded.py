@@ -171,11 +171,11 @@ class Loaded:
         """The MTP module with a head of `head_ids`, the text in its cache."""
         module = CompiledModules(self.stage, self.loader, head_ids)
         module.allocate_cache(len(self._blocks))
-        nobody = np.empty(0, dtype=np.int64)
+        none = np.empty(0, dtype=np.int64)
         for first in range(0, self.longest, 512):
             rows = self._rows(first, min(first + 512, self.longest), mtp=True)
             states = self.hidden[:1].expand(len(rows), -1)
-            module.draft(rows, states, nobody, nobody, draws(0, 0))
+            module.draft(rows, states, none, none, draws(0, 0))
         return module
 
 

@@ -1,4 +1,4 @@
-"""What starting a model takes, with and without a cache of packed weights: seconds, and memory that nobody shares.
+"""What starting a model takes, with and without a cache of packed weights: seconds, and private memory.
 
     .venv/bin/python benchmarks/loading.py --model DIRECTORY [--dtype bfloat16] [--ranks 1,2] [--repeats 15]
 

@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/overload.py --never-read 1024
     .venv/bin/python benchmarks/overload.py --fuzz 20000 [--seed 0]
 
-Exits 1 where a promise is not kept. Arrivals are by chance, at a rate; nobody asks again.
+Exits 1 where a promise is not kept. Requests arrive at random, at a rate; none is retried.
 """
 
 import argparse

@@ -17,7 +17,7 @@ class ControllerSilentError(OutriderError):
 
 
 class ControllerDiedError(OutriderError):
-    """It is no more, and nobody starts it again."""
+    """It has ended, and nothing restarts it."""
 
 
 class ControllerWatch:

@@ -123,7 +123,7 @@ class Gang:
     async def probe(self, rank: int) -> Probe | None:
         """The rank's answer, for which it waits as long as it takes; None: there is none now, and may be later.
 
-        RankDiedError if there is nobody to give it.
+        RankDiedError if the rank has no actor any more.
         """
         if rank not in self._actors:
             raise RankDiedError("it ended while no controller watched it")

@@ -55,7 +55,7 @@ class GatewayProcess:
         """
         self.address = f"{host}:{port}"
         self._health_address = self.address if door.tls is None else f"{host}:{door.health_port}"
-        # -P: what lies in the current directory is nobody's module.
+        # -P: modules are not imported from the current directory.
         command = [sys.executable, "-P", "-m", "outrider.cluster.cli", "--log-level", log_level, "gateway"]
         command += ["--controller", controller, "--host", host, "--port", str(port), "--end-with-stdin"]
         command += ["--http-port", str(http_port), "--http-host", http_host or host]

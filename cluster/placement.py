@@ -15,7 +15,7 @@ SHARED_CORES = 0.01  # what a rank reserves of a machine that is ours alone: not
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """A node: what it has, and what of it nobody has reserved."""
+    """A node: its resources, and those that are not reserved."""
 
     node_id: str
     name: str
@@ -65,7 +65,7 @@ def arrange(wanted: Wanted, rooms: Sequence[Room]) -> Placement:
 
 
 def _is_crowded(wanted: Wanted, rooms: Sequence[Room]) -> bool:
-    """Whether the fleet, though nobody else used it, has fewer cores than the gang has ranks."""
+    """Whether the fleet, even if it were idle, has fewer cores than the gang has ranks."""
     return bool(rooms) and 0 < sum(room.count("cpu", free=False) for room in rooms) < wanted.world_size
 
 
@@ -131,7 +131,7 @@ def _whole_node(number: int, ranks: int, device: str) -> Node:
 
 
 def _what_there_is(wanted: Wanted, rooms: Sequence[Room], needed: int) -> str:
-    """By size; what is free of it, where there would be enough if nobody used it."""
+    """By size; what is free of it, where there would be enough if all of it were free."""
     sizes = [room.count(wanted.device, free=False) for room in rooms]
     has = [size for size in sizes if size > 0]
     if not has:

@@ -254,7 +254,7 @@ class Replica:
             except RankDiedError as error:
                 self._observed[rank] = replace(self._observed[rank], death=str(error), waiting_since=None)
                 return
-            except Exception as error:  # a rank that nobody watches must not go on
+            except Exception as error:  # a rank that is not watched must not go on
                 label = self._observed[rank].label
                 log.exception("%s cannot be watched", label)
                 self.problem = f"{label} cannot be watched: {type(error).__name__}: {_last_line(error)}"

@@ -1,4 +1,4 @@
-"""The key that the processes of one cluster share: who has it may call the controller and the leaders, nobody else.
+"""The key that the processes of one cluster share: the controller and the leaders refuse calls without it.
 
 It travels in metadata only: never in process arguments, logs or status. An empty key leaves a service open to whoever
 reaches it, which only tests want.

@@ -27,7 +27,7 @@ class EngineHost(Protocol):
     def engine(self) -> EngineHandle: ...
 
     def explain(self, symptom: str) -> str:
-        """Why the engine ended, in the words of whoever watched it; `symptom` if nobody knows better."""
+        """Why the engine ended, in the words of whoever watched it; `symptom` if nothing better is known."""
         ...
 
     @property

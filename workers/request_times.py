@@ -10,7 +10,7 @@ from outrider.workers.engine.handle import Deliver, EngineHandle, EngineInfo
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.request import Request, SequenceChunk
 
-_KEPT = 10_000  # observations that nobody has taken yet; then the oldest go
+_KEPT = 10_000  # observations not yet collected; then the oldest go
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ class _Attachment:
         they begin in is the process's last, it must be known whose it was."""
         announced = threading.Event()
         begins = chunks[0].began
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop has closed: no listener is left
             self._loop.call_soon_threadsafe(self._put, chunks, announced if begins else None)
             if begins:
                 announced.wait(ANNOUNCED_S)

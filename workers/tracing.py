@@ -41,7 +41,7 @@ class _Unrecorded:
     context: TraceContext
 
     def end(self, attributes: Attributes, *, error: str = "", at_ns: int | None = None) -> None:
-        """Nobody is told."""
+        """Does nothing: tracing is off."""
 
 
 class NoTracing:

@@ -54,7 +54,7 @@ class Admission:
     """Counts the outputs of live requests, and the prompt tokens of those that wait for their first token.
 
     A refusal says when there may be room. Where what is live or waits is at its limit, a caller with less than its
-    share of that is taken on all the same: nobody is kept out by what another asks for.
+    share of that is accepted all the same: one token's demand never shuts out another.
 
     A request that is resumed was accepted before, here or at a gateway that is gone: it is let in beyond the limits,
     and takes the place of its old self. Anybody may say that, so twice as many may be live in all and not more.

@@ -66,8 +66,7 @@ class ControllerLink:
             pause = min(2 * pause, _LAST_RETRY_S)
 
     async def report_waiting(self, waiting: Callable[[], Load]) -> None:
-        """Says what waits here, for as long as it runs; where nothing does, that once. While the controller is away
-        nobody hears it."""
+        """Reports the waiting load until cancelled; an empty one once. They are lost while it is away."""
         gateway, reported = secrets.token_hex(8), Load()
         while True:
             load = waiting()

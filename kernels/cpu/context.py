@@ -45,7 +45,7 @@ class ExchangeError(Exception):
 class Context:
     """A team of threads and the room its rounds need. Belongs to one thread at a time.
 
-    `shared_cores`: others want these cores, so nobody spins.
+    `shared_cores`: other processes use these cores, so threads do not spin.
     """
 
     def __init__(self, threads: int, shared_cores: bool = False) -> None:

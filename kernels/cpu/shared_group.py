@@ -37,7 +37,7 @@ class SharedGroup:
     """This rank's end. Calls block without the interpreter's lock; from one thread at a time."""
 
     def __init__(self, descriptor: int, rank: int, size: int, timeout_s: float, *, shared_cores: bool) -> None:
-        """Maps the memory; the descriptor stays the caller's to close. `shared_cores`: nobody spins."""
+        """Maps the memory; the descriptor stays the caller's to close. `shared_cores`: threads do not spin."""
         self.rank, self.size = rank, size
         self._library = library.load()
         self._memory = mmap.mmap(descriptor, self._library.outrider_group_size(size, _ROOM))

@@ -104,7 +104,7 @@ def test_a_token_has_no_more_live_than_its_limit_and_others_have_theirs() -> Non
     assert caught.value.cause == "token_limit"
     assert one.enter("d", caller="reader")
     for number in range(5):
-        assert one.enter(f"nobody {number}"), "without tokens there is nothing to tell callers by"
+        assert one.enter(f"anonymous {number}"), "without tokens there is nothing to tell callers by"
     ticket.close()
     assert one.enter("e", caller="writer")
 

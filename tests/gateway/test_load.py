@@ -45,7 +45,7 @@ def _check(events: list[pb.GenerateResponse], prompt: int, outputs: int, max_tok
 def test_two_hundred_streams_with_random_cancels_leave_nothing_behind(model: Path) -> None:
     async def scenario() -> None:
         dice = random.Random(7)
-        most = 3 * STREAMS  # so nobody waits, and is refused for a deadline before its turn
+        most = 3 * STREAMS  # so no request waits, or is refused because its deadline is before its turn
         engine = FakeEngine(round_s=0.005, per_round=lambda given: 1 + given % 3, max_num_seqs=most)
         async with running(model, engine, max_live_requests=most) as cluster:
             tasks_before = len(asyncio.all_tasks())

@@ -338,7 +338,7 @@ def test_over_http_too_who_has_not_read_for_a_while_gives_way_to_who_waits(model
 
 
 async def _streamed_unread(port: int) -> asyncio.StreamWriter:
-    """A stream without end that has begun; nobody reads it."""
+    """A stream without end that has begun, and is not read."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
     body = json.dumps({"prompt": [5], "max_tokens": 900_000_000, "stream": True}).encode()
     writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)

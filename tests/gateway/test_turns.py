@@ -47,7 +47,7 @@ class Replicas:
     asks=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5)), min_size=1, max_size=60),
     seed=st.integers(0, 99),
 )
-def test_a_place_is_free_only_where_nobody_waits_and_a_callers_own_go_in_order(
+def test_a_place_is_free_only_where_no_request_waits_and_a_callers_own_go_in_order(
     places: int, asks: list[tuple[str, int]], seed: int
 ) -> None:
     replicas = Replicas(places, seed)
@@ -132,7 +132,7 @@ def test_who_takes_places_goes_at_once_and_others_wait_for_them() -> None:
     assert waiting in replicas.started
 
 
-def test_nobody_waits_where_there_is_room_and_nothing_is_said_of_what_is_not_known() -> None:
+def test_no_request_waits_where_there_is_room_and_nothing_is_said_of_what_is_not_known() -> None:
     replicas = Replicas(4)
     assert replicas.turns.wait_s("a") == 0
     for _ in range(9):
@@ -200,7 +200,7 @@ def test_of_two_that_share_the_places_each_may_have_half_its_share_waiting_and_o
     replicas = Replicas(8)
     for _ in range(12):
         replicas.ask("heavy")
-    assert not replicas.turns.is_due("heavy"), "nobody else takes what it leaves"
+    assert not replicas.turns.is_due("heavy"), "no other token takes what it leaves"
     for _ in range(4):
         replicas.ask("light")
     for _ in range(8):

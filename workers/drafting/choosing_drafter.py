@@ -122,7 +122,7 @@ class ChoosingDrafter:
         for sequence_id, samples, steps in columns:
             owner, own = self._chosen(sequence_id, steps, sharing, found.get(sequence_id, _NOTHING))
             owners.append(owner)
-            if samples:  # for a prompt's chunk nobody was to draft
+            if samples:  # nothing is drafted after a prompt's chunk
                 self._worths.chose(sequence_id, own)
             if own:
                 kept[sequence_id] = own

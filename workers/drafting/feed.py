@@ -32,7 +32,7 @@ class Feed:
         self._before = np.concatenate([ones if chain is None else chain.before, kept])
         self._reach = np.concatenate([ones if chain is None else chain.reach, kept])
         self._drafted_for = np.full(len(self._entries), _NOBODY)
-        # Pairs whose states the first pass is to make; None: all. Where there is one module nobody asks for others'.
+        # Pairs whose states the first pass is to make; None: all. With one module only these are needed.
         self.wanted = lasts if chain is None else None
         self._places = np.arange(len(self._entries))  # of the rows' states among the last pass's
         if self.wanted is not None:

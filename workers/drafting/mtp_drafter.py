@@ -32,8 +32,8 @@ _MOST_WAITING = 8  # pairs; few, so that a draft after a pause costs little more
 class MtpDrafter:
     """Implements Drafter, on every rank of the first stage; each drafts for the sequences of its data group.
 
-    While nobody drafts, its cache falls behind by up to `most_waiting` pairs, which are caught up with in one go. What
-    it does follows from the round and the verdict alone, so that all ranks do it at the same time.
+    While drafting is disabled, its cache falls behind by up to `most_waiting` pairs, which are then processed
+    together. What it does follows from the round and the verdict alone, so that all ranks do it at the same time.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ class Drafted:
     """How likely the drafts so far of some sequences stand, which go step by step together."""
 
     def __init__(self, rules: Sequence[Sequence[float]] | FloatArray | None, depths: Sequence[int]) -> None:
-        """`rules` [sequences, 7]; None: nobody's ends. `depths` [sequences]: how many each has at most."""
+        """`rules` [sequences, 7]; None: none ends early. `depths` [sequences]: how many each has at most."""
         rows = [NEVER_STOP] * len(depths) if rules is None else [StopRule(*row) for row in np.asarray(rules).tolist()]
         self._rules, self._depths = rows, depths
         self._reach, self._drafts = [1.0] * len(depths), 0

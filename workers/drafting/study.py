@@ -51,7 +51,7 @@ class StudyDraftModel(TorchDraftModel):
         self._blocks = blocks
 
     def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
-        """To the depth always: how sure a draft is under another rule nobody has learned."""
+        """To the depth always: confidence under another rule has no model."""
         drafted = set(pairs.sequence_ids[wanted.entries].tolist())
         for sequence_id in [i for i in self._blocks if i in drafted or i not in self._starts]:
             del self._blocks[sequence_id]

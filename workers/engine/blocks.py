@@ -55,7 +55,7 @@ class BlockPool:
         return self._references[block]
 
     def is_cached(self, block: int) -> bool:
-        """Whether the block can be found by its key, so that nobody may write it."""
+        """Whether the block can be found by its key, and so must not be written."""
         return block in self._key_of
 
     def take(self, count: int) -> list[int] | None:
@@ -103,7 +103,7 @@ class BlockPool:
         return found
 
     def free_among(self, blocks: Iterable[int]) -> int:
-        """How many of the blocks nobody holds."""
+        """How many of the blocks are free."""
         return sum(1 for block in blocks if self._references[block] == 0)
 
     def _forget(self, block: int) -> None:

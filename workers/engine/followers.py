@@ -139,7 +139,7 @@ class Assistant:
 
     def _finish(self, verdict: Verdict) -> None:
         round, accepted = self._next_finished(verdict)
-        while round.round_id != verdict.round_id:  # the leader's drafting failed then, and nobody was told
+        while round.round_id != verdict.round_id:  # the leader's drafting failed then, and followers were not told
             round, accepted = self._next_finished(verdict)
         if self._drafter is not None:
             self._drafter.forget(round.ends)

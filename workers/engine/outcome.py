@@ -89,7 +89,7 @@ def cancelled_chunk(sequence: Sequence) -> SequenceChunk:
 
 
 def _logprobs(verdict: Verdict) -> tuple[TokenLogprobs, ...]:
-    """One entry per emitted, then per scored prompt token; none when nobody asked, an empty one where nobody did."""
+    """One entry per emitted, then per scored prompt token; none at all if no sequence asked for one."""
     if len(verdict.logprob_offsets) == 1:
         return ()
     offsets = verdict.logprob_offsets.tolist()

@@ -97,7 +97,7 @@ class Residents:
             self.waiting.let_go(sequence.request.request_id)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forgets the sequence, wherever it is, and gives back its blocks. Nobody waits for its prompt any more."""
+        """Forgets the sequence, wherever it is, and gives back its blocks. Its prompt is waited for no longer."""
         if self.running.pop(sequence.sequence_id, None) is None:
             self.waiting.discard(sequence)
         self._planner.forget(sequence.sequence_id)

@@ -24,7 +24,7 @@ class Suspects:
         self._go_on()
 
     def hear(self, chunks: Sequence[SequenceChunk]) -> None:
-        """What requests gained, or how they ended: whoever has a token harms nobody."""
+        """What requests gained, or how they ended: a request that has had a token is no suspect."""
         if self._trying is None:
             return
         for chunk in chunks:

@@ -13,7 +13,7 @@ from outrider.workers.experts.moves import adjust, nearest_order
 from outrider.workers.experts.packing import FloatArray, bin_loads, pack
 from outrider.workers.experts.placement import ExpertPlacement, IntArray, dealt_out
 
-_EVEN = 5e-4  # above the mean: nobody gains by less
+_EVEN = 5e-4  # above the mean; a smaller difference is not worth a move
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

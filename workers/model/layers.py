@@ -57,7 +57,7 @@ class Mlp(nn.Module):
 
 
 class SharedProduct(nn.Module):
-    """A product whose outputs several ranks share, but for the first `own` of them, which nobody else needs."""
+    """A product whose outputs several ranks share, but for the first `own` of them, which no other rank needs."""
 
     def __init__(self, linear: Linear, columns: Columns, own: int = 0) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ from outrider.workers.parallel import slices
 log = logging.getLogger("outrider.loading")
 
 _WHOLE, _PARTIAL = ".packed", ".part"
-_ABANDONED_S = 3600.0  # nobody writes to a file that nobody wrote to for so long
+_ABANDONED_S = 3600.0  # a file that was not written to for so long is abandoned
 
 
 class WeightCache:
@@ -142,7 +142,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _deleted(path: Path) -> bool:
-    """Whether nobody had it mapped."""
+    """Whether no process had it mapped."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

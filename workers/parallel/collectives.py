@@ -76,7 +76,7 @@ class Alone:
         return sent
 
     def close(self) -> None:
-        """Nobody waits."""
+        """Returns at once."""
 
 
 def total_traffic(groups: Iterable[Collectives]) -> dict[str, Traffic]:

@@ -3,7 +3,7 @@
 The socket (Unix-domain, packets) says where to look and when, orders memory between the ends, wakes a sleeping
 receiver, and ends with the peer's process: so a killed peer is known at once, and a frozen one at the deadline.
 Waking a processor that went to sleep takes as long as packing a message, so the two overlap: a sender first says that
-it packs, and the receiver, woken, glances at the socket for a moment before it sleeps again. Nobody spins otherwise:
+it packs, and the receiver, woken, glances at the socket for a moment before it sleeps again. Otherwise no thread spins:
 on two cores, whoever did lost a time slice of several milliseconds whenever anything else wanted one.
 """
 
@@ -84,7 +84,7 @@ class SharedMemory:
         self._reader.close()
 
     def _states(self, data: bytearray, start: int, rows: int, width: int) -> Tensor:
-        """A view of `data`, which nobody else will change."""
+        """A view of `data`, which must not change."""
         if not rows * width:
             return torch.empty((rows, width), dtype=self._dtype)  # frombuffer knows no empty ones
         return torch.frombuffer(data, dtype=self._dtype, count=rows * width, offset=start).view(rows, width)

@@ -83,7 +83,7 @@ class Grammars:
         return Compiled(matcher, time.monotonic() - began)
 
     def _compile_anew(self, params: StructuredOutputsParams, worn: Compiled) -> Compiled | None:
-        """For an output that `worn` failed, whose lexer all outputs under it share: nobody else gets it from now on.
+        """For an output that `worn` failed, whose lexer all outputs under it share: it is not reused from now on.
 
         None where that took so long that rounds must not wait for it.
         """

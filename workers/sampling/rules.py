@@ -29,7 +29,7 @@ def last_distribution(rule: str, target: Floats, draft: Floats, tokens: Sequence
     scale = _weights(target, draft, tokens)[stood] if rule == BLOCK else 1.0
     left = np.maximum(scale * target[stood] - draft[stood], 0.0)
     total = left.sum()
-    last: Floats = left / total if total > 0.0 else target[stood]  # nothing left: they are equal, and nobody stops here
+    last: Floats = left / total if total > 0.0 else target[stood]  # 0: both are equal, so nothing is rejected
     return last
 
 

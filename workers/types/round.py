@@ -35,7 +35,7 @@ def as_ints(values: "array[int]") -> IntArray:
 
 
 def _kept(values: NDArray[Any]) -> Callable[[], Any]:
-    """Gives this one array whenever asked, which nobody may write to: a field's default costs no new one."""
+    """Gives this one array whenever asked, which is read-only: a field's default costs no new one."""
     values.flags.writeable = False
     return lambda: values
 
@@ -148,7 +148,7 @@ class Verdict:
     finish: IntArray = field(default_factory=_NO_INTS)  # [S] RUNNING, STOPPED (by its last token), LENGTH or FAILED
     # [S] drafts that the MTP module makes after it, as the leader tells the ranks beside it; [0] from the sampler
     draft_steps: IntArray = field(default_factory=_NO_INTS)
-    # Of the emitted tokens, then of the round's scored prompt tokens: [T+P+1], or [1] when nobody asked.
+    # Of the emitted tokens, then of the round's scored prompt tokens: [T+P+1], or [1] if none was asked for.
     logprob_offsets: IntArray = field(default_factory=_ZERO)
     logprob_ids: IntArray = field(default_factory=_NO_INTS)
     logprob_ranks: IntArray = field(default_factory=_NO_INTS)

@@ -22,7 +22,7 @@ public:
         for (const int file : files_) close(file);
     }
 
-    // By each thread but the one that asks. One that nobody counts for is left out.
+    // By each thread but the one that asks. Threads without a counter are left out.
     void watch_this_thread() {
         const int file = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
         if (file < 0) return;
@@ -30,8 +30,8 @@ public:
         files_.push_back(file);
     }
 
-    // Whether a watched thread had to wait for its core for much of the time since this was last asked. True where
-    // nobody counts: then waiting for one another is all that is known.
+    // Whether a watched thread had to wait for its core for much of the time since this was last asked. True without
+    // counters: then only the time that threads wait for one another is known.
     bool crowded() {
         const std::lock_guard<std::mutex> guard(door_);
         if (files_.empty()) return true;

@@ -133,7 +133,7 @@ private:
                        [&](int row, int first, const F16* sums) { store_panel(low(row), first, down.outputs, sums); });
             return team_.barrier();
         }
-        const int own = shape_.query_rank ? 0 : shape_.heads * shape_.query_head();  // outputs that nobody else needs
+        const int own = shape_.query_rank ? 0 : shape_.heads * shape_.query_head();  // outputs that no other rank needs
         const Cut cut = shape_.shard->cut(room_.low_stride - own);
         const int stride = own + cut.widest();
         float* made = own_room(static_cast<long>(rows_.rows) * (stride + cut.widest()));

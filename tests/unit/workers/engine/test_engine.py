@@ -153,7 +153,7 @@ def test_it_says_when_a_request_has_its_first_round_and_once() -> None:
     assert happened.index("r9 began") > happened.index("r0 gained")
 
 
-def test_suspects_have_their_first_token_one_after_the_other_and_nobody_else_waits() -> None:
+def test_suspects_have_their_first_token_one_after_the_other_and_no_others_wait() -> None:
     chunks, begun = Chunks(), list[str]()
     alone: list[set[str]] = []  # suspects that have begun and have no token, whenever one begins
     having: set[str] = set()
