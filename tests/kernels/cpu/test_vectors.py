@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from outrider.kernels.cpu.build import SOURCES, instruction_set
+from outrider.kernels.cpu.build import instruction_set
+from outrider.kernels.cpu.compiler import SOURCES
 
 FLAGS = {"plain": (), "avx2": ("-march=x86-64-v3",), "avx512": ("-march=x86-64-v4",)}
 LANES = 16
