@@ -78,8 +78,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     found = folder / "bin" / "python"
-    subprocess.run([found, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
-    shown = [found, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    # -I: the checkout on PYTHONPATH would count as installed already
+    subprocess.run([found, "-I", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    shown = [found, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     purelib = Path(subprocess.run(shown, check=True, capture_output=True, text=True).stdout.strip())
     (purelib / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return found

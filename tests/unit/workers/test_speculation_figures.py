@@ -1,5 +1,6 @@
 """What the depth policy shows of itself, round by round."""
 
+from outrider.workers.depth.budget import PROBE_WAIT
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.types.counters import SpeculationFigures
 from outrider.workers.types.drafts import Drafts
@@ -44,7 +45,7 @@ def test_while_drafting_is_disabled_the_rounds_that_remain_count_down_and_the_re
     play = Play("auto")
     disabled = next(figures for _ in range(2000) if (figures := play.round()).disabled_rounds)
 
-    assert disabled.disabled_rounds >= 64
+    assert disabled.disabled_rounds == PROBE_WAIT
     for remaining in range(disabled.disabled_rounds - 1, 0, -1):
         figures = play.round()
         assert (figures.disabled_rounds, figures.disabled_reason) == (remaining, disabled.disabled_reason)
