@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from outrider.workers.types.errors import OutriderError
 
+_PREFIX = "outrider_gateway_"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
@@ -15,81 +16,47 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "outrider_gateway_requests",
-            "Requests that ended, by how: ok, error (after they were accepted) or the gRPC status they ended with.",
-            ["status"],
-            registry=self.registry,
+        self.requests = self._counter(
+            "requests", "Requests that ended, by status: ok, error or a gRPC status.", "status"
         )
-        self.refused_calls = Counter(
-            "outrider_gateway_refused_calls",
-            "Calls that were not let in, by the gRPC status they got: unauthenticated or permission_denied.",
-            ["status"],
-            registry=self.registry,
+        self.refused_calls = self._counter("refused_calls", "Calls refused for lack of authorization.", "status")
+        self.refused_requests = self._counter(
+            "refused_requests", "Requests refused for lack of room, by the limit they met.", "cause"
         )
-        self.refused_requests = Counter(
-            "outrider_gateway_refused_requests",
-            "Requests that were refused for lack of room, by cause: live_requests, token_limit, queued_tokens, wait or "
-            "deadline.",
-            ["cause"],
-            registry=self.registry,
+        self.resumed = self._counter("resumed_requests", "Requests that a client resumed here after losing its call.")
+        self.ended_replicas = self._counter(
+            "ended_replicas", "Replicas that ended, by cause: stalled or other.", "cause"
         )
-        self.resumed = Counter(
-            "outrider_gateway_resumed_requests",
-            "Requests that clients went on with here, behind what another call had brought.",
-            registry=self.registry,
+        self.quarantined = self._counter(
+            "quarantined_requests", "Requests that were ended because each replica that computed them was lost."
         )
-        self.ended_replicas = Counter(
-            "outrider_gateway_ended_replicas",
-            "Replicas that ended under this gateway, by cause: stalled (their rounds hung) or other.",
-            ["cause"],
-            registry=self.registry,
-        )
-        self.quarantined = Counter(
-            "outrider_gateway_quarantined_requests",
-            "Requests that were ended because replicas in a row were lost while they computed them.",
-            registry=self.registry,
-        )
-        self.moves = Counter(
-            "outrider_gateway_request_moves",
-            "Times that a request went on at another replica because its own was lost.",
-            registry=self.registry,
-        )
-        self.live_requests = self._gauge("outrider_gateway_live_requests", "Requests that have not ended.")
-        self.queued_requests = self._gauge(
-            "outrider_gateway_queued_requests", "Accepted requests that wait for their turn to go to a replica."
-        )
-        self.queued_tokens = self._gauge(
-            "outrider_gateway_queued_tokens", "Prompt tokens of requests that wait for their first token."
-        )
-        self.successor_waits = self._gauge(
-            "outrider_gateway_successor_waits", "Requests that wait for a replica in the place of one that was lost."
-        )
-        self.loop_lag = self._gauge(
-            "outrider_gateway_event_loop_lag_seconds", "Longest delay of the event loop within the last minute."
-        )
-        self.controller_connected = self._gauge(
-            "outrider_gateway_controller_connected", "1 while the controller is heard, 0 while it is lost."
-        )
-        self.ready_replicas = self._gauge("outrider_gateway_ready_replicas", "Replicas that take requests.")
+        self.moves = self._counter("request_moves", "Times that a request was resumed on another replica.")
+        self.live_requests = self._gauge("live_requests", "Requests that have not ended.")
+        self.queued_requests = self._gauge("queued_requests", "Accepted requests that wait to be sent to a replica.")
+        self.queued_tokens = self._gauge("queued_tokens", "Prompt tokens of requests that wait for their first token.")
+        self.successor_waits = self._gauge("successor_waits", "Requests that wait for a replica to resume on.")
+        self.loop_lag = self._gauge("event_loop_lag_seconds", "Longest delay of the event loop within the last minute.")
+        self.controller_connected = self._gauge("controller_connected", "1 while the controller is connected, else 0.")
+        self.ready_replicas = self._gauge("ready_replicas", "Replicas that take requests.")
         self.time_to_first_token = self._histogram(
-            "outrider_gateway_time_to_first_token_seconds", "From a request's arrival to its first token."
+            "time_to_first_token_seconds", "From a request's arrival to its first token."
         )
-        self.latency = self._histogram(
-            "outrider_gateway_e2e_request_latency_seconds", "From an accepted request's arrival to its end."
-        )
+        self.latency = self._histogram("e2e_request_latency_seconds", "From an accepted request's arrival to its end.")
 
     def by_label(self, name: str, label: str) -> dict[str, int]:
         """A counter's values that are not 0."""
-        families = (one for one in self.registry.collect() if one.name == f"outrider_gateway_{name}")
+        families = (one for one in self.registry.collect() if one.name == _PREFIX + name)
         samples = (sample for family in families for sample in family.samples if sample.name.endswith("_total"))
         return {sample.labels[label]: int(sample.value) for sample in samples if sample.value}
 
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(_PREFIX + name, text, labels, registry=self.registry)
+
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, registry=self.registry)
+        return Gauge(_PREFIX + name, text, registry=self.registry)
 
     def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, registry=self.registry, buckets=_SECONDS)
+        return Histogram(_PREFIX + name, text, registry=self.registry, buckets=_SECONDS)
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Callable[[], None]]:

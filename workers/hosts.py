@@ -27,7 +27,7 @@ class EngineHost(Protocol):
     def engine(self) -> EngineHandle: ...
 
     def explain(self, symptom: str) -> str:
-        """Why the engine ended, in the words of whoever watched it; `symptom` if nothing better is known."""
+        """Why the engine ended, as far as the host knows; else `symptom`."""
         ...
 
     @property

@@ -193,9 +193,11 @@ def test_a_drawn_models_drafts_and_drafted_cache_are_torchs_at_mixed_depths(seed
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(100, 160))
 def test_sixty_more_models_draft_as_torch_does(seed: int, tmp_path: Path) -> None:
-    run_rounds(
-        drawn_twins(tmp_path, seed, threads=1 + seed % 3, stages=1 + seed % 2, modules=(1, 2, 3)[seed % 3]), seed
-    )
+    twins = drawn_twins(tmp_path, seed, threads=1 + seed % 3, stages=1 + seed % 2, modules=(1, 2, 3)[seed % 3])
+
+    drafts = run_rounds(twins, seed)
+
+    assert len({token for some in drafts for token in some}) > 10
 
 
 @pytest.mark.parametrize("modules", [1, 3])
@@ -203,7 +205,9 @@ def test_sixty_more_models_draft_as_torch_does(seed: int, tmp_path: Path) -> Non
 def test_sequences_stop_drafting_each_at_its_own_depth(depths: list[int], modules: int, tmp_path: Path) -> None:
     twins = drawn_twins(tmp_path, 3, modules=modules)
 
-    twins.drafts([twins.pairs(s, 0, len(some) - 1) for s, some in enumerate(twins.tokens)], depths)
+    drafts = twins.drafts([twins.pairs(s, 0, len(some) - 1) for s, some in enumerate(twins.tokens)], depths)
+
+    assert [len(some) for some in drafts] == [depth for depth in depths if depth]
 
 
 @pytest.mark.parametrize("step", [0.0, 0.4])
@@ -321,4 +325,5 @@ def test_scouts_drafts_are_torchs(temperature: float, cut: int | None) -> None:
     twins = Twins.load(path, tokens, starts, ids=ids, threads=2)
 
     for first, end in ((0, 20), (20, 21), (21, 25), (25, 29)):
-        twins.drafts([twins.pairs(s, first, end) for s in range(3)], [6, 3, 6])
+        drafts = twins.drafts([twins.pairs(s, first, end) for s in range(3)], [6, 3, 6])
+        assert [len(some) for some in drafts] == [6, 3, 6]

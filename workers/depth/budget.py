@@ -16,7 +16,7 @@ CAP, LEAST_CAP = 64.0, 32.0
 RESERVE = 0.25  # of a bucket, kept for probes: without it drafting resumes after up to 512 rounds
 PROBE_COST = 0.32  # plain rounds after whose loss a probe ends: twice that makes it resume three times as late
 PROBE_WAIT = 36  # rounds between two probes, so that drafting resumes within 64 rounds of text becoming predictable
-PROBE_ROUNDS = 1  # rounds whose drafts are verified whatever they seem worth, once drafting is enabled again
+PROBE_ROUNDS = 1  # probes when drafting is enabled again: a probe whose drafts pay goes on by itself
 MAX_WAIT = 512  # rounds that drafting is disabled for at most
 _IDLE = 4  # rounds in a row without any draft worth verifying, after which there is a probe
 # Rounds between two measurements of plain rounds: so many that these cost PLAIN_SHARE of a plain round in each round
@@ -27,17 +27,17 @@ RATE = 0.05  # a round's weight in what is usual, and in the figures shown
 
 @dataclass(slots=True)
 class Budget:
-    """Of one class of rounds. Above its floor the level may fall; there drafting is disabled."""
+    """Of one class of rounds."""
 
     level: float  # plain rounds
     cap: float
     wait: int = 0  # rounds until drafting is enabled again; 0: it is enabled
-    probes: int = PROBE_ROUNDS  # rounds that are still to draft whatever seems worth it
+    probes: int = PROBE_ROUNDS  # probes left: rounds with drafts that are verified in any case
     reason: str = ""  # why it is disabled
-    speedup: float = 1.0  # over plain rounds, of late
-    _floor: float = 0.0  # the level that disables drafting
-    _idle: int = 0
-    _until_plain: int = 0
+    speedup: float = 1.0  # over plain rounds, moving average
+    _floor: float = 0.0  # drafting is disabled when the level falls to this
+    _idle: int = 0  # rounds in a row without a verified draft
+    _until_plain: int = 0  # rounds until plain rounds are measured
 
     @classmethod
     def of(cls, size_class: int) -> "Budget":

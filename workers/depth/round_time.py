@@ -25,9 +25,7 @@ _FORWARD = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05, 0.05)
 _FOLLOWING, _DRAFTING = (0.03, 0.02), (0.1, 0.08, 0.01, 0.01)
 _PER = 1e-3  # contexts are counted in thousands of tokens, so that coefficients are of one order
 _MEMORY = 400.0  # rounds; recorded rounds are forecast best with 200 to 800 (recordings/scout-rounds.npz)
-_SPEED_RATE = (
-    0.15  # a round's weight in the machine's speed, which drifts within tens of rounds; 1 in 4 is learned from
-)
+_SPEED_RATE = 0.15  # a round's weight in the machine's speed, which drifts within tens of rounds
 _DRAFTER_RATE = 0.1  # the same of a drafter's speed: drafts that turn ten times dearer are noticed within 100 rounds
 _SPEED_HELD = 0.995  # the power to which it is raised each time: else it drifts to 0.7 in 500 even rounds (simulation)
 _ROUNDS_LEARNED = 4.0  # of these rounds one is learned from, and moves the speed (policy.py)

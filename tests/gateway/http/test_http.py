@@ -424,7 +424,10 @@ def test_a_client_that_leaves_while_it_is_written_to_is_cancelled(model: Path) -
             await reader.readline()
             await asyncio.sleep(3)  # by then nothing more fits between them
             writer.close()
-            await eventually(lambda: cluster.gateway.metrics.by_label("requests", "status") == {"cancelled": 1})
+            await eventually(lambda: cluster.gateway.live_requests == 0)
+            assert cluster.gateway.metrics.by_label("requests", "status") == {"cancelled": 1}
+            await eventually(lambda: not engine.live)
+            assert len(engine.submitted) == 1
 
     asyncio.run(scenario())
 
