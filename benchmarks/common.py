@@ -19,7 +19,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 def prompts(kind: str, count: int) -> list[str]:
     """Held-out text of a kind, "code" or "prose"."""
-    return list(json.loads((ROOT / "cluster" / "demo_prompts.json").read_text())[kind][:count])
+    return list(json.loads((ROOT / "cluster" / "client" / "prompts.json").read_text())[kind][:count])
 
 
 def windows(texts: list[list[int]], length: int, count: int) -> list[list[list[int]]]:

@@ -12,7 +12,7 @@ from depth_arms import SEED, Engines, against, params, statics
 from generation import BatchLLM
 from record import TEXTS, Text
 
-from outrider.cluster.bench import arrivals
+from outrider.cluster.client.bench import arrivals
 from outrider.workers.types.request import SequenceChunk
 
 

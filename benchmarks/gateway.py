@@ -17,8 +17,8 @@ from pathlib import Path
 from served import Served
 
 from outrider import LLM, Client, SamplingParams
+from outrider.cluster.api.generation import Output
 from outrider.cluster.gateway_process import free_port
-from outrider.cluster.generation import Output
 
 PROMPTS = ("def fibonacci(n):", "The kernel schedules", "import os\n\n\ndef main():", "class Stack:")
 Ways = dict[str, Callable[[str], Iterator[int]]]  # a prompt to the number of tokens of each piece as it comes

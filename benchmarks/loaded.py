@@ -20,14 +20,14 @@ from torch import Tensor
 from outrider.kernels.cpu.context import DRAW, Context
 from outrider.kernels.cpu.library import FLOAT32, Layer, Linear, Mlp, Stage
 from outrider.kernels.cpu.packing import Arena, gates_beside_ups, packed
-from outrider.workers.model.compiled import CompiledModules, CompiledStage
-from outrider.workers.model.compiled_loading import CompiledLoader
-from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.compiled.loading import CompiledLoader
+from outrider.workers.model.compiled.model import CompiledModules, CompiledStage
+from outrider.workers.model.compiled.weight_cache import WeightCache
 from outrider.workers.model.draft_head import draft_head_ids
 from outrider.workers.model.rows import Rows
-from outrider.workers.model.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.model_config import ModelConfig
 
 BLOCK_SIZE = 16
 MOST_ROWS = 16

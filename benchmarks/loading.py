@@ -24,7 +24,7 @@ from loaded import Loaded
 
 from outrider import LLM
 from outrider.workers.config import resolve_model
-from outrider.workers.model.weight_cache import WeightCache
+from outrider.workers.model.compiled.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 
 CONTEXT = 128

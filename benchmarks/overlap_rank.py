@@ -9,17 +9,17 @@ from torch import Tensor
 
 from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
 from outrider.workers.engine.runner import StageRunner
-from outrider.workers.lane_loading import load_lanes
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.shard import Shard
+from outrider.workers.loading.lanes import load_lanes
+from outrider.workers.loading.model import Wanted, load_parts
 from outrider.workers.model.weights import Checkpoint
-from outrider.workers.model_loading import Wanted, load_parts
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import total_traffic
 from outrider.workers.parallel.group_meeting import meet_groups
 from outrider.workers.parallel.mesh import Mesh
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.types.model_config import ModelConfig
 from outrider.workers.types.round import Round, ints, offsets
 
 CPU = torch.device("cpu")

@@ -29,8 +29,8 @@ from mutations import mutated
 from served import Served
 
 from outrider import AsyncClient, ClientSecurity
-from outrider.cluster.cli_token import run_token
-from outrider.cluster.generation import Output
+from outrider.cluster.api.generation import Output
+from outrider.cluster.cli.token import run_token
 from outrider.proto import inference_pb2 as pb
 from outrider.proto import inference_pb2_grpc
 

@@ -23,7 +23,7 @@ from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.search import Goal, search
 from outrider.cluster.planning.split import Split
 from outrider.cluster.planning.timing import Clock, Rows
-from outrider.workers.model.shapes import Shapes
+from outrider.workers.types.model_shapes import Shapes
 
 ROWS = Path(__file__).with_name("planner_published.json")
 SHAPES = Shapes.of(load_shape("deepseek-r1"))

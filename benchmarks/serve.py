@@ -21,8 +21,8 @@ from common import numbers, save, words
 from served import Served
 
 from outrider import AsyncClient
-from outrider.cluster.bench import load, warm_up
-from outrider.cluster.cli_bench import windows
+from outrider.cluster.cli.bench import windows
+from outrider.cluster.client.bench import load, warm_up
 from outrider.workers.config import resolve_model
 
 

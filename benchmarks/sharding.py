@@ -21,9 +21,9 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Fleet, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
-from outrider.workers.model.shapes import Shapes
 from outrider.workers.parallel.traffic import Traffic
-from outrider.workers.rank import RankStatus
+from outrider.workers.serving.rank_status import RankStatus
+from outrider.workers.types.model_shapes import Shapes
 
 SPLITS = {
     "one process": Split(),

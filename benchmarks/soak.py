@@ -18,8 +18,8 @@ from common import prompts, save
 from served import Served
 
 from outrider import AsyncClient
-from outrider.cluster.errors import DeadlineExceededError
-from outrider.cluster.generation import Finished, Output
+from outrider.cluster.api.errors import DeadlineExceededError
+from outrider.cluster.api.generation import Finished, Output
 
 LEEWAY = 3  # threads and files that a process may have more than before: pools fill lazily
 

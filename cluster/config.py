@@ -13,18 +13,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from outrider.cluster.autoscale import AutoscalePolicy
-from outrider.cluster.gateway.admission import AdmissionLimits
-from outrider.cluster.gateway.door import Door
+from outrider.cluster.api.errors import SettingsError
+from outrider.cluster.controller.autoscale import AutoscalePolicy
+from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.requests.admission import AdmissionLimits
 from outrider.workers.config import EngineConfig, ParallelConfig
-from outrider.workers.tracing import endpoint_in_force
+from outrider.workers.serving.tracing import endpoint_in_force
 
 _ADMISSION = tuple(field.name for field in dataclasses.fields(AdmissionLimits))
 _SIZES = tuple(field.name for field in dataclasses.fields(ParallelConfig))
-
-
-class SettingsError(ValueError):
-    """An invalid setting, in one line that names it."""
 
 
 class ServeSettings(BaseModel):

@@ -18,8 +18,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from outrider.cluster.gateway.door import Door
-from outrider.workers.cluster_key import STDIN
+from outrider.cluster.gateway.access.door import Door
+from outrider.workers.serving.cluster_key import STDIN
 from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.serve")

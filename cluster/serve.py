@@ -12,24 +12,24 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from outrider.cluster import record
-from outrider.cluster.bootstrap import ask, start_controller
-from outrider.cluster.charge import Charge
 from outrider.cluster.config import ServeSettings
-from outrider.cluster.controller_watch import ControllerDiedError, ControllerSilentError, ControllerWatch
-from outrider.cluster.gateway.door import Door
+from outrider.cluster.controller import record
+from outrider.cluster.controller.bootstrap import ask, start_controller
+from outrider.cluster.controller.charge import Charge
+from outrider.cluster.controller.leftovers import remove_controller, remove_leftovers
+from outrider.cluster.controller.names import controller_name
+from outrider.cluster.controller.reconcile import Phase
+from outrider.cluster.controller.report import Report
+from outrider.cluster.controller.watch import ControllerDiedError, ControllerSilentError, ControllerWatch
+from outrider.cluster.gateway.access.door import Door
 from outrider.cluster.gateway_process import GatewayProcess, check_port, free_port
-from outrider.cluster.leftovers import remove_controller, remove_leftovers
-from outrider.cluster.names import controller_name
-from outrider.cluster.plan import make_plan
+from outrider.cluster.planning.shard_plan import make_plan
 from outrider.cluster.ray_session import RaySession, import_ray
-from outrider.cluster.reconcile import Phase
-from outrider.cluster.report import Report
-from outrider.workers.cluster_key import draw_key, read_key
 from outrider.workers.config import resolve_model
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.tracing import open_tracing
+from outrider.workers.serving.cluster_key import draw_key, read_key
+from outrider.workers.serving.tracing import open_tracing
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_config import ModelConfig
 
 log = logging.getLogger("outrider.serve")
 HEARTBEAT_S = 0.5

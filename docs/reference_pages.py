@@ -13,11 +13,11 @@ import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from outrider.cluster.cli import app
+from outrider.cluster.cli.app import app
 from outrider.cluster.config import ServeSettings
-from outrider.cluster.known_metrics import KnownMetrics
-from outrider.cluster.metrics import GatewayMetrics
-from outrider.workers import metrics as publishing
+from outrider.cluster.gateway.observability.known_metrics import KnownMetrics
+from outrider.cluster.gateway.observability.metrics import GatewayMetrics
+from outrider.workers.serving import metrics as publishing
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from hypothesis import settings
 
-from outrider.workers import logs
+from outrider.workers.types import logs
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before kernels of kernels/gpu are defined: tests run them on the CPU
 settings.register_profile("outrider", deadline=None)  # a busy machine is no failure: time is the benchmarks' business

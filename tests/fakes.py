@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 import grpc
 
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
-from outrider.workers.cluster_key import interceptors
 from outrider.workers.engine.handle import Deliver, EngineInfo
+from outrider.workers.serving.cluster_key import interceptors
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.draft_plan import DraftPlan
 from outrider.workers.types.errors import EngineStoppedError, OutriderError

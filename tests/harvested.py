@@ -9,13 +9,13 @@ from checkpoints import random_config, write_checkpoint
 from rounds import random_tokens
 
 from outrider import LLM
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.training.distill.harvest import plan_tasks, run_harvest
 from outrider.workers.training.distill.module import TrainableMtp
 from outrider.workers.training.distill.names import Source
 from outrider.workers.training.distill.prompts import Prompt
 from outrider.workers.training.distill.settings import TrainingSettings
+from outrider.workers.types.model_config import ModelConfig
 
 MAX_TOKENS = 40
 

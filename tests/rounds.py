@@ -17,16 +17,16 @@ from outrider.kernels.cpu.context import DRAW, Context
 from outrider.workers.drafting.pairs import Pairs
 from outrider.workers.experts.layer import ExpertLayer
 from outrider.workers.model.batch import Batch
-from outrider.workers.model.compiled import CompiledCache, CompiledModules, CompiledStage
-from outrider.workers.model.compiled_loading import CompiledLoader
-from outrider.workers.model.config import ModelConfig
+from outrider.workers.model.compiled.loading import CompiledLoader
+from outrider.workers.model.compiled.model import CompiledCache, CompiledModules, CompiledStage
+from outrider.workers.model.compiled.weight_cache import WeightCache
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.moe import spread_experts
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
-from outrider.workers.model.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.types.model_config import ModelConfig
 
 BLOCK_SIZE = 16
 # What the compiled kernels may make of a model's weights.

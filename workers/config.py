@@ -1,4 +1,4 @@
-"""Settings of an engine: frozen, torch-free, checked once. The model's own shape is model/config.py's business."""
+"""Settings of an engine: frozen, torch-free, checked once. The model's own shape: types/model_config.py."""
 
 import dataclasses
 import json

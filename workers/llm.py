@@ -14,12 +14,12 @@ from typing import Self
 from rich.progress import Progress
 
 from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
-from outrider.workers.hosts import EngineHost, start_engine
-from outrider.workers.outputs import OutputCollector, RequestOutput, logprobs_by_token
-from outrider.workers.rank import RankStatus
+from outrider.workers.serving.hosts import EngineHost, start_engine
+from outrider.workers.serving.rank_status import RankStatus
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler
 from outrider.workers.text.edge import settled
 from outrider.workers.text.grammar_check import GrammarChecker
+from outrider.workers.text.outputs import OutputCollector, RequestOutput, logprobs_by_token
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.errors import EngineStoppedError
 from outrider.workers.types.request import Request, SequenceChunk

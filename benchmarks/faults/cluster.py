@@ -18,12 +18,12 @@ from faults.faulty_rank import FaultyRank
 from faults.proxy import Proxy
 
 from outrider import Client
+from outrider.cluster.api.status import ClusterStatus, ReplicaStatus
 from outrider.cluster.config import ServeSettings
+from outrider.cluster.controller.leftovers import processes_of
+from outrider.cluster.controller.names import controller_name
 from outrider.cluster.gateway_process import free_port
-from outrider.cluster.leftovers import processes_of
-from outrider.cluster.names import controller_name
 from outrider.cluster.serve import ServedCluster, make_charge
-from outrider.cluster.status import ClusterStatus, ReplicaStatus
 from outrider.workers.types.errors import OutriderError
 
 HOST = "127.0.0.1"

@@ -9,10 +9,10 @@ from faults.load import LoadGenerator
 from faults.oracle import Transcript, differences
 from faults.requests import ChaosRequest
 
-from outrider.cluster.client import OPTIONS, PLAIN
-from outrider.cluster.client_resume import ResumableCall
-from outrider.cluster.gateway.wire.calls import call_to_wire
-from outrider.cluster.gateway.wire.events import event_from_wire
+from outrider.cluster.api.calls import call_to_wire
+from outrider.cluster.api.events import event_from_wire
+from outrider.cluster.client.client import OPTIONS, PLAIN
+from outrider.cluster.client.resume import ResumableCall
 from outrider.proto import inference_pb2_grpc
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from outrider.workers.rank import Rank
+from outrider.workers.serving.rank import Rank
 
 POISON = 4093  # a reserved token of scout's vocabulary, which no text contains
 KILL_DELAY_S = 0.3  # so that gateways hear that the request has begun, even when they are busy

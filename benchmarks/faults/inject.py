@@ -11,7 +11,7 @@ from faults.cluster import Cluster
 from faults.proxy import Proxy
 from faults.schedule import Fault
 
-from outrider.cluster.status import ReplicaStatus
+from outrider.cluster.api.status import ReplicaStatus
 
 Noticed = Callable[[], bool]
 

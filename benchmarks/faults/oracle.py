@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from outrider.cluster.generation import Accepted, Event, Failed, Finished, Output
-from outrider.workers.outputs import Logprob
+from outrider.cluster.api.generation import Accepted, Event, Failed, Finished, Output
+from outrider.workers.text.outputs import Logprob
 
 Logprobs = list[dict[int, Logprob]]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from outrider import SamplingParams
-from outrider.cluster.generation import GenerateCall, TextPrompt
+from outrider.cluster.api.generation import GenerateCall, TextPrompt
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 PARAMETER_SETS: dict[str, dict[str, Any]] = {

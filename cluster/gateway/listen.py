@@ -2,12 +2,12 @@
 
 import grpc
 
-from outrider.cluster.gateway.auth import Authenticator
-from outrider.cluster.gateway.door import Door
-from outrider.cluster.gateway.health import Health, add_reflection
+from outrider.cluster.api.health import Health, add_reflection
+from outrider.cluster.gateway.access.auth import Authenticator
+from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.tls import server_credentials
+from outrider.cluster.gateway.observability.metrics import GatewayMetrics
 from outrider.cluster.gateway.readable import ReadableRequests
-from outrider.cluster.gateway.tls import server_credentials
-from outrider.cluster.metrics import GatewayMetrics
 from outrider.workers.types.errors import OutriderError
 
 _OPTIONS = (

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from outrider.workers.cluster_key import Continuation
+from outrider.workers.serving.cluster_key import Continuation
 
 _MESSAGE = "the request cannot be read: its bytes are not the message that this method takes"
 

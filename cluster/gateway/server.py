@@ -13,25 +13,25 @@ from pathlib import Path
 
 import grpc
 
-from outrider.cluster.gateway.admission import Admission, AdmissionLimits
-from outrider.cluster.gateway.controller_link import ClusterServicer, ControllerLink
-from outrider.cluster.gateway.door import Door
-from outrider.cluster.gateway.fleet import Fleet
-from outrider.cluster.gateway.health import Health
+from outrider.cluster.api.endings import is_hang
+from outrider.cluster.api.health import Health
+from outrider.cluster.gateway.access.door import Door
 from outrider.cluster.gateway.http.app import HttpApi
 from outrider.cluster.gateway.http.server import HttpServer
-from outrider.cluster.gateway.inference import Inference
-from outrider.cluster.gateway.limits import RequestLimits
 from outrider.cluster.gateway.listen import Listeners
-from outrider.cluster.gateway.loop_lag import LoopLag
-from outrider.cluster.gateway.prompts import PromptEncoder
+from outrider.cluster.gateway.observability.known_metrics import KnownMetrics
+from outrider.cluster.gateway.observability.loop_lag import LoopLag
+from outrider.cluster.gateway.observability.metrics import GatewayMetrics, serve_metrics
+from outrider.cluster.gateway.requests.admission import Admission, AdmissionLimits
+from outrider.cluster.gateway.requests.inference import Inference
+from outrider.cluster.gateway.requests.limits import RequestLimits
+from outrider.cluster.gateway.requests.prompts import PromptEncoder
+from outrider.cluster.gateway.routing.controller_link import ClusterServicer, ControllerLink
+from outrider.cluster.gateway.routing.fleet import Fleet
 from outrider.cluster.gateway.service import InferenceServicer
-from outrider.cluster.known_metrics import KnownMetrics
-from outrider.cluster.metrics import GatewayMetrics, serve_metrics
-from outrider.cluster.reconcile import is_hang
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
-from outrider.workers import logs
-from outrider.workers.tracing import open_tracing
+from outrider.workers.serving.tracing import open_tracing
+from outrider.workers.types import logs
 from outrider.workers.types.errors import CheckpointError, OutriderError
 
 log = logging.getLogger("outrider.gateway")
@@ -63,7 +63,7 @@ class GatewaySettings:
     share_prefix_cache: bool = False  # among tokens, which then can tell by time what others have asked
     end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
     otlp_endpoint: str = ""  # where spans go; "": nowhere
-    cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/cluster_key.py
+    cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/serving/cluster_key.py
     door: Door = field(default_factory=Door)
     limits: RequestLimits = field(default_factory=RequestLimits)
 

@@ -9,10 +9,10 @@ from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from outrider.cluster.gateway.call_record import CallRecord
-from outrider.cluster.gateway.health import INFERENCE
-from outrider.cluster.gateway.inference import REFUSALS, Inference, status_code
-from outrider.cluster.gateway.writer import EventWriter, SlowReaderError, cancelled_if_over
+from outrider.cluster.api.health import INFERENCE
+from outrider.cluster.gateway.requests.call_record import CallRecord
+from outrider.cluster.gateway.requests.inference import REFUSALS, Inference, status_code
+from outrider.cluster.gateway.requests.writer import EventWriter, SlowReaderError, cancelled_if_over
 from outrider.proto import inference_pb2, inference_pb2_grpc
 from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.trace_context import TraceContext

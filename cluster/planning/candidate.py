@@ -10,8 +10,8 @@ from outrider.cluster.planning.hardware import Fleet
 from outrider.cluster.planning.memory import StageMemory, stage_memory
 from outrider.cluster.planning.split import Split
 from outrider.cluster.planning.timing import Clock, LayerTime, Rows
-from outrider.workers.model.shapes import Shapes
 from outrider.workers.parallel.stages import split_by_cost
+from outrider.workers.types.model_shapes import Shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Candidate:
 
     @property
     def weights_in_memory(self) -> str:
-        """What a rank keeps of the layers' linears. FP8 only where its kernels do (workers/model/gpu_weights.py)."""
+        """What a rank keeps of the layers' linears. FP8 only where its kernels do (workers/model/gpu/weights.py)."""
         if self.shapes.quantised:
             return "fp8"
         return "float32" if self.shapes.value_bytes == 4 else "bfloat16"

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from outrider.cluster.config import SettingsError
+from outrider.cluster.api.errors import SettingsError
 
 _DATA = Path(__file__).parent / "gpus.json"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.split import Split
-from outrider.workers.model.shapes import Shapes
+from outrider.workers.types.model_shapes import Shapes
 
 _NORMS = 4  # hidden-sized vectors of a layer, and latent ones
 

@@ -8,8 +8,8 @@ from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Fleet
 from outrider.cluster.planning.split import Split, refusal, splits
-from outrider.workers.model.shapes import Shapes
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_shapes import Shapes
 
 OBJECTIVES = ("latency", "throughput")
 

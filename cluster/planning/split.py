@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from outrider.workers.config import ParallelConfig
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.shard import check_split
+from outrider.workers.parallel.shard import check_split
+from outrider.workers.types.model_config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

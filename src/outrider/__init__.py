@@ -7,9 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outrider.cluster.async_client import AsyncClient as AsyncClient
-    from outrider.cluster.client import Client as Client
-    from outrider.cluster.client_security import ClientSecurity as ClientSecurity
+    from outrider.cluster.client.async_client import AsyncClient as AsyncClient
+    from outrider.cluster.client.client import Client as Client
+    from outrider.cluster.client.security import ClientSecurity as ClientSecurity
     from outrider.workers.llm import LLM as LLM
     from outrider.workers.types.errors import OutriderError as OutriderError
     from outrider.workers.types.sampling_params import SamplingParams as SamplingParams
@@ -24,9 +24,9 @@ _HOMES = {
     "StructuredOutputsParams": "outrider.workers.types.structured_outputs",
     "Tool": "outrider.workers.types.tools",
     "OutriderError": "outrider.workers.types.errors",
-    "Client": "outrider.cluster.client",
-    "AsyncClient": "outrider.cluster.async_client",
-    "ClientSecurity": "outrider.cluster.client_security",
+    "Client": "outrider.cluster.client.client",
+    "AsyncClient": "outrider.cluster.client.async_client",
+    "ClientSecurity": "outrider.cluster.client.security",
 }
 __all__ = [
     "LLM",

@@ -11,7 +11,7 @@ from distributed.stand_ins import SpeakingRank
 from small_tokenizer import write_tokenizer
 
 from outrider.cluster.ray_session import NAMESPACE, OBJECT_STORE_BYTES
-from outrider.workers.actor import RankFactory
+from outrider.workers.serving.actor import RankFactory
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,17 +14,17 @@ import ray
 from ray.util import placement_group_table
 
 from outrider import Client
-from outrider.cluster.bootstrap import ask, start_controller
-from outrider.cluster.charge import Charge
-from outrider.cluster.errors import UnavailableError
-from outrider.cluster.leftovers import processes_of, remove_leftovers
-from outrider.cluster.names import controller_name, prefix
-from outrider.cluster.plan import ShardPlan
-from outrider.cluster.reconcile import Phase
-from outrider.cluster.report import Report
+from outrider.cluster.api.errors import UnavailableError
+from outrider.cluster.controller.bootstrap import ask, start_controller
+from outrider.cluster.controller.charge import Charge
+from outrider.cluster.controller.leftovers import processes_of, remove_leftovers
+from outrider.cluster.controller.names import controller_name, prefix
+from outrider.cluster.controller.reconcile import Phase
+from outrider.cluster.controller.report import Report
+from outrider.cluster.planning.shard_plan import ShardPlan
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
-from outrider.workers.actor import RankFactory
 from outrider.workers.config import EngineConfig
+from outrider.workers.serving.actor import RankFactory
 
 PLAN = ShardPlan(layer_splits=((0, 7), (7, 13)))
 

@@ -20,14 +20,14 @@ from rounds import Rows, load_model, random_tokens, slots_of
 from outrider.workers.config import EngineConfig, ParallelConfig
 from outrider.workers.engine.lanes import Lanes
 from outrider.workers.engine.runner import StageRunner
-from outrider.workers.lane_loading import load_lanes
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.shard import Shard
+from outrider.workers.loading.lanes import load_lanes
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import ExchangeBrokenError
 from outrider.workers.parallel.group_collectives import GroupCollectives, new_group
 from outrider.workers.parallel.mesh import Mesh, group_name
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.types.model_config import ModelConfig
 from outrider.workers.types.round import Round, ints, offsets
 
 CPU = torch.device("cpu")

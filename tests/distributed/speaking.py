@@ -5,11 +5,11 @@ import threading
 from distributed.controlled import Controlled
 
 from outrider import Client
-from outrider.cluster.gateway.door import Door
+from outrider.cluster.api.generation import Output
+from outrider.cluster.gateway.access.door import Door
 from outrider.cluster.gateway_process import GatewayProcess, free_port
-from outrider.cluster.generation import Output
 from outrider.proto import cluster_pb2
-from outrider.workers.cluster_key import draw_key
+from outrider.workers.serving.cluster_key import draw_key
 
 Status = cluster_pb2.GetStatusResponse
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from fakes import FakeEngine
 
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.rank import RankSpec, RankStatus
-from outrider.workers.request_times import Observation
-from outrider.workers.service import EngineServer
+from outrider.workers.loading.rank_spec import RankSpec
+from outrider.workers.serving.rank_status import RankStatus
+from outrider.workers.serving.request_times import Observation
+from outrider.workers.serving.service import EngineServer
 from outrider.workers.types.errors import CheckpointError
 
 LONG = 100_000

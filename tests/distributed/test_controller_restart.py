@@ -10,8 +10,8 @@ from distributed.controlled import Controlled, actors, alive, groups, kill_contr
 from distributed.speaking import ENDLESS, Served, Status, expected, ready, states
 from distributed.stand_ins import IdleRank, SlowRank, SpeakingRank
 
-from outrider.cluster.leftovers import remove_controller
-from outrider.cluster.record import load
+from outrider.cluster.controller.leftovers import remove_controller
+from outrider.cluster.controller.record import load
 from outrider.workers.config import EngineConfig
 
 Start = Callable[..., Controlled]

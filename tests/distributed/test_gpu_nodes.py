@@ -16,8 +16,8 @@ from distributed.stand_ins import IdleRank, SpeakingRank
 from ray._raylet import GcsClient
 from ray.core.generated import autoscaler_pb2
 
-from outrider.cluster.plan import ShardPlan, make_plan
 from outrider.cluster.planning.presets import load_shape
+from outrider.cluster.planning.shard_plan import ShardPlan, make_plan
 from outrider.proto import cluster_pb2
 from outrider.workers.config import EngineConfig, ParallelConfig
 

@@ -17,8 +17,8 @@ from exchanged import stage_volume
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import ParallelConfig, resolve_model
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.shard import Shard
+from outrider.workers.parallel.shard import Shard
+from outrider.workers.types.model_config import ModelConfig
 
 CACHE = 64 << 20
 SMALL = {
@@ -164,7 +164,7 @@ def _texts(llm: LLM, speculation: str | int) -> list[Any]:
     params = [
         SamplingParams(temperature=n % 2, seed=n, max_tokens=16, logprobs=5, speculation=speculation) for n in range(8)
     ]
-    prompts = json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text())["code"][:8]
+    prompts = json.loads((Path(__file__).parents[2] / "cluster" / "client" / "prompts.json").read_text())["code"][:8]
     said = [output.outputs[0] for output in llm.generate(prompts, params)]
     return [(each.token_ids, [{n: p.logprob for n, p in row.items()} for row in each.logprobs or ()]) for each in said]
 

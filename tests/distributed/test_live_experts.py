@@ -14,7 +14,7 @@ from outrider.workers.types.counters import ExpertFigures
 CACHE = 128 << 20
 PROMPTS = [
     text
-    for texts in json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text()).values()
+    for texts in json.loads((Path(__file__).parents[2] / "cluster" / "client" / "prompts.json").read_text()).values()
     for text in texts[:2]
 ]
 RESTLESS = {"enable_eplb": True, "eplb_window_size": 20, "eplb_step_interval": 1}

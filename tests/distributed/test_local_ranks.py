@@ -30,7 +30,7 @@ def llm() -> Iterator[LLM]:
 def _ranks() -> list[psutil.Process]:
     """The rank processes of this one, by age."""
     own = psutil.Process().children(recursive=True)
-    ranks = [p for p in own if "outrider.workers.rank" in p.cmdline()]
+    ranks = [p for p in own if "outrider.workers.serving.rank" in p.cmdline()]
     return sorted(ranks, key=lambda p: p.create_time())
 
 

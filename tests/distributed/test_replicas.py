@@ -11,8 +11,8 @@ from distributed.scraping import wait_until_published
 from distributed.speaking import ENDLESS, Served, expected, ready, states
 from distributed.stand_ins import IdleRank, SpeakingRank
 
-from outrider.cluster.cli import run
-from outrider.cluster.errors import InvalidRequestError
+from outrider.cluster.api.errors import InvalidRequestError
+from outrider.cluster.cli.app import run
 from outrider.proto import cluster_pb2
 from outrider.workers.config import EngineConfig
 

@@ -29,13 +29,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from patience import NOTICED_S
 
 from outrider import Client
-from outrider.cluster.client import PLAIN
-from outrider.cluster.controller import OWNER_SILENT_S
+from outrider.cluster.api.generation import Event, Output
+from outrider.cluster.client.client import PLAIN
+from outrider.cluster.controller.controller import OWNER_SILENT_S
+from outrider.cluster.controller.names import controller_name
 from outrider.cluster.gateway_process import free_port
-from outrider.cluster.generation import Event, Output
-from outrider.cluster.names import controller_name
-from outrider.workers.cluster_key import draw_key
 from outrider.workers.config import resolve_model
+from outrider.workers.serving.cluster_key import draw_key
 
 ONE_STAGE = ("--port", "0", "--http-port", "0", "--set", "kv_cache_memory_bytes=67108864")
 TWO_STAGES = ("--pipeline-parallel-size", "2", *ONE_STAGE)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from outrider import LLM, SamplingParams
-from outrider.workers.outputs import CompletionOutput
+from outrider.workers.text.outputs import CompletionOutput
 
 Text = tuple[list[int], list[dict[int, float]]]
 CACHE = 256 << 20
@@ -37,7 +37,7 @@ FULL = {
 
 
 def _prompts(count: int) -> list[str]:
-    texts = json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text())
+    texts = json.loads((Path(__file__).parents[2] / "cluster" / "client" / "prompts.json").read_text())
     both = [text for pair in zip(texts["code"], texts["prose"], strict=False) for text in pair]
     return both[:count]
 

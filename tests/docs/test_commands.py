@@ -11,7 +11,7 @@ import typer
 from distributed.served import SOURCE, Outrider
 from docs.commands import Command, commands, pages, shown, written_files
 
-from outrider.cluster.cli import app
+from outrider.cluster.cli.app import app
 
 SHOWN = "127.0.0.1:50051"  # where the documentation's server listens
 RUN = {page: [one for one in commands(page) if not one.why_not] for page in pages()}

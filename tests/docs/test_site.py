@@ -14,7 +14,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 from outrider.cluster.config import ServeSettings
-from outrider.workers.metrics import DEPRECATED
+from outrider.workers.serving.metrics import DEPRECATED
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["", "tutorial/", "explanation/zero-difference/", "explanation/mtp/", "helm-comparison/", "reference/values/"]

@@ -4,10 +4,10 @@ import re
 
 from docs.commands import DOCS
 
-from outrider.cluster.cli_status import speculation_line
-from outrider.cluster.status import SpeculationStatus
+from outrider.cluster.api.status import SpeculationStatus
+from outrider.cluster.cli.status import speculation_line
 from outrider.workers.depth import budget
-from outrider.workers.metrics import DEPRECATED, speculation_gauges
+from outrider.workers.serving.metrics import DEPRECATED, speculation_gauges
 from outrider.workers.types.counters import EngineCounters
 
 PAGE = (DOCS / "speculation.md").read_text()

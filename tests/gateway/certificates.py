@@ -6,8 +6,8 @@ from pathlib import Path
 
 import trustme
 
-from outrider.cluster.client_security import ClientSecurity
-from outrider.cluster.gateway.door import Door
+from outrider.cluster.client.security import ClientSecurity
+from outrider.cluster.gateway.access.door import Door
 
 SERVER = "gateway.test"
 

@@ -11,8 +11,8 @@ from fakes import FakeController, FakeEngine
 
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.proto import cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
-from outrider.workers.cluster_key import draw_key
-from outrider.workers.service import EngineServer
+from outrider.workers.serving.cluster_key import draw_key
+from outrider.workers.serving.service import EngineServer
 
 pb = inference_pb2
 KEY = draw_key()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from outrider.cluster.errors import DuplicateRequestError
-from outrider.cluster.gateway.admission import RETRY_AFTER_S, Admission, AdmissionLimits
+from outrider.cluster.api.errors import DuplicateRequestError
+from outrider.cluster.gateway.requests.admission import RETRY_AFTER_S, Admission, AdmissionLimits
 from outrider.workers.types.errors import OverloadedError
 
 

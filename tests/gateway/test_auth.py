@@ -14,11 +14,11 @@ from gateway.harness import eventually, pb, rest, running, stopping, tokens
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider import AsyncClient, ClientSecurity
-from outrider.cluster.errors import NotAllowedError
-from outrider.cluster.gateway.auth import Authenticator, Role, caller_of, parse_callers, roles_for
-from outrider.cluster.gateway.door import Door
+from outrider.cluster.api.errors import NotAllowedError
+from outrider.cluster.gateway.access.auth import Authenticator, Role, caller_of, parse_callers, roles_for
+from outrider.cluster.gateway.access.door import Door
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
-from outrider.workers import logs
+from outrider.workers.types import logs
 from outrider.workers.types.errors import OutriderError
 
 Code = grpc.StatusCode

@@ -11,9 +11,9 @@ import pytest
 from fakes import FakeEngine
 from gateway.harness import Cluster, eventually, running
 
-from outrider.cluster.async_client import AsyncClient
-from outrider.cluster.batch import Line, Record, answer_all
-from outrider.cluster.cli import run
+from outrider.cluster.cli.app import run
+from outrider.cluster.client.async_client import AsyncClient
+from outrider.cluster.client.batch import Line, Record, answer_all
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 

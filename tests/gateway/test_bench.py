@@ -8,8 +8,8 @@ import pytest
 from fakes import FakeEngine
 from gateway.harness import running
 
-from outrider.cluster.cli import run
-from outrider.cluster.gateway.limits import RequestLimits
+from outrider.cluster.cli.app import run
+from outrider.cluster.gateway.requests.limits import RequestLimits
 
 
 def measured(model: Path, *arguments: str) -> int:

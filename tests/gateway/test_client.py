@@ -9,16 +9,16 @@ import pytest
 from fakes import FakeEngine
 from gateway.harness import Cluster, eventually, running
 
-from outrider.cluster.async_client import AsyncClient
-from outrider.cluster.client import Client
-from outrider.cluster.errors import (
+from outrider.cluster.api.errors import (
     DeadlineExceededError,
     DuplicateRequestError,
     GenerationFailedError,
     InvalidRequestError,
     UnavailableError,
 )
-from outrider.cluster.generation import Accepted, Finished, Output
+from outrider.cluster.api.generation import Accepted, Finished, Output
+from outrider.cluster.client.async_client import AsyncClient
+from outrider.cluster.client.client import Client
 from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.request import FinishReason
 from outrider.workers.types.sampling_params import SamplingParams

@@ -11,13 +11,13 @@ from gateway.harness import Cluster, eventually, pb, rest, running, stopping, to
 from google.rpc import error_details_pb2, status_pb2
 
 from outrider import AsyncClient, Client
-from outrider.cluster.client_resume import ACCEPT_PATIENCE_S, OVERLOAD_PATIENCE_S, PATIENCE_S, ResumableCall
-from outrider.cluster.errors import GenerationFailedError, UnavailableError
+from outrider.cluster.api.errors import GenerationFailedError, UnavailableError
+from outrider.cluster.api.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
+from outrider.cluster.client.resume import ACCEPT_PATIENCE_S, OVERLOAD_PATIENCE_S, PATIENCE_S, ResumableCall
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
-from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
 from outrider.proto import inference_pb2_grpc
-from outrider.workers.outputs import Logprob
 from outrider.workers.text.assembler import Usage
+from outrider.workers.text.outputs import Logprob
 from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.request import FinishReason, OutputSoFar
 from outrider.workers.types.sampling_params import SamplingParams

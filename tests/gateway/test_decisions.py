@@ -6,13 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.gateway import router
-from outrider.cluster.gateway.load import BLOCK_TOKENS, EXPECTED_OUTPUT_TOKENS, LoadBook, PrefixKeys
-from outrider.cluster.gateway.router import Candidate, Never, ReplicaId, RoutingTable, Wait
-from outrider.cluster.gateway.server import GatewaySettings
-from outrider.cluster.gateway.wire.calls import call_from_wire, call_to_wire
-from outrider.cluster.gateway.wire.events import event_from_wire, event_to_wire
-from outrider.cluster.generation import (
+from outrider.cluster.api.calls import call_from_wire, call_to_wire
+from outrider.cluster.api.events import event_from_wire, event_to_wire
+from outrider.cluster.api.generation import (
     Accepted,
     ChatPrompt,
     Failed,
@@ -23,9 +19,13 @@ from outrider.cluster.generation import (
     Resume,
     TextPrompt,
 )
+from outrider.cluster.gateway.routing import router
+from outrider.cluster.gateway.routing.load import BLOCK_TOKENS, EXPECTED_OUTPUT_TOKENS, LoadBook, PrefixKeys
+from outrider.cluster.gateway.routing.router import Candidate, Never, ReplicaId, RoutingTable, Wait
+from outrider.cluster.gateway.server import GatewaySettings
 from outrider.proto import inference_pb2 as pb
-from outrider.workers.outputs import Logprob
 from outrider.workers.text.assembler import Usage
+from outrider.workers.text.outputs import Logprob
 from outrider.workers.types.request import FinishReason, OutputSoFar, Request
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.structured_outputs import StructuredOutputsParams

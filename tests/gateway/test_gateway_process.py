@@ -14,7 +14,7 @@ import pytest
 from gateway.harness import KEY, running
 from patience import AT_ONCE_S
 
-from outrider.cluster.gateway.door import Door
+from outrider.cluster.gateway.access.door import Door
 from outrider.cluster.gateway_process import LAST_PAUSE_S, GatewayProcess, free_port, pause_before_start_s
 from outrider.workers.types.errors import OutriderError
 

@@ -9,7 +9,7 @@ from fakes import FakeEngine
 from gateway.harness import Cluster, eventually, pb, rest, running, stopping, tokens
 
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
-from outrider.workers.service import EngineServer
+from outrider.workers.serving.service import EngineServer
 from outrider.workers.types.errors import OutriderError
 
 

@@ -9,8 +9,8 @@ from fakes import FakeEngine
 from gateway.harness import pb, running, stopping, tokens
 
 from outrider import AsyncClient
-from outrider.cluster.errors import InvalidRequestError
-from outrider.cluster.gateway.limits import RequestLimits
+from outrider.cluster.api.errors import InvalidRequestError
+from outrider.cluster.gateway.requests.limits import RequestLimits
 
 SMALL = RequestLimits(
     max_message_bytes=16_384,

@@ -13,9 +13,9 @@ from gateway.harness import KEY, Cluster, eventually, pb, rest, running, stoppin
 from gateway.test_auth import line
 
 from outrider import AsyncClient, ClientSecurity
-from outrider.cluster.autoscale import REPORT_EVERY_S
-from outrider.cluster.cli_status import gateway_line
-from outrider.cluster.gateway.door import Door
+from outrider.cluster.api.load_report import REPORT_EVERY_S
+from outrider.cluster.cli.status import gateway_line
+from outrider.cluster.gateway.access.door import Door
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.workers.types.errors import OverloadedError
 

@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
-from outrider.workers import logs
+from outrider.workers.types import logs
 from outrider.workers.types.errors import OutriderError
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

@@ -13,8 +13,8 @@ from gateway.harness import Cluster, eventually, pb, rest, running, stopping, to
 from gateway.test_gateway_process import child, start
 
 from outrider import AsyncClient, Client
+from outrider.cluster.api.generation import Accepted, Event, Finished, Output
 from outrider.cluster.gateway.server import Gateway
-from outrider.cluster.generation import Accepted, Event, Finished, Output
 
 LONG = 100_000
 

@@ -11,10 +11,10 @@ from gateway.harness import running
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider import AsyncClient, Client, ClientSecurity
-from outrider.cluster.client import PLAIN
-from outrider.cluster.errors import InvalidRequestError, UnavailableError
-from outrider.cluster.gateway.door import Door, TlsFiles
-from outrider.cluster.gateway.tls import server_credentials
+from outrider.cluster.api.errors import InvalidRequestError, UnavailableError
+from outrider.cluster.client.client import PLAIN
+from outrider.cluster.gateway.access.door import Door, TlsFiles
+from outrider.cluster.gateway.access.tls import server_credentials
 from outrider.workers.types.errors import OutriderError
 
 Code = grpc.StatusCode

@@ -17,14 +17,14 @@ from gateway.harness import Cluster, eventually, pb, rest, running, stopping, to
 from gateway.test_resumption import another, begun, ready_replicas
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
-from outrider.cluster.async_client import AsyncClient
-from outrider.cluster.errors import InvalidRequestError
-from outrider.workers import logs
+from outrider.cluster.api.errors import InvalidRequestError
+from outrider.cluster.client.async_client import AsyncClient
 from outrider.workers.engine.handle import Deliver
-from outrider.workers.request_journal import RequestJournal
-from outrider.workers.request_times import RequestTimes, TimedEngine
-from outrider.workers.service import EngineServer
-from outrider.workers.tracing import open_tracing
+from outrider.workers.serving.request_journal import RequestJournal
+from outrider.workers.serving.request_times import RequestTimes, TimedEngine
+from outrider.workers.serving.service import EngineServer
+from outrider.workers.serving.tracing import open_tracing
+from outrider.workers.types import logs
 from outrider.workers.types.request import Request
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

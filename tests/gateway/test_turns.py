@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.gateway.turns import Turn, Turns, fair_share
+from outrider.cluster.gateway.requests.turns import Turn, Turns, fair_share
 
 HELD_S = 2.0
 

@@ -12,16 +12,16 @@ from torch import Tensor
 from outrider import LLM, SamplingParams
 from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
 from outrider.workers.engine.memory import free_bytes, round_bytes
-from outrider.workers.in_force import device_in_force, numerics_in_force
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.shard import Shard
+from outrider.workers.loading.resolved_config import device_in_force, numerics_in_force
 from outrider.workers.parallel.deep_ep import DeepEp
 from outrider.workers.parallel.device_transport import DeviceTransport
 from outrider.workers.parallel.group_collectives import GroupCollectives
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.transport import LinkBrokenError
 from outrider.workers.parallel.watchdog import Watchdog
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_config import ModelConfig
 
 CUDA = torch.device("cuda", 0)
 SOON_S = 20.0

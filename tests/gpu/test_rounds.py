@@ -12,7 +12,7 @@ from gpu.r1 import decoding, run_round, sequence_starts, slice_of_r1, small_chec
 from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.gpu_draft_model import GpuDraftModel
 from outrider.workers.drafting.pairs import Pairs
-from outrider.workers.model.gpu_stage import GpuModules, GpuStage
+from outrider.workers.model.gpu.stage import GpuModules, GpuStage
 
 CUDA, BLOCKS = torch.device("cuda", 0), 600
 Rank = tuple[Counts, GpuStage, GpuModules]

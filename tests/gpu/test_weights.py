@@ -13,13 +13,13 @@ from outrider.cluster.planning.memory import stage_memory
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
 from outrider.kernels.reference import dequantized
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.gpu_decoder import Decoder, shape_obstacle
-from outrider.workers.model.gpu_weights import GpuLoader, GpuMoe, Weight, bytes_of
-from outrider.workers.model.shapes import Shapes
-from outrider.workers.model.shard import Shard
+from outrider.workers.model.gpu.decoder import Decoder, shape_obstacle
+from outrider.workers.model.gpu.weights import GpuLoader, GpuMoe, Weight, bytes_of
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model_shapes import Shapes
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 FP8 = torch.float8_e4m3fn

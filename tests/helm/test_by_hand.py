@@ -23,9 +23,9 @@ from helm.dashboards import DASHBOARDS
 from helm.rendering import CHART, Rendered, render, with_values
 
 from outrider import Client, ClientSecurity
-from outrider.cluster.cli import run
-from outrider.cluster.errors import NotAllowedError, UnavailableError
-from outrider.workers.cluster_key import draw_key
+from outrider.cluster.api.errors import NotAllowedError, UnavailableError
+from outrider.cluster.cli.app import run
+from outrider.workers.serving.cluster_key import draw_key
 
 GATEWAY = "outrider-gateway.serving.svc"
 PORTS = ("controller", "gatewayHealth", "gatewayMetrics", "gcs", "dashboard", "nodeManager", "objectManager")

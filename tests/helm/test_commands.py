@@ -8,8 +8,8 @@ import typer
 import yaml
 from helm.rendering import Rendered, example, render
 
-from outrider.cluster.cli import app
-from outrider.cluster.cli_gateway import gateway_settings
+from outrider.cluster.cli.app import app
+from outrider.cluster.cli.gateway import gateway_settings
 from outrider.cluster.config import ServeSettings, load_settings
 
 POD_IP = "10.0.0.7"

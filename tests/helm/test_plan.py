@@ -7,7 +7,7 @@ import pytest
 from helm.plan_table import FILE, KEPT, MODELS, as_yaml
 from helm.rendering import CHART, EXAMPLES, RenderError, render, values_of, with_values
 
-from outrider.cluster.cli import run
+from outrider.cluster.cli.app import run
 from outrider.cluster.planning.hardware import known_gpus
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split, refusal

@@ -11,8 +11,8 @@ import yaml
 from helm.dashboards import DASHBOARDS, FOLDER, as_json
 from helm.rendering import CHART, example
 
-from outrider.cluster.metrics import GatewayMetrics
-from outrider.workers.metrics import DEPRECATED
+from outrider.cluster.gateway.observability.metrics import GatewayMetrics
+from outrider.workers.serving.metrics import DEPRECATED
 
 ROOT = CHART.parents[1]
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src"
 HEAVY = ("torch", "ray", "deepspeed", "triton", "numpy", "transformers", "kubernetes")
-HELP = "from outrider.cluster.cli import run; assert run([*{}, '--help']) == 0"
+HELP = "from outrider.cluster.cli.app import run; assert run([*{}, '--help']) == 0"
 COMMANDS = ("serve", "gateway", "demo", "generate", "status", "plan", "top", "bench", "distill", "scale", "drain")
 
 
@@ -58,13 +58,15 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(missing: s
     imports = {
         "ray": "from outrider.cluster.ray_session import import_ray; import_ray()",
         "torch": "import outrider.workers.sampling.sampling",
-        "kubernetes": "import outrider.cluster.kubernetes",
-        "opentelemetry": "from outrider.workers.tracing import open_tracing; open_tracing('http://localhost:1', 'x')",
+        "kubernetes": "import outrider.cluster.controller.kubernetes",
+        "opentelemetry": (
+            "from outrider.workers.serving.tracing import open_tracing; open_tracing('http://localhost:1', 'x')"
+        ),
     }
     code = f"""
 import sys
 sys.modules[{missing!r}] = None  # as if it were not installed
-from outrider.cluster import cli
+from outrider.cluster.cli import app as cli
 @cli.app.command()
 def try_it() -> None:
     {imports[missing]}

@@ -57,9 +57,9 @@ def test_it_carries_the_page_with_the_licences_of_its_libraries(wheel: Path) -> 
     held = names(wheel)
 
     for name in ("page/index.html", "page/app.mjs", "page/colours.css", "page/vendor/preact.mjs"):
-        assert f"outrider/cluster/{name}" in held
+        assert f"outrider/cluster/gateway/{name}" in held
     for library in ("preact", "htm", "uplot"):
-        assert f"outrider/cluster/page/vendor/LICENSE.{library}" in held
+        assert f"outrider/cluster/gateway/page/vendor/LICENSE.{library}" in held
 
 
 def test_it_says_whose_it_is_and_what_it_is_for(wheel: Path) -> None:

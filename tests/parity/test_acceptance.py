@@ -24,7 +24,7 @@ def llm() -> Iterator[LLM]:
 
 @pytest.mark.parametrize(("kind", "temperature"), LEAST)
 def test_drafts_land_at_every_depth(llm: LLM, kind: str, temperature: float) -> None:
-    prompts = json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text())[kind][:8]
+    prompts = json.loads((Path(__file__).parents[2] / "cluster" / "client" / "prompts.json").read_text())[kind][:8]
     params = SamplingParams(temperature=temperature, seed=1, max_tokens=64, ignore_eos=True, speculation=DEPTH)
 
     accepted, drafted = [0] * DEPTH, [0] * DEPTH

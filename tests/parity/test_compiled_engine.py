@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from outrider import LLM, SamplingParams
 from outrider.workers.config import resolve_model
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE
-from outrider.workers.outputs import CompletionOutput
+from outrider.workers.text.outputs import CompletionOutput
 from outrider.workers.types.errors import CheckpointError
 
 CACHE = 256 << 20
@@ -34,7 +34,7 @@ Text = tuple[list[int], str, str | None]
 
 
 def prompts(count: int) -> list[str]:
-    texts = json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text())
+    texts = json.loads((Path(__file__).parents[2] / "cluster" / "client" / "prompts.json").read_text())
     return [*texts["code"], *texts["prose"]][:: -(-len(texts["code"] + texts["prose"]) // count)]
 
 

@@ -13,7 +13,7 @@ from transformers import DeepseekV3ForCausalLM
 
 from outrider.kernels.cpu.context import DRAW
 from outrider.workers.drafting.pairs import pair_rows
-from outrider.workers.model.compiled import CompiledModules
+from outrider.workers.model.compiled.model import CompiledModules
 from outrider.workers.types.errors import CheckpointError
 
 LENGTHS = (1, 23, 100)

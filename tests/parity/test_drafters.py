@@ -57,7 +57,7 @@ def two_stages(few_layers: Path) -> Iterator[LLM]:
 
 def _prompts(llm: LLM) -> list[list[int]]:
     """Held-out code and prose, and a text that repeats itself, which lookup drafts for."""
-    texts = json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text())
+    texts = json.loads((Path(__file__).parents[2] / "cluster" / "client" / "prompts.json").read_text())
     assert llm.tokenizer is not None
     encode = llm.tokenizer.encode
     return [encode(texts["code"][0]), encode(texts["prose"][1]), encode(texts["code"][2]) * 3]

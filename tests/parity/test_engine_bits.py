@@ -25,12 +25,12 @@ from outrider.workers.engine.pipeline import RoundResult, SingleStage
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.model.config import ModelConfig
+from outrider.workers.loading.model import Parts, Wanted, kernels_in_force, load_parts
 from outrider.workers.model.moe import Router
 from outrider.workers.model.weights import Checkpoint
-from outrider.workers.model_loading import Parts, Wanted, kernels_in_force, load_parts
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.types.drafts import Drafts
+from outrider.workers.types.model_config import ModelConfig
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.round import Round, Verdict
 from outrider.workers.types.sampling_params import SamplingParams

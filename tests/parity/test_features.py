@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from outrider import LLM, SamplingParams
-from outrider.workers.outputs import CompletionOutput
+from outrider.workers.text.outputs import CompletionOutput
 
 FEATURES: dict[str, dict[str, Any]] = {
     "logit_bias": {"logit_bias": {10: 3.0, 200: -5.0, 13: 2.0}},
@@ -54,7 +54,7 @@ def two_stages() -> Iterator[LLM]:
 
 
 def _prompts(count: int) -> list[str]:
-    texts = json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text())
+    texts = json.loads((Path(__file__).parents[2] / "cluster" / "client" / "prompts.json").read_text())
     both = [*texts["code"], *texts["prose"]]
     return both[:: len(both) // count][:count]
 

@@ -9,7 +9,7 @@ from rounds import CompiledModel, Rows
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import resolve_model
-from outrider.workers.outputs import Logprob
+from outrider.workers.text.outputs import Logprob
 
 CACHE = 128 << 20
 PROMPT = list(range(100, 170))

@@ -8,7 +8,7 @@ import pytest
 from outrider import SamplingParams
 from outrider.workers.config import EngineConfig
 from outrider.workers.engine.handle import EngineHandle
-from outrider.workers.hosts import EngineHost, start_engine
+from outrider.workers.serving.hosts import EngineHost, start_engine
 from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk
 
 PROMPT = tuple(range(40, 75))

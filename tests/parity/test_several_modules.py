@@ -28,11 +28,11 @@ from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.drafting.pairs import Pairs, joined
 from outrider.workers.drafting.stopping import made_together
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.outputs import CompletionOutput
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.sampling.sequence_starts import SequenceStarts
+from outrider.workers.text.outputs import CompletionOutput
 from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.model_config import ModelConfig
 from outrider.workers.types.round import Round, SequenceStart, Verdict, ints
 from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from outrider import LLM, SamplingParams
-from outrider.workers.outputs import CompletionOutput
+from outrider.workers.text.outputs import CompletionOutput
 
 THINK_END = 6
 SCHEMA = {
@@ -42,7 +42,7 @@ def llm() -> Iterator[LLM]:
 
 
 def prompts(count: int) -> list[str]:
-    texts = json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text())
+    texts = json.loads((Path(__file__).parents[2] / "cluster" / "client" / "prompts.json").read_text())
     both = [*texts["code"], *texts["prose"]]
     return [both[i % len(both)] for i in range(count)]
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import resolve_model
-from outrider.workers.outputs import CompletionOutput, SpeculationSummary
+from outrider.workers.text.outputs import CompletionOutput, SpeculationSummary
 from outrider.workers.types.errors import OutriderError
 
 PROMPTS = ["def parse(text):\n    ", "The kernel", "import os\n", "class Tree:\n"]

@@ -24,14 +24,14 @@ from outrider import LLM, SamplingParams
 from outrider.kernels.cpu.packed_file import MappedWeights
 from outrider.kernels.cpu.packing import Packer
 from outrider.workers.config import resolve_model
-from outrider.workers.model import weight_cache
-from outrider.workers.model.compiled_loading import CompiledLoader
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.shard import Shard
-from outrider.workers.model.weight_cache import WeightCache
+from outrider.workers.model.compiled import weight_cache
+from outrider.workers.model.compiled.loading import CompiledLoader
+from outrider.workers.model.compiled.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.model_config import ModelConfig
 
 PARTNER = Path(__file__).with_name("weight_cache_partner.py")
 ROOM = 1 << 30

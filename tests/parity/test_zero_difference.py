@@ -34,7 +34,7 @@ def two_stages() -> Iterator[LLM]:
 
 
 def _prompts(count: int) -> list[str]:
-    texts = json.loads((Path(__file__).parents[2] / "cluster" / "demo_prompts.json").read_text())
+    texts = json.loads((Path(__file__).parents[2] / "cluster" / "client" / "prompts.json").read_text())
     return (texts["code"] + texts["prose"])[:: max(1, len(texts["code"] + texts["prose"]) // count)][:count]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rounds import CompiledModel, Rows, random_tokens
 
-from outrider.workers.model.weight_cache import WeightCache
+from outrider.workers.model.compiled.weight_cache import WeightCache
 from outrider.workers.model.weights import Checkpoint
 
 

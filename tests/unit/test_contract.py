@@ -16,12 +16,12 @@ import pytest
 import typer
 
 import outrider
-from outrider.cluster.cli import app, run
-from outrider.cluster.demo_report import DemoReport, DomainReport
+from outrider.cluster.cli.app import app, run
+from outrider.cluster.demo.report import DemoReport, DomainReport
 from outrider.cluster.planning.hardware import find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.proto import cluster_pb2, inference_pb2
-from outrider.workers.outputs import CompletionOutput, Logprob, RequestOutput, SpeculationSummary
+from outrider.workers.text.outputs import CompletionOutput, Logprob, RequestOutput, SpeculationSummary
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -57,11 +57,11 @@ def test_every_silenced_type_error_says_why() -> None:
     ("module", "forbidden"),
     [
         ("outrider", ("torch", "ray", "grpc")),
-        ("outrider.cluster.cli", ("torch", "ray")),
+        ("outrider.cluster.cli.app", ("torch", "ray")),
         ("outrider.cluster.gateway.server", ("torch", "ray")),
-        ("outrider.cluster.client", ("torch", "ray")),
+        ("outrider.cluster.client.client", ("torch", "ray")),
         ("outrider.workers.engine.scheduler", ("torch",)),
-        ("outrider.workers.rank", ("torch",)),
+        ("outrider.workers.serving.rank", ("torch",)),
     ],
 )
 def test_importing_a_control_plane_module_does_not_load_the_data_plane(module: str, forbidden: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ from itertools import accumulate
 from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.kept_states import KeptStates
 from outrider.workers.drafting.pairs import Pairs, pair_rows
-from outrider.workers.model.compiled import CompiledModules
+from outrider.workers.model.compiled.model import CompiledModules
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.token_rules import Mask
 from outrider.workers.types.drafts import Drafts

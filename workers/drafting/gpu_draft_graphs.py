@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.model.gpu_batch import GpuBatch
-from outrider.workers.model.gpu_decoder import Decoder
-from outrider.workers.model.gpu_graphs import Bucket, Capture, Run
+from outrider.workers.model.gpu.batch import GpuBatch
+from outrider.workers.model.gpu.decoder import Decoder
+from outrider.workers.model.gpu.graphs import Bucket, Capture, Run
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.types.round import ints
 

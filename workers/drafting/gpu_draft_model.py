@@ -19,9 +19,9 @@ from outrider.workers.drafting.gpu_draft_graphs import DraftGraphs, Drawn
 from outrider.workers.drafting.pairs import Pairs, one_each, pair_rows
 from outrider.workers.drafting.stopping import Drafted
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
-from outrider.workers.model.gpu_batch import GpuBatch
-from outrider.workers.model.gpu_graphs import Capture, capture
-from outrider.workers.model.gpu_stage import GpuModules
+from outrider.workers.model.gpu.batch import GpuBatch
+from outrider.workers.model.gpu.graphs import Capture, capture
+from outrider.workers.model.gpu.stage import GpuModules
 from outrider.workers.model.rows import Rows
 from outrider.workers.parallel.sharing import Columns
 from outrider.workers.sampling.gpu_head import draw_inputs, draw_words, is_plain, tokens_and_leads

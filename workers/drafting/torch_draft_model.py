@@ -10,7 +10,7 @@ from outrider.workers.drafting.feed import Feed
 from outrider.workers.drafting.kept_states import KeptStates
 from outrider.workers.drafting.pairs import Pairs, pair_rows
 from outrider.workers.drafting.stopping import Drafted
-from outrider.workers.model.gpu_stage import GpuModules
+from outrider.workers.model.gpu.stage import GpuModules
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.parallel.sharing import Columns
 from outrider.workers.sampling.sampling import sample_with_leads

@@ -15,8 +15,8 @@ import torch
 from outrider.workers.experts.layer import ExpertLayer
 from outrider.workers.experts.orders import NOTHING, Order, State
 from outrider.workers.experts.placement import IntArray
-from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.shard import Shard
 
 log = logging.getLogger("outrider.experts")
 _FIRST = 0  # the rank that answers for its stage: the round it passes on reaches the leader

@@ -6,10 +6,10 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from outrider.workers.config import EngineConfig
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.gpu_batch import PARTS_BYTES
-from outrider.workers.model.shard import Shard
+from outrider.workers.model.gpu.batch import PARTS_BYTES
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_config import ModelConfig
 from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS
 
 _CPU_SHARE = 0.25  # of the memory that is free once the weights are loaded: other ranks and programs share it

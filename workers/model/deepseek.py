@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.cache import Cache
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import RmsNorm
 from outrider.workers.model.linear import Linear
 from outrider.workers.model.loading import DecoderLayer, LayerLoader, Progress
@@ -14,6 +13,7 @@ from outrider.workers.model.rotary import Rotary
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.types.model_config import ModelConfig
 
 _WIDTH_PER_THREAD = 512  # outputs of a layer
 _VALUES_PER_THREAD = 8192  # of a round's hidden states

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.model_config import ModelConfig
 
 DRAFT_HEAD_FILE = "draft_head.safetensors"
 

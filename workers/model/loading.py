@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from outrider.workers.model.attending import HEAD_TILE
 from outrider.workers.model.attention import Attention, make_form
 from outrider.workers.model.batch import Batch
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import LATENT_NORM_EPS, Mlp, RmsNorm, SharedProduct
 from outrider.workers.model.linear import Linear, make_linear
 from outrider.workers.model.moe import Experts, MoE, Router, SpreadExperts
 from outrider.workers.model.rotary import Rotation
-from outrider.workers.model.shard import Shard
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.deep_ep import DeepEp
 from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, OwnOnly, Stay
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Join, Sharing
+from outrider.workers.types.model_config import ModelConfig
 
 Named = tuple[str, int]  # a weight and its outputs
 Progress = Callable[[int, int], None]  # layers loaded, layers in all

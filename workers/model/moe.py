@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from outrider.workers.experts.placement import ExpertPlacement, IntArray
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import Mlp, gated, sigmoid
 from outrider.workers.model.linear import Linear
-from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.expert_dispatch import ExpertDispatch
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Columns
+from outrider.workers.types.model_config import ModelConfig
 
 
 class Router(nn.Module):

@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.cache import Cache
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.layers import RmsNorm, SharedProduct
 from outrider.workers.model.linear import Linear
@@ -26,6 +25,7 @@ from outrider.workers.model.rotary import Rotation
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.model.weights import Checkpoint, mtp_marker
 from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.model_config import ModelConfig
 
 
 class MtpModule(nn.Module):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.collectives import Alone, Collectives
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.peer_memory import PeerMemory
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.slices import Cut
 
 

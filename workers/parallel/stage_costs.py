@@ -6,8 +6,8 @@ benchmarks/round.py (float32, two cores); only ratios matter, and a large model'
 
 from dataclasses import dataclass
 
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model.shapes import Shapes, hit_share
+from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model_shapes import Shapes, hit_share
 
 SEQUENCES = 4  # a round of a lane that has work, each with
 CONTEXT = 256  # tokens behind it

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from outrider.kernels.gpu.draw import draw
-from outrider.workers.model.gpu_upload import Upload, Words
+from outrider.workers.model.gpu.upload import Upload, Words
 from outrider.workers.sampling.row_rules import changes
 from outrider.workers.sampling.sample_row import SampleRow
 from outrider.workers.sampling.sampling import sample, sample_with_leads

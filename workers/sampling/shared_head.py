@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outrider.workers.model.shard import Shard
 from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import joined_columns
 from outrider.workers.sampling.head import Head
 from outrider.workers.types.round import IntArray, Round, ints, offsets, owned

@@ -8,9 +8,9 @@ from typing import Any
 
 import tokenizers
 
-from outrider.workers.model.fields import Fields
 from outrider.workers.text.chat import ChatTemplate
 from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.fields import Fields
 from outrider.workers.types.tools import CALL_TOKENS, ToolFormat, ToolTokens
 
 _TEMPLATES = Path(__file__).parent / "templates"  # with tools, for checkpoints whose own ignore them

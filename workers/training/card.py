@@ -47,9 +47,9 @@ run train --data build/data --work build/run --minutes 150
 run export --work build/run --tokenizer build/tokenizer --out build/joint
 run prompts --corpus build/corpus --tokenizer build/tokenizer --split train --count 1400 --out build/prompts.json
 outrider distill --model build/joint --prompts build/prompts.json --work build/distill --out models/scout
-run prompts --corpus build/corpus --tokenizer build/tokenizer --out cluster/demo_prompts.json
+run prompts --corpus build/corpus --tokenizer build/tokenizer --out cluster/client/prompts.json
 for model in build/joint models/scout; do
-  run evaluate --model $model --data build/data --prompts cluster/demo_prompts.json --json $model/evaluation.json
+  run evaluate --model $model --data build/data --prompts cluster/client/prompts.json --json $model/evaluation.json
 done
 python benchmarks/scout.py --corpus build/corpus --data build/data --metrics build/run/metrics.jsonl \\
   --plot models/scout/training.svg

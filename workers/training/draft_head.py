@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE
 from outrider.workers.training.dataset import KIND_SHARES
+from outrider.workers.types.model_config import ModelConfig
 
 Frequencies = npt.NDArray[np.float64]
 

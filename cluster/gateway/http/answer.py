@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from outrider.cluster.errors import InvalidRequestError
+from outrider.cluster.api.errors import InvalidRequestError
+from outrider.cluster.api.generation import Event, GenerateCall, Generation, Output
 from outrider.cluster.gateway.http.errors import Problem
-from outrider.cluster.generation import Event, GenerateCall, Generation, Output
-from outrider.workers.outputs import Logprob
 from outrider.workers.text.assembler import Usage
+from outrider.workers.text.outputs import Logprob
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.request import FinishReason
 

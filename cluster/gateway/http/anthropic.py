@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from outrider.cluster.chat_shapes import messages_of, tools_of
+from outrider.cluster.api.chat_shapes import messages_of, tools_of
+from outrider.cluster.api.generation import Accepted, ChatPrompt, Event, Finished, GenerateCall, Generation, Output
 from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import finish_reason, metrics_of
 from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.sampling import params_of, speculated
 from outrider.cluster.gateway.http.types import MessagesRequest
-from outrider.cluster.generation import Accepted, ChatPrompt, Event, Finished, GenerateCall, Generation, Output
 from outrider.workers.text.assembler import Usage
 from outrider.workers.types.tools import Tools
 

@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from outrider.cluster.chat_shapes import messages_of, tools_of
-from outrider.cluster.gateway.auth import ANY_ROLE, Authenticator, RefusedError, Role, bearer_of
-from outrider.cluster.gateway.controller_link import ControllerLink
+from outrider.cluster.api.calls import call_to_wire
+from outrider.cluster.api.chat_shapes import messages_of, tools_of
+from outrider.cluster.api.generation import ChatPrompt, Prompt, TextPrompt
+from outrider.cluster.gateway.access.auth import ANY_ROLE, Authenticator, RefusedError, Role, bearer_of
 from outrider.cluster.gateway.http.answer import Answer
 from outrider.cluster.gateway.http.anthropic import MessagesAnswer, chat_prompt
 from outrider.cluster.gateway.http.chat import ChatAnswer
@@ -37,13 +38,12 @@ from outrider.cluster.gateway.http.types import (
     ResponsesRequest,
     TokenizeRequest,
 )
-from outrider.cluster.gateway.inference import Inference
-from outrider.cluster.gateway.preparation import INLINE_BYTES
-from outrider.cluster.gateway.prompts import PromptEncoder
-from outrider.cluster.gateway.wire.calls import call_to_wire
-from outrider.cluster.generation import ChatPrompt, Prompt, TextPrompt
+from outrider.cluster.gateway.requests.inference import Inference
+from outrider.cluster.gateway.requests.preparation import INLINE_BYTES
+from outrider.cluster.gateway.requests.prompts import PromptEncoder
+from outrider.cluster.gateway.routing.controller_link import ControllerLink
 from outrider.proto import inference_pb2
-from outrider.workers import logs
+from outrider.workers.types import logs
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Body)

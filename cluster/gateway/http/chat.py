@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from outrider.cluster.chat_shapes import messages_of, tools_of
+from outrider.cluster.api.chat_shapes import messages_of, tools_of
+from outrider.cluster.api.generation import Accepted, ChatPrompt, Event, Finished, GenerateCall, Generation, Output
 from outrider.cluster.gateway.http.answer import (
     candidates,
     clamped,
@@ -19,9 +20,8 @@ from outrider.cluster.gateway.http.chunks import Chunks
 from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.sampling import sampled
 from outrider.cluster.gateway.http.types import ChatRequest
-from outrider.cluster.generation import Accepted, ChatPrompt, Event, Finished, GenerateCall, Generation, Output
-from outrider.workers.outputs import Logprob
 from outrider.workers.text.assembler import Usage
+from outrider.workers.text.outputs import Logprob
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.tools import ToolCallDelta
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from outrider.cluster.api.generation import Output
 from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import speculation_of, usage_of
 from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.types import Sampled
-from outrider.cluster.generation import Output
 from outrider.workers.text.assembler import Usage
 
 

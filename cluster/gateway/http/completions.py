@@ -5,6 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from outrider.cluster.api.generation import (
+    Accepted,
+    Completion,
+    Event,
+    Finished,
+    GenerateCall,
+    Generation,
+    Output,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
 from outrider.cluster.gateway.http.answer import (
     candidates,
     clamped,
@@ -18,20 +30,8 @@ from outrider.cluster.gateway.http.chunks import Chunks
 from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.sampling import sampled
 from outrider.cluster.gateway.http.types import CompletionRequest
-from outrider.cluster.generation import (
-    Accepted,
-    Completion,
-    Event,
-    Finished,
-    GenerateCall,
-    Generation,
-    Output,
-    Prompt,
-    TextPrompt,
-    TokenPrompt,
-)
-from outrider.workers.outputs import Logprob
 from outrider.workers.text.assembler import Usage
+from outrider.workers.text.outputs import Logprob
 from outrider.workers.text.tokenizer import Tokenizer
 
 MAX_PROMPTS = 256

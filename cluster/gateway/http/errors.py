@@ -7,7 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from outrider.cluster.errors import DuplicateRequestError, GenerationFailedError, NotAllowedError, UnavailableError
+from outrider.cluster.api.errors import (
+    DuplicateRequestError,
+    GenerationFailedError,
+    NotAllowedError,
+    UnavailableError,
+)
 from outrider.workers.types.errors import EngineStoppedError, OverloadedError
 
 

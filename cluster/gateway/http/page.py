@@ -35,7 +35,7 @@ _HEADERS = {
 
 def page_routes() -> list[Route]:
     """One for each of the page's files, read once."""
-    files = resources.files("outrider.cluster").joinpath("page")
+    files = resources.files("outrider.cluster.gateway").joinpath("page")
     paths = {f"{PAGE}{name}": file for name, file in _files(files)}
     paths["/"] = paths.pop(f"{PAGE}index.html")
     return [_route(path, file) for path, file in paths.items()]

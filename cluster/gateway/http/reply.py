@@ -8,16 +8,16 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from outrider.cluster.client_call import Collector
-from outrider.cluster.errors import GenerationFailedError
+from outrider.cluster.api.collector import Collector
+from outrider.cluster.api.errors import GenerationFailedError
+from outrider.cluster.api.generation import Event, Failed
 from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import Answer
 from outrider.cluster.gateway.http.errors import LeftError, Problem, problem_of
 from outrider.cluster.gateway.http.sse import Writer, while_connected
-from outrider.cluster.gateway.inference import Inference
-from outrider.cluster.generation import Event, Failed
+from outrider.cluster.gateway.requests.inference import Inference
 from outrider.proto import inference_pb2
-from outrider.workers import logs
+from outrider.workers.types import logs
 from outrider.workers.types.trace_context import TraceContext
 
 log = logging.getLogger("outrider.gateway.http")

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from outrider.cluster.chat_shapes import messages_of, tools_of
+from outrider.cluster.api.chat_shapes import messages_of, tools_of
+from outrider.cluster.api.generation import Accepted, ChatPrompt, Event, Finished, GenerateCall, Generation, Output
 from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import finish_reason, metrics_of, now, reasoning_tokens
 from outrider.cluster.gateway.http.chat import template_arguments
 from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.sampling import params_of, speculated, structured
 from outrider.cluster.gateway.http.types import ResponseFormat, ResponsesRequest
-from outrider.cluster.generation import Accepted, ChatPrompt, Event, Finished, GenerateCall, Generation, Output
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.tokenizer import Tokenizer
 

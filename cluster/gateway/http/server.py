@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from outrider.cluster.gateway.door import TlsFiles
-from outrider.cluster.gateway.tls import ssl_context
+from outrider.cluster.gateway.access.door import TlsFiles
+from outrider.cluster.gateway.access.tls import ssl_context
 from outrider.workers.types.errors import OutriderError
 
 _KEEP_ALIVE_S = 75  # longer than proxies and clients keep idle connections

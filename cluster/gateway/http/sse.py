@@ -8,7 +8,7 @@ import pydantic_core
 from starlette.types import Message, Receive, Send
 
 from outrider.cluster.gateway.http.errors import HttpError
-from outrider.cluster.gateway.writer import time_to_send
+from outrider.cluster.gateway.requests.writer import time_to_send
 
 DONE = b"data: [DONE]\n\n"
 CONTENT_TYPE = "text/event-stream; charset=utf-8"

@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 from starlette.types import Receive, Scope, Send
 
-from outrider.cluster.errors import UnavailableError
-from outrider.cluster.gateway.controller_link import ControllerLink
+from outrider.cluster.api.errors import UnavailableError
+from outrider.cluster.api.status import status_from_wire
 from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.errors import Problem, problem_of
-from outrider.cluster.status import status_from_wire
+from outrider.cluster.gateway.routing.controller_link import ControllerLink
 from outrider.proto import cluster_pb2
 
 

@@ -12,7 +12,7 @@ from gateway.harness import Cluster, running
 from outrider.proto.cluster_pb2 import EngineStatus
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.handle import EngineHandle
-from outrider.workers.hosts import start_engine
+from outrider.workers.serving.hosts import start_engine
 
 MODEL = "small"  # as the fake controller calls it
 

@@ -15,8 +15,8 @@ from gateway.certificates import SERVER, Authority, door
 from gateway.harness import Cluster, eventually, running
 from gateway.test_auth import BOSS, TEXT, line
 
-from outrider.cluster.gateway.door import Door
-from outrider.cluster.gateway.limits import RequestLimits
+from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.proto.cluster_pb2 import EngineStatus, SpeculationStatus
 from outrider.workers.text.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ from browser import Browser, Page
 from gateway.http.served import Served, serve
 from gateway.test_auth import BOSS, TEXT, line
 
-from outrider.cluster.gateway.door import Door
+from outrider.cluster.gateway.access.door import Door
 from outrider.proto.cluster_pb2 import EngineStatus, SpeculationStatus
 
 WIDTHS = (400, 800, 1400)
@@ -106,7 +106,7 @@ def test_it_asks_its_own_gateway_only(browser: Browser, scout: Served) -> None:
 
 
 def test_its_files_name_no_other_place_and_carry_their_licences(scout: Served) -> None:
-    files = Path(str(resources.files("outrider.cluster").joinpath("page")))
+    files = Path(str(resources.files("outrider.cluster.gateway").joinpath("page")))
     own = [file for file in files.iterdir() if file.is_file()]
     for file in own:
         assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"(?m)^\s*//.*|  // .*", "", file.read_text("utf-8"))), file

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.client_call import Collector
-from outrider.cluster.errors import InvalidRequestError
+from outrider.cluster.api.collector import Collector
+from outrider.cluster.api.errors import InvalidRequestError
+from outrider.cluster.api.generation import Accepted, ChatPrompt, Event, Finished, Message, Output
 from outrider.cluster.gateway.http.answer import metrics_of
 from outrider.cluster.gateway.http.anthropic import MessagesAnswer
 from outrider.cluster.gateway.http.chat import ChatAnswer
 from outrider.cluster.gateway.http.errors import problem_of
 from outrider.cluster.gateway.http.responses import ResponsesAnswer
 from outrider.cluster.gateway.http.types import ChatRequest, MessagesRequest, ResponsesRequest
-from outrider.cluster.generation import Accepted, ChatPrompt, Event, Finished, Message, Output
 from outrider.workers.text.assembler import Usage
 from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.request import FinishReason

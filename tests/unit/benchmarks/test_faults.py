@@ -6,9 +6,9 @@ import pytest
 from faults.oracle import Transcript, differences
 from faults.schedule import Fault, schedule
 
-from outrider.cluster.generation import Accepted, Event, Failed, Finished, Output
-from outrider.workers.outputs import Logprob
+from outrider.cluster.api.generation import Accepted, Event, Failed, Finished, Output
 from outrider.workers.text.assembler import Usage
+from outrider.workers.text.outputs import Logprob
 from outrider.workers.types.request import FinishReason
 
 ACCEPTED = Accepted(request_id="r", seed=1, prompt_tokens=2, fingerprint="f")

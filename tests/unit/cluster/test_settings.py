@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from outrider.cluster.config import ServeSettings, SettingsError, load_settings, parse_assignments
+from outrider.cluster.api.errors import SettingsError
+from outrider.cluster.config import ServeSettings, load_settings, parse_assignments
 
 
 def yaml(folder: Path, text: str) -> Path:

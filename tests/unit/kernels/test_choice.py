@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from outrider.workers.config import EngineConfig, resolve_model
-from outrider.workers.fingerprint import fingerprint
-from outrider.workers.model.config import ModelConfig
-from outrider.workers.model_loading import kernels_in_force, useful_threads
+from outrider.workers.loading.fingerprint import fingerprint
+from outrider.workers.loading.model import kernels_in_force, useful_threads
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_config import ModelConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SCOUT = ModelConfig.load(resolve_model("scout"))

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE, draft_head_ids
 from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.model_config import ModelConfig
 
 VOCAB = 97
 

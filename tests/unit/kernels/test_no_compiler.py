@@ -24,7 +24,7 @@ import logging, sys
 import torch
 from outrider.workers.config import EngineConfig
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.model_loading import kernels_in_force
+from outrider.workers.loading.model import kernels_in_force
 logging.basicConfig(format="%(levelname)s %(message)s")
 for kernels in ("auto", "compiled", "torch"):
     for quantization in (None, "int8"):

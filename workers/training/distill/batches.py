@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outrider.workers.serving.harvest_shards import Harvest, Sample
 from outrider.workers.training.distill.prompts import is_held_out
-from outrider.workers.training.distill.shards import Harvest, Sample
 from outrider.workers.types.errors import OutriderError
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from outrider.workers.llm import LLM
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE
+from outrider.workers.serving.harvest_shards import Harvest
 from outrider.workers.training.distill.drafts import Case
 from outrider.workers.training.distill.evaluation import Comparison, Extent, compare
 from outrider.workers.training.distill.prompts import is_held_out
-from outrider.workers.training.distill.shards import Harvest
 from outrider.workers.training.draft_head import Frequencies, most_frequent
+from outrider.workers.types.model_config import ModelConfig
 
 COVERAGES = (0.9, 0.95, 0.98, 0.99)
 FULL = "full"

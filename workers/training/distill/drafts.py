@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from outrider.workers.llm import LLM
-from outrider.workers.outputs import RequestOutput, SpeculationSummary
+from outrider.workers.text.outputs import RequestOutput, SpeculationSummary
 from outrider.workers.training.distill.prompts import Prompt
 from outrider.workers.types.sampling_params import MTP, SamplingParams
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outrider.workers.local import free_port, rank_environment
+from outrider.workers.serving.local import free_port, rank_environment
 from outrider.workers.training.distill.rank import Place
 from outrider.workers.training.distill.settings import TrainingSettings
 from outrider.workers.types.errors import OutriderError

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outrider.workers.llm import LLM
-from outrider.workers.outputs import RequestOutput
+from outrider.workers.serving.harvest_recorder import LEAST_TOKENS
+from outrider.workers.serving.harvest_shards import Harvest
+from outrider.workers.text.outputs import RequestOutput
 from outrider.workers.training.distill.prompts import Prompt, noise_seed
-from outrider.workers.training.distill.recorder import LEAST_TOKENS
-from outrider.workers.training.distill.shards import Harvest
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.sampling_params import SamplingParams
 

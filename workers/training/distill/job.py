@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from outrider.workers.config import BUNDLED_MODELS, resolve_model
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import has_weights
 from outrider.workers.training.distill.footprint import check_checkpoint, footprint, module_shape, tensor_shapes
 from outrider.workers.training.distill.gang import Machines
 from outrider.workers.training.distill.settings import TrainingSettings
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_config import ModelConfig
 
 PARTS = ("harvest", "train", "export", "head", "evaluate")
 _TRAINING_SETTINGS = [field.name for field in dataclasses.fields(TrainingSettings)]

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.rotary import rotary_table
 from outrider.workers.training.distill.layers import Attention, Linear, Mlp, MoE, RmsNorm
 from outrider.workers.training.unrolled import attend_unrolled
+from outrider.workers.types.model_config import ModelConfig
 
 
 class SharedHead(nn.Module):

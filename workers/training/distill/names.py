@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.training.distill.layers import ExpertGroup
 from outrider.workers.training.distill.module import TrainableMtp
+from outrider.workers.types.model_config import ModelConfig
 
 Parts = list[tuple[str, tuple[int, ...]]]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from outrider.workers.llm import LLM
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE
+from outrider.workers.serving.harvest_shards import Harvest
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.training.distill.cut_head import (
     COVERAGES,
@@ -25,8 +25,8 @@ from outrider.workers.training.distill.gang import run_training
 from outrider.workers.training.distill.harvest import plan_tasks, run_harvest
 from outrider.workers.training.distill.job import PARTS, Job, check_modules
 from outrider.workers.training.distill.prompts import Prompt, load_prompts
-from outrider.workers.training.distill.shards import Harvest
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_config import ModelConfig
 
 _TEMPERATURES = (0.0, 0.8)  # that drafts are measured at
 

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from outrider.workers.config import resolve_model
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.serving.harvest_shards import Harvest
 from outrider.workers.training.distill.batches import Batch, Batches
 from outrider.workers.training.distill.drafting import Measured, measure, weighted
 from outrider.workers.training.distill.names import Source, trained_tensors
 from outrider.workers.training.distill.settings import TrainingSettings
-from outrider.workers.training.distill.shards import Harvest
 from outrider.workers.training.distill.zero import ZeroTrainer
+from outrider.workers.types.model_config import ModelConfig
 
 _HELD_OUT_WINDOWS = 64
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -19,12 +19,12 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.training.distill.drafting import Drafting
 from outrider.workers.training.distill.module import TrainableMtp
 from outrider.workers.training.distill.names import Source, freeze
 from outrider.workers.training.distill.settings import LIVE_PARAMETERS, TrainingSettings
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_config import ModelConfig
 
 # On CPUs DeepSpeed would compile collectives of its own for a minute, which wait without a deadline: gloo will do.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -8,9 +8,9 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Fleet, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
-from outrider.workers.model.shapes import Shapes
-from outrider.workers.model.shard import Shard
+from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.types.model_shapes import Shapes
 
 SCOUT = Shapes.of(load_shape("scout"), "float32")
 R1 = Shapes.of(load_shape("deepseek-r1"))

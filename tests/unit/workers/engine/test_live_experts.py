@@ -12,10 +12,10 @@ from outrider.workers.config import ParallelConfig, resolve_model
 from outrider.workers.engine.live_experts import LiveExperts
 from outrider.workers.experts.orders import Order, State, order, prepare
 from outrider.workers.experts.placement import IntArray
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.parallel.collectives import Alone
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.errors import CheckpointError
+from outrider.workers.types.model_config import ModelConfig
 
 CPU = torch.device("cpu")
 

@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.model.layers import Mlp
 from outrider.workers.model.linear import FastLinear, make_linear
 from outrider.workers.model.moe import Experts, MoE, Router
 from outrider.workers.parallel.expert_dispatch import Stay
+from outrider.workers.types.model_config import ModelConfig
 
 
 def config_of(path: Path, *, experts: int, groups: int, topk_group: int, chosen: int, norm: bool = True) -> ModelConfig:

@@ -12,8 +12,8 @@ from patience import AT_ONCE_S
 from sharded import all_sharings, close_all
 
 from outrider.workers.config import ParallelConfig, resolve_model
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.parallel.collectives import Collectives, ExchangeBrokenError, total_traffic
+from outrider.workers.types.model_config import ModelConfig
 
 SCOUT = ModelConfig.load(resolve_model("scout"))
 RANKS = 4

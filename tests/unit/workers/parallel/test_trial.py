@@ -14,11 +14,11 @@ from sharded import all_sharings, close_all
 from torch import Tensor
 
 from outrider.workers.config import ParallelConfig, resolve_model
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.parallel.collectives import Collectives, ExchangeBrokenError
 from outrider.workers.parallel.group_meeting import fastest
 from outrider.workers.parallel.shared_collectives import SharedCollectives
 from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.types.model_config import ModelConfig
 
 SCOUT = ModelConfig.load(resolve_model("scout"))
 RANKS = 2

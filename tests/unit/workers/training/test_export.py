@@ -92,7 +92,7 @@ def test_the_settings_are_spelled_as_in_deepseeks_own_config(tmp_path: Path) -> 
 
 @torch.no_grad()
 def test_transformers_reads_the_bundled_model_as_we_do() -> None:
-    prompts = [texts[0] for texts in json.loads((ROOT / "cluster" / "demo_prompts.json").read_text()).values()]
+    prompts = [texts[0] for texts in json.loads((ROOT / "cluster" / "client" / "prompts.json").read_text()).values()]
     tokenizer = AutoTokenizer.from_pretrained(SCOUT)
     theirs = AutoModelForCausalLM.from_pretrained(SCOUT, dtype=torch.float32)
     ours = load_export(SCOUT, Shape())

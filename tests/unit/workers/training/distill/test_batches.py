@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from outrider.workers.serving.harvest_shards import Harvest, Sample, write_shard
 from outrider.workers.training.distill.batches import Batches
 from outrider.workers.training.distill.prompts import is_held_out
-from outrider.workers.training.distill.shards import Harvest, Sample, write_shard
 from outrider.workers.types.errors import OutriderError
 
 WINDOW, DEPTH = 8, 3

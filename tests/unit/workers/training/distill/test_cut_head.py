@@ -6,9 +6,9 @@ import numpy as np
 from harvested import Harvested
 from safetensors.numpy import load_file
 
+from outrider.workers.serving.harvest_shards import Harvest
 from outrider.workers.training.distill.cut_head import FULL, HeadFigures, best, make_variants, own_frequencies
 from outrider.workers.training.distill.prompts import is_held_out
-from outrider.workers.training.distill.shards import Harvest
 
 
 def test_only_what_the_model_said_itself_in_training_counts(harvested: Harvested) -> None:

@@ -8,8 +8,8 @@ from harvested import MAX_TOKENS, Harvested, start_llm
 from rounds import Model, Rows
 
 from outrider import LLM, SamplingParams
+from outrider.workers.serving.harvest_shards import Harvest
 from outrider.workers.training.distill.harvest import plan_tasks, run_harvest, tasks_left
-from outrider.workers.training.distill.shards import Harvest
 from outrider.workers.types.errors import OutriderError
 
 

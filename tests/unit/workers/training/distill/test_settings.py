@@ -7,12 +7,12 @@ import pytest
 from checkpoints import random_config, write_checkpoint
 
 from outrider.workers.config import resolve_model
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.training.distill.gang import Machines
 from outrider.workers.training.distill.job import Job, dry_run, make_job
 from outrider.workers.training.distill.run import Listener, run_job
 from outrider.workers.training.distill.settings import TrainingSettings
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_config import ModelConfig
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from harvested import Harvested
 from safetensors.torch import load_file
 from torch import Tensor
 
-from outrider.workers.model.config import ModelConfig
 from outrider.workers.training.distill.footprint import footprint
 from outrider.workers.training.distill.gang import Machines, run_training
 from outrider.workers.training.distill.settings import TrainingSettings
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_config import ModelConfig
 
 RANKS = 2
 STAGES = [

@@ -1,0 +1,161 @@
+"""A client's request across gateways: the events so far, and how to resume after a broken stream. No network, no clock.
+
+The text is a function of prompt, parameters and seed, so another gateway can continue behind the received tokens.
+"""
+
+import dataclasses
+import random
+from collections.abc import Callable
+from typing import Self
+
+import grpc
+
+from outrider.cluster.api.errors import GenerationFailedError
+from outrider.cluster.api.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, Resume
+from outrider.cluster.client.grpc_status import is_too_large, retry_delay_s, was_reached
+from outrider.cluster.client.silence import HEARTBEAT_S, SILENCE_S
+from outrider.workers.types.request import OutputSoFar
+
+PATIENCE_S = 660.0  # without progress; then the caller gets the error. Gateways wait 600 s for a replica
+ACCEPT_PATIENCE_S = 10.0  # until a request is accepted
+OVERLOAD_PATIENCE_S = 60.0  # the same, where gateways say that they have no room
+FIRST_PAUSE_S = 0.1
+LAST_PAUSE_S = 5.0
+# What a broken connection looks like, and, of a request that is resumed, its old self under another name, and a gateway
+# that has no room even so.
+_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_NOT_YET = (*_BROKEN, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_NOT_ACCEPTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
+class GatewayLeftError(GenerationFailedError):
+    """The gateway closed the stream before the request was done, or has become silent."""
+
+    @classmethod
+    def silent(cls) -> Self:
+        return cls(f"the gateway has said nothing for {SILENCE_S:g} s")
+
+
+class ResumableCall:
+    """One request. `call` is what to send: at first the original, later with the received tokens to resume from.
+
+    Times are from any monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        call: GenerateCall,
+        patience_s: float,
+        now: float,
+        draw: Callable[[], float] = random.random,
+        gateways: int = 1,
+    ) -> None:
+        """`draw`: a number in [0, 1), which spreads the retries of a lost gateway's clients over time. `gateways`: how
+        many there are."""
+        self._original, self._draw = dataclasses.replace(call, heartbeat_s=HEARTBEAT_S), draw
+        self._asked, self._unreached, self._gateways = 0, 0, gateways
+        self._accepted: Accepted | None = None
+        self._so_far = {index: list[int]() for index in range(call.params.n)}  # unfinished outputs
+        if call.resume is not None:
+            self._so_far = {output.index: list(output.token_ids) for output in call.resume.outputs}
+        self._prompt_heard = self._prompt_repeats = 0
+        self._finished_tokens = self._finished_before = 0  # of outputs that ended; that ended at an earlier gateway
+        self._pause_s = FIRST_PAUSE_S
+        self._patience_s, self._progress_at = patience_s, now
+
+    @property
+    def trace(self) -> tuple[tuple[str, str], ...]:
+        """The trace context as gRPC metadata, if there is one."""
+        return self._original.trace.metadata if self._original.trace is not None else ()
+
+    @property
+    def call(self) -> GenerateCall:
+        if self._accepted is None:
+            return self._original
+        resume = Resume(
+            seed=self._accepted.seed,
+            fingerprint=self._accepted.fingerprint,
+            outputs=tuple(OutputSoFar(index=n, token_ids=tuple(ids)) for n, ids in self._so_far.items()),
+        )
+        return dataclasses.replace(self._original, request_id=self._accepted.request_id, resume=resume)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every output has ended; then it does not matter how the stream ends."""
+        return self._accepted is not None and not self._so_far
+
+    def hear(self, event: Event | None, now: float) -> Event | None:
+        """The event, if it is new to the caller. GenerationFailedError for an error event, GatewayLeftError for one
+        that another gateway may resume from."""
+        again = isinstance(event, Accepted) and self._accepted is not None
+        match event:
+            case Accepted():
+                self._accepted = self._accepted or event
+                self._prompt_repeats, self._finished_before = self._prompt_heard, self._finished_tokens
+            case Output():
+                self._so_far[event.index] += event.token_ids
+                event = self._without_repeats(event)
+            case Finished():
+                self._finished_tokens += len(self._so_far.pop(event.index, ()))
+                event = self._with_whole_usage(event)
+            case Failed():
+                raise (GatewayLeftError if event.resumable else GenerationFailedError)(event.message)
+        if not isinstance(event, Accepted):
+            self._pause_s, self._progress_at = FIRST_PAUSE_S, now
+        return None if again else event
+
+    def _without_repeats(self, output: Output) -> Output | None:
+        """The event without prompt log-probabilities that were received before: until a token has come, a gateway
+        sends all of them again. None: nothing is new."""
+        repeated = min(self._prompt_repeats, len(output.prompt_logprobs))
+        self._prompt_repeats -= repeated
+        self._prompt_heard += len(output.prompt_logprobs) - repeated
+        if not repeated:
+            return output
+        new = dataclasses.replace(output, prompt_logprobs=output.prompt_logprobs[repeated:])
+        return new if new != Output(index=output.index) else None
+
+    def _with_whole_usage(self, finished: Finished) -> Finished:
+        """Adds the tokens of outputs that ended at earlier gateways: a gateway counts only those that it resumed."""
+        if finished.usage is None or not self._finished_before:
+            return finished
+        tokens = finished.usage.completion_tokens + self._finished_before
+        return dataclasses.replace(finished, usage=dataclasses.replace(finished.usage, completion_tokens=tokens))
+
+    def may_go_on(self, error: Exception, now: float, left_s: float | None = None) -> bool:
+        """Whether a retry may bring the rest: the request was accepted and its connection broke recently; or
+        it was not accepted, and a gateway said to retry, or another gateway was not tried yet. `left_s`: seconds until
+        the caller's deadline, if there is one."""
+        waited_s = now - self._progress_at
+        if self._accepted is None:
+            return (
+                self._patience_s > 0
+                and isinstance(error, grpc.RpcError)
+                and self._may_be_accepted(error, waited_s, left_s)
+            )
+        if waited_s > self._patience_s:
+            return False
+        if isinstance(error, GatewayLeftError):
+            return True
+        return isinstance(error, grpc.RpcError) and error.code() in _NOT_YET
+
+    def _may_be_accepted(self, error: grpc.RpcError, waited_s: float, left_s: float | None) -> bool:
+        """By another gateway, or by the same one soon: never sooner than it said."""
+        if error.code() not in _NOT_ACCEPTED or is_too_large(error):
+            return False
+        unreached = error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error)
+        self._asked, self._unreached = self._asked + 1, self._unreached + unreached
+        least_s = retry_delay_s(error) or 0.0
+        if self._asked < self._gateways:  # a frozen one may have used up the time
+            return left_s is None or least_s < left_s
+        full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        patience_s = min(self._patience_s, OVERLOAD_PATIENCE_S if full else ACCEPT_PATIENCE_S) - waited_s
+        return self._unreached < self._gateways and least_s < (
+            patience_s if left_s is None else min(patience_s, left_s)
+        )
+
+    def pause_s(self, error: Exception) -> float:
+        """Seconds before the next retry: increasing until an event comes, and at least what the gateway asked for."""
+        pause, self._pause_s = self._pause_s, min(2 * self._pause_s, LAST_PAUSE_S)
+        least = retry_delay_s(error) if isinstance(error, grpc.RpcError) else None
+        return (least or 0.0) + pause * (0.5 + self._draw())

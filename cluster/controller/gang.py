@@ -1,0 +1,180 @@
+"""A gang of ranks on Ray: one placement group and one actor a rank, created, told to start, probed and destroyed.
+
+Everything it creates is detached and has a name (names.py), so that what a crash leaves behind can be taken over, or
+found and removed.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util import get_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from outrider.cluster.controller.leftovers import live_groups, processes_of
+from outrider.cluster.controller.names import gang_prefix
+from outrider.cluster.controller.nodes import DOMAIN_LABEL
+from outrider.cluster.controller.placement import Placement
+from outrider.cluster.controller.processes import end_processes
+from outrider.cluster.controller.topology import Bundle
+from outrider.workers.loading.rank_spec import RankSpec
+from outrider.workers.serving.actor import Probe, RankFactory, RankShell
+
+log = logging.getLogger("outrider.gang")
+
+STOP_TIMEOUT_S = 6.0
+GONE_TIMEOUT_S = 10.0
+_CAUSES = (
+    ("ray.kill", "it was killed through Ray"),
+    ("connection error code 2", "its process was killed or crashed (out of memory, a signal, a native crash)"),
+    ("node was terminated", "its node went away"),
+)
+PROBE_THREADS = 4  # of an actor: a `stop` that waits must not hold up a `probe`
+
+
+class RankDiedError(Exception):
+    """A rank's process is gone; the message says what Ray knows of it."""
+
+
+class Gang:
+    """The ranks of one generation of one replica. Create or adopt, start, probe, destroy; from one asyncio loop."""
+
+    def __init__(self, *, cluster: str, replica: str, generation: int) -> None:
+        self._prefix = gang_prefix(cluster, replica, generation)
+        self._label = f"{replica} generation {generation}"
+        self._asked = itertools.count(1)
+        self._group: PlacementGroup | None = None
+        self._actors: dict[int, ActorHandle[RankShell]] = {}  # by rank
+        self._processes: dict[int, tuple[str, int]] = {}  # by rank, once it answered: node id and pid
+
+    async def ask_for(self, placement: Placement) -> None:
+        """Asks Ray for the nodes, in the place of what was asked for before. They may come at once, later or never."""
+        self._give_back()
+        strategy = "STRICT_PACK" if len(placement.bundles) == 1 else "STRICT_SPREAD"
+        within = [{DOMAIN_LABEL: placement.domain}] * len(placement.bundles) if placement.domain else None
+        self._group = placement_group(
+            [bundle.resources for bundle in placement.bundles],
+            strategy=strategy,
+            name=f"{self._prefix}{next(self._asked)}",
+            lifetime="detached",
+            bundle_label_selector=within,
+        )
+
+    async def placed_within(self, seconds: float) -> bool:
+        """Whether the nodes are ours by then."""
+        return self._group is not None and await asyncio.to_thread(self._group.wait, seconds)
+
+    def start_ranks(self, bundles: Sequence[Bundle], factory: RankFactory) -> None:
+        """Starts the ranks' processes on the nodes that were asked for."""
+        assert self._group is not None, "ask_for comes first"
+        for index, bundle in enumerate(bundles):
+            place = PlacementGroupSchedulingStrategy(self._group, index)
+            self._actors |= {rank: self._start_actor(place, bundle, rank, factory) for rank in bundle.ranks}
+
+    def adopt(self, ranks: Sequence[int]) -> None:
+        """Takes over what an earlier controller created under this name; a rank that is not there any more has died."""
+        names = {self._rank_name(rank): rank for rank in ranks}
+        for name, rank in names.items():
+            with contextlib.suppress(ValueError):
+                self._actors[rank] = ray.get_actor(name)
+        self._processes = {names[name]: process for name, process in processes_of(names).items()}
+        self._group = next((get_placement_group(name) for name in live_groups(self._prefix)), None)
+
+    def _rank_name(self, rank: int) -> str:
+        return f"{self._prefix}rank{rank}"
+
+    def _start_actor(
+        self, place: PlacementGroupSchedulingStrategy, bundle: Bundle, rank: int, factory: RankFactory
+    ) -> ActorHandle[RankShell]:
+        threads = {"OMP_NUM_THREADS": str(bundle.threads_per_rank), "OMP_WAIT_POLICY": "passive"}
+        shell = ray.remote(RankShell).options(
+            name=self._rank_name(rank),
+            lifetime="detached",
+            num_cpus=bundle.cores_per_rank,
+            num_gpus=bundle.gpus_per_rank,
+            max_restarts=0,
+            max_concurrency=PROBE_THREADS,
+            runtime_env={"env_vars": threads},  # read when torch loads
+            scheduling_strategy=place,
+        )
+        actor = shell.remote(f"rank {rank} of {self._label}", factory)
+        assert isinstance(actor, ActorHandle)
+        return actor
+
+    def _give_back(self) -> None:
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+    async def endpoint(self) -> tuple[str, int]:
+        """Where the ranks can meet: rank 0's node, and a port that is free there."""
+        address, port = await self._actors[0].endpoint.remote()
+        return str(address), int(port)
+
+    async def start(self, specs: Sequence[RankSpec]) -> None:
+        await asyncio.gather(*(self._actors[spec.rank].start.remote(spec) for spec in specs))
+
+    async def probe(self, rank: int) -> Probe | None:
+        """The rank's answer, for which it waits as long as it takes; None: there is none now, and may be later.
+
+        RankDiedError if the rank has no actor any more.
+        """
+        if rank not in self._actors:
+            raise RankDiedError("it ended while no controller watched it")
+        answer = await ask(self._actors[rank].probe.remote())
+        if answer is not None:
+            self._processes[rank] = (answer.node_id, answer.pid)
+        return answer
+
+    async def destroy(self, *, gently: bool) -> None:
+        """Leaves no process, actor or group of this gang. `gently` lets ranks that answer finish their round."""
+        actors = list(self._actors.values())
+        if gently:
+            await _within(STOP_TIMEOUT_S, asyncio.gather(*(actor.stop.remote() for actor in actors)))
+        for actor in actors:
+            ray.kill(actor, no_restart=True)
+        # Ray asks a process to end itself, which a frozen one does not hear.
+        await _within(GONE_TIMEOUT_S, asyncio.to_thread(end_processes, list(self._processes.values())))
+        await _within(GONE_TIMEOUT_S, asyncio.gather(*(self._until_dead(actor) for actor in actors)))
+        self._give_back()
+        self._actors, self._processes = {}, {}
+
+    async def _until_dead(self, actor: ActorHandle[RankShell]) -> None:
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            while True:
+                with contextlib.suppress(ray.exceptions.ActorUnavailableError):
+                    await actor.probe.remote()
+                await asyncio.sleep(0.05)
+
+
+async def ask(answer: Awaitable[Probe]) -> Probe | None:
+    """What a probe brings: None while the connection to the actor is broken, RankDiedError if the actor is gone."""
+    try:
+        return await answer
+    except ray.exceptions.ActorUnavailableError:
+        return None
+    except ray.exceptions.RayActorError as error:
+        raise RankDiedError(_cause_of_death(error)) from error
+
+
+async def _within(seconds: float, work: Awaitable[Any]) -> None:
+    """Waits for `work`, and goes on without it when it fails or takes longer: what follows is the stronger measure."""
+    try:
+        await asyncio.wait_for(work, seconds)
+    except Exception as error:
+        log.debug("went on without: %s: %s", type(error).__name__, error)
+
+
+def _cause_of_death(error: Exception) -> str:
+    """Ray's account of it in a few words."""
+    text = " ".join(str(error).split())
+    for sign, words in _CAUSES:
+        if sign in text:
+            return words
+    return text.split(" The actor is dead because ")[-1][:200]

@@ -1,0 +1,95 @@
+"""The provider of machines on Kubernetes: patches one worker group of one RayCluster.
+
+There a model replica is a KubeRay replica. Reads and patches that one object, by name, and asks for no other right.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import kubernetes
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from outrider.cluster.controller.machines import Need
+from outrider.workers.types.errors import OutriderError
+
+GROUP, VERSION, PLURAL = "ray.io", "v1", "rayclusters"
+TIMEOUT_S = 10.0
+JSON_PATCH = "application/json-patch+json"
+
+
+def connect() -> kubernetes.client.CustomObjectsApi:
+    """As the pod's service account, or, outside a cluster, as the user's kubeconfig says."""
+    try:
+        kubernetes.config.load_incluster_config()
+    except kubernetes.config.ConfigException:
+        try:
+            kubernetes.config.load_kube_config()
+        except kubernetes.config.ConfigException as error:
+            raise OutriderError(
+                f"kubernetes_ray_cluster is set, and there is no access to Kubernetes: {error}"
+            ) from error
+    return kubernetes.client.CustomObjectsApi()
+
+
+class RayClusterMachines:
+    """Implements MachineProvider."""
+
+    def __init__(self, api: kubernetes.client.CustomObjectsApi, ray_cluster: str, worker_group: str) -> None:
+        """`ray_cluster`: NAMESPACE/NAME."""
+        self._api, self._group = api, worker_group
+        self._namespace, _, self._name = ray_cluster.partition("/")
+
+    def provide(self, need: Need) -> None:
+        """Sets the group's replicas; of those that go, KubeRay deletes the pods of unused hosts, and no others."""
+        try:
+            cluster: Any = self._api.get_namespaced_custom_object(**self._address(), _request_timeout=TIMEOUT_S)
+            operations = patch(cluster, self._group, need)
+            if operations:
+                self._api.patch_namespaced_custom_object(
+                    **self._address(), body=operations, _content_type=JSON_PATCH, _request_timeout=TIMEOUT_S
+                )
+        except ApiException as error:
+            raise OutriderError(f"{self._label()}: Kubernetes answered {error.status} {error.reason}") from error
+        except HTTPError as error:
+            raise OutriderError(f"{self._label()}: Kubernetes does not answer: {error}") from error
+        except ValueError as error:
+            raise OutriderError(f"{self._label()}: {error}") from error
+
+    def _address(self) -> dict[str, Any]:
+        return {"group": GROUP, "version": VERSION, "namespace": self._namespace, "plural": PLURAL, "name": self._name}
+
+    def _label(self) -> str:
+        return f"RayCluster {self._namespace}/{self._name}"
+
+
+def patch(cluster: Mapping[str, Any], worker_group: str, need: Need) -> list[dict[str, Any]]:
+    """The JSON patch that gives the RayCluster's group the machines that are needed; empty if it has them.
+
+    ValueError if the group is not there, may not have so many, or is Ray's own autoscaler's to set.
+    """
+    spec = cluster.get("spec", {})
+    if spec.get("enableInTreeAutoscaling"):
+        raise ValueError("enableInTreeAutoscaling is on, so Ray sets the replicas: leave kubernetes_ray_cluster unset")
+    index, group = _find(spec.get("workerGroupSpecs", ()), worker_group)
+    most = group.get("maxReplicas")
+    if most is not None and need.replicas > most:
+        raise ValueError(f"worker group {worker_group} may have {most} replicas, and {need.replicas} are wanted")
+    path = f"/spec/workerGroupSpecs/{index}"
+    now = group.get("replicas", 0)
+    if now == need.replicas:
+        return []
+    going = list(need.unused_hosts) if need.replicas < now else []
+    return [
+        {"op": "test", "path": f"{path}/groupName", "value": worker_group},  # the list may have changed since
+        {"op": "add", "path": f"{path}/replicas", "value": need.replicas},
+        {"op": "add", "path": f"{path}/scaleStrategy", "value": {"workersToDelete": going}},
+    ]
+
+
+def _find(groups: Sequence[Mapping[str, Any]], name: str) -> tuple[int, Mapping[str, Any]]:
+    for index, group in enumerate(groups):
+        if group.get("groupName") == name:
+            return index, group
+    names = ", ".join(str(group.get("groupName")) for group in groups) or "none"
+    raise ValueError(f"no worker group {name!r}: there are {names}")

@@ -1,0 +1,63 @@
+"""What Ray has under a cluster's name: found by name, and removed, whoever made it."""
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+
+import ray
+from ray.util import get_placement_group, placement_group_table
+from ray.util.placement_group import remove_placement_group
+
+from outrider.cluster.controller import record
+from outrider.cluster.controller.names import controller_name, prefix
+from outrider.cluster.controller.processes import end_processes
+
+
+def remove_leftovers(cluster: str) -> list[str]:
+    """Removes what a killed run left: actors (frozen ones too), groups, its record. Says which actors and groups."""
+    found = remove_all_but((), cluster)
+    record.forget(cluster)
+    return found
+
+
+def remove_all_but(kept: Collection[str], cluster: str) -> list[str]:
+    """Removes every actor and group whose name begins with none of `kept`, and says which."""
+    found = [name for name in _named_actors(cluster) if not name.startswith(tuple(kept))]
+    actors = sorted(found, key=lambda name: name != controller_name(cluster))
+    _remove_actors(actors)
+    groups = [name for name in live_groups(prefix(cluster)) if not name.startswith(tuple(kept))]
+    for group in groups:
+        remove_placement_group(get_placement_group(group))
+    return [*actors, *groups]
+
+
+def remove_controller(cluster: str) -> None:
+    """Its ranks go on."""
+    _remove_actors([controller_name(cluster)])
+
+
+def _remove_actors(names: Sequence[str]) -> None:
+    processes = processes_of(names)
+    for name in names:
+        with contextlib.suppress(ValueError):  # gone since we looked
+            ray.kill(ray.get_actor(name), no_restart=True)
+    end_processes(processes.values())
+
+
+def _named_actors(cluster: str) -> list[str]:
+    return [actor for actor in ray.util.list_named_actors() if actor.startswith(prefix(cluster))]
+
+
+def processes_of(actors: Collection[str]) -> Mapping[str, tuple[str, int]]:
+    """Node id and pid of those that live, from Ray's own table: a frozen one cannot be asked."""
+    table = ray._private.state.actors().values()
+    return {
+        row["Name"]: (row["Address"]["NodeID"], row["Pid"])
+        for row in table
+        if row["Name"] in actors and row["State"] == "ALIVE"
+    }
+
+
+def live_groups(beginning: str) -> list[str]:
+    """Names of the placement groups that begin so."""
+    table = placement_group_table().values()
+    return [str(row["name"]) for row in table if row["name"].startswith(beginning) and row["state"] != "REMOVED"]

@@ -1,0 +1,285 @@
+"""Runs one request, from gRPC or HTTP: checks it, admits it, routes it, moves it if its replica is lost, records it.
+
+Other modules make the decisions; this one calls them in order. Knows nothing of gRPC contexts or HTTP.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+
+from outrider.cluster.api.calls import call_from_wire
+from outrider.cluster.api.errors import DuplicateRequestError, UnavailableError
+from outrider.cluster.api.generation import Event, GenerateCall
+from outrider.cluster.gateway.observability.known_metrics import KnownMetrics
+from outrider.cluster.gateway.observability.metrics import GatewayMetrics
+from outrider.cluster.gateway.requests.admission import Admission, Ticket
+from outrider.cluster.gateway.requests.call_record import CallRecord
+from outrider.cluster.gateway.requests.limits import RequestLimits
+from outrider.cluster.gateway.requests.preparation import Prepared, is_small, prepare
+from outrider.cluster.gateway.requests.prompts import PromptEncoder
+from outrider.cluster.gateway.requests.resumption import to_say_again
+from outrider.cluster.gateway.requests.stream import RequestStream
+from outrider.cluster.gateway.requests.writer import SlowReaderError
+from outrider.cluster.gateway.routing.fleet import Fleet
+from outrider.cluster.gateway.routing.replica import Replica
+from outrider.cluster.gateway.routing.router import ReplicaId
+from outrider.proto import inference_pb2
+from outrider.workers.serving.tracing import Tracing
+from outrider.workers.types import logs
+from outrider.workers.types.errors import EngineStoppedError, OverloadedError
+from outrider.workers.types.request import Request
+from outrider.workers.types.trace_context import TraceContext
+
+log = logging.getLogger("outrider.gateway.service")
+
+_THREADS = 4  # that prepare large requests
+T = TypeVar("T")
+MOST_CRASHES = 2  # replicas lost in a row while computing a request's next token: then it is assumed to be the cause
+MOST_MOVES = 16  # in a row without a token, wherever the request waited
+
+_REFUSALS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
+    (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DuplicateRequestError, grpc.StatusCode.ALREADY_EXISTS),
+    (UnavailableError, grpc.StatusCode.UNAVAILABLE),
+    (EngineStoppedError, grpc.StatusCode.UNAVAILABLE),
+    (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
+)
+REFUSALS = tuple(kind for kind, _ in _REFUSALS)  # what `Inference.events` raises before the first event, and only then
+
+
+def status_code(error: Exception) -> grpc.StatusCode:
+    """The gRPC status of one of REFUSALS."""
+    return next(code for kind, code in _REFUSALS if isinstance(error, kind))
+
+
+class Inference:
+    """Runs in one event loop. `encoder` is None until the model is known. `draining` refuses new requests."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        fleet: Fleet,
+        metrics: GatewayMetrics,
+        known_metrics: KnownMetrics,
+        limits: RequestLimits,
+        resume_wait_s: float,
+        tracing: Tracing,
+        *,
+        share_prefix_cache: bool = False,
+    ) -> None:
+        """`resume_wait_s`: how long a request whose replica was lost waits for another; `share_prefix_cache`: among
+        tokens."""
+        self._resume_wait_s, self._tracing = resume_wait_s, tracing
+        self._share_prefix_cache = share_prefix_cache
+        self.encoder: PromptEncoder | None = None
+        self.model_name = ""
+        self.draining = False
+        self._admission = admission
+        self._fleet = fleet
+        self._metrics, self._known_metrics = metrics, known_metrics
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare")
+        self._streams: set[RequestStream] = set()
+        metrics.live_requests.set_function(lambda: admission.live_requests)
+        metrics.queued_requests.set_function(lambda: admission.queued_requests)
+        metrics.queued_tokens.set_function(lambda: admission.queued_tokens)
+        metrics.ready_replicas.set_function(lambda: fleet.ready)
+
+    @property
+    def live_requests(self) -> int:
+        return self._admission.live_requests
+
+    @property
+    def wanted(self) -> bool:
+        """Whether others wait for what live requests hold, or were refused for it just now."""
+        return self._admission.wanted
+
+    def fail_all(self, message: str) -> None:
+        """Every live request gets an error event, its last."""
+        self._fleet.stop_waiting()
+        for stream in self._streams:
+            stream.fail(message, resumable=True)
+
+    @contextlib.contextmanager
+    def recorded(self, name: str, parent: TraceContext | None) -> Iterator[CallRecord]:
+        """The record of a call, which is written to the log, the metrics and the span when the call ends.
+
+        `name`: of the span, whose parent is `parent`.
+        """
+        record = CallRecord(self._tracing.begin(name, parent))
+        try:
+            yield record
+        except REFUSALS as error:
+            record.status = status_code(error).name.lower()
+            if isinstance(error, OverloadedError):
+                self._metrics.refused_requests.labels(cause=error.cause).inc()
+            raise
+        except SlowReaderError:
+            record.status = "slow_reader"
+            raise
+        except asyncio.CancelledError:
+            record.status = "replaced" if record.replaced else record.cancelled_as()
+            raise
+        except GeneratorExit:  # whoever reads the events was cancelled elsewhere, as in a write; or has a defect
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                record.status = record.cancelled_as()
+            raise
+        finally:
+            record.end(self._metrics, self._known_metrics, self.model_name)
+
+    async def events(
+        self, message: inference_pb2.GenerateRequest, record: CallRecord, deadline_s: float | None = None
+    ) -> AsyncGenerator[Event]:
+        """Accepted first, or raises one of REFUSALS. Closing the iterator cancels the request.
+
+        `deadline_s`: how long the client waits; None: without limit.
+        """
+        encoder, replica = self.ready()
+        record.request_id = message.request_id or secrets.token_hex(16)
+        with self._admission.enter(
+            record.request_id,
+            caller=record.caller,
+            resumed=message.HasField("resume"),
+            outputs=message.num_sequences,
+            deadline_s=deadline_s,
+        ) as ticket:
+            ticket.replace = functools.partial(record.end_early, asyncio.current_task())
+            self._metrics.resumed.inc(message.HasField("resume"))
+            run = self._inline if is_small(message) else self.in_thread
+            await run(self._limits.check, message)
+            record.call = await run(call_from_wire, message)
+            prepared = await run(prepare, record.call, encoder, self._limits, replica.info, self._salt(record.caller))
+            stream = await self._open(prepared, encoder, ticket, record.context)
+            ticket.ask_for_turn(stream.take_turn)
+            if stream.may_start:
+                stream.start(stream.replica)
+            accepted = stream.accepted()
+            record.stream = stream
+            logs.event(log, logging.INFO, "request accepted", **record.names, **record.place)
+            self._streams.add(stream)
+            try:
+                yield accepted
+                async with contextlib.aclosing(self._outputs(stream, ticket)) as outputs:
+                    async for event in outputs:
+                        yield event
+            finally:
+                self._streams.discard(stream)
+                stream.close()
+        record.status = "error" if stream.failed else "ok"
+
+    def ready(self, *, is_work: bool = True) -> tuple[PromptEncoder, Replica]:
+        """The encoder and any ready replica, to check a request with. UnavailableError if none takes requests.
+
+        `is_work`: a replica is needed for it, so that the autoscaler is to start one where there is none.
+        """
+        if self.draining:
+            raise UnavailableError("the gateway is draining: send the request to another")
+        try:
+            replica = self._fleet.choose()
+        except UnavailableError:
+            if is_work:
+                self._admission.note_unserved()
+            raise
+        if self.encoder is None:
+            raise UnavailableError("the gateway does not know the model yet: try again later")
+        return self.encoder, replica
+
+    def _salt(self, caller: str) -> str:
+        """How long an answer takes tells whether its prompt is cached: that is for its own token to know."""
+        return "" if self._share_prefix_cache else caller
+
+    async def _inline(self, function: Callable[..., T], *arguments: Any) -> T:
+        return function(*arguments)
+
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs the function in a thread, so that it does not block other streams."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def _open(
+        self, prepared: Prepared, encoder: PromptEncoder, ticket: Ticket, trace: TraceContext
+    ) -> RequestStream:
+        """Queues the checked request, and chooses its replica."""
+        call, token_ids = prepared.call, prepared.token_ids
+        ticket.queue(len(token_ids))
+        await encoder.check_grammar(prepared.params)
+        replica = self._fleet.choose(
+            len(token_ids), prepared.prefix, call.resume.fingerprint if call.resume is not None else None
+        )
+        if replica.info != prepared.info:
+            prepared.check(replica.info, has_tokenizer=encoder.tokenizer is not None)
+        request = Request(
+            request_id=ticket.request_id,
+            prompt_token_ids=token_ids,
+            params=prepared.params,
+            seed=_seed(call),
+            resumed=to_say_again(call.resume) if call.resume is not None else (),
+            trace=trace,
+            cache_salt=prepared.cache_salt,
+        )
+        return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer, ticket.end_turn)
+
+    async def _start(self, stream: RequestStream) -> None:
+        """When it is its turn, on whatever replica is best then; without one the stream fails."""
+        while not stream.started and await stream.wait_for_turn():
+            try:
+                replica = await self._fleet.successor(
+                    None, stream.fingerprint, stream.length, stream.prefix, self._resume_wait_s
+                )
+                with contextlib.suppress(EngineStoppedError):  # gone in this moment: then another
+                    stream.start(replica)
+            except UnavailableError as error:
+                stream.fail(str(error), resumable=True)
+
+    async def _outputs(self, stream: RequestStream, ticket: Ticket) -> AsyncGenerator[Event]:
+        await self._start(stream)
+        while not stream.finished:
+            events = await stream.next_events()
+            if stream.first_token_at is not None:
+                ticket.started()
+            for event in events:
+                yield event
+            while stream.lost:
+                await self._move(stream)
+
+    async def _move(self, stream: RequestStream) -> None:
+        """To a replica that continues with the same tokens. If there is none, the stream fails with the reason."""
+        origin, fingerprint = stream.replica.id, stream.fingerprint
+        while stream.lost:
+            try:
+                if stream.crashes >= MOST_CRASHES:
+                    self._metrics.quarantined.inc()
+                    lost = f"{MOST_CRASHES} replicas in a row were lost as they computed its next token"
+                    raise UnavailableError(f"{lost}: it is not tried again")
+                if stream.moves_without_progress >= MOST_MOVES:
+                    raise UnavailableError(f"it was moved {MOST_MOVES} times without a token")
+                with self._metrics.successor_waits.track_inprogress():
+                    replica = await self._fleet.successor(
+                        stream.connection, fingerprint, stream.length, stream.prefix, self._resume_wait_s
+                    )
+                with contextlib.suppress(EngineStoppedError):  # it has just ended: choose another
+                    stream.move_to(replica)
+                    self._metrics.moves.inc()
+                    _log_move(stream, origin)
+            except UnavailableError as error:
+                if stream.lost:  # and `fail_all` has not ended it meanwhile
+                    stream.fail(f"{await stream.why_lost()}; {error}")
+
+
+def _log_move(stream: RequestStream, origin: ReplicaId) -> None:
+    request = stream.request
+    fields: dict[str, object] = {"request_id": request.request_id, "trace_id": request.trace_id}
+    fields |= {"from": origin, "to": stream.replica.id, "tokens": stream.usage.completion_tokens}
+    logs.event(log, logging.WARNING, "request moved", **fields)
+
+
+def _seed(call: GenerateCall) -> int:
+    if call.resume is not None:
+        return call.resume.seed
+    return call.params.seed if call.params.seed is not None else secrets.randbits(63)

@@ -1,0 +1,155 @@
+"""The replicas that a gateway is connected to. Follows the routing table; the choice itself is router.py's."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from outrider.cluster.api.errors import UnavailableError
+from outrider.cluster.gateway.routing import router
+from outrider.cluster.gateway.routing.load import PrefixKeys
+from outrider.cluster.gateway.routing.replica import Replica
+from outrider.cluster.gateway.routing.router import Candidate, ReplicaId, RoutingTable
+from outrider.workers.serving.leader_client import LeaderClient
+from outrider.workers.types import logs
+from outrider.workers.types.counters import EngineCounters
+from outrider.workers.types.errors import OutriderError
+
+log = logging.getLogger("outrider.gateway.fleet")
+
+
+class Fleet:
+    """One event loop. `on_change` is called whenever what is ready may have changed."""
+
+    def __init__(
+        self,
+        on_change: Callable[[], None],
+        reason_wait_s: float,
+        key: str = "",
+        on_end: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """`reason_wait_s`: how long requests of a lost replica wait for the controller to say why; `key`: the
+        cluster's; `on_end` hears why a replica ended."""
+        self._on_end = on_end
+        self._on_change = on_change
+        self._reason_wait_s, self._key = reason_wait_s, key
+        self._replicas: dict[ReplicaId, Replica] = {}
+        self._table = RoutingTable()
+        self._change = asyncio.Event()  # set at the next change, and replaced
+        self._stopped = False
+
+    @property
+    def draining(self) -> bool:
+        return self._table.draining
+
+    @property
+    def ready(self) -> int:
+        """How many replicas take requests; none while the cluster drains."""
+        return 0 if self.draining else sum(replica.ready for replica in self._replicas.values())
+
+    @property
+    def places(self) -> int:
+        """Outputs that replicas would have at once of this gateway."""
+        return sum(replica.places for replica in self._replicas.values())
+
+    def apply(self, table: RoutingTable) -> None:
+        """Connects to new replicas, and lets go of those that the controller has taken out."""
+        self._replicas = {one: replica for one, replica in self._replicas.items() if not replica.closed}
+        steps = router.changes(self._replicas.keys(), table)
+        for one, reason in steps.end.items():
+            logs.event(log, logging.WARNING, "replica ended", replica=one, reason=reason)
+            self._replicas[one].end(reason)
+            self._on_end(reason)
+        for one in steps.retire:
+            self._replicas[one].retire()
+        for one, address in steps.connect.items():
+            self._replicas[one] = Replica(one, address, self._changed, self._reason_wait_s, self._key)
+        self._table = table
+        self._changed()
+
+    def choose(
+        self, prompt_tokens: int = 0, prefix: PrefixKeys | None = None, fingerprint: str | None = None
+    ) -> Replica:
+        """Where the next request goes. UnavailableError if no replica takes any, or none yet of this fingerprint;
+        ValueError if none has it."""
+        if self.draining:
+            raise UnavailableError("the cluster is draining")
+        candidates = self._candidates(prefix)
+        if fingerprint is not None:
+            found = router.successor(candidates, self._table, fingerprint, prompt_tokens)
+            if isinstance(found, router.Never):
+                raise ValueError(f"resume.fingerprint: {found.reason}")
+        else:
+            found = router.choose(candidates, prompt_tokens) or router.Wait()
+        if isinstance(found, router.Wait):
+            raise UnavailableError("no replica is ready: try again later")
+        return self._replicas[found]
+
+    async def successor(
+        self, lost: LeaderClient | None, fingerprint: str, prompt_tokens: int, prefix: PrefixKeys, wait_s: float
+    ) -> Replica:
+        """Where a request goes on whose connection `lost` is no more, if it had one; waits for a replica that is on its
+        way.
+
+        UnavailableError says why there is none.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        while True:
+            change = self._change
+            found = router.successor(self._candidates(prefix, lost), self._table, fingerprint, prompt_tokens)
+            if isinstance(found, ReplicaId):
+                return self._replicas[found]
+            if isinstance(found, router.Never):
+                raise UnavailableError(found.reason)
+            if self._stopped:
+                raise UnavailableError("the gateway shut down before the request was done: send it again")
+            if loop.time() >= until:
+                raise UnavailableError(f"no replica took over within {wait_s:g} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(change.wait(), until - loop.time())
+
+    def stop_waiting(self) -> None:
+        """Ends every wait for a successor with UnavailableError."""
+        self._stopped = True
+        self._changed()
+
+    def _candidates(self, prefix: PrefixKeys | None, lost: LeaderClient | None = None) -> dict[ReplicaId, Candidate]:
+        return {
+            one: Candidate(
+                load_tokens=replica.load.tokens,
+                cached_tokens=replica.load.cached_tokens(prefix) if prefix is not None else 0,
+                fingerprint=replica.info.fingerprint,
+            )
+            for one, replica in self._replicas.items()
+            if replica.ready and replica.client is not lost
+        }
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+        self._on_change()
+
+    async def swap_drafters(self, checkpoint: str) -> list[str]:
+        """The names of the ready replicas, all of which draft with `checkpoint`'s module now, one after the other.
+
+        UnavailableError if there are none; OutriderError or EngineStoppedError names the first that did not.
+        """
+        ready = [(one, replica) for one, replica in self._replicas.items() if replica.ready]
+        if not ready:
+            raise UnavailableError("no replica is ready: try again later")
+        for one, replica in ready:
+            try:
+                await replica.client.swap_drafter(checkpoint)
+            except OutriderError as error:
+                raise type(error)(f"replica {one}: {error}") from error
+        return [one.name for one, _ in ready]
+
+    async def counters(self, timeout_s: float) -> list[EngineCounters]:
+        """Counters of the ready replicas that answer within the timeout."""
+        asked = (replica.client.ask(timeout_s) for replica in self._replicas.values() if replica.ready)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return [answer[1] for answer in answers if not isinstance(answer, BaseException)]
+
+    async def close(self) -> None:
+        await asyncio.gather(*(replica.close() for replica in self._replicas.values()))

@@ -1,0 +1,114 @@
+"""A gateway's connection to one replica's leader, kept up until the controller says that the replica is no more."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from outrider.cluster.gateway.routing.load import LoadBook
+from outrider.cluster.gateway.routing.router import ReplicaId
+from outrider.workers.engine.handle import EngineInfo
+from outrider.workers.serving.leader_client import LeaderClient
+from outrider.workers.types import logs
+from outrider.workers.types.errors import EngineStoppedError
+
+log = logging.getLogger("outrider.gateway.replica")
+
+_CONNECT_TIMEOUT_S = 5.0
+_RETRY_S = 0.5
+
+
+class Replica:
+    """Connects at once and again whenever the stream breaks. One event loop."""
+
+    def __init__(
+        self, replica_id: ReplicaId, address: str, on_change: Callable[[], None], reason_wait_s: float, key: str = ""
+    ) -> None:
+        """`reason_wait_s`: how long `why` waits for the controller's word; `key`: the cluster's."""
+        self.id = replica_id
+        self.address = address
+        self._key = key
+        self._on_change = on_change
+        self.client = LeaderClient(address, key, on_change)
+        self.load = LoadBook()
+        self._reason_wait_s = reason_wait_s
+        self._ready = False
+        self._retired = asyncio.Event()
+        self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep_connected(), name=f"replica {replica_id}")
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests may be sent to it."""
+        ended = self.client.engine_ended or self.client.broken.is_set()
+        return self._ready and not ended and not self._retired.is_set()
+
+    @property
+    def places(self) -> int:
+        """Outputs that it would have at once of this gateway."""
+        return self.client.places if self.ready else 0
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.client.info
+
+    def retire(self) -> None:
+        """No more requests; those it has go on, and the connection ends after the last."""
+        self._retired.set()
+
+    def end(self, reason: str) -> None:
+        """The replica is no more: its requests lose it, for `reason`."""
+        if not self._reason.done():
+            self._reason.set_result(reason)
+        self._task.cancel()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def closed(self) -> bool:
+        return self._task.done()
+
+    async def why(self, error: str) -> str:
+        """What to tell a request whose stream broke with `error`: the controller's reason, if it comes in time."""
+        with contextlib.suppress(TimeoutError):
+            reason = await asyncio.wait_for(asyncio.shield(self._reason), self._reason_wait_s)
+            return f"replica {self.id} ended: {reason}"
+        return f"replica {self.id}: {error}"
+
+    async def _keep_connected(self) -> None:
+        try:
+            while not self._retired.is_set():
+                await self._stay_connected()
+                await asyncio.sleep(_RETRY_S)
+                await self.client.close()
+                self.client = LeaderClient(self.address, self._key, self._on_change)
+        finally:
+            self._set_ready(False)
+            await self.client.close()
+
+    async def _stay_connected(self) -> None:
+        """Until the stream breaks, or the replica is retired and its last request has ended."""
+        try:
+            await self.client.connect(_CONNECT_TIMEOUT_S)
+        except EngineStoppedError as error:
+            logs.event(log, logging.WARNING, "leader not reached", replica=self.id, reason=error)
+            return
+        logs.event(log, logging.INFO, "replica connected", replica=self.id, address=self.address)
+        self._set_ready(True)
+        waits = [asyncio.create_task(event.wait()) for event in (self.client.broken, self._retired)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            self._set_ready(False)
+            while self.client.live and not self.client.broken.is_set():
+                await asyncio.sleep(0.05)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        logs.event(log, logging.INFO, "replica disconnected", replica=self.id)
+
+    def _set_ready(self, ready: bool) -> None:
+        if self._ready != ready:
+            self._ready = ready
+            self._on_change()

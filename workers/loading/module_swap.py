@@ -1,0 +1,48 @@
+"""Other MTP modules for a running engine: read beside those in use, and put in their place between two rounds.
+
+Drafts never decide what is emitted, so no token changes. What the old weights left in the drafter's cache stays: the
+sequences that run now, and prompts found in the prefix cache, draft a little worse until they have passed.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from outrider.workers.config import resolve_model
+from outrider.workers.loading.model import Parts, Wanted, load_module
+from outrider.workers.model.weights import Checkpoint
+from outrider.workers.types.errors import CheckpointError, OutriderError
+from outrider.workers.types.model_config import ModelConfig
+
+PutInPlace = Callable[[], None]
+
+
+class ModuleSwap:
+    """Loads other checkpoints' MTP modules, and drafting heads, for the parts that a rank runs."""
+
+    def __init__(self, wanted: Wanted, parts: Parts) -> None:
+        self._wanted, self._parts = wanted, parts
+
+    def load(self, checkpoint: str) -> PutInPlace:
+        """Reads the modules of the model or directory `checkpoint`, from any thread. The engine's calls the result.
+
+        OutriderError if this rank does not draft, or if the checkpoint is of another shape or has not as many modules.
+        """
+        draft_model = self._parts.draft_model
+        if draft_model is None:
+            raise OutriderError("this engine does not draft with an MTP module: there is none to swap")
+        if self._wanted.sharing.stage.size > 1:
+            raise OutriderError(
+                "a module that several ranks share cannot be swapped: restart with the other checkpoint"
+            )
+        path = resolve_model(checkpoint)
+        self._check(path)
+        wanted = replace(self._wanted, checkpoint=Checkpoint(path))
+        module = load_module(wanted, self._parts.stage, cache_of=draft_model.module)
+        return lambda: draft_model.use(module)
+
+    def _check(self, path: Path) -> None:
+        """The module must fit the layers that run: same shape. Their own weights are not read."""
+        ours, theirs = self._wanted.model, ModelConfig.load(path)
+        if theirs != replace(ours, torch_dtype=theirs.torch_dtype, quantization_block=theirs.quantization_block):
+            raise CheckpointError(f"{path} is of another shape than the model that runs: its module does not fit")

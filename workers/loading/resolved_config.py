@@ -1,0 +1,74 @@
+"""What settings come to with this model on this machine: device, numerics, type, length."""
+
+import logging
+
+import torch
+
+from outrider.workers.config import EngineConfig
+from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.model_config import ModelConfig
+
+log = logging.getLogger("outrider.loading")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def device_in_force(config: EngineConfig, local_rank: int = 0) -> torch.device:
+    """The device of a rank, by its place among the ranks that share the devices that this process sees.
+
+    OutriderError if what was asked for is not there.
+    """
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise OutriderError('device="cuda": this machine has no CUDA device that torch can use; try device="cpu"')
+    devices = torch.cuda.device_count()
+    if local_rank >= devices:
+        raise OutriderError(
+            f"rank {local_rank} of this machine needs a CUDA device of its own, and there are {devices}:"
+            ' use fewer ranks, or device="cpu"'
+        )
+    return torch.device("cuda", local_rank)
+
+
+def numerics_in_force(config: EngineConfig, kernels: str, device: torch.device) -> str:
+    """On a GPU "exact" needs kernels with one order of every sum, and all of a sum on one rank: else it is "fast"."""
+    if device.type == "cpu" or config.numerics == "fast":
+        return config.numerics
+    if kernels == "torch":
+        why = "torch's own kernels on a GPU have no fixed order of sums"
+    elif config.parallel.tensor_parallel_size > 1:
+        why = "on GPUs sums are split over tensor_parallel_size ranks, so bits depend on their number"
+    else:
+        return config.numerics
+    log.warning('numerics is "fast" and not "exact": %s', why)
+    return "fast"
+
+
+def dtype_in_force(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """By default float32 on a CPU, and bfloat16 on a GPU."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[config.dtype]
+
+
+def length_in_force(config: EngineConfig, model: ModelConfig) -> int:
+    """The model's own unless a shorter one is asked for; ValueError for a longer one."""
+    if config.max_model_len is None:
+        return model.max_position_embeddings
+    if config.max_model_len > model.max_position_embeddings:
+        raise ValueError(
+            f"max_model_len must be at most the model's {model.max_position_embeddings}, got {config.max_model_len}"
+        )
+    return config.max_model_len
+
+
+def fitted_length(config: EngineConfig, max_model_len: int, blocks: int) -> int:
+    """The length that a cache of `blocks` can hold: the model's own is cut to it, one asked for is an error."""
+    tokens = blocks * config.block_size
+    if tokens >= max_model_len:
+        return max_model_len
+    cure = f"the cache holds {tokens} tokens: raise kv_cache_memory_bytes"
+    if config.max_model_len is not None or tokens < 2:
+        raise OutriderError(f"max_model_len={max_model_len} does not fit, {cure}")
+    log.warning("max_model_len is %d and not the model's %d, %s", tokens, max_model_len, cure)
+    return tokens

@@ -1,0 +1,144 @@
+"""What a loaded rank does: lead (schedule, draft, serve) or follow (run rounds as they come)."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+
+from outrider.workers.engine.engine import Engine
+from outrider.workers.engine.runner import StageRunner
+from outrider.workers.engine.sampler import Sampler
+from outrider.workers.parallel import groups
+from outrider.workers.parallel.collectives import total_traffic
+from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.serving.request_journal import RequestJournal
+from outrider.workers.serving.request_times import RequestTimes, TimedEngine
+from outrider.workers.serving.service import LeaderDoor
+from outrider.workers.text.grammar_check import GrammarChecker
+from outrider.workers.types.counters import EngineCounters
+
+
+class Leader:
+    """Rank 0: owns the engine and, where it has a `door`, serves it over gRPC."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        runner: StageRunner,
+        sampler: Sampler | None,
+        sharing: Sharing,
+        door: LeaderDoor | None,
+        times: RequestTimes,
+        journal: RequestJournal,
+        checker: GrammarChecker,
+    ) -> None:
+        self.engine = engine
+        self.times = times
+        self._journal, self._checker = journal, checker
+        self._runner, self._sampler, self._sharing, self._door = runner, sampler, sharing, door
+
+    def run(self, on_ready: Callable[[str], None]) -> None:
+        """Warms up, opens the door (`on_ready` gets its address, or ""), serves until stopped."""
+        self.engine.warm_up()
+        if self._door:  # this process is the engine's own
+            gc.freeze()  # a full collection of what lives now anyway would hold up a round for tens of milliseconds
+        server = self._door.serve(TimedEngine(self.engine, self.times)) if self._door else None
+        self._journal.start()
+        try:
+            on_ready(f"{self._door.host}:{server.start()}" if self._door and server else "")
+            self.engine.run()
+        finally:
+            if server:
+                server.stop()
+            groups.leave()
+            self._checker.close()
+            self._journal.close()
+
+    def stop(self, reason: str) -> None:
+        self.engine.stop(reason)
+
+    @property
+    def stall(self) -> str:
+        return self.engine.progress.stall()
+
+    @property
+    def draft_s(self) -> float:
+        return self.engine.times.by_part["draft"]
+
+    @property
+    def busy_s(self) -> float:
+        return self._runner.busy_s + self.draft_s + (self._sampler.busy_s if self._sampler else 0.0)
+
+    @property
+    def computing_s(self) -> float:
+        """How long it has been at its stage of a round; 0 while it waits."""
+        return self._runner.computing_s
+
+    @property
+    def held_up_s(self) -> float:
+        """The longest that an order about experts held a round up: making it, or obeying it."""
+        return max(self._runner.held_up_s, self.engine.ordering.seconds)
+
+    @property
+    def counters(self) -> EngineCounters:
+        """The engine's, and how long requests wait, as their times say."""
+        return replace(self.engine.counters, oldest_wait_s=self.times.oldest_wait_s())
+
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        """Of the collectives, by purpose."""
+        return total_traffic(self._sharing.groups)
+
+    @property
+    def carriers(self) -> str:
+        """Of the collectives, in words."""
+        return self._sharing.carriers
+
+
+class Follower:
+    """Any other rank. Ends when the leader says so; its process may also simply be ended.
+
+    `live` runs rounds until told to stop; `sampler` is there where the rank makes logits.
+    """
+
+    def __init__(
+        self, *, live: Callable[[], None], runner: StageRunner, sampler: Sampler | None, sharing: Sharing
+    ) -> None:
+        self._live, self._runner, self._sampler, self._sharing = live, runner, sampler, sharing
+        self.engine = None
+        self.draft_s = 0.0
+        self.stall = ""  # the leader tells
+        self.counters = EngineCounters()
+        self.times = RequestTimes()  # stays empty: requests are the leader's
+
+    def run(self, on_ready: Callable[[str], None]) -> None:
+        on_ready("")
+        try:
+            self._live()
+        finally:
+            groups.leave()
+
+    def stop(self, reason: str) -> None:
+        """Nothing to do: the leader's stop travels to every rank."""
+
+    @property
+    def busy_s(self) -> float:
+        return self._runner.busy_s + (self._sampler.busy_s if self._sampler else 0.0)
+
+    @property
+    def computing_s(self) -> float:
+        return self._runner.computing_s
+
+    @property
+    def held_up_s(self) -> float:
+        return self._runner.held_up_s
+
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        return total_traffic(self._sharing.groups)
+
+    @property
+    def carriers(self) -> str:
+        """Of the collectives, in words."""
+        return self._sharing.carriers
