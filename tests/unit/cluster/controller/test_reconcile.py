@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from outrider.cluster.controller.controller import TICK_S
 from outrider.cluster.api.endings import is_hang
+from outrider.cluster.controller.controller import TICK_S
 from outrider.cluster.controller.reconcile import (
     Action,
     Deadlines,
