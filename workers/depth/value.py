@@ -119,9 +119,10 @@ class Value:
             return [_best_of_leading(chances, costs)[0]]
         judged = self._acceptance.judged(made)
         order = np.argsort(-judged, kind="stable")
-        rows = np.arange(1, len(judged) + 1)
-        gains = np.cumsum(judged[order])
-        gains -= self._price * (self._time.more_rows(base.rows, len(judged))[1:] + slot_s * rows)
+        more_rows = self._time.more_rows(base.rows, len(judged))[1:]
+        known = int(np.isfinite(more_rows).sum())  # infinite times a price of 0 would be no number
+        gains = np.cumsum(judged[order[:known]])
+        gains -= self._price * (more_rows[:known] + slot_s * np.arange(1, known + 1))
         best = int(gains.argmax())
         if gains[best] <= 0.0:
             return [0] * len(made)

@@ -99,3 +99,13 @@ def test_steps_that_more_sequences_share_are_worth_more() -> None:
     case.value.best_depths(case.live, case.plain)
 
     assert case.value.of_model(0, KIND, 3, 8) > case.value.of_model(0, KIND, 3, 1)
+
+
+def test_before_there_is_a_price_drafts_are_verified_up_to_twice_the_widest_round() -> None:
+    time = RoundTime()
+    time.observe(Shape.plain(4, 40.0), 1.0, 0.0)
+    made = [Made(n, KIND, [2.0] * DEEPEST) for n in range(4)]
+
+    counts = Value(Acceptance(DEEPEST), time, DEEPEST).worth_verifying(made, Shape.plain(4, 40.0))
+
+    assert sum(counts) == 4
