@@ -35,7 +35,7 @@ from outrider.cluster.planning.hardware import known_gpus  # noqa: E402
 from outrider.kernels import reference  # noqa: E402
 from outrider.kernels.gpu import choose, draw, experts, linear, mla, norms, values  # noqa: E402
 from outrider.kernels.sampling import row_key, sequence_key  # noqa: E402
-from outrider.workers.drafting.draft_model import Wanted  # noqa: E402
+from outrider.workers.drafting.draft_model import DraftRequest  # noqa: E402
 from outrider.workers.drafting.gpu_draft_model import GpuDraftModel  # noqa: E402
 from outrider.workers.drafting.pairs import Pairs  # noqa: E402
 
@@ -164,9 +164,13 @@ def check_rounds(folder: Path) -> dict[str, Any]:
         stage.use_graphs()
         counted["graph"] = count(counts, lambda: run_round(stage, 1, 4, 100))
         pair, model = one_pair(), GpuDraftModel(module, sequence_starts(1))
-        eager = [count(counts, lambda n=n: model.draft(pair, Wanted(np.arange(1), np.array([n])))) for n in (1, 2)]
+        eager = [
+            count(counts, lambda n=n: model.draft(pair, DraftRequest(np.arange(1), np.array([n])))) for n in (1, 2)
+        ]
         model.use_graphs()
-        graph = [count(counts, lambda n=n: model.draft(pair, Wanted(np.arange(1), np.array([n])))) for n in (2, 3)]
+        graph = [
+            count(counts, lambda n=n: model.draft(pair, DraftRequest(np.arange(1), np.array([n])))) for n in (2, 3)
+        ]
     return {
         "round": {
             **of_round(counted[1]),

@@ -11,7 +11,7 @@ from bandwidth import last_level_cache
 from common import interleaved, median, seconds
 
 from outrider.kernels.cpu.context import Context
-from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, PANEL, STRETCH_8, Linear
+from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, PANEL, STRETCH_8, LinearStruct
 from outrider.kernels.cpu.packing import Arena, packed
 
 KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
@@ -37,7 +37,7 @@ PRODUCTS = (
 )
 
 
-def weight_bytes(linear: Linear) -> int:
+def weight_bytes(linear: LinearStruct) -> int:
     """What reading it reads, the panels' filling included; 0 for a product that is not there."""
     panels = -(-linear.outputs // PANEL)
     return int(panels * PANEL * linear.inputs * _WEIGHT_BYTES[linear.kind])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu.context import DRAW, Context
-from outrider.kernels.cpu.library import FLOAT32, Layer, Linear, Mlp, Stage
+from outrider.kernels.cpu.library import FLOAT32, Layer, LinearStruct, MlpStruct, StageStruct
 from outrider.kernels.cpu.packing import Arena, gates_beside_ups, packed
 from outrider.workers.model.compiled.loading import CompiledLoader
 from outrider.workers.model.compiled.model import CompiledModules, CompiledStage
@@ -44,7 +44,7 @@ class OpenStage(CompiledStage):
         other._layers = type(self._layers).from_buffer_copy(self._layers)
         for layer in other._layers:
             change(layer)
-        other._stage = Stage.from_buffer_copy(self._stage)
+        other._stage = StageStruct.from_buffer_copy(self._stage)
         other._stage.layers = other._layers
         other._stage.count = len(other._layers) if layers is None else layers
         return other
@@ -99,7 +99,7 @@ class Loaded:
         self.hidden = self._prefill()
 
     @property
-    def head(self) -> Linear:
+    def head(self) -> LinearStruct:
         assert self.stage.head is not None, "a stage of all layers has the head"
         return self.stage.head
 
@@ -153,7 +153,7 @@ class Loaded:
     def attention_alone(self) -> OpenStage:
         """MLPs next to nothing."""
         hidden = self.config.hidden_size
-        tiny = Mlp(
+        tiny = MlpStruct(
             gate_up=packed(self._arena, torch.zeros(2 * _TINY, hidden), FLOAT32, gates_beside_ups(_TINY)),
             down=packed(self._arena, torch.zeros(hidden, _TINY), FLOAT32),
             width=_TINY,

@@ -10,7 +10,7 @@ from torch import Tensor
 from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.loading.lanes import load_lanes
-from outrider.workers.loading.model import Wanted, load_parts
+from outrider.workers.loading.model import ModelPart, load_parts
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import total_traffic
@@ -99,8 +99,8 @@ class OverlapRank:
             followed_from=nothing,
         )
 
-    def _wanted(self, config: EngineConfig, checkpoint: Checkpoint, layers: range) -> Wanted:
-        return Wanted(
+    def _wanted(self, config: EngineConfig, checkpoint: Checkpoint, layers: range) -> ModelPart:
+        return ModelPart(
             config=config,
             model=self._model,
             checkpoint=checkpoint,

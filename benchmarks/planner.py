@@ -18,11 +18,11 @@ from reporting.tables import Table
 
 from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.efficiency import Efficiency, Workload
-from outrider.cluster.planning.hardware import Fleet, find_gpu
+from outrider.cluster.planning.hardware import Hardware, find_gpu
 from outrider.cluster.planning.presets import load_shape
-from outrider.cluster.planning.search import Goal, search
+from outrider.cluster.planning.search import Objective, search
 from outrider.cluster.planning.split import Split
-from outrider.cluster.planning.timing import Clock, Rows
+from outrider.cluster.planning.timing import Clock, QueryRows
 from outrider.workers.types.model_shapes import Shapes
 
 ROWS = Path(__file__).with_name("planner_published.json")
@@ -69,7 +69,7 @@ UNITS: dict[str, Callable[[Candidate], float]] = {
 
 
 def candidate(row: Published, efficiency: Efficiency) -> Candidate:
-    fleet = Fleet(gpu=find_gpu(row.gpu), nodes=row.nodes, gpus_per_node=row.gpus_per_node)
+    fleet = Hardware(gpu=find_gpu(row.gpu), nodes=row.nodes, gpus_per_node=row.gpus_per_node)
     workload = Workload(numerics="fast", one_sampler=False, **row.workload)  # as those servers do
     return Candidate(SHAPES, Split(**row.sizes), workload, fleet, efficiency)
 
@@ -80,18 +80,18 @@ def predict(row: Published, efficiency: Efficiency | None = None) -> float:
 
 def fits(gpu: str, nodes: int) -> tuple[bool, float]:
     """Whether R1 fits nodes of eight, with one sequence of 4,096 tokens; and the bytes that the nearest split lacks."""
-    fleet = Fleet(gpu=find_gpu(gpu), nodes=nodes, gpus_per_node=8)
-    ranking = search(SHAPES, fleet, Workload(concurrency=1), Goal())
+    fleet = Hardware(gpu=find_gpu(gpu), nodes=nodes, gpus_per_node=8)
+    ranking = search(SHAPES, fleet, Workload(concurrency=1), Objective())
     return bool(ranking.fitting), 0.0 if ranking.fitting or not ranking.nearest else ranking.nearest.bytes_missing
 
 
 def exchanges() -> Iterator[dict[str, float]]:
     """DeepEP's own table, 128 rows a rank: what the model of an exchange gives for it."""
     for record in json.loads(ROWS.read_text())["exchanges"]:
-        fleet = Fleet(gpu=find_gpu("h800"), nodes=-(-record["ranks"] // 8), gpus_per_node=8)
+        fleet = Hardware(gpu=find_gpu("h800"), nodes=-(-record["ranks"] // 8), gpus_per_node=8)
         split = Split(data=record["ranks"], expert=record["ranks"])
         clock = Clock(SHAPES, split, Workload(numerics="fast"), fleet, Efficiency())
-        out, back = clock.trips_s(Rows(rows=128, sequences=128, context=0, busy_groups=record["ranks"]))
+        out, back = clock.trips_s(QueryRows(rows=128, sequences=128, context=0, busy_groups=record["ranks"]))
         yield {**record, "dispatch_us_predicted": out * 1e6, "combine_us_predicted": back * 1e6}
 
 

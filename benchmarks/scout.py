@@ -31,7 +31,7 @@ from outrider.workers.config import resolve_model
 from outrider.workers.training.evaluate import held_out_loss, tokens_per_byte
 from outrider.workers.training.export import load_export
 from outrider.workers.training.prompts import choose
-from outrider.workers.training.shape import Shape
+from outrider.workers.training.shape import ModelSizes
 
 KINDS = ("code", "prose")
 SAMPLED, GREEDY = 64, 128  # tokens of a completion
@@ -73,7 +73,7 @@ def simpler_models(corpus: Path, learn_mb: float) -> dict[str, dict[str, float]]
 
 def bits_a_byte(model: Path, tokenizer: Tokenizer, data: Path) -> dict[str, float]:
     """Of held-out text, by kind."""
-    network = load_export(model, Shape())
+    network = load_export(model, ModelSizes())
     found = {}
     for kind in KINDS:
         stream = torch.from_numpy(np.load(data / f"heldout.{kind}.npy").astype(np.int64))

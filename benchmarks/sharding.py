@@ -18,7 +18,7 @@ from common import prompts, save, words
 from outrider import LLM, SamplingParams
 from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.efficiency import Efficiency, Workload
-from outrider.cluster.planning.hardware import Fleet, find_gpu
+from outrider.cluster.planning.hardware import Hardware, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
 from outrider.workers.parallel.traffic import Traffic
@@ -119,7 +119,7 @@ def _statuses(llm: LLM, starts: list[list[int]], tokens: int) -> list[list[RankS
 def planned(model: str, split: Split, rows: float) -> dict[str, Exchanged]:
     """As `outrider plan` counts a round of `rows` rows in each data group."""
     shapes = Shapes.of(load_shape(model), "float32")
-    fleet = Fleet(gpu=find_gpu("h200"), nodes=1, gpus_per_node=split.world_size)
+    fleet = Hardware(gpu=find_gpu("h200"), nodes=1, gpus_per_node=split.world_size)
     plan = Candidate(shapes, split, Workload(draft_steps=0), fleet, Efficiency())
     total: dict[str, Exchanged] = {}
     for _, one in plan.collectives(rows):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from recorders import ROUND_COLUMNS, leads
 
-from outrider.workers.depth.acceptance import Kind, temperature_class
+from outrider.workers.depth.acceptance import DraftKind, temperature_class
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.depth.round_time import Shape
 from outrider.workers.drafting.stopping import made_together
@@ -38,14 +38,14 @@ class Place(NamedTuple):
 class Text(NamedTuple):
     """A sequence's places, one for each token, and how it is sampled."""
 
-    kind: Kind
+    kind: DraftKind
     places: list[Place]
 
 
 def recorded_text(places: NDArray[np.uint8], temperature: float) -> Text:
     """From a recording of recorders.TextRecorder."""
     columns = zip(places[:, 0].tolist(), leads(places).tolist(), strict=True)
-    return Text(Kind("mtp", temperature_class(temperature)), [Place(accepted, own) for accepted, own in columns])
+    return Text(DraftKind("mtp", temperature_class(temperature)), [Place(accepted, own) for accepted, own in columns])
 
 
 class Machine(Protocol):
@@ -148,7 +148,7 @@ class Played:
 class Policy(Protocol):
     """What is simulated."""
 
-    def plan(self, sequence_id: int, kind: Kind, context: int, together: int) -> DraftPlan:
+    def plan(self, sequence_id: int, kind: DraftKind, context: int, together: int) -> DraftPlan:
         """For the sequence's next round, in which so many are `together`."""
         ...
 
@@ -165,7 +165,7 @@ class Static:
 
     depth: int
 
-    def plan(self, sequence_id: int, kind: Kind, context: int, together: int) -> DraftPlan:
+    def plan(self, sequence_id: int, kind: DraftKind, context: int, together: int) -> DraftPlan:
         return DraftPlan(self.depth, follows=self.depth > 0)
 
     def observe(self, played: Played) -> dict[int, int]:
@@ -183,7 +183,7 @@ class Auto:
     _known: set[int] = field(default_factory=set)
     _planned: dict[int, DraftPlan] = field(default_factory=dict)
 
-    def plan(self, sequence_id: int, kind: Kind, context: int, together: int) -> DraftPlan:
+    def plan(self, sequence_id: int, kind: DraftKind, context: int, together: int) -> DraftPlan:
         if sequence_id not in self._known:
             self._known.add(sequence_id)
             params = SamplingParams(temperature=(0.0, 0.8, 2.0)[kind.temperature_class])

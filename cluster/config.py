@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from outrider.cluster.api.errors import SettingsError
 from outrider.cluster.controller.autoscale import AutoscalePolicy
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.requests.admission import AdmissionLimits
 from outrider.workers.config import EngineConfig, ParallelConfig
 from outrider.workers.serving.tracing import endpoint_in_force
@@ -124,12 +124,12 @@ class ServeSettings(BaseModel):
             raise ValueError("must be a port or FIRST-LAST")
         return str(value)
 
-    def door(self) -> Door:
+    def access(self) -> AccessSettings:
         """SettingsError if options do not go together."""
         paths = ("tls_cert", "tls_key", "tls_client_ca", "auth_token_file")
         given = {name: Path(value) for name in paths if (value := getattr(self, name)) is not None}
         try:
-            return Door(**given, health_port=self.health_port)
+            return AccessSettings(**given, health_port=self.health_port)
         except ValueError as error:
             raise SettingsError(str(error)) from error
 
@@ -196,7 +196,7 @@ def load_settings(
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from error
     settings.engine()
-    settings.door()
+    settings.access()
     settings.admission()
     settings.autoscale()
     return settings

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.workers.serving.cluster_key import STDIN
 from outrider.workers.types.errors import OutriderError
 
@@ -41,7 +41,7 @@ class GatewayProcess:
         host: str,
         port: int,
         metrics_port: int | None,
-        door: Door,
+        access: AccessSettings,
         cluster_key: str,
         log_level: str,
         http_port: int = 0,
@@ -51,15 +51,15 @@ class GatewayProcess:
     ) -> None:
         """`http_port` 0: no HTTP; `arguments`: more of `outrider gateway`'s options.
 
-        With TLS the door needs a health port: only there can this process ask whether the gateway is ready.
+        With TLS the gateway needs a health port: only there can this process ask whether the gateway is ready.
         """
         self.address = f"{host}:{port}"
-        self._health_address = self.address if door.tls is None else f"{host}:{door.health_port}"
+        self._health_address = self.address if access.tls is None else f"{host}:{access.health_port}"
         # -P: modules are not imported from the current directory.
         command = [sys.executable, "-P", "-m", "outrider.cluster.cli", "--log-level", log_level, "gateway"]
         command += ["--controller", controller, "--host", host, "--port", str(port), "--end-with-stdin"]
         command += ["--http-port", str(http_port), "--http-host", http_host or host]
-        command += ["--cluster-key-file", STDIN, *door.arguments()]
+        command += ["--cluster-key-file", STDIN, *access.arguments()]
         if metrics_port is not None:
             command += ["--metrics-port", str(metrics_port)]
         command += arguments

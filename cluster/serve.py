@@ -21,7 +21,7 @@ from outrider.cluster.controller.names import controller_name
 from outrider.cluster.controller.reconcile import Phase
 from outrider.cluster.controller.report import Report
 from outrider.cluster.controller.watch import ControllerDiedError, ControllerSilentError, ControllerWatch
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway_process import GatewayProcess, check_port, free_port
 from outrider.cluster.planning.shard_plan import make_plan
 from outrider.cluster.ray_session import RaySession, import_ray
@@ -117,7 +117,7 @@ class ServedCluster:
     def http_url(self) -> str:
         """Of the gateway's HTTP; "" without."""
         settings = self._settings
-        scheme = "http" if settings.door().tls is None else "https"
+        scheme = "http" if settings.access().tls is None else "https"
         return f"{scheme}://{settings.http_host or settings.host}:{settings.http_port}" if settings.http_port else ""
 
     @property
@@ -138,7 +138,7 @@ class ServedCluster:
             metrics_port=settings.metrics_port,
             http_port=settings.http_port,
             http_host=settings.http_host,
-            door=self._door(),
+            access=self._access(),
             cluster_key=self._charge.key,
             log_level=self._log_level,
             otlp_endpoint=self._charge.otlp_endpoint,
@@ -160,13 +160,15 @@ class ServedCluster:
             check_port(settings.host, settings.metrics_port, "--metrics-port")
         return settings.port or free_port(settings.host)
 
-    def _door(self) -> Door:
+    def _access(self) -> AccessSettings:
         """With a plain port for health checks where the gateway's own speaks TLS: readiness is asked there."""
-        door, host = self._settings.door(), self._settings.host
-        if door.health_port is not None:
-            check_port(host, door.health_port, "--health-port")
-        plain_needed = door.tls is not None or door.health_port == 0
-        return dataclasses.replace(door, health_port=door.health_port or free_port(host)) if plain_needed else door
+        access, host = self._settings.access(), self._settings.host
+        if access.health_port is not None:
+            check_port(host, access.health_port, "--health-port")
+        plain_needed = access.tls is not None or access.health_port == 0
+        return (
+            dataclasses.replace(access, health_port=access.health_port or free_port(host)) if plain_needed else access
+        )
 
     def _take_name(self) -> None:
         """Takes over, or removes, what a killed run left under our name; refuses to touch what is alive."""

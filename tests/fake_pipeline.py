@@ -10,7 +10,7 @@ from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.verify import verify_round
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError
-from outrider.workers.types.round import IntArray, Round, Sampled, Verdict
+from outrider.workers.types.round import IntArray, Round, SampledRows, Verdict
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 VOCAB = 1000
@@ -50,7 +50,7 @@ class CountingPipeline:
         if len(self.rounds) - len(self._under_way) - 1 == self._lost_in_round:
             raise self._error
         self._starts.begin(round.begins)
-        rows = Sampled.of(round).rows
+        rows = SampledRows.of(round).rows
         verdict = verify_round(round, self._target(round, rows), self._starts, max_model_len=self._max_model_len)
         return RoundResult(verdict=verdict, hidden=torch.zeros(int(verdict.accepted_rows.sum()), 1))
 

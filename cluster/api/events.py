@@ -6,7 +6,7 @@ from typing import Any
 from outrider.cluster.api import generation as g
 from outrider.cluster.api.fields import named
 from outrider.proto import inference_pb2 as pb
-from outrider.workers.text.assembler import Piece, Usage
+from outrider.workers.text.assembler import TextPiece, Usage
 from outrider.workers.text.outputs import Logprob
 from outrider.workers.types.request import FinishReason
 from outrider.workers.types.tools import ToolCallDelta
@@ -91,7 +91,7 @@ def _output_from_wire(output: pb.Output) -> g.Output:
         tool_calls=tuple(ToolCallDelta(**named(delta, _CALL)) for delta in output.tool_calls),
         drafted=output.drafted,
         accepted=output.accepted,
-        pieces=tuple(Piece(one.text, one.reasoning, one.drafted) for one in output.pieces),
+        pieces=tuple(TextPiece(one.text, one.reasoning, one.drafted) for one in output.pieces),
         logprobs=tuple(map(_logprobs_from_wire, output.logprobs)),
         prompt_logprobs=tuple(map(_logprobs_from_wire, output.prompt_logprobs)),
     )

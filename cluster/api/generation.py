@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from outrider.workers.text.assembler import Piece, Usage
+from outrider.workers.text.assembler import TextPiece, Usage
 from outrider.workers.text.outputs import Logprob
 from outrider.workers.types.request import FinishReason, OutputSoFar
 from outrider.workers.types.sampling_params import SamplingParams
@@ -94,7 +94,7 @@ class Output:
     tool_calls: tuple[ToolCallDelta, ...] = ()
     drafted: int = 0  # drafts verified in the rounds of this delta, if speculation_detail was asked for
     accepted: int = 0
-    pieces: tuple[Piece, ...] = ()  # text and reasoning again, by whether drafts said it; with speculation_detail
+    pieces: tuple[TextPiece, ...] = ()  # text and reasoning again, by whether drafts said it; with speculation_detail
     logprobs: tuple[dict[int, Logprob], ...] = ()  # one per token, by token id; the chosen token comes first
     prompt_logprobs: tuple[dict[int, Logprob], ...] = ()  # of prompt tokens 1 and up, with the first of output 0
 

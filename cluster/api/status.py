@@ -9,7 +9,7 @@ from outrider.workers.types.counters import ExpertFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankStatus:
+class WorkerStatus:
     """One worker process."""
 
     rank: int
@@ -76,7 +76,7 @@ class ReplicaStatus:
     generation: int
     state: str  # "waiting" (for room), "starting", "ready", "draining" or "failed"
     problem: str  # why it failed, what room it waits for, or why it cannot stay where it is
-    ranks: tuple[RankStatus, ...]
+    ranks: tuple[WorkerStatus, ...]
     engine: EngineStatus
     last_ending: str = ""  # why the generation before this one ended; empty if there was none
     fingerprint: str = ""  # of its numerics; empty while it loads
@@ -223,8 +223,8 @@ def speculation_from_wire(speculation: cluster_pb2.SpeculationStatus) -> Specula
     )
 
 
-def _rank_from_wire(rank: cluster_pb2.RankStatus) -> RankStatus:
-    return RankStatus(
+def _rank_from_wire(rank: cluster_pb2.RankStatus) -> WorkerStatus:
+    return WorkerStatus(
         rank=rank.rank,
         stage=rank.stage,
         first_layer=rank.first_layer,

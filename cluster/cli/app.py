@@ -237,9 +237,9 @@ def demo(
 ) -> None:
     """Serve a model on two local stages, and compare speculation off and auto: speed and text."""
     _require_ray()
-    from outrider.cluster.cli.demo import Extent, run_demo
+    from outrider.cluster.cli.demo import DemoSize, run_demo
 
-    extent = Extent(max_tokens, repeats)
+    extent = DemoSize(max_tokens, repeats)
     run_demo(json_file, report_file=report_file, model=model, prompts=prompts, extent=extent, log_level=context.obj)
 
 

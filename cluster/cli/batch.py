@@ -14,7 +14,7 @@ from outrider.cluster.cli.connection import Connection
 from outrider.cluster.client.batch import Answers, Line, Record, answer_all, read_lines
 
 
-class _Tally:
+class _BatchTally:
     """Counts the records, writes them, and advances the bar."""
 
     def __init__(self, answers: Answers, progress: Progress, lines: int, earlier: int) -> None:
@@ -52,7 +52,7 @@ def run_batch(
     try:
         waiting = _unanswered(source, answers)
         with _progress(console) as progress:
-            tally = _Tally(answers, progress, lines, earlier)
+            tally = _BatchTally(answers, progress, lines, earlier)
             asyncio.run(_run(connection, waiting, defaults, concurrency, tally))
     finally:
         answers.close()
@@ -76,13 +76,13 @@ async def _require_gateway(connection: Connection) -> None:
 
 
 async def _run(
-    connection: Connection, lines: Iterator[Line], defaults: Mapping[str, Any], concurrency: int, tally: _Tally
+    connection: Connection, lines: Iterator[Line], defaults: Mapping[str, Any], concurrency: int, tally: _BatchTally
 ) -> None:
     async with connection.async_client() as client:
         await answer_all(client, lines, defaults, concurrency=concurrency, done=tally.add)
 
 
-def _summary(lines: int, earlier: int, tally: _Tally, target: Path) -> str:
+def _summary(lines: int, earlier: int, tally: _BatchTally, target: Path) -> str:
     before = f", {earlier} of them by an earlier run" if earlier else ""
     failed = f"; {tally.failed} failed (their errors are in the file; the same command asks them again)"
     return f"{lines - tally.failed} of {lines} lines answered in {target}{before}{failed if tally.failed else ''}"

@@ -13,14 +13,14 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import outrider
-from outrider.cluster.api.status import RankStatus
+from outrider.cluster.api.status import WorkerStatus
 from outrider.cluster.cli.output_file import refuse_unwritable
 from outrider.cluster.cli.serve import LoadingView, ending_on_signals
 from outrider.cluster.client.client import Client
 from outrider.cluster.config import ServeSettings, load_settings
 from outrider.cluster.demo.page import make_replay, page
 from outrider.cluster.demo.report import DemoReport, Run, differing, make_report
-from outrider.cluster.demo.runs import Delta, Task, affordable_tokens, ask, load_tasks, measure, warm_up
+from outrider.cluster.demo.runs import Delta, DemoTask, affordable_tokens, ask, load_tasks, measure, warm_up
 from outrider.cluster.demo.view import DRAFTED, coloured, table, verdict
 from outrider.cluster.serve import ServedCluster, make_charge
 from outrider.workers.config import resolve_model
@@ -31,7 +31,7 @@ STAGES = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Extent:
+class DemoSize:
     """Upper bounds of the measurement."""
 
     max_tokens: int  # of each request
@@ -39,16 +39,16 @@ class Extent:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
+class DemoOutcome:
     """The measured runs."""
 
     runs: list[Run]
-    samples: list[tuple[Task, list[Delta]]]  # one text of each kind, with auto
-    ranks: tuple[RankStatus, ...]  # when all was done
+    samples: list[tuple[DemoTask, list[Delta]]]  # one text of each kind, with auto
+    ranks: tuple[WorkerStatus, ...]  # when all was done
 
 
 def run_demo(
-    json_file: Path, *, report_file: Path | None, model: str, prompts: int, extent: Extent, log_level: str
+    json_file: Path, *, report_file: Path | None, model: str, prompts: int, extent: DemoSize, log_level: str
 ) -> None:
     """OutriderError if it cannot run, was interrupted, or if speculation changed a text."""
     options = {"model": model, "pipeline_parallel_size": STAGES, "port": 0, "http_port": 0, "ray_address": "local"}
@@ -69,7 +69,7 @@ def run_demo(
         raise OutriderError(f"speculation changed the text of {where}: please report this")
 
 
-def _serve_and_measure(settings: ServeSettings, tasks: list[Task], extent: Extent, log_level: str) -> Outcome:
+def _serve_and_measure(settings: ServeSettings, tasks: list[DemoTask], extent: DemoSize, log_level: str) -> DemoOutcome:
     charge = make_charge(settings)
     cluster = ServedCluster(settings, charge, dashboard=False, log_level=log_level)
     with ending_on_signals(cluster.stop, cluster.hurry), contextlib.closing(cluster):
@@ -79,22 +79,22 @@ def _serve_and_measure(settings: ServeSettings, tasks: list[Task], extent: Exten
         with Client(cluster.address) as client:
             runs = _measure(cluster, client, tasks, extent)
             samples = [_sample(client, task, extent.max_tokens) for task in _one_of_each(tasks)]
-            return Outcome(runs, samples, client.status().replicas[0].ranks)
+            return DemoOutcome(runs, samples, client.status().replicas[0].ranks)
 
 
-def _one_of_each(tasks: list[Task]) -> list[Task]:
+def _one_of_each(tasks: list[DemoTask]) -> list[DemoTask]:
     """Texts to show: sampled ones first, since greedy ones repeat themselves."""
     each = {task.domain: task for task in reversed(tasks)}
     return sorted(each.values(), key=lambda task: -task.temperature)
 
 
-def _sample(client: Client, task: Task, max_tokens: int) -> tuple[Task, list[Delta]]:
+def _sample(client: Client, task: DemoTask, max_tokens: int) -> tuple[DemoTask, list[Delta]]:
     deltas: list[Delta] = []
     ask(client, task, "auto", 0, max_tokens, deltas.append)
     return task, deltas
 
 
-def _measure(cluster: ServedCluster, client: Client, tasks: list[Task], extent: Extent) -> list[Run]:
+def _measure(cluster: ServedCluster, client: Client, tasks: list[DemoTask], extent: DemoSize) -> list[Run]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     runs: list[Run] = []
@@ -115,13 +115,13 @@ def _refuse_interrupted(cluster: ServedCluster) -> None:
         raise OutriderError("interrupted")
 
 
-def _page(report: DemoReport, outcome: Outcome, tokenizer: Tokenizer) -> str:
+def _page(report: DemoReport, outcome: DemoOutcome, tokenizer: Tokenizer) -> str:
     replays = [make_replay(task.domain, task.text, deltas, tokenizer) for task, deltas in outcome.samples]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return page(report, replays, outcome.ranks, outrider.__version__, machine)
 
 
-def _show(report: DemoReport, outcome: Outcome, tokenizer: Tokenizer | None, files: list[Path]) -> None:
+def _show(report: DemoReport, outcome: DemoOutcome, tokenizer: Tokenizer | None, files: list[Path]) -> None:
     console = Console()
     console.print(table(report))
     console.print(verdict(report))

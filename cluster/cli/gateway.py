@@ -8,7 +8,7 @@ from typing import Any
 
 from outrider.cluster.api.errors import SettingsError
 from outrider.cluster.cli.listening import GatewayOptions
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.cluster.gateway.server import GatewaySettings, run_gateway
 from outrider.workers.serving.cluster_key import read_key
@@ -31,7 +31,7 @@ def gateway_settings(options: Mapping[str, Any]) -> GatewaySettings:
     try:
         return GatewaySettings(
             **_taken(GatewaySettings, values),
-            door=Door(**_taken(Door, values)),
+            access=AccessSettings(**_taken(AccessSettings, values)),
             limits=RequestLimits(**_taken(RequestLimits, values)),
             cluster_key=read_key(str(key_file)) if key_file is not None else "",
             otlp_endpoint=endpoint_in_force(endpoint, os.environ),

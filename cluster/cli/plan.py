@@ -11,10 +11,10 @@ from outrider.cluster.api.errors import SettingsError
 from outrider.cluster.cli.plan_options import PlanOptions
 from outrider.cluster.planning.document import document
 from outrider.cluster.planning.efficiency import Workload
-from outrider.cluster.planning.hardware import Fleet, Gpu, find_gpu
+from outrider.cluster.planning.hardware import Gpu, Hardware, find_gpu
 from outrider.cluster.planning.picture import page
 from outrider.cluster.planning.presets import load_shape
-from outrider.cluster.planning.search import Goal, require_fit, search
+from outrider.cluster.planning.search import Objective, require_fit, search
 from outrider.cluster.planning.tables import render
 from outrider.workers.parallel.stages import expected_draft_steps
 from outrider.workers.types.errors import OutriderError
@@ -67,10 +67,10 @@ def _workload(options: PlanOptions, model: ModelConfig) -> Workload:
     )
 
 
-def _goal(options: PlanOptions) -> Goal:
+def _goal(options: PlanOptions) -> Objective:
     sizes = {name: getattr(options, f"{name}_parallel_size") for name in ("tensor", "pipeline", "expert", "data")}
     fixed = {name: size for name, size in sizes.items() if size is not None}
-    return Goal(objective=options.objective, tokens_per_s_per_user=options.min_tokens_per_s, sizes=fixed)
+    return Objective(objective=options.objective, tokens_per_s_per_user=options.min_tokens_per_s, sizes=fixed)
 
 
 def run_plan(options: PlanOptions) -> None:
@@ -78,7 +78,7 @@ def run_plan(options: PlanOptions) -> None:
     model = load_shape(options.model)
     try:
         shapes = Shapes.of(model, options.weights, options.kv_cache_dtype)
-        fleet = Fleet(gpu=_device(options), nodes=options.nodes, gpus_per_node=options.gpus_per_node)
+        fleet = Hardware(gpu=_device(options), nodes=options.nodes, gpus_per_node=options.gpus_per_node)
         workload, goal = _workload(options, model), _goal(options)
     except ValueError as error:
         raise SettingsError(str(error)) from error

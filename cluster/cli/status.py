@@ -12,10 +12,10 @@ from outrider.cluster.api.status import (
     ClusterStatus,
     Draining,
     GatewayStatus,
-    RankStatus,
     ReplicaStatus,
     Scaling,
     SpeculationStatus,
+    WorkerStatus,
 )
 from outrider.cluster.cli.connection import Connection
 from outrider.workers.types.counters import ExpertFigures
@@ -120,7 +120,7 @@ def _replica_state(replica: ReplicaStatus) -> str:
     return f"{_coloured(replica.state)}{load}{problem}"
 
 
-def _add_stage(branch: Tree, stage: int, ranks: list[RankStatus]) -> None:
+def _add_stage(branch: Tree, stage: int, ranks: list[WorkerStatus]) -> None:
     first = ranks[0]
     label = branch.add(f"stage {stage}, layers {first.first_layer}..{first.end_layer - 1}")
     for rank in ranks:
@@ -128,7 +128,7 @@ def _add_stage(branch: Tree, stage: int, ranks: list[RankStatus]) -> None:
         label.add(f"rank {rank.rank}: {_coloured(rank.state)}, {_place(rank)}, busy {rank.busy:.0%}{drafting}")
 
 
-def _place(rank: RankStatus) -> str:
+def _place(rank: WorkerStatus) -> str:
     """The rank's node, process and devices, as far as they are known."""
     device = f"{rank.device} {rank.visible_devices}".strip()
     via = f"via {rank.interface}" if rank.interface else ""

@@ -5,21 +5,21 @@ from typing import Any
 
 import ray
 
-from outrider.cluster.controller.placement import Room
+from outrider.cluster.controller.placement import NodeResources
 
 DOMAIN_LABEL = "ray.io/gpu-domain"  # of a node: where its GPUs have a fast link
 
 
-def survey() -> list[Room]:
+def survey() -> list[NodeResources]:
     """The nodes that take work now: those that are being drained do not."""
     free = ray._private.state.available_resources_per_node()
     leaving = draining_nodes()
     return [_room(row, free.get(row["NodeID"], {})) for row in ray.nodes() if _takes_work(row, leaving)]
 
 
-def _room(row: Mapping[str, Any], free: Mapping[str, float]) -> Room:
+def _room(row: Mapping[str, Any], free: Mapping[str, float]) -> NodeResources:
     has = row["Resources"]
-    return Room(
+    return NodeResources(
         node_id=row["NodeID"],
         name=f"node {row['NodeManagerAddress']} (id {row['NodeID'][:12]})",
         cores=has.get("CPU", 0.0),

@@ -14,7 +14,7 @@ SHARED_CORES = 0.01  # what a rank reserves of a machine that is ours alone: not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class NodeResources:
     """A node: its resources, and those that are not reserved."""
 
     node_id: str
@@ -33,7 +33,7 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class GangResources:
     """What a gang needs."""
 
     world_size: int
@@ -53,7 +53,7 @@ class Placement:
     shortage: str = ""
 
 
-def arrange(wanted: Wanted, rooms: Sequence[Room]) -> Placement:
+def arrange(wanted: GangResources, rooms: Sequence[NodeResources]) -> Placement:
     """One bundle a node: on nodes with room now, within one domain if a domain has it, else what to wait for."""
     if wanted.device == "cpu" and (wanted.shares_cores or _is_crowded(wanted, rooms)):
         return _crowded(wanted, rooms)
@@ -64,12 +64,12 @@ def arrange(wanted: Wanted, rooms: Sequence[Room]) -> Placement:
     return _shortage(wanted, rooms)
 
 
-def _is_crowded(wanted: Wanted, rooms: Sequence[Room]) -> bool:
+def _is_crowded(wanted: GangResources, rooms: Sequence[NodeResources]) -> bool:
     """Whether the fleet, even if it were idle, has fewer cores than the gang has ranks."""
     return bool(rooms) and 0 < sum(room.count("cpu", free=False) for room in rooms) < wanted.world_size
 
 
-def _crowded(wanted: Wanted, rooms: Sequence[Room]) -> Placement:
+def _crowded(wanted: GangResources, rooms: Sequence[NodeResources]) -> Placement:
     """All ranks on the roomiest node, which they share."""
     nodes = [Node(node_id=room.node_id, cores=room.cores, gpus=0.0) for room in rooms]
     bundles = place(wanted.world_size, nodes, "cpu")
@@ -85,7 +85,7 @@ def _crowded(wanted: Wanted, rooms: Sequence[Room]) -> Placement:
     return Placement(bundles=bundles)
 
 
-def _offers(wanted: Wanted, rooms: Sequence[Room]) -> Iterable[tuple[str, Sequence[Room]]]:
+def _offers(wanted: GangResources, rooms: Sequence[NodeResources]) -> Iterable[tuple[str, Sequence[NodeResources]]]:
     """The sets of nodes that a gang may span, the best first: each domain, the fullest that may hold it first; all
     nodes only where there are no domains, or none is large enough."""
     domains = _domains(wanted, rooms)
@@ -94,28 +94,28 @@ def _offers(wanted: Wanted, rooms: Sequence[Room]) -> Iterable[tuple[str, Sequen
         yield "", rooms
 
 
-def _domains(wanted: Wanted, rooms: Sequence[Room]) -> dict[str, list[Room]]:
+def _domains(wanted: GangResources, rooms: Sequence[NodeResources]) -> dict[str, list[NodeResources]]:
     names = {room.domain for room in rooms if room.domain} if wanted.device == "cuda" else set()
     return {name: [room for room in rooms if room.domain == name] for name in names}
 
 
-def _capacity(wanted: Wanted, rooms: Sequence[Room], *, free: bool) -> int:
+def _capacity(wanted: GangResources, rooms: Sequence[NodeResources], *, free: bool) -> int:
     return sum(_usable(room, wanted, free=free) for room in rooms)
 
 
-def _usable(room: Room, wanted: Wanted, *, free: bool) -> int:
+def _usable(room: NodeResources, wanted: GangResources, *, free: bool) -> int:
     """Ranks that it takes in whole groups."""
     return room.count(wanted.device, free=free) // wanted.group_size * wanted.group_size
 
 
-def _node(room: Room, wanted: Wanted) -> Node:
+def _node(room: NodeResources, wanted: GangResources) -> Node:
     usable = _usable(room, wanted, free=True)
     if wanted.device == "cuda":
         return Node(node_id=room.node_id, cores=room.free_cores, gpus=usable)
     return Node(node_id=room.node_id, cores=usable, gpus=0.0)
 
 
-def _shortage(wanted: Wanted, rooms: Sequence[Room]) -> Placement:
+def _shortage(wanted: GangResources, rooms: Sequence[NodeResources]) -> Placement:
     """Bundles for nodes of the largest kind, which an autoscaler may bring, and a line that says what is missing."""
     size = wanted.ranks_per_node or max((_usable(room, wanted, free=False) for room in rooms), default=0)
     size = size or (min(wanted.world_size, USUAL_GPUS) if wanted.device == "cuda" else wanted.world_size)
@@ -130,7 +130,7 @@ def _whole_node(number: int, ranks: int, device: str) -> Node:
     return Node(node_id=f"{number:06}", cores=float(ranks), gpus=float(ranks if device == "cuda" else 0))
 
 
-def _what_there_is(wanted: Wanted, rooms: Sequence[Room], needed: int) -> str:
+def _what_there_is(wanted: GangResources, rooms: Sequence[NodeResources], needed: int) -> str:
     """By size; what is free of it, where there would be enough if all of it were free."""
     sizes = [room.count(wanted.device, free=False) for room in rooms]
     has = [size for size in sizes if size > 0]

@@ -14,7 +14,7 @@ from outrider.cluster.api.load_report import Load
 from outrider.cluster.controller.charge import Charge
 from outrider.cluster.controller.gang import Gang, RankDiedError
 from outrider.cluster.controller.nodes import survey
-from outrider.cluster.controller.placement import Placement, Room, Wanted, arrange
+from outrider.cluster.controller.placement import GangResources, NodeResources, Placement, arrange
 from outrider.cluster.controller.reconcile import Goal, Leaving, ObservedRank, Phase, retry_delay_s
 from outrider.cluster.controller.record import ReplicaRecord
 from outrider.cluster.controller.routes import Route
@@ -206,11 +206,11 @@ class Replica:
                 self._node_names = {room.node_id: room.name for room in rooms} if len(rooms) > 1 else {}
                 return asked
 
-    def _arrange(self, rooms: Sequence[Room]) -> Placement:
+    def _arrange(self, rooms: Sequence[NodeResources]) -> Placement:
         engine = self._charge.engine
         nodes = [Node(node_id=room.node_id, cores=room.cores, gpus=room.gpus) for room in rooms]
         self.device = choose_device(engine.device, nodes)
-        wanted = Wanted(
+        wanted = GangResources(
             world_size=self.plan.world_size,
             device=self.device,
             group_size=engine.parallel.tensor_parallel_size,

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 
-from outrider.cluster.api.status import RankStatus
+from outrider.cluster.api.status import WorkerStatus
 from outrider.cluster.demo.report import DemoReport
 from outrider.cluster.demo.runs import Delta
 from outrider.workers.text.detokenizer import Detokenizer
@@ -16,7 +16,7 @@ _PROMPT_END = 400  # characters of a prompt that are shown
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class TokenText:
     """One token's text."""
 
     text: str
@@ -27,7 +27,7 @@ class Piece:
 class Frame:
     """One message, which is one round unless the reader was slower than the model."""
 
-    pieces: list[Piece]
+    pieces: list[TokenText]
     tokens: int
     drafted: int
     accepted: int
@@ -50,11 +50,11 @@ def make_replay(domain: str, prompt: str, deltas: Sequence[Delta], tokenizer: To
     for number, delta in enumerate(deltas, 1):
         one_round = len(delta.token_ids) <= delta.accepted + 1
         pieces = [
-            Piece(text=detokenizer.add(token_id), drafted=one_round and place < delta.accepted)
+            TokenText(text=detokenizer.add(token_id), drafted=one_round and place < delta.accepted)
             for place, token_id in enumerate(delta.token_ids)
         ]
         if number == len(deltas):
-            pieces.append(Piece(text=detokenizer.flush(), drafted=False))
+            pieces.append(TokenText(text=detokenizer.flush(), drafted=False))
         frames.append(
             Frame(
                 pieces=[piece for piece in pieces if piece.text],
@@ -68,7 +68,9 @@ def make_replay(domain: str, prompt: str, deltas: Sequence[Delta], tokenizer: To
     return Replay(domain=domain, prompt=prompt[-_PROMPT_END:], frames=frames)
 
 
-def page(report: DemoReport, replays: Sequence[Replay], ranks: Sequence[RankStatus], version: str, machine: str) -> str:
+def page(
+    report: DemoReport, replays: Sequence[Replay], ranks: Sequence[WorkerStatus], version: str, machine: str
+) -> str:
     """`machine`: what it ran on, in words."""
     stages = [
         {

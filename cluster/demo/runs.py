@@ -21,7 +21,7 @@ TEMPERATURES = {"": 0.0, "_sampled": 0.8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class DemoTask:
     """One thing to ask, in both modes."""
 
     domain: str
@@ -40,18 +40,18 @@ class Delta:
     seconds: float = 0.0  # from sending the request to this message
 
 
-def load_tasks(prompts: int) -> list[Task]:
+def load_tasks(prompts: int) -> list[DemoTask]:
     """The first prompts of each kind that ship with outrider, each greedy and sampled."""
     kinds = json.loads(resources.files("outrider.cluster.client").joinpath("prompts.json").read_text("utf-8"))
     return [
-        Task(domain=f"{kind}{suffix}", prompt=number, text=text, temperature=temperature)
+        DemoTask(domain=f"{kind}{suffix}", prompt=number, text=text, temperature=temperature)
         for suffix, temperature in TEMPERATURES.items()
         for kind, texts in kinds.items()
         for number, text in enumerate(texts[:prompts])
     ]
 
 
-def warm_up(client: Client, tasks: Sequence[Task]) -> float:
+def warm_up(client: Client, tasks: Sequence[DemoTask]) -> float:
     """One short request of each kind: the first may pay for things that later ones do not. Tokens a second."""
     runs = [
         ask(client, task, mode, 0, WARM_UP_TOKENS)
@@ -68,7 +68,7 @@ def affordable_tokens(tokens_per_second: float, tasks: int, most: int) -> int:
     return min(most, max(16, affordable))
 
 
-def measure(client: Client, tasks: Sequence[Task], max_tokens: int, repeats: int) -> Iterator[Run]:
+def measure(client: Client, tasks: Sequence[DemoTask], max_tokens: int, repeats: int) -> Iterator[Run]:
     """Every task in both modes, `repeats` times or while the time lasts; a repeat is always finished.
 
     The modes alternate, request by request, and swap who goes first: what slows the machine for a while slows both.
@@ -86,7 +86,7 @@ def measure(client: Client, tasks: Sequence[Task], max_tokens: int, repeats: int
 
 def ask(
     client: Client,
-    task: Task,
+    task: DemoTask,
     mode: str,
     repeat: int,
     max_tokens: int,

@@ -1,10 +1,10 @@
-"""What a gateway listens on: its gRPC port behind the door, and a plain one for health checks alone where asked for."""
+"""What a gateway listens on: its gRPC port, and where asked for a plain one for health checks alone."""
 
 import grpc
 
 from outrider.cluster.api.health import Health, add_reflection
 from outrider.cluster.gateway.access.auth import Authenticator
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.access.tls import server_credentials
 from outrider.cluster.gateway.observability.metrics import GatewayMetrics
 from outrider.cluster.gateway.readable import ReadableRequests
@@ -20,15 +20,15 @@ _OPTIONS = (
 class Listeners:
     """`start`, then `stop`. Services are added to `server` in between construction and start."""
 
-    def __init__(self, door: Door, health: Health, metrics: GatewayMetrics, max_message_bytes: int) -> None:
+    def __init__(self, access: AccessSettings, health: Health, metrics: GatewayMetrics, max_message_bytes: int) -> None:
         """OutriderError if the token file is wrong."""
-        self._door = door
+        self._access = access
         options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
-        self.authenticator = _authenticator(door, metrics)
+        self.authenticator = _authenticator(access, metrics)
         asked_first = () if self.authenticator is None else (self.authenticator,)
         interceptors: tuple[grpc.aio.ServerInterceptor, ...] = (*asked_first, ReadableRequests())
         self.server = grpc.aio.server(options=options, interceptors=interceptors)
-        self._health_server = grpc.aio.server(options=_OPTIONS) if door.health_port is not None else None
+        self._health_server = grpc.aio.server(options=_OPTIONS) if access.health_port is not None else None
         self.port = 0
         self.health_port = 0
         health.add_to(self.server)
@@ -39,15 +39,15 @@ class Listeners:
     async def start(self, host: str, port: int) -> None:
         """OutriderError if a port is taken, or a certificate cannot be used."""
         self.port = self._bind(host, port)
-        if self._health_server is not None and self._door.health_port is not None:
-            self.health_port = _plain(self._health_server, host, self._door.health_port, "--health-port")
+        if self._health_server is not None and self._access.health_port is not None:
+            self.health_port = _plain(self._health_server, host, self._access.health_port, "--health-port")
             await self._health_server.start()
         await self.server.start()
 
     def _bind(self, host: str, port: int) -> int:
-        if self._door.tls is None:
+        if self._access.tls is None:
             return _plain(self.server, host, port, "--port")
-        credentials = server_credentials(self._door.tls)
+        credentials = server_credentials(self._access.tls)
         try:
             return int(self.server.add_secure_port(f"{host}:{port}", credentials))
         except RuntimeError as error:
@@ -59,10 +59,10 @@ class Listeners:
             await self._health_server.stop(None)
 
 
-def _authenticator(door: Door, metrics: GatewayMetrics) -> Authenticator | None:
-    if door.auth_token_file is None:
+def _authenticator(access: AccessSettings, metrics: GatewayMetrics) -> Authenticator | None:
+    if access.auth_token_file is None:
         return None
-    return Authenticator(door.auth_token_file, lambda status: metrics.refused_calls.labels(status=status).inc())
+    return Authenticator(access.auth_token_file, lambda status: metrics.refused_calls.labels(status=status).inc())
 
 
 def _plain(server: grpc.aio.Server, host: str, port: int, option: str) -> int:

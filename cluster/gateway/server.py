@@ -15,7 +15,7 @@ import grpc
 
 from outrider.cluster.api.endings import is_hang
 from outrider.cluster.api.health import Health
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.http.app import HttpApi
 from outrider.cluster.gateway.http.server import HttpServer
 from outrider.cluster.gateway.listen import Listeners
@@ -64,7 +64,7 @@ class GatewaySettings:
     end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
     otlp_endpoint: str = ""  # where spans go; "": nowhere
     cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/serving/cluster_key.py
-    door: Door = field(default_factory=Door)
+    access: AccessSettings = field(default_factory=AccessSettings)
     limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class Gateway:
         self._changed = asyncio.Event()
         self._health = Health()
         self._lag = LoopLag()
-        self._listeners = Listeners(settings.door, self._health, self.metrics, settings.limits.max_message_bytes)
+        self._listeners = Listeners(settings.access, self._health, self.metrics, settings.limits.max_message_bytes)
         self._controller = ControllerLink(settings.controller, settings.cluster_key)
         self._admission = Admission(settings.admission)
         self._fleet = Fleet(self._fleet_changed, settings.reason_wait_s, settings.cluster_key, self._count_ended)
@@ -133,7 +133,7 @@ class Gateway:
             settings.limits.max_message_bytes,
             settings.write_timeout_s,
         )
-        return HttpServer(api.app(), settings.door.tls)
+        return HttpServer(api.app(), settings.access.tls)
 
     def _count_ended(self, reason: str) -> None:
         self.metrics.ended_replicas.labels(cause="stalled" if is_hang(reason) else "other").inc()
@@ -168,8 +168,8 @@ class Gateway:
         )
         await self._health.set_ready(False)
         for host in dict.fromkeys((settings.host, settings.http_host or settings.host)):
-            if weakness := settings.door.weakness(host):
-                logs.event(log, logging.WARNING, "the door is open", reason=weakness)
+            if weakness := settings.access.weakness(host):
+                logs.event(log, logging.WARNING, "access is not restricted", reason=weakness)
         if settings.metrics_port is not None:
             self.metrics_port, stop = serve_metrics(self.metrics.registry, settings.host, settings.metrics_port)
             self._closers.callback(stop)

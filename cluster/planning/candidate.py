@@ -6,10 +6,10 @@ from functools import cached_property
 
 from outrider.cluster.planning.collectives import Collective, RoundShape
 from outrider.cluster.planning.efficiency import Efficiency, Workload
-from outrider.cluster.planning.hardware import Fleet
+from outrider.cluster.planning.hardware import Hardware
 from outrider.cluster.planning.memory import StageMemory, stage_memory
 from outrider.cluster.planning.split import Split
-from outrider.cluster.planning.timing import Clock, LayerTime, Rows
+from outrider.cluster.planning.timing import Clock, LayerTime, QueryRows
 from outrider.workers.parallel.stages import split_by_cost
 from outrider.workers.types.model_shapes import Shapes
 
@@ -36,7 +36,7 @@ class Candidate:
     shapes: Shapes
     split: Split
     workload: Workload
-    fleet: Fleet
+    fleet: Hardware
     efficiency: Efficiency
 
     @property
@@ -76,17 +76,17 @@ class Candidate:
         return -(-self.workload.concurrency // self.split.data)
 
     @cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> QueryRows:
         """A decode round of one lane."""
         sequences = self.sequences_of_group / self.lanes
-        return Rows(
+        return QueryRows(
             rows=sequences * self.workload.rows_per_sequence,
             sequences=sequences,
             context=self.workload.context,
             busy_groups=min(self.split.data, self.workload.concurrency),
         )
 
-    def layer_times(self, rows: Rows) -> list[LayerTime]:
+    def layer_times(self, rows: QueryRows) -> list[LayerTime]:
         """Of every layer, two kinds in all."""
         kinds = {moe: self.clock.layer(rows, moe=moe) for moe in {self.shapes.moe(layer) for layer in self.layers}}
         return [kinds[self.shapes.moe(layer)] for layer in self.layers]
@@ -151,7 +151,7 @@ class Candidate:
     def fits(self) -> bool:
         return not self.bytes_missing and self.split.world_size <= self.fleet.size
 
-    def stage_parts(self, rows: Rows, *, drafts: bool = True) -> list[dict[str, float]]:
+    def stage_parts(self, rows: QueryRows, *, drafts: bool = True) -> list[dict[str, float]]:
         """Seconds of each stage by part."""
         times = self.layer_times(rows)
         parts = [_sum_layers(times[first:end]) for first, end in self.layer_splits]
@@ -195,7 +195,7 @@ class Candidate:
     def first_token_s(self) -> float:
         """For a prompt as long as the context, alone, chunk by chunk."""
         chunk = min(self.workload.max_num_batched_tokens, self.workload.context)
-        rows = Rows(rows=chunk, sequences=1, context=self.workload.context / 2, busy_groups=1)
+        rows = QueryRows(rows=chunk, sequences=1, context=self.workload.context / 2, busy_groups=1)
         once = sum(sum(parts.values()) for parts in self.stage_parts(rows, drafts=False))
         return (once + self.efficiency.round_overhead_s) * -(-self.workload.context // chunk)
 

@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any
 
 from outrider.cluster.planning.candidate import Candidate
-from outrider.cluster.planning.search import Goal, Ranking
+from outrider.cluster.planning.search import Objective, Ranking
 from outrider.cluster.planning.split import Split
 
 
-def document(model: str, ranking: Ranking, goal: Goal, alternatives: int) -> dict[str, Any]:
+def document(model: str, ranking: Ranking, goal: Objective, alternatives: int) -> dict[str, Any]:
     """The best plan's figures, and those of the ranked alternatives. If nothing fits, of what lacks least."""
     shown = ranking.fitting or ((ranking.nearest,) if ranking.nearest else ())
     head = {"model": model, "objective": goal.objective, "fits": bool(ranking.fitting)}

@@ -28,7 +28,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fleet:
+class Hardware:
     """Equal nodes of equal devices. ValueError if there are none."""
 
     gpu: Gpu

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.efficiency import Efficiency, Workload
-from outrider.cluster.planning.hardware import Fleet
+from outrider.cluster.planning.hardware import Hardware
 from outrider.cluster.planning.split import Split, refusal, splits
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model_shapes import Shapes
@@ -19,7 +19,7 @@ class DoesNotFitError(OutriderError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
+class Objective:
     """What makes a plan a good one. ValueError for an unknown objective."""
 
     objective: str = "latency"
@@ -41,7 +41,7 @@ class Ranking:
 
 
 def search(
-    shapes: Shapes, fleet: Fleet, workload: Workload, goal: Goal, efficiency: Efficiency | None = None
+    shapes: Shapes, fleet: Hardware, workload: Workload, goal: Objective, efficiency: Efficiency | None = None
 ) -> Ranking:
     """Every split of the model over the fleet or a part of it, the best first."""
     allowed, refused = _allowed(shapes, fleet, workload, goal.sizes or {})
@@ -58,7 +58,7 @@ def search(
 
 
 def _allowed(
-    shapes: Shapes, fleet: Fleet, workload: Workload, sizes: Mapping[str, int]
+    shapes: Shapes, fleet: Hardware, workload: Workload, sizes: Mapping[str, int]
 ) -> tuple[list[Split], list[tuple[Split, str]]]:
     """Splits with the sizes that are fixed; and, if there is none, the smallest of these sizes and why it cannot be."""
     redundant, asked = workload.redundant_experts, Split(**sizes)
@@ -72,7 +72,7 @@ def _allowed(
     return [], [(asked, why)]
 
 
-def _settled(candidate: Candidate, goal: Goal) -> Iterator[Candidate]:
+def _settled(candidate: Candidate, goal: Objective) -> Iterator[Candidate]:
     """With the workload as it stands (latency), or with as many sequences as fit and are fast enough (throughput)."""
     if goal.objective == "latency":
         yield from [candidate] if candidate.fits else []
@@ -89,13 +89,13 @@ def _settled(candidate: Candidate, goal: Goal) -> Iterator[Candidate]:
         yield candidate.at(most * groups)
 
 
-def _order(candidate: Candidate, goal: Goal) -> tuple[float, ...]:
+def _order(candidate: Candidate, goal: Objective) -> tuple[float, ...]:
     if goal.objective == "latency":
         return (round(candidate.token_s, 9), candidate.split.world_size)
     return (-round(candidate.tokens_per_s_per_gpu, 6), candidate.split.world_size)
 
 
-def require_fit(ranking: Ranking, model: str, fleet: Fleet) -> Candidate:
+def require_fit(ranking: Ranking, model: str, fleet: Hardware) -> Candidate:
     """The best plan. DoesNotFitError, with bytes needed and had, if there is none; ValueError if sizes cannot be."""
     if ranking.fitting:
         return ranking.fitting[0]

@@ -78,7 +78,7 @@ def splits(model: ModelConfig, most_ranks: int, redundant_experts: int = 0) -> I
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
+class GroupSpan:
     """How a group lies on nodes: its members, and how many of them share a node with any one of them."""
 
     size: int
@@ -89,14 +89,14 @@ class Span:
         return -(-self.size // self.near)
 
 
-def span(split: Split, group: str, gpus_per_node: int) -> Span:
+def span(split: Split, group: str, gpus_per_node: int) -> GroupSpan:
     """Of the "tensor" or "stage" group that is spread widest."""
     size = split.group_size(group)
     if gpus_per_node % size == 0:
-        return Span(size=size, near=size)
+        return GroupSpan(size=size, near=size)
     if size % gpus_per_node == 0:
-        return Span(size=size, near=gpus_per_node)
-    return Span(size=size, near=max(1, _least_share(size, gpus_per_node, split.world_size)))
+        return GroupSpan(size=size, near=gpus_per_node)
+    return GroupSpan(size=size, near=max(1, _least_share(size, gpus_per_node, split.world_size)))
 
 
 def _least_share(size: int, gpus_per_node: int, world_size: int) -> int:

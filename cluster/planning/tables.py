@@ -6,12 +6,12 @@ from rich.console import Console
 from rich.table import Table
 
 from outrider.cluster.planning.candidate import Candidate
-from outrider.cluster.planning.search import Goal
+from outrider.cluster.planning.search import Objective
 
 _GB = 1e9
 
 
-def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Goal, console: Console) -> None:
+def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Objective, console: Console) -> None:
     work = best.workload
     console.print(
         f"[bold]{model}[/] on {best.fleet}: [bold]{best.split}[/] on {_gpus(best)}, for {goal.objective}:"

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 from outrider.cluster.planning.collectives import EXCHANGE, GATHER, Collective, RoundShape
 from outrider.cluster.planning.efficiency import Efficiency, Workload
-from outrider.cluster.planning.hardware import Fleet
+from outrider.cluster.planning.hardware import Hardware
 from outrider.cluster.planning.memory import experts_of_rank
 from outrider.cluster.planning.split import Split, span
 from outrider.workers.types.model_shapes import Shapes, hit_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class QueryRows:
     """What one data group runs: query tokens, of how many sequences, each with how many tokens in the cache."""
 
     rows: float
@@ -24,7 +24,7 @@ class Rows:
     context: float
     busy_groups: int  # data groups that have as many
 
-    def halved(self) -> "Rows":
+    def halved(self) -> "QueryRows":
         return replace(self, rows=self.rows / 2, sequences=self.sequences / 2)
 
 
@@ -65,10 +65,10 @@ class Clock:
     shapes: Shapes
     split: Split
     workload: Workload
-    fleet: Fleet
+    fleet: Hardware
     efficiency: Efficiency
 
-    def layer(self, rows: Rows, *, moe: bool) -> LayerTime:
+    def layer(self, rows: QueryRows, *, moe: bool) -> LayerTime:
         """One layer; with experts that rows travel to, in two halves of the batch where that is faster."""
         whole = self._layer(rows, moe=moe)
         if not (self.efficiency.overlap and whole.dispatch and rows.sequences >= 2):
@@ -82,7 +82,7 @@ class Clock:
         both = LayerTime(**{name: 2 * getattr(half, name) for name in LayerTime.__dataclass_fields__})
         return replace(both, hidden=both.total - taken)
 
-    def _layer(self, rows: Rows, *, moe: bool) -> LayerTime:
+    def _layer(self, rows: QueryRows, *, moe: bool) -> LayerTime:
         shape = self._round(rows)
         collectives = [*shape.attention(), *(shape.experts() if moe else shape.dense())]
         dispatch, combine = self.trips_s(rows) if moe else (0.0, 0.0)
@@ -96,13 +96,13 @@ class Clock:
             combine=combine * self.efficiency.expert_imbalance,
         )
 
-    def trips_s(self, rows: Rows) -> tuple[float, float]:
+    def trips_s(self, rows: QueryRows) -> tuple[float, float]:
         """Rows to the ranks with their experts, and outputs back: of one layer, experts being loaded evenly."""
         stage = [one for one in self._round(rows).experts() if one.group == "stage"]
         back = [one for one in stage if one.purpose == "expert outputs"]
         return self.exchange_s(one for one in stage if one not in back), self.exchange_s(back)
 
-    def _round(self, rows: Rows) -> RoundShape:
+    def _round(self, rows: QueryRows) -> RoundShape:
         return RoundShape(self.shapes, self.split, self.workload, rows.rows)
 
     def _linear(self, parameters: float, rows: float, weight_bytes: float | None = None) -> float:
@@ -115,12 +115,12 @@ class Clock:
         flops = gpu.flops(quantised=width < 2) * share.linear_flops
         return max(bytes_read / (gpu.bandwidth * share.weight_bandwidth), operations / flops)
 
-    def _attention_linears(self, rows: Rows) -> float:
+    def _attention_linears(self, rows: QueryRows) -> float:
         repeated = self.shapes.repeated(self.split.tensor, summed=self.workload.numerics == "fast")
         narrow = self.shapes.down + self.shapes.heads - self.shapes.latent_up + repeated
         return self._linear(narrow, rows.rows) + self._linear(self.shapes.latent_up, rows.rows, self.shapes.wide_bytes)
 
-    def _cache(self, rows: Rows) -> float:
+    def _cache(self, rows: QueryRows) -> float:
         """Every sequence's entries are read once for all of its rows and all heads of the rank."""
         model, gpu, share = self.shapes.model, self.fleet.gpu, self.efficiency
         read = rows.sequences * rows.context * self.shapes.cache_bytes(self.split.tensor)
@@ -130,7 +130,7 @@ class Clock:
             read / (gpu.bandwidth * share.cache_bandwidth), operations / (gpu.bf16_flops * share.attention_flops)
         )
 
-    def _experts(self, rows: Rows) -> float:
+    def _experts(self, rows: QueryRows) -> float:
         """Routed, shared, and the router. Of the routed ones only those that some row chose are read."""
         model, shapes = self.shapes.model, self.shapes
         groups, ranks = (rows.busy_groups, self.split.expert) if self.split.spread else (1, self.split.tensor)
@@ -148,13 +148,13 @@ class Clock:
     def _experts_in_all(self) -> int:
         return self.shapes.model.n_routed_experts + (self.workload.redundant_experts if self.split.spread else 0)
 
-    def head(self, rows: Rows, *, drafts: bool = False) -> float:
+    def head(self, rows: QueryRows, *, drafts: bool = False) -> float:
         """Projection to the vocabulary, and its logits to the rank that draws; drafts are drawn where they are made."""
         group = "tensor" if drafts or not self.workload.one_sampler else "stage"
         gathered = self.exchange_s(self._round(rows).head(group))
         return self._linear(self.shapes.vocabulary, rows.rows, self.shapes.wide_bytes) + gathered
 
-    def drafts(self, verified: Rows, steps: int) -> float:
+    def drafts(self, verified: QueryRows, steps: int) -> float:
         """Each MTP module over the accepted rows and the drafts behind them, then the last one draft by draft.
 
         A head for each draft. Modules that no draft is asked of follow the accepted rows all the same. Of a single
@@ -169,22 +169,22 @@ class Clock:
         passes = sum(fed) + max(0, steps - modules) * self.module(one, one)
         return passes + steps * self.head(one, drafts=True)
 
-    def module(self, rows: Rows, fed: Rows) -> float:
+    def module(self, rows: QueryRows, fed: QueryRows) -> float:
         """Of the pairs that it is `fed` only `rows` are gone on with."""
         layer = self.layer(rows, moe=self.shapes.moe(self.shapes.model.num_hidden_layers))
         joined = self.exchange_s(self._round(fed).embedding())
         filled = self._filling(fed) - self._filling(rows)
         return layer.total + filled + joined + self._linear(self.shapes.joiner, fed.rows, self.shapes.wide_bytes)
 
-    def _filling(self, rows: Rows) -> float:
+    def _filling(self, rows: QueryRows) -> float:
         """Of a layer: what its slots in the cache take."""
         latents = [one for one in self._round(rows).attention() if one.purpose == "latents"]
         return self._linear(self.shapes.down, rows.rows) + self.exchange_s(latents)
 
-    def embedding(self, rows: Rows) -> float:
+    def embedding(self, rows: QueryRows) -> float:
         return self.exchange_s(self._round(rows).embedding())
 
-    def stage_link(self, rows: Rows) -> float:
+    def stage_link(self, rows: QueryRows) -> float:
         """Hidden states to the next stage; every rank of a stage sends to its own."""
         stride = self.split.stage_size
         near = self.fleet.gpus_per_node >= 2 * stride

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.library import Chain, Linear, Module, Rows, Shape, Stage
+from outrider.kernels.cpu.library import ChainStruct, LinearStruct, Module, RowsStruct, ShapeStruct, StageStruct
 
 IntArray = NDArray[np.int64]
 Allowing = Callable[[int, int], NDArray[np.uint32] | None]  # a mask of tokens for (sequence, draft); None: all
@@ -29,7 +29,7 @@ _SPINS = 2000  # pauses, some 40 microseconds: between the calls of one round, b
 class DraftHead(NamedTuple):
     """A projection onto the vocabulary, or onto the tokens `ids`, ascending: this rank's slice of its `outputs`."""
 
-    linear: Linear
+    linear: LinearStruct
     outputs: int
     ids: NDArray[np.int32] | None
 
@@ -66,14 +66,14 @@ class Context:
     def __del__(self) -> None:
         self.close()
 
-    def linear(self, linear: Linear, x: Tensor) -> Tensor:
+    def linear(self, linear: LinearStruct, x: Tensor) -> Tensor:
         """`x` [n, inputs] float32 -> [n, outputs] float32."""
         x = x.contiguous()
         out = torch.empty(x.shape[0], linear.outputs)
         self._library.outrider_linear(*self._team, linear, x.shape[0], x.data_ptr(), out.data_ptr())
         return out
 
-    def stage(self, shape: Shape, stage: Stage, rows: Rows, hidden: Tensor) -> None:
+    def stage(self, shape: ShapeStruct, stage: StageStruct, rows: RowsStruct, hidden: Tensor) -> None:
         """Runs a stage's layers over `hidden` [rows, hidden] float32, in place; the first stage embeds into it.
 
         ExchangeError where other ranks share the layers and one of them fails.
@@ -81,20 +81,28 @@ class Context:
         if outcome := self._library.outrider_stage(*self._team, shape, stage, rows, hidden.data_ptr()):
             raise ExchangeError(outcome)
 
-    def sample(self, head: Linear, hidden: Tensor, which: IntArray, draws: NDArray[Any]) -> tuple[Tensor, IntArray]:
+    def sample(
+        self, head: LinearStruct, hidden: Tensor, which: IntArray, draws: NDArray[Any]
+    ) -> tuple[Tensor, IntArray]:
         """Logits [n, vocab] float32 of rows `which` [n] of `hidden`, and a token drawn from each by `draws` [n]."""
         logits = uninitialised(len(which), head.outputs)
         return logits, self._sampled(head, hidden, which, draws, logits, None)
 
     def sample_with_leads(
-        self, head: Linear, hidden: Tensor, which: IntArray, draws: NDArray[Any]
+        self, head: LinearStruct, hidden: Tensor, which: IntArray, draws: NDArray[Any]
     ) -> tuple[IntArray, NDArray[np.float64]]:
         """The tokens of `sample`, and by how much each one's score leads over the next best."""
         logits, leads = uninitialised(len(which), head.outputs), np.empty(len(which))
         return self._sampled(head, hidden, which, draws, logits, leads.ctypes.data), leads
 
     def _sampled(
-        self, head: Linear, hidden: Tensor, which: IntArray, draws: NDArray[Any], logits: Tensor, leads: int | None
+        self,
+        head: LinearStruct,
+        hidden: Tensor,
+        which: IntArray,
+        draws: NDArray[Any],
+        logits: Tensor,
+        leads: int | None,
     ) -> IntArray:
         tokens = np.empty(len(which), dtype=np.int64)
         if len(which):
@@ -116,17 +124,17 @@ class Context:
 
     def draft(
         self,
-        shape: Shape,
+        shape: ShapeStruct,
         modules: "ctypes.Array[Module]",
         head: DraftHead,
-        pairs: Rows,
+        pairs: RowsStruct,
         hidden: Tensor,
         last_pairs: IntArray,
         depths: IntArray,
         steps: int,
         draws: NDArray[Any],
         allowed: Allowing | None = None,
-        chain: Chain | None = None,
+        chain: ChainStruct | None = None,
         stops: NDArray[np.float64] | None = None,
     ) -> tuple[IntArray, NDArray[np.float64], IntArray]:
         """Feeds `pairs` with the states `hidden` [pairs, hidden]; then drafts `depths[i]` tokens after `last_pairs[i]`.

@@ -22,7 +22,7 @@ ROUNDED = 3  # to pack as: INT8 that meets inputs rounded to 8 bits (src/rounded
 DOT = 4  # inputs that those have side by side
 
 
-class Linear(Structure):
+class LinearStruct(Structure):
     _fields_ = (
         ("panels", c_void_p),
         ("scales", c_void_p),
@@ -53,7 +53,7 @@ GATHER = CFUNCTYPE(c_int32, c_void_p, c_int32, c_void_p, c_int64, c_int32, c_voi
 EXCHANGE = CFUNCTYPE(c_int32, c_void_p, c_int32, c_void_p, POINTER(c_int64), c_void_p, POINTER(c_int64))
 
 
-class Group(Structure):
+class GroupStruct(Structure):
     _fields_ = (
         ("rank", c_int32),
         ("size", c_int32),
@@ -63,50 +63,50 @@ class Group(Structure):
     )
 
 
-class Shard(Structure):
+class ShardStruct(Structure):
     _fields_ = (
-        ("tensor", Group),
-        ("stage", Group),
+        ("tensor", GroupStruct),
+        ("stage", GroupStruct),
         *((name, c_int32) for name in ("unit", "spread", "heads", "unused")),
     )
 
 
-class Traffic(Structure):
+class TrafficStruct(Structure):
     _fields_ = (("count", c_int64), ("bytes", c_int64), ("nanoseconds", c_int64))
 
 
-class Shape(Structure):
+class ShapeStruct(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("hidden", "heads", "nope", "rope", "value", "latent_rank", "query_rank")),
         *((name, c_int32) for name in ("experts", "chosen", "groups", "chosen_groups", "normalise")),
         *((name, c_int32) for name in ("block_size", "cache_kind", "fast", "by_head")),
         *((name, c_float) for name in ("routed_scale", "eps", "latent_eps", "softmax_scale")),
         ("rotary", c_void_p),
-        ("shard", POINTER(Shard)),
+        ("shard", POINTER(ShardStruct)),
     )
 
 
-class Attention(Structure):
+class AttentionStruct(Structure):
     _fields_ = (
-        ("down", Linear),
-        ("query_up", Linear),
-        ("output", Linear),
-        ("key_value_up", Linear),
-        ("key_up", POINTER(Linear)),
-        ("value_up", POINTER(Linear)),
-        ("key_expand", POINTER(Linear)),
+        ("down", LinearStruct),
+        ("query_up", LinearStruct),
+        ("output", LinearStruct),
+        ("key_value_up", LinearStruct),
+        ("key_up", POINTER(LinearStruct)),
+        ("value_up", POINTER(LinearStruct)),
+        ("key_expand", POINTER(LinearStruct)),
         ("query_norm", c_void_p),
         ("latent_norm", c_void_p),
     )
 
 
-class Mlp(Structure):
-    _fields_ = (("gate_up", Linear), ("down", Linear), ("width", c_int32), ("unused", c_int32))
+class MlpStruct(Structure):
+    _fields_ = (("gate_up", LinearStruct), ("down", LinearStruct), ("width", c_int32), ("unused", c_int32))
 
 
 class RoutedExperts(Structure):
     _fields_ = (
-        ("slots", POINTER(Mlp)),
+        ("slots", POINTER(MlpStruct)),
         ("count", c_int32),
         ("most_copies", c_int32),
         ("copies", c_void_p),
@@ -119,17 +119,17 @@ class Layer(Structure):
     _fields_ = (
         ("input_norm", c_void_p),
         ("post_norm", c_void_p),
-        ("attention", Attention),
+        ("attention", AttentionStruct),
         ("routed", POINTER(RoutedExperts)),
         ("shared", c_int32),
         ("unused", c_int32),
-        ("router", Linear),
+        ("router", LinearStruct),
         ("router_bias", c_void_p),
-        ("dense", Mlp),
+        ("dense", MlpStruct),
     )
 
 
-class Rows(Structure):
+class RowsStruct(Structure):
     _fields_ = (
         ("rows", c_int32),
         ("sequences", c_int32),
@@ -141,7 +141,7 @@ class Rows(Structure):
     memory: object  # of the arrays, for as long as the kernels read them
 
 
-class Stage(Structure):
+class StageStruct(Structure):
     _fields_ = (
         ("layers", POINTER(Layer)),
         ("caches", POINTER(c_void_p)),
@@ -159,14 +159,14 @@ class Module(Structure):
         ("embedding_norm", c_void_p),
         ("hidden_norm", c_void_p),
         ("norm", c_void_p),
-        ("join", POINTER(Linear)),
+        ("join", POINTER(LinearStruct)),
         ("embedding", c_void_p),
         ("embedding_kind", c_int32),
         ("unused", c_int32),
     )
 
 
-class Chain(Structure):
+class ChainStruct(Structure):
     _fields_ = (
         ("before", c_void_p),
         ("reach", c_void_p),
@@ -222,18 +222,19 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "outrider_close": (None, (c_void_p,)),
     "outrider_pack": (None, (c_void_p, c_int, c_void_p, c_int, c_int, c_int, c_void_p, c_void_p)),
     "outrider_checksum": (c_uint64, (c_void_p, c_int64)),
-    "outrider_linear": (None, (*_TEAM, POINTER(Linear), c_int, c_void_p, c_void_p)),
-    "outrider_stage": (c_int64, (*_TEAM, POINTER(Shape), POINTER(Stage), POINTER(Rows), c_void_p)),
+    "outrider_linear": (None, (*_TEAM, POINTER(LinearStruct), c_int, c_void_p, c_void_p)),
+    "outrider_stage": (c_int64, (*_TEAM, POINTER(ShapeStruct), POINTER(StageStruct), POINTER(RowsStruct), c_void_p)),
     "outrider_sample": (
         None,
-        (*_TEAM, POINTER(Linear), c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_void_p),
+        (*_TEAM, POINTER(LinearStruct), c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_void_p),
     ),
     "outrider_draw": (None, (*_TEAM, c_void_p, c_int, c_int, c_void_p, c_void_p)),
     "outrider_draft": (
         c_int64,
         (
-            *_TEAM, POINTER(Shape), POINTER(Module), c_int, POINTER(Linear), c_int, c_void_p, POINTER(Rows), c_void_p,
-            POINTER(Chain), c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, REMASK,
+            *_TEAM, POINTER(ShapeStruct), POINTER(Module), c_int, POINTER(LinearStruct), c_int, c_void_p,
+            POINTER(RowsStruct), c_void_p, POINTER(ChainStruct), c_void_p, c_void_p, c_int, c_int,
+            c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, REMASK,
         ),
     ),
     "outrider_group_open": (c_void_p, (c_void_p, c_int, c_int, c_int64, c_int, c_int64)),
@@ -241,7 +242,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "outrider_group_size": (c_int64, (c_int, c_int64)),
     "outrider_group_gather": (c_int32, (c_void_p, c_int32, c_void_p, c_int64, c_int32, c_void_p)),
     "outrider_group_exchange": (c_int32, (c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_void_p)),
-    "outrider_group_traffic": (POINTER(Traffic), (c_void_p,)),
+    "outrider_group_traffic": (POINTER(TrafficStruct), (c_void_p,)),
 }  # fmt: skip
 
 

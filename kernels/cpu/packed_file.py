@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.library import Linear
+from outrider.kernels.cpu.library import LinearStruct
 from outrider.kernels.cpu.packing import packed
 
 _MAGIC = b"outrider"
@@ -54,12 +54,12 @@ class FileWriter:
         self._table: list[dict[str, Any]] = []
         self._end = file.write(bytes(_HEAD.size))
 
-    def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> Linear:
+    def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> LinearStruct:
         buffers = _Buffers()
         linear = packed(buffers, weight(), kind, order)
         shape = {name: getattr(linear, name) for name in _SHAPE}
         self._table.append({"pieces": [self._write(piece) for piece in buffers.taken], **shape})
-        return Linear(**shape)
+        return LinearStruct(**shape)
 
     def values(self, values: Callable[[], Tensor]) -> int:
         tensor = values().contiguous()
@@ -101,11 +101,11 @@ class MappedWeights:
         self._address = int(self._bytes.ctypes.data)
         self._records = iter(self._checked())
 
-    def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> Linear:
+    def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> LinearStruct:
         record = next(self._records)
         panels, *scales = (self._address + first for first, _, _ in record["pieces"])
         shape = {name: record[name] for name in _SHAPE}
-        return Linear(panels=panels, scales=scales[0] if scales else None, **shape)
+        return LinearStruct(panels=panels, scales=scales[0] if scales else None, **shape)
 
     def values(self, values: Callable[[], Tensor]) -> int:
         return self._address + int(next(self._records)["pieces"][0][0])

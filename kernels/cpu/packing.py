@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.library import BFLOAT16, DOT, FLOAT32, INT8, LANES, PANEL, ROUNDED, STRETCH_8, Linear
+from outrider.kernels.cpu.library import BFLOAT16, DOT, FLOAT32, INT8, LANES, PANEL, ROUNDED, STRETCH_8, LinearStruct
 
 _HUGE_PAGE = 2 << 20
 _ALIGNMENT = 64
@@ -116,7 +116,7 @@ def lossless_kind(weight: Tensor, kind: int) -> int:
     return BFLOAT16 if exact else kind
 
 
-def packed(room: Room, weight: Tensor, kind: int, order: NDArray[np.int32] | None = None) -> Linear:
+def packed(room: Room, weight: Tensor, kind: int, order: NDArray[np.int32] | None = None) -> LinearStruct:
     """`weight` [rows, inputs] in float32 or bfloat16, on a CPU, packed as `kind`, or as loses nothing to it.
 
     Output i is its row order[i].
@@ -133,12 +133,12 @@ def packed(room: Room, weight: Tensor, kind: int, order: NDArray[np.int32] | Non
         weight.data_ptr(), _KINDS[weight.dtype], order.ctypes.data, panels, inputs, kind, address, scales
     )
     rounds = kind == ROUNDED
-    return Linear(
+    return LinearStruct(
         panels=address, scales=scales, kind=INT8 if rounds else kind, outputs=outputs, inputs=inputs, rounds=rounds
     )
 
 
-def give_back(arena: Arena, linear: Linear) -> None:
+def give_back(arena: Arena, linear: LinearStruct) -> None:
     """The room of a product that `packed` made, and that nothing runs any more."""
     for address in filter(None, (linear.panels, linear.scales)):
         arena.give_back(address)
@@ -150,7 +150,7 @@ class Packer(Protocol):
     Weights are given as what makes them, which is called only where they are not there yet.
     """
 
-    def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> Linear:
+    def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> LinearStruct:
         """As `packed`."""
         ...
 
@@ -166,7 +166,7 @@ class PrivateWeights:
         self._arena = Arena()
         self._kept: list[Tensor] = []
 
-    def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> Linear:
+    def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> LinearStruct:
         return packed(self._arena, weight(), kind, order)
 
     def values(self, values: Callable[[], Tensor]) -> int:
@@ -174,6 +174,6 @@ class PrivateWeights:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def give_back(self, linear: Linear) -> None:
+    def give_back(self, linear: LinearStruct) -> None:
         """The room of a product of its own that nothing runs any more."""
         give_back(self._arena, linear)

@@ -8,7 +8,7 @@ import mmap
 import os
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.library import EXCHANGE, GATHER, PURPOSES, Group
+from outrider.kernels.cpu.library import EXCHANGE, GATHER, PURPOSES, GroupStruct
 
 _ROOM = 1 << 20  # bytes that one rank gives at a time; memory is taken when it is touched
 _SPINS = 2000  # pauses, some 40 microseconds
@@ -48,13 +48,13 @@ class SharedGroup:
         )
 
     @property
-    def structure(self) -> Group:
+    def structure(self) -> GroupStruct:
         """What the compiled kernels call; valid while this group is open."""
         gather, exchange = (
             kind(ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value or 0)
             for kind, name in ((GATHER, "outrider_group_gather"), (EXCHANGE, "outrider_group_exchange"))
         )
-        return Group(rank=self.rank, size=self.size, state=self._handle, gather=gather, exchange=exchange)
+        return GroupStruct(rank=self.rank, size=self.size, state=self._handle, gather=gather, exchange=exchange)
 
     def gather(self, purpose: str, mine: int, size: int, root: int, out: int) -> None:
         """`size` bytes at address `mine` of every rank come to `out`, by rank; on `root` only, if it is not -1."""

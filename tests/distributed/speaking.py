@@ -6,7 +6,7 @@ from distributed.controlled import Controlled
 
 from outrider import Client
 from outrider.cluster.api.generation import Output
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway_process import GatewayProcess, free_port
 from outrider.proto import cluster_pb2
 from outrider.workers.serving.cluster_key import draw_key
@@ -34,7 +34,7 @@ class Served:
             host="127.0.0.1",
             port=free_port("127.0.0.1"),
             metrics_port=None,
-            door=Door(),
+            access=AccessSettings(),
             cluster_key=draw_key(),  # which this controller, having none, does not ask for
             log_level="error",
         )

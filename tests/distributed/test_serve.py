@@ -266,7 +266,7 @@ def test_a_controller_that_is_no_more_is_replaced_and_the_replica_goes_on(ray_ad
 def test_a_serve_that_takes_over_goes_on_with_the_ranks_of_a_killed_one_and_their_streams(
     ray_address: str, name: str, tmp_path: Path
 ) -> None:
-    key, port, door = tmp_path / "key", free_port("127.0.0.1"), free_port("127.0.0.1")
+    key, port, access = tmp_path / "key", free_port("127.0.0.1"), free_port("127.0.0.1")
     key.write_text(draw_key())
     options = (*TWO_STAGES, "--ray-address", ray_address, "--name", name, "--cluster-key-file", str(key))
     options += ("--set", "take_over=true", "--set", f"controller_port={port}")
@@ -277,13 +277,13 @@ def test_a_serve_that_takes_over_goes_on_with_the_ranks_of_a_killed_one_and_thei
         "--controller",
         f"127.0.0.1:{port}",
         "--port",
-        str(door),
+        str(access),
         "--http-port",
         "0",
         "--cluster-key-file",
         str(key),
     )
-    with Client(f"127.0.0.1:{door}") as client:
+    with Client(f"127.0.0.1:{access}") as client:
         wait_until_status_works(client)
         undisturbed = client.generate("def f(", **QUESTION).token_ids
         (before,) = client.status().replicas

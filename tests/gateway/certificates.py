@@ -7,7 +7,7 @@ from pathlib import Path
 import trustme
 
 from outrider.cluster.client.security import ClientSecurity
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 
 SERVER = "gateway.test"
 
@@ -41,10 +41,10 @@ class Authority:
         return self.issue(name, datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1))
 
 
-def door(authority: Authority, *, client_ca: Authority | None = None, **options: object) -> Door:
+def access(authority: Authority, *, client_ca: Authority | None = None, **options: object) -> AccessSettings:
     issued = authority.issue(SERVER)
     ca = client_ca.file if client_ca else None
-    return Door(tls_cert=issued.cert, tls_key=issued.key, tls_client_ca=ca, **options)
+    return AccessSettings(tls_cert=issued.cert, tls_key=issued.key, tls_client_ca=ca, **options)
 
 
 def client(authority: Authority | None, issued: Issued | None = None, token: str | None = None) -> ClientSecurity:

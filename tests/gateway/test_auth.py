@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from outrider import AsyncClient, ClientSecurity
 from outrider.cluster.api.errors import NotAllowedError
 from outrider.cluster.gateway.access.auth import Authenticator, Role, caller_of, parse_callers, roles_for
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.workers.types import logs
 from outrider.workers.types.errors import OutriderError
@@ -59,7 +59,7 @@ def test_without_a_valid_token_no_method_answers(
     model: Path, token_file: Path, metadata: tuple[tuple[str, str], ...]
 ) -> None:
     async def scenario() -> None:
-        async with running(model, door=Door(auth_token_file=token_file)) as cluster:
+        async with running(model, access=AccessSettings(auth_token_file=token_file)) as cluster:
             got = await statuses(cluster.address, (*GATEWAY, "/no.such/Method"), ClientSecurity(), metadata)
             assert set(got.values()) == {Code.UNAUTHENTICATED}, got
             assert cluster.engine.submitted == []
@@ -72,7 +72,7 @@ def test_a_token_opens_the_methods_of_its_role_and_no_others(model: Path, token_
     admin_only = [name for name in GATEWAY if "ClusterService" in name and name != model_rpc]
 
     async def scenario() -> None:
-        async with running(model, door=Door(auth_token_file=token_file)) as cluster:
+        async with running(model, access=AccessSettings(auth_token_file=token_file)) as cluster:
             async with AsyncClient(cluster.address, ClientSecurity(token=TEXT)) as writer:
                 assert (await writer.generate(token_ids=[5], max_tokens=3)).finish_reason == "length"
                 assert (await writer.model()).fingerprint == "feedbeef"
@@ -104,7 +104,7 @@ def test_every_method_that_is_not_listed_is_an_administrators() -> None:
 
 def test_health_needs_no_token(model: Path, token_file: Path) -> None:
     async def scenario() -> None:
-        async with running(model, door=Door(auth_token_file=token_file)) as cluster:
+        async with running(model, access=AccessSettings(auth_token_file=token_file)) as cluster:
             answer = await health_pb2_grpc.HealthStub(cluster.channel).Check(health_pb2.HealthCheckRequest())
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -113,7 +113,7 @@ def test_health_needs_no_token(model: Path, token_file: Path) -> None:
 
 def test_a_changed_token_file_takes_effect_and_a_broken_one_does_not(model: Path, token_file: Path) -> None:
     async def scenario() -> None:
-        async with running(model, door=Door(auth_token_file=token_file)) as cluster:
+        async with running(model, access=AccessSettings(auth_token_file=token_file)) as cluster:
 
             async def may(token: str) -> bool:
                 async with AsyncClient(cluster.address, ClientSecurity(token=token)) as client:
@@ -152,7 +152,7 @@ def test_the_log_says_who_made_an_administrators_call(
     model: Path, token_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        async with running(model, door=Door(auth_token_file=token_file)) as cluster:
+        async with running(model, access=AccessSettings(auth_token_file=token_file)) as cluster:
             async with AsyncClient(cluster.address, ClientSecurity(token=BOSS)) as boss:
                 await boss.status()
             async with AsyncClient(cluster.address, ClientSecurity(token=TEXT)) as writer:
@@ -168,7 +168,7 @@ def test_the_log_says_who_made_an_administrators_call(
 
 def test_the_log_says_whose_a_request_is(model: Path, token_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        async with running(model, door=Door(auth_token_file=token_file)) as cluster:
+        async with running(model, access=AccessSettings(auth_token_file=token_file)) as cluster:
             async with AsyncClient(cluster.address, ClientSecurity(token=TEXT)) as writer:
                 await writer.generate(token_ids=[5], max_tokens=2)
             async with AsyncClient(cluster.address, ClientSecurity(token=BOTH)) as both:
@@ -195,7 +195,7 @@ def test_refused_calls_are_counted_and_logged_without_the_token(
     model: Path, token_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        async with running(model, door=Door(auth_token_file=token_file)) as cluster:
+        async with running(model, access=AccessSettings(auth_token_file=token_file)) as cluster:
             await statuses(cluster.address, GATEWAY, ClientSecurity(token="or-somebodys-secret"))
             await statuses(cluster.address, ["/outrider.v1.ClusterService/GetStatus"], ClientSecurity(token=TEXT))
             registry = cluster.gateway.metrics.registry
@@ -241,7 +241,7 @@ def test_a_token_file_that_is_wrong_is_refused_by_line_without_quoting_it(text: 
 def test_a_gateway_does_not_start_with_a_wrong_token_file(tmp_path: Path) -> None:
     async def scenario() -> None:
         with pytest.raises(OutriderError, match=r"cannot read .*absent"):
-            Gateway(GatewaySettings(controller="h:1", door=Door(auth_token_file=tmp_path / "absent")))
+            Gateway(GatewaySettings(controller="h:1", access=AccessSettings(auth_token_file=tmp_path / "absent")))
 
     asyncio.run(scenario())
 
@@ -261,7 +261,7 @@ def test_a_caller_is_found_by_token_alone() -> None:
 
 def test_a_token_that_is_taken_away_does_not_end_the_stream_it_opened(model: Path, token_file: Path) -> None:
     async def scenario() -> None:
-        async with running(model, door=Door(auth_token_file=token_file)) as cluster:
+        async with running(model, access=AccessSettings(auth_token_file=token_file)) as cluster:
             metadata = ClientSecurity(token=TEXT).metadata
             stream = cluster.inference.Generate(tokens(5, stopping=stopping(max_tokens=200)), metadata=metadata)
             await stream.read()
@@ -277,7 +277,9 @@ def test_a_token_that_is_taken_away_does_not_end_the_stream_it_opened(model: Pat
 
 def test_only_who_sent_a_request_can_take_its_place(model: Path, token_file: Path) -> None:
     async def scenario() -> None:
-        async with running(model, FakeEngine(max_model_len=100_000), door=Door(auth_token_file=token_file)) as cluster:
+        async with running(
+            model, FakeEngine(max_model_len=100_000), access=AccessSettings(auth_token_file=token_file)
+        ) as cluster:
             mine, theirs = ((("authorization", f"Bearer {token}"),) for token in (TEXT, BOTH))
             call = cluster.inference.Generate(tokens(5, request_id="r"), metadata=mine)
             accepted = (await call.read()).accepted
@@ -306,8 +308,8 @@ def test_cached_prefixes_are_a_tokens_own_unless_they_are_to_be_shared(
     model: Path, token_file: Path, shared: bool, salts: list[str]
 ) -> None:
     async def scenario() -> None:
-        door = Door(auth_token_file=token_file)
-        async with running(model, door=door, share_prefix_cache=shared) as cluster:
+        access = AccessSettings(auth_token_file=token_file)
+        async with running(model, access=access, share_prefix_cache=shared) as cluster:
             for token in (TEXT, BOTH, TEXT):
                 async with AsyncClient(cluster.address, ClientSecurity(token=token)) as client:
                     await client.generate(token_ids=[5], max_tokens=2)

@@ -21,7 +21,7 @@ from outrider.cluster.api.generation import (
 )
 from outrider.cluster.gateway.routing import router
 from outrider.cluster.gateway.routing.load import BLOCK_TOKENS, EXPECTED_OUTPUT_TOKENS, LoadBook, PrefixKeys
-from outrider.cluster.gateway.routing.router import Candidate, Never, ReplicaId, RoutingTable, Wait
+from outrider.cluster.gateway.routing.router import Never, NoReplicaYet, ReplicaId, RoutingCandidate, RoutingTable
 from outrider.cluster.gateway.server import GatewaySettings
 from outrider.proto import inference_pb2 as pb
 from outrider.workers.text.assembler import Usage
@@ -50,7 +50,7 @@ def test_a_generation_that_ended_is_never_connected_again() -> None:
 
 
 CANDIDATES = st.builds(
-    Candidate,
+    RoutingCandidate,
     load_tokens=st.integers(0, 5000),
     cached_tokens=st.integers(0, 3000),
     fingerprint=st.sampled_from(["f", "g"]),
@@ -60,7 +60,7 @@ FLEETS = st.dictionaries(st.sampled_from([A1, A2, B1]), CANDIDATES)
 
 @given(fleet=FLEETS, prompt=st.integers(1, 4000))
 def test_the_replica_with_the_least_to_compute_is_chosen_the_prompt_included(
-    fleet: dict[ReplicaId, Candidate], prompt: int
+    fleet: dict[ReplicaId, RoutingCandidate], prompt: int
 ) -> None:
     chosen = router.choose(fleet, prompt)
 
@@ -73,7 +73,7 @@ def test_the_replica_with_the_least_to_compute_is_chosen_the_prompt_included(
 
 def test_a_prefix_is_followed_until_what_it_spares_is_less_than_the_lead_of_others() -> None:
     def chosen(lead: int) -> ReplicaId | None:
-        busy, idle = Candidate(load_tokens=lead, cached_tokens=640), Candidate(load_tokens=0)
+        busy, idle = RoutingCandidate(load_tokens=lead, cached_tokens=640), RoutingCandidate(load_tokens=0)
         return router.choose({A1: idle, B1: busy}, prompt_tokens=1000)
 
     assert (chosen(639), chosen(641)) == (B1, A1)
@@ -81,7 +81,7 @@ def test_a_prefix_is_followed_until_what_it_spares_is_less_than_the_lead_of_othe
 
 @given(fleet=FLEETS, pending=st.integers(0, 1), unheard=st.booleans(), draining=st.booleans())
 def test_a_lost_request_goes_to_equal_numerics_or_waits_or_is_told_that_none_is_left(
-    fleet: dict[ReplicaId, Candidate], pending: int, unheard: bool, draining: bool
+    fleet: dict[ReplicaId, RoutingCandidate], pending: int, unheard: bool, draining: bool
 ) -> None:
     routes = dict.fromkeys(fleet, "h:1") | ({ReplicaId("c", 1): "h:2"} if unheard else {})
     table = RoutingTable(routes=routes, pending=pending, draining=draining)
@@ -92,7 +92,7 @@ def test_a_lost_request_goes_to_equal_numerics_or_waits_or_is_told_that_none_is_
         assert isinstance(found, ReplicaId)
         assert fleet[found].fingerprint == "f"
     else:
-        assert isinstance(found, Wait if (pending or unheard) and not draining else Never)
+        assert isinstance(found, NoReplicaYet if (pending or unheard) and not draining else Never)
 
 
 def a_request(request_id: str, *prompt: int, **params: int) -> Request:

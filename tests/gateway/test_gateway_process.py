@@ -14,7 +14,7 @@ import pytest
 from gateway.harness import KEY, running
 from patience import AT_ONCE_S
 
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway_process import LAST_PAUSE_S, GatewayProcess, free_port, pause_before_start_s
 from outrider.workers.types.errors import OutriderError
 
@@ -25,7 +25,7 @@ def start(controller: str, port: int | None = None) -> GatewayProcess:
         host="127.0.0.1",
         port=port or free_port("127.0.0.1"),
         metrics_port=None,
-        door=Door(),
+        access=AccessSettings(),
         cluster_key=KEY,
         log_level="error",
     )

@@ -15,7 +15,7 @@ from gateway.test_auth import line
 from outrider import AsyncClient, ClientSecurity
 from outrider.cluster.api.load_report import REPORT_EVERY_S
 from outrider.cluster.cli.status import gateway_line
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.server import Gateway, GatewaySettings
 from outrider.workers.types.errors import OverloadedError
 
@@ -276,7 +276,10 @@ def test_of_two_tokens_the_light_one_gets_its_half(model: Path, tmp_path: Path) 
                 if sum(done.values()) >= 240:
                     over.set()
 
-        async with running(model, engine, door=Door(auth_token_file=file)) as cluster, contextlib.AsyncExitStack() as s:
+        async with (
+            running(model, engine, access=AccessSettings(auth_token_file=file)) as cluster,
+            contextlib.AsyncExitStack() as s,
+        ):
             clients = {one: AsyncClient(cluster.address, ClientSecurity(token=one)) for one in done}
             for client in clients.values():
                 await s.enter_async_context(client)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gateway.certificates import Authority, client, door
+from gateway.certificates import Authority, access, client
 from gateway.every_rpc import GATEWAY, statuses
 from gateway.harness import running
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from outrider import AsyncClient, Client, ClientSecurity
 from outrider.cluster.api.errors import InvalidRequestError, UnavailableError
 from outrider.cluster.client.client import PLAIN
-from outrider.cluster.gateway.access.door import Door, TlsFiles
+from outrider.cluster.gateway.access.settings import AccessSettings, TlsFiles
 from outrider.cluster.gateway.access.tls import server_credentials
 from outrider.workers.types.errors import OutriderError
 
@@ -36,7 +36,7 @@ def test_a_client_that_trusts_the_certificate_is_served_sync_and_async(model: Pa
             return one.generate(token_ids=[5], max_tokens=3).finish_reason
 
     async def scenario() -> None:
-        async with running(model, door=door(authority)) as cluster:
+        async with running(model, access=access(authority)) as cluster:
             assert await asyncio.to_thread(ask, cluster.address) == "length"
             async with AsyncClient(cluster.address, client(authority)) as one:
                 assert (await one.status()).name == "test"
@@ -48,7 +48,7 @@ def test_plain_callers_and_callers_that_trust_somebody_else_get_nothing(
     model: Path, authority: Authority, stranger: Authority
 ) -> None:
     async def scenario() -> None:
-        async with running(model, door=door(authority)) as cluster:
+        async with running(model, access=access(authority)) as cluster:
             for security in (PLAIN, client(stranger), ClientSecurity(tls=True)):
                 got = await statuses(cluster.address, GATEWAY, security)
                 assert set(got.values()) == {Code.UNAVAILABLE}, got
@@ -69,7 +69,7 @@ def test_mutual_tls_refuses_clients_without_a_valid_certificate_of_the_right_aut
     }
 
     async def scenario() -> None:
-        async with running(model, door=door(authority, client_ca=authority)) as cluster:
+        async with running(model, access=access(authority, client_ca=authority)) as cluster:
             for who, security in shown.items():
                 got = await statuses(cluster.address, GATEWAY, security)
                 assert set(got.values()) == {Code.UNAVAILABLE}, (who, got)
@@ -85,8 +85,8 @@ def test_a_renewed_certificate_serves_new_connections_and_keeps_old_ones(
 ) -> None:
     async def scenario() -> None:
         files = _mounted(tmp_path, authority)
-        settings = Door(tls_cert=files.cert, tls_key=files.key)
-        async with running(model, door=settings) as cluster, AsyncClient(cluster.address, client(authority)) as old:
+        settings = AccessSettings(tls_cert=files.cert, tls_key=files.key)
+        async with running(model, access=settings) as cluster, AsyncClient(cluster.address, client(authority)) as old:
             await old.model()
 
             _mount(tmp_path, stranger)
@@ -121,7 +121,7 @@ def _mount(folder: Path, authority: Authority) -> None:
 
 def test_the_health_port_is_plain_and_answers_health_alone(model: Path, authority: Authority) -> None:
     async def scenario() -> None:
-        async with running(model, door=door(authority, client_ca=authority, health_port=0)) as cluster:
+        async with running(model, access=access(authority, client_ca=authority, health_port=0)) as cluster:
             address = f"127.0.0.1:{cluster.gateway.health_port}"
             async with grpc.aio.insecure_channel(address) as channel:
                 health = health_pb2_grpc.HealthStub(channel)
@@ -160,18 +160,18 @@ def test_a_certificate_that_cannot_be_used_is_refused_at_the_start(tmp_path: Pat
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Door(**options)
+        AccessSettings(**options)
 
 
 def test_an_open_door_is_said_to_be_one(tmp_path: Path) -> None:
-    tokens, cert = Door(auth_token_file=tmp_path), {"tls_cert": tmp_path, "tls_key": tmp_path}
+    tokens, cert = AccessSettings(auth_token_file=tmp_path), {"tls_cert": tmp_path, "tls_key": tmp_path}
 
-    assert Door().weakness("127.0.0.1") == ""
-    assert "may call everything" in Door().weakness("0.0.0.0")
-    assert "may call everything" in Door(**cert).weakness("0.0.0.0")
+    assert AccessSettings().weakness("127.0.0.1") == ""
+    assert "may call everything" in AccessSettings().weakness("0.0.0.0")
+    assert "may call everything" in AccessSettings(**cert).weakness("0.0.0.0")
     assert "in plain" in tokens.weakness("10.0.0.1")
-    assert Door(**cert, auth_token_file=tmp_path).weakness("0.0.0.0") == ""
-    assert Door(**cert, tls_client_ca=tmp_path).weakness("0.0.0.0") == ""
+    assert AccessSettings(**cert, auth_token_file=tmp_path).weakness("0.0.0.0") == ""
+    assert AccessSettings(**cert, tls_client_ca=tmp_path).weakness("0.0.0.0") == ""
 
 
 def test_a_client_says_what_is_wrong_with_its_own_side(tmp_path: Path, authority: Authority) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.gateway.requests.turns import Turn, Turns, fair_share
+from outrider.cluster.gateway.requests.fair_queue import FairQueue, Turn, fair_share
 
 HELD_S = 2.0
 
@@ -17,7 +17,7 @@ class Replicas:
 
     def __init__(self, places: int, seed: int = 0) -> None:
         self.now = 0.0
-        self.turns = Turns(lambda: self.now)
+        self.turns = FairQueue(lambda: self.now)
         self.turns.set_places(places)
         self.started: list[Turn] = []
         self.asked_at: dict[int, float] = {}

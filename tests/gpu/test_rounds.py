@@ -9,7 +9,7 @@ import torch
 from gpu.pretend_cuda import Counts, pretending
 from gpu.r1 import decoding, run_round, sequence_starts, slice_of_r1, small_checkpoint
 
-from outrider.workers.drafting.draft_model import Wanted
+from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.gpu_draft_model import GpuDraftModel
 from outrider.workers.drafting.pairs import Pairs
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
@@ -74,7 +74,7 @@ def test_one_more_draft_is_at_most_20_launches_and_no_host_sync(rank: Rank) -> N
     pairs, taken = _pairs(2), []
     for depth in (1, 2, 5):
         counts.clear()
-        drafts = model.draft(pairs, Wanted(np.arange(2), np.array([depth, 1])))
+        drafts = model.draft(pairs, DraftRequest(np.arange(2), np.array([depth, 1])))
         taken.append(counts.taken())
         assert [len(each) for each in drafts] == [depth, 1]
 
@@ -92,7 +92,7 @@ def test_a_call_of_the_drafter_in_graphs_launches_as_often_whatever_its_depth(ra
     model.use_graphs()
     launches = []
     for depth in (2, 3, 5):
-        pairs, wanted = _pairs(2), Wanted(np.arange(2), np.array([depth, 1]))
+        pairs, wanted = _pairs(2), DraftRequest(np.arange(2), np.array([depth, 1]))
         captured = model.draft(pairs, wanted)
         counts.clear()
         replayed = model.draft(pairs, wanted)

@@ -38,7 +38,7 @@ def test_the_gateways_command_is_one_that_the_program_takes(rendered: Rendered) 
     assert name == "gateway"
     assert settings.resume_wait_s == 600
     assert settings.controller == "outrider-controller.serving.svc:50050"
-    assert (settings.host, settings.port, settings.door.health_port, settings.metrics_port) == (
+    assert (settings.host, settings.port, settings.access.health_port, settings.metrics_port) == (
         "0.0.0.0",
         50051,
         50052,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from outrider.workers.config import resolve_model
 from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
-from outrider.workers.drafting.draft_model import Wanted
+from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.pairs import Pairs, joined
 from outrider.workers.drafting.stopping import made_together
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
@@ -113,8 +113,8 @@ class Twins:
         So are their leads over the next best, but for rounding.
         """
         pairs, going = joined(parts), np.flatnonzero(depths)
-        wanted = self.torchs.draft(pairs, Wanted(going, ints(depths)[going]))
-        found = self.compiled.draft(pairs, Wanted(going, ints(depths)[going]))
+        wanted = self.torchs.draft(pairs, DraftRequest(going, ints(depths)[going]))
+        found = self.compiled.draft(pairs, DraftRequest(going, ints(depths)[going]))
         assert token_ids(found) == token_ids(wanted)
         assert leads(found) == pytest.approx(leads(wanted), rel=1e-3, abs=1e-3)
         assert [len(drafts) for drafts in found] == ints(depths)[going].tolist()
@@ -217,10 +217,10 @@ def test_sequences_stop_drafting_where_their_patience_ends(modules: int, step: f
     parts = [endless.pairs(s, 0, len(some) - 1) for s, some in enumerate(endless.tokens)]
     stop_rules = [StopRule(0.0, 1.0, 1.0, 0.5, 0.8, each, step) for each in (0.0, 1.0, 0.24, 0.4, 0.24, 0.4)]
     going, depths = ints(range(6)), ints([6, 6, 6, 6, 6, 3])
-    whole = endless.compiled.draft(joined(parts), Wanted(going, depths))
+    whole = endless.compiled.draft(joined(parts), DraftRequest(going, depths))
 
     for model in (patient.compiled, patient.torchs):
-        found = model.draft(joined(parts), Wanted(going, depths, stop_rules=np.array(stop_rules)))
+        found = model.draft(joined(parts), DraftRequest(going, depths, stop_rules=np.array(stop_rules)))
 
         ends = made_together(stop_rules, [some.confidences for some in whole])
         assert ends[1] == 1
@@ -292,7 +292,7 @@ def test_a_head_cut_to_one_token_drafts_it_alone_even_where_it_is_ruled_out(tmp_
     twins = Twins.load(tmp_path, tokens, starts, ids=np.array([7], dtype=np.int32))
 
     pairs = joined([twins.pairs(0, 0, 15), twins.pairs(1, 0, 19)])
-    assert token_ids(twins.compiled.draft(pairs, Wanted(ints([0, 1]), ints([4, 2])))) == [[7] * 4, [7] * 2]
+    assert token_ids(twins.compiled.draft(pairs, DraftRequest(ints([0, 1]), ints([4, 2])))) == [[7] * 4, [7] * 2]
 
 
 def test_end_ids_within_a_cut_head_are_ruled_out_until_min_tokens(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from outrider.workers.engine.pipeline import RoundResult, SingleStage
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.loading.model import Parts, Wanted, kernels_in_force, load_parts
+from outrider.workers.loading.model import ModelPart, Parts, kernels_in_force, load_parts
 from outrider.workers.model.moe import Router
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.sampling.sequence_starts import SequenceStarts
@@ -109,7 +109,7 @@ def _parts(path: Path, starts: SequenceStarts, **settings: Any) -> Parts:
     config, engine = ModelConfig.load(path), EngineConfig(model=str(path), block_size=BLOCK, **settings)
     dtype = torch.bfloat16 if engine.dtype == "bfloat16" else torch.float32
     return load_parts(
-        Wanted(
+        ModelPart(
             config=engine,
             model=config,
             checkpoint=Checkpoint(path),

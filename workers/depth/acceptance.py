@@ -37,22 +37,22 @@ def temperature_class(temperature: float) -> int:
     return 0 if temperature == 0.0 else 1 if temperature <= 1.0 else 2
 
 
-class Kind(NamedTuple):
+class DraftKind(NamedTuple):
     """Drafts of one kind share their models."""
 
     drafter: str
     temperature_class: int
 
-    def by(self, drafter: str) -> "Kind":
+    def by(self, drafter: str) -> "DraftKind":
         """The same of another drafter."""
-        return self if drafter == self.drafter else Kind(drafter, self.temperature_class)
+        return self if drafter == self.drafter else DraftKind(drafter, self.temperature_class)
 
 
 class Made(NamedTuple):
     """A sequence's drafts for its next round."""
 
     sequence_id: int
-    kind: Kind
+    kind: DraftKind
     leads: Sequence[float]  # each score less the next best's; of a looked-up draft its chance to be accepted
 
 
@@ -149,7 +149,7 @@ class Acceptance:
     def __init__(self, positions: int) -> None:
         """`positions`: most drafts of a sequence in one round."""
         self._positions = positions
-        self._models: dict[Kind, _Models] = {}
+        self._models: dict[DraftKind, _Models] = {}
         self._known = defaultdict[str, defaultdict[int, _Histories]](
             lambda: defaultdict(_Histories)
         )  # by drafter and sequence
@@ -172,7 +172,7 @@ class Acceptance:
         models, history = self._of(made.kind), self._known[made.kind.drafter][made.sequence_id].judging
         return _survivals(models.odds(made.leads), models.judging.weights[4] * history.offset)
 
-    def _judged_together(self, made: Sequence[Made], kind: Kind) -> Floats:
+    def _judged_together(self, made: Sequence[Made], kind: DraftKind) -> Floats:
         """Of one kind: the same in a third of the time."""
         fixed, slope, bend, first, history = self._of(kind).judging.weights
         known, lengths = self._known[kind.drafter], [len(each.leads) for each in made]
@@ -186,7 +186,7 @@ class Acceptance:
         survivals: Floats = (1.0 / np.multiply.accumulate(1.0 + np.exp(-scores), axis=1))[there]
         return survivals
 
-    def foreseen(self, sequences: Sequence[tuple[int, Kind]]) -> Floats:
+    def foreseen(self, sequences: Sequence[tuple[int, DraftKind]]) -> Floats:
         """The same of drafts that are not made yet, [sequences, positions]."""
         if len(sequences) <= _FEW:
             return np.array([self.foreseen_alone(sequence_id, kind) for sequence_id, kind in sequences])
@@ -197,12 +197,12 @@ class Acceptance:
         survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + odds, axis=1)
         return survivals
 
-    def foreseen_alone(self, sequence_id: int, kind: Kind) -> list[float]:
+    def foreseen_alone(self, sequence_id: int, kind: DraftKind) -> list[float]:
         """`foreseen` of one sequence."""
         models, history = self._of(kind), self._known[kind.drafter][sequence_id].foreseeing
         return _survivals(models.foreseen, models.foreseeing.weights[3] * history.offset)
 
-    def stop_rule(self, sequence_id: int, kind: Kind, each: float, step: float) -> StopRule:
+    def stop_rule(self, sequence_id: int, kind: DraftKind, each: float, step: float) -> StopRule:
         """To draft on while another draft should bring the tokens of `each`, and a step those of `step` on top."""
         models, histories = self._of(kind), self._known[kind.drafter][sequence_id]
         fixed, lead, bend, first, own = models.judging.weights
@@ -231,7 +231,7 @@ class Acceptance:
         for known in self._known.values():
             known.pop(sequence_id, None)
 
-    def _of(self, kind: Kind) -> _Models:
+    def _of(self, kind: DraftKind) -> _Models:
         if kind not in self._models:
             self._models[kind] = _Models(kind.temperature_class, self._positions)
         return self._models[kind]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from outrider.workers.depth.acceptance import Kind, Made
+from outrider.workers.depth.acceptance import DraftKind, Made
 
 COLLAPSE, DEAD_POSITION, STALE_CACHE, FAILURE = "acceptance_collapsed", "position_dead", "cache_stale", "drafter_failed"
 ALARMS = (COLLAPSE, DEAD_POSITION, STALE_CACHE, FAILURE)
@@ -52,7 +52,7 @@ class _Window(NamedTuple):
         return self.accepted < share * self.expected and missing > _DEVIATIONS * math.sqrt(self.variance + 1.0)
 
 
-class _History:
+class _AlarmHistory:
     """Of one kind of drafts."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class Alarms:
     def __init__(self) -> None:
         self.counts = dict.fromkeys(ALARMS, 0)
         self._said: set[tuple[str, str, int]] = set()
-        self._histories: dict[tuple[Kind, bool], _History] = {}
+        self._histories: dict[tuple[DraftKind, bool], _AlarmHistory] = {}
 
     def judged(self, made: Made, judged: int, accepted: int, *, gap: bool = False) -> list[str]:
         """Of a sequence's drafts the first `judged` got an answer; says what is newly wrong, each thing once.
@@ -108,7 +108,7 @@ class Alarms:
         """
         history = self._histories.get((made.kind, gap))
         if history is None:
-            history = self._histories[made.kind, gap] = _History()
+            history = self._histories[made.kind, gap] = _AlarmHistory()
         history.add(made.leads[:judged], accepted)
         if history.waiting < _WINDOW:
             return []
@@ -119,7 +119,9 @@ class Alarms:
         """The drafter raised an error."""
         return self._raise(FAILURE, drafter, 0, f"drafter {drafter} failed ({reason}): going on without its drafts")
 
-    def _weighed(self, kind: Kind, history: _History, labels: Sequence[tuple[int, bool]], gap: bool) -> list[str]:
+    def _weighed(
+        self, kind: DraftKind, history: _AlarmHistory, labels: Sequence[tuple[int, bool]], gap: bool
+    ) -> list[str]:
         whole = self._histories.get((kind, False))
         window, said = history.weigh(labels), list[str]()
         low = history.judged > _LEARNING + _WINDOW and window.low()
@@ -132,7 +134,7 @@ class Alarms:
             history.trust(labels)
         return said
 
-    def _dead(self, kind: Kind, history: _History) -> list[str]:
+    def _dead(self, kind: DraftKind, history: _AlarmHistory) -> list[str]:
         said: list[str] = []
         for place, tally in enumerate(history.positions):
             if tally.tried < _DEAD_TRIES:

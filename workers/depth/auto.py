@@ -10,7 +10,7 @@ from outrider.workers.depth.acceptance import Acceptance, Made
 from outrider.workers.depth.alarms import Alarms
 from outrider.workers.depth.budget import Budget
 from outrider.workers.depth.lookups import Lookups
-from outrider.workers.depth.reading import Outcome
+from outrider.workers.depth.reading import DraftOutcome
 from outrider.workers.depth.round_time import RoundTime, Shape, size_class
 from outrider.workers.depth.value import Live, Value
 from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
@@ -117,7 +117,7 @@ class AutoDepth:
         """Drafts that are verified whatever they are worth."""
         self._made[made.sequence_id] = made._replace(leads=made.leads[: max(self._deepest, 1)])
 
-    def learn(self, outcomes: Sequence[Outcome]) -> list[str]:
+    def learn(self, outcomes: Sequence[DraftOutcome]) -> list[str]:
         """What became of a round's drafts. Says what is newly wrong with a drafter."""
         judged = [each for each in outcomes if each.judged > 0 and each.sequence_id in self._made]
         if not judged:

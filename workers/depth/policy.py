@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import mul
 
-from outrider.workers.depth.acceptance import Kind, Made, temperature_class
+from outrider.workers.depth.acceptance import DraftKind, Made, temperature_class
 from outrider.workers.depth.auto import DEEPEST, AutoDepth
 from outrider.workers.depth.budget import PLAIN_ROUNDS, PLAIN_SKIPPED, RATE, Budget
 from outrider.workers.depth.reading import Reading, read
@@ -19,7 +19,7 @@ from outrider.workers.types.counters import SpeculationFigures
 from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import Round, Verdict
-from outrider.workers.types.round_time import RoundTime as Times
+from outrider.workers.types.round_time import RoundTiming
 from outrider.workers.types.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.types.sequence import Sequence
 
@@ -69,7 +69,7 @@ class DepthPolicy:
         self._deepest = min(self._ceiling, DEEPEST) if models else 0
         self._experts, self._every_step = experts, data_groups > 1
         self.plans: dict[int, DraftPlan] = {}
-        self._kinds: dict[int, Kind] = {}  # of live sequences that may draft, by the model that drafted last
+        self._kinds: dict[int, DraftKind] = {}  # of live sequences that may draft, by the model that drafted last
         self._automatic: set[int] = set()  # of these, whose depth is left to the policy
         self._sampled: set[int] = set()  # of these, drawn at a temperature above 0
         self._version = 0  # counts sequences that came or ended
@@ -109,7 +109,7 @@ class DepthPolicy:
         if wanted == "off" or not self._ceiling or sequence_id in self._kinds:
             return
         lookup_only = params.drafter == LOOKUP or not self._models
-        kind = Kind(next(iter(self._models), MTP), temperature_class(params.temperature))
+        kind = DraftKind(next(iter(self._models), MTP), temperature_class(params.temperature))
         self._kinds[sequence_id] = kind
         self._version += 1
         if kind.temperature_class:
@@ -136,12 +136,12 @@ class DepthPolicy:
             self._auto.forget(sequence_id)
             self._version += 1
 
-    def time_of(self, round: Round, round_s: float) -> Times:
+    def time_of(self, round: Round, round_s: float) -> RoundTiming:
         """What a round took, `round_s` of it since its scheduling, and would have taken without drafts, as modelled."""
         lane = self._lanes.get(round.lane)
         if lane is None or lane.skips or not lane.plain_s or round.sequences != lane.plain.sequences:
-            return Times()
-        return Times(lane.draft_s + round_s, lane.plain_s)
+            return RoundTiming()
+        return RoundTiming(lane.draft_s + round_s, lane.plain_s)
 
     def observe(
         self, round: Round, verdict: Verdict, round_s: float, draft_s: float, drafts: Mapping[int, Drafts]

@@ -10,7 +10,7 @@ from outrider.workers.types.round import RUNNING, IntArray, Round, Verdict
 from outrider.workers.types.sampling_params import LOOKUP
 
 
-class Outcome(NamedTuple):
+class DraftOutcome(NamedTuple):
     """What became of one decoding sequence's drafts in a round."""
 
     sequence_id: int
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
 class Reading(NamedTuple):
     """What a round was, and what goes on after it."""
 
-    outcomes: list[Outcome]  # of decoding sequences
+    outcomes: list[DraftOutcome]  # of decoding sequences
     shape: Shape
     going: dict[int, int]  # tokens of the sequences that go on decoding
 
@@ -39,7 +39,7 @@ def read(round: Round, verdict: Verdict, drafts: Mapping[int, Drafts], sampled: 
     rows, emitted = _lengths(round.query_offsets), _lengths(verdict.token_offsets)
     accepted, finish = verdict.drafts_accepted.tolist(), verdict.finish.tolist()
     gaps = round.followed_from.tolist()
-    outcomes, going = list[Outcome](), dict[int, int]()
+    outcomes, going = list[DraftOutcome](), dict[int, int]()
     context = rows_context = sampled_rows = 0
     for n, sequence_id in enumerate(ids):
         own_rows, count, over = rows[n], counts[n], finish[n] != RUNNING
@@ -47,7 +47,7 @@ def read(round: Round, verdict: Verdict, drafts: Mapping[int, Drafts], sampled: 
         context, rows_context = context + end, rows_context + own_rows * end
         sampled_rows += count if sequence_id in sampled else 0
         if own_rows == count:
-            outcomes.append(Outcome(sequence_id, count - 1, accepted[n], over, gaps[n] > 1))
+            outcomes.append(DraftOutcome(sequence_id, count - 1, accepted[n], over, gaps[n] > 1))
         if count and not over:
             going[sequence_id] = end - (count - 1) + emitted[n]
     steps = _steps(going, drafts)

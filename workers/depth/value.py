@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.workers.depth.acceptance import Acceptance, Kind, Made
+from outrider.workers.depth.acceptance import Acceptance, DraftKind, Made
 from outrider.workers.depth.round_time import RoundTime, Shape
 from outrider.workers.types.stop_rule import StopRule
 
@@ -27,7 +27,7 @@ class Live(NamedTuple):
     """A sequence that a model may draft for."""
 
     sequence_id: int
-    kind: Kind
+    kind: DraftKind
     context: int  # tokens
 
 
@@ -95,7 +95,7 @@ class Value:
         own_s = self._further_row_s + self._slot_s(each) + draft + sampled * (each.kind.temperature_class > 0)
         return self._acceptance.stop_rule(each.sequence_id, each.kind, self._price * own_s, step_price)
 
-    def of_model(self, sequence_id: int, kind: Kind, steps: int, sharing: int) -> float:
+    def of_model(self, sequence_id: int, kind: DraftKind, steps: int, sharing: int) -> float:
         """What up to `steps` drafts of the kind's model bring above their price, in tokens.
 
         `sharing`: how many sequences draft together, and share the steps.

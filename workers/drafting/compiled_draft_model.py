@@ -2,7 +2,7 @@
 
 from itertools import accumulate
 
-from outrider.workers.drafting.draft_model import Wanted
+from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.kept_states import KeptStates
 from outrider.workers.drafting.pairs import Pairs, pair_rows
 from outrider.workers.model.compiled.model import CompiledModules
@@ -23,7 +23,7 @@ class CompiledDraftModel:
         assert isinstance(module, CompiledModules), "modules of the stage that runs"
         self.module = module
 
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
+    def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
         entries, depths, steps, stops = wanted
         last = pairs.last_rows[entries]
         sequence_ids, positions = pairs.sequence_ids[entries], pairs.positions[last] + 2

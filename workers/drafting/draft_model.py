@@ -7,7 +7,7 @@ from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import FloatArray, IntArray
 
 
-class Wanted(NamedTuple):
+class DraftRequest(NamedTuple):
     """The drafts that are to be made after some pairs."""
 
     entries: IntArray  # [n] of the pairs: whose last pair each draft follows
@@ -19,7 +19,7 @@ class Wanted(NamedTuple):
 class DraftModel(Protocol):
     """The MTP modules or a separate model, with its cache and a head."""
 
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
+    def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
         """Feeds all `pairs`; then drafts, for each entry that is wanted.
 
         Of ranks with the same pairs only the first is sure of its drafts' confidence.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from outrider.kernels.gpu.draw import draw
-from outrider.workers.drafting.draft_model import Wanted
+from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.gpu_draft_graphs import DraftGraphs, Drawn
 from outrider.workers.drafting.pairs import Pairs, one_each, pair_rows
 from outrider.workers.drafting.stopping import Drafted
@@ -51,7 +51,7 @@ class GpuDraftModel(TorchDraftModel):
         self._graphs = DraftGraphs(self._step, self._loop, self._gpu_module.decoder, capture)
 
     @torch.inference_mode()
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
+    def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
         module = self._gpu_module
         deepest = np.argsort(-wanted.depths, kind="stable")  # deepest first: each step's entries are a prefix
         entries, depths = wanted.entries[deepest], wanted.depths[deepest]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from outrider.workers.drafting.draft_model import DraftModel, Wanted
+from outrider.workers.drafting.draft_model import DraftModel, DraftRequest
 from outrider.workers.drafting.pairs import Backlog, Pairs, accepted_pairs, followed, joined
 from outrider.workers.drafting.shared_drafts import SharedDrafts
 from outrider.workers.sampling.sequence_starts import SequenceStarts
@@ -115,7 +115,7 @@ class MtpDrafter:
         entries = ints(going) + (len(waiting.lengths) - len(ids))
         steps = max(depths.values(), default=0) if self._shared is not None else None
         ends = np.array([stop_rules[ids[n]] for n in going]) if stop_rules and going else None
-        drafts = self._model.draft(waiting, Wanted(entries, own, steps, ends))
+        drafts = self._model.draft(waiting, DraftRequest(entries, own, steps, ends))
         return dict(zip([ids[n] for n in going], drafts, strict=True))
 
 

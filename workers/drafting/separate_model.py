@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from outrider.workers.drafting.draft_model import Wanted
+from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.drafting.pairs import Pairs, accepted_pairs, one_each, pair_rows
 from outrider.workers.drafting.stopping import Drafted
@@ -52,7 +52,7 @@ class SeparateModel:
     def __init__(self, stage: StageModel, head: Head) -> None:
         self._stage, self._head = stage, head
 
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
+    def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
         going, depths, _, stop_rules = wanted
         states = self._stage.run(as_tokens(pair_rows(pairs)), None)
         rows, positions = pairs.last_rows[going], pairs.positions[pairs.last_rows[going]]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.sampling import gumbel_noise, key_tensor, noise_bits, row_key, sequence_key
-from outrider.workers.drafting.draft_model import Wanted
+from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.pairs import Pairs
 from outrider.workers.drafting.stopping import Drafted
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
@@ -50,7 +50,7 @@ class StudyDraftModel(TorchDraftModel):
         super().__init__(modules, starts)
         self._blocks = blocks
 
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
+    def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
         """To the depth always: confidence under another rule has no model."""
         drafted = set(pairs.sequence_ids[wanted.entries].tolist())
         for sequence_id in [i for i in self._blocks if i in drafted or i not in self._starts]:

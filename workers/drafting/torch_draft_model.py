@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from outrider.workers.drafting.draft_model import Wanted
+from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.feed import Feed
 from outrider.workers.drafting.kept_states import KeptStates
 from outrider.workers.drafting.pairs import Pairs, pair_rows
@@ -35,7 +35,7 @@ class TorchDraftModel:
         self.module = module
 
     @torch.inference_mode()
-    def draft(self, pairs: Pairs, wanted: Wanted) -> list[Drafts]:
+    def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
         going, depths, steps, stop_rules = wanted
         most = int(depths.max(initial=0)) if steps is None else steps
         live, last = np.arange(len(depths)), pairs.last_rows[going]

@@ -17,7 +17,7 @@ from typing import Any
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.drafter import Drafter, DrafterError
 from outrider.workers.engine.handle import Deliver, EngineInfo
-from outrider.workers.engine.inbox import Call, Cancel, Checked, Inbox, Message, Prepared, Stop, Submit
+from outrider.workers.engine.inbox import Call, Cancel, Checked, GrammarPrepared, Inbox, Message, StopEngine, Submit
 from outrider.workers.engine.live_experts import Longest
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
 from outrider.workers.engine.progress import Progress
@@ -94,7 +94,7 @@ class Engine:
 
     def stop(self, reason: str) -> None:
         """Makes `run` return after the rounds in flight; unfinished requests end with `reason`."""
-        self._inbox.put(Stop(reason))
+        self._inbox.put(StopEngine(reason))
 
     def swap_drafter(self, checkpoint: str) -> None:
         """See EngineHandle. The module is read in the caller's thread; rounds wait for its putting in place only."""
@@ -190,16 +190,16 @@ class Engine:
                 self._add(request)
             case Checked():
                 self._take_check(message)
-            case Prepared(request, None):
+            case GrammarPrepared(request, None):
                 self._begin(request)
-            case Prepared(request, error):
+            case GrammarPrepared(request, error):
                 reason = f"structured_outputs cannot be followed: {error}"
                 self._deliver(self._scheduler.refuse(request.request_id, reason))
             case Cancel(request_id, index):
                 if request_id in self._checks and index is None:
                     self._checks.pop(request_id).cancel()
                 self._deliver(self._scheduler.cancel(request_id, index))
-            case Stop(reason):
+            case StopEngine(reason):
                 self._stop_reason = reason
             case Call():
                 message.run()
@@ -243,7 +243,9 @@ class Engine:
     def _compile(self, request: Request, constraint: StructuredOutputsParams) -> None:
         assert self._prepare is not None
         self._to_prepare.append(constraint)
-        self._prepare(constraint).add_done_callback(lambda done: self._inbox.put(Prepared(request, done.exception())))
+        self._prepare(constraint).add_done_callback(
+            lambda done: self._inbox.put(GrammarPrepared(request, done.exception()))
+        )
 
     def _start_round(self) -> bool:
         if not self._free_lanes:

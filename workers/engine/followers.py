@@ -20,7 +20,7 @@ from outrider.workers.types.round import Round, Verdict
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 
-class Judge(Protocol):
+class Verifier(Protocol):
     """What a rank of the last stage does with the states of a round."""
 
     def begin(self, round: Round) -> None:
@@ -72,7 +72,7 @@ class TellingJudge:
         self._sampler.prepare(constraints)
 
 
-def follow(runner: StageRunner, above: StageLink, onward: StageLink, judge: Judge | None) -> None:
+def follow(runner: StageRunner, above: StageLink, onward: StageLink, judge: Verifier | None) -> None:
     """A later stage's life: take a round from `above`, run it, pass it `onward` (the last stage: its verdict).
 
     One without sequences only says what to prepare, and gets no verdict.

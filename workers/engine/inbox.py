@@ -32,7 +32,7 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class GrammarPrepared:
     """A request's grammar can be followed from now on, or why it never can."""
 
     request: Request
@@ -40,7 +40,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopEngine:
     reason: str
 
 
@@ -60,7 +60,7 @@ class Call:
             self.done.set_result(None)
 
 
-Message = Submit | Cancel | Checked | Prepared | Stop | Call
+Message = Submit | Cancel | Checked | GrammarPrepared | StopEngine | Call
 
 
 class Inbox:

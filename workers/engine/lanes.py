@@ -13,14 +13,14 @@ from torch import Tensor
 from outrider.workers.engine.lane_rule import LaneRule, cut_of
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
-from outrider.workers.parallel.turns import Turns
+from outrider.workers.parallel.turns import LaneTurns
 from outrider.workers.types.round import Round
 
 
 class Lanes:
     """A stage's, as one of its ranks sees them. `rounds` counts those that went as two lanes."""
 
-    def __init__(self, rule: LaneRule, turns: Turns, data_groups: int, device: torch.device) -> None:
+    def __init__(self, rule: LaneRule, turns: LaneTurns, data_groups: int, device: torch.device) -> None:
         self.rounds = 0
         self._rule, self._turns, self._data_groups, self._device = rule, turns, data_groups, device
 

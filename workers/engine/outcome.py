@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from outrider.workers.types.request import FinishReason, SequenceChunk, TokenLogprobs
 from outrider.workers.types.round import FAILED, LENGTH, RUNNING, STOPPED, Round, Verdict
-from outrider.workers.types.round_time import RoundTime
+from outrider.workers.types.round_time import RoundTiming
 from outrider.workers.types.sequence import Sequence
 
 _FINISH_REASONS = {
@@ -17,7 +17,7 @@ _FINISH_REASONS = {
 }
 
 
-class Outcome(NamedTuple):
+class SequenceOutcome(NamedTuple):
     """What the verdict says of one sequence."""
 
     sequence_id: int
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
     prompt_logprobs: tuple[TokenLogprobs, ...]
 
 
-def outcomes(round: Round, verdict: Verdict) -> Iterator[Outcome]:
+def outcomes(round: Round, verdict: Verdict) -> Iterator[SequenceOutcome]:
     """One Outcome per sequence of the round, in the round's order."""
     offsets = verdict.token_offsets.tolist()
     token_ids = verdict.token_ids.tolist()
@@ -49,7 +49,7 @@ def outcomes(round: Round, verdict: Verdict) -> Iterator[Outcome]:
     )
     for index, (sequence_id, start, samples, scores, rows, accepted, finish) in enumerate(columns):
         low, high = offsets[index], offsets[index + 1]
-        yield Outcome(
+        yield SequenceOutcome(
             sequence_id,
             start + rows,
             token_ids[low:high],
@@ -63,7 +63,7 @@ def outcomes(round: Round, verdict: Verdict) -> Iterator[Outcome]:
         scored += scores
 
 
-def gained_chunk(sequence: Sequence, outcome: Outcome, first: bool, time: RoundTime) -> SequenceChunk:
+def gained_chunk(sequence: Sequence, outcome: SequenceOutcome, first: bool, time: RoundTiming) -> SequenceChunk:
     """The emitted tokens, and whether they end the sequence. `first`: it had emitted none before."""
     return SequenceChunk(
         request_id=sequence.request.request_id,

@@ -14,7 +14,7 @@ from outrider.workers.sampling.logprobs import Logprobs, joined, logprobs
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.shared_head import SharedHead
 from outrider.workers.sampling.verify import verify_round
-from outrider.workers.types.round import FAILED, IntArray, Round, Sampled, Verdict, ints, owned, ranges, share_of
+from outrider.workers.types.round import FAILED, IntArray, Round, SampledRows, Verdict, ints, owned, ranges, share_of
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 _ROWS_AT_ONCE = 64
@@ -28,7 +28,7 @@ class Sampler:
     ) -> None:
         """`shared`: where the stage's ranks make the logits together."""
         self._head, self._starts, self._max_model_len, self._shared = head, starts, max_model_len, shared
-        self._sampled = Sampled(ints(), ints(), ints())  # rows of the round that began last
+        self._sampled = SampledRows(ints(), ints(), ints())  # rows of the round that began last
         self.busy_s = self._began_s = 0.0
 
     def begin(self, round: Round) -> None:
@@ -38,7 +38,7 @@ class Sampler:
         self.prepare(round.prepares)
         self._starts.begin(round.begins)
         self._starts.write_drafts(round)
-        self._sampled = Sampled.of(round)
+        self._sampled = SampledRows.of(round)
         self._head.prepare(self._sampled.sequence_ids, self._sampled.positions)
         self._began_s = time.perf_counter() - began
 
@@ -70,7 +70,7 @@ class Sampler:
     def assist(self, round: Round, hidden: Tensor) -> None:
         """On a rank beside the sampler: makes this one's part of all logits that the sampler needs."""
         began = time.perf_counter()
-        for rows in (Sampled.of(round).rows, *_scored(round)):
+        for rows in (SampledRows.of(round).rows, *_scored(round)):
             self._logits(round, hidden, rows)
         self.busy_s += time.perf_counter() - began
 

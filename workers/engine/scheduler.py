@@ -9,14 +9,14 @@ from itertools import count
 
 from outrider.workers.engine.composer import RoundComposer
 from outrider.workers.engine.limits import SchedulerConfig
-from outrider.workers.engine.outcome import Outcome, cancelled_chunk, gained_chunk, outcomes
+from outrider.workers.engine.outcome import SequenceOutcome, cancelled_chunk, gained_chunk, outcomes
 from outrider.workers.engine.residents import Residents
 from outrider.workers.engine.round_builder import RoundBuilder
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.draft_plan import Planner, Undrafted
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.round import Round, Verdict
-from outrider.workers.types.round_time import RoundTime
+from outrider.workers.types.round_time import RoundTiming
 from outrider.workers.types.sequence import Sequence
 
 __all__ = ["Scheduler", "SchedulerConfig"]
@@ -161,7 +161,7 @@ class Scheduler:
             raise RuntimeError(f"lane {lane} still has round {self._in_flight[lane]} in flight")
         return self._dispatch(lane, self._composer.compose())
 
-    def commit(self, round: Round, verdict: Verdict, time: RoundTime | None = None) -> list[SequenceChunk]:
+    def commit(self, round: Round, verdict: Verdict, time: RoundTiming | None = None) -> list[SequenceChunk]:
         """Takes in what the sampler said of the round: a chunk for each sequence that gained tokens or ended."""
         if self._in_flight[round.lane] != round.round_id:
             return []
@@ -170,7 +170,7 @@ class Scheduler:
         chunks = []
         for outcome in outcomes(round, verdict):
             sequence = self._residents.running[outcome.sequence_id]
-            chunk = self._take_in(sequence, outcome, time or RoundTime())
+            chunk = self._take_in(sequence, outcome, time or RoundTiming())
             if chunk is not None:
                 chunks.append(chunk)
                 if chunk.finish_reason is not None:
@@ -202,7 +202,7 @@ class Scheduler:
             may_skip_drafter=self._config.may_skip_drafter,
         )
 
-    def _take_in(self, sequence: Sequence, outcome: Outcome, time: RoundTime) -> SequenceChunk | None:
+    def _take_in(self, sequence: Sequence, outcome: SequenceOutcome, time: RoundTiming) -> SequenceChunk | None:
         """Advances the sequence by its outcome; the chunk says what was gained, or None for nothing."""
         first = sequence.output_tokens == 0
         sequence.prompt_logprobs += outcome.prompt_logprobs
@@ -219,7 +219,7 @@ class Scheduler:
         sequence.prompt_logprobs = []
         return chunk
 
-    def _count(self, outcome: Outcome) -> None:
+    def _count(self, outcome: SequenceOutcome) -> None:
         self._counters.generated_tokens += len(outcome.token_ids)
         if outcome.drafted:
             self._counters.drafts += 1

@@ -6,14 +6,14 @@ from pathlib import Path
 import tokenizers
 
 from outrider.workers.config import resolve_model
-from outrider.workers.loading.model import Parts, Wanted, draft_quantization, load_parts
+from outrider.workers.loading.model import ModelPart, Parts, draft_quantization, load_parts
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.model_config import ModelConfig
 
 
-def load_draft_model(wanted: Wanted, name: str, max_model_len: int) -> Parts:
+def load_draft_model(wanted: ModelPart, name: str, max_model_len: int) -> Parts:
     """All layers of checkpoint `name`, loaded as `wanted` has the main model's. CheckpointError if it does not do."""
     path = resolve_model(name)
     shape = ModelConfig.load(path)

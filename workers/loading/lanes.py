@@ -13,7 +13,7 @@ from outrider.workers.parallel.group_collectives import GroupCollectives
 from outrider.workers.parallel.mesh import Mesh, group_name
 from outrider.workers.parallel.overlap import Carried, Overlap, overlap_of
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.parallel.turns import Turns
+from outrider.workers.parallel.turns import LaneTurns
 
 log = logging.getLogger("outrider.links")
 
@@ -37,7 +37,7 @@ def load_lanes(config: EngineConfig, sharing: Sharing, rank: int, machine: str, 
         _say(config, overlap, group_name(members), sharing.carriers)
     if not overlap.possible:
         return None
-    turns = Turns()
+    turns = LaneTurns()
     groups.on_leave(turns.close)
     for group, hands_over in ((sharing.tensor, overlap.tensor), (sharing.stage, overlap.stage)):
         if hands_over and isinstance(group, GroupCollectives):

@@ -48,7 +48,7 @@ _WIDTH_PER_THREAD = 64  # outputs of a layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class ModelPart:
     """Which part of which model a rank runs, and how."""
 
     config: EngineConfig
@@ -164,20 +164,20 @@ def useful_threads(hidden_size: int, available: int) -> int:
     return min(available, max(_FEW_THREADS, hidden_size // _WIDTH_PER_THREAD))
 
 
-def load_parts(wanted: Wanted) -> Parts:
+def load_parts(wanted: ModelPart) -> Parts:
     """Reads this rank's weights. CheckpointError says what was wrong with them."""
     load = {"compiled": _load_compiled, "triton": _load_gpu, "torch": _load_torch}[wanted.kernels]
     return load(wanted)
 
 
-def _gpu_loader(wanted: Wanted) -> GpuLoader:
+def _gpu_loader(wanted: ModelPart) -> GpuLoader:
     return GpuLoader(
         config=wanted.model, checkpoint=wanted.checkpoint, dtype=wanted.dtype, device=wanted.device,
         shard=wanted.sharing.shard,
     )  # fmt: skip
 
 
-def _load_gpu(wanted: Wanted) -> Parts:
+def _load_gpu(wanted: ModelPart) -> Parts:
     loader, block_size = _gpu_loader(wanted), wanted.config.block_size
     stage = GpuStage.load(
         loader, wanted.layers, block_size=block_size, sharing=wanted.sharing, progress=wanted.progress,
@@ -193,7 +193,7 @@ def _load_gpu(wanted: Wanted) -> Parts:
     )
 
 
-def _load_compiled(wanted: Wanted) -> Parts:
+def _load_compiled(wanted: ModelPart) -> Parts:
     context = Context(useful_threads(wanted.model.hidden_size, torch.get_num_threads()))
     cache = _weight_cache(wanted)
     loader = _compiled_loader(wanted, cache)
@@ -211,7 +211,7 @@ def _load_compiled(wanted: Wanted) -> Parts:
     )
 
 
-def _weight_cache(wanted: Wanted) -> WeightCache | None:
+def _weight_cache(wanted: ModelPart) -> WeightCache | None:
     config = wanted.config
     if config.weight_cache_dir is None:
         return None
@@ -219,7 +219,7 @@ def _weight_cache(wanted: Wanted) -> WeightCache | None:
     return WeightCache(folder, max_bytes, wanted.checkpoint)
 
 
-def _compiled_loader(wanted: Wanted, cache: WeightCache | None) -> CompiledLoader:
+def _compiled_loader(wanted: ModelPart, cache: WeightCache | None) -> CompiledLoader:
     return CompiledLoader(
         wanted.model,
         wanted.checkpoint,
@@ -233,18 +233,18 @@ def _compiled_loader(wanted: Wanted, cache: WeightCache | None) -> CompiledLoade
     )
 
 
-def _compiled_module(wanted: Wanted, stage: CompiledStage, loader: CompiledLoader) -> CompiledModules:
+def _compiled_module(wanted: ModelPart, stage: CompiledStage, loader: CompiledLoader) -> CompiledModules:
     return CompiledModules(stage, loader, draft_head_ids(wanted.checkpoint.path, wanted.model))
 
 
-def _torch_module(wanted: Wanted, stage: Stage) -> MtpModules:
+def _torch_module(wanted: ModelPart, stage: Stage) -> MtpModules:
     return MtpModules.load(
         wanted.model, wanted.checkpoint, stage, numerics=wanted.config.numerics, device=wanted.device,
         dtype=wanted.dtype, block_size=wanted.config.block_size,
     )  # fmt: skip
 
 
-def load_module(wanted: Wanted, stage: StageModel, cache_of: object) -> MtpModules | CompiledModules | GpuModules:
+def load_module(wanted: ModelPart, stage: StageModel, cache_of: object) -> MtpModules | CompiledModules | GpuModules:
     """The MTP modules of `wanted.checkpoint` for a stage that runs, with the cache of its modules `cache_of`.
 
     CheckpointError if the checkpoint has not as many.
@@ -278,7 +278,7 @@ def load_module(wanted: Wanted, stage: StageModel, cache_of: object) -> MtpModul
     return module
 
 
-def _load_torch(wanted: Wanted) -> Parts:
+def _load_torch(wanted: ModelPart) -> Parts:
     model, checkpoint, config = wanted.model, wanted.checkpoint, wanted.config
     stage = Stage.load(
         model, checkpoint, wanted.layers, numerics=config.numerics, device=wanted.device, dtype=wanted.dtype,
@@ -300,7 +300,7 @@ def _load_torch(wanted: Wanted) -> Parts:
     return replace(parts, head=head, draft_model=StudyDraftModel(module, wanted.starts, blocks))
 
 
-def _vocabulary(wanted: Wanted) -> Columns | None:
+def _vocabulary(wanted: ModelPart) -> Columns | None:
     """What joins slices of logits; None where there are none."""
     sharing = wanted.sharing
     return sharing.columns(wanted.model.vocab_size, "logits", unit=1) if sharing.tensor.size > 1 else None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from outrider.workers.config import resolve_model
-from outrider.workers.loading.model import Parts, Wanted, load_module
+from outrider.workers.loading.model import ModelPart, Parts, load_module
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.types.errors import CheckpointError, OutriderError
 from outrider.workers.types.model_config import ModelConfig
@@ -20,7 +20,7 @@ PutInPlace = Callable[[], None]
 class ModuleSwap:
     """Loads other checkpoints' MTP modules, and drafting heads, for the parts that a rank runs."""
 
-    def __init__(self, wanted: Wanted, parts: Parts) -> None:
+    def __init__(self, wanted: ModelPart, parts: Parts) -> None:
         self._wanted, self._parts = wanted, parts
 
     def load(self, checkpoint: str) -> PutInPlace:

@@ -39,7 +39,7 @@ class Offer:
     secret: bytes
 
 
-class Door:
+class RankOffer:
     """A rank's own offer, and the socket behind it."""
 
     def __init__(self, machine: str) -> None:
@@ -119,7 +119,7 @@ def _meet_in_memory(
     """Each route's end here, or why there is none. Three times all ranks wait for one another."""
     outgoing, incoming = ([route for route in own if route[side] == rank] for side in (0, 1))
     with ExitStack() as stack:
-        doors = {route: stack.enter_context(closing(Door(machine))) for route in incoming}
+        doors = {route: stack.enter_context(closing(RankOffer(machine))) for route in incoming}
         offers = _ask_all_of({route: door.offer for route, door in doors.items()})
         ends = {route: _attempt(partial(knock, offers[route], machine, dtype)) for route in outgoing}
         refusals = _ask_all_of({route: _reason(end) for route, end in ends.items()})

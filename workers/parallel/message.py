@@ -24,7 +24,7 @@ _INTEGER = 8  # bytes; every array's elements are as wide
 _KIND = Struct("=q")
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     ROUND = 1
     VERDICT = 2
     STOP = 3
@@ -47,14 +47,14 @@ class _Layout:
         return cls(content, tuple(arrays), floats, Struct(f"={4 + len(arrays)}q"), attrgetter(*arrays))
 
 
-_LAYOUTS: dict[int, _Layout] = {Kind.ROUND: _Layout.of(Round), Kind.VERDICT: _Layout.of(Verdict)}
+_LAYOUTS: dict[int, _Layout] = {MessageKind.ROUND: _Layout.of(Round), MessageKind.VERDICT: _Layout.of(Verdict)}
 
 
 def pack(content: Round | Verdict | None) -> bytes:
     """One message without its hidden states. None is the word to stop."""
     if content is None:
-        return _KIND.pack(Kind.STOP)
-    kind = Kind.ROUND if isinstance(content, Round) else Kind.VERDICT
+        return _KIND.pack(MessageKind.STOP)
+    kind = MessageKind.ROUND if isinstance(content, Round) else MessageKind.VERDICT
     layout = _LAYOUTS[kind]
     arrays = layout.arrays(content)
     news = _news_to_json(content) if isinstance(content, Round) and (content.begins or content.prepares) else b""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from outrider.kernels.cpu.context import ExchangeError
-from outrider.kernels.cpu.library import EXCHANGE, GATHER, PURPOSES, Group
+from outrider.kernels.cpu.library import EXCHANGE, GATHER, PURPOSES, GroupStruct
 from outrider.kernels.cpu.shared_group import BrokenGroupError
 from outrider.workers.parallel.collectives import Collectives, ExchangeBrokenError
 from outrider.workers.parallel.shared_collectives import SharedCollectives
@@ -26,7 +26,7 @@ class NativeGroup:
         if isinstance(collectives, SharedCollectives):
             self.structure = collectives.group.structure
         else:
-            self.structure = Group(
+            self.structure = GroupStruct(
                 rank=collectives.rank,
                 size=collectives.size,
                 gather=GATHER(self._gather),

@@ -14,7 +14,7 @@ from outrider.workers.types.round import Round, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class StageMessage:
     """One arrival. `content` is a Round or a Verdict; None means the sender stops and so should the receiver."""
 
     content: Round | Verdict | None
@@ -45,13 +45,13 @@ class StageLink:
         except LinkBrokenError as error:
             raise self._lost("sending to", error) from error
 
-    def receive(self, deadline: bool, waiting_for: str) -> Message:
+    def receive(self, deadline: bool, waiting_for: str) -> StageMessage:
         """The next message. Without `deadline` it waits for as long as there is nothing to do."""
         try:
             packed, hidden = self._transport.receive(self._timeout_s if deadline else None)
         except LinkBrokenError as error:
             raise self._lost(f"waiting for {waiting_for} from", error) from error
-        return Message(content=unpack(packed), hidden=hidden)
+        return StageMessage(content=unpack(packed), hidden=hidden)
 
     def _lost(self, action: str, error: LinkBrokenError) -> EngineStoppedError:
         return EngineStoppedError(f"{self._where} is gone or late: {action} it failed ({error})")

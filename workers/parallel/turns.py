@@ -18,7 +18,7 @@ def no_turns() -> None:
     """What a rank with one lane does while a collective is under way."""
 
 
-class Turns:
+class LaneTurns:
     """The first lane runs in the calling thread, the second in one of its own. `both` from one thread at a time."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from outrider.kernels.cpu.context import Context
-from outrider.kernels.cpu.library import Linear
+from outrider.kernels.cpu.library import LinearStruct
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.types.round import FloatArray, IntArray
 
@@ -12,7 +12,7 @@ from outrider.workers.types.round import FloatArray, IntArray
 class CompiledHead:
     """Implements Head."""
 
-    def __init__(self, context: Context, head: Linear, starts: SequenceStarts) -> None:
+    def __init__(self, context: Context, head: LinearStruct, starts: SequenceStarts) -> None:
         self._context, self._head, self._starts = context, head, starts
 
     def prepare(self, sequence_ids: IntArray, positions: IntArray) -> None:

@@ -51,7 +51,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class AcceptedTokens:
     """What one sequence gains: at least one token, unless it was full before."""
 
     token_ids: list[int]
@@ -59,7 +59,7 @@ class Accepted:
     finish: int  # RUNNING, STOPPED (by its last token, also where that one fills it) or LENGTH
 
 
-def verify(targets: list[int], drafts: list[int], length: int, limits: Limits) -> Accepted:
+def verify(targets: list[int], drafts: list[int], length: int, limits: Limits) -> AcceptedTokens:
     """Judges one sequence of `length` tokens. `targets[j]` was drawn behind `drafts[:j]`: there is one more of them."""
     matching = 0
     while matching < len(drafts) and drafts[matching] == targets[matching]:
@@ -69,7 +69,7 @@ def verify(targets: list[int], drafts: list[int], length: int, limits: Limits) -
     if not limits.end_ids.isdisjoint(tokens):
         end = next(j for j, token in enumerate(tokens) if token in limits.end_ids)
         tokens, finish = tokens[: end + 1], STOPPED
-    return Accepted(tokens, min(matching, len(tokens)), finish)
+    return AcceptedTokens(tokens, min(matching, len(tokens)), finish)
 
 
 def verify_round(
@@ -110,7 +110,7 @@ def verify_round(
     )
 
 
-_NOTHING = Accepted([], 0, RUNNING)
+_NOTHING = AcceptedTokens([], 0, RUNNING)
 
 
 @lru_cache(maxsize=1024)

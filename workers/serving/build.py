@@ -34,7 +34,7 @@ from outrider.workers.loading.drafters import (
 )
 from outrider.workers.loading.fingerprint import fingerprint
 from outrider.workers.loading.lanes import load_lanes
-from outrider.workers.loading.model import Parts, Wanted, kernels_in_force, load_parts
+from outrider.workers.loading.model import ModelPart, Parts, kernels_in_force, load_parts
 from outrider.workers.loading.module_swap import ModuleSwap
 from outrider.workers.loading.resolved_config import (
     device_in_force,
@@ -239,8 +239,8 @@ class _Loader:
             may_skip_drafter=self._spec.mesh.size == 1 and self._config.harvest_path is None,
         )
 
-    def _wanted(self, progress: Callable[[float], None] = lambda share: None) -> Wanted:
-        return Wanted(
+    def _wanted(self, progress: Callable[[float], None] = lambda share: None) -> ModelPart:
+        return ModelPart(
             config=self._config,
             model=self._model,
             checkpoint=self._checkpoint,
@@ -254,7 +254,7 @@ class _Loader:
             progress=lambda done, total: progress(done / total),
         )
 
-    def _load_draft_model(self, wanted: Wanted) -> Parts | None:
+    def _load_draft_model(self, wanted: ModelPart) -> Parts | None:
         """The separate model's, where the drafts are made."""
         name = self._config.draft_model
         if name is None or self._spec.rank != 0 or DRAFT_MODEL not in self._drafters:

@@ -38,7 +38,7 @@ AttachCall = grpc.aio.StreamStreamCall[worker_pb2.AttachRequest, worker_pb2.Atta
 
 
 @dataclass(slots=True)
-class _Live:
+class _LiveRequest:
     """A request that has not ended."""
 
     request_id: str
@@ -59,7 +59,7 @@ class LeaderClient:
         self._stub = worker_pb2_grpc.EngineServiceStub(self._channel)
         self._numbers = itertools.count()
         self._outgoing: asyncio.Queue[worker_pb2.AttachRequest] = asyncio.Queue()
-        self._live: dict[str, _Live] = {}  # by the id on the wire, which is never used twice
+        self._live: dict[str, _LiveRequest] = {}  # by the id on the wire, which is never used twice
         self._wire_ids: dict[str, str] = {}  # by the request's own id
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._info: EngineInfo | None = None
@@ -109,7 +109,7 @@ class LeaderClient:
         if self.broken.is_set() or not self._tasks:
             raise EngineStoppedError(self._closed_message())
         wire_id = f"{request.request_id}/{next(self._numbers)}"
-        self._live[wire_id] = _Live(request.request_id, len(request.outputs), deliver)
+        self._live[wire_id] = _LiveRequest(request.request_id, len(request.outputs), deliver)
         self._wire_ids[request.request_id] = wire_id
         self._outgoing.put_nowait(wire.submit_to_wire(request, wire_id))
 
@@ -156,12 +156,12 @@ class LeaderClient:
             self.places = response.places
             self._on_places()
 
-    def _count(self, wire_id: str, live: _Live, chunk: SequenceChunk) -> None:
+    def _count(self, wire_id: str, live: _LiveRequest, chunk: SequenceChunk) -> None:
         live.unfinished -= chunk.finish_reason is not None
         if chunk.error or live.unfinished <= 0:
             self._forget(wire_id, live)
 
-    def _forget(self, wire_id: str, live: _Live) -> None:
+    def _forget(self, wire_id: str, live: _LiveRequest) -> None:
         del self._live[wire_id]
         if self._wire_ids.get(live.request_id) == wire_id:
             del self._wire_ids[live.request_id]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from outrider.workers.drafting.drafter import Drafter
-from outrider.workers.engine.followers import Assistant, Judge, TellingJudge, ToldJudge, follow
+from outrider.workers.engine.followers import Assistant, TellingJudge, ToldJudge, Verifier, follow
 from outrider.workers.engine.pipeline import Fellows
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
@@ -44,7 +44,7 @@ class Wires:
         up, down = self.column
         return down, up
 
-    def _judge(self, sampler: Sampler | None) -> Judge | None:
+    def _judge(self, sampler: Sampler | None) -> Verifier | None:
         if sampler is None or self._mesh.stage_size == 1:
             return sampler
         if self._rank == self._mesh.sampler:

@@ -14,7 +14,7 @@ from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.tools import ToolCallDelta, ToolFormat
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """What tokens in a row added to the text, or to the reasoning."""
 
     text: str
@@ -22,10 +22,10 @@ class Piece(NamedTuple):
     drafted: bool = False  # the tokens are accepted drafts
 
 
-def joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+def joined(pieces: Iterable[TextPiece]) -> tuple[TextPiece, ...]:
     """Neighbours of one kind as one."""
     return tuple(
-        Piece("".join(piece.text for piece in run), *kind) for kind, run in groupby(pieces, lambda piece: piece[1:])
+        TextPiece("".join(piece.text for piece in run), *kind) for kind, run in groupby(pieces, lambda piece: piece[1:])
     )
 
 
@@ -37,7 +37,7 @@ class OutputDelta:
     token_ids: tuple[int, ...] = ()
     text: str = ""
     reasoning: str = ""  # what is said before </think>, where that is to be given apart
-    pieces: tuple[Piece, ...] = ()  # text and reasoning again
+    pieces: tuple[TextPiece, ...] = ()  # text and reasoning again
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up, with the first delta of output 0
@@ -105,7 +105,7 @@ class _Taken:
     tokens: int = 0  # used
     text: str = ""
     reasoning: str = ""
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[TextPiece] = field(default_factory=list)
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
     stop_string: str | None = None  # which the last of them completed
 
@@ -229,7 +229,7 @@ class OutputAssembler:
 
     def _give(self, taken: _Taken, decided: str, *, drafted: bool = False) -> None:
         if decided:
-            taken.pieces.append(Piece(decided, self._reasons, drafted))
+            taken.pieces.append(TextPiece(decided, self._reasons, drafted))
         if self._reasons:
             taken.reasoning += decided
         else:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from outrider.workers.training.shape import Shape
+from outrider.workers.training.shape import ModelSizes
 
 Evaluation = dict[str, dict[str, Any]]  # by kind of text
 
@@ -85,7 +85,7 @@ Greedy text of a small model loops, which flatters acceptance.
 """
 
 
-def introduction(shape: Shape) -> str:
+def introduction(shape: ModelSizes) -> str:
     """What the model is."""
     return _HEAD.format(
         layers=shape.num_hidden_layers,
@@ -174,7 +174,7 @@ def main() -> None:
     )
     run = f"\n## This run\n\n{arguments.run.read_text(encoding='utf-8').strip()}\n"
     parts = (
-        introduction(Shape()),
+        introduction(ModelSizes()),
         run,
         data_section(manifest),
         results_section(before, after),

@@ -17,7 +17,7 @@ from torch import Tensor
 from outrider.workers.training.export import load_export
 from outrider.workers.training.network import Network
 from outrider.workers.training.sampling import Noise, choose, continuations
-from outrider.workers.training.shape import Shape
+from outrider.workers.training.shape import ModelSizes
 from outrider.workers.training.unrolled import attend_unrolled
 
 DEPTH, PROMPT, NEW = 5, 56, 128
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    network = load_export(arguments.model, Shape())
+    network = load_export(arguments.model, ModelSizes())
     tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
     report = evaluate(network, tokenizer, arguments.data, json.loads(arguments.prompts.read_text(encoding="utf-8")))
     print(table(report))

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from outrider.workers.training.network import Network
-from outrider.workers.training.shape import Shape
+from outrider.workers.training.shape import ModelSizes
 from outrider.workers.training.tokenizer import save
 
 _FIXED_SETTINGS: dict[str, object] = {
@@ -63,7 +63,7 @@ def named_parts(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     return [(name, tensor)]
 
 
-def model_settings(shape: Shape) -> dict[str, object]:
+def model_settings(shape: ModelSizes) -> dict[str, object]:
     """config.json in DeepSeek-V3's original spelling, which transformers, vLLM and llama.cpp read."""
     settings = _FIXED_SETTINGS | asdict(shape) | {"num_key_value_heads": shape.num_attention_heads}
     return dict(sorted(settings.items()))
@@ -84,7 +84,7 @@ def export(network: Network, folder: Path, dtype: torch.dtype = torch.bfloat16) 
             path.replace(folder / path.name)
 
 
-def load_export(folder: Path, shape: Shape, dtype: torch.dtype = torch.float32) -> Network:
+def load_export(folder: Path, shape: ModelSizes, dtype: torch.dtype = torch.float32) -> Network:
     """A network with the weights of an exported checkpoint, as the engine sees them."""
     tensors = load_file(folder / "model.safetensors")
     network = Network(shape, dtype)
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    network = Network(Shape())
+    network = Network(ModelSizes())
     network.load_state_dict(torch.load(arguments.work / "checkpoint.pt", weights_only=True)["network"])
     export(network, arguments.out)
     save(Tokenizer.from_file(str(arguments.tokenizer / "tokenizer.json")), arguments.out)

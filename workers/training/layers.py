@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from outrider.workers.training.shape import Shape
+from outrider.workers.training.shape import ModelSizes
 
 LATENT_NORM_EPS = 1e-6
 SILENT = 0.01  # layers begin as almost nothing: embedding and head learn the words' frequencies before they speak
 
 
-class Linear(nn.Linear):
+class TrainableLinear(nn.Linear):
     """A matrix without bias, kept in float32 and used in its input's dtype."""
 
     def __init__(self, inputs: int, outputs: int, scale: float = 0.5) -> None:
@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps) * self.weight).to(self._dtype)
 
 
-def rotary_table(shape: Shape, positions: Tensor) -> Tensor:
+def rotary_table(shape: ModelSizes, positions: Tensor) -> Tensor:
     """Cosines and sines of the rotary angles at `positions`: float32 [2, positions, rope / 2]."""
     pair = torch.arange(0, shape.qk_rope_head_dim, 2, dtype=torch.float32)
     angles = positions.float()[:, None] * shape.rope_theta ** -(pair / shape.qk_rope_head_dim)
@@ -56,20 +56,20 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
 
 
-class Attention(nn.Module):
+class TrainableAttention(nn.Module):
     """Multi-head latent attention, expanded: keys and values are projected up from the latent for every token."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, shape: ModelSizes, dtype: torch.dtype) -> None:
         super().__init__()
         heads = shape.num_attention_heads
         self._shape = shape
-        self.q_a_proj = Linear(shape.hidden_size, shape.q_lora_rank)
+        self.q_a_proj = TrainableLinear(shape.hidden_size, shape.q_lora_rank)
         self.q_a_layernorm = RMSNorm(shape.q_lora_rank, LATENT_NORM_EPS, dtype)
-        self.q_b_proj = Linear(shape.q_lora_rank, heads * shape.qk_head_dim)
-        self.kv_a_proj_with_mqa = Linear(shape.hidden_size, shape.kv_lora_rank + shape.qk_rope_head_dim)
+        self.q_b_proj = TrainableLinear(shape.q_lora_rank, heads * shape.qk_head_dim)
+        self.kv_a_proj_with_mqa = TrainableLinear(shape.hidden_size, shape.kv_lora_rank + shape.qk_rope_head_dim)
         self.kv_a_layernorm = RMSNorm(shape.kv_lora_rank, LATENT_NORM_EPS, dtype)
-        self.kv_b_proj = Linear(shape.kv_lora_rank, heads * (shape.qk_nope_head_dim + shape.v_head_dim))
-        self.o_proj = Linear(heads * shape.v_head_dim, shape.hidden_size, scale=SILENT)
+        self.kv_b_proj = TrainableLinear(shape.kv_lora_rank, heads * (shape.qk_nope_head_dim + shape.v_head_dim))
+        self.o_proj = TrainableLinear(heads * shape.v_head_dim, shape.hidden_size, scale=SILENT)
         self.scale = shape.qk_head_dim**-0.5
 
     def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,21 +104,21 @@ class DenseMLP(nn.Module):
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(hidden, width)
-        self.up_proj = Linear(hidden, width)
-        self.down_proj = Linear(width, hidden, scale=SILENT)
+        self.gate_proj = TrainableLinear(hidden, width)
+        self.up_proj = TrainableLinear(hidden, width)
+        self.down_proj = TrainableLinear(width, hidden, scale=SILENT)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The block's output, and an empty load: it has no experts."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), x.new_zeros(0, dtype=torch.float32)
 
 
-class Router(nn.Module):
+class TrainableRouter(nn.Module):
     """Scores experts by a sigmoid; a bias that is not trained by gradient balances the choice (noaux_tc)."""
 
     e_score_correction_bias: Tensor
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: ModelSizes) -> None:
         super().__init__()
         self._top = shape.num_experts_per_tok
         self._factor = shape.routed_scaling_factor
@@ -135,13 +135,13 @@ class Router(nn.Module):
         return weights, mask.flatten(0, -2).sum(0)
 
 
-class MoE(nn.Module):
+class TrainableMoE(nn.Module):
     """All experts side by side as one wide block, weighted per token: on a CPU two large products beat many small."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: ModelSizes) -> None:
         super().__init__()
         hidden, width, experts = shape.hidden_size, shape.moe_intermediate_size, shape.n_routed_experts
-        self.gate = Router(shape)
+        self.gate = TrainableRouter(shape)
         self.experts_gate = nn.Parameter(torch.randn(experts, width, hidden) * 0.5 * hidden**-0.5)
         self.experts_up = nn.Parameter(torch.randn(experts, width, hidden) * 0.5 * hidden**-0.5)
         self.experts_down = nn.Parameter(torch.randn(experts, hidden, width) * SILENT * width**-0.5)
@@ -158,15 +158,15 @@ class MoE(nn.Module):
         return F.linear(weighted, down) + self.shared_experts(x)[0], load
 
 
-class DecoderLayer(nn.Module):
+class TrainableDecoderLayer(nn.Module):
     """Attention and a feed-forward block, each behind a norm and added to the residual stream."""
 
-    def __init__(self, shape: Shape, dense: bool, dtype: torch.dtype) -> None:
+    def __init__(self, shape: ModelSizes, dense: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps, dtype)
-        self.self_attn = Attention(shape, dtype)
+        self.self_attn = TrainableAttention(shape, dtype)
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps, dtype)
-        self.mlp = DenseMLP(shape.hidden_size, shape.intermediate_size) if dense else MoE(shape)
+        self.mlp = DenseMLP(shape.hidden_size, shape.intermediate_size) if dense else TrainableMoE(shape)
 
     def forward(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream after this layer, float32 [batch, tokens, hidden], and the experts' load."""

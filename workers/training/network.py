@@ -6,14 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from outrider.workers.training.layers import DecoderLayer, Linear, RMSNorm, Router, rotary_table
-from outrider.workers.training.shape import Shape
+from outrider.workers.training.layers import (
+    RMSNorm,
+    TrainableDecoderLayer,
+    TrainableLinear,
+    TrainableRouter,
+    rotary_table,
+)
+from outrider.workers.training.shape import ModelSizes
 
 
-class SharedHead(nn.Module):
+class TrainableSharedHead(nn.Module):
     """The norm before the MTP module's use of the shared head. Its output is the state that recursion recycles."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: ModelSizes) -> None:
         super().__init__()
         self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps, torch.float32)
 
@@ -21,29 +27,31 @@ class SharedHead(nn.Module):
         return torch.as_tensor(self.norm(x))
 
 
-class MtpLayer(DecoderLayer):
+class MtpLayer(TrainableDecoderLayer):
     """The Multi-Token-Prediction module: joins a state with the token that follows it, then is a decoder layer."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, shape: ModelSizes, dtype: torch.dtype) -> None:
         super().__init__(shape, dense=False, dtype=dtype)
         self.enorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps, dtype)
         self.hnorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps, dtype)
-        self.eh_proj = Linear(2 * shape.hidden_size, shape.hidden_size)
-        self.shared_head = SharedHead(shape)
+        self.eh_proj = TrainableLinear(2 * shape.hidden_size, shape.hidden_size)
+        self.shared_head = TrainableSharedHead(shape)
 
     def join(self, embedding: Tensor, state: Tensor) -> Tensor:
         """The layer's input: embedding of t_{i+1} first, state h_i second (float32 [batch, tokens, hidden])."""
         return torch.as_tensor(self.eh_proj(torch.cat([self.enorm(embedding), self.hnorm(state)], -1))).float()
 
 
-class Decoder(nn.Module):
+class TrainableDecoder(nn.Module):
     """Embedding, layers and final norm. The MTP module is the layer after the last, as in the checkpoint."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, shape: ModelSizes, dtype: torch.dtype) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
         nn.init.normal_(self.embed_tokens.weight, std=1.0)
-        layers = [DecoderLayer(shape, i < shape.first_k_dense_replace, dtype) for i in range(shape.num_hidden_layers)]
+        layers = [
+            TrainableDecoderLayer(shape, i < shape.first_k_dense_replace, dtype) for i in range(shape.num_hidden_layers)
+        ]
         self.layers = nn.ModuleList([*layers, MtpLayer(shape, dtype)])
         self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps, torch.float32)
 
@@ -60,12 +68,12 @@ class Losses:
 class Network(nn.Module):
     """DeepSeek-V3, trainable. Products run in `dtype`; parameters, residual stream, norms and losses are float32."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, shape: ModelSizes, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.shape = shape
         self.dtype = dtype
-        self.model = Decoder(shape, dtype)
-        self.lm_head = Linear(shape.hidden_size, shape.vocab_size)
+        self.model = TrainableDecoder(shape, dtype)
+        self.lm_head = TrainableLinear(shape.hidden_size, shape.vocab_size)
 
     @property
     def mtp(self) -> MtpLayer:
@@ -74,13 +82,13 @@ class Network(nn.Module):
         assert isinstance(layer, MtpLayer)
         return layer
 
-    def decoder_layers(self) -> list[DecoderLayer]:
+    def decoder_layers(self) -> list[TrainableDecoderLayer]:
         """The main model's layers, without the MTP module."""
-        return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)][:-1]
+        return [layer for layer in self.model.layers if isinstance(layer, TrainableDecoderLayer)][:-1]
 
-    def routers(self) -> list[Router]:
+    def routers(self) -> list[TrainableRouter]:
         """Every layer's router, the MTP module's last."""
-        return [module for module in self.modules() if isinstance(module, Router)]
+        return [module for module in self.modules() if isinstance(module, TrainableRouter)]
 
     def compile_layers(self) -> None:
         """Compiles each layer and the loss in place; worth it from a few hundred steps on."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from outrider.workers.training.layers import DecoderLayer
+from outrider.workers.training.layers import TrainableDecoderLayer
 from outrider.workers.training.network import Network
 
 
@@ -42,7 +42,7 @@ class _Cache:
         self.keys = torch.zeros(rows, heads, length, shape.qk_head_dim, dtype=network.dtype)
         self.values = torch.zeros(rows, heads, length, shape.v_head_dim, dtype=network.dtype)
 
-    def attend(self, layer: DecoderLayer, x: Tensor, rotary: Tensor, start: int) -> Tensor:
+    def attend(self, layer: TrainableDecoderLayer, x: Tensor, rotary: Tensor, start: int) -> Tensor:
         """The residual stream after the layer, for tokens at start.. (a prompt at 0, or one token)."""
         query, key, value = layer.self_attn.project(layer.input_layernorm(x), rotary)
         end = start + x.shape[1]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class ModelSizes:
     """Sizes in the checkpoint's own words; the defaults are scout's. One MTP module, one expert group, no YaRN."""
 
     vocab_size: int = 4096

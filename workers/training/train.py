@@ -17,7 +17,7 @@ from outrider.workers.training.dataset import Windows
 from outrider.workers.training.export import load_export
 from outrider.workers.training.muon import Muon
 from outrider.workers.training.network import Losses, Network
-from outrider.workers.training.shape import Shape
+from outrider.workers.training.shape import ModelSizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,9 +188,9 @@ def main() -> None:
     torch.manual_seed(Recipe().seed)
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.start:
-        trainer = Trainer(load_export(arguments.start, Shape(), torch.bfloat16), CONTINUED)
+        trainer = Trainer(load_export(arguments.start, ModelSizes(), torch.bfloat16), CONTINUED)
     else:
-        trainer = Trainer(Network(Shape(), torch.bfloat16), Recipe())
+        trainer = Trainer(Network(ModelSizes(), torch.bfloat16), Recipe())
     if arguments.resume:
         trainer.load(arguments.work / "checkpoint.pt")
     trainer.network.compile_layers()

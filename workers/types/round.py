@@ -163,7 +163,7 @@ def array_fields(kind: type[Round] | type[Verdict]) -> dict[str, np.dtype[Any]]:
     return {f.name: element_types[f.type] for f in fields(kind) if f.type in element_types}
 
 
-class Sampled(NamedTuple):
+class SampledRows(NamedTuple):
     """The rows of a round whose next token is drawn, n = sum(sample_counts)."""
 
     rows: IntArray  # [n]
@@ -171,7 +171,7 @@ class Sampled(NamedTuple):
     positions: IntArray  # [n] absolute, of the tokens to draw
 
     @classmethod
-    def of(cls, round: Round) -> "Sampled":
+    def of(cls, round: Round) -> "SampledRows":
         counts = round.sample_counts
         if round.sequences == 1:
             rows = np.arange(round.rows - counts[0], round.rows)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class RoundTime(NamedTuple):
+class RoundTiming(NamedTuple):
     """What a round took with its drafts and their making, and what one without would have, as modelled (0: unknown)."""
 
     took_s: float = 0.0

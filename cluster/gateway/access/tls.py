@@ -4,7 +4,7 @@ import ssl
 
 import grpc
 
-from outrider.cluster.gateway.access.door import TlsFiles
+from outrider.cluster.gateway.access.settings import TlsFiles
 from outrider.cluster.gateway.access.watched import Watched
 from outrider.workers.types.errors import OutriderError
 

@@ -7,14 +7,14 @@ from outrider.cluster.api.generation import Output
 from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import speculation_of, usage_of
 from outrider.cluster.gateway.http.errors import Problem
-from outrider.cluster.gateway.http.types import Sampled
+from outrider.cluster.gateway.http.types import SamplingFields
 from outrider.workers.text.assembler import Usage
 
 
 class Chunks:
     """One stream's chunks. `head`: the fields of every chunk. `usage`: the tokens so far."""
 
-    def __init__(self, request: Sampled, head: Mapping[str, Any]) -> None:
+    def __init__(self, request: SamplingFields, head: Mapping[str, Any]) -> None:
         options = request.stream_options
         self.include_usage = bool(options and options.include_usage)
         self._continuous_usage = bool(options and options.continuous_usage_stats)

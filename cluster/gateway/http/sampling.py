@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from outrider.cluster.gateway.http.types import ResponseFormat, Sampled, Speculation
+from outrider.cluster.gateway.http.types import ResponseFormat, SamplingFields, Speculation
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
@@ -13,7 +13,7 @@ _SAME_NAME = (
 )
 
 
-def sampled(request: Sampled, **others: Any) -> SamplingParams:
+def sampled(request: SamplingFields, **others: Any) -> SamplingParams:
     """`others`: fields of SamplingParams that the request has under another name or meaning. None means absent."""
     values = {name: getattr(request, name) for name in _SAME_NAME}
     values |= {"structured_outputs": structured(request.response_format, request.structured_outputs)}

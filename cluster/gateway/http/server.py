@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from outrider.cluster.gateway.access.door import TlsFiles
+from outrider.cluster.gateway.access.settings import TlsFiles
 from outrider.cluster.gateway.access.tls import ssl_context
 from outrider.workers.types.errors import OutriderError
 

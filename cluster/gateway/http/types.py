@@ -47,7 +47,7 @@ class Speculation(Body):
     drafter: str | None = None
 
 
-class Sampled(Body):
+class SamplingFields(Body):
     """Fields that completions and chats share: OpenAI's, then vLLM's, then outrider's."""
 
     model: str | None = None
@@ -84,7 +84,7 @@ class Sampled(Body):
     speculation_detail: bool | None = None
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(SamplingFields):
     prompt: str | list[int] | list[str] | list[list[int]]
     suffix: str | None = None
     echo: bool | None = None
@@ -92,7 +92,7 @@ class CompletionRequest(Sampled):
     best_of: int | None = None
 
 
-class ChatRequest(Sampled):
+class ChatRequest(SamplingFields):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None

@@ -12,7 +12,7 @@ from typing import Self
 
 from outrider.cluster.api.errors import DuplicateRequestError
 from outrider.cluster.api.load_report import Load
-from outrider.cluster.gateway.requests.turns import Turn, Turns
+from outrider.cluster.gateway.requests.fair_queue import FairQueue, Turn
 from outrider.workers.types.errors import OverloadedError
 
 RETRY_AFTER_S = 1.0  # where nothing has ended yet to tell by
@@ -62,7 +62,7 @@ class Admission:
 
     def __init__(self, limits: AdmissionLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
-        self._clock, self._turns = clock, Turns(clock)
+        self._clock, self._turns = clock, FairQueue(clock)
         self._refused_at = self._unserved_at = -math.inf
         self._live: dict[str, Ticket] = {}
         self._callers: dict[str, _Caller] = {}

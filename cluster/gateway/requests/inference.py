@@ -22,13 +22,13 @@ from outrider.cluster.gateway.observability.metrics import GatewayMetrics
 from outrider.cluster.gateway.requests.admission import Admission, Ticket
 from outrider.cluster.gateway.requests.call_record import CallRecord
 from outrider.cluster.gateway.requests.limits import RequestLimits
-from outrider.cluster.gateway.requests.preparation import Prepared, is_small, prepare
+from outrider.cluster.gateway.requests.preparation import PreparedRequest, is_small, prepare
 from outrider.cluster.gateway.requests.prompts import PromptEncoder
 from outrider.cluster.gateway.requests.resumption import to_say_again
 from outrider.cluster.gateway.requests.stream import RequestStream
 from outrider.cluster.gateway.requests.writer import SlowReaderError
 from outrider.cluster.gateway.routing.fleet import Fleet
-from outrider.cluster.gateway.routing.replica import Replica
+from outrider.cluster.gateway.routing.replica import ReplicaConnection
 from outrider.cluster.gateway.routing.router import ReplicaId
 from outrider.proto import inference_pb2
 from outrider.workers.serving.tracing import Tracing
@@ -174,7 +174,7 @@ class Inference:
                 stream.close()
         record.status = "error" if stream.failed else "ok"
 
-    def ready(self, *, is_work: bool = True) -> tuple[PromptEncoder, Replica]:
+    def ready(self, *, is_work: bool = True) -> tuple[PromptEncoder, ReplicaConnection]:
         """The encoder and any ready replica, to check a request with. UnavailableError if none takes requests.
 
         `is_work`: a replica is needed for it, so that the autoscaler is to start one where there is none.
@@ -203,7 +203,7 @@ class Inference:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def _open(
-        self, prepared: Prepared, encoder: PromptEncoder, ticket: Ticket, trace: TraceContext
+        self, prepared: PreparedRequest, encoder: PromptEncoder, ticket: Ticket, trace: TraceContext
     ) -> RequestStream:
         """Queues the checked request, and chooses its replica."""
         call, token_ids = prepared.call, prepared.token_ids

@@ -15,7 +15,7 @@ INLINE_BYTES = 4096  # a smaller message takes less than a millisecond; another 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class PreparedRequest:
     """A request that an engine as `info` has it can do."""
 
     call: GenerateCall
@@ -41,11 +41,11 @@ def is_small(message: inference_pb2.GenerateRequest) -> bool:
 
 def prepare(
     call: GenerateCall, encoder: PromptEncoder, limits: RequestLimits, info: EngineInfo, cache_salt: str = ""
-) -> Prepared:
+) -> PreparedRequest:
     """`cache_salt`: requests with an equal one share cached prefixes. ValueError names what is wrong."""
     token_ids = encoder.encode(call.prompt)
     limits.check_prompt(len(token_ids), prompt_name(call.prompt))
-    prepared = Prepared(
+    prepared = PreparedRequest(
         call=call,
         token_ids=token_ids,
         params=encoder.settle(call, token_ids),

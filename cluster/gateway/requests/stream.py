@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from outrider.cluster.api.generation import Accepted, Event, Failed, Finished, GenerateCall, Output
 from outrider.cluster.gateway.routing.load import PrefixKeys
-from outrider.cluster.gateway.routing.replica import Replica
+from outrider.cluster.gateway.routing.replica import ReplicaConnection
 from outrider.workers.serving.leader_client import LeaderClient
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage, joined
 from outrider.workers.text.outputs import logprobs_by_token
@@ -28,7 +28,7 @@ class RequestStream:
         call: GenerateCall,
         request: Request,
         prefix: PrefixKeys,
-        replica: Replica,
+        replica: ReplicaConnection,
         tokenizer: Tokenizer | None,
         on_computed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -94,7 +94,7 @@ class RequestStream:
         await self._turn.wait()
         return self._failure is None
 
-    def start(self, replica: Replica) -> None:
+    def start(self, replica: ReplicaConnection) -> None:
         """EngineStoppedError if the leader has just gone."""
         self.replica, self._client = replica, replica.client
         self._submit()
@@ -119,7 +119,7 @@ class RequestStream:
         if self._computed == len(self.request.outputs):
             self._on_computed()
 
-    def move_to(self, replica: Replica) -> None:
+    def move_to(self, replica: ReplicaConnection) -> None:
         """Goes on there behind the tokens it has. EngineStoppedError if that one has just gone too."""
         self.replica.load.end(self.request.request_id)
         self.request = replace(self.request, resumed=self._unfinished(), suspect=self.crashes > 0)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from outrider.cluster.api.errors import UnavailableError
 from outrider.cluster.gateway.routing import router
 from outrider.cluster.gateway.routing.load import PrefixKeys
-from outrider.cluster.gateway.routing.replica import Replica
-from outrider.cluster.gateway.routing.router import Candidate, ReplicaId, RoutingTable
+from outrider.cluster.gateway.routing.replica import ReplicaConnection
+from outrider.cluster.gateway.routing.router import ReplicaId, RoutingCandidate, RoutingTable
 from outrider.workers.serving.leader_client import LeaderClient
 from outrider.workers.types import logs
 from outrider.workers.types.counters import EngineCounters
@@ -33,7 +33,7 @@ class Fleet:
         self._on_end = on_end
         self._on_change = on_change
         self._reason_wait_s, self._key = reason_wait_s, key
-        self._replicas: dict[ReplicaId, Replica] = {}
+        self._replicas: dict[ReplicaId, ReplicaConnection] = {}
         self._table = RoutingTable()
         self._change = asyncio.Event()  # set at the next change, and replaced
         self._stopped = False
@@ -63,13 +63,13 @@ class Fleet:
         for one in steps.retire:
             self._replicas[one].retire()
         for one, address in steps.connect.items():
-            self._replicas[one] = Replica(one, address, self._changed, self._reason_wait_s, self._key)
+            self._replicas[one] = ReplicaConnection(one, address, self._changed, self._reason_wait_s, self._key)
         self._table = table
         self._changed()
 
     def choose(
         self, prompt_tokens: int = 0, prefix: PrefixKeys | None = None, fingerprint: str | None = None
-    ) -> Replica:
+    ) -> ReplicaConnection:
         """Where the next request goes. UnavailableError if no replica takes any, or none yet of this fingerprint;
         ValueError if none has it."""
         if self.draining:
@@ -80,14 +80,14 @@ class Fleet:
             if isinstance(found, router.Never):
                 raise ValueError(f"resume.fingerprint: {found.reason}")
         else:
-            found = router.choose(candidates, prompt_tokens) or router.Wait()
-        if isinstance(found, router.Wait):
+            found = router.choose(candidates, prompt_tokens) or router.NoReplicaYet()
+        if isinstance(found, router.NoReplicaYet):
             raise UnavailableError("no replica is ready: try again later")
         return self._replicas[found]
 
     async def successor(
         self, lost: LeaderClient | None, fingerprint: str, prompt_tokens: int, prefix: PrefixKeys, wait_s: float
-    ) -> Replica:
+    ) -> ReplicaConnection:
         """Where a request goes on whose connection `lost` is no more, if it had one; waits for a replica that is on its
         way.
 
@@ -114,9 +114,11 @@ class Fleet:
         self._stopped = True
         self._changed()
 
-    def _candidates(self, prefix: PrefixKeys | None, lost: LeaderClient | None = None) -> dict[ReplicaId, Candidate]:
+    def _candidates(
+        self, prefix: PrefixKeys | None, lost: LeaderClient | None = None
+    ) -> dict[ReplicaId, RoutingCandidate]:
         return {
-            one: Candidate(
+            one: RoutingCandidate(
                 load_tokens=replica.load.tokens,
                 cached_tokens=replica.load.cached_tokens(prefix) if prefix is not None else 0,
                 fingerprint=replica.info.fingerprint,

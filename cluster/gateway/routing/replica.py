@@ -18,7 +18,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _RETRY_S = 0.5
 
 
-class Replica:
+class ReplicaConnection:
     """Connects at once and again whenever the stream breaks. One event loop."""
 
     def __init__(

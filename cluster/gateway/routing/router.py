@@ -46,7 +46,7 @@ def changes(connected: Collection[ReplicaId], table: RoutingTable) -> Changes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class RoutingCandidate:
     """A replica that takes requests, as one request sees it."""
 
     load_tokens: int  # work that its live requests still have
@@ -54,7 +54,7 @@ class Candidate:
     fingerprint: str = ""
 
 
-def choose(candidates: Mapping[ReplicaId, Candidate], prompt_tokens: int) -> ReplicaId | None:
+def choose(candidates: Mapping[ReplicaId, RoutingCandidate], prompt_tokens: int) -> ReplicaId | None:
     """The replica with the least work before it, this prompt's own included; of equals, the first by name.
 
     So a request follows its prefix for as long as what that spares is more than the others' lead.
@@ -68,7 +68,7 @@ def choose(candidates: Mapping[ReplicaId, Candidate], prompt_tokens: int) -> Rep
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class NoReplicaYet:
     """None can take the request now; one may soon."""
 
 
@@ -80,8 +80,8 @@ class Never:
 
 
 def successor(
-    candidates: Mapping[ReplicaId, Candidate], table: RoutingTable, fingerprint: str, prompt_tokens: int
-) -> ReplicaId | Wait | Never:
+    candidates: Mapping[ReplicaId, RoutingCandidate], table: RoutingTable, fingerprint: str, prompt_tokens: int
+) -> ReplicaId | NoReplicaYet | Never:
     """Where a request goes whose replica was lost: to one that computes the same bits, and to no other."""
     equal = {one: candidate for one, candidate in candidates.items() if candidate.fingerprint == fingerprint}
     chosen = choose(equal, prompt_tokens)
@@ -91,6 +91,6 @@ def successor(
         return Never("the cluster is draining")
     unheard = set(table.routes) - set(table.ended) - set(candidates)
     if table.pending or unheard:
-        return Wait()
+        return NoReplicaYet()
     others = ", ".join(f"{one} has {candidates[one].fingerprint}" for one in sorted(candidates))
     return Never(f"no replica with fingerprint {fingerprint} is left" + (f" ({others})" if others else ""))

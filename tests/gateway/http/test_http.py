@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 from fakes import EOS, FakeEngine
-from gateway.certificates import SERVER, Authority, door
+from gateway.certificates import SERVER, Authority, access
 from gateway.harness import Cluster, eventually, running
 from gateway.test_auth import BOSS, TEXT, line
 
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.proto.cluster_pb2 import EngineStatus, SpeculationStatus
 from outrider.workers.text.tokenizer import Tokenizer
@@ -484,7 +484,10 @@ def test_tokens_open_http_as_they_open_grpc(model: Path, tmp_path: Path) -> None
     async def scenario() -> None:
         file = tmp_path / "tokens"
         file.write_text(line("writer", "inference", TEXT) + line("boss", "admin", BOSS))
-        async with running(model, http_port=0, door=Door(auth_token_file=file)) as cluster, client(cluster) as http:
+        async with (
+            running(model, http_port=0, access=AccessSettings(auth_token_file=file)) as cluster,
+            client(cluster) as http,
+        ):
             for headers in (
                 {},
                 {"Authorization": "Bearer no"},
@@ -522,8 +525,8 @@ def test_tokens_open_http_as_they_open_grpc(model: Path, tmp_path: Path) -> None
 def test_tls_and_client_certificates_are_asked_for_and_read_anew(model: Path, tmp_path: Path) -> None:
     async def scenario() -> None:
         ours, others = Authority(tmp_path / "ours"), Authority(tmp_path / "others")
-        locked = door(ours, client_ca=ours, health_port=0)
-        async with running(model, http_port=0, ready=False, door=locked) as cluster:
+        locked = access(ours, client_ca=ours, health_port=0)
+        async with running(model, http_port=0, ready=False, access=locked) as cluster:
             await cluster.controller.publish(("r0", 1, cluster.leader_address))
             await eventually(lambda: cluster.gateway.ready)
 

@@ -14,7 +14,7 @@ from browser import Browser, Page
 from gateway.http.served import Served, serve
 from gateway.test_auth import BOSS, TEXT, line
 
-from outrider.cluster.gateway.access.door import Door
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.proto.cluster_pb2 import EngineStatus, SpeculationStatus
 
 WIDTHS = (400, 800, 1400)
@@ -263,9 +263,9 @@ def test_the_status_is_shown_as_it_changes(browser: Browser, scout: Served) -> N
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    file = tmp_path_factory.mktemp("door") / "tokens"
+    file = tmp_path_factory.mktemp("access") / "tokens"
     file.write_text(line("writer", "inference", TEXT) + line("boss", "admin,inference", BOSS))
-    yield from serve(door=Door(auth_token_file=file))
+    yield from serve(access=AccessSettings(auth_token_file=file))
 
 
 def enter(page: Page, token: str) -> None:
@@ -283,7 +283,7 @@ def test_a_locked_gateway_is_opened_with_a_token(browser: Browser, locked: Serve
         until(page, "document.querySelector('aside').innerText.includes('needs the role admin')")
         settle(page, Temperature=0, Most=8)
         run(page, "x = 1")
-        focus(page, "door")
+        focus(page, "access")
         page.press(*ENTER)
         focus(page, "token")
         enter(page, BOSS)

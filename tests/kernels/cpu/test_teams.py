@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from outrider.kernels.cpu.context import Context
-from outrider.kernels.cpu.library import FLOAT32, Linear
+from outrider.kernels.cpu.library import FLOAT32, LinearStruct
 from outrider.kernels.cpu.packing import Arena, packed
 
 CALLS = 1500
@@ -22,7 +22,7 @@ def arena() -> Arena:
 
 
 @pytest.fixture(scope="module")
-def small(arena: Arena) -> tuple[Linear, Tensor, Tensor]:
+def small(arena: Arena) -> tuple[LinearStruct, Tensor, Tensor]:
     """A product that is over in microseconds, its input, and what it gives."""
     linear, x = packed(arena, torch.randn(128, 40), FLOAT32), torch.randn(2, 40)
     return linear, x, Context(1).linear(linear, x)
@@ -31,7 +31,7 @@ def small(arena: Arena) -> tuple[Linear, Tensor, Tensor]:
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("shared_cores", [False, True], ids=["spinning", "sleeping"])
 def test_thousands_of_calls_at_any_moment_all_return(
-    threads: int, shared_cores: bool, small: tuple[Linear, Tensor, Tensor]
+    threads: int, shared_cores: bool, small: tuple[LinearStruct, Tensor, Tensor]
 ) -> None:
     """Helpers that are just going to sleep are woken too."""
     linear, x, wanted = small
@@ -43,7 +43,7 @@ def test_thousands_of_calls_at_any_moment_all_return(
             pass
 
 
-def test_teams_of_several_callers_share_the_cores(small: tuple[Linear, Tensor, Tensor]) -> None:
+def test_teams_of_several_callers_share_the_cores(small: tuple[LinearStruct, Tensor, Tensor]) -> None:
     linear, x, wanted = small
     wrong: list[int] = []
 

@@ -4,7 +4,7 @@ import pytest
 from linears import weight_bytes
 from round import engine_parts, stage_parts
 
-from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, Linear
+from outrider.kernels.cpu.library import BFLOAT16, FLOAT32, INT8, LinearStruct
 
 
 def test_the_parts_of_a_round_add_up_to_it() -> None:
@@ -30,8 +30,8 @@ def test_compiled_calls_are_taken_out_of_the_parts_they_are_in() -> None:
     ("kind", "size"), [(FLOAT32, 64 * 256 * 4), (BFLOAT16, 64 * 256 * 2), (INT8, 64 * (256 + 2 * 4))]
 )
 def test_a_product_reads_whole_panels_and_its_scales(kind: int, size: int) -> None:
-    assert weight_bytes(Linear(kind=kind, outputs=40, inputs=256)) == size
+    assert weight_bytes(LinearStruct(kind=kind, outputs=40, inputs=256)) == size
 
 
 def test_a_product_that_is_not_there_reads_nothing() -> None:
-    assert weight_bytes(Linear()) == 0
+    assert weight_bytes(LinearStruct()) == 0

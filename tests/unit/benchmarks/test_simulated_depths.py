@@ -12,7 +12,7 @@ from grids import chequered
 from recorders import DEPTH
 from simulation import Auto, Place, Played, Score, Simulation, Static, Text
 
-from outrider.workers.depth.acceptance import Kind
+from outrider.workers.depth.acceptance import DraftKind
 from outrider.workers.depth.budget import CAP, SHARE
 from outrider.workers.depth.round_time import Shape
 
@@ -55,7 +55,7 @@ def texts(accept: Accept, *, count: int = 20, length: int = 400, lead: float | N
             accepted = next((n for n, stood in enumerate(stands) if not stood), DEPTH)
             leads = [lead if lead is not None else _telling(stood, rng) for stood in stands]
             places.append(Place(accepted, leads))
-        made.append(Text(Kind("mtp", 1), places))
+        made.append(Text(DraftKind("mtp", 1), places))
     return made
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from outrider.kernels.cpu.library import Linear, Mlp, RoutedExperts
+from outrider.kernels.cpu.library import LinearStruct, MlpStruct, RoutedExperts
 from outrider.workers.experts.placement import ExpertPlacement, IntArray
 from outrider.workers.parallel.shard import Shard
 
@@ -21,15 +21,15 @@ class CompiledExperts:
         shard: Shard,
         experts: int,
         width: int,
-        load: Callable[[int], Mlp],
-        free: Callable[[Mlp], None],
+        load: Callable[[int], MlpStruct],
+        free: Callable[[MlpStruct], None],
     ) -> None:
         """`load` reads an expert, `width` wide inside; `free` has its memory back."""
         self.number = number
         self._own = shard.slots(experts)
         self._load, self._free = load, free
-        self._elsewhere = Mlp(down=Linear(inputs=width), width=width)  # another rank's
-        self._held: dict[int, Mlp] = {}  # by expert
+        self._elsewhere = MlpStruct(down=LinearStruct(inputs=width), width=width)  # another rank's
+        self._held: dict[int, MlpStruct] = {}  # by expert
         self._loads = np.zeros(experts, dtype=np.int64)
         self.structure = RoutedExperts(loads=self._loads.ctypes.data)
         self.prepare(shard.first_table(experts))()
@@ -43,7 +43,7 @@ class CompiledExperts:
         placement = ExpertPlacement(table[None], len(self._loads))
         experts = table.ravel()[self._own.start : self._own.stop].tolist()
         held = {expert: self._held.get(expert) or self._load(expert) for expert in experts}
-        slots = (Mlp * table.size)(*[self._elsewhere] * table.size)
+        slots = (MlpStruct * table.size)(*[self._elsewhere] * table.size)
         for slot, expert in zip(self._own, experts, strict=True):
             slots[slot] = held[expert]
         copies, places = placement.copies[0].astype(np.int32), placement.slots[0].astype(np.int32)

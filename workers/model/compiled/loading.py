@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.context import ExchangeError
-from outrider.kernels.cpu.library import ROUNDED, Linear
+from outrider.kernels.cpu.library import ROUNDED, LinearStruct
 from outrider.kernels.cpu.packed_file import MappedWeights
 from outrider.kernels.cpu.packing import Packer, PrivateWeights, kind_of
 from outrider.workers.model.compiled.experts import CompiledExperts
@@ -116,10 +116,10 @@ class CompiledLoader:
         self._spread[number] = spread
         return spread.structure
 
-    def _expert(self, number: int, expert: int) -> library.Mlp:
+    def _expert(self, number: int, expert: int) -> library.MlpStruct:
         """Whole. Its memory, private or mapped, is its own."""
 
-        def make(read: WeightReader) -> library.Mlp:
+        def make(read: WeightReader) -> library.MlpStruct:
             return read.expert(number, expert)
 
         kind = self._kind_of(number)
@@ -129,7 +129,7 @@ class CompiledLoader:
             self._mapped[mlp.down.panels] = packer
         return mlp
 
-    def _free(self, mlp: library.Mlp) -> None:
+    def _free(self, mlp: library.MlpStruct) -> None:
         if self._mapped.pop(mlp.down.panels, None) is None:
             for linear in (mlp.gate_up, mlp.down):
                 self._private.give_back(linear)
@@ -151,11 +151,11 @@ class CompiledLoader:
         """The address of the norm after the last layer."""
         return self._reader(self._private, self._kind).vector("norm.weight", self.config.hidden_size)
 
-    def head(self) -> Linear:
+    def head(self) -> LinearStruct:
         """This rank's slice of the vocabulary."""
         return self._part("head", self._tensor, WeightReader.head, self._kind)
 
-    def draft_head(self, ids: NDArray[np.int32] | None) -> Linear:
+    def draft_head(self, ids: NDArray[np.int32] | None) -> LinearStruct:
         """This rank's slice of a head to draft with, for the tokens `ids` alone; None: for all."""
         if ids is None:
             return self._part("draft-head", self._tensor, WeightReader.head, self._draft_kind)
@@ -202,9 +202,9 @@ class CompiledLoader:
             kept=self._kept,
         )
 
-    def _shape(self, block_size: int) -> library.Shape:
+    def _shape(self, block_size: int) -> library.ShapeStruct:
         config = self.config
-        return library.Shape(
+        return library.ShapeStruct(
             hidden=config.hidden_size,
             heads=config.num_attention_heads // self.shard.tensors,
             nope=config.qk_nope_head_dim,
@@ -229,9 +229,9 @@ class CompiledLoader:
             shard=None if self.shard.whole else pointer(self._keep(self._structure())),
         )
 
-    def _structure(self) -> library.Shard:
+    def _structure(self) -> library.ShardStruct:
         tensor, stage = self.groups
-        return library.Shard(
+        return library.ShardStruct(
             tensor=tensor.structure,
             stage=stage.structure,
             unit=self.shard.unit,

@@ -26,7 +26,7 @@ _CACHE_DTYPES = {library.FLOAT32: torch.float32, library.BFLOAT16: torch.bfloat1
 class CompiledCache:
     """What some layers attend; a slot is filled up with zeros to whole vectors."""
 
-    def __init__(self, layers: int, width: int, shape: library.Shape) -> None:
+    def __init__(self, layers: int, width: int, shape: library.ShapeStruct) -> None:
         self._layers, self._block_size = layers, int(shape.block_size)
         self._width = int(-(-width // library.LANES) * library.LANES)
         self._dtype = _CACHE_DTYPES[shape.cache_kind]
@@ -72,7 +72,7 @@ class CompiledStage:
         self.cache.allocate(num_blocks)
         self._caches = (c_void_p * len(self._layers))(*self.cache.addresses)
         address, kind = self.embedding or (None, 0)
-        self._stage = library.Stage(
+        self._stage = library.StageStruct(
             layers=self._layers,
             caches=self._caches,
             count=len(self._layers),
@@ -175,7 +175,7 @@ class CompiledModules:
             )  # fmt: skip
 
 
-def _structure(rows: Rows) -> library.Rows:
+def _structure(rows: Rows) -> library.RowsStruct:
     """Valid as long as it is itself: it keeps a copy of the arrays, end to end."""
     arrays = (
         rows.token_ids, rows.rope_positions, rows.cache_positions, rows.query_offsets, rows.write_from,
@@ -183,7 +183,7 @@ def _structure(rows: Rows) -> library.Rows:
     )  # fmt: skip
     flat = np.concatenate(arrays)
     address = flat.__array_interface__["data"][0]
-    structure = library.Rows(len(rows.token_ids), len(rows.write_from), *_addresses(address, arrays))
+    structure = library.RowsStruct(len(rows.token_ids), len(rows.write_from), *_addresses(address, arrays))
     structure.memory = flat
     return structure
 
@@ -195,9 +195,9 @@ def _addresses(address: int, arrays: Sequence[IntArray]) -> Iterator[int]:
         address += array.nbytes
 
 
-def _chain_structure(chain: Chain) -> library.Chain:
+def _chain_structure(chain: Chain) -> library.ChainStruct:
     """Valid as long as `chain` is."""
-    return library.Chain(
+    return library.ChainStruct(
         before=chain.before.ctypes.data,
         reach=chain.reach.ctypes.data,
         kept=chain.kept.data_ptr(),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.kernels.cpu import library
-from outrider.kernels.cpu.library import FLOAT32, Linear
+from outrider.kernels.cpu.library import FLOAT32, LinearStruct
 from outrider.kernels.cpu.packing import Packer, gates_beside_ups, in_order, keys_before_values
 from outrider.workers.model.loading import Part, parts_of
 from outrider.workers.model.weights import Checkpoint
@@ -36,7 +36,7 @@ class WeightReader:
     packer: Packer
     kept: list[object]
 
-    def linear(self, *parts: Part, inputs: int, order: NDArray[np.int32] | None = None) -> Linear:
+    def linear(self, *parts: Part, inputs: int, order: NDArray[np.int32] | None = None) -> LinearStruct:
         """One product over slices of weights, laid one after another."""
         return self.packer.linear(partial(self._weights, parts, inputs), self.kind, order)
 
@@ -55,12 +55,12 @@ class WeightReader:
         read = self.checkpoint.tensor
         return self.packer.values(lambda: read("model.embed_tokens.weight", self.dtype, shape, columns=columns))
 
-    def head(self) -> Linear:
+    def head(self) -> LinearStruct:
         """This rank's slice of the vocabulary."""
         rows = self.shard.vocabulary(self.config.vocab_size).slice(self.shard.tensor)
         return self.packer.linear(partial(self._head_weight, rows), self.kind)
 
-    def cut_head(self, ids: NDArray[np.int32]) -> Linear:
+    def cut_head(self, ids: NDArray[np.int32]) -> LinearStruct:
         """This rank's slice of a head for the tokens `ids` alone."""
         own = ids[self.shard.vocabulary(len(ids)).slice(self.shard.tensor)]
         places = in_order(len(own))
@@ -85,13 +85,13 @@ class WeightReader:
             layer.dense = self._mlp(name + "mlp.", self.config.intermediate_size)
         return layer
 
-    def experts(self, number: int) -> "ctypes.Array[library.Mlp]":
+    def experts(self, number: int) -> "ctypes.Array[library.MlpStruct]":
         """A slice of each routed expert of a layer."""
         name, width = f"layers.{number}.mlp.experts.", self.config.moe_intermediate_size
         slices = [self._mlp(f"{name}{expert}.", width) for expert in range(self.config.n_routed_experts)]
-        return self._array(library.Mlp, slices)
+        return self._array(library.MlpStruct, slices)
 
-    def expert(self, number: int, expert: int) -> library.Mlp:
+    def expert(self, number: int, expert: int) -> library.MlpStruct:
         """A whole one."""
         return self._mlp(f"layers.{number}.mlp.experts.{expert}.", self.config.moe_intermediate_size, whole=True)
 
@@ -107,11 +107,11 @@ class WeightReader:
             join=ctypes.pointer(join),
         )
 
-    def _attention(self, name: str) -> library.Attention:
+    def _attention(self, name: str) -> library.AttentionStruct:
         config, rank = self.config, self.config.q_lora_rank
-        attention = library.Attention(
+        attention = library.AttentionStruct(
             down=self._down(name),
-            query_up=self.linear(self._queries(name + "q_b_proj"), inputs=rank) if rank else Linear(),
+            query_up=self.linear(self._queries(name + "q_b_proj"), inputs=rank) if rank else LinearStruct(),
             output=self.linear(
                 self.own(name + "o_proj", config.hidden_size), inputs=config.num_attention_heads * config.v_head_dim
             ),
@@ -121,7 +121,7 @@ class WeightReader:
         self._latent_up(attention, name + "kv_b_proj")
         return attention
 
-    def _down(self, name: str) -> Linear:
+    def _down(self, name: str) -> LinearStruct:
         """Latents, split over the ranks as one run of outputs; before them this rank's queries, if made in one step."""
         rank, key = self.config.q_lora_rank, (name + "kv_a_proj_with_mqa", self.config.head_dim_latent)
         low = [(name + "q_a_proj", rank), key] if rank else [key]
@@ -137,7 +137,7 @@ class WeightReader:
         heads = self.shard.heads(self.config.num_attention_heads)
         return Part(name, self.config.num_attention_heads * size, slice(heads.start * size, heads.stop * size))
 
-    def _latent_up(self, attention: library.Attention, name: str) -> None:
+    def _latent_up(self, attention: library.AttentionStruct, name: str) -> None:
         """Keys and values of this rank's heads from the latent; absorbed, into the latent space and out of it again."""
         nope, outputs = self.config.qk_nope_head_dim, self.config.qk_nope_head_dim + self.config.v_head_dim
         part, latent = self._of_heads(name, outputs), self.config.kv_lora_rank
@@ -151,10 +151,10 @@ class WeightReader:
         if self.fast:
             attention.key_expand = self._each_head(lambda head: by_head()[head, :nope])
 
-    def _each_head(self, weight: Callable[[int], Tensor]) -> "ctypes.Array[Linear]":
+    def _each_head(self, weight: Callable[[int], Tensor]) -> "ctypes.Array[LinearStruct]":
         heads = self.shard.heads(self.config.num_attention_heads)
         own = range(heads.stop - heads.start)
-        return self._array(Linear, [self.packer.linear(partial(weight, head), self.kind) for head in own])
+        return self._array(LinearStruct, [self.packer.linear(partial(weight, head), self.kind) for head in own])
 
     def _route(self, layer: library.Layer, name: str) -> None:
         config = self.config
@@ -166,13 +166,13 @@ class WeightReader:
         if shared:
             layer.dense = self._mlp(name + "shared_experts.", shared)
 
-    def _mlp(self, name: str, width: int, *, whole: bool = False) -> library.Mlp:
+    def _mlp(self, name: str, width: int, *, whole: bool = False) -> library.MlpStruct:
         hidden = self.config.hidden_size
         gate, up, down = (
             Part(name + part, outputs) if whole else self.own(name + part, outputs)
             for part, outputs in (("gate_proj", width), ("up_proj", width), ("down_proj", hidden))
         )
-        return library.Mlp(
+        return library.MlpStruct(
             gate_up=self.linear(gate, up, inputs=hidden, order=gates_beside_ups(gate.size)),
             down=self.linear(down, inputs=width),
             width=gate.size,

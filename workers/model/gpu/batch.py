@@ -22,7 +22,7 @@ PARTS_BYTES = 256 << 20  # limit for the splits' partial outputs of one attentio
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class LaunchRows:
     """Rows of one attention launch, and their tiles. A tile's first row is relative to the piece."""
 
     rows: slice
@@ -39,7 +39,7 @@ class GpuBatch:
     seen: Tensor  # [R, 2] the first slot of its sequence that the row attends to, and one past the last
     tiles: Tensor  # [T, 3] sequence, first row, number of rows
     pages: Tensor  # [S, P] each sequence's blocks
-    pieces: tuple[Piece, ...]
+    pieces: tuple[LaunchRows, ...]
     splits: int  # of the KV cache: at least as many as the longest sequence has
     wanted: Tensor | None = None  # [W] rows whose states are needed; None: all
 
@@ -56,7 +56,7 @@ def batches_of(
     wanted: Sequence[IntArray | None],
 ) -> list[GpuBatch]:
     """One batch per round, in one copy. `row_bytes`: one row's partial output in one split; `wanted` of each round."""
-    arrays, shapes = list[IntArray](), list[tuple[tuple[Piece, ...], int]]()
+    arrays, shapes = list[IntArray](), list[tuple[tuple[LaunchRows, ...], int]]()
     for rows, states in zip(rounds, wanted, strict=True):
         splits = power_of_two(-(-(int(rows.cache_positions.max(initial=0)) + 1) // SPLIT))
         tiles, pieces = _tiles(rows.query_offsets, max(QUERIES, PARTS_BYTES // (row_bytes * splits)))
@@ -123,16 +123,16 @@ def _pages(rows: Rows) -> IntArray:
     return out
 
 
-def _tiles(query_offsets: IntArray, most: int) -> tuple[IntArray, tuple[Piece, ...]]:
+def _tiles(query_offsets: IntArray, most: int) -> tuple[IntArray, tuple[LaunchRows, ...]]:
     """Tiles of up to QUERIES rows of one sequence, and pieces of up to `most` rows."""
-    tiles, pieces, first_row, first_tile = list[tuple[int, int, int]](), list[Piece](), 0, 0
+    tiles, pieces, first_row, first_tile = list[tuple[int, int, int]](), list[LaunchRows](), 0, 0
     borders = query_offsets.tolist()
     for sequence, (begin, end) in enumerate(pairwise(borders)):
         for row in range(begin, end, QUERIES):
             count = min(QUERIES, end - row)
             if row + count - first_row > most:
-                pieces.append(Piece(slice(first_row, row), slice(first_tile, len(tiles))))
+                pieces.append(LaunchRows(slice(first_row, row), slice(first_tile, len(tiles))))
                 first_row, first_tile = row, len(tiles)
             tiles.append((sequence, row - first_row, count))
-    pieces.append(Piece(slice(first_row, borders[-1]), slice(first_tile, len(tiles))))
+    pieces.append(LaunchRows(slice(first_row, borders[-1]), slice(first_tile, len(tiles))))
     return np.array(tiles, dtype=np.int64).reshape(-1, 3), tuple(pieces)

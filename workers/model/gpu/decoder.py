@@ -23,7 +23,7 @@ from outrider.kernels.gpu.reduce import sum_join_norm
 from outrider.kernels.gpu.slots import slot_shape
 from outrider.kernels.gpu.values import values
 from outrider.workers.model.cache import Cache
-from outrider.workers.model.gpu.batch import GpuBatch, Piece, batches_of
+from outrider.workers.model.gpu.batch import GpuBatch, LaunchRows, batches_of
 from outrider.workers.model.gpu.upload import Upload
 from outrider.workers.model.gpu.weights import GpuAttention, GpuLayer, GpuMoe, Stack
 from outrider.workers.model.layers import LATENT_NORM_EPS
@@ -123,7 +123,9 @@ class Decoder:
         made = [self._attend_piece(own, batch, query, cache, piece) for piece in batch.pieces]
         return own.output(made[0] if len(made) == 1 else torch.cat(made))
 
-    def _attend_piece(self, own: GpuAttention, batch: GpuBatch, query: Tensor, cache: Tensor, piece: Piece) -> Tensor:
+    def _attend_piece(
+        self, own: GpuAttention, batch: GpuBatch, query: Tensor, cache: Tensor, piece: LaunchRows
+    ) -> Tensor:
         config, seen = self.config, batch.seen[piece.rows]
         parts, logs = mla(
             query[piece.rows], cache, batch.tiles[piece.tiles], batch.pages, seen, self.block_size,

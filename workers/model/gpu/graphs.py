@@ -15,7 +15,7 @@ from torch import Tensor
 
 from outrider.kernels.gpu.language import power_of_two
 from outrider.kernels.gpu.mla import SPLIT
-from outrider.workers.model.gpu.batch import GpuBatch, Piece, packed
+from outrider.workers.model.gpu.batch import GpuBatch, LaunchRows, packed
 from outrider.workers.model.gpu.upload import Upload
 from outrider.workers.model.rows import IntArray, Rows
 
@@ -85,7 +85,7 @@ class Bucket:
         """The batch whose tensors are views of `inputs`, int32 [ints]."""
         parts = torch.split(inputs, [prod(shape) for shape in self.shapes])
         views = {name: part.view(shape) for name, part, shape in zip(_NAMES, parts, self.shapes, strict=True)}
-        whole = Piece(slice(0, self.rows), slice(0, self.rows))
+        whole = LaunchRows(slice(0, self.rows), slice(0, self.rows))
         return GpuBatch(**views, pieces=(whole,), splits=self.splits)
 
     def pack(self, rows: Rows) -> list[IntArray]:

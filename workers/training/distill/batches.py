@@ -12,7 +12,7 @@ from outrider.workers.types.errors import OutriderError
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TrainingBatch:
     """`rows` windows of `n` starts, for drafts `depth` deep."""
 
     token_ids: Tensor  # int64 [rows, n + depth]
@@ -21,7 +21,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
+class _BatchWindow:
     sample: int
     first: int  # token
 
@@ -39,7 +39,7 @@ class Batches:
             for index, sample in enumerate(self._outlines)
             if is_held_out(_prompt(sample), share) == held_out and _starts(sample, depth) > 0
         ]
-        self._windows = [_Window(index, first) for index in mine for first in self._firsts(self._outlines[index])]
+        self._windows = [_BatchWindow(index, first) for index in mine for first in self._firsts(self._outlines[index])]
         if not self._windows:
             half = "held-out" if held_out else "training"
             raise OutriderError(f"{harvest.folder} has no {half} text: harvest more prompts, or longer continuations")
@@ -48,14 +48,14 @@ class Batches:
         """Windows in all."""
         return len(self._windows)
 
-    def batch(self, step: int, rows: int, rank: int = 0, world_size: int = 1) -> Batch:
+    def batch(self, step: int, rows: int, rank: int = 0, world_size: int = 1) -> TrainingBatch:
         """This rank's share of batch `step` of `rows` windows: every window comes once before one comes again."""
         places = np.arange(step * rows, (step + 1) * rows)[rank::world_size]
         return self.windows([self._at(int(place)) for place in places])
 
-    def windows(self, numbers: list[int]) -> Batch:
+    def windows(self, numbers: list[int]) -> TrainingBatch:
         parts = [self._read(self._windows[number]) for number in numbers]
-        return Batch(*(torch.stack(column) for column in zip(*parts, strict=True)))
+        return TrainingBatch(*(torch.stack(column) for column in zip(*parts, strict=True)))
 
     def _at(self, place: int) -> int:
         epoch, index = divmod(place, len(self._windows))
@@ -71,7 +71,7 @@ class Batches:
             firsts.append(firsts[-1] + self._window // 2)
         return firsts
 
-    def _read(self, window: _Window) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(self, window: _BatchWindow) -> tuple[Tensor, Tensor, Tensor]:
         sample, length = self._outlines[window.sample], self._window + self._depth
         end = min(window.first + length, len(sample.token_ids) - 1)  # the last token's state is not known
         count = end - window.first

@@ -16,7 +16,7 @@ from outrider.workers.llm import LLM
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE
 from outrider.workers.serving.harvest_shards import Harvest
 from outrider.workers.training.distill.drafts import Case
-from outrider.workers.training.distill.evaluation import Comparison, Extent, compare
+from outrider.workers.training.distill.evaluation import Comparison, EvaluationSize, compare
 from outrider.workers.training.distill.prompts import is_held_out
 from outrider.workers.training.draft_head import Frequencies, most_frequent
 from outrider.workers.types.model_config import ModelConfig
@@ -67,7 +67,7 @@ def measure_heads(
     variants: Mapping[str, Path],
     frequencies: Frequencies,
     cases: Sequence[Case],
-    extent: Extent,
+    extent: EvaluationSize,
     report: Callable[[str], None],
 ) -> dict[str, HeadFigures]:
     """Each variant's figures by name; the full head's are ratios of 1."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from outrider.workers.training.distill.batches import Batch
+from outrider.workers.training.distill.batches import TrainingBatch
 from outrider.workers.training.distill.losses import Judge
 from outrider.workers.training.distill.module import TrainableMtp
 
@@ -53,7 +53,9 @@ def weighted(sums: Tensor, decay: float) -> Tensor:
 
 
 def measure(
-    drafting: Callable[[Tensor, Tensor, Tensor], Tensor], batches: list[Batch], reduced: Callable[[Tensor], Tensor]
+    drafting: Callable[[Tensor, Tensor, Tensor], Tensor],
+    batches: list[TrainingBatch],
+    reduced: Callable[[Tensor], Tensor],
 ) -> Measured:
     """The means over all of `batches` and ranks; `reduced` sums a tensor over the ranks."""
     totals = torch.zeros(0)

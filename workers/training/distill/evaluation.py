@@ -15,7 +15,7 @@ OFF = "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
+class EvaluationSize:
     """How much is measured."""
 
     depth: int
@@ -42,7 +42,7 @@ class Comparison:
 
 
 def compare(
-    llm: LLM, variants: dict[str, str], cases: Sequence[Case], extent: Extent, report: Callable[[str], None]
+    llm: LLM, variants: dict[str, str], cases: Sequence[Case], extent: EvaluationSize, report: Callable[[str], None]
 ) -> list[Comparison]:
     """`variants`: name -> checkpoint, all of the model that `llm` runs. Leaves the last one in place.
 
@@ -64,7 +64,7 @@ def compare(
 
 
 def _speeds(
-    llm: LLM, variants: dict[str, str], case: Case, extent: Extent, report: Callable[[str], None]
+    llm: LLM, variants: dict[str, str], case: Case, extent: EvaluationSize, report: Callable[[str], None]
 ) -> dict[str, float]:
     """Every arm over the same prompts in turn, so that what slows the machine slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in (OFF, *variants)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from outrider.workers.serving.local import free_port, rank_environment
-from outrider.workers.training.distill.rank import Place
+from outrider.workers.training.distill.rank import TrainingRank
 from outrider.workers.training.distill.settings import TrainingSettings
 from outrider.workers.types.errors import OutriderError
 
@@ -65,7 +65,7 @@ class _Gang:
         environment = rank_environment(machines.ranks)
         self._processes: list[subprocess.Popen[str]] = []
         for local in range(machines.ranks):
-            place = Place(
+            place = TrainingRank(
                 settings=settings.to_json(),
                 rank=self._first + local,
                 world_size=machines.world_size,
@@ -100,7 +100,7 @@ class _Gang:
                 process.kill()
                 process.wait()
 
-    def _start(self, place: Place, environment: dict[str, str]) -> subprocess.Popen[str]:
+    def _start(self, place: TrainingRank, environment: dict[str, str]) -> subprocess.Popen[str]:
         with self._log(place.rank).open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "outrider.workers.training.distill.rank"],

@@ -23,7 +23,7 @@ _AT_ONCE = 256  # requests handed to the engine together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class HarvestTask:
     """One continuation to make."""
 
     prompt: Prompt
@@ -34,22 +34,22 @@ class Task:
         return SamplingParams(temperature=self.temperature, seed=self.seed, max_tokens=max_tokens)
 
 
-def plan_tasks(prompts: Iterable[Prompt], temperatures: Sequence[float], seed: int) -> list[Task]:
+def plan_tasks(prompts: Iterable[Prompt], temperatures: Sequence[float], seed: int) -> list[HarvestTask]:
     """Every prompt at every temperature; the same seeds in every run."""
     return [
-        Task(prompt=prompt, temperature=temperature, seed=noise_seed(prompt.token_ids, temperature, seed))
+        HarvestTask(prompt=prompt, temperature=temperature, seed=noise_seed(prompt.token_ids, temperature, seed))
         for prompt, temperature in itertools.product(prompts, temperatures)
     ]
 
 
-def tasks_left(tasks: Iterable[Task], folder: Path) -> list[Task]:
+def tasks_left(tasks: Iterable[HarvestTask], folder: Path) -> list[HarvestTask]:
     """Those whose continuation is not in `folder` yet."""
     done = {seed for seed, _ in Harvest(folder).keys}
     return [task for task in tasks if task.seed not in done]
 
 
 def run_harvest(
-    start: Callable[[], LLM], tasks: Sequence[Task], folder: Path, max_tokens: int, report: Callable[[int], None]
+    start: Callable[[], LLM], tasks: Sequence[HarvestTask], folder: Path, max_tokens: int, report: Callable[[int], None]
 ) -> None:
     """Makes every one of `tasks` that is left. `start` gives an engine that harvests into `folder`.
 

@@ -16,7 +16,7 @@ from outrider.workers.types.model_config import ModelConfig
 Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys [batch, heads, tokens, nope + rope], values [.., v]
 
 
-class Linear(nn.Module):
+class DistilledLinear(nn.Module):
     """A matrix without bias."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -27,7 +27,7 @@ class Linear(nn.Module):
         return F.linear(x, self.weight)
 
 
-class RmsNorm(nn.Module):
+class DistilledRmsNorm(nn.Module):
     """Root-mean-square norm, float32 inside."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -49,7 +49,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return (wide * cos + partner * sin).to(x.dtype)
 
 
-class Attention(nn.Module):
+class DistilledAttention(nn.Module):
     """The projections of multi-head latent attention in its expanded form; unrolled.py attends."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -58,15 +58,15 @@ class Attention(nn.Module):
         self._config = config
         queries = heads * config.qk_head_dim
         if rank is None:
-            self.q_proj = Linear(hidden, queries)
+            self.q_proj = DistilledLinear(hidden, queries)
         else:
-            self.q_a_proj = Linear(hidden, rank)
-            self.q_a_layernorm = RmsNorm(rank, LATENT_NORM_EPS)
-            self.q_b_proj = Linear(rank, queries)
-        self.kv_a_proj_with_mqa = Linear(hidden, config.head_dim_latent)
-        self.kv_a_layernorm = RmsNorm(config.kv_lora_rank, LATENT_NORM_EPS)
-        self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
-        self.o_proj = Linear(heads * config.v_head_dim, hidden)
+            self.q_a_proj = DistilledLinear(hidden, rank)
+            self.q_a_layernorm = DistilledRmsNorm(rank, LATENT_NORM_EPS)
+            self.q_b_proj = DistilledLinear(rank, queries)
+        self.kv_a_proj_with_mqa = DistilledLinear(hidden, config.head_dim_latent)
+        self.kv_a_layernorm = DistilledRmsNorm(config.kv_lora_rank, LATENT_NORM_EPS)
+        self.kv_b_proj = DistilledLinear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
+        self.o_proj = DistilledLinear(heads * config.v_head_dim, hidden)
 
     def project(self, x: Tensor, rotation: Tensor) -> Heads:
         """Queries, keys and values of `x` [batch, tokens, hidden], normed."""
@@ -87,20 +87,20 @@ class Attention(nn.Module):
         return torch.as_tensor(self.o_proj(attended.transpose(1, 2).flatten(-2)))
 
 
-class Mlp(nn.Module):
+class DistilledMlp(nn.Module):
     """down(silu(gate(x)) * up(x)): a dense layer's block, or the shared expert."""
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(hidden, width)
-        self.up_proj = Linear(hidden, width)
-        self.down_proj = Linear(width, hidden)
+        self.gate_proj = DistilledLinear(hidden, width)
+        self.up_proj = DistilledLinear(hidden, width)
+        self.down_proj = DistilledLinear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
 
 
-class Router(nn.Module):
+class DistilledRouter(nn.Module):
     """Which experts a token goes to, and with what weight (arXiv 2412.19437, section 2.1.2).
 
     The bias that balances the choice is no parameter and no buffer: it stays float32 whatever the module is cast to.
@@ -164,18 +164,18 @@ class ExpertGroup(nn.Module):
         return torch.cat(outputs)
 
 
-class MoE(nn.Module):
+class DistilledMoE(nn.Module):
     """Routed experts by their weights, and the shared expert."""
 
     def __init__(self, config: ModelConfig, group_size: int) -> None:
         super().__init__()
         hidden, width, experts = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
-        self.gate = Router(config)
+        self.gate = DistilledRouter(config)
         self.groups = nn.ModuleList(
             ExpertGroup(first, min(group_size, experts - first), hidden, width)
             for first in range(0, experts, group_size)
         )
-        self.shared_experts = Mlp(hidden, width * config.n_shared_experts) if config.n_shared_experts else None
+        self.shared_experts = DistilledMlp(hidden, width * config.n_shared_experts) if config.n_shared_experts else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)

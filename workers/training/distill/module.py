@@ -10,17 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from outrider.workers.model.rotary import rotary_table
-from outrider.workers.training.distill.layers import Attention, Linear, Mlp, MoE, RmsNorm
+from outrider.workers.training.distill.layers import (
+    DistilledAttention,
+    DistilledLinear,
+    DistilledMlp,
+    DistilledMoE,
+    DistilledRmsNorm,
+)
 from outrider.workers.training.unrolled import attend_unrolled
 from outrider.workers.types.model_config import ModelConfig
 
 
-class SharedHead(nn.Module):
+class DistilledSharedHead(nn.Module):
     """The norm before the head. Its output is the state that recursion recycles."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = DistilledRmsNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.norm(x))
@@ -33,13 +39,18 @@ class TrainableMtp(nn.Module):
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.config = config
-        self.enorm, self.hnorm = RmsNorm(hidden, eps), RmsNorm(hidden, eps)
-        self.eh_proj = Linear(2 * hidden, hidden)
-        self.input_layernorm, self.post_attention_layernorm = RmsNorm(hidden, eps), RmsNorm(hidden, eps)
-        self.self_attn = Attention(config)
+        self.enorm, self.hnorm = DistilledRmsNorm(hidden, eps), DistilledRmsNorm(hidden, eps)
+        self.eh_proj = DistilledLinear(2 * hidden, hidden)
+        self.input_layernorm, self.post_attention_layernorm = (
+            DistilledRmsNorm(hidden, eps),
+            DistilledRmsNorm(hidden, eps),
+        )
+        self.self_attn = DistilledAttention(config)
         routed = config.is_moe_layer(config.num_hidden_layers)
-        self.mlp: MoE | Mlp = MoE(config, expert_group_size) if routed else Mlp(hidden, config.intermediate_size)
-        self.shared_head = SharedHead(config)
+        self.mlp: DistilledMoE | DistilledMlp = (
+            DistilledMoE(config, expert_group_size) if routed else DistilledMlp(hidden, config.intermediate_size)
+        )
+        self.shared_head = DistilledSharedHead(config)
         self._rotary: Tensor | None = None  # made once it is needed: a shape alone needs none
 
     def unrolled(self, embedded: Tensor, states: Tensor, depth: int) -> Iterator[Tensor]:
@@ -65,12 +76,12 @@ class TrainableMtp(nn.Module):
 
     def set_router_bias(self, bias: Tensor) -> None:
         """The router's balancing bias, float32 [experts], which is never trained."""
-        assert isinstance(self.mlp, MoE), "a dense module has no router"
+        assert isinstance(self.mlp, DistilledMoE), "a dense module has no router"
         self.mlp.gate.bias = bias
 
     @property
     def is_routed(self) -> bool:
-        return isinstance(self.mlp, MoE)
+        return isinstance(self.mlp, DistilledMoE)
 
     def _rotation(self, length: int, device: torch.device) -> Tensor:
         """Cosines and signed sines of positions 0..length-1, [length, 2, rope]."""

@@ -18,7 +18,7 @@ DEADLINE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class TrainingRank:
     """Where a rank stands among all of them, and the settings as JSON."""
 
     settings: str
@@ -47,7 +47,7 @@ def main() -> int:
     """Trains to the end. Exit status 1, with the reason as the last line on stderr, if that fails."""
     reports = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else prints goes to stderr
-    place = Place(**json.loads(sys.stdin.readline()))
+    place = TrainingRank(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from outrider.workers.types.errors import OutriderError
 
@@ -59,7 +59,7 @@ def main() -> int:
     return 0
 
 
-def _train(place: Place, report: Callable[..., None]) -> None:
+def _train(place: TrainingRank, report: Callable[..., None]) -> None:
     import torch
     import torch.distributed as dist
 
@@ -86,7 +86,7 @@ def _train(place: Place, report: Callable[..., None]) -> None:
         dist.destroy_process_group()
 
 
-def _reporter(place: Place, reports: TextIO) -> Callable[..., None]:
+def _reporter(place: TrainingRank, reports: TextIO) -> Callable[..., None]:
     """Says something to whoever started us; only rank 0 does."""
 
     def report(**values: Any) -> None:

@@ -19,7 +19,7 @@ from outrider.workers.training.distill.cut_head import (
     own_frequencies,
 )
 from outrider.workers.training.distill.drafts import Case, cases
-from outrider.workers.training.distill.evaluation import Extent, compare
+from outrider.workers.training.distill.evaluation import EvaluationSize, compare
 from outrider.workers.training.distill.export import export
 from outrider.workers.training.distill.gang import run_training
 from outrider.workers.training.distill.harvest import plan_tasks, run_harvest
@@ -143,8 +143,8 @@ def _cases(job: Job) -> list[Case]:
     return cases(held_out, _TEMPERATURES, job.measured_prompts)
 
 
-def _extent(job: Job) -> Extent:
-    return Extent(depth=job.training.depth)
+def _extent(job: Job) -> EvaluationSize:
+    return EvaluationSize(depth=job.training.depth)
 
 
 def _keep(file: Path, part: str, result: dict[str, Any]) -> None:

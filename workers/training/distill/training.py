@@ -15,7 +15,7 @@ from torch import Tensor
 from outrider.workers.config import resolve_model
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.serving.harvest_shards import Harvest
-from outrider.workers.training.distill.batches import Batch, Batches
+from outrider.workers.training.distill.batches import Batches, TrainingBatch
 from outrider.workers.training.distill.drafting import Measured, measure, weighted
 from outrider.workers.training.distill.names import Source, trained_tensors
 from outrider.workers.training.distill.settings import TrainingSettings
@@ -79,7 +79,7 @@ class _Run:
             partial.replace(settings.trained_file)
         dist.barrier()
 
-    def _descend(self, part: Batch, starts: float, learning_rate: float) -> Tensor:
+    def _descend(self, part: TrainingBatch, starts: float, learning_rate: float) -> Tensor:
         """All ranks' sums of this part, [depth, 3]. The gradient is of the mean over the `starts` of the whole step.
 
         DeepSpeed takes the mean over ranks and parts.
@@ -116,24 +116,24 @@ class _Run:
             seed=settings.seed,
         )
 
-    def _my_windows(self, held_out: Batches) -> list[Batch]:
+    def _my_windows(self, held_out: Batches) -> list[TrainingBatch]:
         """This rank's share of the first held-out windows, equally many batches on every rank."""
         world, rows = self._trainer.world_size, max(1, self._settings.batch_rows // self._trainer.world_size)
         windows = min(_HELD_OUT_WINDOWS, len(held_out))
         mine = list(range(dist.get_rank(), windows, world))
         rounds = math.ceil(math.ceil(windows / world) / rows)
         empty = held_out.windows([0])
-        none = Batch(empty.token_ids, empty.hidden, torch.zeros_like(empty.counted))
+        none = TrainingBatch(empty.token_ids, empty.hidden, torch.zeros_like(empty.counted))
         batches = [
             held_out.windows(part) for first in range(0, len(mine), rows) if (part := mine[first : first + rows])
         ]
         return batches + [none] * (rounds - len(batches))
 
 
-def _parts(batch: Batch, count: int) -> list[Batch]:
+def _parts(batch: TrainingBatch, count: int) -> list[TrainingBatch]:
     columns = (batch.token_ids.chunk(count), batch.hidden.chunk(count), batch.counted.chunk(count))
-    return [Batch(*part) for part in zip(*columns, strict=True)]
+    return [TrainingBatch(*part) for part in zip(*columns, strict=True)]
 
 
-def _on(batch: Batch, device: torch.device) -> Batch:
-    return Batch(batch.token_ids.to(device), batch.hidden.to(device), batch.counted.to(device))
+def _on(batch: TrainingBatch, device: torch.device) -> TrainingBatch:
+    return TrainingBatch(batch.token_ids.to(device), batch.hidden.to(device), batch.counted.to(device))

@@ -10,14 +10,14 @@ from outrider.cluster.api.status import (
     ClusterStatus,
     Draining,
     EngineStatus,
-    RankStatus,
     ReplicaStatus,
     Scaling,
     SpeculationStatus,
+    WorkerStatus,
 )
 from outrider.cluster.cli.status import drained, scaled, show, tree
 
-RANK = RankStatus(
+RANK = WorkerStatus(
     rank=0,
     stage=0,
     first_layer=0,

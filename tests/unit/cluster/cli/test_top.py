@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from outrider.cluster.api.errors import UnavailableError
-from outrider.cluster.api.status import ClusterStatus, EngineStatus, RankStatus, ReplicaStatus, SpeculationStatus
+from outrider.cluster.api.status import ClusterStatus, EngineStatus, ReplicaStatus, SpeculationStatus, WorkerStatus
 from outrider.cluster.cli.top import History, Newest, Rates, curve, rates, view
 
 ENGINE = EngineStatus(
@@ -17,7 +17,9 @@ ENGINE = EngineStatus(
         setting="auto", speedup=1.57, price=812.0, budget=4.3, drafted_per_position=(100, 100, 100)
     ),
 )  # fmt: skip
-RANK = RankStatus(rank=0, stage=0, first_layer=0, end_layer=12, node="n", pid=1, device="cpu", state="ready", busy=0.8)
+RANK = WorkerStatus(
+    rank=0, stage=0, first_layer=0, end_layer=12, node="n", pid=1, device="cpu", state="ready", busy=0.8
+)
 REPLICA = ReplicaStatus(name="r0", generation=2, state="ready", problem="", ranks=(RANK,), engine=ENGINE)
 STATUS = ClusterStatus(name="demo", model="scout", version="0", replicas=(REPLICA,), problem="")
 

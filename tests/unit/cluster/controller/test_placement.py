@@ -2,12 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.controller.placement import Room, Wanted, arrange
+from outrider.cluster.controller.placement import GangResources, NodeResources, arrange
 
 
-def gpu_nodes(*gpus: float, free: tuple[float, ...] | None = None, domains: str = "") -> list[Room]:
+def gpu_nodes(*gpus: float, free: tuple[float, ...] | None = None, domains: str = "") -> list[NodeResources]:
     return [
-        Room(
+        NodeResources(
             node_id=f"n{number}",
             name=f"node {number}",
             cores=32,
@@ -20,9 +20,9 @@ def gpu_nodes(*gpus: float, free: tuple[float, ...] | None = None, domains: str 
     ]
 
 
-def cpu_nodes(*cores: float, free: tuple[float, ...] | None = None) -> list[Room]:
+def cpu_nodes(*cores: float, free: tuple[float, ...] | None = None) -> list[NodeResources]:
     return [
-        Room(
+        NodeResources(
             node_id=f"n{number}",
             name=f"node {number}",
             cores=count,
@@ -34,17 +34,17 @@ def cpu_nodes(*cores: float, free: tuple[float, ...] | None = None) -> list[Room
     ]
 
 
-def ranks_of(wanted: Wanted, rooms: list[Room]) -> list[tuple[int, ...]]:
+def ranks_of(wanted: GangResources, rooms: list[NodeResources]) -> list[tuple[int, ...]]:
     found = arrange(wanted, rooms)
     assert found.shortage == ""
     return [bundle.ranks for bundle in found.bundles]
 
 
-def on_gpus(world_size: int, group_size: int = 1, ranks_per_node: int | None = None) -> Wanted:
-    return Wanted(world_size=world_size, device="cuda", group_size=group_size, ranks_per_node=ranks_per_node)
+def on_gpus(world_size: int, group_size: int = 1, ranks_per_node: int | None = None) -> GangResources:
+    return GangResources(world_size=world_size, device="cuda", group_size=group_size, ranks_per_node=ranks_per_node)
 
 
-CPU_GANG = Wanted(world_size=3, device="cpu")
+CPU_GANG = GangResources(world_size=3, device="cpu")
 
 
 def test_a_gang_takes_what_is_free_and_not_what_others_have() -> None:
@@ -85,7 +85,7 @@ def test_a_domain_that_is_only_busy_is_waited_for() -> None:
         (CPU_GANG, cpu_nodes(4, free=(1,)), "need 1 node with 3 free cores, have 1 with 1 of 4 free"),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_said_in_nodes(wanted: Wanted, rooms: list[Room], message: str) -> None:
+def test_what_is_missing_is_said_in_nodes(wanted: GangResources, rooms: list[NodeResources], message: str) -> None:
     found = arrange(wanted, rooms)
 
     assert found.shortage == message
@@ -93,7 +93,7 @@ def test_what_is_missing_is_said_in_nodes(wanted: Wanted, rooms: list[Room], mes
 
 
 def test_a_machine_of_our_own_is_shared_by_replicas_without_being_reserved() -> None:
-    wanted = Wanted(world_size=2, device="cpu", shares_cores=True, replicas=2)
+    wanted = GangResources(world_size=2, device="cpu", shares_cores=True, replicas=2)
 
     (bundle,) = arrange(wanted, cpu_nodes(8, free=(0,))).bundles
 
@@ -102,7 +102,7 @@ def test_a_machine_of_our_own_is_shared_by_replicas_without_being_reserved() -> 
 
 
 def test_a_fleet_with_fewer_cores_than_ranks_is_shared_whole() -> None:
-    (bundle,) = arrange(Wanted(world_size=4, device="cpu"), cpu_nodes(2)).bundles
+    (bundle,) = arrange(GangResources(world_size=4, device="cpu"), cpu_nodes(2)).bundles
 
     assert bundle.ranks == (0, 1, 2, 3)
 
@@ -117,7 +117,9 @@ def test_a_placement_fits_what_is_free_and_a_shortage_is_never_said_of_what_woul
 ) -> None:
     world *= group
     rooms = [
-        Room(node_id=f"n{n}", name="", cores=8, gpus=gpus, free_cores=8, free_gpus=min(free, gpus), domain=domain)
+        NodeResources(
+            node_id=f"n{n}", name="", cores=8, gpus=gpus, free_cores=8, free_gpus=min(free, gpus), domain=domain
+        )
         for n, (gpus, free, domain) in enumerate(nodes)
     ]
 

@@ -8,7 +8,7 @@ import pytest
 from browser import DESKTOP, PHONE, Browser
 from small_tokenizer import write_tokenizer
 
-from outrider.cluster.api.status import RankStatus
+from outrider.cluster.api.status import WorkerStatus
 from outrider.cluster.demo.page import Replay, make_replay, page
 from outrider.cluster.demo.report import DemoReport, DomainReport
 from outrider.cluster.demo.runs import Delta
@@ -52,7 +52,7 @@ def shown(replay: Replay) -> str:
     )
     layers = ((0, 4), (4, 9))
     ranks = [
-        RankStatus(
+        WorkerStatus(
             rank=n,
             stage=n,
             first_layer=a,

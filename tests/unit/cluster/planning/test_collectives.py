@@ -5,7 +5,7 @@ from exchanged import stage_volume
 from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.collectives import RoundShape
 from outrider.cluster.planning.efficiency import Efficiency, Workload
-from outrider.cluster.planning.hardware import Fleet, find_gpu
+from outrider.cluster.planning.hardware import Hardware, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
 from outrider.workers.parallel.shard import Shard
@@ -96,7 +96,7 @@ def test_a_round_is_counted_as_the_ranks_count_theirs(shapes: Shapes, split: Spl
     """tests/exchanged.py, which is held against what ranks really exchange, bit for bit."""
     rows = 6
     plan = Candidate(
-        shapes, split, Workload(), Fleet(gpu=find_gpu("h200"), nodes=4, gpus_per_node=8), Efficiency(overlap=False)
+        shapes, split, Workload(), Hardware(gpu=find_gpu("h200"), nodes=4, gpus_per_node=8), Efficiency(overlap=False)
     )
     counted = plan.collectives(rows, lanes)
 

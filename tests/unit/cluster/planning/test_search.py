@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.efficiency import Efficiency, Workload
-from outrider.cluster.planning.hardware import Fleet, find_gpu, known_gpus
+from outrider.cluster.planning.hardware import Hardware, find_gpu, known_gpus
 from outrider.cluster.planning.presets import load_shape
-from outrider.cluster.planning.search import DoesNotFitError, Goal, require_fit, search
+from outrider.cluster.planning.search import DoesNotFitError, Objective, require_fit, search
 from outrider.cluster.planning.split import Split, refusal, splits
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model_shapes import Shapes
@@ -17,21 +17,21 @@ R1 = Shapes.of(load_shape("deepseek-r1"))
 SCOUT = Shapes.of(load_shape("scout"))
 
 
-def fleet(gpu: str, nodes: int = 1, gpus_per_node: int = 8) -> Fleet:
-    return Fleet(gpu=find_gpu(gpu), nodes=nodes, gpus_per_node=gpus_per_node)
+def fleet(gpu: str, nodes: int = 1, gpus_per_node: int = 8) -> Hardware:
+    return Hardware(gpu=find_gpu(gpu), nodes=nodes, gpus_per_node=gpus_per_node)
 
 
 @pytest.mark.parametrize(
     ("gpu", "nodes", "fits"), [("h200", 1, True), ("h100", 2, True), ("h100", 1, False), ("h800", 1, False)]
 )
 def test_r1_fits_what_it_is_known_to_fit(gpu: str, nodes: int, fits: bool) -> None:
-    ranking = search(R1, fleet(gpu, nodes), Workload(), Goal())
+    ranking = search(R1, fleet(gpu, nodes), Workload(), Objective())
 
     assert bool(ranking.fitting) is fits
 
 
 def test_a_refusal_says_where_and_how_many_bytes_are_missing() -> None:
-    ranking = search(R1, fleet("h100"), Workload(), Goal())
+    ranking = search(R1, fleet("h100"), Workload(), Objective())
     with pytest.raises(DoesNotFitError) as refused:
         require_fit(ranking, "deepseek-r1", fleet("h100"))
 
@@ -44,15 +44,15 @@ def test_a_refusal_says_where_and_how_many_bytes_are_missing() -> None:
 
 
 def test_memory_that_was_missing_is_enough_once_it_is_there() -> None:
-    nearest = search(R1, fleet("h100"), Workload(), Goal()).nearest
+    nearest = search(R1, fleet("h100"), Workload(), Objective()).nearest
     assert nearest is not None
     gpu = replace(nearest.fleet.gpu, memory_bytes=nearest.fleet.gpu.memory_bytes + round(nearest.bytes_missing) + 1)
 
     roomier = replace(nearest.fleet, gpu=gpu)
 
-    assert search(R1, roomier, Workload(), Goal()).fitting
+    assert search(R1, roomier, Workload(), Objective()).fitting
     less = replace(roomier, gpu=replace(gpu, memory_bytes=gpu.memory_bytes - 2_000_000))
-    assert not search(R1, less, Workload(), Goal()).fitting
+    assert not search(R1, less, Workload(), Objective()).fitting
 
 
 @settings(deadline=None, max_examples=25)
@@ -67,7 +67,7 @@ def test_what_is_ranked_fits_and_is_in_order(
     gpu: str, nodes: int, per_node: int, objective: str, concurrency: int
 ) -> None:
     where = fleet(gpu, nodes, per_node)
-    ranking = search(R1, where, Workload(concurrency=concurrency), Goal(objective=objective))
+    ranking = search(R1, where, Workload(concurrency=concurrency), Objective(objective=objective))
 
     for one in ranking.fitting:
         assert refusal(R1.model, one.split) is None
@@ -80,8 +80,8 @@ def test_what_is_ranked_fits_and_is_in_order(
 
 
 def test_throughput_fills_the_cache_and_latency_does_not() -> None:
-    latency = search(R1, fleet("h200"), Workload(concurrency=1), Goal()).fitting[0]
-    throughput = search(R1, fleet("h200"), Workload(concurrency=1), Goal(objective="throughput")).fitting[0]
+    latency = search(R1, fleet("h200"), Workload(concurrency=1), Objective()).fitting[0]
+    throughput = search(R1, fleet("h200"), Workload(concurrency=1), Objective(objective="throughput")).fitting[0]
 
     assert latency.workload.concurrency == 1
     assert throughput.workload.concurrency > 16
@@ -90,7 +90,7 @@ def test_throughput_fills_the_cache_and_latency_does_not() -> None:
 
 
 def test_no_user_is_slower_than_asked_for() -> None:
-    goal = Goal(objective="throughput", tokens_per_s_per_user=60)
+    goal = Objective(objective="throughput", tokens_per_s_per_user=60)
 
     ranking = search(R1, fleet("h200"), Workload(), goal)
 
@@ -99,14 +99,14 @@ def test_no_user_is_slower_than_asked_for() -> None:
 
 
 def test_speed_that_no_plan_has_is_said_so() -> None:
-    ranking = search(R1, fleet("h200"), Workload(), Goal(objective="throughput", tokens_per_s_per_user=1e6))
+    ranking = search(R1, fleet("h200"), Workload(), Objective(objective="throughput", tokens_per_s_per_user=1e6))
 
     with pytest.raises(DoesNotFitError, match="as fast as asked for"):
         require_fit(ranking, "deepseek-r1", fleet("h200"))
 
 
 def test_only_plans_with_the_sizes_that_were_fixed_are_shown() -> None:
-    ranking = search(R1, fleet("h200", 2), Workload(), Goal(sizes={"pipeline": 2}))
+    ranking = search(R1, fleet("h200", 2), Workload(), Objective(sizes={"pipeline": 2}))
 
     assert {one.split.pipeline for one in ranking.fitting} == {2}
 
@@ -122,7 +122,7 @@ def test_only_plans_with_the_sizes_that_were_fixed_are_shown() -> None:
     ],
 )
 def test_sizes_that_cannot_be_are_an_error_that_names_them(sizes: dict[str, int], named: str) -> None:
-    ranking = search(R1, fleet("h200"), Workload(), Goal(sizes=sizes))
+    ranking = search(R1, fleet("h200"), Workload(), Objective(sizes=sizes))
 
     with pytest.raises(OutriderError, match=named):
         require_fit(ranking, "deepseek-r1", fleet("h200"))
@@ -151,7 +151,7 @@ def test_every_rank_is_where_the_mesh_says_and_every_expert_is_somewhere() -> No
 
 
 def test_scout_fits_one_small_gpu() -> None:
-    assert search(SCOUT, fleet("l40s", 1, 1), Workload(), Goal()).fitting[0].split == Split()
+    assert search(SCOUT, fleet("l40s", 1, 1), Workload(), Objective()).fitting[0].split == Split()
 
 
 @given(st.sampled_from(list(splits(R1.model, 16))))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.cluster.planning.presets import load_shape
-from outrider.cluster.planning.split import Span, Split, refusal, span, splits
+from outrider.cluster.planning.split import GroupSpan, Split, refusal, span, splits
 
 R1, SCOUT = load_shape("deepseek-r1"), load_shape("scout")
 
@@ -55,12 +55,12 @@ def test_every_split_that_is_found_is_allowed_and_within_the_fleet(ranks: int) -
 @pytest.mark.parametrize(
     ("split", "group", "lies"),
     [
-        (Split(tensor=8, data=2), "tensor", Span(size=8, near=8)),
-        (Split(tensor=8, data=2), "stage", Span(size=16, near=8)),
-        (Split(tensor=4, pipeline=3), "tensor", Span(size=4, near=4)),
-        (Split(data=12), "stage", Span(size=12, near=4)),  # eight on one node, four on the other
-        (Split(tensor=6, pipeline=2), "tensor", Span(size=6, near=2)),  # ranks 6..11 lie 2 and 4
+        (Split(tensor=8, data=2), "tensor", GroupSpan(size=8, near=8)),
+        (Split(tensor=8, data=2), "stage", GroupSpan(size=16, near=8)),
+        (Split(tensor=4, pipeline=3), "tensor", GroupSpan(size=4, near=4)),
+        (Split(data=12), "stage", GroupSpan(size=12, near=4)),  # eight on one node, four on the other
+        (Split(tensor=6, pipeline=2), "tensor", GroupSpan(size=6, near=2)),  # ranks 6..11 lie 2 and 4
     ],
 )
-def test_a_group_is_as_near_as_its_ranks_are_numbered(split: Split, group: str, lies: Span) -> None:
+def test_a_group_is_as_near_as_its_ranks_are_numbered(split: Split, group: str, lies: GroupSpan) -> None:
     assert span(split, group, gpus_per_node=8) == lies

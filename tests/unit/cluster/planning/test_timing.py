@@ -6,17 +6,17 @@ from hypothesis import strategies as st
 
 from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.efficiency import Efficiency, Workload
-from outrider.cluster.planning.hardware import Fleet, find_gpu
+from outrider.cluster.planning.hardware import Hardware, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split, splits
 from outrider.workers.types.model_shapes import Shapes
 
 R1 = Shapes.of(load_shape("deepseek-r1"))
 SPLITS = list(splits(R1.model, 16))
-FLEET = Fleet(gpu=find_gpu("h200"), nodes=2, gpus_per_node=8)
+FLEET = Hardware(gpu=find_gpu("h200"), nodes=2, gpus_per_node=8)
 
 
-def plan(split: Split, fleet: Fleet = FLEET, efficiency: Efficiency | None = None, **workload: object) -> Candidate:
+def plan(split: Split, fleet: Hardware = FLEET, efficiency: Efficiency | None = None, **workload: object) -> Candidate:
     return Candidate(R1, split, Workload(**workload), fleet, efficiency or Efficiency())  # type: ignore[arg-type]
 
 

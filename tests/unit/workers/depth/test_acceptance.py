@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from outrider.workers.depth.acceptance import Acceptance, Kind, Made
+from outrider.workers.depth.acceptance import Acceptance, DraftKind, Made
 
-GREEDY, SAMPLED = Kind("mtp", 0), Kind("mtp", 1)
+GREEDY, SAMPLED = DraftKind("mtp", 0), DraftKind("mtp", 1)
 
 
 def play(acceptance: Acceptance, sequence_id: int, leads: list[float], accepted: int, *, usual: bool = True) -> None:
@@ -23,7 +23,7 @@ def judged(acceptance: Acceptance, *made: Made) -> list[float]:
     return chances
 
 
-def first(acceptance: Acceptance, lead: float, sequence_id: int = 999, kind: Kind = SAMPLED) -> float:
+def first(acceptance: Acceptance, lead: float, sequence_id: int = 999, kind: DraftKind = SAMPLED) -> float:
     return judged(acceptance, Made(sequence_id, kind, [lead]))[0]
 
 

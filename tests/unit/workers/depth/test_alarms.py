@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from outrider.workers.depth.acceptance import Kind, Made
+from outrider.workers.depth.acceptance import DraftKind, Made
 from outrider.workers.depth.alarms import COLLAPSE, DEAD_POSITION, FAILURE, STALE_CACHE, Alarms
 
-KIND = Kind("mtp", 1)
+KIND = DraftKind("mtp", 1)
 
 
 def accepted_of(leads: list[float], rng: random.Random, *, scale: float = 1.0) -> int:

@@ -12,7 +12,7 @@ from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.request import Request
 from outrider.workers.types.round import RUNNING, Round, Verdict, ints, offsets
-from outrider.workers.types.round_time import RoundTime
+from outrider.workers.types.round_time import RoundTiming
 from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 from outrider.workers.types.sequence import Sequence
 
@@ -134,12 +134,12 @@ def decoded(verified: dict[int, int], accepted: int = 0, chunk: int = 0) -> tupl
 
 def test_what_a_round_saved_is_told_beside_one_without_drafts_once_times_are_known() -> None:
     replica = running()
-    times = RoundTime()
+    times = RoundTiming()
     while not times.undrafted_s or not times.took_s:  # not while plain rounds are measured
         ran = replica.round()
         times = replica.policy.time_of(ran.round, 0.01)
 
-    assert DepthPolicy("auto").time_of(ran.round, 0.01) == RoundTime()
+    assert DepthPolicy("auto").time_of(ran.round, 0.01) == RoundTiming()
     assert times.took_s >= 0.01
     assert times.undrafted_s == pytest.approx(CHEAP.round_s(1), rel=0.1)
 

@@ -7,11 +7,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-from outrider.workers.depth.acceptance import Acceptance, Kind, Made
+from outrider.workers.depth.acceptance import Acceptance, DraftKind, Made
 from outrider.workers.depth.round_time import RoundTime, Shape
 from outrider.workers.depth.value import Live, Value
 
-DEEPEST, KIND = 4, Kind("mtp", 1)
+DEEPEST, KIND = 4, DraftKind("mtp", 1)
 
 
 class Case:

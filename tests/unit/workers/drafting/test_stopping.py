@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from outrider.workers.depth.acceptance import Acceptance, Kind, Made
+from outrider.workers.depth.acceptance import Acceptance, DraftKind, Made
 from outrider.workers.drafting.stopping import Drafted, made_together
 from outrider.workers.types.round import Round, ints, share_of
 from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
 
-KIND = Kind("mtp", 1)
+KIND = DraftKind("mtp", 1)
 LEADS = [3.0, 0.7, 30.0, 0.1]
 
 

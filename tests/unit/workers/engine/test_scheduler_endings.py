@@ -11,7 +11,7 @@ from unit.workers.engine.toy_model import request
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.types.request import FinishReason, Request, TokenLogprobs
 from outrider.workers.types.round import LENGTH, RUNNING, STOPPED, Round, Verdict, ints
-from outrider.workers.types.round_time import RoundTime
+from outrider.workers.types.round_time import RoundTiming
 from outrider.workers.types.sampling_params import SamplingParams
 
 CONFIG = SchedulerConfig(
@@ -131,13 +131,13 @@ def test_a_chunk_says_what_drafts_saved_beside_one_token_a_round() -> None:
     """Not of the first token, which has no round before it to compare with."""
     engine = scheduler()
     engine.add(request("one", [1, 2], max_tokens=20))
-    (first,) = engine.commit(round := engine.schedule(0), verdict(round, [[7]], [RUNNING]), RoundTime(0.004, 0.003))
-    (second,) = engine.commit(round := engine.schedule(0), verdict(round, [[8]], [RUNNING]), RoundTime(0.004, 0.003))
+    (first,) = engine.commit(round := engine.schedule(0), verdict(round, [[7]], [RUNNING]), RoundTiming(0.004, 0.003))
+    (second,) = engine.commit(round := engine.schedule(0), verdict(round, [[8]], [RUNNING]), RoundTiming(0.004, 0.003))
     (third,) = engine.commit(round := engine.schedule(0), verdict(round, [[9]], [RUNNING]))
 
     assert first.saved_s == third.saved_s == 0.0
     assert second.saved_s == pytest.approx(0.003 - 0.004)
-    assert RoundTime(took_s=0.004, undrafted_s=0.003).saved_s(tokens=3) == pytest.approx(0.005)
+    assert RoundTiming(took_s=0.004, undrafted_s=0.003).saved_s(tokens=3) == pytest.approx(0.005)
 
 
 def test_a_live_request_id_is_refused_and_a_finished_one_is_not() -> None:

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from outrider.workers.parallel.collectives import ExchangeBrokenError
-from outrider.workers.parallel.turns import Turns
+from outrider.workers.parallel.turns import LaneTurns
 
 
 @pytest.fixture
-def turns() -> Iterator[Turns]:
-    turns = Turns()
+def turns() -> Iterator[LaneTurns]:
+    turns = LaneTurns()
     yield turns
     turns.close()
 
 
-def _lane(turns: Turns, name: str, exchanges: int, seen: list[str]) -> Callable[[], str]:
+def _lane(turns: LaneTurns, name: str, exchanges: int, seen: list[str]) -> Callable[[], str]:
     def work() -> str:
         for number in range(exchanges):
             seen.append(f"{name}{number}")
@@ -26,14 +26,14 @@ def _lane(turns: Turns, name: str, exchanges: int, seen: list[str]) -> Callable[
     return work
 
 
-def test_the_first_lane_begins_and_both_take_turns(turns: Turns) -> None:
+def test_the_first_lane_begins_and_both_take_turns(turns: LaneTurns) -> None:
     seen: list[str] = []
 
     assert turns.both(_lane(turns, "a", 3, seen), _lane(turns, "b", 3, seen)) == ("a", "b")
     assert seen == ["a0", "b0", "a1", "b1", "a2", "b2"]
 
 
-def test_a_lane_whose_other_has_ended_goes_on_alone(turns: Turns) -> None:
+def test_a_lane_whose_other_has_ended_goes_on_alone(turns: LaneTurns) -> None:
     seen: list[str] = []
 
     turns.both(_lane(turns, "a", 1, seen), _lane(turns, "b", 3, seen))
@@ -41,7 +41,7 @@ def test_a_lane_whose_other_has_ended_goes_on_alone(turns: Turns) -> None:
     assert seen == ["a0", "b0", "b1", "b2"]
 
 
-def test_only_one_lane_runs_at_a_time(turns: Turns) -> None:
+def test_only_one_lane_runs_at_a_time(turns: LaneTurns) -> None:
     running, most = [0], [0]
 
     def work() -> None:
@@ -58,7 +58,7 @@ def test_only_one_lane_runs_at_a_time(turns: Turns) -> None:
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_lane_that_fails_ends_both_with_its_error(turns: Turns, failing: int) -> None:
+def test_a_lane_that_fails_ends_both_with_its_error(turns: LaneTurns, failing: int) -> None:
     heard: list[str] = []
 
     def fails() -> None:
@@ -82,7 +82,7 @@ def test_a_lane_that_fails_ends_both_with_its_error(turns: Turns, failing: int) 
     assert turns.both(lambda: 1, lambda: 2) == (1, 2), "the next two are none the worse"
 
 
-def test_a_second_lane_does_not_begin_after_a_failed_first(turns: Turns) -> None:
+def test_a_second_lane_does_not_begin_after_a_failed_first(turns: LaneTurns) -> None:
     began: list[int] = []
 
     def fails() -> None:
@@ -94,7 +94,7 @@ def test_a_second_lane_does_not_begin_after_a_failed_first(turns: Turns) -> None
     assert not began
 
 
-def test_outside_of_lanes_nothing_is_handed_over(turns: Turns) -> None:
+def test_outside_of_lanes_nothing_is_handed_over(turns: LaneTurns) -> None:
     seen: list[str] = []
     turns.hand_over()
     turns.both(_lane(turns, "a", 2, seen), _lane(turns, "b", 2, seen))
@@ -104,7 +104,7 @@ def test_outside_of_lanes_nothing_is_handed_over(turns: Turns) -> None:
 
 
 def test_no_thread_is_left_behind() -> None:
-    turns = Turns()
+    turns = LaneTurns()
     turns.both(lambda: None, lambda: None)
     turns.close()
     turns.close()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outrider.workers.sampling.verify import Accepted, Limits, verify, verify_round
+from outrider.workers.sampling.verify import AcceptedTokens, Limits, verify, verify_round
 from outrider.workers.types.round import LENGTH, RUNNING, STOPPED, Round, SequenceStart, ints
 from outrider.workers.types.sampling_params import SamplingParams
 
@@ -18,19 +18,19 @@ FAR = Limits(end_ids=frozenset({EOS, STOP}), max_length=100)
 @pytest.mark.parametrize(
     ("targets", "drafts", "expected"),
     [
-        ([7], [], Accepted([7], 0, RUNNING)),
-        ([7, 8, 9], [7, 8], Accepted([7, 8, 9], 2, RUNNING)),
-        ([7, 8, 9], [7, 5], Accepted([7, 8], 1, RUNNING)),
-        ([7, 8, 9], [5, 8], Accepted([7], 0, RUNNING)),
-        ([EOS], [], Accepted([EOS], 0, STOPPED)),
-        ([7, STOP, 9], [7, STOP], Accepted([7, STOP], 2, STOPPED)),
-        ([7, STOP, 9], [7, 5], Accepted([7, STOP], 1, STOPPED)),
-        ([EOS, 8, 9], [EOS, 8], Accepted([EOS], 1, STOPPED)),
-        ([7, EOS, STOP], [7, EOS], Accepted([7, EOS], 2, STOPPED)),
+        ([7], [], AcceptedTokens([7], 0, RUNNING)),
+        ([7, 8, 9], [7, 8], AcceptedTokens([7, 8, 9], 2, RUNNING)),
+        ([7, 8, 9], [7, 5], AcceptedTokens([7, 8], 1, RUNNING)),
+        ([7, 8, 9], [5, 8], AcceptedTokens([7], 0, RUNNING)),
+        ([EOS], [], AcceptedTokens([EOS], 0, STOPPED)),
+        ([7, STOP, 9], [7, STOP], AcceptedTokens([7, STOP], 2, STOPPED)),
+        ([7, STOP, 9], [7, 5], AcceptedTokens([7, STOP], 1, STOPPED)),
+        ([EOS, 8, 9], [EOS, 8], AcceptedTokens([EOS], 1, STOPPED)),
+        ([7, EOS, STOP], [7, EOS], AcceptedTokens([7, EOS], 2, STOPPED)),
     ],
 )
 def test_the_longest_matching_prefix_and_one_more_token_up_to_the_first_end(
-    targets: list[int], drafts: list[int], expected: Accepted
+    targets: list[int], drafts: list[int], expected: AcceptedTokens
 ) -> None:
     assert verify(targets, drafts, length=10, limits=FAR) == expected
 
@@ -38,13 +38,13 @@ def test_the_longest_matching_prefix_and_one_more_token_up_to_the_first_end(
 @pytest.mark.parametrize(
     ("max_length", "expected"),
     [
-        (14, Accepted([7, 8, 9], 2, RUNNING)),
-        (13, Accepted([7, 8, 9], 2, LENGTH)),
-        (12, Accepted([7, 8], 2, LENGTH)),
-        (11, Accepted([7], 1, LENGTH)),
+        (14, AcceptedTokens([7, 8, 9], 2, RUNNING)),
+        (13, AcceptedTokens([7, 8, 9], 2, LENGTH)),
+        (12, AcceptedTokens([7, 8], 2, LENGTH)),
+        (11, AcceptedTokens([7], 1, LENGTH)),
     ],
 )
-def test_the_limit_cuts_inside_accepted_drafts(max_length: int, expected: Accepted) -> None:
+def test_the_limit_cuts_inside_accepted_drafts(max_length: int, expected: AcceptedTokens) -> None:
     assert verify([7, 8, 9], [7, 8], length=10, limits=Limits(end_ids=frozenset(), max_length=max_length)) == expected
 
 
@@ -180,5 +180,5 @@ def test_a_round_judges_each_sequence_as_if_it_were_alone(depths: list[int], see
     for s, (query, drawn) in enumerate(zip(queries, targets, strict=True)):
         alone = verify(drawn, query[1:], 4, Limits.of(live[s], (EOS,), 100))
         emitted = verdict.token_ids[verdict.token_offsets[s] : verdict.token_offsets[s + 1]].tolist()
-        assert Accepted(emitted, int(verdict.drafts_accepted[s]), int(verdict.finish[s])) == alone
+        assert AcceptedTokens(emitted, int(verdict.drafts_accepted[s]), int(verdict.finish[s])) == alone
         assert verdict.accepted_rows[s] == len(emitted)

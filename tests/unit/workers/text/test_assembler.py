@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizer import VOCABULARY_SIZE
 
-from outrider.workers.text.assembler import OutputAssembler, OutputDelta, Piece, RequestAssembler, joined
+from outrider.workers.text.assembler import OutputAssembler, OutputDelta, RequestAssembler, TextPiece, joined
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
 from outrider.workers.types.sampling_params import SamplingParams
@@ -88,7 +88,7 @@ def test_pieces_say_which_text_accepted_drafts_said(tokenizer: Tokenizer) -> Non
 
     delta = OutputAssembler(tokenizer, SamplingParams()).add(chunk)
 
-    assert joined(delta.pieces) == (Piece("quick brown", drafted=True), Piece(" fox"))
+    assert joined(delta.pieces) == (TextPiece("quick brown", drafted=True), TextPiece(" fox"))
 
 
 def test_a_stop_string_inside_a_round_discards_its_later_tokens_and_asks_to_cancel(tokenizer: Tokenizer) -> None:

@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from outrider.workers.training.export import export, load_export
 from outrider.workers.training.network import Network
 from outrider.workers.training.sampling import continuations
-from outrider.workers.training.shape import Shape
+from outrider.workers.training.shape import ModelSizes
 
 ROOT = Path(__file__).parents[4]
 SCOUT = ROOT / "models" / "scout"
 
-TINY = Shape(
+TINY = ModelSizes(
     vocab_size=96,
     hidden_size=32,
     num_hidden_layers=3,
@@ -95,7 +95,7 @@ def test_transformers_reads_the_bundled_model_as_we_do() -> None:
     prompts = [texts[0] for texts in json.loads((ROOT / "cluster" / "client" / "prompts.json").read_text()).values()]
     tokenizer = AutoTokenizer.from_pretrained(SCOUT)
     theirs = AutoModelForCausalLM.from_pretrained(SCOUT, dtype=torch.float32)
-    ours = load_export(SCOUT, Shape())
+    ours = load_export(SCOUT, ModelSizes())
 
     for prompt in prompts:
         tokens = torch.tensor([tokenizer.encode(prompt)])

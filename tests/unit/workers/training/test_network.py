@@ -8,10 +8,10 @@ from outrider.workers.training.evaluate import unrolled_states
 from outrider.workers.training.muon import orthogonalised
 from outrider.workers.training.network import Network
 from outrider.workers.training.sampling import Noise, continuations
-from outrider.workers.training.shape import Shape
+from outrider.workers.training.shape import ModelSizes
 from outrider.workers.training.train import Recipe, Trainer
 
-TINY = Shape(
+TINY = ModelSizes(
     vocab_size=96,
     hidden_size=32,
     num_hidden_layers=2,

@@ -39,7 +39,7 @@ class _Account:
         return sum(turn.outputs for turn in self.waiting)
 
 
-class Turns:
+class FairQueue:
     """`places` is how many the replicas have together; `move` gives out what is free."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

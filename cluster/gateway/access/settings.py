@@ -1,4 +1,4 @@
-"""How a gateway's door is locked: its certificate, whose tokens it takes, where it answers plain health checks."""
+"""Who may call a gateway: its certificate, the tokens it takes, where it answers plain health checks."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class TlsFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
+class AccessSettings:
     """Paths only: the secrets themselves are read by whoever uses them."""
 
     tls_cert: Path | None = None
