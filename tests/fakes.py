@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 import grpc
 
+from outrider.cluster.api.controller_options import SERVER_OPTIONS
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.serving.cluster_key import interceptors
@@ -296,7 +297,7 @@ class FakeController(cluster_pb2_grpc.ControllerServiceServicer):
         return f"127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=interceptors(self._key))
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors(self._key))
         cluster_pb2_grpc.add_ControllerServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()

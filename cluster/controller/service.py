@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import grpc
 
 import outrider
+from outrider.cluster.api.controller_options import SERVER_OPTIONS
 from outrider.cluster.api.health import Health
 from outrider.cluster.api.load_report import Load
 from outrider.cluster.controller.charge import Charge
@@ -144,8 +145,7 @@ class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
 
 async def serve(charge: Charge, controlled: Controlled, host: str, port: int) -> tuple[grpc.aio.Server, int]:
     """Answers from now on at HOST:PORT, 0 for a free one. OutriderError if it is taken."""
-    options = [("grpc.http2.min_ping_interval_without_data_ms", 10_000), ("grpc.so_reuseport", 0)]
-    server = grpc.aio.server(options=options, interceptors=interceptors(charge.key))
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors(charge.key))
     service = ControllerService(charge.cluster, charge.model_name, charge.model_path, controlled)
     cluster_pb2_grpc.add_ControllerServiceServicer_to_server(service, server)
     Health().add_to(server)

@@ -168,7 +168,7 @@ def test_logs_carry_the_request_and_where_it_ran_but_never_its_text(
 
 def _start_process(controller: str, port: int, *options: str) -> "subprocess.Popen[str]":
     code = (
-        "import sys; from outrider.workers import logs; from outrider.cluster.gateway.server import *;"
+        "import sys; from outrider.workers.types import logs; from outrider.cluster.gateway.server import *;"
         "logs.configure();"
         f"status = run_gateway(GatewaySettings(controller={controller!r}, port={port}, {','.join(options)}));"
         "print([name for name in ('ray', 'torch') if name in sys.modules]); sys.exit(status)"

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from outrider.cluster.api.controller_options import CHANNEL_OPTIONS
 from outrider.cluster.api.errors import UnavailableError
 from outrider.cluster.api.load_report import REPORT_EVERY_S, Load
 from outrider.cluster.gateway.observability.gateway_status import gateway_status
@@ -25,14 +26,6 @@ log = logging.getLogger("outrider.gateway.controller")
 
 ClusterContext = grpc.aio.ServicerContext[Any, Any]
 
-_OPTIONS = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.initial_reconnect_backoff_ms", 200),  # a controller that crashed is back within seconds
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-)
 _ASK_TIMEOUT_S = 5.0
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 2.0
@@ -46,7 +39,7 @@ class ControllerLink:
         self.address = address
         self.connected = False  # the last table came on a stream that still stands
         self._metadata = key_metadata(key)
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = cluster_pb2_grpc.ControllerServiceStub(self._channel)
 
     async def watch(self, on_table: Callable[[RoutingTable], None]) -> None:
