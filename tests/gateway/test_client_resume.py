@@ -13,7 +13,8 @@ from google.rpc import error_details_pb2, status_pb2
 from outrider import AsyncClient, Client
 from outrider.cluster.client_resume import ACCEPT_PATIENCE_S, OVERLOAD_PATIENCE_S, PATIENCE_S, ResumableCall
 from outrider.cluster.errors import GenerationFailedError, UnavailableError
-from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.cluster.gateway.server import Gateway
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.cluster.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
 from outrider.proto import inference_pb2_grpc
 from outrider.workers.outputs import Logprob

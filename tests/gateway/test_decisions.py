@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from outrider.cluster.gateway import router
 from outrider.cluster.gateway.load import BLOCK_TOKENS, EXPECTED_OUTPUT_TOKENS, LoadBook, PrefixKeys
 from outrider.cluster.gateway.router import Candidate, Never, ReplicaId, RoutingTable, Wait
-from outrider.cluster.gateway.server import GatewaySettings
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.cluster.gateway.wire.calls import call_from_wire, call_to_wire
 from outrider.cluster.gateway.wire.events import event_from_wire, event_to_wire
 from outrider.cluster.generation import (
