@@ -8,8 +8,7 @@ import queue
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.progress import Progress
 
@@ -21,21 +20,23 @@ from outrider.workers.text.assembler import OutputDelta, RequestAssembler
 from outrider.workers.text.edge import settled
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.closing import ClosedOnExit
 from outrider.workers.types.errors import EngineStoppedError
+from outrider.workers.types.parameters import parameters_of
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.settings import parameters_of
+from outrider.workers.types.settings import described
 
 Prompt = str | Sequence[int]
 
 
-class LLM:
+class LLM(ClosedOnExit):
     """A model, ready to generate. With several ranks it runs them as local processes.
 
     Raises CheckpointError, ValueError or OutriderError, in one line, if the model or a setting does not do.
     """
 
-    @parameters_of(EngineConfig)
+    @parameters_of(EngineConfig, described(EngineConfig))
     def __init__(self, *model: Any, **settings: Any) -> None:
         config = EngineConfig(*model, **settings)
         self._seed = config.seed
@@ -98,14 +99,6 @@ class LLM:
         atexit.unregister(self.close)
         self._checker.close()
         self._host.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _requests(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None

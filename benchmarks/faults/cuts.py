@@ -9,7 +9,7 @@ from faults.load import LoadGenerator
 from faults.oracle import Transcript, differences
 from faults.requests import ChaosRequest
 
-from outrider.cluster.client import OPTIONS, PLAIN
+from outrider.cluster.client_base import OPTIONS, PLAIN
 from outrider.cluster.client_resume import ResumableCall
 from outrider.cluster.gateway.wire.calls import call_to_wire
 from outrider.cluster.gateway.wire.events import event_from_wire

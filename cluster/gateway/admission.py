@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Annotated, Self
+from typing import Annotated
 
 from outrider.cluster.autoscale import Load
 from outrider.cluster.errors import DuplicateRequestError
 from outrider.cluster.gateway.turns import Turn, Turns
+from outrider.workers.types.closing import ClosedOnExit
 from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.settings import Setting, check_settings
 
@@ -191,7 +191,7 @@ class Admission:
             del self._callers[ticket.caller]
 
 
-class Ticket:
+class Ticket(ClosedOnExit):
     """One request's place. A context manager: leaving gives everything back."""
 
     def __init__(self, admission: Admission, request_id: str, turn: Turn, *, resumed: bool) -> None:
@@ -230,11 +230,3 @@ class Ticket:
     def end_turn(self) -> None:
         """Replicas are done with it: its places are another's, while the client reads."""
         self._admission._turns.leave(self._turn)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -29,7 +29,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from patience import NOTICED_S
 
 from outrider import Client
-from outrider.cluster.client import PLAIN
+from outrider.cluster.client_base import PLAIN
 from outrider.cluster.controller import OWNER_SILENT_S
 from outrider.cluster.gateway_process import free_port
 from outrider.cluster.generation import Event, Output

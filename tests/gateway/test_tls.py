@@ -11,7 +11,7 @@ from gateway.harness import running
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider import AsyncClient, Client, ClientSecurity
-from outrider.cluster.client import PLAIN
+from outrider.cluster.client_base import PLAIN
 from outrider.cluster.errors import InvalidRequestError, UnavailableError
 from outrider.cluster.gateway.door import Door, TlsFiles
 from outrider.cluster.gateway.tls import server_credentials

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from outrider import LLM
+from outrider import LLM, AsyncClient, Client
 from outrider.cluster.cli import app
 from outrider.cluster.config import ServeSettings, SettingsError, load_settings
 from outrider.cluster.gateway.settings import GatewaySettings, SharedGatewaySettings
@@ -87,6 +87,14 @@ def test_the_reference_page_has_each_settings_default_values_and_text() -> None:
     for name, one in settings_of(ServeSettings).items():
         cells = (f"`{name}`", f"`{one.default!r}`", one.values, one.text)
         assert f"| {' | '.join(map(page['cell'], cells))} |" in rows, name
+
+
+@pytest.mark.parametrize("name", ["__init__", "generate", "stream"])
+def test_both_clients_have_the_same_parameters(name: str) -> None:
+    ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (Client, AsyncClient))
+
+    assert ours == theirs
+    assert {"__init__": "patience_s"}.get(name, "chat_template_kwargs") in ours
 
 
 def outside(one: DeclaredSetting) -> list[Any]:

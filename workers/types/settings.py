@@ -11,13 +11,11 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-P = ParamSpec("P")
-R = TypeVar("R")
 T = TypeVar("T")
 REQUIRED = inspect.Parameter.empty  # the default of a setting that has none
 
@@ -161,18 +159,6 @@ def option_words(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def parameters_of(kind: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
-    """Gives a method the parameters of a settings class: for type checkers, editors and `help`."""
-
-    def give(method: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
-        assert isinstance(kind, type)
-        types = get_type_hints(kind)
-        own = [one.replace(annotation=types[name]) for name, one in inspect.signature(kind).parameters.items()]
-        this = next(iter(inspect.signature(method).parameters.values()))
-        signature = inspect.Signature([this.replace(kind=inspect.Parameter.POSITIONAL_ONLY), *own])
-        method.__signature__ = signature  # type: ignore[attr-defined]  # what inspect and editors look at
-        lines = (f"{name}: {one.text} Values: {one.values}." for name, one in settings_of(kind).items())
-        method.__doc__ = "\n".join(filter(None, (method.__doc__, *lines)))
-        return method
-
-    return give
+def described(kind: type) -> str:
+    """A line for each setting of a class, for a docstring."""
+    return "\n".join(f"{name}: {one.text} Values: {one.values}." for name, one in settings_of(kind).items())

@@ -11,7 +11,7 @@ from fakes import FakeController, FakeEngine
 from gateway.every_rpc import CONTROLLER, LEADER, statuses
 
 from outrider.cluster.charge import Charge
-from outrider.cluster.client import PLAIN
+from outrider.cluster.client_base import PLAIN
 from outrider.cluster.gateway.controller_link import ControllerLink
 from outrider.workers.cluster_key import HEADER, draw_key, key_metadata, read_key
 from outrider.workers.config import EngineConfig
