@@ -50,9 +50,11 @@ def setting_options(kind: type, names: Iterable[str]) -> Callable[[Callable[...,
         def run(**values: Any) -> None:  # as typer calls it
             command(given={option.name: values.pop(option.name) for option in options}, **values)
 
-        own = [one for name, one in inspect.signature(command).parameters.items() if name != "given"]
-        run.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined]  # what typer looks at
-        run.__annotations__ = {one.name: one.annotation for one in (*options, *own)}
+        own = inspect.signature(command).parameters.items()
+        offered = [option for name, one in own for option in (options if name == "given" else [one])]
+        keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in offered]
+        run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]  # what typer looks at
+        run.__annotations__ = {one.name: one.annotation for one in keywords}
         return run
 
     return give
@@ -64,6 +66,7 @@ def _option(declared: DeclaredSetting) -> inspect.Parameter:
     option = typer.Option(
         _FLAGS.get(name, f"--{name.replace('_', '-')}"),
         help=declared.text,
+        metavar=_choices(declared),
         show_default=False if default in (None, False, "", REQUIRED) else str(default),
         **_SPECIAL.get(name, {}),
     )
@@ -75,6 +78,13 @@ def _option(declared: DeclaredSetting) -> inspect.Parameter:
         default=REQUIRED if required else None,
         annotation=Annotated[typed, option],
     )
+
+
+def _choices(declared: DeclaredSetting) -> str | None:
+    """What the help shows in place of the type: kl|tv."""
+    setting = declared.setting
+    words = [*map(str, setting.choices), *([f"{setting.least}..{setting.most}"] if setting.is_bounded else [])]
+    return "|".join(words) if setting.choices else None
 
 
 def _typed(declared: DeclaredSetting) -> Any:

@@ -26,12 +26,16 @@ class Setting:
 
     text: str
     _: KW_ONLY
-    choices: tuple[str | None, ...] = ()
+    choices: tuple[str | int | None, ...] = ()
     least: float | None = None
     most: float | None = None
     above: float | None = None
     finite: bool = False
     pattern: str = ""
+
+    @property
+    def is_bounded(self) -> bool:
+        return any(bound is not None for bound in (self.least, self.most, self.above))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +57,7 @@ class DeclaredSetting:
         """The allowed values, in words."""
         setting = self.setting
         words = [f"one of {', '.join(map(str, setting.choices))}"] if setting.choices else []
-        if int in self.types or float in self.types:
+        if (int in self.types or float in self.types) and (setting.is_bounded or not setting.choices):
             words.append(self._numbers())
         if bool in self.types:
             words.append("True, False" if type(None) in self.types else "True or False")
@@ -68,7 +72,8 @@ class DeclaredSetting:
     def _numbers(self) -> str:
         setting, noun = self.setting, "an integer" if int in self.types else "a number"
         if setting.above is not None:
-            return f"{noun} above {setting.above}"
+            at_most = f" and at most {setting.most}" if setting.most is not None else ""
+            return f"{noun} above {setting.above}{at_most}"
         if setting.least is None:
             return noun
         if setting.most is not None:
@@ -96,10 +101,10 @@ class DeclaredSetting:
 
     def _is_allowed(self, value: Any) -> bool:
         setting = self.setting
-        if setting.choices and (value is None or isinstance(value, str)):
-            return value in setting.choices
         if not isinstance(value, self.types) or (isinstance(value, bool) and bool not in self.types):
             return False
+        if setting.choices and not (isinstance(value, int | float) and setting.is_bounded):
+            return value in setting.choices
         if isinstance(value, str):
             return not setting.pattern or re.fullmatch(setting.pattern, value) is not None
         return not isinstance(value, int | float) or self._is_in_bounds(value)
