@@ -56,7 +56,7 @@ async def running(
     *,
     ready: bool = True,
     http_port: int | None = None,
-    door: AccessSettings = AccessSettings(),  # noqa: B008  # frozen
+    access: AccessSettings = AccessSettings(),  # noqa: B008  # frozen
     limits: RequestLimits = RequestLimits(),  # noqa: B008  # frozen
     **settings: object,
 ) -> AsyncIterator[Cluster]:
@@ -67,7 +67,7 @@ async def running(
     leader_address = f"127.0.0.1:{leader.start()}"
     controller = FakeController(str(model), KEY)
     await controller.start()
-    given = {**asdict(door), **asdict(limits), "port": 0, "cluster_key": KEY, **settings}
+    given = {**asdict(access), **asdict(limits), "port": 0, "cluster_key": KEY, **settings}
     given["http_port"] = 0 if http_port is None else http_port or free_port("127.0.0.1")
     gateway = Gateway(GatewaySettings(controller=controller.address, **given))
     await gateway.start()
