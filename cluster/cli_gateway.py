@@ -35,6 +35,7 @@ def gateway_settings(options: Mapping[str, Any]) -> GatewaySettings:
             limits=RequestLimits(**_taken(RequestLimits, values)),
             cluster_key=read_key(str(key_file)) if key_file is not None else "",
             otlp_endpoint=endpoint_in_force(endpoint, os.environ),
+            otlp_metrics_endpoint=endpoint_in_force(endpoint, os.environ, "METRICS"),
         )
     except ValueError as error:
         raise SettingsError(str(error)) from error

@@ -61,6 +61,6 @@ OtlpEndpoint = Annotated[
     str | None,
     typer.Option(
         "--otlp-endpoint",
-        help="OpenTelemetry collector for spans, http://HOST:PORT. [OTEL_EXPORTER_OTLP_ENDPOINT]",
+        help="OpenTelemetry collector for spans and metrics, http://HOST:PORT. [OTEL_EXPORTER_OTLP_ENDPOINT]",
     ),
 ]

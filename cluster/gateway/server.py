@@ -63,6 +63,7 @@ class GatewaySettings:
     share_prefix_cache: bool = False  # among tokens, which then can tell by time what others have asked
     end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
     otlp_endpoint: str = ""  # where spans go; "": nowhere
+    otlp_metrics_endpoint: str = ""  # where gen_ai.server.* metrics go; "": nowhere
     cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/cluster_key.py
     door: Door = field(default_factory=Door)
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -97,7 +98,7 @@ class Gateway:
         self.failure = ""
         self._on_failure = on_failure
         self.metrics = GatewayMetrics()
-        self._known_metrics = KnownMetrics(self.metrics.registry)
+        self._known_metrics = KnownMetrics(self.metrics.registry, settings.otlp_metrics_endpoint, TRACED_AS)
         self.metrics_port = self.http_port = 0
         self._changed = asyncio.Event()
         self._health = Health()
@@ -224,7 +225,7 @@ class Gateway:
         await self._fleet.close()
         await self._controller.close()
         await asyncio.to_thread(self._closers.close)
-        await asyncio.to_thread(self._tracing.close)
+        await asyncio.gather(*(asyncio.to_thread(one.close) for one in (self._tracing, self._known_metrics)))
         logs.event(log, logging.INFO, "gateway stopped")
 
     async def _idle_within(self, seconds: float) -> bool:
