@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from outrider.workers import hub
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, DRAFTERS, MTP, check_speculation
 
@@ -44,15 +45,21 @@ _LEAST = {
 }
 
 
-def resolve_model(model: str) -> Path:
-    """The checkpoint's directory: a bundled model's name, or a path. CheckpointError if there is none."""
+def resolve_model(model: str, *, weights: bool = True) -> Path:
+    """The checkpoint's directory: a bundled model's name, a path, or hf://OWNER/NAME. CheckpointError if there is none.
+
+    A checkpoint on the Hub is fetched; without `weights`, only its small files are.
+    """
+    if hub.is_on_hub(model):
+        return hub.fetch(model, weights=weights)
     if model in BUNDLED_MODELS:
         return Path(__file__).resolve().parent.parent / "models" / model
     path = Path(model).expanduser()
     if not (path / "config.json").is_file():
         known = ", ".join(BUNDLED_MODELS)
         raise CheckpointError(
-            f"unknown model {model!r}: no directory with a config.json of that name, and not a bundled one ({known})"
+            f"unknown model {model!r}: no directory with a config.json of that name, and not a bundled one ({known});"
+            " a checkpoint on the Hugging Face Hub is named hf://OWNER/NAME"
         )
     return path.resolve()
 

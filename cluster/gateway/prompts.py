@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from outrider.cluster.generation import ChatPrompt, GenerateCall, Message, Prompt, TextPrompt, TokenPrompt
+from outrider.workers import hub
 from outrider.workers.text.edge import settled
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.text.tokenizer import Tokenizer
@@ -22,8 +23,9 @@ class PromptEncoder:
         self.tokenizer, self._checker = tokenizer, checker
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """CheckpointError if the checkpoint is not on this machine, or its tokenizer is damaged."""
+    def load(cls, path: str) -> Self:
+        """CheckpointError if the checkpoint is not on this machine nor on the Hub, or its tokenizer is damaged."""
+        folder = hub.fetch(path, weights=False) if hub.is_on_hub(path) else Path(path)
         if not folder.is_dir():
             raise CheckpointError(f"no directory {folder} on the gateway's machine: the tokenizer is read from there")
         return cls(Tokenizer.load(folder), GrammarChecker(folder / "tokenizer.json"))

@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import grpc
 
@@ -244,7 +243,7 @@ class Gateway:
     async def _try_to_learn_model(self) -> bool:
         try:
             model = await self._controller.get_model()
-            self._inference.encoder = await asyncio.to_thread(PromptEncoder.load, Path(model.path))
+            self._inference.encoder = await asyncio.to_thread(PromptEncoder.load, model.path)
             self._inference.model_name = model.name
             self._changed.set()
             logs.event(log, logging.INFO, "model known", model=model.name, fingerprint=model.fingerprint)
