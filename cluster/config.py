@@ -67,6 +67,7 @@ class ServeSettings(BaseModel):
     autoscale_cooldown_s: float = 300.0
     kubernetes_ray_cluster: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$")  # NAMESPACE/NAME
     kubernetes_worker_group: str = "workers"
+    kubernetes_scale_deployment: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$")  # NAMESPACE/NAME
     drain_grace_s: float = Field(default=300.0, ge=0)  # how long a leaving replica may finish its requests
     otlp_endpoint: str | None = None  # of a collector of spans; None: OTEL_EXPORTER_OTLP_ENDPOINT's
 
@@ -159,6 +160,10 @@ class ServeSettings(BaseModel):
 
     def autoscale(self) -> AutoscalePolicy | None:
         """None without an autoscaler. SettingsError if a value is out of its range."""
+        if self.autoscale_max_replicas is not None and self.kubernetes_scale_deployment is not None:
+            raise SettingsError(
+                "autoscale_max_replicas must be unset with kubernetes_scale_deployment: one of them scales"
+            )
         if self.autoscale_max_replicas is None:
             return None
         try:

@@ -18,8 +18,9 @@ from outrider.cluster.acting import Acting
 from outrider.cluster.autoscale import Autoscaler, Load, WaitingLoads
 from outrider.cluster.charge import Charge
 from outrider.cluster.controller_service import serve
+from outrider.cluster.kubernetes_scaling import follow, machine_provider, wanted_replicas
 from outrider.cluster.leftovers import remove_all_but
-from outrider.cluster.machines import MachineKeeper, MachineProvider, Need, RayPlacement, unused
+from outrider.cluster.machines import MachineKeeper, Need, unused
 from outrider.cluster.names import controller_name
 from outrider.cluster.nodes import draining_nodes, survey
 from outrider.cluster.reconcile import Action, Goal, Phase, reconcile
@@ -52,7 +53,7 @@ class Controller:
         self._ever_ready = self._ending = False
         self._autoscaler = Autoscaler(charge.autoscale, charge.engine.max_num_seqs) if charge.autoscale else None
         self._waiting = WaitingLoads()
-        self._machines = MachineKeeper(_provider(charge), self._machines_needed)
+        self._machines = MachineKeeper(machine_provider(charge), self._machines_needed)
         self._table = RouteTable()
         self._background: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
@@ -77,6 +78,7 @@ class Controller:
             asyncio.create_task(self._reconcile_forever(), name="reconcile"),
             asyncio.create_task(self._machines.keep(), name="machines"),
             asyncio.create_task(self._watch_nodes(), name="nodes"),
+            asyncio.create_task(follow(wanted_replicas(self._charge), self), name="scale"),
         ]
         return self._address
 
@@ -289,11 +291,3 @@ class Controller:
             leaving=replica.leaving,
             retry_at=replica.retry_at if self._ever_ready else None,
         )
-
-
-def _provider(charge: Charge) -> MachineProvider:
-    if charge.kubernetes_ray_cluster is None:
-        return RayPlacement()
-    from outrider.cluster.kubernetes import RayClusterMachines, connect  # a second's import that few need
-
-    return RayClusterMachines(connect(), charge.kubernetes_ray_cluster, charge.kubernetes_worker_group)

@@ -35,7 +35,7 @@ class Ended:
 class KnownMetrics:
     """Of one gateway. `model` is the served one's name."""
 
-    def __init__(self, registry: CollectorRegistry, otlp_endpoint: str, service: str) -> None:
+    def __init__(self, registry: CollectorRegistry, otlp_endpoint: str = "", service: str = "") -> None:
         """`otlp_endpoint`: where `gen_ai.server.*` go too, as `service`; "": nowhere. OutriderError if they cannot."""
 
         def gauge(name: str, text: str) -> Gauge:

@@ -74,6 +74,7 @@ def make_charge(settings: ServeSettings) -> Charge:
         autoscale=settings.autoscale(),
         kubernetes_ray_cluster=settings.kubernetes_ray_cluster,
         kubernetes_worker_group=settings.kubernetes_worker_group,
+        kubernetes_scale_deployment=settings.kubernetes_scale_deployment,
         otlp_endpoint=otlp_endpoint,
     )
 
