@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 PAIRS = (
     ("def add(a, b):\n    return", " a + b"),
     ("def add(a, b):\n    return", " b"),
-    ("import", " os"),
+    ("import numpy as", " np"),
     ("The kernel schedules", " every process, and then it runs"),
     ("class Stack:\n    def __init__(self):\n        self", ".items = []"),
 )
