@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-CLIENTS := sdks llama-index lm-eval aiperf guidellm
+CLIENTS := sdks llama-index lm-eval aiperf guidellm xgrammar
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test test-full test-clients check format proto wheel wheel-demo docs clean
