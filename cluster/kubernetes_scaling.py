@@ -52,14 +52,18 @@ def wanted_replicas(charge: Charge) -> WantedReplicas | None:
 
 
 async def follow(wanted: WantedReplicas | None, controller: Scaled, every_s: float = _EVERY_S) -> None:
-    """Keeps the controller's number of replicas at what is wanted, until cancelled."""
-    problem = ""
+    """Takes over each number of replicas that is wanted when it changes, until cancelled.
+
+    Between changes the number is a user's: `outrider upgrade` needs one more for a while.
+    """
+    problem, before = "", None
     while wanted is not None:
         try:
             replicas = await asyncio.to_thread(wanted.read)
             problem = ""
-            if replicas != controller.desired:
+            if replicas not in (before, controller.desired):
                 await controller.scale(replicas)
+            before = replicas
         except OutriderError as error:
             if str(error) != problem:
                 problem = str(error)

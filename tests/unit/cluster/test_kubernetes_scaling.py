@@ -57,6 +57,21 @@ def test_the_controller_follows_each_change_and_an_error_changes_nothing(
     assert len(caplog.records) == (1 if "gone" in answers else 0), "a problem is said once"
 
 
+def test_a_number_that_a_user_sets_stays_until_the_wanted_one_changes() -> None:
+    async def scenario() -> None:
+        controller, wanted = Controller(), Wanted([3])
+        task = asyncio.create_task(follow(wanted, controller, every_s=0.001))
+        await eventually(lambda: controller.desired == 3)
+        await controller.scale(4)
+        await asyncio.sleep(0.05)
+        assert controller.scaled == [3, 4]
+        wanted.left = [2]
+        await eventually(lambda: controller.scaled == [3, 4, 2])
+        task.cancel()
+
+    asyncio.run(scenario())
+
+
 def test_without_a_deployment_nothing_is_followed() -> None:
     asyncio.run(asyncio.wait_for(follow(None, Controller()), timeout=10))
 
