@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+CLIENTS := sdks llama-index lm-eval aiperf guidellm xgrammar
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-full check format proto wheel wheel-demo docs clean
+.PHONY: demo test test-full test-clients check format proto wheel wheel-demo docs clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "outrider needs Python 3.11 or newer; set PYTHON=" >&2; exit 1; }
@@ -21,6 +22,25 @@ test: $(STAMP)  ## the fast tests; says what it skips and why
 
 test-full: $(STAMP)  ## everything, the long grids included
 	$(BIN)/python -m pytest
+
+# Each client has an environment of its own, since their requirements conflict. It sees the packages of .venv last.
+.venv-clients/%/.installed: tests/clients/requirements/%.txt $(STAMP)
+	@echo "installing $* into .venv-clients/$*"
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(BIN)/python -c "$$purelib" > "$$($(@D)/bin/python -c "$$purelib")/outrider.pth"
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+.venv-clients/ai-sdk/.installed: tests/clients/ai-sdk/package.json
+	mkdir -p $(@D) && cp $< $(@D)
+	npm install --silent --no-audit --no-fund --prefix $(@D)
+	touch $@
+
+test-clients: $(STAMP) $(CLIENTS:%=.venv-clients/%/.installed)  ## other projects' clients and benchmarks, installed from their packages
+	if command -v npm > /dev/null; then $(MAKE) .venv-clients/ai-sdk/.installed; fi
+	PYTHONPATH=src .venv-clients/sdks/bin/python -m pytest tests/gateway/http/test_clients.py
+	$(BIN)/python -m pytest tests/clients
 
 check: $(STAMP)  ## static checks
 	$(BIN)/ruff format --check .

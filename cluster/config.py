@@ -68,6 +68,13 @@ class ServeSettings(EngineConfig, SharedGatewaySettings):
         ),
     ] = None
     kubernetes_worker_group: Annotated[str, Setting("Worker group of kubernetes_ray_cluster.")] = "workers"
+    kubernetes_scale_deployment: Annotated[
+        str | None,
+        Setting(
+            "NAMESPACE/NAME of a Deployment whose number of pods is the number of replicas. By default none.",
+            pattern=r"[a-z0-9-]+/[a-z0-9.-]+",
+        ),
+    ] = None
     drain_grace_s: Annotated[
         float, Setting("Seconds that a leaving replica may finish its requests before they move.", least=0)
     ] = 300.0
@@ -106,6 +113,10 @@ class ServeSettings(EngineConfig, SharedGatewaySettings):
     @property
     def autoscale(self) -> AutoscalePolicy | None:
         """None without an autoscaler."""
+        if self.autoscale_max_replicas is not None and self.kubernetes_scale_deployment is not None:
+            raise ValueError(
+                "autoscale_max_replicas must be unset with kubernetes_scale_deployment: one of them scales"
+            )
         if self.autoscale_max_replicas is None:
             return None
         return AutoscalePolicy(

@@ -28,6 +28,7 @@ from outrider.cluster.ray_session import RaySession, import_ray
 from outrider.workers.config import resolve_model
 from outrider.workers.serving.cluster_key import draw_key, read_key
 from outrider.workers.serving.tracing import open_tracing
+from outrider.workers.types import hub
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model_config import ModelConfig
 
@@ -44,7 +45,12 @@ def make_charge(settings: ServeSettings) -> Charge:
     """What the controller is to run. OutriderError if the model is unknown or cannot be split that way, or spans cannot
     be sent."""
     engine = settings.engine
-    path = resolve_model(engine.model)
+    path = resolve_model(engine.model, weights=False)
+    named, location = path.name, str(path)
+    if hub.is_on_hub(engine.model):
+        # Every rank and gateway fetches the commit that this process found.
+        named, location = hub.name_of(engine.model), hub.pinned(engine.model, path)
+        engine = dataclasses.replace(engine, model=location)
     otlp_endpoint = settings.spans_go_to(os.environ)
     open_tracing(otlp_endpoint, settings.name).close()  # better known now than from a rank
     try:
@@ -54,8 +60,8 @@ def make_charge(settings: ServeSettings) -> Charge:
         raise OutriderError(str(error)) from error
     return Charge(
         cluster=settings.name,
-        model_name=path.name,
-        model_path=str(path),
+        model_name=named,
+        model_path=location,
         engine=engine,
         plan=plan,
         key=read_key(str(settings.cluster_key_file)) if settings.cluster_key_file else draw_key(),
@@ -68,6 +74,7 @@ def make_charge(settings: ServeSettings) -> Charge:
         autoscale=settings.autoscale,
         kubernetes_ray_cluster=settings.kubernetes_ray_cluster,
         kubernetes_worker_group=settings.kubernetes_worker_group,
+        kubernetes_scale_deployment=settings.kubernetes_scale_deployment,
         otlp_endpoint=otlp_endpoint,
     )
 

@@ -1,4 +1,4 @@
-"""A collector of spans: OpenTelemetry's own gRPC service, in this process."""
+"""A collector of spans and metrics: OpenTelemetry's own gRPC services, in this process."""
 
 import threading
 from collections.abc import Iterator
@@ -7,15 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """`spans` by service's name, as they came."""
+    """`spans` by service's name, as they came; the last of each of `metrics` by its name."""
 
     def __init__(self) -> None:
         self.address = ""
+        self.metrics: dict[str, Metric] = {}
         self.spans: list[tuple[str, Span]] = []
         self._heard = threading.Condition()
 
@@ -36,11 +39,26 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return self.named(name)
 
 
+class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
+    """The part of a collector that gets metrics."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def Export(self, request, context):  # noqa: ANN001, ANN201, N802
+        for resource in request.resource_metrics:
+            assert attributes(resource.resource)["service.instance.id"]
+            for scope in resource.scope_metrics:
+                self._collector.metrics |= {one.name: one for one in scope.metrics}
+        return metrics_service_pb2.ExportMetricsServiceResponse()
+
+
 @contextmanager
 def collecting() -> Iterator[Collector]:
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(collector), server)
     collector.address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:

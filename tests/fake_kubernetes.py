@@ -28,6 +28,10 @@ class FakeKubernetes:
         configuration = kubernetes.client.Configuration(host=f"http://127.0.0.1:{self._server.server_port}")
         return kubernetes.client.CustomObjectsApi(kubernetes.client.ApiClient(configuration))
 
+    @property
+    def deployments(self) -> kubernetes.client.AppsV1Api:
+        return kubernetes.client.AppsV1Api(self.api.api_client)
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()

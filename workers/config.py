@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated
 
+from outrider.workers.types import hub
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, DRAFTERS, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.types.settings import Setting, check_settings
@@ -22,15 +23,21 @@ COUPLED = "coupled"
 VERIFICATIONS = (COUPLED, "rejection", "block")
 
 
-def resolve_model(model: str) -> Path:
-    """The checkpoint's directory: a bundled model's name, or a path. CheckpointError if there is none."""
+def resolve_model(model: str, *, weights: bool = True) -> Path:
+    """The checkpoint's directory: a bundled model's name, a path, or hf://OWNER/NAME. CheckpointError if there is none.
+
+    A checkpoint on the Hub is fetched; without `weights`, only its small files are.
+    """
+    if hub.is_on_hub(model):
+        return hub.fetch(model, weights=weights)
     if model in BUNDLED_MODELS:
         return Path(__file__).resolve().parent.parent / "models" / model
     path = Path(model).expanduser()
     if not (path / "config.json").is_file():
         known = ", ".join(BUNDLED_MODELS)
         raise CheckpointError(
-            f"unknown model {model!r}: no directory with a config.json of that name, and not a bundled one ({known})"
+            f"unknown model {model!r}: no directory with a config.json of that name, and not a bundled one ({known});"
+            " a checkpoint on the Hugging Face Hub is named hf://OWNER/NAME"
         )
     return path.resolve()
 

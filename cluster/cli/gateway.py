@@ -19,7 +19,10 @@ def gateway_settings(given: Mapping[str, Any]) -> GatewaySettings:
     try:
         settings = GatewaySettings(**{name: value for name, value in given.items() if value is not None})
         endpoint = endpoint_in_force(settings.otlp_endpoint, os.environ)
+        metrics_endpoint = endpoint_in_force(settings.otlp_endpoint, os.environ, "METRICS")
     except ValueError as error:
         raise SettingsError(str(error)) from error
     key = read_key(str(settings.cluster_key_file)) if settings.cluster_key_file is not None else ""
-    return dataclasses.replace(settings, otlp_endpoint=endpoint, cluster_key=key)
+    return dataclasses.replace(
+        settings, otlp_endpoint=endpoint, otlp_metrics_endpoint=metrics_endpoint, cluster_key=key
+    )

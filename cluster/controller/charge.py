@@ -34,6 +34,7 @@ class Charge:
     autoscale: AutoscalePolicy | None = None  # None: as many replicas as `outrider scale` says
     kubernetes_ray_cluster: str | None = None  # NAMESPACE/NAME, whose worker group follows the number of replicas
     kubernetes_worker_group: str = "workers"
+    kubernetes_scale_deployment: str | None = None  # NAMESPACE/NAME, whose number of pods is the number of replicas
     otlp_endpoint: str = ""  # where spans go; "": nowhere
 
     @property

@@ -18,8 +18,9 @@ from outrider.cluster.controller import record, roster
 from outrider.cluster.controller.acting import Acting
 from outrider.cluster.controller.autoscale import Autoscaler, WaitingLoads
 from outrider.cluster.controller.charge import Charge
+from outrider.cluster.controller.kubernetes_scaling import follow, machine_provider, wanted_replicas
 from outrider.cluster.controller.leftovers import remove_all_but
-from outrider.cluster.controller.machines import MachineKeeper, MachineProvider, Need, RayPlacement, unused
+from outrider.cluster.controller.machines import MachineKeeper, Need, unused
 from outrider.cluster.controller.names import controller_name
 from outrider.cluster.controller.nodes import draining_nodes, survey
 from outrider.cluster.controller.reconcile import Action, Goal, Phase, reconcile
@@ -53,7 +54,7 @@ class Controller:
         self._ever_ready = self._ending = False
         self._autoscaler = Autoscaler(charge.autoscale, charge.engine.max_num_seqs) if charge.autoscale else None
         self._waiting = WaitingLoads()
-        self._machines = MachineKeeper(_provider(charge), self._machines_needed)
+        self._machines = MachineKeeper(machine_provider(charge), self._machines_needed)
         self._table = RouteTable()
         self._background: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
@@ -78,6 +79,7 @@ class Controller:
             asyncio.create_task(self._reconcile_forever(), name="reconcile"),
             asyncio.create_task(self._machines.keep(), name="machines"),
             asyncio.create_task(self._watch_nodes(), name="nodes"),
+            asyncio.create_task(follow(wanted_replicas(self._charge), self), name="scale"),
         ]
         return self._address
 
@@ -290,11 +292,3 @@ class Controller:
             leaving=replica.leaving,
             retry_at=replica.retry_at if self._ever_ready else None,
         )
-
-
-def _provider(charge: Charge) -> MachineProvider:
-    if charge.kubernetes_ray_cluster is None:
-        return RayPlacement()
-    from outrider.cluster.controller.kubernetes import RayClusterMachines, connect  # a second's import that few need
-
-    return RayClusterMachines(connect(), charge.kubernetes_ray_cluster, charge.kubernetes_worker_group)

@@ -1,6 +1,6 @@
-"""The provider of machines on Kubernetes: patches one worker group of one RayCluster.
+"""The provider of machines on Kubernetes: patches one worker group of one RayCluster. Reads one Deployment's scale.
 
-There a model replica is a KubeRay replica. Reads and patches that one object, by name, and asks for no other right.
+There a model replica is a KubeRay replica. Reads and patches these objects by name, and asks for no other right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,16 @@ JSON_PATCH = "application/json-patch+json"
 
 
 def connect() -> kubernetes.client.CustomObjectsApi:
+    _load("kubernetes_ray_cluster")
+    return kubernetes.client.CustomObjectsApi()
+
+
+def connect_to_deployments() -> kubernetes.client.AppsV1Api:
+    _load("kubernetes_scale_deployment")
+    return kubernetes.client.AppsV1Api()
+
+
+def _load(setting: str) -> None:
     """As the pod's service account, or, outside a cluster, as the user's kubeconfig says."""
     try:
         kubernetes.config.load_incluster_config()
@@ -26,10 +36,7 @@ def connect() -> kubernetes.client.CustomObjectsApi:
         try:
             kubernetes.config.load_kube_config()
         except kubernetes.config.ConfigException as error:
-            raise OutriderError(
-                f"kubernetes_ray_cluster is set, and there is no access to Kubernetes: {error}"
-            ) from error
-    return kubernetes.client.CustomObjectsApi()
+            raise OutriderError(f"{setting} is set, and there is no access to Kubernetes: {error}") from error
 
 
 class RayClusterMachines:
@@ -61,6 +68,27 @@ class RayClusterMachines:
 
     def _label(self) -> str:
         return f"RayCluster {self._namespace}/{self._name}"
+
+
+class DeploymentScale:
+    """Implements WantedReplicas: how many pods a Deployment is to have."""
+
+    def __init__(self, api: kubernetes.client.AppsV1Api, deployment: str) -> None:
+        """`deployment`: NAMESPACE/NAME."""
+        self._api, self._deployment = api, deployment
+        self._namespace, _, self._name = deployment.partition("/")
+
+    def read(self) -> int:
+        try:
+            scale: Any = self._api.read_namespaced_deployment_scale(
+                self._name, self._namespace, _request_timeout=TIMEOUT_S
+            )
+        except ApiException as error:
+            answer = f"Kubernetes answered {error.status} {error.reason}"
+            raise OutriderError(f"Deployment {self._deployment}: {answer}") from error
+        except HTTPError as error:
+            raise OutriderError(f"Deployment {self._deployment}: Kubernetes does not answer: {error}") from error
+        return int(scale.spec.replicas or 0)
 
 
 def patch(cluster: Mapping[str, Any], worker_group: str, need: Need) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
 
@@ -51,7 +50,7 @@ class Gateway:
         self.failure = ""
         self._on_failure = on_failure
         self.metrics = GatewayMetrics()
-        self._known_metrics = KnownMetrics(self.metrics.registry)
+        self._known_metrics = KnownMetrics(self.metrics.registry, settings.otlp_metrics_endpoint, TRACED_AS)
         self.metrics_port = self.http_port = 0
         self._changed = asyncio.Event()
         self._health = Health()
@@ -178,7 +177,7 @@ class Gateway:
         await self._fleet.close()
         await self._controller.close()
         await asyncio.to_thread(self._closers.close)
-        await asyncio.to_thread(self._tracing.close)
+        await asyncio.gather(*(asyncio.to_thread(one.close) for one in (self._tracing, self._known_metrics)))
         logs.event(log, logging.INFO, "gateway stopped")
 
     async def _idle_within(self, seconds: float) -> bool:
@@ -197,7 +196,7 @@ class Gateway:
     async def _try_to_learn_model(self) -> bool:
         try:
             model = await self._controller.get_model()
-            self._inference.encoder = await asyncio.to_thread(PromptEncoder.load, Path(model.path))
+            self._inference.encoder = await asyncio.to_thread(PromptEncoder.load, model.path)
             self._inference.model_name = model.name
             self._changed.set()
             logs.event(log, logging.INFO, "model known", model=model.name, fingerprint=model.fingerprint)

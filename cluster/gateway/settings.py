@@ -36,7 +36,9 @@ class SharedGatewaySettings(AccessSettings, AdmissionLimits, RequestLimits):
     ] = False
     otlp_endpoint: Annotated[
         str | None,
-        Setting("OpenTelemetry collector for spans, http://HOST:PORT. By default OTEL_EXPORTER_OTLP_ENDPOINT."),
+        Setting(
+            "OpenTelemetry collector of spans and metrics, http://HOST:PORT. By default OTEL_EXPORTER_OTLP_ENDPOINT."
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -68,4 +70,5 @@ class GatewaySettings(SharedGatewaySettings):
         float, Setting("Seconds that requests of a lost replica wait for another one.", least=0)
     ] = 600.0
     end_with_stdin: Annotated[bool, Setting("Drain when standard input closes.")] = False
+    otlp_metrics_endpoint: str = ""  # from otlp_endpoint and the environment; "": nowhere
     cluster_key: str = field(default="", repr=False)  # read from cluster_key_file

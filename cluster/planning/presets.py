@@ -15,7 +15,7 @@ def load_shape(model: str) -> ModelConfig:
     if model in PRESETS:
         return ModelConfig.load(_MODELS / PRESETS[model])
     try:
-        return ModelConfig.load(resolve_model(model))
+        return ModelConfig.load(resolve_model(model, weights=False))
     except CheckpointError as error:
         if "unknown model" not in str(error):
             raise

@@ -33,7 +33,7 @@ def _all(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]
 def lines() -> list[str]:
     """Without a build's own suffix: +cpu and +cu130 are the same version."""
     seen: set[tuple[str, frozenset[str]]] = set()
-    _all("outrider", frozenset({"otel"}), seen)
+    _all("outrider", frozenset({"otel", "huggingface"}), seen)
     names = sorted({name for name, _ in seen})
     return [f"{name}=={metadata.version(name).partition('+')[0]}\n" for name in names]
 

@@ -24,6 +24,10 @@ KINDS = (
     "ConfigMap",
     "Job",
     "Pod",
+    "Ingress",
+    "HTTPRoute",
+    "InferencePool",
+    "ScaledObject",
 )
 
 
@@ -130,7 +134,7 @@ def test_with_autoscaling_the_deployment_leaves_the_number_to_the_autoscaler() -
 
 
 def test_the_gateways_service_names_the_protocol(rendered: Rendered) -> None:
-    (port,) = rendered.one("Service", "-gateway")["spec"]["ports"]
+    port = rendered.one("Service", "-gateway")["spec"]["ports"][0]
 
     assert (port["name"], port["port"], port["appProtocol"]) == ("grpc", 50051, "grpc")
 

@@ -13,7 +13,7 @@ from ray.scripts.scripts import start
 
 ALWAYS = ("1.25", "1.37")
 SUPPORTED = tuple(f"1.{minor}" for minor in range(25, 38))
-CUSTOM = ("RayCluster", "PodMonitor", "PrometheusRule")
+CUSTOM = ("RayCluster", "PodMonitor", "PrometheusRule", "HTTPRoute", "InferencePool", "ScaledObject")
 
 
 def problems(one: Object, version: str) -> list[str]:

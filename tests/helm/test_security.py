@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from helm.rendering import Object, Pod, Rendered, example, render, with_values
+from helm.rendering import EXAMPLES, Object, Pod, Rendered, example, render, values_of, with_values
 
 MANY = ("worker", "head", "gateway")
 SECRET_NAMES = re.compile(r"token|password|secret|api_?key|credential", re.IGNORECASE)
@@ -135,7 +135,9 @@ def test_19_the_chart_renders_no_secret(rendered: Rendered) -> None:
 def test_20_no_secret_stands_in_an_environment_variable(rendered: Rendered) -> None:
     for name, container in rendered.containers():
         for one in container.get("env", []):
-            if SECRET_NAMES.search(one["name"]) and not one["name"].endswith("_FILE"):
+            if one["name"].endswith(("_FILE", "_PATH")):
+                assert one["value"].startswith("/"), f"{name}: {one['name']}"
+            elif SECRET_NAMES.search(one["name"]):
                 assert set(one) == {"name", "valueFrom"}, f"{name}: {one['name']}"
                 assert set(one["valueFrom"]) == {"secretKeyRef"}
 
@@ -201,13 +203,22 @@ def test_28_no_pod_gets_a_service_accounts_token_by_default(rendered: Rendered) 
 
 
 def test_29_the_role_is_for_this_raycluster_by_name_get_and_patch(rendered: Rendered) -> None:
-    assert rendered.one("Role")["rules"] == [
+    cluster, *followed = rendered.one("Role")["rules"]
+    assert cluster == {
+        "apiGroups": ["ray.io"],
+        "resources": ["rayclusters"],
+        "resourceNames": [rendered.one("RayCluster")["metadata"]["name"]],
+        "verbs": ["get", "patch"],
+    }
+    of_keda = rendered.of("ScaledObject")
+    assert followed == [
         {
-            "apiGroups": ["ray.io"],
-            "resources": ["rayclusters"],
-            "resourceNames": [rendered.one("RayCluster")["metadata"]["name"]],
-            "verbs": ["get", "patch"],
+            "apiGroups": ["apps"],
+            "resources": ["deployments/scale"],
+            "resourceNames": [one["spec"]["scaleTargetRef"]["name"]],
+            "verbs": ["get"],
         }
+        for one in of_keda
     ]
 
 
@@ -350,11 +361,15 @@ def _labels(component: str) -> dict[str, str]:
     }
 
 
-def test_40_a_service_of_the_type_that_is_asked_for_is_the_only_way_in_from_outside(rendered: Rendered) -> None:
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_40_only_what_is_asked_for_is_a_way_in_from_outside(name: str) -> None:
+    rendered, asked = example(name), values_of(name).get("gateway", {})
     for service in rendered.of("Service"):
         if service["spec"].get("type", "ClusterIP") != "ClusterIP":
             assert service["metadata"]["name"].endswith("-gateway")
-    assert not {one["kind"] for one in rendered.objects} & {"Ingress", "Gateway", "GRPCRoute"}
+    assert not {one["kind"] for one in rendered.objects} & {"Gateway", "GRPCRoute"}
+    for kind, key in (("Ingress", "ingress"), ("HTTPRoute", "httpRoute")):
+        assert len(rendered.of(kind)) == asked.get(key, {}).get("enabled", False)
 
 
 def test_41_selectors_select_exactly_one_component(rendered: Rendered) -> None:

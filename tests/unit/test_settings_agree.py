@@ -59,7 +59,7 @@ def test_serve_has_every_setting_of_the_engine_and_of_a_gateway(part: type) -> N
 
 @pytest.mark.parametrize("kind", [ServeSettings, GatewaySettings])
 def test_every_field_of_the_settings_has_a_text(kind: type) -> None:
-    internal = {"cluster_key"}
+    internal = {"cluster_key", "otlp_metrics_endpoint"}
 
     assert {field.name for field in dataclasses.fields(kind)} - internal == set(settings_of(kind))
     assert [name for name, one in settings_of(kind).items() if not re.fullmatch(r"[\w\"].*[.]", one.text)] == []

@@ -45,10 +45,7 @@ class OpenTelemetry:
 
     def __init__(self, endpoint: str, service: str) -> None:
         """`service` is this process's name, unless OpenTelemetry's variables give it another."""
-        resource = Resource.create()
-        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
-            resource = resource.merge(Resource({SERVICE_NAME: service}))
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider = TracerProvider(resource=resource_of(service), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         self._tracer = self._provider.get_tracer(_SCOPE)
 
@@ -62,3 +59,11 @@ class OpenTelemetry:
         last = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         last.start()
         last.join(_LAST_SPANS_S)
+
+
+def resource_of(service: str) -> Resource:
+    """This process, called `service` unless OpenTelemetry's variables give it another name."""
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: service}))
+    return resource

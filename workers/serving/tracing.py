@@ -11,8 +11,6 @@ from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.trace_context import TraceContext
 
 Attributes = Mapping[str, str | bool | int | float | Sequence[str]]
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
 class Span(Protocol):
@@ -54,19 +52,23 @@ class NoTracing:
         """Nothing is there to be sent."""
 
 
-def endpoint_in_force(option: str | None, environment: Mapping[str, str]) -> str:
-    """The collector that spans go to: the option's, else what OpenTelemetry's own variables say; "" for none.
+def endpoint_in_force(option: str | None, environment: Mapping[str, str], signal: str = "TRACES") -> str:
+    """The collector that spans (or METRICS) go to: the option's, else what OpenTelemetry's variables say; "": none.
 
+    The option asks for spans, whatever the variables say; OTEL_METRICS_EXPORTER=none turns metrics off also then.
     ValueError names what says something that cannot be.
     """
-    named = {"otlp_endpoint": option, **{name: environment.get(name) for name in _ENDPOINTS}}
+    variables = (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    named = {"otlp_endpoint": option, **{name: environment.get(name) for name in variables}}
     source, endpoint = next(((name, value) for name, value in named.items() if value), ("", ""))
-    off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    if not endpoint or (not option and (off or environment.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp")):
+    off = not option and environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    other = environment.get(f"OTEL_{signal}_EXPORTER", "otlp") != "otlp" and not (option and signal == "TRACES")
+    if not endpoint or off or other:
         return ""
     if not endpoint.startswith(("http://", "https://")):
         raise ValueError(f"{source} must be http://HOST:PORT or https://HOST:PORT, got {endpoint!r}")
-    protocol = next((environment[name] for name in _PROTOCOLS if environment.get(name)), "grpc")
+    protocols = (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    protocol = next((environment[name] for name in protocols if environment.get(name)), "grpc")
     if protocol != "grpc":
         raise ValueError(
             f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, which is all that is spoken here, got {protocol!r}"

@@ -87,6 +87,7 @@ class CallRecord:
             token_s=None if first_token_s is None or later < 1 else (seconds - first_token_s) / later,
             usage=stream.usage,
             finish_reasons=list(stream.finish_reasons.values()),
+            error="" if self.status in _OK else self.status,
         )
 
     @property

@@ -9,6 +9,7 @@ from outrider.cluster.api.generation import ChatPrompt, GenerateCall, Message, P
 from outrider.workers.text.edge import settled
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types import hub
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.tools import Arguments, Tools
@@ -22,8 +23,9 @@ class PromptEncoder:
         self.tokenizer, self._checker = tokenizer, checker
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """CheckpointError if the checkpoint is not on this machine, or its tokenizer is damaged."""
+    def load(cls, path: str) -> Self:
+        """CheckpointError if the checkpoint is not on this machine nor on the Hub, or its tokenizer is damaged."""
+        folder = hub.fetch(path, weights=False) if hub.is_on_hub(path) else Path(path)
         if not folder.is_dir():
             raise CheckpointError(f"no directory {folder} on the gateway's machine: the tokenizer is read from there")
         return cls(Tokenizer.load(folder), GrammarChecker(folder / "tokenizer.json"))

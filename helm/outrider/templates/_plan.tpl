@@ -6,7 +6,10 @@
 {{- include "outrider.checkModel" . -}}
 {{- include "outrider.checkReplicas" . -}}
 {{- include "outrider.checkWeights" . -}}
+{{- include "outrider.checkHub" . -}}
 {{- include "outrider.checkDoor" . -}}
+{{- include "outrider.checkHttp" . -}}
+{{- include "outrider.checkScaling" . -}}
 {{- end }}
 
 {{- define "outrider.checkName" -}}
@@ -102,7 +105,7 @@ fp8
 {{- define "outrider.checkWeights" -}}
 {{- $w := .Values.weights -}}
 {{- if and (eq $w.source "bundled") (ne .Values.model.path "scout") -}}
-{{- fail (printf "weights.source: bundled holds scout alone, and model.path is %q: choose claim, objectStore or nodeCache" .Values.model.path) -}}
+{{- fail (printf "weights.source: bundled holds scout alone, and model.path is %q: choose claim, objectStore, nodeCache or huggingFace" .Values.model.path) -}}
 {{- end -}}
 {{- if and (ne $w.source "bundled") (not (hasPrefix (printf "%s/" $w.mountPath) (printf "%s/" .Values.model.path))) -}}
 {{- fail (printf "model.path: must be %s or below it with weights.source %s, got %q" $w.mountPath $w.source .Values.model.path) -}}
@@ -115,6 +118,53 @@ fp8
 {{- end -}}
 {{- if and (has $w.source (list "objectStore" "nodeCache")) (not $w.objectStore.rcloneConfigSecret) -}}
 {{- fail (printf "weights.objectStore.rcloneConfigSecret: weights.source %s needs the Secret with rclone.conf" $w.source) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "outrider.checkHub" -}}
+{{- if and (eq .Values.weights.source "huggingFace") (not .Values.weights.huggingFace.model) -}}
+{{- fail "weights.huggingFace.model: weights.source huggingFace needs hf://OWNER/NAME" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "outrider.checkHttp" -}}
+{{- $g := .Values.gateway -}}
+{{- range $key := list "ingress" "httpRoute" "inferencePool" -}}
+{{- if and (get $g $key).enabled (not $g.http.port) -}}
+{{- fail (printf "gateway.http.port: gateway.%s.enabled needs a port, got 0" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $g.httpRoute.enabled (not $g.httpRoute.parentRefs) -}}
+{{- fail "gateway.httpRoute.parentRefs: an HTTPRoute needs a Gateway to attach to" -}}
+{{- end -}}
+{{- if and $g.inferencePool.enabled (not $g.inferencePool.endpointPicker) -}}
+{{- fail "gateway.inferencePool.endpointPicker: an InferencePool needs the picker's Service" -}}
+{{- end -}}
+{{- if and $g.inferencePool.enabled (or .Values.auth.existingSecret .Values.tls.clientCaExistingSecret) -}}
+{{- fail "gateway.inferencePool.enabled: the endpoint picker reads /metrics without a token or certificate; check callers at the Gateway, and leave auth.existingSecret and tls.clientCaExistingSecret empty" -}}
+{{- end -}}
+{{- end }}
+
+{{- define "outrider.checkScaling" -}}
+{{- $keda := .Values.scaling.keda -}}
+{{- if and $keda.enabled (not .Values.scaling.enabled) -}}
+{{- fail "scaling.keda.enabled: needs scaling.enabled, or nothing could be scaled" -}}
+{{- end -}}
+{{- if and $keda.enabled .Values.scaling.autoscale.enabled -}}
+{{- fail "scaling.keda.enabled: scaling.autoscale.enabled sets the number of replicas already: choose one" -}}
+{{- end -}}
+{{- if and $keda.enabled (not $keda.serverAddress) -}}
+{{- fail "scaling.keda.serverAddress: KEDA needs Prometheus" -}}
+{{- end -}}
+{{- $gang := .Values.gangScheduling -}}
+{{- if and $gang.queue (has $gang.scheduler (list "" "scheduler-plugins")) -}}
+{{- fail (printf "gangScheduling.queue: scheduler %q knows no queues" $gang.scheduler) -}}
+{{- end -}}
+{{- if and (has $gang.scheduler (list "kueue" "kai")) (not $gang.queue) -}}
+{{- fail (printf "gangScheduling.queue: scheduler %s needs one" $gang.scheduler) -}}
+{{- end -}}
+{{- if and (eq $gang.scheduler "kueue") .Values.scaling.enabled -}}
+{{- fail "scaling.enabled: Kueue admits a RayCluster as a whole, and would stop one whose replicas change" -}}
 {{- end -}}
 {{- end }}
 

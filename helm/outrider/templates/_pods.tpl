@@ -79,7 +79,7 @@ imagePullSecrets:
 - name: weights
   mountPath: {{ .Values.weights.mountPath }}
   readOnly: true
-  {{- if and .Values.weights.subPath (ne .Values.weights.source "nodeCache") }}
+  {{- if and .Values.weights.subPath (has .Values.weights.source (list "claim" "objectStore")) }}
   subPath: {{ .Values.weights.subPath }}
   {{- end }}
 {{- end }}
@@ -93,7 +93,7 @@ imagePullSecrets:
   persistentVolumeClaim:
     claimName: {{ $w.claim }}
     readOnly: true
-{{- else if eq $w.source "nodeCache" }}
+{{- else if has $w.source (list "nodeCache" "huggingFace") }}
 - name: weights
   {{- if .whole }}
   hostPath:
@@ -103,7 +103,11 @@ imagePullSecrets:
   emptyDir:
     sizeLimit: 512Mi
   {{- end }}
+{{- if eq $w.source "nodeCache" }}
 {{- include "outrider.fetchVolumes" .root }}
+{{- else }}
+{{- include "outrider.hubVolumes" .root }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -161,6 +165,76 @@ imagePullSecrets:
       mountPath: /tmp
 {{- end }}
 
+{{- define "outrider.hubVolumes" }}
+{{- with .Values.weights.huggingFace.tokenExistingSecret }}
+- name: hub-token
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - {key: {{ $.Values.weights.huggingFace.tokenKey }}, path: token}
+{{- end }}
+- name: hub-temporary
+  emptyDir:
+    sizeLimit: 8Gi
+{{- end }}
+
+{{/* (dict "root" $ "whole" true): the container that brings the checkpoint from the Hub. It goes on with what is missing. */}}
+{{- define "outrider.hubContainer" -}}
+{{- $h := .root.Values.weights.huggingFace -}}
+{{- $parts := $h.model | trimPrefix "hf://" | splitList "@" -}}
+- name: fetch-weights
+  image: {{ include "outrider.image" .root }}
+  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  command: [hf, download]
+  args:
+    - {{ first $parts }}
+    {{- if gt (len $parts) 1 }}
+    - --revision
+    - {{ last $parts | quote }}
+    {{- end }}
+    - --local-dir
+    - /weights
+    - --include
+    - "*.json"
+    - --include
+    - "*.jinja"
+    {{- if .whole }}
+    - --include
+    - "*.safetensors"
+    {{- end }}
+  env:
+    - name: HOME
+      value: /tmp
+    - name: HF_HOME
+      value: /tmp/huggingface
+    - name: HF_ENDPOINT
+      value: {{ $h.endpoint }}
+    - name: HF_XET_CHUNK_CACHE_SIZE_BYTES
+      value: "0"
+    {{- if $h.tokenExistingSecret }}
+    - name: HF_TOKEN_PATH
+      value: /hub/token
+    {{- end }}
+  securityContext: {{- include "outrider.containerSecurity" .root | nindent 4 }}
+  resources:
+    requests:
+      cpu: {{ $h.cpus | quote }}
+      memory: {{ $h.memory }}
+    limits:
+      memory: {{ $h.memory }}
+  volumeMounts:
+    - name: weights
+      mountPath: /weights
+    {{- if $h.tokenExistingSecret }}
+    - name: hub-token
+      mountPath: /hub
+      readOnly: true
+    {{- end }}
+    - name: hub-temporary
+      mountPath: /tmp
+{{- end }}
+
 {{/* (dict "root" $ "whole" true): init containers after which the checkpoint is there, whole and checked. */}}
 {{- define "outrider.weightsInit" -}}
 {{- $w := .root.Values.weights -}}
@@ -184,5 +258,7 @@ initContainers:
     volumeMounts: {{- include "outrider.weightsMount" .root | nindent 6 }}
 {{- else if eq $w.source "nodeCache" }}
 initContainers: {{- include "outrider.fetchContainer" . | nindent 2 }}
+{{- else if eq $w.source "huggingFace" }}
+initContainers: {{- include "outrider.hubContainer" . | nindent 2 }}
 {{- end }}
 {{- end }}

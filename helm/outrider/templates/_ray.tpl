@@ -41,6 +41,23 @@ exec:
   command: [bash, -c, "wget --tries 1 -T 2 -q -O- http://localhost:{{ .port }}/{{ .path }} | grep success"]
 {{- end }}
 
+{{/* By which a gang scheduler knows the RayCluster: KubeRay hands them on to pods. */}}
+{{- define "outrider.gangLabels" -}}
+{{- $scheduler := .Values.gangScheduling.scheduler -}}
+{{- if has $scheduler (list "yunikorn" "scheduler-plugins") }}
+ray.io/gang-scheduling-enabled: "true"
+{{- end }}
+{{- if eq $scheduler "volcano" }}
+ray.io/scheduler-name: volcano
+{{- end }}
+{{- if eq $scheduler "yunikorn" }}
+yunikorn.apache.org/app-id: {{ include "outrider.fullname" . }}
+{{- end }}
+{{- with .Values.gangScheduling.queue }}
+{{ get (dict "kueue" "kueue.x-k8s.io/queue-name" "volcano" "volcano.sh/queue-name" "yunikorn" "yunikorn.apache.org/queue" "kai" "kai.scheduler/queue") $scheduler }}: {{ . }}
+{{- end }}
+{{- end }}
+
 {{- define "outrider.rayVolumes" -}}
 {{/* "root", "sharedMemory", "extra" */}}
 - name: tmp

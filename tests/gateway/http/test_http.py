@@ -307,12 +307,10 @@ def test_metrics_have_the_names_that_other_tools_read(model: Path) -> None:
             assert sum(each) == accepted
             assert max(each) <= (steps or 0)
             assert count("vllm:request_success_total", {**own, "finished_reason": "stop"}) == 1
-            chat = {
-                "gen_ai_provider_name": "outrider",
-                "gen_ai_operation_name": "chat",
-                "gen_ai_request_model": "small",
-            }
-            for name in ("request_duration", "time_to_first_token", "time_per_output_token"):
+            chat = {"gen_ai_operation_name": "chat", "gen_ai_provider_name": "outrider"}
+            chat |= {f"gen_ai_{of}_model": "small" for of in ("request", "response")}
+            assert count("gen_ai_server_request_duration_seconds_count", {**chat, "error_type": ""}) == 1
+            for name in ("time_to_first_token", "time_per_output_token"):
                 assert count(f"gen_ai_server_{name}_seconds_count", chat) == 1
             for name in ("e2e_request_latency", "time_to_first_token", "time_per_output_token"):
                 assert count(f"vllm:{name}_seconds_count", own) == 1

@@ -35,6 +35,23 @@ def test_the_option_says_where_spans_go_and_else_opentelemetrys_variables(
 
 
 @pytest.mark.parametrize(
+    ("option", "environment", "endpoint"),
+    [
+        (AT, {}, AT),
+        (None, {"OTEL_EXPORTER_OTLP_ENDPOINT": AT, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": ELSEWHERE}, ELSEWHERE),
+        (None, {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": AT}, ""),
+        (AT, {"OTEL_METRICS_EXPORTER": "none"}, ""),
+        (None, {"OTEL_EXPORTER_OTLP_ENDPOINT": AT, "OTEL_METRICS_EXPORTER": "none"}, ""),
+        (None, {"OTEL_EXPORTER_OTLP_ENDPOINT": AT, "OTEL_TRACES_EXPORTER": "none"}, AT),
+    ],
+)
+def test_metrics_go_to_the_same_collector_unless_they_are_turned_off(
+    option: str | None, environment: dict[str, str], endpoint: str
+) -> None:
+    assert endpoint_in_force(option, environment, "METRICS") == endpoint
+
+
+@pytest.mark.parametrize(
     ("option", "environment", "message"),
     [
         ("collector:4317", {}, "otlp_endpoint must be http://HOST:PORT or https://HOST:PORT, got 'collector:4317'"),
