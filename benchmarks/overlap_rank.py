@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
+from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.loading.lanes import load_lanes
 from outrider.workers.loading.model import ModelPart, load_parts
@@ -39,13 +39,18 @@ class OverlapRank:
     def __init__(self, rank: int, model: str, layers: int, sizes: tuple[int, int, int], leader: str) -> None:
         """Of the first `layers` layers. `sizes`: data, tensor and expert parallel."""
         data, tensor, experts = sizes
-        parallel = ParallelConfig(data_parallel_size=data, tensor_parallel_size=tensor, expert_parallel_size=experts)
-        config = EngineConfig(model=model, parallel=parallel, dbo_token_threshold=2)
-        groups.join(rank, parallel.world_size, leader, PORT, CPU)
-        path, mesh, machine = resolve_model(model), Mesh.of(parallel), f"machine {rank}"
+        config = EngineConfig(
+            model,
+            data_parallel_size=data,
+            tensor_parallel_size=tensor,
+            expert_parallel_size=experts,
+            dbo_token_threshold=2,
+        )
+        groups.join(rank, config.world_size, leader, PORT, CPU)
+        path, mesh, machine = resolve_model(model), Mesh.of(config), f"machine {rank}"
         self._model = ModelConfig.load(path)
         met = meet_groups(rank, mesh, CPU, machine, 60.0, str)
-        self._sharing = Sharing.of(Shard.of(parallel, rank, self._model), met, mesh, rank)
+        self._sharing = Sharing.of(Shard.of(config, rank, self._model), met, mesh, rank)
         stage = load_parts(self._wanted(config, Checkpoint(path), range(layers))).stage
         stage.allocate_cache(BLOCKS)
         own, self._datas = self._sharing.shard.data, data

@@ -3,111 +3,82 @@
 An unknown key is an error that names the key and its neighbours.
 """
 
-import dataclasses
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from outrider.cluster.api.errors import SettingsError
 from outrider.cluster.controller.autoscale import AutoscalePolicy
-from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.requests.admission import AdmissionLimits
-from outrider.workers.config import EngineConfig, ParallelConfig
+from outrider.cluster.gateway.requests.limits import RequestLimits
+from outrider.cluster.gateway.settings import SharedGatewaySettings
+from outrider.workers.config import EngineConfig
 from outrider.workers.serving.tracing import endpoint_in_force
-
-_ADMISSION = tuple(field.name for field in dataclasses.fields(AdmissionLimits))
-_SIZES = tuple(field.name for field in dataclasses.fields(ParallelConfig))
+from outrider.workers.types.settings import Setting, option_words, part_of, settings_of
 
 
-class ServeSettings(BaseModel):
-    """All settings of `outrider serve`. EngineConfig checks the ranges of the engine's settings."""
+@dataclass(frozen=True)
+class ServeSettings(EngineConfig, SharedGatewaySettings):
+    """All settings of `outrider serve`: the engine's, the gateway's, and these of the cluster."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    name: Annotated[
+        str, Setting("Name of the cluster, unique among running ones.", pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+    ] = "outrider"
+    ray_address: Annotated[str, Setting("auto (a running Ray cluster, or start one), local, or HOST:PORT.")] = "auto"
+    controller_host: Annotated[
+        str,
+        Setting("Host that the controller listens on. By default loopback, or this node's address if there are more."),
+    ] = ""
+    controller_port: Annotated[int, Setting("Port of the controller; 0: any free one.", least=0, most=65535)] = 0
+    leader_ports: Annotated[
+        str,
+        Setting("Port, or FIRST-LAST, that replicas' leaders listen on; 0: any.", pattern=r"\d{1,5}(-\d{1,5})?"),
+    ] = "0"
+    take_over: Annotated[
+        bool, Setting("Adopt what a killed run left, if it had the same settings. Otherwise remove it.")
+    ] = False
+    replicas: Annotated[int, Setting("Number of replicas; `outrider scale` changes it.", least=1, most=1024)] = 1
+    ranks_per_node: Annotated[
+        int | None, Setting("Ranks on a node that an autoscaler adds. By default as on the existing ones.", least=1)
+    ] = None
+    autoscale_max_replicas: Annotated[
+        int | None, Setting("Maximum number of replicas. By default there is no autoscaler.", least=1, most=1024)
+    ] = None
+    autoscale_min_replicas: Annotated[int, Setting("Minimum number of replicas.", least=0)] = 1
+    autoscale_target_tokens: Annotated[int, Setting("Tokens in flight on a replica to scale to.", least=1)] = 16_384
+    autoscale_target_wait_s: Annotated[
+        float, Setting("Wait for a first token in seconds from which a replica is added.", least=0, finite=True)
+    ] = 5.0
+    autoscale_headroom: Annotated[
+        float, Setting("Spare share for a rise in load: 0.2 is a fifth more.", least=0, finite=True)
+    ] = 0.2
+    autoscale_cooldown_s: Annotated[
+        float, Setting("Seconds of lower load before a replica is removed.", least=0, finite=True)
+    ] = 300.0
+    kubernetes_ray_cluster: Annotated[
+        str | None,
+        Setting(
+            "NAMESPACE/NAME of the RayCluster whose worker group is scaled with the replicas. By default none.",
+            pattern=r"[a-z0-9-]+/[a-z0-9.-]+",
+        ),
+    ] = None
+    kubernetes_worker_group: Annotated[str, Setting("Worker group of kubernetes_ray_cluster.")] = "workers"
+    drain_grace_s: Annotated[
+        float, Setting("Seconds that a leaving replica may finish its requests before they move.", least=0)
+    ] = 300.0
 
-    name: str = Field(default="outrider", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
-    ray_address: str = "auto"
-    host: str = "127.0.0.1"
-    port: int = Field(default=50051, ge=0, le=65535)
-    http_port: int = Field(default=8000, ge=0, le=65535)  # 0: off
-    http_host: str | None = None  # None: as `host`
-    metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    health_port: int | None = Field(default=None, ge=0, le=65535)
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    tls_client_ca: str | None = None
-    auth_token_file: str | None = None
-    max_live_requests: int = 1024  # on the gateway; a request counts once per output
-    max_live_requests_per_token: int | None = None
-    max_queued_tokens: int = 1_000_000  # prompt tokens of requests that wait for their first token
-    max_queue_wait_s: float = 10.0  # a request that would wait longer for its turn is refused
-    write_timeout_s: float = Field(default=20.0, ge=0)  # seconds after which a client that reads nothing is cancelled
-    max_allowed_token_ids: int = Field(default=16_384, ge=0)
-    share_prefix_cache: bool = False  # among tokens, which can then tell by timing what others asked
-    cluster_key_file: str | None = None  # None: a random key, so other gateways cannot join
-    # Where gateways reach the controller; "": loopback, or this node's address if there are several nodes
-    controller_host: str = ""
-    controller_port: int = Field(default=0, ge=0, le=65535)
-    leader_ports: str = "0"  # port, or FIRST-LAST, that replicas' leaders listen on; 0: any
-    take_over: bool = False  # adopt what a killed run left, if its settings were the same; False: remove it
-    replicas: int = Field(default=1, ge=1, le=1024)
-    ranks_per_node: int | None = Field(default=None, ge=1)  # of nodes that do not exist yet; None: as the existing ones
-    autoscale_max_replicas: int | None = Field(default=None, ge=1, le=1024)  # None: no autoscaler
-    autoscale_min_replicas: int = 1
-    autoscale_target_tokens: int = 16_384
-    autoscale_target_wait_s: float = 5.0
-    autoscale_headroom: float = 0.2
-    autoscale_cooldown_s: float = 300.0
-    kubernetes_ray_cluster: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$")  # NAMESPACE/NAME
-    kubernetes_worker_group: str = "workers"
-    drain_grace_s: float = Field(default=300.0, ge=0)  # how long a leaving replica may finish its requests
-    otlp_endpoint: str | None = None  # of a collector of spans; None: OTEL_EXPORTER_OTLP_ENDPOINT's
-
-    model: str = "scout"
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
-    expert_parallel_size: int = 1
-    data_parallel_size: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    quantization: str | None = None
-    numerics: str = "exact"
-    kernels: str = "auto"
-    weight_cache_dir: str | None = None
-    weight_cache_max_gib: float = 64.0
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    block_size: int = 16
-    kv_cache_memory_bytes: int | None = None
-    enable_prefix_caching: bool = True
-    speculation: str | int = "auto"
-    drafter: str = "auto"
-    draft_model: str | None = None
-    draft_quantization: str | None = "auto"
-    verification: str = "coupled"
-    seed: int = 0
-    harvest_path: str | None = None
-    harvest_max_gib: float = 64.0
-    enable_eplb: bool = False
-    num_redundant_experts: int = 0
-    eplb_window_size: int = 1000
-    eplb_step_interval: int = 3000
-    enable_dbo: bool | None = None
-    dbo_token_threshold: int = 32
-    round_timeout_s: float = 300.0
-
-    @field_validator("speculation", mode="before")
-    @classmethod
-    def _spoken_speculation(cls, value: object) -> object:
-        """YAML reads a bare `off` as false, and a command line gives numbers as strings."""
-        if value is False:
-            return "off"
-        return int(value) if isinstance(value, str) and value.isdecimal() else value
+    def __post_init__(self) -> None:
+        EngineConfig.__post_init__(self)
+        SharedGatewaySettings.__post_init__(self)
+        first, last = self.leader_port_range
+        if not first <= last <= 65535:
+            raise ValueError(f"leader_ports must be a port or FIRST-LAST, at most 65535, got {self.leader_ports!r}")
+        _ = self.autoscale
 
     @property
     def leader_port_range(self) -> tuple[int, int]:
@@ -115,37 +86,15 @@ class ServeSettings(BaseModel):
         first, _, last = self.leader_ports.partition("-")
         return int(first), int(last or first)
 
-    @field_validator("leader_ports", mode="before")
-    @classmethod
-    def _port_range(cls, value: object) -> str:
-        """YAML reads a single port as a number."""
-        found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", str(value))
-        if found is None or not 0 <= int(found[1]) <= int(found[2] or found[1]) <= 65535:
-            raise ValueError("must be a port or FIRST-LAST")
-        return str(value)
-
-    def access(self) -> AccessSettings:
-        """SettingsError if options do not go together."""
-        paths = ("tls_cert", "tls_key", "tls_client_ca", "auth_token_file")
-        given = {name: Path(value) for name in paths if (value := getattr(self, name)) is not None}
-        try:
-            return AccessSettings(**given, health_port=self.health_port)
-        except ValueError as error:
-            raise SettingsError(str(error)) from error
-
-    def admission(self) -> AdmissionLimits:
-        """SettingsError if a value is out of its range."""
-        try:
-            return AdmissionLimits(**{name: getattr(self, name) for name in _ADMISSION})
-        except ValueError as error:
-            raise SettingsError(str(error)) from error
+    @property
+    def engine(self) -> EngineConfig:
+        """The settings of the ranks."""
+        return part_of(self, EngineConfig)
 
     def gateway_arguments(self) -> list[str]:
-        """The options of `outrider gateway` that say the same of its limits."""
-        given = [(name, getattr(self, name)) for name in (*_ADMISSION, "write_timeout_s", "max_allowed_token_ids")]
-        options = [(f"--{name.replace('_', '-')}", value) for name, value in given if value is not None]
-        words = [word for option, value in options for word in (option, str(value))]
-        return [*words, "--share-prefix-cache"] if self.share_prefix_cache else words
+        """The options of `outrider gateway` with the same limits."""
+        limits = (*settings_of(AdmissionLimits), *settings_of(RequestLimits), "write_timeout_s", "share_prefix_cache")
+        return option_words({name: getattr(self, name) for name in limits})
 
     def spans_go_to(self, environment: Mapping[str, str]) -> str:
         """The collector's endpoint, from settings or environment; "" for none. SettingsError if it is invalid."""
@@ -154,31 +103,19 @@ class ServeSettings(BaseModel):
         except ValueError as error:
             raise SettingsError(str(error)) from error
 
+    @property
     def autoscale(self) -> AutoscalePolicy | None:
-        """None without an autoscaler. SettingsError if a value is out of its range."""
+        """None without an autoscaler."""
         if self.autoscale_max_replicas is None:
             return None
-        try:
-            return AutoscalePolicy(
-                min_replicas=self.autoscale_min_replicas,
-                max_replicas=self.autoscale_max_replicas,
-                target_tokens=self.autoscale_target_tokens,
-                target_wait_s=self.autoscale_target_wait_s,
-                headroom=self.autoscale_headroom,
-                cooldown_s=self.autoscale_cooldown_s,
-            )
-        except ValueError as error:
-            raise SettingsError(str(error)) from error
-
-    def engine(self) -> EngineConfig:
-        """The settings of the ranks. SettingsError if a value is out of its range."""
-        names = {field.name for field in dataclasses.fields(EngineConfig)} & set(type(self).model_fields)
-        values = {name: getattr(self, name) for name in names}
-        try:
-            parallel = ParallelConfig(**{name: getattr(self, name) for name in _SIZES})
-            return EngineConfig(parallel=parallel, **values)
-        except ValueError as error:
-            raise SettingsError(str(error)) from error
+        return AutoscalePolicy(
+            min_replicas=self.autoscale_min_replicas,
+            max_replicas=self.autoscale_max_replicas,
+            target_tokens=self.autoscale_target_tokens,
+            target_wait_s=self.autoscale_target_wait_s,
+            headroom=self.autoscale_headroom,
+            cooldown_s=self.autoscale_cooldown_s,
+        )
 
 
 def load_settings(
@@ -192,14 +129,17 @@ def load_settings(
     values.update({key: value for key, value in (options or {}).items() if value is not None})
     _refuse_unknown_keys(values)
     try:
-        settings = ServeSettings(**values)
-    except ValidationError as error:
-        raise SettingsError(_one_line(error)) from error
-    settings.engine()
-    settings.access()
-    settings.admission()
-    settings.autoscale()
-    return settings
+        return ServeSettings(**{name: _unquoted(name, value) for name, value in values.items()})
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _unquoted(name: str, value: Any) -> Any:
+    """YAML reads a bare `off` as false and a single port as a number; a command line has numbers as text."""
+    if name == "speculation":
+        value = "off" if value is False else value
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+    return str(value) if name == "leader_ports" and type(value) is int else value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -235,14 +175,9 @@ def _parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def _refuse_unknown_keys(values: Mapping[str, Any]) -> None:
-    known = list(ServeSettings.model_fields)
+    known = settings_of(ServeSettings)
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known settings: {', '.join(sorted(known))}"
             raise SettingsError(f"unknown setting {key!r}: {hint}")
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{first['loc'][0]}: {first['msg']}, got {first['input']!r}"

@@ -43,13 +43,13 @@ OnReport = Callable[[Report], None]
 def make_charge(settings: ServeSettings) -> Charge:
     """What the controller is to run. OutriderError if the model is unknown or cannot be split that way, or spans cannot
     be sent."""
-    engine = settings.engine()
+    engine = settings.engine
     path = resolve_model(engine.model)
     otlp_endpoint = settings.spans_go_to(os.environ)
     open_tracing(otlp_endpoint, settings.name).close()  # better known now than from a rank
     try:
         model = ModelConfig.load(path)
-        plan = make_plan(model, engine.parallel, engine.speculation, engine.num_redundant_experts)
+        plan = make_plan(model, engine, engine.speculation, engine.num_redundant_experts)
     except ValueError as error:
         raise OutriderError(str(error)) from error
     return Charge(
@@ -58,14 +58,14 @@ def make_charge(settings: ServeSettings) -> Charge:
         model_path=str(path),
         engine=engine,
         plan=plan,
-        key=read_key(settings.cluster_key_file) if settings.cluster_key_file else draw_key(),
+        key=read_key(str(settings.cluster_key_file)) if settings.cluster_key_file else draw_key(),
         controller_host=settings.controller_host,
         controller_port=settings.controller_port,
         leader_ports=settings.leader_port_range,
         replicas=settings.replicas,
         drain_grace_s=settings.drain_grace_s,
         ranks_per_node=settings.ranks_per_node,
-        autoscale=settings.autoscale(),
+        autoscale=settings.autoscale,
         kubernetes_ray_cluster=settings.kubernetes_ray_cluster,
         kubernetes_worker_group=settings.kubernetes_worker_group,
         otlp_endpoint=otlp_endpoint,
@@ -117,7 +117,7 @@ class ServedCluster:
     def http_url(self) -> str:
         """Of the gateway's HTTP; "" without."""
         settings = self._settings
-        scheme = "http" if settings.access().tls is None else "https"
+        scheme = "http" if settings.access.tls is None else "https"
         return f"{scheme}://{settings.http_host or settings.host}:{settings.http_port}" if settings.http_port else ""
 
     @property
@@ -162,7 +162,7 @@ class ServedCluster:
 
     def _access(self) -> AccessSettings:
         """With a plain port for health checks where the gateway's own speaks TLS: readiness is asked there."""
-        access, host = self._settings.access(), self._settings.host
+        access, host = self._settings.access, self._settings.host
         if access.health_port is not None:
             check_port(host, access.health_port, "--health-port")
         plain_needed = access.tls is not None or access.health_port == 0

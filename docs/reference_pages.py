@@ -1,7 +1,7 @@
 """Makes the site's reference pages from the code they describe, whenever the site is built (a hook of mkdocs).
 
-Commands from the command line's own parser, settings from their model, metrics from where they are defined, and gRPC
-from the protobuf descriptors with the comments of the .proto files. Nothing here can drift, because nothing is written.
+Commands from the command line's own parser, settings from their declarations, metrics from where they are defined, and
+gRPC from the protobuf descriptors with the comments of the .proto files. Nothing here can drift: all is derived.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,15 @@ from mkdocs.structure.files import File, Files
 
 from outrider.cluster.cli.app import app
 from outrider.cluster.config import ServeSettings
+from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.observability.known_metrics import KnownMetrics
 from outrider.cluster.gateway.observability.metrics import GatewayMetrics
+from outrider.cluster.gateway.requests.admission import AdmissionLimits
+from outrider.cluster.gateway.requests.limits import RequestLimits
+from outrider.cluster.gateway.settings import SharedGatewaySettings
+from outrider.workers.config import EngineConfig, ParallelConfig
 from outrider.workers.serving import metrics as publishing
+from outrider.workers.types.settings import settings_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,29 +73,35 @@ def named(option: Any) -> bool:
 
 
 def default(option: Any) -> str:
-    value = option.default
+    value = option.show_default if isinstance(option.show_default, str) else option.default
     return "" if value in (None, False) or callable(value) else f"`{value}`"
 
 
+SETTINGS = """# Settings
+
+*Reference, for those who configure a server.*
+
+Settings of `outrider serve`: in a YAML file (`--config`), as `--set key=value`, or by option. An unknown key is an
+error. The engine's settings are also the parameters of `LLM`."""
+GROUPS = {
+    "The engine": (EngineConfig, ParallelConfig),
+    "The gateway": (SharedGatewaySettings, AccessSettings, AdmissionLimits, RequestLimits),
+    "The cluster": (ServeSettings,),
+}
+
+
 def settings() -> str:
-    rows = ((f"`{name}`", f"`{field.default!r}`", kind(field.annotation)) for name, field in fields())
-    head = (
-        "# Settings\n\n*Reference, for those who configure a server.*\n\nSettings of `outrider serve`: in a YAML file "
+    return "\n\n".join([SETTINGS, *(f"## {title}\n\n{group(kinds)}" for title, kinds in GROUPS.items())]) + "\n"
+
+
+def group(kinds: tuple[type, ...]) -> str:
+    """The settings that these classes declare."""
+    rows = (
+        (f"`{name}`", f"`{one.default!r}`", one.values, one.text)
+        for name, one in settings_of(ServeSettings).items()
+        if one.group in kinds
     )
-    head += "(`--config`), as `--set key=value`, or by option."
-    return f"{head} An unknown key is an error.\n\n{table(('setting', 'default', 'type'), rows)}\n"
-
-
-def fields() -> list[tuple[str, Any]]:
-    return list(ServeSettings.model_fields.items())
-
-
-def kind(annotation: Any) -> str:
-    return (
-        getattr(annotation, "__name__", "")
-        if isinstance(annotation, type)
-        else str(annotation).replace("NoneType", "None")
-    )
+    return table(("setting", "default", "values", ""), rows)
 
 
 def metrics() -> str:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, DRAFTERS, MTP, check_speculation
+from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, DRAFTERS, MAX_DRAFT_TOKENS, MTP
+from outrider.workers.types.settings import Setting, check_settings
 
 BUNDLED_MODELS = ("scout",)
 DEVICES = ("auto", "cpu", "cuda")
@@ -20,28 +20,6 @@ QUANTIZATIONS = (None, "int8")
 DRAFT_QUANTIZATIONS = ("auto", *QUANTIZATIONS)
 COUPLED = "coupled"
 VERIFICATIONS = (COUPLED, "rejection", "block")
-_CHOICES: dict[str, tuple[str | None, ...]] = {
-    "device": DEVICES,
-    "dtype": DTYPES,
-    "quantization": QUANTIZATIONS,
-    "draft_quantization": DRAFT_QUANTIZATIONS,
-    "numerics": NUMERICS,
-    "kernels": KERNELS,
-    "kv_cache_dtype": KV_CACHE_DTYPES,
-    "drafter": DRAFTERS,
-    "verification": VERIFICATIONS,
-}
-_LEAST = {
-    "max_num_seqs": 1,
-    "max_num_batched_tokens": 1,
-    "block_size": 1,
-    "max_model_len": 2,  # a prompt and a token
-    "kv_cache_memory_bytes": 1,
-    "num_redundant_experts": 0,
-    "eplb_window_size": 1,
-    "eplb_step_interval": 1,
-    "dbo_token_threshold": 2,
-}
 
 
 def resolve_model(model: str) -> Path:
@@ -61,16 +39,15 @@ def resolve_model(model: str) -> Path:
 class ParallelConfig:
     """How many ways the model is split. World size = pipeline x data x tensor."""
 
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
-    expert_parallel_size: int = 1
-    data_parallel_size: int = 1
+    tensor_parallel_size: Annotated[int, Setting("Number of ranks that each layer is split over.", least=1)] = 1
+    pipeline_parallel_size: Annotated[int, Setting("Number of pipeline stages.", least=1)] = 1
+    expert_parallel_size: Annotated[
+        int, Setting("1, or data x tensor: experts are spread over the ranks of a stage.", least=1)
+    ] = 1
+    data_parallel_size: Annotated[int, Setting("Number of data-parallel groups.", least=1)] = 1
 
     def __post_init__(self) -> None:
-        for name in (each.name for each in dataclasses.fields(self)):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        check_settings(self)
         if self.expert_parallel_size not in (1, self.stage_size):
             raise ValueError(
                 f"expert_parallel_size must be 1 or data_parallel_size x tensor_parallel_size ="
@@ -88,46 +65,107 @@ class ParallelConfig:
         return self.pipeline_parallel_size * self.stage_size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """Everything a rank needs to know to be built, but for its own number."""
+@dataclass(frozen=True, slots=True)
+class EngineConfig(ParallelConfig):
+    """All settings of an engine: the parameters of LLM, and what a rank needs to know but its own number."""
 
-    model: str = "scout"
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    device: str = "auto"
-    dtype: str = "auto"
-    quantization: str | None = None  # "int8": weights in 8 bits with block scales, made as they are loaded
-    numerics: str = "exact"
-    kernels: str = "auto"  # "compiled" on a CPU and "triton" on a GPU where they can be had, else "torch"
-    enforce_eager: bool = False  # on a GPU: every kernel is launched by itself, and not as a captured graph
-    weight_cache_dir: str | None = None  # a folder: packed weights stay there, mapped by all ranks that need the same
-    weight_cache_max_gib: float = 64.0  # what it may hold; the checkpoint that is loaded stays whole
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    block_size: int = 16
-    kv_cache_memory_bytes: int | None = None
-    kv_cache_dtype: str = "auto"  # "fp8", on GPU kernels: MLA latents in e4m3 with scales; "auto": as the model
-    enable_prefix_caching: bool = True
-    speculation: str | int = "auto"
-    drafter: str = AUTO  # "auto" loads every drafter there is, and each sequence has the one that pays
-    draft_model: str | None = None  # a checkpoint with the same tokenizer, to draft with
-    draft_quantization: str | None = "auto"  # of what drafts: "int8" on the compiled kernels; None: as the model
-    verification: str = COUPLED  # the other rules are for study: with them the text depends on the drafts
-    seed: int = 0
-    harvest_path: str | None = None  # a folder: finished sequences' tokens and hidden states are kept there
-    harvest_max_gib: float = 64.0  # what that folder may hold before harvesting ends
-    enable_eplb: bool = False  # spread experts move between ranks as their loads ask for
-    num_redundant_experts: int = 0  # slots of a stage beyond one for each expert, for copies of those chosen most
-    eplb_window_size: int = 1000  # rounds whose loads count
-    eplb_step_interval: int = 3000  # rounds between two looks at them
-    enable_dbo: bool | None = None  # rounds go as two lanes, one computing while the other exchanges; None: if it pays
-    dbo_token_threshold: int = 32  # rows of a data group from which on they do
-    round_timeout_s: float = 300.0  # deadline of every wait for another rank within a round
+    model: Annotated[str, Setting("Name of a bundled model (scout), or a checkpoint directory.")] = "scout"
+    _: KW_ONLY
+    device: Annotated[str, Setting("Device. auto: a GPU if there is one.", choices=DEVICES)] = "auto"
+    dtype: Annotated[
+        str, Setting("Data type of the computation. auto: float32 on a CPU, bfloat16 on a GPU.", choices=DTYPES)
+    ] = "auto"
+    quantization: Annotated[
+        str | None,
+        Setting("int8: weights in 8 bits with block scales, quantized while loading.", choices=QUANTIZATIONS),
+    ] = None
+    numerics: Annotated[
+        str,
+        Setting(
+            "exact: every sum has one fixed order, so results do not depend on the batch. fast: any order.",
+            choices=NUMERICS,
+        ),
+    ] = "exact"
+    kernels: Annotated[
+        str,
+        Setting(
+            "Kernels that run the model. auto: compiled on a CPU, triton on a GPU, torch where those are unavailable.",
+            choices=KERNELS,
+        ),
+    ] = "auto"
+    enforce_eager: Annotated[bool, Setting("Launch GPU kernels one by one instead of as CUDA graphs.")] = False
+    weight_cache_dir: Annotated[
+        str | None, Setting("Directory for packed weights, which ranks of one machine map and share.")
+    ] = None
+    weight_cache_max_gib: Annotated[
+        float, Setting("Maximum size of weight_cache_dir in GiB. The loaded checkpoint is never evicted.", above=0)
+    ] = 64.0
+    max_model_len: Annotated[
+        int | None, Setting("Maximum length of prompt and output in tokens. By default the model's own.", least=2)
+    ] = None
+    max_num_seqs: Annotated[int, Setting("Maximum number of sequences that run at once.", least=1)] = 64
+    max_num_batched_tokens: Annotated[int, Setting("Maximum number of tokens in a round.", least=1)] = 2048
+    block_size: Annotated[int, Setting("Tokens in a block of the KV cache.", least=1)] = 16
+    kv_cache_memory_bytes: Annotated[
+        int | None, Setting("Size of the KV cache of a rank in bytes. By default a share of the free memory.", least=1)
+    ] = None
+    kv_cache_dtype: Annotated[
+        str,
+        Setting(
+            "fp8: MLA latents in FP8 (e4m3) with scales; needs triton kernels. auto: dtype.", choices=KV_CACHE_DTYPES
+        ),
+    ] = "auto"
+    enable_prefix_caching: Annotated[bool, Setting("Reuse the KV cache of prompts with a common prefix.")] = True
+    speculation: Annotated[
+        str | int,
+        Setting(
+            "Draft tokens per round: auto adapts the number, off loads no drafter, 1..16 is a fixed number.",
+            choices=("auto", "off"),
+            least=1,
+            most=MAX_DRAFT_TOKENS,
+        ),
+    ] = "auto"
+    drafter: Annotated[
+        str, Setting("What drafts. auto: all available drafters are loaded, chosen by sequence.", choices=DRAFTERS)
+    ] = AUTO
+    draft_model: Annotated[str | None, Setting("Checkpoint directory of a draft model with the same tokenizer.")] = None
+    draft_quantization: Annotated[
+        str | None,
+        Setting(
+            "Quantization of the drafter. auto: int8 with compiled kernels. None: as the model.",
+            choices=DRAFT_QUANTIZATIONS,
+        ),
+    ] = "auto"
+    verification: Annotated[
+        str,
+        Setting(
+            "Rule that accepts drafts. Only with coupled is the text independent of drafts.", choices=VERIFICATIONS
+        ),
+    ] = COUPLED
+    harvest_path: Annotated[
+        str | None, Setting("Directory for tokens and hidden states of finished sequences, to train a drafter with.")
+    ] = None
+    harvest_max_gib: Annotated[float, Setting("Size of harvest_path in GiB at which harvesting ends.", above=0)] = 64.0
+    enable_eplb: Annotated[bool, Setting("Move spread experts between ranks to balance their load.")] = False
+    num_redundant_experts: Annotated[
+        int, Setting("Additional expert slots of a stage, for copies of the most chosen experts.", least=0)
+    ] = 0
+    eplb_window_size: Annotated[int, Setting("Rounds whose expert loads are counted.", least=1)] = 1000
+    eplb_step_interval: Annotated[int, Setting("Rounds between two checks of the expert balance.", least=1)] = 3000
+    enable_dbo: Annotated[
+        bool | None,
+        Setting("Split rounds in two, one half computes while the other communicates. By default where it is faster."),
+    ] = None
+    dbo_token_threshold: Annotated[
+        int, Setting("Minimum number of tokens of a data-parallel group to split a round with dbo.", least=2)
+    ] = 32
+    round_timeout_s: Annotated[
+        float, Setting("Seconds that a rank waits for another rank within a round.", above=0)
+    ] = 300.0
+    seed: Annotated[int, Setting("Seed from which requests without a seed derive theirs.")] = 0
 
     def __post_init__(self) -> None:
-        self._check_choices()
-        self._check_numbers()
+        ParallelConfig.__post_init__(self)
         self._check_folders()
         self._check_drafting()
         self._check_data_groups()
@@ -136,57 +174,29 @@ class EngineConfig:
         if self.verification != COUPLED:
             self._check_study()
 
-    def _check_choices(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
-
-    def _check_numbers(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name in ("round_timeout_s", "harvest_max_gib", "weight_cache_max_gib"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("enable_prefix_caching", "enable_eplb", "enforce_eager"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if type(self.seed) is not int:
-            raise ValueError(f"seed must be an integer, got {self.seed!r}")
+    def _check_folders(self) -> None:
+        for name in ("model", "weight_cache_dir", "draft_model", "harvest_path"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} must name a folder, got ''")
 
     def _check_drafting(self) -> None:
-        if self.speculation is None:
-            raise ValueError('speculation must be "auto", "off" or 1..16, got None')
-        check_speculation(self.speculation)
         if self.drafter == DRAFT_MODEL and self.draft_model is None:
             raise ValueError('drafter="draft_model" needs draft_model, the checkpoint to draft with')
-
-    def _check_folders(self) -> None:
-        """A path is taken as its text, which travels to ranks."""
-        for name in ("model", "weight_cache_dir", "draft_model", "harvest_path"):
-            value = getattr(self, name)
-            if isinstance(value, os.PathLike):
-                object.__setattr__(self, name, value := os.fspath(value))
-            if value == "" or not (isinstance(value, str) or (value is None and name != "model")):
-                raise ValueError(f"{name} must name a folder, got {value!r}")
 
     def _check_data_groups(self) -> None:
         """What needs all sequences on the leader's rank, their blocks or their states, cannot have them elsewhere."""
         for name in ("draft_model", "harvest_path"):
-            if getattr(self, name) is not None and self.parallel.data_parallel_size > 1:
-                raise ValueError(f"{name} needs data_parallel_size=1, got {self.parallel.data_parallel_size}")
+            if getattr(self, name) is not None and self.data_parallel_size > 1:
+                raise ValueError(f"{name} needs data_parallel_size=1, got {self.data_parallel_size}")
 
     def _check_expert_balance(self) -> None:
-        if self.enable_eplb and self.parallel.expert_parallel_size == 1:
+        if self.enable_eplb and self.expert_parallel_size == 1:
             raise ValueError("enable_eplb moves experts between ranks: it needs expert_parallel_size above 1")
         if self.num_redundant_experts and not self.enable_eplb:
             raise ValueError(f"num_redundant_experts={self.num_redundant_experts} needs enable_eplb")
 
     def _check_overlap(self) -> None:
-        if self.enable_dbo is not None and type(self.enable_dbo) is not bool:
-            raise ValueError(f"enable_dbo must be True, False or None, got {self.enable_dbo!r}")
-        if self.enable_dbo and self.parallel.stage_size == 1:
+        if self.enable_dbo and self.stage_size == 1:
             raise ValueError(
                 "enable_dbo overlaps what ranks of a stage exchange: it needs tensor_parallel_size or"
                 " data_parallel_size above 1"
@@ -196,7 +206,7 @@ class EngineConfig:
         """What the rules for study need: a depth that no draft has a say in, and drafter and sampler side by side."""
         needs = {
             "a fixed depth, speculation=1..16": isinstance(self.speculation, int),
-            "a single rank": self.parallel.world_size == 1,
+            "a single rank": self.world_size == 1,
             'the MTP module, drafter="auto" or "mtp", and no draft_model': self.drafter in (AUTO, MTP)
             and self.draft_model is None,
         }
@@ -209,5 +219,4 @@ class EngineConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "EngineConfig":
-        values: dict[str, Any] = json.loads(text)
-        return cls(**{**values, "parallel": ParallelConfig(**values["parallel"])})
+        return cls(**json.loads(text))

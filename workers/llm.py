@@ -8,12 +8,11 @@ import queue
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any
 
 from rich.progress import Progress
 
-from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
+from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.serving.hosts import EngineHost, start_engine
 from outrider.workers.serving.rank_status import RankStatus
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler
@@ -21,94 +20,28 @@ from outrider.workers.text.edge import settled
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.text.outputs import OutputCollector, RequestOutput, logprobs_by_token
 from outrider.workers.text.tokenizer import Tokenizer
+from outrider.workers.types.closing import ClosedOnExit
 from outrider.workers.types.errors import EngineStoppedError
+from outrider.workers.types.parameters import parameters_of
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.settings import described
 
 Prompt = str | Sequence[int]
 
 
-class LLM:
+class LLM(ClosedOnExit):
     """A model, ready to generate. With several ranks it runs them as local processes.
 
     Raises CheckpointError, ValueError or OutriderError, in one line, if the model or a setting does not do.
     """
 
-    def __init__(
-        self,
-        model: str = "scout",
-        *,
-        tensor_parallel_size: int = 1,
-        pipeline_parallel_size: int = 1,
-        expert_parallel_size: int = 1,
-        data_parallel_size: int = 1,
-        device: str = "auto",
-        dtype: str = "auto",
-        quantization: str | None = None,
-        numerics: str = "exact",
-        kernels: str = "auto",
-        enforce_eager: bool = False,
-        weight_cache_dir: str | None = None,
-        max_model_len: int | None = None,
-        max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 2048,
-        block_size: int = 16,
-        kv_cache_memory_bytes: int | None = None,
-        kv_cache_dtype: str = "auto",
-        enable_prefix_caching: bool = True,
-        speculation: str | int = "auto",
-        drafter: str = "auto",
-        draft_model: str | None = None,
-        draft_quantization: str | None = "auto",
-        verification: str = "coupled",
-        harvest_path: str | None = None,
-        enable_eplb: bool = False,
-        num_redundant_experts: int = 0,
-        eplb_window_size: int = 1000,
-        eplb_step_interval: int = 3000,
-        enable_dbo: bool | None = None,
-        dbo_token_threshold: int = 32,
-        seed: int = 0,
-    ) -> None:
-        config = EngineConfig(
-            model=model,
-            parallel=ParallelConfig(
-                tensor_parallel_size=tensor_parallel_size,
-                pipeline_parallel_size=pipeline_parallel_size,
-                expert_parallel_size=expert_parallel_size,
-                data_parallel_size=data_parallel_size,
-            ),
-            device=device,
-            dtype=dtype,
-            quantization=quantization,
-            numerics=numerics,
-            kernels=kernels,
-            enforce_eager=enforce_eager,
-            weight_cache_dir=weight_cache_dir,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_size=block_size,
-            kv_cache_memory_bytes=kv_cache_memory_bytes,
-            kv_cache_dtype=kv_cache_dtype,
-            enable_prefix_caching=enable_prefix_caching,
-            speculation=speculation,
-            drafter=drafter,
-            draft_model=draft_model,
-            draft_quantization=draft_quantization,
-            verification=verification,
-            harvest_path=harvest_path,
-            enable_eplb=enable_eplb,
-            num_redundant_experts=num_redundant_experts,
-            eplb_window_size=eplb_window_size,
-            eplb_step_interval=eplb_step_interval,
-            enable_dbo=enable_dbo,
-            dbo_token_threshold=dbo_token_threshold,
-            seed=seed,
-        )
-        self._seed = seed
+    @parameters_of(EngineConfig, described(EngineConfig))
+    def __init__(self, *model: Any, **settings: Any) -> None:
+        config = EngineConfig(*model, **settings)
+        self._seed = config.seed
         self._numbers = itertools.count()
-        path = resolve_model(model)
+        path = resolve_model(config.model)
         self.tokenizer, self._checker = Tokenizer.load(path), GrammarChecker(path / "tokenizer.json")
         self._host: EngineHost = start_engine(config)
         atexit.register(self.close)  # an engine's thread must not outlive the interpreter
@@ -166,14 +99,6 @@ class LLM:
         atexit.unregister(self.close)
         self._checker.close()
         self._host.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _requests(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None

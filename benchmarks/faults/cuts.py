@@ -11,7 +11,7 @@ from faults.requests import ChaosRequest
 
 from outrider.cluster.api.calls import call_to_wire
 from outrider.cluster.api.events import event_from_wire
-from outrider.cluster.client.client import OPTIONS, PLAIN
+from outrider.cluster.client.base import OPTIONS, PLAIN
 from outrider.cluster.client.resume import ResumableCall
 from outrider.proto import inference_pb2_grpc
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from outrider.proto import cluster_pb2
 from outrider.workers.types.counters import ExpertFigures
+from outrider.workers.types.served_model import ServedModel, served_model_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,18 +133,11 @@ class Draining:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo:
+class ModelInfo(ServedModel):
     """What is served. Replicas of one fingerprint give the same text."""
 
     name: str
     path: str
-    fingerprint: str
-    max_model_len: int
-    vocab_size: int
-    dtype: str
-    numerics: str
-    speculation: str  # the ceiling: "auto", "off" or a number
-    has_mtp: bool
 
 
 def status_from_wire(status: cluster_pb2.GetStatusResponse) -> ClusterStatus:
@@ -246,11 +240,5 @@ def model_from_wire(model: cluster_pb2.GetModelResponse) -> ModelInfo:
     return ModelInfo(
         name=model.name,
         path=model.path,
-        fingerprint=model.fingerprint,
-        max_model_len=model.max_model_len,
-        vocab_size=model.vocab_size,
-        dtype=model.dtype,
-        numerics=model.numerics,
-        speculation=model.speculation,
-        has_mtp=model.has_mtp,
+        **served_model_fields(model),
     )

@@ -6,7 +6,7 @@ Exit status: 0 on success, 2 on bad usage, 1 otherwise; an error is one line on 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,12 +14,15 @@ import outrider
 from outrider.cluster.api.errors import InvalidRequestError, SettingsError
 from outrider.cluster.cli.connection import Connection
 from outrider.cluster.cli.distill import distill
-from outrider.cluster.cli.listening import GatewayOptions, ServeOptions
+from outrider.cluster.cli.options import SERVE_OPTIONS, setting_options
 from outrider.cluster.cli.plan_options import PlanOptions
 from outrider.cluster.cli.sampling import Sampling
 from outrider.cluster.cli.spread import spread
+from outrider.cluster.config import ServeSettings, load_settings
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.workers.types import logs
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.settings import settings_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,11 +61,11 @@ def _options(
 
 
 @app.command()
-@spread
+@setting_options(ServeSettings, SERVE_OPTIONS)
 def serve(
     *,
     context: typer.Context,
-    options: ServeOptions,
+    given: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     assignments: Annotated[
         list[str] | None,
@@ -70,21 +73,20 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model: start its ranks on Ray, and a gateway."""
-    from outrider.cluster.config import load_settings
-
     _require_ray()
     from outrider.cluster.cli.serve import run_serve
 
-    run_serve(load_settings(config, assignments or (), options.given()), log_level=context.obj)
+    run_serve(load_settings(config, assignments or (), given), log_level=context.obj)
 
 
 @app.command()
-@spread
-def gateway(*, options: GatewayOptions) -> None:
+@setting_options(GatewaySettings, settings_of(GatewaySettings))
+def gateway(*, given: dict[str, Any]) -> None:
     """Run another gateway for a running cluster."""
-    from outrider.cluster.cli.gateway import run_gateway_command
+    from outrider.cluster.cli.gateway import gateway_settings
+    from outrider.cluster.gateway.server import run_gateway
 
-    run_gateway_command(options)
+    run_gateway(gateway_settings(given))
 
 
 @app.command()

@@ -2,19 +2,22 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from outrider.cluster.api.errors import SettingsError
+from outrider.cluster.cli.options import setting_options
 from outrider.cluster.config import load_settings, parse_assignments
-from outrider.workers.config import EngineConfig
+from outrider.workers.config import EngineConfig, ParallelConfig
+from outrider.workers.training.distill.settings import TrainingSettings
+from outrider.workers.types.settings import settings_of
 
 _DRY_RUN_SIZES = (8, 16)
 
 
+@setting_options(TrainingSettings, ("depth", "trained", "loss", "steps", "zero_stage", "offload"))
 def distill(
     model: Annotated[
         str, typer.Option(help="scout, or a checkpoint directory; with --dry-run also deepseek-r1.")
@@ -25,14 +28,8 @@ def distill(
     only: Annotated[
         list[str] | None, typer.Option(help="Part to run: harvest, train, export, head or evaluate (repeatable). [all]")
     ] = None,
-    depth: Annotated[int | None, typer.Option(help="Draft depth to train for. [4]")] = None,
-    trained: Annotated[
-        str | None, typer.Option(help="Parameters to train: all, or attention (with projections and norms). [all]")
-    ] = None,
-    loss: Annotated[str | None, typer.Option(help="Loss: kl or tv. [kl]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of updates. [400]")] = None,
-    zero_stage: Annotated[int | None, typer.Option(help="DeepSpeed ZeRO stage: 1, 2 or 3. [2]")] = None,
-    offload: Annotated[str | None, typer.Option(help="Offload to the CPU: none, optimizer or all. [none]")] = None,
+    *,
+    given: dict[str, Any],
     ranks: Annotated[int | None, typer.Option(min=1, help="Training processes per node. [1]")] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes; run the same command on each.")] = 1,
     node_rank: Annotated[int, typer.Option(help="Number of this node, from 0.")] = 0,
@@ -49,13 +46,12 @@ def distill(
 ) -> None:
     """Train a model's MTP module on the model's own text, export it, and measure the speed-up."""
     options: dict[str, Any] = {
-        "model": model, "work": str(work), "depth": depth, "trained": trained, "loss": loss, "steps": steps,
-        "zero_stage": zero_stage, "offload": offload, "prompts": prompts, "out": out, "only": only,
+        **given, "model": model, "work": str(work), "prompts": prompts, "out": out, "only": only,
         "ranks": ranks, "nodes": nodes, "node_rank": node_rank, "master": master,
     }  # fmt: skip
-    given = {name: value for name, value in options.items() if value is not None}
-    given |= parse_assignments(assignments or ())
-    found = _dry_run(given) if dry_run else _run(given, _engine_settings(engine or ()))
+    asked = {name: value for name, value in options.items() if value is not None}
+    asked |= parse_assignments(assignments or ())
+    found = _dry_run(asked) if dry_run else _run(asked, _engine_settings(engine or ()))
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -91,7 +87,7 @@ def _dry_run(given: dict[str, Any]) -> dict[str, Any]:
 def _engine_settings(assignments: Sequence[str]) -> dict[str, Any]:
     """Checked settings of an offline engine, by name; only those that were given."""
     settings = load_settings(assignments=assignments)
-    known = {field.name for field in fields(EngineConfig)} - {"model", "parallel"} | {"pipeline_parallel_size"}
+    known = {*settings_of(EngineConfig)} - {"model", *settings_of(ParallelConfig)} | {"pipeline_parallel_size"}
     given = parse_assignments(assignments)
     if unknown := set(given) - known:
         raise SettingsError(f"--engine {', '.join(sorted(unknown))}: not a setting of an offline engine")

@@ -3,43 +3,23 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from outrider.cluster.api.errors import SettingsError
-from outrider.cluster.cli.listening import GatewayOptions
-from outrider.cluster.gateway.access.settings import AccessSettings
-from outrider.cluster.gateway.requests.limits import RequestLimits
-from outrider.cluster.gateway.server import GatewaySettings, run_gateway
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.workers.serving.cluster_key import read_key
 from outrider.workers.serving.tracing import endpoint_in_force
 
-_FILES = ("tls_cert", "tls_key", "tls_client_ca", "auth_token_file")
 
+def gateway_settings(given: Mapping[str, Any]) -> GatewaySettings:
+    """`given`: None for options that were not given.
 
-def run_gateway_command(options: GatewayOptions) -> None:
-    """Runs until SIGTERM. SettingsError names an invalid option."""
-    run_gateway(gateway_settings({field.name: getattr(options, field.name) for field in dataclasses.fields(options)}))
-
-
-def gateway_settings(options: Mapping[str, Any]) -> GatewaySettings:
-    """SettingsError names an invalid option; OutriderError a cluster key that cannot be read."""
-    values = {name: value for name, value in options.items() if value is not None}
-    values |= {name: Path(values[name]) for name in _FILES if name in values}
-    values["http_port"] = values.get("http_port") or None  # 0: off
-    key_file, endpoint = values.pop("cluster_key_file", None), values.pop("otlp_endpoint", None)
+    SettingsError names an invalid option, OutriderError a cluster key that cannot be read.
+    """
     try:
-        return GatewaySettings(
-            **_taken(GatewaySettings, values),
-            access=AccessSettings(**_taken(AccessSettings, values)),
-            limits=RequestLimits(**_taken(RequestLimits, values)),
-            cluster_key=read_key(str(key_file)) if key_file is not None else "",
-            otlp_endpoint=endpoint_in_force(endpoint, os.environ),
-        )
+        settings = GatewaySettings(**{name: value for name, value in given.items() if value is not None})
+        endpoint = endpoint_in_force(settings.otlp_endpoint, os.environ)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-
-
-def _taken(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:  # any dataclass
-    """The values that are fields of `kind`."""
-    return {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
+    key = read_key(str(settings.cluster_key_file)) if settings.cluster_key_file is not None else ""
+    return dataclasses.replace(settings, otlp_endpoint=endpoint, cluster_key=key)

@@ -1,9 +1,15 @@
-"""Options of the gateway that several commands share. Secrets come in files, since others can see a command line."""
+"""Command-line options made from settings, in a module that loads fast."""
 
-from pathlib import Path
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
 
 import typer
+
+from outrider.cluster.gateway.access.settings import AccessSettings
+from outrider.workers.config import ParallelConfig
+from outrider.workers.types.settings import REQUIRED, DeclaredSetting, settings_of
 
 
 def host_and_port(value: str) -> str:
@@ -14,53 +20,74 @@ def host_and_port(value: str) -> str:
     return value
 
 
-TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="Certificate of the gateway (PEM); turns TLS on.")]
-TlsKey = Annotated[
-    Path | None, typer.Option("--tls-key", help="Key of the certificate (PEM). Both are reloaded when they change.")
-]
-TlsClientCa = Annotated[
-    Path | None,
-    typer.Option("--tls-client-ca", help="CA (PEM) that must have signed the clients' certificates: mutual TLS."),
-]
-AuthTokenFile = Annotated[
-    Path | None,
-    typer.Option("--auth-token-file", help="File of bearer tokens, see `outrider token`. Reloaded when it changes."),
-]
-HealthPort = Annotated[int | None, typer.Option("--health-port", help="Port for health checks without TLS or tokens.")]
-ClusterKeyFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--cluster-key-file",
-        allow_dash=True,
-        help='File with the key that the cluster\'s processes share; "-": standard input. [random]',
-    ),
-]
-MaxQueueWait = Annotated[
-    float | None,
-    typer.Option("--max-queue-wait-s", help="A request that would wait longer for its turn is refused. [10]"),
-]
-MaxLivePerToken = Annotated[
-    int | None,
-    typer.Option("--max-live-requests-per-token", help="More outputs of one token at once are refused. [no limit]"),
-]
-MaxAllowedTokenIds = Annotated[
-    int | None, typer.Option("--max-allowed-token-ids", help="More in one request are refused. [16384]")
-]
-WriteTimeout = Annotated[
-    float | None,
-    typer.Option("--write-timeout-s", help="How long a client may read nothing of what it is sent. [20]"),
-]
-SharePrefixCache = Annotated[
-    bool | None,
-    typer.Option(
-        "--share-prefix-cache/--prefix-cache-per-token",
-        help="Whether tokens share cached prefixes, and so can tell by time what others have asked. [per token]",
-    ),
-]
-OtlpEndpoint = Annotated[
-    str | None,
-    typer.Option(
-        "--otlp-endpoint",
-        help="OpenTelemetry collector for spans, http://HOST:PORT. [OTEL_EXPORTER_OTLP_ENDPOINT]",
-    ),
-]
+SERVE_OPTIONS = (  # the settings of `outrider serve` that have an option; --set sets all
+    "model",
+    *settings_of(ParallelConfig),
+    *("replicas", "speculation", "host", "port", "http_port", "http_host", "metrics_port"),
+    *settings_of(AccessSettings),
+    *("cluster_key_file", "max_queue_wait_s", "max_live_requests_per_token", "max_allowed_token_ids"),
+    *("write_timeout_s", "share_prefix_cache", "ray_address", "name"),
+)
+_FLAGS = {
+    "share_prefix_cache": "--share-prefix-cache/--prefix-cache-per-token",
+    "end_with_stdin": "--end-with-stdin",
+}
+_SPECIAL: dict[str, dict[str, Any]] = {
+    "controller": {"callback": host_and_port},
+    "cluster_key_file": {"allow_dash": True},
+}
+
+
+def setting_options(kind: type, names: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for each of these settings of `kind`. It gets them as `given`; None: not given.
+
+    Secrets are settings that name a file, since a command line is visible to others.
+    """
+    options = [_option(settings_of(kind)[name]) for name in names]
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:  # as typer calls it
+            command(given={option.name: values.pop(option.name) for option in options}, **values)
+
+        own = inspect.signature(command).parameters.items()
+        offered = [option for name, one in own for option in (options if name == "given" else [one])]
+        keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in offered]
+        run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]  # what typer looks at
+        run.__annotations__ = {one.name: one.annotation for one in keywords}
+        return run
+
+    return give
+
+
+def _option(declared: DeclaredSetting) -> inspect.Parameter:
+    """Without a default, so that a configuration file's value stays. The settings class checks the value."""
+    name, default = declared.name, declared.default
+    option = typer.Option(
+        _FLAGS.get(name, f"--{name.replace('_', '-')}"),
+        help=declared.text,
+        metavar=_choices(declared),
+        show_default=False if default in (None, False, "", REQUIRED) else str(default),
+        **_SPECIAL.get(name, {}),
+    )
+    required = default is REQUIRED
+    typed = _typed(declared) if required else _typed(declared) | None
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=REQUIRED if required else None,
+        annotation=Annotated[typed, option],
+    )
+
+
+def _choices(declared: DeclaredSetting) -> str | None:
+    """What the help shows in place of the type: kl|tv."""
+    setting = declared.setting
+    words = [*map(str, setting.choices), *([f"{setting.least}..{setting.most}"] if setting.is_bounded else [])]
+    return "|".join(words) if setting.choices else None
+
+
+def _typed(declared: DeclaredSetting) -> Any:
+    """The type of an option's value; text where there may be several."""
+    (typed, *others) = [one for one in declared.types if one is not type(None)]
+    return str if others else typed

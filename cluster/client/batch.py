@@ -24,8 +24,15 @@ ATTEMPTS = 6  # for a request that failed because of a lost replica or gateway
 _LONGEST_PAUSE_S = 16.0
 _DIGEST_LENGTH = 16
 _PROMPTS = {"prompt": str, "token_ids": list, "messages": list}
-_NOT_OF_A_LINE = {"params", "timeout_s", "request_id", "reasoning_end_id", "reasoning_begin_id", "tool_format"}
-# errors of the client and the gateway
+_NOT_OF_A_LINE = {
+    "params",
+    "timeout_s",
+    "request_id",
+    "speculation_detail",
+    "reasoning_end_id",
+    "reasoning_begin_id",
+    "tool_format",
+}
 
 
 @dataclass(frozen=True, slots=True)

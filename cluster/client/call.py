@@ -28,34 +28,6 @@ from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.tools import Tools
 from outrider.workers.types.trace_context import TraceContext
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ChatOptions:
-    """Options of a chat."""
-
-    tools: Tools = dataclasses.field(default_factory=Tools)
-    template_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    auto_reasoning: bool = False
-
-
-PLAIN_CHAT = ChatOptions()
-
-
-def chat_options(
-    tools: ToolsGiven | None,
-    tool_choice: ToolChoice,
-    parallel: bool,
-    template_arguments: Mapping[str, Any] | None,
-    auto_reasoning: bool,
-) -> ChatOptions:
-    """InvalidRequestError names what is wrong."""
-    return ChatOptions(
-        tools=tools_of(tools, tool_choice, parallel=parallel),
-        template_arguments=template_arguments or {},
-        auto_reasoning=auto_reasoning,
-    )
-
-
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 _KINDS: dict[grpc.StatusCode, type[OutriderError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
@@ -68,31 +40,40 @@ _KINDS: dict[grpc.StatusCode, type[OutriderError]] = {
 }
 
 
-def build_call(
-    prompt: str | None,
-    token_ids: Sequence[int] | None,
-    messages: Messages | None,
-    params: SamplingParams | None,
-    sampling: Mapping[str, Any],
-    request_id: str,
-    trace: tuple[str, str],
+def make_call(
+    prompt: str | None = None,
+    *,
+    token_ids: Sequence[int] | None = None,
+    messages: Messages | None = None,
+    tools: ToolsGiven | None = None,
+    tool_choice: ToolChoice = "auto",
+    parallel_tool_calls: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    auto_reasoning: bool = False,
+    params: SamplingParams | None = None,
+    request_id: str = "",
+    traceparent: str = "",
+    tracestate: str = "",
+    timeout_s: float | None = None,
     speculation_detail: bool = False,
-    chat: ChatOptions = PLAIN_CHAT,
-) -> GenerateCall:
-    """`trace`: traceparent and tracestate. Without `params` max_tokens is the model's length, as on the wire.
+    **sampling: Any,  # SamplingParams' own fields
+) -> tuple[GenerateCall, float | None]:
+    """The call and `timeout_s`. Without `params` max_tokens is the model's length, as on the wire.
 
     InvalidRequestError names what is wrong.
     """
     if params is not None and sampling:
         raise InvalidRequestError(f"give params or {', '.join(sampling)}, not both")
-    return GenerateCall(
-        prompt=_prompt(prompt, token_ids, messages, chat),
+    chosen = tools_of(tools, tool_choice, parallel=parallel_tool_calls)
+    call = GenerateCall(
+        prompt=_prompt(prompt, token_ids, messages, chosen, chat_template_kwargs or {}),
         params=params if params is not None else _params(sampling),
         request_id=request_id,
         speculation_detail=speculation_detail,
-        auto_reasoning=chat.auto_reasoning,
-        trace=_trace(*trace),
+        auto_reasoning=auto_reasoning,
+        trace=_trace(traceparent, tracestate),
     )
+    return call, timeout_s
 
 
 def _trace(parent: str, state: str) -> TraceContext | None:
@@ -117,11 +98,15 @@ def _params(sampling: Mapping[str, Any]) -> SamplingParams:
 
 
 def _prompt(
-    prompt: str | None, token_ids: Sequence[int] | None, messages: Messages | None, chat: ChatOptions
+    prompt: str | None,
+    token_ids: Sequence[int] | None,
+    messages: Messages | None,
+    tools: Tools,
+    template_arguments: Mapping[str, Any],
 ) -> Prompt:
     if sum(given is not None for given in (prompt, token_ids, messages)) != 1:
         raise InvalidRequestError("give exactly one of prompt, token_ids and messages")
-    if messages is None and (chat.tools or chat.template_arguments):
+    if messages is None and (tools or template_arguments):
         raise InvalidRequestError("tools and chat_template_kwargs go with messages")
     if prompt is not None:
         return TextPrompt(prompt)
@@ -130,7 +115,7 @@ def _prompt(
             if not isinstance(token_id, Integral) or not 0 <= token_id < 2**32:
                 raise InvalidRequestError(f"token_ids must be integers in [0, {2**32 - 1}], got {token_id!r}")
         return TokenPrompt(tuple(token_ids))
-    return ChatPrompt(messages_of(messages or ()), chat.tools, chat.template_arguments)
+    return ChatPrompt(messages_of(messages or ()), tools, template_arguments)
 
 
 def explained(error: grpc.RpcError | OutriderError, address: str) -> OutriderError:

@@ -16,23 +16,17 @@ FORGOTTEN_S = 5.0
 class AutoscalePolicy:
     """`headroom` is the spare share for a rise in load: 0.2 means a fifth more than the load."""
 
-    min_replicas: int = 1
+    min_replicas: int
     max_replicas: int
-    target_tokens: int = 16_384  # in flight on one replica
-    target_wait_s: float = 5.0  # longest acceptable wait for a first token
-    headroom: float = 0.2
-    cooldown_s: float = 300.0  # how long the load must be low before a replica leaves
+    target_tokens: int  # in flight on one replica
+    target_wait_s: float  # longest acceptable wait for a first token
+    headroom: float
+    cooldown_s: float  # how long the load must be low before a replica leaves
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas:
             most = f"autoscale_max_replicas ({self.max_replicas})"
             raise ValueError(f"autoscale_min_replicas must be 0..{most}, got {self.min_replicas}")
-        if self.target_tokens < 1:
-            raise ValueError(f"autoscale_target_tokens must be at least 1, got {self.target_tokens}")
-        for name in ("target_wait_s", "headroom", "cooldown_s"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"autoscale_{name} must be at least 0, got {value}")
 
 
 class WaitingLoads:

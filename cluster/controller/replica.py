@@ -213,7 +213,7 @@ class Replica:
         wanted = GangResources(
             world_size=self.plan.world_size,
             device=self.device,
-            group_size=engine.parallel.tensor_parallel_size,
+            group_size=engine.tensor_parallel_size,
             ranks_per_node=self._charge.ranks_per_node,
             shares_cores=not self._charge.may_grow,
             replicas=self._charge.replicas,

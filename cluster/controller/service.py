@@ -19,6 +19,7 @@ from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.serving.cluster_key import interceptors
 from outrider.workers.types.counters import EngineCounters, ExpertFigures
 from outrider.workers.types.errors import OutriderError
+from outrider.workers.types.served_model import served_model_fields
 
 WATCH_EVERY_S = 0.5
 MOST_REPLICAS = 1024
@@ -120,13 +121,7 @@ class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
         return cluster_pb2.GetModelResponse(
             name=self._model_name,
             path=self._model_path,
-            fingerprint=info.fingerprint,
-            max_model_len=info.max_model_len,
-            vocab_size=info.vocab_size,
-            dtype=info.dtype,
-            numerics=info.numerics,
-            speculation=info.speculation,
-            has_mtp=info.has_mtp,
+            **served_model_fields(info),
         )
 
     async def WatchRoutes(  # noqa: N802  # the name is the protocol's

@@ -2,33 +2,30 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
 from outrider.cluster.api.endings import is_hang
 from outrider.cluster.api.health import Health
-from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.http.app import HttpApi
 from outrider.cluster.gateway.http.server import HttpServer
 from outrider.cluster.gateway.listen import Listeners
 from outrider.cluster.gateway.observability.known_metrics import KnownMetrics
 from outrider.cluster.gateway.observability.loop_lag import LoopLag
 from outrider.cluster.gateway.observability.metrics import GatewayMetrics, serve_metrics
-from outrider.cluster.gateway.requests.admission import Admission, AdmissionLimits
+from outrider.cluster.gateway.requests.admission import Admission
 from outrider.cluster.gateway.requests.inference import Inference
-from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.cluster.gateway.requests.prompts import PromptEncoder
 from outrider.cluster.gateway.routing.controller_link import ClusterServicer, ControllerLink
 from outrider.cluster.gateway.routing.fleet import Fleet
 from outrider.cluster.gateway.service import InferenceServicer
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
 from outrider.workers.serving.tracing import open_tracing
 from outrider.workers.types import logs
@@ -40,49 +37,6 @@ _RETRY_S = 1.0
 _ENGINES_EVERY_S, _ENGINES_TIMEOUT_S = 2.0, 1.0  # how often engines' counters are read for metrics
 TRACED_AS = "outrider-gateway"  # the service's name in spans
 _LAST_WORDS_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewaySettings:
-    """What `outrider gateway` can be told."""
-
-    controller: str  # HOST:PORT
-    host: str = "127.0.0.1"
-    port: int = 50051  # 0: a free one
-    http_port: int | None = None  # None: no HTTP; 0: a free one
-    http_host: str = ""  # "": as `host`
-    metrics_port: int | None = None  # None: no metrics; 0: a free one
-    max_live_requests: int = 1024
-    max_live_requests_per_token: int | None = None
-    max_queued_tokens: int = 1_000_000  # prompt tokens of requests that wait for their first token
-    max_queue_wait_s: float = 10.0  # a request that would wait longer for its turn is refused
-    drain_grace_s: float = 20.0  # how long running requests may go on after SIGTERM
-    reason_wait_s: float = 5.0  # how long requests of a lost replica wait for the controller to say why
-    resume_wait_s: float = 600.0  # how long requests of a lost replica wait for one that goes on with them
-    write_timeout_s: float = 20.0  # how long a client may read nothing of what it is sent
-    share_prefix_cache: bool = False  # among tokens, which then can tell by time what others have asked
-    end_with_stdin: bool = False  # drain when standard input closes: the parent is gone
-    otlp_endpoint: str = ""  # where spans go; "": nowhere
-    cluster_key: str = field(default="", repr=False)  # opens controller and leaders, see workers/serving/cluster_key.py
-    access: AccessSettings = field(default_factory=AccessSettings)
-    limits: RequestLimits = field(default_factory=RequestLimits)
-
-    def __post_init__(self) -> None:
-        _ = self.admission
-        for name in ("port", "http_port", "metrics_port"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 65535:
-                raise ValueError(f"{name} must be 0..65535, got {value}")
-        for name in ("drain_grace_s", "reason_wait_s", "resume_wait_s", "write_timeout_s"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-
-    @property
-    def admission(self) -> AdmissionLimits:
-        """ValueError if a value is out of its range."""
-        return AdmissionLimits(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(AdmissionLimits)}
-        )
 
 
 class Gateway:
@@ -106,7 +60,7 @@ class Gateway:
         self._controller = ControllerLink(settings.controller, settings.cluster_key)
         self._admission = Admission(settings.admission)
         self._fleet = Fleet(self._fleet_changed, settings.reason_wait_s, settings.cluster_key, self._count_ended)
-        self._tracing = open_tracing(settings.otlp_endpoint, TRACED_AS)
+        self._tracing = open_tracing(settings.otlp_endpoint or "", TRACED_AS)
         self._inference = Inference(
             self._admission,
             self._fleet,
@@ -120,7 +74,7 @@ class Gateway:
         self.servicer = InferenceServicer(self._inference, settings.write_timeout_s)
         self._tasks: list[asyncio.Task[None]] = []
         self._closers = contextlib.ExitStack()
-        self._http = self._make_http() if settings.http_port is not None else None
+        self._http = self._make_http() if settings.http_port else None
 
     def _make_http(self) -> HttpServer:
         settings = self.settings
@@ -174,7 +128,7 @@ class Gateway:
             self.metrics_port, stop = serve_metrics(self.metrics.registry, settings.host, settings.metrics_port)
             self._closers.callback(stop)
         await self._listeners.start(settings.host, settings.port)
-        if self._http is not None and settings.http_port is not None:
+        if self._http is not None:
             self.http_port = await self._http.start(settings.http_host or settings.host, settings.http_port)
         self.metrics.controller_connected.set_function(lambda: self._controller.connected)
         self.metrics.loop_lag.set_function(lambda: self._lag.longest_s)

@@ -6,6 +6,7 @@ Says as JSON whether states and caches had the bits of one rank with one lane, a
 a peer that died (rank 1, at its hand-over number DIES_AT) what it heard, and which threads were left.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -57,7 +58,7 @@ class Noted(GroupCollectives):
 class Partner:
     def __init__(self, rank: int, model: Path, kernels: str, parallel: ParallelConfig) -> None:
         self.order: list[tuple[int, str]] = []
-        self.config = EngineConfig(model=str(model), parallel=parallel, dbo_token_threshold=2)
+        self.config = EngineConfig(str(model), **dataclasses.asdict(parallel), dbo_token_threshold=2)
         self.shape, self.parallel = ModelConfig.load(model), parallel
         self.sharing = self._sharing(rank)
         lanes = load_lanes(self.config, self.sharing, rank, f"machine {rank}", CPU)

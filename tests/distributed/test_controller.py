@@ -69,7 +69,12 @@ def test_draining_tells_the_gateways_and_leaves_nothing(idle: Controlled) -> Non
 
 
 def test_what_waits_at_gateways_brings_replicas_though_those_there_are_have_nothing_to_do(controlled: Start) -> None:
-    cluster = controlled(IdleRank, autoscale=AutoscalePolicy(max_replicas=3, target_tokens=100, headroom=0.0))
+    cluster = controlled(
+        IdleRank,
+        autoscale=AutoscalePolicy(
+            min_replicas=1, max_replicas=3, target_tokens=100, target_wait_s=5.0, headroom=0.0, cooldown_s=300.0
+        ),
+    )
     cluster.wait_for(Phase.READY)
 
     for gateway, tokens in (("a", 150), ("b", 70)):

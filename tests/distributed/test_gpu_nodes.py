@@ -19,7 +19,7 @@ from ray.core.generated import autoscaler_pb2
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.shard_plan import ShardPlan, make_plan
 from outrider.proto import cluster_pb2
-from outrider.workers.config import EngineConfig, ParallelConfig
+from outrider.workers.config import EngineConfig
 
 Start = Callable[..., Controlled]
 
@@ -151,11 +151,10 @@ def rack(fleet: GpuNodes, name: str) -> set[str]:
 def test_r1_takes_two_whole_nodes_as_planned_and_a_second_waits_for_two_more(
     controlled: Start, fleet: GpuNodes
 ) -> None:
-    parallel = ParallelConfig(pipeline_parallel_size=2, tensor_parallel_size=8, expert_parallel_size=8)
-    plan = make_plan(load_shape("deepseek-r1"), parallel, "auto")
-    cluster = controlled(
-        IdleRank, plan=plan, engine=EngineConfig(model="R1", device="cuda", parallel=parallel), may_grow=True
-    )
+    sizes = {"pipeline_parallel_size": 2, "tensor_parallel_size": 8, "expert_parallel_size": 8}
+    engine = EngineConfig("R1", device="cuda", **sizes)
+    plan = make_plan(load_shape("deepseek-r1"), engine, "auto")
+    cluster = controlled(IdleRank, plan=plan, engine=engine, may_grow=True)
     (replica,) = cluster.wait_for_status(all_ready, within_s=240).replicas
     placed = ranks_by_node(replica)
     assert set(placed) == rack(fleet, "rack1")

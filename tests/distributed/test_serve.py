@@ -30,7 +30,7 @@ from patience import NOTICED_S
 
 from outrider import Client
 from outrider.cluster.api.generation import Event, Output
-from outrider.cluster.client.client import PLAIN
+from outrider.cluster.client.base import PLAIN
 from outrider.cluster.controller.controller import OWNER_SILENT_S
 from outrider.cluster.controller.names import controller_name
 from outrider.cluster.gateway_process import free_port

@@ -15,6 +15,7 @@ from mkdocs.config import load_config
 
 from outrider.cluster.config import ServeSettings
 from outrider.workers.serving.metrics import DEPRECATED
+from outrider.workers.types.settings import settings_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["", "tutorial/", "explanation/zero-difference/", "explanation/mtp/", "helm-comparison/", "reference/values/"]
@@ -44,7 +45,7 @@ def test_every_page_is_there_and_loads_nothing_from_elsewhere(site: Path) -> Non
 def test_the_reference_names_every_setting_command_and_metric(site: Path) -> None:
     settings, commands, metrics = (text(site, f"reference/{page}") for page in ("configuration", "cli", "metrics"))
 
-    assert [name for name in ServeSettings.model_fields if name not in settings] == []
+    assert [name for name in settings_of(ServeSettings) if name not in settings] == []
     assert [name for name in ("serve", "generate", "status", "demo") if f"outrider {name}" not in commands] == []
     for name in ("outrider_gateway_requests_total", "ray_outrider_spec_decode_num_accepted_tokens_per_pos_total"):
         assert name in metrics

@@ -7,7 +7,7 @@ import grpc
 import psutil
 from google.protobuf.descriptor import FileDescriptor
 
-from outrider.cluster.client.client import PLAIN
+from outrider.cluster.client.base import PLAIN
 from outrider.cluster.client.security import ClientSecurity
 from outrider.proto import cluster_pb2, inference_pb2, worker_pb2
 

@@ -3,13 +3,17 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import grpc
 from fakes import FakeController, FakeEngine
 
-from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.cluster.gateway.access.settings import AccessSettings
+from outrider.cluster.gateway.requests.limits import RequestLimits
+from outrider.cluster.gateway.server import Gateway
+from outrider.cluster.gateway.settings import GatewaySettings
+from outrider.cluster.gateway_process import free_port
 from outrider.proto import cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
 from outrider.workers.serving.cluster_key import draw_key
 from outrider.workers.serving.service import EngineServer
@@ -47,15 +51,25 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def running(
-    model: Path, engine: FakeEngine | None = None, *, ready: bool = True, **settings: object
+    model: Path,
+    engine: FakeEngine | None = None,
+    *,
+    ready: bool = True,
+    http_port: int | None = None,
+    access: AccessSettings = AccessSettings(),  # noqa: B008  # frozen
+    limits: RequestLimits = RequestLimits(),  # noqa: B008  # frozen
+    **settings: object,
 ) -> AsyncIterator[Cluster]:
-    """A cluster that takes requests, unless `ready` is False. `settings`: GatewaySettings' own."""
+    """A cluster that takes requests, unless `ready` is False. `http_port`: 0 for any free one, None for no HTTP.
+    `settings`: GatewaySettings' own."""
     engine = engine or FakeEngine()
     leader = EngineServer(engine, key=KEY)
     leader_address = f"127.0.0.1:{leader.start()}"
     controller = FakeController(str(model), KEY)
     await controller.start()
-    gateway = Gateway(GatewaySettings(**{"controller": controller.address, "port": 0, "cluster_key": KEY, **settings}))
+    given = {**asdict(access), **asdict(limits), "port": 0, "cluster_key": KEY, **settings}
+    given["http_port"] = 0 if http_port is None else http_port or free_port("127.0.0.1")
+    gateway = Gateway(GatewaySettings(controller=controller.address, **given))
     await gateway.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=[("grpc.use_local_subchannel_pool", 1)])
     cluster = Cluster(engine, leader, leader_address, controller, gateway, channel)

@@ -17,7 +17,8 @@ from outrider import AsyncClient, ClientSecurity
 from outrider.cluster.api.errors import NotAllowedError
 from outrider.cluster.gateway.access.auth import Authenticator, Role, caller_of, parse_callers, roles_for
 from outrider.cluster.gateway.access.settings import AccessSettings
-from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.cluster.gateway.server import Gateway
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.workers.types import logs
 from outrider.workers.types.errors import OutriderError
 
@@ -241,7 +242,7 @@ def test_a_token_file_that_is_wrong_is_refused_by_line_without_quoting_it(text: 
 def test_a_gateway_does_not_start_with_a_wrong_token_file(tmp_path: Path) -> None:
     async def scenario() -> None:
         with pytest.raises(OutriderError, match=r"cannot read .*absent"):
-            Gateway(GatewaySettings(controller="h:1", access=AccessSettings(auth_token_file=tmp_path / "absent")))
+            Gateway(GatewaySettings(controller="h:1", auth_token_file=tmp_path / "absent"))
 
     asyncio.run(scenario())
 

@@ -14,7 +14,8 @@ from outrider import AsyncClient, Client
 from outrider.cluster.api.errors import GenerationFailedError, UnavailableError
 from outrider.cluster.api.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
 from outrider.cluster.client.resume import ACCEPT_PATIENCE_S, OVERLOAD_PATIENCE_S, PATIENCE_S, ResumableCall
-from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.cluster.gateway.server import Gateway
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.proto import inference_pb2_grpc
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.outputs import Logprob

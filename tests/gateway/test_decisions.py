@@ -22,7 +22,7 @@ from outrider.cluster.api.generation import (
 from outrider.cluster.gateway.routing import router
 from outrider.cluster.gateway.routing.load import BLOCK_TOKENS, EXPECTED_OUTPUT_TOKENS, LoadBook, PrefixKeys
 from outrider.cluster.gateway.routing.router import Never, NoReplicaYet, ReplicaId, RoutingCandidate, RoutingTable
-from outrider.cluster.gateway.server import GatewaySettings
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.proto import inference_pb2 as pb
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.outputs import Logprob

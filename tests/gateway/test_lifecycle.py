@@ -8,7 +8,8 @@ import pytest
 from fakes import FakeEngine
 from gateway.harness import Cluster, eventually, pb, rest, running, stopping, tokens
 
-from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.cluster.gateway.server import Gateway
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.workers.serving.service import EngineServer
 from outrider.workers.types.errors import OutriderError
 

@@ -16,7 +16,8 @@ from outrider import AsyncClient, ClientSecurity
 from outrider.cluster.api.load_report import REPORT_EVERY_S
 from outrider.cluster.cli.status import gateway_line
 from outrider.cluster.gateway.access.settings import AccessSettings
-from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.cluster.gateway.server import Gateway
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.workers.types.errors import OverloadedError
 
 Code = grpc.StatusCode
@@ -130,7 +131,7 @@ def test_two_gateways_share_a_replicas_places_and_one_alone_has_all(model: Path)
 
 @contextlib.asynccontextmanager
 async def _second_gateway(cluster: Cluster):  # noqa: ANN202
-    gateway = Gateway(GatewaySettings(controller=cluster.controller.address, port=0, cluster_key=KEY))
+    gateway = Gateway(GatewaySettings(controller=cluster.controller.address, port=0, http_port=0, cluster_key=KEY))
     await gateway.start()
     try:
         await eventually(lambda: gateway.ready)

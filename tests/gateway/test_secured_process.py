@@ -106,7 +106,7 @@ def ask(address: str, calling: dict[str, str], token_file: Path) -> None:
         (("--tls-cert", "c"), 2, "tls_key is not given"),
         (("--auth-token-file", "absent"), 1, "cannot read absent"),
         (("--cluster-key-file", "absent"), 1, "cannot read the cluster key absent"),
-        (("--max-stop-strings", "-1"), 2, "max_stop_strings must be at least 0"),
+        (("--max-stop-strings", "-1"), 2, "max_stop_strings must be an integer of at least 0"),
     ],
 )
 def test_a_door_that_cannot_be_is_one_line(options: tuple[str, ...], status: int, message: str) -> None:

@@ -21,7 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from outrider.cluster.gateway.server import Gateway, GatewaySettings
+from outrider.cluster.gateway.server import Gateway
+from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.workers.types import logs
 from outrider.workers.types.errors import OutriderError
 
@@ -231,7 +232,7 @@ def test_the_process_serves_then_drains_and_exits_0_without_ever_loading_ray_or_
                 port,
                 f"end_with_stdin={how == 'stdin'}",
                 f"cluster_key={KEY!r}",
-                "http_port=0",  # whose server would handle signals itself
+                f"http_port={_free_port()}",  # whose server would handle signals itself
             )
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 await asyncio.wait_for(channel.channel_ready(), 20)

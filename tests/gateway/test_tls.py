@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider import AsyncClient, Client, ClientSecurity
 from outrider.cluster.api.errors import InvalidRequestError, UnavailableError
-from outrider.cluster.client.client import PLAIN
+from outrider.cluster.client.base import PLAIN
 from outrider.cluster.gateway.access.settings import AccessSettings, TlsFiles
 from outrider.cluster.gateway.access.tls import server_credentials
 from outrider.workers.types.errors import OutriderError

@@ -10,7 +10,7 @@ from gpu.pretend_cuda import Counts, DeviceMismatchError
 from torch import Tensor
 
 from outrider import LLM, SamplingParams
-from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
+from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.memory import free_bytes, round_bytes
 from outrider.workers.loading.resolved_config import device_in_force, numerics_in_force
 from outrider.workers.parallel.deep_ep import DeepEp
@@ -179,7 +179,7 @@ def test_the_cache_leaves_room_for_the_largest_round(pretend: Counts) -> None:
 
 
 def test_a_warning_says_why_exact_numerics_are_not_available(caplog: pytest.LogCaptureFixture) -> None:
-    alone, shared = EngineConfig(), EngineConfig(parallel=ParallelConfig(tensor_parallel_size=2))
+    alone, shared = EngineConfig(), EngineConfig(tensor_parallel_size=2)
 
     assert numerics_in_force(alone, "triton", CUDA) == "exact"
     assert caplog.text == ""

@@ -26,7 +26,7 @@ def _gateway_series() -> set[str]:
 
 
 def _engine_metrics() -> set[str]:
-    return set(re.findall(r'"(outrider_[a-z0-9_]+)"', (ROOT / "workers" / "metrics.py").read_text()))
+    return set(re.findall(r'"(outrider_[a-z0-9_]+)"', (ROOT / "workers" / "serving" / "metrics.py").read_text()))
 
 
 def _engine_series() -> set[str]:

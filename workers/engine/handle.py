@@ -8,22 +8,16 @@ from outrider.workers.config import COUPLED
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
+from outrider.workers.types.served_model import ServedModel
 
 _MOST_PROMPT_LOGPROBS = 1_000_000
 Deliver = Callable[[list[SequenceChunk]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineInfo:
+class EngineInfo(ServedModel):
     """What a request can ask of this engine."""
 
-    fingerprint: str
-    max_model_len: int
-    vocab_size: int
-    dtype: str
-    numerics: str
-    speculation: str  # the ceiling: "auto", "off" or a number
-    has_mtp: bool
     drafters: tuple[str, ...] = (MTP, LOOKUP)  # what it loaded
     verification: str = COUPLED
     max_num_seqs: int = 64  # that run at once

@@ -23,13 +23,13 @@ def load_lanes(config: EngineConfig, sharing: Sharing, rank: int, machine: str, 
 
     A second lane's thread ends when the rank leaves.
     """
-    mesh, parallel = Mesh.of(config.parallel), config.parallel
+    mesh = Mesh.of(config)
     tensor, stage = _by_itself(sharing.tensor), sharing.shard.spread and _by_itself(sharing.stage)
     answers = groups.ask_all(Carried(machine, tensor, stage))
     members = mesh.stage_group(rank)
     overlap = overlap_of(
         [answers[member] for member in members],
-        parallel.tensor_parallel_size,
+        config.tensor_parallel_size,
         enabled=config.enable_dbo,
         gpu=device.type == "cuda",
     )
@@ -42,7 +42,7 @@ def load_lanes(config: EngineConfig, sharing: Sharing, rank: int, machine: str, 
     for group, hands_over in ((sharing.tensor, overlap.tensor), (sharing.stage, overlap.stage)):
         if hands_over and isinstance(group, GroupCollectives):
             group.meanwhile = turns.hand_over
-    return Lanes(LaneRule.of(overlap, config.dbo_token_threshold), turns, parallel.data_parallel_size, device)
+    return Lanes(LaneRule.of(overlap, config.dbo_token_threshold), turns, config.data_parallel_size, device)
 
 
 def _by_itself(group: Collectives) -> bool:

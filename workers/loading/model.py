@@ -151,8 +151,7 @@ def _gpu_obstacle(config: EngineConfig, model: ModelConfig, device: torch.device
         return "triton is not installed: pip install 'outrider[gpu]'"
     if config.verification != COUPLED:
         return f'verification="{config.verification}" is for study, and is there on torch\'s path only'
-    parallel = config.parallel
-    if parallel.expert_parallel_size > 1 and parallel.data_parallel_size > 1:
+    if config.expert_parallel_size > 1 and config.data_parallel_size > 1:
         return "they do not exchange rows with experts of other data groups yet: use expert_parallel_size=1"
     if config.enable_eplb:
         return "they do not move experts while they serve yet: use enable_eplb=False"

@@ -29,7 +29,7 @@ class RankSpec:
 
     @property
     def mesh(self) -> Mesh:
-        return Mesh.of(self.engine.parallel)
+        return Mesh.of(self.engine)
 
     @property
     def layers(self) -> range:

@@ -36,7 +36,7 @@ def numerics_in_force(config: EngineConfig, kernels: str, device: torch.device) 
         return config.numerics
     if kernels == "torch":
         why = "torch's own kernels on a GPU have no fixed order of sums"
-    elif config.parallel.tensor_parallel_size > 1:
+    elif config.tensor_parallel_size > 1:
         why = "on GPUs sums are split over tensor_parallel_size ranks, so bits depend on their number"
     else:
         return config.numerics

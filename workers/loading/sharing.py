@@ -43,12 +43,12 @@ def load_sharing(
     """Every rank's turn. `watchdog`: on GPUs."""
     redundant = config.num_redundant_experts
     if spec.world_size == 1:
-        return Met(sharing=Sharing(shard=Shard.of(config.parallel, spec.rank, model, redundant)))
+        return Met(sharing=Sharing(shard=Shard.of(config, spec.rank, model, redundant)))
     layout = None
-    if config.parallel.expert_parallel_size > 1:
+    if config.expert_parallel_size > 1:
         nodes = nodes_of_stages(groups.ask_all(this_machine()), spec.mesh.stage_size)
         layout = expert_layout(model, spec.mesh.stage_size, nodes, redundant)
-    shard = Shard.of(config.parallel, spec.rank, model, redundant, layout.parts if layout is not None else 1)
+    shard = Shard.of(config, spec.rank, model, redundant, layout.parts if layout is not None else 1)
     met = meet_groups(spec.rank, spec.mesh, device, this_machine(), config.round_timeout_s, spec.describe, watchdog)
     sharing = Sharing.of(shard, met, spec.mesh, spec.rank)
     if shard.spread:

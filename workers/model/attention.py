@@ -1,9 +1,17 @@
-"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) over the paged cache, in one of two forms.
+"""Multi-head latent attention over the paged cache (DeepSeek-V2, arXiv 2405.04434, section 2.1), in its letters:
 
-Absorbed: the cache holds latents; a query is taken into the latent space, and what it gathers is taken out again. By
-head, where heads are few (`ModelConfig.caches_heads`): the cache holds the keys and values that each head has of the
-latents. Products with a head's weights are batches of items of one fixed shape (ROW_TILE rows) and, as attending.py's
-are, in float32: a row's bits do not depend on its company.
+    h      a token's normed input            c_q    W_DQ h, the latent of its queries
+    q_c    W_UQ c_q, a head's query          q_r    RoPE(W_QR c_q), its rotary part
+    c_kv   W_DKV h, the latent of its keys   k_r    RoPE(W_KR h), the rotary key that all heads share
+    k_c    W_UK c_kv, a head's key           v_c    W_UV c_kv, a head's value
+    o      a head's output                   u      W_O [o of all heads], the layer's output
+
+W_DQ, W_DKV and W_KR are one product (`down`), W_UQ and W_QR another (`query_up`). W_UK and W_UV are kv_b_proj, in one
+of two forms. Absorbed: the cache holds c_kv and k_r; W_UK is absorbed into the query, W_UV applied to the weighted sum.
+By head, where heads are few (`ModelConfig.caches_heads`): the cache holds k_r, and each head's k_c and v_c.
+
+Products with a head's weights are batches of items of one fixed shape (ROW_TILE rows) and, as attending.py's are, in
+float32: a row's bits do not depend on the other rows.
 """
 
 from abc import ABC, abstractmethod
@@ -24,37 +32,40 @@ ROW_TILE = 4  # rows per item of a product with a head's weights
 
 
 class Form(nn.Module, ABC):
-    """What queries meet in the cache."""
+    """What the cache holds, and how queries attend to it."""
 
     @abstractmethod
-    def slot(self, latent: Tensor, rope: Tensor) -> Tensor:
-        """What rows leave in the cache [R, width]: of normed latents [R, rank] and turned keys [R, rope]."""
+    def slot(self, c_kv: Tensor, k_r: Tensor) -> Tensor:
+        """What rows write to the cache [R, width], from `c_kv` [R, latent], normed, and `k_r` [R, rope]."""
 
     @abstractmethod
-    def query(self, query: Tensor, turned: Tensor) -> Tensor:
-        """Scaled queries as they meet the cache [R, heads, key], of [R, heads, nope] and, turned, [R, heads, rope]."""
+    def query(self, q_c: Tensor, q_r: Tensor) -> Tensor:
+        """Scaled queries for the cache's keys [R, heads, key], from [R, heads, nope] and [R, heads, rope]."""
 
     @abstractmethod
     def attend(self, query: Tensor, cache: Tensor, batch: Batch) -> Tensor:
-        """The heads' values [R, heads, v], of queries as they meet `cache`."""
+        """The heads' outputs o [R, heads, v] of `query`."""
 
 
 class Absorbed(Form):
-    """All heads meet the latents. `kv_up` [heads, latent, nope + v] is this rank's part of kv_b_proj, in float32."""
+    """q_c (W_UK c_kv) = (q_c W_UK) c_kv: all heads attend to the latents, and their sums are taken through W_UV.
+
+    `kv_up` [heads, latent, nope + v] is this rank's part of W_UK and W_UV, in float32.
+    """
 
     def __init__(self, config: ModelConfig, kv_up: Tensor, head_tile: int | None) -> None:
         super().__init__()
         nope, self._head_tile = config.qk_nope_head_dim, head_tile
         self._scale, self._rank = config.softmax_scale, config.kv_lora_rank
-        key_up = kv_up[..., :nope].transpose(1, 2).contiguous() * config.softmax_scale  # [heads, nope, latent]
+        key_up = kv_up[..., :nope].transpose(1, 2).contiguous() * config.softmax_scale  # W_UK [heads, nope, latent]
         self.key_up = nn.Parameter(key_up, requires_grad=False)
-        self.value_up = nn.Parameter(kv_up[..., nope:].contiguous(), requires_grad=False)  # [heads, latent, v]
+        self.value_up = nn.Parameter(kv_up[..., nope:].contiguous(), requires_grad=False)  # W_UV [heads, latent, v]
 
-    def slot(self, latent: Tensor, rope: Tensor) -> Tensor:
-        return torch.cat([latent, rope], dim=-1)
+    def slot(self, c_kv: Tensor, k_r: Tensor) -> Tensor:
+        return torch.cat([c_kv, k_r], dim=-1)
 
-    def query(self, query: Tensor, turned: Tensor) -> Tensor:
-        return torch.cat([per_head(query, self.key_up), turned * self._scale], dim=-1)
+    def query(self, q_c: Tensor, q_r: Tensor) -> Tensor:
+        return torch.cat([per_head(q_c, self.key_up), q_r * self._scale], dim=-1)
 
     def attend(self, query: Tensor, cache: Tensor, batch: Batch) -> Tensor:
         return per_head(attend(query, cache, batch, self._met, self._head_tile), self.value_up)
@@ -67,7 +78,7 @@ class Absorbed(Form):
 
 
 class ByHead(Form):
-    """Each head meets its own keys and values. A slot is the rotary key, then the heads' own keys, then values."""
+    """Each head attends to its own keys and values. A slot is k_r, then the heads' k_c, then their v_c."""
 
     def __init__(self, config: ModelConfig, kv_up: Tensor, head_tile: int | None) -> None:
         super().__init__()
@@ -75,22 +86,23 @@ class ByHead(Form):
         self._scale, self._value = config.softmax_scale, config.v_head_dim
         self.kv_up = nn.Parameter(kv_up, requires_grad=False)
 
-    def slot(self, latent: Tensor, rope: Tensor) -> Tensor:
-        own = per_head(latent[:, None].expand(-1, self.kv_up.shape[0], -1), self.kv_up)
-        return torch.cat([rope, own[..., : self._nope].flatten(1), own[..., self._nope :].flatten(1)], dim=-1)
+    def slot(self, c_kv: Tensor, k_r: Tensor) -> Tensor:
+        up = per_head(c_kv[:, None].expand(-1, self.kv_up.shape[0], -1), self.kv_up)
+        k_c, v_c = up[..., : self._nope], up[..., self._nope :]
+        return torch.cat([k_r, k_c.flatten(1), v_c.flatten(1)], dim=-1)
 
-    def query(self, query: Tensor, turned: Tensor) -> Tensor:
-        return torch.cat([query, turned], dim=-1) * self._scale
+    def query(self, q_c: Tensor, q_r: Tensor) -> Tensor:
+        return torch.cat([q_c, q_r], dim=-1) * self._scale
 
     def attend(self, query: Tensor, cache: Tensor, batch: Batch) -> Tensor:
         return attend(query, cache, batch, self._met, self._head_tile)
 
     def _met(self, chunks: Tensor) -> Met:
         heads = self.kv_up.shape[0]
-        shared, keys, values = torch.split(chunks, [self._rope, heads * self._nope, heads * self._value], dim=-1)
+        k_r, keys, values = torch.split(chunks, [self._rope, heads * self._nope, heads * self._value], dim=-1)
         own = zip(torch.split(keys, self._nope, dim=-1), torch.split(values, self._value, dim=-1), strict=True)
-        for head, (key, value) in enumerate(own):
-            yield slice(head, head + 1), torch.cat([key, shared], dim=-1), value
+        for head, (k_c, v_c) in enumerate(own):
+            yield slice(head, head + 1), torch.cat([k_c, k_r], dim=-1), v_c
 
 
 def make_form(config: ModelConfig, kv_up: Tensor, head_tile: int | None = HEAD_TILE) -> Form:
@@ -99,10 +111,10 @@ def make_form(config: ModelConfig, kv_up: Tensor, head_tile: int | None = HEAD_T
 
 
 class Attention(nn.Module):
-    """One layer's attention. `down` makes the query's and the key's latents in one product.
+    """One layer's attention. Without `query_up` the down product makes the queries themselves.
 
-    Where several ranks share the layer, `form` has this rank's heads, `heads` joins what all of them gathered, and
-    `output` makes a slice of the outputs.
+    Where several ranks share the layer, `form` has this rank's heads, `heads` gathers the outputs of all heads, and
+    `output`, W_O, computes a slice of u.
     """
 
     def __init__(
@@ -122,35 +134,35 @@ class Attention(nn.Module):
         self.down, self.query_norm, self.query_up, self.latent_norm = down, query_norm, query_up, latent_norm
         self.form, self.heads, self.output = form, heads, output
 
-    def forward(self, batch: Batch, x: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
-        """`x` [R, hidden], normed -> [W, own columns]. Writes its rows to `cache` [slots, width], then attends it."""
-        return self.attend(batch, self.fill(batch, x, rotation, cache), cache, x.dtype)
+    def forward(self, batch: Batch, h: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
+        """`h` [R, hidden] -> u [W, own columns]. Writes its rows to `cache` [slots, width], then attends to it."""
+        return self.attend(batch, self.fill(batch, h, rotation, cache), cache, h.dtype)
 
-    def fill(self, batch: Batch, x: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
-        """Writes rows `x` [R, hidden], normed, to `cache`: all that later ones see of them. The wanted's queries."""
-        query, slot = self._project(x, rotation)
+    def fill(self, batch: Batch, h: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
+        """Writes the rows `h` [R, hidden] to `cache`. The queries of the wanted rows [W, heads, key]."""
+        nope, rope, latent = self.config.qk_nope_head_dim, self.config.qk_rope_head_dim, self.config.kv_lora_rank
+        down = self.down(h)
+        c_q, c_kv, k_r = torch.split(down, [down.shape[1] - latent - rope, latent, rope], dim=1)
+
+        q = c_q if self.query_norm is None or self.query_up is None else self.query_up(self.query_norm(c_q))
+        q_c, q_r = torch.split(q.float().unflatten(1, (-1, nope + rope)), [nope, rope], dim=-1)
+
+        turned = rotate(torch.cat([q_r, k_r[:, None].float()], dim=1), rotation)
+        q_r, k_r = turned[:, :-1], turned[:, -1]
+
+        self._write(batch, self.form.slot(self.latent_norm(c_kv).float(), k_r), cache)
+        return batch.of_wanted(self.form.query(q_c, q_r))
+
+    def attend(self, batch: Batch, query: Tensor, cache: Tensor, dtype: torch.dtype) -> Tensor:
+        """u [W, own columns] in `dtype`, of `query` [W, heads, key] with W at least 1."""
+        o = self.form.attend(query, cache, batch).flatten(1).to(dtype)  # [W, own heads * v]
+        u: Tensor = self.output(o if self.heads is None else self.heads(o))
+        return u
+
+    def _write(self, batch: Batch, slot: Tensor, cache: Tensor) -> None:
         slot = slot.to(cache.dtype)
         written = slot if batch.write_rows is None else slot.index_select(0, batch.write_rows)
         cache.index_copy_(0, batch.write_slots, written)
-        return batch.of_wanted(query)
-
-    def attend(self, batch: Batch, query: Tensor, cache: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the queries [W, heads, key] gather, W at least 1, as outputs [W, own columns] of that type."""
-        values = self.form.attend(query, cache, batch).flatten(1).to(dtype)  # [W, own heads * v]
-        out: Tensor = self.output(values if self.heads is None else self.heads(values))
-        return out
-
-    def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Queries as they meet the cache [R, heads, key], and what the rows leave there [R, width]."""
-        config, rope = self.config, self.config.qk_rope_head_dim
-        low = self.down(x)
-        query, key = low[:, : -config.head_dim_latent], low[:, -config.head_dim_latent :]
-        if self.query_norm is not None and self.query_up is not None:
-            query = self.query_up(self.query_norm(query))
-        query = query.float().unflatten(1, (-1, config.qk_head_dim))
-        turned = rotate(torch.cat([query[..., -rope:], key[:, None, -rope:].float()], dim=1), rotation)
-        slot = self.form.slot(self.latent_norm(key[:, :-rope]).float(), turned[:, -1])
-        return self.form.query(query[..., :-rope], turned[:, :-1]), slot
 
 
 def per_head(x: Tensor, weights: Tensor) -> Tensor:

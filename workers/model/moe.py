@@ -1,7 +1,10 @@
-"""Sigmoid routing with groups and a choosing bias, and experts whose outputs stay whole until the token's owner sums.
+"""Mixture of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2), in its letters:
 
-An expert's output for a token is complete before it is weighted; a token's outputs are summed in ascending expert id,
-the shared expert last. So where experts live changes nothing.
+    u   a token's normed input         s   Sigmoid(u e_i), its affinity to expert i    b   the bias that only chooses
+    g   s of the chosen experts, normalised and scaled: their weights
+
+An expert's output for a token is complete before it is weighted by g. A token's outputs are summed in ascending expert
+id, the shared expert last, on the rank that owns the token: so which rank has an expert changes no bit.
 """
 
 import itertools
@@ -20,22 +23,22 @@ from outrider.workers.types.model_config import ModelConfig
 
 
 class Router(nn.Module):
-    """Which experts a token goes to, and with what weight (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
+    """The experts of each token, and their weights."""
 
     def __init__(self, config: ModelConfig, linear: Linear, bias: Tensor) -> None:
         super().__init__()
         self.config = config
-        self.linear = linear  # float32
-        self.bias = nn.Parameter(bias, requires_grad=False)  # float32; chooses, never weighs
+        self.linear = linear  # the experts' centroids e_i, float32
+        self.bias = nn.Parameter(bias, requires_grad=False)  # b, float32
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`x` [R, hidden] -> expert ids [R, k], ascending, and their weights [R, k] in float32."""
-        scores = sigmoid(self.linear(x.float()))
-        ids = self._choose(scores + self.bias)
-        weights = scores.gather(1, ids)
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """`u` [R, hidden] -> expert ids [R, k], ascending, and their weights g [R, k] in float32."""
+        s = sigmoid(self.linear(u.float()))
+        ids = self._choose(s + self.bias)
+        g = s.gather(1, ids)
         if self.config.norm_topk_prob:
-            weights = weights.div_(weights.cumsum(dim=1)[:, -1:].add_(1e-20))
-        return ids, weights.mul_(self.config.routed_scaling_factor)
+            g = g.div_(g.cumsum(dim=1)[:, -1:].add_(1e-20))
+        return ids, g.mul_(self.config.routed_scaling_factor)
 
     def _choose(self, biased: Tensor) -> Tensor:
         """The best experts of the best groups; equal scores go to the lower id."""
@@ -124,7 +127,7 @@ class SpreadExperts:
 
 
 class MoE(nn.Module):
-    """Routed experts by their weights, then the shared expert: this rank's columns of the outputs."""
+    """The sum of g_i FFN_i(u) over the chosen experts, plus the shared expert: this rank's columns of it."""
 
     def __init__(
         self,
@@ -141,16 +144,16 @@ class MoE(nn.Module):
         self.dispatch = dispatch
         self.spread = spread
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """`x` [R, hidden] of rows at `positions` [R] -> [R, own columns of hidden]."""
-        ids, weights = self.router(x)
+    def forward(self, u: Tensor, positions: Tensor) -> Tensor:
+        """`u` [R, hidden] of rows at `positions` [R] -> [R, own columns of hidden]."""
+        ids, g = self.router(u)
         slots = ids if self.spread is None else self.spread.route(ids, positions)
-        made = self.dispatch(x, slots, self.experts)  # [R, k, own columns]
-        outputs = (made * weights.unsqueeze(-1)).to(x.dtype)
-        total: Tensor = outputs[:, 0]
-        for place in range(1, outputs.shape[1]):
-            total = total + outputs[:, place]
-        return total if self.shared is None else total + self.shared.forward(x)
+        outputs = self.dispatch(u, slots, self.experts)  # FFN_i(u) [R, k, own columns]
+        weighted = (outputs * g.unsqueeze(-1)).to(u.dtype)
+        total: Tensor = weighted[:, 0]
+        for place in range(1, weighted.shape[1]):
+            total = total + weighted[:, place]
+        return total if self.shared is None else total + self.shared.forward(u)
 
 
 def spread_experts(*modules: nn.Module | None) -> tuple[SpreadExperts, ...]:

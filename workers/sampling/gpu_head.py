@@ -12,6 +12,7 @@ from torch import Tensor
 
 from outrider.kernels.gpu.draw import draw
 from outrider.workers.model.gpu.upload import Upload, Words
+from outrider.workers.sampling.head import Head
 from outrider.workers.sampling.row_rules import changes
 from outrider.workers.sampling.sample_row import SampleRow
 from outrider.workers.sampling.sampling import sample, sample_with_leads
@@ -38,8 +39,8 @@ class _Draws(NamedTuple):
     words: Words | None
 
 
-class GpuHead:
-    """Implements Head."""
+class GpuHead(Head):
+    """`draw` is Head's own."""
 
     def __init__(self, stage: MakesLogits, starts: SequenceStarts) -> None:
         self._stage, self._starts = stage, starts
@@ -49,13 +50,6 @@ class GpuHead:
         samples = self._starts.rows(sequence_ids, positions)
         words = self._stage.upload.with_next(draw_words(samples)) if is_plain(samples) else None
         self._prepared = _Draws(sequence_ids, positions, samples, words)
-
-    @torch.inference_mode()
-    def draw(
-        self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
-    ) -> tuple[Tensor, IntArray]:
-        logits = self.logits(hidden, rows)
-        return logits, self.choose(logits, sequence_ids, positions)
 
     @torch.inference_mode()
     def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:

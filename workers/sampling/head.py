@@ -21,7 +21,8 @@ class Head(Protocol):
 
         Token i belongs to sequence `sequence_ids[i]` and stands at absolute position `positions[i]`.
         """
-        ...
+        logits = self.logits(hidden, rows)
+        return logits, self.choose(logits, sequence_ids, positions)
 
     def draw_with_leads(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray

@@ -4,26 +4,20 @@ import torch
 from torch import Tensor
 
 from outrider.workers.model.deepseek import Stage
+from outrider.workers.sampling.head import Head
 from outrider.workers.sampling.sampling import sample, sample_with_leads
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.types.round import FloatArray, IntArray, ints
 
 
-class TorchHead:
-    """Implements Head."""
+class TorchHead(Head):
+    """`draw` is Head's own."""
 
     def __init__(self, stage: Stage, starts: SequenceStarts) -> None:
         self._stage, self._starts = stage, starts
 
     def prepare(self, sequence_ids: IntArray, positions: IntArray) -> None:
         """Nothing to prepare."""
-
-    @torch.inference_mode()
-    def draw(
-        self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
-    ) -> tuple[Tensor, IntArray]:
-        logits = self.logits(hidden, rows)
-        return logits, self.choose(logits, sequence_ids, positions)
 
     @torch.inference_mode()
     def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:

@@ -232,7 +232,7 @@ class _Loader:
             num_blocks=blocks,
             max_model_len=self._max_model_len,
             lanes=lanes,
-            data_groups=self._config.parallel.data_parallel_size,
+            data_groups=self._config.data_parallel_size,
             enable_prefix_caching=self._config.enable_prefix_caching,
             speculation=self._speculation,
             recomputed_tokens=self._modules if MTP in self._drafters else 1,

@@ -41,10 +41,10 @@ class EngineHost(Protocol):
 def start_engine(config: EngineConfig) -> EngineHost:
     """Returns when the engine is ready. OutriderError or ValueError says why it cannot be."""
     model = ModelConfig.load(resolve_model(config.model))
-    check_split(model, config.parallel, config.num_redundant_experts)
+    check_split(model, config, config.num_redundant_experts)
     steps = expected_draft_steps(config.speculation, model)
-    splits = split_layers(model, config.parallel.pipeline_parallel_size, steps)
-    host = InProcess if config.parallel.world_size == 1 else LocalProcesses
+    splits = split_layers(model, config.pipeline_parallel_size, steps)
+    host = InProcess if config.world_size == 1 else LocalProcesses
     with LoadingBar(config.model) as bar:
         return host(config, splits, bar.show)
 

@@ -49,7 +49,7 @@ class LocalGang:
         self._spec = RankSpec(
             engine=config,
             layer_splits=layer_splits,
-            world_size=config.parallel.world_size,
+            world_size=config.world_size,
             master_port=free_port(),
             service_host="127.0.0.1",
             service_key=draw_key(),

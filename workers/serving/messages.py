@@ -7,6 +7,7 @@ from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.request import FinishReason, OutputSoFar, Request, SequenceChunk, TokenLogprobs
 from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.served_model import served_model_fields
 from outrider.workers.types.trace_context import TraceContext
 
 
@@ -109,13 +110,7 @@ def _logprobs_from_wire(entry: worker_pb2.ChunkLogprobs) -> TokenLogprobs:
 
 def engine_to_wire(info: EngineInfo, counters: EngineCounters) -> worker_pb2.GetEngineResponse:
     return worker_pb2.GetEngineResponse(
-        fingerprint=info.fingerprint,
-        max_model_len=info.max_model_len,
-        vocab_size=info.vocab_size,
-        dtype=info.dtype,
-        numerics=info.numerics,
-        speculation=info.speculation,
-        has_mtp=info.has_mtp,
+        **served_model_fields(info),
         drafters=info.drafters,
         verification=info.verification,
         max_num_seqs=info.max_num_seqs,
@@ -131,13 +126,7 @@ def engine_to_wire(info: EngineInfo, counters: EngineCounters) -> worker_pb2.Get
 def engine_from_wire(response: worker_pb2.GetEngineResponse) -> tuple[EngineInfo, EngineCounters]:
     """Of the counters, those that the message carries."""
     info = EngineInfo(
-        fingerprint=response.fingerprint,
-        max_model_len=response.max_model_len,
-        vocab_size=response.vocab_size,
-        dtype=response.dtype,
-        numerics=response.numerics,
-        speculation=response.speculation,
-        has_mtp=response.has_mtp,
+        **served_model_fields(response),
         drafters=tuple(response.drafters),
         verification=response.verification,
         max_num_seqs=response.max_num_seqs,

@@ -18,7 +18,29 @@ from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.types.counters import EngineCounters
 
 
-class Leader:
+class _Role:
+    """What ranks of both roles say of their work."""
+
+    _runner: StageRunner
+    _sharing: Sharing
+
+    @property
+    def computing_s(self) -> float:
+        """How long it has been at its stage of a round; 0 while it waits."""
+        return self._runner.computing_s
+
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        """Of the collectives, by purpose."""
+        return total_traffic(self._sharing.groups)
+
+    @property
+    def carriers(self) -> str:
+        """Of the collectives, in words."""
+        return self._sharing.carriers
+
+
+class Leader(_Role):
     """Rank 0: owns the engine and, where it has a `door`, serves it over gRPC."""
 
     def __init__(
@@ -71,11 +93,6 @@ class Leader:
         return self._runner.busy_s + self.draft_s + (self._sampler.busy_s if self._sampler else 0.0)
 
     @property
-    def computing_s(self) -> float:
-        """How long it has been at its stage of a round; 0 while it waits."""
-        return self._runner.computing_s
-
-    @property
     def held_up_s(self) -> float:
         """The longest that an order about experts held a round up: making it, or obeying it."""
         return max(self._runner.held_up_s, self.engine.ordering.seconds)
@@ -85,18 +102,8 @@ class Leader:
         """The engine's, and how long requests wait, as their times say."""
         return replace(self.engine.counters, oldest_wait_s=self.times.oldest_wait_s())
 
-    @property
-    def traffic(self) -> dict[str, Traffic]:
-        """Of the collectives, by purpose."""
-        return total_traffic(self._sharing.groups)
 
-    @property
-    def carriers(self) -> str:
-        """Of the collectives, in words."""
-        return self._sharing.carriers
-
-
-class Follower:
+class Follower(_Role):
     """Any other rank. Ends when the leader says so; its process may also simply be ended.
 
     `live` runs rounds until told to stop; `sampler` is there where the rank makes logits.
@@ -127,18 +134,5 @@ class Follower:
         return self._runner.busy_s + (self._sampler.busy_s if self._sampler else 0.0)
 
     @property
-    def computing_s(self) -> float:
-        return self._runner.computing_s
-
-    @property
     def held_up_s(self) -> float:
         return self._runner.held_up_s
-
-    @property
-    def traffic(self) -> dict[str, Traffic]:
-        return total_traffic(self._sharing.groups)
-
-    @property
-    def carriers(self) -> str:
-        """Of the collectives, in words."""
-        return self._sharing.carriers

@@ -3,6 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from outrider.workers.types.settings import Setting, check_settings, option_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,30 +21,33 @@ class TlsFiles:
         return (self.cert, self.key, *([self.client_ca] if self.client_ca else []))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AccessSettings:
     """Paths only: the secrets themselves are read by whoever uses them."""
 
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    auth_token_file: Path | None = None
-    health_port: int | None = None  # a plain listener for health checks alone; 0: a free one
+    tls_cert: Annotated[Path | None, Setting("Certificate of the gateway (PEM); turns TLS on.")] = None
+    tls_key: Annotated[Path | None, Setting("Key of the certificate (PEM). Both are reloaded when they change.")] = None
+    tls_client_ca: Annotated[
+        Path | None, Setting("CA (PEM) that must have signed the clients' certificates: mutual TLS.")
+    ] = None
+    auth_token_file: Annotated[
+        Path | None, Setting("File of bearer tokens, see `outrider token`. Reloaded when it changes.")
+    ] = None
+    health_port: Annotated[
+        int | None, Setting("Port for health checks without TLS or tokens; 0: any free one.", least=0, most=65535)
+    ] = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if (self.tls_cert is None) != (self.tls_key is None):
             absent = "tls_key" if self.tls_key is None else "tls_cert"
             raise ValueError(f"tls_cert and tls_key go together: {absent} is not given")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
-        if self.health_port is not None and not 0 <= self.health_port <= 65535:
-            raise ValueError(f"health_port must be 0..65535, got {self.health_port}")
 
     def arguments(self) -> list[str]:
         """The options of `outrider gateway` that say the same."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        options = [(f"--{name.replace('_', '-')}", value) for name, value in given.items() if value is not None]
-        return [word for option, value in options for word in (option, str(value))]
+        return option_words(dataclasses.asdict(self))
 
     @property
     def tls(self) -> TlsFiles | None:

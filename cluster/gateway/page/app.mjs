@@ -9,7 +9,7 @@ import {Status} from "./status.mjs";
 const VIEWS = [["chat", "Chat"], ["race", "Off against auto"]];
 
 class App extends Component {
-  state = {view: "chat", settings: DEFAULTS, model: "", problem: "", entry: 0, doorOpen: false, given: token.get()};
+  state = {view: "chat", settings: DEFAULTS, model: "", problem: "", entry: 0, accessOpen: false, given: token.get()};
 
   componentDidMount() {
     this.learn();
@@ -18,7 +18,7 @@ class App extends Component {
   learn = async () => {
     try {
       const {data} = await (await call("v1/models")).json();
-      this.setState({model: data[0].id, problem: "", doorOpen: false});
+      this.setState({model: data[0].id, problem: "", accessOpen: false});
     } catch (error) {
       this.refused(error);
       this.setState({problem: error.message});
@@ -26,7 +26,7 @@ class App extends Component {
   };
 
   refused = (error) => {
-    if (error.status === 401) this.setState({doorOpen: true}, () => this.field.focus());
+    if (error.status === 401) this.setState({accessOpen: true}, () => this.field.focus());
   };
 
   enter = (event) => {
@@ -43,13 +43,13 @@ class App extends Component {
     this.setState({view: next}, () => document.getElementById(`tab-${next}`).focus());
   };
 
-  render(_, {view, settings, model, problem, entry, doorOpen, given}) {
+  render(_, {view, settings, model, problem, entry, accessOpen, given}) {
     const onSettings = (changed) => this.setState({settings: changed}), views = {chat: Chat, race: Race};
     return html`
       <header>
         <h1>outrider${model && html` <span class="soft">serves</span> ${model}`}</h1>
-        <details class="door" open=${doorOpen} onToggle=${(event) => this.setState({doorOpen: event.target.open})}>
-          <summary id="door">Token</summary>
+        <details class="access" open=${accessOpen} onToggle=${(event) => this.setState({accessOpen: event.target.open})}>
+          <summary id="access">Token</summary>
           <form onSubmit=${this.enter}>
             <input id="token" type="password" autocomplete="off" aria-label="Token" placeholder="if the gateway asks for one" ref=${(node) => (this.field = node)}
               value=${given} onInput=${(event) => this.setState({given: event.target.value})} />

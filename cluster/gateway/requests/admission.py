@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+from typing import Annotated
 
 from outrider.cluster.api.errors import DuplicateRequestError
 from outrider.cluster.api.load_report import Load
 from outrider.cluster.gateway.requests.fair_queue import FairQueue, Turn
+from outrider.workers.types.closing import ClosedOnExit
 from outrider.workers.types.errors import OverloadedError
+from outrider.workers.types.settings import Setting, check_settings
 
 RETRY_AFTER_S = 1.0  # where nothing has ended yet to tell by
 LEAST_RETRY_S = 0.1
@@ -24,22 +25,23 @@ _UNSERVED_S = 10.0  # a request that found no replica counts as load for so long
 REFUSALS = ("live_requests", "token_limit", "queued_tokens", "wait", "deadline")  # by cause
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AdmissionLimits:
     """A request counts as often as it has outputs."""
 
-    max_live_requests: int = 1024
-    max_live_requests_per_token: int | None = None
-    max_queued_tokens: int = 1_000_000  # prompt tokens of requests that wait for their first token
-    max_queue_wait_s: float = 10.0  # a request that would wait longer for its turn is refused
+    max_live_requests: Annotated[int, Setting("Maximum number of outputs in progress.", least=1)] = 1024
+    max_live_requests_per_token: Annotated[
+        int | None, Setting("Maximum number of outputs in progress per bearer token. By default no limit.", least=1)
+    ] = None
+    max_queued_tokens: Annotated[
+        int, Setting("Maximum number of prompt tokens that wait for a first output token.", least=1)
+    ] = 1_000_000
+    max_queue_wait_s: Annotated[
+        float, Setting("Maximum wait in seconds. Requests with a longer forecast are refused.", least=0)
+    ] = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("max_live_requests", "max_queued_tokens", "max_live_requests_per_token"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not self.max_queue_wait_s >= 0:
-            raise ValueError(f"max_queue_wait_s must be at least 0, got {self.max_queue_wait_s}")
+        check_settings(self)
 
 
 @dataclass(slots=True)
@@ -189,7 +191,7 @@ class Admission:
             del self._callers[ticket.caller]
 
 
-class Ticket:
+class Ticket(ClosedOnExit):
     """One request's place. A context manager: leaving gives everything back."""
 
     def __init__(self, admission: Admission, request_id: str, turn: Turn, *, resumed: bool) -> None:
@@ -228,11 +230,3 @@ class Ticket:
     def end_turn(self) -> None:
         """Replicas are done with it: its places are another's, while the client reads."""
         self._admission._turns.leave(self._turn)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -1,8 +1,10 @@
 """What one request may ask of a gateway, checked before anything is built from it. The model's limits come later."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from outrider.proto import inference_pb2 as pb
+from outrider.workers.types.settings import Setting, check_settings
 from outrider.workers.types.token_ids import MAX_BAD_WORDS
 
 _REQUEST_ID_CHARACTERS = 256
@@ -10,33 +12,24 @@ _STOP_CHARACTERS = 1024  # of one stop string: it is looked for after every toke
 _BAD_WORD_CHARACTERS = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RequestLimits:
     """Counts and bytes, per request."""
 
-    max_message_bytes: int = 4 * 2**20  # refused by gRPC itself, unread
-    max_prompt_tokens: int | None = None  # None: the model's length alone
-    max_stop_strings: int = 16
-    max_stop_token_ids: int = 256
-    max_logit_bias: int = 1024
-    max_allowed_token_ids: int = 16_384
-    max_schema_bytes: int = 64 * 2**10
+    max_message_bytes: Annotated[int, Setting("Maximum size of a request in bytes.", least=1024)] = 4 * 2**20
+    max_prompt_tokens: Annotated[
+        int | None, Setting("Maximum length of a prompt. By default the model's length.", least=1)
+    ] = None
+    max_stop_strings: Annotated[int, Setting("Maximum number of stop strings per request.", least=0)] = 16
+    max_stop_token_ids: Annotated[int, Setting("Maximum number of stop token ids per request.", least=0)] = 256
+    max_logit_bias: Annotated[int, Setting("Maximum number of logit_bias entries per request.", least=0)] = 1024
+    max_allowed_token_ids: Annotated[int, Setting("Maximum number of allowed_token_ids per request.", least=0)] = 16_384
+    max_schema_bytes: Annotated[int, Setting("Maximum size of a structured output's schema in bytes.", least=0)] = (
+        64 * 2**10
+    )
 
     def __post_init__(self) -> None:
-        counts = (
-            "max_stop_strings",
-            "max_stop_token_ids",
-            "max_logit_bias",
-            "max_allowed_token_ids",
-            "max_schema_bytes",
-        )
-        for name in counts:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.max_message_bytes < 1024:
-            raise ValueError(f"max_message_bytes must be at least 1024, got {self.max_message_bytes}")
-        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
-            raise ValueError(f"max_prompt_tokens must be at least 1, got {self.max_prompt_tokens}")
+        check_settings(self)
 
     def check(self, request: pb.GenerateRequest) -> None:
         """ValueError names the field that asks for too much."""

@@ -4,6 +4,8 @@
 // Each rank has two halves of room, used in turn: it writes one over only when all others have done with what was in
 // it two steps ago. Waiting threads spin for a while, then sleep in the kernel, until a deadline; a rank that leaves
 // says so. Larger parts go through the room piece by piece.
+//
+// Layout: what arrives lies by rank, in ascending order. Nothing is summed here: bytes are copied as they are.
 #pragma once
 
 #include <linux/futex.h>

@@ -1,4 +1,6 @@
 // Whether others use the cores that a team runs on: how long its threads were ready to run and did not, as Linux counts.
+//
+// Times only: how many threads a round runs on changes no bit of it.
 #pragma once
 
 #include <fcntl.h>

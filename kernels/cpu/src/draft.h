@@ -1,4 +1,7 @@
 // Drafting with MTP modules, the last one by recursion: all steps of all sequences in one call, drawn inside.
+//
+// Layout: states are [rows][hidden] and logits [rows][outputs of the head], in float32. Sums are those of linear.h and
+// attention.h. A row's draft depends on its own sequence alone.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,9 @@
 // Attention in the expanded form, for a long chunk of a prompt: keys and values of all heads are made from the latents
 // once, and rows attend those, which are a fraction as wide. Another order of arithmetic than the absorbed form, so
 // for numerics "fast" only.
+//
+// Layout: keys are [heads of a group][slots][nope, then rope], values [heads of a group][slots][value], padded to whole
+// vectors. A query's sums run over the slots in order, chunk by chunk, as in attention.h.
 #pragma once
 
 #include <vector>

@@ -2,6 +2,8 @@
 //
 // Rows are grouped by expert, so that a round reads each chosen expert's weights once. A (row, expert) output is
 // complete before it is weighted; a row's outputs are summed in ascending expert id, the shared expert last.
+//
+// Layout: outputs are [pairs][hidden], the pairs of one expert side by side, those of the shared expert last.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,7 @@
 // The row-wise parts of a layer, and the shapes and weights that all parts share.
+//
+// Layout: a row's values lie side by side, in float32. A norm adds squares to kLanes sums, value i to sum i % kLanes, in
+// the order of the values; simd.h's tree then joins the sums. No sum crosses rows.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,6 @@
 // What Python calls. A handle is a team of threads and the room its rounds need; weights and caches are the caller's.
+//
+// Layout: arrays are C-contiguous, in the shapes that kernels/cpu/library.py gives. No sums of its own.
 #include "checksum.h"
 #include "draft.h"
 

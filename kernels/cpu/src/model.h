@@ -1,4 +1,7 @@
 // Decoder layers over a round: a stage of the model, or an MTP module. One call, one team, barriers between steps.
+//
+// Layout: the residual stream is [rows][hidden] in float32. A layer adds attention's output to it, then the MLP's or the
+// experts'. Sums within those are in the order of linear.h, attention.h and experts.h.
 #pragma once
 
 #include <cstring>

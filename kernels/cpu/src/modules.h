@@ -1,4 +1,6 @@
 // MTP modules: what a token embeds to joined with the state before it, one decoder layer, a norm.
+//
+// Layout: a pair is [embedding, then state], each normed, in float32. Sums are in the order of linear.h and attention.h.
 #pragma once
 
 #include <vector>

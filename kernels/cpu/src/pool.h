@@ -4,6 +4,8 @@
 // thread takes an item never changes a bit. Waiting threads spin for a while, then sleep in the kernel. A team whose
 // members keep one another waiting because others use the cores gives way to a single thread, and is tried again after
 // ever longer times. These are times, not runs: a run may be a draft, or a long prompt.
+//
+// Layout: a thread's share is a range of items that lie side by side. No sum crosses threads.
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,8 @@
 // Products of 8-bit weights with inputs that are rounded to 8 bits, by stretches of kStretch8: for what only drafts.
 //
 // A stretch's sum is one of integers, so it has no order and is the same on every instruction set: with VNNI where the
-// processor has it, else by products of 16 bits. A row is rounded by itself alone.
+// processor has it, else by products of 16 bits. A row is rounded by itself alone. Stretches are added in their order, in
+// float32. linear.h says how weights are packed.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,9 @@
 // What a row's rules add to its logits, take off, or rule out: all transforms before temperature.
 //
 // Each changed logit is computed in double and rounded once. Reference: workers/sampling/row_rules.py.
+//
+// Layout: a row's logits [vocabulary] in float32, changed in place. A logit's terms are added in the order of the code; no
+// sum crosses logits.
 #pragma once
 
 #include <algorithm>

@@ -2,6 +2,9 @@
 //
 // The noise is a pure function of (sequence key, position, vocabulary entry): integers as in kernels/sampling.py, bit
 // for bit. A head cut to some of the vocabulary draws with the noise of the entries that it has.
+//
+// Layout: logits are [rows][vocabulary] in float32. The mass of top_p is summed in the order of the vocabulary, and that
+// of its prefix in descending order of logits.
 #pragma once
 
 #include <algorithm>

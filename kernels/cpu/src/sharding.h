@@ -1,5 +1,7 @@
 // A layer whose outputs are split over ranks. Every rank makes whole outputs of its own, and what the next product
 // needs of the others' is gathered: no sum is split, so a row has the bits of one rank alone.
+//
+// Layout: a rank sends [rows][width of the widest slice]; gathered, a row's slices lie side by side in the order of ranks.
 #pragma once
 
 #include <algorithm>

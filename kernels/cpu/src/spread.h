@@ -2,7 +2,9 @@
 //
 // With several data groups a row goes once to each rank that has experts of its choice, from its group's rank at the
 // same place. An expert's output is complete where it is made; its columns then go to the ranks of the row's group that
-// own them, which sum. So every rank gets as much to sum as any other, however few the rows are.
+// own them, which sum, in the order of experts.h. So every rank gets as much to sum as any other, however few the rows are.
+//
+// Layout: a packet for a rank has its rows one after the other; what comes back is [pairs][columns of the owner].
 #pragma once
 
 #include <numeric>

@@ -67,7 +67,7 @@ def test_experts_are_spread_over_a_whole_stage_or_not_at_all() -> None:
 def test_settings_survive_the_trip_to_a_rank() -> None:
     config = EngineConfig(
         model=Path("m"),  # type: ignore[arg-type]  # as users have it
-        parallel=ParallelConfig(pipeline_parallel_size=3),
+        pipeline_parallel_size=3,
         speculation=4,
         max_model_len=77,
     )
@@ -98,4 +98,4 @@ def test_a_cache_too_small_for_one_block_is_an_error_with_the_numbers() -> None:
 @pytest.mark.parametrize("name", ["draft_model", "harvest_path"])
 def test_what_needs_every_sequence_on_one_rank_is_refused_over_data_groups(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} needs data_parallel_size=1, got 2"):
-        EngineConfig(parallel=ParallelConfig(data_parallel_size=2), **{name: "somewhere"})  # type: ignore[arg-type]  # a table
+        EngineConfig(data_parallel_size=2, **{name: "somewhere"})  # type: ignore[arg-type]  # a table

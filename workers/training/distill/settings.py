@@ -4,7 +4,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from outrider.workers.types.settings import Setting, check_settings
 
 LIVE_PARAMETERS = 1 << 30  # elements that ZeRO 3 may have gathered at once
 ZERO_STAGES = (1, 2, 3)
@@ -12,70 +14,39 @@ OFFLOADS = ("none", "optimizer", "all")
 TRAINED = ("all", "attention")
 LOSS_NAMES = ("kl", "tv")
 TRAINING_DTYPES = ("float32", "bfloat16")
-_CHOICES: dict[str, tuple[object, ...]] = {
-    "zero_stage": ZERO_STAGES,
-    "offload": OFFLOADS,
-    "trained": TRAINED,
-    "loss": LOSS_NAMES,
-    "dtype": TRAINING_DTYPES,
-}
-_LEAST = {
-    "depth": 1,
-    "steps": 1,
-    "batch_rows": 1,
-    "window": 8,
-    "accumulate": 1,
-    "save_every": 1,
-    "evaluate_every": 1,
-    "expert_group_size": 1,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
     """How the MTP module is trained. What of it decides the result is also what a resumed run must agree with."""
 
-    model: str = "scout"
-    work: str = "distill"  # the folder of harvest, checkpoints and metrics
-    depth: int = 4  # steps of the recursion
-    trained: str = "all"  # or "attention": attention, projections and norms
-    loss: str = "kl"
-    decay: float = 0.8  # the weight of a step, of the one before
-    steps: int = 400
-    batch_rows: int = 16  # windows in a step, over all ranks
-    window: int = 256  # starts in a window
-    learning_rate: float = 1e-3
-    warm_up_steps: int = 20
-    dtype: str = "bfloat16"
-    zero_stage: int = 2
-    offload: str = "none"
-    accumulate: int = 1  # a step's windows are run in so many parts
-    held_out: float = 0.1  # share of the prompts
-    seed: int = 0
-    save_every: int = 100
-    evaluate_every: int = 50
-    expert_group_size: int = 16  # experts that ZeRO 3 gathers at once
+    model: Annotated[str, Setting("Name of a bundled model (scout), or a checkpoint directory.")] = "scout"
+    work: Annotated[str, Setting("Directory for harvest, checkpoints and report.")] = "distill"
+    depth: Annotated[int, Setting("Draft depth to train for.", least=1)] = 4
+    trained: Annotated[
+        str, Setting("Parameters to train: all, or attention (with projections and norms).", choices=TRAINED)
+    ] = "all"
+    loss: Annotated[str, Setting("Loss: Kullback-Leibler divergence or total variation.", choices=LOSS_NAMES)] = "kl"
+    decay: Annotated[float, Setting("Weight of a draft step, relative to the step before.", above=0, most=1)] = 0.8
+    steps: Annotated[int, Setting("Number of updates.", least=1)] = 400
+    batch_rows: Annotated[int, Setting("Windows in an update, over all ranks.", least=1)] = 16
+    window: Annotated[int, Setting("Tokens of a window at which drafting starts.", least=8)] = 256
+    learning_rate: Annotated[float, Setting("Learning rate.", above=0)] = 1e-3
+    warm_up_steps: Annotated[int, Setting("Updates until the learning rate is reached.")] = 20
+    dtype: Annotated[str, Setting("Data type of the training.", choices=TRAINING_DTYPES)] = "bfloat16"
+    zero_stage: Annotated[int, Setting("DeepSpeed ZeRO stage.", choices=ZERO_STAGES)] = 2
+    offload: Annotated[str, Setting("What is offloaded to the CPU.", choices=OFFLOADS)] = "none"
+    accumulate: Annotated[int, Setting("Parts that the windows of an update are run in.", least=1)] = 1
+    held_out: Annotated[float, Setting("Share of the prompts that is kept for evaluation.", above=0, most=1)] = 0.1
+    seed: Annotated[int, Setting("Random seed.")] = 0
+    save_every: Annotated[int, Setting("Updates between two checkpoints.", least=1)] = 100
+    evaluate_every: Annotated[int, Setting("Updates between two evaluations.", least=1)] = 50
+    expert_group_size: Annotated[int, Setting("Experts that ZeRO 3 gathers at once.", least=1)] = 16
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
-        for name, least in _LEAST.items():
-            if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {getattr(self, name)!r}")
-        self._check_numbers()
+        check_settings(self)
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError(f'offload="all" moves parameters too, which needs zero_stage=3, got {self.zero_stage}')
-
-    def _check_numbers(self) -> None:
-        for name in ("decay", "held_out", "learning_rate"):
-            if type(getattr(self, name)) not in (int, float):
-                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
-        for name in ("decay", "held_out"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
 
     def check_world(self, world_size: int) -> None:
         """ValueError unless a step's windows can be dealt out evenly."""

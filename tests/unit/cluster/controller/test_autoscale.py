@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.cluster.api.load_report import Load
+from outrider.cluster.config import ServeSettings
 from outrider.cluster.controller.autoscale import (
     FORGOTTEN_S,
     AutoscalePolicy,
@@ -115,12 +116,13 @@ def test_more_load_never_wants_fewer(load: Load, more: int, desired: int) -> Non
         ("target_tokens", 0),
         ("headroom", -0.1),
         ("cooldown_s", float("nan")),
+        ("cooldown_s", float("inf")),
         ("target_wait_s", -1),
     ],
 )
 def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"autoscale_{name} must be"):
-        AutoscalePolicy(max_replicas=8, **{name: value})  # type: ignore[arg-type]  # a table
+        ServeSettings(autoscale_max_replicas=8, **{f"autoscale_{name}": value})  # type: ignore[arg-type]  # a table
 
 
 def test_what_waits_at_gateways_is_summed_by_their_latest_reports_and_a_silent_one_is_forgotten() -> None:

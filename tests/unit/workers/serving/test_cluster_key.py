@@ -10,7 +10,7 @@ import pytest
 from fakes import FakeController, FakeEngine
 from gateway.every_rpc import CONTROLLER, LEADER, statuses
 
-from outrider.cluster.client.client import PLAIN
+from outrider.cluster.client.base import PLAIN
 from outrider.cluster.controller.charge import Charge
 from outrider.cluster.gateway.routing.controller_link import ControllerLink
 from outrider.workers.config import EngineConfig

@@ -22,10 +22,10 @@ from outrider.workers.types.model_config import ModelConfig
         ({"loss": "mse"}, "loss must be one of kl, tv, got 'mse'"),
         ({"depth": 0}, "depth must be an integer of at least 1, got 0"),
         ({"steps": 2.5}, "steps must be an integer of at least 1, got 2.5"),
-        ({"decay": 0.0}, "decay must be above 0 and at most 1"),
+        ({"decay": 0.0}, "decay must be a number above 0 and at most 1"),
         ({"offload": "all"}, 'offload="all" moves parameters too, which needs zero_stage=3, got 2'),
-        ({"learning_rate": -1.0}, "learning_rate must be above 0"),
-        ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number above 0"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number above 0, got 'fast'"),
     ],
 )
 def test_a_value_out_of_range_is_named(changes: dict[str, Any], named: str) -> None:
