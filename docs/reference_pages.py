@@ -112,8 +112,7 @@ def glossary() -> str:
 
 
 def metrics() -> str:
-    registry
- = GatewayMetrics().registry
+    registry = GatewayMetrics().registry
     KnownMetrics(registry)
     gateway = (
         (f"`{metric.name}{'_total' if metric.type == 'counter' else ''}`", metric.type, "", metric.documentation)
@@ -159,4 +158,5 @@ def grpc() -> str:
 def values() -> str:
     """The chart's own table, which a test keeps equal to its values.yaml."""
     text = (ROOT / "helm" / "outrider" / "README.md").read_text()
-    return "# Values of the Helm chart\n\n*Reference, for operators who deploy with Helm.*" + text.split("## Values", 1)[1]
+    head = "# Values of the Helm chart\n\n*Reference, for operators who deploy with Helm.*"
+    return head + text.split("## Values", 1)[1]
