@@ -36,6 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "metrics.md": metrics(),
         "grpc.md": grpc(),
         "values.md": values(),
+        "glossary.md": glossary(),
     }
     for name, text in pages.items():
         files.append(File.generated(config, f"reference/{name}", content=text))
@@ -54,7 +55,7 @@ def table(headings: tuple[str, ...], rows: Iterator[tuple[object, ...]]) -> str:
 
 def commands() -> str:
     root = typer.main.get_command(app)
-    parts = ["# Commands", "*Reference, for those who type them.*", root.help or ""]
+    parts = ["# Commands", "*Reference, for engineers who run them.*", root.help or ""]
     parts += [command(name, one) for name, one in root.commands.items()]
     return "\n\n".join(parts) + "\n"
 
@@ -79,7 +80,7 @@ def default(option: Any) -> str:
 
 SETTINGS = """# Settings
 
-*Reference, for those who configure a server.*
+*Reference, for operators who configure a server.*
 
 Settings of `outrider serve`: in a YAML file (`--config`), as `--set key=value`, or by option. An unknown key is an
 error. The engine's settings are also the parameters of `LLM`."""
@@ -104,6 +105,12 @@ def group(kinds: tuple[type, ...]) -> str:
     return table(("setting", "default", "values", ""), rows)
 
 
+def glossary() -> str:
+    """The end of AGENTS.md."""
+    _, _, terms = (ROOT / "AGENTS.md").read_text().partition("**Glossary**\n")
+    return f"# Glossary\n\n*Reference, for engineers who read the code or these pages.*\n{terms}"
+
+
 def metrics() -> str:
     registry = GatewayMetrics().registry
     KnownMetrics(registry)
@@ -113,7 +120,7 @@ def metrics() -> str:
     )
     headings = ("metric", "kind", "labels", "")
     return (
-        "# Metrics\n\n*Reference, for those who monitor a cluster.*\n\n## The gateway's\n"
+        "# Metrics\n\n*Reference, for operators who monitor a cluster.*\n\n## The gateway's\n"
         "Served on `--metrics-port`, and over HTTP at `/metrics`, as its clients see "
         f"the cluster.\n\n{table(headings, gateway)}\n\n## The engine's\nExported by every rank through Ray's metrics "
         f"agent, which puts `ray_` in front.\n\n{table(headings, engine_metrics())}\n"
@@ -140,7 +147,7 @@ def engine_metrics() -> Iterator[tuple[object, ...]]:
 
 
 def grpc() -> str:
-    parts = ["# gRPC", "*Reference, for those who write clients.*"]
+    parts = ["# gRPC", "*Reference, for engineers who write clients.*"]
     parts.append("Package `outrider.v1`. Reflection is on, so `grpcurl` lists these services.")
     for name in ("inference", "cluster"):
         text = (ROOT / "proto" / f"{name}.proto").read_text()
@@ -151,4 +158,5 @@ def grpc() -> str:
 def values() -> str:
     """The chart's own table, which a test keeps equal to its values.yaml."""
     text = (ROOT / "helm" / "outrider" / "README.md").read_text()
-    return "# Values of the Helm chart\n\n*Reference, for those who deploy with Helm.*" + text.split("## Values", 1)[1]
+    head = "# Values of the Helm chart\n\n*Reference, for operators who deploy with Helm.*"
+    return head + text.split("## Values", 1)[1]

@@ -53,6 +53,7 @@ def test_the_reference_names_every_setting_command_and_metric(site: Path) -> Non
         assert f"ray_{old}gauge" in metrics.replace("\n", ""), old
         assert f"deprecated: use {new}." in metrics
     assert "rpc Generate(GenerateRequest)" in text(site, "reference/grpc")
+    assert "redundant expert" in text(site, "reference/glossary")
 
 
 def test_every_drawing_is_shown_with_words_for_those_who_do_not_see_it_and_can_be_dark(site: Path) -> None:

@@ -1,6 +1,6 @@
 """Decides which requests a gateway takes on, before any work is done for them. No network.
 
-Ids are unique, and what is live and what waits is bounded; turns.py says who is next.
+Ids are unique, and what is live and what waits is bounded. fair_queue.py chooses the next request.
 """
 
 import math
