@@ -1,6 +1,6 @@
-"""Spans: what is told to an OpenTelemetry collector where one is configured, and nothing where none is.
+"""Tracing: sends spans to an OpenTelemetry collector if one is configured, and does nothing otherwise.
 
-Knows nothing of OpenTelemetry's packages: open_telemetry.py does, and is imported only where spans go somewhere.
+OpenTelemetry's packages are used in open_telemetry.py only, which is imported only if a collector is configured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 
 
 class Span(Protocol):
-    """Something that takes time. `context` is its place in the trace, for what happens in it."""
+    """A span of a trace. `context` is the parent context for its child spans."""
 
     @property
     def context(self) -> TraceContext: ...
@@ -25,14 +25,14 @@ class Span(Protocol):
 
 
 class Tracing(Protocol):
-    """Where spans go. Times are nanoseconds since 1970; None: now. Every method may be called from any thread."""
+    """Creates spans. Times are nanoseconds since 1970, None for now. Thread-safe."""
 
     def begin(self, name: str, parent: TraceContext | None, *, inside: bool = False, at_ns: int | None = None) -> Span:
-        """A child of `parent` (`inside`: a part of that one, in the same process), or the first of a new trace."""
+        """A child of `parent`, or the root of a new trace. `inside`: an internal span of the same process."""
         ...
 
     def close(self) -> None:
-        """Sends what has ended, within seconds."""
+        """Sends the spans that have ended; takes at most a few seconds."""
         ...
 
 
@@ -45,19 +45,19 @@ class _Unrecorded:
 
 
 class NoTracing:
-    """Nothing goes anywhere, and a trace that came is passed on as it is."""
+    """Tracing that is off: records no spans, and passes a caller's trace context on unchanged."""
 
     def begin(self, name: str, parent: TraceContext | None, *, inside: bool = False, at_ns: int | None = None) -> Span:
         return _Unrecorded(parent or TraceContext.drawn())
 
     def close(self) -> None:
-        """Nothing is there to be sent."""
+        """Does nothing."""
 
 
 def endpoint_in_force(option: str | None, environment: Mapping[str, str]) -> str:
-    """The collector that spans go to: the option's, else what OpenTelemetry's own variables say; "" for none.
+    """The collector's URL: `option`, else from OpenTelemetry's environment variables; "" for none.
 
-    ValueError names what says something that cannot be.
+    ValueError names the setting that is not valid.
     """
     named = {"otlp_endpoint": option, **{name: environment.get(name) for name in _ENDPOINTS}}
     source, endpoint = next(((name, value) for name, value in named.items() if value), ("", ""))
@@ -69,13 +69,13 @@ def endpoint_in_force(option: str | None, environment: Mapping[str, str]) -> str
     protocol = next((environment[name] for name in _PROTOCOLS if environment.get(name)), "grpc")
     if protocol != "grpc":
         raise ValueError(
-            f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, which is all that is spoken here, got {protocol!r}"
+            f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, the only protocol supported here, got {protocol!r}"
         )
     return endpoint
 
 
 def open_tracing(endpoint: str, service: str) -> Tracing:
-    """Spans of `service`, sent to `endpoint`; nowhere if that is "". OutriderError if they cannot be."""
+    """Tracing of `service` to `endpoint`; off if that is "". OutriderError if OpenTelemetry is not installed."""
     if not endpoint:
         return NoTracing()
     try:
