@@ -54,7 +54,7 @@ class Probe:
 
 
 class RankShell:
-    """The actor class: one rank in one process. Thread-safe, since Ray calls it from several threads."""
+    """The actor class: one rank in one process. Ray calls its methods from several threads."""
 
     _label = "a rank"  # Ray calls __repr__ even if the constructor did not run
 

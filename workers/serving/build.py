@@ -164,7 +164,8 @@ class _Loader:
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth)
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
         times = RequestTimes(on_end=journal.ended)
-        checker = GrammarChecker(self._grammars.tokenizer_file, most_waiting=None)  # also for moved requests
+        # No limit: gateways have accepted these requests already.
+        checker = GrammarChecker(self._grammars.tokenizer_file, most_waiting=None)
         engine = Engine(
             info=self._info(),
             scheduler=scheduler,

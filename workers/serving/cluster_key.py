@@ -16,7 +16,7 @@ import grpc
 from outrider.workers.types.errors import OutriderError
 
 HEADER = "outrider-cluster-key"
-HEALTH = "/grpc.health.v1.Health/"  # Kubernetes probes have no key
+HEALTH = "/grpc.health.v1.Health/"  # health probes have no key
 SHORTEST = 32  # characters
 STDIN = "-"
 

@@ -72,7 +72,7 @@ class Leader:
 
     @property
     def computing_s(self) -> float:
-        """Time in the current round's computation; 0 while the rank waits."""
+        """How long it has been at its stage of a round; 0 while it waits."""
         return self._runner.computing_s
 
     @property
