@@ -19,7 +19,7 @@ from outrider.workers.types.counters import EngineCounters
 
 
 class Leader:
-    """Rank 0: owns the engine and, if `door` is given, serves it over gRPC."""
+    """Rank 0: owns the engine and, where it has a `door`, serves it over gRPC."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Leader:
 
     @property
     def counters(self) -> EngineCounters:
-        """The engine's counters, with the oldest wait for a first token."""
+        """The engine's, and how long requests wait, as their times say."""
         return replace(self.engine.counters, oldest_wait_s=self.times.oldest_wait_s())
 
     @property
@@ -97,7 +97,7 @@ class Leader:
 
 
 class Follower:
-    """Any rank but the leader. It ends when the leader stops; its process may also be killed at any time.
+    """Any other rank. Ends when the leader says so; its process may also simply be ended.
 
     `live` is its main loop; `sampler` is given if the rank computes logits.
     """
