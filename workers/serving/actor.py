@@ -1,8 +1,7 @@
-"""The Ray actor around a rank: start, probe, stop. Knows nothing of rounds or tensors.
+"""Runs one rank inside a Ray actor: start, probe, stop. It does not depend on rounds or tensors.
 
-The rank runs in a thread of its own, so a probe answers while a round is computed: a rank that does not answer is
-frozen or gone, never merely busy. Torch loads in that thread too, so importing this module (as the controller does)
-stays cheap.
+The rank runs in its own thread, so probes are answered while a round is computed: a rank that does not answer is
+frozen or dead, not busy. Torch is imported in that thread too, so that the controller can import this module quickly.
 """
 
 import logging
@@ -26,11 +25,11 @@ from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.rank")
 STOP_TIMEOUT_S = 5.0
-LOOPBACK = "127.0.0.1"  # where the ranks of a gang on one node meet
+LOOPBACK = "127.0.0.1"  # the master address of a gang whose ranks are all on one node
 
 
 class RunnableRank(Protocol):
-    """The part of workers.rank.Rank that this shell drives; tests put a lighter one in its place."""
+    """The part of Rank that RankShell uses; tests pass a lighter implementation."""
 
     def load(self) -> None: ...
     def run(self) -> None: ...
@@ -44,20 +43,20 @@ RankFactory = Callable[[RankSpec], RunnableRank]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A rank's answer to "how are you"."""
+    """A rank's answer to a health probe."""
 
     pid: int
     host: str
-    node_id: str  # Ray's
-    status: RankStatus | None  # None: not told to start yet
-    visible_devices: str = ""  # of its node's accelerators, as CUDA_VISIBLE_DEVICES has it; empty on a CPU
-    interface: str = ""  # the network interface through which it meets ranks on other nodes
+    node_id: str  # Ray's node id
+    status: RankStatus | None  # None: `start` was not called yet
+    visible_devices: str = ""  # device ids as in CUDA_VISIBLE_DEVICES; empty on a CPU
+    interface: str = ""  # the network interface used for collectives with other nodes
 
 
 class RankShell:
-    """One rank in one process. Its methods are called from several threads of the actor."""
+    """The actor class: one rank in one process. Ray calls its methods from several threads."""
 
-    _label = "a rank"  # Ray asks for the representation even where the constructor never ran
+    _label = "a rank"  # Ray calls __repr__ even if the constructor did not run
 
     def __init__(self, label: str, factory: RankFactory = Rank) -> None:
         self._label = label
@@ -73,14 +72,14 @@ class RankShell:
         return self._label
 
     def endpoint(self) -> tuple[str, int]:
-        """This node's address and a port that is free on it now, for the gang to meet at."""
+        """This node's IP address and a free port, for the gang's process group (torch.distributed's master)."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def start(self, spec: RankSpec) -> None:
-        """Returns at once; `probe` says how it goes."""
-        logs.configure("info", replica=spec.replica, generation=spec.generation, rank=spec.rank)  # into its log at Ray
+        """Loads and runs the rank in a thread and returns at once; `probe` reports its state."""
+        logs.configure("info", replica=spec.replica, generation=spec.generation, rank=spec.rank)  # Ray keeps the log
         alone = spec.master_address == LOOPBACK
         self._interface = "lo" if alone else network.choose_interface(ray.util.get_node_ip_address())
         self._rank = self._factory(spec)
@@ -93,7 +92,7 @@ class RankShell:
             self._publish_metrics(rank, spec)
             rank.run()
             self._error = "" if self._stopping.is_set() else "the rank ended without being told to"
-        except Exception as error:  # whatever it was, the controller must hear of it
+        except Exception as error:  # any error is reported to the controller through `probe`
             log.exception("%s ended", self._label)
             known = isinstance(error, OutriderError | ValueError)
             self._error = str(error) if known else f"{type(error).__name__}: {error}"
@@ -121,7 +120,7 @@ class RankShell:
         return replace(status, state="failed", error=self._error) if self._error else status
 
     def stop(self) -> None:
-        """Ends the rank between rounds; what has not ended after `STOP_TIMEOUT_S` is the caller's to kill."""
+        """Stops the rank after the current round. The caller kills the actor if it still runs after STOP_TIMEOUT_S."""
         self._stopping.set()
         if self._rank is not None:
             self._rank.stop()

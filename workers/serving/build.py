@@ -1,4 +1,4 @@
-"""Builds what a rank runs: layers, cache, and role (leader or follower). The only file that knows all parts."""
+"""Builds what a rank runs: layers, cache, and role (leader or follower). The only file that imports all parts."""
 
 import logging
 from collections.abc import Callable
@@ -72,9 +72,9 @@ _log = logging.getLogger("outrider.engine")
 
 
 def load_role(spec: "RankSpec", progress: Callable[[float], None], give_up: Callable[[str], None]) -> Leader | Follower:
-    """Meets the other ranks, loads this one's weights, sizes the cache. OutriderError says what was wrong.
+    """Joins the other ranks, loads this rank's weights and allocates its cache. Raises OutriderError on failure.
 
-    `give_up` is told, from any thread, why the process is of no use any more, and ends it.
+    `give_up(reason)` ends the process; it may be called from any thread.
     """
     return _Loader(spec, give_up).load(progress)
 
@@ -134,7 +134,7 @@ class _Loader:
         return LiveExperts(self._parts.expert_layers, self._sharing.stage, shard, self._device)
 
     def _lanes(self) -> Lanes | None:
-        """Every rank's turn."""
+        """Collective: every rank must call it."""
         if self._spec.mesh.stage_size == 1:
             return None
         return load_lanes(self._config, self._sharing, self._spec.rank, this_machine(), self._device)
@@ -164,7 +164,8 @@ class _Loader:
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth)
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
         times = RequestTimes(on_end=journal.ended)
-        checker = GrammarChecker(self._grammars.tokenizer_file, most_waiting=None)  # requests come from another replica
+        # No limit: gateways have accepted these requests already.
+        checker = GrammarChecker(self._grammars.tokenizer_file, most_waiting=None)
         engine = Engine(
             info=self._info(),
             scheduler=scheduler,
@@ -203,7 +204,7 @@ class _Loader:
         return DepthPolicy(self._speculation, experts, models, self._sharing.shard.datas, warn)
 
     def _drafter(self, scheduler: Scheduler, depth: DepthPolicy, mtp: Drafter | None, wires: Wires) -> Drafter | None:
-        """Whoever drafts; ranks that share the first stage are told of what the module is to do."""
+        """The leader's drafter. The other ranks of the first stage are sent what the MTP module must compute."""
         return make_drafter(
             self._drafters,
             self._draft_parts,
@@ -216,11 +217,11 @@ class _Loader:
         )
 
     def _recorded(self, drafter: Drafter | None) -> Drafter | None:
-        """The drafter, behind one that keeps what finished sequences said, where that is wanted."""
+        """The drafter, wrapped in a Recorder of finished sequences if `harvest_path` is set."""
         config = self._config
         if config.harvest_path is None:
             return drafter
-        from outrider.workers.serving.harvest_recorder import Recorder  # only who harvests needs it
+        from outrider.workers.serving.harvest_recorder import Recorder  # imported only for harvesting
 
         return Recorder(drafter, Path(config.harvest_path), max_bytes=int(config.harvest_max_gib * 2**30))
 
@@ -255,14 +256,14 @@ class _Loader:
         )
 
     def _load_draft_model(self, wanted: ModelPart) -> Parts | None:
-        """The separate model's, where the drafts are made."""
+        """The separate draft model's parts: on rank 0, if that drafter is enabled."""
         name = self._config.draft_model
         if name is None or self._spec.rank != 0 or DRAFT_MODEL not in self._drafters:
             return None
         return load_draft_model(wanted, name, self._max_model_len)
 
     def _allocate(self) -> int:
-        """Blocks that every rank of the replica has room for, taken here."""
+        """Allocates the cache; returns its number of blocks, the minimum over the replica's ranks."""
         each = [parts for parts in (self._parts, self._draft_parts) if parts is not None]
         per_block = sum(parts.cache_bytes_per_block for parts in each)
         of_rounds = round_bytes(self._config, self._model, self._sharing.shard, self._dtype.itemsize)
@@ -273,7 +274,7 @@ class _Loader:
         return blocks
 
     def _links(self) -> dict[Route, StageLink]:
-        """The links that begin or end here. Every rank's turn."""
+        """The links that begin or end at this rank. Collective: every rank must call it."""
         spec, timeout_s = self._spec, self._config.round_timeout_s
         if spec.world_size == 1:
             return {}
@@ -301,7 +302,7 @@ class _Loader:
 
 
 def _door(spec: "RankSpec") -> LeaderDoor | None:
-    """None: the engine is used in this process alone."""
+    """None: the engine is used in this process only."""
     if spec.service_host is None:
         return None
     return LeaderDoor(host=spec.service_host, ports=spec.service_ports, key=spec.service_key)

@@ -1,7 +1,7 @@
-"""The key that the processes of one cluster share: the controller and the leaders refuse calls without it.
+"""The cluster key, which all processes of a cluster share: the controller and the leaders refuse calls without it.
 
-It travels in metadata only: never in process arguments, logs or status. An empty key leaves a service open to whoever
-reaches it, which only tests want.
+It is sent in gRPC metadata only, and never appears in process arguments, logs or status. With an empty key a service
+accepts every call, which is meant for tests only.
 """
 
 import hmac
@@ -16,7 +16,7 @@ import grpc
 from outrider.workers.types.errors import OutriderError
 
 HEADER = "outrider-cluster-key"
-HEALTH = "/grpc.health.v1.Health/"  # a probe has no key
+HEALTH = "/grpc.health.v1.Health/"  # health probes have no key
 SHORTEST = 32  # characters
 STDIN = "-"
 
@@ -25,12 +25,12 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
 def draw_key() -> str:
-    """A new one, of 256 bits."""
+    """A new random key of 256 bits."""
     return secrets.token_urlsafe(32)
 
 
 def read_key(path: str) -> str:
-    """From a file, or from the first line of standard input ("-"). OutriderError if it is absent or too short."""
+    """Reads the key from a file, or from the first line of stdin ("-"). OutriderError if it is absent or too short."""
     key = _first_line_of_stdin() if path == STDIN else _read(Path(path))
     if len(key) < SHORTEST or not key.isascii() or not key.isprintable():
         raise OutriderError(f"the cluster key in {path} must be one line of at least {SHORTEST} printable characters")
@@ -45,7 +45,7 @@ def _read(path: Path) -> str:
 
 
 def _first_line_of_stdin() -> str:
-    """Byte by byte: what follows the line is for whoever reads standard input next."""
+    """Reads byte by byte, so that the rest of stdin is left for the next reader."""
     line = b""
     while (byte := os.read(0, 1)) not in (b"", b"\n"):
         line += byte
@@ -53,12 +53,12 @@ def _first_line_of_stdin() -> str:
 
 
 def key_metadata(key: str) -> Metadata:
-    """What a caller sends with each call."""
+    """The metadata that a client sends with each call."""
     return ((HEADER, key),) if key else ()
 
 
 class KeyInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses every call that does not bring the key, but for health checks. Reads nothing of what it refuses."""
+    """Refuses every call without the key, except health checks, before any of its messages is read."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()
@@ -71,12 +71,12 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
 
 
 def interceptors(key: str) -> tuple[KeyInterceptor, ...]:
-    """A server's, for its constructor."""
+    """The interceptors to pass to the server's constructor."""
     return (KeyInterceptor(key),) if key else ()
 
 
 def refusal(code: grpc.StatusCode, message: str) -> Any:
-    """A handler for any method, whatever its kind, that ends the call before a byte of it is read."""
+    """A handler for any method (unary or streaming) that aborts the call before any message is read."""
 
     async def refuse(request_iterator: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
         await context.abort(code, message)

@@ -1,7 +1,7 @@
-"""Harvests what an engine computes anyway: every finished sequence's tokens and final hidden states, as shards.
+"""Records each finished sequence's tokens and final hidden states into shards, as training data for drafters.
 
-Stands where the drafter stands, on the first stage, and passes everything on to the drafter behind it. It never
-changes a token, never waits for the disk, and gives up with one line in the log where the disk fails or is full.
+It wraps the drafter of the first stage and passes every call on to it. It never changes a token and never waits for
+the disk. If the disk fails or is full, it logs one warning and stops recording.
 """
 
 import logging
@@ -22,22 +22,22 @@ from outrider.workers.types.round import RUNNING, IntArray, Round, SequenceStart
 
 log = logging.getLogger("outrider.harvest")
 
-LEAST_TOKENS = 16  # shorter samples teach no drafter anything
+LEAST_TOKENS = 16  # shorter samples are of no use in training
 _SHARD_BYTES = 256 << 20
 
 
 @dataclass(slots=True)
 class _Under:
-    """A sequence under way: the tokens whose states are known, and those states."""
+    """A running sequence: the tokens whose hidden states are known, and those states."""
 
     start: SequenceStart
     token_ids: list[int] = field(default_factory=list)
     parts: list[Tensor] = field(default_factory=list)  # each [rows, hidden]
 
     def extend(self, position: int, token_ids: list[int], hidden: Tensor) -> bool:
-        """Takes the states of tokens at `position` and up; False if some before them are missing.
+        """Appends the states of the tokens from `position` on; False if states before them are missing.
 
-        A preempted sequence is computed again: what comes twice replaces what was there.
+        A preempted sequence is computed again; then the new states replace the old ones.
         """
         known = len(self.token_ids)
         if position > known:
@@ -61,9 +61,9 @@ class _Under:
 
 
 class Recorder:
-    """Implements Drafter. Sequences that began in the prefix cache, or were cancelled, are not kept.
+    """Implements Drafter. Sequences whose prompt was partly in the prefix cache, or that were cancelled, are skipped.
 
-    A shard is written, by a thread of its own, when it is full, and whenever no sequence runs any more.
+    A separate thread writes a shard when it is full, and also when no sequence is running.
     """
 
     def __init__(

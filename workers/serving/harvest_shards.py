@@ -1,7 +1,7 @@
-"""Harvested text on disk: safetensors shards of token ids and the model's final hidden states. Order means nothing.
+"""Reads and writes harvested text: safetensors shards of token ids and final hidden states. Shards have no order.
 
-A shard holds whole samples. It appears by one rename and is named by what it holds, so that a process may die at any
-time, several may write to one folder, and the same sample written twice is one file or counted once.
+A shard holds complete samples. It is renamed into place and named by a hash of its content, so a process may die at
+any time and several may write to one folder. A sample that was written twice is counted once.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ _PATTERN = "shard-*.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One continuation of a prompt by the model itself."""
+    """A prompt and the model's own completion of it."""
 
-    token_ids: IntArray  # [n + 1], the prompt first
-    hidden: Tensor  # [n, hidden]: after the final norm, of every token but the last
+    token_ids: IntArray  # [n + 1], prompt first
+    hidden: Tensor  # [n, hidden]: states after the final norm, for every token except the last
     prompt_tokens: int
     temperature: float
     seed: int
@@ -36,7 +36,7 @@ class Sample:
 
     @property
     def key(self) -> tuple[int, int]:
-        """What its noise was drawn with: two samples of one key and one prompt are the same."""
+        """The key of its sampling noise: samples with equal keys and prompts are identical."""
         return self.seed, self.output_index
 
     @property
@@ -45,7 +45,7 @@ class Sample:
 
 
 def write_shard(folder: Path, samples: Sequence[Sample]) -> Path:
-    """Writes `samples` as one shard, whole or not at all."""
+    """Writes `samples` as one shard, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         "token_ids": torch.cat([torch.from_numpy(sample.token_ids.astype(np.int32)) for sample in samples]),
@@ -67,14 +67,14 @@ def write_shard(folder: Path, samples: Sequence[Sample]) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a sample lies in its shard."""
+    """A sample's position in its shard."""
 
     file: Path
     row: int  # of its first hidden state
 
 
 class Harvest:
-    """Every sample below `folder`, in the order of their keys. Hidden states are read when they are asked for."""
+    """All samples in `folder`, ordered by key. Hidden states are read only by `hidden`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -131,5 +131,5 @@ class Harvest:
 
 
 def folder_bytes(folder: Path) -> int:
-    """What the shards below `folder` take."""
+    """Total size of the shards in `folder`."""
     return sum(file.stat().st_size for file in folder.glob(_PATTERN))

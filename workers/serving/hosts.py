@@ -1,4 +1,4 @@
-"""Starts an engine for LLM: in a thread of this process for one rank, as local processes for several."""
+"""Starts the engine of `LLM`: one rank runs in a thread of this process, several ranks run as local processes."""
 
 import threading
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from outrider.workers.serving.rank_status import RankStatus
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
 from outrider.workers.types.model_config import ModelConfig
 
-OnProgress = Callable[[float], None]  # hears the share that is loaded, 0..1
+OnProgress = Callable[[float], None]  # called with the share of weights loaded, 0..1
 _CLOSE_TIMEOUT_S = 30.0
-_WATCHER_S = 2.0  # for the watcher to see what a broken connection already shows
+_WATCHER_S = 2.0  # the watcher may find the cause of a broken connection this much later
 
 
 class EngineHost(Protocol):
-    """An engine and whatever it runs on."""
+    """An engine and the thread or processes that it runs in."""
 
     @property
     def engine(self) -> EngineHandle: ...
@@ -39,7 +39,7 @@ class EngineHost(Protocol):
 
 
 def start_engine(config: EngineConfig) -> EngineHost:
-    """Returns when the engine is ready. OutriderError or ValueError says why it cannot be."""
+    """Returns when the engine is ready. Raises OutriderError or ValueError if it cannot start."""
     model = ModelConfig.load(resolve_model(config.model))
     check_split(model, config, config.num_redundant_experts)
     steps = expected_draft_steps(config.speculation, model)
@@ -50,7 +50,7 @@ def start_engine(config: EngineConfig) -> EngineHost:
 
 
 class InProcess:
-    """The only rank, in a thread of this process."""
+    """Runs the only rank in a thread of this process."""
 
     def __init__(
         self, config: EngineConfig, layer_splits: tuple[tuple[int, int], ...], on_progress: OnProgress
@@ -87,7 +87,7 @@ class InProcess:
 
 
 class LocalProcesses:
-    """Several ranks as processes of this machine, spoken to as a gateway would."""
+    """Runs several ranks as processes of this machine. Connects to the leader over gRPC, as a gateway does."""
 
     def __init__(
         self, config: EngineConfig, layer_splits: tuple[tuple[int, int], ...], on_progress: OnProgress

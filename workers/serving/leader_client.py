@@ -1,6 +1,7 @@
-"""The other end of the leader's gRPC service: many requests on one stream, and word when it breaks.
+"""The client of a leader's gRPC service: sends many requests on one stream, and detects when the stream breaks.
 
-LeaderClient lives on an event loop (gateways); RemoteEngine is the same engine as an EngineHandle for plain code (LLM).
+LeaderClient runs on an asyncio event loop (gateways). RemoteEngine wraps it as an EngineHandle for synchronous code
+(LLM).
 """
 
 import asyncio
@@ -27,7 +28,7 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 4_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 64 * 2**20),
-    ("grpc.use_local_subchannel_pool", 1),  # a leader's address may be used again by its successor
+    ("grpc.use_local_subchannel_pool", 1),  # a restarted leader may have the same address
     ("grpc.enable_http_proxy", 0),
 )
 _CALL_TIMEOUT_S = 10.0
@@ -47,24 +48,24 @@ class _LiveRequest:
 
 
 class LeaderClient:
-    """One stream to one leader. All methods are the event loop's; `deliver` is called on it, once a message."""
+    """One stream to one leader. Call its methods on the event loop only; it calls `deliver` there, once a message."""
 
     def __init__(self, address: str, key: str = "", on_places: Callable[[], None] = lambda: None) -> None:
-        """`key`: the cluster's, see cluster_key.py; `on_places`: called when `places` has changed."""
+        """`key` is the cluster key (cluster_key.py); `on_places` is called when `places` changes."""
         self.address = address
-        self.places = 0  # outputs that the leader would have of this stream at once
+        self.places = 0  # how many outputs the leader accepts from this stream at once
         self._on_places = on_places
         self._metadata = key_metadata(key)
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub = worker_pb2_grpc.EngineServiceStub(self._channel)
         self._numbers = itertools.count()
         self._outgoing: asyncio.Queue[worker_pb2.AttachRequest] = asyncio.Queue()
-        self._live: dict[str, _LiveRequest] = {}  # by the id on the wire, which is never used twice
-        self._wire_ids: dict[str, str] = {}  # by the request's own id
+        self._live: dict[str, _LiveRequest] = {}  # by wire id, which is never reused
+        self._wire_ids: dict[str, str] = {}  # by request id
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._info: EngineInfo | None = None
         self.broken = asyncio.Event()
-        self.engine_ended = False  # as it said to one of its requests: it takes no more
+        self.engine_ended = False  # the leader reported that its engine has stopped
 
     async def connect(self, timeout_s: float = _CALL_TIMEOUT_S) -> EngineInfo:
         """Opens the stream. EngineStoppedError if the leader does not answer in time."""
@@ -74,7 +75,7 @@ class LeaderClient:
         return self._info
 
     async def ask(self, timeout_s: float = _CALL_TIMEOUT_S) -> tuple[EngineInfo, EngineCounters]:
-        """What the engine is, and how it does. EngineStoppedError if the leader does not answer in time."""
+        """The engine's info and counters. EngineStoppedError if the leader does not answer in time."""
         try:
             response = await self._stub.GetEngine(
                 worker_pb2.GetEngineRequest(), timeout=timeout_s, wait_for_ready=True, metadata=self._metadata
@@ -105,7 +106,7 @@ class LeaderClient:
         return len(self._live)
 
     def submit(self, request: Request, deliver: Deliver) -> None:
-        """As EngineHandle.submit; once the stream breaks every live request hears one error chunk."""
+        """As EngineHandle.submit. If the stream breaks, every live request gets one error chunk."""
         if self.broken.is_set() or not self._tasks:
             raise EngineStoppedError(self._closed_message())
         wire_id = f"{request.request_id}/{next(self._numbers)}"
@@ -120,14 +121,14 @@ class LeaderClient:
             self._outgoing.put_nowait(wire.cancel_to_wire(wire_id, index))
 
     async def close(self) -> None:
-        """Ends the stream; the leader ends its requests."""
+        """Closes the stream; the leader then cancels its requests."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._channel.close()
 
     async def _write(self, call: AttachCall) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader says that it broke
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # `_read` handles a broken stream
             while True:
                 await call.write(await self._outgoing.get())
 
@@ -177,7 +178,7 @@ class LeaderClient:
 
 
 class RemoteEngine:
-    """An EngineHandle on a leader in another process. Its own thread calls `deliver`."""
+    """An EngineHandle for a leader in another process. `deliver` is called from this object's own thread."""
 
     def __init__(self, address: str, key: str = "") -> None:
         self._loop = asyncio.new_event_loop()
@@ -187,7 +188,7 @@ class RemoteEngine:
 
     @classmethod
     def connect(cls, address: str, timeout_s: float = _CALL_TIMEOUT_S, key: str = "") -> Self:
-        """EngineStoppedError if the leader does not answer in time. `key`: the cluster's."""
+        """Raises EngineStoppedError if the leader does not answer in time. `key` is the cluster key."""
         engine = cls(address, key)
         try:
             asyncio.run_coroutine_threadsafe(engine._client.connect(timeout_s), engine._loop).result()
@@ -206,11 +207,11 @@ class RemoteEngine:
 
     @property
     def counters(self) -> EngineCounters:
-        """Asked of the leader, each time. EngineStoppedError if it does not answer."""
+        """Each read is a call to the leader. EngineStoppedError if it does not answer."""
         return asyncio.run_coroutine_threadsafe(self._client.ask(), self._loop).result()[1]
 
     def submit(self, request: Request, deliver: Deliver) -> None:
-        """As EngineHandle.submit; a leader that is gone is told through `deliver`, as an error chunk."""
+        """As EngineHandle.submit. If the leader is lost, `deliver` gets an error chunk."""
         if self._loop.is_closed():
             raise EngineStoppedError("the engine was closed")
         self._loop.call_soon_threadsafe(self._submit, request, deliver)
@@ -232,7 +233,7 @@ class RemoteEngine:
         asyncio.run_coroutine_threadsafe(self._client.swap_drafter(checkpoint), self._loop).result()
 
     def close(self) -> None:
-        """Ends the stream and the thread. Twice is once."""
+        """Ends the stream and the thread. Idempotent."""
         if self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
@@ -241,7 +242,7 @@ class RemoteEngine:
         self._loop.close()
 
     async def _end(self) -> None:
-        """Closes the stream, and lets gRPC's own tasks see that it ended."""
+        """Closes the stream, then waits briefly for gRPC's own tasks to end."""
         await self._client.close()
         if left := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(left, timeout=_LAST_TASKS_S)

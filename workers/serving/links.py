@@ -1,4 +1,4 @@
-"""Which of a rank's links serve what: down and up its column of stages, and to the ranks that it tells what to do."""
+"""Chooses a rank's links: to the stages before and after it, and to the ranks of its stage that it gives commands."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,32 +13,32 @@ from outrider.workers.parallel.stage_link import StageLink
 
 
 class Wires:
-    """One rank's links, by where it stands."""
+    """The links of one rank, selected by its place in the mesh."""
 
     def __init__(self, rank: int, mesh: Mesh, links: Mapping[Route, StageLink]) -> None:
         self._rank, self._mesh, self._links = rank, mesh, links
 
     @property
     def column(self) -> tuple[StageLink, StageLink]:
-        """From the rank at this one's place in the stage before, and to that of the stage after."""
+        """The link from the previous stage and the link to the next, each with the rank at the same place there."""
         step, size = self._mesh.stage_size, self._mesh.size
         before, after = (self._rank - step) % size, (self._rank + step) % size
         return self._links[before, self._rank], self._links[self._rank, after]
 
     @property
     def fellows(self) -> Fellows:
-        """The other ranks of this one's stage: the leader's, or the sampler's, which tells them what to do."""
+        """Links to the other ranks of this stage. Used by the leader and the sampler to send them commands."""
         others = [other for other in self._mesh.stage_group(self._rank) if other != self._rank]
         return Fellows([self._links[self._rank, other] for other in others])
 
     def follower(self, runner: StageRunner, sampler: Sampler | None, mtp: Drafter | None) -> Callable[[], None]:
-        """What a rank other than the leader does until it is told to stop."""
+        """The main loop of a rank other than the leader. It returns when the leader stops."""
         if self._mesh.place(self._rank).stage == 0:
             return Assistant(runner, self._links[0, self._rank], mtp, sampler, self._column_of_the_first()).run
         return partial(follow, runner, *self.column, self._judge(sampler))
 
     def _column_of_the_first(self) -> tuple[StageLink, StageLink] | None:
-        """To the next stage and from the last, if there are others."""
+        """The link to the next stage and the link from the last stage; None with one stage."""
         if self._mesh.pipeline == 1:
             return None
         up, down = self.column

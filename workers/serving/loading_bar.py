@@ -1,4 +1,4 @@
-"""A bar on stderr while a model loads: on a terminal only, and only where that takes more than a moment."""
+"""Shows a progress bar on stderr while a model loads, if stderr is a terminal and loading takes over a second."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ A_MOMENT_S = 1.0
 
 
 class LoadingBar:
-    """Within its context `show` draws how much is loaded; the bar goes with the context."""
+    """A context manager: `show` draws the bar, and leaving the context removes it."""
 
     def __init__(
         self, model: str, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
@@ -31,7 +31,7 @@ class LoadingBar:
         self._task: TaskID | None = None
 
     def show(self, share: float) -> None:
-        """Of the rank that is furthest behind, 0..1."""
+        """`share`: how much the slowest rank has loaded, 0..1."""
         if self._task is None:
             if self._clock() - self._began_at < A_MOMENT_S:
                 return

@@ -1,7 +1,7 @@
-"""The ranks of one replica as processes of this machine, without Ray: for LLM with several ranks, and for tests.
+"""Runs the ranks of one replica as processes of this machine, without Ray: for LLM with several ranks, and for tests.
 
-Owns the processes: when one dies or freezes, all of them end and `failure` says which and why. The caller's main
-module is never imported.
+It owns the processes: if one dies or freezes, all are killed, and `failure` names that rank and the reason. The
+processes do not import the caller's main module.
 """
 
 import os
@@ -21,8 +21,8 @@ from outrider.workers.serving.cluster_key import draw_key
 from outrider.workers.serving.rank_status import RankStatus
 from outrider.workers.types.errors import OutriderError
 
-SILENCE_S = 8.0  # a rank reports every second; one that is silent for this long is frozen
-LOADING_SILENCE_S = 60.0  # until it reports first, and while imports and large reads hold it up
+SILENCE_S = 8.0  # a rank reports every second; after this long without a report it counts as frozen
+LOADING_SILENCE_S = 60.0  # the same while loading, when imports and large reads may delay reports
 WATCH_EVERY_S = 0.25
 _STOP_TIMEOUT_S = 10.0
 
@@ -35,7 +35,7 @@ class _Member:
 
 
 class LocalGang:
-    """Starts the ranks and waits until all are ready. OutriderError (with the rank's own words) if one is not."""
+    """Starts the ranks and waits until all are ready. If a rank fails, raises OutriderError with its error message."""
 
     def __init__(
         self,
@@ -71,16 +71,16 @@ class LocalGang:
 
     @property
     def key(self) -> str:
-        """What the leader asks of whoever calls it: other users of this machine reach its port too."""
+        """The cluster key that the leader requires, since other users of this machine can reach its port."""
         return self._spec.service_key
 
     def failure_within(self, timeout_s: float) -> str:
-        """Which rank was lost, if the watcher knows or finds out in time; else ""."""
+        """Which rank failed and why, if that is known within `timeout_s`; else ""."""
         self._failed.wait(timeout_s)
         return self.failure
 
     def close(self) -> None:
-        """Ends every rank: closing its stdin is enough for a healthy one."""
+        """Ends every rank: a healthy rank exits when its stdin is closed, others are killed."""
         self._closing.set()
         for member in self._members:
             if member.process.stdin and not member.process.stdin.closed:
@@ -122,7 +122,7 @@ class LocalGang:
                 return
 
     def _first_failure(self, silence_s: float) -> str:
-        """What ended the replica, or "". A rank's own words about itself come before a mere exit."""
+        """Why the replica failed, or "". A rank's own error message is preferred to its exit status."""
         for member in self._members:
             if member.status.state == "failed":
                 return member.status.error
@@ -147,7 +147,7 @@ def _listen(member: _Member) -> None:
 
 
 def rank_environment(local_ranks: int) -> dict[str, str]:
-    """Thread counts and waiting policy must be set before torch loads: ranks share this machine's cores."""
+    """Environment of a rank: its share of the cores, and OMP settings that must be set before torch is imported."""
     source = str(Path(outrider.__file__).parent.parent)
     cores = len(os.sched_getaffinity(0))
     return {

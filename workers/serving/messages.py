@@ -1,4 +1,4 @@
-"""What gateways and leaders say to each other, as protobuf messages and back. The only file that knows both."""
+"""Converts between worker types and the protobuf messages that gateways and leaders exchange."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from outrider.workers.types.trace_context import TraceContext
 
 
 def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachRequest:
-    """`request_id` replaces the request's own: it need be unique on one stream only."""
+    """`request_id` replaces the request's own id; it must be unique on its stream."""
     return worker_pb2.AttachRequest(
         submit=worker_pb2.Submit(
             request_id=request_id,
@@ -30,7 +30,7 @@ def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachReques
 
 
 def submit_from_wire(submit: worker_pb2.Submit, request_id: str) -> Request:
-    """ValueError or TypeError if the sender's parameters are not ours: another version of outrider."""
+    """ValueError or TypeError if the parameters are not valid, as from another version of outrider."""
     return Request(
         request_id=request_id,
         prompt_token_ids=tuple(submit.prompt_token_ids),
@@ -54,7 +54,7 @@ def cancel_from_wire(cancel: worker_pb2.Cancel) -> int | None:
 
 
 def chunks_to_wire(chunks: Iterable[tuple[str, SequenceChunk]], places: int) -> worker_pb2.AttachResponse:
-    """Each chunk with its request's id on this stream, which may have so many outputs at once."""
+    """`chunks`: pairs of a request's id on this stream and a chunk. `places`: outputs the stream may have at once."""
     wire_chunks = [_chunk_to_wire(request_id, chunk) for request_id, chunk in chunks]
     return worker_pb2.AttachResponse(chunks=wire_chunks, places=places)
 
@@ -84,7 +84,7 @@ def _logprobs_to_wire(entry: TokenLogprobs) -> worker_pb2.ChunkLogprobs:
 
 
 def chunk_from_wire(chunk: worker_pb2.SequenceChunk, request_id: str) -> SequenceChunk:
-    """`request_id` is the request's own."""
+    """`request_id` is the client's id, which replaces the wire id."""
     return SequenceChunk(
         request_id=request_id,
         index=chunk.index,
@@ -124,7 +124,7 @@ def engine_to_wire(info: EngineInfo, counters: EngineCounters) -> worker_pb2.Get
 
 
 def engine_from_wire(response: worker_pb2.GetEngineResponse) -> tuple[EngineInfo, EngineCounters]:
-    """Of the counters, those that the message carries."""
+    """Counters that the message does not carry keep their defaults."""
     info = EngineInfo(
         **served_model_fields(response),
         drafters=tuple(response.drafters),

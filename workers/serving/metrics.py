@@ -1,7 +1,7 @@
-"""Every metric of an engine, defined once, and the thread that publishes them through Ray.
+"""Defines every metric of an engine, and publishes them through Ray from a thread.
 
-Names are `outrider_` plus the suffixes that vLLM's dashboards know; Ray adds its `ray_` prefix and a counter's
-`_total`. Every rank publishes its stage's time; a replica's leader publishes the rest.
+Names are `outrider_` plus vLLM's metric names; Ray adds the prefix `ray_`, and `_total` to counters. Every rank
+publishes its stage's busy time and its collectives; the leader publishes the rest.
 """
 
 import threading
@@ -20,7 +20,7 @@ _TAGS = ("replica",)
 
 
 class Increments:
-    """Turns running totals into what they gained since they were last seen."""
+    """Turns running totals into increments since the previous call."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], float] = {}
@@ -32,7 +32,7 @@ class Increments:
 
 
 def totals(counters: EngineCounters) -> dict[str, float]:
-    """The plain counters, by metric name."""
+    """Counters without labels, by metric name."""
     return {
         "outrider_rounds": counters.rounds,
         "outrider_prefix_cache_queries": counters.prefix_queries,
@@ -54,7 +54,7 @@ def gauges(counters: EngineCounters) -> dict[str, float]:
 
 
 def speculation_gauges(counters: EngineCounters) -> dict[str, float]:
-    """What speculation brings, under today's names and the deprecated ones."""
+    """Gauges of speculation, under their current and their deprecated names."""
     figures = counters.speculation
     named = {
         "outrider_spec_decode_speedup": figures.speedup,
@@ -69,7 +69,7 @@ def speculation_gauges(counters: EngineCounters) -> dict[str, float]:
 
 
 def durations(observation: Observation) -> dict[str, float]:
-    """What one request adds to the histograms."""
+    """One request's samples for the histograms."""
     measured = {
         "outrider_request_queue_time_seconds": observation.queued_s,
         "outrider_time_to_first_token_seconds": observation.time_to_first_token_s,
@@ -85,7 +85,7 @@ _DURATIONS: Mapping[str, str] = {
     "outrider_request_time_per_output_token_seconds": "Between a request's tokens, after the first.",
     "outrider_e2e_request_latency_seconds": "From a request's submission to its end.",
 }
-DEPRECATED: Mapping[str, str] = {  # kept for one release, with the names to use in their place
+DEPRECATED: Mapping[str, str] = {  # old name -> new name; the old ones are kept for one release
     "outrider_spec_decode_gain": "outrider_spec_decode_speedup",
     "outrider_spec_decode_ledger_rounds": "outrider_spec_decode_budget_rounds",
     "outrider_spec_decode_stopped": "outrider_spec_decode_disabled",
@@ -98,8 +98,8 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "outrider_spec_decode_num_drafts": "Rounds of one sequence that verified at least one draft.",
     "outrider_spec_decode_num_draft_tokens": "Drafts verified.",
     "outrider_spec_decode_num_accepted_tokens": "Drafts accepted.",
-    "outrider_expert_replacements": "Layers whose experts went to other ranks.",
-    "outrider_expert_moves": "Experts that ranks read for that.",
+    "outrider_expert_replacements": "Times that the experts of a layer were placed anew.",
+    "outrider_expert_moves": "Experts that ranks loaded because of that.",
     "outrider_num_requests_running": "Sequences that hold cache blocks.",
     "outrider_num_requests_waiting": "Sequences that wait for cache blocks.",
     "outrider_kv_cache_usage_perc": "Share of the cache's blocks in use, 0..1.",
@@ -109,31 +109,31 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "outrider_spec_decode_mean_accepted_length": (
         "Mean tokens of a sequence in a round that verifies drafts of it, since the engine started."
     ),
-    "outrider_spec_decode_price_tokens_per_second": "Tokens that a second must bring to be worth spending on drafts.",
+    "outrider_spec_decode_price_tokens_per_second": "Tokens/s that time spent on drafts must earn to be worthwhile.",
     "outrider_spec_decode_budget_rounds": "Rounds without speculation whose time drafting may still lose.",
     "outrider_spec_decode_disabled": "1 while drafting is disabled because it does not pay, else 0.",
     **{old: f"deprecated: use {new}." for old, new in DEPRECATED.items()},
-    "outrider_generation": "Number of the replica's current gang.",
-    "outrider_restarts": "Times that a failed gang of the replica was followed by another.",
+    "outrider_generation": "The replica's current generation.",
+    "outrider_restarts": "Times that a failed gang of the replica was replaced by a new one.",
 }
 
 
 _TRAFFIC: Mapping[str, str] = {
     "outrider_collectives": "Collectives among the ranks of a stage, by stage and purpose.",
-    "outrider_collective_bytes": "Bytes given to them.",
-    "outrider_collective_seconds": "Seconds spent in them, waiting included.",
+    "outrider_collective_bytes": "Bytes passed to these collectives.",
+    "outrider_collective_seconds": "Seconds spent in these collectives, including waiting.",
 }
 
 
 class Published(Protocol):
-    """What is asked of a rank."""
+    """The part of a rank that MetricsPublisher reads."""
 
     def status(self) -> RankStatus: ...
     def take_observations(self) -> list[Observation]: ...
 
 
 class MetricsPublisher:
-    """Copies what one rank says of itself into Ray's metrics until told to stop."""
+    """Publishes one rank's status as Ray metrics."""
 
     def __init__(self, replica: str, generation: int, restarts: int, *, stage: int, leads: bool) -> None:
         self._tags = {"replica": replica}
@@ -145,11 +145,11 @@ class MetricsPublisher:
         named = (*gauges(empty), *speculation_gauges(empty), *self._gang)
         self._gauges = {name: Gauge(name, _DESCRIPTIONS[name], _TAGS) for name in named}
         self._alarms = Counter(
-            "outrider_spec_decode_alarms", "Signs that a drafter is broken, by which.", (*_TAGS, "alarm")
+            "outrider_spec_decode_alarms", "Alarms that a drafter may be broken, by alarm.", (*_TAGS, "alarm")
         )
         self._per_position = Counter(
             "outrider_spec_decode_num_accepted_tokens_per_pos",
-            "Drafts accepted, by their place in the draft.",
+            "Drafts accepted, by position.",
             (*_TAGS, "position"),
         )
         self._stage_seconds = Counter(
@@ -159,7 +159,7 @@ class MetricsPublisher:
             name: Counter(name, description, (*_TAGS, "stage", "purpose")) for name, description in _TRAFFIC.items()
         }
         self._requests = Counter(
-            "outrider_request_success", "Requests that ended, by how.", (*_TAGS, "finished_reason")
+            "outrider_request_success", "Requests that ended, by finish reason.", (*_TAGS, "finished_reason")
         )
         self._histograms = {
             name: Histogram(name, description, boundaries=list(_SECONDS), tag_keys=_TAGS)
@@ -167,7 +167,7 @@ class MetricsPublisher:
         }
         self._imbalance = Gauge(
             "outrider_expert_imbalance",
-            "What the rank with the most work for its experts had over the mean, by layer, of late.",
+            "Recent work of the rank with the most expert work over the mean of all ranks, by layer.",
             (*_TAGS, "layer"),
         )
 

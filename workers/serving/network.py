@@ -1,20 +1,20 @@
-"""Which network interface of this machine the ranks of several nodes meet through. Linux, IPv4."""
+"""Chooses the network interface for collectives among ranks on several nodes. Linux and IPv4 only."""
 
 import fcntl
 import os
 import socket
 import struct
 
-# What torch.distributed's backends read when a group is made.
+# The torch.distributed backends read these when a process group is created.
 _VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _SIOCGIFADDR = 0x8915
 
 
 def choose_interface(address: str) -> str:
-    """The interface that has the node's `address`, and the one that collectives use from now on in this process.
+    """Returns the interface that has the node's `address`, and sets it for gloo and NCCL in this process.
 
-    What the environment says already stays. Empty, and nothing set, where no interface has the address: the libraries
-    then choose for themselves.
+    Environment variables that are already set take precedence. If no interface has the address, returns "" and sets
+    nothing: the libraries then choose an interface themselves.
     """
     given = next((os.environ[name] for name in _VARIABLES if os.environ.get(name)), "")
     chosen = given or interface_of(address)
@@ -33,7 +33,7 @@ def interface_of(address: str) -> str:
 
 
 def _address_of(interface: str) -> str:
-    """Its IPv4 address; empty without one."""
+    """The interface's IPv4 address; "" if it has none."""
     request = struct.pack("256s", interface.encode()[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -1,6 +1,6 @@
-"""Spans through OpenTelemetry's SDK and its OTLP exporter over gRPC. Imported only where a collector is configured.
+"""Exports spans with OpenTelemetry's SDK, through OTLP over gRPC. Imported only if a collector is configured.
 
-What else OpenTelemetry's variables say (sampler, headers, resource, batches) holds as its documentation has it.
+OpenTelemetry's other environment variables (sampler, headers, resource, batches) work as its documentation describes.
 """
 
 import threading
@@ -41,10 +41,10 @@ class _Span:
 
 
 class OpenTelemetry:
-    """Implements Tracing. Spans leave in batches, from a thread of the SDK's."""
+    """Implements Tracing. The SDK's own thread sends spans in batches."""
 
     def __init__(self, endpoint: str, service: str) -> None:
-        """`service` is this process's name, unless OpenTelemetry's variables give it another."""
+        """`service` is the service name, unless OpenTelemetry's variables set another."""
         self._provider = TracerProvider(resource=resource_of(service), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         self._tracer = self._provider.get_tracer(_SCOPE)
@@ -55,7 +55,7 @@ class OpenTelemetry:
         return _Span(self._tracer.start_span(name, context, kind, start_time=at_ns))
 
     def close(self) -> None:
-        """Does not wait for a collector that does not answer."""
+        """Sends the remaining spans; waits at most a few seconds for the collector."""
         last = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         last.start()
         last.join(_LAST_SPANS_S)

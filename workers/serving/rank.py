@@ -1,7 +1,7 @@
-"""One rank: joins its replica's group, loads its layers, runs rounds until told to stop.
+"""One rank: joins its replica's process group, loads its layers, and runs rounds until it is stopped.
 
 The same class runs in this process (LLM), as a local process (`python -m outrider.workers.serving.rank`, see local.py)
-and inside a Ray actor (actor.py). It never looks for its place in the world: the RankSpec says it.
+and inside a Ray actor (actor.py). Its rank number and its peers come from the RankSpec, not from the environment.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ log = logging.getLogger("outrider.rank")
 
 
 class Rank:
-    """`load`, then `run`, from one thread; `stop` and `status` from any."""
+    """Call `load`, then `run`, from one thread. `stop` and `status` may be called from any thread."""
 
     def __init__(self, spec: RankSpec) -> None:
         self.spec = spec
@@ -36,9 +36,9 @@ class Rank:
         self._role: Leader | Follower | None = None
 
     def load(self, on_progress: Callable[[float], None] = lambda share: None) -> None:
-        """Joins the group and loads the weights; blocks. OutriderError or ValueError says what was wrong.
+        """Joins the process group and loads the weights; blocks. Raises OutriderError or ValueError on failure.
 
-        `on_progress` hears the share that is loaded, 0..1, from whichever thread loads.
+        `on_progress` is called with the share of weights loaded, 0..1, from the loading thread.
         """
 
         def loaded(share: float) -> None:
@@ -46,12 +46,12 @@ class Rank:
             on_progress(share)
 
         with self._failing(OutriderError, ValueError):
-            from outrider.workers.serving.build import load_role  # torch loads here, not with the control plane
+            from outrider.workers.serving.build import load_role  # imports torch, which the controller must not
 
             self._role = load_role(self.spec, loaded, self._give_up)
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
-        """Warms up, calls `on_ready`, serves until stopped. EngineStoppedError names the rank that was lost."""
+        """Warms up, calls `on_ready`, serves until stopped. If a rank fails, raises EngineStoppedError naming it."""
         assert self._role is not None, "load() comes first"
 
         def ready(service_address: str) -> None:
@@ -62,19 +62,19 @@ class Rank:
             self._role.run(ready)
 
     def stop(self, reason: str = "the engine was stopped") -> None:
-        """Makes the leader's `run` return, and with it every other rank's."""
+        """On the leader: makes `run` return on every rank."""
         if self._role is not None:
             self._role.stop(reason)
 
     @property
     def engine(self) -> EngineHandle:
-        """The leader's engine, for use in this process."""
+        """The leader's engine. Fails on other ranks and before `load`."""
         engine = self._role.engine if self._role is not None else None
         assert engine is not None, "only a loaded leader has an engine"
         return engine
 
     def take_observations(self) -> list[Observation]:
-        """Requests that ended since the last call; the leader's only."""
+        """Requests that ended since the last call; always empty on other ranks than the leader."""
         return self._role.times.take() if self._role is not None else []
 
     def status(self) -> RankStatus:
@@ -99,11 +99,11 @@ class Rank:
         self._update(state="ready", loaded=1.0, service_address=service_address, info=info)
 
     def _give_up(self, reason: str) -> None:
-        """Ends the process: a device of it waits for another rank, and nothing else would end that."""
+        """Ends the process: its device is waiting for another rank, and that wait cannot be cancelled."""
         error = f"{self.spec.describe(self.spec.rank)}: {reason}"
         log.error("%s", error)
         self._update(state="failed", error=error)
-        time.sleep(1.5 * STATUS_EVERY_S)  # whoever watches hears of it first
+        time.sleep(1.5 * STATUS_EVERY_S)  # time to report the status before the process exits
         os._exit(1)
 
     def _update(self, **changes: Any) -> None:
@@ -111,7 +111,7 @@ class Rank:
 
     @contextlib.contextmanager
     def _failing(self, *explained: type[Exception]) -> Iterator[None]:
-        """Puts what goes wrong inside into the status; what is not `explained` with its type and place."""
+        """Records an exception in the status; the rank and the exception's type are added if it is not `explained`."""
         try:
             yield
         except explained as error:
@@ -125,11 +125,11 @@ class Rank:
 def main() -> int:
     """A rank as a local process: its spec is one line on stdin, its statuses are lines on stdout.
 
-    Ends when the parent's end of stdin closes, however the parent died.
+    It ends when its stdin closes, which happens even if the parent is killed.
     """
     logging.basicConfig(level=os.environ.get("OUTRIDER_LOG_LEVEL", "WARNING"), stream=sys.stderr)
     statuses = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else prints goes to stderr
+    os.dup2(2, 1)  # anything printed to stdout goes to stderr
     rank = Rank(RankSpec.from_json(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     threading.Thread(target=_report, args=(rank, statuses), daemon=True).start()
@@ -148,7 +148,7 @@ def main() -> int:
 
 
 def _report(rank: Rank, statuses: TextIO) -> None:
-    """Says how the rank is, once a second: silence tells the parent that the process is frozen."""
+    """Writes the status every second (more often while loading); without it the parent takes this process as frozen."""
     while True:
         statuses.write(rank.status().to_json() + "\n")
         time.sleep(STATUS_EVERY_S if rank.status().state == "ready" else STATUS_EVERY_S / 10)

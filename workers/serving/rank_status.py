@@ -1,4 +1,4 @@
-"""What a rank says of itself when it is probed."""
+"""RankStatus: the state and counters that a rank reports."""
 
 import dataclasses
 import json
@@ -13,21 +13,21 @@ STATUS_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankStatus:
-    """What a rank says of itself when probed."""
+    """What a rank reports when it is probed."""
 
     state: str = "loading"  # "loading", "ready" or "failed"
     loaded: float = 0.0  # share of the weights, 0..1
     error: str = ""
-    stall: str = ""  # the leader's: what hangs, with the rounds before; "" while nothing does
-    computing_s: float = 0.0  # how long it has been at its stage of a round; 0 while it waits for others
-    service_address: str = ""  # the leader's, once ready
+    stall: str = ""  # leader only: what hangs, and the latest rounds; "" if nothing does
+    computing_s: float = 0.0  # time in the current round's computation; 0 while it waits for other ranks
+    service_address: str = ""  # leader only, once ready
     busy_s: float = 0.0  # spent computing rounds
-    draft_s: float = 0.0  # of those, drafting; the leader's
-    held_up_s: float = 0.0  # the longest that an order about experts held a round up
+    draft_s: float = 0.0  # of those, drafting; leader only
+    held_up_s: float = 0.0  # longest delay of a round by a command to move experts
     elapsed_s: float = 0.0  # since ready
     counters: EngineCounters = field(default_factory=EngineCounters)
-    traffic: dict[str, Traffic] = field(default_factory=dict)  # of the collectives, by purpose
-    carriers: str = ""  # of them: "shared memory", "gloo", "nccl", or several
+    traffic: dict[str, Traffic] = field(default_factory=dict)  # of collectives, by purpose
+    carriers: str = ""  # transports of the collectives: "shared memory", "gloo", "nccl", or several
     info: EngineInfo | None = None
 
     def to_json(self) -> str:

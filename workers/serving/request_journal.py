@@ -1,4 +1,4 @@
-"""Writes down a leader's requests when they end: a line in the log, and spans where a collector is configured."""
+"""Writes a log line for each request that ends at a leader, and its spans if a collector is configured."""
 
 import logging
 import queue
@@ -15,7 +15,7 @@ log = logging.getLogger("outrider.requests")
 
 
 class RequestJournal:
-    """`ended` returns at once: a thread of its own writes, since the engine's has rounds to run."""
+    """A separate thread writes, so that `ended` returns at once and does not delay the engine's thread."""
 
     def __init__(self, tracing: Tracing, replica: str, generation: int) -> None:
         self._tracing, self._replica, self._generation = tracing, replica, generation
@@ -29,7 +29,7 @@ class RequestJournal:
         self._records.put(record)
 
     def close(self) -> None:
-        """Once all that ended is written."""
+        """Returns when all ended requests are written."""
         self._records.put(None)
         self._thread.join()
         self._tracing.close()
@@ -60,7 +60,7 @@ class RequestJournal:
         self._trace(record)
 
     def _trace(self, record: RequestRecord) -> None:
-        """A span from submission to end; in it, where they happened, the prompt's rounds and those after it."""
+        """One span from submission to end, with child spans for prefill and decode if they took place."""
         at = _epoch_ns(time.time_ns() - round(time.monotonic() * 1e9))
         span = self._tracing.begin("engine", record.request.trace, at_ns=at(record.began))
         if record.first_round is not None:
@@ -90,7 +90,7 @@ class RequestJournal:
 
 
 def _epoch_ns(offset: int) -> Callable[[float], int]:
-    """From the monotonic clock, in seconds, to nanoseconds since 1970."""
+    """A function from monotonic seconds to nanoseconds since 1970."""
     return lambda seconds: offset + round(seconds * 1e9)
 
 

@@ -1,4 +1,4 @@
-"""How long requests take, as their engine sees it: one observation a request, made when it ends."""
+"""Measures how long requests take at their engine: one observation for each request, made when it ends."""
 
 import threading
 import time
@@ -10,35 +10,35 @@ from outrider.workers.engine.handle import Deliver, EngineHandle, EngineInfo
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.request import Request, SequenceChunk
 
-_KEPT = 10_000  # observations not yet collected; then the oldest go
+_KEPT = 10_000  # observations not yet collected; beyond that the oldest are dropped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """One request that has ended. Times are seconds from its submission."""
 
-    reason: str  # "stop", "length" or "cancelled" of its last output, or "error"
+    reason: str  # the finish reason of its last output ("stop", "length", "cancelled"), or "error"
     latency_s: float
-    queued_s: float | None = None  # until its first round; None: it had none
-    time_to_first_token_s: float | None = None  # None: it had no token
-    time_per_output_token_s: float | None = None  # after the first; None: there was no second
+    queued_s: float | None = None  # until its first round; None without a round
+    time_to_first_token_s: float | None = None  # None without a token
+    time_per_output_token_s: float | None = None  # after the first token; None with fewer than two
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """A request, from its submission on. Times are the clock's."""
+    """The record of a request, from its submission on. Times are readings of RequestTimes.clock."""
 
     request: Request
     began: float
-    outputs: int  # still running
+    outputs: int  # outputs still running
     deliver: Deliver | None = None
     first_round: float | None = None
     first_token: float | None = None
     ended: float = 0.0
-    reason: str = ""  # why it ended, as in its observation
+    reason: str = ""  # as in Observation
     error: str = ""
     tokens: int = 0
-    rounds: int = 0  # that gave tokens
+    rounds: int = 0  # rounds that produced tokens
     drafted: int = 0
     accepted: int = 0
 
@@ -56,7 +56,7 @@ class RequestRecord:
 
     @property
     def observation(self) -> Observation:
-        """Once it has ended."""
+        """Valid once the request has ended."""
         first, last, began = self.first_token, self.ended, self.began
         return Observation(
             reason=self.reason,
@@ -69,7 +69,7 @@ class RequestRecord:
 
 @dataclass(slots=True)
 class RequestTimes:
-    """Collects observations: the engine's thread records, another takes. `on_end` gets each record that is whole."""
+    """Collects observations. Thread-safe. `on_end` is called with the record of each request that ended."""
 
     clock: Callable[[], float] = time.monotonic
     on_end: Callable[[RequestRecord], None] = lambda record: None
@@ -78,17 +78,17 @@ class RequestTimes:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, request: Request, deliver: Deliver | None = None) -> None:
-        """`deliver` hears when its first round starts."""
+        """`deliver` gets a chunk with `began` when the request's first round starts."""
         with self._lock:
             self._live[request.request_id] = RequestRecord(request, self.clock(), len(request.outputs), deliver)
 
     def forget(self, request_id: str) -> None:
-        """The engine refused it."""
+        """Drops a request that the engine refused."""
         with self._lock:
             self._live.pop(request_id, None)
 
     def scheduled(self, request_ids: Sequence[str]) -> None:
-        """Of each of these an output has its first round now."""
+        """Records that an output of each of these requests is in its first round now."""
         now, told = self.clock(), defaultdict[Deliver, list[SequenceChunk]](list)
         with self._lock:
             for record in filter(None, map(self._live.get, request_ids)):
@@ -99,7 +99,7 @@ class RequestTimes:
             deliver(chunks)
 
     def record(self, chunks: Sequence[SequenceChunk]) -> list[SequenceChunk]:
-        """The chunks; those with a request's first token say how long it was queued."""
+        """Records `chunks` and returns them; a chunk with a request's first token also gets `queued_s`."""
         now = self.clock()
         with self._lock:
             return [self._record(chunk, self._live.get(chunk.request_id), now) for chunk in chunks]
@@ -118,13 +118,13 @@ class RequestTimes:
         return chunk
 
     def oldest_wait_s(self) -> float:
-        """How long the request has waited that has waited longest for its first token; 0 if none waits."""
+        """The longest time that a live request has waited for its first token so far; 0 if none waits."""
         with self._lock:
             began = min((live.began for live in self._live.values() if live.first_token is None), default=None)
         return 0.0 if began is None else self.clock() - began
 
     def take(self) -> list[Observation]:
-        """What ended since the last call."""
+        """Removes and returns the observations since the last call."""
         with self._lock:
             ended = list(self._ended)
             self._ended.clear()
@@ -133,7 +133,7 @@ class RequestTimes:
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """A subscriber that is recorded. Equal for equal subscribers: the engine calls each once a round."""
+    """Records chunks, then calls `deliver`. Equal if `deliver` is equal: the engine calls equal ones once a round."""
 
     deliver: Deliver
     times: RequestTimes = field(compare=False)
@@ -143,7 +143,7 @@ class _Recorded:
 
 
 class TimedEngine:
-    """An engine whose requests are timed. Otherwise the engine itself."""
+    """An EngineHandle that records the times of its requests and passes every call on to `engine`."""
 
     def __init__(self, engine: EngineHandle, times: RequestTimes) -> None:
         self._engine, self._times = engine, times

@@ -1,4 +1,4 @@
-"""What a loaded rank does: lead (schedule, draft, serve) or follow (run rounds as they come)."""
+"""The two roles of a loaded rank: the leader schedules, drafts and serves; a follower runs the rounds it receives."""
 
 import gc
 from collections.abc import Callable
@@ -61,10 +61,10 @@ class Leader(_Role):
         self._runner, self._sampler, self._sharing, self._door = runner, sampler, sharing, door
 
     def run(self, on_ready: Callable[[str], None]) -> None:
-        """Warms up, opens the door (`on_ready` gets its address, or ""), serves until stopped."""
+        """Warms up, starts the gRPC service, serves until stopped. `on_ready` gets the service's address, or ""."""
         self.engine.warm_up()
-        if self._door:  # this process is the engine's own
-            gc.freeze()  # a full collection of what lives now anyway would hold up a round for tens of milliseconds
+        if self._door:  # the process runs only this engine
+            gc.freeze()  # a full collection over these long-lived objects would delay a round by tens of milliseconds
         server = self._door.serve(TimedEngine(self.engine, self.times)) if self._door else None
         self._journal.start()
         try:
@@ -94,7 +94,7 @@ class Leader(_Role):
 
     @property
     def held_up_s(self) -> float:
-        """The longest that an order about experts held a round up: making it, or obeying it."""
+        """Longest delay of a round by a command to move experts, for making the command or for carrying it out."""
         return max(self._runner.held_up_s, self.engine.ordering.seconds)
 
     @property
@@ -106,7 +106,7 @@ class Leader(_Role):
 class Follower(_Role):
     """Any other rank. Ends when the leader says so; its process may also simply be ended.
 
-    `live` runs rounds until told to stop; `sampler` is there where the rank makes logits.
+    `live` is its main loop; `sampler` is given if the rank computes logits.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class Follower(_Role):
         self._live, self._runner, self._sampler, self._sharing = live, runner, sampler, sharing
         self.engine = None
         self.draft_s = 0.0
-        self.stall = ""  # the leader tells
+        self.stall = ""  # only the leader reports stalls
         self.counters = EngineCounters()
-        self.times = RequestTimes()  # stays empty: requests are the leader's
+        self.times = RequestTimes()  # stays empty: only the leader has requests
 
     def run(self, on_ready: Callable[[str], None]) -> None:
         on_ready("")
@@ -127,7 +127,7 @@ class Follower(_Role):
             groups.leave()
 
     def stop(self, reason: str) -> None:
-        """Nothing to do: the leader's stop travels to every rank."""
+        """Does nothing: the leader's stop reaches every rank."""
 
     @property
     def busy_s(self) -> float:

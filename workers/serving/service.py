@@ -1,4 +1,4 @@
-"""The leader's gRPC service: gateways attach, submit requests, and hear one message a round. Decides nothing."""
+"""The leader's gRPC service: gateways attach, submit requests, and receive the chunks of each round as a message."""
 
 import asyncio
 import contextlib
@@ -27,31 +27,33 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_receive_message_length", 64 * 2**20),
 )
-_STOP_GRACE_S = 0.3  # for the last chunks on their way
-_WEIGHT = 1 / 64  # of the latest in the mean of what ends in a round: requests that began together may end so too
-ANNOUNCED_S = 0.05  # a gateway that does not read holds up no round for longer
+_STOP_GRACE_S = 0.3  # time to send the last chunks
+_WEIGHT = 1 / 64  # of a new value in the moving mean; small, since requests that began together may end together
+ANNOUNCED_S = 0.05  # the longest that a gateway which does not read delays a round
 
 
 class _Attachment:
-    """One stream of one gateway. Its requests carry the stream's number at the engine, so that streams never clash."""
+    """One stream of one gateway. Its number prefixes request ids at the engine, so ids of streams do not collide."""
 
     def __init__(self, engine: EngineHandle, number: int, others: "set[_Attachment]") -> None:
-        """`others`: all that are open."""
+        """`others`: all open attachments, this one included."""
         self._engine, self._others = engine, others
         self._prefix = f"{number}:"
         self._loop = asyncio.get_running_loop()
         self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
         self._live: dict[str, int] = {}  # the engine's request id -> outputs that have not finished
-        self.ended_a_round = 0.0  # outputs, of late
-        self._announced: list[threading.Event] = []  # each set once what was delivered before it is on its way
+        self.ended_a_round = 0.0  # moving mean of outputs that end in a round
+        self._announced: list[threading.Event] = []  # each is set once the chunks delivered before it are sent
         self._closed = False
 
     def deliver(self, chunks: list[SequenceChunk]) -> None:
-        """Called from the engine's thread. Word that requests begin is on its way when this returns: if the round that
-        they begin in is the process's last, it must be known whose it was."""
+        """Called from the engine's thread. If requests begin, waits until the chunk that reports it is sent.
+
+        If the round crashes this process, the gateway then knows which requests were in it.
+        """
         announced = threading.Event()
         begins = chunks[0].began
-        with contextlib.suppress(RuntimeError):  # the loop has closed: no listener is left
+        with contextlib.suppress(RuntimeError):  # the event loop has closed
             self._loop.call_soon_threadsafe(self._put, chunks, announced if begins else None)
             if begins:
                 announced.wait(ANNOUNCED_S)
@@ -64,7 +66,7 @@ class _Attachment:
                 announced.set()
 
     async def send(self, write: Callable[[worker_pb2.AttachResponse], Awaitable[None]]) -> None:
-        """Until cancelled: how many outputs it may have, then what each round gave, as one message or several."""
+        """Sends the number of places, then every round's chunks in one or several messages, until it is cancelled."""
         await write(wire.chunks_to_wire((), self.places))
         while True:
             messages = await self.next_messages()
@@ -75,7 +77,7 @@ class _Attachment:
                 one.set()
 
     async def receive(self, messages: AsyncIterator[worker_pb2.AttachRequest]) -> None:
-        """Until the gateway closes its side."""
+        """Handles submissions and cancellations until the gateway closes its side of the stream."""
         async for message in messages:
             if message.HasField("submit"):
                 self._submit(message.submit)
@@ -98,19 +100,19 @@ class _Attachment:
 
     @property
     def places(self) -> int:
-        """Outputs that it may have at once: what others leave, and at least its share.
+        """Outputs that this stream may have at once: what the other streams leave, and at least an equal share.
 
-        As many as run at once, and those that take the places of what ends in a round before the gateway hears of it:
-        none where outputs are long. So nothing waits for longer at the leader, whose queue knows no callers.
+        In total as many as run at once, plus as many as end in a mean round, so that they are replaced without waiting
+        for the gateway. More would wait at the leader, whose queue is not fair among callers.
         """
         places = self._engine.info.max_num_seqs + round(sum(one.ended_a_round for one in self._others))
         elsewhere = sum(one.live_outputs for one in self._others if one is not self)
         return max(places - elsewhere, -(-places // max(1, len(self._others))))
 
     async def next_messages(self) -> Iterator[worker_pb2.AttachResponse]:
-        """The next round's chunks; if the gateway was slow, those of every round since.
+        """Waits for the next round's chunks. If the gateway is slow, later rounds' chunks are added.
 
-        One message, behind others where there are many log-probabilities of prompts: each takes little time to make.
+        Usually one message. Long prompt log-probabilities are split over several, so that each is quick to serialize.
         """
         chunks = await self._rounds.get()
         while not self._rounds.empty():
@@ -139,7 +141,7 @@ class _Attachment:
             self._live[chunk.request_id] = left
 
     def close(self) -> None:
-        """Cancels what it has at the engine, whose thread waits for nothing more."""
+        """Cancels this stream's requests at the engine, and releases the engine's thread if it waits in `deliver`."""
         self._closed = True
         for one in self._announced:
             one.set()
@@ -148,7 +150,7 @@ class _Attachment:
 
 
 class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
-    """EngineService over a running engine."""
+    """Implements EngineService for a running engine."""
 
     def __init__(self, engine: EngineHandle) -> None:
         self._engine = engine
@@ -188,14 +190,14 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderDoor:
-    """Where a leader's service listens, and the key that opens it."""
+    """The address of a leader's service, and its cluster key."""
 
     host: str
     ports: tuple[int, int] = (0, 0)  # first and last; 0: any
     key: str = field(default="", repr=False)
 
     def serve(self, engine: EngineHandle) -> "EngineServer":
-        """Not started yet."""
+        """A server for the engine, not started yet."""
         return EngineServer(engine, self.host, self.ports[0], last_port=self.ports[1], key=self.key)
 
 
@@ -205,9 +207,9 @@ class EngineServer:
     def __init__(
         self, engine: EngineHandle, host: str = "127.0.0.1", port: int = 0, *, last_port: int = 0, key: str = ""
     ) -> None:
-        """`port` 0 takes a free one; with `last_port`, the first free one of the two and those between.
+        """`port` 0 takes any free port; with `last_port`, the first free port from `port` to `last_port`.
 
-        `key`: the cluster's, see cluster_key.py.
+        `key` is the cluster key (cluster_key.py).
         """
         self._engine, self._host, self._key = engine, host, key
         self._ports = range(port, max(port, last_port) + 1)
@@ -217,12 +219,12 @@ class EngineServer:
         self._thread = threading.Thread(target=self._run, name="engine-server", daemon=True)
 
     def start(self) -> int:
-        """The port it listens on. OutriderError if it cannot."""
+        """Starts the server and returns its port. OutriderError if it cannot listen."""
         self._thread.start()
         return self._bound.result()
 
     def stop(self) -> None:
-        """Ends every stream, and with them their requests."""
+        """Ends every stream and cancels its requests."""
         with contextlib.suppress(RuntimeError):  # the loop has closed: stopped before
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
@@ -246,7 +248,7 @@ class EngineServer:
         await server.stop(_STOP_GRACE_S)
 
     def _bind(self, server: grpc.aio.Server) -> int:
-        """The port it is; OutriderError if all are taken."""
+        """Binds a port and returns it; OutriderError if all are in use."""
         reason: Exception | None = None
         for port in self._ports:
             try:

@@ -1,6 +1,6 @@
-"""Spans: what is told to an OpenTelemetry collector where one is configured, and nothing where none is.
+"""Tracing: sends spans to an OpenTelemetry collector if one is configured, and does nothing otherwise.
 
-Knows nothing of OpenTelemetry's packages: open_telemetry.py does, and is imported only where spans go somewhere.
+OpenTelemetry's packages are used in open_telemetry.py only, which is imported only if a collector is configured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Attributes = Mapping[str, str | bool | int | float | Sequence[str]]
 
 
 class Span(Protocol):
-    """Something that takes time. `context` is its place in the trace, for what happens in it."""
+    """A span of a trace. `context` is the parent context for its child spans."""
 
     @property
     def context(self) -> TraceContext: ...
@@ -23,14 +23,14 @@ class Span(Protocol):
 
 
 class Tracing(Protocol):
-    """Where spans go. Times are nanoseconds since 1970; None: now. Every method may be called from any thread."""
+    """Creates spans. Times are nanoseconds since 1970, None for now. Thread-safe."""
 
     def begin(self, name: str, parent: TraceContext | None, *, inside: bool = False, at_ns: int | None = None) -> Span:
-        """A child of `parent` (`inside`: a part of that one, in the same process), or the first of a new trace."""
+        """A child of `parent`, or the root of a new trace. `inside`: an internal span of the same process."""
         ...
 
     def close(self) -> None:
-        """Sends what has ended, within seconds."""
+        """Sends the spans that have ended; takes at most a few seconds."""
         ...
 
 
@@ -43,20 +43,20 @@ class _Unrecorded:
 
 
 class NoTracing:
-    """Nothing goes anywhere, and a trace that came is passed on as it is."""
+    """Tracing that is off: records no spans, and passes a caller's trace context on unchanged."""
 
     def begin(self, name: str, parent: TraceContext | None, *, inside: bool = False, at_ns: int | None = None) -> Span:
         return _Unrecorded(parent or TraceContext.drawn())
 
     def close(self) -> None:
-        """Nothing is there to be sent."""
+        """Does nothing."""
 
 
 def endpoint_in_force(option: str | None, environment: Mapping[str, str], signal: str = "TRACES") -> str:
-    """The collector that spans (or METRICS) go to: the option's, else what OpenTelemetry's variables say; "": none.
+    """The URL of the collector for `signal` (TRACES or METRICS): `option`, else from OpenTelemetry's environment variables.
 
-    The option asks for spans, whatever the variables say; OTEL_METRICS_EXPORTER=none turns metrics off also then.
-    ValueError names what says something that cannot be.
+    "" for none. `option` enables traces whatever the variables are; OTEL_METRICS_EXPORTER=none always disables metrics.
+    ValueError names the setting that is not valid.
     """
     variables = (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     named = {"otlp_endpoint": option, **{name: environment.get(name) for name in variables}}
@@ -71,13 +71,13 @@ def endpoint_in_force(option: str | None, environment: Mapping[str, str], signal
     protocol = next((environment[name] for name in protocols if environment.get(name)), "grpc")
     if protocol != "grpc":
         raise ValueError(
-            f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, which is all that is spoken here, got {protocol!r}"
+            f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc, the only protocol supported here, got {protocol!r}"
         )
     return endpoint
 
 
 def open_tracing(endpoint: str, service: str) -> Tracing:
-    """Spans of `service`, sent to `endpoint`; nowhere if that is "". OutriderError if they cannot be."""
+    """Tracing of `service` to `endpoint`; off if that is "". OutriderError if OpenTelemetry is not installed."""
     if not endpoint:
         return NoTracing()
     try:
