@@ -53,7 +53,7 @@ class NoTracing:
 
 
 def endpoint_in_force(option: str | None, environment: Mapping[str, str], signal: str = "TRACES") -> str:
-    """The URL of the collector for `signal` (TRACES or METRICS): `option`, else from OpenTelemetry's environment variables.
+    """The URL of the collector for `signal` (TRACES or METRICS): `option`, else from OpenTelemetry's variables.
 
     "" for none. `option` enables traces whatever the variables are; OTEL_METRICS_EXPORTER=none always disables metrics.
     ValueError names the setting that is not valid.
