@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,15 @@ from outrider.workers.types.structured_outputs import StructuredOutputsParams
 _ROWS_AT_ONCE = 64
 
 
+class _Drawn(NamedTuple):
+    """A round's draws. On a GPU they may still be under way."""
+
+    logits: Tensor
+    tokens: Tensor
+    began: float
+    ended: float  # when the host had enqueued them, on a CPU when they were made
+
+
 class Sampler:
     """Draws the target's token at every sampled row, and verifies the drafts against them."""
 
@@ -29,10 +39,11 @@ class Sampler:
         """`shared`: where the stage's ranks make the logits together."""
         self._head, self._starts, self._max_model_len, self._shared = head, starts, max_model_len, shared
         self._sampled = Sampled(ints(), ints(), ints())  # rows of the round that began last
+        self._drawn = _Drawn(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), 0.0, 0.0)
         self.busy_s = self._began_s = 0.0
 
     def begin(self, round: Round) -> None:
-        """Takes the round's news and prepares its draws. To be called before the round runs, then `judge` after it."""
+        """Takes the round's news and prepares its draws. To be called before the round runs; then `draw`, `judge`."""
         began = time.perf_counter()
         self._starts.end(round.ends)
         self.prepare(round.prepares)
@@ -42,20 +53,28 @@ class Sampler:
         self._head.prepare(self._sampled.sequence_ids, self._sampled.positions)
         self._began_s = time.perf_counter() - began
 
-    def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
-        """The Verdict, and the accepted rows' hidden states, [sum(accepted_rows), hidden].
+    def draw(self, round: Round, hidden: Tensor) -> None:
+        """Draws the round's tokens. On a GPU this enqueues the work, and `judge` waits for it.
 
-        `hidden` is the model's output after the final norm, [rows, hidden], which the last stage took `stage_s` for: of
-        this rank's data group, and so are the states that come out.
+        `hidden` is the model's output after the final norm, [rows, hidden], of this rank's data group.
         """
         began = time.perf_counter()
         rows, sequence_ids, positions = self._sampled
         if self._shared is None:
-            logits, targets = self._head.draw(hidden, rows, sequence_ids, positions)
+            logits, tokens = self._head.draw(hidden, rows, sequence_ids, positions)
         else:
             logits = self._logits(round, hidden, rows)
-            targets = self._head.choose(logits, sequence_ids, positions)
-        took = time.perf_counter() - began + self._began_s
+            tokens = self._head.choose(logits, sequence_ids, positions)
+        self._drawn = _Drawn(logits, tokens, began, time.perf_counter())
+
+    def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
+        """The Verdict, and the accepted rows' hidden states, [sum(accepted_rows), hidden].
+
+        `hidden` as in `draw`; the last stage took `stage_s` for it. The host waits for the device here, and only here.
+        """
+        logits, tokens, began, ended = self._drawn
+        targets = ints(tokens.cpu().numpy())
+        took = (time.perf_counter() if tokens.device.type == "cuda" else ended) - began + self._began_s
         self.busy_s += took
         verdict = verify_round(round, targets, self._starts, self._max_model_len, stage_s + took)
         verdict = _with_failures(verdict, self._starts.failed(round, verdict))

@@ -53,16 +53,17 @@ class GpuHead:
     @torch.inference_mode()
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
-    ) -> tuple[Tensor, IntArray]:
+    ) -> tuple[Tensor, Tensor]:
         logits = self.logits(hidden, rows)
         return logits, self.choose(logits, sequence_ids, positions)
 
     @torch.inference_mode()
-    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
+    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> Tensor:
         draws = self._draws(sequence_ids, positions)
         if draws.words is None:
-            return ints(sample(logits, draws.samples).cpu().numpy())
-        return ints(draw(logits, *draw_inputs(draws.words.tensor), 0)[1].cpu().numpy())
+            return sample(logits, draws.samples)
+        tokens: Tensor = draw(logits, *draw_inputs(draws.words.tensor), 0)[1]
+        return tokens
 
     @torch.inference_mode()
     def draw_with_leads(

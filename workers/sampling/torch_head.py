@@ -21,13 +21,13 @@ class TorchHead:
     @torch.inference_mode()
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
-    ) -> tuple[Tensor, IntArray]:
+    ) -> tuple[Tensor, Tensor]:
         logits = self.logits(hidden, rows)
         return logits, self.choose(logits, sequence_ids, positions)
 
     @torch.inference_mode()
-    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
-        return ints(sample(logits, self._starts.rows(sequence_ids, positions)).cpu().numpy())
+    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> Tensor:
+        return sample(logits, self._starts.rows(sequence_ids, positions))
 
     @torch.inference_mode()
     def draw_with_leads(
