@@ -24,7 +24,7 @@ _NO_STATES = torch.empty(0, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
-    """A finished round: its verdict and its accepted rows' hidden states, [sum(accepted_rows), hidden]."""
+    """A finished round: its verdict, and its accepted rows' hidden states as Drafter.draft takes them."""
 
     verdict: Verdict
     hidden: Tensor

@@ -68,7 +68,7 @@ class Sampler:
         self._drawn = _Drawn(logits, tokens, began, time.perf_counter())
 
     def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
-        """The Verdict, and the accepted rows' hidden states, [sum(accepted_rows), hidden].
+        """The Verdict, and the accepted rows' hidden states as `accepted_states`.
 
         `hidden` as in `draw`; the last stage took `stage_s` for it. The host waits for the device here, and only here.
         """
@@ -161,7 +161,10 @@ def _emitted(round: Round, verdict: Verdict, logits: Tensor, wanted: Sequence[in
 
 
 def accepted_states(round: Round, hidden: Tensor, verdict: Verdict, data: int = 0) -> Tensor:
-    """Of a round's states `hidden` [rows of the data group, hidden] those of the rows that the verdict accepted."""
+    """Of a round's states `hidden` [rows of the data group, hidden] those of the rows that the verdict accepted.
+
+    On a GPU all, if choosing them would need a copy to it: the drafter chooses, with what it copies there anyway.
+    """
     own, counts = share_of(round, data), verdict.accepted_rows
     if len(round.owners):
         counts = counts[owned(round, data)]
@@ -169,4 +172,6 @@ def accepted_states(round: Round, hidden: Tensor, verdict: Verdict, data: int = 
         return hidden
     if own.sequences == 1:
         return hidden[: int(counts[0])]
+    if hidden.device.type == "cuda":
+        return hidden
     return hidden[torch.from_numpy(np.repeat(own.query_offsets[:-1], counts) + ranges(counts))]
