@@ -9,10 +9,12 @@ import torch
 from gpu.pretend_cuda import Counts, pretending
 from gpu.r1 import decoding, run_round, sequence_starts, slice_of_r1, small_checkpoint
 
+from outrider.cluster.planning.efficiency import Efficiency
 from outrider.workers.drafting.draft_model import Wanted
 from outrider.workers.drafting.gpu_draft_model import GpuDraftModel
 from outrider.workers.drafting.pairs import Pairs
 from outrider.workers.model.gpu_stage import GpuModules, GpuStage
+from outrider.workers.model.gpu_weights import GpuMoe
 
 CUDA, BLOCKS = torch.device("cuda", 0), 600
 Rank = tuple[Counts, GpuStage, GpuModules]
@@ -41,6 +43,15 @@ def test_a_decoding_round_of_r1_on_eight_ranks(rank: Rank) -> None:
     assert counts.copies_inside == []
     assert [what.split()[1] for what in counts.copies.elements()] == ["device", "host"], "its integers, its tokens"
     assert "cumsum" not in counts.kinds, "its order of sums is not deterministic on a GPU"
+
+
+def test_a_round_has_the_launches_that_the_planner_counts(rank: Rank) -> None:
+    dense = len([layer for layer in rank[1].layers if not isinstance(layer.mlp, GpuMoe)])
+    efficiency, moe = Efficiency(), len(rank[1].layers) - dense
+    of_layers = dense * efficiency.layer_launches(moe=False) + moe * efficiency.layer_launches(moe=True)
+
+    assert (dense, moe) == (3, 58)
+    assert _round(rank, 100).kinds.total() == of_layers + 5, "embedding, first norm, head, and two for the draws"
 
 
 def test_a_rounds_launches_do_not_depend_on_context(rank: Rank) -> None:
