@@ -64,7 +64,6 @@ class TellingJudge:
         self._sampler.begin(round)
 
     def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
-        self._sampler.draw(round, hidden)
         verdict, accepted = self._sampler.judge(round, hidden, stage_s)
         self._fellows.tell(verdict)
         return verdict, accepted

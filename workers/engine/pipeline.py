@@ -97,7 +97,7 @@ class SingleStage:
         self._under_way.append((round, hidden, took))
 
     def collect(self) -> RoundResult:
-        verdict, accepted = self._sampler.judge(*self._under_way.popleft())
+        verdict, accepted = self._sampler.verdict(*self._under_way.popleft())
         if self._tells_verdicts:
             self._fellows.tell(verdict)
         return RoundResult(verdict=verdict, hidden=accepted)

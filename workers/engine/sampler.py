@@ -43,7 +43,7 @@ class Sampler:
         self.busy_s = self._began_s = 0.0
 
     def begin(self, round: Round) -> None:
-        """Takes the round's news and prepares its draws. To be called before the round runs; then `draw`, `judge`."""
+        """Takes the round's news and prepares its draws. To be called before the round runs, then `judge` after it."""
         began = time.perf_counter()
         self._starts.end(round.ends)
         self.prepare(round.prepares)
@@ -54,7 +54,7 @@ class Sampler:
         self._began_s = time.perf_counter() - began
 
     def draw(self, round: Round, hidden: Tensor) -> None:
-        """Draws the round's tokens. On a GPU this enqueues the work, and `judge` waits for it.
+        """The first half of `judge`: draws the round's tokens. On a GPU this only enqueues the work.
 
         `hidden` is the model's output after the final norm, [rows, hidden], of this rank's data group.
         """
@@ -70,8 +70,13 @@ class Sampler:
     def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         """The Verdict, and the accepted rows' hidden states as `accepted_states`.
 
-        `hidden` as in `draw`; the last stage took `stage_s` for it. The host waits for the device here, and only here.
+        `hidden` as in `draw`; the last stage took `stage_s` for it.
         """
+        self.draw(round, hidden)
+        return self.verdict(round, hidden, stage_s)
+
+    def verdict(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
+        """The second half of `judge`. The host waits for the device here, and only here."""
         logits, tokens, began, ended = self._drawn
         targets = ints(tokens.cpu().numpy())
         took = (time.perf_counter() if tokens.device.type == "cuda" else ended) - began + self._began_s
