@@ -55,7 +55,11 @@ def test_a_round_has_the_launches_that_the_planner_counts(rank: Rank) -> None:
 
 
 def test_a_rounds_launches_do_not_depend_on_context(rank: Rank) -> None:
-    assert _round(rank, 100).kinds == _round(rank, 32_000).kinds
+    short, long = _round(rank, 100), _round(rank, 32_000)
+
+    assert short.kinds == long.kinds
+    assert short.order == long.order, "launches and copies, one after another"
+    assert short.syncs == long.syncs
 
 
 def test_a_prefill_chunk_past_16k_has_as_many_launches_as_the_first(rank: Rank) -> None:
