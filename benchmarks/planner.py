@@ -27,6 +27,7 @@ from outrider.workers.types.model_shapes import Shapes
 
 ROWS = Path(__file__).with_name("planner_published.json")
 SHAPES = Shapes.of(load_shape("deepseek-r1"))
+SERVERS = Efficiency(dense_launches=20, moe_launches=20)  # other servers: 20 small kernels a layer, assumed
 ALLOWED = 0.25
 SHAKEN = (
     "weight_bandwidth",
@@ -36,7 +37,7 @@ SHAKEN = (
     "link",
     "network",
     "exchange_latency_s",
-    "layer_overhead_s",
+    "launch_s",
     "expert_imbalance",
 )
 
@@ -74,8 +75,8 @@ def candidate(row: Published, efficiency: Efficiency) -> Candidate:
     return Candidate(SHAPES, Split(**row.sizes), workload, fleet, efficiency)
 
 
-def predict(row: Published, efficiency: Efficiency | None = None) -> float:
-    return UNITS[row.unit](candidate(row, efficiency or Efficiency()))
+def predict(row: Published, efficiency: Efficiency = SERVERS) -> float:
+    return UNITS[row.unit](candidate(row, efficiency))
 
 
 def fits(gpu: str, nodes: int) -> tuple[bool, float]:
@@ -90,7 +91,7 @@ def exchanges() -> Iterator[dict[str, float]]:
     for record in json.loads(ROWS.read_text())["exchanges"]:
         fleet = Hardware(gpu=find_gpu("h800"), nodes=-(-record["ranks"] // 8), gpus_per_node=8)
         split = Split(data=record["ranks"], expert=record["ranks"])
-        clock = Clock(SHAPES, split, Workload(numerics="fast"), fleet, Efficiency())
+        clock = Clock(SHAPES, split, Workload(numerics="fast"), fleet, SERVERS)
         out, back = clock.trips_s(QueryRows(rows=128, sequences=128, context=0, busy_groups=record["ranks"]))
         yield {**record, "dispatch_us_predicted": out * 1e6, "combine_us_predicted": back * 1e6}
 
@@ -99,8 +100,8 @@ def sensitivity(rows: list[Published]) -> dict[str, dict[str, list[float]]]:
     """How each prediction changes when one efficiency is a fifth lower or higher: ratios."""
     changed: dict[str, dict[str, list[float]]] = {}
     for name in SHAKEN:
-        value = getattr(Efficiency(), name)
-        both = [dataclasses.replace(Efficiency(), **{name: value * factor}) for factor in (0.8, 1.2)]
+        value = getattr(SERVERS, name)
+        both = [dataclasses.replace(SERVERS, **{name: value * factor}) for factor in (0.8, 1.2)]
         changed[name] = {row.name: [predict(row, one) / predict(row) for one in both] for row in rows}
     return changed
 
@@ -131,7 +132,7 @@ def main() -> None:
         "fits": {name: {"fits": fit, "bytes_missing": missing} for name, (fit, missing) in memory.items()},
         "exchanges": list(exchanges()),
         "sensitivity": sensitivity([row for row in rows if row.required]),
-        "efficiency": dataclasses.asdict(Efficiency()),
+        "efficiency": dataclasses.asdict(SERVERS),
     }
     print(speed_table(rows).markdown())
     for name, (fit, missing) in memory.items():

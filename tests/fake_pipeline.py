@@ -26,7 +26,7 @@ class CountingPipeline:
         error: Exception | None = None,
         max_model_len: int = 10_000,
     ) -> None:
-        self.lanes = lanes
+        self.lanes, self.returns_early = lanes, False
         self._max_model_len = max_model_len
         self.closed = False
         self.rounds: list[Round] = []

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from outrider.cluster.api.errors import SettingsError
 from outrider.cluster.cli.plan_options import PlanOptions
+from outrider.cluster.planning.basis import measured
 from outrider.cluster.planning.document import document
-from outrider.cluster.planning.efficiency import Workload
+from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Gpu, Hardware, find_gpu
 from outrider.cluster.planning.picture import page
 from outrider.cluster.planning.presets import load_shape
@@ -67,6 +68,19 @@ def _workload(options: PlanOptions, model: ModelConfig) -> Workload:
     )
 
 
+def _efficiency(report: Path | None) -> Efficiency:
+    """With what `report` measured. ValueError if it measured nothing."""
+    if report is None:
+        return Efficiency()
+    try:
+        content = json.loads(report.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"cannot read {report}: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{report} is not a report of benchmarks/gpu_check.py")
+    return measured(content, Efficiency())
+
+
 def _goal(options: PlanOptions) -> Objective:
     sizes = {name: getattr(options, f"{name}_parallel_size") for name in ("tensor", "pipeline", "expert", "data")}
     fixed = {name: size for name, size in sizes.items() if size is not None}
@@ -80,9 +94,10 @@ def run_plan(options: PlanOptions) -> None:
         shapes = Shapes.of(model, options.weights, options.kv_cache_dtype)
         fleet = Hardware(gpu=_device(options), nodes=options.nodes, gpus_per_node=options.gpus_per_node)
         workload, goal = _workload(options, model), _goal(options)
+        efficiency = _efficiency(options.gpu_check)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    ranking = search(shapes, fleet, workload, goal)
+    ranking = search(shapes, fleet, workload, goal, efficiency, widens=options.weights == "auto")
     if options.as_json:
         text = json.dumps(document(options.model, ranking, goal, options.alternatives), indent=2)
         print(text)  # noqa: T201  # the command's output

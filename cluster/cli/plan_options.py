@@ -34,6 +34,9 @@ class PlanOptions:
     numerics: Annotated[str, typer.Option(help="exact or fast.")] = "exact"
     weights: Annotated[str, typer.Option(help="auto (the checkpoint's), fp8, bfloat16 or float32.")] = "auto"
     kv_cache_dtype: Annotated[str, typer.Option(help="auto, or fp8 (GPU kernels).")] = "auto"
+    gpu_check: Annotated[
+        Path | None, typer.Option(help="JSON of benchmarks/gpu_check.py: measured kernels replace assumptions.")
+    ] = None
     max_num_batched_tokens: Annotated[int, typer.Option(help="Maximum tokens per round.")] = 2048
     max_num_seqs: Annotated[int, typer.Option(help="Maximum sequences per data group.")] = 256
     alternatives: Annotated[int, typer.Option(min=0, help="Number of alternatives to show.")] = 8

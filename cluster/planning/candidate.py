@@ -47,11 +47,26 @@ class Candidate:
         return "float32" if self.shapes.value_bytes == 4 else "bfloat16"
 
     @property
+    def needs_torch(self) -> bool:
+        """Whether torch's path runs this split: GPU kernels do not send rows to experts of other data groups."""
+        return self.split.spread and self.split.data > 1
+
+    @property
     def obstacle(self) -> str | None:
-        """Why outrider's GPU kernels do not run this split, so that ranks would widen weights to 16 bits; or None."""
-        if self.shapes.quantised and self.split.spread and self.split.data > 1:
+        """Why ranks would not run this plan, but widen weights to 16 bits; or None."""
+        if self.shapes.quantised and self.needs_torch:
             return "GPU kernels do not send rows to experts of other data groups yet: ranks would widen FP8 weights"
         return None
+
+    def in_force(self, *, widens: bool) -> "Candidate":
+        """The plan as ranks on GPUs run it: tensor groups sum, and torch's path keeps 16 bits.
+
+        Source: workers/loading/resolved_config.py.
+        """
+        fast = self.split.tensor > 1 or self.needs_torch
+        workload = replace(self.workload, numerics="fast") if fast else self.workload
+        shapes = self.shapes.widened if widens and self.needs_torch else self.shapes
+        return replace(self, shapes=shapes, workload=workload)
 
     def at(self, concurrency: int) -> "Candidate":
         return replace(self, workload=replace(self.workload, concurrency=concurrency))
@@ -90,6 +105,11 @@ class Candidate:
         """Of every layer, two kinds in all."""
         kinds = {moe: self.clock.layer(rows, moe=moe) for moe in {self.shapes.moe(layer) for layer in self.layers}}
         return [kinds[self.shapes.moe(layer)] for layer in self.layers]
+
+    @property
+    def layer_launches(self) -> int:
+        """Kernels of all layers in a round. Embedding, first norm, head and draws are five more."""
+        return sum(self.efficiency.layer_launches(moe=self.shapes.moe(layer)) for layer in self.layers)
 
     @property
     def layers(self) -> range:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from outrider.cluster.planning.basis import basis
 from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.search import Objective, Ranking
 from outrider.cluster.planning.split import Split
@@ -33,6 +34,7 @@ def document(model: str, ranking: Ranking, goal: Objective, alternatives: int) -
         "alternatives": [summary(other) for other in shown[1 : 1 + alternatives]],
         "refused": refused,
         "efficiency": dataclasses.asdict(best.efficiency),
+        "basis": [dataclasses.asdict(one) for one in basis(best.efficiency)],
     }
 
 
@@ -57,6 +59,8 @@ def summary(plan: Candidate) -> dict[str, Any]:
         "longest_context": plan.longest_context,
         "most_sequences": plan.most_sequences,
         "concurrency": plan.workload.concurrency,
+        "numerics": plan.workload.numerics,
+        "layer_launches": plan.layer_launches,
         "round_s": plan.round_s,
         "seconds_per_token": plan.token_s,
         "seconds_to_first_token": plan.first_token_s,

@@ -26,8 +26,11 @@ class Efficiency:
     exchange_latency_s: float = 10e-6
     # The rest is assumed. A collective that sums or gathers over nodes: NCCL's usual tens of microseconds.
     network_latency_s: float = 40e-6
-    # Norms, rotations, quantising, choosing experts: some 20 small kernels a layer, 3 us each in a graph.
-    layer_overhead_s: float = 60e-6
+    # Kernels of a layer, with the fused all-reduce within a node: tests/gpu/test_rounds.py counts them.
+    dense_launches: int = 11
+    moe_launches: int = 13
+    # Of a kernel in a graph, beside its bytes and operations.
+    launch_s: float = 3e-6
     # Scheduling, sampling and passing results on, of which the most is hidden behind the round before.
     round_overhead_s: float = 0.5e-3
     # The fullest rank over the mean after balancing: between 1.07 and 1.45 (EPLB on Zipf loads of 0.6 and 1.0).
@@ -38,6 +41,12 @@ class Efficiency:
     runtime_bytes: int = 3 * 1024**3
     # Of what is free once weights are loaded, for the cache (workers/engine/memory.py's share on a GPU).
     cache_share: float = 0.85
+    # Which of these were measured on outrider's kernels, and on which GPU (basis.py).
+    measured: tuple[str, ...] = ()
+    measured_on: str = ""
+
+    def layer_launches(self, *, moe: bool) -> int:
+        return self.moe_launches if moe else self.dense_launches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,11 +41,21 @@ class Ranking:
 
 
 def search(
-    shapes: Shapes, fleet: Hardware, workload: Workload, goal: Objective, efficiency: Efficiency | None = None
+    shapes: Shapes,
+    fleet: Hardware,
+    workload: Workload,
+    goal: Objective,
+    efficiency: Efficiency | None = None,
+    *,
+    widens: bool = True,
 ) -> Ranking:
-    """Every split of the model over the fleet or a part of it, the best first."""
+    """Every split of the model over the fleet or a part of it, the best first, as ranks on GPUs would run it.
+
+    `widens`: FP8 weights count as 16 bits where ranks widen them; else as `shapes` has them, whatever runs.
+    """
     allowed, refused = _allowed(shapes, fleet, workload, goal.sizes or {})
-    candidates = [Candidate(shapes, split, workload, fleet, efficiency or Efficiency()) for split in allowed]
+    every = [Candidate(shapes, split, workload, fleet, efficiency or Efficiency()) for split in allowed]
+    candidates = [candidate.in_force(widens=widens) for candidate in every]
     fitting = [fit for candidate in candidates for fit in _settled(candidate, goal)]
     least = [
         candidate.at(candidate.split.data) if goal.objective == "throughput" else candidate for candidate in candidates

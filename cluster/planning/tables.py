@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from outrider.cluster.planning.basis import basis
 from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.search import Objective
 
 _GB = 1e9
+_WORDS = ("split", "part", "for", "kind", "figure", "origin", "source")
 
 
 def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Objective, console: Console) -> None:
@@ -18,7 +20,7 @@ def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Object
         f" {work.concurrency} sequences of {work.context:,} tokens, {work.draft_steps} drafts at {work.acceptance:.0%}",
         highlight=False,
     )
-    console.print(f"Weights in memory: {best.weights_in_memory}.", highlight=False)
+    console.print(f"Weights in memory: {best.weights_in_memory}{_why(best)}.", highlight=False)
     if best.obstacle is not None:
         console.print(f"[yellow]This split does not run as planned: {best.obstacle}.[/]", highlight=False)
     for title, table in (
@@ -27,9 +29,15 @@ def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Object
         (_round_title(best), time(best)),
         (f"Drafts a round, each accepted with {work.acceptance:.0%}", drafts(best)),
         (f"Collectives of a round with {_rows(best)} rows in a data group", exchange(best)),
+        ("What these figures rest on", rests_on(best)),
     ):
         console.print(f"\n[bold]{title}[/]", highlight=False)
         console.print(table)
+
+
+def _why(plan: Candidate) -> str:
+    widened = plan.needs_torch and plan.shapes.model.quantization_block is not None and not plan.shapes.quantised
+    return ": GPU kernels do not send rows to experts of other data groups yet" if widened else ""
 
 
 def _gpus(plan: Candidate) -> str:
@@ -40,7 +48,7 @@ def _round_title(plan: Candidate) -> str:
     waits = f", the slowest stage waits {plan.bubble_s * 1e3:.2f} of them" if plan.split.pipeline > 1 else ""
     return (
         f"A round by layers, ms: {plan.round_s * 1e3:.2f} from one to a sequence's next, with"
-        f" {plan.efficiency.round_overhead_s * 1e3:.2f} of overhead{waits}"
+        f" {plan.efficiency.round_overhead_s * 1e3:.2f} of overhead; {plan.layer_launches} kernels{waits}"
     )
 
 
@@ -115,10 +123,17 @@ def exchange(plan: Candidate) -> Table:
     return table
 
 
+def rests_on(plan: Candidate) -> Table:
+    table = _table("figure", "value", "origin", "source")
+    for one in basis(plan.efficiency):
+        table.add_row(one.name, "" if one.value is None else f"{one.value:.3g}", one.origin, one.source)
+    return table
+
+
 def _table(*headings: str) -> Table:
     table = Table()
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("split", "part", "for", "kind") else "right")
+        table.add_column(heading, justify="left" if heading in _WORDS else "right")
     return table
 
 

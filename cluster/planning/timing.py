@@ -90,7 +90,7 @@ class Clock:
             attention=self._attention_linears(rows),
             cache=self._cache(rows),
             experts=self._experts(rows) if moe else self._linear(self.shapes.dense, rows.rows),
-            overhead=self.efficiency.layer_overhead_s,
+            overhead=self.efficiency.layer_launches(moe=moe) * self.efficiency.launch_s,
             sharing=self.exchange_s(one for one in collectives if one.group == "tensor"),
             dispatch=dispatch * self.efficiency.expert_imbalance,
             combine=combine * self.efficiency.expert_imbalance,

@@ -29,26 +29,72 @@ _HEADS = 16
 
 
 @jit
+def _rows_and_heads(TILES, SEEN, tile, H: tl.constexpr, BH: tl.constexpr,
+                    QUERIES: tl.constexpr) -> tuple[tl.tensor, ...]:  # fmt: skip
+    """The tile's sequence; and for heads x rows, flattened to [BH * QUERIES]: head, row, whether there is one, and the
+    first slot that the row attends to and one past the last."""
+    first, count = tl.load(TILES + tile * 3 + 1), tl.load(TILES + tile * 3 + 2)
+    m = tl.arange(0, BH * QUERIES)
+    head, j = tl.program_id(1) * BH + m % BH, m // BH
+    valid = (j < count) & (head < H)
+    row = first + tl.minimum(j, tl.maximum(count - 1, 0))
+    low = tl.load(SEEN + row * 2, mask=valid, other=0)
+    high = tl.load(SEEN + row * 2 + 1, mask=valid, other=0)
+    return tl.load(TILES + tile * 3).to(tl.int64), head, row.to(tl.int64), valid, low, high
+
+
+@jit
+def _places(TABLE, start, slot, end, PAGE: tl.constexpr, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """Where the cache has the sequence's slots `slot`, from `start` on: at base + offset [BLOCK]."""
+    if PAGE % BLOCK == 0:  # the block lies in one page: one base address
+        base = tl.load(TABLE + start // PAGE).to(tl.int64) * PAGE + start % PAGE
+        offset = slot - start
+    else:
+        pages = tl.load(TABLE + slot // PAGE, mask=slot < end, other=0).to(tl.int64)
+        base = tl.cast(0, tl.int64)
+        offset = pages * PAGE + slot % PAGE
+    return base, offset
+
+
+@jit
+def _read(CACHE, base, offset, column, inside, STRIDE: tl.constexpr) -> tl.tensor:
+    """Columns `column` of those places, [BLOCK, columns]; 0 where not `inside`."""
+    at = (CACHE + base * STRIDE) + (offset * STRIDE)[:, None]
+    return tl.load(at + column[None, :], mask=inside[:, None], other=0.0)
+
+
+@jit
+def _scores(latent, rotated, keys, rope, scale) -> tl.tensor:
+    """(q_C^T W_UK) c_t + q_R^T k_R,t, scaled: [BH * QUERIES, BLOCK] (equation 46; W_UK is absorbed into the query)."""
+    scores = tl.dot(latent, tl.trans(keys), input_precision="ieee")
+    return tl.dot(rotated, tl.trans(rope), scores, input_precision="ieee") * scale
+
+
+@jit
+def _add_block(scores, sees, keys, peak, total, mean) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """One step of the online softmax (arXiv 2205.14135): the highest score so far, and by it sums of weights and of
+    weighted latents. Scores that are not seen have no weight."""
+    scores = tl.where(sees, scores, -1e30)
+    higher = tl.maximum(peak, tl.max(scores, 1))
+    weights = tl.where(sees, tl.exp(scores - higher[:, None]), 0.0)
+    factor = tl.exp(peak - higher)
+    total = total * factor + tl.sum(weights, 1)
+    mean = tl.dot(weights.to(keys.dtype), keys, mean * factor[:, None], input_precision="ieee")
+    return higher, total, mean
+
+
+@jit
 def _mla(Q, LATENTS, SCALES, ROTARY, TILES, PAGES, SEEN, PARTS, LOGS, scale, pages, splits, H: tl.constexpr,
          D: tl.constexpr, ROPE: tl.constexpr, GROUP: tl.constexpr, LATENT_STRIDE: tl.constexpr,
          SCALE_STRIDE: tl.constexpr, ROTARY_STRIDE: tl.constexpr, FP8: tl.constexpr, PAGE: tl.constexpr,
          SPLIT: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr, BH: tl.constexpr,
          INTERPRETED: tl.constexpr) -> None:  # fmt: skip
-    tile, split = tl.program_id(0), tl.program_id(2)
-    sequence = tl.load(TILES + tile * 3).to(tl.int64)
-    first, count = tl.load(TILES + tile * 3 + 1), tl.load(TILES + tile * 3 + 2)
-    m = tl.arange(0, BH * QUERIES)
-    head = tl.program_id(1) * BH + m % BH
-    j = m // BH
-    valid = (j < count) & (head < H)
-    row = first + tl.minimum(j, tl.maximum(count - 1, 0))
-    low = tl.load(SEEN + row * 2, mask=valid, other=0)
-    high = tl.load(SEEN + row * 2 + 1, mask=valid, other=0)
-    end = tl.minimum(tl.max(high, 0), (split + 1) * SPLIT)
-    begin = split * SPLIT
+    tile, begin = tl.program_id(0), tl.program_id(2) * SPLIT
+    sequence, head, row, valid, low, high = _rows_and_heads(TILES, SEEN, tile, H, BH, QUERIES)
+    end = tl.minimum(tl.max(high, 0), begin + SPLIT)
     if begin < end:
-        query = Q + (row.to(tl.int64) * H + head) * (D + ROPE)
-        d, r, k = tl.arange(0, D), tl.arange(0, ROPE), tl.arange(0, BLOCK)
+        d, r = tl.arange(0, D), tl.arange(0, ROPE)
+        query = Q + (row * H + head) * (D + ROPE)
         latent = tl.load(query[:, None] + d[None, :], mask=valid[:, None], other=0.0)
         rotated = tl.load(query[:, None] + D + r[None, :], mask=valid[:, None], other=0.0)
         if INTERPRETED:
@@ -57,38 +103,19 @@ def _mla(Q, LATENTS, SCALES, ROTARY, TILES, PAGES, SEEN, PARTS, LOGS, scale, pag
         total = tl.zeros((BH * QUERIES,), tl.float32)
         mean = tl.zeros((BH * QUERIES, D), tl.float32)
         for start in range(begin, end, BLOCK):
-            slot = start + k
-            if PAGE % BLOCK == 0:  # the block lies in one page: one base address
-                page = tl.load(PAGES + sequence * pages + start // PAGE).to(tl.int64)
-                base = page * PAGE + start % PAGE
-                offset = k
-            else:
-                of_each = tl.load(PAGES + sequence * pages + slot // PAGE, mask=slot < end, other=0).to(tl.int64)
-                base = tl.cast(0, tl.int64)
-                offset = of_each * PAGE + slot % PAGE
-            inside = (slot < end)[:, None]
-            at = (LATENTS + base * LATENT_STRIDE) + (offset * LATENT_STRIDE)[:, None]
-            keys = tl.load(at + d[None, :], mask=inside, other=0.0)
+            slot = start + tl.arange(0, BLOCK)
+            base, offset = _places(PAGES + sequence * pages, start, slot, end, PAGE, BLOCK)
+            keys = _read(LATENTS, base, offset, d, slot < end, LATENT_STRIDE)
             if FP8:
-                at = (SCALES + base * SCALE_STRIDE) + (offset * SCALE_STRIDE)[:, None]
-                scales = tl.load(at + (d // GROUP)[None, :], mask=inside, other=0.0)
+                scales = _read(SCALES, base, offset, d // GROUP, slot < end, SCALE_STRIDE)
                 keys = (keys.to(tl.float32) * scales).to(Q.dtype.element_ty)
-            at = (ROTARY + base * ROTARY_STRIDE) + (offset * ROTARY_STRIDE)[:, None]
-            rope = tl.load(at + r[None, :], mask=inside, other=0.0)
+            rope = _read(ROTARY, base, offset, r, slot < end, ROTARY_STRIDE)
             if INTERPRETED:
                 keys, rope = keys.to(tl.float32), rope.to(tl.float32)
-            scores = tl.dot(latent, tl.trans(keys), input_precision="ieee")
-            scores = tl.dot(rotated, tl.trans(rope), scores, input_precision="ieee") * scale
             sees = (slot[None, :] >= low[:, None]) & (slot[None, :] < high[:, None])
-            scores = tl.where(sees, scores, -1e30)
-            higher = tl.maximum(peak, tl.max(scores, 1))
-            weights = tl.where(sees, tl.exp(scores - higher[:, None]), 0.0)
-            factor = tl.exp(peak - higher)
-            total = total * factor + tl.sum(weights, 1)
-            mean = mean * factor[:, None]
-            mean = tl.dot(weights.to(keys.dtype), keys, mean, input_precision="ieee")
-            peak = higher
-        place = (row.to(tl.int64) * H + head) * splits + split
+            scores = _scores(latent, rotated, keys, rope, scale)
+            peak, total, mean = _add_block(scores, sees, keys, peak, total, mean)
+        place = (row * H + head) * splits + tl.program_id(2)
         safe = tl.maximum(total, 1e-30)
         tl.store(PARTS + place[:, None] * D + d[None, :], mean / safe[:, None], mask=valid[:, None])
         tl.store(LOGS + place, tl.where(total > 0, peak + tl.log(safe), -1e30), mask=valid)

@@ -89,7 +89,7 @@ def decoding(sequences: int, rows: int, context: int) -> Rows:
 def sequence_starts(sequences: int) -> SequenceStarts:
     """Sequences 0, 1, .. with temperature 0.7."""
     starts = SequenceStarts((1,))
-    params = SamplingParams(temperature=0.7, max_tokens=9, ignore_eos=True)
+    params = SamplingParams(temperature=0.7, max_tokens=None, ignore_eos=True)
     starts.begin(
         SequenceStart(sequence_id=n, params=params, seed=n, output_index=0, prompt_tokens=4) for n in range(sequences)
     )
@@ -98,13 +98,18 @@ def sequence_starts(sequences: int) -> SequenceStarts:
 
 def run_round(stage: GpuStage, sequences: int, rows: int, context: int) -> RoundResult:
     """A decoding round, as the engine of a single stage runs it: upload, layers, head, draws, verdict."""
-    shape, device = decoding(sequences, rows, context), stage.decoder.device
-    ids, starts = np.arange(sequences), sequence_starts(sequences)
-    pipeline = SingleStage(
-        StageRunner(stage, device, waits=False), Sampler(GpuHead(stage, starts), starts, context + rows + 1)
-    )
-    round = Round(
-        sequence_ids=ids,
+    starts = sequence_starts(sequences)
+    sampler = Sampler(GpuHead(stage, starts), starts, context + rows + 1)
+    pipeline = SingleStage(StageRunner(stage, stage.decoder.device, waits=False), sampler)
+    pipeline.dispatch(decoding_round(sequences, rows, context))
+    return pipeline.collect()
+
+
+def decoding_round(sequences: int, rows: int, context: int, draft_steps: int = 0) -> Round:
+    """A round of those rows, all but each sequence's first being drafts. The drafter follows all sequences."""
+    shape = decoding(sequences, rows, context)
+    return Round(
+        sequence_ids=np.arange(sequences),
         query_offsets=shape.query_offsets,
         token_ids=shape.token_ids,
         starts=np.full(sequences, context),
@@ -114,6 +119,7 @@ def run_round(stage: GpuStage, sequences: int, rows: int, context: int) -> Round
         next_token_ids=np.zeros(sequences, dtype=np.int64),
         block_offsets=shape.block_offsets,
         block_ids=shape.block_ids,
+        draft_steps=np.full(sequences, draft_steps),
+        upkeep=np.ones(sequences, dtype=np.int64),
+        followed_from=np.ones(sequences, dtype=np.int64),
     )
-    pipeline.dispatch(round)
-    return pipeline.collect()

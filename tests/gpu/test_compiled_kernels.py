@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent
 IN_FP8 = {"linear, 4 rows", "linear, 64 rows", "linear, 2048 rows", "gate and up", "gate and up, sorted", "down"}
-SPILLS = {"attention": 640, "attention, FP8 cache": 416}  # allowed bytes of stack: its accumulator is 64 x 512 float32
+SPILLS = {"attention": 408, "attention, FP8 cache": 416}  # allowed bytes of stack: its accumulator is 64 x 512 float32
 
 
 @pytest.fixture(scope="module")

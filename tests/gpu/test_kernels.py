@@ -212,7 +212,13 @@ def _attended(way: object, joined: object, case: list[Tensor], value_up: Tensor,
 
 @pytest.mark.parametrize(
     ("counts", "contexts"),
-    [([1], [1]), ([4, 1], [70, 3]), ([17], [600]), pytest.param([4], [4092], marks=FULL)],
+    [
+        ([1], [1]),
+        ([4, 1], [70, 3]),
+        ([17], [600]),
+        pytest.param([4], [4092], marks=FULL),
+        pytest.param(list(range(1, 18)), list(range(1, 4096, 254)), marks=FULL, id="1..17 rows, context 1..4096"),
+    ],
 )
 def test_attention_over_shuffled_pages(counts: list[int], contexts: list[int]) -> None:
     case, value_up = _cached(counts, contexts, 16, torch.float32), drawn(16, RANK, 128, seed=5) / 20
@@ -294,6 +300,15 @@ def test_tokens_are_drawn_with_the_same_noise_as_on_a_cpu() -> None:
     assert error(best, wanted) < 1e-12
 
 
+@FULL
+def test_10_000_rows_draw_the_tokens_of_the_twin() -> None:
+    rows = 10_000
+    logits, temperatures = drawn(rows, 300), torch.linspace(0, 2, rows, dtype=torch.float64)
+    keys = torch.tensor([row_key(sequence_key(row, row % 3), row) for row in range(rows)])
+
+    assert torch.equal(*(way(logits, temperatures, keys, 0)[1] for way in (draw.launch, reference.draw)))
+
+
 def test_slices_of_a_vocabulary_draw_the_same_token_as_the_whole() -> None:
     logits, temperatures = drawn(40, 3000), torch.full((40,), 0.7, dtype=torch.float64)
     keys = torch.tensor([row_key(sequence_key(seed, 1), 3) for seed in range(40)])
@@ -307,8 +322,8 @@ def test_slices_of_a_vocabulary_draw_the_same_token_as_the_whole() -> None:
 
 def test_the_noise_has_the_same_bits_as_on_a_cpu() -> None:
     keys = [row_key(sequence_key(seed, 0), seed) for seed in (0, 7, 2**63)]
-    wanted = noise_bits(torch.tensor(keys), 1500).numpy()
-    v = np.arange(1500, dtype=np.int64)
+    wanted = noise_bits(torch.tensor(keys), 129_280).numpy()  # R1's vocabulary
+    v = np.arange(129_280, dtype=np.int64)
     plain = getattr(draw.noise_bits, "fn", draw.noise_bits)
     with np.errstate(over="ignore"):
         found = [plain(np.int64(key), v, *map(np.int64, draw.NOISE)) for key in keys]

@@ -9,10 +9,12 @@ import torch
 from gpu.pretend_cuda import Counts, pretending
 from gpu.r1 import decoding, run_round, sequence_starts, slice_of_r1, small_checkpoint
 
+from outrider.cluster.planning.efficiency import Efficiency
 from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.gpu_draft_model import GpuDraftModel
 from outrider.workers.drafting.pairs import Pairs
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
+from outrider.workers.model.gpu.weights import GpuMoe
 
 CUDA, BLOCKS = torch.device("cuda", 0), 600
 Rank = tuple[Counts, GpuStage, GpuModules]
@@ -43,8 +45,21 @@ def test_a_decoding_round_of_r1_on_eight_ranks(rank: Rank) -> None:
     assert "cumsum" not in counts.kinds, "its order of sums is not deterministic on a GPU"
 
 
+def test_a_round_has_the_launches_that_the_planner_counts(rank: Rank) -> None:
+    dense = len([layer for layer in rank[1].layers if not isinstance(layer.mlp, GpuMoe)])
+    efficiency, moe = Efficiency(), len(rank[1].layers) - dense
+    of_layers = dense * efficiency.layer_launches(moe=False) + moe * efficiency.layer_launches(moe=True)
+
+    assert (dense, moe) == (3, 58)
+    assert _round(rank, 100).kinds.total() == of_layers + 5, "embedding, first norm, head, and two for the draws"
+
+
 def test_a_rounds_launches_do_not_depend_on_context(rank: Rank) -> None:
-    assert _round(rank, 100).kinds == _round(rank, 32_000).kinds
+    short, long = _round(rank, 100), _round(rank, 32_000)
+
+    assert short.kinds == long.kinds
+    assert short.order == long.order, "launches and copies, one after another"
+    assert short.syncs == long.syncs
 
 
 def test_a_prefill_chunk_past_16k_has_as_many_launches_as_the_first(rank: Rank) -> None:

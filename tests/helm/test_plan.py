@@ -13,10 +13,13 @@ from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split, refusal
 
 PLANNED = sorted(name for name in EXAMPLES if values_of(name).get("plan"))
+CHARTS_WORD = {"fp8": "fp8", "bfloat16": "bf16"}  # for what the planner says that ranks keep
 SPLITS = [Split(tensor=size) for size in (1, 2, 3, 8, 16, 32, 128)]
 SPLITS += [Split(pipeline=size) for size in (4, 61, 62)]
 SPLITS += [Split(data=8, expert=expert) for expert in (1, 2, 8)]
 SPLITS += [Split(data=3, expert=3), Split(tensor=2, data=4, expert=8), Split(tensor=2, data=4, expert=4)]
+
+EIGHT = [Split(tensor=8), Split(tensor=8, expert=8), Split(data=8, expert=8), Split(tensor=2, data=4, expert=8)]
 
 
 def test_what_the_chart_knows_is_the_planners() -> None:
@@ -43,7 +46,7 @@ def test_a_split_is_refused_by_the_chart_if_and_only_if_by_the_planner(split: Sp
     assert not refused or "parallel." in refused
 
 
-def _arguments(values: dict[str, Any], kept: str) -> list[str]:
+def _arguments(values: dict[str, Any], weights: str = "auto") -> list[str]:
     workers, plan = values["workers"], values["plan"]
     fleet = ["--gpu", plan["gpu"], "--gpus-per-node", str(workers["gpusPerNode"])]
     sizes = [
@@ -54,7 +57,7 @@ def _arguments(values: dict[str, Any], kept: str) -> list[str]:
         "--model",
         plan["model"],
         "--weights",
-        KEPT[kept],
+        weights,
         *fleet,
         "--nodes",
         str(workers.get("nodesPerReplica", 1)),
@@ -64,9 +67,7 @@ def _arguments(values: dict[str, Any], kept: str) -> list[str]:
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_an_example_is_a_plan_that_fits(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = "bf16" if name == "r1-4x8-h100-dp" else "fp8"
-
-    assert run(_arguments(values_of(name), kept)) == 0, capsys.readouterr().err
+    assert run(_arguments(values_of(name))) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "gpu"), [("r1-1x8-b200", "h200-141g"), ("r1-2x8-h200", "h100-80g")])
@@ -74,7 +75,20 @@ def test_r1_in_fp8_fits_on_8_h200_and_on_16_h100(name: str, gpu: str, capsys: py
     values = with_values(name, {"plan.gpu": gpu})
     render(values)
 
-    assert run(_arguments(values, "fp8")) == 0, capsys.readouterr().err
+    assert run(_arguments(values)) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", EIGHT, ids=str)
+def test_the_chart_and_the_planner_count_weights_in_the_same_width(
+    split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {name: getattr(split, name) for name in ("pipeline", "tensor", "data", "expert")}
+    values = with_values("r1-1x8-b200", {"plan.gpu": "l40s-48g", "parallel": sizes})
+
+    assert run([*_arguments(values), "--json"]) == 1, "nothing fits these GPUs"
+    kept = json.loads(capsys.readouterr().out)["weights_in_memory"]
+    with pytest.raises(RenderError, match=f"GB of them in {CHARTS_WORD[kept]}, as ranks keep them"):
+        render(values)
 
 
 SPREAD = {"pipeline": 1, "data": 8, "expert": 8}
@@ -94,7 +108,7 @@ def test_what_does_not_fit_is_refused_by_both(
 ) -> None:
     values = with_values("r1-1x8-b200", changes)
 
-    assert run(_arguments(values, kept)) == 1
+    assert run(_arguments(values, KEPT[kept])) == 1
     assert "does not fit" in capsys.readouterr().err
     with pytest.raises(RenderError, match=f"{changes['plan.gpu']} hold .* GB of them in {kept}"):
         render(values)

@@ -34,7 +34,7 @@ class CompiledDraftModel:
         draws = self._starts.draws(sequence_ids, positions)
         remask = allowed if self._starts.constrains else None
         rows, chain = pair_rows(pairs), self._kept.link(pairs)
-        tokens, leads, made = self.module.draft(rows, pairs.hidden, last, depths, draws, remask, steps, chain, stops)
+        tokens, leads, made = self.module.draft(rows, pairs.states, last, depths, draws, remask, steps, chain, stops)
         ids, sure, firsts = tokens.tolist(), leads.tolist(), accumulate(depths.tolist(), initial=0)
         return [
             Drafts(ids[first : first + count], sure[first : first + count])

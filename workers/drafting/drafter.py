@@ -26,8 +26,8 @@ class Drafter(Protocol):
 
         A drafter that pays for each step makes at most `round.draft_steps`; what others make is cut to the sequence's
         ceiling. `hidden` holds the model's states after the final norm of the verdict's accepted rows, sequence by
-        sequence, [sum(accepted_rows), hidden]. Called once for every round that has sequences, in order, after the
-        scheduler took in the verdict.
+        sequence, [sum(accepted_rows), hidden], or those of all the round's rows. Called once for every round that has
+        sequences, in order, after the scheduler took in the verdict.
         """
         ...
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outrider.workers.drafting.pairs import Pairs, pair_rows
 from outrider.workers.model.gpu.batch import GpuBatch
 from outrider.workers.model.gpu.decoder import Decoder
 from outrider.workers.model.gpu.graphs import Bucket, Capture, Run
@@ -58,26 +59,28 @@ class DraftGraphs:
         self._firsts: dict[Bucket, _First] = {}
         self._loops: dict[tuple[Bucket, int], _Loop] = {}
 
-    def fits(self, rows: Rows) -> bool:
-        return Bucket.holds(rows)
+    def fits(self, pairs: Pairs) -> bool:
+        return Bucket.holds(pair_rows(pairs))
 
     def run(
-        self, rows: Rows, feeds: Sequence[Rows], last: IntArray, hidden: Tensor, words: Sequence[IntArray]
+        self, pairs: Pairs, feeds: Sequence[Rows], last: IntArray, words: Sequence[IntArray]
     ) -> tuple[Tensor, Tensor]:
-        """Feeds `rows` [R] with `hidden` [R, hidden], drafts from rows `last`, then feeds each step of `feeds`.
+        """Feeds `pairs`, drafts after the pairs `last`, then feeds each step of `feeds`.
 
         `words` are each step's draw words. Scores [n, 2] and ids [n] of all drafts, step by step.
         """
+        rows = pair_rows(pairs)
         bucket = Bucket.of([rows], self._decoder.block_size)
         arrays = [_padded_words(words[0], bucket.rows), _padded(last, bucket.rows), *bucket.pack(rows)]
-        size = sum(each.size for each in arrays)
+        size, chosen = sum(each.size for each in arrays), chosen_rows(pairs)
         loop = None
         if feeds:
             loop = Bucket.of(feeds, self._decoder.block_size)
             arrays += [_padded_words(each, loop.rows) for each in words[1:]]
             arrays += [array for each in feeds for array in loop.pack(each)]
-        inputs = self._decoder.upload(arrays)
-        drawn = self._run_first(bucket, inputs[:size], hidden)
+        on_device = self._decoder.upload([chosen, *arrays])
+        inputs = on_device[len(chosen) :]
+        drawn = self._run_first(bucket, inputs[:size], pairs.hidden, on_device[: len(chosen)])
         scores, ids = [drawn.best[: len(last)]], [drawn.ids[: len(last)]]
         if loop is not None:
             counts = list(map(len, feeds))
@@ -86,12 +89,15 @@ class DraftGraphs:
             ids += [each[:count] for each, count in zip(more[1], counts, strict=True)]
         return torch.cat(scores), torch.cat(ids)
 
-    def _run_first(self, bucket: Bucket, inputs: Tensor, hidden: Tensor) -> Drawn:
+    def _run_first(self, bucket: Bucket, inputs: Tensor, hidden: Tensor, chosen: Tensor) -> Drawn:
         graph = self._firsts.get(bucket)
         if graph is None:
             graph = self._firsts[bucket] = self._make_first(bucket)
         graph.inputs.copy_(inputs)
-        graph.hidden[: len(hidden)].copy_(hidden)
+        if len(chosen):
+            torch.index_select(hidden, 0, chosen, out=graph.hidden[: len(chosen)])
+        else:
+            graph.hidden[: len(hidden)].copy_(hidden)
         return graph.run()
 
     def _run_loop(
@@ -131,6 +137,11 @@ class DraftGraphs:
     def _states(self, size: int) -> Tensor:
         decoder = self._decoder
         return torch.zeros(size, decoder.config.hidden_size, dtype=decoder.dtype, device=decoder.device)
+
+
+def chosen_rows(pairs: Pairs) -> IntArray:
+    """Which rows of `pairs.hidden` are the pairs' states; empty: all of them, in order."""
+    return ints() if pairs.hidden_rows is None else pairs.hidden_rows
 
 
 def _padded(rows: IntArray, size: int) -> IntArray:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from outrider.kernels.gpu.draw import draw
 from outrider.workers.drafting.draft_model import DraftRequest
-from outrider.workers.drafting.gpu_draft_graphs import DraftGraphs, Drawn
+from outrider.workers.drafting.gpu_draft_graphs import DraftGraphs, Drawn, chosen_rows
 from outrider.workers.drafting.pairs import Pairs, one_each, pair_rows
 from outrider.workers.drafting.stopping import Drafted
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
@@ -62,28 +62,36 @@ class GpuDraftModel(TorchDraftModel):
             return super().draft(pairs, wanted)
         last = pairs.last_rows[entries]
         if not going:
-            module.run(pair_rows(pairs), pairs.hidden, wanted=last)
+            self._fill(pairs, last)
             return [Drafts([], []) for _ in depths]
         feeds = [
             one_each(pairs, entries[:count], np.zeros_like(last[:count]), pairs.positions[last[:count]] + step)
             for step, count in enumerate(going[1:], start=1)
         ]
-        rows, words = pair_rows(pairs), [draw_words(each) for each in samples]
-        run = self._run if self._graphs is None or not self._graphs.fits(rows) else self._graphs.run
-        tokens, leads = tokens_and_leads(*run(rows, feeds, last, pairs.hidden, words))
+        run = self._run if self._graphs is None or not self._graphs.fits(pairs) else self._graphs.run
+        tokens, leads = tokens_and_leads(*run(pairs, feeds, last, [draw_words(each) for each in samples]))
         stop_rules = None if wanted.stop_rules is None else wanted.stop_rules[deepest]
         made = _made(depths, going, stop_rules, tokens, leads)
         return [made[place] for place in np.argsort(deepest).tolist()]
 
+    def _fill(self, pairs: Pairs, last: IntArray) -> None:
+        """Only takes the pairs into the cache."""
+        if not len(pairs):
+            return
+        decoder = self._gpu_module.decoder
+        chosen = decoder.upload.with_next(chosen_rows(pairs))
+        batch = decoder.batch(pair_rows(pairs), last)
+        self._gpu_module.forward(batch, _chosen(pairs.hidden, chosen.tensor))
+
     def _run(
-        self, rows: Rows, feeds: Sequence[Rows], last: IntArray, hidden: Tensor, words: Sequence[IntArray]
+        self, pairs: Pairs, feeds: Sequence[Rows], last: IntArray, words: Sequence[IntArray]
     ) -> tuple[Tensor, Tensor]:
         """Kernel by kernel. As DraftGraphs.run."""
-        decoder = self._gpu_module.decoder
-        uploaded = decoder.upload.with_next(np.concatenate(words))
-        first, *batches = decoder.batches([rows, *feeds], [last, *[None] * len(feeds)])
-        own, *rest = torch.split(uploaded.tensor, [len(each) for each in words])
-        drawn = self._step(first, hidden, own)
+        decoder, arrays = self._gpu_module.decoder, [chosen_rows(pairs), *words]
+        uploaded = decoder.upload.with_next(np.concatenate(arrays))
+        first, *batches = decoder.batches([pair_rows(pairs), *feeds], [last, *[None] * len(feeds)])
+        chosen, own, *rest = torch.split(uploaded.tensor, [len(each) for each in arrays])
+        drawn = self._step(first, _chosen(pairs.hidden, chosen), own)
         best, ids = self._loop(batches, drawn, rest)
         return torch.cat([drawn.best, *best]), torch.cat([drawn.ids, *ids])
 
@@ -119,6 +127,11 @@ class GpuDraftModel(TorchDraftModel):
         winner = every[..., 0].max(dim=0).indices[None]  # ties go to the lowest rank, which has lower ids
         best = every[..., :2].transpose(1, 2).flatten(0, 1).topk(2, dim=0).values.T  # [n, 2] of all ranks' two
         return best, every[..., 2].gather(0, winner)[0].view(torch.int64)
+
+
+def _chosen(hidden: Tensor, rows: Tensor) -> Tensor:
+    """`rows` [N] of `hidden`, as `chosen_rows` names them."""
+    return hidden.index_select(0, rows) if len(rows) else hidden
 
 
 def _made(

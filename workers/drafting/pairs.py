@@ -25,12 +25,13 @@ class Pairs:
     lengths: IntArray  # [S]
     token_ids: IntArray  # [N] t_{i+1}
     positions: IntArray  # [N] i
-    hidden: Tensor  # [N, hidden] h_i, or the module's own state in a later step of a draft
+    hidden: Tensor  # [any, hidden] holds h_i, or the module's own state in a later step of a draft
     write_from: IntArray  # [S] slots before it are others' too, and are not written
     first_slots: (
         IntArray  # [S] slots before it the drafter did not follow, and does not see: 1 if it followed from the start
     )
     tables: tuple[IntArray, ...]  # by sequence: its blocks
+    hidden_rows: IntArray | None = None  # [N] each pair's row of `hidden`, ascending; None: row n is pair n's
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -38,6 +39,11 @@ class Pairs:
     @property
     def last_rows(self) -> IntArray:
         return ints([end - 1 for end in accumulate(self.lengths.tolist())])
+
+    @property
+    def states(self) -> Tensor:
+        """h_i of every pair, [N, hidden]. On a GPU this copies `hidden_rows` to it."""
+        return self.hidden if self.hidden_rows is None else self.hidden[torch.from_numpy(self.hidden_rows)]
 
 
 def followed(round: Round, verdict: Verdict) -> list[int]:
@@ -52,16 +58,18 @@ def followed(round: Round, verdict: Verdict) -> list[int]:
 def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: list[int]) -> Pairs:
     """The pairs that a verdict makes certain, of the round's sequences `kept`.
 
-    `hidden` holds the states of all accepted rows, [sum(accepted_rows), hidden].
+    `hidden` holds the states of all accepted rows, [sum(accepted_rows), hidden], or of all rows of the round.
     """
     lengths, starts = verdict.accepted_rows.tolist(), round.starts.tolist()
     token_ids, positions = array("q"), array("q")
     for s, tokens in zip(kept, _next_tokens(round, verdict, kept), strict=True):
         token_ids.extend(tokens)
         positions.extend(range(starts[s], starts[s] + lengths[s]))
+    hidden_rows = None
     if len(positions) < hidden.shape[0]:
-        ends = list(accumulate(lengths))
-        hidden = hidden[[row for s in kept for row in range(ends[s] - lengths[s], ends[s])]]
+        only_accepted = sum(lengths) == hidden.shape[0]
+        firsts = [0, *accumulate(lengths)] if only_accepted else round.query_offsets.tolist()
+        hidden_rows = ints([row for s in kept for row in range(firsts[s], firsts[s] + lengths[s])])
     whole = len(kept) == round.sequences
     return Pairs(
         sequence_ids=round.sequence_ids if whole else round.sequence_ids[kept],
@@ -72,6 +80,7 @@ def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: list[in
         write_from=round.write_from if whole else round.write_from[kept],
         first_slots=round.followed_from if whole else round.followed_from[kept],
         tables=tuple(block_table(round, s) for s in kept),
+        hidden_rows=hidden_rows,
     )
 
 
@@ -88,7 +97,19 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
         write_from=np.concatenate([part.write_from for part in parts]),
         first_slots=np.concatenate([part.first_slots for part in parts]),
         tables=tuple(table for part in parts for table in part.tables),
+        hidden_rows=_joined_rows(parts),
     )
+
+
+def _joined_rows(parts: Sequence[Pairs]) -> IntArray | None:
+    if all(part.hidden_rows is None for part in parts):
+        return None
+    firsts = accumulate([part.hidden.shape[0] for part in parts[:-1]], initial=0)
+    return np.concatenate([first + _rows_in_hidden(part) for first, part in zip(firsts, parts, strict=True)])
+
+
+def _rows_in_hidden(pairs: Pairs) -> IntArray:
+    return np.arange(len(pairs)) if pairs.hidden_rows is None else pairs.hidden_rows
 
 
 def pair_rows(pairs: Pairs) -> Rows:
@@ -205,7 +226,8 @@ def _selected(pairs: Pairs, own: NDArray[np.bool_]) -> Pairs:
         lengths=left[kept],
         token_ids=pairs.token_ids[rows],
         positions=pairs.positions[rows],
-        hidden=pairs.hidden[torch.from_numpy(rows)],
+        hidden=pairs.hidden,
+        hidden_rows=_rows_in_hidden(pairs)[rows],
         write_from=pairs.write_from[kept],
         first_slots=pairs.first_slots[kept],
         tables=tuple(pairs.tables[s] for s in kept.tolist()),

@@ -43,6 +43,7 @@ def with_openings(pairs: Pairs, round: Round, kept: IntArray) -> Pairs:
         token_ids=np.insert(pairs.token_ids, places, round.token_ids[round.query_offsets[kept[opening == 1]]]),
         positions=np.insert(pairs.positions, places, -1),
         hidden=pairs.hidden.new_empty(len(pairs) + len(places), 0),
+        hidden_rows=None,
     )
 
 

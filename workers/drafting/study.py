@@ -81,7 +81,7 @@ class StudyHead(TorchHead):
 
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
-    ) -> tuple[Tensor, IntArray]:
+    ) -> tuple[Tensor, Tensor]:
         logits, targets = super().draw(hidden, rows, sequence_ids, positions)
         samples = self._starts.rows(sequence_ids, positions)
         for sequence_id, first, end in _spans(sequence_ids):
@@ -89,7 +89,7 @@ class StudyHead(TorchHead):
             if block is None or end - first < 2 or samples[first].params.greedy:
                 continue
             scores = transform(logits[first:end].cpu(), samples[first:end])
-            targets[first:end] = self._judged(block, scores, samples[first])
+            targets[first:end] = torch.tensor(self._judged(block, scores, samples[first]))
         return logits, targets
 
     def _judged(self, block: Block, scores: Tensor, row: SampleRow) -> list[int]:

@@ -40,7 +40,7 @@ class TorchDraftModel:
         most = int(depths.max(initial=0)) if steps is None else steps
         live, last = np.arange(len(depths)), pairs.last_rows[going]
         feed = Feed(pairs, self._kept.link(pairs), self.module.count, last)
-        state = self.module.run(pair_rows(pairs), pairs.hidden, wanted=feed.wanted)
+        state = self.module.run(pair_rows(pairs), pairs.states, wanted=feed.wanted)
         drafts = [Drafts([], []) for _ in depths]
         drafted = Drafted(stop_rules, depths.tolist())
         for step in range(1, max(most, self.module.count) + 1):

@@ -169,7 +169,9 @@ class Engine:
 
     def step(self) -> None:
         """Starts a round if a lane is free and a sequence is ready, else finishes the oldest under way."""
-        if not self._start_round() and self._under_way:
+        started = self._start_round()
+        self._subscribers.deliver(())  # what was held, while a device runs the round
+        if not started and self._under_way:
             self._finish_round()
 
     def _read_inbox(self) -> None:
@@ -224,8 +226,10 @@ class Engine:
         else:
             self._scheduler.release(request.request_id)
 
-    def _deliver(self, chunks: Sequence[SequenceChunk]) -> None:
-        self._subscribers.deliver(chunks)
+    def _deliver(self, chunks: Sequence[SequenceChunk], *, may_wait: bool = False) -> None:
+        """`may_wait`: until the next round has started, if a device runs it while the host delivers."""
+        waits = may_wait and self._pipeline.returns_early and self._scheduler.has_work
+        (self._subscribers.hold if waits else self._subscribers.deliver)(chunks)
         self._suspects.hear(chunks)
 
     def _checked(self, request: Request, constraint: StructuredOutputsParams, check: "Future[Any]") -> None:
@@ -290,7 +294,7 @@ class Engine:
         if self._balance is not None:
             self._balance.hear(verdict.expert_answer)
         time = self._depth.time_of(round, self.times.judged())
-        self._deliver(self._scheduler.commit(round, verdict, time))
+        self._deliver(self._scheduler.commit(round, verdict, time), may_wait=True)
         self.times.delivered()
         drafts = self._draft(round, result)
         self.times.drafted()

@@ -24,7 +24,7 @@ _NO_STATES = torch.empty(0, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
-    """A finished round: its verdict and its accepted rows' hidden states, [sum(accepted_rows), hidden]."""
+    """A finished round: its verdict, and its accepted rows' hidden states as Drafter.draft takes them."""
 
     verdict: Verdict
     hidden: Tensor
@@ -32,6 +32,11 @@ class RoundResult:
 
 class Pipeline(Protocol):
     lanes: int
+
+    @property
+    def returns_early(self) -> bool:
+        """Whether `dispatch` returns while this rank's device still runs the round."""
+        ...
 
     def dispatch(self, round: Round) -> None:
         """Starts a round. It is not an error to dispatch while others are under way."""
@@ -67,7 +72,7 @@ class Fellows:
 
 
 class SingleStage:
-    """All layers in this stage: a round is finished when it has been dispatched."""
+    """All layers in this stage. On a GPU `dispatch` enqueues a round and `collect` waits for its tokens."""
 
     lanes = 1
 
@@ -77,26 +82,31 @@ class SingleStage:
         """`tells_verdicts`: unless the drafter tells the fellows."""
         self._runner, self._sampler, self._fellows = runner, sampler, fellows or Fellows()
         self._tells_verdicts = tells_verdicts
-        self._finished: deque[RoundResult] = deque()
+        self._under_way: deque[tuple[Round, Tensor, float]] = deque()
+
+    @property
+    def returns_early(self) -> bool:
+        return self._runner.returns_early
 
     def dispatch(self, round: Round) -> None:
         self._fellows.tell(round)
         self._sampler.begin(round)
         hidden, took = self._runner.forward(round, None)
-        verdict, accepted = self._sampler.judge(self._runner.answered(round), hidden, took)
-        self._finished.append(RoundResult(verdict=verdict, hidden=accepted))
+        round = self._runner.answered(round)
+        self._sampler.draw(round, hidden)
+        self._under_way.append((round, hidden, took))
 
     def collect(self) -> RoundResult:
-        result = self._finished.popleft()
+        verdict, accepted = self._sampler.verdict(*self._under_way.popleft())
         if self._tells_verdicts:
-            self._fellows.tell(result.verdict)
-        return result
+            self._fellows.tell(verdict)
+        return RoundResult(verdict=verdict, hidden=accepted)
 
     def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
         """Nothing to say: the sampler is here, and so are its grammars."""
 
     def close(self) -> None:
-        self._finished.clear()
+        self._under_way.clear()
         self._fellows.tell(None)
         self._fellows.flush()
 
@@ -115,6 +125,7 @@ class FirstStage:
         tells_verdicts: bool = True,
     ) -> None:
         """`tells_verdicts`: unless the drafter tells the fellows."""
+        self.returns_early = False
         self.lanes, self._tells_verdicts = lanes, tells_verdicts
         self._runner, self._down, self._up, self._fellows = runner, down, up, fellows or Fellows()
         self._under_way: deque[int] = deque()

@@ -60,6 +60,11 @@ class StageRunner:
         return hidden, took
 
     @property
+    def returns_early(self) -> bool:
+        """Whether `forward` returns while the device still runs the round."""
+        return self._device.type == "cuda" and not self._waits
+
+    @property
     def computing_s(self) -> float:
         """How long it has been at the round that it computes now; 0 while it waits for one. From any thread."""
         began = self._began

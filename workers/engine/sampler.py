@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,15 @@ from outrider.workers.types.structured_outputs import StructuredOutputsParams
 _ROWS_AT_ONCE = 64
 
 
+class _Drawn(NamedTuple):
+    """A round's draws. On a GPU they may still be under way."""
+
+    logits: Tensor
+    tokens: Tensor
+    began: float
+    ended: float  # when the host had enqueued them, on a CPU when they were made
+
+
 class Sampler:
     """Draws the target's token at every sampled row, and verifies the drafts against them."""
 
@@ -29,6 +39,7 @@ class Sampler:
         """`shared`: where the stage's ranks make the logits together."""
         self._head, self._starts, self._max_model_len, self._shared = head, starts, max_model_len, shared
         self._sampled = SampledRows(ints(), ints(), ints())  # rows of the round that began last
+        self._drawn = _Drawn(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), 0.0, 0.0)
         self.busy_s = self._began_s = 0.0
 
     def begin(self, round: Round) -> None:
@@ -42,20 +53,33 @@ class Sampler:
         self._head.prepare(self._sampled.sequence_ids, self._sampled.positions)
         self._began_s = time.perf_counter() - began
 
-    def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
-        """The Verdict, and the accepted rows' hidden states, [sum(accepted_rows), hidden].
+    def draw(self, round: Round, hidden: Tensor) -> None:
+        """The first half of `judge`: draws the round's tokens. On a GPU this only enqueues the work.
 
-        `hidden` is the model's output after the final norm, [rows, hidden], which the last stage took `stage_s` for: of
-        this rank's data group, and so are the states that come out.
+        `hidden` is the model's output after the final norm, [rows, hidden], of this rank's data group.
         """
         began = time.perf_counter()
         rows, sequence_ids, positions = self._sampled
         if self._shared is None:
-            logits, targets = self._head.draw(hidden, rows, sequence_ids, positions)
+            logits, tokens = self._head.draw(hidden, rows, sequence_ids, positions)
         else:
             logits = self._logits(round, hidden, rows)
-            targets = self._head.choose(logits, sequence_ids, positions)
-        took = time.perf_counter() - began + self._began_s
+            tokens = self._head.choose(logits, sequence_ids, positions)
+        self._drawn = _Drawn(logits, tokens, began, time.perf_counter())
+
+    def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
+        """The Verdict, and the accepted rows' hidden states as `accepted_states`.
+
+        `hidden` as in `draw`; the last stage took `stage_s` for it.
+        """
+        self.draw(round, hidden)
+        return self.verdict(round, hidden, stage_s)
+
+    def verdict(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
+        """The second half of `judge`. The host waits for the device here, and only here."""
+        logits, tokens, began, ended = self._drawn
+        targets = ints(tokens.cpu().numpy())
+        took = (time.perf_counter() if tokens.device.type == "cuda" else ended) - began + self._began_s
         self.busy_s += took
         verdict = verify_round(round, targets, self._starts, self._max_model_len, stage_s + took)
         verdict = _with_failures(verdict, self._starts.failed(round, verdict))
@@ -142,7 +166,10 @@ def _emitted(round: Round, verdict: Verdict, logits: Tensor, wanted: Sequence[in
 
 
 def accepted_states(round: Round, hidden: Tensor, verdict: Verdict, data: int = 0) -> Tensor:
-    """Of a round's states `hidden` [rows of the data group, hidden] those of the rows that the verdict accepted."""
+    """Of a round's states `hidden` [rows of the data group, hidden] those of the rows that the verdict accepted.
+
+    On a GPU all, if choosing them would need a copy to it: the drafter chooses, with what it copies there anyway.
+    """
     own, counts = share_of(round, data), verdict.accepted_rows
     if len(round.owners):
         counts = counts[owned(round, data)]
@@ -150,4 +177,6 @@ def accepted_states(round: Round, hidden: Tensor, verdict: Verdict, data: int = 
         return hidden
     if own.sequences == 1:
         return hidden[: int(counts[0])]
+    if hidden.device.type == "cuda":
+        return hidden
     return hidden[torch.from_numpy(np.repeat(own.query_offsets[:-1], counts) + ranges(counts))]

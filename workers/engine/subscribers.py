@@ -12,17 +12,23 @@ class Subscribers:
 
     def __init__(self) -> None:
         self._live: dict[str, tuple[Deliver, int]] = {}  # by request id: where to, and outputs still running
+        self._held: list[SequenceChunk] = []
 
     def add(self, request: Request, deliver: Deliver) -> None:
         self._live[request.request_id] = (deliver, len(request.outputs))
 
     def deliver(self, chunks: Sequence[SequenceChunk]) -> None:
-        """One call per subscriber. A request whose outputs have all ended is forgotten."""
+        """One call per subscriber, also of what was held. A request whose outputs have all ended is forgotten."""
+        chunks, self._held = [*self._held, *chunks], []
         by_subscriber: dict[Deliver, list[SequenceChunk]] = defaultdict(list)
         for chunk in chunks:
             by_subscriber[self._count_down(chunk)].append(chunk)
         for deliver, own in by_subscriber.items():
             deliver(own)
+
+    def hold(self, chunks: Sequence[SequenceChunk]) -> None:
+        """To be delivered with the next call of `deliver`."""
+        self._held += chunks
 
     def end_all(self, reason: str) -> None:
         """Every live request gets its one error chunk."""

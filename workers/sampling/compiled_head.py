@@ -20,8 +20,10 @@ class CompiledHead:
 
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
-    ) -> tuple[Tensor, IntArray]:
-        return self._context.sample(self._head, hidden, rows, self._starts.draws(sequence_ids, positions))
+    ) -> tuple[Tensor, Tensor]:
+        draws = self._starts.draws(sequence_ids, positions)
+        logits, tokens = self._context.sample(self._head, hidden, rows, draws)
+        return logits, torch.from_numpy(tokens)
 
     def draw_with_leads(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
@@ -34,5 +36,5 @@ class CompiledHead:
     def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
         return self._context.linear(self._head, hidden[torch.from_numpy(rows)])
 
-    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
-        return self._context.draw(logits, self._starts.draws(sequence_ids, positions))
+    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> Tensor:
+        return torch.from_numpy(self._context.draw(logits, self._starts.draws(sequence_ids, positions)))

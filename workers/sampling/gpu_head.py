@@ -52,11 +52,12 @@ class GpuHead(Head):
         self._prepared = _Draws(sequence_ids, positions, samples, words)
 
     @torch.inference_mode()
-    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
+    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> Tensor:
         draws = self._draws(sequence_ids, positions)
         if draws.words is None:
-            return ints(sample(logits, draws.samples).cpu().numpy())
-        return ints(draw(logits, *draw_inputs(draws.words.tensor), 0)[1].cpu().numpy())
+            return sample(logits, draws.samples)
+        tokens: Tensor = draw(logits, *draw_inputs(draws.words.tensor), 0)[1]
+        return tokens
 
     @torch.inference_mode()
     def draw_with_leads(

@@ -16,10 +16,11 @@ class Head(Protocol):
 
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
-    ) -> tuple[Tensor, IntArray]:
-        """Logits [n, vocab] in float32 of rows `rows` [n] of `hidden`, and the token that each draws [n].
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [n, vocab] in float32 of rows `rows` [n] of `hidden`, and the token that each draws [n] int64.
 
-        Token i belongs to sequence `sequence_ids[i]` and stands at absolute position `positions[i]`.
+        Token i belongs to sequence `sequence_ids[i]` and stands at absolute position `positions[i]`. On a GPU the host
+        does not wait for either.
         """
         logits = self.logits(hidden, rows)
         return logits, self.choose(logits, sequence_ids, positions)
@@ -37,6 +38,6 @@ class Head(Protocol):
         """Logits in float32 of rows `rows` [n] of `hidden`: [n, slice of the vocabulary that this rank has]."""
         ...
 
-    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
+    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> Tensor:
         """The tokens that whole rows of logits [n, vocab] draw, as `draw`."""
         ...

@@ -20,8 +20,8 @@ class TorchHead(Head):
         """Nothing to prepare."""
 
     @torch.inference_mode()
-    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> IntArray:
-        return ints(sample(logits, self._starts.rows(sequence_ids, positions)).cpu().numpy())
+    def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> Tensor:
+        return sample(logits, self._starts.rows(sequence_ids, positions))
 
     @torch.inference_mode()
     def draw_with_leads(

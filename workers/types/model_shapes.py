@@ -1,6 +1,6 @@
 """How many parameters, bytes and operations each part of a model is. Pure; knows nothing of devices or splits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from outrider.workers.types.model_config import ModelConfig
@@ -33,6 +33,11 @@ class Shapes:
     @property
     def quantised(self) -> bool:
         return self.weight_bytes < _WIDE
+
+    @property
+    def widened(self) -> "Shapes":
+        """With FP8 weights in 16 bits."""
+        return replace(self, weight_bytes=max(self.weight_bytes, _WIDE))
 
     @property
     def value_bytes(self) -> int:

@@ -44,7 +44,8 @@ def test_the_bytes_of_a_stage_add_up_to_what_a_gpu_needs(capsys: pytest.CaptureF
 
 
 def test_deeper_drafts_pay_while_rounds_are_short_and_are_told_of_all(capsys: pytest.CaptureFixture[str]) -> None:
-    lone, crowd = (planned(capsys, *R1_ON_H200, "--concurrency", count)["drafts"] for count in ("1", "256"))
+    one_split = (*R1_ON_H200, "--tensor-parallel-size", "8", "--context", "256")
+    lone, crowd = (planned(capsys, *one_split, "--concurrency", count)["drafts"] for count in ("1", "2048"))
 
     def gain(depths: list) -> float:  # type: ignore[type-arg]
         return float(depths[3]["tokens_per_s_per_user"] / depths[0]["tokens_per_s_per_user"])
@@ -88,6 +89,30 @@ def test_what_does_not_fit_ends_with_1_and_the_bytes_needed_and_had(capsys: pyte
     assert said.err.count("\n") == 1
     assert f"{plan['bytes_needed']:,}" in said.err
     assert f"{plan['bytes_had']:,}" in said.err
+
+
+def test_measured_kernels_replace_published_figures_and_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "check.json"
+    report.write_text(
+        json.dumps({"device": "NVIDIA H200", "kernels": [{"name": "experts, 64 rows", "share_of_limit": 0.8}]})
+    )
+    before, after = planned(capsys, *R1_ON_H200), planned(capsys, *R1_ON_H200, "--gpu-check", str(report))
+
+    assert after["round_s"] < before["round_s"]
+    assert "measured" not in {one["origin"] for one in before["basis"]}
+    assert [one["name"] for one in after["basis"] if one["origin"] == "measured"] == ["weight_bandwidth"]
+    assert run([*R1_ON_H200, "--gpu-check", str(report)]) == 0
+    assert "NVIDIA H200" in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_used_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.json"
+    for content, named in (("{}", "--pretend"), ("{", "broken.json"), ("[]", "broken.json")):
+        broken.write_text(content)
+        assert run([*R1_ON_H200, "--gpu-check", str(broken)]) == 2
+        assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
