@@ -1,6 +1,8 @@
 """Injects faults while many streams run, and counts lost and changed streams and the time to recover.
 
     .venv/bin/python benchmarks/chaos.py [--episodes 60] [--seed 1] [--streams 1,64,512] [--json FILE]
+    .venv/bin/python benchmarks/chaos.py --nodes         # partitions between machines, and Ray's GCS; needs root
+    .venv/bin/python benchmarks/chaos.py --in-a-row 5 --pairs 0 --faults "replica drain" --max-tokens 512
     .venv/bin/python benchmarks/chaos.py --cuts 2000     # cuts streams after every message
     .venv/bin/python benchmarks/chaos.py --poison        # one request that kills every engine, beside 100 others
     .venv/bin/python benchmarks/chaos.py --soak 60       # minutes, with a fault every minute
@@ -13,25 +15,31 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
+import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import numbers, prompts, record
+from common import numbers, prompts
 from faults.cluster import Cluster
 from faults.cuts import cut_everywhere
+from faults.figures import save, summary
 from faults.load import EpisodeResult, LoadGenerator
+from faults.network import ENVIRONMENT, HEAD, Network, created
+from faults.nodes import Nodes
 from faults.poison import run_beside_poison
 from faults.requests import ChaosRequest, chaos_requests
-from faults.schedule import FAULTS, Episode, Fault, schedule
+from faults.schedule import FAULTS, NETWORK_FAULTS, Episode, Fault, schedule
 from faults.soak import soak
 
 MAX_TOKENS = 32
 TEXTS = 4  # prompts of each kind
+RANK_MACHINES = [f"node{n}" for n in range(5)]  # for two replicas of two ranks, and one to spare
+MACHINES = [HEAD, "gateway0", "gateway1", *RANK_MACHINES]
 
 
 def all_requests(max_tokens: int = MAX_TOKENS) -> list[ChaosRequest]:
@@ -44,12 +52,32 @@ def main() -> int:
         for episode in planned_episodes(args):
             print(episode)
         return 0
-    with contextlib.closing(Cluster()) as cluster:
+    if args.nodes and ENVIRONMENT not in os.environ:
+        return run_in_a_network()
+    print(f"seed {args.seed}", flush=True)
+    with a_cluster(nodes=args.nodes) as cluster:
         mode, figures = asyncio.run(run(args, cluster))
     print(json.dumps({name: value for name, value in figures.items() if name != "samples"}, indent=1))
     if args.json:
-        save(args.json, mode, figures)
+        save(args.json, " ".join(["benchmarks/chaos.py", *sys.argv[1:]]), mode, figures)
     return 1 if figures["lost"] or figures["changed"] else 0
+
+
+def run_in_a_network() -> int:
+    """This command on the head of a network that is there as long as it runs."""
+    with created(MACHINES) as network:
+        environment = {**os.environ, ENVIRONMENT: network.prefix}
+        command = [*network.command_on(HEAD), sys.executable, *sys.argv]
+        return subprocess.run(command, env=environment, check=False).returncode
+
+
+@contextlib.contextmanager
+def a_cluster(*, nodes: bool) -> Iterator[Cluster]:
+    with contextlib.ExitStack() as stack:
+        where = Nodes(Network(os.environ[ENVIRONMENT], MACHINES), RANK_MACHINES) if nodes else None
+        if where is not None:
+            stack.enter_context(contextlib.closing(where))
+        yield stack.enter_context(contextlib.closing(Cluster(where)))
 
 
 def arguments() -> argparse.Namespace:
@@ -61,6 +89,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--faults", default="", help="Faults to inject, as the schedule prints them, separated by commas. [all]"
     )
+    parser.add_argument(
+        "--nodes", action="store_true", help="Run each rank and gateway in a network namespace, and cut ways between."
+    )
+    parser.add_argument("--pairs", type=float, default=0.2, help="Share of the episodes that have two faults.")
+    parser.add_argument("--in-a-row", type=int, default=1, help="How often the first fault of an episode is injected.")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="Of each output.")
     parser.add_argument("--replay", action="store_true", help="Print the schedule without running it.")
     parser.add_argument("--only", type=numbers, default=[], help="Run only the episodes with these numbers.")
     parser.add_argument("--cuts", type=int, default=0, help="Cut streams this many times instead of running episodes.")
@@ -69,7 +103,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=None, help="Append the figures to this file.")
     args = parser.parse_args()
     args.seed = random.randrange(10**6) if args.seed is None else args.seed
-    print(f"seed {args.seed}", flush=True)
     return args
 
 
@@ -78,27 +111,33 @@ async def run(args: argparse.Namespace, cluster: Cluster) -> tuple[str, dict[str
     cluster.restore()
     try:
         if args.cuts:
-            return "cuts", await cut_everywhere(cluster, load, all_requests(2 * MAX_TOKENS), args.cuts)
+            return "cuts", await cut_everywhere(cluster, load, all_requests(2 * MAX_TOKENS), args.cuts, times=100)
         if args.poison:
             return "poison", await run_beside_poison(cluster, load, all_requests())
         if args.soak:
             return "soak", await soak(cluster, load, all_requests(), args.soak, args.seed)
-        return "faults", await run_episodes(planned_episodes(args), cluster, load, args.minutes)
+        requests = all_requests(args.max_tokens)
+        return "faults", await run_episodes(planned_episodes(args), requests, cluster, load, args.minutes)
     finally:
         await load.close()
 
 
 def planned_episodes(args: argparse.Namespace) -> list[Episode]:
-    faults = [Fault(name) for name in args.faults.split(",")] if args.faults else FAULTS
-    episodes = schedule(args.seed, args.episodes, faults, args.streams)
+    faults = (
+        [Fault(name) for name in args.faults.split(",")] if args.faults else NETWORK_FAULTS if args.nodes else FAULTS
+    )
+    episodes = schedule(args.seed, args.episodes, faults, args.streams, pairs=args.pairs, in_a_row=args.in_a_row)
     return [one for one in episodes if not args.only or one.number in args.only]
 
 
 async def run_episodes(
-    episodes: Sequence[Episode], cluster: Cluster, load: LoadGenerator, minutes: float | None
+    episodes: Sequence[Episode],
+    requests: Sequence[ChaosRequest],
+    cluster: Cluster,
+    load: LoadGenerator,
+    minutes: float | None,
 ) -> dict[str, Any]:
     """Runs them one after the other, and restores the cluster after each."""
-    requests = all_requests()
     baseline = await load.baseline(requests)
     until = None if minutes is None else time.monotonic() + 60 * minutes
     results: list[EpisodeResult] = []
@@ -121,63 +160,6 @@ def print_result(result: EpisodeResult) -> None:
 
 def shown(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.2f} s"
-
-
-def summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    injected = [(one, result) for result in results for one in result.injections]
-    samples = [
-        {
-            "fault": one.injection.fault.value,
-            "streams": result.episode.streams,
-            "noticed_s": one.noticed_s,
-            "resumed_s": one.resumed_s,
-        }
-        for one, result in injected
-    ]
-    return {
-        "faults": len(injected),
-        "streams": sum(result.episode.streams for result in results),
-        "lost": sum(result.lost for result in results),
-        "changed": sum(len(result.wrong) - result.lost for result in results),
-        "by_fault": dict(Counter(one.injection.fault.value for one, _ in injected)),
-        **times(samples),
-        "samples": samples,
-    }
-
-
-def times(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Percentiles of both times; of `resumed_s` also by the number of streams."""
-    found = {name: percentiles([one[name] for one in samples]) for name in ("noticed_s", "resumed_s")}
-    by_streams = {
-        str(count): percentiles([one["resumed_s"] for one in samples if one["streams"] == count])
-        for count in sorted({one["streams"] for one in samples})
-    }
-    return {**found, "resumed_s_by_streams": by_streams}
-
-
-def percentiles(values: Sequence[float | None]) -> dict[str, float]:
-    known = sorted(value for value in values if value is not None)
-    if not known:
-        return {}
-    at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    return {name: round(known[min(len(known) - 1, int(share * len(known)))], 3) for name, share in at.items()}
-
-
-def save(path: Path, mode: str, figures: dict[str, Any]) -> None:
-    """Appends a run to the file, and updates the totals over all runs of episodes."""
-    before = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    command = " ".join(["benchmarks/chaos.py", *sys.argv[1:]])
-    runs = [*before["runs"], {"mode": mode, **record(command, figures)}]
-    of_faults = [one for one in runs if one["mode"] == "faults"]
-    counts = {
-        name: sum(one[name] for one in of_faults) for name in ("episodes", "faults", "streams", "lost", "changed")
-    }
-    by_fault: Counter[str] = Counter()
-    for one in of_faults:
-        by_fault.update(one["by_fault"])
-    total = {**counts, "by_fault": dict(by_fault), **times([s for one in of_faults for s in one["samples"]])}
-    path.write_text(json.dumps({"total": total, "runs": runs}, indent=1) + "\n")
-    print("written to", path)
 
 
 if __name__ == "__main__":

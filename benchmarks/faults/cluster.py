@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ray
 from faults import faulty_rank
 from faults.faulty_rank import FaultyRank
+from faults.network import HEAD
+from faults.nodes import Nodes
 from faults.proxy import Proxy
 
 from outrider import Client
@@ -34,19 +36,22 @@ KV_CACHE_BYTES = 96 << 20
 class RestartedGateway:
     """A gateway process on its own port, behind a proxy on another. `restart_if_ended` must be called regularly."""
 
-    def __init__(self, controller: str, key: str) -> None:
-        self.port = free_port(HOST)
-        self.proxy = Proxy(self.port)
+    def __init__(self, controller: str, key: str, host: str, prefix: Sequence[str]) -> None:
+        """`prefix`: of the command, to run it on another machine."""
+        self._host, self.port = host, free_port(HOST)
+        self.proxy = Proxy((host, self.port))
         self._key = key
-        command = [sys.executable, "-P", "-m", "outrider.cluster.cli", "--log-level", "error", "gateway"]
-        command += ["--controller", controller, "--host", HOST, "--port", str(self.port), "--http-port", "0"]
+        command = [*prefix, sys.executable, "-P", "-m", "outrider.cluster.cli", "--log-level", "error", "gateway"]
+        command += ["--controller", controller, "--host", host, "--port", str(self.port), "--http-port", "0"]
         command += ["--end-with-stdin", "--cluster-key-file", "-"]
-        self._command = [*command, "--max-live-requests", "4096", "--drain-grace-s", "2"]
+        # 512 streams are more than two cores do within the default wait: this is about faults, not about overload.
+        command += ["--max-live-requests", "4096", "--max-queue-wait-s", "600"]
+        self._command = [*command, "--drain-grace-s", "2"]
         self._process = self._start()
 
     @property
     def address(self) -> str:
-        return f"{HOST}:{self.port}"
+        return f"{self._host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -70,17 +75,21 @@ class RestartedGateway:
 
 
 class Cluster:
-    """Faults reach its processes through `replica`, `gateways` and `controller_pid`. Close it."""
+    """Faults reach its processes through `replica`, `gateways` and `controller_pid`, its machines through `nodes`.
+    Close it."""
 
-    def __init__(self, *, replicas: int = 2, stages: int = 2, gateways: int = 2) -> None:
+    def __init__(self, nodes: Nodes | None = None, *, replicas: int = 2, stages: int = 2, gateways: int = 2) -> None:
+        """`nodes`: where it runs, if not on this machine alone; its network has a machine for each gateway."""
+        self.nodes = nodes
         ray.cloudpickle.register_pickle_by_value(faulty_rank)
         self.name = f"chaos-{os.getpid()}"
         self.replicas = replicas
-        port = free_port(HOST)
+        port, host = free_port(HOST), HOST if nodes is None else nodes.network.address(HEAD)
         settings = ServeSettings(
             name=self.name,
-            ray_address="local",
+            ray_address="local" if nodes is None else nodes.address,
             port=0,
+            controller_host="" if nodes is None else host,
             controller_port=port,
             replicas=replicas,
             pipeline_parallel_size=stages,
@@ -90,14 +99,14 @@ class Cluster:
         charge = make_charge(settings)
         object.__setattr__(charge, "factory", FaultyRank)
         self._served = ServedCluster(settings, charge, dashboard=False, log_level="error")
-        self._start(gateways, f"{HOST}:{port}", charge.key)
+        self._start(gateways, f"{host}:{port}", charge.key)
 
     def _start(self, gateways: int, controller: str, key: str) -> None:
         self.gateways: list[RestartedGateway] = []
         self.failure = ""
         try:
             self._served.start(lambda report: None)
-            self.gateways = [RestartedGateway(controller, key) for _ in range(gateways)]
+            self.gateways = [self._gateway(number, controller, key) for number in range(gateways)]
         except BaseException:
             self._served.close()
             raise
@@ -105,6 +114,12 @@ class Cluster:
         self._ended = threading.Event()
         self._restarter = threading.Thread(target=self._restart_ended, name="restarter", daemon=True)
         self._restarter.start()
+
+    def _gateway(self, number: int, controller: str, key: str) -> RestartedGateway:
+        if self.nodes is None:
+            return RestartedGateway(controller, key, HOST, ())
+        network, machine = self.nodes.network, gateway_machine(number)
+        return RestartedGateway(controller, key, network.address(machine), network.command_on(machine))
 
     def _restart_ended(self) -> None:
         """Restarts gateways as Kubernetes does, and the controller as `outrider serve` does."""
@@ -162,8 +177,10 @@ class Cluster:
             self._client.drain(replica)
             self._client.scale(self.replicas)
 
-    def unfreeze_gateways(self) -> None:
-        """Continues stopped gateways, and unblocks their proxies."""
+    def reopen(self) -> None:
+        """Continues stopped gateways, and opens every way that was cut."""
+        if self.nodes is not None:
+            self.nodes.network.heal()
         for gateway in self.gateways:
             gateway.proxy.unblock()
             with contextlib.suppress(ProcessLookupError):
@@ -172,7 +189,7 @@ class Cluster:
     def restore(self) -> None:
         """Clears all faults, and waits until every replica and gateway serves again. RuntimeError after READY_S."""
         faulty_rank.clear_hangs()
-        self.unfreeze_gateways()
+        self.reopen()
         wait_for(lambda: len(self.generations() or {}) >= self.replicas, "the replicas", self)
         for gateway in self.gateways:
             with Client(gateway.address) as client:
@@ -186,6 +203,10 @@ class Cluster:
             gateway.close()
         self._served.hurry.set()
         self._served.close()
+
+
+def gateway_machine(number: int) -> str:
+    return f"gateway{number}"
 
 
 def _serves(client: Client) -> bool:

@@ -17,14 +17,15 @@ from outrider.proto import inference_pb2_grpc
 
 
 async def cut_everywhere(
-    cluster: Cluster, load: LoadGenerator, requests: Sequence[ChaosRequest], most_cuts: int
+    cluster: Cluster, load: LoadGenerator, requests: Sequence[ChaosRequest], most_cuts: int, times: int = 1
 ) -> dict[str, Any]:
-    """One request after the other, until `most_cuts` cuts were made. A request that fails raises its error."""
+    """One request after the other, all of them `times` times, until `most_cuts` cuts were made. A request that fails
+    raises its error."""
     baseline = await load.baseline(requests)
     channels = [PLAIN.aio_channel(address, OPTIONS) for address in cluster.addresses]
     stubs = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in channels]
     cuts, streams, wrong = 0, 0, {}
-    for request in requests:
+    for request in [*requests] * times:
         if cuts >= most_cuts:
             break
         transcript, own_cuts = await _cut_after_every_message(stubs, request)

@@ -1,5 +1,6 @@
 """A rank that can hang in a round, and that is killed by one token: faults that no signal can cause."""
 
+import contextlib
 import os
 import signal
 import time
@@ -11,12 +12,20 @@ from outrider.workers.serving.rank import Rank
 POISON = 4093  # a reserved token of scout's vocabulary, which no text contains
 KILL_DELAY_S = 0.3  # so that gateways hear that the request has begun, even when they are busy
 HANG_POLL_S = 1.0
-_FOLDER, _PREFIX = Path("/tmp"), "outrider-chaos-hang-"  # one file for each pid that is to hang
+# One file for each pid that is to hang, empty until it does; then with the time.
+_FOLDER, _PREFIX = Path("/tmp"), "outrider-chaos-hang-"
 
 
 def hang(pid: int) -> None:
     """This rank's process hangs in its next round."""
     _hang_file(pid).touch()
+
+
+def hung_at(pid: int) -> float | None:
+    """When it began to hang, by time.monotonic(); None if it has had no round to hang in."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return float(_hang_file(pid).read_text())
+    return None
 
 
 def clear_hangs() -> None:
@@ -45,6 +54,8 @@ class FaultyRank(Rank):
             return computed
 
         def hanging_round_rows(round: Any) -> Any:
+            if hang_file.exists():
+                hang_file.write_text(str(time.monotonic()))
             while hang_file.exists():
                 time.sleep(HANG_POLL_S)
             return round_rows(round)

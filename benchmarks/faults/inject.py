@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from faults import faulty_rank
-from faults.cluster import Cluster
+from faults.cluster import Cluster, gateway_machine
+from faults.network import HEAD
 from faults.proxy import Proxy
 from faults.schedule import Fault
 
@@ -18,9 +19,11 @@ Noticed = Callable[[], bool]
 
 @dataclass(frozen=True, slots=True)
 class Injected:
-    """`noticed`: whether the cluster has reacted; None for a gateway's faults, which only clients notice."""
+    """`noticed`: whether the cluster has reacted; None for a gateway's faults, which only clients notice. `began_at`:
+    when the fault took effect, by time.monotonic(), if that was later; None if it has not yet."""
 
     noticed: Noticed | None = None
+    began_at: Callable[[], float | None] | None = None
 
 
 Injector = Callable[[Cluster, int], Injected | None]
@@ -31,17 +34,21 @@ def inject(cluster: Cluster, fault: Fault, target: int) -> Injected | None:
     return _INJECTORS[fault](cluster, target)
 
 
-def seconds_until(noticed: Noticed, timeout_s: float) -> float | None:
-    """None after the timeout."""
+def seconds_until_noticed(injected: Injected, timeout_s: float) -> float | None:
+    """Since the fault took effect. None after the timeout, and if the fault had no effect."""
+    assert injected.noticed is not None
     start = time.monotonic()
-    while time.monotonic() < start + timeout_s:
-        if noticed():
-            return time.monotonic() - start
+    while not injected.noticed():
+        if time.monotonic() > start + timeout_s:
+            return None
         time.sleep(0.02)
-    return None
+    began = injected.began_at() if injected.began_at is not None else start
+    return time.monotonic() - began if began is not None else None
 
 
-def _on_replica(act: Callable[[Cluster, ReplicaStatus], None]) -> Injector:
+def _on_replica(
+    act: Callable[[Cluster, ReplicaStatus], None], began_at: Callable[[ReplicaStatus], float | None] | None = None
+) -> Injector:
     """Noticed once the replica's generation is no longer ready."""
 
     def injector(cluster: Cluster, target: int) -> Injected | None:
@@ -54,7 +61,7 @@ def _on_replica(act: Callable[[Cluster, ReplicaStatus], None]) -> Injector:
             ready = cluster.generations()
             return ready is not None and ready.get(replica.name) != replica.generation
 
-        return Injected(noticed)
+        return Injected(noticed, None if began_at is None else lambda: began_at(replica))
 
     return injector
 
@@ -64,7 +71,10 @@ def _signal_rank(number: signal.Signals, rank: int) -> Injector:
 
 
 def _hang_rank(rank: int) -> Injector:
-    return _on_replica(lambda cluster, replica: faulty_rank.hang(replica.ranks[rank].pid))
+    return _on_replica(
+        lambda cluster, replica: faulty_rank.hang(replica.ranks[rank].pid),
+        lambda replica: faulty_rank.hung_at(replica.ranks[rank].pid),
+    )
 
 
 def _signal_gateway(number: signal.Signals) -> Injector:
@@ -91,6 +101,50 @@ def _kill_controller(cluster: Cluster, target: int) -> Injected | None:
     return Injected(lambda: cluster.controller_pid not in (None, pid) and cluster.status() is not None)
 
 
+def _black_hole(cluster: Cluster, replica: ReplicaStatus) -> None:
+    assert cluster.nodes is not None
+    cluster.nodes.network.black_hole(_machine_of(cluster, replica, -1))
+
+
+def _machine_of(cluster: Cluster, replica: ReplicaStatus, rank: int) -> str:
+    """ProcessLookupError if the rank has just ended."""
+    assert cluster.nodes is not None, "chaos.py --nodes"
+    machine = cluster.nodes.network.machine_of(replica.ranks[rank].pid)
+    if machine is None:
+        raise ProcessLookupError(f"rank {rank} of {replica.name} is on no machine")
+    return machine
+
+
+def _cut_between_ranks(source: int, destination: int) -> Injector:
+    def act(cluster: Cluster, replica: ReplicaStatus) -> None:
+        assert cluster.nodes is not None, "chaos.py --nodes"
+        cluster.nodes.network.cut(_machine_of(cluster, replica, source), _machine_of(cluster, replica, destination))
+
+    return _on_replica(act)
+
+
+def _cut_leader(*, outwards: bool, at_gateway: bool) -> Injector:
+    """The way between a leader and the controller, or the gateway of the same number."""
+
+    def injector(cluster: Cluster, target: int) -> Injected | None:
+        other = gateway_machine(target % len(cluster.gateways)) if at_gateway else HEAD
+
+        def act(cluster: Cluster, replica: ReplicaStatus) -> None:
+            assert cluster.nodes is not None, "chaos.py --nodes"
+            leader = _machine_of(cluster, replica, 0)
+            cluster.nodes.network.cut(*((leader, other) if outwards else (other, leader)))
+
+        injected = _on_replica(act)(cluster, target)
+        return Injected() if injected is not None and at_gateway else injected
+
+    return injector
+
+
+def _kill_gcs(cluster: Cluster, target: int) -> Injected | None:
+    assert cluster.nodes is not None, "chaos.py --nodes"
+    return Injected() if cluster.nodes.kill_gcs() else None
+
+
 _INJECTORS: dict[Fault, Injector] = {
     Fault.RANK_KILL: _signal_rank(signal.SIGKILL, rank=-1),
     Fault.RANK_STOP: _signal_rank(signal.SIGSTOP, rank=-1),
@@ -105,4 +159,12 @@ _INJECTORS: dict[Fault, Injector] = {
     Fault.GATEWAY_OUTBOUND_CUT: _cut(lambda proxy: proxy.outbound_open.clear()),
     Fault.REPLICA_DRAIN: _on_replica(lambda cluster, replica: cluster.drain(replica.name)),
     Fault.CONTROLLER_KILL: _kill_controller,
+    Fault.NODE_BLACK_HOLE: _on_replica(_black_hole),
+    Fault.GATEWAY_TO_LEADER_CUT: _cut_leader(outwards=False, at_gateway=True),
+    Fault.LEADER_TO_GATEWAY_CUT: _cut_leader(outwards=True, at_gateway=True),
+    Fault.CONTROLLER_TO_LEADER_CUT: _cut_leader(outwards=False, at_gateway=False),
+    Fault.LEADER_TO_CONTROLLER_CUT: _cut_leader(outwards=True, at_gateway=False),
+    Fault.LEADER_TO_RANK_CUT: _cut_between_ranks(0, -1),
+    Fault.RANK_TO_LEADER_CUT: _cut_between_ranks(-1, 0),
+    Fault.GCS_KILL: _kill_gcs,
 }

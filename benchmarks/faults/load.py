@@ -1,13 +1,15 @@
 """Concurrent streams during one episode's faults, and the outcome of each stream."""
 
 import asyncio
+import contextlib
 import itertools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from faults.cluster import Cluster
-from faults.inject import inject, seconds_until
+from faults.inject import Injected, inject, seconds_until_noticed
 from faults.oracle import Transcript, differences
 from faults.requests import ChaosRequest
 from faults.schedule import Episode, Injection
@@ -17,7 +19,7 @@ from outrider import AsyncClient
 EPISODE_TIMEOUT_S = 240.0
 NOTICE_TIMEOUT_S = 20.0  # an engine that hangs without work is never noticed
 POLL_S = 0.005
-UNFREEZE_EVERY_S = 30.0
+REOPEN_AFTER_S = 30.0
 
 Baseline = dict[str, Transcript]  # by the request's name
 
@@ -92,6 +94,7 @@ class LoadGenerator:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._addresses = cluster.addresses
+        self._injected_at = math.inf
         self.clients = self._new_clients()
 
     def _new_clients(self) -> list[AsyncClient]:
@@ -126,14 +129,15 @@ class LoadGenerator:
         streams = [Stream(request, n % len(self.clients)) for n, request in enumerate(chosen)]
         tasks = [asyncio.create_task(one.run(self.clients[one.client])) for one in streams]
         total_tokens = sum(baseline[one.request.name].tokens for one in streams)
-        unfreezing = asyncio.create_task(self._unfreeze_gateways())
+        self._injected_at = math.inf
+        reopening = asyncio.create_task(self._reopen())
         injecting = asyncio.create_task(self._inject(episode.injections, streams, total_tokens))
         await asyncio.wait(tasks, timeout=EPISODE_TIMEOUT_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         injections = await injecting
-        unfreezing.cancel()
+        reopening.cancel()
         for one in injections:
             gaps = [gap for stream in streams if (gap := stream.longest_gap_after(one.at)) is not None]
             one.resumed_s = max(gaps, default=None)
@@ -141,17 +145,19 @@ class LoadGenerator:
         wrong = {name: texts for name, texts in wrong.items() if texts}
         return EpisodeResult(episode=episode, injections=injections, wrong=wrong, seconds=time.monotonic() - start)
 
-    async def _unfreeze_gateways(self) -> None:
-        """Every UNFREEZE_EVERY_S: no stream can make progress while both gateways are frozen."""
+    async def _reopen(self) -> None:
+        """REOPEN_AFTER_S after the last fault: no stream can make progress while both gateways are frozen."""
         while True:
-            await asyncio.sleep(UNFREEZE_EVERY_S)
-            self._cluster.unfreeze_gateways()
+            await asyncio.sleep(1.0)
+            if time.monotonic() > self._injected_at + REOPEN_AFTER_S:
+                self._injected_at = math.inf
+                await asyncio.to_thread(self._cluster.reopen)
 
     async def _inject(
         self, injections: Sequence[Injection], streams: Sequence[Stream], total_tokens: int
     ) -> list[InjectionResult]:
-        """Injects each fault once its share of tokens was received. Skips those still due when all streams have ended,
-        and those for which no process is found."""
+        """Injects each fault once its share of tokens was received and there is a process for it. Skips those still due
+        when all streams have ended."""
         results: list[InjectionResult] = []
         watching: list[asyncio.Task[None]] = []
         for injection in injections:
@@ -163,21 +169,32 @@ class LoadGenerator:
                 break
             target = self._addresses[injection.target % len(self._addresses)]
             using_target = [client for client in self.clients if client.address == target]
-            injected = await asyncio.to_thread(inject, self._cluster, injection.fault, injection.target)
+            injected = await self._inject_one(injection, streams)
             if injected is None:
-                continue
-            result = InjectionResult(injection=injection, at=time.monotonic())
+                break
+            self._injected_at = time.monotonic()
+            result = InjectionResult(injection=injection, at=self._injected_at)
             results.append(result)
             if injected.noticed is None:
                 watch = self._until_clients_leave(result, using_target, target, streams)
             else:
-                watch = self._until_cluster_notices(result, injected.noticed)
+                watch = self._until_cluster_notices(result, injected)
             watching.append(asyncio.create_task(watch))
         await asyncio.gather(*watching)
         return results
 
-    async def _until_cluster_notices(self, result: InjectionResult, noticed: Callable[[], bool]) -> None:
-        result.noticed_s = await asyncio.to_thread(seconds_until, noticed, NOTICE_TIMEOUT_S)
+    async def _inject_one(self, injection: Injection, streams: Sequence[Stream]) -> Injected | None:
+        """None if all streams ended before there was a process for it."""
+        while not all_ended(streams):
+            with contextlib.suppress(ProcessLookupError):  # the process has just ended
+                injected = await asyncio.to_thread(inject, self._cluster, injection.fault, injection.target)
+                if injected is not None:
+                    return injected
+            await asyncio.sleep(0.1)
+        return None
+
+    async def _until_cluster_notices(self, result: InjectionResult, injected: Injected) -> None:
+        result.noticed_s = await asyncio.to_thread(seconds_until_noticed, injected, NOTICE_TIMEOUT_S)
 
     async def _until_clients_leave(
         self, result: InjectionResult, clients: Sequence[AsyncClient], target: str, streams: Sequence[Stream]

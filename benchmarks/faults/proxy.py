@@ -11,13 +11,13 @@ HOST = "127.0.0.1"
 
 
 class Proxy:
-    """Listens on its own port, and forwards both directions to `target_port`.
+    """Listens on its own port, and forwards both directions to `target`, a host and a port.
 
     Clear `inbound_open` to block what clients send, `outbound_open` to block what the gateway sends.
     """
 
-    def __init__(self, target_port: int) -> None:
-        self._target = (HOST, target_port)
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
         self._listener = socket.create_server((HOST, 0))
         self.inbound_open, self.outbound_open = threading.Event(), threading.Event()
         self.unblock()

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Fault(Enum):
-    """A fault of one process, or of one direction of a gateway's connections."""
+    """A fault of one process, or of one direction between two processes or machines."""
 
     RANK_KILL = "rank KILL"
     RANK_STOP = "rank STOP"
@@ -22,9 +22,27 @@ class Fault(Enum):
     GATEWAY_OUTBOUND_CUT = "no way from the gateway"
     REPLICA_DRAIN = "replica drain"
     CONTROLLER_KILL = "controller KILL"
+    NODE_BLACK_HOLE = "node black-holed"
+    GATEWAY_TO_LEADER_CUT = "no way from a gateway to a leader"
+    LEADER_TO_GATEWAY_CUT = "no way from a leader to a gateway"
+    CONTROLLER_TO_LEADER_CUT = "no way from the controller to a leader"
+    LEADER_TO_CONTROLLER_CUT = "no way from a leader to the controller"
+    LEADER_TO_RANK_CUT = "no way from a leader to the next rank"
+    RANK_TO_LEADER_CUT = "no way from a rank to its leader"
+    GCS_KILL = "GCS KILL"
 
 
-FAULTS = tuple(Fault)
+NETWORK_FAULTS = (
+    Fault.NODE_BLACK_HOLE,
+    Fault.GATEWAY_TO_LEADER_CUT,
+    Fault.LEADER_TO_GATEWAY_CUT,
+    Fault.CONTROLLER_TO_LEADER_CUT,
+    Fault.LEADER_TO_CONTROLLER_CUT,
+    Fault.LEADER_TO_RANK_CUT,
+    Fault.RANK_TO_LEADER_CUT,
+    Fault.GCS_KILL,
+)  # they need nodes of their own: chaos.py --nodes
+FAULTS = tuple(fault for fault in Fault if fault not in NETWORK_FAULTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +74,17 @@ class Episode:
 
 
 def schedule(
-    seed: int, episodes: int, faults: Sequence[Fault], streams: Sequence[int], pairs: float = 0.2
+    seed: int, episodes: int, faults: Sequence[Fault], streams: Sequence[int], *, pairs: float = 0.2, in_a_row: int = 1
 ) -> list[Episode]:
-    """Combines every fault with every number of streams equally often. `pairs`: share of episodes with two faults."""
+    """Combines every fault with every number of streams equally often. `pairs`: share of episodes with two faults;
+    `in_a_row`: how often an episode's first fault is injected."""
     rng = random.Random(seed)
     grid = [(fault, count) for fault in faults for count in streams]
     planned: list[Episode] = []
     while len(planned) < episodes:
         rng.shuffle(grid)
         for fault, count in grid[: episodes - len(planned)]:
-            kinds = [fault] + ([rng.choice(faults)] if rng.random() < pairs else [])
+            kinds = [fault] * in_a_row + ([rng.choice(faults)] if rng.random() < pairs else [])
             shares = sorted(rng.uniform(0.02, 0.8) for _ in kinds)
             injections = [
                 Injection(fault=kind, target=rng.randrange(2), after=round(share, 3))

@@ -62,7 +62,7 @@ async def _inject_faults(cluster: Cluster, until: float, seed: int) -> int:
         print(f"minute {minute}: {fault.value} of {target}{'' if done else ' (not injected)'}", flush=True)
         injected += done
         await asyncio.sleep(min(FROZEN_S, FAULT_EVERY_S / 3))
-        cluster.unfreeze_gateways()
+        cluster.reopen()
     return injected
 
 

@@ -10,7 +10,7 @@ import grpc
 from outrider.cluster.api.calls import call_to_wire
 from outrider.cluster.api.generation import GenerateCall
 from outrider.cluster.client.call import explained
-from outrider.cluster.client.resume import PATIENCE_S, GatewayLeftError, ResumableCall
+from outrider.cluster.client.resume import PATIENCE_S, GatewayLeftError, ResumableCall, is_of_gateway
 from outrider.cluster.client.security import ClientSecurity
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
 
@@ -75,14 +75,14 @@ class BaseClient(ABC, Generic[C]):
     def _leave(
         self, address: str, request: ResumableCall, error: grpc.RpcError | GatewayLeftError, until: float | None
     ) -> float:
-        """Seconds to pause before the request goes to the next gateway, or raises the error for the caller.
+        """Seconds to pause before the request is sent again, or raises the error for the caller.
 
-        Makes the next gateway the current one, unless another call has already left `address`.
+        If the error is the gateway's, the next one becomes the current one, unless another call already left `address`.
         """
         left = None if until is None else until - time.monotonic()
-        if not request.may_go_on(error, time.monotonic(), left):
+        if not request.may_go_on(error, time.monotonic(), left, address):
             raise explained(error, address) from error
         pause_s = request.pause_s(error)
-        if address == self.address:
+        if is_of_gateway(error) and address == self.address:
             self._now = (self._now + 1) % len(self._addresses)
         return pause_s if until is None else max(0.0, min(pause_s, until - time.monotonic()))

@@ -53,7 +53,8 @@ class ResumableCall:
         """`draw`: a number in [0, 1), which spreads the retries of a lost gateway's clients over time. `gateways`: how
         many there are."""
         self._original, self._draw = dataclasses.replace(call, heartbeat_s=HEARTBEAT_S), draw
-        self._asked, self._unreached, self._gateways = 0, 0, gateways
+        self._asked, self._unreached, self._gateways = set[str](), set[str](), gateways  # addresses; how many there are
+        self._found_full = False
         self._accepted: Accepted | None = None
         self._so_far = {index: list[int]() for index in range(call.params.n)}  # unfinished outputs
         if call.resume is not None:
@@ -122,35 +123,38 @@ class ResumableCall:
         tokens = finished.usage.completion_tokens + self._finished_before
         return dataclasses.replace(finished, usage=dataclasses.replace(finished.usage, completion_tokens=tokens))
 
-    def may_go_on(self, error: Exception, now: float, left_s: float | None = None) -> bool:
+    def may_go_on(self, error: Exception, now: float, left_s: float | None = None, address: str = "") -> bool:
         """Whether a retry may bring the rest: the request was accepted and its connection broke recently; or
         it was not accepted, and a gateway said to retry, or another gateway was not tried yet. `left_s`: seconds until
-        the caller's deadline, if there is one."""
+        the caller's deadline, if there is one. `address`: of the gateway that was asked."""
         waited_s = now - self._progress_at
         if self._accepted is None:
             return (
                 self._patience_s > 0
                 and isinstance(error, grpc.RpcError)
-                and self._may_be_accepted(error, waited_s, left_s)
+                and self._may_be_accepted(error, waited_s, left_s, address)
             )
         if waited_s > self._patience_s:
             return False
         if isinstance(error, GatewayLeftError):
             return True
-        return isinstance(error, grpc.RpcError) and error.code() in _NOT_YET
+        return isinstance(error, grpc.RpcError) and (error.code() in _NOT_YET or _read_too_slowly(error))
 
-    def _may_be_accepted(self, error: grpc.RpcError, waited_s: float, left_s: float | None) -> bool:
-        """By another gateway, or by the same one soon: never sooner than it said."""
-        if error.code() not in _NOT_ACCEPTED or is_too_large(error):
+    def _may_be_accepted(self, error: grpc.RpcError, waited_s: float, left_s: float | None, address: str) -> bool:
+        """By another gateway, or by the same one soon: never sooner than it said. Not where none was reached when last
+        asked."""
+        if not (error.code() in _NOT_ACCEPTED or _read_too_slowly(error)) or is_too_large(error):
             return False
-        unreached = error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error)
-        self._asked, self._unreached = self._asked + 1, self._unreached + unreached
+        self._asked.add(address)
+        self._unreached.discard(address)
+        if error.code() is grpc.StatusCode.UNAVAILABLE and not was_reached(error):
+            self._unreached.add(address)
+        self._found_full |= error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         least_s = retry_delay_s(error) or 0.0
-        if self._asked < self._gateways:  # a frozen one may have used up the time
+        if len(self._asked) < self._gateways:  # a frozen one may have used up the time
             return left_s is None or least_s < left_s
-        full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        patience_s = min(self._patience_s, OVERLOAD_PATIENCE_S if full else ACCEPT_PATIENCE_S) - waited_s
-        return self._unreached < self._gateways and least_s < (
+        patience_s = min(self._patience_s, OVERLOAD_PATIENCE_S if self._found_full else ACCEPT_PATIENCE_S) - waited_s
+        return len(self._unreached) < self._gateways and least_s < (
             patience_s if left_s is None else min(patience_s, left_s)
         )
 
@@ -159,3 +163,13 @@ class ResumableCall:
         pause, self._pause_s = self._pause_s, min(2 * self._pause_s, LAST_PAUSE_S)
         least = retry_delay_s(error) if isinstance(error, grpc.RpcError) else None
         return (least or 0.0) + pause * (0.5 + self._draw())
+
+
+def is_of_gateway(error: Exception) -> bool:
+    """Whether another gateway should be asked: not where it is this client that read too slowly."""
+    return not (isinstance(error, grpc.RpcError) and _read_too_slowly(error))
+
+
+def _read_too_slowly(error: grpc.RpcError) -> bool:
+    """The gateway gave this client's place away. ABORTED without a delay: another call has resumed the request."""
+    return error.code() is grpc.StatusCode.ABORTED and retry_delay_s(error) is not None

@@ -93,7 +93,11 @@ class Gateway:
 
     def _fleet_changed(self) -> None:
         self._admission.set_places(self._fleet.places)
+        self._note_change()
+
+    def _note_change(self) -> None:
         self._changed.set()
+        self._inference.note_change()
 
     @property
     def port(self) -> int:
@@ -158,7 +162,7 @@ class Gateway:
         """Refuses what is new, lets what runs finish for a while, says goodbye to the rest, and stops."""
         logs.event(log, logging.INFO, "gateway drains", live_requests=self.live_requests)
         self._inference.draining = True
-        self._changed.set()
+        self._note_change()
         if not await self._idle_within(self.settings.drain_grace_s):
             self._inference.fail_all("the gateway shut down before the request was done: send it again")
             await self._idle_within(_LAST_WORDS_S)
@@ -198,7 +202,7 @@ class Gateway:
             model = await self._controller.get_model()
             self._inference.encoder = await asyncio.to_thread(PromptEncoder.load, model.path)
             self._inference.model_name = model.name
-            self._changed.set()
+            self._note_change()
             logs.event(log, logging.INFO, "model known", model=model.name, fingerprint=model.fingerprint)
         except (grpc.aio.AioRpcError, CheckpointError) as error:
             reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error

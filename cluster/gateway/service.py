@@ -10,8 +10,10 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from outrider.cluster.api.health import INFERENCE
+from outrider.cluster.gateway.requests.admission import LEAST_RETRY_S
 from outrider.cluster.gateway.requests.call_record import CallRecord
-from outrider.cluster.gateway.requests.inference import REFUSALS, Inference, status_code
+from outrider.cluster.gateway.requests.inference import Inference
+from outrider.cluster.gateway.requests.refusals import REFUSALS, status_code
 from outrider.cluster.gateway.requests.writer import EventWriter, SlowReaderError, cancelled_if_over
 from outrider.proto import inference_pb2, inference_pb2_grpc
 from outrider.workers.types.errors import OverloadedError
@@ -46,7 +48,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             await _refuse(context, error)
         except SlowReaderError as error:
             await error.make_room()
-            await context.abort(grpc.StatusCode.ABORTED, str(error))
+            await context.abort_with_status(_retried(code_pb2.ABORTED, str(error), LEAST_RETRY_S))
         except asyncio.CancelledError:
             if replaced:
                 await context.abort(grpc.StatusCode.ABORTED, "the request was resumed by another call")
@@ -73,13 +75,14 @@ def _cancelled_as(context: GenerateContext) -> str:
 async def _refuse(context: GenerateContext, error: Exception) -> NoReturn:
     """Before the first event only: what fails later is an event."""
     if isinstance(error, OverloadedError):
-        await context.abort_with_status(rpc_status.to_status(_overload(error)))
+        await context.abort_with_status(_retried(code_pb2.RESOURCE_EXHAUSTED, str(error), error.retry_after_s))
     await context.abort(status_code(error), str(error))
 
 
-def _overload(error: OverloadedError) -> status_pb2.Status:
-    status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message=str(error))
+def _retried(code: int, message: str, retry_after_s: float) -> grpc.Status:
+    """With RetryInfo: clients send the request again, or resume it, after that time."""
+    status = status_pb2.Status(code=code, message=message)
     delay = duration_pb2.Duration()
-    delay.FromMilliseconds(round(1000 * error.retry_after_s))
+    delay.FromMilliseconds(round(1000 * retry_after_s))
     status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status
+    return rpc_status.to_status(status)

@@ -21,6 +21,7 @@ SCALING = {
     "autoscale_cooldown_s": 10,
     "ranks_per_node": 1,
 }
+FROM_ZERO = SCALING | {"autoscale_min_replicas": 0, "autoscale_max_replicas": 1, "autoscale_cooldown_s": 3}
 
 
 @pytest.fixture
@@ -63,24 +64,18 @@ def wait_for_ready(client: Client, replicas: int, within_s: float = 180.0) -> No
         time.sleep(0.5)
 
 
+def serve(ray: AutoscalingRay, settings: dict[str, Any], *options: str) -> Outrider:
+    command = ["serve", "--port", "0", "--http-port", "0", "--ray-address", ray.address, "--name", "scaled"]
+    given = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return Outrider(*command, *given, *options)
+
+
 @pytest.mark.full
 @pytest.mark.timeout(570)
 def test_replicas_and_nodes_follow_a_load_that_rises_and_falls_and_no_request_is_lost(
     autoscaling_ray: AutoscalingRay,
 ) -> None:
-    settings = [word for key, value in SCALING.items() for word in ("--set", f"{key}={value}")]
-    run = Outrider(
-        "serve",
-        "--port",
-        "0",
-        "--http-port",
-        "0",
-        "--ray-address",
-        autoscaling_ray.address,
-        "--name",
-        "scaled",
-        *settings,
-    )
+    run = serve(autoscaling_ray, SCALING)
     with Client(run.wait_until_ready(180)) as client:
         autoscaling_ray.wait_for_nodes(1)
         alone = {seed: client.generate("def f(", seed=seed, **ASKED).token_ids for seed in range(16)}
@@ -96,6 +91,25 @@ def test_replicas_and_nodes_follow_a_load_that_rises_and_falls_and_no_request_is
         assert crowd.errors == []
         assert len(crowd.answers) >= 16
         assert all(token_ids == alone[seed] for seed, token_ids in crowd.answers)
+
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish(within_s=60) == 0, run.errors
+    assert run.left() == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(570)
+def test_without_a_load_there_is_no_replica_and_no_node_and_the_next_request_waits_for_both(
+    autoscaling_ray: AutoscalingRay,
+) -> None:
+    run = serve(autoscaling_ray, FROM_ZERO, "--max-queue-wait-s", "180")
+    with Client(run.wait_until_ready(180), patience_s=0) as client:
+        before = client.generate("def f(", seed=1, **ASKED).token_ids
+        wait_for_ready(client, 0)
+        autoscaling_ray.wait_for_nodes(0)
+
+        assert client.generate("def f(", seed=1, **ASKED).token_ids == before
+        autoscaling_ray.wait_for_nodes(1)
 
     run.process.send_signal(signal.SIGTERM)
     assert run.finish(within_s=60) == 0, run.errors

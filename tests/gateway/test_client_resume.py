@@ -8,12 +8,11 @@ import grpc
 import pytest
 from fakes import FakeEngine
 from gateway.harness import Cluster, eventually, pb, rest, running, stopping, tokens
-from google.rpc import error_details_pb2, status_pb2
 
 from outrider import AsyncClient, Client
 from outrider.cluster.api.errors import GenerationFailedError, UnavailableError
 from outrider.cluster.api.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, TokenPrompt
-from outrider.cluster.client.resume import ACCEPT_PATIENCE_S, OVERLOAD_PATIENCE_S, PATIENCE_S, ResumableCall
+from outrider.cluster.client.resume import PATIENCE_S, ResumableCall
 from outrider.cluster.gateway.server import Gateway
 from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.proto import inference_pb2_grpc
@@ -230,74 +229,6 @@ def test_log_probabilities_of_the_prompt_that_come_again_are_not_told_again() ->
 
 def test_an_accepted_request_outlasts_a_gateways_own_patience() -> None:
     assert GatewaySettings(controller="c:1").resume_wait_s < PATIENCE_S
-
-
-def status(code: grpc.StatusCode, retry_s: float | None = None, details: str = "") -> grpc.RpcError:
-    found = status_pb2.Status()
-    if retry_s is not None:
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(round(1000 * retry_s))
-        found.details.add().Pack(retry)
-    trailing = grpc.aio.Metadata(("grpc-status-details-bin", found.SerializeToString()))
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=details)
-
-
-def test_a_pause_is_what_the_gateway_said_and_no_two_clients_come_at_once() -> None:
-    full = status(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_s=3.0)
-    call = GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams())
-
-    pauses = [ResumableCall(call, 10, 0.0, draw=lambda drawn=n: drawn / 4).pause_s(full) for n in range(4)]
-
-    assert all(pause > 3 for pause in pauses)
-    assert len(set(pauses)) == 4
-
-
-def test_who_is_accepted_asks_a_full_gateway_again() -> None:
-    request, full = a_call(), status(grpc.StatusCode.RESOURCE_EXHAUSTED, 1.0)
-    request.hear(ACCEPTED, 0.0)
-
-    assert request.may_go_on(full, 9.0)
-
-
-@pytest.mark.parametrize(
-    ("error", "again"),
-    [
-        (status(grpc.StatusCode.RESOURCE_EXHAUSTED, 1.0), True),
-        (status(grpc.StatusCode.UNAVAILABLE, details="the gateway is draining"), True),
-        (
-            status(grpc.StatusCode.UNAVAILABLE, details="failed to connect to all addresses; last error: X: y: no"),
-            False,
-        ),
-        (status(grpc.StatusCode.RESOURCE_EXHAUSTED, details="Received message larger than max (9 vs. 8)"), False),
-        (status(grpc.StatusCode.INVALID_ARGUMENT), False),
-        (status(grpc.StatusCode.ALREADY_EXISTS), False),
-    ],
-)
-def test_a_request_that_was_not_accepted_is_asked_again_where_that_may_help(error: grpc.RpcError, again: bool) -> None:
-    request = ResumableCall(GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams()), PATIENCE_S, 0.0)
-
-    assert request.may_go_on(error, 1.0) == again
-    assert not request.may_go_on(error, OVERLOAD_PATIENCE_S + 1)
-    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-        assert not request.may_go_on(error, ACCEPT_PATIENCE_S + 1)
-
-
-def test_who_is_told_to_come_back_too_late_does_not_wait_for_that() -> None:
-    request = ResumableCall(GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams()), PATIENCE_S, 0.0)
-    full = status(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_s=8.0)
-
-    assert request.may_go_on(full, 1.0, left_s=9.0)
-    assert not request.may_go_on(full, 1.0, left_s=7.0)
-    assert request.may_go_on(full, OVERLOAD_PATIENCE_S - 9)
-    assert not request.may_go_on(full, OVERLOAD_PATIENCE_S - 7)
-
-
-def test_a_request_that_was_not_accepted_is_brought_to_every_gateway_however_long_the_first_took() -> None:
-    call = GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams())
-    request = ResumableCall(call, PATIENCE_S, 0.0, gateways=3)
-    frozen = status(grpc.StatusCode.UNAVAILABLE, details="failed to connect to all addresses; last error: X: y: no")
-
-    assert [request.may_go_on(frozen, ACCEPT_PATIENCE_S * n) for n in range(1, 4)] == [True, True, False]
 
 
 def test_a_full_gateway_takes_a_stream_that_another_lost(model: Path) -> None:

@@ -2,18 +2,16 @@
 
 import asyncio
 import contextlib
-import json
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
 from fakes import FakeEngine
-from gateway.harness import KEY, Cluster, eventually, pb, rest, running, stopping, tokens
+from gateway.harness import KEY, Cluster, eventually, rest, running, stopping, tokens
 from gateway.test_auth import line
 
 from outrider import AsyncClient, ClientSecurity
-from outrider.cluster.api.load_report import REPORT_EVERY_S
 from outrider.cluster.cli.status import gateway_line
 from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.server import Gateway
@@ -30,7 +28,7 @@ def paused(**settings: object) -> FakeEngine:
     return engine
 
 
-async def _accepted(cluster: Cluster, count: int, **fields: object) -> list[grpc.aio.UnaryStreamCall]:
+async def accepted(cluster: Cluster, count: int, **fields: object) -> list[grpc.aio.UnaryStreamCall]:
     """Requests, accepted one after the other."""
     calls = []
     for n in range(count):
@@ -43,7 +41,7 @@ def test_what_replicas_have_no_place_for_waits_at_the_gateway_and_comes_to_its_t
     async def scenario() -> None:
         engine = paused()
         async with running(model, engine) as cluster:
-            calls = await _accepted(cluster, 3 * PLACES, stopping=stopping(max_tokens=3))
+            calls = await accepted(cluster, 3 * PLACES, stopping=stopping(max_tokens=3))
             await eventually(lambda: len(engine.live) == PLACES)
             sample = cluster.gateway.metrics.registry.get_sample_value
             assert sample("outrider_gateway_queued_requests") == 2 * PLACES
@@ -64,7 +62,7 @@ def test_a_request_that_leaves_the_queue_never_reaches_a_replica(model: Path) ->
     async def scenario() -> None:
         engine = paused()
         async with running(model, engine) as cluster:
-            calls = await _accepted(cluster, PLACES + 2, stopping=stopping(max_tokens=2))
+            calls = await accepted(cluster, PLACES + 2, stopping=stopping(max_tokens=2))
             calls[PLACES].cancel()
             await eventually(lambda: cluster.gateway.live_requests == PLACES + 1)
 
@@ -80,7 +78,7 @@ def test_a_request_that_leaves_the_queue_never_reaches_a_replica(model: Path) ->
 def test_what_waits_when_the_gateway_leaves_may_go_on_at_another(model: Path) -> None:
     async def scenario() -> None:
         async with running(model, paused(), drain_grace_s=0.05) as cluster:
-            calls = await _accepted(cluster, PLACES + 1)
+            calls = await accepted(cluster, PLACES + 1)
 
             drained = asyncio.create_task(cluster.gateway.drain())
 
@@ -97,7 +95,7 @@ def test_what_waits_goes_on_at_the_next_replica_when_the_last_is_lost(model: Pat
     async def scenario() -> None:
         engine, another = paused(), FakeEngine()
         async with running(model, engine) as cluster, running(model, another) as other:
-            calls = await _accepted(cluster, PLACES + 1, stopping=stopping(max_tokens=2))
+            calls = await accepted(cluster, PLACES + 1, stopping=stopping(max_tokens=2))
 
             await cluster.controller.publish(("r1", 1, other.leader_address))
             await cluster.controller.end("r0", 1, "rank 0 died")
@@ -112,7 +110,7 @@ def test_two_gateways_share_a_replicas_places_and_one_alone_has_all(model: Path)
     async def scenario() -> None:
         engine = paused()
         async with running(model, engine) as cluster, _second_gateway(cluster) as second:
-            calls = await _accepted(cluster, 2 * PLACES)
+            calls = await accepted(cluster, 2 * PLACES)
             await eventually(lambda: len(engine.live) >= PLACES - 1)
 
             more = [second.stream(token_ids=[9]) for _ in range(2 * PLACES)]
@@ -143,13 +141,13 @@ async def _second_gateway(cluster: Cluster):  # noqa: ANN202
 
 async def _known_wait(cluster: Cluster, engine: FakeEngine) -> list[grpc.aio.UnaryStreamCall]:
     """The gateway knows how long places are held; all are, and as many requests wait."""
-    held = await _accepted(cluster, PLACES, stopping=stopping(max_tokens=1))
+    held = await accepted(cluster, PLACES, stopping=stopping(max_tokens=1))
     await asyncio.sleep(0.3)
     engine.go_on()
     for call in held:
         await rest(call)
     engine.pause()
-    return await _accepted(cluster, 2 * PLACES, stopping=stopping(max_tokens=1))
+    return await accepted(cluster, 2 * PLACES, stopping=stopping(max_tokens=1))
 
 
 def test_who_would_wait_too_long_is_refused_and_so_is_who_cannot_wait_so_long(model: Path) -> None:
@@ -161,7 +159,7 @@ def test_who_would_wait_too_long_is_refused_and_so_is_who_cannot_wait_so_long(mo
             with pytest.raises(grpc.aio.AioRpcError, match="its deadline in 0") as caught:
                 await late.read()
             assert caught.value.code() is Code.RESOURCE_EXHAUSTED
-            assert await _accepted(cluster, 1)
+            assert await accepted(cluster, 1)
         async with running(model, engine := paused(), max_queue_wait_s=0.1) as cluster:
             with pytest.raises(grpc.aio.AioRpcError, match=r"at most 0\.1 s may be") as caught:
                 await _known_wait(cluster, engine)
@@ -178,7 +176,7 @@ def test_over_http_too_who_would_wait_too_long_is_refused_and_told_for_how_long(
         async with running(model, engine, http_port=0) as cluster:
             url = f"http://127.0.0.1:{cluster.gateway.http_port}"
             await _known_wait(cluster, engine)
-            await _accepted(cluster, 4 * PLACES, stopping=stopping(max_tokens=1))
+            await accepted(cluster, 4 * PLACES, stopping=stopping(max_tokens=1))
             async with httpx.AsyncClient(base_url=url, timeout=60) as http:
                 for name in ("x-stainless-read-timeout", "X-Stainless-Timeout"):
                     refused = await http.post("/v1/completions", json=body, headers={name: "0.2"})
@@ -200,8 +198,8 @@ def test_what_waits_at_the_gateway_is_reported_as_load_until_nothing_does(model:
     async def scenario() -> None:
         engine = paused()
         async with running(model, engine) as cluster:
-            await _accepted(cluster, PLACES + 2, stopping=stopping(max_tokens=2))
-            await _accepted(cluster, 1, num_sequences=3, stopping=stopping(max_tokens=2))
+            await accepted(cluster, PLACES + 2, stopping=stopping(max_tokens=2))
+            await accepted(cluster, 1, num_sequences=3, stopping=stopping(max_tokens=2))
 
             await eventually(lambda: cluster.controller.waiting.tokens == 2 + 3)
             assert cluster.controller.waiting.gateway
@@ -213,27 +211,10 @@ def test_what_waits_at_the_gateway_is_reported_as_load_until_nothing_does(model:
     asyncio.run(scenario())
 
 
-def test_a_request_that_finds_no_replica_is_load_so_that_one_is_started(model: Path) -> None:
-    async def scenario() -> None:
-        async with running(model, ready=False, http_port=0) as cluster:
-            url = f"http://127.0.0.1:{cluster.gateway.http_port}"
-            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
-                assert (await http.get("/v1/models")).status_code == 503
-            await asyncio.sleep(2 * REPORT_EVERY_S)
-            assert not cluster.controller.waiting.tokens, "to list models takes no replica"
-
-            with pytest.raises(grpc.aio.AioRpcError, match="no replica is ready"):
-                await cluster.inference.Generate(tokens(5)).read()
-
-            await eventually(lambda: cluster.controller.waiting.tokens == 1)
-
-    asyncio.run(scenario())
-
-
 def test_the_status_says_what_the_gateway_has_refused_and_what_waits(model: Path) -> None:
     async def scenario() -> None:
         async with running(model, paused(), max_live_requests=PLACES + 1) as cluster:
-            await _accepted(cluster, PLACES + 1)
+            await accepted(cluster, PLACES + 1)
             async with AsyncClient(cluster.address, patience_s=0) as client:
                 with pytest.raises(OverloadedError):
                     await client.generate(token_ids=[5])
@@ -252,7 +233,7 @@ def test_the_status_says_what_the_gateway_has_refused_and_what_waits(model: Path
 def test_a_request_is_refused_for_lack_of_room_before_it_is_looked_at(model: Path) -> None:
     async def scenario() -> None:
         async with running(model, paused(), max_live_requests=1) as cluster:
-            await _accepted(cluster, 1)
+            await accepted(cluster, 1)
 
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await cluster.inference.Generate(tokens(4000, stopping=stopping(stop=["x"] * 999))).read()
@@ -290,61 +271,3 @@ def test_of_two_tokens_the_light_one_gets_its_half(model: Path, tmp_path: Path) 
         assert done["or-light"] >= 0.45 * sum(done.values())
 
     asyncio.run(scenario())
-
-
-def test_a_place_is_free_when_the_replica_is_done_whoever_has_not_read_it_yet(model: Path) -> None:
-    async def scenario() -> None:
-        engine = FakeEngine(max_num_seqs=1, max_model_len=50_000, per_round=lambda given: 500)
-        async with running(model, engine, write_timeout_s=600) as cluster:
-            long = {"stopping": stopping(max_tokens=20_000), "response": pb.ResponseOptions(logprobs=5)}
-            unread = await _accepted(cluster, 2, **long)
-            await eventually(lambda: not engine.live)
-
-            async with AsyncClient(cluster.address, patience_s=0) as client:
-                assert len((await client.generate(token_ids=[5], max_tokens=3)).token_ids) == 3
-
-            for call in unread:
-                assert (await rest(call))[-1].HasField("finished")
-
-    asyncio.run(scenario())
-
-
-def test_who_has_not_read_for_a_while_gives_way_to_who_waits(model: Path) -> None:
-    async def scenario() -> None:
-        engine = FakeEngine(max_num_seqs=2, max_model_len=10**7, per_round=lambda given: 50)
-        async with running(model, engine, write_timeout_s=600) as cluster:
-            unread = await _accepted(cluster, 2, response=pb.ResponseOptions(logprobs=5))
-            await eventually(lambda: len(engine.live) == 2)
-
-            async with AsyncClient(cluster.address, patience_s=0) as client:
-                assert len((await client.generate(token_ids=[5], max_tokens=3)).token_ids) == 3
-
-            with pytest.raises(grpc.aio.AioRpcError, match="read nothing"):
-                await asyncio.gather(*map(rest, unread))
-
-    asyncio.run(scenario())
-
-
-def test_over_http_too_who_has_not_read_for_a_while_gives_way_to_who_waits(model: Path) -> None:
-    async def scenario() -> None:
-        engine = FakeEngine(max_num_seqs=2, max_model_len=10**9, per_round=lambda given: 300, round_s=0.001)
-        async with running(model, engine, http_port=0, write_timeout_s=600) as cluster:
-            unread = [await _streamed_unread(cluster.gateway.http_port) for _ in range(2)]
-            await eventually(lambda: len(engine.live) == 2)
-
-            async with AsyncClient(cluster.address, patience_s=0) as client:
-                assert len((await client.generate(token_ids=[5], max_tokens=3, timeout_s=60)).token_ids) == 3
-
-            for writer in unread:
-                writer.close()
-
-    asyncio.run(scenario())
-
-
-async def _streamed_unread(port: int) -> asyncio.StreamWriter:
-    """A stream without end that has begun, and is not read."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-    body = json.dumps({"prompt": [5], "max_tokens": 900_000_000, "stream": True}).encode()
-    writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-    await reader.readline()
-    return writer

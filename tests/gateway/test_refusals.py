@@ -248,7 +248,7 @@ def test_bytes_that_are_no_request_are_an_invalid_argument(model: Path, service:
 
 def test_without_a_ready_replica_requests_are_unavailable(model: Path) -> None:
     async def scenario() -> None:
-        async with running(model, ready=False) as cluster:
+        async with running(model, ready=False, max_queue_wait_s=0) as cluster:
             error = await _refusal(cluster, tokens(5))
             assert (error.code(), error.details()) == (Code.UNAVAILABLE, "no replica is ready: try again later")
 

@@ -65,7 +65,7 @@ def test_health_tells_alive_from_ready(model: Path) -> None:
 
 def test_a_model_that_is_not_on_the_gateways_machine_keeps_it_from_being_ready(model: Path, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(model, ready=False) as cluster:
+        async with running(model, ready=False, max_queue_wait_s=0) as cluster:
             cluster.controller.model_path = str(tmp_path / "nowhere")
             await cluster.controller.publish(("r0", 1, cluster.leader_address))
             refusal = ""

@@ -139,6 +139,18 @@ def test_the_gateways_service_names_the_protocol(rendered: Rendered) -> None:
     assert (port["name"], port["port"], port["appProtocol"]) == ("grpc", 50051, "grpc")
 
 
+@pytest.mark.parametrize(("least", "service"), [(0, {}), (1, {"service": "outrider.v1.InferenceService"})])
+def test_where_there_may_be_no_replica_a_request_reaches_a_gateway_to_start_one(
+    least: int, service: dict[str, str]
+) -> None:
+    autoscaled = {"scaling.enabled": True, "scaling.autoscale.enabled": True, "scaling.minReplicas": least}
+    pod = render(with_values("defaults", {**autoscaled, "gateway.maxQueueWaitSeconds": 600})).pod("gateway")
+    (gateway,) = pod.spec["containers"]
+
+    assert gateway["readinessProbe"]["grpc"] == {"port": pod.ports()["health"], **service}
+    assert gateway["command"][gateway["command"].index("--max-queue-wait-s") + 1] == "600"
+
+
 def test_probes_by_grpc_health_tell_alive_from_ready(rendered: Rendered) -> None:
     (gateway,) = rendered.pod("gateway").spec["containers"]
     health = rendered.pod("gateway").ports()["health"]

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LEAST_S = 10.0  # a round may take so long, whatever others took
+LEAST_S = 8.0  # a round may take so long, whatever others took; its end is noticed within 10 s, with the probes
 TIMES_THE_FORECAST = 20.0
 _FADES = 0.99  # a round, so that one slow round does not forgive all later ones
 _KEPT = 8  # rounds that a report names
@@ -19,7 +19,8 @@ class _Past:
 
 
 class Progress:
-    """The forecast of a round is the longest of late, in proportion where it has more rows."""
+    """The forecast of a round is the longest of the last few, in proportion where it has more rows; or the longest of
+    late, in proportion to its rows. So the time that a prompt took is no forecast for rounds of a few rows."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -52,8 +53,14 @@ class Progress:
     @property
     def limit_s(self) -> float:
         """For what is under way."""
-        forecast_s = self._longest.seconds * max(1.0, self._rows / max(1, self._longest.rows))
-        return max(LEAST_S, TIMES_THE_FORECAST * forecast_s)
+        return max(LEAST_S, TIMES_THE_FORECAST * self._forecast_s)
+
+    @property
+    def _forecast_s(self) -> float:
+        longest = self._longest
+        by_rows = longest.seconds * self._rows / max(1, longest.rows)
+        recent = max((one.seconds * max(1.0, self._rows / max(1, one.rows)) for one in list(self._past)), default=0.0)
+        return max(by_rows, recent if self._rows > longest.rows else min(recent, longest.seconds))
 
     def stall(self) -> str:
         """What hangs, with the rounds before; "" while nothing does."""

@@ -25,7 +25,7 @@ from outrider.cluster.gateway.http.chat import ChatAnswer
 from outrider.cluster.gateway.http.completions import CompletionAnswer
 from outrider.cluster.gateway.http.errors import HttpError, Problem, problem_of
 from outrider.cluster.gateway.http.page import PAGE, page_routes
-from outrider.cluster.gateway.http.reply import Reply, Shape, log
+from outrider.cluster.gateway.http.reply import Reply, Shape, log, patience_of
 from outrider.cluster.gateway.http.responses import ResponsesAnswer
 from outrider.cluster.gateway.http.sse import read_body
 from outrider.cluster.gateway.http.status import StatusStream, cluster_status
@@ -102,7 +102,7 @@ class HttpApi:
 
     def _answers(self, kind: type[B], make: Callable[[B, str, PromptEncoder], Answer]) -> Endpoint:
         async def endpoint(request: Request) -> ASGIApp:
-            encoder, _ = self._inference.ready()
+            encoder, _ = await self._inference.wait_until_ready(patience_of(dict(request.headers)))
             identity = secrets.token_hex(16)
 
             def made(body: bytes) -> Made:

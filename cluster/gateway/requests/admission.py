@@ -3,9 +3,10 @@
 Ids are unique, and what is live and what waits is bounded. fair_queue.py chooses the next request.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -66,6 +67,7 @@ class Admission:
         self._limits = limits
         self._clock, self._turns = clock, FairQueue(clock)
         self._refused_at = self._unserved_at = -math.inf
+        self._unserved = 0  # requests that wait for a first replica
         self._live: dict[str, Ticket] = {}
         self._callers: dict[str, _Caller] = {}
         self._live_outputs = self._queued_tokens = 0
@@ -80,14 +82,18 @@ class Admission:
 
     @property
     def queued_requests(self) -> int:
-        """Those that wait for their turn."""
-        return self._turns.waiting
+        """Those that wait for their turn, or for a first replica."""
+        return self._turns.waiting + self._unserved
 
     @property
     def waiting(self) -> Load:
         """What waits for its turn, as the autoscaler counts it; one token at least where a request found no replica."""
-        unserved = int(self._clock() < self._unserved_at + _UNSERVED_S)
+        unserved = self._unserved or int(self._clock() < self._unserved_at + _UNSERVED_S)
         return Load(tokens=max(unserved, self._turns.waiting_tokens), oldest_wait_s=self._turns.oldest_wait_s)
+
+    @property
+    def max_queue_wait_s(self) -> float:
+        return self._limits.max_queue_wait_s
 
     @property
     def wanted(self) -> bool:
@@ -97,6 +103,17 @@ class Admission:
     def note_unserved(self) -> None:
         """A request was refused because no replica is ready."""
         self._unserved_at = self._clock()
+
+    @contextlib.contextmanager
+    def unserved(self) -> Iterator[None]:
+        """A request waits for a first replica meanwhile. OverloadedError if as many wait as may be live."""
+        if self._unserved >= self._limits.max_live_requests:
+            raise self._refusal(f"{self._unserved} requests wait for a first replica", "live_requests", None)
+        self._unserved += 1
+        try:
+            yield
+        finally:
+            self._unserved -= 1
 
     def set_places(self, places: int) -> None:
         """How many outputs may be on replicas at once."""

@@ -117,13 +117,13 @@ class FairQueue:
     def is_due(self, caller: str) -> bool:
         """Whether the next free places are this caller's own, as it holds and waits for less than its share.
 
-        Where another takes what it leaves, it may have half its share waiting besides: its requests come by chance, and
-        its share would go to the other in every gap between them.
+        Where another takes what it leaves, it may have its share waiting besides: its requests come by chance, or
+        bunched by its own process, and its share would go to the other in every gap between them.
         """
         account, share = self._accounts.get(caller, _Account()), self._share(caller)
         waiting = account.waiting_outputs
         is_contended = max(self._demands_but(caller), default=0) >= share
-        return account.holding + waiting < share or (is_contended and waiting < share / 2)
+        return account.holding + waiting < share or (is_contended and waiting < share)
 
     @property
     def _demanded(self) -> int:

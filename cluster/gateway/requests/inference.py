@@ -8,14 +8,13 @@ import contextlib
 import functools
 import logging
 import secrets
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import grpc
-
 from outrider.cluster.api.calls import call_from_wire
-from outrider.cluster.api.errors import DuplicateRequestError, UnavailableError
+from outrider.cluster.api.errors import UnavailableError
 from outrider.cluster.api.generation import Event, GenerateCall
 from outrider.cluster.gateway.observability.known_metrics import KnownMetrics
 from outrider.cluster.gateway.observability.metrics import GatewayMetrics
@@ -24,6 +23,7 @@ from outrider.cluster.gateway.requests.call_record import CallRecord
 from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.cluster.gateway.requests.preparation import PreparedRequest, is_small, prepare
 from outrider.cluster.gateway.requests.prompts import PromptEncoder
+from outrider.cluster.gateway.requests.refusals import REFUSALS, status_code
 from outrider.cluster.gateway.requests.resumption import to_say_again
 from outrider.cluster.gateway.requests.stream import RequestStream
 from outrider.cluster.gateway.requests.writer import SlowReaderError
@@ -43,20 +43,6 @@ _THREADS = 4  # that prepare large requests
 T = TypeVar("T")
 MOST_CRASHES = 2  # replicas lost in a row while computing a request's next token: then it is assumed to be the cause
 MOST_MOVES = 16  # in a row without a token, wherever the request waited
-
-_REFUSALS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
-    (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (DuplicateRequestError, grpc.StatusCode.ALREADY_EXISTS),
-    (UnavailableError, grpc.StatusCode.UNAVAILABLE),
-    (EngineStoppedError, grpc.StatusCode.UNAVAILABLE),
-    (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
-)
-REFUSALS = tuple(kind for kind, _ in _REFUSALS)  # what `Inference.events` raises before the first event, and only then
-
-
-def status_code(error: Exception) -> grpc.StatusCode:
-    """The gRPC status of one of REFUSALS."""
-    return next(code for kind, code in _REFUSALS if isinstance(error, kind))
 
 
 class Inference:
@@ -87,6 +73,7 @@ class Inference:
         self._limits = limits
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare")
         self._streams: set[RequestStream] = set()
+        self._change = asyncio.Event()  # set at the next change, and replaced
         metrics.live_requests.set_function(lambda: admission.live_requests)
         metrics.queued_requests.set_function(lambda: admission.queued_requests)
         metrics.queued_tokens.set_function(lambda: admission.queued_tokens)
@@ -100,6 +87,11 @@ class Inference:
     def wanted(self) -> bool:
         """Whether others wait for what live requests hold, or were refused for it just now."""
         return self._admission.wanted
+
+    def note_change(self) -> None:
+        """`ready` may answer otherwise than before."""
+        self._change.set()
+        self._change = asyncio.Event()
 
     def fail_all(self, message: str) -> None:
         """Every live request gets an error event, its last."""
@@ -141,14 +133,15 @@ class Inference:
 
         `deadline_s`: how long the client waits; None: without limit.
         """
-        encoder, replica = self.ready()
+        began = time.monotonic()
+        encoder, replica = await self.wait_until_ready(deadline_s)
         record.request_id = message.request_id or secrets.token_hex(16)
         with self._admission.enter(
             record.request_id,
             caller=record.caller,
             resumed=message.HasField("resume"),
             outputs=message.num_sequences,
-            deadline_s=deadline_s,
+            deadline_s=None if deadline_s is None else deadline_s - (time.monotonic() - began),
         ) as ticket:
             ticket.replace = functools.partial(record.end_early, asyncio.current_task())
             self._metrics.resumed.inc(message.HasField("resume"))
@@ -190,6 +183,21 @@ class Inference:
         if self.encoder is None:
             raise UnavailableError("the gateway does not know the model yet: try again later")
         return self.encoder, replica
+
+    async def wait_until_ready(self, deadline_s: float | None = None) -> tuple[PromptEncoder, ReplicaConnection]:
+        """As `ready`, but where no replica takes requests it waits for one: for as long as for a turn, and until the
+        client's deadline."""
+        loop, most_s = asyncio.get_running_loop(), self._admission.max_queue_wait_s
+        until = loop.time() + (most_s if deadline_s is None else min(most_s, deadline_s))
+        while True:
+            change = self._change
+            try:
+                return self.ready()
+            except UnavailableError:
+                if self.draining or self._fleet.draining or loop.time() >= until:
+                    raise
+            with self._admission.unserved(), contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(change.wait(), until - loop.time())
 
     def _salt(self, caller: str) -> str:
         """How long an answer takes tells whether its prompt is cached: that is for its own token to know."""

@@ -450,7 +450,7 @@ def test_no_room_is_429_and_says_when_to_come_back(model: Path) -> None:
 
 def test_without_a_replica_or_while_it_drains_a_gateway_is_unavailable(model: Path) -> None:
     async def scenario() -> None:
-        async with running(model, ready=False, http_port=0) as cluster, client(cluster) as http:
+        async with running(model, ready=False, http_port=0, max_queue_wait_s=0) as cluster, client(cluster) as http:
             for path, body in POSTS.items():
                 refused = await http.post(path, json=body)
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "1"), path

@@ -19,6 +19,7 @@ for name in (
     "completions",
     "decisions",
     "decode",
+    "faults.figures",
     "faults.oracle",
     "faults.schedule",
     "generation",

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from faults.figures import times
 from faults.oracle import Transcript, differences
 from faults.schedule import Fault, schedule
 
@@ -66,3 +67,21 @@ def test_a_seed_reproduces_its_schedule_in_which_every_fault_meets_every_number_
     met = Counter((episode.injections[0].fault, episode.streams) for episode in planned)
     assert len(met) == len(planned)
     assert any(len(episode.injections) == 2 for episode in planned)
+
+
+def test_one_fault_comes_several_times_in_a_row_where_that_is_asked_for() -> None:
+    (episode,) = schedule(1, 1, (Fault.REPLICA_DRAIN,), (64,), pairs=0.0, in_a_row=5)
+
+    assert [one.fault for one in episode.injections] == [Fault.REPLICA_DRAIN] * 5
+    assert [one.after for one in episode.injections] == sorted(one.after for one in episode.injections)
+
+
+def test_times_of_faults_that_came_alone_are_told_apart_from_those_in_pairs() -> None:
+    alone = {"fault": "rank KILL", "streams": 1, "alone": True, "noticed_s": 1.0, "resumed_s": None}
+    paired = {"fault": "rank KILL", "streams": 1, "alone": False, "noticed_s": 30.0, "resumed_s": 30.0}
+
+    found = times([alone, paired])
+
+    assert found["noticed_s"] == found["by_fault_s"]["rank KILL"]["noticed_s"] == {"p50": 1.0, "p99": 1.0, "max": 1.0}
+    assert found["resumed_s"] == {}
+    assert found["in_pairs"]["resumed_s"]["max"] == 30.0

@@ -1,5 +1,7 @@
 """Work that makes no progress is told, with what hangs; slow work that was to be expected is not."""
 
+import pytest
+
 from outrider.workers.engine.progress import LEAST_S, TIMES_THE_FORECAST, Progress
 
 
@@ -66,6 +68,22 @@ def test_rounds_that_take_long_may_take_longer_and_larger_ones_in_proportion() -
     assert progress.limit_s == TIMES_THE_FORECAST * 200.0
     progress.began(9, 1)
     assert progress.limit_s == TIMES_THE_FORECAST * 2.0
+
+
+def test_rounds_of_few_rows_are_not_given_what_a_prompt_took_once_some_of_them_are_known() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    prompt_s, prompt_rows, token_s = 4.0, 2000, 0.5
+    progress.busy()
+    progress.began(0, prompt_rows)
+    clock.now += prompt_s
+    progress.finished(0, prompt_rows)
+    rounds(progress, clock, 20, token_s)
+
+    progress.began(21, 4)
+    assert progress.limit_s == pytest.approx(TIMES_THE_FORECAST * token_s)
+    progress.began(21, prompt_rows)
+    assert progress.limit_s == pytest.approx(TIMES_THE_FORECAST * prompt_s * 0.99**20)
 
 
 def test_one_slow_round_is_forgotten_in_time() -> None:
