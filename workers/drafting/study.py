@@ -79,6 +79,7 @@ class StudyHead(TorchHead):
         super().__init__(stage, starts)
         self._rule, self._blocks = rule, blocks
 
+    @torch.inference_mode()
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[Tensor, Tensor]:
