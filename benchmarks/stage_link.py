@@ -82,7 +82,7 @@ class PromptSampler:
 
     def begin(self, round: Round) -> None: ...
 
-    def judge(self, round: Round, hidden: Tensor, took: float) -> tuple[Verdict, Tensor]:
+    def verify(self, round: Round, hidden: Tensor, took: float) -> tuple[Verdict, Tensor]:
         return replace(ITS_VERDICT, stage_s=np.append(round.stage_s, took)), hidden
 
 

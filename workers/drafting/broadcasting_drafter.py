@@ -10,7 +10,7 @@ from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import IntArray, Round, Verdict
 
 
-class ToldDrafter:
+class BroadcastingDrafter:
     """Implements Drafter. What `tell` is given says all that the others need: the verdict, and the draft steps."""
 
     def __init__(self, drafter: Drafter, tell: Callable[[Verdict], None]) -> None:
