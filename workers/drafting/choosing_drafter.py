@@ -21,11 +21,11 @@ from outrider.workers.types.sequence import Sequence
 _NOTHING = Drafts([], [])
 
 
-class Worths(Protocol):
+class DraftValues(Protocol):
     """What drafts are worth at present. DepthPolicy is one."""
 
     @property
-    def copied(self) -> bool:
+    def lookup_common(self) -> bool:
         """Whether a good part of the texts of late was looked up."""
         ...
 
@@ -33,11 +33,11 @@ class Worths(Protocol):
         """Whether it may pay to look anything up for the sequence."""
         ...
 
-    def looked_up(self, proposal: Drafts) -> tuple[int, float]:
+    def evaluate_lookup(self, proposal: Drafts) -> tuple[int, float]:
         """How many of the looked-up drafts are worth verifying, and what these bring above other rows' price."""
         ...
 
-    def chose(self, sequence_id: int, kept: Drafts) -> None:
+    def observe_lookup(self, sequence_id: int, kept: Drafts) -> None:
         """So much of what was looked up was chosen for the sequence: nothing where a model is to draft."""
         ...
 
@@ -85,14 +85,14 @@ class ChoosingDrafter:
         lookup: Drafter | None,
         live: Callable[[int], Sequence | None],
         speculation: str | int,
-        worths: Worths,
+        values: DraftValues,
     ) -> None:
         """`models` pay for each step. `live` gives the sequence of an id, None once it ended.
 
         `speculation` is the engine's, for requests without their own.
         """
         self._models, self._lookup, self._live = models, lookup, live
-        self._speculation, self._worths = speculation, worths
+        self._speculation, self._values = speculation, values
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         drafts: dict[int, Drafts] = {}
@@ -123,7 +123,7 @@ class ChoosingDrafter:
             owner, own = self._chosen(sequence_id, steps, sharing, found.get(sequence_id, _NOTHING))
             owners.append(owner)
             if samples:  # nothing is drafted after a prompt's chunk
-                self._worths.chose(sequence_id, own)
+                self._values.observe_lookup(sequence_id, own)
             if own:
                 kept[sequence_id] = own
         return owners, kept
@@ -143,8 +143,8 @@ class ChoosingDrafter:
             return (None, proposal) if only == LOOKUP else (only, _NOTHING)
         if not proposal and len(self._models) < 2:
             return next(iter(self._models), None), _NOTHING
-        kept, worth = self._worths.looked_up(proposal)
-        model, to_beat = self._worths.best_model(sequence_id, steps, sharing)
+        kept, worth = self._values.evaluate_lookup(proposal)
+        model, to_beat = self._values.best_model(sequence_id, steps, sharing)
         return (model, _NOTHING) if not kept or worth <= to_beat else (None, proposal.first(kept))
 
 

@@ -183,8 +183,8 @@ class Replica:
         for each, last in lasts.items():
             if self.texts.copied and self.policy.looks_up(each) and self._rng.random() < self.texts.copied:
                 proposal = Drafts([(last + 1 + n) % VOCAB for n in range(8)], [0.95] * 8, LOOKUP)
-                kept = proposal.first(self.policy.looked_up(proposal)[0])
-                self.policy.chose(each, kept)
+                kept = proposal.first(self.policy.evaluate_lookup(proposal)[0])
+                self.policy.observe_lookup(each, kept)
                 if kept:
                     found[each] = kept
         return found

@@ -161,21 +161,21 @@ def test_looked_up_drafts_are_verified_as_far_as_they_are_worth_their_rows() -> 
     policy = running(machine=Machine(row=0.002)).policy
 
     def kept(*chances: float) -> int:
-        return policy.looked_up(Drafts([5] * len(chances), list(chances), LOOKUP))[0]
+        return policy.evaluate_lookup(Drafts([5] * len(chances), list(chances), LOOKUP))[0]
 
     assert kept(0.95, 0.95, 0.95) == 3
     assert kept(0.95, 0.01, 0.95) == 1
     assert kept(0.01) == 0
 
 
-def test_looked_up_drafts_must_beat_a_models_unless_lookup_carries_the_sequence() -> None:
+def test_looked_up_drafts_must_beat_a_models_unless_lookup_suffices_for_the_sequence() -> None:
     policy = running().policy
     copied = Drafts([5] * 6, [0.99] * 6, LOOKUP)
     name, least = policy.best_model(0, 3, sharing=1)
     assert name == MTP
     assert least > policy.best_model(0, 0, sharing=1)[1] > 0.0
     for _ in range(20):
-        policy.chose(0, copied)
+        policy.observe_lookup(0, copied)
 
     assert policy.best_model(0, 0, sharing=1) == (None, 0.0)
 

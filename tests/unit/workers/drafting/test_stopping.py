@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from outrider.workers.depth.acceptance import Acceptance, DraftKind, Made
+from outrider.workers.depth.acceptance import Acceptance, DraftKind, MadeDrafts
 from outrider.workers.drafting.stopping import Drafted, made_together
 from outrider.workers.types.round import Round, ints, share_of
 from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
@@ -24,12 +24,12 @@ def by_lead(each: float, step: float = 0.0) -> StopRule:
 def test_a_draft_is_as_likely_to_be_accepted_as_it_is_judged_to_be_later() -> None:
     acceptance = Acceptance(4)
     for _ in range(30):
-        acceptance.observe(Made(7, KIND, [0.5, 0.5]), 1, 0, usual=True)
+        acceptance.observe(MadeDrafts(7, KIND, [0.5, 0.5]), 1, 0, usual=True)
     rule = acceptance.stop_rule(7, KIND, 0.2, 0.1)
 
     chances = [rule.chance(lead, first=number == 0) for number, lead in enumerate(LEADS)]
 
-    assert np.cumprod(chances) == pytest.approx(acceptance.judged_alone(Made(7, KIND, LEADS)))
+    assert np.cumprod(chances) == pytest.approx(acceptance.evaluate_one(MadeDrafts(7, KIND, LEADS)))
 
 
 def test_it_goes_on_for_as_long_as_another_draft_should_bring_what_it_costs() -> None:
@@ -52,7 +52,7 @@ def test_a_sequence_whose_drafts_are_hardly_accepted_is_given_up_sooner() -> Non
     acceptance = Acceptance(8)
     for sequence_id, accepted in ((1, 0), (2, 4)):
         for _ in range(8):
-            acceptance.observe(Made(sequence_id, KIND, [1.0] * 4), min(accepted + 1, 4), accepted, usual=True)
+            acceptance.observe(MadeDrafts(sequence_id, KIND, [1.0] * 4), min(accepted + 1, 4), accepted, usual=True)
     doubted, trusted = (acceptance.stop_rule(each, KIND, 0.1, 0.0) for each in (1, 2))
 
     assert doubted.further < trusted.further
