@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from outrider.workers.depth.acceptance import Acceptance, DraftKind, MadeDrafts
-from outrider.workers.drafting.stopping import Drafted, made_together
+from outrider.workers.drafting.stopping import StopTracker, made_together
 from outrider.workers.types.round import Round, ints, share_of
 from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
 
@@ -59,11 +59,11 @@ def test_a_sequence_whose_drafts_are_hardly_accepted_is_given_up_sooner() -> Non
 
 
 def test_each_sequence_ends_by_itself_where_steps_are_for_free() -> None:
-    drafted = Drafted([by_lead(0.45), NEVER_STOP, by_lead(0.25)], [9, 9, 9])
+    tracker = StopTracker([by_lead(0.45), NEVER_STOP, by_lead(0.25)], [9, 9, 9])
 
-    assert drafted.over(np.arange(3), [0.0, 0.0, 1.0]) == [True, False, False]
-    assert drafted.over(np.array([1, 2]), [0.0, 0.0]) == [False, True]
-    assert Drafted(None, [9, 9]).over(np.arange(2), [0.0, 0.0]) == [False, False]
+    assert tracker.ended(np.arange(3), [0.0, 0.0, 1.0]) == [True, False, False]
+    assert tracker.ended(np.array([1, 2]), [0.0, 0.0]) == [False, True]
+    assert StopTracker(None, [9, 9]).ended(np.arange(2), [0.0, 0.0]) == [False, False]
 
 
 def test_a_step_is_made_while_all_that_draft_in_it_pay_for_it_together() -> None:
