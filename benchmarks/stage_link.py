@@ -51,7 +51,7 @@ ONE_ROW = Round(
     block_offsets=ints([0, 13]),
     block_ids=ints(range(13)),
     draft_steps=ints([0]),
-    upkeep=ints([1]),
+    follows=ints([1]),
     followed_from=ints([1]),
 )
 ITS_VERDICT = Verdict(

@@ -212,7 +212,7 @@ class DepthPolicy:
         return Shape(
             sequences, rows, context, context * rows / sequences, int(share * rows),
             max(steps, default=0), sum(steps), int(share * sum(steps)),
-            len(verdict.token_ids) if len(round.upkeep) else 0, self._model_of(drafts),
+            len(verdict.token_ids) if len(round.follows) else 0, self._model_of(drafts),
         )  # fmt: skip
 
     def _learn(

@@ -54,7 +54,7 @@ def summarize(
             continuing[sequence_id] = end - (count - 1) + emitted[n]
     steps = _steps(continuing, drafts)
     sampled_drafts = sum([own for each, own in zip(continuing, steps, strict=True) if each in sampled])
-    followed = int(verdict.accepted_rows @ round.upkeep) if len(round.upkeep) else 0
+    followed = int(verdict.accepted_rows @ round.follows) if len(round.follows) else 0
     shape = Shape(
         len(ids), len(round.token_ids), float(context), float(rows_context), sampled_rows,
         max(steps, default=0), sum(steps), sampled_drafts, followed, model,

@@ -46,11 +46,11 @@ class Pairs:
 
 def followed(round: Round, verdict: Verdict) -> list[int]:
     """Indexes of the round's sequences that the drafter follows and that have accepted rows."""
-    follows = round.upkeep.tolist()
+    follows = round.follows.tolist()
     if 1 not in follows:
         return []
     columns = zip(follows, verdict.accepted_rows.tolist(), strict=True)
-    return [s for s, (upkeep, accepted) in enumerate(columns) if upkeep and accepted]
+    return [s for s, (follow, accepted) in enumerate(columns) if follow and accepted]
 
 
 def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: list[int]) -> Pairs:

@@ -72,15 +72,15 @@ class RoundComposer:
         Reserves slots for its rows, for the drafter's entry at the next position, and for the drafts to be made.
         """
         plan = self._plans.get(sequence.sequence_id, NO_DRAFTS)
-        start, upkeep = sequence.start, int(plan.follows)
+        start, follows = sequence.start, int(plan.follows)
         pending = len(sequence.token_ids) - start
         rows = min(pending + len(sequence.drafts), budget)
         steps = self._draft_steps(sequence, plan.depth, rows - pending) if plan.depth and rows >= pending else 0
-        slots = start + rows + upkeep
-        granted = self._residents.reserve(sequence, slots + steps, start + 1 + upkeep)
+        slots = start + rows + follows
+        granted = self._residents.reserve(sequence, slots + steps, start + 1 + follows)
         if granted == 0:
             return 0
-        rows = min(rows, granted - upkeep - start)
+        rows = min(rows, granted - follows - start)
         steps = max(0, min(steps, granted - slots)) if rows >= pending else 0
         self._residents.start_round(sequence)
         if plan is not NO_DRAFTS or sequence.followed:  # else: rows to follow may be pending

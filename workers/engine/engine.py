@@ -307,7 +307,7 @@ class Engine:
 
     def _draft(self, round: Round, result: RoundResult) -> Mapping[int, Drafts]:
         """The next drafts; none if the drafter fails, which only reduces speed."""
-        if self._drafter is None or not round.upkeep.size:
+        if self._drafter is None or not round.follows.size:
             return {}
         try:
             if len(round.ends):

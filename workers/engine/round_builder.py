@@ -85,8 +85,8 @@ class RoundBuilder:
             owners=as_ints(self._owners) if several_groups else ints(),
             draft_steps=as_ints(self._draft_steps),
             stop_rules=np.frombuffer(self._stop_rules if any(self._stop_rules) else b""),
-            upkeep=as_ints(self._upkeep) if call_drafter else ints(),
+            follows=as_ints(self._upkeep) if call_drafter else ints(),
             followed_from=as_ints(self._followed_from),
-            begins=tuple(sequence.introduction() for sequence in self.begins),
+            begins=tuple(sequence.sequence_start() for sequence in self.begins),
             ends=ints(ends),
         )

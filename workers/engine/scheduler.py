@@ -13,7 +13,7 @@ from outrider.workers.engine.outcome import SequenceOutcome, cancelled_chunk, ga
 from outrider.workers.engine.residents import Residents
 from outrider.workers.engine.round_builder import RoundBuilder
 from outrider.workers.types.counters import EngineCounters
-from outrider.workers.types.draft_plan import Planner, Undrafted
+from outrider.workers.types.draft_plan import NoDrafting, Planner
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.round import Round, Verdict
 from outrider.workers.types.round_time import RoundTiming
@@ -26,7 +26,7 @@ class Scheduler:
     """Drafts follow the `planner`'s plans, as far as limits and free blocks allow."""
 
     def __init__(self, config: SchedulerConfig, planner: Planner | None = None) -> None:
-        planner = Undrafted() if planner is None else planner
+        planner = NoDrafting() if planner is None else planner
         self._config = config
         self._residents = Residents(config, planner)
         self._composer = RoundComposer(config, planner.plans, self._residents)

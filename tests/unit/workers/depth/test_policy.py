@@ -94,7 +94,7 @@ def test_what_only_looks_up_asks_no_model_for_anything(models: tuple[str, ...], 
     ran = replica.run(400)
 
     assert not any(each.drafts for each in ran)
-    assert not any(each.round.upkeep.any() for each in ran)
+    assert not any(each.round.follows.any() for each in ran)
     assert sum(each.round.rows - 1 for each in ran[200:]) > 2 * 200
 
 
@@ -121,7 +121,7 @@ def decoded(verified: dict[int, int], accepted: int = 0, chunk: int = 0) -> tupl
     ids = [*verified, *[99] * (chunk > 0)]
     round = Round(
         sequence_ids=ints(ids), query_offsets=offsets(rows), token_ids=ints([5] * sum(rows)),
-        starts=ints([9] * len(ids)), sample_counts=ints(samples), upkeep=ints([1] * len(ids)),
+        starts=ints([9] * len(ids)), sample_counts=ints(samples), follows=ints([1] * len(ids)),
         followed_from=ints([1] * len(ids)),
     )  # fmt: skip
     verdict = Verdict(

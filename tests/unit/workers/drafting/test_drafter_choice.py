@@ -56,7 +56,7 @@ def a_round(steps: int, drafts: int = 0) -> Round:
         starts=ints([9]),
         sample_counts=ints([1 + drafts]),
         draft_steps=ints([steps]),
-        upkeep=ints([1]),
+        follows=ints([1]),
         followed_from=ints([1]),
     )
 

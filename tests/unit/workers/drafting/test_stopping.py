@@ -81,7 +81,7 @@ def test_a_rule_goes_with_its_sequence_to_the_data_group_that_has_it() -> None:
         sequence_ids=ints([4, 5]), query_offsets=ints([0, 1, 2]), token_ids=ints([7, 8]), starts=ints([0, 0]),
         write_from=ints([0, 0]), sample_counts=ints([1, 1]), score_counts=ints([0, 0]), next_token_ids=ints([0, 0]),
         block_offsets=ints([0, 1, 2]), block_ids=ints([0, 1]), owners=ints([0, 1]), draft_steps=ints([2, 2]),
-        upkeep=ints([1, 1]), followed_from=ints([1, 1]), stop_rules=np.arange(14.0),
+        follows=ints([1, 1]), followed_from=ints([1, 1]), stop_rules=np.arange(14.0),
     )  # fmt: skip
 
     assert share_of(round, 1).stop_rules.tolist() == [7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0]
