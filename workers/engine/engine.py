@@ -326,9 +326,7 @@ class Engine:
         """Counts the error; logs the first one of each drafter."""
         named = error if isinstance(error, DrafterError) else DrafterError(type(self._drafter).__name__, error)
         if self._depth.failed(named.drafter, str(named)):
-            log.error(
-                "drafter %s failed in round %d; continuing without its drafts", named.drafter, round_id, exc_info=named
-            )
+            log.error("drafter %s failed in round %d; continuing without it", named.drafter, round_id, exc_info=named)
 
     def _end(self, reason: str) -> None:
         """Refuses further requests, and fails all unfinished and queued ones with `reason`."""

@@ -57,21 +57,21 @@ class EngineInfo(ServedModel):
                 f"be at most {_MOST_PROMPT_LOGPROBS}"
             )
 
-    def _check_speculation(self, asked: str | int | None, drafter: str | None) -> None:
+    def _check_speculation(self, requested: str | int | None, drafter: str | None) -> None:
         """Without MTP weights, "auto" means no drafts. A number needs a model that drafts, or a named drafter."""
         if drafter is not None:
             self._check_drafter(drafter)
-        if self.verification != COUPLED and asked == "auto":
+        if self.verification != COUPLED and requested == "auto":
             raise ValueError(
                 f'speculation must be "off" or a number with verification="{self.verification}", got "auto"'
             )
-        if asked in (None, "off") or (asked == "auto" and not self.has_mtp):
+        if requested in (None, "off") or (requested == "auto" and not self.has_mtp):
             return
         if drafter in (None, AUTO) and not self.has_mtp and DRAFT_MODEL not in self.drafters:
-            raise ValueError(f"speculation must not be {asked!r}: this checkpoint has no MTP weights to draft with")
+            raise ValueError(f"speculation must not be {requested!r}: this checkpoint has no MTP weights to draft with")
         if self.speculation == "off":
             raise ValueError(
-                f'speculation must be "off" or absent, got {asked!r}: this engine runs with speculation off'
+                f'speculation must be "off" or absent, got {requested!r}: this engine runs with speculation off'
             )
 
     def _check_drafter(self, drafter: str) -> None:

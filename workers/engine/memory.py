@@ -52,7 +52,7 @@ def free_bytes(device: torch.device, round_bytes: int = 0) -> int:
         free = torch.cuda.mem_get_info(device)[0] - round_bytes
         if free <= 0:
             raise OutriderError(
-                f"no memory is left for the cache: a round of max_num_batched_tokens takes {round_bytes} bytes beside"
+                f"no memory is left for the cache: a round of max_num_batched_tokens needs {round_bytes} bytes besides"
                 f" the weights, and {free + round_bytes} are free; lower max_num_batched_tokens or use more GPUs"
             )
         return int(free * _CUDA_SHARE)

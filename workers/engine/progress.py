@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 LEAST_S = 8.0  # smallest limit of a round; with the interval of health probes, a stall is found within 10 s
 TIMES_THE_FORECAST = 20.0
-_FADES = 0.99  # decay per round of the longest time, so that one slow round does not raise the limit for ever
+_DECAY = 0.99  # decay per round of the longest time, so that one slow round does not raise the limit for ever
 _KEPT = 8  # rounds that a report lists
 
 
@@ -47,7 +47,7 @@ class Progress:
     def finished(self, round_id: int, rows: int) -> None:
         now = self._clock()
         past = _Past(round_id, rows, 0.0 if self._since is None else now - self._since)
-        faded = self._longest.seconds * _FADES
+        faded = self._longest.seconds * _DECAY
         self._longest = past if past.seconds >= faded else _Past(self._longest.round_id, self._longest.rows, faded)
         self._past.append(past)
         self._since, self._current = now, "between rounds"

@@ -29,18 +29,18 @@ def logprobs(logits: Tensor, token_ids: IntArray, counts: Sequence[int | None]) 
 
     `counts[t]`: number of likeliest tokens to list besides the chosen one; None: list nothing for this place.
     """
-    asked = [index for index, count in enumerate(counts) if count is not None]
-    if not asked:
+    requested = [index for index, count in enumerate(counts) if count is not None]
+    if not requested:
         return Logprobs()
-    rows = logits[torch.tensor(asked, device=logits.device)].float()
-    wanted = [counts[index] or 0 for index in asked]
-    ids, ranks = _listed(rows, torch.from_numpy(token_ids[asked]).to(rows.device), max(wanted))
+    rows = logits[torch.tensor(requested, device=logits.device)].float()
+    wanted = [counts[index] or 0 for index in requested]
+    ids, ranks = _listed(rows, torch.from_numpy(token_ids[requested]).to(rows.device), max(wanted))
     values = rows.log_softmax(dim=-1).gather(-1, ids).double()
     # The chosen token is in column 0, so it is dropped from the likeliest ones.
     listed = (ranks <= torch.tensor(wanted, device=rows.device)[:, None]) & (ids != ids[:, :1])
     listed[:, 0] = True
     widths = ints(np.zeros(len(counts)))
-    widths[asked] = listed.sum(dim=-1).cpu().numpy()
+    widths[requested] = listed.sum(dim=-1).cpu().numpy()
     return Logprobs(
         offsets=offsets(widths),
         ids=ids[listed].cpu().numpy(),
