@@ -12,7 +12,7 @@ from recorders import ROUND_COLUMNS
 from simulated import KINDS, OTHERS, recorded_rounds, recorded_texts
 from simulation import Text
 
-from outrider.workers.depth.acceptance import Acceptance, Made
+from outrider.workers.depth.acceptance import Acceptance, MadeDrafts
 from outrider.workers.depth.round_time import RoundTime, Shape
 
 _SETTLED = 400  # rounds that are learned from before any is held out
@@ -55,11 +55,11 @@ def _judge(acceptance: Acceptance, number: int, text: Text, believed: list[float
     place = 0
     while place < len(text.places):
         accepted, leads = text.places[place]
-        survivals = acceptance.judged_alone(Made(number, text.kind, leads))
+        survivals = acceptance.evaluate_one(MadeDrafts(number, text.kind, leads))
         judged = min(len(leads), accepted + 1)
         believed += [own / before for own, before in zip(survivals[:judged], [1.0, *survivals], strict=False)]
         came += [n < accepted for n in range(judged)]
-        acceptance.observe(Made(number, text.kind, leads), judged, accepted, usual=True)
+        acceptance.observe(MadeDrafts(number, text.kind, leads), judged, accepted, usual=True)
         place += accepted + 1
 
 

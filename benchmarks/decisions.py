@@ -101,7 +101,7 @@ class Decisions:
         round = Round(
             sequence_ids=ints([each.sequence_id for each in running]), query_offsets=offsets(rows),
             token_ids=ints([5] * sum(rows)), starts=ints(starts), sample_counts=ints(rows),
-            draft_steps=ints([plan.depth for plan in plans]), upkeep=ints([plan.follows for plan in plans]),
+            draft_steps=ints([plan.depth for plan in plans]), follows=ints([plan.follows for plan in plans]),
             followed_from=ints([1] * len(running)),
         )  # fmt: skip
         verdict = Verdict(

@@ -100,7 +100,7 @@ class OverlapRank:
             block_ids=ints([n * 32 + block for n in range(sequences) for block in range(blocks)]),
             owners=np.arange(sequences) % self._datas if self._datas > 1 else ints(),
             draft_steps=nothing,
-            upkeep=nothing,
+            follows=nothing,
             followed_from=nothing,
         )
 

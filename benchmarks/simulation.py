@@ -201,7 +201,7 @@ class Auto:
         round = Round(
             sequence_ids=ints(played.ids), query_offsets=offsets(played.rows), token_ids=ints([5] * sum(played.rows)),
             starts=ints([context - 1 for context in played.contexts]), sample_counts=ints(played.rows),
-            upkeep=ints([plan.follows for plan in plans]), followed_from=ints([1] * len(plans)),
+            follows=ints([plan.follows for plan in plans]), followed_from=ints([1] * len(plans)),
         )  # fmt: skip
         verdict = Verdict(
             token_offsets=offsets(played.emitted), token_ids=ints([5] * sum(played.emitted)),

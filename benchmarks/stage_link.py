@@ -51,7 +51,7 @@ ONE_ROW = Round(
     block_offsets=ints([0, 13]),
     block_ids=ints(range(13)),
     draft_steps=ints([0]),
-    upkeep=ints([1]),
+    follows=ints([1]),
     followed_from=ints([1]),
 )
 ITS_VERDICT = Verdict(
@@ -82,7 +82,7 @@ class PromptSampler:
 
     def begin(self, round: Round) -> None: ...
 
-    def judge(self, round: Round, hidden: Tensor, took: float) -> tuple[Verdict, Tensor]:
+    def verify(self, round: Round, hidden: Tensor, took: float) -> tuple[Verdict, Tensor]:
         return replace(ITS_VERDICT, stage_s=np.append(round.stage_s, took)), hidden
 
 

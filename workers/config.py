@@ -1,4 +1,4 @@
-"""Settings of an engine: frozen, torch-free, checked once. The model's own shape: types/model_config.py."""
+"""Settings of an engine: frozen, torch-free, checked once. The model's sizes: types/model_config.py."""
 
 import dataclasses
 import json
@@ -24,9 +24,9 @@ VERIFICATIONS = (COUPLED, "rejection", "block")
 
 
 def resolve_model(model: str, *, weights: bool = True) -> Path:
-    """The checkpoint's directory: a bundled model's name, a path, or hf://OWNER/NAME. CheckpointError if there is none.
+    """The checkpoint's directory, for a bundled model's name, a path, or hf://OWNER/NAME. Raises CheckpointError.
 
-    A checkpoint on the Hub is fetched; without `weights`, only its small files are.
+    A checkpoint on the Hub is downloaded; without `weights`, only its small files.
     """
     if hub.is_on_hub(model):
         return hub.fetch(model, weights=weights)
@@ -36,7 +36,7 @@ def resolve_model(model: str, *, weights: bool = True) -> Path:
     if not (path / "config.json").is_file():
         known = ", ".join(BUNDLED_MODELS)
         raise CheckpointError(
-            f"unknown model {model!r}: no directory with a config.json of that name, and not a bundled one ({known});"
+            f"unknown model {model!r}: neither a directory with a config.json nor a bundled model ({known});"
             " a checkpoint on the Hugging Face Hub is named hf://OWNER/NAME"
         )
     return path.resolve()
@@ -74,7 +74,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig(ParallelConfig):
-    """All settings of an engine: the parameters of LLM, and what a rank needs to know but its own number."""
+    """All settings of an engine: the parameters of LLM. All ranks have the same."""
 
     model: Annotated[str, Setting("Name of a bundled model (scout), or a checkpoint directory.")] = "scout"
     _: KW_ONLY
@@ -184,14 +184,14 @@ class EngineConfig(ParallelConfig):
     def _check_folders(self) -> None:
         for name in ("model", "weight_cache_dir", "draft_model", "harvest_path"):
             if getattr(self, name) == "":
-                raise ValueError(f"{name} must name a folder, got ''")
+                raise ValueError(f"{name} must name a directory, got ''")
 
     def _check_drafting(self) -> None:
         if self.drafter == DRAFT_MODEL and self.draft_model is None:
             raise ValueError('drafter="draft_model" needs draft_model, the checkpoint to draft with')
 
     def _check_data_groups(self) -> None:
-        """What needs all sequences on the leader's rank, their blocks or their states, cannot have them elsewhere."""
+        """Refuses features that need all sequences on the leader's rank, if there are several data groups."""
         for name in ("draft_model", "harvest_path"):
             if getattr(self, name) is not None and self.data_parallel_size > 1:
                 raise ValueError(f"{name} needs data_parallel_size=1, got {self.data_parallel_size}")
@@ -205,12 +205,12 @@ class EngineConfig(ParallelConfig):
     def _check_overlap(self) -> None:
         if self.enable_dbo and self.stage_size == 1:
             raise ValueError(
-                "enable_dbo overlaps what ranks of a stage exchange: it needs tensor_parallel_size or"
+                "enable_dbo overlaps communication between ranks of a stage: it needs tensor_parallel_size or"
                 " data_parallel_size above 1"
             )
 
     def _check_study(self) -> None:
-        """What the rules for study need: a depth that no draft has a say in, and drafter and sampler side by side."""
+        """Rules for study need a depth that does not depend on the drafts, and drafter and sampler in one process."""
         needs = {
             "a fixed depth, speculation=1..16": isinstance(self.speculation, int),
             "a single rank": self.world_size == 1,

@@ -1,4 +1,4 @@
-"""LLM: the offline API, on the same engine as the server and without a gateway. Names as vLLM's."""
+"""LLM: the offline API, with the same engine as the server but no gateway. Names are vLLM's."""
 
 import atexit
 import contextlib
@@ -16,9 +16,9 @@ from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.serving.hosts import EngineHost, start_engine
 from outrider.workers.serving.rank_status import RankStatus
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler
-from outrider.workers.text.edge import settled
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.text.outputs import OutputCollector, RequestOutput, logprobs_by_token
+from outrider.workers.text.request_params import resolved_params
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.closing import ClosedOnExit
 from outrider.workers.types.errors import EngineStoppedError
@@ -31,9 +31,10 @@ Prompt = str | Sequence[int]
 
 
 class LLM(ClosedOnExit):
-    """A model, ready to generate. With several ranks it runs them as local processes.
+    """A loaded model. Several ranks run as local processes.
 
-    Raises CheckpointError, ValueError or OutriderError, in one line, if the model or a setting does not do.
+    Raises CheckpointError, ValueError or OutriderError, with a message of one line, if the model cannot be loaded or a
+    setting is not allowed.
     """
 
     @parameters_of(EngineConfig, described(EngineConfig))
@@ -52,7 +53,7 @@ class LLM(ClosedOnExit):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """Outputs in the order of the prompts. ValueError names a bad prompt or parameter; nothing has run then."""
+        """Outputs in the order of the prompts. For a bad prompt or parameter, raises ValueError before running any."""
         listed: Sequence[Prompt] = [prompts] if isinstance(prompts, str) else _listed(prompts)
         requests = self._requests(listed, sampling_params)
         texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
@@ -71,7 +72,7 @@ class LLM(ClosedOnExit):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """One conversation, or a list of them, through the model's chat template."""
+        """Generates answers to one conversation or a list of them, with the model's chat template."""
         if self.tokenizer is None:
             raise ValueError("messages need a tokenizer, and this checkpoint has none: use token ids")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
@@ -79,23 +80,23 @@ class LLM(ClosedOnExit):
         return self.generate(prompts, sampling_params, use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[OutputDelta]:
-        """What the request's outputs gain, as they gain it. Closing the iterator cancels the request."""
+        """Yields deltas of the request's outputs as they are generated. Closing the iterator cancels the request."""
         requests = self._requests([prompt], sampling_params)
         return self._run([_Collected(requests[0], None, self.tokenizer)], _Mailbox(at_once=requests))
 
     def swap_drafter(self, checkpoint: str) -> None:
-        """Drafts with another checkpoint's MTP module (and drafting head) from the next round on, and waits for that.
+        """Replaces the MTP module (and drafting head) by another checkpoint's; returns when it is in use.
 
-        Requests go on meanwhile, and no token changes. OutriderError if it does not fit the model that runs.
+        Running requests continue, and output tokens do not change. Raises OutriderError if it does not fit the model.
         """
         self._host.engine.swap_drafter(str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint)
 
     def status(self) -> list[RankStatus]:
-        """How each rank is, by rank: rounds, requests and time spent computing."""
+        """The status of each rank: rounds, requests and time spent computing."""
         return self._host.statuses
 
     def close(self) -> None:
-        """Ends the engine and its processes. Unfinished requests end with an error."""
+        """Stops the engine and its processes. Unfinished requests fail with an error."""
         atexit.unregister(self.close)
         self._checker.close()
         self._host.close()
@@ -103,7 +104,7 @@ class LLM(ClosedOnExit):
     def _requests(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[Request]:
-        """One checked request per prompt; nothing is submitted until all are known to be good."""
+        """One checked request per prompt. All are checked before any is submitted."""
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
             raise ValueError(
@@ -117,7 +118,7 @@ class LLM(ClosedOnExit):
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         number = next(self._numbers)
         token_ids = tuple(self._encode(prompt))
-        params = settled(params, self.tokenizer, token_ids)
+        params = resolved_params(params, self.tokenizer, token_ids)
         request = Request(
             request_id=f"llm-{number}",
             prompt_token_ids=token_ids,
@@ -140,7 +141,7 @@ class LLM(ClosedOnExit):
         return self.tokenizer.encode(prompt) if prompt else ()
 
     def _run(self, collected: Sequence["_Collected"], mailbox: "_Mailbox") -> Iterator[OutputDelta]:
-        """Submits, and yields every delta. Leaving early (an error, Ctrl-C, a closed iterator) cancels what is left."""
+        """Submits the requests and yields every delta. An error, Ctrl-C or a closed iterator cancels the others."""
         engine = self._host.engine
         by_id = {one.request.request_id: one for one in collected}
         try:
@@ -163,10 +164,10 @@ class LLM(ClosedOnExit):
 
 
 class _Mailbox:
-    """Chunks on their way from the engine's thread to the caller's, who is woken only for what matters.
+    """Chunks from the engine's thread for the caller's thread, which is woken as rarely as possible.
 
-    That is an end or an error, and any chunk of the requests `at_once`: somebody waits for it, or it may hold a stop
-    string. Waking costs the engine a good part of a small model's round.
+    It is woken for finish reasons, errors, and all chunks of the requests `at_once`, which are streamed or may contain
+    a stop string. Waking it slows a small model's rounds noticeably.
     """
 
     def __init__(self, at_once: Sequence[Request]) -> None:
@@ -181,14 +182,14 @@ class _Mailbox:
             self._waiting = []
 
     def take(self) -> list[SequenceChunk]:
-        """Waits a second at a time: an interrupt just before a wait is heard at its end only."""
+        """Waits with a timeout of one second, since Ctrl-C just before a wait is only handled when the wait ends."""
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._ready.get(timeout=1.0)
 
 
 class _Collected:
-    """A request under way and its result so far."""
+    """A running request and its result so far."""
 
     def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer | None) -> None:
         self.request = request
@@ -227,6 +228,6 @@ def _listed(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 
 def _derived_seed(seed: int, number: int) -> int:
-    """A request's seed from the engine's: the same run gives the same text, and no two requests share their noise."""
+    """A request's seed, derived from the engine's: runs are repeatable, and no two requests share noise."""
     digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)

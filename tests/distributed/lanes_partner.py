@@ -112,7 +112,7 @@ def _round(number: int, parts: dict[int, Rows], datas: int) -> Round:
         block_ids=ints([block for part in parts.values() for block in part.blocks]),
         owners=ints([n % datas for n in parts]) if datas > 1 else ints(),
         draft_steps=nothing,
-        upkeep=nothing,
+        follows=nothing,
         followed_from=nothing,
     )
 

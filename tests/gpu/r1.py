@@ -120,6 +120,6 @@ def decoding_round(sequences: int, rows: int, context: int, draft_steps: int = 0
         block_offsets=shape.block_offsets,
         block_ids=shape.block_ids,
         draft_steps=np.full(sequences, draft_steps),
-        upkeep=np.ones(sequences, dtype=np.int64),
+        follows=np.ones(sequences, dtype=np.int64),
         followed_from=np.ones(sequences, dtype=np.int64),
     )

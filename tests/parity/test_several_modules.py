@@ -288,7 +288,7 @@ def _round(tokens: Sequence[int], first: int, end: int, *, followed_from: int | 
         block_offsets=ints([0, len(BLOCKS)]),
         block_ids=ints(BLOCKS),
         draft_steps=ints([4 if followed_from else 0]),
-        upkeep=ints([1 if followed_from else 0]),
+        follows=ints([1 if followed_from else 0]),
         followed_from=ints([followed_from or 1]),
         begins=(begin,) if first == 0 else (),
     )

@@ -1,7 +1,8 @@
-"""How likely drafts are accepted: logistic models over all sequences, each joined with the sequence's own history.
+"""Estimates the probability that drafts are accepted: logistic models plus an offset for each sequence's history.
 
-*Judging* knows a draft's confidence and says which drafts to verify; *foreseeing* does not and says how many to make.
-Labels come from the accepted drafts and the first rejected one. A new sequence is like the mean of all.
+The *evaluation* model uses a draft's confidence and decides which drafts to verify. The *prediction* model does not
+know it and decides how many drafts to make. *Judged* drafts are the accepted ones and the first rejected one; only they
+are labels. A new sequence starts at the mean of all.
 """
 
 import math
@@ -21,43 +22,43 @@ from outrider.workers.types.stop_rule import MAX_LEAD, MAX_LOG_ODDS, StopRule
 
 Floats = NDArray[np.float64]
 
-_MEMORY, _TRUST = 3000.0, 40.0  # labels of all sequences; recorded texts are judged best with 2,000 to 5,000
-_OWN_MEMORY, _OWN_TRUST = 24.0, 4.0  # labels of one sequence; with 12 or 48 recorded texts are judged worse
+_MEMORY, _TRUST = 3000.0, 40.0  # labels of all sequences; recorded texts are predicted best with 2,000 to 5,000
+_OWN_MEMORY, _OWN_TRUST = 24.0, 4.0  # labels of one sequence; 12 and 48 predict recorded texts worse
 _USUAL = 0.7  # acceptance of a sequence's first drafts: scout's mean at T=0.8
-_BATCH = 24  # labels before the first Newton step, which takes 100 us; then twice as many, up to ten times
-# First weights, fitted to scout by temperature class: intercept, lead, log(1 + lead), first draft, history
-_JUDGING = ((-0.2, 0.9, 1.9, 0.1, 1.0), (-0.7, 0.6, 1.5, 0.0, 0.8), (-0.5, 1.0, 1.5, 0.0, 0.8))
+_BATCH = 24  # labels before the first Newton step (100 us); each later batch is _BATCH larger, up to 10 * _BATCH
+# Initial weights, fitted to scout, by temperature class: intercept, lead, log(1 + lead), first draft, history
+_EVALUATION = ((-0.2, 0.9, 1.9, 0.1, 1.0), (-0.7, 0.6, 1.5, 0.0, 0.8), (-0.5, 1.0, 1.5, 0.0, 0.8))
 # The same: intercept, first draft, log(position), history
-_FORESEEING = ((2.7, 0.2, 0.2, 1.2), (1.0, 0.1, 0.1, 1.0), (1.0, 0.0, 0.0, 1.0))
-_FEW = 4  # sequences, up to which lists are faster than arrays
+_PREDICTION = ((2.7, 0.2, 0.2, 1.2), (1.0, 0.1, 0.1, 1.0), (1.0, 0.0, 0.0, 1.0))
+_FEW = 4  # up to so many sequences, lists are faster than arrays
 
 
 def temperature_class(temperature: float) -> int:
-    """0: greedy, 1: up to 1, 2: above. Confidence has another scale in each."""
+    """0: greedy, 1: up to 1, 2: above 1. The scale of confidences differs between classes."""
     return 0 if temperature == 0.0 else 1 if temperature <= 1.0 else 2
 
 
 class DraftKind(NamedTuple):
-    """Drafts of one kind share their models."""
+    """Drafts of one kind share the models of this module."""
 
     drafter: str
     temperature_class: int
 
     def by(self, drafter: str) -> "DraftKind":
-        """The same of another drafter."""
+        """The same temperature class with another drafter."""
         return self if drafter == self.drafter else DraftKind(drafter, self.temperature_class)
 
 
-class Made(NamedTuple):
+class MadeDrafts(NamedTuple):
     """A sequence's drafts for its next round."""
 
     sequence_id: int
     kind: DraftKind
-    leads: Sequence[float]  # each score less the next best's; of a looked-up draft its chance to be accepted
+    leads: Sequence[float]  # score minus the next best; for prompt lookup, the probability of acceptance
 
 
 class _History:
-    """How a sequence's acceptance differs from that of all, in log-odds; recent drafts count more."""
+    """A sequence's acceptance relative to the mean of all, in log-odds. Recent drafts count more."""
 
     __slots__ = ("_accepted", "_expected", "_judged", "offset")
 
@@ -66,7 +67,7 @@ class _History:
         self.offset = 0.0
 
     def observe(self, accepted: float, judged: int, expected: float) -> None:
-        """Of `judged` drafts `accepted` were, where `expected` would have been in the mean of all sequences."""
+        """Adds `judged` drafts: `accepted` were accepted, and the model for all sequences expected `expected`."""
         keep = max(1.0 - judged / _OWN_MEMORY, 0.5)
         self._accepted = self._accepted * keep + accepted
         self._expected = self._expected * keep + expected
@@ -78,10 +79,10 @@ class _History:
 
 @dataclass(slots=True)
 class _Histories:
-    """Of one live sequence with one drafter."""
+    """The histories of one live sequence with one drafter."""
 
-    judging: _History = field(default_factory=_History)
-    foreseeing: _History = field(default_factory=_History)
+    evaluation: _History = field(default_factory=_History)
+    prediction: _History = field(default_factory=_History)
 
 
 class _Example(NamedTuple):
@@ -89,62 +90,63 @@ class _Example(NamedTuple):
 
     leads: Sequence[float]
     accepted: int
-    judging: float  # offsets of the sequence's histories then
-    foreseeing: float
+    evaluation: float  # the histories' offsets before this round
+    prediction: float
 
 
 class _Models:
-    """The two models of one kind. Odds are against acceptance, history aside."""
+    """The two models of one kind. `odds` are odds against acceptance, without the sequence's history."""
 
     def __init__(self, temperature_class: int, positions: int) -> None:
-        self.judging = Logistic(_JUDGING[temperature_class], trust=_TRUST, memory=_MEMORY)
-        self.foreseeing = Logistic(_FORESEEING[temperature_class], trust=_TRUST, memory=_MEMORY)
+        self.evaluation = Logistic(_EVALUATION[temperature_class], trust=_TRUST, memory=_MEMORY)
+        self.prediction = Logistic(_PREDICTION[temperature_class], trust=_TRUST, memory=_MEMORY)
         self._positions = positions
         self._examples: list[_Example] = []
         self._labels, self._batch = 0, _BATCH
-        self._foresee()
+        self._predict()
 
     def odds(self, leads: Sequence[float]) -> list[float]:
-        """Of drafts with these leads."""
-        fixed, slope, bend, first, _ = self.judging.weights
+        """Odds against acceptance of drafts with these leads."""
+        fixed, slope, bend, first, _ = self.evaluation.weights
         capped = [min(lead, MAX_LEAD) for lead in leads]
         against = [-fixed - slope * lead - bend * math.log1p(lead) for lead in capped]
         against[0] -= first
         return [math.exp(min(score, MAX_LOG_ODDS)) for score in against]
 
     def expected(self, leads: Sequence[float]) -> float:
-        """How many of judged drafts with these leads are accepted."""
+        """Expected number of accepted drafts among judged ones with these leads."""
         return sum([1.0 / (1.0 + odds) for odds in self.odds(leads)])
 
     def learn(self, example: _Example) -> None:
         self._examples.append(example)
         self._labels += len(example.leads)
         if self._labels >= self._batch:
-            self._take_in(self._examples)
+            self._fit(self._examples)
             self._examples, self._labels = [], 0
             self._batch = min(self._batch + _BATCH, 10 * _BATCH)
-            self._foresee()
+            self._predict()
 
-    def _take_in(self, examples: Sequence[_Example]) -> None:
+    def _fit(self, examples: Sequence[_Example]) -> None:
         judged = [len(example.leads) for example in examples]
         capped = np.minimum([lead for example in examples for lead in example.leads], MAX_LEAD)  # [labels]
         position = np.array([n for count in judged for n in range(count)])  # [labels]
         labels = (position < np.repeat([example.accepted for example in examples], judged)).astype(float)
-        judging = np.repeat([example.judging for example in examples], judged)
-        foreseeing = np.repeat([example.foreseeing for example in examples], judged)
+        evaluation = np.repeat([example.evaluation for example in examples], judged)
+        prediction = np.repeat([example.prediction for example in examples], judged)
         ones, first = np.ones(len(position)), (position == 0).astype(float)
-        self.judging.learn(np.stack([ones, capped, np.log1p(capped), first, judging], axis=1), labels)
-        self.foreseeing.learn(np.stack([ones, first, np.log1p(position), foreseeing], axis=1), labels)
+        self.evaluation.learn(np.stack([ones, capped, np.log1p(capped), first, evaluation], axis=1), labels)
+        self.prediction.learn(np.stack([ones, first, np.log1p(position), prediction], axis=1), labels)
 
-    def _foresee(self) -> None:
-        fixed, first, slope, _ = self.foreseeing.weights
+    def _predict(self) -> None:
+        fixed, first, slope, _ = self.prediction.weights
         scores = [fixed + first * (n == 0) + slope * math.log1p(n) for n in range(self._positions)]
-        self.foreseen = [math.exp(min(-score, MAX_LOG_ODDS)) for score in scores]  # odds by position
-        self.expected_of = [0.0, *accumulate(1.0 / (1.0 + odds) for odds in self.foreseen)]  # accepted, of so many
+        self.predicted = [math.exp(min(-score, MAX_LOG_ODDS)) for score in scores]  # odds by position
+        # accepted drafts, by number of judged ones
+        self.expected_of = [0.0, *accumulate(1.0 / (1.0 + odds) for odds in self.predicted)]
 
 
 class Acceptance:
-    """Every kind's models and every live sequence's histories."""
+    """The models of each kind and the histories of each live sequence."""
 
     def __init__(self, positions: int) -> None:
         """`positions`: most drafts of a sequence in one round."""
@@ -155,77 +157,77 @@ class Acceptance:
         )  # by drafter and sequence
 
     def __len__(self) -> int:
-        """Sequences that it keeps something of."""
+        """Number of sequences with a history."""
         return len(set().union(*self._known.values()))
 
-    def judged(self, made: Sequence[Made]) -> Floats:
-        """The chance of each draft that it and all before it are accepted, sequence by sequence, [drafts]."""
+    def evaluate(self, made: Sequence[MadeDrafts]) -> Floats:
+        """Probability that each draft and all before it are accepted, sequence by sequence, [drafts]."""
         kinds = [each.kind for each in made]
         if len(made) <= _FEW or kinds.count(kinds[0]) < len(kinds) or kinds[0].drafter == LOOKUP:
-            return np.array([chance for each in made for chance in self.judged_alone(each)])
-        return self._judged_together(made, kinds[0])
+            return np.array([chance for each in made for chance in self.evaluate_one(each)])
+        return self._evaluate_batch(made, kinds[0])
 
-    def judged_alone(self, made: Made) -> list[float]:
-        """`judged` of one sequence."""
+    def evaluate_one(self, made: MadeDrafts) -> list[float]:
+        """`evaluate` for one sequence."""
         if made.kind.drafter == LOOKUP:
             return list(accumulate(made.leads, mul))
-        models, history = self._of(made.kind), self._known[made.kind.drafter][made.sequence_id].judging
-        return _survivals(models.odds(made.leads), models.judging.weights[4] * history.offset)
+        models, history = self._of(made.kind), self._known[made.kind.drafter][made.sequence_id].evaluation
+        return _survivals(models.odds(made.leads), models.evaluation.weights[4] * history.offset)
 
-    def _judged_together(self, made: Sequence[Made], kind: DraftKind) -> Floats:
-        """Of one kind: the same in a third of the time."""
-        fixed, slope, bend, first, history = self._of(kind).judging.weights
+    def _evaluate_batch(self, made: Sequence[MadeDrafts], kind: DraftKind) -> Floats:
+        """`evaluate` for drafts of one kind, in a third of the time."""
+        fixed, slope, bend, first, history = self._of(kind).evaluation.weights
         known, lengths = self._known[kind.drafter], [len(each.leads) for each in made]
         leads = np.fromiter(chain.from_iterable([each.leads for each in made]), np.float64, sum(lengths))
         capped = np.minimum(leads, MAX_LEAD)
         there = np.arange(max(lengths)) < np.array(lengths)[:, None]  # [sequences, most drafts]
         scores = np.full(there.shape, -np.inf)
         scores[there] = np.maximum(fixed + slope * capped + bend * np.log1p(capped), -MAX_LOG_ODDS)
-        scores += history * np.array([known[each.sequence_id].judging.offset for each in made])[:, None]
+        scores += history * np.array([known[each.sequence_id].evaluation.offset for each in made])[:, None]
         scores[:, 0] += first
         survivals: Floats = (1.0 / np.multiply.accumulate(1.0 + np.exp(-scores), axis=1))[there]
         return survivals
 
-    def foreseen(self, sequences: Sequence[tuple[int, DraftKind]]) -> Floats:
-        """The same of drafts that are not made yet, [sequences, positions]."""
+    def predict(self, sequences: Sequence[tuple[int, DraftKind]]) -> Floats:
+        """The same probabilities for drafts that are not made yet, [sequences, positions]."""
         if len(sequences) <= _FEW:
-            return np.array([self.foreseen_alone(sequence_id, kind) for sequence_id, kind in sequences])
+            return np.array([self.predict_one(sequence_id, kind) for sequence_id, kind in sequences])
         models = [self._of(kind) for _, kind in sequences]
-        trust = np.array([each.foreseeing.weights[3] for each in models])
-        offsets = np.array([self._known[kind.drafter][each].foreseeing.offset for each, kind in sequences])
-        odds = np.array([each.foreseen for each in models]) * np.exp(-trust * offsets)[:, None]
+        trust = np.array([each.prediction.weights[3] for each in models])
+        offsets = np.array([self._known[kind.drafter][each].prediction.offset for each, kind in sequences])
+        odds = np.array([each.predicted for each in models]) * np.exp(-trust * offsets)[:, None]
         survivals: Floats = 1.0 / np.multiply.accumulate(1.0 + odds, axis=1)
         return survivals
 
-    def foreseen_alone(self, sequence_id: int, kind: DraftKind) -> list[float]:
-        """`foreseen` of one sequence."""
-        models, history = self._of(kind), self._known[kind.drafter][sequence_id].foreseeing
-        return _survivals(models.foreseen, models.foreseeing.weights[3] * history.offset)
+    def predict_one(self, sequence_id: int, kind: DraftKind) -> list[float]:
+        """`predict` for one sequence."""
+        models, history = self._of(kind), self._known[kind.drafter][sequence_id].prediction
+        return _survivals(models.predicted, models.prediction.weights[3] * history.offset)
 
     def stop_rule(self, sequence_id: int, kind: DraftKind, each: float, step: float) -> StopRule:
-        """To draft on while another draft should bring the tokens of `each`, and a step those of `step` on top."""
+        """Drafting continues while another draft's expected tokens exceed `each` (per draft) plus `step` (per step)."""
         models, histories = self._of(kind), self._known[kind.drafter][sequence_id]
-        fixed, lead, bend, first, own = models.judging.weights
-        odds = min(models.foreseen[:2]) * math.exp(-models.foreseeing.weights[3] * histories.foreseeing.offset)
-        return StopRule(fixed + own * histories.judging.offset, lead, bend, first, 1.0 / (1.0 + odds), each, step)
+        fixed, lead, bend, first, own = models.evaluation.weights
+        odds = min(models.predicted[:2]) * math.exp(-models.prediction.weights[3] * histories.prediction.offset)
+        return StopRule(fixed + own * histories.evaluation.offset, lead, bend, first, 1.0 / (1.0 + odds), each, step)
 
-    def passed_over(self, made: Made) -> None:
-        """Its drafts were judged and not worth verifying: foreseeing learns from the judgement."""
-        models, history = self._of(made.kind), self._known[made.kind.drafter][made.sequence_id].foreseeing
+    def observe_unverified(self, made: MadeDrafts) -> None:
+        """These drafts will not be verified: the prediction model learns from the evaluation model's estimate."""
+        models, history = self._of(made.kind), self._known[made.kind.drafter][made.sequence_id].prediction
         history.observe(models.expected(made.leads[:1]), 1, models.expected_of[1])
 
-    def observe(self, made: Made, judged: int, accepted: int, *, usual: bool) -> None:
-        """Learns from drafts of which the first `judged` got an answer: those accepted and the first rejected one.
+    def observe(self, made: MadeDrafts, judged: int, accepted: int, *, usual: bool) -> None:
+        """Learns from the first `judged` drafts, of which `accepted` were accepted.
 
-        `usual`: what became of them tells of other sequences too, as it does not where the drafter's cache has a gap.
+        `usual`: False if the drafter's cache has a gap; then only the sequence's own history learns.
         """
         models, histories = self._of(made.kind), self._known[made.kind.drafter][made.sequence_id]
-        judging, foreseeing, leads = histories.judging, histories.foreseeing, made.leads[:judged]
+        evaluation, prediction, leads = histories.evaluation, histories.prediction, made.leads[:judged]
         expected = models.expected(leads)
         if usual:
-            models.learn(_Example(leads, accepted, judging.offset, foreseeing.offset))
-        judging.observe(accepted, judged, expected)
-        foreseeing.observe(accepted, judged, models.expected_of[judged])
+            models.learn(_Example(leads, accepted, evaluation.offset, prediction.offset))
+        evaluation.observe(accepted, judged, expected)
+        prediction.observe(accepted, judged, models.expected_of[judged])
 
     def forget(self, sequence_id: int) -> None:
         for known in self._known.values():
@@ -238,7 +240,7 @@ class Acceptance:
 
 
 def _survivals(odds: Sequence[float], shift: float) -> list[float]:
-    """Of each draft and all before it, given the odds against each and a shift of all log-odds."""
+    """Probability that each draft and all before it are accepted. `shift` is added to all log-odds of acceptance."""
     reached, factor, survivals = 1.0, math.exp(-shift), []
     for each in odds:
         reached /= 1.0 + each * factor

@@ -1,22 +1,22 @@
-"""How much prompt lookup brings each sequence: enough, and models need not follow it. Pure."""
+"""Estimates how many tokens prompt lookup brings each sequence: if enough, models need not follow it. Pure."""
 
 from typing import NamedTuple
 
-_MEMORY = 6.0  # rounds: copied passages are that short
-_CARRIES = 2.0  # looked-up tokens a round that should be accepted, from which on models add little (edits, scout)
-_COMMON = 0.5  # the same of the mean sequence, from which on every sequence is searched in every round
+_MEMORY = 6.0  # rounds of one sequence: copied passages are short
+_SUFFICES = 2.0  # expected accepted tokens per round above which models add little (edits, scout)
+_COMMON = 0.5  # the same for the mean sequence, above which every sequence is searched in every round
 _ALL_MEMORY = 200.0  # rounds of all sequences
 
 
 class LookedUp(NamedTuple):
-    """Of one sequence."""
+    """The estimate of one sequence."""
 
-    tokens: float  # a round, that should be accepted
-    alone: bool  # no model may draft for it, so that it tells nothing of other sequences
+    tokens: float  # expected accepted tokens per round
+    lookup_only: bool  # no model may draft for it; not counted in the mean
 
 
 class Lookups:
-    """Of one replica."""
+    """The estimates of one replica."""
 
     def __init__(self) -> None:
         self._own: dict[int, LookedUp] = {}
@@ -27,32 +27,32 @@ class Lookups:
 
     @property
     def common(self) -> bool:
-        """Whether text is looked up often."""
+        """Whether lookup succeeds often in all sequences."""
         return self._mean >= _COMMON
 
-    def meet(self, sequence_id: int, *, alone: bool) -> None:
-        """A new sequence, which is like the mean."""
-        self._own[sequence_id] = LookedUp(self._mean, alone)
+    def add_sequence(self, sequence_id: int, *, lookup_only: bool) -> None:
+        """Adds a sequence, starting at the mean."""
+        self._own[sequence_id] = LookedUp(self._mean, lookup_only)
 
-    def add(self, sequence_id: int, tokens: float) -> None:
-        """In a round of the sequence `tokens` looked-up ones should be accepted."""
+    def observe(self, sequence_id: int, tokens: float) -> None:
+        """Adds a round in which `tokens` looked-up tokens are expected to be accepted."""
         own = self._own.get(sequence_id)
         if own is None or not (tokens or own.tokens):
             return
         own = own._replace(tokens=own.tokens + (tokens - own.tokens) / _MEMORY)
         self._own[sequence_id] = own if own.tokens > 0.01 else own._replace(tokens=0.0)
-        if not own.alone:
+        if not own.lookup_only:
             self._mean += (tokens - self._mean) / _ALL_MEMORY
 
-    def alone(self, sequence_id: int) -> bool:
-        """Whether no model may draft for it."""
+    def lookup_only(self, sequence_id: int) -> bool:
+        """Whether no model may draft for the sequence."""
         own = self._own.get(sequence_id)
-        return own is not None and own.alone
+        return own is not None and own.lookup_only
 
-    def carries(self, sequence_id: int) -> bool:
-        """Whether looked-up drafts leave models little to add."""
+    def suffices(self, sequence_id: int) -> bool:
+        """Whether lookup brings so much that models add little."""
         own = self._own.get(sequence_id)
-        return own is not None and own.tokens >= _CARRIES
+        return own is not None and own.tokens >= _SUFFICES
 
     def forget(self, sequence_id: int) -> None:
         self._own.pop(sequence_id, None)

@@ -1,7 +1,7 @@
-"""How many tokens to draft for each sequence: the engine's setting joined with the requests' own.
+"""The depth policy: how many tokens to draft for each sequence, from the engine's setting and the requests' own.
 
-The scheduler reads `plans`; the engine reports every round and is told which drafts to verify. Rounds that speculation
-takes no part in cost next to nothing here. Pure: seconds are given to it. Depths never change the text.
+The scheduler reads `plans`. The engine reports every round to `observe`, which returns the drafts to verify. Rounds
+without speculation take almost no time here. Pure: callers pass in measured seconds. Depths never change the text.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import mul
 
-from outrider.workers.depth.acceptance import DraftKind, Made, temperature_class
+from outrider.workers.depth.acceptance import DraftKind, MadeDrafts, temperature_class
 from outrider.workers.depth.auto import DEEPEST, AutoDepth
 from outrider.workers.depth.budget import PLAIN_ROUNDS, PLAIN_SKIPPED, RATE, Budget
-from outrider.workers.depth.reading import Reading, read
+from outrider.workers.depth.round_summary import RoundSummary, summarize
 from outrider.workers.depth.round_time import RoundTime, Shape, size_class
 from outrider.workers.depth.value import Live
 from outrider.workers.types.counters import SpeculationFigures
@@ -23,31 +23,31 @@ from outrider.workers.types.round_time import RoundTiming
 from outrider.workers.types.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.types.sequence import Sequence
 
-# Rounds that plans hold for, of which the last is learned from: a quarter of the lane's sequences, but this at least
+# Least rounds for which plans are valid (or a quarter of the lane's sequences); the last of them is learned from
 _PLAN_EVERY = 4  # planning takes 40 us for one sequence and 300 for 64
-_SURPRISE = 2.0  # times its forecast, beyond which a round is learned from at once: 1 in 100 takes that long by chance
-_LOOKUP_LEAD = 1.0  # tokens by which looked-up drafts must beat a model's: with 0 scout's code at batch 4 is 5 % slower
+_OUTLIER = 2.0  # a round that takes so many times its forecast is learned from at once: 1 in 100 does by chance
+_LOOKUP_LEAD = 1.0  # tokens by which looked-up drafts must beat a model's: 0 makes scout's code at batch 4 5 % slower
 
 
 @dataclass(slots=True)
 class _Lane:
-    """What is known of one lane's rounds since its plans were made."""
+    """The state of one lane since its plans were made."""
 
     budget: Budget
     plain: Shape = field(default_factory=lambda: Shape.plain(1, 0.0))  # its next round without drafts
-    plain_s: float = 0.0  # what that takes; 0: not known
+    plain_s: float = 0.0  # time of that round; 0: unknown
     drafting: bool = False  # its plans have drafts
     auto: bool = False  # none of its sequences has a fixed depth
-    rounds: int = 0  # since then
-    surprised: bool = False  # the latest took much longer than was forecast
-    version: int = -1  # of the sequences that live
-    skips: int = 0  # plain rounds that are still to pass unread
-    skipped_s: list[float] = field(default_factory=list)  # seconds of those that did
-    draft_s: float = 0.0  # what its latest drafts took to make
+    rounds: int = 0  # since the plans were made
+    outlier: bool = False  # the latest round took much longer than forecast
+    version: int = -1  # of the set of live sequences
+    skips: int = 0  # plain rounds left that only have their time recorded
+    skipped_s: list[float] = field(default_factory=list)  # seconds of those that ran
+    draft_s: float = 0.0  # time of making the latest drafts
 
 
 class DepthPolicy:
-    """Of one replica. Not thread-safe: the engine's thread calls it."""
+    """The depth policy of one replica. Not thread-safe: only for the engine's thread."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class DepthPolicy:
         data_groups: int = 1,
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
-        """`speculation` is the engine's: "off", "auto", or a fixed depth, which bounds the requests' own too.
+        """`speculation` is the engine's: "off", "auto", or a fixed depth, which also limits requests' own.
 
-        `experts`: how many routed experts a layer has, and how many a token activates. `models`: the drafters that pay
-        for each step, the usual one first. `data_groups`: of several all run as many steps, whoever stops before.
-        `warn` is told what is wrong with a drafter, each thing once.
+        `experts`: routed experts per layer, and active ones per token. `models`: the drafters whose steps take time,
+        the default first. `data_groups`: with several, early stopping saves no steps. `warn` is called once per kind
+        of alarm.
         """
         self._default, self._models, self._warn = speculation, tuple(models), warn
         ceilings = {"off": 0, "auto": MAX_DRAFT_TOKENS}
@@ -69,29 +69,29 @@ class DepthPolicy:
         self._deepest = min(self._ceiling, DEEPEST) if models else 0
         self._experts, self._every_step = experts, data_groups > 1
         self.plans: dict[int, DraftPlan] = {}
-        self._kinds: dict[int, DraftKind] = {}  # of live sequences that may draft, by the model that drafted last
-        self._automatic: set[int] = set()  # of these, whose depth is left to the policy
-        self._sampled: set[int] = set()  # of these, drawn at a temperature above 0
-        self._version = 0  # counts sequences that came or ended
+        self._kinds: dict[int, DraftKind] = {}  # of live sequences that may draft; the model that drafted last
+        self._automatic: set[int] = set()  # those with automatic depth
+        self._sampled: set[int] = set()  # those with a temperature above 0
+        self._version = 0  # changes when a sequence is added or ends
         self._auto = AutoDepth(self._deepest, RoundTime(experts), every_step=self._every_step)
         self.begin()
 
     @property
     def priced_model(self) -> str:
-        """The model whose depths usually follow what rounds take; empty: none."""
+        """The default model, if depths are automatic by default; else empty."""
         return next(iter(self._models), "") if self._default == "auto" else ""
 
     def begin(self, *, keep_times: bool = True) -> None:
-        """Forgets all it has learned, but what rounds take with `keep_times`: the drafter is another from now on."""
+        """Resets everything learned, except round times with `keep_times`. Called when the drafter changes."""
         time = self._auto.time if keep_times else RoundTime(self._experts)
         self._auto = AutoDepth(self._deepest, time, self._auto.lookups, every_step=self._every_step)
         self._figures = SpeculationFigures(alarms=self._auto.alarms.counts)
         self._lanes: dict[int, _Lane] = {}
-        self._shown: _Lane | None = None  # whose rounds were learned from last
+        self._shown: _Lane | None = None  # the lane that was learned from last
 
     @property
     def figures(self) -> SpeculationFigures:
-        """What status and metrics show; may be read in any thread. Rounds that pass unread are counted here."""
+        """What status and metrics show, skipped rounds included. Thread-safe."""
         if (lane := self._shown) is None:
             return self._figures
         disabled_rounds = max(lane.budget.wait - len(lane.skipped_s), 0)
@@ -99,11 +99,11 @@ class DepthPolicy:
 
     @property
     def sequences(self) -> int:
-        """How many it keeps something of."""
+        """Number of sequences with any state here."""
         return max(len(self.plans), len(self._kinds), len(self._auto))
 
     def admit(self, sequence: Sequence, together: int) -> None:
-        """The sequence is about to have its first round, and may draft; `together` will share its lane's rounds."""
+        """Plans a sequence that may draft before its first round. `together`: sequences in its lane's rounds."""
         params, sequence_id = sequence.request.params, sequence.sequence_id
         wanted = self._default if params.speculation is None else params.speculation
         if wanted == "off" or not self._ceiling or sequence_id in self._kinds:
@@ -120,15 +120,15 @@ class DepthPolicy:
             return
         self._automatic.add(sequence_id)
         if params.drafter in (None, AUTO, LOOKUP):
-            self._auto.lookups.meet(sequence_id, alone=lookup_only)
-        if self._auto.budget(together, self._warmest()).enabled:
+            self._auto.lookups.add_sequence(sequence_id, lookup_only=lookup_only)
+        if self._auto.budget(together, self._highest_temperature_class()).enabled:
             live = Live(sequence_id, kind, len(sequence.token_ids))
             self.plans[sequence_id] = (
-                DraftPlan(looks_up=True) if lookup_only else self._auto.newcomer(live, drafting=self._any_drafting)
+                DraftPlan(looks_up=True) if lookup_only else self._auto.plan_new(live, drafting=self._any_drafting)
             )
 
     def forget(self, sequence_id: int) -> None:
-        """The sequence ended."""
+        """Removes an ended sequence."""
         if self._kinds.pop(sequence_id, None) is not None:
             self.plans.pop(sequence_id, None)
             self._automatic.discard(sequence_id)
@@ -137,7 +137,7 @@ class DepthPolicy:
             self._version += 1
 
     def time_of(self, round: Round, round_s: float) -> RoundTiming:
-        """What a round took, `round_s` of it since its scheduling, and would have taken without drafts, as modelled."""
+        """The round's time (drafting included), and its modelled time without drafts. `round_s`: since scheduling."""
         lane = self._lanes.get(round.lane)
         if lane is None or lane.skips or not lane.plain_s or round.sequences != lane.plain.sequences:
             return RoundTiming()
@@ -146,13 +146,13 @@ class DepthPolicy:
     def observe(
         self, round: Round, verdict: Verdict, round_s: float, draft_s: float, drafts: Mapping[int, Drafts]
     ) -> dict[int, list[int]]:
-        """Learns from a round, and says which of the `drafts` made after it to verify, by sequence.
+        """Learns from a round. Returns which of the `drafts` made after it to verify, by sequence id.
 
-        `round_s` from its scheduling until its tokens are out, `draft_s` from then until the drafts are made.
+        `round_s`: from scheduling until its tokens were delivered; `draft_s`: from then until the drafts were made.
         """
         lane = self._lanes.get(round.lane)
         if lane is not None and lane.skips and lane.version == self._version:
-            if not drafts and round.token_ids.size == round.sequence_ids.size:  # no calls: it runs in every such round
+            if not drafts and round.token_ids.size == round.sequence_ids.size:  # no calls: it runs in every round
                 lane.skips -= 1
                 lane.skipped_s.append(round_s)
                 if lane.skips:
@@ -165,13 +165,13 @@ class DepthPolicy:
         elif lane.plain_s:
             self._settle(lane, round, verdict, round_s, draft_s, drafts)
         lane.rounds += 1
-        due = lane.surprised or lane.rounds >= max(_PLAN_EVERY, lane.plain.sequences // 4)
+        due = lane.outlier or lane.rounds >= max(_PLAN_EVERY, lane.plain.sequences // 4)
         if due or not lane.budget.enabled or size_class(round.sequences) != size_class(lane.plain.sequences):
             self._learn(lane, round, verdict, (round_s, draft_s), drafts)
         return self._worthwhile(lane, drafts) if drafts else {}
 
     def _count_skipped(self, lane: _Lane) -> None:
-        """What skipped rounds earned, and what they took."""
+        """Adds skipped rounds to the budget and to the measurements of plain rounds."""
         skipped, lane.skipped_s, lane.skips, lane.rounds = lane.skipped_s, [], 0, lane.plain.sequences + _PLAN_EVERY
         if lane.budget.wait:
             lane.budget.skip(max(len(skipped), 1))
@@ -182,11 +182,11 @@ class DepthPolicy:
     def _settle(
         self, lane: _Lane, round: Round, verdict: Verdict, round_s: float, draft_s: float, drafts: Mapping[int, Drafts]
     ) -> None:
-        """Books what a round's drafts brought, and what they should cost: the machine's noise is no loss of theirs.
+        """Updates the budget with the round's tokens and estimated time; measured time would add the machine's noise.
 
-        `drafts`: the sequences that have some after it.
+        `drafts`: those made after the round.
         """
-        if not lane.auto:  # what the drafts of each sequence bring and take cannot be told
+        if not lane.auto:  # with fixed depths in the round, the gain of the other drafts is unknown
             lane.budget.pay(0.0, verified=any(each in self._automatic for each in drafts))
             return
         pending, rows, sequences = len(drafts) > 0, len(round.token_ids), len(round.sequence_ids)
@@ -197,14 +197,14 @@ class DepthPolicy:
         if rows == int(round.sample_counts.sum()):
             lane.draft_s = draft_s
             forecast_s = self._auto.time.forecast_s(self._shape(lane, round, verdict, drafts))
-            lane.surprised = round_s + draft_s > _SURPRISE * forecast_s
+            lane.outlier = round_s + draft_s > _OUTLIER * forecast_s
             tokens = len(verdict.token_ids) / sequences
             lane.budget.settle(tokens, forecast_s / plain_s, verified=rows > sequences, pending=pending)
-        else:  # prompts are read, and the drafter follows them
+        else:  # the round has prompt chunks, which the drafter follows
             lane.budget.pay(max(draft_s - lane.draft_s, 0.0) / plain_s, verified=pending, pending=pending)
 
     def _shape(self, lane: _Lane, round: Round, verdict: Verdict, drafts: Mapping[int, Drafts]) -> Shape:
-        """The decoding round's, its contexts as long as when its lane was planned."""
+        """The shape of a decoding round, with the context lengths of its lane's last planning."""
         rows, sequences = len(round.token_ids), len(round.sequence_ids)
         steps = [len(own) for own in drafts.values() if own.drafter != LOOKUP]
         share = lane.plain.sampled / lane.plain.sequences
@@ -212,51 +212,51 @@ class DepthPolicy:
         return Shape(
             sequences, rows, context, context * rows / sequences, int(share * rows),
             max(steps, default=0), sum(steps), int(share * sum(steps)),
-            len(verdict.token_ids) if len(round.upkeep) else 0, self._model_of(drafts),
+            len(verdict.token_ids) if len(round.follows) else 0, self._model_of(drafts),
         )  # fmt: skip
 
     def _learn(
         self, lane: _Lane, round: Round, verdict: Verdict, took: tuple[float, float], drafts: Mapping[int, Drafts]
     ) -> None:
-        """Takes in what became of a round's drafts and what it took, and plans the lane's next rounds."""
-        seen = read(round, verdict, drafts, self._sampled, self._model_of(drafts))
-        for warning in self._auto.learn(seen.outcomes):
+        """Learns from the round's drafts and times, and plans the lane's next rounds."""
+        summary = summarize(round, verdict, drafts, self._sampled, self._model_of(drafts))
+        for warning in self._auto.learn(summary.outcomes):
             self._warn(warning)
-        whole = len(seen.outcomes) == seen.shape.sequences  # no prompt chunks, whose time is not comparable
+        whole = len(summary.outcomes) == summary.shape.sequences  # no prompt chunks, whose time is not comparable
         if whole and (self._automatic or self._default == AUTO):
-            self._auto.time.observe(seen.shape, *took)
-        lane.rounds, lane.surprised, lane.version = 0, False, self._version
-        if seen.going:
-            self._plan(lane, seen)
-        self._show(lane, seen)
+            self._auto.time.observe(summary.shape, *took)
+        lane.rounds, lane.outlier, lane.version = 0, False, self._version
+        if summary.continuing:
+            self._plan(lane, summary)
+        self._show(lane, summary)
 
-    def _plan(self, lane: _Lane, seen: Reading) -> None:
-        going = {each: tokens for each, tokens in seen.going.items() if each in self._automatic}
-        sampled = sum([each in self._sampled for each in seen.going])
-        lane.plain = Shape.plain(len(seen.going), float(sum(seen.going.values())), sampled)
-        lane.auto = not any(each in self._kinds for each in seen.going.keys() - going.keys())
-        warmest = max([self._kinds[each].temperature_class for each in going], default=0)
-        lane.budget = self._auto.budget(len(seen.going), warmest)
+    def _plan(self, lane: _Lane, summary: RoundSummary) -> None:
+        automatic = {each: tokens for each, tokens in summary.continuing.items() if each in self._automatic}
+        sampled = sum([each in self._sampled for each in summary.continuing])
+        lane.plain = Shape.plain(len(summary.continuing), float(sum(summary.continuing.values())), sampled)
+        lane.auto = not any(each in self._kinds for each in summary.continuing.keys() - automatic.keys())
+        highest = max([self._kinds[each].temperature_class for each in automatic], default=0)
+        lane.budget = self._auto.budget(len(summary.continuing), highest)
         lane.plain_s = self._auto.time.plain_s(lane.plain) if self._auto.time.known else 0.0
-        if not going:
+        if not automatic:
             return
-        live = [Live(each, self._kinds[each], tokens) for each, tokens in going.items()]
+        live = [Live(each, self._kinds[each], tokens) for each, tokens in automatic.items()]
         plans = self._auto.plan(live, lane.plain, lane.budget, drafting=lane.drafting)
-        self.plans.update(zip(going, plans, strict=True))
+        self.plans.update(zip(automatic, plans, strict=True))
         lane.drafting = any(plan.depth for plan in plans)
         lane.skips = lane.budget.wait if not lane.budget.enabled else PLAIN_ROUNDS * lane.budget.plain_due
         if not lane.auto:
             lane.skips = 0
 
-    def _show(self, lane: _Lane, seen: Reading) -> None:
+    def _show(self, lane: _Lane, summary: RoundSummary) -> None:
         figures, budget, self._shown = self._figures, lane.budget, lane
         if self._auto.value.price:
             figures.price, figures.speedup, figures.budget = self._auto.value.price, budget.speedup, budget.level
         figures.disabled_reason = budget.reason
-        depth = (seen.shape.rows - seen.shape.sequences) / seen.shape.sequences
+        depth = (summary.shape.rows - summary.shape.sequences) / summary.shape.sequences
         figures.draft_depth += _PLAN_EVERY * RATE * (depth - figures.draft_depth)
 
-    def _warmest(self) -> int:
+    def _highest_temperature_class(self) -> int:
         return max([self._kinds[each].temperature_class for each in self._automatic], default=0)
 
     @property
@@ -264,24 +264,24 @@ class DepthPolicy:
         return any(lane.drafting for lane in self._lanes.values())
 
     def _model_of(self, drafts: Mapping[int, Drafts]) -> str:
-        """Which model's steps these took; of several one that is not the usual one, and takes longer."""
+        """The model that made these drafts. If several did, one other than the default, since it takes longer."""
         usual = next(iter(self._models), MTP)
         return min({own.drafter for own in drafts.values() if own} - {LOOKUP, usual}, default=usual)
 
     def _worthwhile(self, lane: _Lane, drafts: Mapping[int, Drafts]) -> dict[int, list[int]]:
-        """Of these drafts those to verify: with a fixed depth all, else those that are worth their time."""
+        """The drafts to verify: all of sequences with a fixed depth, else those that are worth their time."""
         tokens = {sequence_id: own.token_ids for sequence_id, own in drafts.items()}
-        made, fixed = list[Made](), 0
+        made, fixed = list[MadeDrafts](), 0
         for sequence_id, own in drafts.items():
             kind = self._kinds.get(sequence_id)
             if kind is None or not own.token_ids:
                 continue
             kind = kind.by(own.drafter)
             if sequence_id in self._automatic:
-                made.append(Made(sequence_id, kind, own.confidences))
+                made.append(MadeDrafts(sequence_id, kind, own.confidences))
             else:
                 fixed += len(own.token_ids)
-                self._auto.remember(Made(sequence_id, kind, own.confidences))
+                self._auto.remember(MadeDrafts(sequence_id, kind, own.confidences))
             if own.drafter != LOOKUP:
                 self._kinds[sequence_id] = kind
         if made:
@@ -291,40 +291,42 @@ class DepthPolicy:
         return tokens
 
     def failed(self, drafter: str, reason: str) -> bool:
-        """A drafter raised an error: counted. Whether that is news."""
+        """Counts an error raised by a drafter. Returns whether it is the drafter's first."""
         return bool(self._auto.alarms.failed(drafter, reason))
 
-    # What the choice among drafters asks (drafting/choosing_drafter.py).
+    # DraftValues, for the choice among drafters (drafting/choosing_drafter.py).
 
     @property
-    def copied(self) -> bool:
-        """Whether text is looked up often."""
+    def lookup_common(self) -> bool:
+        """Whether lookup succeeds often."""
         return self._auto.lookups.common
 
     def looks_up(self, sequence_id: int) -> bool:
         """Whether the sequence's text should be searched for drafts."""
         return self.plans.get(sequence_id, NO_DRAFTS).looks_up
 
-    def looked_up(self, proposal: Drafts) -> tuple[int, float]:
-        """How many drafts of a proposal are worth verifying, and the tokens that they bring above their price."""
-        return self._auto.value.of_lookup(accumulate(proposal.confidences, mul))
+    def evaluate_lookup(self, proposal: Drafts) -> tuple[int, float]:
+        """How many looked-up drafts are worth verifying, and their expected tokens minus their price."""
+        return self._auto.value.lookup_value(accumulate(proposal.confidences, mul))
 
     def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
-        """The model whose `steps` drafts are worth most, and what looked-up ones must be worth to be preferred.
+        """The model whose drafts are worth most, and the worth that looked-up drafts must exceed, in tokens.
 
-        None where there is no model, or no step. `sharing`: how many sequences draft together, and share the steps.
+        None if there is no model or `steps` is 0. `sharing`: sequences that draft together and share the steps' time.
         """
         kind = self._kinds.get(sequence_id)
         if not self._models or kind is None:
             return next(iter(self._models), None) if steps else None, 0.0
-        ahead = 0.0 if self._auto.lookups.carries(sequence_id) else _LOOKUP_LEAD
+        ahead = 0.0 if self._auto.lookups.suffices(sequence_id) else _LOOKUP_LEAD
         if not steps:
             return None, ahead
-        worth = {name: self._auto.value.of_model(sequence_id, kind.by(name), steps, sharing) for name in self._models}
+        worth = {
+            name: self._auto.value.model_value(sequence_id, kind.by(name), steps, sharing) for name in self._models
+        }
         best = max(worth, key=worth.__getitem__)
         return best, worth[best] + ahead
 
-    def chose(self, sequence_id: int, kept: Drafts) -> None:
-        """What was looked up for the sequence is to be verified so far; nothing: a model drafts."""
-        rows = self.looked_up(kept)[0] if kept else 0
-        self._auto.lookups.add(sequence_id, sum(accumulate(kept.confidences[:rows], mul)) if rows else 0.0)
+    def observe_lookup(self, sequence_id: int, kept: Drafts) -> None:
+        """Learns which looked-up drafts were kept for the sequence; none if a model drafts instead."""
+        rows = self.evaluate_lookup(kept)[0] if kept else 0
+        self._auto.lookups.observe(sequence_id, sum(accumulate(kept.confidences[:rows], mul)) if rows else 0.0)

@@ -1,4 +1,4 @@
-"""Two regressions that learn online and forget with age: of seconds (least squares) and of chances (logistic). Pure."""
+"""Online regressions with exponential forgetting: least squares for seconds, logistic for probabilities. Pure."""
 
 import math
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_OUTLIER = 2.0  # an observation counts as at most so many times its estimate, and at least the inverse
-_EVERY = 32  # observations between two solutions, which take as long as a hundred sums; at first each is solved for
-_PRIOR = 0.01  # pull towards the first guess, as a share of a coefficient's own weight
-_TRUST = 4.0  # observations that the first guess counts as at first
-_LONGEST_STEP = 1.0  # of a weight: the first labels may all say the same by chance
-_RIDGE = 0.1  # of pull towards the first weights, for ever: half a label's worth
+_OUTLIER = 2.0  # observations are clipped to 1/2 .. 2 times their estimate
+_EVERY = 32  # observations between two solutions, to save time; the first ones are each solved for
+_PRIOR = 0.01  # pull towards the initial guess, as a share of a coefficient's own weight
+_TRUST = 4.0  # weight of the initial guess in observations
+_LONGEST_STEP = 1.0  # largest change of a weight in one step, since the first labels may be all equal by chance
+_RIDGE = 0.1  # permanent pull towards the initial weights, equal to half a label
 
 
 class LeastSquares:
-    """Value = coefficients . features, no coefficient below 0. Errors count in proportion to the value."""
+    """Value = coefficients . features, with coefficients >= 0. Minimizes relative errors."""
 
     def __init__(self, first_guess: Sequence[float], *, memory: float) -> None:
-        """`first_guess`: the coefficients but for their scale. `memory`: observations."""
+        """`first_guess`: the coefficients up to a common factor. `memory`: observations."""
         self._guess: Floats = np.array(first_guess, dtype=np.float64)
         self._keep = 1.0 - 1.0 / memory
         self._products: Floats = np.zeros((len(self._guess), len(self._guess)))
         self._targets: Floats = np.zeros(len(self._guess))
-        self._features: list[Sequence[float]] = []  # of observations that wait
+        self._features: list[Sequence[float]] = []  # of observations that are not fitted yet
         self._values: list[float] = []
         self.seen = self.solutions = 0
         self.coefficients = list(first_guess)
@@ -36,7 +36,7 @@ class LeastSquares:
         return total
 
     def observe(self, features: Sequence[float], value: float, *, at_once: bool = False) -> None:
-        """Takes an observation in; the coefficients follow after some of them, or `at_once`."""
+        """Adds an observation. The coefficients are updated after several of them, or `at_once`."""
         if not self.seen:
             self._guess *= value / max(self.value(features), 1e-12)
             self.coefficients = self._guess.tolist()
@@ -44,10 +44,10 @@ class LeastSquares:
         self._features.append(features)
         self._values.append(value)
         if at_once or self.seen <= _EVERY // 2 or len(self._values) >= _EVERY:
-            self._take_in(np.array(self._features), np.array(self._values))
+            self._fit(np.array(self._features), np.array(self._values))
             self._features, self._values = [], []
 
-    def _take_in(self, features: Floats, values: Floats) -> None:
+    def _fit(self, features: Floats, values: Floats) -> None:
         """`features` [n, d], `values` [n]."""
         expected = np.maximum(features @ np.array(self.coefficients), 1e-9)
         ratios = np.clip(values / expected, 1.0 / _OUTLIER, _OUTLIER)
@@ -58,7 +58,7 @@ class LeastSquares:
         self._solve()
 
     def _solve(self) -> None:
-        """Parts that would come out below 0 are left out, and the others are solved for again."""
+        """Solves for the coefficients. Negative ones are set to 0, and the others solved for again."""
         own = np.diagonal(self._products)
         pull = max(_PRIOR, _TRUST / self.seen) * own + 1e-9 * own.max()
         products, targets = self._products + np.diag(pull), self._targets + pull * self._guess
@@ -76,11 +76,11 @@ class LeastSquares:
 class Logistic:
     """P(label) = 1 / (1 + exp(-weights . features)), by Newton steps over batches of labels.
 
-    What is kept of old labels is the curvature that they gave the likelihood, fading with `memory` (labels).
+    Old labels are kept as the curvature of the likelihood, which decays with `memory` (labels).
     """
 
     def __init__(self, weights: Sequence[float], *, trust: float, memory: float) -> None:
-        """`weights` at first, as if `trust` labels had led to them."""
+        """`weights`: initial weights, which count as `trust` labels."""
         self.weights = list(weights)
         self._first: Floats = np.array(weights, dtype=np.float64)
         self._memory = memory

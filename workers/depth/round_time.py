@@ -1,8 +1,8 @@
-"""What a round takes: seconds as a function of its shape, learned online from the rounds themselves. Reads no clock.
+"""Estimates the time of a round from its shape; learns online from measured rounds. Reads no clock.
 
-Two linear models, one for the forward pass and sampling, one for drafting, each times the machine's present speed. On
-top of them each number of rows has a correction, because kernels pad and split by rules of their own. Plain rounds,
-which speculation takes no part in, are what all gains and losses are counted against, so they are measured themselves.
+There are two linear models, one for the forward pass and sampling, one for drafting. Each is multiplied by the present
+speed of the machine or drafter. Each number of rows also has a correction, because kernels pad and split in steps.
+Gains and losses are relative to plain rounds (without speculation), so these are measured separately.
 """
 
 import math
@@ -19,59 +19,59 @@ from outrider.workers.depth.regression import LeastSquares
 
 Floats = NDArray[np.float64]
 
-# Shares of a first round, from scout on two cores: fixed, row, expert, sequence, context, rows x context, sampled row
+# Initial coefficients, from scout on two cores: fixed, row, expert, sequence, context, rows x context, sampled row
 _FORWARD = (1.0, 0.12, 0.12, 0.03, 0.02, 0.05, 0.05)
-# The same after it: following at all, followed token; drafting at all, step, draft, sampled draft
+# The same for drafting: fixed part of following, followed token; fixed part of drafting, step, draft, sampled draft
 _FOLLOWING, _DRAFTING = (0.03, 0.02), (0.1, 0.08, 0.01, 0.01)
-_PER = 1e-3  # contexts are counted in thousands of tokens, so that coefficients are of one order
+_PER = 1e-3  # contexts are in thousands of tokens, so that coefficients have the same order of magnitude
 _MEMORY = 400.0  # rounds; recorded rounds are forecast best with 200 to 800 (recordings/scout-rounds.npz)
-_SPEED_RATE = 0.15  # a round's weight in the machine's speed, which drifts within tens of rounds
-_DRAFTER_RATE = 0.1  # the same of a drafter's speed: drafts that turn ten times dearer are noticed within 100 rounds
-_SPEED_HELD = 0.995  # the power to which it is raised each time: else it drifts to 0.7 in 500 even rounds (simulation)
-_ROUNDS_LEARNED = 4.0  # of these rounds one is learned from, and moves the speed (policy.py)
-_OUTLIER = 1.5  # times its forecast, beyond which a round is counted as so much: 1 in 100 recorded rounds is
-_ROWS_MEMORY = 24.0  # rounds that a number of rows' correction remembers
-_FEW = 6.0  # rounds that make a number of rows known, and halve the weight of its correction where fewer were seen
-_PLAIN_DOUBT = 1.0  # measurements of plain rounds that the model's forecast of them counts as
+_SPEED_RATE = 0.15  # weight of a round in the machine's speed, which drifts within tens of rounds
+_DRAFTER_RATE = 0.1  # weight of a round in a drafter's speed: a tenfold slowdown is learned within 100 rounds
+_SPEED_HELD = 0.995  # exponent applied at each update: otherwise speed drifts to 0.7 in 500 equal rounds (simulation)
+_ROUNDS_LEARNED = 4.0  # one in so many rounds is learned from (policy.py)
+_OUTLIER = 1.5  # observed / forecast times are clipped to this factor; 1 in 100 recorded rounds exceeds it
+_ROWS_MEMORY = 24.0  # rounds that the correction of a number of rows remembers
+_FEW = 6.0  # rounds after which a number of rows counts as known; half of it is the weight of no correction
+_PLAIN_DOUBT = 1.0  # weight of the model's own forecast of plain rounds, in measurements
 _PLAIN_MEMORY = 8.0  # measurements that the correction of plain rounds remembers
-_UNSEEN_ROWS = 0.5  # of what rows beyond any seen yet should add: optimism is corrected by a single round
+_UNSEEN_ROWS = 0.5  # share of the modelled cost of rows beyond any seen: one round is enough to correct optimism
 
 
 class Shape(NamedTuple):
-    """A round as far as its time depends on it."""
+    """The properties of a round that its time depends on."""
 
     sequences: int
     rows: int
     context: float  # tokens, summed over the sequences
     rows_context: float  # tokens, summed over the rows
     sampled: int = 0  # rows drawn at a temperature above 0
-    steps: int = 0  # of the drafts made after it, the deepest
-    drafts: int = 0  # made after it
-    sampled_drafts: int = 0  # of these, drawn at a temperature above 0
-    followed: int = 0  # tokens that the drafter took in after it
+    steps: int = 0  # draft steps after the round
+    drafts: int = 0  # drafts made after the round
+    sampled_drafts: int = 0  # those drawn at a temperature above 0
+    followed: int = 0  # tokens that the drafter followed after the round
     drafter: str = "mtp"
 
     @classmethod
     def plain(cls, sequences: int, context: float, sampled: int = 0) -> "Shape":
-        """A decoding round that speculation takes no part in."""
+        """A decoding round without speculation."""
         return cls(sequences, sequences, context, context, sampled)
 
     @property
     def following(self) -> tuple[float, ...]:
-        """What the time in which the drafter takes in tokens is in proportion to."""
+        """Features of the time for following tokens."""
         return float(self.followed > 0), self.followed
 
     @property
     def drafting(self) -> tuple[float, ...]:
-        """What the time of its drafts is in proportion to."""
+        """Features of the time for making drafts."""
         return float(self.steps > 0), self.steps, self.drafts, self.sampled_drafts
 
 
 @dataclass(slots=True)
 class _Correction:
-    """How rounds of one number of rows, or plain rounds of one size class, compare with the linear model."""
+    """Measured over modelled time, for one number of rows or for plain rounds of one size class."""
 
-    doubt: float = _FEW / 2  # rounds' worth of trust in the model
+    doubt: float = _FEW / 2  # weight of the model (no correction), in rounds
     memory: float = _ROWS_MEMORY
     ratio: float = 1.0
     seen: float = 0.0
@@ -87,7 +87,7 @@ class _Correction:
 
 @dataclass(slots=True)
 class _Drafter:
-    """The linear models of one drafter's seconds, and its present speed."""
+    """The linear models of one drafter's time, and its present speed."""
 
     following: LeastSquares
     drafting: LeastSquares
@@ -110,30 +110,30 @@ class _Drafter:
 
 
 class RoundTime:
-    """Seconds of rounds by shape. *Relative* seconds are seconds on a machine of speed 1."""
+    """Times of rounds by shape. *Relative* seconds are seconds on a machine of speed 1."""
 
     def __init__(self, experts: tuple[int, int] = (1, 1)) -> None:
-        """`experts`: how many routed experts a layer has, and how many of them a token activates."""
+        """`experts`: routed experts per layer, and active ones per token."""
         self._experts = experts
         self._forward = LeastSquares(_FORWARD, memory=_MEMORY)
         self._drafters: dict[str, _Drafter] = {}
         self._rows: dict[int, _Correction] = {}
         self._plain: dict[int, _Correction] = {}  # by size class
         self._speed = 1.0
-        self._widest = 1  # rows of a round yet
-        self._table: Floats = np.zeros(0)  # relative seconds that depend on the number of rows alone
-        self._solved = -1  # solutions of the linear model that the table holds
-        self._added: dict[tuple[int, int], Floats] = {}  # answers of `more_rows` while the table holds
+        self._widest = 1  # most rows of a round seen so far
+        self._table: Floats = np.zeros(0)  # relative seconds by number of rows
+        self._solved = -1  # version of the linear model that the table was made from
+        self._added: dict[tuple[int, int], Floats] = {}  # cached results of `more_rows` for this table
 
     @property
     def known(self) -> bool:
-        """Whether any round was seen."""
+        """Whether any round was observed."""
         return self._forward.seen > 0
 
     def observe(self, shape: Shape, round_s: float, draft_s: float) -> None:
         """Learns from a round: `round_s` to its verdict, `draft_s` from there to its drafts."""
         rows = self._rows.setdefault(_cell(shape.rows), _Correction())
-        if rows.seen >= _FEW:  # else the surprise is the shape's
+        if rows.seen >= _FEW:  # else the difference may be due to the new number of rows
             self._follow_speed(round_s / (self._speed * self._forward_s(shape)), 1.0)
         features = self._features(shape)
         self._forward.observe(features, round_s / self._speed, at_once=rows.seen < _FEW)
@@ -144,7 +144,7 @@ class RoundTime:
             self._widest, self._solved = shape.rows, -1
 
     def observe_plain(self, shape: Shape, rounds_s: Sequence[float]) -> None:
-        """Plain rounds like `shape` in a row."""
+        """Learns from consecutive plain rounds of this shape."""
         took_s = median(rounds_s)
         self._follow_speed(took_s / self.plain_s(shape), len(rounds_s) / _ROUNDS_LEARNED)
         known = self._plain.setdefault(size_class(shape.sequences), _Correction(_PLAIN_DOUBT, _PLAIN_MEMORY))
@@ -156,18 +156,18 @@ class RoundTime:
         return self._speed * self.relative_plain_s(shape)
 
     def relative_plain_s(self, shape: Shape) -> float:
-        """The same in relative seconds, corrected as measured in rounds of about that size."""
+        """Relative seconds of a plain round, with the measured correction of its size class."""
         known = self._plain.get(size_class(shape.sequences))
         return self._forward_s(shape) * (known.factor if known else 1.0)
 
     def forecast_s(self, shape: Shape) -> float:
-        """Seconds of a round with its drafting."""
+        """Seconds of a round, drafting included."""
         return self._speed * self._relative_s(shape)
 
     def more_rows(self, rows: int, more: int) -> Floats:
-        """Relative seconds that 0 .. `more` rows add to a round of `rows`, [more + 1]: never falling.
+        """Relative seconds that 0 .. `more` rows add to a round of `rows`, [more + 1], non-decreasing.
 
-        Infinite where no round was half as wide.
+        Infinite for more than twice the rows of any round seen.
         """
         table = self._tabulated(rows + more)
         added = self._added.get((rows, more))
@@ -177,12 +177,12 @@ class RoundTime:
         return added
 
     def slot_s(self, context: float, *, sampled: bool) -> float:
-        """Relative seconds that one more row of a sequence adds by itself: it reads its cache, and may be drawn."""
+        """Relative seconds per row that depend on its sequence: for reading its cache and for sampling."""
         *_, product, draw = self._forward.coefficients
         return _PER * product * context + draw * sampled
 
     def drafting(self, drafter: str) -> list[float]:
-        """Relative seconds after a round, of each feature of Shape.following and of Shape.drafting."""
+        """Coefficients of Shape.following and Shape.drafting, in relative seconds."""
         return [each / self._speed for each in self._drafter(drafter).coefficients]
 
     def _drafter(self, drafter: str) -> _Drafter:
@@ -196,9 +196,9 @@ class RoundTime:
         return known
 
     def _follow_speed(self, ratio: float, rounds: float) -> None:
-        """Rounds took `ratio` times what was forecast of them; `rounds`: how many learned ones they count as.
+        """Updates the speed from the ratio of measured to forecast time. `rounds`: weight, in learned rounds.
 
-        What lasts is the linear model's to learn.
+        Speed decays towards 1, so that the linear model learns lasting changes.
         """
         self._speed = _followed(self._speed**_SPEED_HELD, 1.0 - (1.0 - _SPEED_RATE) ** rounds, ratio)
 
@@ -223,7 +223,7 @@ class RoundTime:
         return (1.0, shape.rows, distinct, shape.sequences, *read, shape.sampled)
 
     def _tabulated(self, rows: int) -> Floats:
-        """The table, which reaches to `rows` at least."""
+        """The table of relative seconds by number of rows, up to at least `rows`."""
         if self._solved != self._forward.solutions or len(self._table) <= rows:
             self._table = self._tabulate(max(2 * rows, len(self._table) - 1))
             self._solved, self._added = self._forward.solutions, {}
@@ -242,17 +242,17 @@ class RoundTime:
 
 
 def size_class(sequences: int) -> int:
-    """Numbers of sequences that share their estimates: 0 (1), 1 (2), 2 (3-4), 3 (5-8), and so on."""
+    """The class of batch sizes that share estimates: 0 (1), 1 (2), 2 (3-4), 3 (5-8), and so on."""
     return max(sequences - 1, 0).bit_length()
 
 
 def _cell(rows: int) -> int:
-    """Numbers of rows that share a correction: each up to 32, then eight to a doubling."""
+    """The class of numbers of rows that share a correction: each number up to 32, then eight classes per doubling."""
     return rows if rows <= 32 else 32 + round(8 * math.log2(rows / 32))
 
 
 def _followed(speed: float, rate: float, ratio: float) -> float:
-    """The speed after an observation that took `ratio` times its forecast."""
+    """The speed updated by an observation that took `ratio` times its forecast."""
     return speed * (1.0 + rate * (_clipped(ratio) - 1.0))
 
 

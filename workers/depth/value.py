@@ -1,8 +1,8 @@
-"""What drafts are worth: their chance to be accepted against the time that they take, at the price of that time.
+"""The value of drafts: expected accepted tokens minus the time they take, multiplied by the price.
 
-The price of a second is the tokens that the live sequences make of it, with the drafts that are best for them. A draft
-is worth making, and worth verifying, if it should bring more tokens than its time costs. Pure arithmetic over the
-models of acceptance and of round time; knows nothing of what was tried, measured or disabled.
+The price is the number of tokens that the live sequences produce per second at their best depths. A draft is made, and
+verified, if its expected tokens exceed its time multiplied by the price. Pure arithmetic on the models of acceptance
+and round time; knows nothing of budgets and measurements.
 """
 
 import math
@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.workers.depth.acceptance import Acceptance, DraftKind, Made
+from outrider.workers.depth.acceptance import Acceptance, DraftKind, MadeDrafts
 from outrider.workers.depth.round_time import RoundTime, Shape
 from outrider.workers.types.stop_rule import StopRule
 
 Floats = NDArray[np.float64]
 
 _STEP_SHARE = (
-    0.6  # of a step's price, what the next draft must bring: a step opens the way to others (simulation: +1 %)
+    0.6  # share of a step's price that its draft must bring, since further drafts may follow it (simulation: +1 %)
 )
 
 
@@ -32,37 +32,37 @@ class Live(NamedTuple):
 
 
 class Depths(NamedTuple):
-    """The best number of drafts to make, [sequences], and what they bring."""
+    """The best numbers of drafts to make, [sequences], and their value."""
 
     depths: list[int]
-    gain: float  # tokens, above the price of their time; below 0 where no drafts are better
-    brings: float  # tokens
+    gain: float  # expected tokens minus the price of their time; negative if no drafts are better
+    brings: float  # expected tokens
 
 
 class Value:
-    """Of one replica's drafts. Seconds are relative ones (round_time.py)."""
+    """The value of one replica's drafts. All seconds are relative seconds (round_time.py)."""
 
     def __init__(self, acceptance: Acceptance, time: RoundTime, deepest: int, *, every_step: bool = False) -> None:
-        """`every_step`: all steps up to the deepest are run, whoever stops, so that stopping saves none."""
+        """`every_step`: early stopping saves no time, since all steps up to the deepest always run."""
         self._acceptance, self._time, self._deepest, self._every_step = acceptance, time, deepest, every_step
-        self.speedup = 1.0  # over no drafts, that the depths chosen last promise
+        self.speedup = 1.0  # expected from the depths chosen last, over no drafts
         self._plain_s = self._price = self._row_s = self._further_row_s = 0.0
 
     @property
     def price(self) -> float:
-        """Tokens that a relative second must bring."""
+        """Tokens per relative second."""
         return self._price
 
     def best_depths(self, live: Sequence[Live], plain: Shape) -> Depths:
-        """How deep to draft for sequences in rounds like `plain`, and sets the price to what these depths promise.
+        """The best depths for sequences in rounds of shape `plain`. Sets the price to the tokens/s expected from them.
 
-        What is best at one price promises a higher one, until both agree (Dinkelbach's method); two steps are enough.
+        Alternates between the best depths at a price and the price at these depths (Dinkelbach's method), twice.
         """
         self._plain_s = self._time.relative_plain_s(plain)
         more_rows = self._time.more_rows(plain.rows, max(len(live) * self._deepest, plain.rows))
         self._row_s = float(more_rows[1])
         self._further_row_s = float(more_rows[plain.rows]) / plain.rows
-        foreseen = self._acceptance.foreseen([(each.sequence_id, each.kind) for each in live])
+        predicted = self._acceptance.predict([(each.sequence_id, each.kind) for each in live])
         slots_s = np.array([self._slot_s(each) for each in live])
         following, token, *drafting = self._time.drafting(live[0].kind.drafter)
         drafting[2] += drafting[3] * (live[0].kind.temperature_class > 0)
@@ -70,7 +70,7 @@ class Value:
         self.speedup, depths = 1.0, Depths([], 0.0, 0.0)
         for _ in range(2):
             self._price = self.speedup * plain.sequences / self._plain_s
-            depths = _best_depths(foreseen, slots_s, more_rows, drafting, self._price)
+            depths = _best_depths(predicted, slots_s, more_rows, drafting, self._price)
             takes_s = (depths.brings - depths.gain) / self._price + upkeep_s + token * depths.brings
             promised = (1.0 + depths.brings / plain.sequences) / (1.0 + takes_s / self._plain_s)
             if promised <= self.speedup:
@@ -79,7 +79,7 @@ class Value:
         return depths._replace(gain=depths.gain - self._price * (upkeep_s + token * depths.brings))
 
     def affordable_depth(self, live: Sequence[Live], plain: Shape, plain_rounds: float) -> int:
-        """How many drafts of each sequence, 1 or more, take no longer than so many plain rounds if all are rejected."""
+        """The largest depth, at least 1, whose drafts cost no more than `plain_rounds` if all are rejected."""
         _, _, first, step, draft, sampled = self._time.drafting(live[0].kind.drafter)
         each_s = step + len(live) * (draft + sampled + self._slot_s(live[0]))
         more_rows = self._time.more_rows(plain.rows, max(len(live) * self._deepest, plain.rows))
@@ -89,39 +89,39 @@ class Value:
         return 1
 
     def stop_rule(self, each: Live) -> StopRule:
-        """When drafting for the sequence ends: the price of another draft is that of rows beyond the first ones."""
+        """The sequence's rule for early stopping. Another draft costs as much as a row beyond the first ones."""
         *_, step, draft, sampled = self._time.drafting(each.kind.drafter)
         step_price = 0.0 if self._every_step else _STEP_SHARE * self._price * step
         own_s = self._further_row_s + self._slot_s(each) + draft + sampled * (each.kind.temperature_class > 0)
         return self._acceptance.stop_rule(each.sequence_id, each.kind, self._price * own_s, step_price)
 
-    def of_model(self, sequence_id: int, kind: DraftKind, steps: int, sharing: int) -> float:
-        """What up to `steps` drafts of the kind's model bring above their price, in tokens.
+    def model_value(self, sequence_id: int, kind: DraftKind, steps: int, sharing: int) -> float:
+        """Expected tokens of up to `steps` drafts of the kind's model, minus their price.
 
-        `sharing`: how many sequences draft together, and share the steps.
+        `sharing`: sequences that draft together and share the steps' time.
         """
-        foreseen = self._acceptance.foreseen_alone(sequence_id, kind)[:steps]
+        predicted = self._acceptance.predict_one(sequence_id, kind)[:steps]
         _, _, first, step, draft, _ = self._time.drafting(kind.drafter)
         each = self._price * (self._row_s + step / max(sharing, 1) + draft)
-        return _worth_of_leading(foreseen, each)[1] - self._price * first / max(sharing, 1)
+        return _worth_of_leading(predicted, each)[1] - self._price * first / max(sharing, 1)
 
-    def of_lookup(self, survivals: Iterable[float]) -> tuple[int, float]:
-        """How many looked-up drafts are worth their rows, and what they bring above that, in tokens."""
+    def lookup_value(self, survivals: Iterable[float]) -> tuple[int, float]:
+        """How many looked-up drafts are worth their rows, and their expected tokens minus the rows' price."""
         return _worth_of_leading(survivals, self._price * self._row_s)
 
-    def worth_verifying(self, made: Sequence[Made], base: Shape) -> list[int]:
-        """How many leading drafts of each. `base`: the round that they would join, without them."""
+    def worth_verifying(self, made: Sequence[MadeDrafts], base: Shape) -> list[int]:
+        """How many leading drafts of each sequence to verify. `base`: the next round without these drafts."""
         slot_s = self._time.slot_s(base.context / base.sequences, sampled=made[0].kind.temperature_class > 0)
         if len(made) == 1:
-            chances = self._acceptance.judged_alone(made[0])
+            chances = self._acceptance.evaluate_one(made[0])
             more_rows = self._time.more_rows(base.rows, len(chances)).tolist()
             costs = [self._price * (more + slot_s * n) for n, more in enumerate(more_rows)]
             return [_best_of_leading(chances, costs)[0]]
-        judged = self._acceptance.judged(made)
-        order = np.argsort(-judged, kind="stable")
-        more_rows = self._time.more_rows(base.rows, len(judged))[1:]
-        known = int(np.isfinite(more_rows).sum())  # infinite times a price of 0 would be no number
-        gains = np.cumsum(judged[order[:known]])
+        survivals = self._acceptance.evaluate(made)
+        order = np.argsort(-survivals, kind="stable")
+        more_rows = self._time.more_rows(base.rows, len(survivals))[1:]
+        known = int(np.isfinite(more_rows).sum())  # avoids infinity * 0, which is NaN
+        gains = np.cumsum(survivals[order[:known]])
         gains -= self._price * (more_rows[:known] + slot_s * np.arange(1, known + 1))
         best = int(gains.argmax())
         if gains[best] <= 0.0:
@@ -135,21 +135,21 @@ class Value:
 
 
 def _best_depths(
-    foreseen: Floats, slots_s: Floats, more_rows: Floats, drafting: Sequence[float], price: float
+    predicted: Floats, slots_s: Floats, more_rows: Floats, drafting: Sequence[float], price: float
 ) -> Depths:
-    """For each number of steps the best of the drafts that it makes; of these numbers that which brings most.
+    """The best drafts for each number of steps, and then the best number of steps.
 
-    `foreseen` [sequences, depth]: chances. `slots_s` [sequences]: what a row of the sequence adds by itself.
-    `more_rows` [n + 1]: what so many rows add. `drafting`: seconds of drafting at all, of a step and of a draft.
+    `predicted` [sequences, depth]: probabilities. `slots_s` [sequences]: seconds per row that depend on the sequence.
+    `more_rows` [n + 1]: seconds that n more rows add. `drafting`: seconds per round, step and draft.
     """
     first, step, draft, _ = drafting
-    sequences, deepest = foreseen.shape
-    if sequences == 1:  # the same without arrays, whose calls take longer than the sums
+    sequences, deepest = predicted.shape
+    if sequences == 1:  # the same without arrays, which is faster for one sequence
         each = float(slots_s[0]) + draft + step
         costs = [price * (first * (n > 0) + n * each + more) for n, more in enumerate(more_rows.tolist())]
-        depth, gain, brings = _best_of_leading(foreseen[0].tolist(), costs, least=1)
+        depth, gain, brings = _best_of_leading(predicted[0].tolist(), costs, least=1)
         return Depths([depth], gain, brings)
-    values = (foreseen - price * (slots_s[:, None] + draft)).ravel()
+    values = (predicted - price * (slots_s[:, None] + draft)).ravel()
     order = np.argsort(-values, kind="stable")
     steps = np.arange(1, deepest + 1)
     made = order % deepest < steps[:, None]  # [steps, drafts]
@@ -159,11 +159,11 @@ def _best_depths(
     last = int(gains[best].argmax()) + 1
     chosen = order[:last][made[best, :last]]
     depths = np.bincount(chosen // deepest, minlength=sequences).tolist()
-    return Depths(depths, float(by_steps[best]), float(foreseen.ravel()[chosen].sum()))
+    return Depths(depths, float(by_steps[best]), float(predicted.ravel()[chosen].sum()))
 
 
 def _best_of_leading(survivals: Sequence[float], costs: Sequence[float], *, least: int = 0) -> tuple[int, float, float]:
-    """How many leading drafts, `least` or more, bring most above what so many cost; that, and what they bring."""
+    """The best number of leading drafts, at least `least`; its expected tokens minus costs, and its expected tokens."""
     best, best_net, best_brings, brings = 0, 0.0 if not least else -math.inf, 0.0, 0.0
     for number, chance in enumerate(survivals, 1):
         brings += chance

@@ -1,8 +1,8 @@
-"""All drafters of a replica behind one: each sequence's drafts come from the one it asked for, or the one that pays.
+"""Combines a replica's drafters: each sequence's drafts come from the drafter it requested, or the one worth most.
 
-Models take part in every round, so that the caches of those whom they follow stay right, whoever drafts. Prompt lookup
-goes first, since it costs next to nothing; a model's steps are spared where its proposal is worth more. What anything
-is worth, and whom models follow, the depth policy says, in the one currency in which it weighs depths.
+Prompt lookup runs first, since it costs almost nothing. If its drafts are worth more than a model's, the model makes no
+drafts for the sequence. Models still process every round, to keep their caches complete. The depth policy supplies all
+values (DraftValues) and decides which sequences the models follow.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -21,38 +21,38 @@ from outrider.workers.types.sequence import Sequence
 _NOTHING = Drafts([], [])
 
 
-class Worths(Protocol):
-    """What drafts are worth at present. DepthPolicy is one."""
+class DraftValues(Protocol):
+    """The present values of drafts, in tokens. Implemented by DepthPolicy."""
 
     @property
-    def copied(self) -> bool:
-        """Whether a good part of the texts of late was looked up."""
+    def lookup_common(self) -> bool:
+        """Whether prompt lookup has succeeded often lately."""
         ...
 
     def looks_up(self, sequence_id: int) -> bool:
-        """Whether it may pay to look anything up for the sequence."""
+        """Whether prompt lookup may pay for the sequence."""
         ...
 
-    def looked_up(self, proposal: Drafts) -> tuple[int, float]:
-        """How many of the looked-up drafts are worth verifying, and what these bring above other rows' price."""
+    def evaluate_lookup(self, proposal: Drafts) -> tuple[int, float]:
+        """How many looked-up drafts are worth verifying, and their expected tokens minus their price."""
         ...
 
-    def chose(self, sequence_id: int, kept: Drafts) -> None:
-        """So much of what was looked up was chosen for the sequence: nothing where a model is to draft."""
+    def observe_lookup(self, sequence_id: int, kept: Drafts) -> None:
+        """Reports the looked-up drafts that were kept for the sequence; none if a model drafts instead."""
         ...
 
     def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
-        """The model whose `steps` drafts are worth most, and what looked-up ones must be worth to be preferred.
+        """The model whose drafts are worth most, and the worth that looked-up drafts must exceed.
 
-        `sharing` sequences share the steps.
+        `sharing`: sequences that draft together and share the steps' time.
         """
         ...
 
 
 def only_drafter(params: SamplingParams, speculation: str | int, models: Collection[str]) -> str | None:
-    """Who drafts for a request whatever anything is worth, one of `models` or LOOKUP; None where worth decides.
+    """The only drafter that may draft for the request (one of `models` or LOOKUP); None if the values decide.
 
-    A fixed depth, or the engine's `speculation` where the request has none, is the first model's, if there is one.
+    With a fixed depth (the request's, else the engine's `speculation`) that is the first model, if there is one.
     """
     wanted = params.drafter or AUTO
     if wanted != AUTO:
@@ -64,7 +64,7 @@ def only_drafter(params: SamplingParams, speculation: str | int, models: Collect
 def _ask(
     name: str, drafter: Drafter, round: Round, verdict: Verdict, hidden: Tensor, failed: list[DrafterError]
 ) -> Mapping[int, Drafts]:
-    """What one drafter makes. Its error joins those that `failed`, so that the others miss nothing of the round."""
+    """Calls one drafter. Appends its error to `failed`, so that the other drafters still process the round."""
     try:
         return drafter.draft(round, verdict, hidden)
     except EngineStoppedError:
@@ -85,14 +85,14 @@ class ChoosingDrafter:
         lookup: Drafter | None,
         live: Callable[[int], Sequence | None],
         speculation: str | int,
-        worths: Worths,
+        values: DraftValues,
     ) -> None:
-        """`models` pay for each step. `live` gives the sequence of an id, None once it ended.
+        """`models`: drafters whose steps take time. `live` returns the sequence of an id, None if it has ended.
 
-        `speculation` is the engine's, for requests without their own.
+        `speculation`: the engine's setting, for requests without their own.
         """
         self._models, self._lookup, self._live = models, lookup, live
-        self._speculation, self._worths = speculation, worths
+        self._speculation, self._values = speculation, values
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
         drafts: dict[int, Drafts] = {}
@@ -113,7 +113,7 @@ class ChoosingDrafter:
     def _choose(
         self, round: Round, verdict: Verdict, found: Mapping[int, Drafts]
     ) -> tuple[list[str | None], dict[int, Drafts]]:
-        """Which model drafts for each of the round's sequences, and what was looked up for the others."""
+        """The model that drafts for each sequence of the round, or None; and the looked-up drafts that are kept."""
         owners: list[str | None] = []
         kept: dict[int, Drafts] = {}
         depths = round.draft_steps.tolist()
@@ -122,19 +122,19 @@ class ChoosingDrafter:
         for sequence_id, samples, steps in columns:
             owner, own = self._chosen(sequence_id, steps, sharing, found.get(sequence_id, _NOTHING))
             owners.append(owner)
-            if samples:  # nothing is drafted after a prompt's chunk
-                self._worths.chose(sequence_id, own)
+            if samples:  # there are no drafts after an unfinished prompt
+                self._values.observe_lookup(sequence_id, own)
             if own:
                 kept[sequence_id] = own
         return owners, kept
 
     @staticmethod
     def _sharing(depths: list[int], verdict: Verdict) -> int:
-        """How many sequences draft together."""
+        """Number of sequences that draft together."""
         return sum(depth > 0 and end == RUNNING for depth, end in zip(depths, verdict.finish.tolist(), strict=True))
 
     def _chosen(self, sequence_id: int, steps: int, sharing: int, proposal: Drafts) -> tuple[str | None, Drafts]:
-        """The model that is to draft for the sequence, or None and what is kept of the proposal."""
+        """The model that drafts for the sequence, or None and the part of the proposal to keep."""
         sequence = self._live(sequence_id)
         if sequence is None:
             return None, _NOTHING
@@ -143,13 +143,13 @@ class ChoosingDrafter:
             return (None, proposal) if only == LOOKUP else (only, _NOTHING)
         if not proposal and len(self._models) < 2:
             return next(iter(self._models), None), _NOTHING
-        kept, worth = self._worths.looked_up(proposal)
-        model, to_beat = self._worths.best_model(sequence_id, steps, sharing)
+        kept, worth = self._values.evaluate_lookup(proposal)
+        model, to_beat = self._values.best_model(sequence_id, steps, sharing)
         return (model, _NOTHING) if not kept or worth <= to_beat else (None, proposal.first(kept))
 
 
 def _for(name: str, owners: list[str | None], round: Round) -> Round:
-    """The round as a model follows it that drafts for the sequences which are its own."""
+    """The round for model `name`: draft steps only of the sequences that it drafts for."""
     if all(owner == name for owner in owners):
         return round
     own = ints([owner == name for owner in owners])

@@ -1,4 +1,4 @@
-"""Drafting by the compiled kernels: all steps of a draft in one call."""
+"""Drafting with the compiled kernels: all draft steps in one call."""
 
 from itertools import accumulate
 

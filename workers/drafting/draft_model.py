@@ -1,4 +1,4 @@
-"""What a drafter asks of the model that it drafts with, whichever path computes it."""
+"""The interface between a drafter and its model, implemented for torch, compiled kernels and GPUs."""
 
 from typing import NamedTuple, Protocol
 
@@ -8,35 +8,35 @@ from outrider.workers.types.round import FloatArray, IntArray
 
 
 class DraftRequest(NamedTuple):
-    """The drafts that are to be made after some pairs."""
+    """The drafts to make after some pairs."""
 
-    entries: IntArray  # [n] of the pairs: whose last pair each draft follows
-    depths: IntArray  # [n] how many at most
-    steps: int | None = None  # the largest depth where other data groups draft beside this one: all go as many
-    stop_rules: FloatArray | None = None  # [n, 7] when drafting ends before: types/stop_rule.py
+    entries: IntArray  # [n] entries of the pairs; drafts follow an entry's last pair
+    depths: IntArray  # [n] most drafts
+    steps: int | None = None  # with several data groups: the number of steps that all of them run
+    stop_rules: FloatArray | None = None  # [n, 7] early stopping: types/stop_rule.py
 
 
 class DraftModel(Protocol):
     """The MTP modules or a separate model, with its cache and a head."""
 
     def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
-        """Feeds all `pairs`; then drafts, for each entry that is wanted.
+        """Feeds all `pairs`, then makes the wanted drafts.
 
-        Of ranks with the same pairs only the first is sure of its drafts' confidence.
+        Among ranks with the same pairs, only the first returns valid confidences.
         """
         ...
 
     def forget(self, sequence_ids: IntArray) -> None:
-        """Drops what is kept of sequences beside the cache."""
+        """Drops the state of sequences that is not in the cache."""
         ...
 
 
 class ModuleDraftModel(DraftModel, Protocol):
-    """The MTP modules, which others may replace."""
+    """The MTP modules, which can be replaced."""
 
     @property
     def module(self) -> object: ...
 
     def use(self, module: object) -> None:
-        """Drafts with others from now on; they have these ones' cache. For the engine's thread, between rounds."""
+        """Replaces the modules; the cache is kept. Only for the engine's thread, between rounds."""
         ...

@@ -1,4 +1,4 @@
-"""What the engine asks of anything that drafts. A drafter may be absent, and may fail without harm: it only drafts."""
+"""The interface of drafters. A drafter may be absent or fail without any effect on the output text."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -11,7 +11,7 @@ from outrider.workers.types.round import IntArray, Round, Verdict
 
 
 class DrafterError(OutriderError):
-    """A drafter failed, which costs speed and nothing else: which, and how."""
+    """A drafter failed, which only reduces speed. Has the drafter's name and the original error's text."""
 
     def __init__(self, drafter: str, error: Exception) -> None:
         super().__init__(f"{type(error).__name__}: {error}")
@@ -22,15 +22,14 @@ class Drafter(Protocol):
     """Proposes the tokens that the next round verifies."""
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
-        """Drafts by sequence id, for the sequences that go on.
+        """Drafts by sequence id, for the sequences that continue.
 
-        A drafter that pays for each step makes at most `round.draft_steps`; what others make is cut to the sequence's
-        ceiling. `hidden` holds the model's states after the final norm of the verdict's accepted rows, sequence by
-        sequence, [sum(accepted_rows), hidden], or those of all the round's rows. Called once for every round that has
-        sequences, in order, after the scheduler took in the verdict.
+        Models make at most `round.draft_steps` drafts; other drafters' drafts are cut to the sequence's limit. `hidden`
+        holds the hidden states after the final norm, of the accepted rows, [sum(accepted_rows), hidden], or of all rows
+        of the round. Called in order, once for every round that has sequences, after the scheduler's commit.
         """
         ...
 
     def forget(self, sequence_ids: IntArray) -> None:
-        """Drops what is kept for sequences that ended."""
+        """Drops the state of ended sequences."""
         ...

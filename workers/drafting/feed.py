@@ -1,8 +1,8 @@
-"""What the MTP modules are fed in one call on torch's path: pairs that are certain, and the drafts behind them.
+"""The inputs of the MTP modules in one call on torch's path: accepted pairs, and the drafts after them.
 
-Pass j is module j's, over the pairs that it can take in and what was drafted behind them. Once all modules had theirs,
-the last goes on alone, over the newest draft of each sequence. A row is made of the last pass's state of the row before
-it.
+Pass j runs module j over the pairs that it can process and the drafts after them. After the last module's pass, that
+module continues alone, over the newest draft of each sequence. A row's input state is the state that the previous pass
+computed for the row before it.
 """
 
 import numpy as np
@@ -13,14 +13,14 @@ from outrider.workers.drafting.pairs import Pairs, rows_of
 from outrider.workers.model.rows import Chain, Rows
 from outrider.workers.types.round import IntArray
 
-_NOBODY = -1
+_NO_SEQUENCE = -1
 
 
 class Feed:
-    """Rows are numbered: first the N pairs, then the states kept of earlier calls, then the drafts as they come."""
+    """Row numbers: first the N pairs, then the states kept from earlier calls, then drafts in the order made."""
 
     def __init__(self, pairs: Pairs, chain: Chain | None, modules: int, lasts: IntArray) -> None:
-        """`chain` is there where there are several modules. `lasts`: the pairs that are drafted after, ascending."""
+        """`chain`: None with one module. `lasts`: the pairs after which drafts are made, ascending."""
         self._pairs, self._chain, self._modules = pairs, chain, modules
         self._count = len(pairs)
         self._pass = 0
@@ -31,30 +31,30 @@ class Feed:
         ones = np.ones(self._count, dtype=np.int64)
         self._before = np.concatenate([ones if chain is None else chain.before, kept])
         self._reach = np.concatenate([ones if chain is None else chain.reach, kept])
-        self._drafted_for = np.full(len(self._entries), _NOBODY)
-        # Pairs whose states the first pass is to make; None: all. With one module only these are needed.
+        self._drafted_for = np.full(len(self._entries), _NO_SEQUENCE)
+        # Pairs whose states the first pass must compute; None: all. With one module only `lasts` are needed.
         self.wanted = lasts if chain is None else None
-        self._places = np.arange(len(self._entries))  # of the rows' states among the last pass's
+        self._places = np.arange(len(self._entries))  # each row's index in the last pass's states
         if self.wanted is not None:
             self._places[lasts] = np.arange(len(lasts))
 
     def positions(self, rows: IntArray) -> IntArray:
-        """Of their pairs."""
+        """The positions of these rows' pairs."""
         return self._positions[rows]
 
     def states(self, rows: IntArray, state: Tensor) -> Tensor:
-        """Those of `rows` in `state`, which the last pass made."""
+        """The states of `rows`, out of the last pass's `state`."""
         return state[torch.from_numpy(self._places[rows])]
 
     def leave(self, state: Tensor) -> None:
-        """Keeps what later calls need of `state`, which the last pass made."""
+        """Stores those rows of the last pass's `state` that later calls need."""
         if self._chain is None or self._pass >= self._modules - 1:
             return
         taken = np.flatnonzero(self._reach[self._chain.lasts] > self._pass)
         self._chain.leaves[torch.from_numpy(taken), self._pass] = self.states(self._chain.lasts[taken], state)
 
     def add(self, sequences: IntArray, behind: IntArray, token_ids: IntArray) -> IntArray:
-        """What was drafted for `sequences` from the states of the rows `behind`: its rows."""
+        """Adds drafts of `sequences` that were drawn from the states of rows `behind`. Returns their row numbers."""
         rows = len(self._entries) + np.arange(len(behind))
         self._entries = np.append(self._entries, self._entries[behind])
         self._token_ids = np.append(self._token_ids, token_ids)
@@ -65,9 +65,9 @@ class Feed:
         return rows
 
     def next(self, state: Tensor, sequences: IntArray, newest: IntArray) -> tuple[Rows, Tensor, int]:
-        """The next pass's rows, the states before them [rows, hidden], and its module.
+        """The next pass's rows, their input states [rows, hidden], and the number of its module.
 
-        `state` is what the last pass made, `newest` are the last drafts of those `sequences` that go deeper.
+        `state`: the last pass's states. `newest`: the newest draft of each of `sequences`, which are to draft further.
         """
         self._pass += 1
         chosen = newest if self._pass >= self._modules else self._taken_in(sequences)
@@ -81,12 +81,12 @@ class Feed:
         return self._rows(chosen), hidden, min(self._pass, self._modules - 1)
 
     def _taken_in(self, sequences: IntArray) -> IntArray:
-        """What the pass's module takes in: certain pairs, and drafts of the sequences that go deeper."""
-        wanted = np.isin(self._drafted_for, np.append(sequences, _NOBODY))
+        """The rows that this pass's module processes: accepted pairs, and drafts of `sequences`."""
+        wanted = np.isin(self._drafted_for, np.append(sequences, _NO_SEQUENCE))
         return np.flatnonzero((self._reach > self._pass) & wanted)
 
     def _rows(self, chosen: IntArray) -> Rows:
-        """Certain pairs of one entry go together, each draft by itself."""
+        """Rows for the module: the accepted pairs of an entry form one sequence, each draft its own."""
         entries = self._entries[chosen]
         begins = np.ones(len(chosen), dtype=bool)
         begins[1:] = (np.diff(entries) != 0) | (chosen[1:] >= self._count)

@@ -17,7 +17,7 @@ from outrider.kernels.gpu.draw import draw
 from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.gpu_draft_graphs import DraftGraphs, Drawn, chosen_rows
 from outrider.workers.drafting.pairs import Pairs, one_each, pair_rows
-from outrider.workers.drafting.stopping import Drafted
+from outrider.workers.drafting.stopping import StopTracker
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.gpu.batch import GpuBatch
 from outrider.workers.model.gpu.graphs import Capture, capture
@@ -75,7 +75,7 @@ class GpuDraftModel(TorchDraftModel):
         return [made[place] for place in np.argsort(deepest).tolist()]
 
     def _fill(self, pairs: Pairs, last: IntArray) -> None:
-        """Only takes the pairs into the cache."""
+        """Only writes the pairs to the cache."""
         if not len(pairs):
             return
         decoder = self._gpu_module.decoder
@@ -86,7 +86,7 @@ class GpuDraftModel(TorchDraftModel):
     def _run(
         self, pairs: Pairs, feeds: Sequence[Rows], last: IntArray, words: Sequence[IntArray]
     ) -> tuple[Tensor, Tensor]:
-        """Kernel by kernel. As DraftGraphs.run."""
+        """The same as DraftGraphs.run, without CUDA graphs."""
         decoder, arrays = self._gpu_module.decoder, [chosen_rows(pairs), *words]
         uploaded = decoder.upload.with_next(np.concatenate(arrays))
         first, *batches = decoder.batches([pair_rows(pairs), *feeds], [last, *[None] * len(feeds)])
@@ -130,7 +130,7 @@ class GpuDraftModel(TorchDraftModel):
 
 
 def _chosen(hidden: Tensor, rows: Tensor) -> Tensor:
-    """`rows` [N] of `hidden`, as `chosen_rows` names them."""
+    """Rows `rows` [N] of `hidden`; all if empty, as in `chosen_rows`."""
     return hidden.index_select(0, rows) if len(rows) else hidden
 
 
@@ -138,13 +138,13 @@ def _made(
     depths: IntArray, going: Sequence[int], stop_rules: FloatArray | None, tokens: IntArray, leads: FloatArray
 ) -> list[Drafts]:
     """Applies depths and stop rules to the drafts. `tokens` and `leads`: those of step 0, then of step 1, .."""
-    drafts, drafted = [Drafts([], []) for _ in depths], Drafted(stop_rules, depths.tolist())
+    drafts, tracker = [Drafts([], []) for _ in depths], StopTracker(stop_rules, depths.tolist())
     live = np.arange(len(depths))[: going[0]]
     for step, begin in enumerate(accumulate(going[:-1], initial=0)):
         for n in live.tolist():
             drafts[n].token_ids.append(int(tokens[begin + n]))
             drafts[n].confidences.append(float(leads[begin + n]))
-        over = np.array(drafted.over(live, leads[begin + live].tolist()), dtype=bool)
+        over = np.array(tracker.ended(live, leads[begin + live].tolist()), dtype=bool)
         live = live[(depths[live] > step + 1) & ~over]
         if not len(live):
             break

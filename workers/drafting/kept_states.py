@@ -1,7 +1,7 @@
-"""What MTP modules after the first need of earlier calls: the states before them at each sequence's last certain slot.
+"""Keeps states between calls for MTP modules after the first: the previous module's state at a sequence's last slot.
 
-A module's pair at slot j is made of the state that the module before it has at slot j-1. Where neither this call nor
-the one before computed that, as when a sequence begins, the module begins a slot later than the one before it.
+A module's pair at slot j uses the previous module's state at slot j-1. If neither this call nor the one before computed
+it, as at the start of a sequence, the module starts one slot later than the previous module.
 """
 
 from itertools import pairwise
@@ -19,22 +19,22 @@ class _Kept(NamedTuple):
     """A sequence's states at the slot of its last pair."""
 
     position: int  # of the pair
-    first_slot: int  # that the drafter followed it from
-    reach: int  # modules that took the pair in
+    first_slot: int  # from which the drafter follows the sequence
+    reach: int  # number of modules that processed the pair
     states: Tensor  # [modules - 1, hidden]
 
 
 class KeptStates:
-    """Of all live sequences, for a model of `modules` modules."""
+    """The kept states of all live sequences, for a model with `modules` MTP modules."""
 
     def __init__(self, modules: int) -> None:
         self._modules = modules
         self._kept: dict[int, _Kept] = {}
 
     def link(self, pairs: Pairs) -> Chain | None:
-        """How `pairs` hang together, and with those of earlier calls; None where there is one module.
+        """Links `pairs` to one another and to states of earlier calls; None with one module.
 
-        The call that is made with them leaves its own states in it, for the next ones.
+        The caller stores its own states in the Chain, for later calls.
         """
         if self._modules == 1:
             return None
@@ -58,7 +58,7 @@ class KeptStates:
 
 
 def _runs(links: "_Links") -> list[int]:
-    """Where each run of pairs at one slot after another begins."""
+    """The first index of each run of pairs in consecutive slots."""
     ids, positions, firsts = links.sequence_ids, links.positions, links.first_slots
     if not len(ids):
         return []
@@ -67,7 +67,7 @@ def _runs(links: "_Links") -> list[int]:
 
 
 class _Links:
-    """A Chain in the making, run by run."""
+    """A Chain under construction, run by run."""
 
     def __init__(self, modules: int, pairs: Pairs, sequence_ids: IntArray, first_slots: IntArray) -> None:
         self._modules, self.positions = modules, pairs.positions
@@ -78,7 +78,7 @@ class _Links:
         self.lasts: dict[int, int] = {}  # each sequence's last pair so far
 
     def add_run(self, first: int, end: int, kept: _Kept | None) -> None:
-        """A run goes on behind the sequence's last one in this call, or behind what was `kept` of it, or begins."""
+        """Links a run to the sequence's previous run in this call, else to its `kept` states, else to nothing."""
         sequence_id, place = int(self.sequence_ids[first]), (int(self.positions[first]), int(self.first_slots[first]))
         last, reach = self.lasts.get(sequence_id), 0
         if last is not None and (self.positions[last] + 1, self.first_slots[last]) == place:

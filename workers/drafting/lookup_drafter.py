@@ -1,7 +1,7 @@
-"""Drafts by looking the sequence's end up in its own prompt and output: no model, no cache, some microseconds.
+"""Prompt lookup: finds the longest earlier match of the sequence's end and drafts the tokens that followed it.
 
-What followed the longest earlier match is proposed. That pays where text is copied: edits, code, retrieval, loops.
-Works with every checkpoint and any number of stages, since it needs only the tokens.
+Needs no model and no cache, and takes some microseconds. It pays for copied text: edits, code, retrieval, loops. Works
+with every checkpoint and any number of stages, since it needs only the tokens.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,66 +11,66 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from outrider.workers.drafting.match_acceptance import MatchAcceptance, OwnAcceptance
+from outrider.workers.drafting.match_acceptance import MatchAcceptance, SequenceAcceptance
 from outrider.workers.drafting.suffix_index import SuffixIndex
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import IntArray, Round, Verdict
 from outrider.workers.types.sampling_params import LOOKUP
 from outrider.workers.types.sequence import Sequence
 
-_DESPAIR = 0.02  # a draft that is so unlikely to be reached is not proposed
-_PROMISING = 1.0  # drafts of a proposal that should stand: with fewer the next rounds are spared the question
-_MOST_SPARED = 8  # rounds
+_LEAST_CHANCE = 0.02  # drafts less likely to be accepted are not proposed
+_PROMISING = 1.0  # expected accepted drafts of a proposal; with fewer, lookup pauses for some rounds
+_LONGEST_PAUSE = 8  # rounds
 
 
 class _Proposal(NamedTuple):
-    at: int  # the sequence's length then
+    at: int  # length of the sequence when it was made
     length: int  # of the match
     token_ids: list[int]
 
 
-class _Followed:
-    """What is kept of one sequence."""
+class _LookupState:
+    """The state of one sequence."""
 
     def __init__(self, engine: MatchAcceptance) -> None:
         self.index = SuffixIndex()
-        self._acceptance = OwnAcceptance(engine)
+        self._acceptance = SequenceAcceptance(engine)
         self._proposal = _Proposal(0, 0, [])
-        self._spared = self._to_spare = 0  # rounds: after the last question; of these still to come
+        self._pause = self._rounds_left = 0  # in rounds: the present pause, and what is left of it
 
-    def rests(self) -> bool:
-        """Whether this round is spared the question, since the last answers were of little use."""
-        self._to_spare -= 1
-        return self._to_spare >= 0
+    def skips_round(self) -> bool:
+        """Whether this round is in a pause, since the last proposals were unlikely to be accepted."""
+        self._rounds_left -= 1
+        return self._rounds_left >= 0
 
     def propose(self, tokens: list[int], most: int) -> Drafts:
-        """What followed the longest match of the end of `tokens`, no further than it may be reached."""
+        """The tokens after the longest match of the end of `tokens`, as far as they are likely enough."""
         match = self.index.longest(tokens)
         if match is None:
             self._proposal = _Proposal(0, 0, [])
-            self._promised(0.0)
+            self._set_pause(0.0)
             return Drafts([], [], LOOKUP)
         found = continued(tokens, match.following, most)
         rates = self._acceptance.rates(match.length, len(found))
-        reaches = list(takewhile(lambda reached: reached >= _DESPAIR, accumulate(rates, mul)))
+        reaches = list(takewhile(lambda reached: reached >= _LEAST_CHANCE, accumulate(rates, mul)))
         self._proposal = _Proposal(len(tokens), match.length, found)
-        self._promised(sum(reaches))
+        self._set_pause(sum(reaches))
         return Drafts(found[: len(reaches)], rates[: len(reaches)], LOOKUP)
 
-    def _promised(self, standing: float) -> None:
-        """The answer promised that so many drafts stand."""
-        self._spared = 0 if standing >= _PROMISING else min(max(2 * self._spared, 1), _MOST_SPARED)
-        self._to_spare = self._spared
+    def _set_pause(self, expected: float) -> None:
+        """Sets the pause after a proposal with so many expected accepted drafts."""
+        self._pause = 0 if expected >= _PROMISING else min(max(2 * self._pause, 1), _LONGEST_PAUSE)
+        self._rounds_left = self._pause
 
     def learn(self, tokens: list[int]) -> None:
-        """Compares what was proposed last, whether it was used or not, with what the target said since."""
+        """Compares the last proposal, used or not, with the tokens emitted since then."""
         at, length, found = self._proposal
         if found:
             self._acceptance.observe(length, found, tokens[at : at + len(found)])
 
 
 class LookupDrafter:
-    """Implements Drafter. `live` gives the sequence of an id, None once it ended; its tokens are the committed ones."""
+    """Implements Drafter. `live` returns the sequence of an id, with its committed tokens; None if it has ended."""
 
     def __init__(
         self,
@@ -78,17 +78,17 @@ class LookupDrafter:
         wanted: Callable[[Sequence], bool] = lambda sequence: True,
         needed: Callable[[Sequence], bool] = lambda sequence: False,
     ) -> None:
-        """`wanted`: whether drafts for the sequence are worth looking for at present; `needed`: in every round."""
+        """`wanted`: whether to look up drafts for the sequence at present; `needed`: whether to ignore pauses."""
         self._live, self._wanted, self._needed = live, wanted, needed
         self._engine = {greedy: MatchAcceptance(greedy=greedy) for greedy in (True, False)}
-        self._followed: dict[int, _Followed] = {}
+        self._states: dict[int, _LookupState] = {}
 
     def __len__(self) -> int:
-        """Sequences that it keeps something of."""
-        return len(self._followed)
+        """Number of sequences with any state here."""
+        return len(self._states)
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
-        """Up to each sequence's ceiling, whatever the round's draft steps are. Those without a match are left out."""
+        """Drafts of the sequences that have a match, up to each one's limit; the round's draft steps do not matter."""
         drafts = {}
         columns = zip(
             round.sequence_ids.tolist(), round.sample_counts.tolist(), round.starts.tolist(),
@@ -98,38 +98,38 @@ class LookupDrafter:
             sequence = self._live(sequence_id)
             if sequence is None or not sequence.draft_ceiling:
                 continue
-            followed = self._follow(sequence)
-            if not samples:  # a prompt's chunk: its share of the index now, so that no round pays for the whole
-                followed.index.extend(sequence.token_ids, start + end - first)
-            elif self._is_time(followed, sequence) and self._wanted(sequence):
-                drafts[sequence_id] = self._propose(followed, sequence)
+            state = self._state_of(sequence)
+            if not samples:  # a prompt chunk: indexed now, so that no round must index the whole prompt
+                state.index.extend(sequence.token_ids, start + end - first)
+            elif self._is_due(state, sequence) and self._wanted(sequence):
+                drafts[sequence_id] = self._propose(state, sequence)
         return {sequence_id: found for sequence_id, found in drafts.items() if found}
 
     def forget(self, sequence_ids: IntArray) -> None:
         for sequence_id in sequence_ids.tolist():
-            self._followed.pop(sequence_id, None)
+            self._states.pop(sequence_id, None)
 
-    def _follow(self, sequence: Sequence) -> _Followed:
-        followed = self._followed.get(sequence.sequence_id)
-        if followed is None:
-            followed = _Followed(self._engine[sequence.request.params.greedy])
-            self._followed[sequence.sequence_id] = followed
-        return followed
+    def _state_of(self, sequence: Sequence) -> _LookupState:
+        state = self._states.get(sequence.sequence_id)
+        if state is None:
+            state = _LookupState(self._engine[sequence.request.params.greedy])
+            self._states[sequence.sequence_id] = state
+        return state
 
-    def _is_time(self, followed: _Followed, sequence: Sequence) -> bool:
-        """Whether to ask: in every round for who has nothing else or copies, for others where it promises something."""
-        return not followed.rests() or self._needed(sequence)
+    def _is_due(self, state: _LookupState, sequence: Sequence) -> bool:
+        """Whether to look up in this round: not in a pause, unless the sequence needs lookup in every round."""
+        return not state.skips_round() or self._needed(sequence)
 
-    def _propose(self, followed: _Followed, sequence: Sequence) -> Drafts:
-        followed.learn(sequence.token_ids)
+    def _propose(self, state: _LookupState, sequence: Sequence) -> Drafts:
+        state.learn(sequence.token_ids)
         room = sequence.limit - len(sequence.token_ids) - 1
         if room <= 0:
             return Drafts([], [], LOOKUP)
-        return followed.propose(sequence.token_ids, min(sequence.draft_ceiling, room))
+        return state.propose(sequence.token_ids, min(sequence.draft_ceiling, room))
 
 
 def continued(tokens: list[int], place: int, most: int) -> list[int]:
-    """The `most` tokens from `place` on; where they run into the end they go on with themselves, as a loop does."""
+    """`most` tokens from `place` on. Beyond the end of `tokens`, they repeat, as a loop would."""
     found = tokens[place : place + most]
     while len(found) < most:
         found += found[: most - len(found)]

@@ -1,7 +1,7 @@
-"""How likely a looked-up draft is accepted, by how much of what precedes it matched. Pure; learned online.
+"""Estimates the acceptance of looked-up drafts from the length of the match before them. Pure; learned online.
 
-A draft that stands makes the match one longer for the draft after it, so one table serves every depth. It may be
-filled from any round, whoever drafted in it: the text does not depend on the drafts.
+An accepted draft makes the next draft's match one token longer, so one table serves all depths. It learns from every
+round, also when a model drafted, since the text does not depend on the drafts.
 """
 
 from bisect import bisect_right
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from outrider.workers.drafting.suffix_index import LONGEST
 from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS
 
-_FROM = (0, 3, 4, 6, 9, 14, 20, 32)  # matches of at least so many tokens share a rate
-_FIRST = (0.35, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.95)  # of greedy text, before anything was seen
-_DRAWN = 0.85  # of these, where text is drawn
+_FROM = (0, 3, 4, 6, 9, 14, 20, 32)  # smallest match length of each class that shares a rate
+_FIRST = (0.35, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.95)  # initial rates, for greedy text
+_DRAWN = 0.85  # factor on the initial rates for sampled text
 _KINDS = [bisect_right(_FROM, length) - 1 for length in range(LONGEST + MAX_DRAFT_TOKENS + 1)]  # by length of match
 _CEILING, _FLOOR = 0.99, 0.01
 _MEMORY, _PRIOR_WEIGHT = 300.0, 6.0  # drafts
@@ -20,45 +20,45 @@ _OWN_MEMORY, _OWN_WEIGHT = 40.0, 12.0
 
 
 class MatchAcceptance:
-    """Rates of the whole engine, for drafts behind a match of some length."""
+    """The engine's acceptance rates, by length of the match before a draft."""
 
     def __init__(self, *, greedy: bool) -> None:
-        """`greedy` text repeats itself more than drawn text, and is counted apart."""
+        """`greedy` text repeats itself more than sampled text, so each has its own rates."""
         self._rates = [rate * (1.0 if greedy else _DRAWN) for rate in _FIRST]
         self._tried = [_PRIOR_WEIGHT] * len(_FROM)
 
     def rates(self, length: int, drafts: int) -> list[float]:
-        """For each of `drafts` drafts behind a match of `length` tokens, that it stands if those before it do."""
+        """Acceptance rate of each of `drafts` drafts after a match of `length` tokens, if those before are accepted."""
         known = self._rates
         return [known[kind] for kind in _KINDS[length : length + drafts]]
 
-    def observe(self, length: int, stood: bool) -> None:
-        """Of a draft that was to be judged."""
+    def observe(self, length: int, accepted: bool) -> None:
+        """Adds a judged draft."""
         kind = _KINDS[length]
         tried = self._tried[kind] = self._tried[kind] * (1.0 - 1.0 / _MEMORY) + 1.0
-        self._rates[kind] += (stood - self._rates[kind]) / tried
+        self._rates[kind] += (accepted - self._rates[kind]) / tried
 
 
-class OwnAcceptance:
-    """How one sequence differs from the engine's rates: by one factor, what stood over what was expected to."""
+class SequenceAcceptance:
+    """One sequence's rates: the engine's rates times one factor, accepted over expected drafts."""
 
     def __init__(self, engine: MatchAcceptance) -> None:
         self._engine = engine
-        self._stood = self._expected = _OWN_WEIGHT
+        self._accepted = self._expected = _OWN_WEIGHT
 
     def rates(self, length: int, drafts: int) -> list[float]:
-        """As the engine's."""
-        factor = self._stood / self._expected
+        """As MatchAcceptance.rates."""
+        factor = self._accepted / self._expected
         return [min(max(rate * factor, _FLOOR), _CEILING) for rate in self._engine.rates(length, drafts)]
 
-    def observe(self, length: int, drafts: Sequence[int], said: Sequence[int]) -> None:
-        """Learns what became of `drafts` behind a match of `length`: the target `said` these tokens in their place."""
-        keep, judged = 1.0 - 1.0 / _OWN_MEMORY, min(len(drafts), len(said))
+    def observe(self, length: int, drafts: Sequence[int], targets: Sequence[int]) -> None:
+        """Learns from `drafts` after a match of `length`, given the tokens that the model emitted in their place."""
+        keep, judged = 1.0 - 1.0 / _OWN_MEMORY, min(len(drafts), len(targets))
         pull = _OWN_WEIGHT * (1.0 - keep)
         for place, expected in enumerate(self._engine.rates(length, judged)):
-            stood = drafts[place] == said[place]
-            self._engine.observe(length + place, stood)
-            self._stood = self._stood * keep + pull + stood
+            accepted = drafts[place] == targets[place]
+            self._engine.observe(length + place, accepted)
+            self._accepted = self._accepted * keep + pull + accepted
             self._expected = self._expected * keep + pull + expected
-            if not stood:
+            if not accepted:
                 return

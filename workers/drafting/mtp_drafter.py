@@ -1,7 +1,7 @@
-"""Drafts with the model's own Multi-Token-Prediction modules, the last by recursion (design: MTP, exactly).
+"""Drafts with the model's own Multi-Token-Prediction modules; the last one runs repeatedly (design: MTP, exactly).
 
-Owns the drafter's cache layers through the model. Draws with the target's own noise and transforms, so that a
-draft is accepted iff it equals what the target draws. Knows nothing of how deep to draft: the Round says.
+Owns the drafter's cache layers through the model. Samples with the same noise and transforms as the model, so a draft
+is accepted iff the model draws the same token. The Round says how many drafts to make.
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ from outrider.workers.types.round import (
     verdict_for,
 )
 
-_MOST_WAITING = 8  # pairs; few, so that a draft after a pause costs little more than another
+_MOST_WAITING = 8  # pairs; few, so that catching up costs little
 
 
 class MtpDrafter:
-    """Implements Drafter, on every rank of the first stage; each drafts for the sequences of its data group.
+    """Implements Drafter on every rank of the first stage; each drafts for the sequences of its data group.
 
-    While drafting is disabled, its cache falls behind by up to `most_waiting` pairs, which are then processed
-    together. What it does follows from the round and the verdict alone, so that all ranks do it at the same time.
+    While drafting is disabled, its cache may fall behind by up to `most_waiting` pairs, which are then processed
+    together. It acts only on the round and the verdict, so all ranks do the same at the same time.
     """
 
     def __init__(
@@ -44,30 +44,30 @@ class MtpDrafter:
         most_waiting: int = _MOST_WAITING,
         shared: SharedDrafts | None = None,
     ) -> None:
-        """`shared`: where there are several data groups, what brings their drafts to the leader."""
+        """`shared`: with several data groups, collects their drafts on the leader."""
         self._model, self._starts, self._shared = model, starts, shared
         self._data = shared.data if shared is not None else 0
         self._most_waiting = most_waiting
         self._backlog = Backlog(most_waiting, block_size)
-        self._behind = 0  # pairs that wait in all data groups together
+        self._behind = 0  # pairs waiting in all data groups together
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
-        """Feeds the accepted rows, then drafts each going-on sequence as deep as the round says.
+        """Feeds the accepted rows, then makes the round's number of drafts for each sequence that continues.
 
-        `hidden` are the accepted rows' of this data group; the drafts are everybody's on the leader.
+        `hidden`: states of this data group's accepted rows. The leader returns the drafts of all data groups.
         """
         if round.prepares or round.begins:
             self._starts.prepare(round.prepares)
             self._starts.begin(round.begins)
         self._starts.write_verdict(round, verdict)
-        everybody = followed(round, verdict)
-        if not everybody and not self._waits:
+        all_followed = followed(round, verdict)
+        if not all_followed and not self._waits:
             return {}
-        self._backlog.yield_blocks(share_of(round, self._data))
-        ending = verdict.finish.any()  # its blocks are free, and may be another's next
-        depths, stop_rules = _depths(round, verdict, everybody), _stop_rules(round)
-        pairs = self._own_pairs(round, verdict, hidden, everybody)
-        gained = sum(verdict.accepted_rows[s] for s in everybody)
+        self._backlog.drop_lost_blocks(share_of(round, self._data))
+        ending = verdict.finish.any()  # an ended sequence's blocks may be reused next
+        depths, stop_rules = _depths(round, verdict, all_followed), _stop_rules(round)
+        pairs = self._own_pairs(round, verdict, hidden, all_followed)
+        gained = sum(verdict.accepted_rows[s] for s in all_followed)
         if gained and not any(depths.values()) and not ending and self._may_wait(pairs, int(gained)):
             self._backlog.add(pairs)
             return {}
@@ -76,35 +76,35 @@ class MtpDrafter:
 
     @property
     def _waits(self) -> bool:
-        """Whether the cache is behind, of any data group."""
+        """Whether the cache of any data group is behind."""
         return bool(self._behind if self._shared is not None else self._backlog)
 
     def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: list[int]) -> Pairs:
-        """What the verdict makes certain of the round's sequences `kept`."""
+        """The accepted pairs of the round's sequences `kept`."""
         return accepted_pairs(round, verdict, hidden, kept)
 
     def forget(self, sequence_ids: IntArray) -> None:
         self._starts.end(sequence_ids)
         self._model.forget(sequence_ids)
 
-    def _own_pairs(self, round: Round, verdict: Verdict, hidden: Tensor, everybody: list[int]) -> Pairs:
-        """Of `everybody` that is followed those of this data group."""
+    def _own_pairs(self, round: Round, verdict: Verdict, hidden: Tensor, all_followed: list[int]) -> Pairs:
+        """The accepted pairs of this data group's followed sequences."""
         if self._shared is None:
-            return self._pairs(round, verdict, hidden, everybody)
+            return self._pairs(round, verdict, hidden, all_followed)
         own, its = share_of(round, self._data), verdict_for(round, verdict, self._data)
         return self._pairs(own, its, hidden, followed(own, its))
 
-    def _may_wait(self, pairs: Pairs, everybodys: int) -> bool:
-        """Whether these pairs can wait; data groups answer alike."""
+    def _may_wait(self, pairs: Pairs, gained: int) -> bool:
+        """Whether these pairs can wait. All data groups decide alike."""
         if self._shared is None:
             return self._backlog.has_room(pairs)
-        self._behind += everybodys
+        self._behind += gained
         return self._behind <= self._most_waiting
 
     def _catch_up(
         self, pairs: Pairs, depths: Mapping[int, int], stop_rules: Mapping[int, FloatArray]
     ) -> dict[int, Drafts]:
-        """Feeds what waits and `pairs`, then drafts `depths` (by sequence id) for the sequences in `pairs`."""
+        """Feeds the waiting pairs and `pairs`, then drafts for the sequences in `pairs`. `depths`: by sequence id."""
         waiting = joined([*self._backlog.take(), pairs])
         self._behind = 0
         if not len(waiting) and self._shared is None:
@@ -120,12 +120,12 @@ class MtpDrafter:
 
 
 def _stop_rules(round: Round) -> dict[int, FloatArray]:
-    """When drafting ends before its depth, by sequence id; empty: never."""
+    """Stop rules by sequence id; empty: no early stopping."""
     rows = round.stop_rules.reshape(-1, STOP_RULE)
     return dict(zip(round.sequence_ids.tolist(), rows, strict=True)) if len(rows) else {}
 
 
-def _depths(round: Round, verdict: Verdict, everybody: list[int]) -> dict[int, int]:
-    """How many drafts are to be made, by sequence id, for those of `everybody` that go on."""
+def _depths(round: Round, verdict: Verdict, all_followed: list[int]) -> dict[int, int]:
+    """Number of drafts to make, by sequence id, for the sequences of `all_followed` that continue."""
     ids, steps, finish = round.sequence_ids.tolist(), round.draft_steps.tolist(), verdict.finish.tolist()
-    return {ids[s]: steps[s] for s in everybody if finish[s] == RUNNING}
+    return {ids[s]: steps[s] for s in all_followed if finish[s] == RUNNING}

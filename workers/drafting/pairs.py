@@ -1,6 +1,6 @@
-"""Pairs (h_i, t_{i+1}): what an MTP module is fed for every token that is certain, and those it may be fed later.
+"""Pairs (h_i, t_{i+1}): the inputs of an MTP module for accepted tokens, and the backlog of pairs not fed yet.
 
-Torch only holds the states; which pairs there are is decided on integers.
+Only the states are torch tensors; all else is integer arrays.
 """
 
 from array import array
@@ -26,11 +26,9 @@ class Pairs:
     token_ids: IntArray  # [N] t_{i+1}
     positions: IntArray  # [N] i
     hidden: Tensor  # [any, hidden] holds h_i, or the module's own state in a later step of a draft
-    write_from: IntArray  # [S] slots before it are others' too, and are not written
-    first_slots: (
-        IntArray  # [S] slots before it the drafter did not follow, and does not see: 1 if it followed from the start
-    )
-    tables: tuple[IntArray, ...]  # by sequence: its blocks
+    write_from: IntArray  # [S] earlier slots are shared with other sequences, and are not written
+    first_slots: IntArray  # [S] the drafter followed from this slot on, and reads no earlier ones; 1: from the start
+    tables: tuple[IntArray, ...]  # block table of each sequence
     hidden_rows: IntArray | None = None  # [N] each pair's row of `hidden`, ascending; None: row n is pair n's
 
     def __len__(self) -> int:
@@ -42,23 +40,23 @@ class Pairs:
 
     @property
     def states(self) -> Tensor:
-        """h_i of every pair, [N, hidden]. On a GPU this copies `hidden_rows` to it."""
+        """h_i of every pair, [N, hidden]. On a GPU this copies `hidden_rows` to the device."""
         return self.hidden if self.hidden_rows is None else self.hidden[torch.from_numpy(self.hidden_rows)]
 
 
 def followed(round: Round, verdict: Verdict) -> list[int]:
-    """Which sequences of the round the drafter follows, of those that have anything accepted."""
-    follows = round.upkeep.tolist()
+    """Indexes of the round's sequences that the drafter follows and that have accepted rows."""
+    follows = round.follows.tolist()
     if 1 not in follows:
         return []
     columns = zip(follows, verdict.accepted_rows.tolist(), strict=True)
-    return [s for s, (upkeep, accepted) in enumerate(columns) if upkeep and accepted]
+    return [s for s, (follow, accepted) in enumerate(columns) if follow and accepted]
 
 
 def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: list[int]) -> Pairs:
-    """The pairs that a verdict makes certain, of the round's sequences `kept`.
+    """The accepted pairs of the round's sequences `kept`.
 
-    `hidden` holds the states of all accepted rows, [sum(accepted_rows), hidden], or of all rows of the round.
+    `hidden`: the states of all accepted rows, [sum(accepted_rows), hidden], or of all rows of the round.
     """
     lengths, starts = verdict.accepted_rows.tolist(), round.starts.tolist()
     token_ids, positions = array("q"), array("q")
@@ -85,7 +83,7 @@ def accepted_pairs(round: Round, verdict: Verdict, hidden: Tensor, kept: list[in
 
 
 def joined(parts: Sequence[Pairs]) -> Pairs:
-    """All of them, in order. A sequence may occur more than once."""
+    """Concatenates the pairs. A sequence may occur more than once."""
     if len(parts) == 1:
         return parts[0]
     return Pairs(
@@ -113,18 +111,18 @@ def _rows_in_hidden(pairs: Pairs) -> IntArray:
 
 
 def pair_rows(pairs: Pairs) -> Rows:
-    """What the module runs over: the pair of position i writes slot i+1 of its cache, and slot 0 is never seen."""
+    """The module's input rows: the pair of position i writes slot i+1 of its cache; slot 0 is never read."""
     rows = pairs.lengths, pairs.token_ids, pairs.positions
     return _rows(*rows, pairs.write_from, pairs.first_slots, pairs.tables)
 
 
 def one_each(pairs: Pairs, which: IntArray, token_ids: IntArray, positions: IntArray) -> Rows:
-    """One pair for each of the entries `which`: a draft, to be joined with the state it was drawn from."""
+    """One row for each of the entries `which`: a draft, whose state is the one that it was drawn from."""
     return rows_of(pairs, which, np.ones_like(which), token_ids, positions)
 
 
 def rows_of(pairs: Pairs, which: IntArray, lengths: IntArray, token_ids: IntArray, positions: IntArray) -> Rows:
-    """Rows of the entries `which` of `pairs`, `lengths` of each: their tokens and the positions of their pairs."""
+    """Rows of the entries `which` of `pairs`, `lengths` of each, with these tokens and pair positions."""
     tables = [pairs.tables[s] for s in which.tolist()]
     return _rows(lengths, token_ids, positions, pairs.write_from[which], pairs.first_slots[which], tables)
 
@@ -154,18 +152,18 @@ def block_table(round: Round, sequence: int) -> IntArray:
 
 
 def _next_tokens(round: Round, verdict: Verdict, kept: list[int]) -> Iterator[list[int]]:
-    """For every accepted row of each sequence the token that follows: the prompt's, or one that was emitted."""
-    query, said = round.token_ids.tolist(), verdict.token_ids.tolist()
+    """The token after every accepted row of each sequence: from the prompt, or emitted."""
+    query, emitted = round.token_ids.tolist(), verdict.token_ids.tolist()
     borders, places = round.query_offsets.tolist(), verdict.token_offsets.tolist()
     samples, behind = round.sample_counts.tolist(), round.next_token_ids.tolist()
     for s in kept:
         first, end = borders[s] + 1, borders[s + 1]
         known = query[first : end - samples[s] + 1] if samples[s] else [*query[first:end], behind[s]]
-        yield known + said[places[s] : places[s + 1]]
+        yield known + emitted[places[s] : places[s + 1]]
 
 
 class Backlog:
-    """Pairs that wait until somebody drafts again: rows are cheap together, and cost most of a layer each alone."""
+    """Pairs that wait until drafts are needed again: many rows at once cost little more than one."""
 
     def __init__(self, most: int, block_size: int) -> None:
         self._most, self._block_size = most, block_size
@@ -187,15 +185,15 @@ class Backlog:
         taken, self._waiting = self._waiting, []
         return taken
 
-    def yield_blocks(self, round: Round) -> None:
-        """Drops the pairs that would go into blocks that others write now: their owner was preempted or ended."""
+    def drop_lost_blocks(self, round: Round) -> None:
+        """Drops pairs whose blocks now belong to another sequence, since their own was preempted or ended."""
         if self._waiting:
             owner_of = self._writers(round)
             kept = (_without_foreign(part, owner_of, self._block_size) for part in self._waiting)
             self._waiting = [part for part in kept if len(part)]
 
     def _writers(self, round: Round) -> dict[int, int]:
-        """Which sequence owns each block that this round, or drafts after it, may write."""
+        """The sequence that owns each block that this round, or drafts after it, may write."""
         owners: dict[int, int] = {}
         for s, sequence_id in enumerate(round.sequence_ids.tolist()):
             first = max(int(round.starts[s]), int(round.write_from[s])) // self._block_size
@@ -204,7 +202,7 @@ class Backlog:
 
 
 def _without_foreign(pairs: Pairs, owner_of: dict[int, int], block_size: int) -> Pairs:
-    """`pairs` less those whose block has another owner. A sequence's other blocks may still be found by their hash."""
+    """`pairs` without those whose block has another owner. Others are kept: their blocks may be in the prefix cache."""
     own = np.ones(len(pairs), dtype=bool)
     row = 0
     for sequence_id, length, table in zip(
@@ -217,7 +215,7 @@ def _without_foreign(pairs: Pairs, owner_of: dict[int, int], block_size: int) ->
 
 
 def _selected(pairs: Pairs, own: NDArray[np.bool_]) -> Pairs:
-    """Only the pairs `own` [N], and only the sequences that are left with any."""
+    """Only the pairs where `own` [N], and the sequences that have any of them."""
     rows = np.flatnonzero(own)
     left = np.bincount(np.repeat(np.arange(len(pairs.lengths)), pairs.lengths)[rows], minlength=len(pairs.lengths))
     kept = np.flatnonzero(left)

@@ -1,8 +1,8 @@
 """Drafts with another, smaller model that has the same tokenizer (Leviathan, Kalman and Matias, arXiv 2211.17192).
 
-Its cache lives in the blocks of the model that it drafts for: slot i holds token i, as there. So what the scheduler
-does to a sequence's blocks (shares them for a prefix, takes them away, has rejected slots written again) is right for
-both. It is fed every token that is certain, prompts included, and draws with the target's own noise and transforms.
+Its cache uses the same blocks as the model's: slot i holds token i in both. So sharing a prefix, preemption and
+overwriting rejected slots work for both. It is fed every accepted token, prompts included, and samples with the same
+noise and transforms as the model.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ from torch import Tensor
 from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.drafting.pairs import Pairs, accepted_pairs, one_each, pair_rows
-from outrider.workers.drafting.stopping import Drafted
+from outrider.workers.drafting.stopping import StopTracker
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.sampling.head import Head
@@ -23,16 +23,16 @@ from outrider.workers.types.sampling_params import DRAFT_MODEL
 
 
 class SeparateModelDrafter(MtpDrafter):
-    """Implements Drafter: follows the model's tokens as an MTP module does, and the first token of a sequence too."""
+    """Implements Drafter: follows tokens as MtpDrafter does, and also the first token of a sequence."""
 
     def _pairs(self, round: Round, verdict: Verdict, hidden: Tensor, kept: list[int]) -> Pairs:
         return with_openings(accepted_pairs(round, verdict, hidden, kept), round, ints(kept))
 
 
 def with_openings(pairs: Pairs, round: Round, kept: IntArray) -> Pairs:
-    """`pairs` of the round's sequences `kept`, and before them the token at position 0 of those that begin there.
+    """Adds the token at position 0 to `pairs`, for those of the round's sequences `kept` that start there.
 
-    A pair is fed as its token at its slot; so that token is the pair of position -1. States have no part in it.
+    A pair is fed as its token at its slot, so the added token is the pair of position -1. States are not used.
     """
     opening = (round.starts[kept] == 0).astype(np.int64)
     firsts = np.cumsum(pairs.lengths) - pairs.lengths
@@ -48,7 +48,7 @@ def with_openings(pairs: Pairs, round: Round, kept: IntArray) -> Pairs:
 
 
 class SeparateModel:
-    """Implements DraftModel, with all layers of a model in one stage, and its head. What it knows is in its cache."""
+    """Implements DraftModel with all layers of a model in one stage, and its head. Its only state is the cache."""
 
     def __init__(self, stage: StageModel, head: Head) -> None:
         self._stage, self._head = stage, head
@@ -58,13 +58,13 @@ class SeparateModel:
         states = self._stage.run(as_tokens(pair_rows(pairs)), None)
         rows, positions = pairs.last_rows[going], pairs.positions[pairs.last_rows[going]]
         drafts = [Drafts([], [], DRAFT_MODEL) for _ in depths]
-        live, drafted = np.arange(len(depths)), Drafted(stop_rules, depths.tolist())
+        live, tracker = np.arange(len(depths)), StopTracker(stop_rules, depths.tolist())
         for step in range(1, int(depths.max(initial=0)) + 1):
             tokens, leads = self._head.draw_with_leads(states, rows, pairs.sequence_ids[going[live]], positions + 2)
             for n, token, lead in zip(live.tolist(), tokens.tolist(), leads.tolist(), strict=True):
                 drafts[n].token_ids.append(token)
                 drafts[n].confidences.append(lead)
-            over = np.array(drafted.over(live, leads.tolist()), dtype=bool)
+            over = np.array(tracker.ended(live, leads.tolist()), dtype=bool)
             deeper = np.flatnonzero((depths[live] > step) & ~over)
             if not len(deeper):
                 break
@@ -77,6 +77,6 @@ class SeparateModel:
 
 
 def as_tokens(pairs: Rows) -> Rows:
-    """The pair of position i as the token at position i + 1, in the same slot; from the start on slot 0 is seen too."""
+    """Turns the pair of position i into the token at position i + 1, in the same slot. Slot 0 is read if followed."""
     first_slots = np.where(pairs.first_slots == 1, 0, pairs.first_slots)
     return replace(pairs, rope_positions=pairs.cache_positions, first_slots=first_slots)

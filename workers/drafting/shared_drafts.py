@@ -1,4 +1,4 @@
-"""Brings the drafts that each data group made for its own sequences to the leader."""
+"""Collects the drafts of all data groups on the leader."""
 
 import itertools
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ from outrider.workers.parallel.shard import Shard
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import Round, owned
 
-_LEADER = 0  # its place in the first stage's group
-_NONE = -1  # in the place of a draft that was not made
+_LEADER = 0  # the leader's rank in the first stage's group
+_NONE = -1  # padding for a draft that was not made
 
 
 class SharedDrafts:
-    """Every rank of the first stage takes part, with drafts or without."""
+    """Collective: every rank of the first stage takes part, even without drafts."""
 
     def __init__(self, stage: Collectives, shard: Shard, device: torch.device) -> None:
         self._stage, self._shard, self._device = stage, shard, device
         self.data = shard.data
 
     def collect(self, round: Round, depths: Mapping[int, int], drafts: dict[int, Drafts]) -> dict[int, Drafts]:
-        """All groups' drafts by sequence id, on the leader. `depths` says how many each sequence has at most."""
+        """All groups' drafts by sequence id, on the leader. `depths`: most drafts of each sequence."""
         groups = [round.sequence_ids[owned(round, data)].tolist() for data in range(self._shard.datas)]
         most = max(sum(depths.get(sequence_id, 0) for sequence_id in group) for group in groups)
         if not most:
@@ -32,7 +32,7 @@ class SharedDrafts:
             own = drafts.get(sequence_id, Drafts([], []))
             flat += zip(own.token_ids, own.confidences, strict=True)
             flat += [(_NONE, 0.0)] * (depths.get(sequence_id, 0) - len(own))
-        mine = torch.zeros(most, 2, dtype=torch.float64, device=self._device)  # a token's id is exact in it
+        mine = torch.zeros(most, 2, dtype=torch.float64, device=self._device)  # float64 holds token ids exactly
         mine[: len(flat)] = torch.tensor(flat, dtype=torch.float64, device=self._device).view(-1, 2)
         parts = self._stage.gather(mine, "drafts", _LEADER)
         if self._stage.rank != _LEADER:

@@ -1,7 +1,7 @@
-"""Applies sequences' stop rules while their drafts are made, step by step (types/stop_rule.py).
+"""Early stopping: applies the sequences' stop rules after each draft step (types/stop_rule.py).
 
-A step is paid once, however many sequences draft in it: it is made while what each of them should bring above its own
-price adds up to that. Compiled kernels do the same (kernels/cpu/src/draft.h).
+All sequences share the price of a step. Another step is made while their expected gains, after each sequence's own
+price, add up to the step's price. The compiled kernels do the same (kernels/cpu/src/draft.h).
 """
 
 import math
@@ -13,17 +13,17 @@ from outrider.workers.types.round import FloatArray, IntArray
 from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
 
 
-class Drafted:
-    """How likely the drafts so far of some sequences stand, which go step by step together."""
+class StopTracker:
+    """Decides after each step which of the sequences that draft together continue."""
 
     def __init__(self, rules: Sequence[Sequence[float]] | FloatArray | None, depths: Sequence[int]) -> None:
-        """`rules` [sequences, 7]; None: none ends early. `depths` [sequences]: how many each has at most."""
+        """`rules` [sequences, 7]; None: no early stopping. `depths` [sequences]: most drafts of each."""
         rows = [NEVER_STOP] * len(depths) if rules is None else [StopRule(*row) for row in np.asarray(rules).tolist()]
         self._rules, self._depths = rows, depths
         self._reach, self._drafts = [1.0] * len(depths), 0
 
-    def over(self, live: IntArray, leads: Sequence[float]) -> list[bool]:
-        """For whom of the `live` no further draft is to be made, after one with these leads."""
+    def ended(self, live: IntArray, leads: Sequence[float]) -> list[bool]:
+        """Whether each of the `live` sequences stops after its newest draft, given the drafts' leads."""
         self._drafts += 1
         over, brings, least = list[bool](), 0.0, math.inf
         for n, lead in zip(live.tolist(), leads, strict=True):
@@ -37,12 +37,12 @@ class Drafted:
 
 
 def made_together(rules: Sequence[StopRule], leads: Sequence[Sequence[float]]) -> list[int]:
-    """How many of the drafts that have these leads are made, of each sequence that drafts in the same steps."""
+    """How many drafts each sequence makes if their leads are these and all sequences share the steps."""
     depths = [len(own) for own in leads]
-    drafted, live, step = Drafted(rules, depths), np.flatnonzero(depths), 0
+    tracker, live, step = StopTracker(rules, depths), np.flatnonzero(depths), 0
     made = [0] * len(leads)
     while len(live):
-        over = drafted.over(live, [leads[n][step] for n in live.tolist()])
+        over = tracker.ended(live, [leads[n][step] for n in live.tolist()])
         step += 1
         for n in live.tolist():
             made[n] = step

@@ -1,7 +1,7 @@
-"""Drafting and verification under another rule than coupled sampling, on torch's path and one stage. For study.
+"""Drafting and verification with rules other than coupled sampling, on torch's path and one stage. For experiments.
 
-Drafts come from the drafter's own distribution with noise of their own; head and drafter share what that distribution
-was. Every round draws anew: which drafts stood is told apart by noise that no other round looks at.
+Drafts are drawn from the drafter's distribution with their own noise; the head reads that distribution. Every round
+uses new noise, for drafting and for verification.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 from outrider.kernels.sampling import gumbel_noise, key_tensor, noise_bits, row_key, sequence_key
 from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.pairs import Pairs
-from outrider.workers.drafting.stopping import Drafted
+from outrider.workers.drafting.stopping import StopTracker
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.mtp import MtpModules
@@ -27,13 +27,13 @@ from outrider.workers.sampling.torch_head import TorchHead
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import IntArray, ints
 
-_DRAFTING, _STOPPING, _LAST = 0x5EED_D4AF, 0x5EED_5709, 0x5EED_1A57  # streams of noise, apart from the target's own
+_DRAFTING, _STOPPING, _LAST = 0x5EED_D4AF, 0x5EED_5709, 0x5EED_1A57  # noise streams, distinct from the model's
 _MOST = 32  # tokens of a round and sequence
 
 
 @dataclass(slots=True)
 class Block:
-    """The drafts of one sequence's round: from which position on, and out of which distributions."""
+    """The drafts of one sequence in one round: first position, tokens, and the distributions they were drawn from."""
 
     start: int
     token_ids: list[int] = field(default_factory=list)
@@ -44,24 +44,24 @@ Blocks = dict[int, Block]  # by sequence id
 
 
 class StudyDraftModel(TorchDraftModel):
-    """Implements DraftModel: draws for itself, and leaves its distributions in `blocks`."""
+    """Implements DraftModel: draws with its own noise, and stores its distributions in `blocks`."""
 
     def __init__(self, modules: MtpModules, starts: SequenceStarts, blocks: Blocks) -> None:
         super().__init__(modules, starts)
         self._blocks = blocks
 
     def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
-        """To the depth always: confidence under another rule has no model."""
+        """Makes all drafts, without early stopping: acceptance estimates assume coupled sampling."""
         drafted = set(pairs.sequence_ids[wanted.entries].tolist())
         for sequence_id in [i for i in self._blocks if i in drafted or i not in self._starts]:
             del self._blocks[sequence_id]
         return super().draft(pairs, wanted._replace(stop_rules=None))
 
     def _draw(
-        self, state: Tensor, sequence_ids: IntArray, positions: IntArray, live: IntArray, drafted: Drafted
+        self, state: Tensor, sequence_ids: IntArray, positions: IntArray, live: IntArray, tracker: StopTracker
     ) -> tuple[IntArray, list[float], NDArray[np.bool_]]:
         rows = self._starts.rows(sequence_ids, positions)
-        scores = transform(self.module.logits(state).cpu(), rows)  # what is studied is worked out on the host
+        scores = transform(self.module.logits(state).cpu(), rows)  # this module computes on the host
         tokens = []
         for sequence_id, row, own in zip(sequence_ids.tolist(), rows, scores, strict=True):
             block = self._blocks.setdefault(sequence_id, Block(row.position))
@@ -73,7 +73,7 @@ class StudyDraftModel(TorchDraftModel):
 
 
 class StudyHead(TorchHead):
-    """Implements Head: its draws are the drafts that stand by `rule`, and the token behind them."""
+    """Implements Head: its draws are the drafts accepted under `rule`, and the token after them."""
 
     def __init__(self, stage: Stage, starts: SequenceStarts, rule: str, blocks: Blocks) -> None:
         super().__init__(stage, starts)
@@ -90,26 +90,28 @@ class StudyHead(TorchHead):
             if block is None or end - first < 2 or samples[first].params.greedy:
                 continue
             scores = transform(logits[first:end].cpu(), samples[first:end])
-            targets[first:end] = torch.tensor(self._judged(block, scores, samples[first]))
+            targets[first:end] = torch.tensor(self._verified(block, scores, samples[first]))
         return logits, targets
 
-    def _judged(self, block: Block, scores: Tensor, row: SampleRow) -> list[int]:
-        """A draw for every row: the drafts up to where they stop, the token behind them, then the target's own."""
+    def _verified(self, block: Block, scores: Tensor, row: SampleRow) -> list[int]:
+        """A token for every row: the accepted drafts, the token after them, then draws from the target."""
         drafts = block.token_ids[: len(scores) - 1]
         target, draft = scores.softmax(dim=-1).numpy(), np.stack(block.distributions[: len(drafts)])
         stops = stop_probabilities(self._rule, target, draft, drafts)
         chance = float((noise_bits(_keys(row, _STOPPING, block.start, 0), 1)[0, 0].double() + 0.5) * 2.0**-52)
-        stood = min(int(np.searchsorted(np.cumsum(stops), chance, side="right")), len(drafts))
-        chosen = list(drafts[:stood])
-        for place in range(stood, len(scores)):
-            last = last_distribution(self._rule, target, draft, drafts, stood) if place == stood else target[place]
+        accepted = min(int(np.searchsorted(np.cumsum(stops), chance, side="right")), len(drafts))
+        chosen = list(drafts[:accepted])
+        for place in range(accepted, len(scores)):
+            last = (
+                last_distribution(self._rule, target, draft, drafts, accepted) if place == accepted else target[place]
+            )
             noise = _noise(row, _LAST, block.start, place, len(last))
             chosen.append(int((torch.from_numpy(last).log() + noise).argmax()))
         return chosen
 
 
 def _spans(sequence_ids: IntArray) -> Iterator[tuple[int, int, int]]:
-    """Where each sequence's rows begin and end."""
+    """First and end row of each sequence."""
     at = 0
     for sequence_id, own in groupby(sequence_ids.tolist()):
         first, at = at, at + len(list(own))
@@ -121,6 +123,6 @@ def _noise(row: SampleRow, stream: int, start: int, place: int, vocab: int) -> T
 
 
 def _keys(row: SampleRow, stream: int, start: int, place: int) -> Tensor:
-    """Of a place in the round whose drafts begin at position `start`: no two rounds of a sequence share one."""
+    """The noise key of a place in the round whose drafts begin at position `start`; unique in the sequence."""
     key = row_key(sequence_key(row.seed ^ stream, row.output_index), start * _MOST + place)
     return key_tensor([key], torch.device("cpu"))

@@ -1,25 +1,25 @@
-"""Finds where the end of a sequence occurred before in it: chains of equal n-grams, as LZ77 compressors keep them.
+"""Finds earlier occurrences of a sequence's end: a hash table with chains of equal n-grams, as in LZ77 compressors.
 
-Pure Python, and grows with the sequence: a token costs one look in a table, a question a walk along one short chain.
+Pure Python. Adding a token takes one table lookup; a search walks one short chain.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 LEAST = 2  # tokens that must be equal: the n of the n-grams
-LONGEST = 32  # a match beyond it says no more
-_MOST_CANDIDATES = 12  # places that are compared, the latest first
+LONGEST = 32  # longer matches are not distinguished
+_MOST_CANDIDATES = 12  # places to compare, latest first
 
 
 class Match(NamedTuple):
-    """An earlier place that reads as the sequence's end does."""
+    """An earlier place whose tokens equal the sequence's end."""
 
-    length: int  # tokens that are equal, at least LEAST; LONGEST stands for more
+    length: int  # number of equal tokens, LEAST .. LONGEST
     following: int  # position of the token after that place
 
 
 class SuffixIndex:
-    """Of one sequence, whose tokens are given to every call: they only ever grow."""
+    """The index of one sequence. Each call gets the sequence's tokens, which must only grow."""
 
     def __init__(self) -> None:
         self._latest: dict[int, int] = {}  # n-gram -> position after its latest place
@@ -28,11 +28,11 @@ class SuffixIndex:
         self._asked_at = 0
 
     def __len__(self) -> int:
-        """Positions that are indexed: matches follow one of them."""
+        """Number of indexed positions."""
         return len(self._before)
 
     def extend(self, tokens: Sequence[int], end: int) -> None:
-        """Indexes the places before position `end`. What follows a place must be known, so the last token has none."""
+        """Indexes the places before position `end`; not the last token, since nothing follows it yet."""
         latest, before = self._latest, self._before
         for position in range(len(before), min(end, len(tokens))):
             gram = tokens[position - 2] << 32 | tokens[position - 1]
@@ -40,9 +40,9 @@ class SuffixIndex:
             latest[gram] = position
 
     def longest(self, tokens: Sequence[int]) -> Match | None:
-        """The earlier place with the longest match of the sequence's end; None if none.
+        """The earlier place with the longest match of the sequence's end; None if there is none.
 
-        Of equal ones the one found last time, if it goes on, else the latest.
+        Among equally long matches it prefers the continuation of the last one found, then the latest.
         """
         end = len(tokens)
         self.extend(tokens, end)
@@ -53,7 +53,7 @@ class SuffixIndex:
         for _ in range(_MOST_CANDIDATES):
             if not place or best.length >= LONGEST:
                 break
-            # Only a place that is equal one token further back can be better.
+            # Only a place that matches one more token back can be longer.
             if place > best.length and tokens[place - 1 - best.length] == tokens[end - 1 - best.length]:
                 length = _equal(tokens, place, end)
                 if length > best.length:
@@ -63,7 +63,7 @@ class SuffixIndex:
         return best if best.length >= LEAST else None
 
     def _carried_on(self, tokens: Sequence[int], end: int) -> Match:
-        """The match found last, if what came since reads the same there: chains are cut short, this is not."""
+        """The last match, if the tokens added since then continue it. It may be too old for the candidates' limit."""
         place = self._last.following + end - self._asked_at
         if not self._last.length or place >= end:
             return Match(0, 0)
@@ -71,7 +71,7 @@ class SuffixIndex:
 
 
 def _equal(tokens: Sequence[int], place: int, end: int) -> int:
-    """How many tokens before `place` and before `end` are the same, at most LONGEST."""
+    """Number of equal tokens before `place` and before `end`, at most LONGEST."""
     most = min(LONGEST, place)
     length = 0
     while length < most and tokens[place - 1 - length] == tokens[end - 1 - length]:

@@ -1,4 +1,4 @@
-"""Drafting on torch's path: the specification of the compiled one, and what runs on a GPU."""
+"""Drafting on torch's path: the specification of the compiled path, and the fallback on a GPU."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from outrider.workers.drafting.draft_model import DraftRequest
 from outrider.workers.drafting.feed import Feed
 from outrider.workers.drafting.kept_states import KeptStates
 from outrider.workers.drafting.pairs import Pairs, pair_rows
-from outrider.workers.drafting.stopping import Drafted
+from outrider.workers.drafting.stopping import StopTracker
 from outrider.workers.model.gpu.stage import GpuModules
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.parallel.sharing import Columns
@@ -25,7 +25,7 @@ class TorchDraftModel:
     def __init__(
         self, modules: MtpModules | GpuModules, starts: SequenceStarts, vocabulary: Columns | None = None
     ) -> None:
-        """`vocabulary` joins slices of logits, where several ranks make them."""
+        """`vocabulary` gathers slices of logits, if several ranks compute them."""
         self.module: MtpModules | GpuModules = modules
         self._starts, self._vocabulary = starts, vocabulary
         self._kept = KeptStates(modules.count)
@@ -42,13 +42,13 @@ class TorchDraftModel:
         feed = Feed(pairs, self._kept.link(pairs), self.module.count, last)
         state = self.module.run(pair_rows(pairs), pairs.states, wanted=feed.wanted)
         drafts = [Drafts([], []) for _ in depths]
-        drafted = Drafted(stop_rules, depths.tolist())
+        tracker = StopTracker(stop_rules, depths.tolist())
         for step in range(1, max(most, self.module.count) + 1):
             # Step j draws draft j from the state of step j, then feeds that draft and that state to step j+1.
             feed.leave(state)
             if step <= most:
                 ids, positions = pairs.sequence_ids[going[live]], feed.positions(last) + 2
-                tokens, leads, over = self._draw(feed.states(last, state), ids, positions, live, drafted)
+                tokens, leads, over = self._draw(feed.states(last, state), ids, positions, live, tracker)
                 for n, token, lead in zip(live.tolist(), tokens.tolist(), leads, strict=True):
                     drafts[n].token_ids.append(token)
                     drafts[n].confidences.append(lead)
@@ -65,12 +65,12 @@ class TorchDraftModel:
         self._kept.forget(sequence_ids)
 
     def _draw(
-        self, state: Tensor, sequence_ids: IntArray, positions: IntArray, live: IntArray, drafted: Drafted
+        self, state: Tensor, sequence_ids: IntArray, positions: IntArray, live: IntArray, tracker: StopTracker
     ) -> tuple[IntArray, list[float], NDArray[np.bool_]]:
-        """Tokens, their leads, and whose drafting is over.
+        """Tokens, their leads, and which sequences stop drafting.
 
-        Of ranks with the same rows the first one draws and says that, and the others do as it does: a token's
-        complement tells it.
+        Among ranks with the same rows, the first draws and sends its tokens to the others; the complement of a token
+        means that drafting stops after it.
         """
         if not len(sequence_ids):
             return ints(), [], np.zeros(0, dtype=bool)
@@ -78,7 +78,7 @@ class TorchDraftModel:
         logits = part if self._vocabulary is None else self._vocabulary.on(0, part)
         if logits is not None:
             found, leads = sample_with_leads(logits, rows)
-            is_last = torch.tensor(drafted.over(live, leads.tolist()), device=found.device)
+            is_last = torch.tensor(tracker.ended(live, leads.tolist()), device=found.device)
             found = torch.where(is_last, ~found, found)
         else:
             found, leads = torch.zeros(len(state), dtype=torch.int64, device=state.device), state.new_zeros(len(state))

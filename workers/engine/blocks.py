@@ -1,8 +1,7 @@
-"""Counts the blocks of the latent KV cache: who holds them, and which hold a prefix worth keeping.
+"""The block pool of the latent KV cache: reference counts, and lookup of blocks that hold a cached prefix.
 
-A block is free, or held by one or more sequences. A free block may still be cached: its entries stay readable
-under its key until the block is taken again, least recently released first. Knows nothing of tensors or of what
-the entries are.
+A block is free or held by one or more sequences. A free block may still be cached: it can be found by its key until
+it is taken again, least recently released first. Knows nothing of tensors or of a block's contents.
 """
 
 from array import array
@@ -13,15 +12,15 @@ _KEY_BYTES = 16
 
 
 def blocks_needed(slots: int, block_size: int) -> int:
-    """Blocks that hold `slots` slots."""
+    """Number of blocks for `slots` slots."""
     return -(-slots // block_size)
 
 
 def extend_keys(keys: list[bytes], token_ids: Sequence[int], blocks: int, block_size: int, salt: bytes) -> None:
-    """Makes `keys` cover the first `blocks` full blocks of the tokens.
+    """Extends `keys` to the first `blocks` full blocks of the tokens.
 
-    A key stands for every token up to its block's end (cryptographically, so that a prompt cannot be made to read
-    another's entries), and for the salt.
+    A key is a hash of the salt and of all tokens up to the block's end. The hash is cryptographic, so that no prompt
+    can be constructed to collide with another prompt's blocks.
     """
     for index in range(len(keys), blocks):
         parent = keys[-1] if keys else salt
@@ -30,7 +29,7 @@ def extend_keys(keys: list[bytes], token_ids: Sequence[int], blocks: int, block_
 
 
 def salted(kind: bytes, salt: str) -> bytes:
-    """Where keys of a kind begin, for requests with this salt."""
+    """The initial value of a chain of keys: depends on the kind of entries and on the request's cache salt."""
     return blake2b(kind + b"\0" + salt.encode(), digest_size=_KEY_BYTES).digest() if salt else kind
 
 
@@ -47,11 +46,11 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """Blocks that `take` could give."""
+        """Number of blocks that `take` can return."""
         return len(self._blank) + len(self._kept)
 
     def references(self, block: int) -> int:
-        """How many sequences hold the block."""
+        """Number of sequences that hold the block."""
         return self._references[block]
 
     def is_cached(self, block: int) -> bool:
@@ -71,13 +70,13 @@ class BlockPool:
         return taken
 
     def share(self, blocks: Iterable[int]) -> None:
-        """Holds cached blocks once more."""
+        """Adds one reference to each of these cached blocks."""
         for block in blocks:
             self._kept.pop(block, None)
             self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Gives back one hold on each. Of a sequence's blocks the last are the first to be forgotten."""
+        """Removes one reference from each block. A sequence's last blocks are evicted first."""
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
@@ -87,13 +86,13 @@ class BlockPool:
                     self._blank.append(block)
 
     def publish(self, block: int, key: bytes) -> None:
-        """Lets others find a held block by its key. Where an equal block is cached already, that one stays."""
+        """Makes a held block available under its key. If the key has a block already, nothing changes."""
         if key not in self._block_of:
             self._block_of[key] = block
             self._key_of[block] = key
 
     def find(self, keys: Iterable[bytes]) -> list[int]:
-        """The cached blocks of the longest run of leading keys that are all cached. Holds nothing: see `share`."""
+        """The blocks of the longest prefix of `keys` that is cached. Takes no references: see `share`."""
         found = []
         for key in keys:
             block = self._block_of.get(key)
@@ -103,7 +102,7 @@ class BlockPool:
         return found
 
     def free_among(self, blocks: Iterable[int]) -> int:
-        """How many of the blocks are free."""
+        """Number of these blocks that are free."""
         return sum(1 for block in blocks if self._references[block] == 0)
 
     def _forget(self, block: int) -> None:

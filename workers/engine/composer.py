@@ -1,4 +1,4 @@
-"""Chooses what runs in the next round: who, how many of its tokens, and how many drafts after it. Pure policy."""
+"""Chooses the next round: which sequences, how many tokens of each, and how many drafts to make after it. Pure."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,57 +9,57 @@ from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
 from outrider.workers.types.sequence import Sequence
 from outrider.workers.types.stop_rule import NEVER_STOP
 
-_PREFILL_SHARE = 4  # waiting prefills get at least one token in so many
+_PREFILL_SHARE = 4  # prefills get at least 1 / _PREFILL_SHARE of a round's tokens
 
 
 class RoundComposer:
-    """Decodes first, longest waiting first; then prefills by arrival; then whom the queue admits.
+    """Schedules decodes first (longest waiting first), then prefills by arrival, then newly admitted sequences.
 
-    A round takes no more than a lane's share of the sequences, so that the lanes share the work.
+    A round takes at most 1 / lanes of the sequences, so that all lanes have work.
     """
 
     def __init__(self, config: SchedulerConfig, plans: Mapping[int, DraftPlan], residents: Residents) -> None:
         self._config, self._plans, self._residents = config, plans, residents
-        self._owed = 0  # to prefills, in 1/_PREFILL_SHARE of a token: what rounding down left
+        self._remainder = 0  # of the division by _PREFILL_SHARE, carried over to the next round
 
     def compose(self) -> RoundBuilder:
-        """The next round; its sequences are in flight from now on. Empty if none is ready."""
+        """Builds the next round and marks its sequences as in flight. Empty if none is ready."""
         builder = RoundBuilder()
         running, waiting = self._residents.running, self._residents.waiting
         ready = self._residents.ready.values()
         decodes = [s for s in ready if len(s.token_ids) - s.start == 1]
         prefills = sorted((s for s in ready if len(s.token_ids) - s.start > 1), key=lambda s: s.sequence_id)
-        seats, admission_seats = self._seats(len(running)), self._seats(len(running) + len(waiting))
+        most, most_with_admitted = self._lane_share(len(running)), self._lane_share(len(running) + len(waiting))
         budget = self._config.max_num_batched_tokens
         reserved = self._reserve_for_prefills() if prefills or self._residents.may_admit else 0
-        budget = reserved + self._place_all(builder, decodes, budget - reserved, seats)
-        budget = self._place_all(builder, prefills, budget, seats)
-        budget = self._admit(builder, budget, admission_seats)
+        budget = reserved + self._place_all(builder, decodes, budget - reserved, most)
+        budget = self._place_all(builder, prefills, budget, most)
+        budget = self._admit(builder, budget, most_with_admitted)
         if reserved:
-            self._place_all(builder, decodes, budget, seats)  # what prefills could not use
+            self._place_all(builder, decodes, budget, most)  # tokens reserved for prefills but not used
         return builder
 
-    def _seats(self, sequences: int) -> int:
-        """A lane's share of the sequences."""
+    def _lane_share(self, sequences: int) -> int:
+        """Most sequences of one round."""
         return -(-min(sequences, self._config.max_num_seqs) // self._config.lanes)
 
     def _reserve_for_prefills(self) -> int:
-        """Tokens of this round that decodes leave to prefills: their share, exact over several small rounds."""
-        reserved, self._owed = divmod(self._owed + self._config.max_num_batched_tokens, _PREFILL_SHARE)
+        """Tokens of this round reserved for prefills. The remainder carries over, so the share is exact on average."""
+        reserved, self._remainder = divmod(self._remainder + self._config.max_num_batched_tokens, _PREFILL_SHARE)
         return reserved
 
-    def _place_all(self, builder: RoundBuilder, sequences: Iterable[Sequence], budget: int, seats: int) -> int:
-        """Places the sequences in order while budget and seats last; returns what is left of the budget."""
+    def _place_all(self, builder: RoundBuilder, sequences: Iterable[Sequence], budget: int, most: int) -> int:
+        """Adds sequences in order, up to `budget` tokens and `most` sequences; returns the remaining budget."""
         for sequence in sequences:
-            if budget <= 0 or len(builder) >= seats:
+            if budget <= 0 or len(builder) >= most:
                 break
-            if sequence.sequence_id in self._residents.ready:  # neither placed nor preempted meanwhile
+            if sequence.sequence_id in self._residents.ready:  # not yet in this round and not preempted
                 budget -= self._place(builder, sequence, budget)
         return budget
 
-    def _admit(self, builder: RoundBuilder, budget: int, seats: int) -> int:
-        """Admits and places the waiting in order while budget, seats and blocks last; returns the budget left."""
-        while budget > 0 and len(builder) < seats:
+    def _admit(self, builder: RoundBuilder, budget: int, most: int) -> int:
+        """Admits waiting sequences in order while tokens and blocks are left; returns the remaining budget."""
+        while budget > 0 and len(builder) < most:
             sequence = self._residents.admit_next()
             if sequence is None:
                 break
@@ -67,30 +67,30 @@ class RoundComposer:
         return budget
 
     def _place(self, builder: RoundBuilder, sequence: Sequence, budget: int) -> int:
-        """Puts the ready sequence into the round; returns its rows, 0 where blocks are lacking.
+        """Adds the ready sequence to the round; returns its number of rows, 0 if there are too few free blocks.
 
-        Slots are reserved for its rows, for the drafter's entry one place further, and for the drafts to be made.
+        Reserves slots for its rows, for the drafter's entry at the next position, and for the drafts to be made.
         """
         plan = self._plans.get(sequence.sequence_id, NO_DRAFTS)
-        start, upkeep = sequence.start, int(plan.follows)
+        start, follows = sequence.start, int(plan.follows)
         pending = len(sequence.token_ids) - start
         rows = min(pending + len(sequence.drafts), budget)
         steps = self._draft_steps(sequence, plan.depth, rows - pending) if plan.depth and rows >= pending else 0
-        slots = start + rows + upkeep
-        granted = self._residents.reserve(sequence, slots + steps, start + 1 + upkeep)
+        slots = start + rows + follows
+        granted = self._residents.reserve(sequence, slots + steps, start + 1 + follows)
         if granted == 0:
             return 0
-        rows = min(rows, granted - upkeep - start)
+        rows = min(rows, granted - follows - start)
         steps = max(0, min(steps, granted - slots)) if rows >= pending else 0
-        self._residents.depart(sequence)
-        if plan is not NO_DRAFTS or sequence.followed:  # one that is followed no longer may have rows that wait
+        self._residents.start_round(sequence)
+        if plan is not NO_DRAFTS or sequence.followed:  # else: rows to follow may be pending
             builder.drafter_needed = True
         sequence.follow(plan.follows)
         builder.add(sequence, rows, steps, plan.stop if steps > 1 else NEVER_STOP)
         return rows
 
     def _draft_steps(self, sequence: Sequence, depth: int, drafts: int) -> int:
-        """Of `depth` drafts those to make after a round that verifies `drafts`: within every limit, in any case."""
+        """How many of `depth` drafts the limits allow after a round that verifies `drafts`, whatever it accepts."""
         length = len(sequence.token_ids)
         most = min(
             sequence.draft_ceiling,

@@ -1,7 +1,7 @@
-"""The leader's loop: schedule, forward, verify, commit, draft; round after round until stopped.
+"""The leader's loop: schedule, forward, verify, commit, draft; repeated until the engine is stopped.
 
-Owns the scheduler and the drafter, and runs in one thread. Everybody else talks to it through its inbox; what
-sequences gain is delivered once a round to whoever submitted them.
+Owns the scheduler and the drafter, and runs in one thread. Other threads send it messages through its inbox. New
+tokens are delivered after each round, through the callback that was passed to `submit`.
 """
 
 import functools
@@ -18,11 +18,11 @@ from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.drafter import Drafter, DrafterError
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.inbox import Call, Cancel, Checked, GrammarPrepared, Inbox, Message, StopEngine, Submit
-from outrider.workers.engine.live_experts import Longest
+from outrider.workers.engine.live_experts import LongestSpan
 from outrider.workers.engine.pipeline import Pipeline, RoundResult
 from outrider.workers.engine.progress import Progress
 from outrider.workers.engine.round_timer import RoundTimer
-from outrider.workers.engine.runner import Naming
+from outrider.workers.engine.runner import RoundErrorContext
 from outrider.workers.engine.scheduler import Scheduler
 from outrider.workers.engine.subscribers import Subscribers
 from outrider.workers.engine.suspects import Suspects
@@ -57,34 +57,34 @@ class Engine:
         check: Prepare | None = None,
         prepare: Prepare | None = None,
     ) -> None:
-        """`load_module` reads a checkpoint's MTP module, and returns what puts it in the place of the drafter's.
+        """`load_module` reads a checkpoint's MTP module and returns a function that installs it in the drafter.
 
-        `balance` keeps spread experts even, where there are any. `clock` times the rounds that depths are learned from;
-        `on_begin` hears which requests have an output's first round, before it is computed; `check` finds out whether
-        ranks may compile a grammar, and `prepare` starts to, both elsewhere than in the engine's thread.
+        `balance` moves experts to balance load (expert parallelism only). `clock` times rounds for the depth policy.
+        `on_begin` is called with the ids of requests that have an output in its first round, before that round runs.
+        `check` tests whether a grammar may be compiled; `prepare` compiles it. Both work in other threads.
         """
         self.info = info
         self.times = RoundTimer(clock, overlapping=pipeline.lanes > 1)
         self.progress = Progress()
-        self.ordering = Longest()  # a round, by the making of an order about experts
+        self.ordering = LongestSpan()  # of choosing a command to move experts, which delays a round
         self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
         self._load_module, self._balance = load_module, balance
         self._clock, self._on_begin = clock, on_begin
         self._check, self._prepare, self._to_prepare = check, prepare, list[StructuredOutputsParams]()
-        self._checks: dict[str, Future[Any]] = {}  # that are under way, by request
+        self._checks: dict[str, Future[Any]] = {}  # running grammar checks, by request
         self._inbox = Inbox()
         self._suspects = Suspects(scheduler.release)
         self._subscribers = Subscribers()
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
         self._under_way: deque[Round] = deque()  # oldest first
         self._stop_reason = ""
-        self._ended = ""  # why; set once, behind the door, so that no request slips in unanswered
-        self._door = threading.Lock()
+        self._ended = ""  # the reason; set once, under the lock, so that later submissions are refused
+        self._submit_lock = threading.Lock()
 
     def submit(self, request: Request, deliver: Deliver) -> None:
-        """See EngineHandle. Also ValueError if this engine's cache could never hold the request."""
+        """See EngineHandle. Also raises ValueError if the request does not fit in an empty cache."""
         self._scheduler.check(request)
-        with self._door:
+        with self._submit_lock:
             if self._ended:
                 raise EngineStoppedError(self._ended)
             self._inbox.put(Submit(request, deliver))
@@ -93,21 +93,21 @@ class Engine:
         self._inbox.put(Cancel(request_id, index))
 
     def stop(self, reason: str) -> None:
-        """Makes `run` return after the rounds in flight; unfinished requests end with `reason`."""
+        """Makes `run` return after the rounds in flight. Unfinished requests fail with `reason`."""
         self._inbox.put(StopEngine(reason))
 
     def swap_drafter(self, checkpoint: str) -> None:
-        """See EngineHandle. The module is read in the caller's thread; rounds wait for its putting in place only."""
+        """See EngineHandle. The module is read in the caller's thread; the engine only waits while it is installed."""
         if self._load_module is None:
             raise OutriderError("this engine does not draft with an MTP module: there is none to swap")
-        put_in_place = self._load_module(checkpoint)
+        install = self._load_module(checkpoint)
 
         def swap() -> None:
-            put_in_place()
-            self._depth.begin()  # what was learned of drafts is the old module's
+            install()
+            self._depth.begin()  # acceptance was learned from the old module's drafts
 
         call = Call(swap, Future())
-        with self._door:
+        with self._submit_lock:
             if self._ended:
                 raise EngineStoppedError(self._ended)
             self._inbox.put(call)
@@ -115,7 +115,7 @@ class Engine:
 
     @property
     def counters(self) -> EngineCounters:
-        """The live counters, with how speculation and experts do. Written by the engine's thread only."""
+        """The live counters, with the figures on speculation and experts. Written by the engine's thread only."""
         counters = self._scheduler.counters
         counters.speculation = self._depth.figures
         if self._balance is not None:
@@ -123,9 +123,9 @@ class Engine:
         return counters
 
     def warm_up(self) -> None:
-        """Runs some small requests, before `run`. What rounds take is learned, and nothing else is kept of them.
+        """Runs small requests before `run`. Only the measured round times are kept.
 
-        The first round of a client says that their sequences have ended.
+        The sampler learns that their sequences have ended with the first client request's round.
         """
         vocab_size, longest = self.info.vocab_size, self.info.max_model_len
         self._warm_up(first_use(vocab_size, longest))
@@ -138,25 +138,25 @@ class Engine:
         self.times = RoundTimer(self._clock, overlapping=self._pipeline.lanes > 1)
 
     def _warm_up(self, one: WarmUp) -> None:
-        """Until it ends by itself, or has had its rounds."""
+        """Runs the request until it ends or has run its number of rounds, then cancels it."""
         self._subscribers.add(one.request, lambda chunks: None)
         self._scheduler.add(one.request)
-        counters, began = self._scheduler.counters, None  # the rounds before all had read the prompt
-        said = counters.generated_tokens + one.request.params.n
+        counters, began = self._scheduler.counters, None  # round at which all outputs had a first token
+        prefilled = counters.generated_tokens + one.request.params.n
         while self._scheduler.has_work:
             self.step()
-            if began is None and counters.generated_tokens >= said:
+            if began is None and counters.generated_tokens >= prefilled:
                 began = self.times.rounds
             elif began is not None and self.times.rounds == began + one.rounds * self._pipeline.lanes:
                 self._subscribers.deliver(self._scheduler.cancel(one.request.request_id))
 
     def run(self) -> None:
-        """Serves until stopped. Whatever ends it otherwise is raised once every client has been told."""
+        """Serves until stopped. On failure every unfinished request gets an error, then the exception is raised."""
         try:
             while not self._stop_reason:
                 self._read_inbox()
                 self.step()
-            while self._under_way:  # the other stages wait to hand their verdicts over
+            while self._under_way:  # the last stage blocks until its verdicts are received
                 self._finish_round()
             self._end(self._stop_reason)
             self._pipeline.close()
@@ -168,14 +168,14 @@ class Engine:
             raise
 
     def step(self) -> None:
-        """Starts a round if a lane is free and a sequence is ready, else finishes the oldest under way."""
+        """Starts a round if a lane is free and a sequence is ready, else finishes the oldest round in flight."""
         started = self._start_round()
-        self._subscribers.deliver(())  # what was held, while a device runs the round
+        self._subscribers.deliver(())  # held chunks, while the device runs the round
         if not started and self._under_way:
             self._finish_round()
 
     def _read_inbox(self) -> None:
-        """Takes every message; sleeps while there is nothing at all to do."""
+        """Handles every message; blocks while the engine has no work."""
         idle = not self._under_way and not self._scheduler.has_work
         if idle:
             self.times.idle()
@@ -207,7 +207,7 @@ class Engine:
                 message.run()
 
     def _add(self, request: Request) -> None:
-        """Queues the request; if it has a grammar, to begin once that can be followed without delay."""
+        """Queues the request. With a grammar, it is scheduled only after the grammar is compiled."""
         constraint = request.params.structured_outputs
         self._scheduler.add(request, ready=False)
         if constraint is None or self._prepare is None:
@@ -220,20 +220,20 @@ class Engine:
         check.add_done_callback(functools.partial(self._checked, request, constraint))
 
     def _begin(self, request: Request) -> None:
-        """Nothing but its turn keeps the request waiting now."""
+        """Makes the request schedulable; a suspect only when no other suspect is running."""
         if request.suspect:
             self._suspects.wait(request.request_id)
         else:
             self._scheduler.release(request.request_id)
 
     def _deliver(self, chunks: Sequence[SequenceChunk], *, may_wait: bool = False) -> None:
-        """`may_wait`: until the next round has started, if a device runs it while the host delivers."""
+        """`may_wait`: on a GPU, deliver only after the next round is launched, to overlap with it."""
         waits = may_wait and self._pipeline.returns_early and self._scheduler.has_work
         (self._subscribers.hold if waits else self._subscribers.deliver)(chunks)
-        self._suspects.hear(chunks)
+        self._suspects.observe(chunks)
 
     def _checked(self, request: Request, constraint: StructuredOutputsParams, check: "Future[Any]") -> None:
-        """In whatever thread the check was made, or cancelled."""
+        """Called when a check ends or is cancelled, in any thread."""
         if not check.cancelled():
             self._inbox.put(Checked(request, constraint, check.exception()))
 
@@ -260,7 +260,7 @@ class Engine:
             self._announce()
             return False
         self.times.scheduled()
-        self._under_way.append(round := self._addressed(round))
+        self._under_way.append(round := self._with_orders(round))
         self._free_lanes.popleft()
         self.times.lap("schedule")
         self.progress.began(round.round_id, len(round.token_ids))
@@ -268,8 +268,8 @@ class Engine:
         self.times.lap("forward")
         return True
 
-    def _addressed(self, round: Round) -> Round:
-        """The round with what else the ranks are to do: compile grammars, move experts."""
+    def _with_orders(self, round: Round) -> Round:
+        """Adds commands for the ranks to the round: compile grammars, move experts."""
         begin = [self._scheduler.live(start.sequence_id) for start in round.begins]
         if begin:
             self._on_begin([sequence.request.request_id for sequence in begin if sequence is not None])
@@ -282,18 +282,18 @@ class Engine:
         return round
 
     def _announce(self) -> None:
-        """What the next round would have told the sampler to prepare: there is none to tell it with."""
+        """Sends pending grammars to the sampler when there is no round to send them with."""
         if self._to_prepare:
             self._pipeline.announce(tuple(self._to_prepare))
             self._to_prepare = []
 
     def _finish_round(self) -> None:
-        """Takes the oldest round's verdict: its tokens go out, and the next drafts are made."""
+        """Receives the oldest round's verdict, delivers its tokens, and makes the next drafts."""
         result = self._pipeline.collect()
         round, verdict = self._under_way.popleft(), result.verdict
         if self._balance is not None:
             self._balance.hear(verdict.expert_answer)
-        time = self._depth.time_of(round, self.times.judged())
+        time = self._depth.time_of(round, self.times.verdict_received())
         self._deliver(self._scheduler.commit(round, verdict, time), may_wait=True)
         self.times.delivered()
         drafts = self._draft(round, result)
@@ -306,31 +306,31 @@ class Engine:
         self.times.finished()
 
     def _draft(self, round: Round, result: RoundResult) -> Mapping[int, Drafts]:
-        """The next drafts; none if the drafter fails, which costs speed and nothing else."""
-        if self._drafter is None or not round.upkeep.size:
+        """The next drafts; none if the drafter fails, which only reduces speed."""
+        if self._drafter is None or not round.follows.size:
             return {}
         try:
             if len(round.ends):
                 self._drafter.forget(round.ends)
-            with Naming(round):
+            with RoundErrorContext(round):
                 return self._drafter.draft(round, result.verdict, result.hidden)
-        except EngineStoppedError:  # another rank was lost, and with it the replica
+        except EngineStoppedError:  # another rank failed, so the replica ends
             raise
         except Exception as error:
-            self._scheduler.unfollow()  # what was to be taken in is lost: the drafter's cache has a hole
+            self._scheduler.unfollow()  # the drafter missed this round's tokens: its cache has a gap
             for each in error.exceptions if isinstance(error, ExceptionGroup) else [error]:
                 self._drafter_failed(each, round.round_id)
             return {}
 
     def _drafter_failed(self, error: Exception, round_id: int) -> None:
-        """Counts it, and says it where it is news."""
+        """Counts the error; logs the first one of each drafter."""
         named = error if isinstance(error, DrafterError) else DrafterError(type(self._drafter).__name__, error)
         if self._depth.failed(named.drafter, str(named)):
-            log.error("drafter %s failed in round %d; going on without", named.drafter, round_id, exc_info=named)
+            log.error("drafter %s failed in round %d; continuing without it", named.drafter, round_id, exc_info=named)
 
     def _end(self, reason: str) -> None:
-        """From here on nothing is served: live requests and those still in the inbox get the reason."""
-        with self._door:
+        """Refuses further requests, and fails all unfinished and queued ones with `reason`."""
+        with self._submit_lock:
             self._ended = reason
         self._subscribers.deliver(self._scheduler.fail(reason))
         for message in self._inbox.take(sleep=False):

@@ -1,4 +1,4 @@
-"""What a running engine is to those who send it requests: LLM and the leader's gRPC service. Torch-free."""
+"""The interface of a running engine, as LLM and the leader's gRPC service use it. Torch-free."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ Deliver = Callable[[list[SequenceChunk]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo(ServedModel):
-    """What a request can ask of this engine."""
+    """What the engine supports and its limits, against which requests are checked."""
 
-    drafters: tuple[str, ...] = (MTP, LOOKUP)  # what it loaded
+    drafters: tuple[str, ...] = (MTP, LOOKUP)  # loaded ones
     verification: str = COUPLED
-    max_num_seqs: int = 64  # that run at once
+    max_num_seqs: int = 64  # running at a time
 
     def check(
         self,
@@ -30,7 +30,7 @@ class EngineInfo(ServedModel):
         has_tokenizer: bool,
         prompt_name: str = "prompt",
     ) -> None:
-        """Refuses what this engine cannot do; the ValueError names the parameter (`prompt_name` for the prompt's)."""
+        """Raises ValueError, naming the parameter (or `prompt_name`), if this engine cannot serve the request."""
         self._check_length(len(prompt_token_ids), prompt_name)
         for place, token_id in enumerate(prompt_token_ids):
             if type(token_id) is not int or not 0 <= token_id < self.vocab_size:
@@ -50,28 +50,28 @@ class EngineInfo(ServedModel):
 
     @staticmethod
     def _check_prompt_logprobs(length: int, wanted: int | None) -> None:
-        """They are one message to the gateway."""
+        """Bounds them, since they are sent to the gateway in one message."""
         if wanted is not None and length * (wanted + 1) > _MOST_PROMPT_LOGPROBS:
             raise ValueError(
                 f"prompt_logprobs={wanted} of a prompt of {length} tokens are {length * (wanted + 1)} values, and may "
                 f"be at most {_MOST_PROMPT_LOGPROBS}"
             )
 
-    def _check_speculation(self, asked: str | int | None, drafter: str | None) -> None:
-        """Without a drafter "auto" means none, as it does for the engine itself; a depth is a model's, or named."""
+    def _check_speculation(self, requested: str | int | None, drafter: str | None) -> None:
+        """Without MTP weights, "auto" means no drafts. A number needs a model that drafts, or a named drafter."""
         if drafter is not None:
             self._check_drafter(drafter)
-        if self.verification != COUPLED and asked == "auto":
+        if self.verification != COUPLED and requested == "auto":
             raise ValueError(
                 f'speculation must be "off" or a number with verification="{self.verification}", got "auto"'
             )
-        if asked in (None, "off") or (asked == "auto" and not self.has_mtp):
+        if requested in (None, "off") or (requested == "auto" and not self.has_mtp):
             return
         if drafter in (None, AUTO) and not self.has_mtp and DRAFT_MODEL not in self.drafters:
-            raise ValueError(f"speculation must not be {asked!r}: this checkpoint has no MTP weights to draft with")
+            raise ValueError(f"speculation must not be {requested!r}: this checkpoint has no MTP weights to draft with")
         if self.speculation == "off":
             raise ValueError(
-                f'speculation must be "off" or absent, got {asked!r}: this engine runs with speculation off'
+                f'speculation must be "off" or absent, got {requested!r}: this engine runs with speculation off'
             )
 
     def _check_drafter(self, drafter: str) -> None:
@@ -83,10 +83,7 @@ class EngineInfo(ServedModel):
 
 
 class EngineHandle(Protocol):
-    """An engine that runs rounds in its own thread. Every method may be called from any thread.
-
-    All but swap_drafter return at once.
-    """
+    """An engine that runs in its own thread. All methods are thread-safe; only swap_drafter blocks."""
 
     @property
     def info(self) -> EngineInfo: ...
@@ -95,22 +92,21 @@ class EngineHandle(Protocol):
     def counters(self) -> EngineCounters: ...
 
     def submit(self, request: Request, deliver: Deliver) -> None:
-        """Queues a request whose id no live request has. EngineStoppedError if the engine has ended.
+        """Queues a request; its id must not be in use. Raises EngineStoppedError if the engine has ended.
 
-        `deliver` is called from the engine's thread, once a round for all requests submitted with an equal
-        `deliver`, with their chunks; it returns at once and never raises. A request's chunks end with a finish
-        reason for each of its outputs, or with one error chunk.
+        `deliver` is called in the engine's thread, once per round, with the chunks of all requests that share it. It
+        must not block or raise. A request's last chunks have a finish reason for each output, or one has an error.
         """
         ...
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
-        """Ends one output, or all of the request's, at the end of the round in flight. Unknown or finished: nothing."""
+        """Cancels one output, or all of the request's, at the latest when its round ends. Ignores finished requests."""
         ...
 
     def swap_drafter(self, checkpoint: str) -> None:
-        """Drafts with the MTP module (and drafting head) of another checkpoint from the next round on; waits for it.
+        """Replaces the MTP module (and drafting head) by another checkpoint's between two rounds; blocks until then.
 
-        `checkpoint` is a model's name or a directory on the leader's machine. No token changes. OutriderError, and
-        nothing has happened, if it does not fit the model that runs.
+        `checkpoint` is a model's name or a directory on the leader's machine. Output tokens do not change. Raises
+        OutriderError and changes nothing if the module does not fit the running model.
         """
         ...

@@ -24,7 +24,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A request's grammar may be compiled by every rank, or why by none."""
+    """The result of a grammar check: None if the grammar may be compiled, else the error."""
 
     request: Request
     constraint: StructuredOutputsParams
@@ -33,7 +33,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class GrammarPrepared:
-    """A request's grammar can be followed from now on, or why it never can."""
+    """The result of compiling a request's grammar: None if it is ready, else the error."""
 
     request: Request
     error: BaseException | None
@@ -46,7 +46,7 @@ class StopEngine:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Something to do between two rounds."""
+    """A function to run between two rounds."""
 
     action: Callable[[], None]
     done: Future[None]
@@ -54,7 +54,7 @@ class Call:
     def run(self) -> None:
         try:
             self.action()
-        except Exception as error:  # whoever asked for it is told
+        except Exception as error:  # re-raised to the caller by the Future
             self.done.set_exception(error)
         else:
             self.done.set_result(None)
@@ -64,7 +64,7 @@ Message = Submit | Cancel | Checked | GrammarPrepared | StopEngine | Call
 
 
 class Inbox:
-    """Thread-safe. Its one reader takes everything there is, or sleeps until there is something."""
+    """A thread-safe queue with one reader, which takes all messages at once."""
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -73,7 +73,7 @@ class Inbox:
         self._messages.put(message)
 
     def take(self, sleep: bool) -> list[Message]:
-        """Every message so far, oldest first; with `sleep`, at least one."""
+        """All queued messages, oldest first. With `sleep`, blocks until there is at least one."""
         taken = [self._messages.get()] if sleep else []
         while True:
             try:

@@ -1,6 +1,6 @@
-"""Which rounds go through a stage as two lanes, and which rows each has. Pure and torch-free.
+"""Decides which rounds a stage runs as two lanes, and how rows are split between them. Pure and torch-free.
 
-Every rank of a stage decides the same: by the Round, which all of them have whole.
+All ranks of a stage decide alike, since the decision depends only on the Round, and every rank has all of it.
 """
 
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ import numpy as np
 from outrider.workers.parallel.overlap import Overlap
 from outrider.workers.types.round import IntArray, Round, ints
 
-_LEAST_SHARE = 0.4  # of the rows, for a lane whose sequences are whole
+_LEAST_SHARE = 0.4  # of the rows in the smaller lane; if it would have fewer, a sequence is split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneRule:
-    """Which rounds go as two lanes.
+    """Which rounds run as two lanes.
 
-    A data group that has nothing in a lane exchanges nothing within its tensor group there; where lanes hand over at
-    such exchanges, every group must have rows in both.
+    A data group without rows in a lane skips its tensor-parallel exchanges there. If lanes switch at those exchanges,
+    every data group must have rows in both lanes.
     """
 
-    least_rows: int  # of the data group with the most
-    rows_in_both: bool
+    least_rows: int  # of the data group with the most rows
+    rows_in_both: bool  # required of every data group
 
     @classmethod
     def of(cls, overlap: Overlap, least_rows: int) -> "LaneRule":
@@ -42,10 +42,10 @@ def rows_by_group(round: Round, data_groups: int) -> IntArray:
 
 
 def cut_of(query_offsets: IntArray) -> int:
-    """How many of the rows are the first lane's: half of them, as nearly as whole sequences allow.
+    """Number of rows in the first lane: about half, between two sequences if possible.
 
-    A sequence is cut where lanes would be all too unequal: its later rows see what its earlier ones write, since the
-    first lane is always ahead.
+    If the lanes would be too unequal, a sequence is split. This is correct because the first lane runs each layer
+    first, so the cache entries of the sequence's earlier rows are written before its later rows read them.
     """
     rows = int(query_offsets[-1])
     between = int(query_offsets[np.abs(2 * query_offsets - rows).argmin()])

@@ -1,7 +1,7 @@
-"""Runs a round as two lanes: while one's exchange with other ranks is under way, the other computes.
+"""Runs a round as two lanes: one lane computes while the other exchanges data with other ranks.
 
-Rows are independent of one another, but for what a sequence's earlier rows write to the cache; so no bit changes. On a
-GPU both lanes are on one stream: what a lane enqueues runs while the other's collective does on its own stream.
+No bit changes, because rows are independent except for the cache entries of a sequence's earlier rows. On a GPU both
+lanes share one compute stream; collectives run on their own stream.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from outrider.workers.types.round import Round
 
 
 class Lanes:
-    """A stage's, as one of its ranks sees them. `rounds` counts those that went as two lanes."""
+    """The two lanes of a stage, on one of its ranks. `rounds` counts the rounds that ran as two lanes."""
 
     def __init__(self, rule: LaneRule, turns: LaneTurns, data_groups: int, device: torch.device) -> None:
         self.rounds = 0
         self._rule, self._turns, self._data_groups, self._device = rule, turns, data_groups, device
 
     def wanted(self, round: Round) -> bool:
-        """Of the whole round, also of other data groups' rows."""
+        """Whether to run the round as two lanes. `round` has the rows of all data groups."""
         return self._rule.two(round, self._data_groups)
 
     def run(self, stage: StageModel, rows: Rows, hidden: Tensor | None) -> Tensor:
-        """As `stage.run`."""
+        """The same as `stage.run`, in two lanes."""
         self.rounds += 1
         cut = cut_of(rows.query_offsets)
         first, second = (None, None) if hidden is None else (hidden[:cut], hidden[cut:])
@@ -40,7 +40,7 @@ class Lanes:
         return torch.cat(halves)
 
     def _stream(self) -> contextlib.AbstractContextManager[object]:
-        """The calling thread's, for another one."""
+        """Context that selects the calling thread's CUDA stream in another thread."""
         if self._device.type != "cuda":
             return contextlib.nullcontext()
         return torch.cuda.stream(torch.cuda.current_stream(self._device))

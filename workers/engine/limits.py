@@ -1,4 +1,4 @@
-"""Limits of rounds, sequences and drafts: what the engine is set to, and what that leaves to one request."""
+"""Limits of rounds, sequences and drafts: the engine's settings, and the resulting limits of a request."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS, check_specu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Limits of the rounds and size of the pool. `speculation` is the ceiling of every request's own.
+    """Limits of rounds, and the size of the block pool. `speculation` is the upper limit of a request's own setting.
 
-    `recomputed_tokens`: of a prefix found in the cache, for the states that a drafter makes its next entries of.
-    `may_skip_drafter`: the drafter need not hear of rounds whose sequences have no drafts.
+    `recomputed_tokens`: last tokens of a cached prefix to compute again, since the drafter needs their hidden states.
+    `may_skip_drafter`: the drafter need not be called after rounds whose sequences have no drafts.
     """
 
     max_num_seqs: int
@@ -21,7 +21,7 @@ class SchedulerConfig:
     num_blocks: int
     max_model_len: int
     lanes: int = 1
-    data_groups: int = 1  # each with `num_blocks` of its own
+    data_groups: int = 1  # each has a pool of `num_blocks`
     enable_prefix_caching: bool = True
     speculation: str | int = "auto"
     recomputed_tokens: int = 1
@@ -43,9 +43,9 @@ class SchedulerConfig:
         check_speculation(self.speculation)
 
     def length_limit(self, request: Request) -> int:
-        """Length at which the request's sequences end at the latest.
+        """Most tokens of one of the request's sequences, prompt included.
 
-        ValueError if the pool could not hold that, or a resumed output is that long already.
+        Raises ValueError if the pool is too small for that, or if a resumed output has reached it already.
         """
         longest = self.max_model_len
         if request.params.max_tokens is not None:
@@ -62,7 +62,7 @@ class SchedulerConfig:
         return longest
 
     def draft_ceiling(self, request: Request) -> int:
-        """Most drafts in one round of the request's sequences; the depth policy chooses below that."""
+        """Most drafts per sequence and round; the depth policy chooses up to that."""
         return min(_most_drafts(self.speculation), _most_drafts(request.params.speculation))
 
 

@@ -1,6 +1,6 @@
-"""A rank's part in moving experts while it serves: obeys what the leader orders between two rounds (experts/orders.py).
+"""Moves experts on a rank while it serves: executes the leader's commands between rounds (experts/orders.py).
 
-What a slot will hold is read by a thread of its own beside the rounds; going over to it is a matter of pointers.
+A separate thread reads the new weights while rounds run. Switching to them only exchanges pointers.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from outrider.workers.parallel.collectives import Collectives
 from outrider.workers.parallel.shard import Shard
 
 log = logging.getLogger("outrider.experts")
-_FIRST = 0  # the rank that answers for its stage: the round it passes on reaches the leader
+_FIRST = 0  # the rank that answers for its stage, in the round that it passes on
 _PURPOSE = "expert loads"
 
 
-class Longest:
-    """The longest of several spans."""
+class LongestSpan:
+    """The longest of several timed spans."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -37,17 +37,17 @@ class Longest:
 
 
 class LiveExperts:
-    """`layers` are those of this rank's stage with spread experts, the MTP module's included."""
+    """`layers`: this stage's expert-parallel layers, including the MTP module's."""
 
     def __init__(self, layers: Sequence[ExpertLayer], stage: Collectives, shard: Shard, device: torch.device) -> None:
-        self.held_up = Longest()  # a round, by an order
+        self.held_up = LongestSpan()  # delay of a round by a command
         self._layers = {layer.number: layer for layer in layers}
         self._stage, self._shard, self._device = stage, shard, device
         self._reader = ThreadPoolExecutor(1, "expert-reader")
         self._coming: Future[Callable[[], None]] | None = None
 
-    def obey(self, order: IntArray) -> IntArray:
-        """Between two rounds. The stage's answer on its first rank, nothing on others or where none was asked for."""
+    def execute(self, order: IntArray) -> IntArray:
+        """Executes a command between two rounds. Returns the stage's answer on its first rank, else nothing."""
         if not len(order):
             return NOTHING
         with self.held_up.timing():
@@ -63,7 +63,7 @@ class LiveExperts:
         return NOTHING
 
     def _report(self) -> IntArray:
-        """Counts of all data groups; ranks of a tensor group have the same rows, so one of them says it."""
+        """Expert loads summed over data groups. Ranks of a tensor group have the same rows, so one of them counts."""
         if not self._layers:
             return NOTHING
         own = np.stack([np.append(number, layer.take_loads()) for number, layer in self._layers.items()])
@@ -82,14 +82,14 @@ class LiveExperts:
             self._coming = self._reader.submit(_read, layer, table.reshape(self._stage.size, -1))
 
     def _state(self) -> IntArray:
-        """The worst of all ranks, where this stage prepares anything."""
+        """The worst state of all ranks; nothing if this stage prepares no layer."""
         if self._coming is None:
             return NOTHING
         every = self._gathered(np.array([_state_of(self._coming)], dtype=np.int64))
         return np.array([every.max()]) if self._stage.rank == _FIRST else NOTHING
 
     def _switch(self) -> None:
-        """The leader has heard that everybody is ready."""
+        """Installs the prepared experts. The leader sends this command once all ranks are ready."""
         if self._coming is not None:
             self._coming.result()()
             self._coming = None
@@ -104,7 +104,7 @@ def _read(layer: ExpertLayer, table: IntArray) -> Callable[[], None]:
     try:
         return layer.prepare(table)
     except Exception:
-        log.exception("experts of layer %d could not be read, and stay where they are from now on", layer.number)
+        log.exception("experts of layer %d could not be read; experts will not be moved any more", layer.number)
         raise
 
 

@@ -1,4 +1,4 @@
-"""How many blocks of cache a rank has room for. Pure, but for asking how much memory is free."""
+"""Computes how many cache blocks fit in a rank's memory. Pure, except for reading how much memory is free."""
 
 import os
 from pathlib import Path, PurePosixPath
@@ -12,15 +12,15 @@ from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model_config import ModelConfig
 from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS
 
-_CPU_SHARE = 0.25  # of the memory that is free once the weights are loaded: other ranks and programs share it
-_CUDA_SHARE = 0.9  # of what weights and the largest round leave
+_CPU_SHARE = 0.25  # of the memory free after loading the weights; the rest is for other ranks and programs
+_CUDA_SHARE = 0.9  # of the memory that weights and the largest round leave free
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def blocks_for(config: EngineConfig, max_model_len: int, bytes_per_block: int, free_bytes: int) -> int:
-    """Blocks that fit `kv_cache_memory_bytes`, or by default a share of what is free; no more than could be used.
+    """Blocks that fit in `kv_cache_memory_bytes`, or by default in `free_bytes`; at most as many as could be used.
 
-    OutriderError if not even one block fits.
+    Raises OutriderError if not even one block fits.
     """
     budget = config.kv_cache_memory_bytes if config.kv_cache_memory_bytes is not None else free_bytes
     usable = config.max_num_seqs * -(-max_model_len // config.block_size)
@@ -33,7 +33,7 @@ def blocks_for(config: EngineConfig, max_model_len: int, bytes_per_block: int, f
 
 
 def round_bytes(config: EngineConfig, model: ModelConfig, shard: Shard, value_bytes: int) -> int:
-    """What the largest round takes on a GPU beside weights and cache: streams, queries, experts' outputs, logits."""
+    """GPU memory of the largest round besides weights and cache: hidden states, queries, expert outputs, logits."""
     rows, places = config.max_num_batched_tokens, model.num_experts_per_tok + model.n_shared_experts
     heads = model.num_attention_heads // shard.tensors
     stream = rows * value_bytes * (6 * model.hidden_size + 2 * heads * model.head_dim_latent)
@@ -46,13 +46,13 @@ def round_bytes(config: EngineConfig, model: ModelConfig, shard: Shard, value_by
 def free_bytes(device: torch.device, round_bytes: int = 0) -> int:
     """The share of this device's free memory that the cache may take by default.
 
-    `round_bytes`: what rounds will take on a GPU, which is not allocated yet.
+    `round_bytes`: GPU memory that rounds will need and that is not allocated yet.
     """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] - round_bytes
         if free <= 0:
             raise OutriderError(
-                f"no memory is left for the cache: a round of max_num_batched_tokens takes {round_bytes} bytes beside"
+                f"no memory is left for the cache: a round of max_num_batched_tokens needs {round_bytes} bytes besides"
                 f" the weights, and {free + round_bytes} are free; lower max_num_batched_tokens or use more GPUs"
             )
         return int(free * _CUDA_SHARE)
@@ -63,7 +63,7 @@ def free_bytes(device: torch.device, round_bytes: int = 0) -> int:
 
 
 def available_bytes(meminfo: str) -> int | None:
-    """What programs may still take without swapping, by /proc/meminfo: what is free, and caches that would go."""
+    """MemAvailable of /proc/meminfo: memory that can be allocated without swapping, reclaimable caches included."""
     for line in meminfo.splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -72,14 +72,14 @@ def available_bytes(meminfo: str) -> int | None:
 
 
 def cgroup_folders(membership: str, root: Path) -> list[Path]:
-    """The folders of this process's control group and of those around it (version 2), by /proc/self/cgroup."""
+    """The folders of this process's control group and its parents (version 2), from /proc/self/cgroup."""
     own = [line.removeprefix("0::") for line in membership.splitlines() if line.startswith("0::")]
     inside = [PurePosixPath(path).relative_to("/") for path in own if path.startswith("/")]
     return [root / part for path in inside for part in (path, *path.parents)]
 
 
 def cgroup_left(folder: Path) -> int | None:
-    """What a control group may still take: its limit less what it uses, but for file pages that would be dropped.
+    """Memory left in a control group: its limit minus its use, not counting reclaimable file pages.
 
     None if it has no limit.
     """
@@ -91,7 +91,7 @@ def cgroup_left(folder: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """The file's text; nothing where there is no such file."""
+    """The file's text; empty if the file cannot be read."""
     try:
         return path.read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""A Verdict read back, sequence by sequence: what each one gained in its round, and what clients hear of it."""
+"""Splits a Verdict into the outcome of each sequence, and makes the chunks that are sent to clients."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,10 +18,10 @@ _FINISH_REASONS = {
 
 
 class SequenceOutcome(NamedTuple):
-    """What the verdict says of one sequence."""
+    """The verdict on one sequence."""
 
     sequence_id: int
-    computed: int  # leading positions whose cache entries are right from now on
+    computed: int  # leading positions whose cache entries are now valid
     token_ids: list[int]  # emitted
     sampled: bool  # False for a chunk that did not reach the end of the sequence's tokens
     drafted: int
@@ -32,11 +32,11 @@ class SequenceOutcome(NamedTuple):
 
 
 def outcomes(round: Round, verdict: Verdict) -> Iterator[SequenceOutcome]:
-    """One Outcome per sequence of the round, in the round's order."""
+    """One SequenceOutcome per sequence of the round, in the round's order."""
     offsets = verdict.token_offsets.tolist()
     token_ids = verdict.token_ids.tolist()
     logprobs = _logprobs(verdict)
-    scored = len(token_ids)  # those of prompt tokens come after all of emitted ones
+    scored = len(token_ids)  # log-probabilities of prompt tokens follow those of all emitted tokens
     columns = zip(
         round.sequence_ids.tolist(),
         round.starts.tolist(),
@@ -64,7 +64,7 @@ def outcomes(round: Round, verdict: Verdict) -> Iterator[SequenceOutcome]:
 
 
 def gained_chunk(sequence: Sequence, outcome: SequenceOutcome, first: bool, time: RoundTiming) -> SequenceChunk:
-    """The emitted tokens, and whether they end the sequence. `first`: it had emitted none before."""
+    """The chunk with the emitted tokens and the finish reason. `first`: the sequence had no output tokens before."""
     return SequenceChunk(
         request_id=sequence.request.request_id,
         index=sequence.output_index,
@@ -89,7 +89,7 @@ def cancelled_chunk(sequence: Sequence) -> SequenceChunk:
 
 
 def _logprobs(verdict: Verdict) -> tuple[TokenLogprobs, ...]:
-    """One entry per emitted, then per scored prompt token; none at all if no sequence asked for one."""
+    """One entry per emitted token, then one per scored prompt token; empty if no sequence requested any."""
     if len(verdict.logprob_offsets) == 1:
         return ()
     offsets = verdict.logprob_offsets.tolist()

@@ -1,6 +1,6 @@
-"""How the leader gets a Verdict for a Round: from this process alone, or through the stages after it.
+"""How the leader gets a Verdict for a Round: in this process, or through later pipeline stages.
 
-Rounds go in and verdicts come out in the same order. Up to `lanes` rounds may be under way.
+Verdicts return in the order of their rounds. Up to `lanes` rounds may be in flight.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ _NO_STATES = torch.empty(0, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
-    """A finished round: its verdict, and its accepted rows' hidden states as Drafter.draft takes them."""
+    """A finished round: its verdict, and the accepted rows' hidden states for Drafter.draft."""
 
     verdict: Verdict
     hidden: Tensor
@@ -39,30 +39,30 @@ class Pipeline(Protocol):
         ...
 
     def dispatch(self, round: Round) -> None:
-        """Starts a round. It is not an error to dispatch while others are under way."""
+        """Starts a round. Others may be in flight."""
         ...
 
     def collect(self) -> RoundResult:
-        """Waits for the oldest round under way. EngineStoppedError names the rank that failed to answer."""
+        """Waits for the oldest round in flight. Raises EngineStoppedError that names the rank that did not answer."""
         ...
 
     def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
-        """Lets the sampler compile these beside the rounds: sequences will begin under them, and no round says so."""
+        """Makes the sampler compile these grammars in the background, when there is no round to send them with."""
         ...
 
     def close(self) -> None:
-        """Tells the other stages, if any, to stop."""
+        """Stops the other ranks, if any."""
         ...
 
 
-class Fellows:
-    """The other ranks of this one's stage, which do as they are told. With none of them nothing is said."""
+class StagePeers:
+    """Links to the other ranks of this rank's stage; perhaps none."""
 
     def __init__(self, links: Sequence[StageLink] = ()) -> None:
         self._links = links
 
-    def tell(self, content: Round | Verdict | None) -> None:
-        """A round to run, a verdict to draft after (or to pass on), or the word to stop."""
+    def send(self, content: Round | Verdict | None) -> None:
+        """Sends a round to run, a verdict to draft after (or to pass on), or None to stop."""
         for link in self._links:
             link.send(content, _NO_STATES)
 
@@ -72,16 +72,21 @@ class Fellows:
 
 
 class SingleStage:
-    """All layers in this stage. On a GPU `dispatch` enqueues a round and `collect` waits for its tokens."""
+    """A pipeline of one stage. On a GPU `dispatch` enqueues a round and `collect` waits for its tokens."""
 
     lanes = 1
 
     def __init__(
-        self, runner: StageRunner, sampler: Sampler, fellows: Fellows | None = None, *, tells_verdicts: bool = True
+        self,
+        runner: StageRunner,
+        sampler: Sampler,
+        stage_peers: StagePeers | None = None,
+        *,
+        sends_verdicts: bool = True,
     ) -> None:
-        """`tells_verdicts`: unless the drafter tells the fellows."""
-        self._runner, self._sampler, self._fellows = runner, sampler, fellows or Fellows()
-        self._tells_verdicts = tells_verdicts
+        """`sends_verdicts`: False if the drafter sends them to the stage peers."""
+        self._runner, self._sampler, self._stage_peers = runner, sampler, stage_peers or StagePeers()
+        self._sends_verdicts = sends_verdicts
         self._under_way: deque[tuple[Round, Tensor, float]] = deque()
 
     @property
@@ -89,30 +94,30 @@ class SingleStage:
         return self._runner.returns_early
 
     def dispatch(self, round: Round) -> None:
-        self._fellows.tell(round)
+        self._stage_peers.send(round)
         self._sampler.begin(round)
         hidden, took = self._runner.forward(round, None)
-        round = self._runner.answered(round)
+        round = self._runner.with_expert_answer(round)
         self._sampler.draw(round, hidden)
         self._under_way.append((round, hidden, took))
 
     def collect(self) -> RoundResult:
         verdict, accepted = self._sampler.verdict(*self._under_way.popleft())
-        if self._tells_verdicts:
-            self._fellows.tell(verdict)
+        if self._sends_verdicts:
+            self._stage_peers.send(verdict)
         return RoundResult(verdict=verdict, hidden=accepted)
 
     def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
-        """Nothing to say: the sampler is here, and so are its grammars."""
+        """Does nothing: the sampler is in this process and has compiled them already."""
 
     def close(self) -> None:
         self._under_way.clear()
-        self._fellows.tell(None)
-        self._fellows.flush()
+        self._stage_peers.send(None)
+        self._stage_peers.flush()
 
 
 class FirstStage:
-    """The first of several stages: sends rounds down, takes verdicts from the last."""
+    """The first of several stages: sends rounds to the next stage, receives verdicts from the last."""
 
     def __init__(
         self,
@@ -120,46 +125,46 @@ class FirstStage:
         lanes: int,
         down: StageLink,
         up: StageLink,
-        fellows: Fellows | None = None,
+        stage_peers: StagePeers | None = None,
         *,
-        tells_verdicts: bool = True,
+        sends_verdicts: bool = True,
     ) -> None:
-        """`tells_verdicts`: unless the drafter tells the fellows."""
+        """`sends_verdicts`: False if the drafter sends them to the stage peers."""
         self.returns_early = False
-        self.lanes, self._tells_verdicts = lanes, tells_verdicts
-        self._runner, self._down, self._up, self._fellows = runner, down, up, fellows or Fellows()
+        self.lanes, self._sends_verdicts = lanes, sends_verdicts
+        self._runner, self._down, self._up, self._stage_peers = runner, down, up, stage_peers or StagePeers()
         self._under_way: deque[int] = deque()
 
     def dispatch(self, round: Round) -> None:
-        self._fellows.tell(round)
+        self._stage_peers.send(round)
         hidden, took = self._runner.forward(round, None)
-        self._down.send(passed(self._runner.answered(round), took), hidden)
+        self._down.send(with_stage_time(self._runner.with_expert_answer(round), took), hidden)
         self._under_way.append(round.round_id)
 
     def collect(self) -> RoundResult:
         result = take_verdict(self._up, self._under_way.popleft())
-        if self._tells_verdicts:
-            self._fellows.tell(result.verdict)
+        if self._sends_verdicts:
+            self._stage_peers.send(result.verdict)
         return result
 
     def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
         self._down.send(Round(prepares=constraints), _NO_STATES)
 
     def close(self) -> None:
-        self._fellows.tell(None)
+        self._stage_peers.send(None)
         self._down.send(None, _NO_STATES)
         self._down.flush()
-        self._fellows.flush()
+        self._stage_peers.flush()
 
 
 def take_verdict(link: StageLink, round_id: int) -> RoundResult:
-    """The round's, which must be the next to come. EngineStoppedError if it does not."""
+    """Receives the round's verdict. Raises EngineStoppedError if the next message is anything else."""
     message = link.receive(deadline=True, waiting_for=f"the verdict of round {round_id}")
     if not isinstance(message.content, Verdict) or message.content.round_id != round_id:
         raise EngineStoppedError(f"expected the verdict of round {round_id}, got {message.content!r}")
     return RoundResult(verdict=message.content, hidden=message.hidden)
 
 
-def passed(round: Round, took: float) -> Round:
-    """The round with one more stage's seconds."""
+def with_stage_time(round: Round, took: float) -> Round:
+    """The round with this stage's seconds added."""
     return replace(round, stage_s=np.append(round.stage_s, took))

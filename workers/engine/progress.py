@@ -1,14 +1,14 @@
-"""Whether an engine's rounds end in time. Written by the engine's thread, read by any: it may hang, they do not."""
+"""Detects rounds that hang. Written by the engine's thread; read by other threads, since that one may be blocked."""
 
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LEAST_S = 8.0  # a round may take so long, whatever others took; its end is noticed within 10 s, with the probes
+LEAST_S = 8.0  # smallest limit of a round; with the interval of health probes, a stall is found within 10 s
 TIMES_THE_FORECAST = 20.0
-_FADES = 0.99  # a round, so that one slow round does not forgive all later ones
-_KEPT = 8  # rounds that a report names
+_DECAY = 0.99  # decay per round of the longest time, so that one slow round does not raise the limit for ever
+_KEPT = 8  # rounds that a report lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,23 +19,25 @@ class _Past:
 
 
 class Progress:
-    """The forecast of a round is the longest of the last few, in proportion where it has more rows; or the longest of
-    late, in proportion to its rows. So the time that a prompt took is no forecast for rounds of a few rows."""
+    """Forecasts a round's time from recent rounds: scaled up if it has more rows, but not scaled down.
+
+    The longest round is remembered longer, and scaled both ways. So a long prompt does not raise the limit of decoding.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._since: float | None = None  # when the last round ended, or work came; None: there is no work
+        self._since: float | None = None  # end of the last round, or arrival of work; None: there is no work
         self._current = "between rounds"
         self._rows = 0
         self._longest = _Past(-1, 1, 0.0)
         self._past: deque[_Past] = deque(maxlen=_KEPT)
 
     def idle(self) -> None:
-        """There is nothing to do."""
+        """The engine has no work."""
         self._since = None
 
     def busy(self) -> None:
-        """There may be something to do now."""
+        """The engine may have work."""
         if self._since is None:
             self._since, self._current, self._rows = self._clock(), "between rounds", 0
 
@@ -45,14 +47,14 @@ class Progress:
     def finished(self, round_id: int, rows: int) -> None:
         now = self._clock()
         past = _Past(round_id, rows, 0.0 if self._since is None else now - self._since)
-        faded = self._longest.seconds * _FADES
+        faded = self._longest.seconds * _DECAY
         self._longest = past if past.seconds >= faded else _Past(self._longest.round_id, self._longest.rows, faded)
         self._past.append(past)
         self._since, self._current = now, "between rounds"
 
     @property
     def limit_s(self) -> float:
-        """For what is under way."""
+        """Longest time that the present round may take."""
         return max(LEAST_S, TIMES_THE_FORECAST * self._forecast_s)
 
     @property
@@ -63,12 +65,11 @@ class Progress:
         return max(by_rows, recent if self._rows > longest.rows else min(recent, longest.seconds))
 
     def stall(self) -> str:
-        """What hangs, with the rounds before; "" while nothing does."""
+        """A report on the stalled round and those before it; "" if none is stalled."""
         since, limit_s = self._since, self.limit_s
         if since is None or (took_s := self._clock() - since) <= limit_s:
             return ""
         before = ", ".join(f"{one.round_id} ({one.rows} rows, {1000 * one.seconds:.1f} ms)" for one in list(self._past))
         return (
-            f"no progress for {took_s:.1f} s {self._current}, and it may take {limit_s:.1f} s; rounds before: "
-            f"{before or 'none'}"
+            f"no progress for {took_s:.1f} s {self._current}, limit {limit_s:.1f} s; rounds before: {before or 'none'}"
         )

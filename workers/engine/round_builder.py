@@ -1,4 +1,4 @@
-"""Collects the sequences of a round into the Round's flat arrays. Decides nothing."""
+"""Collects the sequences of a round into the Round's flat arrays. Makes no decisions."""
 
 from array import array
 from collections.abc import Sequence as Ids
@@ -11,7 +11,7 @@ from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
 
 
 class RoundBuilder:
-    """A round in the making; `len` is its number of sequences."""
+    """A round under construction; `len` is its number of sequences."""
 
     def __init__(self) -> None:
         self._sequence_ids = array("q")
@@ -36,13 +36,13 @@ class RoundBuilder:
         return len(self._sequence_ids)
 
     def add(self, sequence: Sequence, rows: int, draft_steps: int, stop_rule: StopRule = NEVER_STOP) -> None:
-        """Adds the sequence's next `rows` query tokens: tokens not computed yet, then, where those end, drafts.
+        """Adds the sequence's next `rows` query tokens: tokens not computed yet, then its drafts.
 
-        `stop_rule`: when the `draft_steps` after it end before.
+        `stop_rule`: when to stop drafting before `draft_steps` drafts are made.
         """
         tokens = sequence.token_ids
         end = sequence.start + rows
-        drafts = end - len(tokens)  # below 0: the chunk ends before the tokens do
+        drafts = end - len(tokens)  # negative if the chunk ends before the sequence's tokens
         self._sequence_ids.append(sequence.sequence_id)
         self._token_ids.extend(tokens[sequence.start : end])
         if drafts > 0:
@@ -67,8 +67,8 @@ class RoundBuilder:
     def build(
         self, round_id: int, lane: int, ends: Ids[int], *, several_groups: bool = False, may_skip_drafter: bool = False
     ) -> Round:
-        """`may_skip_drafter`: the drafter is not asked after the round where it is not needed."""
-        asked = self.drafter_needed or not may_skip_drafter or len(self.begins) > 0 or len(ends) > 0
+        """`may_skip_drafter`: do not call the drafter after rounds that do not need it."""
+        call_drafter = self.drafter_needed or not may_skip_drafter or len(self.begins) > 0 or len(ends) > 0
         return Round(
             round_id=round_id,
             lane=lane,
@@ -85,8 +85,8 @@ class RoundBuilder:
             owners=as_ints(self._owners) if several_groups else ints(),
             draft_steps=as_ints(self._draft_steps),
             stop_rules=np.frombuffer(self._stop_rules if any(self._stop_rules) else b""),
-            upkeep=as_ints(self._upkeep) if asked else ints(),
+            follows=as_ints(self._upkeep) if call_drafter else ints(),
             followed_from=as_ints(self._followed_from),
-            begins=tuple(sequence.introduction() for sequence in self.begins),
+            begins=tuple(sequence.sequence_start() for sequence in self.begins),
             ends=ints(ends),
         )

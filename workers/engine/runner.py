@@ -17,7 +17,7 @@ from outrider.workers.types.round import Round, share_of
 
 
 class StageRunner:
-    """One stage of the model, and the time it has spent computing."""
+    """Runs one stage of the model and counts the time spent."""
 
     def __init__(
         self,
@@ -29,14 +29,13 @@ class StageRunner:
         *,
         waits: bool = True,
     ) -> None:
-        """`data`: the group whose sequences this rank runs, of several. `experts`: where they are spread.
+        """`data`: this rank's data group. `experts`: with expert parallelism. `lanes`: if exchanges can be overlapped.
 
-        `lanes`: where exchanges can be overlapped. `waits`: for a GPU, so that the seconds are its own; else whoever
-        reads what comes of the round waits.
+        `waits`: `forward` synchronizes with the GPU, so that its seconds are right; else the reader of its result does.
         """
         self.stage = stage
         self.busy_s = 0.0
-        self._began: float | None = None  # with the round that it computes now
+        self._began: float | None = None  # start of the round being computed
         self._device, self._data, self._experts, self._lanes = device, data, experts, lanes
         self._waits = waits and device.type == "cuda"
         self._answer = NOTHING
@@ -44,13 +43,13 @@ class StageRunner:
     def forward(self, round: Round, hidden: Tensor | None) -> tuple[Tensor, float]:
         """The hidden states after this stage's layers, [rows, hidden], and the seconds it took.
 
-        `hidden` is None on the first stage, which embeds. Rows are those of this rank's data group.
-        ExchangeBrokenError, with the round's number, where another rank of the stage fails.
+        `hidden` is None on the first stage, which embeds. The rows are those of this rank's data group. Raises
+        ExchangeBrokenError with the round's number if another rank of the stage fails.
         """
         self._began = began = time.perf_counter()
-        with Naming(round):
+        with RoundErrorContext(round):
             if self._experts is not None:
-                self._answer = self._experts.obey(round.expert_order)
+                self._answer = self._experts.execute(round.expert_order)
             hidden = self._run(round, hidden)
         if self._waits:
             torch.cuda.synchronize(self._device)
@@ -66,7 +65,7 @@ class StageRunner:
 
     @property
     def computing_s(self) -> float:
-        """How long it has been at the round that it computes now; 0 while it waits for one. From any thread."""
+        """Seconds since the present round began on this rank; 0 between rounds. Thread-safe."""
         began = self._began
         return 0.0 if began is None else time.perf_counter() - began
 
@@ -76,20 +75,20 @@ class StageRunner:
             return self._lanes.run(self.stage, rows, hidden)
         return self.stage.run(rows, hidden)
 
-    def answered(self, round: Round) -> Round:
-        """The round run last, with what this rank's stage answers to its order about experts."""
+    def with_expert_answer(self, round: Round) -> Round:
+        """The last round with this stage's answer to its expert command."""
         if not len(self._answer):
             return round
         return replace(round, expert_answer=np.append(round.expert_answer, self._answer))
 
     @property
     def held_up_s(self) -> float:
-        """The longest that an order about experts held a round up."""
+        """Longest delay of a round by an expert command."""
         return self._experts.held_up.seconds if self._experts is not None else 0.0
 
 
-class Naming:
-    """Errors of other ranks inside get the round's number."""
+class RoundErrorContext:
+    """Adds the round's number to ExchangeBrokenErrors raised in the block."""
 
     __slots__ = ("_round",)
 

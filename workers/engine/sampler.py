@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.runner import Naming
+from outrider.workers.engine.runner import RoundErrorContext
 from outrider.workers.sampling.head import Head
 from outrider.workers.sampling.logprobs import Logprobs, joined, logprobs
 from outrider.workers.sampling.sequence_starts import SequenceStarts
@@ -22,28 +22,28 @@ _ROWS_AT_ONCE = 64
 
 
 class _Drawn(NamedTuple):
-    """A round's draws. On a GPU they may still be under way."""
+    """A round's draws. On a GPU they may still be running."""
 
     logits: Tensor
     tokens: Tensor
     began: float
-    ended: float  # when the host had enqueued them, on a CPU when they were made
+    ended: float  # when they were enqueued (GPU) or made (CPU)
 
 
 class Sampler:
-    """Draws the target's token at every sampled row, and verifies the drafts against them."""
+    """Draws the model's token at every sampled row, and verifies the drafts against them."""
 
     def __init__(
         self, head: Head, starts: SequenceStarts, max_model_len: int, shared: SharedHead | None = None
     ) -> None:
-        """`shared`: where the stage's ranks make the logits together."""
+        """`shared`: if several ranks of the stage compute the logits together."""
         self._head, self._starts, self._max_model_len, self._shared = head, starts, max_model_len, shared
-        self._sampled = SampledRows(ints(), ints(), ints())  # rows of the round that began last
+        self._sampled = SampledRows(ints(), ints(), ints())  # rows of the latest round
         self._drawn = _Drawn(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), 0.0, 0.0)
         self.busy_s = self._began_s = 0.0
 
     def begin(self, round: Round) -> None:
-        """Takes the round's news and prepares its draws. To be called before the round runs, then `judge` after it."""
+        """Adds and removes sequences, and prepares the draws. Called before the round runs; `verify` after it."""
         began = time.perf_counter()
         self._starts.end(round.ends)
         self.prepare(round.prepares)
@@ -54,7 +54,7 @@ class Sampler:
         self._began_s = time.perf_counter() - began
 
     def draw(self, round: Round, hidden: Tensor) -> None:
-        """The first half of `judge`: draws the round's tokens. On a GPU this only enqueues the work.
+        """The first half of `verify`: draws the round's tokens. On a GPU this only enqueues the work.
 
         `hidden` is the model's output after the final norm, [rows, hidden], of this rank's data group.
         """
@@ -67,7 +67,7 @@ class Sampler:
             tokens = self._head.choose(logits, sequence_ids, positions)
         self._drawn = _Drawn(logits, tokens, began, time.perf_counter())
 
-    def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
+    def verify(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         """The Verdict, and the accepted rows' hidden states as `accepted_states`.
 
         `hidden` as in `draw`; the last stage took `stage_s` for it.
@@ -76,7 +76,7 @@ class Sampler:
         return self.verdict(round, hidden, stage_s)
 
     def verdict(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
-        """The second half of `judge`. The host waits for the device here, and only here."""
+        """The second half of `verify`. The host waits for the device here, and only here."""
         logits, tokens, began, ended = self._drawn
         targets = ints(tokens.cpu().numpy())
         took = (time.perf_counter() if tokens.device.type == "cuda" else ended) - began + self._began_s
@@ -88,29 +88,29 @@ class Sampler:
         return verdict, self.accepted(round, hidden, verdict)
 
     def prepare(self, constraints: Iterable[StructuredOutputsParams]) -> None:
-        """Compiles these beside the rounds: sequences will begin under them."""
+        """Compiles grammars in the background, for sequences of later rounds."""
         self._starts.prepare(constraints)
 
-    def assist(self, round: Round, hidden: Tensor) -> None:
-        """On a rank beside the sampler: makes this one's part of all logits that the sampler needs."""
+    def compute_logits(self, round: Round, hidden: Tensor) -> None:
+        """On the sampler's stage peers: computes this rank's part of all logits that the sampler needs."""
         began = time.perf_counter()
         for rows in (SampledRows.of(round).rows, *_scored(round)):
             self._logits(round, hidden, rows)
         self.busy_s += time.perf_counter() - began
 
     def accepted(self, round: Round, hidden: Tensor, verdict: Verdict) -> Tensor:
-        """The accepted rows' hidden states, of those that this rank has."""
+        """The hidden states of the accepted rows on this rank."""
         return accepted_states(round, hidden, verdict, self._shared.data if self._shared is not None else 0)
 
     def _logits(self, round: Round, hidden: Tensor, rows: IntArray) -> Tensor:
-        """Of rows `rows` of the round, [n, vocab]; where ranks share the stage, on the sampler alone."""
+        """Logits of these rows, [n, vocab]. With several ranks in the stage, only the sampler gets them."""
         if self._shared is None:
             return self._head.logits(hidden, rows)
-        with Naming(round):
+        with RoundErrorContext(round):
             return self._shared.logits(round, hidden, rows)
 
     def _with_logprobs(self, round: Round, verdict: Verdict, hidden: Tensor, logits: Tensor) -> Verdict:
-        """The verdict with what was asked for of the emitted tokens, and of the round's prompt tokens."""
+        """Adds the requested log-probabilities of emitted and prompt tokens to the verdict."""
         wanted = [self._starts[sequence_id].params.logprobs for sequence_id in round.sequence_ids.tolist()]
         scores = bool(round.score_counts.any())
         if not scores and all(count is None for count in wanted):
@@ -125,7 +125,7 @@ class Sampler:
         )
 
     def _prompts(self, round: Round, hidden: Tensor) -> Iterator[Logprobs]:
-        """What was asked for of prompt tokens, some rows at a time: a head's outputs are many."""
+        """Log-probabilities of prompt tokens, a few rows at a time to bound the size of the logits."""
         following = np.append(round.token_ids[1:], 0)
         following[round.query_offsets[1:] - 1] = round.next_token_ids
         for rows in _scored(round):
@@ -135,7 +135,7 @@ class Sampler:
 
 
 def _scored(round: Round) -> Iterator[IntArray]:
-    """The rows whose next token gets log-probabilities, some at a time."""
+    """The rows whose next token gets log-probabilities, in groups of _ROWS_AT_ONCE."""
     if not round.score_counts.any():
         return
     owners = np.repeat(np.arange(round.sequences), round.score_counts)
@@ -146,7 +146,7 @@ def _scored(round: Round) -> Iterator[IntArray]:
 
 
 def _with_failures(verdict: Verdict, failed: list[int]) -> Verdict:
-    """These sequences end here: what they gained may not be what was asked for."""
+    """Ends these sequences with an error: their new tokens may violate the grammar."""
     if not failed:
         return verdict
     finish = verdict.finish.copy()
@@ -155,7 +155,7 @@ def _with_failures(verdict: Verdict, failed: list[int]) -> Verdict:
 
 
 def _emitted(round: Round, verdict: Verdict, logits: Tensor, wanted: Sequence[int | None]) -> Logprobs:
-    """Of the emitted tokens, by the raw logits at the row of each. `wanted` [S]: how many of each sequence's."""
+    """Log-probabilities of the emitted tokens, from the raw logits. `wanted` [S]: how many per token, by sequence."""
     emitted = np.diff(verdict.token_offsets)
     if all(count is None for count in wanted):
         return Logprobs(offsets=ints(np.zeros(len(verdict.token_ids) + 1)))
@@ -166,9 +166,9 @@ def _emitted(round: Round, verdict: Verdict, logits: Tensor, wanted: Sequence[in
 
 
 def accepted_states(round: Round, hidden: Tensor, verdict: Verdict, data: int = 0) -> Tensor:
-    """Of a round's states `hidden` [rows of the data group, hidden] those of the rows that the verdict accepted.
+    """The accepted rows of `hidden` [rows of the data group, hidden].
 
-    On a GPU all, if choosing them would need a copy to it: the drafter chooses, with what it copies there anyway.
+    On a GPU perhaps all rows: selecting some needs a copy of indices to the device, which the drafter makes later.
     """
     own, counts = share_of(round, data), verdict.accepted_rows
     if len(round.owners):

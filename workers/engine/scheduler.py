@@ -1,7 +1,7 @@
-"""From requests to rounds, and from verdicts to chunks. A state machine: knows no tensors, clocks or threads.
+"""Turns requests into rounds, and verdicts into chunks. A state machine without tensors, clocks or threads.
 
-`commit` lets other sequences read the blocks that its round filled. So the drafter must have followed the round's
-accepted rows, of sequences that ended too, before the next round runs.
+After `commit`, other sequences may read the blocks that the round filled. So the drafter must follow the round's
+accepted rows, including those of ended sequences, before the next round runs.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from outrider.workers.engine.outcome import SequenceOutcome, cancelled_chunk, ga
 from outrider.workers.engine.residents import Residents
 from outrider.workers.engine.round_builder import RoundBuilder
 from outrider.workers.types.counters import EngineCounters
-from outrider.workers.types.draft_plan import Planner, Undrafted
+from outrider.workers.types.draft_plan import NoDrafting, Planner
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.round import Round, Verdict
 from outrider.workers.types.round_time import RoundTiming
@@ -23,10 +23,10 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 
 
 class Scheduler:
-    """Knows of drafts only what the `planner`'s plans say; the limits and the free blocks may allow fewer."""
+    """Drafts follow the `planner`'s plans, as far as limits and free blocks allow."""
 
     def __init__(self, config: SchedulerConfig, planner: Planner | None = None) -> None:
-        planner = Undrafted() if planner is None else planner
+        planner = NoDrafting() if planner is None else planner
         self._config = config
         self._residents = Residents(config, planner)
         self._composer = RoundComposer(config, planner.plans, self._residents)
@@ -40,11 +40,11 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a sequence runs, or may begin: not if all that there are wait for `release`."""
+        """Whether a sequence is running or may be admitted. Sequences that wait for `release` do not count."""
         return bool(self._residents.running) or len(self._residents.waiting) > 0
 
     def idle(self, lane: int) -> bool:
-        """Whether no round of the lane waits for its commit."""
+        """Whether the lane has no round in flight."""
         return self._in_flight[lane] is None
 
     @property
@@ -53,33 +53,33 @@ class Scheduler:
         return self._counters
 
     def reset_counters(self) -> None:
-        """Starts a new count; the old object keeps the old one."""
+        """Replaces the counters by new ones; the old object keeps its values."""
         self._counters = EngineCounters()
         self._update_gauges()
 
     def live(self, sequence_id: int) -> Sequence | None:
-        """The sequence of that id, if it runs: not to be changed by who asks. For the engine's own thread."""
+        """The running sequence with that id. Callers must not modify it; only for the engine's thread."""
         return self._residents.running.get(sequence_id)
 
     def unfollow(self) -> None:
-        """The drafter lost what it was to take in: it begins anew with what runs, and its cache has a gap."""
+        """The drafter missed a round's tokens: it starts again with the running sequences, with a gap in its cache."""
         for sequence in self._residents.running.values():
             sequence.followed = False
 
     @property
     def most_together(self) -> int:
-        """How many sequences may share a lane's rounds."""
+        """Most sequences in one lane's rounds."""
         return -(-self._config.max_num_seqs // self._config.lanes)
 
     def check(self, request: Request) -> None:
-        """ValueError if the pool could never hold one of the request's sequences. Safe from any thread."""
+        """Raises ValueError if one of the request's sequences cannot fit in the pool. Thread-safe."""
         self._config.length_limit(request)
 
     def add(self, request: Request, *, ready: bool = True) -> None:
-        """Queues the request's sequences. ValueError as `check`, or if its id is live.
+        """Queues the request's sequences. Raises ValueError as `check` does, or if the id is in use.
 
-        Later outputs wait until output 0 has computed the prompt, whose blocks they then share; all of them, where the
-        request is not `ready`, until its `release`.
+        Later outputs wait until output 0 has computed the prompt, then share its blocks. If the request is not `ready`,
+        all outputs wait until `release` is called.
         """
         if request.request_id in self._requests:
             raise ValueError(f"request_id {request.request_id!r} is already being served")
@@ -104,7 +104,7 @@ class Scheduler:
         self._update_gauges()
 
     def release(self, request_id: str) -> bool:
-        """The request's sequences may begin. False if it has ended, and nothing happens."""
+        """Allows the request's sequences to be admitted. False if it has ended."""
         waiting = self._residents.waiting
         held = waiting.take_held(request_id)
         for sequence in held:
@@ -113,7 +113,7 @@ class Scheduler:
         return bool(held)
 
     def refuse(self, request_id: str, reason: str) -> list[SequenceChunk]:
-        """Ends a request that has not begun with an error, its one chunk. If it has ended, nothing happens."""
+        """Fails a request that has not begun; returns its one error chunk, or none if it has ended already."""
         sequences = self._requests.get(request_id, []).copy()
         for sequence in sequences:
             self._end(sequence)
@@ -121,14 +121,14 @@ class Scheduler:
         return [SequenceChunk(request_id=request_id, error=reason)] if sequences else []
 
     def _shares_prompt(self, request: Request) -> bool:
-        """Whether the prompt fills a block, and output 0 is there to compute it first."""
+        """Whether later outputs should wait for output 0: the prompt fills a block and output 0 exists."""
         fills = self._config.enable_prefix_caching and len(request.prompt_token_ids) >= self._config.block_size
         return fills and request.outputs[0].index == 0
 
     def cancel(self, request_id: str, index: int | None = None) -> list[SequenceChunk]:
-        """Ends one output, or all of the request's: at once, or, where in flight, at the commit of its round.
+        """Cancels one output, or all of the request's: at once, or if in flight, at the commit of its round.
 
-        A chunk for each one ended now. What is unknown or has finished is passed over.
+        Returns a chunk for each output that ended now. Unknown and finished outputs are ignored.
         """
         chunks = []
         for sequence in self._requests.get(request_id, []).copy():
@@ -143,7 +143,7 @@ class Scheduler:
         return chunks
 
     def fail(self, reason: str) -> list[SequenceChunk]:
-        """Ends every request with an error. Rounds in flight are forgotten: their commits do nothing."""
+        """Ends every request with an error. Later commits of rounds in flight do nothing."""
         chunks = [SequenceChunk(request_id=request_id, error=reason, engine_lost=True) for request_id in self._requests]
         for sequences in list(self._requests.values()):
             for sequence in sequences.copy():
@@ -153,16 +153,16 @@ class Scheduler:
         return chunks
 
     def schedule(self, lane: int) -> Round:
-        """The lane's next round; one without sequences if none is ready, which says nothing and needs no commit.
+        """The lane's next round. If no sequence is ready, an empty round, which needs no commit.
 
-        RuntimeError if the lane's last round is not committed.
+        Raises RuntimeError if the lane's last round is not committed.
         """
         if not self.idle(lane):
             raise RuntimeError(f"lane {lane} still has round {self._in_flight[lane]} in flight")
         return self._dispatch(lane, self._composer.compose())
 
     def commit(self, round: Round, verdict: Verdict, time: RoundTiming | None = None) -> list[SequenceChunk]:
-        """Takes in what the sampler said of the round: a chunk for each sequence that gained tokens or ended."""
+        """Applies the verdict to the round's sequences. Returns a chunk for each that gained tokens or ended."""
         if self._in_flight[round.lane] != round.round_id:
             return []
         self._in_flight[round.lane] = None
@@ -170,7 +170,7 @@ class Scheduler:
         chunks = []
         for outcome in outcomes(round, verdict):
             sequence = self._residents.running[outcome.sequence_id]
-            chunk = self._take_in(sequence, outcome, time or RoundTiming())
+            chunk = self._advance(sequence, outcome, time or RoundTiming())
             if chunk is not None:
                 chunks.append(chunk)
                 if chunk.finish_reason is not None:
@@ -179,7 +179,7 @@ class Scheduler:
         return chunks
 
     def set_drafts(self, drafts: Mapping[int, list[int]]) -> None:
-        """Drafts by sequence id, for each one's next round. Sequences that are not ready are passed over."""
+        """Sets the drafts of each sequence's next round, by sequence id. Sequences that are not ready are skipped."""
         for sequence_id, token_ids in drafts.items():
             sequence = self._residents.ready.get(sequence_id)
             if sequence is not None:
@@ -202,14 +202,14 @@ class Scheduler:
             may_skip_drafter=self._config.may_skip_drafter,
         )
 
-    def _take_in(self, sequence: Sequence, outcome: SequenceOutcome, time: RoundTiming) -> SequenceChunk | None:
-        """Advances the sequence by its outcome; the chunk says what was gained, or None for nothing."""
+    def _advance(self, sequence: Sequence, outcome: SequenceOutcome, time: RoundTiming) -> SequenceChunk | None:
+        """Applies the outcome to the sequence. Returns its chunk, or None if there is nothing to send."""
         first = sequence.output_tokens == 0
         sequence.prompt_logprobs += outcome.prompt_logprobs
         sequence.token_ids += outcome.token_ids
         self._tokens += len(outcome.token_ids)
         sequence.drafts = []
-        self._residents.land(sequence, min(outcome.computed, len(sequence.token_ids) - outcome.sampled))
+        self._residents.finish_round(sequence, min(outcome.computed, len(sequence.token_ids) - outcome.sampled))
         self._count(outcome)
         if sequence.cancelled:
             return cancelled_chunk(sequence)
@@ -239,7 +239,7 @@ class Scheduler:
         self._counters.kv_cache_usage = 1 - sum(pool.free for pool in residents.pools) / blocks
 
     def _end(self, sequence: Sequence) -> None:
-        """Forgets the sequence, and its request with the last of them."""
+        """Removes the sequence, and its request with the last sequence."""
         self._residents.remove(sequence)
         self._tokens -= len(sequence.token_ids)
         if sequence.begun:

@@ -1,4 +1,4 @@
-"""Who hears of which request: hands each round's chunks to those who submitted. Knows nothing of rounds."""
+"""Delivers chunks to the callbacks that their requests were submitted with. Knows nothing of rounds."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ from outrider.workers.types.request import Request, SequenceChunk
 
 
 class Subscribers:
-    """Live requests, and where their chunks go. Belongs to the engine's thread."""
+    """The callback of each live request. Used by the engine's thread only."""
 
     def __init__(self) -> None:
-        self._live: dict[str, tuple[Deliver, int]] = {}  # by request id: where to, and outputs still running
+        self._live: dict[str, tuple[Deliver, int]] = {}  # by request id: callback, and number of running outputs
         self._held: list[SequenceChunk] = []
 
     def add(self, request: Request, deliver: Deliver) -> None:
         self._live[request.request_id] = (deliver, len(request.outputs))
 
     def deliver(self, chunks: Sequence[SequenceChunk]) -> None:
-        """One call per subscriber, also of what was held. A request whose outputs have all ended is forgotten."""
+        """Calls each callback once with its chunks, including held ones. Removes requests whose outputs all ended."""
         chunks, self._held = [*self._held, *chunks], []
         by_subscriber: dict[Deliver, list[SequenceChunk]] = defaultdict(list)
         for chunk in chunks:
@@ -27,11 +27,11 @@ class Subscribers:
             deliver(own)
 
     def hold(self, chunks: Sequence[SequenceChunk]) -> None:
-        """To be delivered with the next call of `deliver`."""
+        """Keeps the chunks for the next call of `deliver`."""
         self._held += chunks
 
     def end_all(self, reason: str) -> None:
-        """Every live request gets its one error chunk."""
+        """Sends every live request its one error chunk."""
         ended = [SequenceChunk(request_id=request_id, error=reason, engine_lost=True) for request_id in self._live]
         self.deliver(ended)
 

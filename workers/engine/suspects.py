@@ -1,6 +1,6 @@
-"""Requests that may be what ended the replicas they ran on: each computes its first token here alone among such.
+"""Suspects: requests whose earlier replicas failed while computing their next token. Only one at a time may run.
 
-So when a replica ends, whoever was only beside the culprit is not taken for it, whichever gateway it came from.
+So if the replica fails again, the running suspect is the cause. A suspect is cleared when it gets a token here.
 """
 
 from collections import deque
@@ -10,31 +10,31 @@ from outrider.workers.types.request import SequenceChunk
 
 
 class Suspects:
-    """Belongs to the engine's thread."""
+    """A queue of suspects. Used by the engine's thread only."""
 
     def __init__(self, release: Callable[[str], bool]) -> None:
-        """`release`: a request, by its id, may begin; False if it has ended meanwhile."""
+        """`release` allows a request to be scheduled, by id; it returns False if the request has ended."""
         self._release = release
         self._waiting: deque[str] = deque()
-        self._trying: str | None = None
+        self._running: str | None = None
 
     def wait(self, request_id: str) -> None:
-        """Released when it is its turn, which may be at once."""
+        """Queues a suspect; releases it at once if no other suspect is running."""
         self._waiting.append(request_id)
-        self._go_on()
+        self._release_next()
 
-    def hear(self, chunks: Sequence[SequenceChunk]) -> None:
-        """What requests gained, or how they ended: a request that has had a token is no suspect."""
-        if self._trying is None:
+    def observe(self, chunks: Sequence[SequenceChunk]) -> None:
+        """Clears suspects that got a token or ended, and releases the next."""
+        if self._running is None:
             return
         for chunk in chunks:
             if chunk.request_id in self._waiting:  # cancelled
                 self._waiting.remove(chunk.request_id)
-            elif chunk.request_id == self._trying:
-                self._trying = None
-        self._go_on()
+            elif chunk.request_id == self._running:
+                self._running = None
+        self._release_next()
 
-    def _go_on(self) -> None:
-        while self._trying is None and self._waiting:
+    def _release_next(self) -> None:
+        while self._running is None and self._waiting:
             request_id = self._waiting.popleft()
-            self._trying = request_id if self._release(request_id) else None
+            self._running = request_id if self._release(request_id) else None

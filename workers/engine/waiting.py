@@ -1,7 +1,6 @@
-"""The sequences that are not admitted: first come, first served, whoever was preempted back at its old place.
+"""The queue of sequences that are not admitted: first come, first served. A preempted sequence keeps its place.
 
-Requests that had tokens at a replica that was lost come first: their clients would else fall silent for as long as the
-whole queue takes.
+Requests that had tokens on a failed replica come first, so that their streams do not stall for the whole queue.
 """
 
 from bisect import bisect_left, insort
@@ -10,20 +9,22 @@ from outrider.workers.types.sequence import Sequence
 
 
 def _turn(sequence: Sequence) -> tuple[bool, int]:
-    under_way = any(output.token_ids for output in sequence.request.resumed)
-    return not under_way, sequence.sequence_id
+    has_tokens = any(output.token_ids for output in sequence.request.resumed)
+    return not has_tokens, sequence.sequence_id
 
 
 class WaitingQueue:
-    """Ordered by turn. Beside it, what is held: outputs until their first has computed the prompt that they share,
-    and all of a request's until its grammar is there."""
+    """Waiting sequences in order, and held ones, which may not be admitted yet.
+
+    Held are outputs whose shared prompt output 0 has not computed yet, and requests whose grammar is not compiled yet.
+    """
 
     def __init__(self) -> None:
         self._queue: list[Sequence] = []
         self._held: dict[str, list[Sequence]] = {}
 
     def __len__(self) -> int:
-        """Sequences that may be admitted now."""
+        """Number of sequences that may be admitted; held ones do not count."""
         return len(self._queue)
 
     @property
@@ -35,7 +36,7 @@ class WaitingQueue:
         return self._queue[0]
 
     def push(self, sequence: Sequence) -> None:
-        """Queues the sequence at its place by turn. A preempted one is older than those never admitted."""
+        """Inserts the sequence in order; a preempted one precedes those never admitted."""
         insort(self._queue, sequence, key=_turn)
 
     def pop(self) -> Sequence:
@@ -44,17 +45,17 @@ class WaitingQueue:
     def hold(self, sequence: Sequence) -> None:
         self._held.setdefault(sequence.request.request_id, []).append(sequence)
 
-    def let_go(self, request_id: str) -> None:
-        """Queues what was held for the request."""
+    def release_held(self, request_id: str) -> None:
+        """Moves the request's held sequences to the queue."""
         for sequence in self.take_held(request_id):
             self.push(sequence)
 
     def take_held(self, request_id: str) -> list[Sequence]:
-        """What was held for the request, and waits nowhere from now on."""
+        """Removes and returns the request's held sequences."""
         return self._held.pop(request_id, [])
 
     def discard(self, sequence: Sequence) -> None:
-        """Takes the sequence out, wherever it waits; nothing happens if it does not."""
+        """Removes a waiting or held sequence; ignores others."""
         index = bisect_left(self._queue, _turn(sequence), key=_turn)
         if index < len(self._queue) and self._queue[index] is sequence:
             del self._queue[index]

@@ -1,7 +1,6 @@
-"""What an engine runs before it calls itself ready: allocators, thread pools and caches meet their first use.
+"""Requests that an engine runs before it is ready, to warm up allocators, thread pools and caches.
 
-Where depth follows the price of time, the rounds that price is made of are run too: the first clients' depths are no
-guess then, and nothing is lost to finding out.
+With automatic depth, it also measures rounds with and without drafts, so that depths are right from the first request.
 """
 
 from collections.abc import Iterator
@@ -10,28 +9,28 @@ from typing import NamedTuple
 from outrider.workers.types.request import Request
 from outrider.workers.types.sampling_params import AUTO, SamplingParams
 
-SEED = -(1 << 63)  # of its texts, by which they are told from clients'
+SEED = -(1 << 63)  # identifies warm-up requests
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 96, 8
-_DRAFTS = 2  # a round, where the engine drafts at all
-_SIZES = (1, 4, 16)  # sequences together
-# Drafts of each, and rounds: with AUTO the policy measures rounds without drafts, of which it runs so many in a row
+_DRAFTS = 2  # per round, if the engine drafts
+_SIZES = (1, 4, 16)  # batch sizes
+# (drafts per sequence, rounds). With AUTO the policy measures rounds without drafts; it runs that many in a row
 _MEASURED: tuple[tuple[int | str, int], ...] = ((1, 4), (3, 4), (AUTO, 14))
 
 
 class WarmUp(NamedTuple):
-    """A request, and after how many rounds of a lane, once all have read its prompt, it is called off."""
+    """A request, and the rounds per lane after its prefill until it is cancelled."""
 
     request: Request
     rounds: int
 
 
 def first_use(vocab_size: int, longest: int) -> WarmUp:
-    """Visits prefill, decode, drafting and drawing, with at most `longest` tokens (2 or more)."""
+    """A request that runs prefill, decode, drafting and sampling, with at most `longest` tokens (2 or more)."""
     return _warm_up(vocab_size, longest, _OUTPUT_TOKENS, 1, _DRAFTS)
 
 
 def measuring(vocab_size: int, longest: int, most: int, drafter: str) -> Iterator[WarmUp]:
-    """Rounds of up to `most` sequences, with the `drafter`'s drafts and without."""
+    """Requests that measure rounds of up to `most` sequences, with drafts of `drafter` and without."""
     for size in _SIZES:
         if size <= most:
             for depth, rounds in _MEASURED:

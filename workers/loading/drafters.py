@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from outrider.workers.config import COUPLED, EngineConfig
-from outrider.workers.drafting.choosing_drafter import ChoosingDrafter, Worths, only_drafter
+from outrider.workers.drafting.choosing_drafter import ChoosingDrafter, DraftValues, only_drafter
 from outrider.workers.drafting.drafter import Drafter
 from outrider.workers.drafting.lookup_drafter import LookupDrafter
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
@@ -75,10 +75,10 @@ def make_drafter(
     config: EngineConfig,
     speculation: str | int,
     live: Callable[[int], Sequence | None],
-    worths: Worths,
+    values: DraftValues,
     mtp: Drafter | None,
 ) -> Drafter | None:
-    """The drafters of these names behind one; None if there are none. `live` and `worths` as ChoosingDrafter has them.
+    """The drafters of these names behind one; None if there are none. `live` and `values` as ChoosingDrafter has them.
 
     `draft_parts`: the separate model's. `mtp`: what drafts with the model's own module, if it is among them.
     """
@@ -91,11 +91,11 @@ def make_drafter(
 
     def looks_up(sequence: Sequence) -> bool:
         only = only_drafter(sequence.request.params, speculation, models)
-        return only in (None, LOOKUP) and worths.looks_up(sequence.sequence_id)
+        return only in (None, LOOKUP) and values.looks_up(sequence.sequence_id)
 
     def always(sequence: Sequence) -> bool:
         no_other = not models or only_drafter(sequence.request.params, speculation, models) == LOOKUP
-        return no_other or worths.copied
+        return no_other or values.lookup_common
 
     lookup = LookupDrafter(live, looks_up, always) if LOOKUP in names else None
-    return ChoosingDrafter(models, lookup, live, speculation, worths)
+    return ChoosingDrafter(models, lookup, live, speculation, values)

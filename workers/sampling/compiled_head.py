@@ -1,4 +1,4 @@
-"""Head by the compiled kernels: logits and draws in one call."""
+"""Head with the compiled kernels: logits and draws in one call."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ class CompiledHead:
         self._context, self._head, self._starts = context, head, starts
 
     def prepare(self, sequence_ids: IntArray, positions: IntArray) -> None:
-        """Nothing to prepare."""
+        """Does nothing."""
 
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray

@@ -40,7 +40,7 @@ class _Draws(NamedTuple):
 
 
 class GpuHead(Head):
-    """`draw` is Head's own."""
+    """Inherits `draw` from Head."""
 
     def __init__(self, stage: MakesLogits, starts: SequenceStarts) -> None:
         self._stage, self._starts = stage, starts
@@ -80,7 +80,7 @@ class GpuHead(Head):
         return self._stage.logits(hidden)
 
     def _draws(self, sequence_ids: IntArray, positions: IntArray) -> _Draws:
-        """Those that were prepared, if they are of these rows."""
+        """The prepared draws if they are of these rows, else new ones."""
         made, self._prepared = self._prepared, None
         if made is not None and np.array_equal(made[:2], (sequence_ids, positions)):
             return made

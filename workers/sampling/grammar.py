@@ -1,6 +1,6 @@
-"""Grammars of structured outputs, by llguidance: followed by sampler and drafter.
+"""Grammars of structured outputs, compiled with llguidance. Sampler and drafter both apply them.
 
-Untrusted ones were compiled before, by text/grammar_check.py: what is compiled here costs little, and does not crash.
+text/grammar_check.py has test-compiled untrusted grammars before, so compiling them here is cheap and does not crash.
 """
 
 import functools
@@ -19,37 +19,37 @@ from outrider.workers.sampling.token_rules import Mask
 from outrider.workers.types.round import IntArray
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
-_KEPT = 64  # compiled grammars; a copy of one costs next to nothing
-_THREADS = 2  # that compile
-MOST_PLACE_S = 0.1  # of computing, to go to one place of an output and find its mask: others wait meanwhile
-_MOST_TOKEN_S = 0.001  # more for each token on the way, of which an output that goes on elsewhere has many
+_KEPT = 64  # compiled grammars in the cache; copying one is cheap
+_THREADS = 2  # for compiling
+MOST_PLACE_S = 0.1  # CPU time for the mask at one place of an output, since the whole round waits
+_MOST_TOKEN_S = 0.001  # additional time per token before the place; a resumed output has many to process
 _TOKENS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A grammar at its start, and how long compiling took."""
+    """A matcher at the start of its grammar, and the time that compiling took."""
 
     matcher: LLMatcher
     took_s: float
 
 
 class Grammars:
-    """Compiles for one checkpoint's tokenizer, which is read when the first grammar comes. Made once a rank.
+    """Compiles grammars for one checkpoint's tokenizer, which is read for the first grammar. One object per rank.
 
-    It does so in threads of its own, so that no round waits for a grammar that was prepared in time. One reader.
+    Compiles in background threads, so that no round waits for a prepared grammar. Its methods are not thread-safe.
     """
 
     def __init__(
         self, folder: Path, vocab_size: int, eos_token_ids: tuple[int, ...], limits: LLParserLimits = LIMITS
     ) -> None:
-        """`limits`: what a grammar may cost at each place, and in all."""
+        """`limits`: llguidance's limits on a grammar's cost per token and in total."""
         self._limits = limits
         self.words = -(-vocab_size // 32)
         self.tokenizer_file = folder / "tokenizer.json"
         self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammar")  # none before the first grammar
-        self._compiled: OrderedDict[str, Future[Compiled]] = OrderedDict()  # the last used last
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammar")  # started with the first grammar
+        self._compiled: OrderedDict[str, Future[Compiled]] = OrderedDict()  # least recently used first
 
     @functools.cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -57,7 +57,7 @@ class Grammars:
         return LLTokenizer(text, n_vocab=self._vocab_size, eos_token=list(self._eos_token_ids) or None)
 
     def prepare(self, params: StructuredOutputsParams) -> "Future[Compiled]":
-        """Done once the grammar can be followed at once; then with what went wrong, if something did."""
+        """Starts compiling. The future has the compiled grammar, or the error."""
         key = repr(params)
         if key not in self._compiled:
             self._compiled[key] = self._threads.submit(self._compile, params)
@@ -67,13 +67,13 @@ class Grammars:
         return self._compiled[key]
 
     def follow(self, params: StructuredOutputsParams, after: int | None) -> "Constraint":
-        """A grammar at the start of an output; `after` is the token behind which it holds, None: from the start.
+        """The constraint for a new output. It applies after the first `after` token; None: from the start.
 
-        Waits where it was not prepared in time.
+        Blocks until the grammar is compiled.
         """
         compiled = self.prepare(params).result()
         return Constraint(
-            compiled, self.words, self._eos_token_ids, after, functools.partial(self._compile_anew, params, compiled)
+            compiled, self.words, self._eos_token_ids, after, functools.partial(self._recompile, params, compiled)
         )
 
     def _compile(self, params: StructuredOutputsParams) -> Compiled:
@@ -82,23 +82,23 @@ class Grammars:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         return Compiled(matcher, time.monotonic() - began)
 
-    def _compile_anew(self, params: StructuredOutputsParams, worn: Compiled) -> Compiled | None:
-        """For an output that `worn` failed, whose lexer all outputs under it share: it is not reused from now on.
+    def _recompile(self, params: StructuredOutputsParams, failed: Compiled) -> Compiled | None:
+        """Compiles the grammar again for an output, after `failed` reached a limit: all its copies share one lexer.
 
-        None where that took so long that rounds must not wait for it.
+        `failed` is removed from the cache. None if compiling takes so long that rounds cannot wait for it.
         """
         key = repr(params)
         kept = self._compiled.get(key)
-        if kept is not None and kept.done() and kept.result() is worn:
+        if kept is not None and kept.done() and kept.result() is failed:
             del self._compiled[key]
-        return self._compile(params) if worn.took_s <= MOST_PLACE_S else None
+        return self._compile(params) if failed.took_s <= MOST_PLACE_S else None
 
 
 class Constraint:
-    """A grammar along one output. Goes to wherever it is asked about: back over drafts, forward over tokens.
+    """A grammar applied to one output. Moves to the place it is asked about: back over drafts, forward over tokens.
 
-    `failed_at`: the first place, of those asked about since it was None, where following it cost too much. What may
-    stand there is not known.
+    `failed_at`: the first place at which computing the mask exceeded a limit, since it was last reset to None. The mask
+    there is unknown.
     """
 
     def __init__(
@@ -107,13 +107,13 @@ class Constraint:
         words: int,
         eos_token_ids: tuple[int, ...],
         after: int | None,
-        compile_anew: Callable[[], Compiled | None],
+        recompile: Callable[[], Compiled | None],
         clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        """`compile_anew`: the same grammar, shared with no other output. `clock`: seconds that this thread computed."""
+        """`recompile` returns the same grammar, not shared with other outputs. `clock`: CPU time of this thread."""
         self.words = words
         self._first, self._matcher, self._after = compiled.matcher, compiled.matcher.deep_copy(), after
-        self._compile_anew, self._is_own = compile_anew, False
+        self._recompile, self._unshared = recompile, False
         self._clock = clock
         self.failed_at: int | None = None
         self._eos_token_ids = frozenset(eos_token_ids)
@@ -122,57 +122,57 @@ class Constraint:
         for token_id in eos_token_ids:
             self._only_end[token_id // 32] |= np.uint32(1 << token_id % 32)
 
-    def fill(self, said: IntArray, mask: Mask) -> bool:
-        """Writes which tokens may follow the output `said` into `mask` [words].
+    def fill(self, output: IntArray, mask: Mask) -> bool:
+        """Writes the tokens that may follow `output` into `mask` [words].
 
-        False: any token, since the grammar does not hold yet, or `said` has left it (an illegal draft, behind which no
-        row counts), or it failed there or before.
+        Returns False if any token may follow: the grammar does not apply yet, `output` violates it (after an illegal
+        draft, so the row will be discarded), or it failed at or before this place.
         """
-        tokens = self._from_start(said)
-        if tokens is None or (self.failed_at is not None and len(said) >= self.failed_at):
+        tokens = self._from_start(output)
+        if tokens is None or (self.failed_at is not None and len(output) >= self.failed_at):
             return False
-        stands = self._fill(tokens, mask)
-        if self._matcher.is_error() and self._begin_as_own():
-            stands = self._fill(tokens, mask)
+        allowed = self._fill(tokens, mask)
+        if self._matcher.is_error() and self._restart_unshared():
+            allowed = self._fill(tokens, mask)
         if self._matcher.is_error():
-            self._matcher, self._consumed = self._first.deep_copy(), []  # one that failed never recovers
-            stands = None
-        if stands is None:
-            self.failed_at = len(said)
-        return bool(stands)
+            self._matcher, self._consumed = self._first.deep_copy(), []  # a matcher with an error stays in it
+            allowed = None
+        if allowed is None:
+            self.failed_at = len(output)
+        return bool(allowed)
 
     def _fill(self, tokens: list[int], mask: Mask) -> bool | None:
-        """Whether the mask was written; None: it took too long."""
+        """Whether the mask was written (`tokens` are legal); None: it took too long."""
         ended = next((n for n, token in enumerate(tokens) if token in self._eos_token_ids), len(tokens))
         until = self._clock() + MOST_PLACE_S + _MOST_TOKEN_S * ended
-        stands = self._go_to(tokens[:ended], until)
-        if stands and (ended < len(tokens) or self._matcher.is_stopped()):
+        allowed = self._go_to(tokens[:ended], until)
+        if allowed and (ended < len(tokens) or self._matcher.is_stopped()):
             mask[:] = self._only_end
-        elif stands:
+        elif allowed:
             self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        return stands if self._clock() <= until else None
+        return allowed if self._clock() <= until else None
 
-    def _begin_as_own(self) -> bool:
-        """False if it did so before: then it is this output that costs too much, and no other."""
-        compiled = None if self._is_own else self._compile_anew()
+    def _restart_unshared(self) -> bool:
+        """Restarts with a grammar not shared with other outputs; False if it had one already, or cannot get one."""
+        compiled = None if self._unshared else self._recompile()
         if compiled is None:
             return False
-        self._first, self._is_own = compiled.matcher, True
+        self._first, self._unshared = compiled.matcher, True
         self._matcher, self._consumed = self._first.deep_copy(), []
         return True
 
-    def _from_start(self, said: IntArray) -> list[int] | None:
-        """The output's tokens since the grammar holds."""
+    def _from_start(self, output: IntArray) -> list[int] | None:
+        """The output's tokens from where the grammar applies; None if it does not apply yet."""
         if self._after is not None:
-            places = np.flatnonzero(said == self._after)
+            places = np.flatnonzero(output == self._after)
             if not len(places):
                 return None
-            said = said[places[0] + 1 :]
-        tokens: list[int] = said.tolist()
+            output = output[places[0] + 1 :]
+        tokens: list[int] = output.tolist()
         return tokens
 
     def _go_to(self, tokens: list[int], until: float) -> bool:
-        """Whether the grammar allows `tokens`; then it stands behind them, if that did not take until after `until`."""
+        """Moves the matcher to the end of `tokens`. False if the grammar forbids them, or if it takes past `until`."""
         common, most = 0, min(len(tokens), len(self._consumed))
         while common < most and tokens[common] == self._consumed[common]:
             common += 1
@@ -184,6 +184,6 @@ class Constraint:
             taken = self._matcher.try_consume_tokens(some)
             self._consumed += some[:taken]
             if taken < len(some):
-                self._matcher.compute_bitmask()  # a lexer with too many states refuses any token, and says so here only
+                self._matcher.compute_bitmask()  # reports an error if the lexer has reached its limit
                 break
         return len(self._consumed) == len(tokens)

@@ -1,4 +1,4 @@
-"""What llguidance compiles for a constraint, and what following it may cost. Imports nothing that is slow to load."""
+"""Translates a constraint to llguidance's input, and sets limits on its cost. Imports only modules that load fast."""
 
 import json
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from llguidance import LLMatcher, LLParserLimits
 
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
-# Of what is built while an output is followed, lexer states are kept for good: about 1 kB each.
+# Lexer states are created while outputs are matched and never freed: about 1 kB each.
 LIMITS = LLParserLimits(
     max_grammar_size=100_000, step_lexer_fuel=100_000, max_lexer_states=20_000, verbose_errors=False
 )
 
 
 def grammar_of(params: StructuredOutputsParams) -> str:
-    """What llguidance compiles. ValueError if the constraint is not even well-formed."""
+    """The constraint as llguidance's input. Raises ValueError if it is malformed."""
     if params.regex is not None:
         return LLMatcher.grammar_from_regex(params.regex)
     if params.grammar is not None:

@@ -1,4 +1,4 @@
-"""What the sampler and the drafter ask of a model's head, whichever path computes it."""
+"""The interface of a model's head, for sampler and drafter. Implemented for torch, compiled kernels and GPUs."""
 
 from typing import Protocol
 
@@ -8,19 +8,19 @@ from outrider.workers.types.round import FloatArray, IntArray
 
 
 class Head(Protocol):
-    """The model's head, and the draws from its logits."""
+    """Computes logits and draws tokens from them."""
 
     def prepare(self, sequence_ids: IntArray, positions: IntArray) -> None:
-        """Called before a round runs, with what `draw` or `choose` will be called with after it."""
+        """Called before a round runs, with the arguments of the later call of `draw` or `choose`."""
         ...
 
     def draw(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[Tensor, Tensor]:
-        """Logits [n, vocab] in float32 of rows `rows` [n] of `hidden`, and the token that each draws [n] int64.
+        """Logits [n, vocab] in float32 of rows `rows` [n] of `hidden`, and the drawn tokens [n] int64.
 
-        Token i belongs to sequence `sequence_ids[i]` and stands at absolute position `positions[i]`. On a GPU the host
-        does not wait for either.
+        Token i belongs to sequence `sequence_ids[i]`, at absolute position `positions[i]`. On a GPU both results may
+        still be computed when this returns.
         """
         logits = self.logits(hidden, rows)
         return logits, self.choose(logits, sequence_ids, positions)
@@ -28,16 +28,16 @@ class Head(Protocol):
     def draw_with_leads(
         self, hidden: Tensor, rows: IntArray, sequence_ids: IntArray, positions: IntArray
     ) -> tuple[IntArray, FloatArray]:
-        """As `draw`, but in place of the logits by how much each token's score leads over the next best, [n].
+        """As `draw`, but returns leads instead of logits: each token's score minus the next best, [n].
 
-        For drafting: what later drafts are drawn by takes these tokens for said.
+        For drafting: the tokens are added to the output that the rules of later drafts see.
         """
         ...
 
     def logits(self, hidden: Tensor, rows: IntArray) -> Tensor:
-        """Logits in float32 of rows `rows` [n] of `hidden`: [n, slice of the vocabulary that this rank has]."""
+        """Logits in float32 of rows `rows` [n] of `hidden`: [n, this rank's slice of the vocabulary]."""
         ...
 
     def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> Tensor:
-        """The tokens that whole rows of logits [n, vocab] draw, as `draw`."""
+        """Draws tokens from complete rows of logits [n, vocab], as `draw` does."""
         ...

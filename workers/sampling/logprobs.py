@@ -13,9 +13,9 @@ from outrider.workers.types.round import FloatArray, IntArray, ints, offsets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logprobs:
-    """For each of T tokens the chosen one first, then the likeliest others, by (value descending, id ascending).
+    """For each of T places: the chosen token first, then the likeliest others, by (value descending, id ascending).
 
-    `ranks` are 1-based places in the raw distribution. `offsets` is [T+1] into the other three, which are end to end.
+    `ranks` are 1-based, in the raw distribution. `offsets` [T+1] index the other three arrays.
     """
 
     offsets: IntArray = field(default_factory=lambda: ints([0]))
@@ -25,22 +25,22 @@ class Logprobs:
 
 
 def logprobs(logits: Tensor, token_ids: IntArray, counts: Sequence[int | None]) -> Logprobs:
-    """Of chosen tokens [T], from their rows of raw logits, float [T, vocab].
+    """Log-probabilities of chosen tokens [T], from their rows of raw logits, float [T, vocab].
 
-    `counts[t]` likeliest tokens are listed beside the chosen one, which is not listed twice; None: nothing at all.
+    `counts[t]`: number of likeliest tokens to list besides the chosen one; None: list nothing for this place.
     """
-    asked = [index for index, count in enumerate(counts) if count is not None]
-    if not asked:
+    requested = [index for index, count in enumerate(counts) if count is not None]
+    if not requested:
         return Logprobs()
-    rows = logits[torch.tensor(asked, device=logits.device)].float()
-    wanted = [counts[index] or 0 for index in asked]
-    ids, ranks = _listed(rows, torch.from_numpy(token_ids[asked]).to(rows.device), max(wanted))
+    rows = logits[torch.tensor(requested, device=logits.device)].float()
+    wanted = [counts[index] or 0 for index in requested]
+    ids, ranks = _listed(rows, torch.from_numpy(token_ids[requested]).to(rows.device), max(wanted))
     values = rows.log_softmax(dim=-1).gather(-1, ids).double()
-    # The chosen token stands in column 0; among the likeliest, where it would come again, it is dropped.
+    # The chosen token is in column 0, so it is dropped from the likeliest ones.
     listed = (ranks <= torch.tensor(wanted, device=rows.device)[:, None]) & (ids != ids[:, :1])
     listed[:, 0] = True
     widths = ints(np.zeros(len(counts)))
-    widths[asked] = listed.sum(dim=-1).cpu().numpy()
+    widths[requested] = listed.sum(dim=-1).cpu().numpy()
     return Logprobs(
         offsets=offsets(widths),
         ids=ids[listed].cpu().numpy(),
@@ -50,7 +50,7 @@ def logprobs(logits: Tensor, token_ids: IntArray, counts: Sequence[int | None]) 
 
 
 def joined(parts: Sequence[Logprobs]) -> Logprobs:
-    """All of them, in order."""
+    """Concatenates the parts."""
     widths = [np.diff(part.offsets) for part in parts]
     return Logprobs(
         offsets=offsets(np.concatenate([ints(), *widths])),

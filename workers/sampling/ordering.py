@@ -1,8 +1,8 @@
-"""Orders a row of logits by (value descending, id ascending), as far down as a question needs.
+"""Sorts a row of logits by (value descending, id ascending), only as far as top_k and top_p need.
 
-torch promises nothing of ties in topk, and a whole sort of a large vocabulary costs more than the rest of sampling.
-So values and ids are packed into one integer that has no ties, and the order is taken in widths that grow until the
-question is settled. How far a row goes depends on that row alone, so its result is the same in any company.
+torch's topk does not define the order of ties, and sorting a large vocabulary takes longer than the rest of sampling.
+So values and ids are packed into integers without ties, and topk is called with growing widths until it is enough. The
+width depends on the row alone, so batching does not change results.
 """
 
 from functools import lru_cache
@@ -22,15 +22,15 @@ def order_keys(logits: Tensor) -> Tensor:
 
 
 def key_ids(keys: Tensor, vocab: int) -> Tensor:
-    """The token ids in `order_keys`."""
+    """The token ids of keys made by `order_keys`."""
     return vocab - 1 - (keys & 0xFFFFFFFF)
 
 
 def beyond_top_k_top_p(logits: Tensor, scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """True for the tokens that top_k, then top_p, rule out: [n, vocab] bool.
+    """True for the tokens that top_k and then top_p exclude: [n, vocab] bool.
 
     `logits` (float32) give the order, `scores` (float64) the probabilities; `top_k` is int64 [n], 1..vocab, `top_p`
-    float64 [n]. top_k keeps exactly k; top_p the shortest prefix of those whose sum reaches p, all at p = 1.
+    float64 [n]. top_k keeps exactly k tokens; top_p the shortest prefix of them whose sum reaches p (p = 1: all).
     """
     keys = order_keys(logits)
     masses = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
@@ -39,7 +39,7 @@ def beyond_top_k_top_p(logits: Tensor, scores: Tensor, top_k: Tensor, top_p: Ten
 
 
 def _last_kept(keys: Tensor, masses: Tensor, totals: Tensor, top_k: Tensor, top_p: Tensor, width: int) -> Tensor:
-    """The key of the last token that each row keeps, [n]: looks `width` tokens down, and further where it must."""
+    """The key of the last token that each row keeps, [n]. Sorts `width` tokens, and more in rows that need more."""
     vocab = keys.shape[-1]
     width = min(width, vocab)
     best = keys.topk(width, dim=-1).values  # [n, width]

@@ -1,9 +1,8 @@
-"""Other rules for which drafts stand: plain rejection sampling and block verification. For study, never the default.
+"""Other verification rules: plain rejection sampling and block verification. For experiments, never the default.
 
-Both make the text depend on the drafts, where coupled sampling does not; what comes out has the target's distribution
-all the same. They accept a little more, and what that is worth is what they are here to tell. Pure arithmetic on
-distributions: rows of probabilities in float64, `target` [drafts + 1, vocab] and `draft` [drafts, vocab], each row
-given the drafts before it.
+With both, the text depends on the drafts, but still has the target's distribution; they accept a little more than
+coupled sampling. Pure arithmetic on distributions: rows of probabilities in float64, `target` [drafts + 1, vocab] and
+`draft` [drafts, vocab], each row conditional on the drafts before it.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,31 +16,31 @@ REJECTION, BLOCK = "rejection", "block"
 
 
 def stop_probabilities(rule: str, target: Floats, draft: Floats, tokens: Sequence[int]) -> Floats:
-    """That exactly the first n drafts stand, for n = 0 .. drafts: [drafts + 1], sums to 1."""
+    """Probability that exactly the first n drafts are accepted, for n = 0 .. drafts: [drafts + 1], sums to 1."""
     return _STOPS[rule](target, draft, tokens)
 
 
-def last_distribution(rule: str, target: Floats, draft: Floats, tokens: Sequence[int], stood: int) -> Floats:
-    """The distribution of the token behind the first `stood` drafts, [vocab]: the target's own behind all of them."""
-    if stood == len(tokens):
-        own: Floats = target[stood]
+def last_distribution(rule: str, target: Floats, draft: Floats, tokens: Sequence[int], accepted: int) -> Floats:
+    """The distribution of the token after the first `accepted` drafts, [vocab]; after all of them, the target's own."""
+    if accepted == len(tokens):
+        own: Floats = target[accepted]
         return own
-    scale = _weights(target, draft, tokens)[stood] if rule == BLOCK else 1.0
-    left = np.maximum(scale * target[stood] - draft[stood], 0.0)
+    scale = _weights(target, draft, tokens)[accepted] if rule == BLOCK else 1.0
+    left = np.maximum(scale * target[accepted] - draft[accepted], 0.0)
     total = left.sum()
-    last: Floats = left / total if total > 0.0 else target[stood]  # 0: both are equal, so nothing is rejected
+    last: Floats = left / total if total > 0.0 else target[accepted]  # 0: both are equal, so nothing is rejected
     return last
 
 
 def _rejection(target: Floats, draft: Floats, tokens: Sequence[int]) -> Floats:
-    """Each draft by itself, with probability min(1, p / q) (arXiv 2211.17192, 2302.01318)."""
-    standing = np.cumprod([1.0, *np.minimum(_ratios(target, draft, tokens), 1.0)])
-    stops: Floats = -np.diff(np.append(standing, 0.0))
+    """Accepts each draft separately, with probability min(1, p / q) (arXiv 2211.17192, 2302.01318)."""
+    survival = np.cumprod([1.0, *np.minimum(_ratios(target, draft, tokens), 1.0)])
+    stops: Floats = -np.diff(np.append(survival, 0.0))
     return stops
 
 
 def _block(target: Floats, draft: Floats, tokens: Sequence[int]) -> Floats:
-    """All drafts together: the longest prefix that passes (block verification, arXiv 2403.10444, algorithm 2)."""
+    """Accepts the longest prefix that passes (block verification, arXiv 2403.10444, algorithm 2)."""
     weights = _weights(target, draft, tokens)
     passes = np.ones(len(tokens) + 1)
     for n in range(1, len(tokens)):
@@ -55,7 +54,7 @@ def _block(target: Floats, draft: Floats, tokens: Sequence[int]) -> Floats:
 
 
 def _weights(target: Floats, draft: Floats, tokens: Sequence[int]) -> Floats:
-    """The paper's p_n: how much of the target's mass the first n drafts carry beside the drafter's, at most 1."""
+    """The paper's p_n: ratio of the target's to the drafter's probability of the first n drafts, clipped to 1."""
     weights = [1.0]
     for ratio in _ratios(target, draft, tokens):
         weights.append(min(weights[-1] * ratio, 1.0))

@@ -1,4 +1,4 @@
-"""One row of logits to draw a token from: all that decides the draw beside the logits."""
+"""One row of logits to draw a token from: everything except the logits that the draw depends on."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,21 +14,21 @@ _sequence_key = lru_cache(maxsize=4096)(sequence_key)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRow:
-    """Where the row stands and what holds there."""
+    """The row's place in its sequence, and the parameters and rules that apply there."""
 
     params: SamplingParams
     seed: int
     output_index: int
-    position: int  # of the token being chosen, counted over prompt and output
-    output_tokens: int  # how many of the output come before it
+    position: int  # of the token to draw, counted over prompt and output
+    output_tokens: int  # number of output tokens before it
     eos_token_ids: tuple[int, ...]
     rules: TokenRules = _NO_RULES
-    allowed: Mask | None = None  # the rules' own, less what a grammar rules out here
-    said: IntArray = field(default_factory=ints)  # the output before it, if a rule looks back on it
+    allowed: Mask | None = None  # allowed by the rules and by the grammar
+    output: IntArray = field(default_factory=ints)  # the output before it, if a rule depends on it
 
     @property
     def fallback(self) -> int:
-        """Drawn where the rules leave no token."""
+        """The token to emit if the rules exclude all."""
         return self.eos_token_ids[0] if self.eos_token_ids else 0
 
     @property

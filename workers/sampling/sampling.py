@@ -1,8 +1,8 @@
-"""From logits to tokens: one function transforms, one draws; target and drafter use them alike.
+"""Turns logits into tokens: transforms, then a draw. Model and drafter use the same functions.
 
 Coupled sampling (design: Zero difference): a draw is a pure function of the row's logits, its parameters and its key
-(seed, output index, position). A row's result depends on nothing else in the call, to the bit. Ties go to the lowest
-id everywhere. Knows nothing of drafts, rounds or how a sequence ends.
+(seed, output index, position). A row's result has the same bits whatever else is in the call. Ties go to the lowest
+id. Knows nothing of drafts, rounds or how a sequence ends.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ __all__ = ["SampleRow", "lowest_argmax", "sample", "sample_with_leads", "transfo
 
 
 def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """The token of every row: float [n, vocab] -> int64 [n]. Leaves `logits` as it is."""
+    """Draws a token for every row: float [n, vocab] -> int64 [n]. Does not modify `logits`."""
     drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
     if len(drawn) == len(rows) and rows:
         return _draw(logits, rows)
@@ -33,7 +33,7 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 
 
 def sample_with_leads(logits: Tensor, rows: Sequence[SampleRow]) -> tuple[Tensor, Tensor]:
-    """As `sample`, and by how much each token's score leads over the next best: float64 [n]."""
+    """As `sample`, and each token's lead, its score minus the next best: float64 [n]."""
     scores = transform(logits, rows)
     drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
     if drawn:
@@ -44,9 +44,9 @@ def sample_with_leads(logits: Tensor, rows: Sequence[SampleRow]) -> tuple[Tensor
 
 
 def transform(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """Scores after every transform, -inf where a token is ruled out: float [n, vocab] -> float64 [n, vocab].
+    """Scores after all transforms, -inf for excluded tokens: float [n, vocab] -> float64 [n, vocab].
 
-    Order: the rules (row_rules.py), temperature, min_p, top_k, top_p; each works on what the one before it left. A
+    Order: the rules (row_rules.py), temperature, min_p, top_k, top_p; each works on the result of the one before. A
     greedy row's scores are its logits after the rules.
     """
     logits = ruled(logits.float(), rows)
@@ -63,7 +63,7 @@ def transform(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 
 
 def lowest_argmax(scores: Tensor) -> Tensor:
-    """Index of the largest of each row, the lowest among equals: [n, vocab] -> int64 [n]."""
+    """Index of each row's largest value, the lowest among equals: [n, vocab] -> int64 [n]."""
     return scores.max(dim=-1).indices  # documented to give the first
 
 
@@ -74,7 +74,7 @@ def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 
 
 def _best(scores: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """The token of the largest score; where the rules leave none, what ends the sequence."""
+    """The token with the largest score; if the rules exclude all, the end-of-sequence token."""
     best = scores.max(dim=-1)
     nothing = best.values == -torch.inf
     if not nothing.any():
@@ -88,7 +88,7 @@ def _needs_order(params: SamplingParams, vocab: int) -> bool:
 
 
 def _cut_tails(logits: Tensor, scores: Tensor, params: list[SamplingParams], which: list[int]) -> None:
-    """top_k and top_p on the rows `which` of `scores`, in place."""
+    """Applies top_k and top_p to the rows `which` of `scores`, in place."""
     vocab = scores.shape[-1]
     top_k = torch.tensor([p.top_k if 0 < p.top_k < vocab else vocab for p in params], device=scores.device)
     top_p = _column([p.top_p for p in params], scores)[:, 0]

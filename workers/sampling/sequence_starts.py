@@ -1,4 +1,4 @@
-"""What sampler and drafter remember of each live sequence: how it is sampled, and, if a rule asks, what it has said."""
+"""The sampling state of each live sequence, for sampler and drafter: parameters, and its output if a rule needs it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from outrider.kernels.cpu.context import DRAW
 from outrider.kernels.sampling import sequence_key
 from outrider.workers.sampling.grammar import Constraint, Grammars
-from outrider.workers.sampling.said import Said
+from outrider.workers.sampling.output_history import OutputHistory
 from outrider.workers.sampling.sample_row import SampleRow
 from outrider.workers.sampling.token_rules import Mask, TokenRules, both
 from outrider.workers.types.round import IntArray, Round, SequenceStart, Verdict, ints
@@ -23,34 +23,34 @@ _POSITION, _WORDS = list(DRAW.names or ()).index("position"), DRAW.itemsize // 8
 
 @dataclass(frozen=True, slots=True)
 class _Live:
-    """One sequence, for both paths."""
+    """One sequence, for torch's path and the compiled one."""
 
     start: SequenceStart
     rules: TokenRules
-    said: Said | None  # None: no rule looks back
+    output: OutputHistory | None  # None: no rule needs it
     constraint: Constraint | None
-    draw: IntArray  # the words of a DRAW, but for the position; they point to arrays of `rules` and to `end_ids`
+    draw: IntArray  # words of a DRAW without the position; point to arrays of `rules` and to `end_ids`
     end_ids: IntArray
 
     @classmethod
     def of(cls, start: SequenceStart, eos_token_ids: tuple[int, ...], grammars: Grammars | None) -> "_Live":
         rules = TokenRules.of(start.params, start.prompt_ids)
         constraint = _constraint(start.params, grammars)
-        said = Said(start.output_token_ids) if rules.looks_back or constraint is not None else None
+        output = OutputHistory(start.output_token_ids) if rules.looks_back or constraint is not None else None
         end_ids = ints((*eos_token_ids, *(start.params.stop_token_ids or ())))
         draw = np.zeros(1, dtype=DRAW)
         _fill_draw(draw, start, end_ids)
         _fill_rules(draw, rules)
         draw["fallback"] = eos_token_ids[0] if eos_token_ids else 0
         draw["constrained"] = constraint is not None
-        return cls(start, rules, said, constraint, draw.view(np.int64), end_ids)
+        return cls(start, rules, output, constraint, draw.view(np.int64), end_ids)
 
     def allowed(self, position: int) -> Mask | None:
-        """The tokens that may stand at `position`; None: all."""
-        if self.constraint is None or self.said is None:
+        """The tokens allowed at `position`; None: all."""
+        if self.constraint is None or self.output is None:
             return self.rules.allowed
         mask = np.empty(self.constraint.words, dtype=np.uint32)
-        if not self.constraint.fill(self.said.before(position - self.start.prompt_tokens), mask):
+        if not self.constraint.fill(self.output.before(position - self.start.prompt_tokens), mask):
             return self.rules.allowed
         return mask if self.rules.allowed is None else both(mask, self.rules.allowed)
 
@@ -70,20 +70,20 @@ class _Live:
             eos_token_ids=eos_token_ids,
             rules=self.rules,
             allowed=self.allowed(position),
-            said=self.said.before(output_tokens) if self.said else ints(),
+            output=self.output.before(output_tokens) if self.output else ints(),
         )
 
 
 class SequenceStarts:
-    """Live sequences by id. Knows nothing of how they are computed."""
+    """Live sequences by id."""
 
     def __init__(self, eos_token_ids: tuple[int, ...], grammars: Grammars | None = None) -> None:
-        """Without `grammars` structured outputs are not followed, which only a drafter can do without."""
+        """Without `grammars`, structured outputs are not enforced; only a drafter may omit them."""
         self.eos_token_ids = eos_token_ids
         self._grammars = grammars
-        self._masks: list[Mask | None] = []  # those that the last draws point to
+        self._masks: list[Mask | None] = []  # keeps the masks alive that the last draws point to
         self._live: dict[int, _Live] = {}
-        self._looking_back: dict[int, _Live] = {}  # those of which the output is kept
+        self._with_history: dict[int, _Live] = {}  # sequences whose output is kept
 
     def __getitem__(self, sequence_id: int) -> SequenceStart:
         return self._live[sequence_id].start
@@ -93,77 +93,76 @@ class SequenceStarts:
 
     @property
     def constrains(self) -> bool:
-        """Whether a grammar holds for any of them."""
-        return any(live.constraint is not None for live in self._looking_back.values())
+        """Whether any sequence has a grammar."""
+        return any(live.constraint is not None for live in self._with_history.values())
 
     def __contains__(self, sequence_id: int) -> bool:
         return sequence_id in self._live
 
     def prepare(self, constraints: Iterable[StructuredOutputsParams]) -> None:
-        """Sequences will begin under these: their grammars are compiled meanwhile, beside the rounds."""
+        """Compiles grammars in the background, for sequences of later rounds."""
         if self._grammars is not None:
             for constraint in constraints:
                 self._grammars.prepare(constraint)
 
     def begin(self, begins: Iterable[SequenceStart]) -> None:
-        """What has begun already goes on: sampler and drafter of one process share this."""
+        """Adds sequences. Ignores known ones, since sampler and drafter of one process share this object."""
         for start in begins:
             if start.sequence_id not in self._live:
                 live = self._live[start.sequence_id] = _Live.of(start, self.eos_token_ids, self._grammars)
-                if live.said is not None:
-                    self._looking_back[start.sequence_id] = live
+                if live.output is not None:
+                    self._with_history[start.sequence_id] = live
 
     def end(self, sequence_ids: IntArray) -> None:
         for sequence_id in sequence_ids.tolist():
             self._live.pop(sequence_id, None)
-            self._looking_back.pop(sequence_id, None)
+            self._with_history.pop(sequence_id, None)
 
     def write(self, sequence_id: int, position: int, token_ids: Sequence[int] | IntArray) -> None:
-        """The sequence's tokens at `position` and after, certain or drafted: later rows look back on them."""
-        live = self._looking_back.get(sequence_id)
-        if live is not None and live.said is not None and len(token_ids):
-            live.said.write(position - live.start.prompt_tokens, token_ids)
+        """Writes the sequence's tokens, accepted or drafted, from `position` on. Rules of later rows see them."""
+        live = self._with_history.get(sequence_id)
+        if live is not None and live.output is not None and len(token_ids):
+            live.output.write(position - live.start.prompt_tokens, token_ids)
 
     def write_each(self, sequence_ids: IntArray, positions: IntArray, token_ids: IntArray) -> None:
-        """One token of each sequence, at its position."""
-        if self._looking_back:
+        """Writes one token of each sequence."""
+        if self._with_history:
             for n, (sequence_id, position) in enumerate(zip(sequence_ids.tolist(), positions.tolist(), strict=True)):
                 self.write(sequence_id, position, token_ids[n : n + 1])
 
     def write_drafts(self, round: Round) -> None:
-        """The drafts that a round verifies."""
-        if not self._looking_back:
+        """Writes the drafts that a round verifies."""
+        if not self._with_history:
             return
         for sequence_id, start, count, (first, end) in _columns(round):
-            live = self._looking_back.get(sequence_id)
+            live = self._with_history.get(sequence_id)
             if live is not None and live.constraint is not None:
                 live.constraint.failed_at = None
             if count > 1:
                 self.write(sequence_id, start + end - first - count + 1, round.token_ids[end - count + 1 : end])
 
     def write_verdict(self, round: Round, verdict: Verdict) -> None:
-        """The tokens that a verdict made certain."""
-        if not self._looking_back:
+        """Writes the tokens that a verdict emits."""
+        if not self._with_history:
             return
         emitted = pairwise(verdict.token_offsets.tolist())
         for (sequence_id, start, count, (first, end)), (low, high) in zip(_columns(round), emitted, strict=True):
             self.write(sequence_id, start + end - first - count + 1, verdict.token_ids[low:high])
 
     def failed(self, round: Round, verdict: Verdict) -> list[int]:
-        """Which of the round's sequences gained a token whose grammar could not be followed: of rows since the drafts
-        were written."""
+        """Indexes of the round's sequences that emit a token for which the grammar failed, since `write_drafts`."""
         if not self.constrains:
             return []
         failed = []
         for index, (sequence_id, start, count, (first, end)) in enumerate(_columns(round)):
-            live = self._looking_back.get(sequence_id)
+            live = self._with_history.get(sequence_id)
             emitted = int(verdict.token_offsets[index + 1] - verdict.token_offsets[index])
             if emitted and live is not None and live.fails_before(start + end - first - count + 1 + emitted):
                 failed.append(index)
         return failed
 
     def rows(self, sequence_ids: IntArray, positions: IntArray) -> list[SampleRow]:
-        """One row per (sequence, absolute position of the token being chosen)."""
+        """One row per (sequence, absolute position of the token to draw)."""
         places = zip(sequence_ids.tolist(), positions.tolist(), strict=True)
         return [self._live[sequence_id].row(position, self.eos_token_ids) for sequence_id, position in places]
 
@@ -175,8 +174,8 @@ class SequenceStarts:
         words = np.concatenate([each.draw for each in live])
         words[_POSITION::_WORDS] = positions
         out = words.view(DRAW)
-        if self._looking_back:
-            out["said"] = [each.said.address if each.said else 0 for each in live]
+        if self._with_history:
+            out["said"] = [each.output.address if each.output else 0 for each in live]
         if self.constrains:
             self._masks = [each.allowed(position) for each, position in zip(live, positions.tolist(), strict=True)]
             out["allowed"] = [0 if mask is None else mask.ctypes.data for mask in self._masks]
@@ -184,7 +183,7 @@ class SequenceStarts:
         return out
 
     def allowed(self, sequence_id: int, position: int) -> Mask | None:
-        """The tokens that the sequence may have at `position`, after what was written before it; None: all."""
+        """The tokens allowed at the sequence's `position`, after the tokens written before it; None: all."""
         return self._live[sequence_id].allowed(position)
 
 
@@ -195,7 +194,7 @@ def _constraint(params: SamplingParams, grammars: Grammars | None) -> Constraint
 
 
 def _columns(round: Round) -> Iterable[tuple[int, int, int, tuple[int, int]]]:
-    """Of each sequence its id, the position of its first row, how many rows are sampled, and where its rows are."""
+    """For each sequence: id, position of its first row, number of sampled rows, first and end row."""
     return zip(
         round.sequence_ids.tolist(), round.starts.tolist(), round.sample_counts.tolist(),
         pairwise(round.query_offsets.tolist()), strict=True,

@@ -1,4 +1,4 @@
-"""The head where ranks share a stage: each makes its slice of its own rows' logits, the sampler gets them all."""
+"""The head of a stage with several ranks: each computes a slice of its rows' logits; the sampler gathers them."""
 
 import numpy as np
 import torch
@@ -11,11 +11,11 @@ from outrider.workers.parallel.sharing import joined_columns
 from outrider.workers.sampling.head import Head
 from outrider.workers.types.round import IntArray, Round, ints, offsets, owned
 
-_SAMPLER = 0  # its place in the last stage's group
+_SAMPLER = 0  # the sampler's rank in the last stage's group
 
 
 class SharedHead:
-    """`head` makes this rank's slice of the vocabulary."""
+    """`head` computes this rank's slice of the vocabulary."""
 
     def __init__(self, head: Head, stage: Collectives, shard: Shard, vocab_size: int) -> None:
         self._head, self._stage, self._shard = head, stage, shard
@@ -25,7 +25,7 @@ class SharedHead:
     def logits(self, round: Round, hidden: Tensor, rows: IntArray) -> Tensor:
         """The logits [n, vocab] of rows `rows` [n] of the round, on the sampler; on other ranks [0, vocab].
 
-        `hidden` [rows of this data group, hidden] is after the final norm.
+        `hidden`: states after the final norm, [rows of this data group, hidden].
         """
         groups = [_rows_of(round, data, rows) for data in range(self._shard.datas)]  # places in `rows`
         part = self._head.logits(hidden, _in_share(round, self.data, rows[groups[self.data]]))  # [own n, own slice]
@@ -43,14 +43,14 @@ class SharedHead:
 
 
 def _rows_of(round: Round, data: int, rows: IntArray) -> IntArray:
-    """Which of `rows` are those of data group `data`."""
+    """Indexes into `rows` of those of data group `data`."""
     if not len(round.owners):
         return np.arange(len(rows))
     return ints(np.flatnonzero(round.owners[_sequences(round, rows)] == data))
 
 
 def _in_share(round: Round, data: int, rows: IntArray) -> IntArray:
-    """Where `rows` of the round, all of one data group, are in that group's share of it."""
+    """Translates `rows` of the round, all of data group `data`, to rows of that group's share."""
     if not len(round.owners):
         return rows
     which = owned(round, data)

@@ -1,6 +1,6 @@
-"""A sequence's rules on tokens (biases, allowed tokens, bad words, penalties) as arrays that both paths read.
+"""A sequence's token rules (biases, allowed tokens, bad words, penalties) as arrays for both paths.
 
-Pure: what was said before a row is given to it. The compiled twin of what is computed here is kernels/cpu/src/rules.h.
+Pure: callers pass in the output before a row. The compiled twin is kernels/cpu/src/rules.h.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,16 +17,16 @@ Mask = NDArray[np.uint32]  # token v is allowed iff bit v % 32 of word v // 32 i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRules:
-    """What one sequence's parameters say of tokens at every place of its output."""
+    """The rules of one sequence, the same at every place of its output."""
 
     biased_ids: IntArray = field(default_factory=ints)
     biases: FloatArray = field(default_factory=lambda: np.zeros(0))
     allowed: Mask | None = None  # None: all
-    bad_words: IntArray = field(default_factory=ints)  # of each its length, then its tokens
+    bad_words: IntArray = field(default_factory=ints)  # for each word its length, then its tokens
     repetition: float = 1.0
     frequency: float = 0.0
     presence: float = 0.0
-    prompt_ids: IntArray = field(default_factory=ints)  # what the repetition penalty counts beside the output
+    prompt_ids: IntArray = field(default_factory=ints)  # tokens that the repetition penalty counts besides the output
 
     @classmethod
     def of(cls, params: SamplingParams, prompt_ids: Iterable[int] = ()) -> "TokenRules":
@@ -48,7 +48,7 @@ class TokenRules:
 
     @property
     def looks_back(self) -> bool:
-        """Whether what is ruled depends on the output so far."""
+        """Whether the rules depend on the output so far."""
         return self.penalises or any(len(word) > 1 for word in self.words())
 
     def words(self) -> list[list[int]]:
@@ -58,34 +58,34 @@ class TokenRules:
             at += 1 + flat[at]
         return words
 
-    def banned(self, said: IntArray) -> list[int]:
-        """The tokens that would complete a bad word after the output `said`."""
+    def banned(self, output: IntArray) -> list[int]:
+        """The tokens that would complete a bad word after `output`."""
         words = self.words()
         most = max(map(len, words), default=1) - 1
-        tail = said[max(0, len(said) - most) :].tolist()
+        tail = output[max(0, len(output) - most) :].tolist()
         return [word[-1] for word in words if tail[max(0, len(tail) - len(word) + 1) :] == word[:-1]]
 
-    def counts(self, said: IntArray) -> tuple[IntArray, IntArray]:
-        """The tokens that penalties are on after the output `said`, and how often each is in it."""
-        ids, counts = np.unique(said, return_counts=True)
+    def counts(self, output: IntArray) -> tuple[IntArray, IntArray]:
+        """The tokens that penalties apply to after `output`, and how often each occurs in it."""
+        ids, counts = np.unique(output, return_counts=True)
         prompt_only = np.setdiff1d(self.prompt_ids, ids)
         return np.concatenate([ids, prompt_only]), np.concatenate([counts, np.zeros(len(prompt_only), dtype=np.int64)])
 
     def penalised(self, logits: FloatArray, counts: IntArray) -> FloatArray:
-        """vLLM's penalties on the logits, float64 [n], of tokens that are in the output `counts` times."""
+        """Applies vLLM's penalties to the logits, float64 [n], of tokens that occur `counts` times in the output."""
         repeated = np.where(logits > 0, logits / self.repetition, logits * self.repetition)
         return np.asarray(repeated - self.frequency * counts - np.where(counts > 0, self.presence, 0.0))
 
 
 def mask_of(ids: Sequence[int]) -> Mask:
-    """A mask of `ids`, as long as it must be."""
+    """The shortest mask that allows `ids`."""
     bits = np.zeros(-(-(max(ids) + 1) // 32) * 32, dtype=np.uint8)
     bits[ints(list(ids))] = 1
     return np.packbits(bits, bitorder="little").view(np.uint32)
 
 
 def both(left: Mask, right: Mask) -> Mask:
-    """What both allow."""
+    """The tokens that both allow."""
     words = min(len(left), len(right))
     return left[:words] & right[:words]
 

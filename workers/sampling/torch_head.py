@@ -1,4 +1,4 @@
-"""Head on torch's path: the specification of the compiled one, and what runs on a GPU."""
+"""Head on torch's path: the specification of the compiled path."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ from outrider.workers.types.round import FloatArray, IntArray, ints
 
 
 class TorchHead(Head):
-    """`draw` is Head's own."""
+    """Inherits `draw` from Head."""
 
     def __init__(self, stage: Stage, starts: SequenceStarts) -> None:
         self._stage, self._starts = stage, starts
 
     def prepare(self, sequence_ids: IntArray, positions: IntArray) -> None:
-        """Nothing to prepare."""
+        """Does nothing."""
 
     @torch.inference_mode()
     def choose(self, logits: Tensor, sequence_ids: IntArray, positions: IntArray) -> Tensor:

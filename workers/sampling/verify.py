@@ -1,7 +1,7 @@
-"""What a round's draws say of its drafts: pure integers in, a Verdict out. Knows nothing of tensors or sampling.
+"""Verification: compares a round's drafts with the model's draws and makes the Verdict. Integers only, no tensors.
 
-A draft stands if the target drew the same token; the first that differs is replaced by the target's own, and what
-follows it is forgotten. So the tokens that come out are those of one-token-at-a-time decoding, whatever was drafted.
+A draft is accepted if the model drew the same token. The first draft that differs is replaced by the model's token, and
+later drafts are discarded. So the emitted tokens are those of decoding without speculation, whatever was drafted.
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class Starts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Where a sequence ends: at a token of `end_ids`, or when it has `max_length` tokens, prompt included.
+    """A sequence ends at a token of `end_ids`, or when it has `max_length` tokens, prompt included.
 
-    min_tokens is not here: sampling rules end ids out until it is reached.
+    min_tokens is not needed here, since sampling excludes end ids until it is reached.
     """
 
     end_ids: frozenset[int]
@@ -52,15 +52,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedTokens:
-    """What one sequence gains: at least one token, unless it was full before."""
+    """The tokens that one sequence gains: at least one, unless it has reached its limit before."""
 
     token_ids: list[int]
     drafts_accepted: int
-    finish: int  # RUNNING, STOPPED (by its last token, also where that one fills it) or LENGTH
+    finish: int  # RUNNING, STOPPED (by its last token, even if that one reaches the limit) or LENGTH
 
 
 def verify(targets: list[int], drafts: list[int], length: int, limits: Limits) -> AcceptedTokens:
-    """Judges one sequence of `length` tokens. `targets[j]` was drawn behind `drafts[:j]`: there is one more of them."""
+    """Verifies one sequence of `length` tokens. `targets[j]` was drawn after `drafts[:j]`; there is one more target."""
     matching = 0
     while matching < len(drafts) and drafts[matching] == targets[matching]:
         matching += 1
@@ -75,9 +75,9 @@ def verify(targets: list[int], drafts: list[int], length: int, limits: Limits) -
 def verify_round(
     round: Round, targets: IntArray, starts: Starts, max_model_len: int, last_stage_s: float = 0.0
 ) -> Verdict:
-    """Judges every sequence of a round. `targets` are the draws at its sampled rows, [sum(sample_counts)].
+    """Verifies every sequence of a round. `targets`: the draws at its sampled rows, [sum(sample_counts)].
 
-    `last_stage_s`: seconds that the last stage computed.
+    `last_stage_s`: computing time of the last stage.
     """
     drawn, query, borders = targets.tolist(), round.token_ids.tolist(), round.query_offsets.tolist()
     token_ids: list[int] = []

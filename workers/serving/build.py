@@ -11,9 +11,9 @@ import torch
 
 from outrider.workers.config import resolve_model
 from outrider.workers.depth.policy import DepthPolicy
+from outrider.workers.drafting.broadcasting_drafter import BroadcastingDrafter
 from outrider.workers.drafting.drafter import Drafter
 from outrider.workers.drafting.shared_drafts import SharedDrafts
-from outrider.workers.drafting.told_drafter import ToldDrafter
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.lanes import Lanes
@@ -57,7 +57,7 @@ from outrider.workers.serving.links import Wires
 from outrider.workers.serving.request_journal import RequestJournal
 from outrider.workers.serving.request_times import RequestTimes
 from outrider.workers.serving.roles import Follower, Leader
-from outrider.workers.serving.service import LeaderDoor
+from outrider.workers.serving.service import LeaderEndpoint
 from outrider.workers.serving.tracing import open_tracing
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.types.model_config import ModelConfig
@@ -159,7 +159,7 @@ class _Loader:
         spec = self._spec
         if MTP in self._drafters:
             warn_of_missing_modules(self._config, self._model, self._modules)
-        pipeline = self._pipeline(runner, sampler, wires, tells_verdicts=mtp is None)
+        pipeline = self._pipeline(runner, sampler, wires, sends_verdicts=mtp is None)
         depth = self._depth()
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth)
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
@@ -183,19 +183,19 @@ class _Loader:
             runner=runner,
             sampler=sampler,
             sharing=self._sharing,
-            door=_door(spec),
+            endpoint=_endpoint(spec),
             times=times,
             journal=journal,
             checker=checker,
         )
 
     def _pipeline(
-        self, runner: StageRunner, sampler: Sampler | None, wires: Wires, *, tells_verdicts: bool
+        self, runner: StageRunner, sampler: Sampler | None, wires: Wires, *, sends_verdicts: bool
     ) -> Pipeline:
         if sampler is not None:
-            return SingleStage(runner, sampler, wires.fellows, tells_verdicts=tells_verdicts)
+            return SingleStage(runner, sampler, wires.stage_peers, sends_verdicts=sends_verdicts)
         up, down = wires.column
-        return FirstStage(runner, self._spec.mesh.pipeline, down, up, wires.fellows, tells_verdicts=tells_verdicts)
+        return FirstStage(runner, self._spec.mesh.pipeline, down, up, wires.stage_peers, sends_verdicts=sends_verdicts)
 
     def _depth(self) -> DepthPolicy:
         experts = max(1, self._model.n_routed_experts), max(1, self._model.num_experts_per_tok)
@@ -204,7 +204,7 @@ class _Loader:
         return DepthPolicy(self._speculation, experts, models, self._sharing.shard.datas, warn)
 
     def _drafter(self, scheduler: Scheduler, depth: DepthPolicy, mtp: Drafter | None, wires: Wires) -> Drafter | None:
-        """The leader's drafter. The other ranks of the first stage are sent what the MTP module must compute."""
+        """The leader's drafter. It sends verdicts to the leader's stage peers, which draft too."""
         return make_drafter(
             self._drafters,
             self._draft_parts,
@@ -213,7 +213,9 @@ class _Loader:
             self._speculation,
             scheduler.live,
             depth,
-            ToldDrafter(mtp, wires.fellows.tell) if mtp is not None and self._spec.mesh.stage_size > 1 else mtp,
+            BroadcastingDrafter(mtp, wires.stage_peers.send)
+            if mtp is not None and self._spec.mesh.stage_size > 1
+            else mtp,
         )
 
     def _recorded(self, drafter: Drafter | None) -> Drafter | None:
@@ -301,8 +303,8 @@ class _Loader:
         )
 
 
-def _door(spec: "RankSpec") -> LeaderDoor | None:
+def _endpoint(spec: "RankSpec") -> LeaderEndpoint | None:
     """None: the engine is used in this process only."""
     if spec.service_host is None:
         return None
-    return LeaderDoor(host=spec.service_host, ports=spec.service_ports, key=spec.service_key)
+    return LeaderEndpoint(host=spec.service_host, ports=spec.service_ports, key=spec.service_key)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from outrider.workers.drafting.drafter import Drafter
-from outrider.workers.engine.followers import Assistant, TellingJudge, ToldJudge, Verifier, follow
-from outrider.workers.engine.pipeline import Fellows
+from outrider.workers.engine.followers import BroadcastingVerifier, FirstStagePeer, PeerVerifier, Verifier, follow
+from outrider.workers.engine.pipeline import StagePeers
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel.mesh import Mesh, Route
@@ -26,27 +26,27 @@ class Wires:
         return self._links[before, self._rank], self._links[self._rank, after]
 
     @property
-    def fellows(self) -> Fellows:
+    def stage_peers(self) -> StagePeers:
         """Links to the other ranks of this stage. Used by the leader and the sampler to send them commands."""
         others = [other for other in self._mesh.stage_group(self._rank) if other != self._rank]
-        return Fellows([self._links[self._rank, other] for other in others])
+        return StagePeers([self._links[self._rank, other] for other in others])
 
     def follower(self, runner: StageRunner, sampler: Sampler | None, mtp: Drafter | None) -> Callable[[], None]:
         """The main loop of a rank other than the leader. It returns when the leader stops."""
         if self._mesh.place(self._rank).stage == 0:
-            return Assistant(runner, self._links[0, self._rank], mtp, sampler, self._column_of_the_first()).run
-        return partial(follow, runner, *self.column, self._judge(sampler))
+            return FirstStagePeer(runner, self._links[0, self._rank], mtp, sampler, self._first_stage_column()).run
+        return partial(follow, runner, *self.column, self._verifier(sampler))
 
-    def _column_of_the_first(self) -> tuple[StageLink, StageLink] | None:
+    def _first_stage_column(self) -> tuple[StageLink, StageLink] | None:
         """The link to the next stage and the link from the last stage; None with one stage."""
         if self._mesh.pipeline == 1:
             return None
         up, down = self.column
         return down, up
 
-    def _judge(self, sampler: Sampler | None) -> Verifier | None:
+    def _verifier(self, sampler: Sampler | None) -> Verifier | None:
         if sampler is None or self._mesh.stage_size == 1:
             return sampler
         if self._rank == self._mesh.sampler:
-            return TellingJudge(sampler, self.fellows)
-        return ToldJudge(sampler, self._links[self._mesh.sampler, self._rank])
+            return BroadcastingVerifier(sampler, self.stage_peers)
+        return PeerVerifier(sampler, self._links[self._mesh.sampler, self._rank])

@@ -13,7 +13,7 @@ from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.serving.request_journal import RequestJournal
 from outrider.workers.serving.request_times import RequestTimes, TimedEngine
-from outrider.workers.serving.service import LeaderDoor
+from outrider.workers.serving.service import LeaderEndpoint
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.types.counters import EngineCounters
 
@@ -41,7 +41,7 @@ class _Role:
 
 
 class Leader(_Role):
-    """Rank 0: owns the engine and, where it has a `door`, serves it over gRPC."""
+    """Rank 0: owns the engine and, where it has a `endpoint`, serves it over gRPC."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Leader(_Role):
         runner: StageRunner,
         sampler: Sampler | None,
         sharing: Sharing,
-        door: LeaderDoor | None,
+        endpoint: LeaderEndpoint | None,
         times: RequestTimes,
         journal: RequestJournal,
         checker: GrammarChecker,
@@ -58,17 +58,17 @@ class Leader(_Role):
         self.engine = engine
         self.times = times
         self._journal, self._checker = journal, checker
-        self._runner, self._sampler, self._sharing, self._door = runner, sampler, sharing, door
+        self._runner, self._sampler, self._sharing, self._endpoint = runner, sampler, sharing, endpoint
 
     def run(self, on_ready: Callable[[str], None]) -> None:
         """Warms up, starts the gRPC service, serves until stopped. `on_ready` gets the service's address, or ""."""
         self.engine.warm_up()
-        if self._door:  # the process runs only this engine
+        if self._endpoint:  # the process runs only this engine
             gc.freeze()  # a full collection over these long-lived objects would delay a round by tens of milliseconds
-        server = self._door.serve(TimedEngine(self.engine, self.times)) if self._door else None
+        server = self._endpoint.serve(TimedEngine(self.engine, self.times)) if self._endpoint else None
         self._journal.start()
         try:
-            on_ready(f"{self._door.host}:{server.start()}" if self._door and server else "")
+            on_ready(f"{self._endpoint.host}:{server.start()}" if self._endpoint and server else "")
             self.engine.run()
         finally:
             if server:

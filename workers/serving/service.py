@@ -189,7 +189,7 @@ class EngineServicer(worker_pb2_grpc.EngineServiceServicer):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeaderDoor:
+class LeaderEndpoint:
     """The address of a leader's service, and its cluster key."""
 
     host: str

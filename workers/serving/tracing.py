@@ -46,7 +46,7 @@ class NoTracing:
     """Tracing that is off: records no spans, and passes a caller's trace context on unchanged."""
 
     def begin(self, name: str, parent: TraceContext | None, *, inside: bool = False, at_ns: int | None = None) -> Span:
-        return _Unrecorded(parent or TraceContext.drawn())
+        return _Unrecorded(parent or TraceContext.new())
 
     def close(self) -> None:
         """Does nothing."""

@@ -1,4 +1,4 @@
-"""Makes what clients see of what an engine says: text, stop strings, ends, usage. LLM and gateway both use it."""
+"""Turns an engine's chunks into deltas for clients: text, stop strings, finish reasons, usage. For LLM and gateway."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from outrider.workers.types.tools import ToolCallDelta, ToolFormat
 
 
 class TextPiece(NamedTuple):
-    """What tokens in a row added to the text, or to the reasoning."""
+    """Consecutive text of one kind."""
 
     text: str
     reasoning: bool = False
@@ -23,7 +23,7 @@ class TextPiece(NamedTuple):
 
 
 def joined(pieces: Iterable[TextPiece]) -> tuple[TextPiece, ...]:
-    """Neighbours of one kind as one."""
+    """Merges neighbouring pieces of one kind."""
     return tuple(
         TextPiece("".join(piece.text for piece in run), *kind) for kind, run in groupby(pieces, lambda piece: piece[1:])
     )
@@ -31,38 +31,38 @@ def joined(pieces: Iterable[TextPiece]) -> tuple[TextPiece, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputDelta:
-    """What one output gained. `text` may lag behind `token_ids`: it is given once it can no longer change."""
+    """What one output gained. `text` may lag behind `token_ids`: it is sent once it can no longer change."""
 
     index: int
     token_ids: tuple[int, ...] = ()
     text: str = ""
-    reasoning: str = ""  # what is said before </think>, where that is to be given apart
-    pieces: tuple[TextPiece, ...] = ()  # text and reasoning again
+    reasoning: str = ""  # text before </think>, if the request separates it
+    pieces: tuple[TextPiece, ...] = ()  # text and reasoning in order
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up, with the first delta of output 0
     drafted: int = 0
     accepted: int = 0
-    saved_s: float = 0.0  # by drafts, as modelled
+    saved_s: float = 0.0  # by drafts, estimated
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop id or stop string that ended it; None at end-of-sequence
-    must_cancel: bool = False  # a stop string ended it, and the engine does not know: cancel this output there
+    must_cancel: bool = False  # a stop string ended it: the caller must cancel this output in the engine
 
 
 @dataclass(slots=True, kw_only=True)
 class Usage:
-    """What a request, or one of its outputs, cost."""
+    """The usage of a request, or of one of its outputs."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
     completion_tokens: int = 0
-    rounds: int = 0  # rounds that gave tokens
+    rounds: int = 0  # rounds that emitted tokens
     drafted: int = 0  # drafts verified
     accepted: int = 0
     accepted_per_position: list[int] = field(default_factory=list)  # [j]: rounds whose drafts 1..j+1 were all accepted
     drafted_per_position: list[int] = field(default_factory=list)  # [j]: rounds that verified at least j+1 drafts
     rounds_per_depth: list[int] = field(default_factory=list)  # [d]: rounds that verified d drafts
-    estimated_time_saved_s: float = 0.0  # by drafts, beside the modelled time without; below 0: lost
+    estimated_time_saved_s: float = 0.0  # by drafts, compared with the modelled time without; negative: lost
 
     def add_round(self, tokens: int, drafted: int, accepted: int, saved_s: float = 0.0) -> None:
         self.estimated_time_saved_s += saved_s
@@ -83,14 +83,14 @@ def _count_up_to(counts: list[int], positions: int) -> None:
 
 
 class _Text:
-    """Tokens to text as it can be given out, up to a stop string."""
+    """Turns tokens into text, up to a stop string. Holds back text that may still change."""
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
         self._stops = StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output)
 
     def add(self, token_id: int, may_stop: bool) -> tuple[str, str | None]:
-        """What the token decides, and the stop string that it completes."""
+        """The text that is now final, and the stop string that the token completes."""
         return self._stops.add(self._detokenizer.add(token_id), may_stop=may_stop)
 
     def rest(self) -> str:
@@ -100,33 +100,33 @@ class _Text:
 
 @dataclass(slots=True)
 class _Taken:
-    """What some tokens decide."""
+    """The result of some tokens."""
 
-    tokens: int = 0  # used
+    tokens: int = 0  # number of tokens used
     text: str = ""
     reasoning: str = ""
     pieces: list[TextPiece] = field(default_factory=list)
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
-    stop_string: str | None = None  # which the last of them completed
+    stop_string: str | None = None  # completed by the last token
 
 
 class OutputAssembler:
-    """One output. What it gives does not depend on how the engine grouped tokens into rounds."""
+    """Assembles one output. The result does not depend on how the engine grouped tokens into rounds."""
 
     def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, index: int = 0) -> None:
-        """Without a tokenizer the text stays empty."""
+        """Without a tokenizer, the text stays empty."""
         self._tokenizer, self._params, self._index = tokenizer, params, index
-        self._reasons = params.reasoning and tokenizer is not None  # and has not come to an end
+        self._reasons = params.reasoning and tokenizer is not None  # False once the reasoning has ended
         self._text = None if tokenizer is None else _Text(tokenizer, params)
-        self._calls: ToolCallReader | None = None  # once calls have begun: then no text comes any more
+        self._calls: ToolCallReader | None = None  # set when tool calls begin; no text follows them
         self._tokens = 0
-        self.repeats = 0  # tokens that the engine will say, and the client has
-        self._prompt_given = self._prompt_repeats = 0  # log-probabilities of the prompt
-        self._has_prompt = False  # the client has them all, as they come before its tokens
+        self.repeats = 0  # tokens that the client has, but the engine will emit again
+        self._prompt_given = self._prompt_repeats = 0  # log-probabilities of the prompt, sent and to be repeated
+        self._has_prompt = False  # the client has all of those, since it has output tokens
         self.finished = False
 
     def add(self, chunk: SequenceChunk) -> OutputDelta:
-        """What this output gained; nothing once it is finished."""
+        """What this output gained; an empty delta once it is finished."""
         if self.finished:
             return OutputDelta(index=self._index)
         repeated = min(self.repeats, len(chunk.token_ids))
@@ -134,10 +134,10 @@ class OutputAssembler:
         by_string = taken.stop_string is not None
         finish_reason = FinishReason.STOP if by_string else chunk.finish_reason
         self.finished = finish_reason is not None
-        heard_end = repeated > 0 and repeated == len(
+        has_end = repeated > 0 and repeated == len(
             chunk.token_ids
-        )  # the client has the last token, and what it ended
-        if self.finished and not by_string and not heard_end:
+        )  # the client has the last token and the text it completed
+        if self.finished and not by_string and not has_end:
             self._give_rest(taken)
         return OutputDelta(
             index=self._index,
@@ -149,7 +149,7 @@ class OutputAssembler:
             logprobs=chunk.logprobs[repeated : taken.tokens],
             prompt_logprobs=self._new_of_prompt(chunk.prompt_logprobs),
             drafted=chunk.drafted,
-            # of a round that a stop string cuts, drafts may be discarded
+            # accepted drafts after a stop string are discarded
             accepted=min(chunk.accepted, taken.tokens - repeated),
             saved_s=chunk.saved_s,
             finish_reason=finish_reason,
@@ -157,17 +157,17 @@ class OutputAssembler:
             must_cancel=by_string and chunk.finish_reason is None,
         )
 
-    def take_up(self, token_ids: Sequence[int]) -> None:
-        """The client has these, and their text: what follows is given behind it.
+    def resume_after(self, token_ids: Sequence[int]) -> None:
+        """Continues after tokens that the client has, with their text.
 
-        The engine is to say the last of them again, so that an end is heard that the client has missed.
+        The engine will emit the last of them again, so that a finish reason that the client missed is sent.
         """
         self._take(SequenceChunk(request_id="", token_ids=tuple(token_ids[:-1])))
         self.repeats = len(token_ids[-1:])
         self._has_prompt = bool(token_ids)
 
-    def begin_again(self) -> None:
-        """Another engine goes on: of the prompt's log-probabilities it may say all again."""
+    def restart(self) -> None:
+        """Another engine continues: it may send all of the prompt's log-probabilities again."""
         self._prompt_repeats = self._prompt_given
 
     def _new_of_prompt(self, entries: tuple[TokenLogprobs, ...]) -> tuple[TokenLogprobs, ...]:
@@ -179,7 +179,7 @@ class OutputAssembler:
         return entries[repeated:]
 
     def skip(self) -> None:
-        """This output finished before."""
+        """Marks an output that had finished before."""
         self.finished = True
 
     def _take(self, chunk: SequenceChunk) -> _Taken:
@@ -205,7 +205,7 @@ class OutputAssembler:
         return taken
 
     def _marks_reasoning(self, token_id: int, taken: _Taken) -> bool:
-        """Whether the token only says where reasoning begins or ends. A stop string does not reach across the end."""
+        """Whether the token is <think> or </think>. Stop strings do not match across the end of reasoning."""
         self._reasons |= self._tokens == 1 and token_id == self._params.reasoning_begin_id
         if not self._reasons or self._tokenizer is None:
             return False
@@ -216,7 +216,7 @@ class OutputAssembler:
         return token_id in (begin, end)
 
     def _reads_call(self, token_id: int, taken: _Taken) -> bool:
-        """Whether the token belongs to calls of functions, which come last. No stop string is looked for there."""
+        """Whether the token belongs to tool calls, which come last. Stop strings are not searched there."""
         tokenizer, format = self._tokenizer, self._params.tool_format
         if format is None or self._reasons or tokenizer is None or tokenizer.tool_tokens is None:
             return False
@@ -244,39 +244,39 @@ class OutputAssembler:
         return chunk.stop_token_id if chunk.stop_token_id in (self._params.stop_token_ids or ()) else None
 
     def _shows_end(self, chunk: SequenceChunk) -> bool:
-        """End-of-sequence is never text; a stop id is when the request includes what stopped it."""
+        """Whether the last token is part of the text: only a stop id, and only with include_stop_str_in_output."""
         return self._params.include_stop_str_in_output and self._stop_id(chunk) is not None
 
 
 class RequestAssembler:
-    """All outputs of one request, and what they cost together."""
+    """Assembles all outputs of one request, and their total usage."""
 
     def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, prompt_tokens: int) -> None:
         self._outputs = [OutputAssembler(tokenizer, params, index) for index in range(params.n)]
         self._left = params.n  # outputs that have not finished
         self.usage = Usage(prompt_tokens=prompt_tokens)
 
-    def take_up(self, resumed: Sequence[OutputSoFar]) -> None:
-        """Goes on behind these outputs' tokens; the others have finished."""
+    def resume_after(self, resumed: Sequence[OutputSoFar]) -> None:
+        """Continues after these outputs' tokens. The other outputs have finished."""
         tokens = {output.index: output.token_ids for output in resumed}
         for index, output in enumerate(self._outputs):
             if index in tokens:
-                output.take_up(tokens[index])
+                output.resume_after(tokens[index])
                 self.usage.completion_tokens += len(tokens[index])
             else:
                 output.skip()
                 self._left -= 1
 
-    def begin_again(self) -> None:
-        """Another engine goes on."""
+    def restart(self) -> None:
+        """Another engine continues the request."""
         for output in self._outputs:
-            output.begin_again()
+            output.restart()
 
     def unfinished(self, index: int) -> bool:
         return not self._outputs[index].finished
 
     def repeats(self, index: int) -> int:
-        """Tokens of the output that its client has, and the engine is still to say again."""
+        """Tokens of the output that the client has, but the engine will emit again."""
         return self._outputs[index].repeats
 
     @property
@@ -284,7 +284,7 @@ class RequestAssembler:
         return not self._left
 
     def add(self, chunk: SequenceChunk) -> OutputDelta:
-        """What the chunk's output gained. Chunks that carry an error are the caller's to handle."""
+        """What the chunk's output gained. Callers must handle chunks with an error themselves."""
         if chunk.index == 0:
             self.usage.cached_tokens += chunk.cached_tokens
         delta = self._outputs[chunk.index].add(chunk)

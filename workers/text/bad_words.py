@@ -1,4 +1,4 @@
-"""Bad words as the tokens that spell them. What a word's tokens are is the tokenizer's to say, so the edge asks it."""
+"""Translates bad words to token ids. Done before the engine, which has no tokenizer."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from outrider.workers.types.sampling_params import SamplingParams
 
 
 def with_bad_words(params: SamplingParams, tokenizer: Tokenizer | None) -> SamplingParams:
-    """`params` with its bad words as tokens. ValueError if one has too many."""
+    """`params` with its bad words as tokens. Raises ValueError if a word has too many tokens."""
     if not params.bad_words or tokenizer is None:
         return params
     spelled = [ids for word in params.bad_words for ids in _spellings(word, tokenizer)]
@@ -15,6 +15,6 @@ def with_bad_words(params: SamplingParams, tokenizer: Tokenizer | None) -> Sampl
 
 
 def _spellings(word: str, tokenizer: Tokenizer) -> list[list[int]]:
-    """As vLLM has it: the word, and the word after a space where that is another first token of as many."""
+    """As in vLLM: the word, and also the word after a space if that has as many tokens but another first one."""
     bare, spaced = (tokenizer.encode_part(prefix + word.lstrip()) for prefix in ("", " "))
     return [bare, spaced] if len(spaced) == len(bare) and spaced[0] != bare[0] else [bare]

@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.tools import Arguments
 
-_OURS = ("messages", "tools", "documents", "add_generation_prompt")  # no argument replaces them
+_OURS = ("messages", "tools", "documents", "add_generation_prompt")  # arguments cannot replace these
 
 
 def _refuse(message: str) -> NoReturn:
@@ -32,7 +32,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which a model has never seen."""
+    """Replaces Jinja's own filter, which escapes HTML."""
     if isinstance(value, Arguments):
         value = value.value
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -69,9 +69,9 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The conversation as one prompt. `arguments`: more variables of the template's own.
+        """Renders the conversation as one prompt. `arguments`: additional variables for the template.
 
-        ValueError if it is none, or if the template refuses it.
+        Raises ValueError if there are no messages, or if the template rejects them.
         """
         if not messages:
             raise ValueError("messages must not be empty")
@@ -90,5 +90,5 @@ class ChatTemplate:
                 },
             )
         except (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
-            # what is not Jinja's own comes of values of another type than the template expects
+            # other errors than Jinja's come from values of a type that the template does not expect
             raise ValueError(f"messages do not suit the checkpoint's chat template: {error}") from error

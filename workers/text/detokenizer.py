@@ -1,4 +1,4 @@
-"""Turns one output's tokens into text as they come."""
+"""Turns one output's tokens into text incrementally."""
 
 import codecs
 
@@ -6,9 +6,9 @@ from outrider.workers.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Never gives half a character: bytes that may still become one are held back until the next token decides.
+    """Returns only complete characters: bytes of an incomplete one are held back until the next token.
 
-    All that `add` and `flush` give, joined, is what decoding the tokens at once gives.
+    The joined results of `add` and `flush` equal the text of decoding all tokens at once.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
@@ -23,5 +23,5 @@ class Detokenizer:
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never finished."""
+        """The rest of the text: U+FFFD for an incomplete character."""
         return self._utf8.decode(b"", final=True)

@@ -1,6 +1,6 @@
-"""Checks untrusted grammars, JSON schemas and regexes in processes of their own, which a bad one may crash.
+"""Checks untrusted grammars, JSON schemas and regexes in separate processes, since a bad one may crash its process.
 
-Knows nothing of what a grammar is: that is grammar_process.py, which never shares a process with this.
+The processes run grammar_process.py; this module does not import the grammar library.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from outrider.workers.types.structured_outputs import StructuredOutputsParams
 PROCESSES = 2
 MOST_WAITING = 64
 CPU_S = 2.0
-ANSWER_TIMEOUT_S = 20.0  # by the clock: the machine is busy
+ANSWER_TIMEOUT_S = 20.0  # wall time, longer than CPU_S since the machine may be busy
 _START_TIMEOUT_S = 120.0  # a tokenizer of 128,000 tokens takes a second or two
 _RETRY_AFTER_S = 1.0
 _KEPT = 256  # answers
@@ -31,27 +31,31 @@ _COMMAND = (sys.executable, "-P", "-m", "outrider.workers.text.grammar_process")
 
 
 class GrammarChecker:
-    """For one tokenizer.json. Safe to use from several threads. Its processes start with the first check."""
+    """Checks grammars for one tokenizer.json. Thread-safe. Its processes start with the first check."""
 
     def __init__(self, tokenizer_file: Path, cpu_s: float = CPU_S, *, most_waiting: int | None = MOST_WAITING) -> None:
-        """`cpu_s`: what checking one grammar may take, in seconds of computing. `most_waiting`: more at once are
-        refused; None where every request was accepted already, and none may be."""
+        """`cpu_s`: CPU time limit for checking one grammar. `most_waiting`: most queued checks, more are refused.
+
+        None: no limit, for requests that were accepted already.
+        """
         self._most_waiting = most_waiting
         self._command = [*_COMMAND, str(tokenizer_file), str(cpu_s)]
         self._threads = ThreadPoolExecutor(PROCESSES, thread_name_prefix="grammar-check")
         self._idle: list[_Process] = []
-        self._answers: OrderedDict[str, str | None] = OrderedDict()  # the last used last
+        self._answers: OrderedDict[str, str | None] = OrderedDict()  # least recently used first
         self._waiting = 0
         self._closed = False
-        self._lock = threading.Lock()  # of these four
+        self._lock = threading.Lock()  # protects the four fields above
 
     def check(self, params: StructuredOutputsParams) -> None:
-        """ValueError, in one line, if the constraint cannot be followed: it is damaged, beyond what is supported, or
-        costs too much. OverloadedError if too many others wait for their check."""
+        """Raises ValueError, in one line, if the constraint is malformed, not supported, or too expensive.
+
+        Raises OverloadedError if too many checks are queued.
+        """
         self.submit(params).result()
 
     def submit(self, params: StructuredOutputsParams) -> "Future[None]":
-        """As `check`, with the error in the future. Cancelling it at any time ends the work."""
+        """As `check`, with the error in the future. Cancelling it stops the work."""
         key, result = repr(params), Future[None]()
         with self._lock:
             known, problem = key in self._answers, self._answers.get(key)
@@ -67,7 +71,10 @@ class GrammarChecker:
 
     def _run(self, key: str, params: StructuredOutputsParams, result: "Future[None]") -> None:
         with self._lock:
-            known, problem = key in self._answers, self._answers.get(key)  # the same, checked meanwhile for another
+            known, problem = (
+                key in self._answers,
+                self._answers.get(key),
+            )  # checked meanwhile for another
         try:
             if known:
                 _settle(result, problem)
@@ -88,7 +95,7 @@ class GrammarChecker:
         except OSError:
             process.discard()
             raise
-        if not result.set_running_or_notify_cancel():  # from here on it cannot be cancelled, nor the process killed
+        if not result.set_running_or_notify_cancel():  # after this it cannot be cancelled, so the process is not killed
             process.discard()
             return
         self._keep(key, problem)
@@ -119,7 +126,7 @@ class GrammarChecker:
                 self._answers.popitem(last=False)
 
     def close(self) -> None:
-        """Ends the processes that have nothing to do; the others end with what they do. Nothing is checked any more."""
+        """Ends idle processes at once, and busy ones after their check. No further checks are possible."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._closed = True
@@ -142,14 +149,14 @@ def _settle(result: "Future[None]", problem: str | None) -> None:
 
 
 class _Process:
-    """One that answers. Used by one thread, but for `kill`."""
+    """One checking process. Used by one thread, except `kill`."""
 
     def __init__(self, command: list[str]) -> None:
-        """Waits until it has loaded the tokenizer. OSError if it does not."""
+        """Starts the process and waits until it has loaded the tokenizer. Raises OSError on failure."""
         self._process = subprocess.Popen(
             command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True, env={**os.environ, "MALLOC_ARENA_MAX": "1"},
-        )  # fmt: skip  # an arena a thread would count as memory that the grammar takes
+        )  # fmt: skip  # malloc arenas of threads would count as memory of the grammar
         if self._line(_START_TIMEOUT_S) is None:
             self.discard()
             raise OSError(f"the process that checks grammars ended with status {self._process.returncode} at its start")
@@ -169,9 +176,9 @@ class _Process:
             pipe.close()
 
     def ask(self, params: StructuredOutputsParams) -> str | None:
-        """What is wrong with it, or what the process died of; None: nothing. OSError if it was not the grammar."""
+        """The grammar's problem; None if it has none. Raises OSError if the process failed for another reason."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+        with contextlib.suppress(BrokenPipeError):  # the process has ended: reading its answer reports that
             self._process.stdin.write(json.dumps(params.to_dict()).encode() + b"\n")
         answer = self._line(ANSWER_TIMEOUT_S)
         if answer is None:
@@ -180,7 +187,7 @@ class _Process:
         return None if problem is None else " ".join(problem.split())[:500]
 
     def _line(self, timeout_s: float) -> bytes | None:
-        """The next that it writes; None if it ended. OSError, and it is killed, if neither comes in time."""
+        """The next line of output; None if the process ended. On timeout kills it and raises OSError."""
         assert self._process.stdout is not None
         until, line = time.monotonic() + timeout_s, b""
         with selectors.DefaultSelector() as selector:
@@ -197,7 +204,7 @@ class _Process:
 
 
 def _cause(status: int) -> str:
-    """Why a grammar's process ended with this status. OSError if somebody else ended it."""
+    """Describes why a grammar ended its process. Raises OSError if the status has another cause."""
     if status == -signal.SIGPROF:
         return "compiling it takes too long"
     if status in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, 1):

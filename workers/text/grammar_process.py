@@ -1,8 +1,8 @@
-"""The process that compiles untrusted grammars first: one that crashes it, or costs too much, harms nothing else.
+"""The process that test-compiles untrusted grammars, so that a bad one can crash only this process.
 
 Run as `python -m outrider.workers.text.grammar_process TOKENIZER_JSON SECONDS`. It answers each line of standard input,
-the JSON of a StructuredOutputsParams, with a line of JSON: null, or what is wrong. SIGPROF ends it where a grammar
-takes more than SECONDS of computing; where one needs more memory or stack than there is, the grammar library does.
+the JSON of a StructuredOutputsParams, with a line of JSON: null, or the problem. SIGPROF ends it if a grammar takes
+more than SECONDS of CPU time; the grammar library aborts it if a grammar needs too much memory or stack.
 """
 
 import json
@@ -18,13 +18,13 @@ from llguidance import LLMatcher, LLTokenizer
 from outrider.workers.sampling.grammar_source import LIMITS, grammar_of
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
-MEMORY_BYTES = 64 * 2**20  # on top of what the tokenizer takes
-STACK_BYTES = 2**20  # a part of what the threads have that compile and follow a grammar after this
-_NICE = 10  # rounds and other requests come first
+MEMORY_BYTES = 64 * 2**20  # in addition to the tokenizer's memory
+STACK_BYTES = 2**20  # less than the stack of the threads that later compile and apply the grammar
+_NICE = 10  # rounds and other requests have priority
 
 
 def problem_of(tokenizer: LLTokenizer, params: StructuredOutputsParams) -> str | None:
-    """What is wrong with it, found by doing all that its first token needs."""
+    """The grammar's problem, found by compiling it and computing the first token's mask; None if it has none."""
     try:
         grammar = grammar_of(params)
         found, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
@@ -56,7 +56,7 @@ def _answer(problem: str | None) -> None:
 def main() -> None:
     os.nice(_NICE)
     tokenizer = LLTokenizer(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    _answer(problem_of(tokenizer, StructuredOutputsParams(json_object=True)))  # what is made once is made now
+    _answer(problem_of(tokenizer, StructuredOutputsParams(json_object=True)))  # allocates what all checks share
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + STACK_BYTES + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -64,7 +64,7 @@ def main() -> None:
     thread = threading.Thread(target=_serve, args=(tokenizer, float(sys.argv[2])))
     thread.start()
     thread.join()
-    os._exit(1)  # the grammar library failed otherwise than it should
+    os._exit(1)  # the grammar library failed in an unexpected way
 
 
 if __name__ == "__main__":

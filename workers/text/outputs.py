@@ -1,4 +1,4 @@
-"""What LLM returns. Names as vLLM's."""
+"""The results of LLM. Names are vLLM's."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from outrider.workers.types.request import TokenLogprobs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logprob:
-    """One candidate at one place: of the raw logits; `rank` 1 is the likeliest."""
+    """One candidate token at one place, under the raw logits; `rank` 1 is the likeliest."""
 
     logprob: float
     rank: int
@@ -19,7 +19,7 @@ class Logprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationSummary:
-    """What drafting did for one output. Element j of the list: rounds whose drafts 1..j+1 were all accepted."""
+    """Speculation figures of one output. `accepted_per_position[j]`: rounds whose drafts 1..j+1 were all accepted."""
 
     rounds: int
     drafted: int  # drafts verified
@@ -27,7 +27,7 @@ class SpeculationSummary:
     accepted_per_position: list[int]
     drafted_per_position: list[int]  # element j: rounds that verified at least j+1 drafts
     rounds_per_depth: list[int]  # element d: rounds that verified d drafts
-    estimated_time_saved_s: float  # beside the modelled time without drafts; below 0: lost
+    estimated_time_saved_s: float  # compared with the modelled time without drafts; negative: lost
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class CompletionOutput:
     seed: int
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
-    reasoning: str = ""  # with SamplingParams.reasoning: what came before </think>
+    reasoning: str = ""  # with SamplingParams.reasoning: the text before </think>
     finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
     stop_reason: int | str | None = None
     logprobs: list[dict[int, Logprob]] | None = None
@@ -53,11 +53,11 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # None for the first token: nothing is before it
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # None for the first token
 
 
 class OutputCollector:
-    """Adds one output's deltas up."""
+    """Collects one output's deltas."""
 
     def __init__(self, index: int, seed: int, tokenizer: Tokenizer | None, wants_logprobs: bool) -> None:
         self._tokenizer = tokenizer
@@ -91,7 +91,7 @@ class OutputCollector:
 
 
 def logprobs_by_token(entries: Iterable[TokenLogprobs], tokenizer: Tokenizer | None) -> list[dict[int, Logprob]]:
-    """Each place's candidates by token id, with their text (none without a tokenizer); the chosen token comes first."""
+    """Each place's candidates by token id, the chosen token first. Their text is empty without a tokenizer."""
 
     def decode(token_id: int) -> str:
         return tokenizer.token_text(token_id) if tokenizer else ""

@@ -1,10 +1,10 @@
-"""Finds stop strings in a growing text. Knows nothing of tokens or rounds."""
+"""Finds stop strings in a growing text. Knows nothing of tokens and rounds."""
 
 from collections.abc import Sequence
 
 
 class StopStrings:
-    """Holds text back while it may be the beginning of a stop string, so that nothing given is ever taken back."""
+    """Holds back text that may be the beginning of a stop string, so that returned text is final."""
 
     def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
         self._stops = tuple(stops)
@@ -13,10 +13,10 @@ class StopStrings:
         self._held = ""
 
     def add(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
-        """The text decided by now, and the stop string that `text` completes, if any.
+        """The text that is now final, and the stop string that `text` completes, if any.
 
-        Where several are completed, the one that ends first counts, and of those the longest. With `may_stop`
-        False what ends within `text` never counts, now or later.
+        If several are completed, the one that ends first is used, and among those the longest. With `may_stop` False,
+        stop strings that end within `text` are ignored, also later.
         """
         window = self._held + text
         found = self._first_end(window) if may_stop and text else None
@@ -29,12 +29,12 @@ class StopStrings:
         return window[:undecided], None
 
     def flush(self) -> str:
-        """What was held back, once no more text comes."""
+        """Returns the text held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
     def _first_end(self, window: str) -> tuple[int, str] | None:
-        """Start and text of the stop string that ends first beyond what was held: that was searched before."""
+        """Start and text of the stop string that ends first, after the held text, which was searched before."""
         ends: list[tuple[int, int, str]] = []
         for stop in self._stops:
             start = window.find(stop, max(0, len(self._held) - len(stop) + 1))
@@ -46,7 +46,7 @@ class StopStrings:
         return start, stop
 
     def _undecided(self, window: str) -> int:
-        """Where the longest end of `window` begins that a stop string begins with; its length if there is none."""
+        """Start of the longest suffix of `window` that is a prefix of a stop string; len(window) if there is none."""
         for start in range(max(0, len(window) - self._longest + 1), len(window)):
             tail = window[start:]
             if any(len(tail) < len(stop) and stop.startswith(tail) for stop in self._stops):

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer: text to token ids and back, chat messages to a prompt. Byte-level BPE, as DeepSeek's."""
+"""A checkpoint's tokenizer: text to token ids and back, chat messages to a prompt. Byte-level BPE, as in DeepSeek."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.fields import Fields
 from outrider.workers.types.tools import CALL_TOKENS, ToolFormat, ToolTokens
 
-_TEMPLATES = Path(__file__).parent / "templates"  # with tools, for checkpoints whose own ignore them
+_TEMPLATES = Path(__file__).parent / "templates"  # with tools, for checkpoints whose own templates ignore tools
 _ASSISTANT = "<｜Assistant｜>"
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def _alphabet() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte, inverted (GPT-2's table)."""
+    """The byte of each character in byte-level BPE (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -29,7 +29,7 @@ _BYTE_OF = _alphabet()
 
 
 def _text_of(token: object) -> str | None:
-    """A special token in tokenizer_config.json is its text, an object with its `content`, or null."""
+    """The text of a special token in tokenizer_config.json, which is a string, an object with `content`, or null."""
     if isinstance(token, Mapping):
         token = token.get("content")
     return token if isinstance(token, str) else None
@@ -53,13 +53,13 @@ def _template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def _after_assistant(chat: ChatTemplate) -> str:
-    """What the template says behind the token for the assistant, whose turn it is: `<think>`, or nothing."""
+    """The text that the template adds after the assistant token at the end of a prompt: `<think>`, or nothing."""
     _, found, after = chat.render([{"role": "user", "content": "x"}]).rpartition(_ASSISTANT)
     return after if found else ""
 
 
 def _check_vocabulary(folder: Path, backend: tokenizers.Tokenizer) -> None:
-    """A model may have ids that its tokenizer does not use (DeepSeek pads its embedding), but none the other way."""
+    """Checks that the model has all token ids. It may have more (DeepSeek pads its embedding)."""
     config = folder / "config.json"
     if not config.is_file():
         return
@@ -73,7 +73,7 @@ def _check_vocabulary(folder: Path, backend: tokenizers.Tokenizer) -> None:
 
 
 class Tokenizer:
-    """Safe to use from several threads."""
+    """A checkpoint's tokenizer. Thread-safe."""
 
     def __init__(self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any], template: str | None = None) -> None:
         """`settings`: the content of tokenizer_config.json."""
@@ -94,9 +94,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer | None":
-        """The tokenizer in a checkpoint's directory, or None if it has none (it then takes token ids only).
+        """The tokenizer in a checkpoint's directory; None if it has none, and so accepts token ids only.
 
-        CheckpointError if it is damaged, or has more tokens than the model beside it.
+        Raises CheckpointError if it is damaged, or has more tokens than the model.
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -113,19 +113,19 @@ class Tokenizer:
         return cls(backend, settings, _template_source(folder, settings))
 
     def _find_missing_bos(self, bos: str | None, wanted: bool) -> list[int]:
-        """DeepSeek's own tokenizer.json leaves begin-of-sentence to the settings; others add it by themselves."""
+        """The begin-of-sentence token, if the backend does not add it itself: DeepSeek's tokenizer.json does not."""
         bos_id = self._backend.token_to_id(bos) if wanted and bos else None
         if bos_id is None or bos_id in self._backend.encode("").ids:
             return []
         return [bos_id]
 
     def _find_tool_tokens(self) -> ToolTokens | None:
-        """None: it cannot write calls."""
+        """The tokens of tool calls; None if it lacks any."""
         found = [token_id for token in CALL_TOKENS if (token_id := self._backend.token_to_id(token)) is not None]
         return ToolTokens(*found) if len(found) == len(CALL_TOKENS) else None
 
     def encode(self, text: str) -> list[int]:
-        """A prompt's token ids, begin-of-sentence included where the model has one. ValueError for no Unicode."""
+        """A prompt's token ids, with begin-of-sentence if the model has one. Raises ValueError for invalid Unicode."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -133,7 +133,7 @@ class Tokenizer:
         return self._missing_bos + self._ids(text, special=True)
 
     def encode_part(self, text: str) -> list[int]:
-        """The token ids of a piece of text that no prompt begins with."""
+        """The token ids of text inside a prompt, without begin-of-sentence."""
         return self._ids(text, special=False)
 
     def encode_chat(
@@ -142,9 +142,9 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] = (),
         arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[int]:
-        """A conversation's token ids, up to where the assistant speaks. `arguments`: of the template's own.
+        """A conversation's token ids, up to the start of the assistant's answer. `arguments`: template variables.
 
-        ValueError names `messages`.
+        Raises ValueError that names `messages`.
         """
         called = any(
             isinstance(one, Mapping) and (one.get("tool_calls") or one.get("role") == "tool") for one in messages
@@ -155,16 +155,16 @@ class Tokenizer:
         return self._ids(chat.render(messages, tools, arguments), special=False)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
-        """Other threads run meanwhile, which the library allows for a batch only."""
+        """Calls the batch method, since only that one releases the GIL."""
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=special)
         return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """All the text at once; bytes that are no UTF-8 become U+FFFD."""
+        """The whole text; bytes that are not valid UTF-8 become U+FFFD."""
         return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def token_text(self, token_id: int) -> str:
-        """This token's text alone, special ones too."""
+        """The text of one token; also of special ones."""
         known = self._texts.get(token_id)
         if known is None:
             known = self._texts[token_id] = self.decode([token_id], skip_special_tokens=False)
@@ -172,14 +172,14 @@ class Tokenizer:
 
     @property
     def reasoning_ids(self) -> tuple[int | None, int | None]:
-        """The tokens `<think>` and `</think>`, where it has them."""
+        """The ids of `<think>` and `</think>`, or None."""
         return self._backend.token_to_id("<think>"), self._backend.token_to_id("</think>")
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What this token adds to the text; none for an id that the tokenizer does not know."""
+        """The token's bytes; empty for an unknown id."""
         known = self._bytes.get(token_id)
         if known is None:
             token = self._backend.id_to_token(token_id) or ""

@@ -1,5 +1,7 @@
-"""Reads calls of functions out of tokens. A call stands between special tokens, so nothing of it is ever mistaken for
-text. What is read does not depend on how tokens were grouped."""
+"""Parses tool calls out of tokens. Calls are enclosed in special tokens, so they cannot be confused with text.
+
+The result does not depend on how tokens were grouped into rounds.
+"""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,18 +15,18 @@ BEFORE_ARGUMENTS, AFTER_ARGUMENTS = "\n```json\n", "\n```"
 
 
 class _Call:
-    """One call as it is read."""
+    """One call while it is parsed."""
 
     def __init__(self, tokenizer: Tokenizer, format: ToolFormat) -> None:
         self._tokenizer, self._format = tokenizer, format
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings((AFTER_ARGUMENTS,))
-        self._head = ""  # text that the name is not yet known from
+        self._head = ""  # text before the name is complete
         self._named = self._closed = False
         self._past_sep = False
 
     def add(self, token_id: int) -> tuple[str, str]:
-        """The name, once it is known, and what the arguments gained."""
+        """The name, when it becomes complete, and new text of the arguments."""
         text = self._detokenizer.add(token_id)
         if self._named:
             return "", self._arguments(text)
@@ -36,7 +38,7 @@ class _Call:
         return name, self._arguments(rest)
 
     def separate(self) -> str:
-        """The name, where what came before the separator is it."""
+        """Handles the separator. Returns the name if it comes before the separator (V3.1)."""
         name, self._head, self._past_sep = self._head + self._detokenizer.flush(), "", True
         self._detokenizer = Detokenizer(self._tokenizer)
         self._named = self._format is ToolFormat.V31
@@ -50,12 +52,12 @@ class _Call:
         return decided
 
     def rest(self) -> str:
-        """What the arguments end with, where the call was cut off."""
+        """The arguments' text still held back, if the call was cut off."""
         return "" if self._closed or not self._named else self._stops.flush() + self._detokenizer.flush()
 
 
 class ToolCallReader:
-    """One output's calls, from behind the token that begins them."""
+    """Parses one output's calls, starting after the token that begins them."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: ToolTokens, format: ToolFormat) -> None:
         self._tokenizer, self._tokens, self._format = tokenizer, tokens, format
@@ -76,7 +78,7 @@ class ToolCallReader:
         return self._delta(*self._call.add(token_id))
 
     def rest(self) -> list[ToolCallDelta]:
-        """Once the call, or the output, has ended."""
+        """The last delta of a call, when it or the output has ended."""
         left, self._call = ("" if self._call is None else self._call.rest()), None
         return self._delta("", left)
 
@@ -86,7 +88,7 @@ class ToolCallReader:
 
 
 def merged(deltas: Iterable[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
-    """One delta a call."""
+    """Merges deltas to one per call."""
     found: dict[int, ToolCallDelta] = {}
     for delta in deltas:
         known = found.get(delta.index)

@@ -1,5 +1,7 @@
-"""The grammar of an answer that may call functions, in llguidance's Lark: calls are valid against their schemas, and
-special tokens stand nowhere else."""
+"""The grammar of an answer that may call functions, in llguidance's Lark dialect.
+
+Calls conform to their schemas, and the special tokens of calls occur nowhere else.
+"""
 
 import json
 from collections.abc import Mapping
@@ -10,12 +12,12 @@ from outrider.workers.text.tool_calls import AFTER_ARGUMENTS, BEFORE_ARGUMENTS
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 from outrider.workers.types.tools import Tool, ToolFormat, Tools, ToolTokens
 
-_WHITESPACE = r"[ \n]{0,20}"  # between the tokens of JSON: unbounded, an answer need never end
+_WHITESPACE = r"[ \n]{0,20}"  # between JSON tokens; bounded, so that an answer ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSyntax:
-    """How a checkpoint writes calls. `think`: the tokens that an answer's reasoning may stand between, at its start."""
+    """How a checkpoint writes calls. `think`: the tokens around reasoning, which may come first in an answer."""
 
     format: ToolFormat
     tokens: ToolTokens
@@ -23,11 +25,11 @@ class CallSyntax:
 
 
 def tool_grammar(tools: Tools, syntax: CallSyntax, answer: StructuredOutputsParams | None) -> StructuredOutputsParams:
-    """`answer`: what an answer without calls must conform to; a JSON schema, or any object. ValueError if another."""
+    """`answer`: the constraint on an answer without calls. Raises ValueError if it is not `json` or `json_object`."""
     called = tools.callable
     content = "text" if answer is None else _rule_of(answer)
     must_call = tools.choice == "required" or bool(tools.function)
-    may_think = syntax.think is not None and not must_call  # else reasoning would compete with calls alone, and win
+    may_think = syntax.think is not None and not must_call  # else the model would always choose reasoning over calls
     rules = [f"start: {'think? ' if may_think else ''}body"]
     if may_think and syntax.think is not None:
         rules.append(f"think: <[{syntax.think[0]}]> text <[{syntax.think[1]}]>")

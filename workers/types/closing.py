@@ -1,4 +1,4 @@
-"""The context manager of a class with `close`."""
+"""A base class that makes a class with `close` a context manager."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -6,13 +6,13 @@ from typing import Self
 
 
 class ClosedOnExit(ABC):
-    """`with` closes it at the end."""
+    """A context manager that calls `close` on exit."""
 
     __slots__ = ()
 
     @abstractmethod
     def close(self) -> None:
-        """Called at the end of `with`, also after an error."""
+        """Called at the end of the `with` block, also after an error."""
 
     def __enter__(self) -> Self:
         return self

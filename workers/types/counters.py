@@ -1,4 +1,4 @@
-"""What an engine counts: what statuses and metrics say of it, of its speculation and of its experts."""
+"""An engine's counters and gauges, as status and metrics show them; also those of speculation and experts."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,30 +6,30 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertFigures:
-    """How evenly ranks' experts are loaded, and what was done about it."""
+    """How evenly experts' load is spread over ranks, and how many experts were moved."""
 
-    imbalance: dict[int, float] = field(default_factory=dict)  # by layer, of late: the heaviest rank over the mean
-    replacements: int = 0  # layers whose experts went elsewhere
-    moves: int = 0  # experts that ranks read for that
-    stopped: bool = False  # a rank could not read one: they stay where they are
+    imbalance: dict[int, float] = field(default_factory=dict)  # by layer, recent: load of the busiest rank / mean
+    replacements: int = 0  # layers whose experts were moved
+    moves: int = 0  # experts that ranks read for these moves
+    stopped: bool = False  # a rank could not read an expert, so no more are moved
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> "ExpertFigures":
-        """From JSON, whose keys are text."""
+        """From JSON, whose keys are strings."""
         return cls(**{**values, "imbalance": {int(layer): each for layer, each in values["imbalance"].items()}})
 
 
 @dataclass(slots=True)
 class SpeculationFigures:
-    """How speculation does recently. Speed-up, price and budget are 0 where unknown, as with a fixed depth."""
+    """Recent speculation figures. Speed-up, price and budget are 0 if unknown, as with a fixed depth."""
 
-    speedup: float = 0.0  # tokens/s over those without speculation
-    draft_depth: float = 0.0  # drafts verified a sequence and round
-    price: float = 0.0  # tokens that a second must bring to be worth spending on drafts
+    speedup: float = 0.0  # tokens/s / tokens/s without speculation
+    draft_depth: float = 0.0  # verified drafts per sequence and round
+    price: float = 0.0  # tokens per second that drafts must exceed
     budget: float = 0.0  # plain rounds (without speculation) whose time drafting may still lose
     disabled_rounds: int = 0  # until drafting is enabled again; 0: it is enabled
     disabled_reason: str = ""  # why it is disabled
-    alarms: dict[str, int] = field(default_factory=dict)  # how often each was raised
+    alarms: dict[str, int] = field(default_factory=dict)  # count by kind
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class EngineCounters:
     running: int = 0
     waiting: int = 0
     tokens: int = 0  # of unfinished sequences, prompt and output
-    oldest_wait_s: float = 0.0  # longest that a live request has waited for its first token
+    oldest_wait_s: float = 0.0  # longest present wait of a live request for its first token
     rounds: int = 0
     kv_cache_usage: float = 0.0  # 0..1
     drafted: int = 0
@@ -60,5 +60,5 @@ class EngineCounters:
 
     @property
     def mean_accepted_length(self) -> float:
-        """Tokens that a sequence gains in a round that verifies drafts of it; 0 before the first draft."""
+        """Mean tokens per sequence in a round that verifies its drafts; 0 before the first draft."""
         return 1.0 + self.accepted / self.drafts if self.drafts else 0.0

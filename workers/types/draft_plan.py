@@ -1,4 +1,4 @@
-"""What the depth policy wants of each sequence, as the scheduler reads it."""
+"""Draft plans: what the depth policy decides for each sequence, and the scheduler carries out."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
@@ -8,36 +8,36 @@ from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
 
 
 class DraftPlan(NamedTuple):
-    """Of one sequence. The scheduler may allow fewer drafts."""
+    """The plan of one sequence. The scheduler may allow fewer drafts."""
 
     depth: int = 0  # most drafts that a model makes after each of its rounds
-    follows: bool = False  # the drafter's cache takes its tokens in: without, no model can draft for it
-    stop: StopRule = NEVER_STOP  # when drafting ends before that depth
-    looks_up: bool = False  # its own text may be searched for drafts
+    follows: bool = False  # the drafter's cache follows the sequence; required for drafts by a model
+    stop: StopRule = NEVER_STOP  # early stopping
+    looks_up: bool = False  # prompt lookup may be used
 
 
 NO_DRAFTS = DraftPlan()
 
 
 class Planner(Protocol):
-    """Makes the plans. DepthPolicy is one."""
+    """Makes the plans. Implemented by DepthPolicy."""
 
     @property
     def plans(self) -> Mapping[int, DraftPlan]:
-        """By sequence, live; without one it has no drafts."""
+        """The present plans by sequence id; a sequence without a plan has no drafts."""
         ...
 
     def admit(self, sequence: Sequence, together: int) -> None:
-        """The sequence is about to have its first round; `together` will share its lane's rounds."""
+        """Called before the sequence's first round. `together`: number of sequences in its lane's rounds."""
         ...
 
     def forget(self, sequence_id: int) -> None:
-        """The sequence ended."""
+        """Called when the sequence has ended."""
         ...
 
 
-class Undrafted:
-    """Implements Planner: nothing is ever drafted."""
+class NoDrafting:
+    """Implements Planner: no sequence has drafts."""
 
     plans: Mapping[int, DraftPlan] = {}
 

@@ -1,4 +1,4 @@
-"""What a drafter proposes, as everybody but the drafter needs it. Knows no torch."""
+"""A drafter's proposal for a sequence. Torch-free."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from outrider.workers.types.sampling_params import MTP
 
 @dataclass(slots=True)
 class Drafts:
-    """What one drafter proposes for a sequence, in order; false if that is nothing.
+    """One drafter's drafts for a sequence, in order; false if empty.
 
-    A model is as sure of a draft as its score leads over the next best; prompt lookup says how likely it is accepted,
-    if those before it are.
+    The confidence of a model's draft is its lead: its score minus the next best. With prompt lookup, it is the
+    estimated probability that the draft is accepted if those before it are.
     """
 
     token_ids: list[int]
@@ -21,5 +21,5 @@ class Drafts:
         return len(self.token_ids)
 
     def first(self, count: int) -> "Drafts":
-        """The leading ones."""
+        """The first `count` drafts."""
         return Drafts(self.token_ids[:count], self.confidences[:count], self.drafter)

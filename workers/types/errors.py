@@ -1,8 +1,8 @@
-"""The errors a user meets. Each message is one line: what was wrong, where, what to do."""
+"""The errors that users see. Each message is one line: what was wrong, where, what to do."""
 
 
 class OutriderError(Exception):
-    """What outrider says instead of a traceback."""
+    """An error that is shown to users as one line, without a traceback."""
 
 
 class CheckpointError(OutriderError):
@@ -14,9 +14,9 @@ class EngineStoppedError(OutriderError):
 
 
 class OverloadedError(OutriderError):
-    """The request was refused for lack of room; try again after `retry_after_s` seconds."""
+    """The request was refused because of a limit; it may be retried after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float, cause: str = "") -> None:
-        """`cause`: which limit, in a word."""
+        """`cause`: a short name of the limit."""
         super().__init__(message)
         self.retry_after_s, self.cause = retry_after_s, cause

@@ -1,4 +1,4 @@
-"""Reads fields of a JSON file one by one, with errors that name the file, the field and what it held."""
+"""Reads fields of a JSON file, with errors that name the file, the field and the value."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from outrider.workers.types.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A JSON object and where it came from. A field that is null counts as absent."""
+    """A JSON object and its origin. A field that is null counts as absent."""
 
     values: dict[str, Any]
     origin: str
@@ -51,7 +51,7 @@ class Fields:
         return value
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """One integer, several in a list, or none if the field is absent; none of them negative."""
+        """Non-negative integers: one, a list, or none if the field is absent."""
         value = self._present(name, [])
         values = value if isinstance(value, list) else [value]
         if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in values):

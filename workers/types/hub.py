@@ -1,7 +1,7 @@
 """Checkpoints on the Hugging Face Hub, by `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`.
 
-Files go into the Hub's own cache on this machine (HF_HOME) and are fetched once. huggingface_hub reads HF_TOKEN and
-HF_ENDPOINT; it is imported only for such a name.
+Files are downloaded once, to the Hub's cache on this machine (HF_HOME). huggingface_hub reads HF_TOKEN and HF_ENDPOINT.
+It is imported only for such names.
 """
 
 import re
@@ -20,9 +20,9 @@ def is_on_hub(model: str) -> bool:
 
 
 def fetch(model: str, *, weights: bool = True) -> Path:
-    """The checkpoint's directory on this machine; without `weights`, its small files only.
+    """Downloads the checkpoint (without `weights`, its small files only). Returns its directory on this machine.
 
-    CheckpointError if the name is wrong, the package is missing, or the Hub refuses or cannot be reached.
+    Raises CheckpointError if the name is wrong, the package is missing, or the Hub refuses or cannot be reached.
     """
     repository, revision = _parts(model)
     try:
@@ -50,7 +50,7 @@ def fetch(model: str, *, weights: bool = True) -> Path:
 
 
 def pinned(model: str, folder: Path) -> str:
-    """The same checkpoint by its commit, as it was fetched into `folder`, for other machines to fetch."""
+    """The name of the checkpoint in `folder` with its commit, so that other machines fetch the same one."""
     return f"{PREFIX}{_parts(model)[0]}@{folder.name}"
 
 

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, on stderr. Prompts and outputs are never logged."""
+"""Structured logs: one JSON object per line, on stderr. Prompts and outputs are never logged."""
 
 import datetime
 import json
@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Mapping
 
-NAMES = ("outrider", "opentelemetry")  # whose lines are shown
+NAMES = ("outrider", "opentelemetry")  # the loggers to show
 _FIELDS = "outrider_fields"
 
 
@@ -16,7 +16,7 @@ def event(logger: logging.Logger, level: int, message: str, **fields: object) ->
 
 
 class JsonFormatter(logging.Formatter):
-    """time, level, logger, event, then what every line of this process says, then the event's own fields."""
+    """time, level, logger, event, then the fields in `always`, then the event's own fields."""
 
     def __init__(self, always: Mapping[str, object] | None = None) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str = "info", **always: object) -> None:
-    """Sends all that outrider and its exporter of spans log to stderr, from `level` up; each line says `always` too."""
+    """Sends the logs of outrider and OpenTelemetry to stderr, from `level` up. `always`: fields of every line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(always))
     for name in NAMES:

@@ -1,7 +1,7 @@
-"""The model's shape, read from config.json. Torch-free, so that planners and the command line can use it.
+"""The model's sizes and switches, read from config.json. Torch-free, so that planner and command line can use it.
 
-Two spellings are read: DeepSeek's own (`rope_theta`, `rope_scaling`, `torch_dtype`) and the one that transformers 5
-saves (`rope_parameters`, `dtype`, no `scoring_func` and no `topk_method`). What outrider cannot run is refused by name.
+Reads two formats: DeepSeek's own (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of transformers 5
+(`rope_parameters`, `dtype`, no `scoring_func` and no `topk_method`). Errors name the field that is not supported.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 from outrider.workers.types.fields import Fields
 
 ARCHITECTURE = "DeepseekV3ForCausalLM"
-VECTOR = 16  # values that the kernels take at a time
+VECTOR = 16  # values that the kernels process at a time
 _REQUIRED_VALUES = {
     "hidden_act": "silu",
     "scoring_func": "sigmoid",
@@ -25,7 +25,7 @@ _REQUIRED_VALUES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Yarn:
-    """YaRN's stretching of the rotary positions (arXiv 2309.00071), as DeepSeek-V3 uses it."""
+    """YaRN's scaling of rotary positions (arXiv 2309.00071), as DeepSeek-V3 uses it."""
 
     factor: float
     original_max_position_embeddings: int
@@ -36,14 +36,14 @@ class Yarn:
 
     @property
     def rotation_scale(self) -> float:
-        """What cosines and sines are multiplied by."""
+        """Factor of cosines and sines."""
         if self.mscale and self.mscale_all_dim:
             return _magnitude(self.factor, self.mscale) / _magnitude(self.factor, self.mscale_all_dim)
         return _magnitude(self.factor, 1.0)
 
     @property
     def softmax_scale(self) -> float:
-        """What the softmax scale is multiplied by."""
+        """Factor of the softmax scale."""
         return _magnitude(self.factor, self.mscale_all_dim) ** 2
 
 
@@ -87,29 +87,29 @@ class ModelConfig:
 
     @property
     def head_dim_latent(self) -> int:
-        """Values of a token's latent, its rotary key included."""
+        """Number of values in a token's latent, rotary key included."""
         return self.kv_lora_rank + self.qk_rope_head_dim
 
     @property
     def caches_heads(self) -> bool:
-        """Whether the cache holds every head's own key and value, as of other attention, and not the latent.
+        """Whether the cache holds each head's keys and values, as in multi-head attention, instead of the latent.
 
-        That is so where heads are so few that it takes no more memory: then a query that meets a head's own key costs a
-        fraction of one that was taken into the latent space. Sizes must be whole vectors.
+        This is the case if heads are so few that it takes no more memory, since attention then takes a fraction of the
+        time. Sizes must be multiples of VECTOR.
         """
         sizes = (self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim)
         own = self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim)
         return own <= self.kv_lora_rank and all(size % VECTOR == 0 for size in sizes)
 
     def cache_width(self, heads: int) -> int:
-        """Values that one token keeps in the cache of one layer, on a rank that has `heads` of the heads."""
+        """Number of values per token in the cache of one layer, on a rank with `heads` heads."""
         if not self.caches_heads:
             return self.head_dim_latent
         return self.qk_rope_head_dim + heads * (self.qk_nope_head_dim + self.v_head_dim)
 
     @property
     def key_products(self) -> int:
-        """Multiplications of one head's query and weight with what the cache holds of one token."""
+        """Multiplications of one head per cached token, for scores and for the weighted sum."""
         if not self.caches_heads:
             return self.head_dim_latent + self.kv_lora_rank
         return self.qk_head_dim + self.v_head_dim
@@ -129,7 +129,7 @@ class ModelConfig:
 
     @classmethod
     def load(cls, path: Path) -> "ModelConfig":
-        """The shape of the checkpoint in directory `path`; CheckpointError, naming the field, if it cannot be run."""
+        """Reads the checkpoint's config in directory `path`. Raises CheckpointError that names an unsupported field."""
         fields = Fields.load(path / "config.json")
         _check_supported(fields)
         config = cls(**_sizes(fields), **_router(fields), **_rope(fields), **_format(fields), **_tokens(fields, path))
@@ -230,14 +230,14 @@ def _quantization_block(fields: Fields) -> tuple[int, int] | None:
 
 
 def _tokens(fields: Fields, path: Path) -> dict[str, Any]:
-    """generation_config.json, where there is one, knows better where generation ends."""
+    """Special tokens. generation_config.json, if it exists, has the complete list of end-of-sequence tokens."""
     generation = path / "generation_config.json"
-    knowing = Fields.load(generation) if generation.is_file() else fields
-    if "eos_token_id" not in knowing.values:
-        knowing = fields
-    ends, vocabulary = knowing.integers("eos_token_id"), fields.integer("vocab_size")
+    source = Fields.load(generation) if generation.is_file() else fields
+    if "eos_token_id" not in source.values:
+        source = fields
+    ends, vocabulary = source.integers("eos_token_id"), fields.integer("vocab_size")
     if ends and max(ends) >= vocabulary:
-        raise knowing.error(f"eos_token_id {max(ends)} is not in the model's vocabulary of {vocabulary} tokens")
+        raise source.error(f"eos_token_id {max(ends)} is not in the model's vocabulary of {vocabulary} tokens")
     has_bos = fields.values.get("bos_token_id") is not None
     return {"bos_token_id": fields.integer("bos_token_id") if has_bos else None, "eos_token_ids": ends}
 

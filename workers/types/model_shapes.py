@@ -1,4 +1,4 @@
-"""How many parameters, bytes and operations each part of a model is. Pure; knows nothing of devices or splits."""
+"""Number of parameters, bytes and operations of each part of a model. Pure; knows nothing of devices and splits."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -6,20 +6,20 @@ from functools import cached_property
 from outrider.workers.types.model_config import ModelConfig
 
 _WIDE = 2  # bytes of a bf16 or fp16 value
-_FP8_GROUP = 128  # latents that share a scale
+_FP8_GROUP = 128  # latent values that share a scale
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Parameters are of one layer, or of the whole part where there is only one. Bytes are as a rank keeps them."""
+    """Sizes are per layer, or of the whole part if there is only one. Bytes are those in a rank's memory."""
 
     model: ModelConfig
-    weight_bytes: float  # of a parameter of the layers' linears: 1 in FP8 (and its scales), 2 in bf16
+    weight_bytes: float  # per parameter of the layers' linears: 1 in FP8 (plus scales), 2 in bf16
     fp8_cache: bool = False
 
     @classmethod
     def of(cls, model: ModelConfig, weights: str = "auto", kv_cache_dtype: str = "auto") -> "Shapes":
-        """`weights`: "auto" keeps the checkpoint's own width, the others say it. ValueError for other words."""
+        """`weights`: "auto" (the checkpoint's data type), "fp8", "bfloat16" or "float32"; ValueError for others."""
         if kv_cache_dtype not in ("auto", "fp8"):
             raise ValueError(f"kv_cache_dtype must be auto or fp8, got {kv_cache_dtype!r}")
         if weights not in ("auto", "fp8", "bfloat16", "float32"):
@@ -36,30 +36,30 @@ class Shapes:
 
     @property
     def widened(self) -> "Shapes":
-        """With FP8 weights in 16 bits."""
+        """The same model with FP8 weights widened to 16 bits."""
         return replace(self, weight_bytes=max(self.weight_bytes, _WIDE))
 
     @property
     def value_bytes(self) -> int:
-        """Of an activation, and of a value in a cache that is not in FP8."""
+        """Bytes of an activation, and of a cache value unless the cache is in FP8."""
         return 4 if self.weight_bytes == 4 else _WIDE
 
     @cached_property
     def down(self) -> int:
-        """Products on the stream before the heads: low-rank queries and the latent (or the queries themselves)."""
+        """Down projections of the hidden state: low-rank queries (if used) and the latent."""
         m = self.model
         return m.hidden_size * ((m.q_lora_rank or 0) + m.head_dim_latent)
 
     @cached_property
     def heads(self) -> int:
-        """Products that every head has its own of, and the output."""
+        """Projections per head: queries, keys and values from the latent, and the output."""
         m = self.model
         queries = m.num_attention_heads * m.qk_head_dim * (m.q_lora_rank or m.hidden_size)
         return queries + self.latent_up + m.num_attention_heads * m.v_head_dim * m.hidden_size
 
     @cached_property
     def latent_up(self) -> int:
-        """Keys and values from the latent; in the absorbed form kept in 16 bits."""
+        """Up projections of keys and values from the latent; kept in 16 bits in the absorbed form."""
         m = self.model
         return m.num_attention_heads * (m.qk_nope_head_dim + m.v_head_dim) * m.kv_lora_rank
 
@@ -86,20 +86,20 @@ class Shapes:
 
     @cached_property
     def joiner(self) -> int:
-        """An MTP module's product over a token's embedding and a hidden state."""
+        """An MTP module's projection of a token's embedding and a hidden state (eh_proj)."""
         return 2 * self.model.hidden_size**2
 
     def moe(self, layer: int) -> bool:
         return self.model.is_moe_layer(layer)
 
     def layer(self, layer: int) -> int:
-        """Parameters of a whole decoder layer, but for norms."""
+        """Parameters of a decoder layer, without norms."""
         rest = self.router + self.shared + self.expert * self.model.n_routed_experts if self.moe(layer) else self.dense
         return self.down + self.heads + rest
 
     @cached_property
     def parameters(self) -> int:
-        """Of the main model."""
+        """Parameters of the main model."""
         layers = sum(self.layer(layer) for layer in range(self.model.num_hidden_layers))
         return layers + self.vocabulary * (1 if self.model.tie_word_embeddings else 2)
 
@@ -110,29 +110,29 @@ class Shapes:
 
     @cached_property
     def drafter_parameters(self) -> int:
-        """Of the MTP modules, without the embedding and head that they share."""
+        """Parameters of the MTP modules, without the shared embedding and head."""
         return sum(self.layer(module) + self.joiner for module in self.modules)
 
     @property
     def attention_bytes(self) -> float:
-        """Of one layer's attention."""
+        """Bytes of one layer's attention weights."""
         narrow = self.down + self.heads - self.latent_up
         return narrow * self.weight_bytes + self.latent_up * max(self.weight_bytes, _WIDE)
 
     def repeated(self, ranks: int, *, summed: bool) -> int:
-        """Of one layer's attention, parameters that a tensor group of `ranks` has beyond one of each.
+        """Attention parameters of one layer that a tensor group of `ranks` holds more than once.
 
-        Where sums are split over ranks (numerics "fast"), each makes all latents: that spares a collective.
+        With `summed` (numerics "fast") each rank computes all latents, which saves a collective.
         """
         return self.down * (ranks - 1) if summed else 0
 
     @property
     def wide_bytes(self) -> int:
-        """Of a parameter that is never quantised: embedding, head, joiner."""
+        """Bytes of a parameter that is never quantised: embedding, head, joiner."""
         return self.value_bytes
 
     def cache_bytes(self, ranks: int) -> int:
-        """One token's entry in the cache of one layer, on each rank of a tensor group of `ranks`."""
+        """Cache bytes per token and layer, on each rank of a tensor group of `ranks`."""
         if self.fp8_cache:  # kernels/gpu/slots.py
             rank = self.model.kv_lora_rank
             return rank + 4 * -(-rank // _FP8_GROUP) + self.model.qk_rope_head_dim * self.value_bytes
@@ -140,5 +140,5 @@ class Shapes:
 
 
 def hit_share(experts: int, chosen: int, tokens: float) -> float:
-    """The share of experts that at least one of `tokens` rows chose, if all are equally likely."""
+    """Expected share of experts chosen by at least one of `tokens` rows, if all experts are equally likely."""
     return float(1 - (1 - min(1.0, chosen / experts)) ** tokens) if experts else 0.0

@@ -1,4 +1,4 @@
-"""Gives a method the parameters of a class or function, so that they are declared once."""
+"""Copies the parameters of a class or function to a method, so that they are declared once."""
 
 import inspect
 from collections.abc import Callable
@@ -11,10 +11,10 @@ R = TypeVar("R")
 def parameters_of(
     declared: Callable[P, object], text: str = ""
 ) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
-    """For type checkers, editors and `help`. `text` is added to the method's docstring."""
+    """Sets the method's signature, for type checkers, editors and `help`. `text` is added to its docstring."""
 
     def give(method: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
-        types = get_type_hints(declared)  # without the Setting that is beside a type
+        types = get_type_hints(declared)  # without Setting annotations
         given = [one.replace(annotation=types[name]) for name, one in inspect.signature(declared).parameters.items()]
         own = inspect.signature(method)
         this = next(iter(own.parameters.values()))

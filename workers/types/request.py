@@ -1,4 +1,4 @@
-"""What a client asked, and what it hears back, inside the process. Knows nothing of tensors or the wire."""
+"""A client's request and the chunks of its answer, as Python types. Knows nothing of tensors or protobuf."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -7,21 +7,21 @@ from enum import Enum
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.trace_context import TraceContext
 
-_VALUES_AT_ONCE = 384  # log-probabilities of a prompt in one message
+_VALUES_AT_ONCE = 384  # log-probabilities of a prompt per message
 
 
 class FinishReason(Enum):
-    """Why an output ended; the values are the words clients see."""
+    """Why an output ended; clients see the values."""
 
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
-    ERROR = "error"  # its grammar became too complex to follow: the text may not conform
+    ERROR = "error"  # its grammar became too complex: the text may violate it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSoFar:
-    """One of a request's outputs, and the tokens it has already: none in a new request."""
+    """One of a request's outputs with the tokens it has already; none in a new request."""
 
     index: int
     token_ids: tuple[int, ...] = ()
@@ -29,10 +29,10 @@ class OutputSoFar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A checked request: the prompt fits the model, the parameters are in range, the seed is drawn.
+    """A checked request: the prompt fits the model, the parameters are in range, the seed is set.
 
-    `resumed` continues what another replica began: its unfinished outputs, and no others, go on behind the tokens
-    they have, with the text they would have had. Empty for a new request.
+    `resumed`: the unfinished outputs of a request that began on another replica, which continue after the tokens they
+    have. Their text is the same as without the move. Empty for a new request.
     """
 
     request_id: str
@@ -40,14 +40,14 @@ class Request:
     params: SamplingParams
     seed: int
     resumed: tuple[OutputSoFar, ...] = ()
-    client_request_id: str = ""  # the client's own name for it, where `request_id` is another
-    trace: TraceContext | None = None  # whose span asks for it
-    suspect: bool = False  # replicas were lost as they computed its next token
-    cache_salt: str = ""  # cached prefixes are shared among requests with an equal one
+    client_request_id: str = ""  # the client's id, if `request_id` differs from it
+    trace: TraceContext | None = None  # the caller's span
+    suspect: bool = False  # replicas failed while computing its next token
+    cache_salt: str = ""  # only requests with equal salts share cached prefixes
 
     @property
     def trace_id(self) -> str:
-        """Empty if it is part of no trace."""
+        """Empty without a trace."""
         return self.trace.trace_id if self.trace is not None else ""
 
     @property
@@ -58,9 +58,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprobs:
-    """Log-probabilities at one token: the chosen token first, then the likeliest, by descending value.
+    """Log-probabilities at one place: the chosen token first, then the likeliest, by descending value.
 
-    `ranks` are 1-based places in the raw distribution.
+    `ranks` are 1-based, in the raw distribution.
     """
 
     token_ids: tuple[int, ...]
@@ -79,23 +79,23 @@ class SequenceChunk:
     drafted: int = 0  # drafts verified in this round
     accepted: int = 0
     finish_reason: FinishReason | None = None
-    stop_token_id: int | None = None  # the token that ended it, when one did (end-of-sequence included)
-    error: str = ""  # set: the whole request failed, and this is its last chunk
-    engine_lost: bool = False  # with an error: the engine ended, and another may go on with the request
+    stop_token_id: int | None = None  # the token that ended it, if any (end-of-sequence included)
+    error: str = ""  # if set, the whole request failed, and this is its last chunk
+    engine_lost: bool = False  # with an error: the engine ended, and another may continue the request
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; set in a sequence's first chunk
-    saved_s: float = 0.0  # time that drafts saved it in this round, as modelled; below 0: cost it
-    queued_s: float = 0.0  # its request waited so long for its first round; set with the request's first token
+    saved_s: float = 0.0  # estimated time saved by drafts in this round; negative: lost
+    queued_s: float = 0.0  # wait for the request's first round; set with the request's first token
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of prompt tokens 1 and up; in the first chunk of output 0
-    began: bool = False  # its request's first round starts now; such a chunk says nothing else
+    began: bool = False  # the request's first round starts now; all other fields are empty
 
 
 def logprobs_at_once(entry: TokenLogprobs) -> int:
-    """How many places like this one a message may have, so that it takes less than a millisecond to make or read."""
+    """Most places per message, so that encoding or decoding it takes less than a millisecond."""
     return max(1, _VALUES_AT_ONCE // len(entry.token_ids))
 
 
 def in_parts(chunk: SequenceChunk) -> Iterator[SequenceChunk]:
-    """The same in all, with few log-probabilities of the prompt in each; all else is in the last."""
+    """Splits a chunk with many log-probabilities of the prompt; the last part has all other fields."""
     rest = chunk.prompt_logprobs
     if rest:
         most = logprobs_at_once(rest[0])

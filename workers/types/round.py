@@ -1,6 +1,6 @@
-"""Round and Verdict: what travels between leader, stages and sampler. Flat arrays, so that one message takes them.
+"""Round and Verdict: the messages between leader, stages and sampler, as flat arrays.
 
-Prefill, decode and verification are one shape: a sequence contributes n >= 1 query tokens, and the last
+Prefill, decode and verification have the same form: a sequence contributes n >= 1 query tokens, and the last
 `sample_counts[s]` of its rows are sampled (0 for a prompt chunk that does not reach the prompt's end, else
 1 + its drafts). Torch-free: the scheduler makes Rounds, the runner turns them into tensors.
 """
@@ -19,10 +19,10 @@ from outrider.workers.types.structured_outputs import StructuredOutputsParams
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-STOP_RULE = 7  # numbers that say when a sequence's drafting ends: types/stop_rule.py
+STOP_RULE = 7  # numbers in a stop rule: types/stop_rule.py
 
 
-_INT64 = np.dtype(np.int64)  # made once: finding it takes as long as the rest of a small array
+_INT64 = np.dtype(np.int64)  # made once, since looking it up takes as long as making a small array
 
 
 def ints(values: Any = ()) -> IntArray:
@@ -30,12 +30,12 @@ def ints(values: Any = ()) -> IntArray:
 
 
 def as_ints(values: "array[int]") -> IntArray:
-    """The array's own memory as int64, without a copy."""
+    """A view of the array's memory as int64."""
     return np.frombuffer(values, _INT64) if values else ints()
 
 
 def _kept(values: NDArray[Any]) -> Callable[[], Any]:
-    """Gives this one array whenever asked, which is read-only: a field's default costs no new one."""
+    """A field's default factory that always returns this array, made read-only."""
     values.flags.writeable = False
     return lambda: values
 
@@ -44,14 +44,14 @@ _NO_INTS, _ZERO, _NO_FLOATS = _kept(ints()), _kept(ints([0])), _kept(np.zeros(0)
 
 
 def ranges(lengths: IntArray) -> IntArray:
-    """0..n-1 for each n of `lengths`, end to end."""
+    """0..n-1 for each n of `lengths`, concatenated."""
     if len(lengths) == 1:
         return np.arange(lengths[0])
     return ints(np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths))
 
 
 def offsets(lengths: Any) -> IntArray:
-    """Where each of `lengths` begins when laid end to end, and where the last one ends, [n+1]."""
+    """Start of each part when parts of these `lengths` are concatenated, and the end of the last, [n+1]."""
     if len(lengths) == 1:
         return np.array((0, lengths[0]))
     places = np.zeros(len(lengths) + 1, dtype=np.int64)
@@ -61,15 +61,15 @@ def offsets(lengths: Any) -> IntArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceStart:
-    """What the sampler must know of a sequence, sent once, with its first round."""
+    """What the sampler needs to know of a sequence; sent once, with its first round."""
 
     sequence_id: int
     output_index: int
     seed: int
     prompt_tokens: int
     params: SamplingParams
-    prompt_ids: tuple[int, ...] = ()  # the prompt's distinct tokens, if a repetition penalty asks for them
-    output_token_ids: tuple[int, ...] = ()  # what it had said before, elsewhere
+    prompt_ids: tuple[int, ...] = ()  # the prompt's distinct tokens, if a repetition penalty needs them
+    output_token_ids: tuple[int, ...] = ()  # output of a resumed sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,24 +88,24 @@ class Round:
     sample_counts: IntArray = field(
         default_factory=_NO_INTS
     )  # [S] trailing rows to sample; the last sample_counts-1 are drafts
-    # [S] rows before the sampled ones, the last so many, whose next token (of the prompt) gets log-probabilities
+    # [S] number of rows before the sampled ones whose next token (of the prompt) gets log-probabilities
     score_counts: IntArray = field(default_factory=_NO_INTS)
     next_token_ids: IntArray = field(
         default_factory=_NO_INTS
     )  # [S] prompt token after a chunk that does not sample, else 0
     block_offsets: IntArray = field(default_factory=_ZERO)  # [S+1] into block_ids
     block_ids: IntArray = field(default_factory=_NO_INTS)  # [B] each sequence's whole block table
-    owners: IntArray = field(default_factory=_NO_INTS)  # [S] data group of each; [0] where there is only one
+    owners: IntArray = field(default_factory=_NO_INTS)  # [S] data group of each; [0] with one data group
     draft_steps: IntArray = field(default_factory=_NO_INTS)  # [S] drafts to make after this round (0: none)
-    stop_rules: FloatArray = field(default_factory=_NO_FLOATS)  # [S x 7] when drafts end before; [0]: never
-    upkeep: IntArray = field(default_factory=_NO_INTS)  # [S] 1: the drafter's cache follows it; [0]: it is not asked
-    followed_from: IntArray = field(default_factory=_NO_INTS)  # [S] the first slot of that cache which holds it, from 1
+    stop_rules: FloatArray = field(default_factory=_NO_FLOATS)  # [S x 7] early stopping; [0]: none
+    follows: IntArray = field(default_factory=_NO_INTS)  # [S] 1: the drafter follows it; [0]: it is not called
+    followed_from: IntArray = field(default_factory=_NO_INTS)  # [S] first slot in the drafter's cache, from 1
     begins: tuple[SequenceStart, ...] = ()  # sequences new to the sampler
-    prepares: tuple[StructuredOutputsParams, ...] = ()  # what sequences of later rounds will have to conform to
+    prepares: tuple[StructuredOutputsParams, ...] = ()  # grammars to compile, for sequences of later rounds
     ends: IntArray = field(default_factory=_NO_INTS)  # sequence ids that the sampler and drafter may forget
-    expert_order: IntArray = field(default_factory=_NO_INTS)  # what ranks do first about experts: experts/orders.py
-    expert_answer: IntArray = field(default_factory=_NO_INTS)  # of the stages passed, added as it travels
-    stage_s: FloatArray = field(default_factory=_NO_FLOATS)  # seconds of the stages passed, added as it travels
+    expert_order: IntArray = field(default_factory=_NO_INTS)  # command to run first: experts/orders.py
+    expert_answer: IntArray = field(default_factory=_NO_INTS)  # the stages' answers so far; each stage appends its own
+    stage_s: FloatArray = field(default_factory=_NO_FLOATS)  # the stages' seconds so far; each stage appends its own
 
     @property
     def sequences(self) -> int:
@@ -124,17 +124,17 @@ class Round:
         return np.arange(self.rows) + np.repeat(self.starts - self.query_offsets[:-1], lengths)
 
 
-# How a sequence ended, as Verdict.finish codes. FAILED: its grammar could not be followed any further.
+# Codes in Verdict.finish. FAILED: the sequence's grammar exceeded a limit.
 RUNNING, STOPPED, LENGTH, FAILED = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the sampler says of a round. S sequences as in the Round, T accepted (emitted) tokens in all.
+    """The sampler's result for a round. S sequences as in the Round, T emitted tokens in all.
 
-    A sequence with sample_counts 0 emits nothing. With d drafts it emits 1..d+1 tokens (fewer where an end or a
-    limit cuts them). Hidden states of the accepted rows travel beside it: for sequence s its first
-    `accepted_rows[s]` rows (a prompt chunk: all of them).
+    A sequence with sample_counts 0 emits nothing. With d drafts it emits 1..d+1 tokens (fewer at an end or a limit).
+    Hidden states of the accepted rows are sent with it: of sequence s its first `accepted_rows[s]` rows (a prompt
+    chunk: all of them).
     """
 
     round_id: int = 0
@@ -146,9 +146,9 @@ class Verdict:
     )  # [S] leading rows whose hidden states the drafter may use
     drafts_accepted: IntArray = field(default_factory=_NO_INTS)  # [S]
     finish: IntArray = field(default_factory=_NO_INTS)  # [S] RUNNING, STOPPED (by its last token), LENGTH or FAILED
-    # [S] drafts that the MTP module makes after it, as the leader tells the ranks beside it; [0] from the sampler
+    # [S] drafts that the MTP module makes after it, set by the leader for its stage peers; [0] from the sampler
     draft_steps: IntArray = field(default_factory=_NO_INTS)
-    # Of the emitted tokens, then of the round's scored prompt tokens: [T+P+1], or [1] if none was asked for.
+    # Of the emitted tokens, then of the round's scored prompt tokens: [T+P+1]; [1] if none was requested.
     logprob_offsets: IntArray = field(default_factory=_ZERO)
     logprob_ids: IntArray = field(default_factory=_NO_INTS)
     logprob_ranks: IntArray = field(default_factory=_NO_INTS)
@@ -158,7 +158,7 @@ class Verdict:
 
 
 def array_fields(kind: type[Round] | type[Verdict]) -> dict[str, np.dtype[Any]]:
-    """Element type (of 8 bytes) of every array field, in declaration order: the order they are packed in."""
+    """Element type (8 bytes each) of every array field, in declaration order, in which messages pack them."""
     element_types: dict[Any, np.dtype[Any]] = {IntArray: np.dtype(np.int64), FloatArray: np.dtype(np.float64)}
     return {f.name: element_types[f.type] for f in fields(kind) if f.type in element_types}
 
@@ -183,14 +183,14 @@ class SampledRows(NamedTuple):
 
 
 def owned(round: Round, data: int) -> IntArray:
-    """Which sequences of a round are those of data group `data`."""
+    """Indexes of the round's sequences that belong to data group `data`."""
     if not len(round.owners):
         return np.arange(round.sequences)
     return ints(np.flatnonzero(round.owners == data))
 
 
 def share_of(round: Round, data: int) -> Round:
-    """The round's sequences of one data group, as a round of their own: what that group's ranks run."""
+    """The round with the sequences of one data group only, as that group's ranks run it."""
     if not len(round.owners):
         return round
     which = owned(round, data)
@@ -212,13 +212,13 @@ def share_of(round: Round, data: int) -> Round:
         stop_rules=round.stop_rules.reshape(-1, STOP_RULE)[which].ravel()
         if len(round.stop_rules)
         else round.stop_rules,
-        upkeep=round.upkeep[which] if len(round.upkeep) else ints(),
+        follows=round.follows[which] if len(round.follows) else ints(),
         followed_from=round.followed_from[which],
     )
 
 
 def verdict_for(round: Round, verdict: Verdict, data: int) -> Verdict:
-    """What the verdict says of the sequences that `share_of` keeps, but for log-probabilities."""
+    """The verdict on the sequences of one data group (`share_of`), without log-probabilities."""
     if not len(round.owners):
         return verdict
     which = owned(round, data)

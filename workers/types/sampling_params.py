@@ -1,6 +1,6 @@
-"""How one request is sampled and stopped. Names, meanings and defaults are vLLM's; torch-free.
+"""One request's sampling parameters. Names, meanings and defaults are vLLM's; torch-free.
 
-Values are checked when constructed. What depends on the model (vocabulary, length) is checked by `check_for_model`.
+The constructor checks values; `check_for_model` checks what depends on the model (vocabulary, tokenizer).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from outrider.workers.types import token_ids
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 MAX_DRAFT_TOKENS = 16
-# Who drafts: the model's own module, the text itself, or another model; "auto" is whoever pays most.
+# Drafters: the model's own MTP module, prompt lookup, or a separate model; "auto" is the one worth most.
 AUTO, MTP, LOOKUP, DRAFT_MODEL = "auto", "mtp", "lookup", "draft_model"
 DRAFTERS = (AUTO, MTP, LOOKUP, DRAFT_MODEL)
 MAX_LOGPROBS = 20
@@ -29,7 +29,7 @@ def _require(name: str, value: float, low: float, high: float = math.inf, *, low
 
 
 def check_speculation(value: str | int | None, name: str = "speculation") -> None:
-    """Refuses anything but "auto", "off", 1..16 or None."""
+    """Raises ValueError unless the value is "auto", "off", 1..16 or None."""
     if value in ("auto", "off", None):
         return
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DRAFT_TOKENS:
@@ -37,7 +37,7 @@ def check_speculation(value: str | int | None, name: str = "speculation") -> Non
 
 
 def check_drafter(value: str | None) -> None:
-    """Refuses what is not a drafter's name, or None."""
+    """Raises ValueError unless the value is a drafter's name or None."""
     if value is not None and value not in DRAFTERS:
         raise ValueError(f"drafter must be one of {', '.join(DRAFTERS)}, got {value!r}")
 
@@ -46,10 +46,10 @@ def check_drafter(value: str | None) -> None:
 class SamplingParams:
     """One request's sampling parameters. `max_tokens=None` means up to the model's length.
 
-    With `reasoning`, what comes before `</think>` is given apart, and structured outputs hold behind it only.
-    LLM and gateway fill in what only a tokenizer knows: `bad_words_token_ids` are `bad_words` as tokens,
-    `reasoning_end_id` is `</think>`, `reasoning_begin_id` is `<think>` where an output may begin with it,
-    `tool_format` how calls of functions are written where there are any (text/tool_calls.py).
+    With `reasoning`, the text before `</think>` is returned separately, and structured outputs apply after it only.
+    LLM and gateway fill in what needs a tokenizer: `bad_words_token_ids` are `bad_words` as tokens, `reasoning_end_id`
+    is `</think>`, `reasoning_begin_id` is `<think>` if an output may begin with it, and `tool_format` is the format of
+    tool calls (text/tool_calls.py).
     """
 
     n: int = 1
@@ -75,7 +75,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     speculation: str | int | None = None
-    drafter: str | None = None  # who drafts for this request; None: as the engine is set
+    drafter: str | None = None  # None: the engine's setting
     bad_words_token_ids: Sequence[Sequence[int]] | None = None
     reasoning: bool = False
     reasoning_end_id: int | None = None
@@ -160,7 +160,7 @@ class SamplingParams:
         return self.temperature == 0 or math.isclose(self.temperature, 0, abs_tol=1e-12)
 
     def check_for_model(self, vocab_size: int, has_tokenizer: bool = True) -> None:
-        """Refuses what this model cannot do; ValueError names the parameter."""
+        """Raises ValueError, naming the parameter, if the model does not support it."""
         token_ids.check_in_vocabulary("stop_token_ids", self.stop_token_ids or (), vocab_size)
         token_ids.check_in_vocabulary("logit_bias", self.logit_bias or (), vocab_size)
         token_ids.check_in_vocabulary("allowed_token_ids", self.allowed_token_ids or (), vocab_size)
@@ -175,7 +175,7 @@ class SamplingParams:
             raise ValueError("stop needs a tokenizer, and this checkpoint has none: use stop_token_ids")
 
     def to_json(self) -> str:
-        """Every field that is not at its default."""
+        """JSON of the fields that differ from their defaults."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
         if self.structured_outputs is not None:
             values["structured_outputs"] = self.structured_outputs.to_dict()

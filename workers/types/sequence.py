@@ -1,4 +1,4 @@
-"""How far one request got: its tokens, its blocks, its drafts. State only; the scheduler decides."""
+"""The scheduling state of one output: tokens, blocks, drafts. The scheduler makes all decisions."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -9,30 +9,30 @@ from outrider.workers.types.round import SequenceStart
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
-    """One of a request's n outputs. Ids rise in order of arrival, so a larger id is a younger sequence."""
+    """One of a request's n outputs. Ids increase in order of arrival, so a younger sequence has a larger id."""
 
     sequence_id: int
     request: Request
     output_index: int
     token_ids: list[int]  # prompt, then committed output
-    limit: int  # length at which it ends: max_model_len, or the prompt and max_tokens
-    draft_ceiling: int  # most drafts in one of its rounds; 0 keeps it out of speculation
-    owner: int = 0  # data group whose ranks run it, and whose blocks it holds; chosen at admission
+    limit: int  # most tokens: max_model_len, or prompt plus max_tokens
+    draft_ceiling: int  # most drafts per round; 0: no speculation
+    owner: int = 0  # data group that runs it and has its blocks; chosen at admission
     start: int = 0  # position of its next query row
-    computed: int = 0  # leading tokens whose cache entries are committed; start, or some more after a prefix hit
+    computed: int = 0  # leading tokens with valid cache entries: `start`, or a few more after a prefix hit
     blocks: "array[int]" = field(default_factory=lambda: array("q"))
     drafts: list[int] = field(default_factory=list)  # verified by its next round
     in_flight: bool = False
-    cancelled: bool = False  # while in flight: ends at the commit of its round
-    begun: bool = False  # the sampler knows it
+    cancelled: bool = False  # while in flight: it ends at the commit of its round
+    begun: bool = False  # it was in a round, so the sampler knows it
     cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
     block_keys: list[bytes] = field(default_factory=list)  # prefix cache keys of its leading full blocks
-    published: int = 0  # leading blocks that are in the prefix cache, or whose equals are
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1 and up, until given out
-    salted: bool = False  # its keys say that the drafter's entries are in its blocks too
+    published: int = 0  # leading blocks that are in the prefix cache (or blocks equal to them)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1 and up, not sent yet
+    salted: bool = False  # its block keys state that the blocks also hold the drafter's entries
     followed: bool = False  # by the drafter, in its latest round
-    followed_from: int = 1  # the first slot of the drafter's cache that holds it
-    publishes: bool = True  # its full blocks hold what their keys say: the drafter's entries too, or not for certain
+    followed_from: int = 1  # its first slot in the drafter's cache
+    publishes: bool = True  # its full blocks may be published: they hold what their keys state
 
     @property
     def prompt_tokens(self) -> int:
@@ -43,7 +43,7 @@ class Sequence:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     def follow(self, followed: bool) -> None:
-        """The drafter takes in the rows of its coming round, or does not: then it begins anew with the next it does."""
+        """Sets whether the drafter follows its next round. After a gap, following starts at the present slot."""
         if followed and not self.followed:
             self.followed_from = self.start + 1
         self.followed = followed
@@ -51,16 +51,16 @@ class Sequence:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether log-probabilities of its prompt are wanted of it, and not all given out yet."""
+        """Whether it still has to compute log-probabilities of its prompt."""
         wanted = self.request.params.prompt_logprobs is not None
         return wanted and self.output_index == 0 and self.output_tokens == 0
 
     def rows_to_score(self, end: int) -> int:
-        """How many rows from its next one to position `end` have a prompt token after them that is not scored yet."""
+        """Number of rows before position `end` whose next prompt token has no log-probability yet."""
         return max(0, end - max(self.start, len(self.prompt_logprobs))) if self.scores_prompt else 0
 
-    def introduction(self) -> SequenceStart:
-        """What the sampler must know, sent with its first round."""
+    def sequence_start(self) -> SequenceStart:
+        """The SequenceStart for the sampler, sent with its first round."""
         prompt, params = self.request.prompt_token_ids, self.request.params
         return SequenceStart(
             sequence_id=self.sequence_id,

@@ -1,4 +1,4 @@
-"""The model that is served, as controllers, gateways and clients know it."""
+"""The served model, as controllers, gateways and clients see it."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """Replicas of one fingerprint give the same text."""
+    """Replicas with equal fingerprints produce the same text."""
 
     fingerprint: str
     max_model_len: int
@@ -19,5 +19,5 @@ class ServedModel:
 
 
 def served_model_fields(source: Any) -> dict[str, Any]:
-    """ServedModel's fields, of a class or a message that has more."""
+    """ServedModel's fields, taken from an object or message that has more."""
     return {field.name: getattr(source, field.name) for field in dataclasses.fields(ServedModel)}

@@ -1,4 +1,4 @@
-"""Settings, each declared once: a dataclass field with its text and bounds beside its type and default.
+"""Settings, each declared once: a dataclass field with its type, default, text and bounds.
 
     block_size: Annotated[int, Setting("Tokens in a block of the KV cache.", least=1)] = 16
 
@@ -22,7 +22,7 @@ REQUIRED = inspect.Parameter.empty  # the default of a setting that has none
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a field's type and default do not say. Numbers within the bounds are allowed beside `choices`."""
+    """A setting's text and allowed values. If there are bounds, numbers within them are allowed besides `choices`."""
 
     text: str
     _: KW_ONLY
@@ -81,9 +81,9 @@ class DeclaredSetting:
         return f"{noun} of at least {setting.least}"
 
     def checked(self, value: Any) -> Any:
-        """The value in the field's own type: a path as text or text as a path, a whole number as a float.
+        """The value converted to the field's type: path to text, text to path, or int to float.
 
-        ValueError names the setting and its allowed values.
+        Raises ValueError that names the setting and its allowed values.
         """
         value = self._converted(value)
         if not self._is_allowed(value):
@@ -110,7 +110,7 @@ class DeclaredSetting:
         return not isinstance(value, int | float) or self._is_in_bounds(value)
 
     def _is_in_bounds(self, value: float) -> bool:
-        """False also for NaN where there is a bound."""
+        """False for NaN if there is a bound."""
         setting = self.setting
         return (
             (setting.least is None or value >= setting.least)
@@ -122,7 +122,7 @@ class DeclaredSetting:
 
 @functools.cache
 def settings_of(kind: type) -> Mapping[str, DeclaredSetting]:
-    """The settings among the fields of a dataclass by name: its own first, then its base classes'."""
+    """A dataclass's settings by name: its own first, then those of its base classes."""
     hints = get_type_hints(kind, include_extras=True)
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     return {
@@ -140,7 +140,7 @@ def settings_of(kind: type) -> Mapping[str, DeclaredSetting]:
 
 
 def check_settings(settings: Any) -> None:
-    """Checks each value, and converts it to its field's type. ValueError names the first that is not allowed."""
+    """Checks each value and converts it to its field's type. Raises ValueError for the first that is not allowed."""
     kind: type = type(settings)
     for name, declared in settings_of(kind).items():
         given = getattr(settings, name)
@@ -149,13 +149,13 @@ def check_settings(settings: Any) -> None:
 
 
 def part_of(settings: Any, kind: type[T]) -> T:
-    """The values of `kind`'s fields, from settings that have more."""
+    """An object of `kind`, with its fields' values taken from settings that have more."""
     fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]  # a dataclass
     return kind(**{field.name: getattr(settings, field.name) for field in fields})
 
 
 def option_words(values: Mapping[str, Any]) -> list[str]:
-    """The command-line options that set these values. True is an option by itself; None and False are left out."""
+    """The command-line options that set these values. True is an option without a value; None and False are omitted."""
     words = []
     for name, value in values.items():
         if value is not None and value is not False:
@@ -165,5 +165,5 @@ def option_words(values: Mapping[str, Any]) -> list[str]:
 
 
 def described(kind: type) -> str:
-    """A line for each setting of a class, for a docstring."""
+    """One line for each setting of a class, for a docstring."""
     return "\n".join(f"{name}: {one.text} Values: {one.values}." for name, one in settings_of(kind).items())

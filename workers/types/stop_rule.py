@@ -1,29 +1,33 @@
-"""When drafting for a sequence ends before its depth: once another draft is too unlikely to pay for its making.
+"""Early stopping: when drafting for a sequence ends before its depth, since another draft is not worth its time.
 
-The depth policy sets the rule, in numbers that travel with the round, so that all ranks that draft stop at one place.
-Compiled kernels follow the same rule (kernels/cpu/src/draft.h).
+The depth policy sets the rule's numbers, which are sent with the round, so that all ranks stop at the same draft. The
+compiled kernels implement the same rule (kernels/cpu/src/draft.h).
 """
 
 import math
 from typing import NamedTuple
 
-MAX_LEAD = 12.0  # a lead beyond it says no more: on scout all such drafts were accepted
-MAX_LOG_ODDS = 30.0  # beyond it exp() says no more
+MAX_LEAD = 12.0  # leads are clipped to this: on scout all drafts beyond it were accepted
+MAX_LOG_ODDS = 30.0  # log-odds are clipped to this
 
 
 class StopRule(NamedTuple):
-    """Of one sequence. A draft's *lead* is its score less the next best's."""
+    """The rule of one sequence. A draft's *lead* is its score minus the next best.
 
-    fixed: float  # log-odds that a draft is accepted if those before it are: this
-    lead: float  # and times its lead
-    bend: float  # and times log(1 + lead)
-    first: float  # and this for the first draft
-    further: float  # chance of another draft, before it is made, to be accepted if those before it are
-    each: float  # tokens that it must bring
-    step: float  # tokens that all drafts of a step must bring together above that
+    The log-odds that a draft is accepted, if those before it are, are fixed + lead * its lead + bend * log(1 + its
+    lead), plus `first` for the first draft.
+    """
+
+    fixed: float
+    lead: float
+    bend: float
+    first: float
+    further: float  # probability that a draft not made yet is accepted if those before it are
+    each: float  # price of a draft in tokens
+    step: float  # price of a step in tokens, shared by all sequences
 
     def chance(self, lead: float, *, first: bool) -> float:
-        """That a draft is accepted if those before it are."""
+        """Probability that a draft is accepted if those before it are."""
         capped = min(lead, MAX_LEAD)
         against = -self.fixed - self.lead * capped - self.bend * math.log1p(capped) - first * self.first
         return 1.0 / (1.0 + math.exp(min(against, MAX_LOG_ODDS)))

@@ -1,4 +1,4 @@
-"""What an output's text must conform to. Names are vLLM's; torch-free, and knows no grammar library."""
+"""Constraints on an output's text. Names are vLLM's; imports neither torch nor the grammar library."""
 
 import json as jsonlib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class StructuredOutputsParams:
     grammar: str | None = None
     choice: list[str] | None = None
     disable_any_whitespace: bool = False  # between the tokens of JSON
-    whitespace_pattern: str | None = None  # a regex: what may stand between the tokens of JSON
+    whitespace_pattern: str | None = None  # a regex for the whitespace between JSON tokens
 
     def __post_init__(self) -> None:
         given = [name for name in _CONSTRAINTS if getattr(self, name) not in (None, False) or name == self._false_json]
@@ -33,7 +33,7 @@ class StructuredOutputsParams:
 
     @property
     def _false_json(self) -> str | None:
-        """A schema that is `false` is one, if not a useful one."""
+        """Treats the JSON schema `false` as given."""
         return "json" if self.json is False else None
 
     def _check_types(self) -> None:
@@ -57,7 +57,7 @@ class StructuredOutputsParams:
         return self.regex or self.grammar or jsonlib.dumps({"type": "object"})
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field that is not at its default."""
+        """The fields that differ from their defaults."""
         return {
             name: value
             for name, value in asdict(self).items()
@@ -66,7 +66,7 @@ class StructuredOutputsParams:
 
     @classmethod
     def of(cls, given: object) -> "StructuredOutputsParams":
-        """`given` itself, or made of a mapping. ValueError begins with `structured_outputs`."""
+        """Returns `given`, or makes an object from a mapping. Errors begin with `structured_outputs`."""
         if isinstance(given, cls):
             return given
         if not isinstance(given, Mapping):

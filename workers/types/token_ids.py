@@ -1,16 +1,16 @@
-"""Checks of the parameters that name tokens: biases, allowed tokens, bad words. Torch-free; knows no model."""
+"""Checks of parameters with token ids: biases, allowed tokens, bad words. Torch-free, independent of the model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 MAX_BIASES = 1024
-MAX_BIAS = 100.0  # as the OpenAI API and vLLM have it
+MAX_BIAS = 100.0  # as in the OpenAI API and vLLM
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_TOKENS = 64
 MAX_ALLOWED = 2**20
 
 
 def check_ids(name: str, ids: object, most: int = 2**20) -> None:
-    """Refuses anything but a sequence of integers of at least 0, at most `most` of them."""
+    """Raises ValueError unless `ids` is a sequence of at most `most` non-negative integers."""
     whole = isinstance(ids, Sequence) and all(type(token_id) is int and token_id >= 0 for token_id in ids)
     if isinstance(ids, str | bytes) or not whole:
         raise ValueError(f"{name} must be integers of at least 0, got {ids!r}")
@@ -31,7 +31,7 @@ def check_logit_bias(biases: object) -> None:
 def check_allowed(ids: object) -> None:
     check_ids("allowed_token_ids", ids, MAX_ALLOWED)
     if not ids:
-        raise ValueError("allowed_token_ids must not be empty: nothing could be said")
+        raise ValueError("allowed_token_ids must not be empty: no token could be generated")
 
 
 def check_bad_words(words: object) -> None:
@@ -43,7 +43,7 @@ def check_bad_words(words: object) -> None:
 
 
 def check_bad_words_token_ids(words: object) -> None:
-    """`words` may be written in two ways each, with and without a space before."""
+    """Allows two lists per bad word, since each may be tokenized with and without a leading space."""
     if not isinstance(words, Sequence) or len(words) > 2 * MAX_BAD_WORDS:
         raise ValueError(f"bad_words_token_ids must be at most {2 * MAX_BAD_WORDS} lists of token ids, got {words!r}")
     for place, word in enumerate(words):

@@ -1,4 +1,4 @@
-"""Functions that a model may call, and a call. Names are OpenAI's; torch-free."""
+"""Tools (functions that a model may call) and tool calls. Names are OpenAI's; torch-free."""
 
 import enum
 import json
@@ -35,20 +35,20 @@ class Tool:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """What a call's arguments are valid against."""
+        """The JSON schema of a call's arguments."""
         if self.parameters is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return {"type": "object", **self.parameters}
 
     def to_dict(self) -> dict[str, Any]:
-        """As chat templates expect it."""
+        """The tool in the form that chat templates expect."""
         function: dict[str, Any] = {"name": self.name, "description": self.description, "parameters": self.schema}
         return {"type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What may be called. `choice`: whether a call may or must come; `function`: the only one that may, or ""."""
+    """A request's tools. `choice`: whether a call is allowed or required; `function`: the only one allowed, or ""."""
 
     tools: Sequence[Tool] = ()
     choice: str = "auto"
@@ -73,7 +73,7 @@ class Tools:
 
     @property
     def callable(self) -> list[Tool]:
-        """Those that may be called."""
+        """The tools that may be called."""
         if self.choice == "none":
             return []
         return [tool for tool in self.tools if self.function in ("", tool.name)]
@@ -90,7 +90,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCallDelta:
-    """What a call gained. The first delta of a call has its name, whole."""
+    """New text of a call. The first delta of a call has its complete name."""
 
     index: int  # of the call in its output
     id: str = field(default="")
@@ -99,7 +99,7 @@ class ToolCallDelta:
 
 
 class Arguments(str):
-    """Arguments as a template gets them: text where it joins texts, the object where it writes JSON."""
+    """A call's arguments for a template: a string, but `tojson` writes the object."""
 
     __slots__ = ()
 

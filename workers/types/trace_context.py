@@ -1,4 +1,4 @@
-"""W3C Trace Context: which trace a request belongs to, in the two headers that carry it. No network, no exporter."""
+"""W3C Trace Context: parses and writes the two headers that name a request's trace. No network, no exporter."""
 
 import re
 import secrets
@@ -17,21 +17,21 @@ _KNOWN_FLAGS = 0b11  # sampled; the trace's id is random
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceContext:
-    """A place in a trace: what is done next there is a child of span `span_id`."""
+    """A span of a trace, as the parent of further spans."""
 
     trace_id: str  # 32 hexadecimal digits
     span_id: str  # 16
     flags: int = 0
-    state: str = ""  # what tracing systems tell each other; "" where there is nothing, or nothing well-formed
+    state: str = ""  # vendors' data; "" if absent or malformed
 
     @classmethod
-    def drawn(cls) -> Self:
-        """The beginning of a new trace."""
+    def new(cls) -> Self:
+        """The root of a new trace."""
         return cls(trace_id=secrets.token_hex(16), span_id=secrets.token_hex(8))
 
     @classmethod
     def parse(cls, parent: str, state: str = "") -> Self | None:
-        """None if `parent` is malformed, whatever the state. Of a later version, what this one knows is taken."""
+        """None if `parent` is malformed. Of later versions, the fields known to this version are used."""
         found = _PARENT.fullmatch(parent)
         if found is None or found["version"] == "ff" or (found["version"] == "00" and found["more"]):
             return None
@@ -42,7 +42,7 @@ class TraceContext:
 
     @classmethod
     def of(cls, metadata: Iterable[Any]) -> Self | None:
-        """From a call's pairs of key and value. None without a `traceparent`, or with one that cannot be followed."""
+        """From a call's metadata. None without a valid `traceparent`, or with several."""
         pairs = [(key, value) for key, value in metadata if isinstance(value, str)]
         parents = [value for key, value in pairs if key == PARENT]
         states = ",".join(value for key, value in pairs if key == STATE)
@@ -50,17 +50,17 @@ class TraceContext:
 
     @property
     def parent(self) -> str:
-        """As the header `traceparent`."""
+        """The header `traceparent`."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What carries it on."""
+        """The headers for calls to other services."""
         return ((PARENT, self.parent), *([(STATE, self.state)] if self.state else []))
 
 
 def _checked(state: str) -> str:
-    """Without empty members; "" if one is malformed or twice there, or they are too many."""
+    """The state without empty members; "" if a member is malformed or duplicated, or if there are too many."""
     members = [member for member in (one.strip(" \t") for one in state.split(",")) if member]
     names = {member.partition("=")[0] for member in members}
     whole = len(names) == len(members) <= _MOST_MEMBERS and all(_MEMBER.fullmatch(member) for member in members)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from outrider.cluster.api.generation import ChatPrompt, GenerateCall, Message, Prompt, TextPrompt, TokenPrompt
-from outrider.workers.text.edge import settled
 from outrider.workers.text.grammar_check import GrammarChecker
+from outrider.workers.text.request_params import resolved_params
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types import hub
 from outrider.workers.types.errors import CheckpointError
@@ -46,9 +46,9 @@ class PromptEncoder:
                 return tuple(tokenizer.encode_chat(turns, functions, arguments))
 
     def settle(self, call: GenerateCall, prompt_token_ids: Sequence[int]) -> SamplingParams:
-        """The parameters that the engine gets. ValueError names what cannot be settled."""
+        """The parameters that the engine gets. ValueError names what cannot be resolved."""
         tools = call.prompt.tools if isinstance(call.prompt, ChatPrompt) else Tools()
-        return settled(call.params, self.tokenizer, prompt_token_ids, tools, auto_reasoning=call.auto_reasoning)
+        return resolved_params(call.params, self.tokenizer, prompt_token_ids, tools, auto_reasoning=call.auto_reasoning)
 
     async def check_grammar(self, params: SamplingParams) -> None:
         """ValueError or OverloadedError if there is one that cannot be followed, or not be checked now."""

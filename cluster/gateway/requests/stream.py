@@ -56,7 +56,7 @@ class RequestStream:
         outputs = request.outputs
         if call.resume is not None:
             outputs = call.resume.outputs
-            self._assembler.take_up(outputs)
+            self._assembler.resume_after(outputs)
         self._so_far = {output.index: list(output.token_ids) for output in outputs}  # what the client has
         self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
         self._turn = asyncio.Event()
@@ -123,7 +123,7 @@ class RequestStream:
         """Goes on there behind the tokens it has. EngineStoppedError if that one has just gone too."""
         self.replica.load.end(self.request.request_id)
         self.request = replace(self.request, resumed=self._unfinished(), suspect=self.crashes > 0)
-        self._assembler.begin_again()
+        self._assembler.restart()
         self.moves += 1
         self.moves_without_progress += 1
         self._computing = False

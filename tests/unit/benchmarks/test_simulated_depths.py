@@ -33,8 +33,8 @@ class MadeUp:
     def seconds(self, shape: Shape) -> tuple[float, float]:
         step = self.per_step * (10 if self.rounds >= self.slower_from else 1)
         self.rounds += 1
-        upkeep = 0.2 + 0.05 * self.per_step * shape.followed if shape.followed else 0.0
-        return self.base + self.per_row * shape.rows, upkeep + step * shape.steps + 0.1 * step * shape.drafts
+        follows = 0.2 + 0.05 * self.per_step * shape.followed if shape.followed else 0.0
+        return self.base + self.per_row * shape.rows, follows + step * shape.steps + 0.1 * step * shape.drafts
 
     def noise(self, rng: np.random.Generator) -> float:
         return (1 + 0.1 * rng.random()) * (4 if rng.random() < 0.01 else 1) if self.noisy else 1.0

@@ -31,7 +31,7 @@ class Machine:
 
     fixed: float = 0.006
     row: float = 0.0015
-    upkeep: float = 0.0002
+    follows: float = 0.0002
     step: float = 0.001
     followed: float = 0.00005
     slower: float = 1.0  # times all of them
@@ -41,7 +41,7 @@ class Machine:
         return self.slower * (self.fixed + self.row * rows)
 
     def draft_s(self, steps: int, followed: int) -> float:
-        drafting = self.upkeep + self.step * steps + self.followed * followed
+        drafting = self.follows + self.step * steps + self.followed * followed
         return self.slower * self.drafting_slower * drafting
 
 
@@ -159,9 +159,9 @@ class Replica:
         return Ran(round, verdict, automatic, *asked, round_s + draft_s, times.undrafted_s, calls)
 
     def _draft(self, round: Round, verdict: Verdict) -> tuple[Mapping[int, Drafts], float]:
-        if not len(round.upkeep):
+        if not len(round.follows):
             return {}, 0.0
-        followed = int(verdict.accepted_rows @ round.upkeep)
+        followed = int(verdict.accepted_rows @ round.follows)
         if self.texts.fails:
             self.scheduler.unfollow()
             self.policy.failed("mtp", "no drafts today")
@@ -183,8 +183,8 @@ class Replica:
         for each, last in lasts.items():
             if self.texts.copied and self.policy.looks_up(each) and self._rng.random() < self.texts.copied:
                 proposal = Drafts([(last + 1 + n) % VOCAB for n in range(8)], [0.95] * 8, LOOKUP)
-                kept = proposal.first(self.policy.looked_up(proposal)[0])
-                self.policy.chose(each, kept)
+                kept = proposal.first(self.policy.evaluate_lookup(proposal)[0])
+                self.policy.observe_lookup(each, kept)
                 if kept:
                     found[each] = kept
         return found

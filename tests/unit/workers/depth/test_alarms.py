@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from outrider.workers.depth.acceptance import DraftKind, Made
+from outrider.workers.depth.acceptance import DraftKind, MadeDrafts
 from outrider.workers.depth.alarms import COLLAPSE, DEAD_POSITION, FAILURE, STALE_CACHE, Alarms
 
 KIND = DraftKind("mtp", 1)
@@ -23,7 +23,7 @@ def play_dead_from(alarms: Alarms, position: int, rng: random.Random) -> list[st
     for _ in range(1500):
         leads = [5.0, 5.0, 5.0]
         accepted = min(accepted_of(leads, rng), position)
-        said += alarms.judged(Made(1, KIND, leads), min(3, accepted + 1), accepted)
+        said += alarms.observe(MadeDrafts(1, KIND, leads), min(3, accepted + 1), accepted)
     return said
 
 
@@ -34,7 +34,7 @@ def play(
     for _ in range(rounds):
         leads = [rng.uniform(0.0, 0.5) if hard else rng.choice((1.0, 5.0, 20.0)) for _ in range(3)]
         accepted = accepted_of(leads, rng, scale=scale)
-        said += alarms.judged(Made(1, KIND, leads), min(3, accepted + 1), accepted, gap=gap)
+        said += alarms.observe(MadeDrafts(1, KIND, leads), min(3, accepted + 1), accepted, gap=gap)
     return said
 
 
@@ -96,7 +96,7 @@ def test_a_position_that_worked_and_works_no_more_is_named_for_as_long() -> None
 
 def test_a_first_draft_that_is_never_accepted_has_a_cause_of_its_own() -> None:
     alarms = Alarms()
-    said = [text for _ in range(500) for text in alarms.judged(Made(1, KIND, [5.0, 5.0]), 1, 0)]
+    said = [text for _ in range(500) for text in alarms.observe(MadeDrafts(1, KIND, [5.0, 5.0]), 1, 0)]
 
     assert [text for text in said if text.startswith("draft 1 of mtp") and "hidden states" in text]
     assert "before it" not in said[0]

@@ -94,7 +94,7 @@ def test_what_only_looks_up_asks_no_model_for_anything(models: tuple[str, ...], 
     ran = replica.run(400)
 
     assert not any(each.drafts for each in ran)
-    assert not any(each.round.upkeep.any() for each in ran)
+    assert not any(each.round.follows.any() for each in ran)
     assert sum(each.round.rows - 1 for each in ran[200:]) > 2 * 200
 
 
@@ -121,7 +121,7 @@ def decoded(verified: dict[int, int], accepted: int = 0, chunk: int = 0) -> tupl
     ids = [*verified, *[99] * (chunk > 0)]
     round = Round(
         sequence_ids=ints(ids), query_offsets=offsets(rows), token_ids=ints([5] * sum(rows)),
-        starts=ints([9] * len(ids)), sample_counts=ints(samples), upkeep=ints([1] * len(ids)),
+        starts=ints([9] * len(ids)), sample_counts=ints(samples), follows=ints([1] * len(ids)),
         followed_from=ints([1] * len(ids)),
     )  # fmt: skip
     verdict = Verdict(
@@ -161,21 +161,21 @@ def test_looked_up_drafts_are_verified_as_far_as_they_are_worth_their_rows() -> 
     policy = running(machine=Machine(row=0.002)).policy
 
     def kept(*chances: float) -> int:
-        return policy.looked_up(Drafts([5] * len(chances), list(chances), LOOKUP))[0]
+        return policy.evaluate_lookup(Drafts([5] * len(chances), list(chances), LOOKUP))[0]
 
     assert kept(0.95, 0.95, 0.95) == 3
     assert kept(0.95, 0.01, 0.95) == 1
     assert kept(0.01) == 0
 
 
-def test_looked_up_drafts_must_beat_a_models_unless_lookup_carries_the_sequence() -> None:
+def test_looked_up_drafts_must_beat_a_models_unless_lookup_suffices_for_the_sequence() -> None:
     policy = running().policy
     copied = Drafts([5] * 6, [0.99] * 6, LOOKUP)
     name, least = policy.best_model(0, 3, sharing=1)
     assert name == MTP
     assert least > policy.best_model(0, 0, sharing=1)[1] > 0.0
     for _ in range(20):
-        policy.chose(0, copied)
+        policy.observe_lookup(0, copied)
 
     assert policy.best_model(0, 0, sharing=1) == (None, 0.0)
 

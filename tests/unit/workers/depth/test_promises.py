@@ -271,7 +271,7 @@ def calls_a_round(speculation: str, sequences: int) -> list[int]:
         engine.run()
     finally:
         sys.setprofile(None)
-    drafting = [bool(round.draft_steps.any() or round.upkeep.any()) for round in pipeline.rounds]
+    drafting = [bool(round.draft_steps.any() or round.follows.any()) for round in pipeline.rounds]
     columns = zip(pipeline.calls, pipeline.calls[1:], drafting, drafting[1:], drafting[2:], strict=False)
     return [after - before for before, after, *near in columns if not any(near)]
 

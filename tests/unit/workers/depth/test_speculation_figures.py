@@ -29,7 +29,7 @@ class Play:
         depth, rows = plan.depth if plan is not None else 0, 1 + self._drafts
         round = Round(
             sequence_ids=ints([0]), query_offsets=ints([0, rows]), token_ids=ints([5] * rows), starts=ints([9]),
-            sample_counts=ints([rows]), draft_steps=ints([depth]), upkeep=ints([1]), followed_from=ints([1]),
+            sample_counts=ints([rows]), draft_steps=ints([depth]), follows=ints([1]), followed_from=ints([1]),
         )  # fmt: skip
         verdict = Verdict(
             token_offsets=ints([0, 1]), token_ids=ints([5]), accepted_rows=ints([1]), drafts_accepted=ints([0]),

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from outrider.workers.depth.acceptance import Acceptance, DraftKind, Made
+from outrider.workers.depth.acceptance import Acceptance, DraftKind, MadeDrafts
 from outrider.workers.depth.round_time import RoundTime, Shape
 from outrider.workers.depth.value import Live, Value
 
@@ -31,7 +31,7 @@ class Case:
             chance = rng.random()
             for _ in range(30):
                 accepted = next((n for n in range(DEEPEST) if rng.random() > chance), DEEPEST)
-                made = Made(sequence_id, KIND, [2.0] * DEEPEST)
+                made = MadeDrafts(sequence_id, KIND, [2.0] * DEEPEST)
                 self.acceptance.observe(made, min(accepted + 1, DEEPEST), accepted, usual=True)
         self.live = [Live(n, KIND, 10) for n in range(sequences)]
         self.plain = Shape.plain(sequences, 10.0 * sequences)
@@ -39,8 +39,8 @@ class Case:
 
     def net(self, depths: Sequence[int]) -> float:
         """What drafts of these depths bring above their price, in tokens."""
-        foreseen = self.acceptance.foreseen([(each.sequence_id, each.kind) for each in self.live])
-        brings = sum(float(own[:depth].sum()) for own, depth in zip(foreseen, depths, strict=True))
+        predicted = self.acceptance.predict([(each.sequence_id, each.kind) for each in self.live])
+        brings = sum(float(own[:depth].sum()) for own, depth in zip(predicted, depths, strict=True))
         _, _, first, step, draft, sampled = self.time.drafting("mtp")
         made_s = first + step * max(depths) + (draft + sampled) * sum(depths)
         slot_s = self.time.slot_s(10, sampled=True) * sum(depths)
@@ -63,8 +63,8 @@ def test_no_other_drafts_are_worth_more_to_verify(seed: int, sequences: int) -> 
     case = Case(seed, sequences)
     case.value.best_depths(case.live, case.plain)
     leads = [[case.rng.expovariate(0.5) for _ in range(case.rng.randint(1, 2))] for _ in range(sequences)]
-    made = [Made(n, KIND, own) for n, own in enumerate(leads)]
-    slot_s, chances = case.time.slot_s(10, sampled=True), [np.hstack(case.acceptance.judged([own])) for own in made]
+    made = [MadeDrafts(n, KIND, own) for n, own in enumerate(leads)]
+    slot_s, chances = case.time.slot_s(10, sampled=True), [np.hstack(case.acceptance.evaluate([own])) for own in made]
 
     def net(counts: Sequence[int]) -> float:
         brings = sum(float(own[:count].sum()) for own, count in zip(chances, counts, strict=True))
@@ -89,22 +89,22 @@ def test_looked_up_drafts_are_worth_their_rows_as_long_as_they_are_likely_to_be_
     case.value.best_depths(case.live, case.plain)
     price = case.value.price * float(case.time.more_rows(1, 1)[1])
 
-    assert case.value.of_lookup([4 * price, 2 * price, price / 2]) == (2, pytest.approx(4 * price))
-    assert case.value.of_lookup([price / 2, 4 * price]) == (0, 0.0)
-    assert case.value.of_lookup([]) == (0, 0.0)
+    assert case.value.lookup_value([4 * price, 2 * price, price / 2]) == (2, pytest.approx(4 * price))
+    assert case.value.lookup_value([price / 2, 4 * price]) == (0, 0.0)
+    assert case.value.lookup_value([]) == (0, 0.0)
 
 
 def test_steps_that_more_sequences_share_are_worth_more() -> None:
     case = Case(1, 2)
     case.value.best_depths(case.live, case.plain)
 
-    assert case.value.of_model(0, KIND, 3, 8) > case.value.of_model(0, KIND, 3, 1)
+    assert case.value.model_value(0, KIND, 3, 8) > case.value.model_value(0, KIND, 3, 1)
 
 
 def test_before_there_is_a_price_drafts_are_verified_up_to_twice_the_widest_round() -> None:
     time = RoundTime()
     time.observe(Shape.plain(4, 40.0), 1.0, 0.0)
-    made = [Made(n, KIND, [2.0] * DEEPEST) for n in range(4)]
+    made = [MadeDrafts(n, KIND, [2.0] * DEEPEST) for n in range(4)]
 
     counts = Value(Acceptance(DEEPEST), time, DEEPEST).worth_verifying(made, Shape.plain(4, 40.0))
 

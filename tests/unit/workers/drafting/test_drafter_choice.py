@@ -56,7 +56,7 @@ def a_round(steps: int, drafts: int = 0) -> Round:
         starts=ints([9]),
         sample_counts=ints([1 + drafts]),
         draft_steps=ints([steps]),
-        upkeep=ints([1]),
+        follows=ints([1]),
         followed_from=ints([1]),
     )
 
@@ -71,24 +71,24 @@ def a_verdict(drafts: int = 0, accepted: int = 0) -> Verdict:
     )
 
 
-class Told:
-    """Worths that are what they are: a row costs a tenth of a token, a model's drafts bring one."""
+class FixedValues:
+    """Constant DraftValues: a row costs a tenth of a token, a model's drafts bring one."""
 
-    copied = False
+    lookup_common = False
 
     def __init__(self, best: str | None = MTP) -> None:
         self.best = best
-        self.told: list[int] = []  # how many looked-up drafts were chosen
+        self.observed: list[int] = []  # how many looked-up drafts were chosen
 
     def looks_up(self, sequence_id: int) -> bool:
         return True
 
-    def looked_up(self, proposal: Drafts) -> tuple[int, float]:
+    def evaluate_lookup(self, proposal: Drafts) -> tuple[int, float]:
         kept = list(takewhile(lambda chance: chance > 0.1, accumulate(proposal.confidences, mul)))
         return len(kept), sum(kept) - 0.1 * len(kept)
 
-    def chose(self, sequence_id: int, kept: Drafts) -> None:
-        self.told.append(len(kept))
+    def observe_lookup(self, sequence_id: int, kept: Drafts) -> None:
+        self.observed.append(len(kept))
 
     def best_model(self, sequence_id: int, steps: int, sharing: int) -> tuple[str | None, float]:
         return (self.best, 1.0) if steps and self.best else (None, 0.0)
@@ -99,14 +99,14 @@ def chosen(
     *,
     engine: str | int = "auto",
     models: tuple[str, ...] = (MTP,),
-    worths: Told | None = None,
+    values: FixedValues | None = None,
     **request: object,
 ) -> tuple[set[str], dict[str, Scripted]]:
     """Who drafted, of models and a proposal of these chances."""
     scripted = {name: Scripted(name) for name in models}
     sequence = a_sequence(**request)  # type: ignore[arg-type]  # a table
-    worths = worths or Told(next(iter(models), None))
-    drafter = ChoosingDrafter(scripted, Scripted(LOOKUP, confidences), {0: sequence}.get, engine, worths)
+    values = values or FixedValues(next(iter(models), None))
+    drafter = ChoosingDrafter(scripted, Scripted(LOOKUP, confidences), {0: sequence}.get, engine, values)
     drafts = drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
     return {own.drafter for own in drafts.values() if own}, scripted
 
@@ -114,23 +114,23 @@ def chosen(
 SURE, UNSURE = [0.97] * 8, [0.1, 0.05]
 
 
-def test_what_is_looked_up_for_a_sequence_is_told() -> None:
-    told = [Told() for _ in range(3)]
-    chosen(SURE, worths=told[0])
-    chosen(UNSURE, worths=told[1])
-    chosen([], worths=told[2])
+def test_what_is_looked_up_for_a_sequence_is_reported() -> None:
+    values = [FixedValues() for _ in range(3)]
+    chosen(SURE, values=values[0])
+    chosen(UNSURE, values=values[1])
+    chosen([], values=values[2])
 
-    assert [each.told for each in told] == [[8], [0], [0]]
+    assert [each.observed for each in values] == [[8], [0], [0]]
 
 
 def test_a_prompts_chunk_is_no_round_in_which_nothing_was_found() -> None:
-    told = Told()
-    drafter = ChoosingDrafter({MTP: Scripted(MTP)}, Scripted(LOOKUP, []), {0: a_sequence()}.get, "auto", told)
+    values = FixedValues()
+    drafter = ChoosingDrafter({MTP: Scripted(MTP)}, Scripted(LOOKUP, []), {0: a_sequence()}.get, "auto", values)
     drafter.draft(replace(a_round(steps=0), sample_counts=ints([0])), a_verdict(), HIDDEN)
-    assert told.told == []
+    assert values.observed == []
     drafter.draft(a_round(steps=0), a_verdict(), HIDDEN)
 
-    assert told.told == [0]
+    assert values.observed == [0]
 
 
 def test_the_drafts_that_are_worth_more_are_taken_and_the_models_steps_spared() -> None:
@@ -161,12 +161,12 @@ def test_a_fixed_depth_is_the_first_models_own_and_looked_up_without_one() -> No
 
 def test_of_two_models_the_one_that_is_worth_more_drafts() -> None:
     for best in (MTP, DRAFT_MODEL):
-        assert chosen([], models=(MTP, DRAFT_MODEL), worths=Told(best))[0] == {best}
+        assert chosen([], models=(MTP, DRAFT_MODEL), values=FixedValues(best))[0] == {best}
 
 
 def test_a_drafter_that_forgets_keeps_nothing_of_a_sequence() -> None:
     models, lookup = {MTP: Scripted(MTP)}, Scripted(LOOKUP, [0.5])
-    drafter = ChoosingDrafter(models, lookup, {0: a_sequence()}.get, "auto", Told())
+    drafter = ChoosingDrafter(models, lookup, {0: a_sequence()}.get, "auto", FixedValues())
     drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
 
     drafter.forget(ints([0]))
@@ -186,21 +186,21 @@ class Broken(Scripted):
 
 
 def test_the_drafter_that_fails_is_named() -> None:
-    sequence, worths = a_sequence(), Told()
-    broken = ChoosingDrafter({MTP: Broken(ValueError("no"))}, None, {0: sequence}.get, "auto", worths)
+    sequence, values = a_sequence(), FixedValues()
+    broken = ChoosingDrafter({MTP: Broken(ValueError("no"))}, None, {0: sequence}.get, "auto", values)
 
     with pytest.raises(DrafterError, match="ValueError: no") as failed:
         broken.draft(a_round(steps=0), a_verdict(), HIDDEN)
     assert failed.value.drafter == MTP
 
-    lost = ChoosingDrafter({MTP: Broken(EngineStoppedError("rank 1"))}, None, {0: sequence}.get, "auto", worths)
+    lost = ChoosingDrafter({MTP: Broken(EngineStoppedError("rank 1"))}, None, {0: sequence}.get, "auto", values)
     with pytest.raises(EngineStoppedError, match="rank 1"):
         lost.draft(a_round(steps=0), a_verdict(), HIDDEN)
 
 
 def test_a_drafter_that_fails_keeps_no_other_from_the_round() -> None:
     model, lookup = Scripted(MTP), Broken(ValueError("no"))
-    drafter = ChoosingDrafter({MTP: model}, lookup, {0: a_sequence()}.get, "auto", Told())
+    drafter = ChoosingDrafter({MTP: model}, lookup, {0: a_sequence()}.get, "auto", FixedValues())
 
     with pytest.raises(DrafterError, match="ValueError: no") as failed:
         drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)
@@ -211,7 +211,7 @@ def test_a_drafter_that_fails_keeps_no_other_from_the_round() -> None:
 
 def test_of_several_drafters_that_fail_each_is_named() -> None:
     model, lookup = Broken(ValueError("no")), Broken(ValueError("neither"))
-    drafter = ChoosingDrafter({MTP: model}, lookup, {0: a_sequence()}.get, "auto", Told())
+    drafter = ChoosingDrafter({MTP: model}, lookup, {0: a_sequence()}.get, "auto", FixedValues())
 
     with pytest.raises(ExceptionGroup) as failed:
         drafter.draft(a_round(steps=2), a_verdict(), HIDDEN)

@@ -3,7 +3,7 @@
 import torch
 
 from outrider.workers.drafting.lookup_drafter import LookupDrafter, continued
-from outrider.workers.drafting.match_acceptance import MatchAcceptance, OwnAcceptance
+from outrider.workers.drafting.match_acceptance import MatchAcceptance, SequenceAcceptance
 from outrider.workers.drafting.suffix_index import LONGEST
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.request import Request
@@ -104,9 +104,9 @@ def test_a_sequence_whose_proposals_promise_little_is_looked_up_for_ever_more_se
         drafter, asked = LookupDrafter({0: sequence}.get), []
         for number in range(60):
             sequence.token_ids.append(1000 + number if name == "new" else 1 + len(sequence.token_ids) % 3)
-            before = len(drafter._followed[0].index) if number else 0
+            before = len(drafter._states[0].index) if number else 0
             drafter.draft(a_round(), Verdict(), HIDDEN)
-            asked.append(len(drafter._followed[0].index) > before)
+            asked.append(len(drafter._states[0].index) > before)
         found[name] = asked
 
     assert sum(found["new"][20:]) <= 6
@@ -119,13 +119,13 @@ def test_who_has_no_other_drafts_is_looked_up_for_in_every_round() -> None:
     for number in range(20):
         sequence.token_ids.append(1000 + number)
         drafter.draft(a_round(), Verdict(), HIDDEN)
-        sizes.append(len(drafter._followed[0].index))
+        sizes.append(len(drafter._states[0].index))
 
     assert len(set(sizes)) == 20
 
 
 def test_rates_follow_what_was_seen_by_length_of_match() -> None:
-    own = OwnAcceptance(MatchAcceptance(greedy=True))
+    own = SequenceAcceptance(MatchAcceptance(greedy=True))
     before = own.rates(2, 1)[0]
     for _ in range(200):
         own.observe(2, [7], [8])
@@ -137,7 +137,7 @@ def test_rates_follow_what_was_seen_by_length_of_match() -> None:
 
 def test_a_sequence_that_differs_from_the_others_is_known_by_its_own_past() -> None:
     engine = MatchAcceptance(greedy=False)
-    right, wrong = OwnAcceptance(engine), OwnAcceptance(engine)
+    right, wrong = SequenceAcceptance(engine), SequenceAcceptance(engine)
     for _ in range(30):
         right.observe(5, [7], [7])
         wrong.observe(5, [7], [8])
@@ -149,7 +149,7 @@ def test_nothing_is_learned_of_drafts_behind_a_wrong_one() -> None:
     engine = MatchAcceptance(greedy=True)
     before = engine.rates(2, 3)
 
-    OwnAcceptance(engine).observe(2, [7, 7, 7], [8, 7, 7])
+    SequenceAcceptance(engine).observe(2, [7, 7, 7], [8, 7, 7])
 
     after = engine.rates(2, 3)
     assert after[1:] == before[1:]

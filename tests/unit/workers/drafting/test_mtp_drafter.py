@@ -60,7 +60,7 @@ def _decode(sequence_id: int, position: int, token: int, table: IntArray, steps:
         block_offsets=ints([0, len(table)]),
         block_ids=table,
         draft_steps=ints([steps]),
-        upkeep=ints([1]),
+        follows=ints([1]),
         followed_from=ints([1]),
         begins=(start,),
     )

@@ -76,7 +76,7 @@ def a_round(
         block_offsets=ints([0, len(table)]),
         block_ids=ints(table),
         draft_steps=ints([steps]),
-        upkeep=ints([1]),
+        follows=ints([1]),
         followed_from=ints([1]),
         begins=(begin,),
     )

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from outrider.workers.depth.acceptance import Acceptance, DraftKind, Made
-from outrider.workers.drafting.stopping import Drafted, made_together
+from outrider.workers.depth.acceptance import Acceptance, DraftKind, MadeDrafts
+from outrider.workers.drafting.stopping import StopTracker, made_together
 from outrider.workers.types.round import Round, ints, share_of
 from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
 
@@ -24,12 +24,12 @@ def by_lead(each: float, step: float = 0.0) -> StopRule:
 def test_a_draft_is_as_likely_to_be_accepted_as_it_is_judged_to_be_later() -> None:
     acceptance = Acceptance(4)
     for _ in range(30):
-        acceptance.observe(Made(7, KIND, [0.5, 0.5]), 1, 0, usual=True)
+        acceptance.observe(MadeDrafts(7, KIND, [0.5, 0.5]), 1, 0, usual=True)
     rule = acceptance.stop_rule(7, KIND, 0.2, 0.1)
 
     chances = [rule.chance(lead, first=number == 0) for number, lead in enumerate(LEADS)]
 
-    assert np.cumprod(chances) == pytest.approx(acceptance.judged_alone(Made(7, KIND, LEADS)))
+    assert np.cumprod(chances) == pytest.approx(acceptance.evaluate_one(MadeDrafts(7, KIND, LEADS)))
 
 
 def test_it_goes_on_for_as_long_as_another_draft_should_bring_what_it_costs() -> None:
@@ -52,18 +52,18 @@ def test_a_sequence_whose_drafts_are_hardly_accepted_is_given_up_sooner() -> Non
     acceptance = Acceptance(8)
     for sequence_id, accepted in ((1, 0), (2, 4)):
         for _ in range(8):
-            acceptance.observe(Made(sequence_id, KIND, [1.0] * 4), min(accepted + 1, 4), accepted, usual=True)
+            acceptance.observe(MadeDrafts(sequence_id, KIND, [1.0] * 4), min(accepted + 1, 4), accepted, usual=True)
     doubted, trusted = (acceptance.stop_rule(each, KIND, 0.1, 0.0) for each in (1, 2))
 
     assert doubted.further < trusted.further
 
 
 def test_each_sequence_ends_by_itself_where_steps_are_for_free() -> None:
-    drafted = Drafted([by_lead(0.45), NEVER_STOP, by_lead(0.25)], [9, 9, 9])
+    tracker = StopTracker([by_lead(0.45), NEVER_STOP, by_lead(0.25)], [9, 9, 9])
 
-    assert drafted.over(np.arange(3), [0.0, 0.0, 1.0]) == [True, False, False]
-    assert drafted.over(np.array([1, 2]), [0.0, 0.0]) == [False, True]
-    assert Drafted(None, [9, 9]).over(np.arange(2), [0.0, 0.0]) == [False, False]
+    assert tracker.ended(np.arange(3), [0.0, 0.0, 1.0]) == [True, False, False]
+    assert tracker.ended(np.array([1, 2]), [0.0, 0.0]) == [False, True]
+    assert StopTracker(None, [9, 9]).ended(np.arange(2), [0.0, 0.0]) == [False, False]
 
 
 def test_a_step_is_made_while_all_that_draft_in_it_pay_for_it_together() -> None:
@@ -81,7 +81,7 @@ def test_a_rule_goes_with_its_sequence_to_the_data_group_that_has_it() -> None:
         sequence_ids=ints([4, 5]), query_offsets=ints([0, 1, 2]), token_ids=ints([7, 8]), starts=ints([0, 0]),
         write_from=ints([0, 0]), sample_counts=ints([1, 1]), score_counts=ints([0, 0]), next_token_ids=ints([0, 0]),
         block_offsets=ints([0, 1, 2]), block_ids=ints([0, 1]), owners=ints([0, 1]), draft_steps=ints([2, 2]),
-        upkeep=ints([1, 1]), followed_from=ints([1, 1]), stop_rules=np.arange(14.0),
+        follows=ints([1, 1]), followed_from=ints([1, 1]), stop_rules=np.arange(14.0),
     )  # fmt: skip
 
     assert share_of(round, 1).stop_rules.tolist() == [7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0]

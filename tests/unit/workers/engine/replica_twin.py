@@ -139,8 +139,8 @@ class ReplicaTwin:
         assert len(set(flying)) == len(flying), "a sequence in two rounds"
         slots = np.diff(round.block_offsets) * self.config.block_size
         ends = round.starts + np.diff(round.query_offsets)
-        assert (slots >= ends + round.upkeep + round.draft_steps).all(), "slots not reserved"
-        assert (ends + round.upkeep + round.draft_steps <= self.config.max_model_len).all()
+        assert (slots >= ends + round.follows + round.draft_steps).all(), "slots not reserved"
+        assert (ends + round.follows + round.draft_steps <= self.config.max_model_len).all()
         assert (round.draft_steps[round.sample_counts == 0] == 0).all()
 
     def _meet(self, round: Round) -> None:
@@ -224,7 +224,7 @@ class ReplicaTwin:
         """Fills slot i+1 from each accepted row i and the token after it, then drafts, three in four drafts right."""
         drafts: dict[int, list[int]] = {}
         for index, sequence_id in enumerate(round.sequence_ids.tolist()):
-            if not round.upkeep[index]:
+            if not round.follows[index]:
                 assert not round.draft_steps[index]
                 continue
             known, table, start = self._known[sequence_id], self._table(round, index), int(round.starts[index])

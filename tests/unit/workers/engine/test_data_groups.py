@@ -64,7 +64,7 @@ def _round(owners: list[int]) -> Round:
         block_ids=ints(np.arange(2 * len(owners))),
         owners=ints(owners),
         draft_steps=ints(np.arange(len(owners))),
-        upkeep=ints([1] * len(owners)),
+        follows=ints([1] * len(owners)),
         followed_from=ints([1] * len(owners)),
     )
 

@@ -166,7 +166,7 @@ def test_the_engine_and_the_request_bound_the_drafts(engine: str | int, asked: s
     round = step(replica)
 
     assert round.draft_steps.tolist() == [steps]
-    assert round.upkeep.tolist() == [1 if steps else 0]
+    assert round.follows.tolist() == [1 if steps else 0]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 7])

@@ -33,7 +33,7 @@ PARAMS: dict[str, StructuredOutputsParams] = {
     "choice": StructuredOutputsParams(choice=["yes", "no", "yes, but", "naïve 🎉"]),
     "grammar": StructuredOutputsParams(grammar='start: item ("," item)~1..2\nitem: /[0-9]+/ | "(" item ")"'),
 }
-Said = list[int]
+Tokens = list[int]
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def mask_after(constraint: Constraint, said: Said) -> list[int] | None:
-    """The tokens allowed after `said`; None: all."""
+def mask_after(constraint: Constraint, output: Tokens) -> list[int] | None:
+    """The tokens allowed after `output`; None: all."""
     mask: Mask = np.zeros(constraint.words, dtype=np.uint32)
-    if not constraint.fill(ints(said), mask):
+    if not constraint.fill(ints(output), mask):
         return None
     return np.flatnonzero(allowed_of(mask, VOCAB)).tolist()
 
@@ -72,24 +72,24 @@ def valid(kind: str, text: str) -> bool:
     return len(items) in (2, 3) and all(re.fullmatch(r"(\()*\d+(\))*", item) for item in items)
 
 
-def walk(constraint: Constraint, draw: random.Random, most: int = 60) -> Said:
+def walk(constraint: Constraint, draw: random.Random, most: int = 60) -> Tokens:
     """Legal tokens at random up to the end; shorter ones rather, so that there is an end."""
-    said: Said = []
-    while EOS not in said and len(said) < most:
-        allowed = mask_after(constraint, said)
+    output: Tokens = []
+    while EOS not in output and len(output) < most:
+        allowed = mask_after(constraint, output)
         assert allowed, "a legal output must be able to go on"
-        said.append(EOS if EOS in allowed and draw.random() < 0.5 else draw.choice(allowed))
-    return said
+        output.append(EOS if EOS in allowed and draw.random() < 0.5 else draw.choice(allowed))
+    return output
 
 
 @pytest.mark.parametrize("kind", PARAMS)
 def test_whatever_is_legal_to_its_end_is_valid(grammars: Grammars, tokenizer: Tokenizer, kind: str) -> None:
     draw, ended = random.Random(1), 0
     for _ in range(15):
-        said = walk(grammars.follow(PARAMS[kind], None), draw)
-        if said[-1] == EOS:
+        output = walk(grammars.follow(PARAMS[kind], None), draw)
+        if output[-1] == EOS:
             ended += 1
-            assert valid(kind, tokenizer.decode(said[:-1])), tokenizer.decode(said)
+            assert valid(kind, tokenizer.decode(output[:-1])), tokenizer.decode(output)
     assert ended > 5
 
 
@@ -97,14 +97,14 @@ def test_whatever_is_legal_to_its_end_is_valid(grammars: Grammars, tokenizer: To
 def test_masks_are_the_same_whatever_drafts_came_between(grammars: Grammars, kind: str) -> None:
     """Against a grammar that is followed afresh to each place."""
     draw = random.Random(2)
-    said = walk(grammars.follow(PARAMS[kind], None), draw, most=24)
+    output = walk(grammars.follow(PARAMS[kind], None), draw, most=24)
     wandering = grammars.follow(PARAMS[kind], None)
     for _ in range(60):
-        place = draw.randrange(len(said))
-        drafts = [draw.choice([*said, draw.randrange(VOCAB)]) for _ in range(draw.randrange(3))]
-        mask_after(wandering, [*said[:place], *drafts])
+        place = draw.randrange(len(output))
+        drafts = [draw.choice([*output, draw.randrange(VOCAB)]) for _ in range(draw.randrange(3))]
+        mask_after(wandering, [*output[:place], *drafts])
 
-        assert mask_after(wandering, said[:place]) == mask_after(grammars.follow(PARAMS[kind], None), said[:place])
+        assert mask_after(wandering, output[:place]) == mask_after(grammars.follow(PARAMS[kind], None), output[:place])
 
 
 def test_behind_an_illegal_draft_nothing_is_said_and_before_it_all_is_as_it_was(grammars: Grammars) -> None:
@@ -119,53 +119,53 @@ def test_behind_an_illegal_draft_nothing_is_said_and_before_it_all_is_as_it_was(
 
 def test_behind_its_end_an_output_can_only_end_again(grammars: Grammars) -> None:
     constraint = grammars.follow(PARAMS["choice"], None)
-    said = walk(constraint, random.Random(3))
+    output = walk(constraint, random.Random(3))
 
-    assert said[-1] == EOS
-    assert mask_after(constraint, said) == [EOS]
-    assert mask_after(constraint, [*said, EOS]) == [EOS]
-    assert mask_after(constraint, said[:1]) != [EOS]
+    assert output[-1] == EOS
+    assert mask_after(constraint, output) == [EOS]
+    assert mask_after(constraint, [*output, EOS]) == [EOS]
+    assert mask_after(constraint, output[:1]) != [EOS]
 
 
 TIGHT = LLParserLimits(step_max_items=1)
 
 
-def until_it_fails(constraint: Constraint) -> Said:
-    said: Said = []
-    while (allowed := mask_after(constraint, said)) is not None:
-        said.append(next(token for token in allowed if token != EOS))
-        assert len(said) < 9, "it never failed: the test is too easy"
-    return said
+def until_it_fails(constraint: Constraint) -> Tokens:
+    output: Tokens = []
+    while (allowed := mask_after(constraint, output)) is not None:
+        output.append(next(token for token in allowed if token != EOS))
+        assert len(output) < 9, "it never failed: the test is too easy"
+    return output
 
 
 def test_where_following_costs_too_much_the_place_is_told_and_others_are_as_they_were(grammars: Grammars) -> None:
     constraint = Grammars(resolve_model("scout"), VOCAB, (EOS,), TIGHT).follow(PARAMS["regex"], None)
 
-    said = until_it_fails(constraint)
+    output = until_it_fails(constraint)
 
-    assert constraint.failed_at == len(said) > 0
-    assert mask_after(constraint, said[:1]) == mask_after(grammars.follow(PARAMS["regex"], None), said[:1])
+    assert constraint.failed_at == len(output) > 0
+    assert mask_after(constraint, output[:1]) == mask_after(grammars.follow(PARAMS["regex"], None), output[:1])
 
 
 HEAVY = StructuredOutputsParams(grammar="start: T\nT: /(.*a.{12}b.*)/ & /(.*c.{11}d.*)/")  # many lexer states
 
 
-def walk_until_it_fails(constraint: Constraint, draw: random.Random) -> Said:
-    said: Said = []
-    while (allowed := mask_after(constraint, said)) is not None:
-        said.append(draw.choice([token for token in allowed if token != EOS]))
-        assert len(said) < 2000, "it never failed: the test is too easy"
-    return said
+def walk_until_it_fails(constraint: Constraint, draw: random.Random) -> Tokens:
+    output: Tokens = []
+    while (allowed := mask_after(constraint, output)) is not None:
+        output.append(draw.choice([token for token in allowed if token != EOS]))
+        assert len(output) < 2000, "it never failed: the test is too easy"
+    return output
 
 
 def test_an_output_that_wears_out_what_others_share_ends_none_of_them() -> None:
     """Lexer states are built once for all outputs under a grammar, and there is a most of them."""
     grammars = Grammars(resolve_model("scout"), VOCAB, (EOS,), LLParserLimits(max_lexer_states=2000))
     other, worn = grammars.follow(HEAVY, None), grammars.follow(HEAVY, None)
-    said = walk_until_it_fails(worn, random.Random(5))
+    output = walk_until_it_fails(worn, random.Random(5))
     fresh = Grammars(resolve_model("scout"), VOCAB, (EOS,)).follow(HEAVY, None)
 
-    few = said[: len(said) // 4]
+    few = output[: len(output) // 4]
     for constraint in (other, grammars.follow(HEAVY, None)):
         assert mask_after(constraint, few) == mask_after(fresh, few)
         assert constraint.failed_at is None
@@ -173,7 +173,7 @@ def test_an_output_that_wears_out_what_others_share_ends_none_of_them() -> None:
 
 @pytest.mark.parametrize("place", [0, 3])
 def test_a_place_that_takes_too_long_fails_its_output_there_and_not_before(grammars: Grammars, place: int) -> None:
-    said = walk(grammars.follow(PARAMS["regex"], None), random.Random(4))
+    output = walk(grammars.follow(PARAMS["regex"], None), random.Random(4))
     steps = itertools.count()
     step_s = [0.0]
     constraint = Constraint(
@@ -181,10 +181,10 @@ def test_a_place_that_takes_too_long_fails_its_output_there_and_not_before(gramm
         clock=lambda: next(steps) * step_s[0],
     )  # fmt: skip
     for before in range(place):
-        assert mask_after(constraint, said[:before]) is not None
+        assert mask_after(constraint, output[:before]) is not None
     step_s[0] = 2 * MOST_PLACE_S
 
-    assert mask_after(constraint, said[:place]) is None
+    assert mask_after(constraint, output[:place]) is None
 
     assert constraint.failed_at == place
 
@@ -195,21 +195,21 @@ def test_a_sequence_fails_if_a_token_it_keeps_was_drawn_where_its_grammar_could_
 ) -> None:
     """Not if the place was behind a draft that fell."""
     grammars = Grammars(resolve_model("scout"), VOCAB, (EOS,), TIGHT)
-    *said, last = until_it_fails(grammars.follow(PARAMS["regex"], None))
+    *output, last = until_it_fails(grammars.follow(PARAMS["regex"], None))
     params = SamplingParams(structured_outputs=PARAMS["regex"], temperature=0)
     starts = SequenceStarts((EOS,), grammars)
     starts.begin(
         [
             SequenceStart(
-                sequence_id=4, output_index=0, seed=1, prompt_tokens=3, params=params, output_token_ids=tuple(said)
+                sequence_id=4, output_index=0, seed=1, prompt_tokens=3, params=params, output_token_ids=tuple(output)
             )
         ]
     )
-    start = 3 + len(said) - 1
+    start = 3 + len(output) - 1
     round = Round(
         sequence_ids=ints([4]),
         query_offsets=ints([0, 2]),
-        token_ids=ints([said[-1], last]),
+        token_ids=ints([output[-1], last]),
         starts=ints([start]),
         sample_counts=ints([2]),
     )

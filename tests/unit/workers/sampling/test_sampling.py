@@ -21,7 +21,7 @@ from outrider.workers.types.sampling_params import SamplingParams
 EOS = 1
 
 
-PROMPT, SAID = (2, 4, 4, 8), (3, 5, 3)
+PROMPT, OUTPUT = (2, 4, 4, 8), (3, 5, 3)
 
 
 def row(
@@ -29,10 +29,10 @@ def row(
     output_tokens: int = 3,
     seed: int = 5,
     output_index: int = 0,
-    said: Sequence[int] = SAID,
+    output: Sequence[int] = OUTPUT,
     **params: object,
 ) -> SampleRow:
-    """Where a rule looks back it sees the prompt `PROMPT` and the output `said`."""
+    """Where a rule looks back it sees the prompt `PROMPT` and the output `output`."""
     checked = SamplingParams(**params)
     return SampleRow(
         params=checked,
@@ -43,26 +43,26 @@ def row(
         eos_token_ids=(EOS,),
         rules=(rules := TokenRules.of(checked, sorted(set(PROMPT)))),
         allowed=rules.allowed,
-        said=ints(said),
+        output=ints(output),
     )
 
 
 def plain_rules(logits: list[float], at: SampleRow) -> list[float]:
     """The design's order of what comes before temperature, on one row, in plain Python."""
-    params, said, scores = at.params, at.said.tolist(), list(logits)
+    params, output, scores = at.params, at.output.tolist(), list(logits)
     for token_id, bias in (params.logit_bias or {}).items():
         scores[token_id] += bias
     for token_id in range(len(scores)):
         if params.allowed_token_ids is not None and token_id not in params.allowed_token_ids:
             scores[token_id] = -math.inf
     for word in params.bad_words_token_ids or ():
-        if [*said, word[-1]][-len(word) :] == list(word):
+        if [*output, word[-1]][-len(word) :] == list(word):
             scores[word[-1]] = -math.inf
     if at.output_tokens < params.min_tokens:
         for token_id in (*at.eos_token_ids, *(params.stop_token_ids or ())):
             scores[token_id] = -math.inf
     for token_id in range(len(scores)):
-        count = said.count(token_id)
+        count = output.count(token_id)
         if count or token_id in PROMPT:
             up = scores[token_id] <= 0
             scores[token_id] *= params.repetition_penalty if up else 1 / params.repetition_penalty

@@ -17,7 +17,7 @@ from outrider.workers.config import EngineConfig
 from outrider.workers.loading.rank_spec import RankSpec
 from outrider.workers.serving.cluster_key import HEADER, draw_key, key_metadata, read_key
 from outrider.workers.serving.leader_client import RemoteEngine
-from outrider.workers.serving.service import EngineServer, LeaderDoor
+from outrider.workers.serving.service import EngineServer, LeaderEndpoint
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
 
 KEY = draw_key()
@@ -51,7 +51,7 @@ def test_without_the_key_a_leader_and_a_controller_answer_nothing(tmp_path: Path
 
 def test_a_client_with_the_key_is_served_and_one_without_hears_why() -> None:
     engine = FakeEngine()
-    leader = LeaderDoor(host="127.0.0.1", key=KEY).serve(engine)
+    leader = LeaderEndpoint(host="127.0.0.1", key=KEY).serve(engine)
     address = f"127.0.0.1:{leader.start()}"
 
     with_key = RemoteEngine.connect(address, key=KEY)
@@ -81,7 +81,7 @@ def test_a_leader_takes_the_first_free_port_of_its_range_and_says_when_there_is_
     engine = FakeEngine()
     first = EngineServer(engine)
     start = first.start()
-    servers = [LeaderDoor(host="127.0.0.1", ports=(start, start + 20)).serve(engine)]
+    servers = [LeaderEndpoint(host="127.0.0.1", ports=(start, start + 20)).serve(engine)]
     assert start < servers[0].start() <= start + 20
 
     with pytest.raises(OutriderError, match=f"cannot listen on 127.0.0.1:{start}:"):
@@ -123,4 +123,4 @@ def test_what_is_printed_of_a_rank_or_a_charge_has_no_key() -> None:
     assert RankSpec.from_json(spec.to_json()) == spec
     assert KEY in json.loads(spec.to_json())["service_key"]
     assert "key" not in {field for field in Charge.__dataclass_fields__ if Charge.__dataclass_fields__[field].repr}
-    assert KEY not in repr(LeaderDoor(host="h", key=KEY))
+    assert KEY not in repr(LeaderEndpoint(host="h", key=KEY))

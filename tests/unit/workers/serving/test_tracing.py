@@ -69,7 +69,7 @@ def test_what_cannot_be_a_collector_is_refused_by_name(
 def test_without_a_collector_a_trace_is_passed_on_as_it_is_and_no_package_is_loaded() -> None:
     code = (
         "import sys; from outrider.workers.serving.tracing import open_tracing, TraceContext;"
-        "context = TraceContext.drawn(); span = open_tracing('', 'x').begin('a', context);"
+        "context = TraceContext.new(); span = open_tracing('', 'x').begin('a', context);"
         "print(span.context == context, 'opentelemetry' in sys.modules)"
     )
 

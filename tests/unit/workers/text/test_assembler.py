@@ -225,7 +225,7 @@ def test_without_reasoning_asked_for_the_text_is_one(tokenizer: Tokenizer) -> No
 def test_a_request_is_finished_when_each_of_its_outputs_is_however_it_ended(tokenizer: Tokenizer) -> None:
     """Of three one had finished before, one ends by a stop string and is cancelled then, one by length."""
     assembler = RequestAssembler(tokenizer, SamplingParams(n=3, stop="a"), prompt_tokens=1)
-    assembler.take_up([OutputSoFar(index=1, token_ids=()), OutputSoFar(index=2, token_ids=())])
+    assembler.resume_after([OutputSoFar(index=1, token_ids=()), OutputSoFar(index=2, token_ids=())])
     letter, finished = tokenizer.encode("a"), []
     for chunk in (
         SequenceChunk(request_id="r", index=1, token_ids=tuple(letter)),
@@ -247,11 +247,11 @@ def test_another_engine_says_the_prompts_log_probabilities_again_and_the_client_
 
     heard = told(slice(0, 4))
     for _ in range(2):
-        assembler.begin_again()
+        assembler.restart()
         heard += told(slice(0, 3)) + told(slice(3, 6))
     heard += told(slice(6, 9))
 
     assert heard == places
     resumed = RequestAssembler(None, SamplingParams(), 10)
-    resumed.take_up([OutputSoFar(index=0, token_ids=(5,))])
+    resumed.resume_after([OutputSoFar(index=0, token_ids=(5,))])
     assert resumed.add(SequenceChunk(request_id="r", prompt_logprobs=places)).prompt_logprobs == ()

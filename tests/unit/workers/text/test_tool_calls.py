@@ -11,7 +11,7 @@ from small_tokenizer import load_tokenizer
 
 from outrider.workers.text.assembler import OutputAssembler
 from outrider.workers.text.chat import ChatTemplate
-from outrider.workers.text.edge import settled
+from outrider.workers.text.request_params import resolved_params
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.text.tool_calls import merged
 from outrider.workers.types.request import FinishReason, SequenceChunk
@@ -116,7 +116,7 @@ def test_calls_inside_reasoning_are_reasoning(small: Tokenizer) -> None:
 def test_reasoning_is_found_where_prompt_or_output_begins_it(
     small: Tokenizer, prompt: str, reasons: bool, may_begin: bool
 ) -> None:
-    params = settled(SamplingParams(), small, small.encode(prompt), auto_reasoning=True)
+    params = resolved_params(SamplingParams(), small, small.encode(prompt), auto_reasoning=True)
 
     assert params.reasoning is reasons
     assert (params.reasoning_begin_id is not None) is may_begin

@@ -90,7 +90,7 @@ def test_metadata_brings_one_parent_and_any_number_of_states() -> None:
 
 
 def test_a_drawn_context_is_one_that_can_be_read_and_never_the_same() -> None:
-    first, second = TraceContext.drawn(), TraceContext.drawn()
+    first, second = TraceContext.new(), TraceContext.new()
 
     assert TraceContext.parse(first.parent) == first
     assert (first.trace_id, first.span_id) != (second.trace_id, second.span_id)

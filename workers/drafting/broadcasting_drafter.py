@@ -1,4 +1,4 @@
-"""On the leader, the drafter that other ranks of its stage run too: they are told how deep before it begins."""
+"""The leader's drafter if other ranks of its stage draft too: sends them the verdict before it drafts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,14 +10,14 @@ from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import IntArray, Round, Verdict
 
 
-class ToldDrafter:
-    """Implements Drafter. What `tell` is given says all that the others need: the verdict, and the draft steps."""
+class BroadcastingDrafter:
+    """Implements Drafter. `send` gets the verdict with the draft steps, which is all that the other ranks need."""
 
-    def __init__(self, drafter: Drafter, tell: Callable[[Verdict], None]) -> None:
-        self._drafter, self._tell = drafter, tell
+    def __init__(self, drafter: Drafter, send: Callable[[Verdict], None]) -> None:
+        self._drafter, self._send = drafter, send
 
     def draft(self, round: Round, verdict: Verdict, hidden: Tensor) -> Mapping[int, Drafts]:
-        self._tell(replace(verdict, draft_steps=round.draft_steps))
+        self._send(replace(verdict, draft_steps=round.draft_steps))
         return self._drafter.draft(round, verdict, hidden)
 
     def forget(self, sequence_ids: IntArray) -> None:

@@ -1,4 +1,4 @@
-"""A sequence's output as its rules look back on it. Knows neither which tokens are certain nor what the rules are."""
+"""A sequence's output so far, for rules that depend on it. Does not distinguish accepted tokens from drafts."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS
 _ROOM = 64
 
 
-class Said:
-    """Tokens by their place in the output. A draft stands at its place until another token is written there."""
+class OutputHistory:
+    """Tokens by place in the output. A draft stays at its place until another token is written there."""
 
     def __init__(self, token_ids: Sequence[int] = ()) -> None:
         self._tokens = np.zeros(_ROOM, dtype=np.int64)
@@ -19,7 +19,7 @@ class Said:
         self.write(0, token_ids)
 
     def write(self, place: int, token_ids: Sequence[int] | IntArray) -> None:
-        """Puts the tokens at `place` and after. There is room for a round's drafts behind them."""
+        """Writes the tokens at `place` and after, and reserves memory for a round's drafts after them."""
         end = place + len(token_ids)
         if end + MAX_DRAFT_TOKENS > len(self._tokens):
             self._tokens = np.concatenate([self._tokens, np.zeros(end + _ROOM, dtype=np.int64)])

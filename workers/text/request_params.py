@@ -1,6 +1,6 @@
-"""Settles at the edge what of a request's parameters only a tokenizer can say. LLM and gateway both use it.
+"""Completes a request's sampling parameters with what needs a tokenizer. Used by LLM and gateway.
 
-Structured outputs are not its business: they are checked elsewhere, see grammar_check.py.
+Structured outputs are checked elsewhere: grammar_check.py.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from outrider.workers.types.tools import Tools
 _NO_TOOLS = Tools()
 
 
-def settled(
+def resolved_params(
     params: SamplingParams,
     tokenizer: Tokenizer | None,
     prompt_token_ids: Sequence[int],
@@ -23,9 +23,9 @@ def settled(
     *,
     auto_reasoning: bool = False,
 ) -> SamplingParams:
-    """The parameters that the engine gets. ValueError names what cannot be settled.
+    """The parameters for the engine. Raises ValueError that names a parameter that cannot be resolved.
 
-    `auto_reasoning`: an output reasons first if the prompt ends in `<think>`, or the output begins with it.
+    `auto_reasoning`: an output starts with reasoning if the prompt ends in `<think>` or the output begins with it.
     """
     params = with_bad_words(params, tokenizer)
     if tokenizer is not None:
@@ -37,7 +37,7 @@ def settled(
 
 
 def _with_reasoning(params: SamplingParams, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> SamplingParams:
-    """Reasoning that the prompt has closed already is none of the output's."""
+    """Enables reasoning, unless the prompt has ended it with `</think>` already."""
     begin, end = tokenizer.reasoning_ids
     if end is None:
         raise ValueError("reasoning needs a tokenizer with a token for </think>, and this checkpoint's has none")
@@ -59,7 +59,7 @@ def _with_auto_reasoning(
 
 
 def _with_tools(params: SamplingParams, tokenizer: Tokenizer | None, tools: Tools) -> SamplingParams:
-    """With the grammar of calls. Behind reasoning that the prompt began it holds from `</think>` on."""
+    """Adds the grammar of tool calls. If the prompt began reasoning, the grammar applies after `</think>`."""
     if tokenizer is None or tokenizer.tool_tokens is None:
         raise ValueError("tools need a tokenizer with tokens for calls, and this checkpoint has none")
     begin, end = tokenizer.reasoning_ids
