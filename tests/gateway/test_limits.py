@@ -70,7 +70,7 @@ def test_a_message_that_is_too_large_is_refused_unread_and_the_client_says_so(mo
     async def scenario() -> None:
         engine = FakeEngine(max_model_len=10_000)
         async with running(model, engine, limits=SMALL) as cluster, AsyncClient(cluster.address) as client:
-            with pytest.raises(InvalidRequestError, match="larger than the gateway takes"):
+            with pytest.raises(InvalidRequestError, match="larger than the gateway accepts"):
                 await client.generate("x" * 20_000, max_tokens=2)
             await client.generate(token_ids=[5], max_tokens=2)
 

@@ -109,7 +109,7 @@ def test_every_path_answers(model: Path) -> None:
             "/v1/chat/completions",
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             400,
-            "takes no part of type 'image_url'",
+            "does not support parts of type 'image_url'",
         ),
         (
             "/v1/chat/completions",
