@@ -22,7 +22,7 @@ from outrider.cluster.demo.page import make_replay, page
 from outrider.cluster.demo.report import DemoReport, Run, differing, make_report
 from outrider.cluster.demo.runs import Delta, DemoTask, affordable_tokens, ask, load_tasks, measure, warm_up
 from outrider.cluster.demo.view import DRAFTED, coloured, table, verdict
-from outrider.cluster.serve import ServedCluster, make_charge
+from outrider.cluster.serve import ServedCluster, make_cluster_spec
 from outrider.workers.config import resolve_model
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.errors import OutriderError
@@ -70,10 +70,10 @@ def run_demo(
 
 
 def _serve_and_measure(settings: ServeSettings, tasks: list[DemoTask], extent: DemoSize, log_level: str) -> DemoOutcome:
-    charge = make_charge(settings)
-    cluster = ServedCluster(settings, charge, dashboard=False, log_level=log_level)
-    with ending_on_signals(cluster.stop, cluster.hurry), contextlib.closing(cluster):
-        with LoadingView(charge.model_name, charge.plan) as view:
+    spec = make_cluster_spec(settings)
+    cluster = ServedCluster(settings, spec, dashboard=False, log_level=log_level)
+    with ending_on_signals(cluster.stop, cluster.cancel_running), contextlib.closing(cluster):
+        with LoadingView(spec.model_name, spec.plan) as view:
             cluster.start(view.show)
         _refuse_interrupted(cluster)
         with Client(cluster.address) as client:

@@ -300,7 +300,7 @@ def test_a_serve_that_takes_over_goes_on_with_the_ranks_of_a_killed_one_and_thei
     gateway.process.send_signal(signal.SIGTERM)
     second.process.send_signal(signal.SIGTERM)
     assert second.finish(within_s=40) == 0, second.errors
-    assert "going on with replicas r0 of an earlier run" in "".join(second.errors)
+    assert "adopting replicas r0 of an earlier run" in "".join(second.errors)
     assert gateway.finish(within_s=40) == 0, gateway.errors
     assert (actors(name), groups(name), killed.left(), second.left()) == ([], [], [], [])
 

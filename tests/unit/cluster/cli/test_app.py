@@ -119,7 +119,7 @@ def test_without_ray_a_command_that_needs_it_says_so(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True)
 
     assert done.returncode == 1
-    assert done.stderr == "error: this command needs Ray, which is not installed: pip install 'ray[default]'\n"
+    assert done.stderr == "error: this command requires Ray, which is not installed: pip install 'ray[default]'\n"
 
 
 def loaded_by(*modules: str) -> set[str]:
