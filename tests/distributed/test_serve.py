@@ -330,7 +330,7 @@ def test_a_gateway_that_cannot_go_on_ends_the_run_which_says_why(ray_address: st
 
     assert run.finish() == 1
     why, what = run.errors
-    assert why.startswith("error: the gateway cannot go on: AttributeError: ")
+    assert why.startswith("error: the gateway cannot continue: AttributeError: ")
     assert re.fullmatch(r"error: the gateway on \S+ ended with status 1\n", what)
     assert (actors(name), groups(name), run.left()) == ([], [], [])
 

@@ -1,4 +1,4 @@
-// The page: two views side by side with the cluster's status, and a field for the token.
+// The page: one of two views beside the cluster's status, and a field for the token.
 import {Component, render} from "./vendor/preact.mjs";
 import {call, token} from "./api.mjs";
 import {Chat} from "./chat.mjs";

@@ -1,4 +1,4 @@
-// A conversation, whose answers stream in.
+// A conversation with streamed answers.
 import {Component} from "./vendor/preact.mjs";
 import {chat, empty} from "./api.mjs";
 import {answered, asked, depth, Figures, html, Legend, onEnter, Said, Scrolled, Settings} from "./parts.mjs";

@@ -1,4 +1,4 @@
-// One prompt twice, without speculation and with auto: the same text, in less time.
+// Runs one prompt twice, with speculation off and auto, to compare text and time.
 import {Component} from "./vendor/preact.mjs";
 import {chat, difference, empty, speed} from "./api.mjs";
 import {asked, Figures, html, Legend, onEnter, Said, Scrolled, Settings} from "./parts.mjs";

@@ -1,12 +1,12 @@
-// The cluster as it runs: figures, and plots of the last two minutes, from the gateway's stream of statuses.
+// The cluster's figures, and plots of the last two minutes, from the gateway's status stream.
 import {Component} from "./vendor/preact.mjs";
 import uPlot from "./vendor/uPlot.esm.js";
 import {call, events} from "./api.mjs";
 import {html} from "./parts.mjs";
 
-const WINDOW_S = 120, RETRY_MS = 2000, PLOT_HEIGHT = 130, POSITIONS = 4;  // in words; the plot has them all
+const WINDOW_S = 120, RETRY_MS = 2000, PLOT_HEIGHT = 130, POSITIONS = 4;  // positions listed in text; the plot shows all
 
-// One status in numbers: counts are added up over replicas, rates averaged over those that have one.
+// The figures of one status: counts are summed over replicas, rates averaged over replicas that have them.
 export function sample(status, time) {
   const engines = status.replicas.map((replica) => replica.engine), speculations = engines.map((engine) => engine.speculation);
   const sum = (values) => values.reduce((total, value) => total + value, 0);
@@ -29,13 +29,13 @@ export function sample(status, time) {
   };
 }
 
-// Tokens a second between two samples; null where a replica that was counted has gone.
+// Tokens per second between two samples; null if a counted replica was removed.
 export function pace(before, now) {
   const gained = now.generated - before.generated, seconds = now.time - before.time;
   return gained >= 0 && seconds > 0 ? gained / seconds : null;
 }
 
-// Shares of rounds whose first j + 1 drafts were accepted, of those that verified so many: of late where some ran.
+// [j]: accepted share of rounds that verified at least j + 1 drafts: recent rounds if there are any, else all.
 export function acceptance(samples) {
   const first = samples[0], last = samples.at(-1);
   if (!last) return {shares: [], recent: false};
@@ -122,7 +122,7 @@ function notes(status) {
 
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 
-// uPlot in a figure that says in words what it shows last. `series`: a colour each, and "bars" or a name.
+// A uPlot plot with its latest values as text. `series`: a colour each, and "bars" or a name.
 class Plot extends Component {
   componentDidMount() {
     this.draw();

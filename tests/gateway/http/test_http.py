@@ -91,7 +91,7 @@ def test_every_path_answers(model: Path) -> None:
         ("/v1/completions", {"prompt": [-1]}, 400, "token_ids cannot be sent"),
         ("/v1/completions", {"prompt": [5], "max_tokens": 0}, 400, "max_tokens must be"),
         ("/v1/completions", {"prompt": [5], "logprobs": 21}, 400, "logprobs must be"),
-        ("/v1/completions", {"prompt": [5], "stream_options": {}}, 400, "stream_options goes with stream"),
+        ("/v1/completions", {"prompt": [5], "stream_options": {}}, 400, "stream_options requires stream"),
         ("/v1/completions", {"prompt": [5] * 300}, 400, "shorter than the model's length"),
         ("/v1/completions", {}, 400, "prompt: Field required"),
         ("/v1/chat/completions", {"messages": []}, 400, "messages must not be empty"),
@@ -102,7 +102,7 @@ def test_every_path_answers(model: Path) -> None:
         ("/v1/chat/completions", {"messages": HELLO, "speculation": 17}, 400, "speculation must be"),
         ("/v1/chat/completions", {"messages": HELLO, "speculation": "perhaps"}, 400, "speculation must be"),
         ("/v1/chat/completions", {"messages": HELLO, "logit_bias": {"x": 1}}, 400, "logit_bias must be by token id"),
-        ("/v1/chat/completions", {"messages": HELLO, "top_logprobs": 2}, 400, "top_logprobs goes with logprobs"),
+        ("/v1/chat/completions", {"messages": HELLO, "top_logprobs": 2}, 400, "top_logprobs requires logprobs"),
         ("/v1/chat/completions", {"messages": HELLO, "tool_choice": "required"}, 400, "without tools"),
         ("/v1/chat/completions", {"messages": HELLO, "tools": [{"type": "web"}]}, 400, "tools[0] must be a function"),
         (
@@ -119,7 +119,7 @@ def test_every_path_answers(model: Path) -> None:
         ),
         ("/v1/messages", {"messages": HELLO}, 400, "max_tokens must be given"),
         ("/v1/messages", {"messages": HELLO, "max_tokens": 1, "tools": [{"type": "bash"}]}, 400, "no input_schema"),
-        ("/v1/responses", {"input": "hi", "previous_response_id": "x"}, 400, "keeps no responses"),
+        ("/v1/responses", {"input": "hi", "previous_response_id": "x"}, 400, "stores no responses"),
         ("/v1/responses", {"input": [{"type": "item_reference", "id": "x"}]}, 400, "are not supported"),
     ],
 )
