@@ -76,7 +76,7 @@ class GatewayProcess:
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
         self._started_at = time.monotonic()
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: `check` says so
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `check` reports it
             self._process.stdin.write(f"{self._cluster_key}\n".encode())
             self._process.stdin.flush()
 

@@ -40,5 +40,5 @@ class ClusterSpec:
     @property
     def identity(self) -> str:
         """A hash of everything that ranks depend on. A controller can adopt ranks of a spec with the same identity."""
-        told = (outrider.__version__, self.model_path, self.engine.to_json(), self.plan, self.leader_ports, self.key)
-        return hashlib.sha256(repr(told).encode()).hexdigest()
+        parts = (outrider.__version__, self.model_path, self.engine.to_json(), self.plan, self.leader_ports, self.key)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -14,10 +14,10 @@ def survey() -> list[NodeResources]:
     """The schedulable nodes: without those being drained."""
     free = ray._private.state.available_resources_per_node()
     draining = draining_nodes()
-    return [_room(row, free.get(row["NodeID"], {})) for row in ray.nodes() if _takes_work(row, draining)]
+    return [_node_resources(row, free.get(row["NodeID"], {})) for row in ray.nodes() if _takes_work(row, draining)]
 
 
-def _room(row: Mapping[str, Any], free: Mapping[str, float]) -> NodeResources:
+def _node_resources(row: Mapping[str, Any], free: Mapping[str, float]) -> NodeResources:
     has = row["Resources"]
     return NodeResources(
         node_id=row["NodeID"],

@@ -83,12 +83,12 @@ class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
         self, request: cluster_pb2.WatchStatusRequest, context: Context
     ) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:
         """The current status, then each changed one. Compares at the interval of the ranks' probes."""
-        told: cluster_pb2.GetStatusResponse | None = None
+        sent: cluster_pb2.GetStatusResponse | None = None
         while True:
             status = self._status()
-            if status != told:
+            if status != sent:
                 yield cluster_pb2.WatchStatusResponse(status=status)
-                told = status
+                sent = status
             await asyncio.sleep(WATCH_EVERY_S)
 
     async def Scale(  # noqa: N802  # the name is the protocol's

@@ -146,10 +146,10 @@ class Gateway:
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(self._note_end)
-        told = {"address": f"{settings.host}:{self.port}", "controller": settings.controller}
+        addresses = {"address": f"{settings.host}:{self.port}", "controller": settings.controller}
         if self._http is not None:
-            told["http"] = f"{settings.http_host or settings.host}:{self.http_port}"
-        logs.event(log, logging.INFO, "gateway listens", **told)
+            addresses["http"] = f"{settings.http_host or settings.host}:{self.http_port}"
+        logs.event(log, logging.INFO, "gateway listens", **addresses)
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

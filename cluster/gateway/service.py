@@ -47,7 +47,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         except REFUSALS as error:
             await _refuse(context, error)
         except SlowReaderError as error:
-            await error.make_room()
+            await error.wait_until_sent()
             await context.abort_with_status(_retried(code_pb2.ABORTED, str(error), LEAST_RETRY_S))
         except asyncio.CancelledError:
             if replaced:

@@ -138,7 +138,7 @@ def test_no_request_waits_where_there_is_room_and_nothing_is_said_of_what_is_not
     for _ in range(9):
         replicas.ask("a")
     assert replicas.turns.wait_s("a") == 0, "nothing has ended yet"
-    assert replicas.turns.room_s(1) is None
+    assert replicas.turns.ended_in_s(1) is None
     for _ in range(6):
         replicas.end_one()
     assert replicas.turns.wait_s("a") == 0

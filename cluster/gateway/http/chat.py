@@ -177,5 +177,5 @@ def chat_call(request: ChatRequest, identity: str) -> GenerateCall:
 
 def template_arguments(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
     """OpenAI's reasoning effort sets `thinking`, for templates with that variable. `given` takes precedence."""
-    asked = {} if effort is None else {"reasoning_effort": effort, "thinking": effort != "none"}
-    return {**asked, **(given or {})}
+    from_effort = {} if effort is None else {"reasoning_effort": effort, "thinking": effort != "none"}
+    return {**from_effort, **(given or {})}

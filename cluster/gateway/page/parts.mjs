@@ -7,7 +7,7 @@ export const html = htm.bind(h);
 
 const tinted = (pieces) => pieces.map((piece) => html`<span class=${piece.drafted ? "draft" : ""}>${piece.text}</span>`);
 
-export function Said({output}) {
+export function OutputText({output}) {
   const thoughts = output.pieces.filter((piece) => piece.reasoning), rest = output.pieces.filter((piece) => !piece.reasoning);
   return html`
     ${thoughts.length > 0 && html`<details open=${rest.length === 0}><summary>Reasoning</summary><div class="text soft">${tinted(thoughts)}</div></details>`}
@@ -31,7 +31,7 @@ export const DEPTHS = ["auto", "off", "1", "2", "3", "4", "6", "8", "12", "16"];
 export const DEFAULTS = {speculation: "auto", temperature: "0.8", most: "256", seed: ""};
 
 // The fields of a request body, except speculation.
-export function asked(settings, messages) {
+export function requestFields(settings, messages) {
   const request = {messages, temperature: Number(settings.temperature)};
   if (settings.most) request.max_tokens = Number(settings.most);
   if (settings.seed !== "") request.seed = Number(settings.seed);

@@ -86,12 +86,12 @@ export class Status extends Component {
       ${(problem || status.problem) && html`<p class="problem" role="alert">${problem || status.problem}</p>`}
       <dl>${figures(status, last, ready).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
       ${notes(status).map((note) => html`<p class="small soft">${note}</p>`)}
-      <${Plot} title="Draft depth" said=${shown(last.depth, 1)} data=${[times, pick("depth")]} series=${[["--auto"]]} />
-      <${Plot} title="Speed-up over no speculation" said=${last.speedup === null ? "not known" : `${shown(last.speedup, 2)}x`} data=${[times, pick("speedup")]} series=${[["--accepted"]]} />
-      <${Plot} title=${`Acceptance by position, ${recent ? "of late" : "since the start"}`} said=${shares.slice(0, POSITIONS).map((share) => shown(share, 2)).join(" ") || "no draft yet"}
+      <${Plot} title="Draft depth" summary=${shown(last.depth, 1)} data=${[times, pick("depth")]} series=${[["--auto"]]} />
+      <${Plot} title="Speed-up over no speculation" summary=${last.speedup === null ? "not known" : `${shown(last.speedup, 2)}x`} data=${[times, pick("speedup")]} series=${[["--accepted"]]} />
+      <${Plot} title=${`Acceptance by position, ${recent ? "of late" : "since the start"}`} summary=${shares.slice(0, POSITIONS).map((share) => shown(share, 2)).join(" ") || "no draft yet"}
         data=${[shares.map((_, place) => place + 1), shares]} series=${[["--accepted", "bars"]]} most=${1} />
-      <${Plot} title="Load: sequences" said=${`${last.running} running, ${last.waiting} waiting`} data=${[times, pick("running"), pick("waiting")]} series=${[["--auto", "running"], ["--rejected", "waiting"]]} whole />
-      <${Plot} title="Tokens a second" said=${shown(last.pace, 0)} data=${[times, pick("pace")]} series=${[["--text"]]} />`;
+      <${Plot} title="Load: sequences" summary=${`${last.running} running, ${last.waiting} waiting`} data=${[times, pick("running"), pick("waiting")]} series=${[["--auto", "running"], ["--rejected", "waiting"]]} whole />
+      <${Plot} title="Tokens a second" summary=${shown(last.pace, 0)} data=${[times, pick("pace")]} series=${[["--text"]]} />`;
   }
 }
 
@@ -115,8 +115,8 @@ function figures(status, last, ready) {
 function notes(status) {
   return status.replicas.flatMap((replica) => {
     const {disabled_rounds: rounds, disabled_reason: reason, alarms} = replica.engine.speculation;
-    const said = Object.keys(alarms).filter((name) => alarms[name]).map((name) => `${replica.name}: sign of a broken drafter: ${name}`);
-    return rounds ? [`${replica.name}: drafting is disabled for ${rounds} rounds: ${reason}`, ...said] : said;
+    const raised = Object.keys(alarms).filter((name) => alarms[name]).map((name) => `${replica.name}: sign of a broken drafter: ${name}`);
+    return rounds ? [`${replica.name}: drafting is disabled for ${rounds} rounds: ${reason}`, ...raised] : raised;
   });
 }
 
@@ -152,10 +152,10 @@ class Plot extends Component {
     this.plot = new uPlot(options, data, this.room);
   };
 
-  render({title, said, series}) {
+  render({title, summary, series}) {
     const named = series.filter(([, name]) => name && name !== "bars");
-    return html`<figure role="img" aria-label=${`${title}: ${said}`}>
-      <figcaption>${title} ${named.length ? named.map(([colour, name]) => html`<span class="pair"><span class=${`key ${colour.slice(2)}`}></span>${name}</span>`) : html`<strong>${said}</strong>`}</figcaption>
+    return html`<figure role="img" aria-label=${`${title}: ${summary}`}>
+      <figcaption>${title} ${named.length ? named.map(([colour, name]) => html`<span class="pair"><span class=${`key ${colour.slice(2)}`}></span>${name}</span>`) : html`<strong>${summary}</strong>`}</figcaption>
       <div class="plot" ref=${(node) => (this.room = node)}></div>
     </figure>`;
   }

@@ -137,7 +137,7 @@ class Admission:
             raise DuplicateRequestError(f"request_id {request_id!r} belongs to a request that is still live")
         outputs = max(1, min(MOST_OUTPUTS, outputs))
         if earlier is None:
-            self._check_room(caller, outputs, resumed=resumed)
+            self._check_live(caller, outputs, resumed=resumed)
         if not resumed:
             self._check_queue(caller)
             self._check_wait(caller, outputs, deadline_s)
@@ -149,18 +149,18 @@ class Admission:
         self._live_outputs += outputs
         return ticket
 
-    def _check_room(self, caller: str, outputs: int, *, resumed: bool) -> None:
+    def _check_live(self, caller: str, outputs: int, *, resumed: bool) -> None:
         """A request with more outputs than the limit is accepted if no other request is live."""
         most = self._limits.max_live_requests * (2 if resumed else 1)
         own = self._callers.get(caller, _Caller()).live_outputs
         over = self._live_outputs + outputs - most
         if self._live and over > 0 and (resumed or own + outputs > most // self._sharing(caller)):
             live = f"{self._live_outputs} outputs of {len(self._live)} requests are live, of at most {most}"
-            raise self._refusal(live, "live_requests", self._turns.room_s(over))
+            raise self._refusal(live, "live_requests", self._turns.ended_in_s(over))
         most_own = self._limits.max_live_requests_per_token
         if caller and most_own is not None and own and own + outputs > most_own:
             live = f"{own} outputs of {caller} are live, of at most {most_own} for one token"
-            raise self._refusal(live, "token_limit", self._turns.room_s(own + outputs - most_own))
+            raise self._refusal(live, "token_limit", self._turns.ended_in_s(own + outputs - most_own))
 
     def _sharing(self, caller: str) -> int:
         """Number of callers with live requests, including this one."""

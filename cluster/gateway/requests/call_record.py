@@ -18,7 +18,7 @@ log = logging.getLogger("outrider.gateway.service")
 
 _OK = ("ok", "cancelled")  # statuses that are not server errors
 # Request attributes of the GenAI semantic conventions.
-_ASKED: Mapping[str, str] = {
+_REQUEST_ATTRIBUTES: Mapping[str, str] = {
     "gen_ai.request.choice.count": "n",
     "gen_ai.request.max_tokens": "max_tokens",
     "gen_ai.request.temperature": "temperature",
@@ -114,8 +114,8 @@ class CallRecord:
             yield "error.type", self.status
         if self.call is not None:
             yield "gen_ai.operation.name", self._operation
-            asked = ((name, getattr(self.call.params, field)) for name, field in _ASKED.items())
-            yield from ((name, value) for name, value in asked if value is not None)
+            requested = ((name, getattr(self.call.params, field)) for name, field in _REQUEST_ATTRIBUTES.items())
+            yield from ((name, value) for name, value in requested if value is not None)
         if self.stream is not None:
             yield from _answer(self.stream)
         if (first_token_s := self._first_token_s()) is not None:

@@ -151,7 +151,7 @@ class FairQueue:
         """How long the oldest running request has held its places."""
         return next((now - turn.started_at for turn in self._running if turn.started_at is not None), 0.0)
 
-    def room_s(self, outputs: int) -> float | None:
+    def ended_in_s(self, outputs: int) -> float | None:
         """Estimated time until this many outputs have ended; None if no request has ended yet."""
         return self._held_s * outputs / self._places if self._held_s is not None and self._places else None
 

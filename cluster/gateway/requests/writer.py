@@ -22,7 +22,7 @@ class SlowReaderError(Exception):
         super().__init__(f"the client has read nothing for {timeout_s:.1f} s")
         self._pending = pending
 
-    async def make_room(self) -> None:
+    async def wait_until_sent(self) -> None:
         """Waits a while until the message is sent, since gRPC sends no status before that."""
         await asyncio.wait({self._pending}, timeout=_STATUS_WAIT_S)
 

@@ -153,8 +153,8 @@ class Fleet:
 
     async def counters(self, timeout_s: float) -> list[EngineCounters]:
         """Counters of the ready replicas that answer within the timeout."""
-        asked = (replica.client.ask(timeout_s) for replica in self._replicas.values() if replica.ready)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        calls = (replica.client.ask(timeout_s) for replica in self._replicas.values() if replica.ready)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
         return [answer[1] for answer in answers if not isinstance(answer, BaseException)]
 
     async def close(self) -> None:

@@ -115,5 +115,5 @@ def test_scaling_says_how_many_are_wanted_ready_and_pending_and_why() -> None:
 
 def test_draining_says_what_is_still_running() -> None:
     assert drained(Draining(replica="r1", running=1, desired=2)) == (
-        "r1 drains with 1 sequence running; 2 replicas wanted from now on"
+        "r1 drains with 1 sequence running; 2 replicas desired from now on"
     )
