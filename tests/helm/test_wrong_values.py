@@ -80,7 +80,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("keda-volcano", {"scaling.keda.serverAddress": "prometheus:9090"}, "/scaling/keda/serverAddress"),
     ("defaults", {"gangScheduling.queue": "q"}, 'gangScheduling.queue: scheduler "" has no queues'),
     ("kueue", {"gangScheduling.queue": ""}, "gangScheduling.queue: scheduler kueue requires one"),
-    ("kueue", {"scaling.enabled": True}, "scaling.enabled: Kueue admits a RayCluster as a whole"),
+    ("kueue", {"scaling.enabled": True}, "scaling.enabled: Kueue admits a complete RayCluster"),
     ("defaults", {"gangScheduling.scheduler": "slurm"}, "/gangScheduling/scheduler"),
     ("http-ingress", {"weights.huggingFace.model": ""}, "weights.huggingFace.model: weights.source huggingFace"),
     ("http-ingress", {"weights.huggingFace.model": "deepseek-ai/R1"}, "/weights/huggingFace/model"),
