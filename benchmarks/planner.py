@@ -92,7 +92,7 @@ def exchanges() -> Iterator[dict[str, float]]:
         fleet = Hardware(gpu=find_gpu("h800"), nodes=-(-record["ranks"] // 8), gpus_per_node=8)
         split = Split(data=record["ranks"], expert=record["ranks"])
         clock = Clock(SHAPES, split, Workload(numerics="fast"), fleet, SERVERS)
-        out, back = clock.trips_s(QueryRows(rows=128, sequences=128, context=0, busy_groups=record["ranks"]))
+        out, back = clock.dispatch_combine_s(QueryRows(rows=128, sequences=128, context=0, busy_groups=record["ranks"]))
         yield {**record, "dispatch_us_predicted": out * 1e6, "combine_us_predicted": back * 1e6}
 
 

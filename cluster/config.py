@@ -1,4 +1,4 @@
-"""Settings of `outrider serve`: a flat YAML file, `--set key=value` and options, later ones taking precedence.
+"""Settings of `outrider serve`, from a flat YAML file, `--set key=value` and options. Later ones take precedence.
 
 An unknown key is an error that names the key and its neighbours.
 """
@@ -24,7 +24,7 @@ from outrider.workers.types.settings import Setting, option_words, part_of, sett
 
 @dataclass(frozen=True)
 class ServeSettings(EngineConfig, SharedGatewaySettings):
-    """All settings of `outrider serve`: the engine's, the gateway's, and these of the cluster."""
+    """All settings of `outrider serve`: those of the engine, of the gateway, and of the cluster."""
 
     name: Annotated[
         str, Setting("Name of the cluster, unique among running ones.", pattern=r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -40,7 +40,7 @@ class ServeSettings(EngineConfig, SharedGatewaySettings):
         Setting("Port, or FIRST-LAST, that replicas' leaders listen on; 0: any.", pattern=r"\d{1,5}(-\d{1,5})?"),
     ] = "0"
     take_over: Annotated[
-        bool, Setting("Adopt what a killed run left, if it had the same settings. Otherwise remove it.")
+        bool, Setting("Adopt replicas of a killed run if it had the same settings. Otherwise remove them.")
     ] = False
     replicas: Annotated[int, Setting("Number of replicas; `outrider scale` changes it.", least=1, most=1024)] = 1
     ranks_per_node: Annotated[
@@ -99,12 +99,12 @@ class ServeSettings(EngineConfig, SharedGatewaySettings):
         return part_of(self, EngineConfig)
 
     def gateway_arguments(self) -> list[str]:
-        """The options of `outrider gateway` with the same limits."""
+        """The options that give `outrider gateway` the same limits."""
         limits = (*settings_of(AdmissionLimits), *settings_of(RequestLimits), "write_timeout_s", "share_prefix_cache")
         return option_words({name: getattr(self, name) for name in limits})
 
     def spans_go_to(self, environment: Mapping[str, str]) -> str:
-        """The collector's endpoint, from settings or environment; "" for none. SettingsError if it is invalid."""
+        """Collector endpoint, from settings or environment; "" for none. Raises SettingsError if it is invalid."""
         try:
             return endpoint_in_force(self.otlp_endpoint, environment)
         except ValueError as error:
@@ -112,11 +112,9 @@ class ServeSettings(EngineConfig, SharedGatewaySettings):
 
     @property
     def autoscale(self) -> AutoscalePolicy | None:
-        """None without an autoscaler."""
+        """The policy, or None without an autoscaler."""
         if self.autoscale_max_replicas is not None and self.kubernetes_scale_deployment is not None:
-            raise ValueError(
-                "autoscale_max_replicas must be unset with kubernetes_scale_deployment: one of them scales"
-            )
+            raise ValueError("autoscale_max_replicas and kubernetes_scale_deployment must not both be set")
         if self.autoscale_max_replicas is None:
             return None
         return AutoscalePolicy(
@@ -146,7 +144,7 @@ def load_settings(
 
 
 def _unquoted(name: str, value: Any) -> Any:
-    """YAML reads a bare `off` as false and a single port as a number; a command line has numbers as text."""
+    """Undoes YAML's types: it reads a bare `off` as false, and a single port as a number."""
     if name == "speculation":
         value = "off" if value is False else value
         return int(value) if isinstance(value, str) and value.isdecimal() else value
@@ -163,7 +161,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise SettingsError(f"--config {path} must hold settings (key: value), got a {type(values).__name__}")
+        raise SettingsError(f"--config {path} must contain settings (key: value), got a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
 
 

@@ -1,6 +1,6 @@
-"""The gateway as a child process: started, watched, started again, ended. It ends by itself when this process does.
+"""Runs the gateway as a child process and restarts it when it ends. The gateway ends when this process does.
 
-The gateway never imports Ray, so it lives in an interpreter of its own; all it is told is where the controller listens.
+A gateway does not import Ray, so it needs its own interpreter. It connects to the controller by address.
 """
 
 import contextlib
@@ -49,9 +49,9 @@ class GatewayProcess:
         otlp_endpoint: str = "",
         arguments: Sequence[str] = (),
     ) -> None:
-        """`http_port` 0: no HTTP; `arguments`: more of `outrider gateway`'s options.
+        """`http_port` 0: no HTTP. `arguments`: additional options of `outrider gateway`.
 
-        With TLS the gateway needs a health port: only there can this process ask whether the gateway is ready.
+        With TLS the gateway needs a health port, since this process checks readiness without TLS.
         """
         self.address = f"{host}:{port}"
         self._health_address = self.address if access.tls is None else f"{host}:{access.health_port}"
@@ -67,21 +67,21 @@ class GatewayProcess:
             command += ["--otlp-endpoint", otlp_endpoint]
         self._command, self._cluster_key = command, cluster_key
         self._was_ready = False
-        self._short_lives = 0  # in a row
-        self._start_at: float | None = None  # when the next starts, where one has ended
+        self._short_lives = 0  # consecutive
+        self._start_at: float | None = None  # time of the next start, after the gateway has ended
         self._start()
 
     def _start(self) -> None:
-        # A session of its own: Ctrl-C reaches this process alone, which then ends everything in order.
+        # In a new session, so that Ctrl-C reaches only this process, which then stops everything in order.
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
         self._started_at = time.monotonic()
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: `check` says so
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `check` reports it
             self._process.stdin.write(f"{self._cluster_key}\n".encode())
             self._process.stdin.flush()
 
     def wait_until_ready(self, stop: threading.Event) -> None:
-        """Returns once it takes requests, or when `stop` is set. OutriderError if it ended or takes too long."""
+        """Returns when the gateway is ready or `stop` is set. Raises OutriderError if it ended or takes too long."""
         until = time.monotonic() + READY_TIMEOUT_S
         with grpc.insecure_channel(self._health_address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
@@ -93,9 +93,9 @@ class GatewayProcess:
         self._was_ready = True
 
     def check(self) -> None:
-        """Starts it again if it has ended; where it ends again and again, after ever longer pauses.
+        """Restarts the gateway if it has ended, with increasing delays if it ends repeatedly.
 
-        OutriderError if it never was ready and ended itself: what it was told does not do.
+        Raises OutriderError if it exited before it was ever ready, since its settings are then at fault.
         """
         status = self._process.poll()
         if status is None:
@@ -108,30 +108,30 @@ class GatewayProcess:
             self._start()
 
     def _pause_s(self, status: int, lived_s: float) -> float:
-        """Before the next start, once it has ended after `lived_s`."""
+        """Delay before the next start, after it ran for `lived_s`."""
         if status >= 0 and not self._was_ready:
             raise OutriderError(f"the gateway on {self.address} ended with status {status}")
         self._short_lives = self._short_lives + 1 if lived_s < SHORT_LIFE_S else 0
         pause_s = pause_before_start_s(self._short_lives)
         how = f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
-        log.warning("the gateway on %s %s: another is started in %g s", self.address, how, pause_s)
+        log.warning("the gateway on %s %s: it is restarted in %g s", self.address, how, pause_s)
         return pause_s
 
-    def close(self, hurry: threading.Event) -> None:
-        """Lets running requests finish, for a while or until `hurry` is set; then it is killed."""
+    def close(self, cancel_running: threading.Event) -> None:
+        """Drains the gateway until a timeout or until `cancel_running` is set, then kills it."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         until = time.monotonic() + DRAIN_TIMEOUT_S
-        while self._process.poll() is None and time.monotonic() < until and not hurry.is_set():
+        while self._process.poll() is None and time.monotonic() < until and not cancel_running.is_set():
             time.sleep(0.05)
         self._process.kill()
         self._process.wait()
 
 
 def pause_before_start_s(short_lives: int) -> float:
-    """None after a long life, or after the first short one; then ever more."""
+    """0 after a long run or the first short one; then increasing."""
     return min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (short_lives - 2)) if short_lives > 1 else 0.0
 
 
@@ -144,7 +144,7 @@ def _is_serving(health: Any) -> bool:  # grpc_health generates its stub without 
 
 
 def check_port(host: str, port: int, what: str = "--port") -> None:
-    """OutriderError if nothing can listen on HOST:PORT: better known before the model loads."""
+    """Raises OutriderError if HOST:PORT cannot be used. Called early, before the model loads."""
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = infos[0]
@@ -158,7 +158,7 @@ def check_port(host: str, port: int, what: str = "--port") -> None:
 
 
 def free_port(host: str) -> int:
-    """A port that nothing listens on now."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]

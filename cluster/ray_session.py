@@ -1,6 +1,6 @@
-"""This process's connection to Ray: a running cluster, or one of its own that ends with it.
+"""Connects this process to a running Ray cluster, or starts a local one that ends with this process.
 
-Turns what can go wrong with Ray (absent, not there, of another version) into one line each.
+Converts Ray's errors (not installed, not reachable, other version) to one-line messages.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from outrider.workers.types.errors import OutriderError
 log = logging.getLogger("outrider.ray")
 NAMESPACE = "outrider"
 CONNECT_TIMEOUT_S = 5.0
-OBJECT_STORE_BYTES = 100 * 2**20  # nothing large ever goes through Ray
-_DIRECTORY = "outrider-ray-"  # then the number of the process that owns it
+OBJECT_STORE_BYTES = 100 * 2**20  # small, since no large objects are sent through Ray
+_DIRECTORY = "outrider-ray-"  # followed by the pid of the owner
 
 
 class RaySession:
-    """Ray from `open` to `close`. `dashboard` and `keep_logs` matter only where Ray is started here."""
+    """A connection from `open` to `close`. `dashboard` and `keep_logs` are used only if Ray is started here."""
 
     def __init__(self, address: str, *, dashboard: bool, keep_logs: bool = False) -> None:
         self._address, self._dashboard, self._keep_logs = address, dashboard, keep_logs
@@ -33,7 +33,7 @@ class RaySession:
         self.dashboard_url = ""
 
     def open(self) -> None:
-        """OutriderError, and nothing left running, if it cannot be."""
+        """Raises OutriderError if it fails; nothing keeps running then."""
         ray = import_ray()
         found = self._find(ray)
         handler = signal.getsignal(signal.SIGTERM)
@@ -42,7 +42,7 @@ class RaySession:
                 self._start(ray)
             else:
                 self._connect(ray, found)
-            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place
+            signal.signal(signal.SIGTERM, handler)  # Ray has replaced it
             _silence(ray)
         except (RuntimeError, ConnectionError, ValueError, OSError) as error:
             self.close()
@@ -50,7 +50,7 @@ class RaySession:
 
     @property
     def is_own(self) -> bool:
-        """Whether Ray was started here, and so ends here with all that runs on it."""
+        """Whether Ray was started here; then `close` stops it with everything that runs on it."""
         return self._directory is not None
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class RaySession:
         self._directory = None
 
     def _find(self, ray: ModuleType) -> str | None:
-        """The address to connect to; None: start a cluster. OutriderError if the one that was named is not there."""
+        """The address to connect to; None: start a cluster. Raises OutriderError if a given cluster is not running."""
         if self._address == "local":
             return None
         if self._address != "auto":
@@ -79,11 +79,13 @@ class RaySession:
         self.dashboard_url = context.dashboard_url or ""
 
     def _start(self, ray: ModuleType) -> None:
-        """A cluster of this machine alone, in a directory of its own: no other program takes it for theirs."""
+        """Starts a local cluster in its own directory, so that no other program connects to it by accident."""
         _remove_abandoned_directories()
         self._directory = tempfile.mkdtemp(prefix=f"{_DIRECTORY}{os.getpid()}-")
-        os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: ranks would give way to any other program
-        with _group_apart(), _on_loopback(ray):
+        os.environ.setdefault(
+            "RAY_worker_niceness", "0"
+        )  # the default 15 would give every other program priority over ranks
+        with _own_process_group(), _on_loopback(ray):
             context = ray.init(
                 address="local",
                 namespace=NAMESPACE,
@@ -97,7 +99,7 @@ class RaySession:
 
 
 def _is_on_loopback(ray: ModuleType, address: str) -> bool:
-    """Whether the Ray there listens on loopback only. Ray itself would look for it at the machine's address."""
+    """Whether the Ray cluster at this address listens on loopback only."""
     host, _, port = address.rpartition(":")
     is_loopback = host == "localhost" or host.startswith("127.")
     return is_loopback and not _answers(f"{ray.util.get_node_ip_address()}:{port}")
@@ -105,8 +107,7 @@ def _is_on_loopback(ray: ModuleType, address: str) -> bool:
 
 @contextlib.contextmanager
 def _on_loopback(ray: ModuleType) -> Iterator[None]:
-    """What is started inside listens on loopback only, and what connects inside looks there: Ray's name for that is a
-    machine that cannot be of a cluster."""
+    """Makes Ray start, and connect, on loopback only. Ray does that on systems without cluster support."""
     name, constants = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", ray._private.ray_constants
     before, found = os.environ.get(name), constants.ENABLE_RAY_CLUSTER
     os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
@@ -121,11 +122,11 @@ def _on_loopback(ray: ModuleType) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _group_apart() -> Iterator[None]:
-    """Processes started inside get a group of their own.
+def _own_process_group() -> Iterator[None]:
+    """Starts processes in a separate process group.
 
-    A signal to our whole group (Ctrl-C, `timeout`) then reaches us alone, and Ray is there for as long as we drain.
-    A session's leader cannot change its group: its Ray hears such signals too.
+    A signal to the original group (Ctrl-C, `timeout`) then does not reach Ray, which must run until the drain is done.
+    A session leader cannot change its group, so there Ray receives such signals too.
     """
     ours = os.getpgrp()
     with contextlib.suppress(PermissionError):
@@ -138,7 +139,7 @@ def _group_apart() -> Iterator[None]:
 
 
 def _remove_abandoned_directories() -> None:
-    """What runs that were killed could not remove."""
+    """Removes the directories of killed runs."""
     for directory in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY}*-*"):
         owner = directory.name.removeprefix(_DIRECTORY).partition("-")[0]
         if owner.isdecimal() and not _is_alive(int(owner)):
@@ -160,13 +161,13 @@ def import_ray() -> ModuleType:
     try:
         import ray
     except ImportError as error:
-        raise OutriderError("this command needs Ray, which is not installed: pip install 'ray[default]'") from error
+        raise OutriderError("this command requires Ray, which is not installed: pip install 'ray[default]'") from error
     module: ModuleType = ray
     return module
 
 
 def _silence(ray: ModuleType) -> None:
-    """Keeps Ray from printing to our stdout that an actor died: the controller says so, with the reason."""
+    """Keeps Ray from printing dead actors to stdout: the controller logs them with the reason."""
     with contextlib.suppress(AttributeError):
         ray._private.ray_logging.stdout_deduplicator.skip_re = re.compile("")
 
@@ -178,7 +179,7 @@ def _answering(address: str, hint: str) -> str:
 
 
 def _answers(address: str) -> bool:
-    """Whether anything listens at HOST:PORT: Ray itself would try for half a minute."""
+    """Whether anything listens at HOST:PORT. Ray itself would retry for half a minute."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         return False
@@ -190,17 +191,17 @@ def _answers(address: str) -> bool:
 
 
 def _latest_address(ray: ModuleType) -> str | None:
-    """What `ray start` on this machine last wrote down."""
+    """The address of the last `ray start` on this machine."""
     address: str | None = ray._private.utils.read_ray_address()
     return address
 
 
 def explain(error: Exception) -> str:
-    """One line for what Ray says in many."""
+    """A one-line form of Ray's message."""
     text = " ".join(str(error).split())
     versions = re.findall(r"Ray: (\S+)", text)
     pythons = re.findall(r"Python: (\S+)", text)
     if "ersion mismatch" in text and len(versions) == 2:
         there, here = (f"Ray {ray} on Python {python}" for ray, python in zip(versions, pythons, strict=False))
-        return f"the Ray cluster runs {there}, and this is {here}: install its version, or use --ray-address local"
+        return f"the Ray cluster runs {there}, this process {here}: install its version, or use --ray-address local"
     return f"cannot use Ray: {text}"

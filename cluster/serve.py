@@ -1,6 +1,6 @@
-"""A served model, from this process: Ray, the controller with its ranks, and a gateway. Started, watched, ended.
+"""Starts, monitors and stops a served model: Ray, the controller with its ranks, and a gateway.
 
-`outrider serve` and `outrider demo` both run on this. Whatever happens in between, `close` leaves nothing running.
+Used by `outrider serve` and `outrider demo`. `close` stops everything, whatever failed before.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from typing import Any
 
 from outrider.cluster.config import ServeSettings
 from outrider.cluster.controller import record
-from outrider.cluster.controller.bootstrap import ask, start_controller
-from outrider.cluster.controller.charge import Charge
+from outrider.cluster.controller.bootstrap import call_controller, start_controller
+from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.controller.leftovers import remove_controller, remove_leftovers
 from outrider.cluster.controller.names import controller_name
 from outrider.cluster.controller.reconcile import Phase
@@ -35,15 +35,17 @@ from outrider.workers.types.model_config import ModelConfig
 log = logging.getLogger("outrider.serve")
 HEARTBEAT_S = 0.5
 ANSWER_TIMEOUT_S = 10.0
-RESTART_TIMEOUT_S = 60.0  # for Ray to start a controller again that crashed
+RESTART_TIMEOUT_S = 60.0  # for Ray to restart a crashed controller
 DRAIN_TIMEOUT_S = 15.0
 
 OnReport = Callable[[Report], None]
 
 
-def make_charge(settings: ServeSettings) -> Charge:
-    """What the controller is to run. OutriderError if the model is unknown or cannot be split that way, or spans cannot
-    be sent."""
+def make_cluster_spec(settings: ServeSettings) -> ClusterSpec:
+    """The controller's specification, from settings.
+
+    Raises OutriderError if the model is unknown or cannot be split as configured, or if spans cannot be sent.
+    """
     engine = settings.engine
     path = resolve_model(engine.model, weights=False)
     named, location = path.name, str(path)
@@ -52,13 +54,13 @@ def make_charge(settings: ServeSettings) -> Charge:
         named, location = hub.name_of(engine.model), hub.pinned(engine.model, path)
         engine = dataclasses.replace(engine, model=location)
     otlp_endpoint = settings.spans_go_to(os.environ)
-    open_tracing(otlp_endpoint, settings.name).close()  # better known now than from a rank
+    open_tracing(otlp_endpoint, settings.name).close()  # an error now is clearer than one from a rank
     try:
         model = ModelConfig.load(path)
         plan = make_plan(model, engine, engine.speculation, engine.num_redundant_experts)
     except ValueError as error:
         raise OutriderError(str(error)) from error
-    return Charge(
+    return ClusterSpec(
         cluster=settings.name,
         model_name=named,
         model_path=location,
@@ -80,7 +82,7 @@ def make_charge(settings: ServeSettings) -> Charge:
 
 
 class Heartbeat:
-    """Tells a controller, from a thread, that its owner is alive: the owner may wait for long, and is silent then."""
+    """Sends heartbeats to the controller from a thread, since its owner may block for a long time."""
 
     def __init__(self, controller: Any) -> None:  # a Ray handle
         self._controller = controller
@@ -91,7 +93,7 @@ class Heartbeat:
     def _run(self) -> None:
         ray = import_ray()
         while not self._stop.wait(HEARTBEAT_S):
-            # An answer that does not come, or an error, is for the owner's own questions to find.
+            # Timeouts and errors are ignored here: the owner's own calls report them.
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.wait([self._controller.heartbeat.remote()], timeout=HEARTBEAT_S)
 
@@ -101,12 +103,12 @@ class Heartbeat:
 
 
 class ServedCluster:
-    """One cluster. `start`, then `check` now and then, then `close`, from one thread; `stop` and `hurry` from any."""
+    """One cluster. Call `start`, `check` repeatedly, then `close`, from one thread; set the events from any thread."""
 
-    def __init__(self, settings: ServeSettings, charge: Charge, *, dashboard: bool, log_level: str) -> None:
-        self.stop = threading.Event()  # set: end soon
-        self.hurry = threading.Event()  # set: do not wait for running requests
-        self._settings, self._charge, self._log_level = settings, charge, log_level
+    def __init__(self, settings: ServeSettings, spec: ClusterSpec, *, dashboard: bool, log_level: str) -> None:
+        self.stop = threading.Event()  # set it to end
+        self.cancel_running = threading.Event()  # set it to end without waiting for running requests
+        self._settings, self._spec, self._log_level = settings, spec, log_level
         self._session = RaySession(settings.ray_address, dashboard=dashboard, keep_logs=log_level == "debug")
         self._connected = False
         self._controller: Any = None
@@ -116,13 +118,13 @@ class ServedCluster:
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the gateway, once started."""
+        """HOST:PORT of the gateway. Valid after `start`."""
         assert self._gateway is not None
         return self._gateway.address
 
     @property
     def http_url(self) -> str:
-        """Of the gateway's HTTP; "" without."""
+        """URL of the gateway's HTTP API; "" if it is off."""
         settings = self._settings
         scheme = "http" if settings.access.tls is None else "https"
         return f"{scheme}://{settings.http_host or settings.host}:{settings.http_port}" if settings.http_port else ""
@@ -132,11 +134,11 @@ class ServedCluster:
         return self._session.dashboard_url
 
     def start(self, on_report: OnReport) -> bool:
-        """Brings everything up. False if `stop` was set meanwhile; OutriderError says what went wrong."""
+        """Starts everything. False if `stop` was set before it was ready. Raises OutriderError if it fails."""
         port = self._port()
         self._session.open()
         self._connected = True
-        self._take_name()
+        self._claim_name()
         settings = self._settings
         self._gateway = GatewayProcess(
             controller=self._start_controller(),
@@ -146,16 +148,16 @@ class ServedCluster:
             http_port=settings.http_port,
             http_host=settings.http_host,
             access=self._access(),
-            cluster_key=self._charge.key,
+            cluster_key=self._spec.key,
             log_level=self._log_level,
-            otlp_endpoint=self._charge.otlp_endpoint,
+            otlp_endpoint=self._spec.otlp_endpoint,
             arguments=settings.gateway_arguments(),
         )
         report = self._wait_for_ranks(on_report)
         self._gateway.wait_until_ready(self.stop)
         if report is not None:
-            ask = functools.partial(self._ask, "heartbeat", timeout_s=ANSWER_TIMEOUT_S)
-            self._watch = ControllerWatch(ask, self._start_another, report)
+            poll = functools.partial(self._call, "heartbeat", timeout_s=ANSWER_TIMEOUT_S)
+            self._watch = ControllerWatch(poll, self._start_another, report)
         return not self.stop.is_set()
 
     def _port(self) -> int:
@@ -168,7 +170,7 @@ class ServedCluster:
         return settings.port or free_port(settings.host)
 
     def _access(self) -> AccessSettings:
-        """With a plain port for health checks where the gateway's own speaks TLS: readiness is asked there."""
+        """The access settings. With TLS they get a plain health port, which this process uses for readiness checks."""
         access, host = self._settings.access, self._settings.host
         if access.health_port is not None:
             check_port(host, access.health_port, "--health-port")
@@ -177,50 +179,50 @@ class ServedCluster:
             dataclasses.replace(access, health_port=access.health_port or free_port(host)) if plain_needed else access
         )
 
-    def _take_name(self) -> None:
-        """Takes over, or removes, what a killed run left under our name; refuses to touch what is alive."""
+    def _claim_name(self) -> None:
+        """Adopts or removes what a killed run left under this name. Raises OutriderError if that cluster is alive."""
         ray = import_ray()
         name = self._settings.name
         try:
             earlier = ray.get_actor(controller_name(name))
-            alive = ask(earlier, "owner_alive", timeout_s=ANSWER_TIMEOUT_S)
+            alive = call_controller(earlier, "owner_alive", timeout_s=ANSWER_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayError):
             alive = False
         if alive:
-            raise self._name_taken()
-        if self._settings.take_over and self._goes_on():
+            raise self._name_in_use()
+        if self._settings.take_over and self._can_adopt():
             remove_controller(name)
             return
         for what in remove_leftovers(name):
             log.warning("removed %s, left by an earlier run", what)
 
-    def _goes_on(self) -> bool:
-        """Whether replicas of an earlier run can go on under our settings; says so either way, if there are any."""
+    def _can_adopt(self) -> bool:
+        """Whether replicas of an earlier run can be adopted under the current settings. Logs which."""
         before = record.load(self._settings.name)
         if before is None or not before.survivors:
             return False
         names = ", ".join(one.name for one in before.survivors)
-        if before.identity != self._charge.identity:
-            log.warning("replicas %s of an earlier run were told otherwise than this one: they are replaced", names)
+        if before.identity != self._spec.identity:
+            log.warning("replicas %s of an earlier run have other settings: they are replaced", names)
             return False
-        log.warning("going on with replicas %s of an earlier run", names)
+        log.warning("adopting replicas %s of an earlier run", names)
         return True
 
-    def _name_taken(self) -> OutriderError:
+    def _name_in_use(self) -> OutriderError:
         name = self._settings.name
         return OutriderError(f"a cluster named {name!r} is being served already: stop it, or choose another --name")
 
     def _start_controller(self) -> str:
-        charge = dataclasses.replace(self._charge, may_grow=not self._session.is_own)
+        spec = dataclasses.replace(self._spec, may_grow=not self._session.is_own)
         try:
-            self._controller = start_controller(charge)
-        except ValueError as error:  # somebody else was faster
-            raise self._name_taken() from error
+            self._controller = start_controller(spec)
+        except ValueError as error:  # another process was faster
+            raise self._name_in_use() from error
         self._heartbeat = Heartbeat(self._controller)
-        return str(self._ask("open", timeout_s=RESTART_TIMEOUT_S))
+        return str(self._call("open", timeout_s=RESTART_TIMEOUT_S))
 
     def _start_another(self) -> None:
-        """In the place of a controller that is no more; it goes on from the record, at the same address."""
+        """Replaces a dead controller. The new one continues from the record, at the same address."""
         ray = import_ray()
         if self._heartbeat is not None:
             self._heartbeat.stop()
@@ -231,7 +233,7 @@ class ServedCluster:
             raise OutriderError(" ".join(str(error).split())) from error
 
     def _wait_for_ranks(self, on_report: OnReport) -> Report | None:
-        """Until the replicas that have room are ready, and one is; None if `stop` was set before."""
+        """Waits until at least one replica is ready, and all that have resources. None if `stop` was set before."""
         while not self.stop.is_set():
             report = self.check()
             on_report(report)
@@ -243,18 +245,18 @@ class ServedCluster:
         return None
 
     def check(self) -> Report:
-        """How things stand. Until the cluster is ready, OutriderError if the controller or the gateway is gone."""
+        """The current report. Before the cluster is ready, raises OutriderError if the controller or gateway ended."""
         if self._gateway is not None:
             self._gateway.check()
         if self._watch is not None:
             return self._watch.report()
-        report: Report = self._ask("heartbeat", timeout_s=RESTART_TIMEOUT_S)
+        report: Report = self._call("heartbeat", timeout_s=RESTART_TIMEOUT_S)
         return report
 
-    def _ask(self, method: str, *, timeout_s: float) -> Any:  # as Ray's own get
+    def _call(self, method: str, *, timeout_s: float) -> Any:  # untyped, like ray.get
         ray = import_ray()
         try:
-            return ask(self._controller, method, timeout_s=timeout_s)
+            return call_controller(self._controller, method, timeout_s=timeout_s)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError) as error:
             raise ControllerSilentError(f"the controller did not answer within {timeout_s:.0f} s") from error
         except ray.exceptions.RayTaskError as error:
@@ -262,12 +264,12 @@ class ServedCluster:
         except ray.exceptions.RayActorError as error:
             raise ControllerDiedError("the controller died: see its log in Ray's session directory") from error
         except ray.exceptions.RayError as error:
-            raise ControllerSilentError(f"Ray cannot ask the controller: {type(error).__name__}") from error
+            raise ControllerSilentError(f"Ray cannot call the controller: {type(error).__name__}") from error
 
     def close(self) -> None:
-        """Gateway first, then the ranks, then what may be left, then Ray if it was started here."""
+        """Stops the gateway, the ranks, leftovers, and Ray if it was started here, in this order."""
         if self._gateway is not None:
-            self._gateway.close(self.hurry)
+            self._gateway.close(self.cancel_running)
         if self._controller is not None:
             self._end_ranks()
         if self._heartbeat is not None:
@@ -277,8 +279,8 @@ class ServedCluster:
 
     def _end_ranks(self) -> None:
         try:
-            self._ask("drain", timeout_s=DRAIN_TIMEOUT_S)
+            self._call("drain", timeout_s=DRAIN_TIMEOUT_S)
         except OutriderError as error:
-            log.warning("%s: its ranks are ended without it", error)
+            log.warning("%s: its ranks are killed instead", error)
         if not self._session.is_own:
             remove_leftovers(self._settings.name)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ClusterServiceStub:
-    """Served by every gateway, which asks the controller.
+    """Served by every gateway, which forwards the calls to the controller.
     """
 
     def __init__(self, channel):
@@ -68,7 +68,7 @@ class ClusterServiceStub:
 
 
 class ClusterServiceServicer:
-    """Served by every gateway, which asks the controller.
+    """Served by every gateway, which forwards the calls to the controller.
     """
 
     def GetStatus(self, request, context):
@@ -84,28 +84,28 @@ class ClusterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchStatus(self, request, context):
-        """The status now, and again whenever it differs.
+        """The current status, then the status after every change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Scale(self, request, context):
-        """Sets how many replicas are to serve. Returns at once; the same number again changes nothing.
+        """Sets the desired number of replicas. Returns immediately. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Takes one replica out: it finishes its requests, or they go on elsewhere, and one less is to serve.
+        """Removes one replica after its requests have finished or moved, and lowers the desired number by one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SwapDrafters(self, request, context):
-        """Every ready replica drafts with another checkpoint's MTP module from its next round on. No token changes.
+        """Replaces the MTP module of every ready replica by another checkpoint's, from its next round on. No token changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,7 +153,7 @@ def add_ClusterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClusterService:
-    """Served by every gateway, which asks the controller.
+    """Served by every gateway, which forwards the calls to the controller.
     """
 
     @staticmethod
@@ -401,14 +401,14 @@ class ControllerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRoutes(self, request, context):
-        """The routing table now, and again whenever it changes.
+        """The current routing table, then the table after every change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportWaiting(self, request, context):
-        """What waits at a gateway. It is part of the cluster's load while it is reported again and again.
+        """Reports the load that waits at a gateway. It counts as load of the cluster until the report expires.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

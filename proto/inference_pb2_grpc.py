@@ -47,8 +47,8 @@ class InferenceServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Streams one request's events: accepted first, then output deltas, finished (one per output) or error last.
-        What is wrong with a request is a non-OK status before any event.
+        """Streams one request's events: accepted first, then output deltas, last finished (one per output) or error.
+        An invalid or refused request ends with a non-OK status before any event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

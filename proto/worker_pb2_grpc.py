@@ -57,7 +57,7 @@ class EngineServiceServicer:
     """
 
     def Attach(self, request_iterator, context):
-        """One long-lived stream per gateway. Requests submitted on it end when it ends.
+        """One long-lived stream per gateway. When it ends, its requests are cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +70,7 @@ class EngineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SwapDrafter(self, request, context):
-        """Drafts with another checkpoint's MTP module from the next round on. No token changes.
+        """Replaces the MTP module by another checkpoint's, from the next round on. No token changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -25,7 +25,7 @@ from outrider.cluster.config import ServeSettings
 from outrider.cluster.controller.leftovers import processes_of
 from outrider.cluster.controller.names import controller_name
 from outrider.cluster.gateway_process import free_port
-from outrider.cluster.serve import ServedCluster, make_charge
+from outrider.cluster.serve import ServedCluster, make_cluster_spec
 from outrider.workers.types.errors import OutriderError
 
 HOST = "127.0.0.1"
@@ -96,10 +96,10 @@ class Cluster:
             kv_cache_memory_bytes=KV_CACHE_BYTES,
             drain_grace_s=5.0,
         )
-        charge = make_charge(settings)
-        object.__setattr__(charge, "factory", FaultyRank)
-        self._served = ServedCluster(settings, charge, dashboard=False, log_level="error")
-        self._start(gateways, f"{host}:{port}", charge.key)
+        spec = make_cluster_spec(settings)
+        object.__setattr__(spec, "factory", FaultyRank)
+        self._served = ServedCluster(settings, spec, dashboard=False, log_level="error")
+        self._start(gateways, f"{host}:{port}", spec.key)
 
     def _start(self, gateways: int, controller: str, key: str) -> None:
         self.gateways: list[RestartedGateway] = []
@@ -201,7 +201,7 @@ class Cluster:
         self._client.close()
         for gateway in self.gateways:
             gateway.close()
-        self._served.hurry.set()
+        self._served.cancel_running.set()
         self._served.close()
 
 

@@ -44,7 +44,7 @@ async def _cut_after_every_message(stubs: Sequence[Any], request: ChaosRequest) 
     while True:
         responses = stubs[cuts % len(stubs)].Generate(call_to_wire(call.call))
         async for response in responses:
-            event = call.hear(event_from_wire(response), time.monotonic())
+            event = call.receive(event_from_wire(response), time.monotonic())
             if event is None:
                 continue
             transcript.add(event, time.monotonic())

@@ -1,4 +1,4 @@
-"""A GenerateCall to and from a GenerateRequest. Clients and gateways both use it."""
+"""Converts between GenerateCall and the GenerateRequest message, for clients and gateways."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ _MIN_HEARTBEAT_MS = 100
 
 
 def call_to_wire(call: g.GenerateCall) -> pb.GenerateRequest:
-    """InvalidRequestError names a field whose value the message cannot hold."""
+    """Raises InvalidRequestError, which names the field, if the message cannot hold a value."""
     request = pb.GenerateRequest()
     params = call.params
     fill(request, call, ("request_id",))
@@ -55,7 +55,7 @@ def call_to_wire(call: g.GenerateCall) -> pb.GenerateRequest:
 
 
 def call_from_wire(request: pb.GenerateRequest) -> g.GenerateCall:
-    """ValueError names the field that is wrong."""
+    """Raises ValueError, which names the field, if a field is invalid."""
     prompt = prompt_from_wire(request)
     given: dict[str, Any] = {"max_tokens": None}
     given |= present(request.sampling, _SAMPLING) | present(request.stopping, _STOPPING)
@@ -118,7 +118,7 @@ def _speculation_to_wire(speculation: str | int | None, options: pb.SpeculationO
 
 def _speculation_from_wire(options: pb.SpeculationOptions) -> str | int | None:
     if options.mode != pb.SPECULATION_MODE_FIXED and options.HasField("max_draft_tokens"):
-        raise ValueError("max_draft_tokens goes with speculation mode FIXED only")
+        raise ValueError("max_draft_tokens is only valid with speculation mode FIXED")
     if options.mode == pb.SPECULATION_MODE_FIXED:
         if not 1 <= options.max_draft_tokens <= MAX_DRAFT_TOKENS:
             given = options.max_draft_tokens if options.HasField("max_draft_tokens") else "none"

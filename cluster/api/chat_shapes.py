@@ -1,4 +1,4 @@
-"""Messages and tools in OpenAI's shape, as Python objects, turned into our own types. Clients and HTTP both use it."""
+"""Converts messages and tools from OpenAI's format (Python objects) to our own types, for clients and HTTP."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ ToolChoice = str | Mapping[str, Any]  # auto, none, required, or {"type": "funct
 
 
 def messages_of(given: Messages) -> tuple[Message, ...]:
-    """InvalidRequestError names what is wrong."""
+    """Raises InvalidRequestError, which names the invalid part."""
     return tuple(_message(f"messages[{number}]", one) for number, one in enumerate(given))
 
 
@@ -24,7 +24,7 @@ def _message(where: str, given: Mapping[str, Any]) -> Message:
     calls = tuple(_call(where, one) for one in listed)
     if "role" not in given or ("content" not in given and not calls):
         absent = "content" if "role" in given else "role"
-        raise InvalidRequestError(f"{where} has no {absent!r}: each needs a role and a content")
+        raise InvalidRequestError(f"{where} has no {absent!r}: each message needs a role and content")
     role = _text(f"{where}.role", given["role"])
     return Message(
         role="system" if role == "developer" else role,
@@ -47,7 +47,7 @@ def _content(where: str, given: object) -> str | tuple[str, ...]:
 
 
 def _part(where: str, part: object) -> str:
-    """A text part; other kinds are refused."""
+    """The text of a text part. Raises InvalidRequestError for other types of parts."""
     if isinstance(part, str):
         return part
     if isinstance(part, Mapping):
@@ -55,13 +55,13 @@ def _part(where: str, part: object) -> str:
         if isinstance(text, str):
             return text
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    raise InvalidRequestError(f"{where} must be text: this model takes no part of type {str(kind)[:100]!r}")
+    raise InvalidRequestError(f"{where} must be text: this model does not support parts of type {str(kind)[:100]!r}")
 
 
 def _call(where: str, given: object) -> ToolCall:
     function = given.get("function") if isinstance(given, Mapping) else None
     if not isinstance(given, Mapping) or not isinstance(function, Mapping):
-        raise InvalidRequestError(f"{where}.tool_calls must have a function each")
+        raise InvalidRequestError(f"{where}.tool_calls must each have a function")
     return ToolCall(
         id=_text(f"{where}.tool_calls.id", given.get("id") or ""),
         name=_text(f"{where}.tool_calls.function.name", function.get("name")),
@@ -76,7 +76,7 @@ def _text(where: str, given: object) -> str:
 
 
 def tools_of(given: ToolsGiven | None, choice: ToolChoice | None = None, *, parallel: bool = True) -> Tools:
-    """InvalidRequestError names what is wrong."""
+    """Raises InvalidRequestError, which names the invalid part."""
     function = ""
     if isinstance(choice, Mapping):
         named = choice.get("function")
@@ -94,7 +94,7 @@ def _tool(number: int, given: Mapping[str, Any] | Tool) -> Tool:
         return given
     function = given.get("function") if isinstance(given, Mapping) else None
     if not isinstance(function, Mapping):
-        raise InvalidRequestError(f"tools[{number}] must be a function: only those can be called here")
+        raise InvalidRequestError(f"tools[{number}] must be a function: other tools are not supported")
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise InvalidRequestError(f"tools[{number}].function.parameters must be a JSON schema")

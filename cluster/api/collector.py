@@ -1,4 +1,4 @@
-"""Collects a request's events into its answer, for clients and for HTTP."""
+"""Collects the events of a request into a Generation, for clients and HTTP."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from outrider.workers.types.tools import ToolCall, ToolCallDelta
 
 
 class Collector:
-    """Collects a request's events into an answer."""
+    """Accumulates one request's events."""
 
     def __init__(self, outputs: int) -> None:
         self._accepted: Accepted | None = None

@@ -1,8 +1,8 @@
-"""Why a replica ended, as text that the controller writes and gateways read."""
+"""The text of a replica's end reason: the controller writes it, gateways parse it."""
 
-HANGS, HANG = " hangs: ", " hang: "  # before what hangs
+HANGS, HANG = " hangs: ", " hang: "  # separates the ranks' names from what hangs
 
 
 def is_hang(reason: str) -> bool:
-    """Whether a replica that ended for this reason had rounds that did not end."""
+    """Whether this reason says that the replica's rounds hung."""
     return HANGS in reason or HANG in reason

@@ -1,10 +1,10 @@
-"""What a client may hear from a cluster, as exceptions. An engine's OverloadedError: workers/types/errors.py."""
+"""Exceptions that a client may raise. OverloadedError is in workers/types/errors.py, since engines raise it too."""
 
 from outrider.workers.types.errors import OutriderError
 
 
 class InvalidRequestError(OutriderError, ValueError):
-    """Something in the request is wrong; the message names the field."""
+    """The request is invalid; the message names the field."""
 
 
 class DuplicateRequestError(OutriderError):
@@ -12,19 +12,19 @@ class DuplicateRequestError(OutriderError):
 
 
 class UnavailableError(OutriderError):
-    """The gateway cannot be reached, is draining, or has no replica that is ready. Safe to try again."""
+    """The gateway cannot be reached, is draining, or has no ready replica. Safe to retry."""
 
 
 class DeadlineExceededError(OutriderError, TimeoutError):
-    """The request's deadline passed before it was done."""
+    """The request's deadline passed before it finished."""
 
 
 class NotAllowedError(OutriderError):
-    """The gateway does not know the caller's token, or the token has no role for what was called."""
+    """The gateway does not know the caller's token, or the token lacks the role that the method requires."""
 
 
 class GenerationFailedError(OutriderError):
-    """The request failed after it was accepted: a replica ended, or the gateway did."""
+    """The request failed after it was accepted, because its replica or its gateway ended."""
 
 
 class SettingsError(ValueError):

@@ -1,4 +1,4 @@
-"""Events to and from GenerateResponses. Gateways and clients both use it."""
+"""Converts between events and GenerateResponse messages, for gateways and clients."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +44,7 @@ def heartbeat_to_wire() -> pb.GenerateResponse:
 
 
 def event_from_wire(response: pb.GenerateResponse) -> g.Event | None:
-    """None for a heartbeat, or an event kind from a newer gateway."""
+    """None for a heartbeat, or for an event type that only newer gateways send."""
     match response.WhichOneof("event"):
         case "accepted":
             return g.Accepted(**named(response.accepted, _ACCEPTED))

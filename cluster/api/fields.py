@@ -8,7 +8,7 @@ from outrider.cluster.api.errors import InvalidRequestError
 
 
 def fill(message: Any, source: object, names: Iterable[str]) -> None:  # any message
-    """Copies the fields that are not None. InvalidRequestError names one that the message cannot hold."""
+    """Copies the fields that are not None. Raises InvalidRequestError, which names a field that does not fit."""
     for name in names:
         if (value := getattr(source, name)) is not None:
             with naming(name):

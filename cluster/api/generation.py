@@ -1,4 +1,4 @@
-"""One generation as client and gateway see it: what is asked, and the events that answer. Knows nothing of protobuf."""
+"""A generation request and its events, as clients and gateways use them. Independent of protobuf."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ from outrider.workers.types.trace_context import TraceContext
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation: what was said, or called, or what a call gave (role "tool")."""
+    """One message of a conversation: text, tool calls, or the result of a tool call (role "tool")."""
 
     role: str
-    content: str | tuple[str, ...] = ""  # a text, or its parts
+    content: str | tuple[str, ...] = ""  # one text, or several text parts
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""  # of the call whose result this is
     name: str = ""
@@ -37,7 +37,7 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """`arguments`: variables of the chat template's own, such as `thinking`."""
+    """`arguments`: additional variables of the chat template, such as `thinking`."""
 
     messages: Sequence[Message]
     tools: Tools = field(default_factory=Tools)
@@ -49,9 +49,9 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """Continues a request whose stream broke: what its Accepted event said, and each unfinished output so far.
+    """Continues a request whose stream broke: values of its Accepted event, and each unfinished output's tokens so far.
 
-    Events are deltas behind that. Outputs that are not named have finished.
+    The new stream's events follow these tokens. Outputs that are not listed have finished.
     """
 
     seed: int
@@ -61,21 +61,21 @@ class Resume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateCall:
-    """A request before it meets a model: parameters are in range; tokens, length and seed are not settled yet."""
+    """A request that is not yet bound to a model: parameters are in range; tokens, length and seed are not set yet."""
 
     prompt: Prompt
     params: SamplingParams
-    request_id: str = ""  # empty: the gateway draws one
+    request_id: str = ""  # empty: the gateway generates one
     speculation_detail: bool = False
-    auto_reasoning: bool = False  # reasoning comes apart if prompt or output begins it
+    auto_reasoning: bool = False  # reasoning is returned separately if the prompt or the output starts it
     resume: Resume | None = None
-    trace: TraceContext | None = None  # whose span asks for it
-    heartbeat_s: float = 0.0  # a sign of life whenever no event comes for so long; 0: none
+    trace: TraceContext | None = None  # of the calling span
+    heartbeat_s: float = 0.0  # interval of heartbeats while there are no events; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
-    """The first event: the request is in the engine's hands. The same seed and fingerprint give the same text again."""
+    """The first event: the request was accepted. The same seed and fingerprint reproduce the text."""
 
     request_id: str
     seed: int
@@ -85,18 +85,20 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What one output gained since its last event."""
+    """New tokens and text of one output since its last event."""
 
     index: int
     token_ids: tuple[int, ...] = ()
     text: str = ""
-    reasoning: str = ""  # what comes before </think>, where that is to be given apart
+    reasoning: str = ""  # the text before </think>, if reasoning is returned separately
     tool_calls: tuple[ToolCallDelta, ...] = ()
-    drafted: int = 0  # drafts verified in the rounds of this delta, if speculation_detail was asked for
+    drafted: int = 0  # drafts verified in the rounds of this delta, if speculation_detail was requested
     accepted: int = 0
-    pieces: tuple[TextPiece, ...] = ()  # text and reasoning again, by whether drafts said it; with speculation_detail
+    pieces: tuple[
+        TextPiece, ...
+    ] = ()  # text and reasoning again, split by whether they were drafted; with speculation_detail
     logprobs: tuple[dict[int, Logprob], ...] = ()  # one per token, by token id; the chosen token comes first
-    prompt_logprobs: tuple[dict[int, Logprob], ...] = ()  # of prompt tokens 1 and up, with the first of output 0
+    prompt_logprobs: tuple[dict[int, Logprob], ...] = ()  # of prompt tokens 1 and up, in output 0's first events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +116,7 @@ class Failed:
     """The request failed after it was accepted. Always the last event."""
 
     message: str
-    resumable: bool = False  # the gateway left, and another may go on with the request
+    resumable: bool = False  # the gateway is shutting down, and another gateway can resume the request
 
 
 Event = Accepted | Output | Finished | Failed
@@ -135,7 +137,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """A whole answer; `token_ids`, `text` and the reasons are the first output's."""
+    """A complete answer; `token_ids`, `text` and the reasons are the first output's."""
 
     request_id: str
     seed: int
@@ -143,7 +145,7 @@ class Generation:
     fingerprint: str
     outputs: list[Completion]
     usage: Usage
-    prompt_logprobs: list[dict[int, Logprob]] = field(default_factory=list)  # of prompt tokens 1 and up, if asked for
+    prompt_logprobs: list[dict[int, Logprob]] = field(default_factory=list)  # of prompt tokens 1 and up, if requested
 
     @property
     def token_ids(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Health and reflection. "" means that the gateway is alive; outrider.v1.InferenceService, that it takes requests."""
+"""gRPC health and reflection. Service "" is the gateway's liveness, outrider.v1.InferenceService its readiness."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ REFLECTIONS = (reflection.SERVICE_NAME, _REFLECTION_V1)
 
 
 class Health:
-    """grpc.health.v1: one state, that several servers may tell."""
+    """grpc.health.v1: one state, which several servers can report."""
 
     def __init__(self) -> None:
         self._servicer = health.aio.HealthServicer()
@@ -24,13 +24,13 @@ class Health:
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def set_ready(self, ready: bool) -> None:
-        """Requests are welcome, or not."""
+        """Sets whether the gateway accepts requests."""
         serving = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._servicer.set(INFERENCE, serving)
 
 
 def add_reflection(server: grpc.aio.Server) -> None:
-    """v1alpha, and v1: the same messages under another name, which grpcio-reflection does not offer itself."""
+    """Adds v1alpha, and v1, which grpcio-reflection lacks: the same messages under another service name."""
     names: Sequence[str] = (INFERENCE, CLUSTER, health.SERVICE_NAME, *REFLECTIONS)
     reflection.enable_server_reflection(names, server)
     servicer = reflection.aio.ReflectionServicer(names)

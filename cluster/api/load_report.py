@@ -1,18 +1,18 @@
-"""The load that gateways report to the controller, and that replicas have."""
+"""The load of replicas, and the waiting load that gateways report to the controller."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-REPORT_EVERY_S = 0.5  # gateways say what waits there
+REPORT_EVERY_S = 0.5  # interval of the gateways' reports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """The work of replicas, or what waits at gateways for room."""
+    """The unfinished work of replicas, or of requests that wait at gateways."""
 
-    tokens: int = 0  # of unfinished sequences, prompt and output
+    tokens: int = 0  # prompt and output tokens of unfinished sequences
     sequences: int = 0  # running
-    oldest_wait_s: float = 0.0  # longest that a request has waited for its first token
+    oldest_wait_s: float = 0.0  # longest wait of a request for its first token
 
     @classmethod
     def total(cls, loads: Iterable["Load"]) -> "Load":

@@ -1,4 +1,4 @@
-"""Prompts, with their messages and tools, to and from protobuf."""
+"""Converts prompts, with their messages and tools, to and from protobuf."""
 
 import json
 from typing import Any

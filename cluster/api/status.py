@@ -1,4 +1,4 @@
-"""A cluster's state and its model, as clients see them."""
+"""A cluster's status and its model, as clients see them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,41 +22,41 @@ class WorkerStatus:
     device: str
     state: str  # "starting", "loading", "ready" or "failed"
     busy: float  # share of the time since start in which it computed, 0..1
-    visible_devices: str = ""  # of its node's accelerators; empty on a CPU
-    interface: str = ""  # through which it meets ranks on other nodes
+    visible_devices: str = ""  # accelerators of its node that it uses; empty on a CPU
+    interface: str = ""  # network interface to ranks on other nodes
     node_id: str = ""  # Ray's
-    drafting: float = 0.0  # of `busy`, what went into drafts: also a share of the time since start
-    carriers: str = ""  # of what it exchanges with other ranks of its stage, e.g. "shared memory"
+    drafting: float = 0.0  # part of `busy` spent on drafts, also as a share of the time since start
+    carriers: str = ""  # transport to other ranks of its stage, e.g. "shared memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationStatus:
-    """A replica's speculative decoding. Speed-up, price and budget are 0 where unknown, as with a fixed depth."""
+    """A replica's speculative decoding. Speed-up, price and budget are 0 if unknown, for example with a fixed depth."""
 
-    setting: str = ""  # the engine's: "auto", "off" or a fixed depth; empty while it loads
-    drafters: tuple[str, ...] = ()  # that are loaded
+    setting: str = ""  # the engine's setting: "auto", "off" or a fixed depth; empty while it loads
+    drafters: tuple[str, ...] = ()  # loaded drafters
     has_mtp: bool = False  # the checkpoint has MTP weights
-    speedup: float = 0.0  # recent tokens/s over those without speculation
-    draft_depth: float = 0.0  # recent drafts verified a sequence and round
-    acceptance_rate: float = 0.0  # since the start, accepted drafts over verified ones
-    mean_accepted_length: float = 0.0  # since the start, tokens a sequence and round with drafts; 0: no draft yet
-    price: float = 0.0  # tokens that a second must bring to be worth spending on drafts
-    budget: float = 0.0  # rounds without speculation whose time drafting may still lose
-    disabled_rounds: int = 0  # until drafting is enabled again; 0: it is not disabled
+    speedup: float = 0.0  # recent tokens/s relative to tokens/s without speculation
+    draft_depth: float = 0.0  # recent verified drafts per sequence and round
+    acceptance_rate: float = 0.0  # accepted / verified drafts since the start
+    mean_accepted_length: float = 0.0  # tokens per sequence and round with drafts, since the start; 0: no draft yet
+    price: float = 0.0  # minimum tokens per second of time spent on drafts
+    budget: float = 0.0  # how many plain rounds of time drafting may still lose
+    disabled_rounds: int = 0  # rounds until drafting is enabled again; 0: it is not disabled
     disabled_reason: str = ""
-    drafted_per_position: tuple[int, ...] = ()  # element j: rounds of a sequence that verified at least j + 1 drafts
-    accepted_per_position: tuple[int, ...] = ()  # element j: of those, whose first j + 1 were accepted
-    alarms: Mapping[str, int] = field(default_factory=dict)  # how often each sign of a broken drafter was seen
+    drafted_per_position: tuple[int, ...] = ()  # [j]: rounds of a sequence that verified at least j + 1 drafts
+    accepted_per_position: tuple[int, ...] = ()  # [j]: those of them that accepted the first j + 1
+    alarms: Mapping[str, int] = field(default_factory=dict)  # number of times that each drafter alarm was raised
 
     @property
     def drafts(self) -> int:
-        """Rounds of a sequence that verified any draft."""
+        """Rounds of a sequence that verified at least one draft."""
         return next(iter(self.drafted_per_position), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
-    """One replica's work."""
+    """The load and counters of one replica's engine."""
 
     running: int
     waiting: int
@@ -71,37 +71,37 @@ class EngineStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStatus:
-    """One whole copy of the model."""
+    """One complete copy of the model."""
 
     name: str
     generation: int
-    state: str  # "waiting" (for room), "starting", "ready", "draining" or "failed"
-    problem: str  # why it failed, what room it waits for, or why it cannot stay where it is
+    state: str  # "waiting" (for resources), "starting", "ready", "draining" or "failed"
+    problem: str  # why it failed, which resources it waits for, or why it must leave its node
     ranks: tuple[WorkerStatus, ...]
     engine: EngineStatus
-    last_ending: str = ""  # why the generation before this one ended; empty if there was none
-    fingerprint: str = ""  # of its numerics; empty while it loads
+    last_ending: str = ""  # why the previous generation ended; empty if there was none
+    fingerprint: str = ""  # empty while it loads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayStatus:
-    """The gateway that was asked. Counts are since its start."""
+    """The gateway that answered. Counts are since its start."""
 
     live_requests: int = 0
-    queued_requests: int = 0  # accepted, and waiting for their turn
-    refused: Mapping[str, int] = field(default_factory=dict)  # for lack of room, by cause
-    resumed: int = 0  # requests that clients went on with here
-    moved: int = 0  # times that a request went on at another replica
-    waiting_for_successor: int = 0  # now
-    slow_readers: int = 0  # requests that ended because their clients did not read
+    queued_requests: int = 0  # accepted requests that are not sent to a replica yet
+    refused: Mapping[str, int] = field(default_factory=dict)  # requests refused because of a limit, by cause
+    resumed: int = 0  # requests that clients resumed here
+    moved: int = 0  # number of times that a request moved to another replica
+    waiting_for_successor: int = 0  # requests that wait for another replica now
+    slow_readers: int = 0  # requests ended because their clients did not read
     longest_loop_lag_s: float = 0.0  # within the last minute
     controller_lost: bool = False
-    stalled_replicas: int = 0  # that ended because their rounds hung
+    stalled_replicas: int = 0  # replicas that ended because their rounds hung
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
-    """`problem` says, in one line, why the cluster cannot serve; empty when it can."""
+    """`problem`: one line on why the cluster cannot serve; empty if it can."""
 
     name: str
     model: str
@@ -109,32 +109,32 @@ class ClusterStatus:
     replicas: tuple[ReplicaStatus, ...]
     problem: str
     desired_replicas: int = 0
-    last_scaling: str = ""  # what the autoscaler last changed, and why
+    last_scaling: str = ""  # the autoscaler's last change and its reason
     gateway: GatewayStatus | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """How far a cluster is from the number of replicas that is wanted."""
+    """Progress towards the desired number of replicas."""
 
     desired: int
     ready: int
     pending: int
-    reason: str  # why some are pending; empty if none is
+    reason: str  # why replicas are pending; empty if none are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draining:
-    """A replica that takes no more requests."""
+    """A replica that accepts no more requests."""
 
     replica: str
-    running: int  # sequences that it still has
-    desired: int  # replicas that are to serve from now on
+    running: int  # its unfinished sequences
+    desired: int  # the new desired number of replicas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo(ServedModel):
-    """What is served. Replicas of one fingerprint give the same text."""
+    """The served model. Replicas with the same fingerprint generate the same text."""
 
     name: str
     path: str

@@ -1,4 +1,4 @@
-"""The `outrider` command. Each subcommand has a module of its own, imported when it runs, so that it starts fast.
+"""The `outrider` command. Each subcommand has its own module, imported when it runs, so that startup is fast.
 
 Exit status: 0 on success, 2 on bad usage, 1 otherwise; an error is one line on stderr.
 """
@@ -30,8 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Serves DeepSeek-V3-family models with lossless speculative decoding by their own MTP module.",
 )
-_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # of the click that typer brings and does not export
-_PACKAGES = {  # by what is imported, what pip calls it
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # from typer's copy of click, which it does not export
+_PACKAGES = {  # import name -> name for pip
     **{name: name for name in ("deepspeed", "kubernetes", "torch", "triton", "starlette", "uvicorn", "tokenizers")},
     "ray": "'ray[default]'",
     "opentelemetry": "'outrider[otel]'",
@@ -109,11 +109,11 @@ def generate(
     from outrider.cluster.cli.generate import check_sources, run_batch, run_generate
 
     check_sources(prompt, source, target)
-    asked = {**sampling.parameters(), "traceparent": traceparent}
+    request = {**sampling.parameters(), "traceparent": traceparent}
     if source is not None and target is not None:
-        run_batch(source, target, gateway, asked, concurrency=concurrency, overwrite=overwrite)
+        run_batch(source, target, gateway, request, concurrency=concurrency, overwrite=overwrite)
     elif prompt is not None:
-        run_generate(sys.stdin.read() if prompt == "-" else prompt, gateway, asked, as_json=as_json)
+        run_generate(sys.stdin.read() if prompt == "-" else prompt, gateway, request, as_json=as_json)
 
 
 @app.command()
@@ -173,8 +173,8 @@ def bench(
     from outrider.cluster.cli.bench import run_bench, windows
 
     rates, speculations = rate or [4.0], speculation or ["off", "auto"]
-    asked = windows(rates, speculations, seconds=seconds, max_tokens=max_tokens, temperature=temperature)
-    run_bench(gateway, asked, json_file)
+    planned = windows(rates, speculations, seconds=seconds, max_tokens=max_tokens, temperature=temperature)
+    run_bench(gateway, planned, json_file)
 
 
 @app.command()
@@ -193,7 +193,7 @@ def scale(
     *,
     gateway: Connection,
 ) -> None:
-    """Set the number of replicas. Returns at once; replicas that leave finish their requests first."""
+    """Set the number of replicas. Returns immediately; removed replicas finish their requests first."""
     from outrider.cluster.cli.status import run_scale
 
     run_scale(gateway, replicas)
@@ -206,7 +206,7 @@ def drain(
     *,
     gateway: Connection,
 ) -> None:
-    """Remove one replica once its requests have finished, and lower the number by one. Returns at once."""
+    """Remove one replica once its requests have finished, and lower the number by one. Returns immediately."""
     from outrider.cluster.cli.status import run_drain
 
     run_drain(gateway, replica)
@@ -219,7 +219,7 @@ def upgrade(
     *,
     gateway: Connection,
 ) -> None:
-    """Replace every replica, one after the other, while as many serve as before: needs room for one more."""
+    """Replace every replica, one after the other. Needs resources for one additional replica."""
     from outrider.cluster.cli.upgrade import run_upgrade
 
     run_upgrade(gateway, timeout_s=timeout_s)
@@ -262,7 +262,7 @@ def swap(
 
 
 def _require_ray() -> None:
-    """Raises a clear error where the imports that follow would fail."""
+    """Raises a clear error if Ray is not installed, before the imports that need it."""
     from outrider.cluster.ray_session import import_ray
 
     import_ray()
@@ -273,7 +273,7 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs a command line. Its exit status."""
+    """Runs a command line and returns its exit status."""
     try:
         status = app(args=list(arguments), prog_name="outrider", standalone_mode=False)
     except _USAGE_ERROR as error:
@@ -305,7 +305,7 @@ def _fail(error: Exception, status: int, arguments: Sequence[str]) -> int:
 
 
 def _refuse(message: str, status: int) -> int:
-    if message:  # empty: a command without arguments has printed its help
+    if message:  # empty if a command without arguments has printed its help
         print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201  # what the user is to read
     return status
 

@@ -1,4 +1,4 @@
-"""`outrider generate --input`: a file of requests through a gateway, with progress, into a file of answers."""
+"""`outrider generate --input`: sends a file of requests to a gateway and writes a file of answers, with progress."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -41,9 +41,9 @@ def run_batch(
     concurrency: int,
     overwrite: bool,
 ) -> None:
-    """Exits with 1 if a line failed. All answers are in `target` even after an error; the same call continues."""
+    """Exits with status 1 if a line failed. Answers are in `target` even after an error; the same call continues."""
     if target.exists() and source.exists() and target.samefile(source):
-        raise SettingsError("--input and --output must be two files")
+        raise SettingsError("--input and --output must be different files")
     lines = sum(1 for _ in read_lines(source))
     console = Console(stderr=True)
     asyncio.run(_require_gateway(connection))  # before the output file is touched
@@ -84,5 +84,5 @@ async def _run(
 
 def _summary(lines: int, earlier: int, tally: _BatchTally, target: Path) -> str:
     before = f", {earlier} of them by an earlier run" if earlier else ""
-    failed = f"; {tally.failed} failed (their errors are in the file; the same command asks them again)"
+    failed = f"; {tally.failed} failed (their errors are in the file; the same command retries them)"
     return f"{lines - tally.failed} of {lines} lines answered in {target}{before}{failed if tally.failed else ''}"

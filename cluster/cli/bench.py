@@ -1,4 +1,4 @@
-"""`outrider bench`: load on a gateway at given rates and speculations, as a table and as JSON."""
+"""`outrider bench`: measures a gateway at given rates and speculation settings; prints a table and writes JSON."""
 
 import asyncio
 import itertools
@@ -18,14 +18,14 @@ from outrider.cluster.cli.output_file import refuse_unwritable
 from outrider.cluster.client.bench import SEED, Window, arrivals, load, warm_up
 from outrider.workers.types.errors import OutriderError
 
-_MOST = 100_000  # requests a second, or seconds
+_MOST = 100_000  # requests per second, or seconds
 _TIMES = {"first_token_s": "first token", "between_tokens_s": "per token", "end_to_end_s": "whole"}
 
 
 def windows(
     rates: Sequence[float], speculations: Sequence[str], *, seconds: float, max_tokens: int, temperature: float
 ) -> list[Window]:
-    """All combinations of rate and speculation. SettingsError names an invalid value."""
+    """All combinations of rate and speculation. Raises SettingsError, which names an invalid value."""
     try:
         for name, value in (*(("rate", rate) for rate in rates), ("seconds", seconds)):
             if not 0 < value <= _MOST:  # also true of NaN
@@ -47,14 +47,14 @@ def windows(
         raise SettingsError(str(error)) from error
 
 
-def run_bench(connection: Connection, asked: Sequence[Window], json_file: Path | None) -> None:
-    """Exits with 1 if a request failed, once everything has been measured and shown."""
+def run_bench(connection: Connection, planned: Sequence[Window], json_file: Path | None) -> None:
+    """Exits with status 1 if a request failed, after everything was measured and shown."""
     if json_file is not None:
         refuse_unwritable(json_file, "--json")
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        figures = asyncio.run(_measure(connection, asked, progress))
+        figures = asyncio.run(_measure(connection, planned, progress))
     Console().print(table(figures))
     if json_file is not None:
         json_file.write_text(json.dumps({"seed": SEED, "windows": figures}, indent=1) + "\n")
@@ -64,13 +64,13 @@ def run_bench(connection: Connection, asked: Sequence[Window], json_file: Path |
         raise OutriderError(f"{failed} requests failed: {', '.join(kinds)}")
 
 
-async def _measure(connection: Connection, asked: Sequence[Window], progress: Progress) -> list[dict[str, Any]]:
+async def _measure(connection: Connection, planned: Sequence[Window], progress: Progress) -> list[dict[str, Any]]:
     figures = []
     async with connection.async_client() as client:
-        await client.model()  # before waiting for anything
-        for window in {one.speculation: one for one in asked}.values():
+        await client.model()  # fails early if the gateway cannot be reached
+        for window in {one.speculation: one for one in planned}.values():
             await warm_up(client, window)
-        for window in asked:
+        for window in planned:
             due = len(arrivals(window.rate, window.seconds, SEED))
             bar = progress.add_task(f"{window.rate:g} requests/s, {window.speculation}", total=due)
             figures.append(await load(client, window, lambda bar=bar: progress.advance(bar)))  # type: ignore[misc]  # mypy has no types of defaults in a lambda
@@ -79,7 +79,7 @@ async def _measure(connection: Connection, asked: Sequence[Window], progress: Pr
 
 def table(figures: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each window; times in milliseconds."""
-    title = "milliseconds: median / p99, from when a request was due"
+    title = "milliseconds: median / p99, from a request's scheduled arrival"
     view = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
     for heading in ("load", "drafts", "tokens/s", *_TIMES.values()):
         view.add_column(heading, no_wrap=True)

@@ -1,4 +1,4 @@
-"""Options that name a gateway. Secrets come in files, since a command line is visible to others."""
+"""Options that name a gateway. Secrets are read from files, since a command line is visible to others."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from outrider.cluster.cli.options import host_and_port
 
-if TYPE_CHECKING:  # they take a while to load
+if TYPE_CHECKING:  # they load slowly
     from outrider.cluster.client.async_client import AsyncClient
     from outrider.cluster.client.client import Client
     from outrider.cluster.client.security import ClientSecurity
@@ -20,7 +20,7 @@ _FILE = {"exists": True, "dir_okay": False, "readable": True}
 class Connection:
     """Address and credentials of a gateway; each field is an option.
 
-    Its clients read the files: InvalidRequestError names one that cannot be read.
+    The clients read the files, and raise InvalidRequestError if one cannot be read.
     """
 
     address: Annotated[

@@ -22,7 +22,7 @@ from outrider.cluster.demo.page import make_replay, page
 from outrider.cluster.demo.report import DemoReport, Run, differing, make_report
 from outrider.cluster.demo.runs import Delta, DemoTask, affordable_tokens, ask, load_tasks, measure, warm_up
 from outrider.cluster.demo.view import DRAFTED, coloured, table, verdict
-from outrider.cluster.serve import ServedCluster, make_charge
+from outrider.cluster.serve import ServedCluster, make_cluster_spec
 from outrider.workers.config import resolve_model
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.errors import OutriderError
@@ -32,7 +32,7 @@ STAGES = 2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DemoSize:
-    """Upper bounds of the measurement."""
+    """Limits of the measurement."""
 
     max_tokens: int  # of each request
     repeats: int
@@ -40,17 +40,17 @@ class DemoSize:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DemoOutcome:
-    """The measured runs."""
+    """The results of the measurement."""
 
     runs: list[Run]
-    samples: list[tuple[DemoTask, list[Delta]]]  # one text of each kind, with auto
-    ranks: tuple[WorkerStatus, ...]  # when all was done
+    samples: list[tuple[DemoTask, list[Delta]]]  # one output of each kind, with speculation auto
+    ranks: tuple[WorkerStatus, ...]  # status at the end
 
 
 def run_demo(
     json_file: Path, *, report_file: Path | None, model: str, prompts: int, extent: DemoSize, log_level: str
 ) -> None:
-    """OutriderError if it cannot run, was interrupted, or if speculation changed a text."""
+    """Raises OutriderError if it cannot run, was interrupted, or if speculation changed an output."""
     options = {"model": model, "pipeline_parallel_size": STAGES, "port": 0, "http_port": 0, "ray_address": "local"}
     settings = load_settings(options={**options, "name": f"demo-{os.getpid()}"})
     tasks = load_tasks(prompts)
@@ -70,10 +70,10 @@ def run_demo(
 
 
 def _serve_and_measure(settings: ServeSettings, tasks: list[DemoTask], extent: DemoSize, log_level: str) -> DemoOutcome:
-    charge = make_charge(settings)
-    cluster = ServedCluster(settings, charge, dashboard=False, log_level=log_level)
-    with ending_on_signals(cluster.stop, cluster.hurry), contextlib.closing(cluster):
-        with LoadingView(charge.model_name, charge.plan) as view:
+    spec = make_cluster_spec(settings)
+    cluster = ServedCluster(settings, spec, dashboard=False, log_level=log_level)
+    with ending_on_signals(cluster.stop, cluster.cancel_running), contextlib.closing(cluster):
+        with LoadingView(spec.model_name, spec.plan) as view:
             cluster.start(view.show)
         _refuse_interrupted(cluster)
         with Client(cluster.address) as client:
@@ -83,7 +83,7 @@ def _serve_and_measure(settings: ServeSettings, tasks: list[DemoTask], extent: D
 
 
 def _one_of_each(tasks: list[DemoTask]) -> list[DemoTask]:
-    """Texts to show: sampled ones first, since greedy ones repeat themselves."""
+    """The tasks to show: sampled ones first, since greedy output repeats itself."""
     each = {task.domain: task for task in reversed(tasks)}
     return sorted(each.values(), key=lambda task: -task.temperature)
 

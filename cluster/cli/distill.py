@@ -1,4 +1,4 @@
-"""`outrider distill`: trains a model's MTP module on the model's own text, and measures the result."""
+"""`outrider distill`: trains a model's MTP module on text that the model generates, and measures the result."""
 
 import json
 from collections.abc import Sequence
@@ -44,14 +44,14 @@ def distill(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print shapes and memory by part, and exit.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
 ) -> None:
-    """Train a model's MTP module on the model's own text, export it, and measure the speed-up."""
+    """Train a model's MTP module on text that the model generates, export it, and measure the speed-up."""
     options: dict[str, Any] = {
         **given, "model": model, "work": str(work), "prompts": prompts, "out": out, "only": only,
         "ranks": ranks, "nodes": nodes, "node_rank": node_rank, "master": master,
     }  # fmt: skip
-    asked = {name: value for name, value in options.items() if value is not None}
-    asked |= parse_assignments(assignments or ())
-    found = _dry_run(asked) if dry_run else _run(asked, _engine_settings(engine or ()))
+    chosen = {name: value for name, value in options.items() if value is not None}
+    chosen |= parse_assignments(assignments or ())
+    found = _dry_run(chosen) if dry_run else _run(chosen, _engine_settings(engine or ()))
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -70,7 +70,7 @@ def _run(given: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dry_run(given: dict[str, Any]) -> dict[str, Any]:
-    """Checks shapes and partition on meta tensors; the bytes of each GPU by part, for the given number of ranks."""
+    """Checks shapes and sharding on meta tensors. Returns bytes per GPU by part, for the given number of ranks."""
     from outrider.cluster.cli.distill_view import show_footprints
     from outrider.cluster.planning.presets import load_shape
     from outrider.workers.training.distill.job import dry_run
@@ -85,7 +85,7 @@ def _dry_run(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _engine_settings(assignments: Sequence[str]) -> dict[str, Any]:
-    """Checked settings of an offline engine, by name; only those that were given."""
+    """The given settings of an offline engine, by name, after checking them."""
     settings = load_settings(assignments=assignments)
     known = {*settings_of(EngineConfig)} - {"model", *settings_of(ParallelConfig)} | {"pipeline_parallel_size"}
     given = parse_assignments(assignments)

@@ -1,4 +1,4 @@
-"""What `outrider distill` shows: progress bars while it runs, and tables of what it found."""
+"""Terminal output of `outrider distill`: progress bars while it runs, then tables of results."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +21,7 @@ _GIB = 2**30
 
 
 class DistillView(Listener):
-    """Draws a job under way on stderr, and its results on stdout."""
+    """Shows progress on stderr, and results on stdout."""
 
     def __init__(self) -> None:
         self._out, errors = Console(), Console(stderr=True)
@@ -80,7 +80,7 @@ def show_footprints(found: dict[str, Any]) -> None:
 
 
 def _harvest(result: dict[str, Any]) -> str:
-    return f"harvested {result['texts']} texts, {result['tokens']} tokens of the model's own, in {result['folder']}"
+    return f"harvested {result['texts']} texts with {result['tokens']} generated tokens, in {result['folder']}"
 
 
 def _training(result: dict[str, Any]) -> Table | str:
@@ -97,7 +97,7 @@ def _export(result: dict[str, Any]) -> str:
 
 
 def _head(result: dict[str, Any]) -> Table:
-    table = Table("head", "tokens", "of the text", "draft time saved", "tokens a round", "speed", title="cut heads")
+    table = Table("head", "tokens", "share of text", "draft time saved", "tokens/round", "speed", title="reduced heads")
     for name, size in result["sizes"].items():
         mark = " (chosen)" if name == result["chosen"] else ""
         shares = (f"{size['coverage']:.3f}", f"{size['draft_time_saved']:.0%}")

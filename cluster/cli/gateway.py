@@ -1,4 +1,4 @@
-"""`outrider gateway`: from the command's options to a gateway's settings."""
+"""`outrider gateway`: converts the command's options to a gateway's settings."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from outrider.workers.serving.tracing import endpoint_in_force
 def gateway_settings(given: Mapping[str, Any]) -> GatewaySettings:
     """`given`: None for options that were not given.
 
-    SettingsError names an invalid option, OutriderError a cluster key that cannot be read.
+    Raises SettingsError, which names an invalid option, or OutriderError if the cluster key cannot be read.
     """
     try:
         settings = GatewaySettings(**{name: value for name, value in given.items() if value is not None})

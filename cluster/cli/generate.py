@@ -1,4 +1,4 @@
-"""`outrider generate`: one request through a gateway, printed as it comes."""
+"""`outrider generate`: sends one request to a gateway and prints the streamed output."""
 
 import dataclasses
 import json
@@ -18,19 +18,19 @@ from outrider.cluster.client.client import Client
 from outrider.workers.text.assembler import Usage
 
 __all__ = ["check_sources", "run_batch", "run_generate"]
-_SHOWN_AS_JSON = {"n": 1, "logprobs": None, "prompt_logprobs": None}  # with the values that mean: not requested
+_SHOWN_AS_JSON = {"n": 1, "logprobs": None, "prompt_logprobs": None}  # with their values if not requested
 
 
 def check_sources(prompt: str | None, source: Path | None, target: Path | None) -> None:
-    """BadParameter if the options do not go together."""
+    """Raises BadParameter if the options cannot be combined."""
     if (prompt is None) == (source is None):
-        raise typer.BadParameter("give either a prompt or --input FILE.jsonl")
+        raise typer.BadParameter("give either PROMPT or --input FILE.jsonl")
     if (source is None) != (target is None):
-        raise typer.BadParameter("--input and --output go together")
+        raise typer.BadParameter("--input and --output must be given together")
 
 
 def run_generate(prompt: str, connection: Connection, sampling: Mapping[str, Any], *, as_json: bool) -> None:
-    """InvalidRequestError names an option whose result is only shown with --json."""
+    """Raises InvalidRequestError for an option whose result is shown only with --json."""
     unshown = [name for name, absent in _SHOWN_AS_JSON.items() if sampling.get(name, absent) != absent]
     if unshown and not as_json:
         raise InvalidRequestError(f"--{unshown[0].replace('_', '-')} needs --json")
@@ -55,7 +55,7 @@ def _stream(client: Client, prompt: str, sampling: Mapping[str, Any]) -> None:
                 usage = whole
     sys.stdout.write("\n")
     if sys.stderr.isatty():
-        print(summary(usage, time.monotonic() - began), file=sys.stderr)  # noqa: T201  # for the person who watches
+        print(summary(usage, time.monotonic() - began), file=sys.stderr)  # noqa: T201  # for the terminal
 
 
 def summary(usage: Usage, seconds: float) -> str:

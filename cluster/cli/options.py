@@ -1,4 +1,4 @@
-"""Command-line options made from settings, in a module that loads fast."""
+"""Creates command-line options from settings. A separate module, so that it loads fast."""
 
 import functools
 import inspect
@@ -13,14 +13,14 @@ from outrider.workers.types.settings import REQUIRED, DeclaredSetting, settings_
 
 
 def host_and_port(value: str) -> str:
-    """The value, unchanged. BadParameter unless it is HOST:PORT or another gRPC address (unix:/PATH, ...)."""
+    """Returns the value. Raises BadParameter unless it is HOST:PORT or another gRPC address (unix:/PATH, ...)."""
     host, _, port = value.rpartition(":")
     if "/" not in value and not (host and port.isdecimal() and int(port) <= 65535):
         raise typer.BadParameter(f"must be HOST:PORT, got {value!r}")
     return value
 
 
-SERVE_OPTIONS = (  # the settings of `outrider serve` that have an option; --set sets all
+SERVE_OPTIONS = (  # the settings of `outrider serve` that have their own option; --set sets any
     "model",
     *settings_of(ParallelConfig),
     *("replicas", "speculation", "host", "port", "http_port", "http_host", "metrics_port"),
@@ -39,9 +39,9 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 
 
 def setting_options(kind: type, names: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for each of these settings of `kind`. It gets them as `given`; None: not given.
+    """Adds an option to a command for each of these settings of `kind`. Passes them as `given`; None: not given.
 
-    Secrets are settings that name a file, since a command line is visible to others.
+    Settings for secrets name a file, since a command line is visible to others.
     """
     options = [_option(settings_of(kind)[name]) for name in names]
 
@@ -61,7 +61,7 @@ def setting_options(kind: type, names: Iterable[str]) -> Callable[[Callable[...,
 
 
 def _option(declared: DeclaredSetting) -> inspect.Parameter:
-    """Without a default, so that a configuration file's value stays. The settings class checks the value."""
+    """Has no default, to not override a configuration file. The settings class checks the value."""
     name, default = declared.name, declared.default
     option = typer.Option(
         _FLAGS.get(name, f"--{name.replace('_', '-')}"),
@@ -81,13 +81,13 @@ def _option(declared: DeclaredSetting) -> inspect.Parameter:
 
 
 def _choices(declared: DeclaredSetting) -> str | None:
-    """What the help shows in place of the type: kl|tv."""
+    """The choices as shown in the help in place of the type, for example kl|tv."""
     setting = declared.setting
     words = [*map(str, setting.choices), *([f"{setting.least}..{setting.most}"] if setting.is_bounded else [])]
     return "|".join(words) if setting.choices else None
 
 
 def _typed(declared: DeclaredSetting) -> Any:
-    """The type of an option's value; text where there may be several."""
+    """The type of an option's value; str if the setting allows several types."""
     (typed, *others) = [one for one in declared.types if one is not type(None)]
     return str if others else typed

@@ -1,4 +1,4 @@
-"""Files that commands write when their work is done."""
+"""Checks output files of commands before their work starts."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from outrider.workers.types.errors import OutriderError
 
 
 def refuse_unwritable(path: Path, option: str) -> None:
-    """OutriderError if the file that `option` names cannot be written: known before minutes are spent."""
+    """Raises OutriderError if the file of `option` cannot be written, before a command spends minutes."""
     if not path.parent.is_dir():
         raise OutriderError(
-            f"cannot write {path}: there is no directory {path.parent}; make it, or choose another {option}"
+            f"cannot write {path}: there is no directory {path.parent}; create it, or choose another {option}"
         )
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise OutriderError(f"cannot write {path}: it is a directory, or you may not; choose another {option}")
+        raise OutriderError(f"cannot write {path}: it is a directory, or permission is denied; choose another {option}")

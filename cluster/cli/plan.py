@@ -1,4 +1,4 @@
-"""`outrider plan`: how to split a model over GPUs, what fits, and how fast it will be, before anything starts."""
+"""`outrider plan`: plans how to split a model over GPUs: what fits, and how fast it will be."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model_config import ModelConfig
 from outrider.workers.types.model_shapes import Shapes
 
-# Defaults of a device given by its figures: PCIe 4.0 x16 within a node, 100 Gb/s Ethernet between nodes.
+# Defaults for a device given by figures: PCIe 4.0 x16 within a node, 100 Gb/s Ethernet between nodes.
 _UNKNOWN: dict[str, Any] = {
     "name": "gpu",
     "memory_bytes": 0,
@@ -36,7 +36,7 @@ _UNKNOWN: dict[str, Any] = {
 
 
 def _device(options: PlanOptions) -> Gpu:
-    """The named device, with figures given by option replaced. SettingsError if that is not complete."""
+    """The named device, with figures replaced by options. Raises SettingsError if figures are missing."""
     scaled = {
         "memory_bytes": (options.gpu_memory_gib, 2**30),
         "bandwidth": (options.gpu_bandwidth_gbs, 1e9),
@@ -48,7 +48,7 @@ def _device(options: PlanOptions) -> Gpu:
     if not all(value > 0 for value in given.values()):
         raise SettingsError("a GPU's memory, bandwidth, TFLOPS, link and network must be above 0")
     if options.gpu is None and not {"memory_bytes", "bandwidth", "bf16_flops"} <= given.keys():
-        raise SettingsError("say which GPU: --gpu NAME, or --gpu-memory-gib, --gpu-bandwidth-gbs and --gpu-tflops")
+        raise SettingsError("no GPU given: use --gpu NAME, or --gpu-memory-gib, --gpu-bandwidth-gbs and --gpu-tflops")
     base = dataclasses.asdict(find_gpu(options.gpu)) if options.gpu is not None else _UNKNOWN
     if "bf16_flops" in given and base["fp8_flops"]:
         given["fp8_flops"] = 2 * given["bf16_flops"]
@@ -69,7 +69,7 @@ def _workload(options: PlanOptions, model: ModelConfig) -> Workload:
 
 
 def _efficiency(report: Path | None) -> Efficiency:
-    """With what `report` measured. ValueError if it measured nothing."""
+    """With the measurements of `report`. Raises ValueError if it has none."""
     if report is None:
         return Efficiency()
     try:
@@ -88,7 +88,7 @@ def _goal(options: PlanOptions) -> Objective:
 
 
 def run_plan(options: PlanOptions) -> None:
-    """Prints the plan. DoesNotFitError, after the JSON if that was asked for, if nothing fits."""
+    """Prints the plan. If nothing fits, raises DoesNotFitError, after printing JSON if requested."""
     model = load_shape(options.model)
     try:
         shapes = Shapes.of(model, options.weights, options.kv_cache_dtype)
@@ -110,7 +110,7 @@ def run_plan(options: PlanOptions) -> None:
 
 
 def _drafts(speculation: str) -> str | int:
-    """SettingsError if it is neither auto, off nor 1..16."""
+    """Raises SettingsError unless it is auto, off or 1..16."""
     if speculation in ("auto", "off"):
         return speculation
     if speculation.isdecimal() and 1 <= int(speculation) <= 16:

@@ -1,4 +1,4 @@
-"""Options of `outrider plan`, in a module that loads fast."""
+"""Options of `outrider plan`. A separate module, so that it loads fast."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sampling options of `outrider generate`, and the request parameters that they set."""
+"""Sampling options of `outrider generate`, and their conversion to request parameters."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ class Sampling:
     drafter: Annotated[str | None, typer.Option(help="Drafter: auto, mtp, lookup or draft_model.")] = None
 
     def parameters(self) -> dict[str, Any]:
-        """As SamplingParams' fields. InvalidRequestError names an option that cannot be read."""
+        """As fields of SamplingParams. Raises InvalidRequestError, which names an invalid option."""
         lists = {name: getattr(self, option) or None for option, name in _LISTS.items()}
         spoken = self.speculation
         return {

@@ -1,4 +1,4 @@
-"""`outrider serve`: runs a cluster from a terminal: progress bars, the ready line, signals."""
+"""`outrider serve`: runs a cluster from a terminal, with progress bars, a ready line and signal handling."""
 
 import contextlib
 import signal
@@ -14,23 +14,23 @@ from outrider.cluster.config import ServeSettings
 from outrider.cluster.controller.reconcile import Phase
 from outrider.cluster.controller.report import ReplicaReport, Report
 from outrider.cluster.planning.shard_plan import ShardPlan
-from outrider.cluster.serve import ServedCluster, make_charge
+from outrider.cluster.serve import ServedCluster, make_cluster_spec
 
 WATCH_EVERY_S = 1.0
 STOPPING = "stopping: waiting for running requests (Ctrl-C again cancels them)"
 
 
 def run_serve(settings: ServeSettings, *, log_level: str) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. OutriderError if it cannot serve; nothing is left either way."""
-    charge = make_charge(settings)
-    cluster = ServedCluster(settings, charge, dashboard=True, log_level=log_level)
-    with ending_on_signals(cluster.stop, cluster.hurry), contextlib.closing(cluster):
-        with LoadingView(charge.model_name, charge.plan) as view:
+    """Serves until SIGTERM or SIGINT, then drains. Raises OutriderError if it cannot serve. Always stops everything."""
+    spec = make_cluster_spec(settings)
+    cluster = ServedCluster(settings, spec, dashboard=True, log_level=log_level)
+    with ending_on_signals(cluster.stop, cluster.cancel_running), contextlib.closing(cluster):
+        with LoadingView(spec.model_name, spec.plan) as view:
             started = cluster.start(view.show)
         if started:
             for line in warnings(settings, cluster.check()):
                 print(f"warning: {line}", file=sys.stderr)  # noqa: T201  # what the user is to read
-            _say(_ready_line(cluster, settings, charge.plan))
+            _print_line(_ready_line(cluster, settings, spec.plan))
             _watch(cluster)
         if sys.stderr.isatty():
             print(STOPPING, file=sys.stderr)  # noqa: T201  # what the user is to read
@@ -44,22 +44,22 @@ def warnings(settings: ServeSettings, report: Report) -> list[str]:
 
 
 def _watch(cluster: ServedCluster) -> None:
-    """Prints each event of a replica once, until told to stop."""
-    told: tuple[str, ...] = ()
+    """Prints each event of a replica once, until `cluster.stop` is set."""
+    printed: tuple[str, ...] = ()
     while not cluster.stop.wait(WATCH_EVERY_S):
-        news = tuple(_news(replica) for replica in cluster.check().replicas)
-        for line in news:
-            if line and line not in told:
+        lines = tuple(_event_line(replica) for replica in cluster.check().replicas)
+        for line in lines:
+            if line and line not in printed:
                 print(f"warning: {line}", file=sys.stderr)  # noqa: T201  # what the user is to read
-        told = news
+        printed = lines
 
 
-def _news(replica: ReplicaReport) -> str:
+def _event_line(replica: ReplicaReport) -> str:
     if replica.phase is Phase.FAILED:
         return f"replica {replica.name} ended ({replica.problem}): its requests continue on others, and it is restarted"
     if replica.waiting:
-        return f"replica {replica.name} waits for room: {replica.waiting}"
-    return f"replica {replica.name} leaves when another serves: {replica.eviction}" if replica.eviction else ""
+        return f"replica {replica.name} waits for resources: {replica.waiting}"
+    return f"replica {replica.name} is removed when another is ready: {replica.eviction}" if replica.eviction else ""
 
 
 def _ready_line(cluster: ServedCluster, settings: ServeSettings, plan: ShardPlan) -> str:
@@ -73,16 +73,16 @@ def _ready_line(cluster: ServedCluster, settings: ServeSettings, plan: ShardPlan
     return f"ready: {settings.model} on {cluster.address}, {http}{replicas}{shape}, {speculation}"
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)  # noqa: T201  # what the user is to read
 
 
 @contextlib.contextmanager
-def ending_on_signals(stop: threading.Event, hurry: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`; a second signal sets `hurry`."""
+def ending_on_signals(stop: threading.Event, cancel_running: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`; a second signal sets `cancel_running`."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        (hurry if stop.is_set() else stop).set()
+        (cancel_running if stop.is_set() else stop).set()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -93,7 +93,7 @@ def ending_on_signals(stop: threading.Event, hurry: threading.Event) -> Iterator
 
 
 class LoadingView:
-    """One bar a rank while the model loads; on a terminal only."""
+    """One progress bar per rank while the model loads; on a terminal only."""
 
     def __init__(self, model: str, plan: ShardPlan) -> None:
         console = Console(stderr=True)
@@ -120,7 +120,7 @@ class LoadingView:
         for replica in report.replicas:
             for rank, (loaded, state) in enumerate(zip(replica.loaded, replica.states, strict=True)):
                 task = self._task(replica.name, rank, several=len(report.replicas) > 1)
-                waits = f"waits for room: {replica.waiting}" if replica.waiting else state
+                waits = f"waits for resources: {replica.waiting}" if replica.waiting else state
                 self._progress.update(task, completed=loaded, state=waits)
 
     def _task(self, replica: str, rank: int, *, several: bool) -> TaskID:

@@ -1,4 +1,4 @@
-"""Groups of options as dataclasses, which several commands share."""
+"""Option groups that several commands share, as dataclasses."""
 
 import dataclasses
 import functools

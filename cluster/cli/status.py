@@ -1,4 +1,4 @@
-"""`outrider status`, `scale` and `drain`: shows a cluster as a tree or as JSON, and changes its replicas."""
+"""`outrider status`, `scale` and `drain`: show a cluster as a tree or JSON, and change its replicas."""
 
 import dataclasses
 import itertools
@@ -61,7 +61,7 @@ def scaled(scaling: Scaling) -> str:
 
 def drained(draining: Draining) -> str:
     running = "1 sequence" if draining.running == 1 else f"{draining.running} sequences"
-    return f"{draining.replica} drains with {running} running; {_replicas(draining.desired)} wanted from now on"
+    return f"{draining.replica} drains with {running} running; {_replicas(draining.desired)} desired from now on"
 
 
 def _replicas(count: int) -> str:
@@ -69,7 +69,7 @@ def _replicas(count: int) -> str:
 
 
 def tree(status: ClusterStatus) -> Tree:
-    """Replicas, their stages, the ranks of each."""
+    """Replicas, their stages, and the ranks of each stage."""
     ready = sum(replica.state == "ready" for replica in status.replicas)
     head = f"[bold]{escape(status.name)}[/] serves {escape(status.model)} (outrider {status.version}): "
     root = Tree(head + f"{ready} of {_replicas(status.desired_replicas)} ready")
@@ -85,8 +85,8 @@ def tree(status: ClusterStatus) -> Tree:
 
 
 def gateway_line(gateway: GatewayStatus) -> str:
-    """What is live and waits at the gateway; then only what has happened."""
-    parts = [f"{gateway.live_requests} live, {gateway.queued_requests} waiting for their turn"]
+    """Live and waiting requests at the gateway, then counts that are not 0."""
+    parts = [f"{gateway.live_requests} live, {gateway.queued_requests} queued"]
     counts = (
         (gateway.waiting_for_successor, "waiting for another replica"),
         (gateway.resumed, "resumed"),
@@ -97,7 +97,7 @@ def gateway_line(gateway: GatewayStatus) -> str:
     parts += [f"{count} {what}" for count, what in counts if count]
     if gateway.refused:
         parts.append("refused: " + ", ".join(f"{cause} {count}" for cause, count in gateway.refused.items()))
-    parts.append(f"event loop at most {1000 * gateway.longest_loop_lag_s:.0f} ms late")
+    parts.append(f"event loop lag at most {1000 * gateway.longest_loop_lag_s:.0f} ms")
     lost = " [red]controller lost[/]" if gateway.controller_lost else ""
     return f"gateway: {'; '.join(parts)}{lost}"
 
@@ -175,9 +175,9 @@ def experts_line(experts: ExpertFigures) -> str:
     mean = sum(experts.imbalance.values()) / len(experts.imbalance)
     line = (
         f"experts: heaviest rank {mean:.2f} x the mean, {worst:.2f} at layer {layer},"
-        f" {experts.replacements} layers placed anew, {experts.moves} experts moved"
+        f" {experts.replacements} layers rebalanced, {experts.moves} experts moved"
     )
-    return line + (" [red]a rank could not read one: they stay where they are[/]" if experts.stopped else "")
+    return line + (" [red]a rank could not load an expert: rebalancing is disabled[/]" if experts.stopped else "")
 
 
 def _coloured(state: str) -> str:

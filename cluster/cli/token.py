@@ -1,4 +1,4 @@
-"""`outrider token`: a new bearer token. The gateway's file gets its hash; the token itself is printed once."""
+"""`outrider token`: creates a bearer token, prints it once, and adds its hash to the gateway's file."""
 
 import secrets
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ PREFIX = "or-"  # lets scanners for leaked secrets recognize it
 
 
 def run_token(name: str, roles: Sequence[str], file: Path) -> None:
-    """Appends to `file`, creating it if needed. OutriderError if the file is invalid or has the name already.
+    """Appends to `file`, creating it if needed.
 
-    SettingsError for an invalid name or role.
+    Raises OutriderError if the file is invalid or has the name already, SettingsError for an invalid name or role.
     """
     _check(name, roles)
     token = f"{PREFIX}{secrets.token_urlsafe(32)}"

@@ -24,13 +24,13 @@ _COLUMNS = (
     *("draft\ndepth", "acceptance\nrate", "mean accepted\nlength", "price", "budget", "busy"),
 )
 _ANY_WIDTH = 10_000
-_KEPT = 24  # samples in the curve
+_KEPT = 24  # number of samples in the curve
 _STATE_STYLES = {"ready": "green", "failed": "red"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Rates of one replica between two samples. None: not enough happened to tell."""
+    """Rates of one replica between two samples. None: too little data."""
 
     tokens_per_s: float = 0.0
     rounds_per_s: float = 0.0
@@ -44,7 +44,7 @@ def rates(before: EngineStatus, after: EngineStatus, seconds: float) -> Rates:
     tokens, rounds = after.generated_tokens - before.generated_tokens, after.rounds - before.rounds
     drafted, accepted = after.drafted - before.drafted, after.accepted - before.accepted
     drafts = after.speculation.drafts - before.speculation.drafts
-    verifications = tokens - accepted  # each gives its accepted drafts and one more token
+    verifications = tokens - accepted  # each yields its accepted drafts and one more token
     if seconds <= 0 or min(tokens, rounds, drafted, accepted) < 0:  # the replica restarted
         return Rates()
     return Rates(
@@ -82,25 +82,25 @@ class Newest:
     """The newest status of a gateway's stream, which a thread reads."""
 
     def __init__(self, statuses: Iterator[ClusterStatus]) -> None:
-        self._heard: queue.SimpleQueue[ClusterStatus | OutriderError] = queue.SimpleQueue()
+        self._statuses: queue.SimpleQueue[ClusterStatus | OutriderError] = queue.SimpleQueue()
         self._known: ClusterStatus | None = None
         threading.Thread(target=self._read, args=(statuses,), name="statuses", daemon=True).start()
 
     def _read(self, statuses: Iterator[ClusterStatus]) -> None:
         try:
             for status in statuses:
-                self._heard.put(status)
-            self._heard.put(UnavailableError("the gateway says no more of its cluster"))
+                self._statuses.put(status)
+            self._statuses.put(UnavailableError("the gateway ended the status stream"))
         except OutriderError as error:
-            self._heard.put(error)
+            self._statuses.put(error)
 
     def get(self) -> ClusterStatus:
-        """Waits for the first. OutriderError if the stream has ended."""
-        while self._known is None or not self._heard.empty():
-            heard = self._heard.get()
-            if isinstance(heard, OutriderError):
-                raise heard
-            self._known = heard
+        """The newest status; waits for the first. Raises OutriderError if the stream has ended."""
+        while self._known is None or not self._statuses.empty():
+            newest = self._statuses.get()
+            if isinstance(newest, OutriderError):
+                raise newest
+            self._known = newest
         return self._known
 
 

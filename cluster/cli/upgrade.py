@@ -1,4 +1,4 @@
-"""`outrider upgrade`: every replica is replaced, one after the other, while the others serve."""
+"""`outrider upgrade`: replaces every replica, one after the other, while the others serve."""
 
 import time
 
@@ -10,8 +10,8 @@ LOOK_EVERY_S = 1.0
 
 
 def run_upgrade(connection: Connection, *, timeout_s: float) -> None:
-    """OutriderError if it takes longer; what was begun stands, and the next run goes on."""
-    until, told = time.monotonic() + timeout_s, ""
+    """Raises OutriderError after `timeout_s`. Finished steps stay, so that another run continues the upgrade."""
+    until, printed = time.monotonic() + timeout_s, ""
     with connection.client() as client:
         status = client.status()
         old, wanted = identities(status), status.desired_replicas
@@ -26,10 +26,12 @@ def run_upgrade(connection: Connection, *, timeout_s: float) -> None:
                 case Wait(reason):
                     line = f"waiting for {reason}"
                     time.sleep(LOOK_EVERY_S)
-            if line != told:
+            if line != printed:
                 print(line, flush=True)  # noqa: T201  # the command's output
-            told = line
+            printed = line
             if time.monotonic() > until:
-                raise OutriderError(f"not done within {timeout_s:g} s: {line}; `outrider scale {wanted}` ends it")
+                raise OutriderError(
+                    f"not finished within {timeout_s:g} s: {line}; `outrider scale {wanted}` cancels it"
+                )
             status = client.status()
-    print(f"replaced {len(old)}: {wanted} serve")  # noqa: T201  # the command's output
+    print(f"replaced {len(old)} replicas: {wanted} are ready")  # noqa: T201  # the command's output

@@ -12,13 +12,13 @@ from outrider.cluster.api.collector import Collector
 from outrider.cluster.api.events import event_from_wire
 from outrider.cluster.api.generation import Event, GenerateCall, Generation
 from outrider.cluster.api.status import ClusterStatus, Draining, ModelInfo, Scaling, status_from_wire
-from outrider.cluster.client import questions
-from outrider.cluster.client.base import ASK_TIMEOUT_S, OPTIONS, SWAP_TIMEOUT_S, BaseClient
+from outrider.cluster.client import unary_calls
+from outrider.cluster.client.base import CALL_TIMEOUT_S, OPTIONS, SWAP_TIMEOUT_S, BaseClient
 from outrider.cluster.client.call import exception_of, make_call
-from outrider.cluster.client.questions import Question, T
-from outrider.cluster.client.resume import GatewayLeftError, ResumableCall
+from outrider.cluster.client.resume import GatewayLostError, ResumableCall
 from outrider.cluster.client.security import ClientSecurity
 from outrider.cluster.client.silence import SILENCE_S
+from outrider.cluster.client.unary_calls import T, UnaryCall
 from outrider.proto import cluster_pb2
 from outrider.workers.types.parameters import parameters_of
 
@@ -50,17 +50,17 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         while True:
             address = self.address
             try:
-                async for event in self._heard(request, until):
+                async for event in self._received(request, until):
                     yield event
                 return
-            except (grpc.aio.AioRpcError, GatewayLeftError) as error:
+            except (grpc.aio.AioRpcError, GatewayLostError) as error:
                 if request.finished:
                     return
-                pause_s = self._leave(address, request, error, until)
+                pause_s = self._fail_over(address, request, error, until)
             await asyncio.sleep(pause_s)
 
-    async def _heard(self, request: ResumableCall, until: float | None) -> AsyncIterator[Event]:
-        """As Client._heard."""
+    async def _received(self, request: ResumableCall, until: float | None) -> AsyncIterator[Event]:
+        """As Client._received."""
         responses = self._generate(request, until)
         silence_s = None  # until the first heartbeat: an older gateway has none
         try:
@@ -71,19 +71,19 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
                     return
                 if response.HasField("heartbeat"):
                     silence_s = SILENCE_S
-                event = request.hear(event_from_wire(response), time.monotonic())
+                event = request.receive(event_from_wire(response), time.monotonic())
                 if event is not None:
                     yield event
         except TimeoutError:
-            raise GatewayLeftError.silent() from None
+            raise GatewayLostError.silent() from None
         finally:
             responses.cancel()
 
-    async def status(self, timeout_s: float = ASK_TIMEOUT_S) -> ClusterStatus:
-        return await self._ask(questions.status(), timeout_s)
+    async def status(self, timeout_s: float = CALL_TIMEOUT_S) -> ClusterStatus:
+        return await self._call(unary_calls.status(), timeout_s)
 
-    async def model(self, timeout_s: float = ASK_TIMEOUT_S) -> ModelInfo:
-        return await self._ask(questions.model(), timeout_s)
+    async def model(self, timeout_s: float = CALL_TIMEOUT_S) -> ModelInfo:
+        return await self._call(unary_calls.model(), timeout_s)
 
     async def watch_status(self) -> AsyncIterator[ClusterStatus]:
         """As Client.watch_status."""
@@ -96,22 +96,22 @@ class AsyncClient(BaseClient[grpc.aio.Channel]):
         finally:
             responses.cancel()
 
-    async def scale(self, replicas: int, timeout_s: float = ASK_TIMEOUT_S) -> Scaling:
+    async def scale(self, replicas: int, timeout_s: float = CALL_TIMEOUT_S) -> Scaling:
         """As Client.scale."""
-        return await self._ask(questions.scale(replicas), timeout_s)
+        return await self._call(unary_calls.scale(replicas), timeout_s)
 
-    async def drain(self, replica: str, timeout_s: float = ASK_TIMEOUT_S) -> Draining:
+    async def drain(self, replica: str, timeout_s: float = CALL_TIMEOUT_S) -> Draining:
         """As Client.drain."""
-        return await self._ask(questions.drain(replica), timeout_s)
+        return await self._call(unary_calls.drain(replica), timeout_s)
 
     async def swap_drafter(self, checkpoint: str, timeout_s: float = SWAP_TIMEOUT_S) -> list[str]:
         """As Client.swap_drafter."""
-        return await self._ask(questions.swap_drafter(checkpoint), timeout_s)
+        return await self._call(unary_calls.swap_drafter(checkpoint), timeout_s)
 
-    async def _ask(self, question: Question[T], timeout_s: float) -> T:
-        call = getattr(self._cluster, question.method)
+    async def _call(self, unary: UnaryCall[T], timeout_s: float) -> T:
+        call = getattr(self._cluster, unary.method)
         try:
-            return question.read(await call(question.request, timeout=timeout_s, metadata=self._metadata))
+            return unary.read(await call(unary.request, timeout=timeout_s, metadata=self._metadata))
         except grpc.aio.AioRpcError as error:
             raise exception_of(error, self.address) from error
 

@@ -1,4 +1,4 @@
-"""What Client and AsyncClient share: their options, and the gateway in use."""
+"""The base class of Client and AsyncClient: channels to gateways, and failover between them."""
 
 import time
 from abc import ABC, abstractmethod
@@ -10,19 +10,19 @@ import grpc
 from outrider.cluster.api.calls import call_to_wire
 from outrider.cluster.api.generation import GenerateCall
 from outrider.cluster.client.call import explained
-from outrider.cluster.client.resume import PATIENCE_S, GatewayLeftError, ResumableCall, is_of_gateway
+from outrider.cluster.client.resume import PATIENCE_S, GatewayLostError, ResumableCall, is_gateway_error
 from outrider.cluster.client.security import ClientSecurity
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
 
 C = TypeVar("C")  # the channel's class
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 PLAIN = ClientSecurity()
-ASK_TIMEOUT_S = 10.0
-SWAP_TIMEOUT_S = 600.0  # loading a large module takes a while
+CALL_TIMEOUT_S = 10.0
+SWAP_TIMEOUT_S = 600.0  # loading a large MTP module takes minutes
 OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 2**20),
     ("grpc.enable_http_proxy", 0),
-    ("grpc.keepalive_time_ms", 5_000),  # a gateway that is frozen or cut off is noticed while a call waits for it
+    ("grpc.keepalive_time_ms", 5_000),  # detects a frozen or unreachable gateway during a call
     ("grpc.keepalive_timeout_ms", 4_000),
     ("grpc.http2.max_pings_without_data", 0),
     # Also limits the connection handshake, which a frozen gateway never completes.
@@ -33,7 +33,7 @@ OPTIONS = (
 
 
 class BaseClient(ABC, Generic[C]):
-    """A cluster, through its gateways."""
+    """Connects to the gateways of a cluster."""
 
     def __init__(
         self,
@@ -42,10 +42,13 @@ class BaseClient(ABC, Generic[C]):
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """`address`: HOST:PORT of a gateway, or of several: a list, or one text with commas. A request whose gateway is
-        lost continues at the next one that answers, unless there is none for `patience_s`; 0 never retries."""
+        """`address`: HOST:PORT of one gateway, or of several as a list or separated by commas.
+
+        A request whose gateway is lost resumes at the next gateway that answers. It fails if none answers within
+        `patience_s`; 0 disables retries.
+        """
         self._addresses = address.split(",") if isinstance(address, str) else list(address)
-        self._now = 0  # index of the current one
+        self._current = 0  # index of the current gateway
         self._patience_s = patience_s
         self._metadata = security.metadata
         self._channels = [self._open(one, security) for one in self._addresses]
@@ -57,11 +60,11 @@ class BaseClient(ABC, Generic[C]):
     @property
     def address(self) -> str:
         """The address of the current gateway."""
-        return self._addresses[self._now]
+        return self._addresses[self._current]
 
     @property
     def _cluster(self) -> cluster_pb2_grpc.ClusterServiceStub:
-        return cluster_pb2_grpc.ClusterServiceStub(self._channels[self._now])
+        return cluster_pb2_grpc.ClusterServiceStub(self._channels[self._current])
 
     def _resumable(self, call: GenerateCall) -> ResumableCall:
         return ResumableCall(call, self._patience_s, time.monotonic(), gateways=len(self._addresses))
@@ -69,20 +72,20 @@ class BaseClient(ABC, Generic[C]):
     def _generate(self, request: ResumableCall, until: float | None) -> Any:  # gRPC's call
         """Sends a request to the current gateway."""
         left = None if until is None else max(0.0, until - time.monotonic())
-        inference = inference_pb2_grpc.InferenceServiceStub(self._channels[self._now])
+        inference = inference_pb2_grpc.InferenceServiceStub(self._channels[self._current])
         return inference.Generate(call_to_wire(request.call), timeout=left, metadata=(*self._metadata, *request.trace))
 
-    def _leave(
-        self, address: str, request: ResumableCall, error: grpc.RpcError | GatewayLeftError, until: float | None
+    def _fail_over(
+        self, address: str, request: ResumableCall, error: grpc.RpcError | GatewayLostError, until: float | None
     ) -> float:
-        """Seconds to pause before the request is sent again, or raises the error for the caller.
+        """Seconds to wait before the retry. Raises the error for the caller if there is no retry.
 
-        If the error is the gateway's, the next one becomes the current one, unless another call already left `address`.
+        After a gateway error the next gateway becomes the current one, unless another call has already switched.
         """
         left = None if until is None else until - time.monotonic()
-        if not request.may_go_on(error, time.monotonic(), left, address):
+        if not request.may_retry(error, time.monotonic(), left, address):
             raise explained(error, address) from error
         pause_s = request.pause_s(error)
-        if is_of_gateway(error) and address == self.address:
-            self._now = (self._now + 1) % len(self._addresses)
+        if is_gateway_error(error) and address == self.address:
+            self._current = (self._current + 1) % len(self._addresses)
         return pause_s if until is None else max(0.0, min(pause_s, until - time.monotonic()))

@@ -1,8 +1,8 @@
-"""Sends the lines of a file as requests and writes the answers as they finish; an interrupted run can be continued.
+"""Sends each line of a file as a request and writes the answers as they finish. An interrupted run can be continued.
 
-An input line is a JSON object: one of `prompt`, `token_ids` and `messages`, any of SamplingParams' fields, and an `id`
-of the caller's. Each answered line becomes a line of output, in the order of finishing: `line` (from 1), `id`, `input`
-(a digest of the line), and the answer's fields, or an `error` {kind, message}. Knows nothing of the terminal.
+An input line is a JSON object: one of `prompt`, `token_ids` and `messages`, any fields of SamplingParams, and an
+optional `id`. Output lines are in the order of completion: `line` (from 1), `id`, `input` (a digest of the input line),
+and the answer's fields or an `error` {kind, message}. This module does no terminal output.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from outrider.cluster.client.async_client import AsyncClient
 from outrider.workers.types.errors import OutriderError, OverloadedError
 
 Record = dict[str, Any]  # one line of output
-ATTEMPTS = 6  # for a request that failed because of a lost replica or gateway
+ATTEMPTS = 6  # per request, after a lost replica or gateway
 _LONGEST_PAUSE_S = 16.0
 _DIGEST_LENGTH = 16
 _PROMPTS = {"prompt": str, "token_ids": list, "messages": list}
@@ -37,7 +37,7 @@ _NOT_OF_A_LINE = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of input, not parsed yet."""
+    """One line of input, before parsing."""
 
     number: int  # from 1
     text: str
@@ -48,7 +48,7 @@ class Line:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines that are not blank, one in memory at a time. SettingsError if there is no such file."""
+    """The lines that are not blank, read one at a time. Raises SettingsError if the file does not exist."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape") as file:
             for number, text in enumerate(file, 1):
@@ -59,7 +59,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def parse(line: Line) -> tuple[Any, dict[str, Any]]:
-    """The caller's id, and the arguments for the client. InvalidRequestError says what is wrong with the line."""
+    """The line's `id`, and the arguments for the client. Raises InvalidRequestError if the line is invalid."""
     try:
         arguments = json.loads(line.text)
     except ValueError as error:
@@ -80,17 +80,17 @@ def parse(line: Line) -> tuple[Any, dict[str, Any]]:
 
 
 def _biases(given: object) -> dict[int, Any]:
-    """With integer token ids, since JSON's keys are strings."""
+    """Converts token ids to integers, since JSON keys are strings."""
     if not isinstance(given, dict) or not all(key.isascii() and key.isdigit() for key in given):
         raise InvalidRequestError(f"logit_bias must be an object of biases by token id, got {given!r}")
     return {int(key): bias for key, bias in given.items()}
 
 
 class Answers:
-    """The file of answers. A record is whole or absent, and in the file as soon as `add` returns."""
+    """The output file. Records are written atomically, and are in the file when `add` returns."""
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        """Reads an earlier run's answers. An incomplete last line and errors are dropped and asked again."""
+        """Reads the answers of an earlier run. Drops errors and an incomplete last line, so that they are retried."""
         self._path = path
         self._digests: dict[int, str] = {}  # of answered lines, by number
         kept = [] if overwrite or not path.exists() else list(_answered(path))
@@ -112,12 +112,12 @@ class Answers:
         return len(self._digests)
 
     def has(self, line: Line) -> bool:
-        """SettingsError if the file answers another text on this line."""
+        """Whether the line is answered. Raises SettingsError if the answer belongs to another input."""
         digest = self._digests.get(line.number)
         if digest not in (None, line.digest):
             raise SettingsError(
-                f"--output {self._path} answers another line {line.number} than --input has: "
-                "name another file, or --overwrite this one"
+                f"--output {self._path} has an answer to a different line {line.number} than --input: "
+                "choose another file, or use --overwrite"
             )
         return digest is not None
 
@@ -132,13 +132,14 @@ def _answered(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for number, text in enumerate(file, 1):
             if not text.endswith("\n"):
-                return  # cut off while it was written
+                return  # an interrupted write
             record = None
             with contextlib.suppress(ValueError):
                 record = json.loads(text)
             if not isinstance(record, dict) or not {"line", "input"} <= record.keys():
                 raise SettingsError(
-                    f"--output {path} line {number} is no earlier run's answer: name another file, or --overwrite it"
+                    f"--output {path} line {number} is not an answer of an earlier run: "
+                    "choose another file, or use --overwrite"
                 )
             if "error" not in record:
                 yield record
@@ -152,10 +153,10 @@ async def answer_all(
     concurrency: int,
     done: Callable[[Record], None],
 ) -> None:
-    """Sends every line, `concurrency` at a time; `done` gets each record. A line's fields override `defaults`.
+    """Sends every line, `concurrency` at a time, and calls `done` with each record. Line fields override `defaults`.
 
-    An error of a single line is written as its record. UnavailableError: the gateway was unreachable for
-    ATTEMPTS tries, so the other lines would fail too; earlier answers are kept.
+    The error of a single line becomes its record. Raises UnavailableError if the gateway was unreachable in all
+    ATTEMPTS, since the other lines would fail too; earlier answers are kept.
     """
     waiting = iter(lines)
 
@@ -185,7 +186,7 @@ async def _answer(client: AsyncClient, line: Line, defaults: Mapping[str, Any]) 
 
 
 async def _ask(client: AsyncClient, arguments: Mapping[str, Any]) -> Any:
-    """Waits while the cluster is full, and retries after a lost replica or gateway."""
+    """Retries while the cluster is overloaded, and after a lost replica or gateway."""
     failures = 0
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Load on a gateway: requests that arrive at random at a given rate, timed as a client sees them.
+"""Load generator: Poisson arrivals at a given rate, with latencies measured at the client.
 
-Arrivals are Poisson and do not wait for answers: a server that falls behind shows it in its times. A request's times
-count from when it was due. The same seed gives the same arrivals and requests, so that settings can be compared.
+Arrivals do not wait for answers (open loop). Latencies count from a request's scheduled arrival, so they include the
+delays of an overloaded server. The same seed gives the same arrivals and requests, so that settings can be compared.
 """
 
 import asyncio
@@ -24,21 +24,21 @@ from outrider.workers.types.sampling_params import SamplingParams
 PERCENTS = (50, 90, 99)
 SEED = 1
 TIMEOUT_S = 120.0
-WARM_UP = (4.0, 2.0)  # requests a second and seconds: a server's first requests are slower than later ones
+WARM_UP = (4.0, 2.0)  # requests per second, and seconds: a server's first requests are slower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Requests at one rate and one speculation setting, for some seconds."""
+    """A measurement with one rate, one speculation setting and one duration."""
 
-    rate: float  # requests a second
+    rate: float  # requests per second
     seconds: float  # duration of the arrivals
     speculation: str | int
     max_tokens: int = 64
     temperature: float = 0.8
 
     def params(self, number: int) -> SamplingParams:
-        """The parameters of request `number`. ValueError if a value is out of its range."""
+        """The parameters of request `number`. Raises ValueError if a value is out of range."""
         return SamplingParams(
             temperature=self.temperature,
             max_tokens=self.max_tokens,
@@ -50,9 +50,9 @@ class Window:
 
 @dataclass(slots=True, kw_only=True)
 class Answered:
-    """One request as its client saw it; times in seconds since it was due."""
+    """One request as its client saw it; times in seconds since its scheduled arrival."""
 
-    error: str = ""  # the kind of error that ended it
+    error: str = ""  # type of the error that ended it
     ended_s: float = 0.0
     messages: list[tuple[float, int]] = field(default_factory=list)  # messages with tokens: time and number of tokens
 
@@ -72,7 +72,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 def summary(answers: Sequence[Answered], seconds: float) -> dict[str, Any]:
-    """Percentiles over the requests that completed; `seconds`: until the last of all requests ended."""
+    """Percentiles over the completed requests. `seconds`: until the last request ended."""
     whole = [answer for answer in answers if not answer.error and answer.messages]
     failed = [answer.error or "no tokens" for answer in answers if answer.error or not answer.messages]
     times = {
@@ -90,7 +90,7 @@ def summary(answers: Sequence[Answered], seconds: float) -> dict[str, Any]:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """Linearly interpolated; None without values."""
+    """Percentiles with linear interpolation; None if there are no values."""
     if not values:
         return None
     cuts = statistics.quantiles(values if len(values) > 1 else 2 * list(values), n=100, method="inclusive")
@@ -109,19 +109,19 @@ def gaps(answer: Answered) -> list[float]:
 
 
 def texts() -> list[str]:
-    """The held-out prompts that ship with outrider, of each kind in turn."""
+    """The held-out prompts that ship with outrider, alternating between the domains."""
     kinds = json.loads(resources.files("outrider.cluster.client").joinpath("prompts.json").read_text("utf-8"))
     return [text for together in zip(*kinds.values(), strict=False) for text in together]
 
 
 async def warm_up(client: AsyncClient, window: Window) -> None:
-    """Sends some requests like the window's and discards their figures."""
+    """Sends some requests like the window's and discards their measurements."""
     rate, seconds = WARM_UP
     await load(client, Window(rate=rate, seconds=seconds, speculation=window.speculation, max_tokens=window.max_tokens))
 
 
 async def load(client: AsyncClient, window: Window, done: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """The window's figures, after every request has ended; `done` is called for each."""
+    """The window's figures, once every request has ended. Calls `done` after each request."""
     prompts, due = texts(), arrivals(window.rate, window.seconds, SEED)
     began = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""Shared by Client and AsyncClient: builds a call, collects its events, turns a gRPC status into an exception."""
+"""Builds calls from arguments, and converts gRPC statuses to exceptions, for Client and AsyncClient."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -56,11 +56,11 @@ def make_call(
     tracestate: str = "",
     timeout_s: float | None = None,
     speculation_detail: bool = False,
-    **sampling: Any,  # SamplingParams' own fields
+    **sampling: Any,  # fields of SamplingParams
 ) -> tuple[GenerateCall, float | None]:
-    """The call and `timeout_s`. Without `params` max_tokens is the model's length, as on the wire.
+    """The call and `timeout_s`. Without `params`, max_tokens defaults to the model's length, as in the gRPC API.
 
-    InvalidRequestError names what is wrong.
+    Raises InvalidRequestError, which names the invalid argument.
     """
     if params is not None and sampling:
         raise InvalidRequestError(f"give params or {', '.join(sampling)}, not both")
@@ -80,7 +80,7 @@ def _trace(parent: str, state: str) -> TraceContext | None:
     trace = TraceContext.parse(parent, state)
     if parent and trace is None:
         raise InvalidRequestError(
-            f"traceparent must be as W3C Trace Context has it, 00-TRACE-SPAN-FLAGS, got {parent!r}"
+            f"traceparent must be in W3C Trace Context format, 00-TRACE-SPAN-FLAGS, got {parent!r}"
         )
     return trace
 
@@ -88,13 +88,13 @@ def _trace(parent: str, state: str) -> TraceContext | None:
 def _params(sampling: Mapping[str, Any]) -> SamplingParams:
     unknown = [name for name in sampling if name not in _PARAMETERS]
     if unknown:
-        raise InvalidRequestError(f"unknown parameter {unknown[0]!r}: the known ones are {', '.join(_PARAMETERS)}")
+        raise InvalidRequestError(f"unknown parameter {unknown[0]!r}: known parameters are {', '.join(_PARAMETERS)}")
     try:
         return SamplingParams(**{"max_tokens": None, **sampling})
     except ValueError as error:
         raise InvalidRequestError(str(error)) from error
     except TypeError as error:
-        raise InvalidRequestError(f"one of {', '.join(sampling)} is of the wrong type: {error}") from error
+        raise InvalidRequestError(f"one of {', '.join(sampling)} has the wrong type: {error}") from error
 
 
 def _prompt(
@@ -107,7 +107,7 @@ def _prompt(
     if sum(given is not None for given in (prompt, token_ids, messages)) != 1:
         raise InvalidRequestError("give exactly one of prompt, token_ids and messages")
     if messages is None and (tools or template_arguments):
-        raise InvalidRequestError("tools and chat_template_kwargs go with messages")
+        raise InvalidRequestError("tools and chat_template_kwargs require messages")
     if prompt is not None:
         return TextPrompt(prompt)
     if token_ids is not None:
@@ -127,7 +127,7 @@ def exception_of(error: grpc.RpcError, address: str) -> OutriderError:
     """The exception for a gRPC status."""
     code, details = error.code(), error.details() or ""
     if is_too_large(error):
-        return InvalidRequestError(f"the request is larger than the gateway takes: {details}")
+        return InvalidRequestError(f"the request is larger than the gateway accepts: {details}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return OverloadedError(details, retry_delay_s(error) or 1.0)
     if code is grpc.StatusCode.UNAVAILABLE:
@@ -137,8 +137,8 @@ def exception_of(error: grpc.RpcError, address: str) -> OutriderError:
 
 
 def _unavailable(address: str, details: str) -> str:
-    """The gateway's message, or one line that it cannot be reached, instead of gRPC's long one."""
+    """The gateway's message, or a short message if it cannot be reached, in place of gRPC's long one."""
     found = NOT_REACHED.match(details)
     if found is None:
         return f"{address}: {details}"
-    return f"cannot reach {address} ({found[1]}): is a gateway there? `outrider serve` starts one"
+    return f"cannot reach {address} ({found[1]}): is a gateway running there? `outrider serve` starts one"

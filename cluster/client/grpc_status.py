@@ -1,4 +1,4 @@
-"""Details of a gRPC status besides its code."""
+"""Details of a gRPC status besides its code: whether a server was reached, RetryInfo."""
 
 import re
 from typing import Any
@@ -9,13 +9,13 @@ from google.rpc import error_details_pb2, status_pb2
 NOT_REACHED = re.compile(
     r"(?:failed to connect to all addresses; last error: \w+: \S+: (?:Failed to connect to remote host: )?"
     r"|errors resolving .*: )([^]]+)"
-)  # prefixes of gRPC's own messages
-_TOO_LARGE = "larger than max"  # gRPC's own words; trying again would not help
+)  # prefixes of gRPC's messages
+_TOO_LARGE = "larger than max"  # gRPC's wording; a retry would not help
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
 def was_reached(error: grpc.RpcError) -> bool:
-    """Whether a server was reached."""
+    """Whether the connection to a server was established."""
     return NOT_REACHED.match(error.details() or "") is None
 
 
@@ -24,7 +24,7 @@ def is_too_large(error: grpc.RpcError) -> bool:
 
 
 def retry_delay_s(error: grpc.RpcError) -> float | None:
-    """RetryInfo's, from pairs of key and value, whichever of gRPC's two metadata types they are in."""
+    """The delay of RetryInfo, from either of gRPC's two metadata types."""
     pairs: Any = error.trailing_metadata() or ()
     for key, value in pairs:
         if key == _DETAILS_KEY and isinstance(value, bytes):

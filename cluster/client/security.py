@@ -1,4 +1,4 @@
-"""A client's credentials, and the CAs that it trusts."""
+"""A client's credentials, and the CAs it trusts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,10 @@ Metadata = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSecurity:
-    """The default: a plain connection, and no token. Certificates and keys are PEM bytes."""
+    """By default no TLS and no token. Certificates and keys are PEM bytes."""
 
     token: str | None = field(default=None, repr=False)
-    tls: bool = False  # also on when one of those below is given
+    tls: bool = False  # also enabled by any of the fields below
     ca: bytes | None = None  # None: the system's CAs
     cert: bytes | None = None
     key: bytes | None = field(default=None, repr=False)
@@ -25,7 +25,7 @@ class ClientSecurity:
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
-            raise InvalidRequestError("a client's certificate and its key go together: one of them is not given")
+            raise InvalidRequestError("a client's certificate and key must be given together")
         if self.token is not None and (not self.token or not self.token.isascii() or not self.token.isprintable()):
             raise InvalidRequestError("token must be one line of printable characters")
 
@@ -40,7 +40,7 @@ class ClientSecurity:
         key: Path | None = None,
         server_name: str | None = None,
     ) -> Self:
-        """InvalidRequestError names a file that cannot be read."""
+        """Raises InvalidRequestError, which names the file, if a file cannot be read."""
         token = _read(token_file)
         return cls(
             token=token.decode(errors="replace").strip() if token is not None else None,

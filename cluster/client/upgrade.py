@@ -1,6 +1,6 @@
-"""Replaces replicas one after the other: a spare is started, an old one drains, and so on.
+"""Rolling upgrade: starts an additional replica, drains an old one, and repeats until all are new.
 
-Pure: a status in, what to do next out. Whoever runs it may stop at any time and start again.
+Pure: takes a status, returns the next step. The state is in the cluster, so an interrupted upgrade can be continued.
 """
 
 from collections.abc import Collection
@@ -8,33 +8,33 @@ from dataclasses import dataclass
 
 from outrider.cluster.api.status import ClusterStatus, ReplicaStatus
 
-Identity = tuple[str, int]  # a replica's name and generation: another generation is of new processes
+Identity = tuple[str, int]  # a replica's name and generation; another generation has new processes
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleTo:
-    """So many replicas are to serve."""
+    """Set the desired number of replicas."""
 
     replicas: int
 
 
 @dataclass(frozen=True, slots=True)
 class DrainOld:
-    """A spare serves: this one finishes its requests, and leaves."""
+    """Drain this old replica, since the additional one is ready."""
 
     replica: str
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """For what."""
+    """Wait. `reason`: what for."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """No replica is an old one."""
+    """No old replica is left."""
 
 
 Step = ScaleTo | DrainOld | Wait | Done
@@ -45,9 +45,9 @@ def identities(status: ClusterStatus) -> frozenset[Identity]:
 
 
 def next_step(status: ClusterStatus, old: Collection[Identity], wanted: int) -> Step:
-    """`old`: what is to go; `wanted`: how many are to serve, before and after.
+    """`old`: the replicas to replace. `wanted`: the number of replicas before and after.
 
-    At no time do fewer than `wanted` serve, unless one fails.
+    At least `wanted` replicas are ready at any time, unless one fails.
     """
     left = [replica for replica in status.replicas if _identity(replica) in old]
     staying = [replica for replica in left if replica.state != "draining"]
@@ -59,7 +59,7 @@ def next_step(status: ClusterStatus, old: Collection[Identity], wanted: int) -> 
     if status.desired_replicas <= wanted:
         return ScaleTo(wanted + 1)
     if len(ready) <= wanted:
-        return Wait(_why(status) or "the spare to be ready")
+        return Wait(_why(status) or "the additional replica to be ready")
     return DrainOld(min(one.name for one in staying))
 
 
@@ -68,5 +68,5 @@ def _identity(replica: ReplicaStatus) -> Identity:
 
 
 def _why(status: ClusterStatus) -> str:
-    """Why some replica is not ready, if it says so."""
+    """The problem of a replica that is not ready, if one is known."""
     return next((f"{one.name}: {one.problem}" for one in status.replicas if one.state != "ready" and one.problem), "")

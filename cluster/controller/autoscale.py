@@ -1,7 +1,7 @@
-"""How many replicas a load needs. A pure policy: load in; number of replicas and the reason out.
+"""The autoscaling policy. Pure: takes the load, returns the number of replicas and the reason.
 
-Up at once, down only after the load has been low for a while; whole replicas only, and never fewer than what runs
-needs. Which replica leaves is decided in roster.py; that it drains first, in reconcile.py.
+Scales up immediately, and down only after the load has been low for `cooldown_s`. Never scales below what the running
+sequences need. roster.py chooses which replica to remove; reconcile.py drains it first.
 """
 
 import math
@@ -14,14 +14,14 @@ FORGOTTEN_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoscalePolicy:
-    """`headroom` is the spare share for a rise in load: 0.2 means a fifth more than the load."""
+    """`headroom`: spare capacity as a share of the load; 0.2 means 20 % more than the load needs."""
 
     min_replicas: int
     max_replicas: int
     target_tokens: int  # in flight on one replica
     target_wait_s: float  # longest acceptable wait for a first token
     headroom: float
-    cooldown_s: float  # how long the load must be low before a replica leaves
+    cooldown_s: float  # how long the load must be low before a replica is removed
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas:
@@ -30,10 +30,10 @@ class AutoscalePolicy:
 
 
 class WaitingLoads:
-    """What waits at gateways: the latest that each has reported. One that is silent for FORGOTTEN_S counts no more."""
+    """The latest load report of each gateway. A report older than FORGOTTEN_S is ignored."""
 
     def __init__(self) -> None:
-        self._reported: dict[str, tuple[float, Load]] = {}  # when, and what
+        self._reported: dict[str, tuple[float, Load]] = {}  # time and load
 
     def report(self, gateway: str, load: Load, now: float) -> None:
         self._reported[gateway] = (now, load)
@@ -45,26 +45,26 @@ class WaitingLoads:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """The number of replicas, and since when the load has needed fewer."""
+    """The number of replicas, and since when the load needs fewer."""
 
     desired: int
     ready: int
     low_since: float | None = None
-    low_peak: int = 0  # the most that the load has needed since then
+    low_peak: int = 0  # the maximum that the load has needed since then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """`reason` is empty if nothing changes. Pass `scale` to the next decision."""
+    """`reason` is empty if the number does not change. Pass `scale` to the next decision."""
 
     scale: Scale
     reason: str = ""
 
 
-def decide(policy: AutoscalePolicy, load: Load, scale: Scale, *, seats: int, now: float) -> Decision:
-    """`seats`: sequences that one replica runs at once. `now` is from any monotonic clock."""
+def decide(policy: AutoscalePolicy, load: Load, scale: Scale, *, max_num_seqs: int, now: float) -> Decision:
+    """`max_num_seqs`: maximum number of running sequences per replica. `now`: from any monotonic clock."""
     wanted, reason = _wanted(policy, load, scale)
-    wanted = min(policy.max_replicas, max(policy.min_replicas, _needed_by_running(load, seats), wanted))
+    wanted = min(policy.max_replicas, max(policy.min_replicas, _needed_by_running(load, max_num_seqs), wanted))
     if wanted > scale.desired:
         return _to(wanted, scale, reason)
     if wanted == scale.desired:
@@ -77,17 +77,17 @@ def decide(policy: AutoscalePolicy, load: Load, scale: Scale, *, seats: int, now
 
 
 def _wanted(policy: AutoscalePolicy, load: Load, scale: Scale) -> tuple[int, str]:
-    """By tokens; one more than the present number if requests wait too long while all replicas are ready."""
+    """From the tokens in flight. One more than now if requests wait too long although all replicas are ready."""
     by_tokens = math.ceil(load.tokens * (1 + policy.headroom) / policy.target_tokens)
     waits_long = load.oldest_wait_s > policy.target_wait_s
     if waits_long and scale.desired >= by_tokens:
         more = 1 if scale.ready >= scale.desired else 0
         return scale.desired + more, f"a request has waited {load.oldest_wait_s:.1f} s for its first token"
-    return by_tokens, f"{load.tokens} tokens in flight want {by_tokens} of {policy.target_tokens} tokens each"
+    return by_tokens, f"{load.tokens} tokens in flight need {by_tokens} replicas of {policy.target_tokens} tokens each"
 
 
-def _needed_by_running(load: Load, seats: int) -> int:
-    return math.ceil(load.sequences / seats)
+def _needed_by_running(load: Load, max_num_seqs: int) -> int:
+    return math.ceil(load.sequences / max_num_seqs)
 
 
 def _to(replicas: int, scale: Scale, reason: str) -> Decision:
@@ -99,18 +99,20 @@ def _to(replicas: int, scale: Scale, reason: str) -> Decision:
 
 
 class Autoscaler:
-    """Keeps the state between decisions, and the last decision that changed something."""
+    """Holds the state between decisions, and the last change."""
 
-    def __init__(self, policy: AutoscalePolicy, seats: int) -> None:
-        """`seats`: sequences that one replica runs at once."""
-        self._policy, self._seats = policy, seats
+    def __init__(self, policy: AutoscalePolicy, max_num_seqs: int) -> None:
+        """`max_num_seqs`: maximum number of running sequences per replica."""
+        self._policy, self._max_num_seqs = policy, max_num_seqs
         self._scale: Scale | None = None
         self.last_change = ""
 
     def step(self, load: Load, *, desired: int, ready: int, now: float) -> Decision:
-        """`desired`: the present number, whether set by this autoscaler or by a user."""
+        """`desired`: the current desired number, set by this autoscaler or by a user."""
         before = self._scale or Scale(desired=desired, ready=ready)
-        decision = decide(self._policy, load, replace(before, desired=desired, ready=ready), seats=self._seats, now=now)
+        decision = decide(
+            self._policy, load, replace(before, desired=desired, ready=ready), max_num_seqs=self._max_num_seqs, now=now
+        )
         self._scale = decision.scale
         self.last_change = decision.reason or self.last_change
         return decision

@@ -1,7 +1,7 @@
-"""The controller: a named Ray actor that observes replicas, reconciles them with what is wanted, tells the gateways.
+"""The controller: a named Ray actor that reconciles replicas with their desired state and updates the gateways.
 
-It serves ControllerService to gateways over gRPC; Ray calls come from `outrider serve` alone. No token passes it, so
-its crash stops none: Ray starts it again, and it goes on from its record (record.py) with the ranks that still run.
+It serves ControllerService to gateways over gRPC. Only `outrider serve` calls it through Ray. Tokens do not pass
+through it, so serving continues if it crashes: Ray restarts it, and it adopts the running ranks (record.py).
 """
 
 import asyncio
@@ -15,16 +15,16 @@ import ray
 
 from outrider.cluster.api.load_report import Load
 from outrider.cluster.controller import record, roster
-from outrider.cluster.controller.acting import Acting
+from outrider.cluster.controller.action_runner import ActionRunner
 from outrider.cluster.controller.autoscale import Autoscaler, WaitingLoads
-from outrider.cluster.controller.charge import Charge
+from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.controller.kubernetes_scaling import follow, machine_provider, wanted_replicas
 from outrider.cluster.controller.leftovers import remove_all_but
-from outrider.cluster.controller.machines import MachineKeeper, Need, unused
+from outrider.cluster.controller.machines import MachineUpdater, Need, unused
 from outrider.cluster.controller.names import controller_name
 from outrider.cluster.controller.nodes import draining_nodes, survey
 from outrider.cluster.controller.reconcile import Action, Goal, Phase, reconcile
-from outrider.cluster.controller.record import ClusterRecord, RecordKeeper
+from outrider.cluster.controller.record import ClusterRecord, RecordWriter
 from outrider.cluster.controller.replica import Replica
 from outrider.cluster.controller.report import Report, report_on
 from outrider.cluster.controller.roster import Member
@@ -35,41 +35,45 @@ from outrider.workers.types import logs
 
 log = logging.getLogger("outrider.controller")
 TICK_S = 0.25
-LATE_S = 2.0  # a tick this late means that the controller was held up, and no rank is to blame for the silence
+LATE_S = (
+    2.0  # a tick this late means that the controller was blocked, so missing probe answers say nothing about the ranks
+)
 LOOK_AT_NODES_S = 1.0
 OWNER_SILENT_S = 5.0
 REMEMBERED_HOSTS = 256
 
 
 class Controller:
-    """Keeps as many replicas as are wanted. Every method runs in the actor's asyncio loop."""
+    """Keeps the desired number of replicas running. Every method runs in the actor's asyncio loop."""
 
-    def __init__(self, charge: Charge) -> None:
-        self._charge = charge
-        self._desired = charge.replicas
+    def __init__(self, spec: ClusterSpec) -> None:
+        self._spec = spec
+        self._desired = spec.replicas
         self._owner_seen_at = time.monotonic()
         self._replicas: dict[str, Replica] = {}
-        self._generations: dict[str, int] = {}  # the last of every name there ever was
-        self._former_hosts: deque[str] = deque(maxlen=REMEMBERED_HOSTS)  # of replicas that left
+        self._generations: dict[str, int] = {}  # last generation of every replica name that was ever used
+        self._former_hosts: deque[str] = deque(maxlen=REMEMBERED_HOSTS)  # hosts of removed replicas
         self._ever_ready = self._ending = False
-        self._autoscaler = Autoscaler(charge.autoscale, charge.engine.max_num_seqs) if charge.autoscale else None
+        self._autoscaler = Autoscaler(spec.autoscale, spec.engine.max_num_seqs) if spec.autoscale else None
         self._waiting = WaitingLoads()
-        self._machines = MachineKeeper(machine_provider(charge), self._machines_needed)
+        self._machines = MachineUpdater(machine_provider(spec), self._machines_needed)
         self._table = RouteTable()
         self._background: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
         self._address = ""
-        self._record = RecordKeeper(charge.cluster, self._current_record)
-        self._acting = Acting(self._table, self._record, lambda: self._pending, self._note_ready)
-        self._opening = asyncio.create_task(self._open(), name="open")  # at every start: a restart has no caller
+        self._record = RecordWriter(spec.cluster, self._current_record)
+        self._actions = ActionRunner(self._table, self._record, lambda: self._pending, self._note_ready)
+        self._opening = asyncio.create_task(
+            self._open(), name="open"
+        )  # started here, since nothing calls `open` after a restart
 
     async def open(self) -> str:
-        """Once it serves gateways and reconciles. Returns the HOST:PORT that gateways connect to."""
+        """Waits until it serves gateways and reconciles. Returns the HOST:PORT that gateways connect to."""
         return await asyncio.shield(self._opening)
 
     async def _open(self) -> str:
-        logs.configure("info")  # into Ray's log of this actor
-        before = await asyncio.to_thread(record.load, self._charge.cluster)
+        logs.configure("info")  # goes to Ray's log of this actor
+        before = await asyncio.to_thread(record.load, self._spec.cluster)
         if before is not None:
             await self._recover(before)
         await self._table.expect(self._pending)
@@ -77,32 +81,32 @@ class Controller:
         await self._reconcile()
         self._background = [
             asyncio.create_task(self._reconcile_forever(), name="reconcile"),
-            asyncio.create_task(self._machines.keep(), name="machines"),
+            asyncio.create_task(self._machines.run(), name="machines"),
             asyncio.create_task(self._watch_nodes(), name="nodes"),
-            asyncio.create_task(follow(wanted_replicas(self._charge), self), name="scale"),
+            asyncio.create_task(follow(wanted_replicas(self._spec), self), name="scale"),
         ]
         return self._address
 
     async def _listen(self, before: str) -> str:
-        """Where the controller before this one listened, if that was on this node: gateways look for it there."""
+        """Listens at the previous controller's address if that was on this node, since gateways reconnect to it."""
         here = ray.util.get_node_ip_address()
         former_host, _, former_port = before.rpartition(":")
-        host = self._charge.controller_host or (former_host if former_host in (LOOPBACK, here) else "")
+        host = self._spec.controller_host or (former_host if former_host in (LOOPBACK, here) else "")
         host = host or (LOOPBACK if len(survey()) == 1 else here)
-        port = self._charge.controller_port or (int(former_port) if former_host == host else 0)
-        self._server, port = await serve(self._charge, self, host, port)
+        port = self._spec.controller_port or (int(former_port) if former_host == host else 0)
+        self._server, port = await serve(self._spec, self, host, port)
         return f"{host}:{port}"
 
     async def _recover(self, before: ClusterRecord) -> None:
-        """Goes on as the controller before this one would have, with the ranks that it left."""
-        kept = (controller_name(self._charge.cluster), *before.names_to_keep(self._charge.cluster))
-        removed = await asyncio.to_thread(remove_all_but, kept, self._charge.cluster)
-        self._desired = before.desired if before.asked == self._charge.replicas else self._charge.replicas
+        """Restores the state of the previous controller and adopts its ranks."""
+        kept = (controller_name(self._spec.cluster), *before.names_to_keep(self._spec.cluster))
+        removed = await asyncio.to_thread(remove_all_but, kept, self._spec.cluster)
+        self._desired = before.desired if before.configured == self._spec.replicas else self._spec.replicas
         self._ever_ready, self._ending = before.ever_ready, before.ending
         self._generations = dict(before.generations)
         self._former_hosts.extend(before.former_hosts)
         for one in before.replicas:
-            replica = self._replicas[one.name] = Replica(one.name, self._charge, one.generation)
+            replica = self._replicas[one.name] = Replica(one.name, self._spec, one.generation)
             replica.goal, replica.last_ending, replica.restarts = one.goal, one.last_ending, one.restarts
             if one in before.survivors:
                 await asyncio.to_thread(replica.adopt, one)
@@ -114,9 +118,9 @@ class Controller:
 
     def _current_record(self) -> ClusterRecord:
         return ClusterRecord(
-            identity=self._charge.identity,
+            identity=self._spec.identity,
             address=self._address,
-            asked=self._charge.replicas,
+            configured=self._spec.replicas,
             desired=self._desired,
             ever_ready=self._ever_ready,
             ending=self._ending,
@@ -127,22 +131,22 @@ class Controller:
 
     @property
     def replicas(self) -> Sequence[Replica]:
-        """By number."""
+        """In the order of their numbers."""
         return [self._replicas[name] for name in sorted(self._replicas, key=roster.number)]
 
     @property
     def desired(self) -> int:
-        """Replicas that are to serve."""
+        """The desired number of replicas."""
         return self._desired
 
     @property
     def last_scaling(self) -> str:
-        """What the autoscaler last changed, and why."""
+        """The autoscaler's last change and its reason."""
         return self._autoscaler.last_change if self._autoscaler is not None else ""
 
     @property
     def machines_problem(self) -> str:
-        """Why the machines that are needed are not provided."""
+        """Why the required machines are not provided; empty if they are."""
         return self._machines.problem
 
     @property
@@ -150,7 +154,7 @@ class Controller:
         return self._table
 
     async def heartbeat(self) -> Report:
-        """The owner is alive; this is how things stand."""
+        """Called by the owner, `outrider serve`, to show that it is alive. Returns the state of the replicas."""
         await self.open()
         self._owner_seen_at = time.monotonic()
         infos = [replica.leader.info for replica in self.replicas]
@@ -165,30 +169,30 @@ class Controller:
         return time.monotonic() - self._owner_seen_at < OWNER_SILENT_S
 
     async def scale(self, replicas: int) -> None:
-        """So many are to serve from now on."""
+        """Sets the desired number of replicas."""
         logs.event(log, logging.INFO, "scale", replicas=replicas, before=self._desired)
         self._desired = replicas
         await self._reconcile()
 
     def report_waiting(self, gateway: str, load: Load) -> None:
-        """So much waits at this gateway."""
+        """Records the load that waits at a gateway."""
         self._waiting.report(gateway, load, time.monotonic())
 
     async def drain_replica(self, name: str) -> None:
-        """This one finishes its work and leaves, and one less is wanted. KeyError if there is none of that name."""
+        """Drains and removes a replica, and lowers the desired number by one. Raises KeyError for an unknown name."""
         if self._replicas[name].goal is Goal.SERVE:
             self._replicas[name].goal = Goal.DRAIN
             self._desired = max(0, self._desired - 1)
             await self._reconcile()
 
     async def drain(self) -> None:
-        """Tells the gateways to take no more, then ends the ranks. The actor itself is the owner's to kill."""
+        """Makes gateways refuse new requests, then stops all ranks. The owner kills the actor itself."""
         await asyncio.wait([self._opening])
         self._ending = True
         await self._table.drain()
         while self._replicas:
             await self._reconcile()
-            await asyncio.wait([*self._acting.tasks, asyncio.create_task(asyncio.sleep(TICK_S))])
+            await asyncio.wait([*self._actions.tasks, asyncio.create_task(asyncio.sleep(TICK_S))])
         for task in self._background:
             task.cancel()
         if self._server is not None:
@@ -200,16 +204,16 @@ class Controller:
             now = time.monotonic()
             if now - last > LATE_S:
                 for replica in self.replicas:
-                    replica.forgive(now)
+                    replica.reset_silence(now)
             last = now
             try:
                 await self._reconcile()
             except Exception:
-                log.exception("a decision failed; the next tick decides again")
+                log.exception("reconciling failed; it is retried at the next tick")
             await asyncio.sleep(TICK_S)
 
     async def _watch_nodes(self) -> None:
-        """Looks for nodes that Ray is told to empty, which replicas then leave."""
+        """Detects nodes that Ray drains. Replicas on them are replaced."""
         while True:
             try:
                 draining = await asyncio.to_thread(draining_nodes)
@@ -217,17 +221,17 @@ class Controller:
                     if replica.notice_draining(draining):
                         logs.event(log, logging.WARNING, "eviction", replica=replica.name, reason=replica.eviction)
             except Exception:
-                log.exception("cannot see which nodes are being drained; the next look may")
+                log.exception("cannot read which nodes are being drained; it is retried")
             await asyncio.sleep(LOOK_AT_NODES_S)
 
     async def _reconcile(self) -> None:
-        """Decides who comes, who leaves and what each does next, and begins to act on it."""
-        self._forget_who_left()
+        """Adds and releases replicas, and starts the next actions of each."""
+        self._remove_stopped()
         self._autoscale()
         self._change_roster()
         for replica in self.replicas:
-            if not self._acting.busy(replica.name):
-                self._acting.begin(replica, self._decide(replica))
+            if not self._actions.busy(replica.name):
+                self._actions.begin(replica, self._decide(replica))
         await self._table.expect(self._pending)
         await self._record.write()
 
@@ -236,14 +240,14 @@ class Controller:
 
     @property
     def _pending(self) -> int:
-        """Replicas that are wanted and do not serve yet."""
+        """Number of desired replicas that are not ready yet."""
         serving = sum(replica.phase is Phase.READY for replica in self.replicas)
         return 0 if self._ending else max(0, self._desired - serving)
 
-    def _forget_who_left(self) -> None:
+    def _remove_stopped(self) -> None:
         for name, replica in list(self._replicas.items()):
             gone = replica.goal is not Goal.SERVE and replica.phase in (Phase.ABSENT, Phase.FAILED)
-            if gone and not self._acting.busy(name):
+            if gone and not self._actions.busy(name):
                 self._generations[name] = replica.generation
                 self._former_hosts.extend(replica.hosts)
                 del self._replicas[name]
@@ -261,7 +265,7 @@ class Controller:
 
     def _machines_needed(self) -> Need:
         used = [host for replica in self.replicas for host in replica.hosts]
-        replicas = max(self._desired, len(self._replicas))  # those that drain still run somewhere
+        replicas = max(self._desired, len(self._replicas))  # draining replicas still need their machines
         return Need(replicas=replicas, unused_hosts=unused(list(self._former_hosts), used))
 
     def _change_roster(self) -> None:
@@ -274,10 +278,10 @@ class Controller:
             for r in self.replicas
         ]
         for change in roster.changes(self._desired, members):
-            logs.event(log, logging.INFO, "roster changes", change=change, wanted=self._desired)
+            logs.event(log, logging.INFO, "roster change", change=change, wanted=self._desired)
             match change:
                 case roster.Add(name):
-                    self._replicas[name] = Replica(name, self._charge, self._generations.get(name, 0))
+                    self._replicas[name] = Replica(name, self._spec, self._generations.get(name, 0))
                 case roster.Release(name):
                     self._replicas[name].goal = Goal.DRAIN
 
@@ -288,7 +292,7 @@ class Controller:
             problem=replica.problem,
             ranks=replica.observed,
             now=time.monotonic(),
-            deadlines=self._charge.deadlines,
-            leaving=replica.leaving,
+            deadlines=self._spec.deadlines,
+            drain=replica.drain_progress,
             retry_at=replica.retry_at if self._ever_ready else None,
         )

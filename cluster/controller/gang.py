@@ -1,7 +1,6 @@
-"""A gang of ranks on Ray: one placement group and one actor a rank, created, told to start, probed and destroyed.
+"""A gang of ranks on Ray: one placement group, and one actor per rank.
 
-Everything it creates is detached and has a name (names.py), so that what a crash leaves behind can be taken over, or
-found and removed.
+Actors and group are detached and named (names.py), so that after a crash they can be adopted, or found and removed.
 """
 
 import asyncio
@@ -33,17 +32,17 @@ GONE_TIMEOUT_S = 10.0
 _CAUSES = (
     ("ray.kill", "it was killed through Ray"),
     ("connection error code 2", "its process was killed or crashed (out of memory, a signal, a native crash)"),
-    ("node was terminated", "its node went away"),
+    ("node was terminated", "its node was lost"),
 )
-PROBE_THREADS = 4  # of an actor: a `stop` that waits must not hold up a `probe`
+PROBE_THREADS = 4  # threads per actor: a `stop` that waits must not block a `probe`
 
 
 class RankDiedError(Exception):
-    """A rank's process is gone; the message says what Ray knows of it."""
+    """A rank's process has ended; the message is Ray's reason."""
 
 
 class Gang:
-    """The ranks of one generation of one replica. Create or adopt, start, probe, destroy; from one asyncio loop."""
+    """The ranks of one generation of a replica: created or adopted, probed, and destroyed, in one asyncio loop."""
 
     def __init__(self, *, cluster: str, replica: str, generation: int) -> None:
         self._prefix = gang_prefix(cluster, replica, generation)
@@ -51,10 +50,10 @@ class Gang:
         self._asked = itertools.count(1)
         self._group: PlacementGroup | None = None
         self._actors: dict[int, ActorHandle[RankShell]] = {}  # by rank
-        self._processes: dict[int, tuple[str, int]] = {}  # by rank, once it answered: node id and pid
+        self._processes: dict[int, tuple[str, int]] = {}  # by rank: node id and pid, from its last answer
 
-    async def ask_for(self, placement: Placement) -> None:
-        """Asks Ray for the nodes, in the place of what was asked for before. They may come at once, later or never."""
+    async def request_nodes(self, placement: Placement) -> None:
+        """Creates the placement group, in place of an earlier one. Ray may place it immediately, later or never."""
         self._give_back()
         strategy = "STRICT_PACK" if len(placement.bundles) == 1 else "STRICT_SPREAD"
         within = [{DOMAIN_LABEL: placement.domain}] * len(placement.bundles) if placement.domain else None
@@ -67,18 +66,18 @@ class Gang:
         )
 
     async def placed_within(self, seconds: float) -> bool:
-        """Whether the nodes are ours by then."""
+        """Waits for the placement group. Whether Ray placed it in time."""
         return self._group is not None and await asyncio.to_thread(self._group.wait, seconds)
 
     def start_ranks(self, bundles: Sequence[Bundle], factory: RankFactory) -> None:
-        """Starts the ranks' processes on the nodes that were asked for."""
-        assert self._group is not None, "ask_for comes first"
+        """Starts the ranks' processes in the placement group."""
+        assert self._group is not None, "request_nodes comes first"
         for index, bundle in enumerate(bundles):
             place = PlacementGroupSchedulingStrategy(self._group, index)
             self._actors |= {rank: self._start_actor(place, bundle, rank, factory) for rank in bundle.ranks}
 
     def adopt(self, ranks: Sequence[int]) -> None:
-        """Takes over what an earlier controller created under this name; a rank that is not there any more has died."""
+        """Takes over the actors and group that a previous controller created. Ranks without an actor count as died."""
         names = {self._rank_name(rank): rank for rank in ranks}
         for name, rank in names.items():
             with contextlib.suppress(ValueError):
@@ -100,7 +99,7 @@ class Gang:
             num_gpus=bundle.gpus_per_rank,
             max_restarts=0,
             max_concurrency=PROBE_THREADS,
-            runtime_env={"env_vars": threads},  # read when torch loads
+            runtime_env={"env_vars": threads},  # torch reads these when it is imported
             scheduling_strategy=place,
         )
         actor = shell.remote(f"rank {rank} of {self._label}", factory)
@@ -113,7 +112,7 @@ class Gang:
             self._group = None
 
     async def endpoint(self) -> tuple[str, int]:
-        """Where the ranks can meet: rank 0's node, and a port that is free there."""
+        """Address for the ranks' rendezvous: rank 0's node and a free port on it."""
         address, port = await self._actors[0].endpoint.remote()
         return str(address), int(port)
 
@@ -121,25 +120,25 @@ class Gang:
         await asyncio.gather(*(self._actors[spec.rank].start.remote(spec) for spec in specs))
 
     async def probe(self, rank: int) -> Probe | None:
-        """The rank's answer, for which it waits as long as it takes; None: there is none now, and may be later.
+        """The rank's answer, without a timeout; None if the connection is broken for now.
 
-        RankDiedError if the rank has no actor any more.
+        Raises RankDiedError if the rank's actor has ended.
         """
         if rank not in self._actors:
-            raise RankDiedError("it ended while no controller watched it")
-        answer = await ask(self._actors[rank].probe.remote())
+            raise RankDiedError("it ended while no controller was running")
+        answer = await probe_result(self._actors[rank].probe.remote())
         if answer is not None:
             self._processes[rank] = (answer.node_id, answer.pid)
         return answer
 
     async def destroy(self, *, gently: bool) -> None:
-        """Leaves no process, actor or group of this gang. `gently` lets ranks that answer finish their round."""
+        """Removes every process, actor and group of this gang. `gently`: ranks that answer may finish their round."""
         actors = list(self._actors.values())
         if gently:
             await _within(STOP_TIMEOUT_S, asyncio.gather(*(actor.stop.remote() for actor in actors)))
         for actor in actors:
             ray.kill(actor, no_restart=True)
-        # Ray asks a process to end itself, which a frozen one does not hear.
+        # Ray asks a process to end itself, which a frozen process does not do.
         await _within(GONE_TIMEOUT_S, asyncio.to_thread(end_processes, list(self._processes.values())))
         await _within(GONE_TIMEOUT_S, asyncio.gather(*(self._until_dead(actor) for actor in actors)))
         self._give_back()
@@ -153,8 +152,8 @@ class Gang:
                 await asyncio.sleep(0.05)
 
 
-async def ask(answer: Awaitable[Probe]) -> Probe | None:
-    """What a probe brings: None while the connection to the actor is broken, RankDiedError if the actor is gone."""
+async def probe_result(answer: Awaitable[Probe]) -> Probe | None:
+    """The probe, or None while the connection to the actor is broken. Raises RankDiedError if the actor has ended."""
     try:
         return await answer
     except ray.exceptions.ActorUnavailableError:
@@ -164,15 +163,15 @@ async def ask(answer: Awaitable[Probe]) -> Probe | None:
 
 
 async def _within(seconds: float, work: Awaitable[Any]) -> None:
-    """Waits for `work`, and goes on without it when it fails or takes longer: what follows is the stronger measure."""
+    """Waits for `work`, and ignores a failure or timeout, since the caller's next step is stronger."""
     try:
         await asyncio.wait_for(work, seconds)
     except Exception as error:
-        log.debug("went on without: %s: %s", type(error).__name__, error)
+        log.debug("ignored: %s: %s", type(error).__name__, error)
 
 
 def _cause_of_death(error: Exception) -> str:
-    """Ray's account of it in a few words."""
+    """A short form of Ray's reason."""
     text = " ".join(str(error).split())
     for sign, words in _CAUSES:
         if sign in text:

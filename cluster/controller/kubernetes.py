@@ -1,6 +1,6 @@
-"""The provider of machines on Kubernetes: patches one worker group of one RayCluster. Reads one Deployment's scale.
+"""The machine provider on Kubernetes: patches one worker group of a RayCluster, and reads the scale of a Deployment.
 
-There a model replica is a KubeRay replica. Reads and patches these objects by name, and asks for no other right.
+One model replica is one replica of the worker group. Needs only the rights to read and patch these objects by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,14 +29,14 @@ def connect_to_deployments() -> kubernetes.client.AppsV1Api:
 
 
 def _load(setting: str) -> None:
-    """As the pod's service account, or, outside a cluster, as the user's kubeconfig says."""
+    """Loads the pod's service account, or outside a cluster the user's kubeconfig."""
     try:
         kubernetes.config.load_incluster_config()
     except kubernetes.config.ConfigException:
         try:
             kubernetes.config.load_kube_config()
         except kubernetes.config.ConfigException as error:
-            raise OutriderError(f"{setting} is set, and there is no access to Kubernetes: {error}") from error
+            raise OutriderError(f"{setting} is set, but Kubernetes cannot be accessed: {error}") from error
 
 
 class RayClusterMachines:
@@ -48,7 +48,7 @@ class RayClusterMachines:
         self._namespace, _, self._name = ray_cluster.partition("/")
 
     def provide(self, need: Need) -> None:
-        """Sets the group's replicas; of those that go, KubeRay deletes the pods of unused hosts, and no others."""
+        """Sets the group's replicas. When it shrinks, KubeRay deletes only pods of unused hosts."""
         try:
             cluster: Any = self._api.get_namespaced_custom_object(**self._address(), _request_timeout=TIMEOUT_S)
             operations = patch(cluster, self._group, need)
@@ -71,7 +71,7 @@ class RayClusterMachines:
 
 
 class DeploymentScale:
-    """Implements WantedReplicas: how many pods a Deployment is to have."""
+    """Implements WantedReplicas: the desired number of pods of a Deployment."""
 
     def __init__(self, api: kubernetes.client.AppsV1Api, deployment: str) -> None:
         """`deployment`: NAMESPACE/NAME."""
@@ -92,9 +92,9 @@ class DeploymentScale:
 
 
 def patch(cluster: Mapping[str, Any], worker_group: str, need: Need) -> list[dict[str, Any]]:
-    """The JSON patch that gives the RayCluster's group the machines that are needed; empty if it has them.
+    """The JSON patch that sets the worker group's replicas; empty if nothing changes.
 
-    ValueError if the group is not there, may not have so many, or is Ray's own autoscaler's to set.
+    Raises ValueError if the group does not exist, if its maximum is lower, or if Ray's autoscaler controls it.
     """
     spec = cluster.get("spec", {})
     if spec.get("enableInTreeAutoscaling"):
@@ -109,7 +109,11 @@ def patch(cluster: Mapping[str, Any], worker_group: str, need: Need) -> list[dic
         return []
     going = list(need.unused_hosts) if need.replicas < now else []
     return [
-        {"op": "test", "path": f"{path}/groupName", "value": worker_group},  # the list may have changed since
+        {
+            "op": "test",
+            "path": f"{path}/groupName",
+            "value": worker_group,
+        },  # the list may have changed since it was read
         {"op": "add", "path": f"{path}/replicas", "value": need.replicas},
         {"op": "add", "path": f"{path}/scaleStrategy", "value": {"workersToDelete": going}},
     ]

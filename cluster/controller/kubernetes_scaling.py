@@ -1,14 +1,14 @@
-"""The controller on Kubernetes, by its charge: what provides machines, and what sets the number of replicas.
+"""Chooses the machine provider, and follows a Kubernetes Deployment's scale as the number of replicas.
 
-KEDA and HorizontalPodAutoscalers scale what has a scale subresource, and a RayCluster has none. They scale a
-Deployment instead, whose pods do nothing, and the controller keeps as many replicas as it is to have pods.
+KEDA and HorizontalPodAutoscalers need a scale subresource, which RayClusters lack. They scale a placeholder Deployment
+instead, whose pods do nothing, and the controller runs as many replicas as the Deployment has desired pods.
 """
 
 import asyncio
 import logging
 from typing import Protocol
 
-from outrider.cluster.controller.charge import Charge
+from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.controller.machines import MachineProvider, RayPlacement
 from outrider.workers.types import logs
 from outrider.workers.types.errors import OutriderError
@@ -18,7 +18,7 @@ _EVERY_S = 5.0
 
 
 class Scaled(Protocol):
-    """The controller, as far as its number of replicas goes."""
+    """The part of the controller that sets the number of replicas."""
 
     @property
     def desired(self) -> int: ...
@@ -27,34 +27,37 @@ class Scaled(Protocol):
 
 
 class WantedReplicas(Protocol):
-    """Where the number of replicas is read."""
+    """A source of the desired number of replicas."""
 
     def read(self) -> int:
-        """Takes its time. OutriderError says why it cannot be read."""
+        """Blocks. Raises OutriderError if it cannot be read."""
         ...
 
 
-def machine_provider(charge: Charge) -> MachineProvider:
-    if charge.kubernetes_ray_cluster is None:
+def machine_provider(spec: ClusterSpec) -> MachineProvider:
+    if spec.kubernetes_ray_cluster is None:
         return RayPlacement()
-    from outrider.cluster.controller.kubernetes import RayClusterMachines, connect  # a second's import that few need
+    from outrider.cluster.controller.kubernetes import (
+        RayClusterMachines,
+        connect,
+    )  # takes a second to import, and is seldom needed
 
-    return RayClusterMachines(connect(), charge.kubernetes_ray_cluster, charge.kubernetes_worker_group)
+    return RayClusterMachines(connect(), spec.kubernetes_ray_cluster, spec.kubernetes_worker_group)
 
 
-def wanted_replicas(charge: Charge) -> WantedReplicas | None:
-    """None if no Deployment sets the number of replicas."""
-    if charge.kubernetes_scale_deployment is None:
+def wanted_replicas(spec: ClusterSpec) -> WantedReplicas | None:
+    """The Deployment that sets the number of replicas, or None."""
+    if spec.kubernetes_scale_deployment is None:
         return None
     from outrider.cluster.controller.kubernetes import DeploymentScale, connect_to_deployments
 
-    return DeploymentScale(connect_to_deployments(), charge.kubernetes_scale_deployment)
+    return DeploymentScale(connect_to_deployments(), spec.kubernetes_scale_deployment)
 
 
 async def follow(wanted: WantedReplicas | None, controller: Scaled, every_s: float = _EVERY_S) -> None:
-    """Takes over each number of replicas that is wanted when it changes, until cancelled.
+    """Sets the controller's number of replicas whenever the wanted number changes, until cancelled.
 
-    Between changes the number is a user's: `outrider upgrade` needs one more for a while.
+    Between changes users may set another number: `outrider upgrade` adds one replica for a while.
     """
     problem, before = "", None
     while wanted is not None:
@@ -67,5 +70,5 @@ async def follow(wanted: WantedReplicas | None, controller: Scaled, every_s: flo
         except OutriderError as error:
             if str(error) != problem:
                 problem = str(error)
-                logs.event(log, logging.WARNING, "number of replicas not known", reason=problem)
+                logs.event(log, logging.WARNING, "cannot read the number of replicas", reason=problem)
         await asyncio.sleep(every_s)

@@ -1,4 +1,4 @@
-"""What Ray has under a cluster's name: found by name, and removed, whoever made it."""
+"""Finds and removes a cluster's Ray actors and placement groups by name."""
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
@@ -13,14 +13,14 @@ from outrider.cluster.controller.processes import end_processes
 
 
 def remove_leftovers(cluster: str) -> list[str]:
-    """Removes what a killed run left: actors (frozen ones too), groups, its record. Says which actors and groups."""
+    """Removes actors (also frozen ones), groups and the record of a killed run. Returns what it removed, by name."""
     found = remove_all_but((), cluster)
     record.forget(cluster)
     return found
 
 
 def remove_all_but(kept: Collection[str], cluster: str) -> list[str]:
-    """Removes every actor and group whose name begins with none of `kept`, and says which."""
+    """Removes every actor and group of the cluster whose name starts with none of `kept`. Returns their names."""
     found = [name for name in _named_actors(cluster) if not name.startswith(tuple(kept))]
     actors = sorted(found, key=lambda name: name != controller_name(cluster))
     _remove_actors(actors)
@@ -31,14 +31,14 @@ def remove_all_but(kept: Collection[str], cluster: str) -> list[str]:
 
 
 def remove_controller(cluster: str) -> None:
-    """Its ranks go on."""
+    """Removes only the controller's actor; the ranks continue."""
     _remove_actors([controller_name(cluster)])
 
 
 def _remove_actors(names: Sequence[str]) -> None:
     processes = processes_of(names)
     for name in names:
-        with contextlib.suppress(ValueError):  # gone since we looked
+        with contextlib.suppress(ValueError):  # ended since it was listed
             ray.kill(ray.get_actor(name), no_restart=True)
     end_processes(processes.values())
 
@@ -48,7 +48,7 @@ def _named_actors(cluster: str) -> list[str]:
 
 
 def processes_of(actors: Collection[str]) -> Mapping[str, tuple[str, int]]:
-    """Node id and pid of those that live, from Ray's own table: a frozen one cannot be asked."""
+    """Node id and pid of the live actors, from Ray's tables, since a frozen actor does not answer."""
     table = ray._private.state.actors().values()
     return {
         row["Name"]: (row["Address"]["NodeID"], row["Pid"])
@@ -58,6 +58,6 @@ def processes_of(actors: Collection[str]) -> Mapping[str, tuple[str, int]]:
 
 
 def live_groups(beginning: str) -> list[str]:
-    """Names of the placement groups that begin so."""
+    """Names of the placement groups whose names start with `beginning`."""
     table = placement_group_table().values()
     return [str(row["name"]) for row in table if row["name"].startswith(beginning) and row["state"] != "REMOVED"]

@@ -1,4 +1,4 @@
-"""Who provides the machines that replicas run on, and the task that keeps telling them how many are wanted."""
+"""The interface of machine providers, and the task that reports the required machines to one."""
 
 import asyncio
 import logging
@@ -9,57 +9,59 @@ from typing import Protocol
 from outrider.workers.types import logs
 
 log = logging.getLogger("outrider.machines")
-TELL_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
 RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Replicas that need machines, those that still drain included, and the hosts that none of them uses any more."""
+    """The number of replicas that need machines, including draining ones, and hosts that no replica uses any more."""
 
     replicas: int
     unused_hosts: tuple[str, ...] = ()
 
 
 class MachineProvider(Protocol):
-    """Blocks while it works; called from a thread, one call at a time."""
+    """Blocking; called from a thread, one call at a time."""
 
     def provide(self, need: Need) -> None:
-        """Makes it so, or begins to. OutriderError says why it cannot."""
+        """Provides the machines, or starts to. Raises OutriderError if it cannot."""
         ...
 
 
 class RayPlacement:
-    """Ray itself: gangs that wait for room are its autoscaler's demand, and nodes without work are its to remove."""
+    """Does nothing: Ray's autoscaler adds nodes for pending placement groups and removes idle nodes."""
 
     def provide(self, need: Need) -> None:
         pass
 
 
-class MachineKeeper:
-    """Tells a provider whenever the need has changed, and again after it has failed. One asyncio loop."""
+class MachineUpdater:
+    """Calls a provider when the need changes, and retries after a failure. One asyncio loop."""
 
-    def __init__(self, provider: MachineProvider, need: Callable[[], Need], tell_every_s: float = TELL_EVERY_S) -> None:
-        self._provider, self._need, self._tell_every_s = provider, need, tell_every_s
+    def __init__(
+        self, provider: MachineProvider, need: Callable[[], Need], check_every_s: float = CHECK_EVERY_S
+    ) -> None:
+        self._provider, self._need, self._check_every_s = provider, need, check_every_s
         self.problem = ""  # why the last attempt failed
 
-    async def keep(self) -> None:
-        """For as long as it runs."""
-        told: Need | None = None
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        provided: Need | None = None
         while True:
             need = self._need()
-            if need == told:
-                await asyncio.sleep(self._tell_every_s)
-            elif await self._tell(need):
-                told = need
+            if need == provided:
+                await asyncio.sleep(self._check_every_s)
+            elif await self._provide_machines(need):
+                provided = need
             else:
                 await asyncio.sleep(RETRY_S)
 
-    async def _tell(self, need: Need) -> bool:
+    async def _provide_machines(self, need: Need) -> bool:
         try:
             await asyncio.to_thread(self._provider.provide, need)
             self.problem = ""
-        except Exception as error:  # whatever it was, the next attempt may succeed
+        except Exception as error:  # of any kind: the next attempt may succeed
             self.problem = f"machines for {need.replicas} replicas: {error}"
             logs.event(log, logging.WARNING, "machines not provided", replicas=need.replicas, reason=error)
             return False
@@ -68,5 +70,5 @@ class MachineKeeper:
 
 
 def unused(hosts: Sequence[str], used: Sequence[str]) -> tuple[str, ...]:
-    """Of the hosts of replicas that left, those that no other replica runs on."""
+    """The hosts of removed replicas that no other replica uses."""
     return tuple(host for host in dict.fromkeys(hosts) if host not in used)

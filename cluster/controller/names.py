@@ -1,8 +1,8 @@
-"""What a cluster's actors and placement groups are called in Ray: by these names they are found again."""
+"""Names of a cluster's actors and placement groups in Ray, by which they are found after a crash."""
 
 
 def prefix(cluster: str) -> str:
-    """What the names of everything that belongs to a cluster begin with."""
+    """Prefix of all names of a cluster."""
     return f"outrider:{cluster}:"
 
 
@@ -11,5 +11,5 @@ def controller_name(cluster: str) -> str:
 
 
 def gang_prefix(cluster: str, replica: str, generation: int) -> str:
-    """What the names of one generation's ranks and placement group begin with."""
+    """Prefix of the names of one generation's ranks and placement group."""
     return f"{prefix(cluster)}{replica}:g{generation}:"

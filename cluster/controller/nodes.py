@@ -1,4 +1,4 @@
-"""The Ray cluster's nodes as they are now: which take work, what they have and what of it is free."""
+"""The current nodes of the Ray cluster, their resources and free resources."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,17 +7,17 @@ import ray
 
 from outrider.cluster.controller.placement import NodeResources
 
-DOMAIN_LABEL = "ray.io/gpu-domain"  # of a node: where its GPUs have a fast link
+DOMAIN_LABEL = "ray.io/gpu-domain"  # node label: nodes of one domain have a fast link between their GPUs
 
 
 def survey() -> list[NodeResources]:
-    """The nodes that take work now: those that are being drained do not."""
+    """The schedulable nodes: without those being drained."""
     free = ray._private.state.available_resources_per_node()
-    leaving = draining_nodes()
-    return [_room(row, free.get(row["NodeID"], {})) for row in ray.nodes() if _takes_work(row, leaving)]
+    draining = draining_nodes()
+    return [_node_resources(row, free.get(row["NodeID"], {})) for row in ray.nodes() if _takes_work(row, draining)]
 
 
-def _room(row: Mapping[str, Any], free: Mapping[str, float]) -> NodeResources:
+def _node_resources(row: Mapping[str, Any], free: Mapping[str, float]) -> NodeResources:
     has = row["Resources"]
     return NodeResources(
         node_id=row["NodeID"],
@@ -30,12 +30,12 @@ def _room(row: Mapping[str, Any], free: Mapping[str, float]) -> NodeResources:
     )
 
 
-def _takes_work(row: Mapping[str, Any], leaving: Collection[str]) -> bool:
-    return row["Alive"] and row["NodeID"] not in leaving
+def _takes_work(row: Mapping[str, Any], draining: Collection[str]) -> bool:
+    return row["Alive"] and row["NodeID"] not in draining
 
 
 def draining_nodes() -> Collection[str]:
-    """Ids of nodes that Ray has been told to empty; none where this version of Ray cannot say."""
+    """Ids of nodes that Ray drains; empty if this version of Ray cannot list them."""
     try:
         return set(ray._private.state.state.get_draining_nodes())
     except AttributeError:

@@ -1,6 +1,6 @@
-"""Where a gang can go now, and if nowhere, what it waits for. Pure: the Ray cluster's nodes arrive as values.
+"""Chooses the nodes for a gang, or explains what resources are missing. Pure: takes the Ray cluster's nodes as values.
 
-How ranks fill the nodes is topology.py's; here it is which nodes are offered, and what to say when they are too few.
+topology.py distributes ranks over nodes; this module chooses which nodes it may use.
 """
 
 from collections import Counter
@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 from outrider.cluster.controller.topology import Bundle, Node, place
 
-USUAL_GPUS = 8  # of a node, where no node shows how many there are
-SHARED_CORES = 0.01  # what a rank reserves of a machine that is ours alone: nothing that anybody would miss
+USUAL_GPUS = 8  # assumed GPUs of a node, if there is no node yet
+SHARED_CORES = 0.01  # a rank's reservation if the Ray cluster is not shared: small enough that ranks can share a core
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeResources:
-    """A node: its resources, and those that are not reserved."""
+    """A node's total and unreserved resources."""
 
     node_id: str
     name: str
@@ -23,10 +23,10 @@ class NodeResources:
     gpus: float
     free_cores: float
     free_gpus: float
-    domain: str = ""  # where its GPUs have a fast link; empty: not known
+    domain: str = ""  # nodes of one domain have a fast link between their GPUs; empty: not known
 
     def count(self, device: str, *, free: bool) -> int:
-        """Ranks that it can take."""
+        """Number of ranks that fit on it."""
         if device == "cuda":
             return int(self.free_gpus if free else self.gpus)
         return int(self.free_cores if free else self.cores)
@@ -34,44 +34,44 @@ class NodeResources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GangResources:
-    """What a gang needs."""
+    """The resources that a gang needs."""
 
     world_size: int
     device: str
     group_size: int = 1  # consecutive ranks that must share a node
-    ranks_per_node: int | None = None  # of the nodes that may yet come; None: as those that are there
-    shares_cores: bool = False  # the machine is ours alone: CPU ranks may crowd
-    replicas: int = 1  # that share those cores
+    ranks_per_node: int | None = None  # on nodes that an autoscaler adds; None: as on existing nodes
+    shares_cores: bool = False  # the Ray cluster is not shared: CPU ranks may share cores
+    replicas: int = 1  # number of replicas that share those cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Bundles to ask Ray for, and why they cannot be had yet; empty when they can."""
+    """Bundles to request from Ray. `shortage`: why they cannot be placed yet; empty if they can."""
 
     bundles: tuple[Bundle, ...]
-    domain: str = ""  # all of its nodes are in this one
+    domain: str = ""  # the domain of all of its nodes, if they share one
     shortage: str = ""
 
 
-def arrange(wanted: GangResources, rooms: Sequence[NodeResources]) -> Placement:
-    """One bundle a node: on nodes with room now, within one domain if a domain has it, else what to wait for."""
-    if wanted.device == "cpu" and (wanted.shares_cores or _is_crowded(wanted, rooms)):
-        return _crowded(wanted, rooms)
-    for domain, offered in _offers(wanted, rooms):
+def arrange(wanted: GangResources, fleet: Sequence[NodeResources]) -> Placement:
+    """One bundle per node, on nodes with free resources, within one domain if possible. Otherwise with a shortage."""
+    if wanted.device == "cpu" and (wanted.shares_cores or _is_crowded(wanted, fleet)):
+        return _crowded(wanted, fleet)
+    for domain, offered in _offers(wanted, fleet):
         if _capacity(wanted, offered, free=True) >= wanted.world_size:
-            nodes = [_node(room, wanted) for room in offered]
+            nodes = [_node(node, wanted) for node in offered]
             return Placement(bundles=place(wanted.world_size, nodes, wanted.device), domain=domain)
-    return _shortage(wanted, rooms)
+    return _shortage(wanted, fleet)
 
 
-def _is_crowded(wanted: GangResources, rooms: Sequence[NodeResources]) -> bool:
-    """Whether the fleet, even if it were idle, has fewer cores than the gang has ranks."""
-    return bool(rooms) and 0 < sum(room.count("cpu", free=False) for room in rooms) < wanted.world_size
+def _is_crowded(wanted: GangResources, fleet: Sequence[NodeResources]) -> bool:
+    """Whether all nodes together have fewer cores than the gang has ranks, counting reserved cores."""
+    return bool(fleet) and 0 < sum(node.count("cpu", free=False) for node in fleet) < wanted.world_size
 
 
-def _crowded(wanted: GangResources, rooms: Sequence[NodeResources]) -> Placement:
-    """All ranks on the roomiest node, which they share."""
-    nodes = [Node(node_id=room.node_id, cores=room.cores, gpus=0.0) for room in rooms]
+def _crowded(wanted: GangResources, fleet: Sequence[NodeResources]) -> Placement:
+    """All ranks on the largest node, sharing its cores."""
+    nodes = [Node(node_id=node.node_id, cores=node.cores, gpus=0.0) for node in fleet]
     bundles = place(wanted.world_size, nodes, "cpu")
     if wanted.shares_cores:
         bundles = tuple(
@@ -85,44 +85,46 @@ def _crowded(wanted: GangResources, rooms: Sequence[NodeResources]) -> Placement
     return Placement(bundles=bundles)
 
 
-def _offers(wanted: GangResources, rooms: Sequence[NodeResources]) -> Iterable[tuple[str, Sequence[NodeResources]]]:
-    """The sets of nodes that a gang may span, the best first: each domain, the fullest that may hold it first; all
-    nodes only where there are no domains, or none is large enough."""
-    domains = _domains(wanted, rooms)
+def _offers(wanted: GangResources, fleet: Sequence[NodeResources]) -> Iterable[tuple[str, Sequence[NodeResources]]]:
+    """The sets of nodes that a gang may use, in order of preference.
+
+    First each domain, those with the least free capacity first. All nodes, if no domain is large enough.
+    """
+    domains = _domains(wanted, fleet)
     yield from sorted(domains.items(), key=lambda item: (_capacity(wanted, item[1], free=True), item[0]))
     if all(_capacity(wanted, some, free=False) < wanted.world_size for some in domains.values()):
-        yield "", rooms
+        yield "", fleet
 
 
-def _domains(wanted: GangResources, rooms: Sequence[NodeResources]) -> dict[str, list[NodeResources]]:
-    names = {room.domain for room in rooms if room.domain} if wanted.device == "cuda" else set()
-    return {name: [room for room in rooms if room.domain == name] for name in names}
+def _domains(wanted: GangResources, fleet: Sequence[NodeResources]) -> dict[str, list[NodeResources]]:
+    names = {node.domain for node in fleet if node.domain} if wanted.device == "cuda" else set()
+    return {name: [node for node in fleet if node.domain == name] for name in names}
 
 
-def _capacity(wanted: GangResources, rooms: Sequence[NodeResources], *, free: bool) -> int:
-    return sum(_usable(room, wanted, free=free) for room in rooms)
+def _capacity(wanted: GangResources, fleet: Sequence[NodeResources], *, free: bool) -> int:
+    return sum(_usable(node, wanted, free=free) for node in fleet)
 
 
-def _usable(room: NodeResources, wanted: GangResources, *, free: bool) -> int:
-    """Ranks that it takes in whole groups."""
-    return room.count(wanted.device, free=free) // wanted.group_size * wanted.group_size
+def _usable(node: NodeResources, wanted: GangResources, *, free: bool) -> int:
+    """Number of ranks that fit on it in complete groups."""
+    return node.count(wanted.device, free=free) // wanted.group_size * wanted.group_size
 
 
-def _node(room: NodeResources, wanted: GangResources) -> Node:
-    usable = _usable(room, wanted, free=True)
+def _node(node: NodeResources, wanted: GangResources) -> Node:
+    usable = _usable(node, wanted, free=True)
     if wanted.device == "cuda":
-        return Node(node_id=room.node_id, cores=room.free_cores, gpus=usable)
-    return Node(node_id=room.node_id, cores=usable, gpus=0.0)
+        return Node(node_id=node.node_id, cores=node.free_cores, gpus=usable)
+    return Node(node_id=node.node_id, cores=usable, gpus=0.0)
 
 
-def _shortage(wanted: GangResources, rooms: Sequence[NodeResources]) -> Placement:
-    """Bundles for nodes of the largest kind, which an autoscaler may bring, and a line that says what is missing."""
-    size = wanted.ranks_per_node or max((_usable(room, wanted, free=False) for room in rooms), default=0)
+def _shortage(wanted: GangResources, fleet: Sequence[NodeResources]) -> Placement:
+    """Bundles for nodes of the largest size, which an autoscaler may add, and a message about what is missing."""
+    size = wanted.ranks_per_node or max((_usable(node, wanted, free=False) for node in fleet), default=0)
     size = size or (min(wanted.world_size, USUAL_GPUS) if wanted.device == "cuda" else wanted.world_size)
     full, rest = divmod(wanted.world_size, size)
     sizes = [size] * full + [rest] * (rest > 0)
     nodes = [_whole_node(n, ranks, wanted.device) for n, ranks in enumerate(sizes)]
-    message = f"need {_list(_counts(sizes), wanted.device)}, have {_what_there_is(wanted, rooms, sum(sizes))}"
+    message = f"need {_list(_counts(sizes), wanted.device)}, have {_what_there_is(wanted, fleet, sum(sizes))}"
     return Placement(bundles=place(wanted.world_size, nodes, wanted.device), shortage=message)
 
 
@@ -130,23 +132,23 @@ def _whole_node(number: int, ranks: int, device: str) -> Node:
     return Node(node_id=f"{number:06}", cores=float(ranks), gpus=float(ranks if device == "cuda" else 0))
 
 
-def _what_there_is(wanted: GangResources, rooms: Sequence[NodeResources], needed: int) -> str:
-    """By size; what is free of it, where there would be enough if all of it were free."""
-    sizes = [room.count(wanted.device, free=False) for room in rooms]
+def _what_there_is(wanted: GangResources, fleet: Sequence[NodeResources], needed: int) -> str:
+    """Nodes by size. If they would suffice when idle, also what is free on them."""
+    sizes = [node.count(wanted.device, free=False) for node in fleet]
     has = [size for size in sizes if size > 0]
     if not has:
         return "none"
-    domains = len(_domains(wanted, rooms))
+    domains = len(_domains(wanted, fleet))
     if sum(has) < needed:
         return _list(_counts(has), "")
-    free = sorted((room.count(wanted.device, free=True), size) for room, size in zip(rooms, sizes, strict=True) if size)
+    free = sorted((node.count(wanted.device, free=True), size) for node, size in zip(fleet, sizes, strict=True) if size)
     counted = Counter(reversed(free))
     listed = " and ".join(f"{count} with {ranks} of {size} free" for (ranks, size), count in counted.items())
     return listed + (f", in {domains} domains" if domains > 1 else "")
 
 
 def _counts(sizes: Iterable[int]) -> list[tuple[int, int]]:
-    """(size, how many), the largest first."""
+    """(size, number of nodes), the largest size first."""
     return sorted(Counter(sizes).items(), reverse=True)
 
 

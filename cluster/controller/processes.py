@@ -1,4 +1,4 @@
-"""Making sure that processes are gone, on this node or others."""
+"""Kills Ray worker processes on any node and waits until they have ended."""
 
 import contextlib
 import os
@@ -17,15 +17,15 @@ GONE_TIMEOUT_S = 8.0
 
 
 def end_processes(processes: Iterable[tuple[str, int]]) -> None:
-    """Kills some of Ray's workers, by node id and pid, also frozen ones, and returns when they are gone.
+    """Kills Ray workers, given by node id and pid, also frozen ones. Returns when they have ended.
 
-    OutriderError if one will not go.
+    Raises OutriderError if one does not end.
     """
     by_node = defaultdict(list)
     for node_id, pid in processes:
         by_node[node_id].append(pid)
     _end_here(by_node.pop(ray.get_runtime_context().get_node_id(), []))
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # what was on another went with it
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # processes on lost nodes have ended with them
     task = ray.remote(_end_here).options(num_cpus=0)
     ends = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(pids)
@@ -47,11 +47,11 @@ def _end_here(pids: Sequence[int]) -> None:
 
 
 def _is_ray_worker(pid: int) -> bool:
-    """Whether one of Ray's workers has this number, and not some later process: numbers are used again."""
+    """Whether this pid is a Ray worker. The system may have reused the number for another process."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    ends = not command  # has given its memory back, and is not gone yet
+    ends = not command  # its memory is freed, but the process has not ended yet
     return state not in "ZX" and (ends or command.startswith(b"ray::"))

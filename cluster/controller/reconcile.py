@@ -1,4 +1,4 @@
-"""What to do next about a replica: desired x observed -> actions. Pure: clocks and facts arrive as values."""
+"""Decides the next actions of a replica: desired state x observed state -> actions. Pure: takes times as values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,15 +8,15 @@ from outrider.cluster.api.endings import HANG, HANGS
 
 
 class Goal(Enum):
-    """What a replica is wanted for."""
+    """The desired state of a replica."""
 
     SERVE = "serve"
-    DRAIN = "drain"  # finish what runs, or let it go on elsewhere, and leave
-    STOP = "stop"  # leave now: the gateways have drained
+    DRAIN = "drain"  # finish running requests, or move them, then stop
+    STOP = "stop"  # stop now: the gateways have drained
 
 
 class Phase(Enum):
-    """Where a replica stands; the values are the words of cluster.proto."""
+    """The observed state of a replica; the values are those of cluster.proto."""
 
     ABSENT = "absent"
     STARTING = "starting"
@@ -27,10 +27,10 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """Seconds of silence after which a rank counts as lost, by how far it got.
+    """Seconds without an answer after which a rank counts as lost, by its state.
 
-    A ready rank answers from a thread that nothing holds up for long; one that imports libraries or loads weights may
-    be held up by the disk, and one that never answered may still wait for its process to start.
+    A ready rank answers from a thread that is never blocked for long. A rank that imports libraries or loads weights
+    may be blocked by the disk. A rank that has never answered may still wait for its process to start.
     """
 
     starting_s: float = 120.0
@@ -39,58 +39,58 @@ class Deadlines:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leaving:
-    """How far the drain of a replica has got."""
+class DrainProgress:
+    """Progress of a replica's drain."""
 
-    idle: bool = False  # nothing runs there any more, and no gateway still sends
-    overdue: bool = False  # it has had all the time that a drain may take
+    idle: bool = False  # no request is running, and no gateway still sends any
+    overdue: bool = False  # the drain's time limit has passed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedRank:
-    """The last that is known of a rank. Times are on the observer's monotonic clock."""
+    """The latest observations of a rank. Times are on the observer's monotonic clock."""
 
     rank: int
     label: str  # "rank 1 (stage 1, layers 7..12, pid 123)"
     state: str = "starting"  # until its first answer
-    waiting_since: float | None = None  # when the probe that it owes an answer was sent
-    answered_at: float | None = None  # when the last probe that it answered was sent
+    waiting_since: float | None = None  # when the first unanswered probe was sent
+    answered_at: float | None = None  # when the last answered probe was sent
     error: str = ""
-    failed_at: float | None = None  # when its answer first said "failed"
-    stall: str = ""  # what hangs, though all answer, as the leader sees it
-    computing_s: float = 0.0  # how long it has been at its stage of a round; 0 while it waits for others
-    death: str = ""  # set once Ray says that its process is gone
+    failed_at: float | None = None  # when it first reported state "failed"
+    stall: str = ""  # what hangs according to the leader, although all ranks answer
+    computing_s: float = 0.0  # time spent so far on its stage of the current round; 0 while it waits for other ranks
+    death: str = ""  # Ray's reason, once its process has ended
 
-    def asked(self, at: float) -> "ObservedRank":
-        """A probe was sent; the silence counts from the first that has no answer yet."""
+    def probed(self, at: float) -> "ObservedRank":
+        """After sending a probe. Silence counts from the first unanswered probe."""
         return self if self.waiting_since is not None else replace(self, waiting_since=at)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Bring up a gang: the next generation."""
+    """Start a gang, as the next generation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Tell the gateways that the replica takes requests."""
+    """Announce to the gateways that the replica accepts requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Tell the gateways that it takes no more; those it has go on."""
+    """Announce to the gateways that the replica accepts no new requests; running requests continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The gang is broken: withdraw its route, kill what is left of it, and say why."""
+    """The gang is broken: withdraw its route with this reason, and kill the remaining ranks."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The gang is not wanted any more. With a reason its requests are told to go on elsewhere."""
+    """The gang is no longer desired. With a reason, its running requests move to other replicas."""
 
     reason: str = ""
 
@@ -101,7 +101,7 @@ LAST_RETRY_S = 60.0
 
 
 def retry_delay_s(failures: int) -> float:
-    """How long to wait before the next generation, after so many that failed one after another."""
+    """Delay before the next generation, after this number of consecutive failures."""
     return min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** (failures - 1))
 
 
@@ -113,13 +113,13 @@ def reconcile(
     ranks: Sequence[ObservedRank],
     now: float,
     deadlines: Deadlines,
-    leaving: Leaving | None = None,
+    drain: DrainProgress | None = None,
     retry_at: float | None = None,
 ) -> list[Action]:
-    """The next steps towards what is wanted.
+    """The next actions towards the desired state.
 
-    `problem` is what kept the gang from being brought up. `leaving` matters while it drains, and `retry_at` (None:
-    never) when it has failed.
+    `problem`: why the gang could not be started. `drain`: used while the replica drains. `retry_at`: used when it has
+    failed; None disables retries.
     """
     if goal is Goal.STOP:
         return [Stop()] if phase in (Phase.STARTING, Phase.READY, Phase.DRAINING) else []
@@ -133,26 +133,26 @@ def reconcile(
     if reason:
         return [End(reason)]
     if goal is Goal.DRAIN:
-        return _drain(phase, leaving or Leaving())
+        return _drain(phase, drain or DrainProgress())
     if phase is Phase.STARTING and ranks and all(rank.state == "ready" for rank in ranks):
         return [Publish()]
     return []
 
 
-def _drain(phase: Phase, leaving: Leaving) -> list[Action]:
+def _drain(phase: Phase, drain: DrainProgress) -> list[Action]:
     if phase is Phase.READY:
         return [Retire()]
-    if leaving.idle:
+    if drain.idle:
         return [Stop()]
-    return [Stop("it was drained, and its time was over")] if leaving.overdue else []
+    return [Stop("it was drained, and the drain's time limit has passed")] if drain.overdue else []
 
 
 def fault(ranks: Sequence[ObservedRank], now: float, deadlines: Deadlines) -> str:
-    """Why the gang cannot go on, naming the rank that caused it; empty if it can.
+    """Why the gang cannot continue, with the rank that caused it; empty if it can.
 
-    A dead rank explains a silent one, and either explains a failure that others report: a rank that lost its peer
-    says so at once, so its word counts only when every other rank has answered since. A rank that answers and makes no
-    progress comes last: any of the others may be what it waits for.
+    In order of precedence: a dead rank, a silent rank, a failed rank, a hanging rank. Each may be the cause of those
+    after it. A rank reports a failure as soon as it loses a peer, so the failure is used only once every other rank has
+    answered since then.
     """
     for rank in ranks:
         if rank.death:
@@ -170,7 +170,7 @@ def fault(ranks: Sequence[ObservedRank], now: float, deadlines: Deadlines) -> st
 
 
 def _hang(leader: ObservedRank, ranks: Sequence[ObservedRank]) -> str:
-    """Who hangs is who computes: the others wait. In an exchange that hangs, that is all who take part."""
+    """Names the ranks that still compute, since others wait for them. In a hung collective, all members compute."""
     longest_s = max(rank.computing_s for rank in ranks)
     hung = [rank for rank in ranks if longest_s and rank.computing_s > longest_s / 2] or [leader]
     names = " and ".join(rank.label for rank in hung)

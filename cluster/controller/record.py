@@ -1,4 +1,4 @@
-"""What a controller must know again after a crash, and its ranks cannot tell it. Kept in Ray's own store."""
+"""The state that a restarted controller cannot get from its ranks. Stored in Ray's internal key-value store."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,50 +15,50 @@ _NAMESPACE = b"outrider"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaRecord:
-    """One replica. What its ranks do now, they say themselves."""
+    """The stored state of one replica. The state of its ranks is not stored: probes return it."""
 
     name: str
     generation: int
     restarts: int
     goal: Goal
     phase: Phase
-    started: bool  # its ranks exist, and have been told what to load
-    address: str  # of its leader, once gateways have been told
+    started: bool  # its ranks exist and have their RankSpecs
+    address: str  # of its leader, once it was published to gateways
     device: str
-    node_names: dict[str, str]  # by Ray's id
+    node_names: dict[str, str]  # by Ray's node id
     last_ending: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterRecord:
-    """A whole cluster."""
+    """The stored state of a cluster."""
 
-    identity: str  # Charge.identity: who has another cannot go on with these ranks
+    identity: str  # ClusterSpec.identity: only a controller with the same identity can adopt these ranks
     address: str  # HOST:PORT of the controller
-    asked: int  # replicas when it was started
-    desired: int  # replicas by now
+    configured: int  # the setting `replicas`
+    desired: int  # current desired number of replicas
     ever_ready: bool
     ending: bool
     replicas: tuple[ReplicaRecord, ...]
-    generations: dict[str, int]  # of names that are not in use, the last
+    generations: dict[str, int]  # last generation of replica names that are not in use
     former_hosts: tuple[str, ...]
 
     @property
     def survivors(self) -> tuple[ReplicaRecord, ...]:
-        """Those whose ranks may have outlived their controller."""
+        """The replicas whose ranks may still run."""
         alive = (Phase.STARTING, Phase.READY, Phase.DRAINING)
         return tuple(one for one in self.replicas if one.started and one.phase in alive)
 
     def names_to_keep(self, cluster: str) -> tuple[str, ...]:
-        """What the names of the survivors' actors and groups begin with."""
+        """Prefixes of the names of the survivors' actors and groups."""
         return tuple(gang_prefix(cluster, one.name, one.generation) for one in self.survivors)
 
 
 _ADAPTER = TypeAdapter(ClusterRecord)
 
 
-class RecordKeeper:
-    """Writes a cluster's record down, whenever it has changed. One asyncio loop."""
+class RecordWriter:
+    """Stores a cluster's record when it has changed. One asyncio loop."""
 
     def __init__(self, cluster: str, current: Callable[[], ClusterRecord]) -> None:
         self._cluster, self._current = cluster, current
@@ -66,7 +66,7 @@ class RecordKeeper:
         self._writing = asyncio.Lock()
 
     async def write(self) -> None:
-        """Returns when what is current now is safe."""
+        """Returns when the current record is stored."""
         async with self._writing:
             record = self._current()
             if record != self._written:
@@ -79,7 +79,7 @@ def save(cluster: str, record: ClusterRecord) -> None:
 
 
 def load(cluster: str) -> ClusterRecord | None:
-    """The latest; None if there is none, or another version of outrider wrote it."""
+    """The stored record; None if there is none, or if another version of outrider wrote it."""
     text = _internal_kv_get(_key(cluster), namespace=_NAMESPACE)
     try:
         return _ADAPTER.validate_json(text) if text else None

@@ -1,6 +1,6 @@
-"""One replica as the controller sees it: its gang, its ranks' latest answers, and how far it has got.
+"""The controller's view of one replica: its gang, its phase, and the latest probe of each rank.
 
-Owns the tasks that bring the gang up and probe its ranks. Decides nothing: reconcile.py does.
+Owns the tasks that start the gang and probe its ranks. Decisions are made in reconcile.py.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from outrider.cluster.api.load_report import Load
-from outrider.cluster.controller.charge import Charge
+from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.controller.gang import Gang, RankDiedError
 from outrider.cluster.controller.nodes import survey
 from outrider.cluster.controller.placement import GangResources, NodeResources, Placement, arrange
-from outrider.cluster.controller.reconcile import Goal, Leaving, ObservedRank, Phase, retry_delay_s
+from outrider.cluster.controller.reconcile import DrainProgress, Goal, ObservedRank, Phase, retry_delay_s
 from outrider.cluster.controller.record import ReplicaRecord
 from outrider.cluster.controller.routes import Route
 from outrider.cluster.controller.topology import Node, choose_device
@@ -26,59 +26,59 @@ from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.controller")
 PROBE_EVERY_S = 0.5
-LOOK_AGAIN_S = 1.0  # for room
-SETTLED_S = 1.0  # after which no gateway still sends requests to a replica that was retired
-PROVEN_S = 60.0  # a generation that served so long is not one of a series of failures
+LOOK_AGAIN_S = 1.0  # interval of attempts to place the gang
+SETTLED_S = 1.0  # after a replica was retired, until no gateway sends requests to it any more
+PROVEN_S = 60.0  # a generation that was ready for this long resets the count of consecutive failures
 
 
 class Replica:
-    """One generation after another of a gang, and what is known of the latest. One asyncio loop."""
+    """A replica, through all generations of its gang. One asyncio loop."""
 
-    def __init__(self, name: str, charge: Charge, generation: int = 0) -> None:
-        """`generation`: the last that had this name; `start` begins the next."""
+    def __init__(self, name: str, spec: ClusterSpec, generation: int = 0) -> None:
+        """`generation`: the last one with this name; `start` creates the next."""
         self.name, self.generation = name, generation
-        self.plan = charge.plan
+        self.plan = spec.plan
         self.goal = Goal.SERVE
         self.phase = Phase.ABSENT
         self.problem = ""
-        self.waiting = ""  # for what room
-        self.last_ending = ""  # why the generation before this one ended
-        self.eviction = ""  # why it cannot stay where it is
-        self.device = charge.engine.device  # settled when the gang is placed
-        self.failures = 0  # one after another
+        self.waiting = ""  # the resources it waits for
+        self.last_ending = ""  # why the previous generation ended
+        self.eviction = ""  # why it must leave its nodes
+        self.device = spec.engine.device  # "auto" is resolved when the gang is placed
+        self.failures = 0  # consecutive
         self.restarts = 0  # generations that followed a failed one
-        self._charge = charge
+        self._spec = spec
         self._failed_at = self._ready_at = self._retired_at = 0.0
         self._reset()
 
     def _reset(self) -> None:
-        """A generation of which nothing is known yet."""
+        """Resets the state for a new generation."""
         name, generation = self.name, self.generation
-        self._gang = Gang(cluster=self._charge.cluster, replica=name, generation=generation)
+        self._gang = Gang(cluster=self._spec.cluster, replica=name, generation=generation)
         self._observed = {rank: ObservedRank(rank=rank, label=self.plan.describe(rank)) for rank in self.ranks}
         self._probes: dict[int, Probe] = {}
-        self._node_names: dict[str, str] = {}  # by Ray's id, where there are several
+        self._node_names: dict[str, str] = {}  # by Ray's node id, if there are several nodes
         self._tasks: list[asyncio.Task[None]] = []
-        self._started = False  # the ranks have been told what to load
+        self._started = False  # the ranks have their RankSpecs
         self._address = ""  # of the leader, once it is ready
 
     def adopt(self, record: ReplicaRecord) -> None:
-        """Goes on with the generation that an earlier controller started; its ranks notice nothing. Blocks for Ray."""
+        """Takes over the generation that a previous controller started. Its ranks keep running. Blocks on Ray calls."""
         self.phase, self.device = record.phase, record.device
         self._started, self._address, self._node_names = True, record.address, record.node_names
         self._ready_at = self._retired_at = now = time.monotonic()
         self._gang.adopt(self.ranks)
-        if self.phase is not Phase.STARTING:  # then silence is judged as theirs who have answered
+        if self.phase is not Phase.STARTING:  # its ranks have answered before, so the deadline of ready ranks applies
             for rank, seen in self._observed.items():
                 self._observed[rank] = replace(seen, state="ready", answered_at=now)
 
     def watch(self) -> None:
-        """Asks every rank how it is, from now on."""
+        """Starts to probe every rank."""
         self._tasks += [asyncio.create_task(self._watch(rank)) for rank in self.ranks]
 
     @property
     def record(self) -> ReplicaRecord:
-        """What `adopt` needs."""
+        """The record that `adopt` takes."""
         return ReplicaRecord(
             name=self.name,
             generation=self.generation,
@@ -94,7 +94,7 @@ class Replica:
 
     @property
     def route(self) -> Route:
-        """What gateways are told, once it is ready."""
+        """Its entry in the routing table. Valid once it is ready."""
         return Route(replica=self.name, generation=self.generation, address=self._address)
 
     @property
@@ -110,18 +110,18 @@ class Replica:
 
     @property
     def leader(self) -> RankStatus:
-        """The leader's latest status; the empty one before its first."""
+        """The leader's latest status; an empty one before its first answer."""
         probe = self._probes.get(0)
         return probe.status if probe is not None and probe.status is not None else RankStatus()
 
     @property
     def sequences(self) -> int:
-        """That it runs, or that wait in it."""
+        """Number of its running and waiting sequences."""
         return self.leader.counters.running + self.leader.counters.waiting
 
     @property
     def load(self) -> Load:
-        """What it has to do, as far as it is alive."""
+        """Its unfinished work; empty unless it is ready or draining."""
         if self.phase not in (Phase.READY, Phase.DRAINING):
             return Load()
         counters = self.leader.counters
@@ -129,31 +129,31 @@ class Replica:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Of its ranks, in order, each once: in Kubernetes a pod's name."""
+        """Hosts of its ranks in order, without duplicates. In Kubernetes a host is a pod's name."""
         return tuple(dict.fromkeys(probe.host for _, probe in sorted(self._probes.items())))
 
     def notice_draining(self, nodes: Collection[str]) -> bool:
-        """Ray is emptying these nodes: whether that is news for it."""
+        """Takes the nodes that Ray drains. Whether a new one is among this replica's nodes."""
         ids = {probe.node_id for probe in self._probes.values()} & set(nodes)
         names = sorted(self._node_names.get(one, f"node {one[:12]}") for one in ids)
         before, self.eviction = self.eviction, f"{' and '.join(names)} is being drained" if names else ""
         return self.eviction not in ("", before)
 
     @property
-    def leaving(self) -> Leaving:
-        """How far its drain has got."""
-        asked_at = self._observed[0].answered_at
-        settled = asked_at is not None and asked_at > self._retired_at + SETTLED_S
-        overdue = time.monotonic() > self._retired_at + self._charge.drain_grace_s
-        return Leaving(idle=settled and self.sequences == 0, overdue=overdue)
+    def drain_progress(self) -> DrainProgress:
+        """Progress of its drain."""
+        probed_at = self._observed[0].answered_at
+        settled = probed_at is not None and probed_at > self._retired_at + SETTLED_S
+        overdue = time.monotonic() > self._retired_at + self._spec.drain_grace_s
+        return DrainProgress(idle=settled and self.sequences == 0, overdue=overdue)
 
     @property
     def retry_at(self) -> float:
-        """When the next generation may begin, after one that failed."""
+        """When the next generation may start after a failure."""
         return self._failed_at + retry_delay_s(self.failures)
 
     def start(self) -> None:
-        """Begins the next generation."""
+        """Starts the next generation."""
         self.generation += 1
         self.restarts += self.phase is Phase.FAILED
         self._reset()
@@ -175,54 +175,54 @@ class Replica:
         self.last_ending, self._failed_at = f"generation {self.generation} ended: {reason}", now
 
     async def _bring_up(self) -> None:
-        """Places the ranks, starts their processes, tells them to start. A failure is the replica's problem."""
+        """Places the gang, starts its processes, and starts loading. A failure is stored as `problem`."""
         try:
-            placement = await self._find_room()
-            self._gang.start_ranks(placement.bundles, self._charge.factory)
+            placement = await self._place_gang()
+            self._gang.start_ranks(placement.bundles, self._spec.factory)
             self.watch()
             address, port = await self._gang.endpoint()
             await self._gang.start(self._specs(placement, address, port))
             self._started = True
         except (OutriderError, ValueError) as error:
             self.problem = str(error)
-        except Exception as error:  # a rank that died meanwhile is the better reason, and soon known
+        except Exception as error:  # if a rank died, a probe soon reports the better reason
             await asyncio.sleep(2 * PROBE_EVERY_S)
             self.problem = f"the ranks could not be started: {type(error).__name__}: {' '.join(str(error).split())}"
 
-    async def _find_room(self) -> Placement:
-        """Waits until Ray has given the nodes. OutriderError if they are too few, and Ray is ours alone."""
-        asked: Placement | None = None
+    async def _place_gang(self) -> Placement:
+        """Waits until Ray has placed the gang. Raises OutriderError if the Ray cluster is too small and not shared."""
+        requested: Placement | None = None
         while True:
-            rooms = await asyncio.to_thread(survey)
-            found = self._arrange(rooms)
-            if found.shortage and not self._charge.may_grow:
+            fleet = await asyncio.to_thread(survey)
+            found = self._arrange(fleet)
+            if found.shortage and not self._spec.may_grow:
                 raise OutriderError(f"{found.shortage}: lower the parallel sizes, or use another --ray-address")
             self.waiting = found.shortage
-            if asked is None or (asked != found and not await self._gang.placed_within(0)):
-                asked = found
-                await self._gang.ask_for(found)
+            if requested is None or (requested != found and not await self._gang.placed_within(0)):
+                requested = found
+                await self._gang.request_nodes(found)
             if await self._gang.placed_within(LOOK_AGAIN_S):
                 self.waiting = ""
-                self._node_names = {room.node_id: room.name for room in rooms} if len(rooms) > 1 else {}
-                return asked
+                self._node_names = {node.node_id: node.name for node in fleet} if len(fleet) > 1 else {}
+                return requested
 
-    def _arrange(self, rooms: Sequence[NodeResources]) -> Placement:
-        engine = self._charge.engine
-        nodes = [Node(node_id=room.node_id, cores=room.cores, gpus=room.gpus) for room in rooms]
+    def _arrange(self, fleet: Sequence[NodeResources]) -> Placement:
+        engine = self._spec.engine
+        nodes = [Node(node_id=node.node_id, cores=node.cores, gpus=node.gpus) for node in fleet]
         self.device = choose_device(engine.device, nodes)
         wanted = GangResources(
             world_size=self.plan.world_size,
             device=self.device,
             group_size=engine.tensor_parallel_size,
-            ranks_per_node=self._charge.ranks_per_node,
-            shares_cores=not self._charge.may_grow,
-            replicas=self._charge.replicas,
+            ranks_per_node=self._spec.ranks_per_node,
+            shares_cores=not self._spec.may_grow,
+            replicas=self._spec.replicas,
         )
-        return arrange(wanted, rooms)
+        return arrange(wanted, fleet)
 
     def _specs(self, placement: Placement, address: str, port: int) -> list[RankSpec]:
-        """Ranks on one node meet on loopback; the leader is called from other nodes, if there are any."""
-        engine = replace(self._charge.engine, device=self.device)
+        """Ranks on a single node use loopback. The leader listens on the node's address if there are several nodes."""
+        engine = replace(self._spec.engine, device=self.device)
         alone, several = len(placement.bundles) == 1, bool(self._node_names)
         return [
             RankSpec(
@@ -236,33 +236,33 @@ class Replica:
                 restarts=self.restarts,
                 replica=self.name,
                 service_host=address if several else LOOPBACK,
-                service_ports=self._charge.leader_ports,
-                service_key=self._charge.key,
-                otlp_endpoint=self._charge.otlp_endpoint,
+                service_ports=self._spec.leader_ports,
+                service_key=self._spec.key,
+                otlp_endpoint=self._spec.otlp_endpoint,
             )
             for rank in self.ranks
         ]
 
     async def _watch(self, rank: int) -> None:
-        """Asks one rank how it is, for as long as it lives."""
+        """Probes one rank until it ends."""
         while True:
             sent = time.monotonic()
-            self._observed[rank] = self._observed[rank].asked(sent)
+            self._observed[rank] = self._observed[rank].probed(sent)
             try:
                 probe = await self._gang.probe(rank)
                 if probe is not None:
-                    self._hear(rank, probe, sent)
+                    self._note_probe(rank, probe, sent)
             except RankDiedError as error:
                 self._observed[rank] = replace(self._observed[rank], death=str(error), waiting_since=None)
                 return
-            except Exception as error:  # a rank that is not watched must not go on
+            except Exception as error:  # the replica must not continue with a rank that is not probed
                 label = self._observed[rank].label
-                log.exception("%s cannot be watched", label)
-                self.problem = f"{label} cannot be watched: {type(error).__name__}: {_last_line(error)}"
+                log.exception("%s cannot be probed", label)
+                self.problem = f"{label} cannot be probed: {type(error).__name__}: {_last_line(error)}"
                 return
             await asyncio.sleep(PROBE_EVERY_S)
 
-    def _hear(self, rank: int, probe: Probe, sent: float) -> None:
+    def _note_probe(self, rank: int, probe: Probe, sent: float) -> None:
         self._probes[rank] = probe
         status = probe.status
         failed = status is not None and status.state == "failed"
@@ -280,18 +280,18 @@ class Replica:
         )
 
     def _label(self, rank: int, probe: Probe) -> str:
-        """A rank's name in errors, with its node where there are several."""
+        """A rank's name in errors, with its node if there are several nodes."""
         node = self._node_names.get(probe.node_id)
         return self.plan.describe(rank, probe.pid) + (f" on {node}" if node else "")
 
-    def forgive(self, now: float) -> None:
-        """Silence so far does not count: the observer itself was held up."""
+    def reset_silence(self, now: float) -> None:
+        """Restarts the deadlines of unanswered probes, because the controller itself was blocked."""
         for rank, seen in self._observed.items():
             if seen.waiting_since is not None:
                 self._observed[rank] = replace(seen, waiting_since=now)
 
     async def destroy(self, *, gently: bool) -> None:
-        """Leaves no process, actor or group of this generation."""
+        """Removes every process, actor and group of this generation."""
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -301,5 +301,5 @@ class Replica:
 
 
 def _last_line(error: Exception) -> str:
-    """The message itself, where Ray has put another process's traceback before it."""
+    """The message itself, without the remote traceback that Ray puts before it."""
     return (str(error).strip().splitlines() or [""])[-1]

@@ -1,4 +1,4 @@
-"""What the controller tells `outrider serve` with every heartbeat."""
+"""The state of the replicas that the controller returns to `outrider serve` for every heartbeat."""
 
 from dataclasses import dataclass
 
@@ -8,28 +8,28 @@ from outrider.cluster.controller.replica import Replica
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaReport:
-    """One replica, as `outrider serve` hears of it."""
+    """The state of one replica."""
 
     name: str
     phase: Phase
     problem: str = ""
-    waiting: str = ""  # for what room
-    eviction: str = ""  # why it cannot stay where it is
-    loaded: tuple[float, ...] = ()  # by rank: share of its weights, 0..1
+    waiting: str = ""  # the resources it waits for
+    eviction: str = ""  # why it must leave its nodes
+    loaded: tuple[float, ...] = ()  # by rank: share of its weights that is loaded, 0..1
     states: tuple[str, ...] = ()  # by rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """How things stand."""
+    """The state of all replicas."""
 
     replicas: tuple[ReplicaReport, ...]
-    ever_ready: bool  # one of them has been, at some time
-    has_mtp: bool  # whether the model can draft for itself; True until it is known
+    ever_ready: bool  # whether any replica was ever ready
+    has_mtp: bool  # whether the checkpoint has MTP weights; True until it is known
 
     @property
     def phase(self) -> Phase:
-        """READY when a replica serves, and none of the others is about to; FAILED when none ever will."""
+        """READY if a replica is ready and no other is starting; FAILED if none will become ready."""
         phases = {replica.phase for replica in self.replicas if not replica.waiting}
         if Phase.STARTING in phases or Phase.ABSENT in phases:
             return Phase.STARTING
@@ -40,7 +40,7 @@ class Report:
 
     @property
     def problem(self) -> str:
-        """What is wrong, of the first that has something wrong."""
+        """The problem of the first replica that has one."""
         return next((replica.problem for replica in self.replicas if replica.problem), "")
 
 

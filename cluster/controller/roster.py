@@ -1,22 +1,22 @@
-"""Which replicas there should be: how many are wanted x those there are -> who comes and who leaves. Pure."""
+"""Decides which replicas to add and to release: desired number x existing replicas -> changes. Pure."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from outrider.cluster.controller.reconcile import Goal, Phase
 
-# The first to leave: what serves least.
+# The order in which replicas are released: those that serve least first.
 _LEAVES_BEFORE = (Phase.FAILED, Phase.ABSENT, Phase.STARTING, Phase.READY, Phase.DRAINING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One replica, as far as the choice goes."""
+    """The properties of a replica that the choice depends on."""
 
     name: str
     goal: Goal
     phase: Phase
-    load: int = 0  # sequences running and waiting
+    load: int = 0  # running and waiting sequences
     evicted: bool = False  # it runs on a node that is being drained
 
 
@@ -27,16 +27,16 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """This one is to drain."""
+    """Drain this replica."""
 
     name: str
 
 
 def changes(desired: int, members: Sequence[Member]) -> list[Add | Release]:
-    """What makes `desired` of them serve: new names (r0, r1, ..., none in use), or the least useful released.
+    """The changes after which `desired` replicas serve: new ones with unused names (r0, r1, ...), or releases.
 
-    A replica that drains is not called back: its gateways have let go of it. One that is evicted serves until another
-    is ready in its place, and so for as long as there is no room for that.
+    A draining replica is not reused, since gateways no longer send requests to it. An evicted replica serves until its
+    replacement is ready, even if there are no resources for one.
     """
     serving = [member for member in members if member.goal is Goal.SERVE]
     staying = [member for member in serving if not member.evicted]
@@ -48,12 +48,12 @@ def changes(desired: int, members: Sequence[Member]) -> list[Add | Release]:
 
 
 def _surplus(members: Sequence[Member], wanted: int) -> list[Member]:
-    """Those that leave for so many to remain."""
+    """The members to release so that `wanted` remain."""
     return sorted(members, key=_usefulness)[: max(0, len(members) - wanted)]
 
 
 def _usefulness(member: Member) -> tuple[int, int, int]:
-    """Of equals the one that came last leaves first."""
+    """Sort key: the least useful first. Among equals, the newest first."""
     return _LEAVES_BEFORE.index(member.phase), member.load, -number(member.name)
 
 

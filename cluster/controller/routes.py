@@ -10,7 +10,7 @@ _REMEMBERED_ENDINGS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A replica that takes requests, and where its leader listens."""
+    """A replica that accepts requests, and its leader's address."""
 
     replica: str
     generation: int
@@ -19,7 +19,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """Why a generation of a replica is no more."""
+    """Why a generation of a replica ended."""
 
     replica: str
     generation: int
@@ -28,28 +28,28 @@ class Ending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """What a gateway is told: every route there is, and the endings it has not heard of."""
+    """An update for a gateway: all routes, and the endings that it has not received yet."""
 
     routes: tuple[Route, ...]
     ended: tuple[Ending, ...]
     draining: bool
     version: int
-    pending: int = 0  # replicas that are being started, or will be
+    pending: int = 0  # replicas that are being started, or will be started
 
 
 class RouteTable:
-    """Holds the current table and wakes those who watch it. One asyncio loop."""
+    """Holds the current table and notifies its watchers. One asyncio loop."""
 
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}
-        self._endings: list[tuple[int, Ending]] = []  # with the version that brought them
+        self._endings: list[tuple[int, Ending]] = []  # with the table version that added them
         self._draining = False
         self._pending = 0
         self._version = 1
         self._changed = asyncio.Condition()
 
     async def publish(self, route: Route, *, pending: int = 0) -> None:
-        """`pending`, here and below: replicas that are being started from now on, or will be."""
+        """`pending`, here and below: the new number of replicas that are being started, or will be started."""
         async with self._change(pending):
             self._routes[route.replica] = route
 
@@ -59,7 +59,7 @@ class RouteTable:
             self._endings = [*self._endings, (self._version, ending)][-_REMEMBERED_ENDINGS:]
 
     async def retire(self, replica: str, *, pending: int = 0) -> None:
-        """No new requests to this one; those that it has go on."""
+        """No new requests for this replica; running requests continue."""
         async with self._change(pending):
             self._routes.pop(replica, None)
 
@@ -69,13 +69,13 @@ class RouteTable:
                 pass
 
     async def drain(self) -> None:
-        """No new requests anywhere; routes stay for those that run."""
+        """No new requests for any replica. Routes stay, so that running requests can move."""
         async with self._change(0):
             self._draining = True
 
     @contextlib.asynccontextmanager
     async def _change(self, pending: int) -> AsyncIterator[None]:
-        """A new version of the table, made inside; those who watch wake after it."""
+        """A context in which the table may be changed. Afterwards it has a new version, and watchers are notified."""
         async with self._changed:
             self._version += 1
             self._pending = pending
@@ -83,20 +83,20 @@ class RouteTable:
             self._changed.notify_all()
 
     async def watch(self) -> AsyncIterator[Table]:
-        """The table now, then again after every change; a slow watcher skips tables but no ending."""
-        heard = 0
+        """The current table, then each changed one. A slow watcher may miss tables, but no ending."""
+        seen = 0
         while True:
             async with self._changed:
-                while self._version == heard:
+                while self._version == seen:
                     await self._changed.wait()
-                table = self._since(heard)
-                heard = self._version
+                table = self._since(seen)
+                seen = self._version
             yield table
 
-    def _since(self, heard: int) -> Table:
+    def _since(self, seen: int) -> Table:
         return Table(
             routes=tuple(self._routes.values()),
-            ended=tuple(ending for version, ending in self._endings if version > heard),
+            ended=tuple(ending for version, ending in self._endings if version > seen),
             draining=self._draining,
             version=self._version,
             pending=self._pending,

@@ -1,4 +1,4 @@
-"""ControllerService: what gateways ask of the controller. The only file of the controller that knows protobuf."""
+"""ControllerService, the gRPC API for gateways. The only file of the controller that uses protobuf."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -10,7 +10,7 @@ import outrider
 from outrider.cluster.api.controller_options import SERVER_OPTIONS
 from outrider.cluster.api.health import Health
 from outrider.cluster.api.load_report import Load
-from outrider.cluster.controller.charge import Charge
+from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.controller.reconcile import Goal, Phase
 from outrider.cluster.controller.replica import Replica
 from outrider.cluster.controller.routes import RouteTable, Table
@@ -28,7 +28,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Controlled(Protocol):
-    """What the service reads from its controller."""
+    """The part of the controller that the service uses."""
 
     @property
     def replicas(self) -> Sequence[Replica]: ...
@@ -53,7 +53,7 @@ class Controlled(Protocol):
 
 
 class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
-    """Answers from the controller's own loop, so it reads without locks."""
+    """Runs in the controller's event loop, so it needs no locks."""
 
     def __init__(self, cluster: str, model_name: str, model_path: str, controlled: Controlled) -> None:
         self._cluster, self._model_name, self._model_path = cluster, model_name, model_path
@@ -82,13 +82,13 @@ class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
     async def WatchStatus(  # noqa: N802  # the name is the protocol's
         self, request: cluster_pb2.WatchStatusRequest, context: Context
     ) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:
-        """Now, then whenever it differs; looks as often as the ranks are asked how they are."""
-        told: cluster_pb2.GetStatusResponse | None = None
+        """The current status, then each changed one. Compares at the interval of the ranks' probes."""
+        sent: cluster_pb2.GetStatusResponse | None = None
         while True:
             status = self._status()
-            if status != told:
+            if status != sent:
                 yield cluster_pb2.WatchStatusResponse(status=status)
-                told = status
+                sent = status
             await asyncio.sleep(WATCH_EVERY_S)
 
     async def Scale(  # noqa: N802  # the name is the protocol's
@@ -138,10 +138,10 @@ class ControllerService(cluster_pb2_grpc.ControllerServiceServicer):
         return cluster_pb2.ReportWaitingResponse()
 
 
-async def serve(charge: Charge, controlled: Controlled, host: str, port: int) -> tuple[grpc.aio.Server, int]:
-    """Answers from now on at HOST:PORT, 0 for a free one. OutriderError if it is taken."""
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors(charge.key))
-    service = ControllerService(charge.cluster, charge.model_name, charge.model_path, controlled)
+async def serve(spec: ClusterSpec, controlled: Controlled, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    """Starts the server on `host` and `port` (0: any free port). Raises OutriderError if the port is in use."""
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors(spec.key))
+    service = ControllerService(spec.cluster, spec.model_name, spec.model_path, controlled)
     cluster_pb2_grpc.add_ControllerServiceServicer_to_server(service, server)
     Health().add_to(server)
     try:
@@ -153,18 +153,18 @@ async def serve(charge: Charge, controlled: Controlled, host: str, port: int) ->
 
 
 def _problem(replica: Replica) -> str:
-    """Why this replica does not serve, in one line; empty if there is nothing to say."""
+    """One line on why this replica does not serve; empty if it has no problem."""
     if replica.phase is Phase.FAILED:
         return f"replica {replica.name} ended ({replica.problem})"
     if replica.waiting:
-        return f"replica {replica.name} waits for room: {replica.waiting}"
+        return f"replica {replica.name} waits for resources: {replica.waiting}"
     if replica.phase is Phase.STARTING and replica.last_ending:
         return f"replica {replica.name} starts again: {replica.last_ending}"
     return ""
 
 
 def scale_response(desired: int, replicas: Sequence[Replica]) -> cluster_pb2.ScaleResponse:
-    """Of those that are to serve: how many do, how many do not yet, and why."""
+    """Numbers of ready and pending replicas, and why some are pending."""
     serving = [replica for replica in replicas if replica.goal is Goal.SERVE]
     ready = sum(replica.phase is Phase.READY for replica in serving)
     reasons = [
@@ -228,7 +228,7 @@ def experts_to_wire(figures: ExpertFigures) -> cluster_pb2.ExpertStatus:
 
 
 def _state(replica: Replica) -> str:
-    """Absent is what comes with the next tick, or goes with it."""
+    """An absent replica is started or removed at the next tick."""
     if replica.phase is Phase.ABSENT:
         return "starting" if replica.goal is Goal.SERVE else "draining"
     return "waiting" if replica.waiting else replica.phase.value

@@ -1,4 +1,4 @@
-"""Which rank sits on which node. Pure: knows the fleet by its cores and devices, and nothing of Ray."""
+"""Assigns ranks to nodes. Pure: takes the nodes' cores and devices, independent of Ray."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """One node's share of a gang: consecutive ranks, and what each of them reserves."""
+    """Consecutive ranks on one node, and the resources that each reserves."""
 
     ranks: tuple[int, ...]
     cores_per_rank: float
@@ -22,31 +22,31 @@ class Bundle:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What the whole bundle reserves of its node."""
+        """Resources that the complete bundle reserves on its node."""
         wanted = {"CPU": self.cores_per_rank * len(self.ranks), "GPU": self.gpus_per_rank * len(self.ranks)}
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
 
 def choose_device(wanted: str, nodes: Sequence[Node]) -> str:
-    """ "cuda" or "cpu" for "auto": GPUs if the fleet has any."""
+    """The wanted device. "auto" is "cuda" if any node has GPUs, else "cpu"."""
     if wanted != "auto":
         return wanted
     return "cuda" if any(node.gpus >= 1 for node in nodes) else "cpu"
 
 
 def place(world_size: int, nodes: Sequence[Node], device: str) -> tuple[Bundle, ...]:
-    """One bundle a node, with all of its ranks; as few nodes as hold them, the roomiest first.
+    """One bundle per node. Uses as few nodes as possible, the largest first.
 
-    GPUs are never shared. Cores are, when the fleet has fewer of them than ranks: then one node takes all.
+    GPUs are never shared. If there are fewer cores than ranks, all ranks share one node's cores.
     """
     capacity = {node.node_id: int(node.gpus if device == "cuda" else node.cores) for node in nodes}
     roomiest = sorted(nodes, key=lambda node: (-capacity[node.node_id], node.node_id))
     if sum(capacity.values()) >= world_size:
         return _fill(world_size, roomiest, capacity, device)
     if device == "cuda":
-        raise ValueError(f"{world_size} ranks need as many GPUs, and the Ray cluster has {sum(capacity.values())}")
+        raise ValueError(f"{world_size} ranks need {world_size} GPUs, and the Ray cluster has {sum(capacity.values())}")
     if not any(capacity.values()):
-        raise ValueError(f"{world_size} ranks need a CPU core, and the Ray cluster has no node that offers one")
+        raise ValueError(f"{world_size} ranks need a CPU core, and no node of the Ray cluster has one")
     return (_bundle(range(world_size), roomiest[0], device),)
 
 

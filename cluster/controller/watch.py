@@ -1,6 +1,6 @@
-"""Asks a served cluster's controller how things stand, and outlives it: replicas and gateways serve without one.
+"""Polls the controller and replaces it if it died. Replicas and gateways continue to serve meanwhile.
 
-Knows nothing of Ray: asking and starting another are told by whoever makes this.
+Independent of Ray: the functions that call and restart the controller are passed in.
 """
 
 import logging
@@ -13,41 +13,43 @@ log = logging.getLogger("outrider.serve")
 
 
 class ControllerSilentError(OutriderError):
-    """It did not answer in time, or cannot be reached: it may be back."""
+    """The controller did not answer in time or cannot be reached, which may be temporary."""
 
 
 class ControllerDiedError(OutriderError):
-    """It has ended, and nothing restarts it."""
+    """The controller has ended, and Ray does not restart it."""
 
 
 class ControllerWatch:
-    """For a cluster that has been ready."""
+    """Use it once the cluster was ready."""
 
-    def __init__(self, ask: Callable[[], Report], start_another: Callable[[], None], last: Report) -> None:
-        """`ask`: ControllerSilentError or ControllerDiedError without an answer. `start_another`: OutriderError if it
-        cannot. `last`: what the controller said last."""
-        self._ask, self._start_another, self._last = ask, start_another, last
-        self.lost = ""  # why it does not answer; empty while it does
+    def __init__(self, poll: Callable[[], Report], start_another: Callable[[], None], last: Report) -> None:
+        """`poll`: calls the controller; raises ControllerSilentError or ControllerDiedError if there is no answer.
+
+        `start_another`: starts a new controller, or raises OutriderError. `last`: the last report.
+        """
+        self._poll, self._start_another, self._last = poll, start_another, last
+        self.lost = ""  # why the controller does not answer; empty while it does
 
     def report(self) -> Report:
-        """How things stand, or stood when the controller last answered."""
+        """The current report, or the last one if the controller does not answer."""
         try:
-            self._last = self._ask()
+            self._last = self._poll()
             if self.lost:
                 log.warning("the controller answers again")
             self.lost = ""
         except ControllerSilentError as error:
-            self._note(f"{error}: replicas and gateways serve on, and nothing that fails is replaced meanwhile")
+            self._note(f"{error}: replicas and gateways continue to serve, but failed ones are not replaced")
         except ControllerDiedError as error:
-            self._note(f"{error}: another is started, which goes on with the replicas")
+            self._note(f"{error}: starting another, which adopts the replicas")
             try:
                 self._start_another()
             except OutriderError as problem:
-                self._note(f"no other controller could be started: {problem}")
+                self._note(f"cannot start another controller: {problem}")
         return self._last
 
     def _note(self, problem: str) -> None:
-        """Once for each kind."""
+        """Logs a problem once."""
         if problem != self.lost:
             log.warning("%s", problem)
         self.lost = problem

@@ -1,4 +1,4 @@
-"""The demo as a page of HTML: its figures as plots, and texts replayed round by round. Needs no network."""
+"""The demo's HTML page: plots of its figures, and outputs replayed round by round. Loads nothing from the network."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from outrider.workers.text.detokenizer import Detokenizer
 from outrider.workers.text.tokenizer import Tokenizer
 
 _DATA, _COLOURS = "__DATA__", "__COLOURS__"
-_PROMPT_END = 400  # characters of a prompt that are shown
+_PROMPT_END = 400  # number of characters of a prompt that are shown
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,23 +20,23 @@ class TokenText:
     """One token's text."""
 
     text: str
-    drafted: bool  # and accepted
+    drafted: bool  # an accepted draft
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """One message, which is one round unless the reader was slower than the model."""
+    """One message of a stream. It covers one round, or several if the client read too slowly."""
 
     pieces: list[TokenText]
     tokens: int
     drafted: int
     accepted: int
-    seconds: float  # since the message before
+    seconds: float  # since the previous message
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """One text of the demo, as it came."""
+    """One output of the demo, by messages."""
 
     domain: str
     prompt: str
@@ -44,7 +44,7 @@ class Replay:
 
 
 def make_replay(domain: str, prompt: str, deltas: Sequence[Delta], tokenizer: Tokenizer) -> Replay:
-    """Which tokens of a message of several rounds were drafts is not known: they are shown as the model's own."""
+    """A message of several rounds does not say which tokens were drafts, so all are shown as not drafted."""
     detokenizer = Detokenizer(tokenizer)
     frames, before = [], 0.0
     for number, delta in enumerate(deltas, 1):
@@ -71,7 +71,7 @@ def make_replay(domain: str, prompt: str, deltas: Sequence[Delta], tokenizer: To
 def page(
     report: DemoReport, replays: Sequence[Replay], ranks: Sequence[WorkerStatus], version: str, machine: str
 ) -> str:
-    """`machine`: what it ran on, in words."""
+    """`machine`: description of the machine it ran on."""
     stages = [
         {
             "stage": rank.stage,

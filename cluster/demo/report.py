@@ -1,4 +1,4 @@
-"""What the demo's runs say, as the numbers of demo.json. Pure."""
+"""Computes the figures of demo.json from the demo's runs. Pure."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ MODES = ("off", "auto")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One request, as its client saw it."""
+    """One request as its client saw it."""
 
     domain: str
     prompt: int
@@ -25,13 +25,13 @@ class Run:
 
     @property
     def answer(self) -> tuple[tuple[int, ...], str, str]:
-        """All that must not depend on the mode."""
+        """Everything that must not depend on the mode."""
         return self.token_ids, self.text, self.finish_reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainReport:
-    """One domain's figures. Field names are demo.json's."""
+    """One domain's figures. Field names are those of demo.json."""
 
     prompts: int
     tokens: int  # of one pass over the prompts
@@ -44,7 +44,7 @@ class DomainReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
-    """demo.json."""
+    """The content of demo.json."""
 
     model: str
     pipeline_parallel_size: int
@@ -53,7 +53,7 @@ class DemoReport:
 
 
 def make_report(model: str, pipeline_parallel_size: int, runs: Sequence[Run]) -> DemoReport:
-    """Figures of every domain that has runs in both modes."""
+    """The figures of all domains with runs in both modes."""
     domains = list(dict.fromkeys(run.domain for run in runs))
     return DemoReport(
         model=model,
@@ -64,7 +64,7 @@ def make_report(model: str, pipeline_parallel_size: int, runs: Sequence[Run]) ->
 
 
 def differing(runs: Iterable[Run]) -> list[tuple[str, int]]:
-    """(domain, prompt) of the prompts whose answers are not all the same, whatever mode and repeat."""
+    """(domain, prompt) of prompts whose answers differ between any two modes or repeats."""
     answers: dict[tuple[str, int], set[tuple[tuple[int, ...], str, str]]] = {}
     for run in runs:
         answers.setdefault((run.domain, run.prompt), set()).add(run.answer)
@@ -88,7 +88,7 @@ def _report_domain(runs: Sequence[Run]) -> DomainReport:
 
 
 def _median_speed(runs: Sequence[Run]) -> float:
-    """Tokens a second: the median of the passes over the prompts."""
+    """Tokens per second: the median over passes through the prompts."""
     repeats = sorted({run.repeat for run in runs})
     speeds = []
     for repeat in repeats:

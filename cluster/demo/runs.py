@@ -1,4 +1,4 @@
-"""The demo's requests: prompts through a gateway, speculation off and auto in turn, measured as a client sees them."""
+"""Runs the demo's requests through a gateway, alternately with speculation off and auto, and measures them."""
 
 import json
 import time
@@ -12,17 +12,17 @@ from outrider.cluster.demo.report import MODES, Run
 from outrider.workers.text.assembler import Usage
 from outrider.workers.types.sampling_params import SamplingParams
 
-MEASURE_S = 60.0  # what all repeats together may take
+MEASURE_S = 60.0  # maximum for all repeats together
 WARM_UP_TOKENS = 16
 MIN_REPEATS = 2
 SEED = 1
-# A small model's greedy text loops, which flatters acceptance: so the same prompts are sampled too.
+# Greedy output of a small model repeats itself, which raises acceptance. So the same prompts are also sampled.
 TEMPERATURES = {"": 0.0, "_sampled": 0.8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoTask:
-    """One thing to ask, in both modes."""
+    """One request, to be run in both modes."""
 
     domain: str
     prompt: int
@@ -32,7 +32,7 @@ class DemoTask:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one message brought: its tokens, and how many of them were accepted drafts (they come first)."""
+    """One message's tokens, and how many of them were accepted drafts, which come first."""
 
     token_ids: tuple[int, ...]
     accepted: int
@@ -52,7 +52,7 @@ def load_tasks(prompts: int) -> list[DemoTask]:
 
 
 def warm_up(client: Client, tasks: Sequence[DemoTask]) -> float:
-    """One short request of each kind: the first may pay for things that later ones do not. Tokens a second."""
+    """Runs one short request of each kind, since first requests are slower. Returns tokens per second."""
     runs = [
         ask(client, task, mode, 0, WARM_UP_TOKENS)
         for task in {task.domain: task for task in tasks}.values()
@@ -62,16 +62,16 @@ def warm_up(client: Client, tasks: Sequence[DemoTask]) -> float:
 
 
 def affordable_tokens(tokens_per_second: float, tasks: int, most: int) -> int:
-    """Tokens a request, in eights from 16 up, for which the least number of repeats takes the time that all may."""
+    """Tokens per request (a multiple of 8, at least 16) for which the minimum repeats fit in MEASURE_S."""
     requests = tasks * len(MODES) * MIN_REPEATS
     affordable = int(tokens_per_second * MEASURE_S / requests) // 8 * 8
     return min(most, max(16, affordable))
 
 
 def measure(client: Client, tasks: Sequence[DemoTask], max_tokens: int, repeats: int) -> Iterator[Run]:
-    """Every task in both modes, `repeats` times or while the time lasts; a repeat is always finished.
+    """Runs every task in both modes, `repeats` times or until MEASURE_S. A started repeat is always completed.
 
-    The modes alternate, request by request, and swap who goes first: what slows the machine for a while slows both.
+    Modes alternate with every request, and so does the order, so that slow phases of the machine affect both.
     """
     began = time.monotonic()
     for repeat in range(repeats):

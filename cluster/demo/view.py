@@ -1,4 +1,4 @@
-"""How the demo looks: a table of its figures, and a text in which accepted drafts are coloured."""
+"""Terminal output of the demo: a table of its figures, and an output with coloured accepted drafts."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from outrider.workers.text.detokenizer import Detokenizer
 from outrider.workers.text.tokenizer import Tokenizer
 
 DRAFTED = "green"
-POSITIONS = 4  # of a draft; demo.json has them all
+POSITIONS = 4  # draft positions shown; demo.json has all
 
 
 def table(report: DemoReport) -> Table:
-    """One row a domain."""
+    """One row per domain."""
     title = f"{report.model} on {report.pipeline_parallel_size} stages, one request at a time"
     headings = ("prompts", "tok/s off", "auto", "speed-up", "tok/round", f"accepted at 1..{POSITIONS}")
     view = Table(*headings, title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
@@ -47,9 +47,9 @@ def _figures(domain: DomainReport) -> list[str]:
 
 
 def coloured(prompt: str, deltas: Sequence[Delta], tokenizer: Tokenizer) -> Text:
-    """The prompt's end, dim; then the text, accepted drafts in colour.
+    """The end of the prompt, dimmed, then the output with accepted drafts in colour.
 
-    A message that covers more than one round does not say which of its tokens were drafts: it stays plain.
+    A message that covers several rounds does not say which tokens were drafts, so it is not coloured.
     """
     view = Text()
     view.append(prompt[-160:], style="dim")

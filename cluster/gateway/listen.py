@@ -1,4 +1,4 @@
-"""What a gateway listens on: its gRPC port, and where asked for a plain one for health checks alone."""
+"""A gateway's gRPC servers: the main port, and optionally a port without TLS for health checks."""
 
 import grpc
 
@@ -18,10 +18,10 @@ _OPTIONS = (
 
 
 class Listeners:
-    """`start`, then `stop`. Services are added to `server` in between construction and start."""
+    """Call `start`, then `stop`. Add services to `server` before `start`."""
 
     def __init__(self, access: AccessSettings, health: Health, metrics: GatewayMetrics, max_message_bytes: int) -> None:
-        """OutriderError if the token file is wrong."""
+        """Raises OutriderError if the token file is invalid."""
         self._access = access
         options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
         self.authenticator = _authenticator(access, metrics)
@@ -37,7 +37,7 @@ class Listeners:
             health.add_to(self._health_server)
 
     async def start(self, host: str, port: int) -> None:
-        """OutriderError if a port is taken, or a certificate cannot be used."""
+        """Raises OutriderError if a port is in use or a certificate cannot be used."""
         self.port = self._bind(host, port)
         if self._health_server is not None and self._access.health_port is not None:
             self.health_port = _plain(self._health_server, host, self._access.health_port, "--health-port")

@@ -1,5 +1,4 @@
-"""Answers bytes that are no request as what they are, INVALID_ARGUMENT: gRPC's own answer is UNKNOWN, with a traceback
-in the log."""
+"""Refuses messages that cannot be parsed with INVALID_ARGUMENT. gRPC itself answers UNKNOWN and logs a traceback."""
 
 import inspect
 from collections.abc import AsyncIterator, Callable
@@ -10,15 +9,15 @@ from google.protobuf.message import DecodeError
 
 from outrider.workers.serving.cluster_key import Continuation
 
-_MESSAGE = "the request cannot be read: its bytes are not the message that this method takes"
+_MESSAGE = "the request cannot be parsed as this method's message"
 
 
 class _Unreadable:
-    """In the place of a request."""
+    """Replaces a request that cannot be parsed."""
 
 
 class ReadableRequests(grpc.aio.ServerInterceptor):
-    """For methods that take one request."""
+    """An interceptor for methods with a single request message."""
 
     async def intercept_service(self, continuation: Continuation, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
@@ -41,7 +40,7 @@ def _reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _checked(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """The method as it is, of the same kind, but for what could not be read."""
+    """Wraps the method, so that it aborts for unparsed requests."""
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         if isinstance(request, _Unreadable):

@@ -1,4 +1,4 @@
-"""A gateway: its servers, its connections, its beginning and its end. Knows nothing of single requests."""
+"""A gateway: creates its servers and connections, starts them and drains them."""
 
 import asyncio
 import contextlib
@@ -34,17 +34,17 @@ log = logging.getLogger("outrider.gateway")
 
 _RETRY_S = 1.0
 _ENGINES_EVERY_S, _ENGINES_TIMEOUT_S = 2.0, 1.0  # how often engines' counters are read for metrics
-TRACED_AS = "outrider-gateway"  # the service's name in spans
+TRACED_AS = "outrider-gateway"  # service name in spans
 _LAST_WORDS_S = 2.0
 
 
 class Gateway:
-    """`start`, then `drain`. One event loop."""
+    """One gateway. Call `start`, then `drain`. One event loop."""
 
     def __init__(self, settings: GatewaySettings, on_failure: Callable[[], None] = lambda: None) -> None:
-        """`on_failure` is called once `failure` says why this gateway cannot do its work.
+        """`on_failure`: called when the gateway cannot continue; `failure` then has the reason.
 
-        OutriderError if the token file is wrong, or spans cannot be sent.
+        Raises OutriderError if the token file is invalid or spans cannot be sent.
         """
         self.settings = settings
         self.failure = ""
@@ -105,7 +105,7 @@ class Gateway:
 
     @property
     def health_port(self) -> int:
-        """Of the plain listener; 0 without one."""
+        """Port of the listener without TLS; 0 if there is none."""
         return self._listeners.health_port
 
     @property
@@ -117,7 +117,7 @@ class Gateway:
         return self._inference.encoder is not None and not self._inference.draining and self._fleet.ready > 0
 
     async def start(self) -> None:
-        """Listens. OutriderError if a port is taken. Ready once the controller has named a replica."""
+        """Starts to listen. Ready when the controller has published a replica. OutriderError if a port is in use."""
         settings, server = self.settings, self._listeners.server
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(
@@ -146,30 +146,30 @@ class Gateway:
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(self._note_end)
-        told = {"address": f"{settings.host}:{self.port}", "controller": settings.controller}
+        addresses = {"address": f"{settings.host}:{self.port}", "controller": settings.controller}
         if self._http is not None:
-            told["http"] = f"{settings.http_host or settings.host}:{self.http_port}"
-        logs.event(log, logging.INFO, "gateway listens", **told)
+            addresses["http"] = f"{settings.http_host or settings.host}:{self.http_port}"
+        logs.event(log, logging.INFO, "gateway listens", **addresses)
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None and not self.failure:
-            self.failure = f"the gateway cannot go on: {type(error).__name__}: {error}"
+            self.failure = f"the gateway cannot continue: {type(error).__name__}: {error}"
             log.debug("a task failed", exc_info=error)
             self._on_failure()
 
     async def drain(self) -> None:
-        """Refuses what is new, lets what runs finish for a while, says goodbye to the rest, and stops."""
+        """Refuses new requests, waits for running ones until a timeout, ends the rest with an error, and stops."""
         logs.event(log, logging.INFO, "gateway drains", live_requests=self.live_requests)
         self._inference.draining = True
         self._note_change()
         if not await self._idle_within(self.settings.drain_grace_s):
-            self._inference.fail_all("the gateway shut down before the request was done: send it again")
+            self._inference.fail_all("the gateway shut down before the request finished: send it again")
             await self._idle_within(_LAST_WORDS_S)
         await self.close()
 
     async def close(self) -> None:
-        """Ends at once; live requests are cancelled."""
+        """Stops immediately and cancels live requests."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -191,7 +191,7 @@ class Gateway:
         return self.live_requests == 0
 
     async def _learn_model(self) -> None:
-        """Asks once a replica is ready: not before does the controller know the model."""
+        """Gets the model once a replica is ready, since the controller does not know it before."""
         while self._inference.encoder is None:
             if self._fleet.ready and not await self._try_to_learn_model():
                 await asyncio.sleep(_RETRY_S)
@@ -206,7 +206,7 @@ class Gateway:
             logs.event(log, logging.INFO, "model known", model=model.name, fingerprint=model.fingerprint)
         except (grpc.aio.AioRpcError, CheckpointError) as error:
             reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
-            logs.event(log, logging.ERROR, "model not known", reason=reason)
+            logs.event(log, logging.ERROR, "cannot get the model", reason=reason)
         return self._inference.encoder is not None
 
     async def _watch_engines(self) -> None:
@@ -225,7 +225,7 @@ class Gateway:
 def run_gateway(settings: GatewaySettings) -> int:
     """Serves until SIGTERM or SIGINT, drains, and returns the exit status.
 
-    OutriderError if a port is taken, or once something failed that the gateway cannot do without.
+    Raises OutriderError if a port is in use, or after a failure that the gateway cannot recover from.
     """
     asyncio.run(_run(settings))
     return 0
@@ -254,5 +254,5 @@ async def _run(settings: GatewaySettings) -> None:
 def _wait_for_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     while os.read(0, 4096):  # not sys.stdin, whose lock a daemon thread would hold at exit
         continue
-    with contextlib.suppress(RuntimeError):  # the loop has closed: it is ending already
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the gateway is already ending
         loop.call_soon_threadsafe(stop.set)

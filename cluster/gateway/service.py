@@ -1,4 +1,4 @@
-"""InferenceService over gRPC: writes a call's events, and turns refusals into gRPC statuses."""
+"""InferenceService over gRPC: writes a call's events, and converts refusals to gRPC statuses."""
 
 import asyncio
 import contextlib
@@ -20,13 +20,13 @@ from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.trace_context import TraceContext
 
 METHOD = f"{INFERENCE}/Generate"
-DEADLINE_SLACK_S = 0.05  # the client's clock ran first: at its deadline it cancels, and ours may not have come yet
+DEADLINE_SLACK_S = 0.05  # a client cancels at its own deadline, which may be slightly before ours
 
 GenerateContext = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Runs in one event loop."""
+    """The service. Runs in one event loop."""
 
     def __init__(self, inference: Inference, write_timeout_s: float) -> None:
         """`write_timeout_s`: the call of a client that reads nothing for this long is aborted."""
@@ -47,7 +47,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         except REFUSALS as error:
             await _refuse(context, error)
         except SlowReaderError as error:
-            await error.make_room()
+            await error.wait_until_sent()
             await context.abort_with_status(_retried(code_pb2.ABORTED, str(error), LEAST_RETRY_S))
         except asyncio.CancelledError:
             if replaced:
@@ -59,7 +59,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> None:
         with cancelled_if_over():
             await context.send_initial_metadata(record.context.metadata)
-        writer = EventWriter(context, self._write_timeout_s, lambda: self._inference.wanted)
+        writer = EventWriter(context, self._write_timeout_s, lambda: self._inference.contended)
         async with contextlib.aclosing(self._inference.events(request, record, context.time_remaining())) as events:
             await writer.write(await anext(events))
             async with writer.beating(record.call.heartbeat_s if record.call is not None else 0.0):
@@ -73,14 +73,14 @@ def _cancelled_as(context: GenerateContext) -> str:
 
 
 async def _refuse(context: GenerateContext, error: Exception) -> NoReturn:
-    """Before the first event only: what fails later is an event."""
+    """Ends the call with a status. Only before the first event; later failures are error events."""
     if isinstance(error, OverloadedError):
         await context.abort_with_status(_retried(code_pb2.RESOURCE_EXHAUSTED, str(error), error.retry_after_s))
     await context.abort(status_code(error), str(error))
 
 
 def _retried(code: int, message: str, retry_after_s: float) -> grpc.Status:
-    """With RetryInfo: clients send the request again, or resume it, after that time."""
+    """A status with RetryInfo: clients retry or resume after this delay."""
     status = status_pb2.Status(code=code, message=message)
     delay = duration_pb2.Duration()
     delay.FromMilliseconds(round(1000 * retry_after_s))

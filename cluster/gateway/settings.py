@@ -1,4 +1,4 @@
-"""Settings of a gateway. `outrider serve` and `outrider gateway` take the shared ones alike."""
+"""Settings of a gateway. `outrider serve` and `outrider gateway` have the shared ones in common."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from outrider.workers.types.settings import Setting, part_of
 
 @dataclass(frozen=True, kw_only=True)
 class SharedGatewaySettings(AccessSettings, AdmissionLimits, RequestLimits):
-    """Where a gateway listens, which requests it accepts, and what it sends where."""
+    """Settings that `outrider serve` and `outrider gateway` share: addresses, limits, access, telemetry."""
 
     host: Annotated[str, Setting("Host that the gateway listens on.")] = "127.0.0.1"
     port: Annotated[int, Setting("gRPC port of the gateway; 0: any free one.", least=0, most=65535)] = 50051
@@ -32,7 +32,7 @@ class SharedGatewaySettings(AccessSettings, AdmissionLimits, RequestLimits):
         float, Setting("Seconds after which a client that does not read is disconnected.", least=0)
     ] = 20.0
     share_prefix_cache: Annotated[
-        bool, Setting("Share cached prefixes among bearer tokens. Response times then tell what others asked.")
+        bool, Setting("Share cached prefixes among bearer tokens. Response times then reveal cached prompts of others.")
     ] = False
     otlp_endpoint: Annotated[
         str | None,
@@ -62,7 +62,9 @@ class GatewaySettings(SharedGatewaySettings):
     """All settings of `outrider gateway`."""
 
     controller: Annotated[str, Setting("HOST:PORT of the controller.")]
-    drain_grace_s: Annotated[float, Setting("Seconds that running requests may go on after SIGTERM.", least=0)] = 20.0
+    drain_grace_s: Annotated[float, Setting("Seconds that running requests may continue after SIGTERM.", least=0)] = (
+        20.0
+    )
     reason_wait_s: Annotated[
         float, Setting("Seconds that requests of a lost replica wait for the controller to give the reason.", least=0)
     ] = 5.0
@@ -70,5 +72,5 @@ class GatewaySettings(SharedGatewaySettings):
         float, Setting("Seconds that requests of a lost replica wait for another one.", least=0)
     ] = 600.0
     end_with_stdin: Annotated[bool, Setting("Drain when standard input closes.")] = False
-    otlp_metrics_endpoint: str = ""  # from otlp_endpoint and the environment; "": nowhere
+    otlp_metrics_endpoint: str = ""  # from otlp_endpoint and the environment; "": not sent
     cluster_key: str = field(default="", repr=False)  # read from cluster_key_file

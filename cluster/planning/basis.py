@@ -1,4 +1,4 @@
-"""What a plan's figures rest on: which are measured, published, counted, computed or assumed. Pure."""
+"""The sources of a plan's figures: measured, published, counted, computed or assumed. Pure."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ MEASURED, PUBLISHED, COUNTED, COMPUTED, ASSUMED = "measured", "published", "coun
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
-    """One figure, and where it comes from. `value` is None where it is the plan's result."""
+    """One figure and its source. `value` is None for results of the plan."""
 
     name: str
     value: float | None
@@ -21,9 +21,7 @@ class Basis:
 
 
 _RESULTS = (
-    Basis(
-        name="memory", value=None, origin=COMPUTED, source="from the shapes; a test compares it with what ranks load"
-    ),
+    Basis(name="memory", value=None, origin=COMPUTED, source="from the shapes; a test compares it with loaded ranks"),
     Basis(name="times", value=None, origin=COMPUTED, source="from bytes, operations, launches and the figures below"),
 )
 _COUNTED = "outrider on a simulated GPU (tests/gpu)"
@@ -45,12 +43,12 @@ _ORIGINS = {
     "runtime_bytes": (ASSUMED, "driver, communication library, graphs"),
     "cache_share": (COMPUTED, "the engine's own share"),
 }
-# The largest case of each kernel in the report: in smaller ones the launch is a good part of the time.
+# The largest case of each kernel in the report, since launch overhead dominates smaller ones.
 _CASES = {"weight_bandwidth": "experts, 64 rows", "cache_bandwidth": "attention, 4 rows, context 32768"}
 
 
 def basis(efficiency: Efficiency) -> list[Basis]:
-    """Of every figure that plans are computed from, and of the results."""
+    """The source of every input of the plans, and of the results."""
     found = list(_RESULTS)
     for name, (origin, source) in _ORIGINS.items():
         if name in efficiency.measured:
@@ -60,12 +58,12 @@ def basis(efficiency: Efficiency) -> list[Basis]:
 
 
 def measured(report: Mapping[str, Any], efficiency: Efficiency) -> Efficiency:
-    """`efficiency` with what benchmarks/gpu_check.py measured of outrider's kernels. ValueError if it measured none."""
+    """`efficiency` with kernel measurements of benchmarks/gpu_check.py. Raises ValueError if there are none."""
     shares = {kernel["name"]: kernel["share_of_limit"] for kernel in report.get("kernels", ())}
     found: dict[str, Any] = {name: float(shares[case]) for name, case in _CASES.items() if shares.get(case)}
     if not found:
         raise ValueError(
-            "the report has no kernel's share of the memory bandwidth: make it on a GPU that outrider plan knows, with"
-            " benchmarks/gpu_check.py --json FILE, without --pretend"
+            "the report has no kernel's share of the memory bandwidth: create it on a GPU that outrider plan knows,"
+            " with benchmarks/gpu_check.py --json FILE, without --pretend"
         )
     return dataclasses.replace(efficiency, **found, measured=tuple(found), measured_on=str(report.get("device")))

@@ -1,4 +1,4 @@
-"""One way to split a model over a fleet, worked out: what each stage holds, what fits, how long a round takes. Pure."""
+"""The figures of one split of a model over a fleet: memory of each stage, whether it fits, round time. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from outrider.workers.types.model_shapes import Shapes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankPlan:
-    """One rank's share. Ranges are first and one past the last; experts are the fresh placement's, before balancing."""
+    """One rank's share. Ranges are (first, one past the last). Experts are those of the initial placement."""
 
     rank: int
     node: int
@@ -31,7 +31,7 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A split with its workload. Everything else follows."""
+    """A split and a workload, from which all figures are computed."""
 
     shapes: Shapes
     split: Split
@@ -41,27 +41,27 @@ class Candidate:
 
     @property
     def weights_in_memory(self) -> str:
-        """What a rank keeps of the layers' linears. FP8 only where its kernels do (workers/model/gpu/weights.py)."""
+        """Weight dtype of linear layers in memory. FP8 if the kernels support it (workers/model/gpu/weights.py)."""
         if self.shapes.quantised:
             return "fp8"
         return "float32" if self.shapes.value_bytes == 4 else "bfloat16"
 
     @property
     def needs_torch(self) -> bool:
-        """Whether torch's path runs this split: GPU kernels do not send rows to experts of other data groups."""
+        """Whether this split runs on torch: GPU kernels cannot send rows to experts of other data groups."""
         return self.split.spread and self.split.data > 1
 
     @property
     def obstacle(self) -> str | None:
-        """Why ranks would not run this plan, but widen weights to 16 bits; or None."""
+        """Why ranks would convert weights to 16 bits instead of running this plan; None if they would not."""
         if self.shapes.quantised and self.needs_torch:
             return "GPU kernels do not send rows to experts of other data groups yet: ranks would widen FP8 weights"
         return None
 
-    def in_force(self, *, widens: bool) -> "Candidate":
-        """The plan as ranks on GPUs run it: tensor groups sum, and torch's path keeps 16 bits.
+    def resolved(self, *, widens: bool) -> "Candidate":
+        """The plan as GPU ranks run it: tensor groups use all-reduce, and torch keeps weights in 16 bits.
 
-        Source: workers/loading/resolved_config.py.
+        Follows workers/loading/resolved_config.py.
         """
         fast = self.split.tensor > 1 or self.needs_torch
         workload = replace(self.workload, numerics="fast") if fast else self.workload
@@ -72,7 +72,7 @@ class Candidate:
         return replace(self, workload=replace(self.workload, concurrency=concurrency))
 
     def by_drafts(self, most: int = 6) -> "list[Candidate]":
-        """With 0, 1, ... drafts a round; only without, if the model has no MTP module."""
+        """This plan with 0, 1, ... drafts per round; only 0 if the model has no MTP module."""
         depths = range(1 + most if self.shapes.model.num_nextn_predict_layers else 1)
         return [replace(self, workload=replace(self.workload, draft_steps=steps)) for steps in depths]
 
@@ -82,17 +82,17 @@ class Candidate:
 
     @cached_property
     def lanes(self) -> int:
-        """Micro-batches in flight, so that no stage waits: one a stage, while there are as many sequences."""
+        """Micro-batches in flight: one per stage so that no stage idles, but not more than sequences."""
         return min(self.split.pipeline, self.sequences_of_group)
 
     @property
     def sequences_of_group(self) -> int:
-        """In flight in the busiest data group."""
+        """Sequences in flight in the busiest data group."""
         return -(-self.workload.concurrency // self.split.data)
 
     @cached_property
     def rows(self) -> QueryRows:
-        """A decode round of one lane."""
+        """The rows of one lane's decode round."""
         sequences = self.sequences_of_group / self.lanes
         return QueryRows(
             rows=sequences * self.workload.rows_per_sequence,
@@ -102,13 +102,13 @@ class Candidate:
         )
 
     def layer_times(self, rows: QueryRows) -> list[LayerTime]:
-        """Of every layer, two kinds in all."""
+        """The time of each layer. There are only two types of layers."""
         kinds = {moe: self.clock.layer(rows, moe=moe) for moe in {self.shapes.moe(layer) for layer in self.layers}}
         return [kinds[self.shapes.moe(layer)] for layer in self.layers]
 
     @property
     def layer_launches(self) -> int:
-        """Kernels of all layers in a round. Embedding, first norm, head and draws are five more."""
+        """Kernel launches of a round: those of all layers, and five for embedding, first norm, head and sampling."""
         return sum(self.efficiency.layer_launches(moe=self.shapes.moe(layer)) for layer in self.layers)
 
     @property
@@ -121,7 +121,7 @@ class Candidate:
 
     @cached_property
     def layer_splits(self) -> tuple[tuple[int, int], ...]:
-        """By modelled time: the first stage embeds and drafts, the last projects."""
+        """Layers of each stage, balanced by modelled time. The first stage embeds and drafts, the last has the head."""
         costs = [time.total for time in self.layer_times(self.rows)]
         first = self.clock.embedding(self.rows) + self.draft_s
         return split_by_cost(costs, self.split.pipeline, first, self.clock.head(self.rows))
@@ -136,7 +136,7 @@ class Candidate:
 
     @property
     def cache_tokens_of_group(self) -> int:
-        """Tokens that the cache of one data group holds: the stage with least room decides."""
+        """Cache capacity of one data group in tokens, limited by the stage with the smallest cache."""
         return min(memory.cache_tokens for memory in self.memories)
 
     @property
@@ -149,17 +149,17 @@ class Candidate:
 
     @property
     def most_sequences(self) -> int:
-        """Of the workload's context at once."""
+        """Maximum number of sequences of the workload's context length."""
         return self.cache_tokens_of_group // self.workload.context * self.split.data
 
     @property
     def wanted_tokens(self) -> int:
-        """Of a data group's cache, for its share of the sequences in flight."""
+        """Cache tokens that a data group needs for its share of the sequences in flight."""
         return self.sequences_of_group * self.workload.context
 
     @property
     def tightest(self) -> tuple[int, float]:
-        """The stage that needs most of its device, and the bytes that it needs."""
+        """The stage that needs the most memory, and the bytes that it needs."""
         needed = [memory.needed(self.wanted_tokens) for memory in self.memories]
         return needed.index(max(needed)), max(needed)
 
@@ -172,7 +172,7 @@ class Candidate:
         return not self.bytes_missing and self.split.world_size <= self.fleet.size
 
     def stage_parts(self, rows: QueryRows, *, drafts: bool = True) -> list[dict[str, float]]:
-        """Seconds of each stage by part."""
+        """Seconds of each stage, by part."""
         times = self.layer_times(rows)
         parts = [_sum_layers(times[first:end]) for first, end in self.layer_splits]
         parts[0]["embedding"] = self.clock.embedding(rows)
@@ -188,19 +188,19 @@ class Candidate:
 
     @cached_property
     def round_s(self) -> float:
-        """From one round of a sequence to its next: all stages, or as long as the slowest has work of other lanes."""
+        """Time between two rounds of a sequence: the sum of all stages, or lanes x slowest stage if that is longer."""
         stages = [sum(parts.values()) for parts in self.decode_parts]
         return max(sum(stages), self.lanes * max(stages)) + self.efficiency.round_overhead_s
 
     @property
     def bubble_s(self) -> float:
-        """How long the slowest stage has nothing to do, in each round."""
+        """Idle time of the slowest stage per round."""
         slowest = max(sum(parts.values()) for parts in self.decode_parts)
         return self.round_s - self.efficiency.round_overhead_s - self.lanes * slowest
 
     @property
     def token_s(self) -> float:
-        """Time per output token of one user."""
+        """Time per output token of one sequence."""
         return self.round_s / self.workload.tokens_per_round
 
     @property
@@ -213,16 +213,16 @@ class Candidate:
 
     @cached_property
     def first_token_s(self) -> float:
-        """For a prompt as long as the context, alone, chunk by chunk."""
+        """Time to first token of a prompt as long as the context, in chunks, without other requests."""
         chunk = min(self.workload.max_num_batched_tokens, self.workload.context)
         rows = QueryRows(rows=chunk, sequences=1, context=self.workload.context / 2, busy_groups=1)
         once = sum(sum(parts.values()) for parts in self.stage_parts(rows, drafts=False))
         return (once + self.efficiency.round_overhead_s) * -(-self.workload.context // chunk)
 
     def collectives(self, rows: float, lanes: int = 1) -> list[tuple[int, Collective]]:
-        """Of one round with `rows` rows in every data group, drafts apart: each with its stage.
+        """(stage, collective) for all collectives of one round with `rows` rows per data group, without drafts.
 
-        `lanes`: 2 where a stage's rows go as two, one computing while the other exchanges.
+        `lanes`: 2 if a stage splits its rows in halves to overlap computation and communication.
         """
         shape = RoundShape(self.shapes, self.split, self.workload, rows / lanes)
         done: list[tuple[int, Collective]] = []

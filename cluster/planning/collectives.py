@@ -1,8 +1,8 @@
-"""Every collective of a round: what for, among whom, how often, how many bytes. Pure.
+"""Every collective of a round: purpose, group, count and bytes. Pure.
 
-`numerics: exact` splits outputs and never a sum, so what a product needs of other ranks is gathered first; `fast` sums
-over ranks instead (all-reduce), and sends a row once for every expert it chose. Purposes are named as ranks name what
-they carried; tests/exchanged.py works out the same for one rank, and holds both together.
+`numerics: exact` splits only output dimensions, so inputs of a product are gathered from other ranks first. `fast` sums
+over ranks (all-reduce), and sends a row once per chosen expert. Purposes have the names that ranks report for what they
+exchange; tests/exchanged.py computes one rank's exchange independently, and a test compares both.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ _ID, _SIZE = 4, 8  # bytes of an expert's id, of a count
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collective:
-    """`bytes` is what one rank contributes to one of them: its part of a gather, the whole of a reduce, what it sends
-    to others in an exchange (expected)."""
+    """`bytes`: what one rank contributes: its part of a gather, the complete tensor of a reduce, what it is expected to
+    send in an exchange."""
 
     purpose: str
     kind: str
@@ -30,7 +30,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class RoundShape:
-    """Rows of one data group in one round, in one element size."""
+    """The rows of one data group in one round, and the element size."""
 
     shapes: Shapes
     split: Split
@@ -42,12 +42,12 @@ class RoundShape:
         return self.workload.numerics == "exact"
 
     def columns(self, size: int) -> float:
-        """Bytes of one rank's slice of `rows` rows; the rows of an FP8 block stay together."""
+        """Bytes of one rank's column slice of `rows` rows; columns of an FP8 block stay together."""
         block = self.shapes.model.quantization_block
         return self.rows * Cut(size, self.split.tensor, block[0] if block else 1).widest * self.shapes.value_bytes
 
     def attention(self) -> list[Collective]:
-        """Of one layer."""
+        """Collectives of one attention layer."""
         model, split = self.shapes.model, self.split
         if split.tensor == 1:
             return []
@@ -65,7 +65,7 @@ class RoundShape:
         return self._mlp(self.columns(self.shapes.model.intermediate_size))
 
     def experts(self) -> list[Collective]:
-        """Of one layer with experts."""
+        """Collectives of one layer with experts."""
         model = self.shapes.model
         if self.split.spread:
             shared = self._mlp(self.columns(model.n_shared_experts * model.moe_intermediate_size))
@@ -88,20 +88,20 @@ class RoundShape:
         ]
 
     def _dispatch(self) -> list[Collective]:
-        """A row once to each rank of another data group that has experts of its choice; outputs back, by columns."""
+        """Sends a row once to each rank of another data group with one of its experts. Outputs return by columns."""
         model, split, size = self.shapes.model, self.split, self.shapes.value_bytes
         others = split.data - 1
         packet = model.hidden_size * size + model.num_experts_per_tok * _ID
         rows = [
             Collective(purpose="counts of rows", kind=GATHER, group="stage", bytes=split.stage_size * _SIZE),
-            _exchange("rows to experts", self.rows * others * self._chance() * packet),
+            _exchange("rows to experts", self.rows * others * self._rank_probability() * packet),
         ]
-        pairs = self.rows * model.num_experts_per_tok  # of a data group; its ranks each get their columns of all
+        pairs = self.rows * model.num_experts_per_tok  # of a data group; each of its ranks gets its columns of all
         outputs = pairs * model.hidden_size * size / split.tensor * (1 - 1 / split.stage_size)
         return [*(rows if others else []), _exchange("expert outputs", outputs)]
 
-    def _chance(self) -> float:
-        """That a row chose an expert of a given rank, if all experts are equally likely."""
+    def _rank_probability(self) -> float:
+        """Probability that a row chose an expert of a given rank, if all experts are equally likely."""
         model = self.shapes.model
         own = model.n_routed_experts / self.split.stage_size
         missed = 1.0
@@ -110,10 +110,10 @@ class RoundShape:
         return 1 - missed
 
     def _copies(self) -> list[Collective]:
-        """A row for every expert it chose, in 8 bits where weights are; an output of 16 bits for each back."""
+        """Sends a row once per chosen expert, in 8 bits if weights are. A 16-bit output returns for each."""
         model, split = self.shapes.model, self.split
         if split.data == 1:
-            return []  # every rank has the rows, and the sum is the all-reduce's
+            return []  # every rank has the rows, and the all-reduce sums
         pairs = self.rows / split.tensor * model.num_experts_per_tok * (1 - 1 / split.stage_size)
         narrow = 1 + 4 / 128 if self.shapes.quantised else self.shapes.value_bytes
         return [
@@ -127,7 +127,7 @@ class RoundShape:
         return [_gather("embeddings", self.columns(self.shapes.model.hidden_size))]
 
     def head(self, group: str) -> list[Collective]:
-        """Logits of `rows` rows: of all data groups to the sampler ("stage"), or of one among its ranks ("tensor")."""
+        """Gathers logits of `rows` rows, from all data groups at the sampler ("stage") or within a group ("tensor")."""
         if self.split.group_size(group) == 1:
             return []
         part = self.rows * Cut(self.shapes.model.vocab_size, self.split.tensor).widest * 4

@@ -1,4 +1,4 @@
-"""A ranking as plain data: what `outrider plan --json` prints."""
+"""A ranking as JSON data, for `outrider plan --json`."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ from outrider.cluster.planning.split import Split
 
 
 def document(model: str, ranking: Ranking, goal: Objective, alternatives: int) -> dict[str, Any]:
-    """The best plan's figures, and those of the ranked alternatives. If nothing fits, of what lacks least."""
+    """The figures of the best plan and of ranked alternatives. If nothing fits, of the plan that lacks the least."""
     shown = ranking.fitting or ((ranking.nearest,) if ranking.nearest else ())
     head = {"model": model, "objective": goal.objective, "fits": bool(ranking.fitting)}
     refused = [{**_sizes(split), "why": why} for split, why in ranking.refused]
@@ -49,7 +49,7 @@ def _sizes(split: Split) -> dict[str, int]:
 
 
 def summary(plan: Candidate) -> dict[str, Any]:
-    """What plans are compared by. Seconds, bytes, tokens."""
+    """The figures by which plans are compared. Units: seconds, bytes, tokens."""
     return {
         **_sizes(plan.split),
         "weights_in_memory": plan.weights_in_memory,
@@ -70,7 +70,7 @@ def summary(plan: Candidate) -> dict[str, Any]:
 
 
 def drafts(plan: Candidate) -> dict[str, Any]:
-    """What a number of drafts a round comes to."""
+    """The figures for a number of drafts per round."""
     return {
         "draft_steps": plan.workload.draft_steps,
         "tokens_per_round": plan.workload.tokens_per_round,
@@ -92,7 +92,7 @@ def _shortage(plan: Candidate) -> dict[str, Any]:
 
 
 def stages(plan: Candidate) -> list[dict[str, Any]]:
-    """Layers (first, one past the last), bytes of each rank by part, seconds of a round by part."""
+    """Of each stage: layers (first, one past the last), bytes per rank by part, seconds of a round by part."""
     return [
         {
             "stage": number,
@@ -114,7 +114,7 @@ def stages(plan: Candidate) -> list[dict[str, Any]]:
 
 
 def collectives(plan: Candidate, rows: int | None = None) -> list[dict[str, Any]]:
-    """Of one round, drafts apart, with `rows` rows in every data group (by default those of a lane)."""
+    """Collectives of one round without drafts, with `rows` rows per data group (default: those of a lane)."""
     wanted = round(plan.rows.rows) if rows is None else rows
     return [
         {

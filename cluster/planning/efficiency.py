@@ -1,5 +1,6 @@
-"""How much of what data sheets promise is had in practice: measured by others on single kernels and links, not fitted
-to what whole servers were seen to do. docs/planning.md compares predictions with published figures of whole servers.
+"""Achievable shares of data sheet figures, from published measurements of single kernels and links.
+
+They are not fitted to measurements of complete servers; docs/planning.md compares predictions with those.
 """
 
 from dataclasses import dataclass
@@ -7,41 +8,41 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
-    """Shares of a data sheet's figure, and seconds."""
+    """Shares of data sheet figures, and times in seconds."""
 
     # DeepGEMM's own table (README of February 2025, H800), grouped and masked: 4 groups of 256 rows, 4096 x 7168: 2064
     # of 3350 GB/s; 1 group of 1024: 1233 of 1979 TFLOPS.
     weight_bandwidth: float = 0.62
     linear_flops: float = 0.62
-    # FlashMLA's README (H800): 3000 of 3350 GB/s where memory bounds, 660 of 989 TFLOPS where arithmetic does.
+    # FlashMLA's README (H800): 3000 of 3350 GB/s if memory-bound, 660 of 989 TFLOPS if compute-bound.
     cache_bandwidth: float = 0.90
     attention_flops: float = 0.667
     # One-shot all-reduce on 8 H100 (sgl-project/sglang pull request 2904): 5.9 us at 512 bytes, 33.8 us at 1 MiB, which
     # is 7 MiB read in 28 us: 262 of 450 GB/s.
     link: float = 0.58
     link_latency_s: float = 6e-6
-    # DeepEP's low-latency kernels (H800, 400 Gb/s): 39 GB/s of 50 at 128 ranks; what is left over bytes at 16 and 32
-    # ranks is 10 to 20 us.
+    # DeepEP's low-latency kernels (H800, 400 Gb/s): 39 GB/s of 50 at 128 ranks. The time at 16 and 32 ranks
+    # that bytes do not explain is 10 to 20 us.
     network: float = 0.78
     exchange_latency_s: float = 10e-6
-    # The rest is assumed. A collective that sums or gathers over nodes: NCCL's usual tens of microseconds.
+    # The values below are assumed. Collectives over nodes: tens of microseconds, as is usual for NCCL.
     network_latency_s: float = 40e-6
-    # Kernels of a layer, with the fused all-reduce within a node: tests/gpu/test_rounds.py counts them.
+    # Kernels per layer, with a fused all-reduce within a node. tests/gpu/test_rounds.py counts them.
     dense_launches: int = 11
     moe_launches: int = 13
-    # Of a kernel in a graph, beside its bytes and operations.
+    # Overhead per kernel in a CUDA graph, in addition to the time for bytes and operations.
     launch_s: float = 3e-6
-    # Scheduling, sampling and passing results on, of which the most is hidden behind the round before.
+    # Scheduling, sampling and sending results; most of it overlaps with the previous round.
     round_overhead_s: float = 0.5e-3
-    # The fullest rank over the mean after balancing: between 1.07 and 1.45 (EPLB on Zipf loads of 0.6 and 1.0).
+    # Load of the fullest rank / mean, after balancing: 1.07 to 1.45 (EPLB on Zipf loads of 0.6 and 1.0).
     expert_imbalance: float = 1.2
-    # Two halves of a batch, so that one computes while the other exchanges.
+    # Whether a batch is split in halves, so that one computes while the other communicates.
     overlap: bool = True
-    # Of device memory, for the driver's context, the communication library and graphs.
+    # Device memory for the driver's context, the communication library and graphs.
     runtime_bytes: int = 3 * 1024**3
-    # Of what is free once weights are loaded, for the cache (workers/engine/memory.py's share on a GPU).
+    # Share of the memory that is free after loading weights, used for the cache (as in workers/engine/memory.py).
     cache_share: float = 0.85
-    # Which of these were measured on outrider's kernels, and on which GPU (basis.py).
+    # Names of the fields that were measured on outrider's kernels (basis.py).
     measured: tuple[str, ...] = ()
     measured_on: str = ""
 
@@ -51,17 +52,17 @@ class Efficiency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What is asked of a replica."""
+    """The workload of a replica."""
 
     concurrency: int = 16  # sequences in flight, over all data groups
-    context: int = 4096  # tokens of a sequence: prompt and output
-    draft_steps: int = 2  # drafts a round
-    acceptance: float = 0.8  # of each draft, given those before it
-    numerics: str = "exact"  # "fast": all-reduce, and a copy of the row for every expert
+    context: int = 4096  # tokens per sequence: prompt and output
+    draft_steps: int = 2  # drafts per round
+    acceptance: float = 0.8  # probability of each draft, given that the previous ones are accepted
+    numerics: str = "exact"  # "fast": all-reduce, and one copy of a row per expert
     redundant_experts: int = 0
-    one_sampler: bool = True  # logits of all data groups go to one rank, which draws; False: each group draws its own
+    one_sampler: bool = True  # one rank samples for all data groups; False: each group samples its own tokens
     max_num_batched_tokens: int = 2048
-    max_num_seqs: int = 256  # of a data group, at most
+    max_num_seqs: int = 256  # maximum per data group
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "context", "max_num_batched_tokens", "max_num_seqs"):
@@ -78,10 +79,10 @@ class Workload:
 
     @property
     def rows_per_sequence(self) -> int:
-        """Query tokens of a sequence in a round: its last token and its drafts."""
+        """Query tokens per sequence and round: its last token and its drafts."""
         return 1 + self.draft_steps
 
     @property
     def tokens_per_round(self) -> float:
-        """Expected: the accepted drafts, each given those before it, and the token after them."""
+        """Expected tokens per sequence and round: the accepted drafts and one more."""
         return sum(self.acceptance**n for n in range(self.draft_steps + 1))

@@ -1,4 +1,4 @@
-"""Devices and how they are joined: what a plan may use. Figures and their sources are in gpus.json."""
+"""The devices and nodes that a plan may use. Figures and their sources are in gpus.json."""
 
 import difflib
 import json
@@ -12,15 +12,15 @@ _DATA = Path(__file__).parent / "gpus.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One device. Bandwidths in bytes a second and one way, FLOPs a second dense."""
+    """One device. Bandwidths are in bytes per second and direction, FLOPS are dense."""
 
     name: str
     memory_bytes: int
     bandwidth: float
     bf16_flops: float
-    fp8_flops: float | None  # None: no FP8 units, 8-bit weights are multiplied as bf16
-    link: float  # to the other devices of its node
-    network: float  # to other nodes
+    fp8_flops: float | None  # None: no FP8 units, so 8-bit weights are multiplied as bf16
+    link: float  # bandwidth to other devices of its node
+    network: float  # bandwidth to other nodes
     source: str
 
     def flops(self, *, quantised: bool) -> float:
@@ -29,7 +29,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """Equal nodes of equal devices. ValueError if there are none."""
+    """Identical nodes of identical devices. Raises ValueError if there are none."""
 
     gpu: Gpu
     nodes: int
@@ -55,7 +55,7 @@ def known_gpus() -> dict[str, Gpu]:
 
 
 def find_gpu(name: str) -> Gpu:
-    """By its name, or by what stands before its memory ("h200"). SettingsError, with the names that are near."""
+    """By its name, or its name without the memory size ("h200"). Raises SettingsError, which suggests similar names."""
     gpus = known_gpus()
     wanted = name.lower()
     matches = [gpu for key, gpu in gpus.items() if wanted in (key, key.partition("-")[0])]

@@ -1,4 +1,4 @@
-"""What a rank of each stage keeps in memory, and how many tokens of cache that leaves room for. Pure."""
+"""The memory of a rank of each stage, and how many cache tokens fit in the rest. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.split import Split
 from outrider.workers.types.model_shapes import Shapes
 
-_NORMS = 4  # hidden-sized vectors of a layer, and latent ones
+_NORMS = 4  # hidden-sized and latent-sized vectors per layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageMemory:
-    """Bytes of each rank of one stage. All of its ranks are alike."""
+    """Bytes per rank of one stage. All ranks of a stage are equal."""
 
     weights: dict[str, float]  # by part
     buffers: float
     runtime: float
-    cache_per_token: float  # for a token of the rank's own data group
+    cache_per_token: float  # per token of the rank's own data group
     device: float
     cache_share: float
 
@@ -27,12 +27,12 @@ class StageMemory:
 
     @property
     def fixed(self) -> float:
-        """All but the cache."""
+        """All bytes except the cache."""
         return self.weight_bytes + self.buffers + self.runtime
 
     @property
     def cache_bytes(self) -> float:
-        """What the cache may take: its share of what weights leave, if buffers leave that much."""
+        """Bytes for the cache: its share of the memory that weights leave free, limited by buffers."""
         after_weights = self.device - self.weight_bytes - self.runtime
         return max(0.0, min(after_weights * self.cache_share, after_weights - self.buffers))
 
@@ -41,7 +41,7 @@ class StageMemory:
         return int(self.cache_bytes // self.cache_per_token)
 
     def needed(self, tokens: int) -> float:
-        """With a cache of `tokens`, and the share of memory that is left free beside it."""
+        """Bytes needed with a cache of `tokens`, including the share of memory that stays free."""
         cache = tokens * self.cache_per_token
         return max(self.fixed + cache, self.weight_bytes + self.runtime + cache / self.cache_share)
 
@@ -49,7 +49,7 @@ class StageMemory:
 def stage_memory(
     shapes: Shapes, split: Split, workload: Workload, efficiency: Efficiency, device: int, stage: int, layers: range
 ) -> StageMemory:
-    """Of the ranks that hold `layers`; the first stage also embeds and drafts, the last also projects."""
+    """Memory of a rank that holds `layers`. The first stage also embeds and drafts, the last also has the head."""
     drafts = stage == 0 and workload.draft_steps > 0
     modules = shapes.modules if drafts else range(0)
     weights = _layers(shapes, split, workload, layers)
@@ -87,7 +87,7 @@ def _layers(shapes: Shapes, split: Split, workload: Workload, layers: Sequence[i
 
 
 def experts_of_rank(shapes: Shapes, split: Split, workload: Workload) -> float:
-    """How many experts' weights the fullest rank has, of each layer."""
+    """Number of experts per layer on the rank with the most experts."""
     experts = shapes.model.n_routed_experts
     if not split.spread:
         return experts / split.tensor
@@ -95,12 +95,12 @@ def experts_of_rank(shapes: Shapes, split: Split, workload: Workload) -> float:
 
 
 def _buffers(shapes: Shapes, split: Split, workload: Workload, efficiency: Efficiency, *, last: bool) -> float:
-    """Activations of the largest round, and what is exchanged in it."""
+    """Activations of the largest round, and its communication buffers."""
     model, rows, size = shapes.model, workload.max_num_batched_tokens, shapes.value_bytes
     inner = model.num_attention_heads * model.key_products / split.tensor
     stream = rows * size * (4 * model.hidden_size + 2 * inner + model.num_attention_heads * model.v_head_dim)
     pairs = float(rows * model.num_experts_per_tok)
-    if split.spread:  # rows of all data groups come here, and their outputs go back
+    if split.spread:  # receives rows of all data groups and returns their outputs
         pairs = pairs * split.data / split.expert * efficiency.expert_imbalance + pairs / split.tensor
     exchanged = (
         pairs * size * (2 * model.hidden_size + 3 * model.moe_intermediate_size) if model.n_routed_experts else 0

@@ -1,6 +1,6 @@
-"""A plan as one page: which rank holds which layers, heads and experts, where memory goes, and where time goes.
+"""A plan as an HTML page: layers, heads and experts of each rank, and the parts of memory and time.
 
-The page has no scripts and asks the network for nothing.
+The page has no scripts and loads nothing from the network.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _COLOURS = 8
 
 
 def page(model: str, best: Candidate, plans: Sequence[Candidate]) -> str:
-    """The best plan's picture, with `plans` as a table under it."""
+    """The drawing of the best plan, and a table of `plans`."""
     shape = best.shapes.model
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True
@@ -39,7 +39,7 @@ def page(model: str, best: Candidate, plans: Sequence[Candidate]) -> str:
 
 
 def _nodes(plan: Candidate) -> list[list[RankPlan | None]]:
-    """Every device of every node that is used; None where it has no rank."""
+    """The devices of every used node; None for a device without a rank."""
     width = plan.fleet.gpus_per_node
     used = -(-plan.split.world_size // width)
     devices: list[list[RankPlan | None]] = [[None] * width for _ in range(used)]
@@ -49,7 +49,7 @@ def _nodes(plan: Candidate) -> list[list[RankPlan | None]]:
 
 
 def _memory(plan: Candidate) -> list[dict[str, float]]:
-    """Gigabytes by part, of a rank of each stage; what is left over is free."""
+    """Gigabytes per rank of each stage, by part, including free memory."""
     return [
         {
             **{part: size / 1e9 for part, size in stage.weights.items()},
@@ -63,14 +63,14 @@ def _memory(plan: Candidate) -> list[dict[str, float]]:
 
 
 def _strip(part: tuple[int, int], whole: int) -> Markup:
-    """A line with the part of it that a rank has."""
+    """A line in which a rank's part is highlighted."""
     own = f'<rect class="own" x="{part[0]}" width="{part[1] - part[0]}" height="1"/>'
     line = f'<rect class="all" width="{whole}" height="1"/>'
     return Markup(f'<svg class="strip" viewBox="0 0 {whole} 1" preserveAspectRatio="none">{line}{own}</svg>')
 
 
 def _bars(stages: Sequence[dict[str, float]], unit: str) -> Markup:
-    """A bar in pieces for each stage, to one scale, and what the colours mean."""
+    """A stacked bar per stage, on a common scale, with a legend."""
     parts = [part for part in dict.fromkeys(part for stage in stages for part in stage) if part != "free"]
     colours = {part: f"var(--s{number % _COLOURS})" for number, part in enumerate(parts)}
     longest = max(sum(stage.values()) for stage in stages)

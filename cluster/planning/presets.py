@@ -1,4 +1,4 @@
-"""Models a plan can be made for by name, without their weights."""
+"""Models that can be planned by name, without their weights."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.model_config import ModelConfig
 
 _MODELS = Path(__file__).parent / "models"
-PRESETS = {"deepseek-v3": "deepseek_v3", "deepseek-r1": "deepseek_v3"}  # of one shape
+PRESETS = {"deepseek-v3": "deepseek_v3", "deepseek-r1": "deepseek_v3"}  # both have the same shape
 
 
 def load_shape(model: str) -> ModelConfig:
-    """The shape of a preset, of a bundled model, or of the checkpoint in a directory. CheckpointError if none is it."""
+    """The shape of a preset, a bundled model or a checkpoint directory. Raises CheckpointError for another name."""
     if model in PRESETS:
         return ModelConfig.load(_MODELS / PRESETS[model])
     try:
@@ -21,5 +21,5 @@ def load_shape(model: str) -> ModelConfig:
             raise
         known = ", ".join([*PRESETS, *BUNDLED_MODELS])
         raise CheckpointError(
-            f"unknown model {model!r}: no directory with a config.json of that name, and not one of {known}"
+            f"unknown model {model!r}: not a directory with a config.json, and not one of {known}"
         ) from None

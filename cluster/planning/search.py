@@ -15,16 +15,16 @@ OBJECTIVES = ("latency", "throughput")
 
 
 class DoesNotFitError(OutriderError):
-    """No split of the model fits the fleet; the message has the bytes needed and had, and where."""
+    """No split of the model fits the fleet. The message has needed and available bytes, and the stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What makes a plan a good one. ValueError for an unknown objective."""
+    """The criterion for ranking plans. Raises ValueError for an unknown objective."""
 
     objective: str = "latency"
-    tokens_per_s_per_user: float = 0.0  # throughput: no user gets less
-    sizes: Mapping[str, int] | None = None  # of Split, those that are fixed
+    tokens_per_s_per_user: float = 0.0  # for throughput: minimum per user
+    sizes: Mapping[str, int] | None = None  # fixed sizes, by field of Split
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -33,11 +33,11 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """Best first. `fitting` may be empty; then `nearest` is what lacks least, or is too slow."""
+    """Plans, best first. If none fits, `nearest` is the one that lacks the least memory, or is too slow."""
 
     fitting: tuple[Candidate, ...]
     nearest: Candidate | None
-    refused: tuple[tuple[Split, str], ...]  # what was asked for by its sizes, and cannot be
+    refused: tuple[tuple[Split, str], ...]  # splits of the requested sizes that are impossible, with the reason
 
 
 def search(
@@ -49,13 +49,13 @@ def search(
     *,
     widens: bool = True,
 ) -> Ranking:
-    """Every split of the model over the fleet or a part of it, the best first, as ranks on GPUs would run it.
+    """All splits of the model over the fleet or part of it, as GPU ranks would run them, best first.
 
-    `widens`: FP8 weights count as 16 bits where ranks widen them; else as `shapes` has them, whatever runs.
+    `widens`: count FP8 weights as 16 bits if ranks would convert them; else always use the dtype of `shapes`.
     """
     allowed, refused = _allowed(shapes, fleet, workload, goal.sizes or {})
     every = [Candidate(shapes, split, workload, fleet, efficiency or Efficiency()) for split in allowed]
-    candidates = [candidate.in_force(widens=widens) for candidate in every]
+    candidates = [candidate.resolved(widens=widens) for candidate in every]
     fitting = [fit for candidate in candidates for fit in _settled(candidate, goal)]
     least = [
         candidate.at(candidate.split.data) if goal.objective == "throughput" else candidate for candidate in candidates
@@ -70,20 +70,20 @@ def search(
 def _allowed(
     shapes: Shapes, fleet: Hardware, workload: Workload, sizes: Mapping[str, int]
 ) -> tuple[list[Split], list[tuple[Split, str]]]:
-    """Splits with the sizes that are fixed; and, if there is none, the smallest of these sizes and why it cannot be."""
-    redundant, asked = workload.redundant_experts, Split(**sizes)
-    every = [asked] if len(sizes) == 4 else splits(shapes.model, fleet.size, redundant)
+    """Splits with the fixed sizes. If there is none, the smallest split of these sizes and why it is impossible."""
+    redundant, requested = workload.redundant_experts, Split(**sizes)
+    every = [requested] if len(sizes) == 4 else splits(shapes.model, fleet.size, redundant)
     alike = [split for split in every if all(getattr(split, name) == size for name, size in sizes.items())]
-    why = refusal(shapes.model, asked, redundant if asked.spread else 0)
-    if why is None and asked.world_size > fleet.size:
-        why = f"{asked} needs {asked.world_size} GPUs, and {fleet} has {fleet.size}"
+    why = refusal(shapes.model, requested, redundant if requested.spread else 0)
+    if why is None and requested.world_size > fleet.size:
+        why = f"{requested} needs {requested.world_size} GPUs, and {fleet} has {fleet.size}"
     if why is None or (alike and len(sizes) < 4):
         return alike, []
-    return [], [(asked, why)]
+    return [], [(requested, why)]
 
 
 def _settled(candidate: Candidate, goal: Objective) -> Iterator[Candidate]:
-    """With the workload as it stands (latency), or with as many sequences as fit and are fast enough (throughput)."""
+    """With the given workload (latency), or with as many sequences as fit and are fast enough (throughput)."""
     if goal.objective == "latency":
         yield from [candidate] if candidate.fits else []
         return
@@ -106,22 +106,22 @@ def _order(candidate: Candidate, goal: Objective) -> tuple[float, ...]:
 
 
 def require_fit(ranking: Ranking, model: str, fleet: Hardware) -> Candidate:
-    """The best plan. DoesNotFitError, with bytes needed and had, if there is none; ValueError if sizes cannot be."""
+    """The best plan. Raises DoesNotFitError if none fits, OutriderError if the sizes are impossible."""
     if ranking.fitting:
         return ranking.fitting[0]
     if ranking.refused:
-        raise OutriderError(f"{model} cannot be split so: {ranking.refused[0][1]}")
+        raise OutriderError(f"{model} cannot be split with these sizes: {ranking.refused[0][1]}")
     if ranking.nearest is None:
         raise OutriderError(
-            f"{model} has no split with these sizes over {fleet}: its ranks come in powers of two, or divide it"
+            f"{model} has no split with these sizes over {fleet}: ranks must be a power of two, or divide its GPUs"
         )
     if not ranking.nearest.bytes_missing:
-        raise DoesNotFitError(f"{model} fits {fleet}, and no plan serves every user as fast as asked for")
+        raise DoesNotFitError(f"{model} fits {fleet}, but no plan reaches the minimum tokens/s per user")
     raise DoesNotFitError(shortage(ranking.nearest, model))
 
 
 def shortage(candidate: Candidate, model: str) -> str:
-    """What the tightest GPU lacks, and what it would hold."""
+    """The memory that the fullest GPU lacks, and its parts."""
     stage, needed = candidate.tightest
     memory, had = candidate.memories[stage], candidate.fleet.gpu.memory_bytes
     return (

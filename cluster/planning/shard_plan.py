@@ -1,4 +1,4 @@
-"""Which rank holds what. Pure: model shape x sizes -> ShardPlan; knows nothing of nodes, Ray or bytes on a device."""
+"""Which rank holds which layers. Pure: model shape x sizes -> ShardPlan. Independent of nodes, Ray and memory sizes."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from outrider.workers.types.model_config import ModelConfig
 class ShardPlan:
     """One replica's ranks."""
 
-    layer_splits: tuple[tuple[int, int], ...]  # by stage: first layer, one past the last
+    layer_splits: tuple[tuple[int, int], ...]  # per stage: first layer, one past the last
     data_parallel_size: int = 1
     tensor_parallel_size: int = 1
 
@@ -36,7 +36,7 @@ class ShardPlan:
 def make_plan(
     model: ModelConfig, parallel: ParallelConfig, speculation: str | int, redundant_experts: int = 0
 ) -> ShardPlan:
-    """The balanced plan. ValueError, naming the values, if the model cannot be split so."""
+    """The balanced plan. Raises ValueError, which names the values, if the model cannot be split with these sizes."""
     check_split(model, parallel, redundant_experts)
     steps = expected_draft_steps(speculation, model)
     return ShardPlan(

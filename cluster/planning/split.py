@@ -1,6 +1,6 @@
-"""The four sizes a replica is split by, and where its ranks fall on nodes. Pure.
+"""The four parallel sizes of a replica, and how its groups are placed on nodes. Pure.
 
-Ranks are numbered pipeline x data x tensor, tensor innermost; node n has the ranks n * gpus_per_node and on.
+Ranks are numbered pipeline x data x tensor, tensor innermost. Node n has the ranks from n * gpus_per_node on.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from outrider.workers.types.model_config import ModelConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """World size = pipeline x data x tensor; `expert` is 1 (each split like a dense layer) or data x tensor (whole)."""
+    """World size = pipeline x data x tensor. `expert`: 1 (experts split like dense layers) or data x tensor (whole)."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -30,11 +30,11 @@ class Split:
 
     @property
     def spread(self) -> bool:
-        """Whether whole experts are dealt out over a stage's ranks."""
+        """Whether whole experts are distributed over a stage's ranks."""
         return self.expert > 1
 
     def parallel(self) -> ParallelConfig:
-        """ValueError if `expert` is neither 1 nor data x tensor."""
+        """Raises ValueError if `expert` is neither 1 nor data x tensor."""
         return ParallelConfig(
             tensor_parallel_size=self.tensor,
             pipeline_parallel_size=self.pipeline,
@@ -43,7 +43,7 @@ class Split:
         )
 
     def group_size(self, group: str) -> int:
-        """Ranks of a "tensor" or a "stage" group."""
+        """Number of ranks of a "tensor" or "stage" group."""
         return self.tensor if group == "tensor" else self.stage_size
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Split:
 
 
 def refusal(model: ModelConfig, split: Split, redundant_experts: int = 0) -> str | None:
-    """Why `model` cannot be split so, naming both numbers; None if it can."""
+    """Why `model` cannot be split with these sizes, naming both values; None if it can."""
     experts = model.n_routed_experts + redundant_experts
     if split.pipeline > model.num_hidden_layers:
         return f"pipeline_parallel_size={split.pipeline} is more than the model's {model.num_hidden_layers} layers"
@@ -66,7 +66,7 @@ def refusal(model: ModelConfig, split: Split, redundant_experts: int = 0) -> str
 
 
 def splits(model: ModelConfig, most_ranks: int, redundant_experts: int = 0) -> Iterator[Split]:
-    """Every way to use `most_ranks` ranks or fewer that the model allows: powers of two, and what divides the fleet."""
+    """All splits that the model allows over up to `most_ranks` ranks: powers of two, and divisors of the fleet."""
     factors = sorted({n for n in range(1, most_ranks + 1) if most_ranks % n == 0 or n & (n - 1) == 0})
     for pipeline in factors:
         for tensor in (n for n in factors if pipeline * n <= most_ranks):
@@ -79,7 +79,7 @@ def splits(model: ModelConfig, most_ranks: int, redundant_experts: int = 0) -> I
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSpan:
-    """How a group lies on nodes: its members, and how many of them share a node with any one of them."""
+    """Placement of a group on nodes: its size, and how many of its members are on one node."""
 
     size: int
     near: int
@@ -90,7 +90,7 @@ class GroupSpan:
 
 
 def span(split: Split, group: str, gpus_per_node: int) -> GroupSpan:
-    """Of the "tensor" or "stage" group that is spread widest."""
+    """The placement of the "tensor" or "stage" group that uses the most nodes."""
     size = split.group_size(group)
     if gpus_per_node % size == 0:
         return GroupSpan(size=size, near=size)
@@ -100,7 +100,7 @@ def span(split: Split, group: str, gpus_per_node: int) -> GroupSpan:
 
 
 def _least_share(size: int, gpus_per_node: int, world_size: int) -> int:
-    """The fewest members of one group that a node has, over all groups and nodes."""
+    """The smallest number of members of one group on a node, over all groups and nodes."""
     least = size
     for first in range(0, world_size, size):
         nodes = [rank // gpus_per_node for rank in range(first, first + size)]

@@ -29,7 +29,7 @@ def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Object
         (_round_title(best), time(best)),
         (f"Drafts a round, each accepted with {work.acceptance:.0%}", drafts(best)),
         (f"Collectives of a round with {_rows(best)} rows in a data group", exchange(best)),
-        ("What these figures rest on", rests_on(best)),
+        ("Sources of these figures", sources(best)),
     ):
         console.print(f"\n[bold]{title}[/]", highlight=False)
         console.print(table)
@@ -76,7 +76,7 @@ def plans(fitting: Sequence[Candidate]) -> Table:
 
 
 def memory(plan: Candidate) -> Table:
-    """Gigabytes of each rank, a column for each stage."""
+    """Gigabytes per rank, a column per stage."""
     parts = [{**stage.weights, "buffers": stage.buffers, "runtime": stage.runtime} for stage in plan.memories]
     table = _by_stage(plan, [{name: size / _GB for name, size in part.items()} for part in parts])
     table.add_row("room for cache", *(_amount(stage.cache_bytes / _GB) for stage in plan.memories))
@@ -85,13 +85,13 @@ def memory(plan: Candidate) -> Table:
 
 
 def time(plan: Candidate) -> Table:
-    """Milliseconds of a round, a column for each stage."""
+    """Milliseconds per round, a column per stage."""
     stages = [{name: seconds * 1e3 for name, seconds in part.items()} for part in plan.decode_parts]
     return _by_stage(plan, stages)
 
 
 def _by_stage(plan: Candidate, stages: Sequence[dict[str, float]]) -> Table:
-    """A row for each part, and their sum."""
+    """A row per part, and their sum."""
     table = _table("part", *(f"{first}..{end - 1}" for first, end in plan.layer_splits))
     for part in dict.fromkeys(part for stage in stages for part in stage):
         table.add_row(part, *(_amount(stage.get(part, 0.0)) for stage in stages))
@@ -100,7 +100,7 @@ def _by_stage(plan: Candidate, stages: Sequence[dict[str, float]]) -> Table:
 
 
 def drafts(plan: Candidate) -> Table:
-    """What drafting deeper would do, all else alike."""
+    """The figures for other numbers of drafts per round."""
     table = _table("drafts", "tokens a round", "ms a round", "tokens/s a user", "tokens/s a GPU")
     for one in plan.by_drafts():
         table.add_row(
@@ -123,7 +123,7 @@ def exchange(plan: Candidate) -> Table:
     return table
 
 
-def rests_on(plan: Candidate) -> Table:
+def sources(plan: Candidate) -> Table:
     table = _table("figure", "value", "origin", "source")
     for one in basis(plan.efficiency):
         table.add_row(one.name, "" if one.value is None else f"{one.value:.3g}", one.origin, one.source)

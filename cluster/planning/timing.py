@@ -1,7 +1,7 @@
-"""How long the parts of a round take: each the longer of moving its bytes and doing its operations. Pure.
+"""Duration of the parts of a round, by a roofline model: the larger of memory time and compute time. Pure.
 
-Prefill, decode and verification are one shape: rows of some sequences with some context. A round's rows are one data
-group's; the experts of a stage see those of all groups.
+Prefill, decode and verification differ only in numbers: rows, sequences and context. The rows of a round are those of
+one data group; experts process the rows of all data groups.
 """
 
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ from outrider.workers.types.model_shapes import Shapes, hit_share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryRows:
-    """What one data group runs: query tokens, of how many sequences, each with how many tokens in the cache."""
+    """The rows of one data group: query tokens, sequences, and cached tokens per sequence."""
 
     rows: float
     sequences: float
     context: float
-    busy_groups: int  # data groups that have as many
+    busy_groups: int  # data groups with this number of rows
 
     def halved(self) -> "QueryRows":
         return replace(self, rows=self.rows / 2, sequences=self.sequences / 2)
@@ -30,16 +30,16 @@ class QueryRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTime:
-    """Seconds of one layer on one rank."""
+    """Seconds of one layer on one rank, by part."""
 
-    attention: float = 0.0  # linears
-    cache: float = 0.0  # scores and values
+    attention: float = 0.0  # linear layers
+    cache: float = 0.0  # attention over the cache
     experts: float = 0.0  # or the dense MLP
     overhead: float = 0.0
-    sharing: float = 0.0  # collectives of the tensor group: nothing else can be done meanwhile
+    sharing: float = 0.0  # collectives of the tensor group, which do not overlap with computation
     dispatch: float = 0.0
     combine: float = 0.0
-    hidden: float = 0.0  # of dispatch and combine, behind another half of the batch
+    hidden: float = 0.0  # part of dispatch and combine that overlaps with the other half of the batch
 
     @property
     def exchange(self) -> float:
@@ -60,7 +60,7 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class Clock:
-    """Times rounds of one model, split in one way, on one fleet."""
+    """Computes the durations for one model, split and fleet."""
 
     shapes: Shapes
     split: Split
@@ -69,7 +69,7 @@ class Clock:
     efficiency: Efficiency
 
     def layer(self, rows: QueryRows, *, moe: bool) -> LayerTime:
-        """One layer; with experts that rows travel to, in two halves of the batch where that is faster."""
+        """The time of one layer. With dispatch to experts, in two halves of the batch if that is faster."""
         whole = self._layer(rows, moe=moe)
         if not (self.efficiency.overlap and whole.dispatch and rows.sequences >= 2):
             return whole
@@ -85,7 +85,7 @@ class Clock:
     def _layer(self, rows: QueryRows, *, moe: bool) -> LayerTime:
         shape = self._round(rows)
         collectives = [*shape.attention(), *(shape.experts() if moe else shape.dense())]
-        dispatch, combine = self.trips_s(rows) if moe else (0.0, 0.0)
+        dispatch, combine = self.dispatch_combine_s(rows) if moe else (0.0, 0.0)
         return LayerTime(
             attention=self._attention_linears(rows),
             cache=self._cache(rows),
@@ -96,8 +96,8 @@ class Clock:
             combine=combine * self.efficiency.expert_imbalance,
         )
 
-    def trips_s(self, rows: QueryRows) -> tuple[float, float]:
-        """Rows to the ranks with their experts, and outputs back: of one layer, experts being loaded evenly."""
+    def dispatch_combine_s(self, rows: QueryRows) -> tuple[float, float]:
+        """Seconds of dispatch and combine in one layer, with evenly loaded experts."""
         stage = [one for one in self._round(rows).experts() if one.group == "stage"]
         back = [one for one in stage if one.purpose == "expert outputs"]
         return self.exchange_s(one for one in stage if one not in back), self.exchange_s(back)
@@ -106,7 +106,7 @@ class Clock:
         return RoundShape(self.shapes, self.split, self.workload, rows.rows)
 
     def _linear(self, parameters: float, rows: float, weight_bytes: float | None = None) -> float:
-        """A product that the tensor group splits."""
+        """A linear layer split over the tensor group."""
         width = self.shapes.weight_bytes if weight_bytes is None else weight_bytes
         return self._roofline(parameters * width / self.split.tensor, 2 * rows * parameters / self.split.tensor, width)
 
@@ -121,17 +121,17 @@ class Clock:
         return self._linear(narrow, rows.rows) + self._linear(self.shapes.latent_up, rows.rows, self.shapes.wide_bytes)
 
     def _cache(self, rows: QueryRows) -> float:
-        """Every sequence's entries are read once for all of its rows and all heads of the rank."""
+        """Attention over the cache. Entries of a sequence are read once for all its rows and all heads of the rank."""
         model, gpu, share = self.shapes.model, self.fleet.gpu, self.efficiency
         read = rows.sequences * rows.context * self.shapes.cache_bytes(self.split.tensor)
-        a_key = 2 * model.key_products  # operations of a head on it
+        a_key = 2 * model.key_products  # operations per head
         operations = rows.rows * rows.context * a_key * model.num_attention_heads / self.split.tensor
         return max(
             read / (gpu.bandwidth * share.cache_bandwidth), operations / (gpu.bf16_flops * share.attention_flops)
         )
 
     def _experts(self, rows: QueryRows) -> float:
-        """Routed, shared, and the router. Of the routed ones only those that some row chose are read."""
+        """Routed experts, shared experts and the router. Only routed experts that a row chose are read."""
         model, shapes = self.shapes.model, self.shapes
         groups, ranks = (rows.busy_groups, self.split.expert) if self.split.spread else (1, self.split.tensor)
         heavier = self.efficiency.expert_imbalance if self.split.spread and self.split.data > 1 else 1.0
@@ -149,16 +149,16 @@ class Clock:
         return self.shapes.model.n_routed_experts + (self.workload.redundant_experts if self.split.spread else 0)
 
     def head(self, rows: QueryRows, *, drafts: bool = False) -> float:
-        """Projection to the vocabulary, and its logits to the rank that draws; drafts are drawn where they are made."""
+        """Projection to the vocabulary, and transfer of logits to the sampler. Drafts need no transfer."""
         group = "tensor" if drafts or not self.workload.one_sampler else "stage"
         gathered = self.exchange_s(self._round(rows).head(group))
         return self._linear(self.shapes.vocabulary, rows.rows, self.shapes.wide_bytes) + gathered
 
     def drafts(self, verified: QueryRows, steps: int) -> float:
-        """Each MTP module over the accepted rows and the drafts behind them, then the last one draft by draft.
+        """Each MTP module runs over the accepted rows and previous drafts; the last module then drafts token by token.
 
-        A head for each draft. Modules that no draft is asked of follow the accepted rows all the same. Of a single
-        module only the last accepted row of each sequence is gone on with.
+        Each draft needs a head. Modules without a draft still process the accepted rows, for their caches. With a
+        single module, only the last accepted row of each sequence is computed further than the cache.
         """
         if not steps:
             return 0.0
@@ -170,14 +170,14 @@ class Clock:
         return passes + steps * self.head(one, drafts=True)
 
     def module(self, rows: QueryRows, fed: QueryRows) -> float:
-        """Of the pairs that it is `fed` only `rows` are gone on with."""
+        """One MTP module: writes cache entries of the rows `fed`, and computes the rest for `rows` only."""
         layer = self.layer(rows, moe=self.shapes.moe(self.shapes.model.num_hidden_layers))
         joined = self.exchange_s(self._round(fed).embedding())
-        filled = self._filling(fed) - self._filling(rows)
+        filled = self._cache_write(fed) - self._cache_write(rows)
         return layer.total + filled + joined + self._linear(self.shapes.joiner, fed.rows, self.shapes.wide_bytes)
 
-    def _filling(self, rows: QueryRows) -> float:
-        """Of a layer: what its slots in the cache take."""
+    def _cache_write(self, rows: QueryRows) -> float:
+        """Computation of a layer's cache entries."""
         latents = [one for one in self._round(rows).attention() if one.purpose == "latents"]
         return self._linear(self.shapes.down, rows.rows) + self.exchange_s(latents)
 
@@ -185,7 +185,7 @@ class Clock:
         return self.exchange_s(self._round(rows).embedding())
 
     def stage_link(self, rows: QueryRows) -> float:
-        """Hidden states to the next stage; every rank of a stage sends to its own."""
+        """Transfer of hidden states to the next stage. Each rank sends to its counterpart."""
         stride = self.split.stage_size
         near = self.fleet.gpus_per_node >= 2 * stride
         share, gpu = self.efficiency, self.fleet.gpu
@@ -197,7 +197,7 @@ class Clock:
         return sum(one.count * self._collective(one) for one in collectives)
 
     def _collective(self, one: Collective) -> float:
-        """What goes over the link and over the network go side by side."""
+        """Transfers over the link and over the network run in parallel."""
         lies, share, gpu = span(self.split, one.group, self.fleet.gpus_per_node), self.efficiency, self.fleet.gpu
         link, network = gpu.link * share.link, gpu.network * share.network
         far = lies.size - lies.near
@@ -207,7 +207,7 @@ class Clock:
         latency = share.network_latency_s if far else share.link_latency_s
         if one.kind == GATHER:
             return latency + max(one.bytes * (lies.near - 1) / link, one.bytes * far / network)
-        at_once = latency + (lies.size - 1) * one.bytes / link  # every rank reads all others' and sums
+        at_once = latency + (lies.size - 1) * one.bytes / link  # every rank reads all other ranks' data and sums
         in_turn = 2 * latency + 2 * one.bytes * (
             (lies.near - 1) / lies.near / link + (1 - 1 / lies.nodes) / lies.near / network
         )

@@ -15,8 +15,8 @@ from ray.util import placement_group_table
 
 from outrider import Client
 from outrider.cluster.api.errors import UnavailableError
-from outrider.cluster.controller.bootstrap import ask, start_controller
-from outrider.cluster.controller.charge import Charge
+from outrider.cluster.controller.bootstrap import call_controller, start_controller
+from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.controller.leftovers import processes_of, remove_leftovers
 from outrider.cluster.controller.names import controller_name, prefix
 from outrider.cluster.controller.reconcile import Phase
@@ -33,9 +33,9 @@ class Controlled:
     """A cluster of replicas of two ranks. `name` is what its actors and groups are found by."""
 
     def __init__(self, name: str, factory: RankFactory, **changes: Any) -> None:
-        """`changes`: Charge's own fields."""
+        """`changes`: ClusterSpec's own fields."""
         self.name = name
-        charge = Charge(
+        spec = ClusterSpec(
             **{
                 "cluster": name,
                 "model_name": "M",
@@ -46,7 +46,7 @@ class Controlled:
                 **changes,
             }
         )
-        self.controller: Any = start_controller(charge)  # its methods as Ray calls them
+        self.controller: Any = start_controller(spec)  # its methods as Ray calls them
         self.address: str = ray.get(self.controller.open.remote())
         self._channel = grpc.insecure_channel(self.address)
         self.stub = cluster_pb2_grpc.ControllerServiceStub(self._channel)
@@ -57,7 +57,7 @@ class Controlled:
 
     def heartbeat_again(self) -> None:
         """Returns once a controller that was killed is back."""
-        ask(self.controller, "heartbeat", timeout_s=30)
+        call_controller(self.controller, "heartbeat", timeout_s=30)
 
     def wait_for(self, phase: Phase, within_s: float = 90.0) -> Report:
         until = time.monotonic() + within_s
@@ -145,7 +145,7 @@ def wait_until_status_works(client: Client, within_s: float = 60.0) -> None:
 
 def is_owned(name: str) -> bool:
     """Whether the controller of that name believes that the `outrider serve` which started it is still there."""
-    return bool(ask(ray.get_actor(controller_name(name)), "owner_alive", timeout_s=60))
+    return bool(call_controller(ray.get_actor(controller_name(name)), "owner_alive", timeout_s=60))
 
 
 def wait_until_abandoned(name: str, within_s: float = 60.0) -> None:

@@ -83,7 +83,7 @@ def test_replicas_and_nodes_follow_a_load_that_rises_and_falls_and_no_request_is
         crowd = Crowd(client.address, 16)
         wait_for_ready(client, 3)
         autoscaling_ray.wait_for_nodes(3)
-        assert "tokens in flight want" in client.status().last_scaling
+        assert "tokens in flight need" in client.status().last_scaling
         crowd.close()
         wait_for_ready(client, 1)
         autoscaling_ray.wait_for_nodes(1)

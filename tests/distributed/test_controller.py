@@ -133,7 +133,7 @@ def test_a_rank_whose_probes_fail_ends_the_gang_for_that_reason(controlled: Star
 
     ending = cluster.wait_for_status(lambda status: bool(status.replicas[0].last_ending)).replicas[0].last_ending
 
-    words = r"rank 1 \(stage 1, .*, pid \d+\) cannot be watched: .*LookupError: no words$"
+    words = r"rank 1 \(stage 1, .*, pid \d+\) cannot be probed: .*LookupError: no words$"
     assert re.match(rf"generation 1 ended: {words}", ending)
     cluster.drain()
     assert_only_the_controller_is_left(cluster, pids)

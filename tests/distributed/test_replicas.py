@@ -120,7 +120,7 @@ def test_more_than_fits_waits_and_says_for_what(controlled: Start) -> None:
     status = cluster.wait_for_status(lambda status: states(status) == {"r0": "waiting"})
 
     assert status.replicas[0].problem == "need 1 node with 2 GPUs, have none"
-    assert status.problem == "replica r0 waits for room: need 1 node with 2 GPUs, have none"
+    assert status.problem == "replica r0 waits for resources: need 1 node with 2 GPUs, have none"
     response = cluster.stub.Scale(cluster_pb2.ScaleRequest(replicas=2))
     assert (response.desired, response.ready, response.pending) == (2, 0, 2)
     assert "need 1 node with 2 GPUs" in response.reason

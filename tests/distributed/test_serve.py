@@ -300,7 +300,7 @@ def test_a_serve_that_takes_over_goes_on_with_the_ranks_of_a_killed_one_and_thei
     gateway.process.send_signal(signal.SIGTERM)
     second.process.send_signal(signal.SIGTERM)
     assert second.finish(within_s=40) == 0, second.errors
-    assert "going on with replicas r0 of an earlier run" in "".join(second.errors)
+    assert "adopting replicas r0 of an earlier run" in "".join(second.errors)
     assert gateway.finish(within_s=40) == 0, gateway.errors
     assert (actors(name), groups(name), killed.left(), second.left()) == ([], [], [], [])
 
@@ -330,7 +330,7 @@ def test_a_gateway_that_cannot_go_on_ends_the_run_which_says_why(ray_address: st
 
     assert run.finish() == 1
     why, what = run.errors
-    assert why.startswith("error: the gateway cannot go on: AttributeError: ")
+    assert why.startswith("error: the gateway cannot continue: AttributeError: ")
     assert re.fullmatch(r"error: the gateway on \S+ ended with status 1\n", what)
     assert (actors(name), groups(name), run.left()) == ([], [], [])
 

@@ -24,11 +24,11 @@ def busy(waiting: int, **limits: object) -> Admission:
     one = admission(clock, **limits)
     one.set_places(1)
     first = one.enter("first", caller="heavy")
-    first.ask_for_turn(lambda: None)
+    first.wait_for_places(lambda: None)
     clock.now = 2.0
     first.close()
     for number in range(1 + waiting):
-        one.enter(f"w{number}", caller="heavy").ask_for_turn(lambda: None)
+        one.enter(f"w{number}", caller="heavy").wait_for_places(lambda: None)
     return one
 
 
@@ -72,12 +72,12 @@ def test_a_refusal_says_when_there_will_be_room_as_fast_as_others_have_left() ->
 def test_who_would_wait_too_long_is_refused_with_the_time_it_would_wait() -> None:
     one = busy(waiting=4, max_queue_wait_s=9)
 
-    with pytest.raises(OverloadedError, match=r"in about 10\.0 s, at most 9 s") as caught:
+    with pytest.raises(OverloadedError, match=r"in about 10\.0 s, and the limit is 9 s") as caught:
         one.enter("b", caller="heavy")
 
     assert (caught.value.cause, caught.value.retry_after_s) == ("wait", 10)
     light = one.enter("c", caller="light")
-    light.ask_for_turn(lambda: None)
+    light.wait_for_places(lambda: None)
     with pytest.raises(OverloadedError):
         one.enter("e", caller="heavy")
     assert one.enter("d", caller="heavy", resumed=True), "it was accepted before"
@@ -86,7 +86,9 @@ def test_who_would_wait_too_long_is_refused_with_the_time_it_would_wait() -> Non
 def test_who_cannot_have_its_turn_before_its_deadline_is_refused_at_once() -> None:
     one = busy(waiting=4, max_queue_wait_s=60)
 
-    with pytest.raises(OverloadedError, match=r"its turn is in about 10\.0 s, and its deadline in 8\.0 s") as caught:
+    with pytest.raises(
+        OverloadedError, match=r"it would start in about 10\.0 s, and its deadline is in 8\.0 s"
+    ) as caught:
         one.enter("b", caller="heavy", deadline_s=8.0)
 
     assert caught.value.cause == "deadline"
@@ -129,7 +131,7 @@ def test_the_queue_takes_prompts_of_who_has_less_than_its_share() -> None:
 
     light.queue(50)
 
-    with pytest.raises(OverloadedError, match="wait for their turn"):
+    with pytest.raises(OverloadedError, match="prompt tokens are waiting"):
         one.enter("l2", caller="light").queue(1)
 
 
@@ -137,7 +139,7 @@ def test_a_full_queue_refuses_before_any_work() -> None:
     one = admission(max_live_requests=20, max_queued_tokens=100)
     one.enter("a").queue(100)
 
-    with pytest.raises(OverloadedError, match="wait for their turn"):
+    with pytest.raises(OverloadedError, match="prompt tokens are waiting"):
         one.enter("b")
 
     assert one.enter("c", resumed=True)

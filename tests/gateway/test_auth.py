@@ -163,7 +163,7 @@ def test_the_log_says_who_made_an_administrators_call(
         asyncio.run(scenario())
 
     lines = [json.loads(logs.JsonFormatter().format(record)) for record in caplog.records]
-    let_in = [(one["method"], one["caller"]) for one in lines if one["event"] == "call let in"]
+    let_in = [(one["method"], one["caller"]) for one in lines if one["event"] == "call permitted"]
     assert let_in == [("/outrider.v1.ClusterService/GetStatus", "boss")]
 
 
@@ -188,7 +188,7 @@ def test_a_gateway_does_not_start_with_a_token_file_without_tokens(tmp_path: Pat
     file = tmp_path / "tokens"
     file.write_text(text)
 
-    with pytest.raises(OutriderError, match="has no token, so that every call would be refused"):
+    with pytest.raises(OutriderError, match="has no token, so every call would be refused"):
         Authenticator(file)
 
 
@@ -227,7 +227,7 @@ def test_refused_calls_are_counted_and_logged_without_the_token(
     ("text", "message"),
     [
         ("or-a-token-put-there-by-mistake\n", "line 1 is not NAME ROLE"),
-        (line("a", "inference", "x") + line("a", "admin", "y"), "line 2: a is there twice"),
+        (line("a", "inference", "x") + line("a", "admin", "y"), "line 2: duplicate name a"),
         (line("a", "root", "x"), "line 1: role must be inference or admin, got 'root'"),
         (line("a", "admin", "x").replace("sha256:", "md5:"), "line 1 is not NAME ROLE"),
         (line("a", "admin", "x").strip()[:-1], "line 1 is not NAME ROLE"),

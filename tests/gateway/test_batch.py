@@ -260,9 +260,9 @@ def test_stopping_cancels_what_is_out(model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["a", "--input", "b", "--output", "c"], "either a prompt or --input"),
-        ([], "either a prompt or --input"),
-        (["--input", "b"], "go together"),
+        (["a", "--input", "b", "--output", "c"], "either PROMPT or --input"),
+        ([], "either PROMPT or --input"),
+        (["--input", "b"], "must be given together"),
         (["--input", "absent.jsonl", "--output", "c"], "absent.jsonl"),
     ],
 )

@@ -194,8 +194,8 @@ def test_refusals_become_exceptions_that_say_what_was_wrong(model: Path) -> None
         (r"messages\[0\] has no 'content'", {"messages": [{"role": "user"}]}),
         (r"messages\[0\]\.content must be a text", {"messages": [{"role": "user", "content": 5}]}),
         ("messages cannot be sent", {"messages": [{"role": "user", "content": "\udcff"}]}),
-        ("tools and chat_template_kwargs go with messages", {"prompt": "a", "tools": [{"function": {"name": "f"}}]}),
-        ("unknown parameter 'max_token': the known ones are n, .*max_tokens", {"token_ids": [5], "max_token": 5}),
+        ("tools and chat_template_kwargs require messages", {"prompt": "a", "tools": [{"function": {"name": "f"}}]}),
+        ("unknown parameter 'max_token': known parameters are n, .*max_tokens", {"token_ids": [5], "max_token": 5}),
     ],
 )
 def test_what_no_message_can_hold_is_an_invalid_request_that_names_it(named: str, asked: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ def test_what_no_message_can_hold_is_an_invalid_request_that_names_it(named: str
 
 
 def test_a_gateway_that_is_not_there_is_unavailable_by_its_address_and_why() -> None:
-    said = r"cannot reach 127\.0\.0\.1:1 \(Connection refused\): is a gateway there\?"
+    said = r"cannot reach 127\.0\.0\.1:1 \(Connection refused\): is a gateway running there\?"
     with Client("127.0.0.1:1") as client, pytest.raises(UnavailableError, match=said):
         client.generate("hello", timeout_s=5)
 

@@ -108,7 +108,7 @@ def a_call(outputs: int = 2) -> ResumableCall:
 ACCEPTED = Accepted(request_id="r", seed=3, prompt_tokens=1, fingerprint="f")
 
 
-def test_what_was_heard_is_what_is_resumed_and_finished_outputs_are_left_out() -> None:
+def test_received_tokens_are_resumed_and_finished_outputs_are_left_out() -> None:
     request = a_call()
     assert request.call.resume is None
 
@@ -119,46 +119,46 @@ def test_what_was_heard_is_what_is_resumed_and_finished_outputs_are_left_out() -
         Output(index=1, token_ids=(9,)),
         Finished(index=0, reason=FinishReason.STOP),
     ):
-        assert request.hear(event, 1.0) is event
+        assert request.receive(event, 1.0) is event
 
     resume = request.call.resume
     assert resume is not None
     assert (resume.seed, resume.fingerprint, request.call.request_id) == (3, "f", "r")
     assert resume.outputs == (OutputSoFar(index=1, token_ids=(7, 8, 9)),)
-    assert request.hear(ACCEPTED, 2.0) is None, "the caller has heard that already"
+    assert request.receive(ACCEPTED, 2.0) is None, "the caller has it already"
 
 
 def test_only_an_accepted_request_is_asked_again_and_only_for_a_while() -> None:
     request = a_call()
     left = GenerationFailedError("the gateway failed")
     with pytest.raises(GenerationFailedError) as caught:
-        request.hear(Failed(message="the gateway shut down", resumable=True), 0.0)
-    assert not request.may_go_on(caught.value, 1.0)
+        request.receive(Failed(message="the gateway shut down", resumable=True), 0.0)
+    assert not request.may_retry(caught.value, 1.0)
 
-    request.hear(ACCEPTED, 1.0)
-    request.hear(Output(index=0, token_ids=(6,)), 5.0)
+    request.receive(ACCEPTED, 1.0)
+    request.receive(Output(index=0, token_ids=(6,)), 5.0)
 
-    assert request.may_go_on(caught.value, 14.9)
-    assert not request.may_go_on(caught.value, 15.1)
-    assert not request.may_go_on(left, 5.0)
+    assert request.may_retry(caught.value, 14.9)
+    assert not request.may_retry(caught.value, 15.1)
+    assert not request.may_retry(left, 5.0)
     pauses = [request.pause_s(left) for _ in range(8)]
     assert pauses == sorted(pauses)
-    request.hear(Output(index=0, token_ids=(6,)), 6.0)
+    request.receive(Output(index=0, token_ids=(6,)), 6.0)
     assert request.pause_s(left) == pauses[0]
 
 
 def test_usage_counts_outputs_that_ended_at_an_earlier_gateway() -> None:
     request = a_call(outputs=3)
-    request.hear(ACCEPTED, 0.0)
-    request.hear(Output(index=2, token_ids=(6, 7, 8)), 1.0)
-    request.hear(Finished(index=2, reason=FinishReason.STOP), 1.0)
-    request.hear(Output(index=0, token_ids=(5,)), 1.0)
+    request.receive(ACCEPTED, 0.0)
+    request.receive(Output(index=2, token_ids=(6, 7, 8)), 1.0)
+    request.receive(Finished(index=2, reason=FinishReason.STOP), 1.0)
+    request.receive(Output(index=0, token_ids=(5,)), 1.0)
 
-    request.hear(ACCEPTED, 2.0)  # at the next
-    request.hear(Output(index=0, token_ids=(9,)), 2.0)
-    request.hear(Finished(index=0, reason=FinishReason.STOP), 2.0)
-    request.hear(Output(index=1, token_ids=(4,)), 2.0)
-    last = request.hear(Finished(index=1, reason=FinishReason.STOP, usage=Usage(completion_tokens=3)), 3.0)
+    request.receive(ACCEPTED, 2.0)  # at the next
+    request.receive(Output(index=0, token_ids=(9,)), 2.0)
+    request.receive(Finished(index=0, reason=FinishReason.STOP), 2.0)
+    request.receive(Output(index=1, token_ids=(4,)), 2.0)
+    last = request.receive(Finished(index=1, reason=FinishReason.STOP, usage=Usage(completion_tokens=3)), 3.0)
 
     assert isinstance(last, Finished)
     assert last.usage == Usage(completion_tokens=6)
@@ -166,17 +166,17 @@ def test_usage_counts_outputs_that_ended_at_an_earlier_gateway() -> None:
 
 def test_a_stream_that_breaks_behind_its_last_event_is_done() -> None:
     request = a_call()
-    request.hear(ACCEPTED, 0.0)
-    request.hear(Finished(index=1, reason=FinishReason.STOP), 1.0)
+    request.receive(ACCEPTED, 0.0)
+    request.receive(Finished(index=1, reason=FinishReason.STOP), 1.0)
     assert not request.finished
 
-    request.hear(Finished(index=0, reason=FinishReason.STOP), 1.0)
+    request.receive(Finished(index=0, reason=FinishReason.STOP), 1.0)
 
     assert request.finished
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_client_that_has_heard_every_end_does_not_mind_how_its_gateway_ends(plain: bool) -> None:
+def test_a_client_that_received_every_end_ignores_how_its_gateway_ends(plain: bool) -> None:
     """The gateway is killed between the last event and the call's status."""
     wire_events = [
         pb.GenerateResponse(accepted=pb.Accepted(request_id="r", seed=3, fingerprint="f")),
@@ -214,14 +214,14 @@ def test_a_client_that_has_heard_every_end_does_not_mind_how_its_gateway_ends(pl
 def test_log_probabilities_of_the_prompt_that_come_again_are_not_told_again() -> None:
     request = a_call()
     places = [{n: Logprob(logprob=-0.5, rank=1, decoded_token="x")} for n in range(9)]
-    request.hear(ACCEPTED, 0.0)
-    told = [request.hear(Output(index=0, prompt_logprobs=tuple(places[:4])), 1.0)]
+    request.receive(ACCEPTED, 0.0)
+    told = [request.receive(Output(index=0, prompt_logprobs=tuple(places[:4])), 1.0)]
 
     for repeat in range(2):  # two gateways in a row are lost between their messages
-        request.hear(ACCEPTED, 2.0)
-        told.append(request.hear(Output(index=0, prompt_logprobs=tuple(places[:3])), 2.0))
-        told.append(request.hear(Output(index=0, prompt_logprobs=tuple(places[3 : 6 + repeat])), 2.0))
-    told.append(request.hear(Output(index=0, prompt_logprobs=tuple(places[7:])), 3.0))
+        request.receive(ACCEPTED, 2.0)
+        told.append(request.receive(Output(index=0, prompt_logprobs=tuple(places[:3])), 2.0))
+        told.append(request.receive(Output(index=0, prompt_logprobs=tuple(places[3 : 6 + repeat])), 2.0))
+    told.append(request.receive(Output(index=0, prompt_logprobs=tuple(places[7:])), 3.0))
 
     assert [place for event in told if isinstance(event, Output) for place in event.prompt_logprobs] == places
     assert told[1] is None, "all of it had come before"

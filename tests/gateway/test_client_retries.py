@@ -10,14 +10,14 @@ from outrider.cluster.client.resume import (
     OVERLOAD_PATIENCE_S,
     PATIENCE_S,
     ResumableCall,
-    is_of_gateway,
+    is_gateway_error,
 )
 from outrider.workers.types.sampling_params import SamplingParams
 
 
 def accepted_call() -> ResumableCall:
     request = ResumableCall(GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams()), patience_s=10, now=0.0)
-    request.hear(Accepted(request_id="r", seed=3, prompt_tokens=1, fingerprint="f"), 0.0)
+    request.receive(Accepted(request_id="r", seed=3, prompt_tokens=1, fingerprint="f"), 0.0)
     return request
 
 
@@ -47,17 +47,17 @@ def test_a_pause_is_what_the_gateway_said_and_no_two_clients_come_at_once() -> N
 def test_who_is_accepted_asks_a_full_gateway_again() -> None:
     request, full = accepted_call(), status(grpc.StatusCode.RESOURCE_EXHAUSTED, 1.0)
 
-    assert request.may_go_on(full, 9.0)
+    assert request.may_retry(full, 9.0)
 
 
 def test_who_read_too_slowly_goes_on_and_who_was_replaced_by_another_call_does_not() -> None:
     request = accepted_call()
 
     slow = status(grpc.StatusCode.ABORTED, retry_s=0.1)
-    assert request.may_go_on(slow, 9.0)
-    assert not is_of_gateway(slow), "it stays where it is"
-    assert is_of_gateway(status(grpc.StatusCode.UNAVAILABLE))
-    assert not request.may_go_on(status(grpc.StatusCode.ABORTED), 9.0)
+    assert request.may_retry(slow, 9.0)
+    assert not is_gateway_error(slow), "it stays where it is"
+    assert is_gateway_error(status(grpc.StatusCode.UNAVAILABLE))
+    assert not request.may_retry(status(grpc.StatusCode.ABORTED), 9.0)
 
 
 @pytest.mark.parametrize(
@@ -76,29 +76,29 @@ def test_who_read_too_slowly_goes_on_and_who_was_replaced_by_another_call_does_n
 def test_a_request_that_was_not_accepted_is_asked_again_where_that_may_help(error: grpc.RpcError, again: bool) -> None:
     request = ResumableCall(GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams()), PATIENCE_S, 0.0)
 
-    assert request.may_go_on(error, 1.0) == again
-    assert not request.may_go_on(error, OVERLOAD_PATIENCE_S + 1)
+    assert request.may_retry(error, 1.0) == again
+    assert not request.may_retry(error, OVERLOAD_PATIENCE_S + 1)
     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-        assert not request.may_go_on(error, ACCEPT_PATIENCE_S + 1)
+        assert not request.may_retry(error, ACCEPT_PATIENCE_S + 1)
 
 
 def test_who_is_told_to_come_back_too_late_does_not_wait_for_that() -> None:
     request = ResumableCall(GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams()), PATIENCE_S, 0.0)
     full = status(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_s=8.0)
 
-    assert request.may_go_on(full, 1.0, left_s=9.0)
-    assert not request.may_go_on(full, 1.0, left_s=7.0)
-    assert request.may_go_on(full, OVERLOAD_PATIENCE_S - 9)
-    assert not request.may_go_on(full, OVERLOAD_PATIENCE_S - 7)
+    assert request.may_retry(full, 1.0, left_s=9.0)
+    assert not request.may_retry(full, 1.0, left_s=7.0)
+    assert request.may_retry(full, OVERLOAD_PATIENCE_S - 9)
+    assert not request.may_retry(full, OVERLOAD_PATIENCE_S - 7)
 
 
 def test_a_request_that_was_not_accepted_is_brought_to_every_gateway_however_long_the_first_took() -> None:
     call = GenerateCall(prompt=TokenPrompt((5,)), params=SamplingParams())
     request = ResumableCall(call, PATIENCE_S, 0.0, gateways=3)
 
-    may_go_on = [request.may_go_on(UNREACHED, ACCEPT_PATIENCE_S * n, address=f"gateway {n}") for n in range(1, 4)]
+    may_retry = [request.may_retry(UNREACHED, ACCEPT_PATIENCE_S * n, address=f"gateway {n}") for n in range(1, 4)]
 
-    assert may_go_on == [True, True, False]
+    assert may_retry == [True, True, False]
 
 
 def test_a_gateway_that_is_never_there_does_not_end_a_request_that_another_may_take_later() -> None:
@@ -106,7 +106,7 @@ def test_a_gateway_that_is_never_there_does_not_end_a_request_that_another_may_t
     request = ResumableCall(call, PATIENCE_S, 0.0, gateways=2)
     full = status(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_s=1.0)
 
-    assert request.may_go_on(full, 1.0, address="full")
+    assert request.may_retry(full, 1.0, address="full")
     for at in (2.0, 3.0, ACCEPT_PATIENCE_S + 5):
-        assert request.may_go_on(UNREACHED, at, address="gone")
-    assert not request.may_go_on(UNREACHED, ACCEPT_PATIENCE_S + 6, address="full"), "no gateway is left"
+        assert request.may_retry(UNREACHED, at, address="gone")
+    assert not request.may_retry(UNREACHED, ACCEPT_PATIENCE_S + 6, address="full"), "no gateway is left"

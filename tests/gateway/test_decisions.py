@@ -20,7 +20,7 @@ from outrider.cluster.api.generation import (
     TextPrompt,
 )
 from outrider.cluster.gateway.routing import router
-from outrider.cluster.gateway.routing.load import BLOCK_TOKENS, EXPECTED_OUTPUT_TOKENS, LoadBook, PrefixKeys
+from outrider.cluster.gateway.routing.load import BLOCK_TOKENS, EXPECTED_OUTPUT_TOKENS, PrefixKeys, ReplicaLoad
 from outrider.cluster.gateway.routing.router import Never, NoReplicaYet, ReplicaId, RoutingCandidate, RoutingTable
 from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.proto import inference_pb2 as pb
@@ -100,30 +100,30 @@ def a_request(request_id: str, *prompt: int, **params: int) -> Request:
 
 
 def test_a_replicas_load_is_the_tokens_it_still_has_to_compute() -> None:
-    book = LoadBook()
+    load = ReplicaLoad()
     prompt = tuple(range(200))
 
-    book.begin(a_request("a", *prompt, max_tokens=40), PrefixKeys.of(prompt))
-    book.begin(a_request("b", 1, 2, max_tokens=10_000, n=2), PrefixKeys.of((1, 2)))
-    assert book.tokens == 200 + 40 + 2 + 2 * EXPECTED_OUTPUT_TOKENS
+    load.begin(a_request("a", *prompt, max_tokens=40), PrefixKeys.of(prompt))
+    load.begin(a_request("b", 1, 2, max_tokens=10_000, n=2), PrefixKeys.of((1, 2)))
+    assert load.tokens == 200 + 40 + 2 + 2 * EXPECTED_OUTPUT_TOKENS
 
-    book.prefilled("a")
-    assert book.tokens == 40 + 2 + 2 * EXPECTED_OUTPUT_TOKENS
-    book.begin(a_request("c", *prompt, max_tokens=1), PrefixKeys.of(prompt))
-    assert book.tokens == 40 + (200 - 192) + 1 + 2 + 2 * EXPECTED_OUTPUT_TOKENS, "192 of c's 200 tokens were a's too"
+    load.prefilled("a")
+    assert load.tokens == 40 + 2 + 2 * EXPECTED_OUTPUT_TOKENS
+    load.begin(a_request("c", *prompt, max_tokens=1), PrefixKeys.of(prompt))
+    assert load.tokens == 40 + (200 - 192) + 1 + 2 + 2 * EXPECTED_OUTPUT_TOKENS, "192 of c's 200 tokens were a's too"
 
     for one in "abc":
-        book.end(one)
-    assert book.tokens == 0
+        load.end(one)
+    assert load.tokens == 0
 
 
 @given(prompts=st.lists(st.lists(st.integers(0, 1), max_size=400), max_size=8), asked=st.lists(st.integers(0, 1)))
 def test_the_cached_part_of_a_prompt_is_its_longest_common_prefix_in_whole_blocks(
     prompts: list[list[int]], asked: list[int]
 ) -> None:
-    book = LoadBook()
+    load = ReplicaLoad()
     for number, prompt in enumerate(prompts):
-        book.begin(a_request(str(number), *prompt), PrefixKeys.of(prompt))
+        load.begin(a_request(str(number), *prompt), PrefixKeys.of(prompt))
 
     def common(prompt: list[int]) -> int:
         return next(
@@ -131,17 +131,17 @@ def test_the_cached_part_of_a_prompt_is_its_longest_common_prefix_in_whole_block
         )
 
     longest = max((common(prompt) for prompt in prompts), default=0)
-    assert book.cached_tokens(PrefixKeys.of(asked)) == longest // BLOCK_TOKENS * BLOCK_TOKENS
+    assert load.cached_tokens(PrefixKeys.of(asked)) == longest // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 def test_a_load_book_forgets_the_prompts_used_longest_ago() -> None:
-    book = LoadBook(most_blocks=3)
+    load = ReplicaLoad(most_blocks=3)
     old, new = [1] * 2 * BLOCK_TOKENS, [2] * 2 * BLOCK_TOKENS
     for name, prompt in (("old", old), ("new", new)):
-        book.begin(a_request(name, *prompt), PrefixKeys.of(prompt))
+        load.begin(a_request(name, *prompt), PrefixKeys.of(prompt))
 
-    assert book.cached_tokens(PrefixKeys.of(new)) == 2 * BLOCK_TOKENS
-    assert book.cached_tokens(PrefixKeys.of(old)) == BLOCK_TOKENS, "of one prompt the end is forgotten first"
+    assert load.cached_tokens(PrefixKeys.of(new)) == 2 * BLOCK_TOKENS
+    assert load.cached_tokens(PrefixKeys.of(old)) == BLOCK_TOKENS, "of one prompt the end is forgotten first"
 
 
 @pytest.mark.parametrize(

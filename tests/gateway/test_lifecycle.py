@@ -185,7 +185,7 @@ def test_an_engine_that_fails_says_why_itself(model: Path) -> None:
             cluster.engine.fail("rank 1 did not answer within 300 s in round 7")
 
             assert (await rest(call))[-1].error.message == (
-                "rank 1 did not answer within 300 s in round 7; no replica took over within 0.1 s"
+                "rank 1 did not answer within 300 s in round 7; no replica could continue it within 0.1 s"
             )
             with pytest.raises(grpc.aio.AioRpcError) as late:
                 await cluster.events(tokens(5))

@@ -26,16 +26,16 @@ SMALL = RequestLimits(
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        (tokens(5, stopping=stopping(stop=["a", "b", "c"])), "stop has 3 entries, and this gateway takes at most 2"),
-        (tokens(5, stopping=stopping(stop=["x" * 1025])), "stop is 1025 long"),
+        (tokens(5, stopping=stopping(stop=["a", "b", "c"])), "stop has 3 entries, and this gateway accepts at most 2"),
+        (tokens(5, stopping=stopping(stop=["x" * 1025])), "stop has length 1025"),
         (tokens(5, stopping=stopping(stop_token_ids=[1, 2, 3])), "stop_token_ids has 3 entries"),
         (tokens(5, sampling=pb.SamplingParameters(logit_bias={1: 1, 2: 1, 3: 1})), "logit_bias has 3 entries"),
-        (tokens(5, structured_output=pb.StructuredOutput(json_schema="x" * 65)), "structured_output is"),
-        (tokens(5, sampling=pb.SamplingParameters(bad_words=["x" * 257])), "bad_words is 257 long"),
+        (tokens(5, structured_output=pb.StructuredOutput(json_schema="x" * 65)), "structured_output has length"),
+        (tokens(5, sampling=pb.SamplingParameters(bad_words=["x" * 257])), "bad_words has length 257"),
         (tokens(5, sampling=pb.SamplingParameters(bad_words=["x"] * 257)), "bad_words has 257 entries"),
         (tokens(5, sampling=pb.SamplingParameters(allowed_token_ids=[5] * 7000)), "allowed_token_ids has 7000 entries"),
-        (tokens(5, request_id="x" * 257), "request_id is 257 long"),
-        (tokens(*range(5, 14)), "token_ids has 9 tokens, and this gateway takes at most 8"),
+        (tokens(5, request_id="x" * 257), "request_id has length 257"),
+        (tokens(*range(5, 14)), "token_ids has 9 tokens, and this gateway accepts at most 8"),
     ],
 )
 def test_a_request_that_asks_for_too_much_is_refused_by_field(
@@ -70,7 +70,7 @@ def test_a_message_that_is_too_large_is_refused_unread_and_the_client_says_so(mo
     async def scenario() -> None:
         engine = FakeEngine(max_model_len=10_000)
         async with running(model, engine, limits=SMALL) as cluster, AsyncClient(cluster.address) as client:
-            with pytest.raises(InvalidRequestError, match="larger than the gateway takes"):
+            with pytest.raises(InvalidRequestError, match="larger than the gateway accepts"):
                 await client.generate("x" * 20_000, max_tokens=2)
             await client.generate(token_ids=[5], max_tokens=2)
 

@@ -88,7 +88,7 @@ BAD_REQUESTS = [
     ("structured_outputs cannot be followed", _grammar(f"start: T\nT: {_PATTERNS}")),
     ("structured_outputs must have exactly one", tokens(5, structured_output=pb.StructuredOutput())),
     ("structured_outputs choice", tokens(5, structured_output=pb.StructuredOutput(choice=pb.Choices()))),
-    ("resume.outputs must name an unfinished output", tokens(5, resume=pb.Resume(seed=1, fingerprint="feedbeef"))),
+    ("resume.outputs must contain an unfinished output", tokens(5, resume=pb.Resume(seed=1, fingerprint="feedbeef"))),
     ("drafter must be one of auto, mtp, lookup", _speculating(pb.SPECULATION_MODE_AUTO, drafter="ngram")),
     ("drafter must be one that this engine loaded", _speculating(pb.SPECULATION_MODE_AUTO, drafter="draft_model")),
     ("drafter goes with speculation, which is off", _speculating(pb.SPECULATION_MODE_OFF, drafter="mtp")),
@@ -239,7 +239,7 @@ def test_bytes_that_are_no_request_are_an_invalid_argument(model: Path, service:
         async with running(model) as cluster:
             kind = cluster.channel.unary_unary if service.endswith("GetStatus") else cluster.channel.unary_stream
             call = kind(f"/outrider.v1.{service}")(b"\xff\xff")
-            with pytest.raises(grpc.aio.AioRpcError, match="cannot be read") as caught:
+            with pytest.raises(grpc.aio.AioRpcError, match="cannot be parsed") as caught:
                 await (call if service.endswith("GetStatus") else call.read())
             assert caught.value.code() is Code.INVALID_ARGUMENT
 

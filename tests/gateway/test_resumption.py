@@ -242,7 +242,7 @@ def test_a_request_that_ends_every_engine_it_meets_meets_two(model: Path) -> Non
             events = await cluster.events(tokens(POISON))
 
             assert [event.WhichOneof("event") for event in events] == ["accepted", "error"]
-            assert "2 replicas in a row were lost as they computed its next token" in events[-1].error.message
+            assert "2 replicas in a row were lost while computing its next token" in events[-1].error.message
             assert not events[-1].error.resumable
             assert sum(engine.failed for engine in engines) == 2
             sample = cluster.gateway.metrics.registry.get_sample_value
@@ -337,10 +337,10 @@ def test_a_client_resumes_what_another_gateway_began_behind_the_tokens_it_has(mo
 @pytest.mark.parametrize(
     ("resume", "problem"),
     [
-        ({"outputs": []}, "resume.outputs must name"),
+        ({"outputs": []}, "resume.outputs must contain"),
         ({"outputs": [{"index": 2}]}, "distinct indices below 2"),
         ({"outputs": [{"index": 0}, {"index": 0}]}, "distinct indices below 2"),
-        ({"outputs": [{"index": 0, "token_ids": [7] * 10}]}, "output 0 has 10 tokens, and may have 9"),
+        ({"outputs": [{"index": 0, "token_ids": [7] * 10}]}, "output 0 has 10 tokens, at most 9 are possible"),
         ({"outputs": [{"index": 0, "token_ids": [400]}]}, "token 0 of output 0 must be below 400"),
         ({"outputs": [{"index": 0}], "seed": 4}, r"seed must be resume.seed \(4\)"),
         ({"outputs": [{"index": 0}], "fingerprint": "cafe"}, "resume.fingerprint: no replica with fingerprint cafe"),

@@ -103,7 +103,7 @@ def ask(address: str, calling: dict[str, str], token_file: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (("--tls-cert", "c"), 2, "tls_key is not given"),
+        (("--tls-cert", "c"), 2, "tls_key is missing"),
         (("--auth-token-file", "absent"), 1, "cannot read absent"),
         (("--cluster-key-file", "absent"), 1, "cannot read the cluster key absent"),
         (("--max-stop-strings", "-1"), 2, "max_stop_strings must be an integer of at least 0"),
@@ -122,7 +122,7 @@ def test_a_name_gets_one_token_and_a_role_must_be_known(tmp_path: Path) -> None:
     file = str(tmp_path / "tokens")
     assert outrider("token", "a", "--role", "admin", "--file", file).returncode == 0
 
-    assert "a is there twice" in outrider("token", "a", "--role", "admin", "--file", file).stderr
+    assert "duplicate name a" in outrider("token", "a", "--role", "admin", "--file", file).stderr
     for name, role, named in (("b", "root", "--role must be inference or admin, got 'root'"), ("b c", "admin", "NAME")):
         refused = outrider("token", name, "--role", role, "--file", file)
         assert (refused.returncode, refused.stdout) == (2, "")

@@ -211,7 +211,7 @@ def test_a_gateway_that_cannot_go_on_ends_and_says_why_in_one_line(model: Path, 
 
             assert ended.returncode == 1
             (line,) = ended.stderr.splitlines()
-            assert line.startswith("error: the gateway cannot go on: AttributeError: 'int' object")
+            assert line.startswith("error: the gateway cannot continue: AttributeError: 'int' object")
 
     asyncio.run(scenario())
 

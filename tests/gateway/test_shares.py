@@ -51,7 +51,7 @@ def done_by_token(bunched_s: float, seed: int) -> Counter[str]:
             entered = admission.enter(str(order), caller=name)
         except OverloadedError:
             continue
-        entered.ask_for_turn(lambda ticket=entered, name=name: start(ticket, name))
+        entered.wait_for_places(lambda ticket=entered, name=name: start(ticket, name))
     return done
 
 

@@ -110,9 +110,9 @@ def test_a_frozen_gateway_is_left_for_another(model: Path, plain: bool) -> None:
             assert said(events) == [100 + (5 + step) % 100 for step in range(60)]
             assert [type(event) for event in events].count(Accepted) == 1
             assert [type(event) for event in events].count(Finished) == 1
-            hurry = threading.Event()
-            hurry.set()
-            await asyncio.to_thread(gateway.close, hurry)
+            cancel_running = threading.Event()
+            cancel_running.set()
+            await asyncio.to_thread(gateway.close, cancel_running)
 
     asyncio.run(scenario())
 

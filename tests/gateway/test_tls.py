@@ -152,9 +152,9 @@ def test_a_certificate_that_cannot_be_used_is_refused_at_the_start(tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tls_cert": Path("c")}, "tls_key is not given"),
-        ({"tls_key": Path("k")}, "tls_cert is not given"),
-        ({"tls_client_ca": Path("a")}, "tls_client_ca needs tls_cert and tls_key"),
+        ({"tls_cert": Path("c")}, "tls_key is missing"),
+        ({"tls_key": Path("k")}, "tls_cert is missing"),
+        ({"tls_client_ca": Path("a")}, "tls_client_ca requires tls_cert and tls_key"),
         ({"health_port": 70_000}, "health_port must be 0..65535"),
     ],
 )
@@ -167,15 +167,15 @@ def test_an_open_door_is_said_to_be_one(tmp_path: Path) -> None:
     tokens, cert = AccessSettings(auth_token_file=tmp_path), {"tls_cert": tmp_path, "tls_key": tmp_path}
 
     assert AccessSettings().weakness("127.0.0.1") == ""
-    assert "may call everything" in AccessSettings().weakness("0.0.0.0")
-    assert "may call everything" in AccessSettings(**cert).weakness("0.0.0.0")
-    assert "in plain" in tokens.weakness("10.0.0.1")
+    assert "may call every method" in AccessSettings().weakness("0.0.0.0")
+    assert "may call every method" in AccessSettings(**cert).weakness("0.0.0.0")
+    assert "unencrypted" in tokens.weakness("10.0.0.1")
     assert AccessSettings(**cert, auth_token_file=tmp_path).weakness("0.0.0.0") == ""
     assert AccessSettings(**cert, tls_client_ca=tmp_path).weakness("0.0.0.0") == ""
 
 
 def test_a_client_says_what_is_wrong_with_its_own_side(tmp_path: Path, authority: Authority) -> None:
-    with pytest.raises(InvalidRequestError, match="go together"):
+    with pytest.raises(InvalidRequestError, match="must be given together"):
         ClientSecurity(cert=b"x")
     with pytest.raises(InvalidRequestError, match="token must be one line"):
         ClientSecurity(token="two\nlines")

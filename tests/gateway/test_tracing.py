@@ -116,7 +116,7 @@ def test_a_request_that_goes_on_elsewhere_stays_in_its_trace_and_every_line_name
 def test_a_client_refuses_a_parent_that_is_none(model: Path) -> None:
     async def scenario() -> None:
         client = AsyncClient("127.0.0.1:9")
-        with pytest.raises(InvalidRequestError, match="traceparent must be as W3C"):
+        with pytest.raises(InvalidRequestError, match="traceparent must be in W3C"):
             await client.generate("go", traceparent="00-nonsense")
         await client.close()
 

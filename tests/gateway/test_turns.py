@@ -27,7 +27,7 @@ class Replicas:
     def ask(self, caller: str, outputs: int = 1) -> Turn:
         turn = Turn(caller, outputs)
         turn.start = lambda: self._start(turn)
-        self.turns.ask(turn)
+        self.turns.enqueue(turn)
         return turn
 
     def _start(self, turn: Turn) -> None:
@@ -36,7 +36,7 @@ class Replicas:
 
     def end_one(self) -> None:
         self.now, _, turn = heapq.heappop(self._ends)
-        self.turns.leave(turn)
+        self.turns.release(turn)
 
     def holding(self, caller: str) -> int:
         return sum(turn.outputs for _, _, turn in self._ends if turn.caller == caller)
@@ -89,22 +89,22 @@ def test_many_outputs_go_as_soon_as_one_would_have_room() -> None:
     replicas.ask("b")
 
     assert [turn.outputs for turn in replicas.started] == [1, 100]
-    replicas.turns.leave(first)
+    replicas.turns.release(first)
     assert [turn.outputs for turn in replicas.started] == [1, 100], "its places are all held"
 
 
 def test_what_waits_is_said_in_tokens_of_all_outputs_and_by_who_has_waited_longest() -> None:
     replicas = Replicas(1)
-    replicas.turns.ask(Turn("a", 1, prompt_tokens=100))
+    replicas.turns.enqueue(Turn("a", 1, prompt_tokens=100))
     assert (replicas.turns.waiting_tokens, replicas.turns.oldest_wait_s) == (0, 0.0)
 
     first = Turn("b", 2, prompt_tokens=10)
-    replicas.turns.ask(first)
+    replicas.turns.enqueue(first)
     replicas.now = 3.0
-    replicas.turns.ask(Turn("a", 1, prompt_tokens=5))
+    replicas.turns.enqueue(Turn("a", 1, prompt_tokens=5))
 
     assert (replicas.turns.waiting_tokens, replicas.turns.oldest_wait_s) == (25, 3.0)
-    replicas.turns.leave(first)
+    replicas.turns.release(first)
     assert (replicas.turns.waiting_tokens, replicas.turns.oldest_wait_s) == (5, 0.0)
 
 
@@ -113,7 +113,7 @@ def test_who_leaves_before_its_turn_has_none() -> None:
     replicas.ask("a")
     gone, next_one = replicas.ask("a"), replicas.ask("a")
 
-    replicas.turns.leave(gone)
+    replicas.turns.release(gone)
     replicas.end_one()
 
     assert replicas.started[1:] == [next_one]
@@ -123,12 +123,12 @@ def test_who_takes_places_goes_at_once_and_others_wait_for_them() -> None:
     replicas = Replicas(1)
     replicas.ask("a")
     resumed = Turn("a", 2)
-    replicas.turns.take(resumed)
+    replicas.turns.start_now(resumed)
     waiting = replicas.ask("b")
 
     replicas.end_one()
     assert waiting not in replicas.started
-    replicas.turns.leave(resumed)
+    replicas.turns.release(resumed)
     assert waiting in replicas.started
 
 
@@ -138,7 +138,7 @@ def test_no_request_waits_where_there_is_room_and_nothing_is_said_of_what_is_not
     for _ in range(9):
         replicas.ask("a")
     assert replicas.turns.wait_s("a") == 0, "nothing has ended yet"
-    assert replicas.turns.room_s(1) is None
+    assert replicas.turns.ended_in_s(1) is None
     for _ in range(6):
         replicas.end_one()
     assert replicas.turns.wait_s("a") == 0

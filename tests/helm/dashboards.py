@@ -1,4 +1,4 @@
-"""The chart's Grafana dashboards, made from the panels below. `python tests/helm/dashboards.py` writes them."""
+"""The chart's Grafana dashboards, generated from the panels below. `python tests/helm/dashboards.py` writes them."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ WIDTH, HEIGHT, COLUMNS = 8, 8, 3
 
 @dataclass(frozen=True)
 class Panel:
-    """One graph: what it answers, in which unit, and its queries with their legends."""
+    """One graph: its title, unit, queries with their legends, and description."""
 
     title: str
     unit: str
@@ -44,7 +44,7 @@ def _each_replica(metric: str) -> tuple[tuple[str, str], ...]:
 
 
 def _by_purpose(metric: str) -> tuple[tuple[str, str], ...]:
-    """A mean over a stage's ranks."""
+    """The mean over a stage's ranks, by purpose."""
     rate = f"avg by (replica, stage, purpose) (rate({ENGINE}{metric}[$__rate_interval]))"
     return ((rate, "{{replica}} stage {{stage}} {{purpose}}"),)
 
@@ -63,25 +63,25 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Ready replicas",
                 "short",
                 ((f"max({GATEWAY}ready_replicas)", "replicas"),),
-                "Replicas that take requests.",
+                "Replicas that accept requests.",
             ),
             Panel(
-                "Requests by how they ended",
+                "Requests by status",
                 "reqps",
                 ((_rate(f"{GATEWAY}requests_total", "status"), "{{status}}"),),
-                "ok, error (after acceptance), or the gRPC status.",
+                "ok, error (after the request was accepted), or the gRPC status.",
             ),
             Panel(
                 "Live requests", "short", ((f"sum({GATEWAY}live_requests)", "live"),), "Requests that have not ended."
             ),
             Panel(
-                "Time to first token, as clients see it",
+                "Time to first token, at the gateway",
                 "s",
                 _quantiles(f"{GATEWAY}time_to_first_token_seconds"),
                 "From a request's arrival at the gateway.",
             ),
             Panel(
-                "Time to the end, as clients see it",
+                "End-to-end latency, at the gateway",
                 "s",
                 _quantiles(f"{GATEWAY}e2e_request_latency_seconds"),
                 "From a request's arrival at the gateway.",
@@ -90,61 +90,61 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Time per output token",
                 "s",
                 _quantiles(f"{ENGINE}request_time_per_output_token_seconds"),
-                "Between a request's tokens, after the first.",
+                "Mean time between a request's tokens, after the first.",
             ),
             Panel(
-                "Calls that were not let in",
+                "Unauthorized calls",
                 "reqps",
                 ((_rate(f"{GATEWAY}refused_calls_total", "status"), "{{status}}"),),
-                "Without a valid token, or without the role.",
+                "Calls without a valid token, or whose token lacks the required role.",
             ),
             Panel(
-                "Requests refused for lack of room",
+                "Requests refused because of overload",
                 "reqps",
                 ((_rate(f"{GATEWAY}refused_requests_total", "cause"), "{{cause}}"),),
-                "By the limit that they met; wait and deadline: their turn would have come too late.",
+                "By the limit that was reached. wait and deadline: they would have started too late.",
             ),
             Panel(
-                "Requests that wait for their turn",
+                "Queued requests",
                 "short",
                 ((f"sum({GATEWAY}queued_requests)", "waiting"), (f"sum({GATEWAY}successor_waits)", "for a successor")),
-                "At gateways: for a place on a replica, or for a replica in the place of a lost one.",
+                "At gateways. waiting: not sent to a replica yet. for a successor: their replica was lost.",
             ),
             Panel(
-                "Requests that clients went on with",
+                "Requests resumed by clients",
                 "reqps",
                 ((f"sum(rate({GATEWAY}resumed_requests_total[$__rate_interval]))", "resumed"),),
-                "Their gateway was lost, or left.",
+                "Their gateway was lost or shut down.",
             ),
             Panel(
-                "Delay of the event loop",
+                "Event loop lag",
                 "s",
                 ((f"max by (instance) ({GATEWAY}event_loop_lag_seconds)", "{{instance}}"),),
-                "The longest of the last minute: it holds up every stream.",
+                "The longest within the last minute. It delays every stream.",
             ),
             Panel(
-                "Gateways that hear the controller",
+                "Gateways connected to the controller",
                 "short",
                 (
                     (f"sum({GATEWAY}controller_connected)", "connected"),
                     (f"count({GATEWAY}controller_connected)", "all"),
                 ),
-                "Those that do not serve on by the last table.",
+                "Other gateways continue with the last routing table.",
             ),
             Panel(
-                "Replicas that ended",
+                "Ended replicas",
                 "short",
                 ((f"max by (cause) (increase({GATEWAY}ended_replicas_total[$__rate_interval]))", "{{cause}}"),),
-                "stalled: their rounds hung.",
+                "By cause. stalled: their rounds hung.",
             ),
             Panel(
-                "Requests that moved",
+                "Moved requests",
                 "reqps",
                 (
                     (f"sum(rate({GATEWAY}request_moves_total[$__rate_interval]))", "moves"),
                     (f"sum(rate({GATEWAY}quarantined_requests_total[$__rate_interval]))", "ended"),
                 ),
-                "Their replica was lost, and they went on at another, with the same text; ended: two in a row were.",
+                "moves: continued on another replica after theirs was lost. ended: two replicas in a row were lost.",
             ),
             Panel(
                 "Generation and restarts of each replica",
@@ -153,10 +153,10 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                     (f"max by (replica) ({ENGINE}generation)", "{{replica}} generation"),
                     (f"max by (replica) ({ENGINE}restarts)", "{{replica}} restarts"),
                 ),
-                "A step of both is a replica that failed and was rebuilt.",
+                "If both increase, a replica failed and was restarted.",
             ),
             Panel(
-                "How requests finished",
+                "Outputs by finish reason",
                 "reqps",
                 ((_rate(f"{ENGINE}request_success_total", "finished_reason"), "{{finished_reason}}"),),
                 "stop, length or cancelled.",
@@ -170,7 +170,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Speed-up over no speculation",
                 "short",
                 _each_replica("spec_decode_speedup"),
-                "Recent tokens/s over the tokens/s without speculation. 0: not known, as with a fixed depth.",
+                "Recent tokens/s relative to tokens/s without speculation. 0: unknown, as with a fixed depth.",
             ),
             Panel(
                 "Acceptance rate",
@@ -179,7 +179,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                     (_share(_ACCEPTED, _DRAFTS), "recent, all replicas"),
                     (f"max by (replica) ({ENGINE}spec_decode_acceptance_rate)", "{{replica}} since its start"),
                 ),
-                "Accepted drafts over verified drafts.",
+                "Accepted / verified drafts.",
             ),
             Panel(
                 "Mean accepted length",
@@ -188,13 +188,13 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                     (f"1 + {_share(_ACCEPTED, _DRAFT_ROUNDS)}", "recent, all replicas"),
                     (f"max by (replica) ({ENGINE}spec_decode_mean_accepted_length)", "{{replica}} since its start"),
                 ),
-                "Tokens of a sequence in a round that verifies drafts of it.",
+                "Tokens per sequence and round with drafts.",
             ),
             Panel(
                 "Accepted drafts by position",
                 "ops",
                 ((_rate(f"{ENGINE}spec_decode_num_accepted_tokens_per_pos_total", "position"), "draft {{position}}"),),
-                "Falls with the position: a rejected draft ends its sequence's drafts.",
+                "Decreases with the position, since drafts after a rejected draft are rejected too.",
             ),
             Panel(
                 "Verified and accepted drafts",
@@ -203,7 +203,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                     (_rate(_DRAFTS, "replica"), "{{replica}} verified"),
                     (_rate(_ACCEPTED, "replica"), "{{replica}} accepted"),
                 ),
-                "The difference is computed and thrown away.",
+                "The difference is wasted computation.",
             ),
             Panel(
                 "Rounds", "ops", ((_rate(f"{ENGINE}rounds_total", "replica"), "{{replica}}"),), "Verification rounds."
@@ -212,37 +212,37 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Draft depth",
                 "short",
                 _each_replica("spec_decode_draft_depth"),
-                "Recent mean number of drafts verified for each sequence in each round, with or without drafts.",
+                "Recent verified drafts per sequence and round, including rounds without drafts.",
             ),
             Panel(
                 "Draft depth of rounds with drafts",
                 "short",
                 ((_share(_DRAFTS, _DRAFT_ROUNDS), "drafts"),),
-                "Drafts verified for a sequence in a round that verifies any.",
+                "Verified drafts per sequence and round, without rounds that have no drafts.",
             ),
             Panel(
-                "Price of a second",
+                "Price of time",
                 "tokens/s",
                 _each_replica("spec_decode_price_tokens_per_second"),
-                "Tokens that a second must bring to be worth spending on drafts.",
+                "Minimum tokens per second of time spent on drafts.",
             ),
             Panel(
                 "Budget",
                 "short",
                 _each_replica("spec_decode_budget_rounds"),
-                "Rounds without speculation whose time drafting may still lose. At 0 drafting is disabled for a while.",
+                "How many plain rounds of time drafting may still lose. At 0, drafting is disabled for a while.",
             ),
             Panel(
                 "Drafting disabled",
                 "short",
                 _each_replica("spec_decode_disabled"),
-                "1 while drafting is disabled. `outrider status` says why, and for how many rounds.",
+                "1 while drafting is disabled. `outrider status` shows why, and for how many rounds.",
             ),
             Panel(
-                "Signs of a broken drafter",
+                "Drafter alarms",
                 "ops",
                 ((_rate(f"{ENGINE}spec_decode_alarms_total", "replica, alarm"), "{{replica}} {{alarm}}"),),
-                "Normally none. The leader's log says what is likely wrong.",
+                "Normally none. The leader's log has the probable cause.",
             ),
         ),
     ),
@@ -250,31 +250,31 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
         "outrider: experts",
         (
             Panel(
-                "Heaviest rank over the mean, by layer",
+                "Expert imbalance by layer",
                 "short",
                 ((f"max by (replica, layer) ({ENGINE}expert_imbalance)", "{{replica}} layer {{layer}}"),),
-                "Of the rows that each rank's experts took of late. 1 is even; the others wait for the heaviest.",
+                "Recent rows of the heaviest rank / mean of all ranks. 1 is balanced; ranks wait for the heaviest.",
             ),
             Panel(
-                "Heaviest rank over the mean, all layers",
+                "Expert imbalance, all layers",
                 "short",
                 (
                     (f"avg by (replica) ({ENGINE}expert_imbalance)", "{{replica}} mean"),
                     (f"max by (replica) ({ENGINE}expert_imbalance)", "{{replica}} worst layer"),
                 ),
-                "What enable_eplb keeps low.",
+                "Recent load of the heaviest rank / mean load. enable_eplb keeps it low.",
             ),
             Panel(
-                "Layers placed anew",
+                "Layers rebalanced",
                 "ops",
                 ((_rate(f"{ENGINE}expert_replacements_total", "replica"), "{{replica}}"),),
-                "Their experts went to other ranks.",
+                "Layers whose experts moved to other ranks.",
             ),
             Panel(
                 "Experts moved",
                 "ops",
                 ((_rate(f"{ENGINE}expert_moves_total", "replica"), "{{replica}}"),),
-                "Read by a rank that had not held them.",
+                "Experts that a rank loaded during rebalancing.",
             ),
         ),
     ),
@@ -282,78 +282,78 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
         "outrider: capacity",
         (
             Panel(
-                "Cache in use",
+                "KV cache usage",
                 "percentunit",
                 ((f"max by (replica) ({ENGINE}kv_cache_usage_perc)", "{{replica}}"),),
-                "Share of the cache's blocks.",
+                "Share of the cache's blocks in use.",
             ),
             Panel(
-                "Sequences that run",
+                "Running sequences",
                 "short",
                 ((f"sum by (replica) ({ENGINE}num_requests_running)", "{{replica}}"),),
-                "They hold cache blocks.",
+                "Sequences that hold cache blocks.",
             ),
             Panel(
-                "Sequences that wait",
+                "Waiting sequences",
                 "short",
                 ((f"sum by (replica) ({ENGINE}num_requests_waiting)", "{{replica}}"),),
-                "For cache blocks.",
+                "Sequences that wait for cache blocks.",
             ),
             Panel(
-                "Prompt tokens that wait",
+                "Waiting prompt tokens",
                 "short",
                 ((f"sum({GATEWAY}queued_tokens)", "tokens"),),
-                "Of requests without a first token yet.",
+                "Prompt tokens of requests without a first token yet.",
             ),
             Panel(
                 "Busy stages",
                 "percentunit",
                 ((_STAGE_BUSY, "{{replica}} stage {{stage}}"),),
-                "Share of the time in which a stage computes, as its ranks have it on average.",
+                "Share of the time in which a stage computes, averaged over its ranks.",
             ),
             Panel(
-                "Time of a round, by stage",
+                "Round time by stage",
                 "s",
                 ((f"{_STAGE_BUSY} / on (replica) group_left () {_ROUNDS}", "{{replica}} stage {{stage}}"),),
-                "That the stage computes for it, drafts included. The slowest stage sets the pace.",
+                "Computation per round, including drafts. The slowest stage limits throughput.",
             ),
             Panel(
-                "Prompt tokens found in the prefix cache",
+                "Prefix cache hit rate",
                 "percentunit",
                 ((_share(f"{ENGINE}prefix_cache_hits_total", f"{ENGINE}prefix_cache_queries_total"), "hits"),),
-                "Of those looked up.",
+                "Share of prompt tokens found in the prefix cache.",
             ),
             Panel(
-                "Time to first token, as the engine sees it",
+                "Time to first token, at the engine",
                 "s",
                 _quantiles(f"{ENGINE}time_to_first_token_seconds"),
                 "From submission to the leader.",
             ),
             Panel(
-                "Time to the end, as the engine sees it",
+                "End-to-end latency, at the engine",
                 "s",
                 _quantiles(f"{ENGINE}e2e_request_latency_seconds"),
                 "From submission to the leader.",
             ),
             Panel(
-                "Time in the queue",
+                "Queue time",
                 "s",
                 _quantiles(f"{ENGINE}request_queue_time_seconds"),
-                "From submission to the leader to the first round. Where it grows, a replica more would help.",
+                "From submission to the leader to the first round. If it grows, add a replica.",
             ),
             Panel(
                 "Time in collectives",
                 "percentunit",
                 _by_purpose("collective_seconds_total"),
-                "Share of the time in which a stage's ranks exchange, or wait for each other.",
+                "Share of the time in which a stage's ranks communicate or wait for each other.",
             ),
             Panel(
                 "Bytes in collectives",
                 "Bps",
                 _by_purpose("collective_bytes_total"),
-                "What a stage's ranks give to each other.",
+                "Bytes that a stage's ranks send to each other.",
             ),
-            Panel("Collectives", "ops", _by_purpose("collectives_total"), "Exchanges among a stage's ranks."),
+            Panel("Collectives", "ops", _by_purpose("collectives_total"), "Collectives among a stage's ranks."),
         ),
     ),
 }

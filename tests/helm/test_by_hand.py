@@ -157,7 +157,7 @@ def _questions() -> dict[str, str]:
 
 
 NO_DATA = {
-    "speculation, Signs of a broken drafter: {{replica}} {{alarm}}": "no drafter breaks in this run",
+    "speculation, Drafter alarms: {{replica}} {{alarm}}": "no drafter breaks in this run",
     "OutriderRequestsFail": "no request fails in this run",
     "OutriderOverloaded": "no request is refused for lack of room in this run",
 }

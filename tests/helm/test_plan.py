@@ -87,7 +87,7 @@ def test_the_chart_and_the_planner_count_weights_in_the_same_width(
 
     assert run([*_arguments(values), "--json"]) == 1, "nothing fits these GPUs"
     kept = json.loads(capsys.readouterr().out)["weights_in_memory"]
-    with pytest.raises(RenderError, match=f"GB of them in {CHARTS_WORD[kept]}, as ranks keep them"):
+    with pytest.raises(RenderError, match=f"GB in {CHARTS_WORD[kept]}, the dtype of ranks"):
         render(values)
 
 
@@ -110,5 +110,5 @@ def test_what_does_not_fit_is_refused_by_both(
 
     assert run(_arguments(values, KEPT[kept])) == 1
     assert "does not fit" in capsys.readouterr().err
-    with pytest.raises(RenderError, match=f"{changes['plan.gpu']} hold .* GB of them in {kept}"):
+    with pytest.raises(RenderError, match=f"{changes['plan.gpu']} have .* GB in {kept}"):
         render(values)

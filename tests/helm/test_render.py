@@ -79,8 +79,8 @@ def test_notes_say_what_to_do_next(rendered: Rendered) -> None:
 
 
 def test_notes_warn_of_an_open_door() -> None:
-    assert "WARNING: whoever reaches a gateway" in example("defaults").notes
-    assert "travel in plain" in render({"auth": {"existingSecret": "t"}, "test": {"enabled": False}}).notes
+    assert "WARNING: every client that reaches a gateway" in example("defaults").notes
+    assert "sent unencrypted" in render({"auth": {"existingSecret": "t"}, "test": {"enabled": False}}).notes
     assert "WARNING" not in example("mutual-tls").notes
     assert "never run this beside" in render({"networkPolicy": {"enabled": False}}).notes
 

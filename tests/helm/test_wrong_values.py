@@ -34,7 +34,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("defaults", {"fullnameOverride": "x" * 41}, "/fullnameOverride"),
     # what the plan refuses
     ("r1-1x8-b200", {"workers.gpusPerNode": 4}, "workers.gpusPerNode: a replica has 1 x 4 = 4 GPUs"),
-    ("r1-1x8-b200", {"plan.gpu": "h100-80g"}, "workers.gpusPerNode: 8 x h100-80g hold 680 GB"),
+    ("r1-1x8-b200", {"plan.gpu": "h100-80g"}, "workers.gpusPerNode: 8 x h100-80g have 680 GB"),
     ("r1-2x8-h200", {"workers.nodesPerReplica": 3}, "workers.gpusPerNode: a replica has 3 x 8 = 24 GPUs"),
     ("r1-4x8-h100-dp", {"parallel.expert": 8}, "parallel.expert: must be 1 or data x tensor = 32, got 8"),
     (
@@ -46,10 +46,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     # what does not go together
     ("defaults", {"replicas": 2}, "workers.maxReplicas: must be at least replicas = 2, got 1"),
     ("r1-2x8-h200", {"scaling.minReplicas": 2}, "scaling.minReplicas: must be at most"),
-    ("defaults", {"scaling.autoscale.enabled": True}, "scaling.autoscale.enabled: needs scaling.enabled"),
+    ("defaults", {"scaling.autoscale.enabled": True}, "scaling.autoscale.enabled: requires scaling.enabled"),
     ("defaults", {"scaling.autoscale.headroom": -0.1}, "/scaling/autoscale/headroom"),
     ("r1-2x8-h200", {"gateway.autoscaling.minReplicas": 9}, "gateway.autoscaling.maxReplicas: must be at least"),
-    ("defaults", {"model.path": "/models/x"}, "weights.source: bundled holds scout alone"),
+    ("defaults", {"model.path": "/models/x"}, "weights.source: bundled contains only scout"),
     ("defaults", {"weights.source": "claim"}, "model.path: must be /models or below it"),
     ("r1-1x8-b200", {"weights.claim": ""}, "weights.claim: weights.source claim needs"),
     ("r1-2x8-h200", {"weights.objectStore.url": ""}, "weights.objectStore.url: weights.source objectStore needs"),
@@ -57,7 +57,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("mutual-tls", {"tls.existingSecret": ""}, "tls.existingSecret: mutual TLS"),
     ("mutual-tls", {"test.tokenExistingSecret": ""}, "test.tokenExistingSecret: with auth.existingSecret"),
     ("mutual-tls", {"test.clientCertExistingSecret": ""}, "test.clientCertExistingSecret: with mutual TLS"),
-    ("mutual-tls", {"gateway.service.clusterIP": "None"}, "gateway.service.clusterIP: None goes with type ClusterIP"),
+    (
+        "mutual-tls",
+        {"gateway.service.clusterIP": "None"},
+        "gateway.service.clusterIP: None is only valid with type ClusterIP",
+    ),
     ("defaults", {"gateway.http.port": 70000}, "/gateway/http/port"),
     ("defaults", {"gateway.ingress": {"enabled": True}, "gateway.http.port": 0}, "gateway.http.port: gateway.ingress"),
     ("inference-gateway", {"gateway.http.port": 0}, "gateway.http.port: gateway.httpRoute.enabled needs a port"),
@@ -70,17 +74,17 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"auth.existingSecret": "tokens", "test.tokenExistingSecret": "t"},
         "gateway.inferencePool.enabled: the endpoint picker reads /metrics without a token",
     ),
-    ("keda-volcano", {"scaling.enabled": False}, "scaling.keda.enabled: needs scaling.enabled"),
+    ("keda-volcano", {"scaling.enabled": False}, "scaling.keda.enabled: requires scaling.enabled"),
     ("keda-volcano", {"scaling.autoscale": {"enabled": True}}, "scaling.keda.enabled: scaling.autoscale.enabled sets"),
     ("keda-volcano", {"scaling.keda.serverAddress": ""}, "scaling.keda.serverAddress: KEDA needs Prometheus"),
     ("keda-volcano", {"scaling.keda.serverAddress": "prometheus:9090"}, "/scaling/keda/serverAddress"),
-    ("defaults", {"gangScheduling.queue": "q"}, 'gangScheduling.queue: scheduler "" knows no queues'),
-    ("kueue", {"gangScheduling.queue": ""}, "gangScheduling.queue: scheduler kueue needs one"),
-    ("kueue", {"scaling.enabled": True}, "scaling.enabled: Kueue admits a RayCluster as a whole"),
+    ("defaults", {"gangScheduling.queue": "q"}, 'gangScheduling.queue: scheduler "" has no queues'),
+    ("kueue", {"gangScheduling.queue": ""}, "gangScheduling.queue: scheduler kueue requires one"),
+    ("kueue", {"scaling.enabled": True}, "scaling.enabled: Kueue admits a complete RayCluster"),
     ("defaults", {"gangScheduling.scheduler": "slurm"}, "/gangScheduling/scheduler"),
     ("http-ingress", {"weights.huggingFace.model": ""}, "weights.huggingFace.model: weights.source huggingFace"),
     ("http-ingress", {"weights.huggingFace.model": "deepseek-ai/R1"}, "/weights/huggingFace/model"),
-    ("defaults", {"model.settings": {"model": "x"}}, "model.settings.model: is set by the chart's own values"),
+    ("defaults", {"model.settings": {"model": "x"}}, "model.settings.model: is set by the chart's values"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Who may call what: bearer tokens, of which only hashes are kept, and the role that each method asks for."""
+"""Authentication with bearer tokens, stored as hashes, and the roles that each method requires."""
 
 import enum
 import hashlib
@@ -21,16 +21,16 @@ from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.gateway.auth")
 
-CALLER: ContextVar[str] = ContextVar("caller", default="")  # the name of the token of the call that runs
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")  # of a caller
+CALLER: ContextVar[str] = ContextVar("caller", default="")  # name of the current call's token
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")  # valid caller names
 _LINE = re.compile(rf"(?P<name>{NAME.pattern})\s+(?P<roles>[a-z,]+)\s+sha256:(?P<digest>[0-9a-f]{{64}})")
 
 
 class Role(enum.Enum):
-    """What a token is for. A token may have both."""
+    """What a token permits. A token may have both roles."""
 
-    INFERENCE = "inference"  # generate text, ask what model it is
-    ADMIN = "admin"  # look at the cluster and change it
+    INFERENCE = "inference"  # generate text, get the model's description
+    ADMIN = "admin"  # read and change the cluster
 
 
 ANY_ROLE = frozenset(Role)
@@ -42,17 +42,17 @@ _ROLES: Mapping[str, frozenset[Role]] = {
 
 
 def roles_for(method: str) -> frozenset[Role]:
-    """Any of these will do. What is not listed is an administrator's."""
+    """The roles of which a caller needs one. Methods that are not listed require the admin role."""
     return next((roles for start, roles in _ROLES.items() if method.startswith(start)), frozenset({Role.ADMIN}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Somebody with a token."""
+    """The owner of a token."""
 
     name: str
     roles: frozenset[Role]
-    digest: bytes  # SHA-256 of the token: 256 random bits need no slower hash
+    digest: bytes  # SHA-256 of the token; 256 random bits need no slower hash
 
 
 def digest_of(token: str) -> bytes:
@@ -60,24 +60,24 @@ def digest_of(token: str) -> bytes:
 
 
 def parse_callers(text: str, source: str) -> tuple[Caller, ...]:
-    """Lines of NAME ROLE[,ROLE] sha256:HEX; empty lines and # comments are skipped. OutriderError names the line.
+    """Parses lines of NAME ROLE[,ROLE] sha256:HEX; empty lines and # comments are skipped.
 
-    Empty if there are no lines: every call is refused.
+    Raises OutriderError, which names the line, if a line is invalid. Without callers every call is refused.
     """
     callers: dict[str, Caller] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             caller = _parse(line.strip(), f"{source} line {number}")
             if caller.name in callers:
-                raise OutriderError(f"{source} line {number}: {caller.name} is there twice")
+                raise OutriderError(f"{source} line {number}: duplicate name {caller.name}")
             callers[caller.name] = caller
     return tuple(callers.values())
 
 
 def _parse(line: str, where: str) -> Caller:
     found = _LINE.fullmatch(line)
-    if found is None:  # the line itself is not quoted: it may be a token, put there by mistake
-        raise OutriderError(f"{where} is not NAME ROLE[,ROLE] sha256:HEX (make one with `outrider token`)")
+    if found is None:  # the message does not quote the line, which may be a token
+        raise OutriderError(f"{where} is not NAME ROLE[,ROLE] sha256:HEX (create one with `outrider token`)")
     known = {role.value: role for role in Role}
     names = found["roles"].split(",")
     for name in names:
@@ -89,19 +89,17 @@ def _parse(line: str, where: str) -> Caller:
 
 
 def first_callers(path: Path) -> tuple[Caller, ...]:
-    """At startup: OutriderError if the file is invalid, missing, or has no token."""
+    """For startup. Raises OutriderError if the file is invalid, missing, or has no token."""
     callers = load_callers(path)
     if not path.exists():
-        raise OutriderError(f"cannot read {path}: it is not there")
+        raise OutriderError(f"cannot read {path}: it does not exist")
     if not callers:
-        raise OutriderError(
-            f"{path} has no token, so that every call would be refused (make one with `outrider token`)"
-        )
+        raise OutriderError(f"{path} has no token, so every call would be refused (create one with `outrider token`)")
     return callers
 
 
 def load_callers(path: Path) -> tuple[Caller, ...]:
-    """None if the file is empty or gone. OutriderError if it cannot be read or one of its lines is wrong."""
+    """Empty if the file is empty or missing. Raises OutriderError if it cannot be read or has an invalid line."""
     try:
         return parse_callers(path.read_text(), str(path))
     except FileNotFoundError:
@@ -111,7 +109,7 @@ def load_callers(path: Path) -> tuple[Caller, ...]:
 
 
 def caller_of(token: str, callers: tuple[Caller, ...]) -> Caller | None:
-    """Compares with every caller, in constant time: how long it takes says nothing of who is there."""
+    """Compares with every caller in constant time, so that the response time reveals nothing about the tokens."""
     digest, found = digest_of(token), None
     for caller in callers:
         if hmac.compare_digest(caller.digest, digest):
@@ -120,7 +118,7 @@ def caller_of(token: str, callers: tuple[Caller, ...]) -> Caller | None:
 
 
 class RefusedError(Exception):
-    """A call without permission. `code` is UNAUTHENTICATED or PERMISSION_DENIED."""
+    """A call that is not permitted. `code` is UNAUTHENTICATED or PERMISSION_DENIED."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -128,10 +126,10 @@ class RefusedError(Exception):
 
 
 class Authenticator(grpc.aio.ServerInterceptor):
-    """Lets a call in if its bearer token has a role for the method. Health checks need none."""
+    """Permits a call if its bearer token has a role for the method. Health checks need no token."""
 
     def __init__(self, path: Path, on_refusal: Callable[[str], None] = lambda status: None) -> None:
-        """OutriderError if the token file is wrong. A later change takes effect with the next call."""
+        """Raises OutriderError if the token file is invalid. Later changes take effect at the next call."""
         first_callers(path)
         self._callers = Watched([path], lambda: load_callers(path))
         self._on_refusal = on_refusal
@@ -147,7 +145,7 @@ class Authenticator(grpc.aio.ServerInterceptor):
         return await continuation(details)
 
     def admit(self, token: str, method: str, wanted: frozenset[Role]) -> None:
-        """Sets CALLER for the current call. RefusedError if the token has none of the `wanted` roles."""
+        """Sets CALLER for the current call. Raises RefusedError if the token has none of the `wanted` roles."""
         caller = caller_of(token, self._callers.value)
         if caller is None:
             message = "no valid token: send authorization: Bearer TOKEN"
@@ -157,7 +155,7 @@ class Authenticator(grpc.aio.ServerInterceptor):
             message = f"{caller.name} may not call {method}: it needs the role {roles}"
             raise self._refused(grpc.StatusCode.PERMISSION_DENIED, message, method, caller.name)
         level = logging.INFO if wanted == {Role.ADMIN} else logging.DEBUG
-        logs.event(log, level, "call let in", method=method, caller=caller.name)
+        logs.event(log, level, "call permitted", method=method, caller=caller.name)
         CALLER.set(caller.name)
 
     def _refused(self, code: grpc.StatusCode, message: str, method: str, name: str) -> "RefusedError":
@@ -167,12 +165,12 @@ class Authenticator(grpc.aio.ServerInterceptor):
 
 
 def _bearer_token(details: grpc.HandlerCallDetails) -> str:
-    """ "" if there is none, which is no token's value."""
+    """The call's bearer token; "" if there is none, which never is a valid token."""
     given = next((value for key, value in details.invocation_metadata or () if key == "authorization"), "")
     return bearer_of(str(given))
 
 
 def bearer_of(authorization: str) -> str:
-    """The token of a header `authorization`; "" if it has none."""
+    """The token of an `authorization` header; "" if it has none."""
     kind, _, token = authorization.partition(" ")
     return token.strip() if kind.lower() == "bearer" else ""

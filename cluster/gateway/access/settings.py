@@ -1,4 +1,4 @@
-"""Who may call a gateway: its certificate, the tokens it takes, where it answers plain health checks."""
+"""Access settings of a gateway: certificate, token file, port for health checks without TLS."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from outrider.workers.types.settings import Setting, check_settings, option_word
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """PEM files. With `client_ca` a client must show a certificate that it signed (mutual TLS)."""
+    """PEM files. With `client_ca` clients must have a certificate that it signed (mutual TLS)."""
 
     cert: Path
     key: Path
@@ -23,7 +23,7 @@ class TlsFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class AccessSettings:
-    """Paths only: the secrets themselves are read by whoever uses them."""
+    """Contains paths only; the secrets are read where they are used."""
 
     tls_cert: Annotated[Path | None, Setting("Certificate of the gateway (PEM); turns TLS on.")] = None
     tls_key: Annotated[Path | None, Setting("Key of the certificate (PEM). Both are reloaded when they change.")] = None
@@ -41,12 +41,12 @@ class AccessSettings:
         check_settings(self)
         if (self.tls_cert is None) != (self.tls_key is None):
             absent = "tls_key" if self.tls_key is None else "tls_cert"
-            raise ValueError(f"tls_cert and tls_key go together: {absent} is not given")
+            raise ValueError(f"tls_cert and tls_key must be given together: {absent} is missing")
         if self.tls_client_ca is not None and self.tls_cert is None:
-            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+            raise ValueError("tls_client_ca requires tls_cert and tls_key")
 
     def arguments(self) -> list[str]:
-        """The options of `outrider gateway` that say the same."""
+        """These settings as options of `outrider gateway`."""
         return option_words(dataclasses.asdict(self))
 
     @property
@@ -56,11 +56,11 @@ class AccessSettings:
         return TlsFiles(cert=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca)
 
     def weakness(self, host: str) -> str:
-        """What whoever reaches `host` can do or read, if that is more than this machine; "" if nothing."""
+        """A warning if `host` is reachable from other machines and access is not restricted or encrypted; else ""."""
         if host in ("127.0.0.1", "::1", "localhost"):
             return ""
         if self.auth_token_file is None and self.tls_client_ca is None:
-            return f"whoever reaches {host} may call everything: give --auth-token-file, or --tls-client-ca"
+            return f"every client that reaches {host} may call every method: use --auth-token-file or --tls-client-ca"
         if self.tls_cert is None:
-            return f"tokens and texts travel to {host} in plain: give --tls-cert and --tls-key"
+            return f"tokens and texts are sent to {host} unencrypted: use --tls-cert and --tls-key"
         return ""

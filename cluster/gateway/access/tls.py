@@ -1,4 +1,4 @@
-"""The gateway's certificate: checked when it is read, and read anew for the next handshake when its files change."""
+"""The gateway's certificate: checked when loaded, and reloaded for the next handshake when its files change."""
 
 import ssl
 
@@ -8,15 +8,15 @@ from outrider.cluster.gateway.access.settings import TlsFiles
 from outrider.cluster.gateway.access.watched import Watched
 from outrider.workers.types.errors import OutriderError
 
-_ATTEMPTS = 3  # at reading files that somebody is just replacing
+_ATTEMPTS = 3  # to read the files while they are being replaced
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """OutriderError if a file is absent or damaged, or the key is another certificate's."""
+    """Raises OutriderError if a file is missing or damaged, or if the key does not match the certificate."""
     watched = Watched(files.paths, lambda: _configuration(files))
 
     def fetch() -> grpc.ServerCertificateConfiguration:
-        """Called by gRPC before each handshake, in a thread of its own."""
+        """gRPC calls this before each handshake, in another thread."""
         return watched.value
 
     return grpc.dynamic_ssl_server_credentials(
@@ -25,7 +25,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 
 
 def ssl_context(files: TlsFiles) -> ssl.SSLContext:
-    """For HTTP. Each handshake uses the files' current contents. Raises as `server_credentials` does."""
+    """For HTTP. Each handshake uses the current files. Raises the same errors as `server_credentials`."""
     watched = Watched(files.paths, lambda: _context(files))
 
     def refresh(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
@@ -48,14 +48,14 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
 
 
 def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    """Of files that belong together: read, checked, and the same when read again."""
+    """Reads and checks the files. Reads them twice, so that they are consistent even if they are being replaced."""
     for _ in range(_ATTEMPTS):
         before = _read_all(files)
         _check(files)
         if _read_all(files) == before:
             cert, key, *client_ca = before
             return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca[0] if client_ca else None)
-    raise OutriderError(f"the files of {files.cert} change while they are read")
+    raise OutriderError(f"the files of {files.cert} keep changing while they are read")
 
 
 def _read_all(files: TlsFiles) -> list[bytes]:
@@ -66,7 +66,7 @@ def _read_all(files: TlsFiles) -> list[bytes]:
 
 
 def _check(files: TlsFiles) -> None:
-    """gRPC itself would accept anything, and then fail every handshake."""
+    """gRPC would accept invalid files, and then fail every handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(files.cert, files.key, password=_no_password)
@@ -79,9 +79,9 @@ def _check(files: TlsFiles) -> None:
         try:
             context.load_verify_locations(files.client_ca)
         except (ssl.SSLError, OSError) as error:
-            raise OutriderError(f"--tls-client-ca {files.client_ca} holds no PEM certificate") from error
+            raise OutriderError(f"--tls-client-ca {files.client_ca} has no PEM certificate") from error
 
 
 def _no_password() -> str:
-    """Without it OpenSSL would ask on the terminal."""
-    raise ValueError("the key is encrypted: give one without a passphrase")
+    """Keeps OpenSSL from prompting on the terminal."""
+    raise ValueError("the key is encrypted: use one without a passphrase")

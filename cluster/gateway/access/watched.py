@@ -1,4 +1,4 @@
-"""Files that may be replaced while they are in use, as Kubernetes replaces a mounted Secret's: read when changed."""
+"""Files that are reloaded when they change, as Kubernetes replaces the files of a mounted Secret."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ Signature = tuple[tuple[int, int, int], ...]
 
 
 class Watched(Generic[T]):
-    """What `read` makes of the files. A change that cannot be read is logged once, and the last good value stays.
+    """The result of `read`. If changed files cannot be read, that is logged once and the last valid value stays.
 
-    May be asked from any thread: the worst that two can do is to read the same change twice.
+    Thread-safe: at worst, two threads read the same change twice.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
-        """OutriderError if the files cannot be read now."""
+        """Raises OutriderError if the files cannot be read now."""
         self._paths, self._read = tuple(paths), read
         self._seen = _signature(self._paths)
         self._value = read()
@@ -31,7 +31,7 @@ class Watched(Generic[T]):
         return self._value
 
     def refresh(self) -> bool:
-        """Whether the value has just been read anew."""
+        """Reloads the value if the files have changed. Whether it did."""
         try:
             seen = _signature(self._paths)
             if seen == self._seen:
@@ -39,14 +39,14 @@ class Watched(Generic[T]):
             self._seen = seen
             self._value = self._read()
         except OutriderError as error:
-            logs.event(log, logging.ERROR, "a changed file cannot be used: what it held before stays", reason=error)
+            logs.event(log, logging.ERROR, "a changed file is invalid: the previous contents stay in use", reason=error)
             return False
-        logs.event(log, logging.INFO, "changed files were read", files=[str(path) for path in self._paths])
+        logs.event(log, logging.INFO, "reloaded changed files", files=[str(path) for path in self._paths])
         return True
 
 
 def _signature(paths: Sequence[Path]) -> Signature | None:
-    """Changes when a file is written, or another put in its place (through links too). None: one is not there."""
+    """Changes when a file is written or replaced, also through symbolic links. None: a file is missing."""
     try:
         stats = [path.stat() for path in paths]
     except OSError:

@@ -1,4 +1,4 @@
-"""The interface of responses to generation requests, and the fields that several of them share. Pure."""
+"""The interface of generation responses, and the fields that several of them share. Pure."""
 
 import itertools
 import time
@@ -17,9 +17,9 @@ LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
 
 class Answer(Protocol):
-    """The response to one HTTP request: `whole`, or for a stream the `chunks` of each event, then `end`, as bytes.
+    """The response to one HTTP request: `whole`, or for a stream the `chunks` of each event and then `end`.
 
-    `number` is a call's index in `calls`, `prompts` and `generations`.
+    `number`: a call's index in `calls`, `prompts` and `generations`.
     """
 
     @property
@@ -95,7 +95,7 @@ def metrics_of(usages: Sequence[Usage], outputs: int) -> dict[str, Any] | None:
 
 
 def speculation_of(event: Output) -> dict[str, Any]:
-    """A chunk's `speculation`: drafts of its rounds, and what it says in pieces."""
+    """A chunk's `speculation`: drafts of its rounds, and its text in drafted and other pieces."""
     pieces = [
         {"reasoning" if piece.reasoning else "content": piece.text, "drafted": piece.drafted} for piece in event.pieces
     ]

@@ -25,7 +25,7 @@ from outrider.cluster.gateway.http.chat import ChatAnswer
 from outrider.cluster.gateway.http.completions import CompletionAnswer
 from outrider.cluster.gateway.http.errors import HttpError, Problem, problem_of
 from outrider.cluster.gateway.http.page import PAGE, page_routes
-from outrider.cluster.gateway.http.reply import Reply, Shape, log, patience_of
+from outrider.cluster.gateway.http.reply import Reply, Shape, client_timeout_s, log
 from outrider.cluster.gateway.http.responses import ResponsesAnswer
 from outrider.cluster.gateway.http.sse import read_body
 from outrider.cluster.gateway.http.status import StatusStream, cluster_status
@@ -102,7 +102,7 @@ class HttpApi:
 
     def _answers(self, kind: type[B], make: Callable[[B, str, PromptEncoder], Answer]) -> Endpoint:
         async def endpoint(request: Request) -> ASGIApp:
-            encoder, _ = await self._inference.wait_until_ready(patience_of(dict(request.headers)))
+            encoder, _ = await self._inference.wait_until_ready(client_timeout_s(dict(request.headers)))
             identity = secrets.token_hex(16)
 
             def made(body: bytes) -> Made:
@@ -160,7 +160,7 @@ class HttpApi:
         encoder, replica = self._inference.ready()
         body = await self._read(request, lambda body: self._parsed(DetokenizeRequest, body))
         if encoder.tokenizer is None:
-            raise ValueError("this checkpoint has no tokenizer to decode tokens with")
+            raise ValueError("this checkpoint has no tokenizer")
         if not all(0 <= token < replica.info.vocab_size for token in body.tokens):
             raise ValueError(f"tokens must be in [0, {replica.info.vocab_size - 1}]")
         return JSONResponse({"prompt": encoder.tokenizer.decode(body.tokens, skip_special_tokens=False)})
@@ -226,7 +226,7 @@ class _Authentication:
 
 
 def _is_open(path: str) -> bool:
-    """The page is no secret; what it asks for is."""
+    """Whether the path needs no token: the page itself is public, the data it fetches are not."""
     return path in _OPEN or path.startswith(PAGE)
 
 
@@ -253,7 +253,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 def _to_tokenize(request: TokenizeRequest) -> Prompt:
     if (request.prompt is None) == (request.messages is None):
-        raise ValueError("prompt or messages must be given, and not both")
+        raise ValueError("exactly one of prompt and messages must be given")
     if request.prompt is not None:
         return TextPrompt(request.prompt)
     return ChatPrompt(messages_of(request.messages or ()), tools_of(request.tools), request.chat_template_kwargs or {})

@@ -156,9 +156,9 @@ def tool_call_delta(call: ToolCallDelta) -> dict[str, Any]:
 def chat_call(request: ChatRequest, identity: str) -> GenerateCall:
     """ValueError names the field that is invalid."""
     if request.stream_options is not None and not request.stream:
-        raise ValueError("stream_options goes with stream")
+        raise ValueError("stream_options requires stream")
     if request.top_logprobs is not None and not request.logprobs:
-        raise ValueError("top_logprobs goes with logprobs")
+        raise ValueError("top_logprobs requires logprobs")
     parallel = request.parallel_tool_calls is not False
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
@@ -177,5 +177,5 @@ def chat_call(request: ChatRequest, identity: str) -> GenerateCall:
 
 def template_arguments(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
     """OpenAI's reasoning effort sets `thinking`, for templates with that variable. `given` takes precedence."""
-    asked = {} if effort is None else {"reasoning_effort": effort, "thinking": effort != "none"}
-    return {**asked, **(given or {})}
+    from_effort = {} if effort is None else {"reasoning_effort": effort, "thinking": effort != "none"}
+    return {**from_effort, **(given or {})}

@@ -1,4 +1,4 @@
-"""Chunks of OpenAI's streams, as completions and chats share them. Pure."""
+"""Chunks of OpenAI's streams, shared by completions and chats. Pure."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

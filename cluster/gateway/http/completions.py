@@ -183,7 +183,7 @@ def _calls(request: CompletionRequest, identity: str) -> list[GenerateCall]:
     if request.best_of not in (None, request.n or 1):
         raise ValueError(f"best_of must be absent or equal to n, got {request.best_of}")
     if request.stream_options is not None and not request.stream:
-        raise ValueError("stream_options goes with stream")
+        raise ValueError("stream_options requires stream")
     max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     if max_tokens == 0 and request.echo:
         max_tokens = 1

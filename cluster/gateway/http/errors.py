@@ -24,7 +24,7 @@ class HttpError(Exception):
         self.status, self.code, self.param = status, code, param
 
 
-class LeftError(GenerationFailedError):
+class GatewayShutdownError(GenerationFailedError):
     """The gateway shut down during the request. Another gateway can resume it."""
 
 
@@ -76,7 +76,7 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(status=429, message=str(error), code="rate_limit_exceeded", headers=wait)
         case DuplicateRequestError():
             return Problem(status=409, message=str(error), param="request_id")
-        case UnavailableError() | EngineStoppedError() | LeftError():
+        case UnavailableError() | EngineStoppedError() | GatewayShutdownError():
             return Problem(status=503, message=str(error), headers={"Retry-After": "1"})
         case GenerationFailedError():
             return Problem(status=500, message=str(error))
@@ -97,6 +97,6 @@ def _invalid(error: ValidationError) -> Problem:
 
 
 def _named(message: str) -> str | None:
-    """The field that a message begins with, as our own messages do; None if it begins with none."""
+    """The field name at the start of a message; None if there is none."""
     word = message.partition(" ")[0].partition("[")[0].partition(".")[0].rstrip(":")
     return word if word.replace("_", "").isalpha() and word.islower() and len(word) < 40 else None

@@ -1,4 +1,4 @@
-"""The page at `/`: files that ask for no token, and hold no secret. What they show is fetched with one."""
+"""The page at `/`: static files that need no token. The page fetches its data with the user's token."""
 
 import hashlib
 import mimetypes
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-PAGE = "/page/"  # where the files are, but for `/` itself
+PAGE = "/page/"  # path of all files except `/`
 _TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
 _POLICY = "; ".join(
     f"{what} {whence}"
@@ -26,7 +26,7 @@ _POLICY = "; ".join(
     }.items()
 )
 _HEADERS = {
-    "Cache-Control": "no-cache",  # asked for again each time, and sent again when changed
+    "Cache-Control": "no-cache",  # revalidated at each use
     "Content-Security-Policy": _POLICY,
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -34,7 +34,7 @@ _HEADERS = {
 
 
 def page_routes() -> list[Route]:
-    """One for each of the page's files, read once."""
+    """One route per file; the files are read once."""
     files = resources.files("outrider.cluster.gateway").joinpath("page")
     paths = {f"{PAGE}{name}": file for name, file in _files(files)}
     paths["/"] = paths.pop(f"{PAGE}index.html")

@@ -13,7 +13,7 @@ from outrider.cluster.api.errors import GenerationFailedError
 from outrider.cluster.api.generation import Event, Failed
 from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import Answer
-from outrider.cluster.gateway.http.errors import LeftError, Problem, problem_of
+from outrider.cluster.gateway.http.errors import GatewayShutdownError, Problem, problem_of
 from outrider.cluster.gateway.http.sse import Writer, while_connected
 from outrider.cluster.gateway.requests.inference import Inference
 from outrider.proto import inference_pb2
@@ -28,9 +28,8 @@ _INTERNAL = Problem(status=500, message="the gateway failed: see its log")
 _PATIENCE = ("x-stainless-read-timeout", "x-stainless-timeout")
 
 
-def patience_of(headers: Mapping[str, str]) -> float | None:
-    """How long a client waits for a first byte, in seconds, as OpenAI's and Anthropic's libraries say it; None if this
-    one does not."""
+def client_timeout_s(headers: Mapping[str, str]) -> float | None:
+    """How long the client waits for a first byte, from the headers of OpenAI's and Anthropic's libraries; else None."""
     for name in _PATIENCE:
         with contextlib.suppress(ValueError):
             if (patience_s := float(headers.get(name, "nan"))) >= 0:
@@ -53,13 +52,13 @@ class Reply:
         """`messages`: `answer.calls` as messages. `headers`: of the response."""
         self._answer, self._messages, self._inference = answer, messages, inference
         self._headers, self._shape, self._write_timeout_s = headers, shape, write_timeout_s
-        self._patience_s: float | None = None
+        self._client_timeout_s: float | None = None
         self._writer: Writer | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = self._writer = Writer(send, self._write_timeout_s, lambda: self._inference.wanted)
+        writer = self._writer = Writer(send, self._write_timeout_s, lambda: self._inference.contended)
         headers = [(key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"]]
-        parent, self._patience_s = TraceContext.of(headers), patience_of(dict(headers))
+        parent, self._client_timeout_s = TraceContext.of(headers), client_timeout_s(dict(headers))
         name = f"{scope['method']} {scope['path']}"
         await while_connected(receive, self._answered(writer, name, parent))
 
@@ -135,11 +134,11 @@ class Reply:
     async def _events(self, number: int, name: str, parent: TraceContext | None) -> AsyncGenerator[CallEvent]:
         with self._inference.recorded(name, parent) as record:
             record.cancelled_as = self._cancelled_as
-            events = self._inference.events(self._messages[number], record, self._patience_s)
+            events = self._inference.events(self._messages[number], record, self._client_timeout_s)
             async with contextlib.aclosing(events):
                 async for event in events:
                     if isinstance(event, Failed):
-                        raise (LeftError if event.resumable else GenerationFailedError)(event.message)
+                        raise (GatewayShutdownError if event.resumable else GenerationFailedError)(event.message)
                     assert record.stream is not None  # accepted
                     yield number, event, record.stream.request.prompt_token_ids
 

@@ -200,7 +200,7 @@ def responses_call(request: ResponsesRequest, identity: str) -> GenerateCall:
     """ValueError names the field that is invalid."""
     for name in _STATEFUL:
         if getattr(request, name):
-            raise ValueError(f"{name} is not supported: this server keeps no responses, send the whole conversation")
+            raise ValueError(f"{name} is not supported: this server stores no responses, send the whole conversation")
     values = {
         "max_tokens": request.max_output_tokens,
         "temperature": request.temperature,

@@ -14,7 +14,7 @@ _SAME_NAME = (
 
 
 def sampled(request: SamplingFields, **others: Any) -> SamplingParams:
-    """`others`: fields of SamplingParams that the request has under another name or meaning. None means absent."""
+    """`others`: fields of SamplingParams whose name or meaning in the request differs. None means absent."""
     values = {name: getattr(request, name) for name in _SAME_NAME}
     values |= {"structured_outputs": structured(request.response_format, request.structured_outputs)}
     values |= speculated(request.speculation, request.drafter)
@@ -39,7 +39,7 @@ def structured(format: ResponseFormat | None, given: dict[str, Any] | None = Non
     if format is None or format.type == "text":
         return None if given is None else StructuredOutputsParams.of(given)
     if given is not None:
-        raise ValueError("structured_outputs and response_format do not go together")
+        raise ValueError("structured_outputs and response_format must not both be given")
     if format.type == "json_object":
         return StructuredOutputsParams(json_object=True)
     if format.json_schema is None or format.json_schema.value is None:
@@ -53,7 +53,7 @@ def speculated(given: str | int | Speculation | None, drafter: str | None) -> di
         depth = int(given) if isinstance(given, str) and given.isascii() and given.isdigit() else given
         return {"speculation": depth, "drafter": drafter}
     if given.mode in ("auto", "off") and given.depth is not None:
-        raise ValueError(f"speculation.depth does not go with mode {given.mode}")
+        raise ValueError(f"speculation.depth is not valid with mode {given.mode}")
     if given.mode == "fixed" and given.depth is None:
         raise ValueError("speculation.depth must be given with mode fixed")
     mode = given.mode if given.depth is None else given.depth

@@ -1,4 +1,4 @@
-"""uvicorn in the gateway's event loop. The gateway handles signals, uvicorn does not."""
+"""Runs uvicorn in the gateway's event loop. The gateway handles signals, not uvicorn."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ class HttpServer:
     """Serves an ASGI application. `start` once, then `stop`."""
 
     def __init__(self, app: ASGIApp, tls: TlsFiles | None) -> None:
-        """OutriderError if a certificate cannot be used."""
+        """Raises OutriderError if a certificate cannot be used."""
         context = None if tls is None else ssl_context(tls)
         factory = None if context is None else (lambda config, default: context)
         config = uvicorn.Config(

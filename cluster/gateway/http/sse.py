@@ -1,4 +1,4 @@
-"""Server-sent events, and ASGI helpers: reading a body of limited size, noticing disconnects, writing a response."""
+"""Server-sent events, and ASGI helpers: read a body of limited size, detect disconnects, write a response."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
@@ -12,9 +12,9 @@ from outrider.cluster.gateway.requests.writer import time_to_send
 
 DONE = b"data: [DONE]\n\n"
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
-HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not buffer events
 _BODY_TIMEOUT_S = 60.0
-_CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; the client is gone and does not receive it
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status in logs; the disconnected client does not receive it
 
 
 def data(content: Any) -> bytes:  # anything that is JSON
@@ -36,7 +36,7 @@ async def read_body(receive: Receive, most: int) -> bytes:
                     raise HttpError(_CLIENT_CLOSED_REQUEST, "the client disconnected")
                 body += message.get("body", b"")
                 if len(body) > most:
-                    raise HttpError(413, f"the request is larger than the {most} bytes that this gateway takes")
+                    raise HttpError(413, f"the request is larger than this gateway's limit of {most} bytes")
                 if not message.get("more_body"):
                     return bytes(body)
     except TimeoutError:
@@ -63,12 +63,14 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class Writer:
-    """Writes one response. CancelledError if the client reads nothing for `timeout_s`, or for a moment while other
-    requests wait for its place."""
+    """Writes one response.
 
-    def __init__(self, send: Send, timeout_s: float, wanted: Callable[[], bool]) -> None:
-        self._send, self._timeout_s, self._wanted = send, timeout_s, wanted
-        self.slow = False  # the client has not read for too long
+    Raises CancelledError if the client reads nothing for `timeout_s`, or for CONTENDED_S while other requests wait.
+    """
+
+    def __init__(self, send: Send, timeout_s: float, contended: Callable[[], bool]) -> None:
+        self._send, self._timeout_s, self._contended = send, timeout_s, contended
+        self.slow = False  # the client did not read for too long
         self.started = False
 
     async def start(self, status: int, content_type: str, headers: Mapping[str, str]) -> None:
@@ -81,7 +83,7 @@ class Writer:
         message: Message = {"type": "http.response.body", "body": body, "more_body": more}
         sending = asyncio.ensure_future(self._send(message))
         try:
-            waited_s = await time_to_send(sending, self._timeout_s, self._wanted)
+            waited_s = await time_to_send(sending, self._timeout_s, self._contended)
             if not sending.done():
                 await self._give_up(waited_s)
             sending.result()
@@ -89,7 +91,7 @@ class Writer:
             sending.cancel()
 
     async def _give_up(self, waited_s: float) -> None:
-        """Cancels who writes."""
+        """Cancels the writing task."""
         self.slow = True
         task = asyncio.current_task()
         assert task is not None

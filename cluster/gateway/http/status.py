@@ -1,4 +1,4 @@
-"""The cluster's status as JSON, as `outrider status --json` has it: once, or again whenever it differs."""
+"""The cluster's status as JSON, like `outrider status --json`: once, or as a stream of changes."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ def _as_json(status: cluster_pb2.GetStatusResponse) -> dict[str, Any]:
 
 
 async def cluster_status(controller: ControllerLink) -> dict[str, Any]:
-    """UnavailableError if the controller does not answer."""
+    """Raises UnavailableError if the controller does not answer."""
     try:
         return _as_json(await controller.get_status())
     except grpc.aio.AioRpcError as error:
@@ -33,7 +33,7 @@ def _silent(controller: ControllerLink, error: grpc.aio.AioRpcError) -> Unavaila
 
 
 class StatusStream:
-    """An ASGI application: each status as a server-sent event, until the client leaves or the controller is lost."""
+    """An ASGI application: sends each changed status as an event until the client or the controller disconnects."""
 
     def __init__(self, controller: ControllerLink, write_timeout_s: float) -> None:
         self._controller, self._write_timeout_s = controller, write_timeout_s

@@ -48,7 +48,7 @@ class Speculation(Body):
 
 
 class SamplingFields(Body):
-    """Fields that completions and chats share: OpenAI's, then vLLM's, then outrider's."""
+    """Fields shared by completions and chats: OpenAI's, then vLLM's, then outrider's."""
 
     model: str | None = None
     n: int | None = None

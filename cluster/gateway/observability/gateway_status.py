@@ -1,4 +1,4 @@
-"""What a gateway says of itself in a cluster's status, out of its own metrics."""
+"""A gateway's part of the cluster status, from its metrics."""
 
 from outrider.cluster.gateway.observability.metrics import GatewayMetrics
 from outrider.proto import cluster_pb2

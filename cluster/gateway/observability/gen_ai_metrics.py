@@ -1,6 +1,6 @@
-"""`gen_ai.server.*`: a model server's metrics by OpenTelemetry's semantic conventions for generative AI (1.41).
+"""`gen_ai.server.*`: the metrics of OpenTelemetry's semantic conventions for generative AI servers (1.41).
 
-Kept twice: in a Prometheus registry, where dots are underscores, and by OTLP at a collector if one is configured.
+Recorded in the Prometheus registry, with underscores for dots, and sent to an OTLP collector if one is configured.
 """
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -28,7 +28,7 @@ _ERROR = "error.type"
 
 
 class GenAiMetrics:
-    """Of one gateway."""
+    """The `gen_ai.server.*` metrics of one gateway."""
 
     def __init__(self, registry: CollectorRegistry, export: MetricsExport) -> None:
         self._export = export
@@ -44,7 +44,7 @@ class GenAiMetrics:
         token_s: float | None,
         error: str,
     ) -> None:
-        """One request. `error`: why it failed, "" if it did not; only times of requests without an error are kept."""
+        """Records one request. `error`: why it failed, else "". Only times of successful requests are recorded."""
         attributes = dict(zip(_ATTRIBUTES, ("outrider", operation, model, model), strict=True))
         self._observe(REQUEST_DURATION, seconds, attributes | ({_ERROR: error} if error else {}))
         if not error and first_token_s is not None:

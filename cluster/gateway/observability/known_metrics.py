@@ -1,7 +1,7 @@
-"""A gateway's metrics again, under names that other tools read: vLLM's, and OpenTelemetry's (gen_ai_metrics.py).
+"""A gateway's metrics under the names of other tools: vLLM's, and OpenTelemetry's (gen_ai_metrics.py).
 
-Requests are counted as this gateway sees them. What engines say of themselves is asked of every ready replica, so
-several gateways say the same, but for the requests that wait at each.
+Request metrics cover this gateway's requests. Engine metrics cover all ready replicas, so they are equal at every
+gateway, except that waiting requests include those of this gateway.
 """
 
 from collections.abc import Sequence
@@ -21,22 +21,25 @@ _SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A request that was accepted, and has ended. Times are seconds; None: it had no token, or no second one."""
+    """An accepted request that has ended. Times are in seconds; None if it had no first, or no second, token."""
 
     operation: str  # "chat" or "text_completion"
     seconds: float
     first_token_s: float | None
-    token_s: float | None  # after the first
+    token_s: float | None  # mean time per token after the first
     usage: Usage
-    finish_reasons: Sequence[str]  # one per output that ended
-    error: str = ""  # why it failed; a client that leaves is no failure
+    finish_reasons: Sequence[str]  # one per finished output
+    error: str = ""  # why it failed; a disconnected client is not a failure
 
 
 class KnownMetrics:
-    """Of one gateway. `model` is the served one's name."""
+    """The metrics of one gateway. `model`: name of the served model."""
 
     def __init__(self, registry: CollectorRegistry, otlp_endpoint: str = "", service: str = "") -> None:
-        """`otlp_endpoint`: where `gen_ai.server.*` go too, as `service`; "": nowhere. OutriderError if they cannot."""
+        """`otlp_endpoint`: collector of `gen_ai.server.*`; "": none. `service`: the service name for it.
+
+        Raises OutriderError if metrics cannot be sent there.
+        """
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(name, text, ["model_name"], registry=registry)
@@ -47,22 +50,24 @@ class KnownMetrics:
         def seconds(name: str, text: str, buckets: Sequence[float], labels: Sequence[str]) -> Histogram:
             return Histogram(name, text, labels, registry=registry, buckets=buckets)
 
-        self._running = gauge("vllm:num_requests_running", "Requests that engines compute.")
-        self._waiting = gauge("vllm:num_requests_waiting", "Requests that wait in engines, or at this gateway.")
-        self._kv_usage = gauge("vllm:kv_cache_usage_perc", "Share of the cache in use, of the fullest replica; 0 to 1.")
-        self._prompt = counter("vllm:prompt_tokens", "Tokens of prompts.")
+        self._running = gauge("vllm:num_requests_running", "Requests running in engines.")
+        self._waiting = gauge("vllm:num_requests_waiting", "Requests waiting in engines or at this gateway.")
+        self._kv_usage = gauge("vllm:kv_cache_usage_perc", "KV cache usage of the fullest replica, 0 to 1.")
+        self._prompt = counter("vllm:prompt_tokens", "Prompt tokens.")
         self._generated = counter("vllm:generation_tokens", "Generated tokens.")
-        self._success = counter("vllm:request_success", "Outputs that ended, by reason.", "finished_reason")
+        self._success = counter("vllm:request_success", "Finished outputs, by reason.", "finished_reason")
         self._drafts = counter("vllm:spec_decode_num_drafts", "Rounds that verified drafts.")
         self._drafted = counter("vllm:spec_decode_num_draft_tokens", "Drafts verified.")
         self._accepted = counter("vllm:spec_decode_num_accepted_tokens", "Drafts accepted.")
         self._by_position = counter(
-            "vllm:spec_decode_num_accepted_tokens_per_pos", "Drafts accepted, by their place in a round.", "position"
+            "vllm:spec_decode_num_accepted_tokens_per_pos", "Accepted drafts, by position in a round.", "position"
         )
         own = ["model_name"]
-        self._first = seconds("vllm:time_to_first_token_seconds", "To the first token.", _SECONDS, own)
-        self._each = seconds("vllm:time_per_output_token_seconds", "Per token after the first.", _TOKEN_SECONDS, own)
-        self._whole = seconds("vllm:e2e_request_latency_seconds", "To a request's end.", _SECONDS, own)
+        self._first = seconds("vllm:time_to_first_token_seconds", "Time to the first token.", _SECONDS, own)
+        self._each = seconds(
+            "vllm:time_per_output_token_seconds", "Time per token after the first.", _TOKEN_SECONDS, own
+        )
+        self._whole = seconds("vllm:e2e_request_latency_seconds", "Time to a request's end.", _SECONDS, own)
         self._gen_ai = GenAiMetrics(registry, open_metrics_export(otlp_endpoint, service, HISTOGRAMS))
         self._acceptance = Histogram(
             "outrider_gateway_request_acceptance",
@@ -72,11 +77,11 @@ class KnownMetrics:
         )
 
     def close(self) -> None:
-        """Sends what a collector has not got yet, within seconds."""
+        """Sends unsent metrics to the collector, with a timeout of seconds."""
         self._gen_ai.close()
 
     def show(self, engines: Sequence[EngineCounters], model: str, queued: int) -> None:
-        """How the ready replicas are now, and how many requests wait at the gateway for their turn."""
+        """Sets the gauges and counters of engines. `queued`: requests that wait at this gateway."""
         self._running.labels(model).set(sum(engine.running for engine in engines))
         self._waiting.labels(model).set(queued + sum(engine.waiting for engine in engines))
         self._kv_usage.labels(model).set(max((engine.kv_cache_usage for engine in engines), default=0.0))

@@ -1,4 +1,4 @@
-"""Every control-plane metric, defined once. Names are the contract's; the engine's own go through Ray."""
+"""The gateway's own metrics. Engine metrics are exported through Ray."""
 
 import contextlib
 from collections.abc import Callable
@@ -12,23 +12,23 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 
 class GatewayMetrics:
-    """One gateway's metrics, as its clients see it, in a registry of its own."""
+    """One gateway's metrics, as its clients see them, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter(
             "requests", "Requests that ended, by status: ok, error or a gRPC status.", "status"
         )
-        self.refused_calls = self._counter("refused_calls", "Calls refused for lack of authorization.", "status")
+        self.refused_calls = self._counter("refused_calls", "Calls refused because they are not authorized.", "status")
         self.refused_requests = self._counter(
-            "refused_requests", "Requests refused for lack of room, by the limit they met.", "cause"
+            "refused_requests", "Requests refused because of overload, by the limit that was reached.", "cause"
         )
-        self.resumed = self._counter("resumed_requests", "Requests that a client resumed here after losing its call.")
+        self.resumed = self._counter("resumed_requests", "Requests that clients resumed here after a broken call.")
         self.ended_replicas = self._counter(
             "ended_replicas", "Replicas that ended, by cause: stalled or other.", "cause"
         )
         self.quarantined = self._counter(
-            "quarantined_requests", "Requests that were ended because each replica that computed them was lost."
+            "quarantined_requests", "Requests ended because replicas crashed repeatedly while computing them."
         )
         self.moves = self._counter("request_moves", "Times that a request was resumed on another replica.")
         self.live_requests = self._gauge("live_requests", "Requests that have not ended.")
@@ -44,7 +44,7 @@ class GatewayMetrics:
         self.latency = self._histogram("e2e_request_latency_seconds", "From an accepted request's arrival to its end.")
 
     def by_label(self, name: str, label: str) -> dict[str, int]:
-        """A counter's values that are not 0."""
+        """A counter's values by label, without zeros."""
         families = (one for one in self.registry.collect() if one.name == _PREFIX + name)
         samples = (sample for family in families for sample in family.samples if sample.name.endswith("_total"))
         return {sample.labels[label]: int(sample.value) for sample in samples if sample.value}
@@ -60,7 +60,7 @@ class GatewayMetrics:
 
 
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Callable[[], None]]:
-    """Serves `registry` over HTTP from a thread: the port (a free one for 0), and what stops it."""
+    """Serves `registry` over HTTP from a thread. Returns the port (0: any free port), and a function that stops it."""
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:

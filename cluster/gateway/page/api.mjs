@@ -1,4 +1,4 @@
-// What the page asks of its gateway. The token is kept for as long as the tab lives.
+// The page's calls to its gateway. The token is kept until the tab is closed.
 const TOKEN = "outrider-token";
 
 export class Refusal extends Error {
@@ -13,7 +13,7 @@ export const token = {
   set: (value) => (value ? sessionStorage.setItem(TOKEN, value) : sessionStorage.removeItem(TOKEN)),
 };
 
-// A response, or a Refusal that says what the gateway says.
+// A response. Throws a Refusal with the gateway's message.
 export async function call(path, options = {}) {
   const headers = {...(token.get() && {Authorization: `Bearer ${token.get()}`}), ...(options.body && {"Content-Type": "application/json"})};
   const response = await fetch(path, {...options, headers});
@@ -25,7 +25,7 @@ export async function call(path, options = {}) {
   throw new Refusal(response.status, message);
 }
 
-// The data of server-sent events, up to [DONE]. A Refusal where one of them is an error.
+// The data of server-sent events, up to [DONE]. Throws a Refusal if an event is an error.
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let unread = "";
@@ -43,7 +43,7 @@ export async function* events(response) {
   }
 }
 
-// Streams one chat. `onOutput` gets an Output whenever it has grown; the last one is returned.
+// Streams one chat. Calls `onOutput` with the output after every chunk, and returns the last one.
 export async function chat(request, signal, onOutput) {
   const began = performance.now();
   const body = JSON.stringify({...request, stream: true, speculation_detail: true, return_token_ids: true});
@@ -58,13 +58,13 @@ export async function chat(request, signal, onOutput) {
 
 export const empty = () => ({pieces: [], tokenIds: [], rounds: 0, drafted: 0, accepted: 0, firstAt: null, seconds: 0, finish: null, fingerprint: ""});
 
-// The output with what a chunk brings. A piece is {text, reasoning, drafted}.
+// The output after adding a chunk. A piece is {text, reasoning, drafted}.
 export function grown(output, chunk, seconds) {
   const [choice] = chunk.choices, more = choice?.speculation, ids = choice?.token_ids ?? [], figures = chunk.metrics?.speculative_decoding;
   return {
     pieces: more ? joined(output.pieces, more.pieces) : output.pieces,
     tokenIds: ids.length ? [...output.tokenIds, ...ids] : output.tokenIds,
-    rounds: figures?.rounds ?? output.rounds + ids.length - (more?.accepted ?? 0),  // each says one token of its own
+    rounds: figures?.rounds ?? output.rounds + ids.length - (more?.accepted ?? 0),  // each round has one token that is not a draft
     drafted: output.drafted + (more?.drafted ?? 0),
     accepted: output.accepted + (more?.accepted ?? 0),
     firstAt: output.firstAt ?? (ids.length ? seconds : null),
@@ -86,10 +86,10 @@ function joined(pieces, more) {
 
 export const text = (output, reasoning = false) => output.pieces.filter((piece) => piece.reasoning === reasoning).map((piece) => piece.text).join("");
 
-// Tokens a second from the first on, which came with the others of its round.
+// Tokens per second after the first message.
 export const speed = (output) => (output.seconds > output.firstAt ? (output.tokenIds.length - 1) / (output.seconds - output.firstAt) : 0);
 
-// Where two outputs differ, in words; "" if they are the same: tokens, text, reasoning and the reason of their end.
+// A description of how two outputs differ in tokens, text, reasoning or finish reason; "" if they are equal.
 export function difference(one, other) {
   const place = one.tokenIds.findIndex((id, n) => id !== other.tokenIds[n]);
   if (place >= 0 || one.tokenIds.length !== other.tokenIds.length) return `they part at token ${(place < 0 ? one.tokenIds.length : place) + 1}`;

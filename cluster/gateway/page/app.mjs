@@ -1,4 +1,4 @@
-// The page: two views side by side with the cluster's status, and a field for the token.
+// The page: one of two views beside the cluster's status, and a field for the token.
 import {Component, render} from "./vendor/preact.mjs";
 import {call, token} from "./api.mjs";
 import {Chat} from "./chat.mjs";
@@ -51,7 +51,7 @@ class App extends Component {
         <details class="access" open=${accessOpen} onToggle=${(event) => this.setState({accessOpen: event.target.open})}>
           <summary id="access">Token</summary>
           <form onSubmit=${this.enter}>
-            <input id="token" type="password" autocomplete="off" aria-label="Token" placeholder="if the gateway asks for one" ref=${(node) => (this.field = node)}
+            <input id="token" type="password" autocomplete="off" aria-label="Token" placeholder="if the gateway requires one" ref=${(node) => (this.field = node)}
               value=${given} onInput=${(event) => this.setState({given: event.target.value})} />
             <button>Use</button>
           </form>

@@ -1,7 +1,7 @@
-// A conversation, whose answers stream in.
+// A conversation with streamed answers.
 import {Component} from "./vendor/preact.mjs";
 import {chat, empty} from "./api.mjs";
-import {answered, asked, depth, Figures, html, Legend, onEnter, Said, Scrolled, Settings} from "./parts.mjs";
+import {answered, requestFields, depth, Figures, html, Legend, onEnter, OutputText, Scrolled, Settings} from "./parts.mjs";
 
 export class Chat extends Component {
   state = {messages: [], draft: "", problem: "", running: null};
@@ -13,7 +13,7 @@ export class Chat extends Component {
     const show = (output) => this.setState({messages: [...conversation, {role: "assistant", output}]});
     this.setState({messages: [...conversation, {role: "assistant", output: empty()}], draft: "", problem: "", running: stop});
     try {
-      await chat({...asked(settings, answered(conversation)), speculation: depth(settings.speculation)}, stop.signal, show);
+      await chat({...requestFields(settings, answered(conversation)), speculation: depth(settings.speculation)}, stop.signal, show);
     } catch (error) {
       if (error.name === "AbortError") this.setState({problem: "Stopped."});
       else {
@@ -40,7 +40,7 @@ export class Chat extends Component {
         ${messages.length === 0 && html`<p class="soft">Say something to ${model || "the model"}. Enter sends, Shift+Enter begins a line, Escape stops an answer.</p><${Legend} />`}
         ${messages.map((one) => html`<article class=${one.role}>
           <h3>${one.role === "user" ? "You" : model}</h3>
-          ${one.output ? html`<${Said} output=${one.output} /><${Figures} output=${one.output} />` : html`<div class="text">${one.content}</div>`}
+          ${one.output ? html`<${OutputText} output=${one.output} /><${Figures} output=${one.output} />` : html`<div class="text">${one.content}</div>`}
         </article>`)}
       </${Scrolled}>
       <p class="problem" role="alert">${problem}</p>

@@ -1,4 +1,4 @@
-// What several views show: an output with its accepted drafts tinted, its figures, and the fields of a request.
+// Components that several views share: an output with tinted accepted drafts, its figures, and a request's settings.
 import {h, Component} from "./vendor/preact.mjs";
 import htm from "./vendor/htm.mjs";
 import {speed, text} from "./api.mjs";
@@ -7,7 +7,7 @@ export const html = htm.bind(h);
 
 const tinted = (pieces) => pieces.map((piece) => html`<span class=${piece.drafted ? "draft" : ""}>${piece.text}</span>`);
 
-export function Said({output}) {
+export function OutputText({output}) {
   const thoughts = output.pieces.filter((piece) => piece.reasoning), rest = output.pieces.filter((piece) => !piece.reasoning);
   return html`
     ${thoughts.length > 0 && html`<details open=${rest.length === 0}><summary>Reasoning</summary><div class="text soft">${tinted(thoughts)}</div></details>`}
@@ -30,8 +30,8 @@ export const Legend = () => html`<p class="soft small"><span class="draft">Tinte
 export const DEPTHS = ["auto", "off", "1", "2", "3", "4", "6", "8", "12", "16"];
 export const DEFAULTS = {speculation: "auto", temperature: "0.8", most: "256", seed: ""};
 
-// A request's fields, without speculation.
-export function asked(settings, messages) {
+// The fields of a request body, except speculation.
+export function requestFields(settings, messages) {
   const request = {messages, temperature: Number(settings.temperature)};
   if (settings.most) request.max_tokens = Number(settings.most);
   if (settings.seed !== "") request.seed = Number(settings.seed);
@@ -40,7 +40,7 @@ export function asked(settings, messages) {
 
 export const depth = (speculation) => (/^\d+$/.test(speculation) ? Number(speculation) : speculation);
 
-// `without`: "speculation" where both are run.
+// `without`: "speculation" in the view that runs both modes.
 export function Settings({settings, onChange, without}) {
   const number = (name, label, rest) => html`
     <label>${label}<input type="number" value=${settings[name]} ...${rest} onInput=${(event) => onChange({...settings, [name]: event.target.value})} /></label>`;
@@ -55,7 +55,7 @@ export function Settings({settings, onChange, without}) {
   </div>`;
 }
 
-// Shows the end of what grows, unless the reader has scrolled up.
+// Scrolls to the end when its content grows, unless the user has scrolled up.
 export class Scrolled extends Component {
   getSnapshotBeforeUpdate() {
     return this.node.scrollHeight - this.node.scrollTop - this.node.clientHeight < 40;
@@ -68,7 +68,7 @@ export class Scrolled extends Component {
   }
 }
 
-// Enter sends, Shift+Enter begins a line.
+// Enter sends, Shift+Enter adds a line.
 export const onEnter = (send) => (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();

@@ -1,7 +1,7 @@
-// One prompt twice, without speculation and with auto: the same text, in less time.
+// Runs one prompt twice, with speculation off and auto, to compare text and time.
 import {Component} from "./vendor/preact.mjs";
 import {chat, difference, empty, speed} from "./api.mjs";
-import {asked, Figures, html, Legend, onEnter, Said, Scrolled, Settings} from "./parts.mjs";
+import {requestFields, Figures, html, Legend, onEnter, OutputText, Scrolled, Settings} from "./parts.mjs";
 
 const LANES = ["off", "auto"];
 const IDLE = {off: empty(), auto: empty()};
@@ -13,7 +13,7 @@ export class Race extends Component {
     const {prompt, apart, running} = this.state, {settings, onRefusal} = this.props;
     if (running || !prompt.trim()) return;
     const stop = new AbortController(), seed = settings.seed === "" ? Math.floor(Math.random() * 2 ** 31) : Number(settings.seed);
-    const request = {...asked(settings, [{role: "user", content: prompt}]), seed};
+    const request = {...requestFields(settings, [{role: "user", content: prompt}]), seed};
     const lane = (speculation) => chat({...request, speculation}, stop.signal, (output) => this.setState(({lanes}) => ({lanes: {...lanes, [speculation]: output}})));
     this.setState({lanes: IDLE, done: false, problem: "", running: stop});
     try {
@@ -48,7 +48,7 @@ export class Race extends Component {
       <div class="lanes">
         ${LANES.map((one) => html`<section aria-label=${`speculation ${one}`}>
           <h3><span class=${`key ${one}`}></span>speculation ${one}</h3>
-          <${Scrolled} class="lane" aria-label=${`Text with speculation ${one}`} role="group"><${Said} output=${lanes[one]} /></${Scrolled}>
+          <${Scrolled} class="lane" aria-label=${`Text with speculation ${one}`} role="group"><${OutputText} output=${lanes[one]} /></${Scrolled}>
           <${Figures} output=${lanes[one]} />
         </section>`)}
       </div>

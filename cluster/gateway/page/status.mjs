@@ -1,12 +1,12 @@
-// The cluster as it runs: figures, and plots of the last two minutes, from the gateway's stream of statuses.
+// The cluster's figures, and plots of the last two minutes, from the gateway's status stream.
 import {Component} from "./vendor/preact.mjs";
 import uPlot from "./vendor/uPlot.esm.js";
 import {call, events} from "./api.mjs";
 import {html} from "./parts.mjs";
 
-const WINDOW_S = 120, RETRY_MS = 2000, PLOT_HEIGHT = 130, POSITIONS = 4;  // in words; the plot has them all
+const WINDOW_S = 120, RETRY_MS = 2000, PLOT_HEIGHT = 130, POSITIONS = 4;  // positions listed in text; the plot shows all
 
-// One status in numbers: counts are added up over replicas, rates averaged over those that have one.
+// The figures of one status: counts are summed over replicas, rates averaged over replicas that have them.
 export function sample(status, time) {
   const engines = status.replicas.map((replica) => replica.engine), speculations = engines.map((engine) => engine.speculation);
   const sum = (values) => values.reduce((total, value) => total + value, 0);
@@ -29,13 +29,13 @@ export function sample(status, time) {
   };
 }
 
-// Tokens a second between two samples; null where a replica that was counted has gone.
+// Tokens per second between two samples; null if a counted replica was removed.
 export function pace(before, now) {
   const gained = now.generated - before.generated, seconds = now.time - before.time;
   return gained >= 0 && seconds > 0 ? gained / seconds : null;
 }
 
-// Shares of rounds whose first j + 1 drafts were accepted, of those that verified so many: of late where some ran.
+// [j]: accepted share of rounds that verified at least j + 1 drafts: recent rounds if there are any, else all.
 export function acceptance(samples) {
   const first = samples[0], last = samples.at(-1);
   if (!last) return {shares: [], recent: false};
@@ -86,12 +86,12 @@ export class Status extends Component {
       ${(problem || status.problem) && html`<p class="problem" role="alert">${problem || status.problem}</p>`}
       <dl>${figures(status, last, ready).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
       ${notes(status).map((note) => html`<p class="small soft">${note}</p>`)}
-      <${Plot} title="Draft depth" said=${shown(last.depth, 1)} data=${[times, pick("depth")]} series=${[["--auto"]]} />
-      <${Plot} title="Speed-up over no speculation" said=${last.speedup === null ? "not known" : `${shown(last.speedup, 2)}x`} data=${[times, pick("speedup")]} series=${[["--accepted"]]} />
-      <${Plot} title=${`Acceptance by position, ${recent ? "of late" : "since the start"}`} said=${shares.slice(0, POSITIONS).map((share) => shown(share, 2)).join(" ") || "no draft yet"}
+      <${Plot} title="Draft depth" summary=${shown(last.depth, 1)} data=${[times, pick("depth")]} series=${[["--auto"]]} />
+      <${Plot} title="Speed-up over no speculation" summary=${last.speedup === null ? "not known" : `${shown(last.speedup, 2)}x`} data=${[times, pick("speedup")]} series=${[["--accepted"]]} />
+      <${Plot} title=${`Acceptance by position, ${recent ? "of late" : "since the start"}`} summary=${shares.slice(0, POSITIONS).map((share) => shown(share, 2)).join(" ") || "no draft yet"}
         data=${[shares.map((_, place) => place + 1), shares]} series=${[["--accepted", "bars"]]} most=${1} />
-      <${Plot} title="Load: sequences" said=${`${last.running} running, ${last.waiting} waiting`} data=${[times, pick("running"), pick("waiting")]} series=${[["--auto", "running"], ["--rejected", "waiting"]]} whole />
-      <${Plot} title="Tokens a second" said=${shown(last.pace, 0)} data=${[times, pick("pace")]} series=${[["--text"]]} />`;
+      <${Plot} title="Load: sequences" summary=${`${last.running} running, ${last.waiting} waiting`} data=${[times, pick("running"), pick("waiting")]} series=${[["--auto", "running"], ["--rejected", "waiting"]]} whole />
+      <${Plot} title="Tokens a second" summary=${shown(last.pace, 0)} data=${[times, pick("pace")]} series=${[["--text"]]} />`;
   }
 }
 
@@ -115,14 +115,14 @@ function figures(status, last, ready) {
 function notes(status) {
   return status.replicas.flatMap((replica) => {
     const {disabled_rounds: rounds, disabled_reason: reason, alarms} = replica.engine.speculation;
-    const said = Object.keys(alarms).filter((name) => alarms[name]).map((name) => `${replica.name}: sign of a broken drafter: ${name}`);
-    return rounds ? [`${replica.name}: drafting is disabled for ${rounds} rounds: ${reason}`, ...said] : said;
+    const raised = Object.keys(alarms).filter((name) => alarms[name]).map((name) => `${replica.name}: sign of a broken drafter: ${name}`);
+    return rounds ? [`${replica.name}: drafting is disabled for ${rounds} rounds: ${reason}`, ...raised] : raised;
   });
 }
 
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 
-// uPlot in a figure that says in words what it shows last. `series`: a colour each, and "bars" or a name.
+// A uPlot plot with its latest values as text. `series`: a colour each, and "bars" or a name.
 class Plot extends Component {
   componentDidMount() {
     this.draw();
@@ -152,10 +152,10 @@ class Plot extends Component {
     this.plot = new uPlot(options, data, this.room);
   };
 
-  render({title, said, series}) {
+  render({title, summary, series}) {
     const named = series.filter(([, name]) => name && name !== "bars");
-    return html`<figure role="img" aria-label=${`${title}: ${said}`}>
-      <figcaption>${title} ${named.length ? named.map(([colour, name]) => html`<span class="pair"><span class=${`key ${colour.slice(2)}`}></span>${name}</span>`) : html`<strong>${said}</strong>`}</figcaption>
+    return html`<figure role="img" aria-label=${`${title}: ${summary}`}>
+      <figcaption>${title} ${named.length ? named.map(([colour, name]) => html`<span class="pair"><span class=${`key ${colour.slice(2)}`}></span>${name}</span>`) : html`<strong>${summary}</strong>`}</figcaption>
       <div class="plot" ref=${(node) => (this.room = node)}></div>
     </figure>`;
   }

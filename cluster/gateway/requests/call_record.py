@@ -1,4 +1,4 @@
-"""What is known of one Generate call when it ends: for its log line, its metrics and its span."""
+"""The record of one Generate call, from which its log line, metrics and span are written."""
 
 import asyncio
 import logging
@@ -16,9 +16,9 @@ from outrider.workers.types import logs
 
 log = logging.getLogger("outrider.gateway.service")
 
-_OK = ("ok", "cancelled")  # statuses that are no error of this side's
-# By GenAI's semantic conventions: what was asked for.
-_ASKED: Mapping[str, str] = {
+_OK = ("ok", "cancelled")  # statuses that are not server errors
+# Request attributes of the GenAI semantic conventions.
+_REQUEST_ATTRIBUTES: Mapping[str, str] = {
     "gen_ai.request.choice.count": "n",
     "gen_ai.request.max_tokens": "max_tokens",
     "gen_ai.request.temperature": "temperature",
@@ -30,15 +30,15 @@ _ASKED: Mapping[str, str] = {
 
 
 class CallRecord:
-    """Filled in as the call goes on. Times are seconds."""
+    """Filled in while the call runs. Times are in seconds."""
 
     def __init__(self, span: Span) -> None:
         self.request_id = ""
         self.caller = CALLER.get()  # "" without tokens
         self.status = "internal"
-        self.call: GenerateCall | None = None  # once it could be read
+        self.call: GenerateCall | None = None  # once it was parsed
         self.stream: RequestStream | None = None  # once it was accepted
-        self.replaced = False  # the request goes on in another call
+        self.replaced = False  # another call resumed the request
         self.cancelled_as: Callable[[], str] = lambda: "cancelled"  # the status of a call that was cancelled
         self.context = span.context
         self._span = span
@@ -46,19 +46,19 @@ class CallRecord:
 
     @property
     def names(self) -> dict[str, object]:
-        """What every log line of the request says."""
+        """The fields of every log line of the request."""
         caller = {"caller": self.caller} if self.caller else {}
         return {"request_id": self.request_id, "trace_id": self.context.trace_id, **caller}
 
     @property
     def place(self) -> dict[str, object]:
-        """Where it runs, or ran last; nothing if nowhere."""
+        """The replica that it runs on or ran on last; empty if none."""
         if self.stream is None:
             return {}
         return {"replica": self.stream.replica.id.name, "generation": self.stream.replica.id.generation}
 
     def end_early(self, task: "asyncio.Task[None] | None") -> None:
-        """The call ends, which `task` serves: at once for the engine."""
+        """Ends the call, which `task` serves, and cancels its request at the engine immediately."""
         self.replaced = True
         if self.stream is not None:
             self.stream.close()
@@ -66,7 +66,7 @@ class CallRecord:
             task.cancel()
 
     def end(self, metrics: GatewayMetrics, known: KnownMetrics, model: str) -> None:
-        """`model`: the served one's name, if it is known."""
+        """`model`: name of the served model, if known."""
         seconds, first_token_s = time.monotonic() - self._began, self._first_token_s()
         metrics.requests.labels(status=self.status).inc()
         if self.stream is not None:
@@ -79,7 +79,7 @@ class CallRecord:
         self._span.end(dict(self._attributes(model)), error="" if self.status in _OK else self.status)
 
     def _ended(self, stream: RequestStream, seconds: float, first_token_s: float | None) -> Ended:
-        later = stream.usage.completion_tokens - len(stream.finish_reasons)  # one first token an output
+        later = stream.usage.completion_tokens - len(stream.finish_reasons)  # without the first token of each output
         return Ended(
             operation=self._operation,
             seconds=seconds,
@@ -105,7 +105,7 @@ class CallRecord:
         return {name: getattr(self.stream.usage, name) for name in names}
 
     def _attributes(self, model: str) -> Iterator[tuple[str, Any]]:
-        """Of the span: GenAI's names where there are some, ours elsewhere."""
+        """Span attributes, with the names of the GenAI conventions where they exist."""
         yield "gen_ai.provider.name", "outrider"
         yield "gen_ai.request.model", model
         yield "gen_ai.response.id", self.request_id
@@ -114,8 +114,8 @@ class CallRecord:
             yield "error.type", self.status
         if self.call is not None:
             yield "gen_ai.operation.name", self._operation
-            asked = ((name, getattr(self.call.params, field)) for name, field in _ASKED.items())
-            yield from ((name, value) for name, value in asked if value is not None)
+            requested = ((name, getattr(self.call.params, field)) for name, field in _REQUEST_ATTRIBUTES.items())
+            yield from ((name, value) for name, value in requested if value is not None)
         if self.stream is not None:
             yield from _answer(self.stream)
         if (first_token_s := self._first_token_s()) is not None:

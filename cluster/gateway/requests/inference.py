@@ -1,6 +1,6 @@
-"""Runs one request, from gRPC or HTTP: checks it, admits it, routes it, moves it if its replica is lost, records it.
+"""Runs one request from gRPC or HTTP: checks, admits, routes and records it, and moves it if its replica is lost.
 
-Other modules make the decisions; this one calls them in order. Knows nothing of gRPC contexts or HTTP.
+Other modules make the decisions; this one calls them in order. Independent of gRPC contexts and HTTP.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.cluster.gateway.requests.preparation import PreparedRequest, is_small, prepare
 from outrider.cluster.gateway.requests.prompts import PromptEncoder
 from outrider.cluster.gateway.requests.refusals import REFUSALS, status_code
-from outrider.cluster.gateway.requests.resumption import to_say_again
+from outrider.cluster.gateway.requests.resumption import outputs_to_continue
 from outrider.cluster.gateway.requests.stream import RequestStream
 from outrider.cluster.gateway.requests.writer import SlowReaderError
 from outrider.cluster.gateway.routing.fleet import Fleet
@@ -39,10 +39,12 @@ from outrider.workers.types.trace_context import TraceContext
 
 log = logging.getLogger("outrider.gateway.service")
 
-_THREADS = 4  # that prepare large requests
+_THREADS = 4  # for the preparation of large requests
 T = TypeVar("T")
-MOST_CRASHES = 2  # replicas lost in a row while computing a request's next token: then it is assumed to be the cause
-MOST_MOVES = 16  # in a row without a token, wherever the request waited
+MOST_CRASHES = (
+    2  # consecutive replicas lost while computing a request's next token; then the request is assumed to be the cause
+)
+MOST_MOVES = 16  # consecutive moves without a new token
 
 
 class Inference:
@@ -60,8 +62,10 @@ class Inference:
         *,
         share_prefix_cache: bool = False,
     ) -> None:
-        """`resume_wait_s`: how long a request whose replica was lost waits for another; `share_prefix_cache`: among
-        tokens."""
+        """`resume_wait_s`: how long a request whose replica was lost waits for another one.
+
+        `share_prefix_cache`: share cached prefixes among bearer tokens.
+        """
         self._resume_wait_s, self._tracing = resume_wait_s, tracing
         self._share_prefix_cache = share_prefix_cache
         self.encoder: PromptEncoder | None = None
@@ -73,7 +77,7 @@ class Inference:
         self._limits = limits
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare")
         self._streams: set[RequestStream] = set()
-        self._change = asyncio.Event()  # set at the next change, and replaced
+        self._change = asyncio.Event()  # set at the next change, then replaced by a new event
         metrics.live_requests.set_function(lambda: admission.live_requests)
         metrics.queued_requests.set_function(lambda: admission.queued_requests)
         metrics.queued_tokens.set_function(lambda: admission.queued_tokens)
@@ -84,26 +88,26 @@ class Inference:
         return self._admission.live_requests
 
     @property
-    def wanted(self) -> bool:
-        """Whether others wait for what live requests hold, or were refused for it just now."""
-        return self._admission.wanted
+    def contended(self) -> bool:
+        """Whether requests wait for places, or were refused a moment ago."""
+        return self._admission.contended
 
     def note_change(self) -> None:
-        """`ready` may answer otherwise than before."""
+        """Call it when the result of `ready` may have changed."""
         self._change.set()
         self._change = asyncio.Event()
 
     def fail_all(self, message: str) -> None:
-        """Every live request gets an error event, its last."""
+        """Ends every live request with an error event."""
         self._fleet.stop_waiting()
         for stream in self._streams:
             stream.fail(message, resumable=True)
 
     @contextlib.contextmanager
     def recorded(self, name: str, parent: TraceContext | None) -> Iterator[CallRecord]:
-        """The record of a call, which is written to the log, the metrics and the span when the call ends.
+        """The record of a call. It is written to the log, the metrics and the span when the call ends.
 
-        `name`: of the span, whose parent is `parent`.
+        `name`: the span's name. `parent`: the span's parent.
         """
         record = CallRecord(self._tracing.begin(name, parent))
         try:
@@ -119,7 +123,7 @@ class Inference:
         except asyncio.CancelledError:
             record.status = "replaced" if record.replaced else record.cancelled_as()
             raise
-        except GeneratorExit:  # whoever reads the events was cancelled elsewhere, as in a write; or has a defect
+        except GeneratorExit:  # the reader of the events was cancelled in another await, such as a write, or failed
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 record.status = record.cancelled_as()
             raise
@@ -129,7 +133,7 @@ class Inference:
     async def events(
         self, message: inference_pb2.GenerateRequest, record: CallRecord, deadline_s: float | None = None
     ) -> AsyncGenerator[Event]:
-        """Accepted first, or raises one of REFUSALS. Closing the iterator cancels the request.
+        """The events of a request, Accepted first. Raises one of REFUSALS before that. Closing the iterator cancels it.
 
         `deadline_s`: how long the client waits; None: without limit.
         """
@@ -150,7 +154,7 @@ class Inference:
             record.call = await run(call_from_wire, message)
             prepared = await run(prepare, record.call, encoder, self._limits, replica.info, self._salt(record.caller))
             stream = await self._open(prepared, encoder, ticket, record.context)
-            ticket.ask_for_turn(stream.take_turn)
+            ticket.wait_for_places(stream.take_turn)
             if stream.may_start:
                 stream.start(stream.replica)
             accepted = stream.accepted()
@@ -168,12 +172,12 @@ class Inference:
         record.status = "error" if stream.failed else "ok"
 
     def ready(self, *, is_work: bool = True) -> tuple[PromptEncoder, ReplicaConnection]:
-        """The encoder and any ready replica, to check a request with. UnavailableError if none takes requests.
+        """The encoder and any ready replica, for checking a request. Raises UnavailableError if no replica is ready.
 
-        `is_work`: a replica is needed for it, so that the autoscaler is to start one where there is none.
+        `is_work`: count this as load, so that the autoscaler starts a replica if there is none.
         """
         if self.draining:
-            raise UnavailableError("the gateway is draining: send the request to another")
+            raise UnavailableError("the gateway is draining: send the request to another gateway")
         try:
             replica = self._fleet.choose()
         except UnavailableError:
@@ -185,8 +189,7 @@ class Inference:
         return self.encoder, replica
 
     async def wait_until_ready(self, deadline_s: float | None = None) -> tuple[PromptEncoder, ReplicaConnection]:
-        """As `ready`, but where no replica takes requests it waits for one: for as long as for a turn, and until the
-        client's deadline."""
+        """As `ready`, but waits for a replica, up to the maximum queue wait and the client's deadline."""
         loop, most_s = asyncio.get_running_loop(), self._admission.max_queue_wait_s
         until = loop.time() + (most_s if deadline_s is None else min(most_s, deadline_s))
         while True:
@@ -200,20 +203,20 @@ class Inference:
                 await asyncio.wait_for(change.wait(), until - loop.time())
 
     def _salt(self, caller: str) -> str:
-        """How long an answer takes tells whether its prompt is cached: that is for its own token to know."""
+        """The prefix cache salt of a caller. Response times reveal cached prompts, so callers do not share them."""
         return "" if self._share_prefix_cache else caller
 
     async def _inline(self, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Runs the function in a thread, so that it does not block other streams."""
+        """Runs the function in a thread, to not block other streams."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def _open(
         self, prepared: PreparedRequest, encoder: PromptEncoder, ticket: Ticket, trace: TraceContext
     ) -> RequestStream:
-        """Queues the checked request, and chooses its replica."""
+        """Chooses a replica for the checked request, and queues it."""
         call, token_ids = prepared.call, prepared.token_ids
         ticket.queue(len(token_ids))
         await encoder.check_grammar(prepared.params)
@@ -227,20 +230,20 @@ class Inference:
             prompt_token_ids=token_ids,
             params=prepared.params,
             seed=_seed(call),
-            resumed=to_say_again(call.resume) if call.resume is not None else (),
+            resumed=outputs_to_continue(call.resume) if call.resume is not None else (),
             trace=trace,
             cache_salt=prepared.cache_salt,
         )
-        return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer, ticket.end_turn)
+        return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer, ticket.release_places)
 
     async def _start(self, stream: RequestStream) -> None:
-        """When it is its turn, on whatever replica is best then; without one the stream fails."""
+        """Submits the request to the best replica once it has its places. The stream fails if there is none."""
         while not stream.started and await stream.wait_for_turn():
             try:
                 replica = await self._fleet.successor(
                     None, stream.fingerprint, stream.length, stream.prefix, self._resume_wait_s
                 )
-                with contextlib.suppress(EngineStoppedError):  # gone in this moment: then another
+                with contextlib.suppress(EngineStoppedError):  # just ended: try another
                     stream.start(replica)
             except UnavailableError as error:
                 stream.fail(str(error), resumable=True)
@@ -257,16 +260,16 @@ class Inference:
                 await self._move(stream)
 
     async def _move(self, stream: RequestStream) -> None:
-        """To a replica that continues with the same tokens. If there is none, the stream fails with the reason."""
+        """Moves the request to a replica with the same fingerprint. The stream fails if there is none."""
         origin, fingerprint = stream.replica.id, stream.fingerprint
         while stream.lost:
             try:
                 if stream.crashes >= MOST_CRASHES:
                     self._metrics.quarantined.inc()
-                    lost = f"{MOST_CRASHES} replicas in a row were lost as they computed its next token"
-                    raise UnavailableError(f"{lost}: it is not tried again")
+                    lost = f"{MOST_CRASHES} replicas in a row were lost while computing its next token"
+                    raise UnavailableError(f"{lost}: it is not retried")
                 if stream.moves_without_progress >= MOST_MOVES:
-                    raise UnavailableError(f"it was moved {MOST_MOVES} times without a token")
+                    raise UnavailableError(f"it was moved {MOST_MOVES} times without a new token")
                 with self._metrics.successor_waits.track_inprogress():
                     replica = await self._fleet.successor(
                         stream.connection, fingerprint, stream.length, stream.prefix, self._resume_wait_s
@@ -276,8 +279,8 @@ class Inference:
                     self._metrics.moves.inc()
                     _log_move(stream, origin)
             except UnavailableError as error:
-                if stream.lost:  # and `fail_all` has not ended it meanwhile
-                    stream.fail(f"{await stream.why_lost()}; {error}")
+                if stream.lost:  # unless `fail_all` has ended it meanwhile
+                    stream.fail(f"{await stream.loss_reason()}; {error}")
 
 
 def _log_move(stream: RequestStream, origin: ReplicaId) -> None:

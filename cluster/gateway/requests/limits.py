@@ -1,4 +1,4 @@
-"""What one request may ask of a gateway, checked before anything is built from it. The model's limits come later."""
+"""Limits of a single request, checked before any other work. The model's own limits are checked later."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,13 +8,13 @@ from outrider.workers.types.settings import Setting, check_settings
 from outrider.workers.types.token_ids import MAX_BAD_WORDS
 
 _REQUEST_ID_CHARACTERS = 256
-_STOP_CHARACTERS = 1024  # of one stop string: it is looked for after every token
+_STOP_CHARACTERS = 1024  # length of one stop string, which is searched for after every token
 _BAD_WORD_CHARACTERS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLimits:
-    """Counts and bytes, per request."""
+    """Maximum counts and sizes per request."""
 
     max_message_bytes: Annotated[int, Setting("Maximum size of a request in bytes.", least=1024)] = 4 * 2**20
     max_prompt_tokens: Annotated[
@@ -32,13 +32,13 @@ class RequestLimits:
         check_settings(self)
 
     def check(self, request: pb.GenerateRequest) -> None:
-        """ValueError names the field that asks for too much."""
+        """Raises ValueError, which names the field, if a field exceeds its limit."""
         for field, given, most in self._counts(request):
             if given > most:
-                raise ValueError(f"{field} has {given} entries, and this gateway takes at most {most}")
+                raise ValueError(f"{field} has {given} entries, and this gateway accepts at most {most}")
         for field, given, most in _lengths(request, self.max_schema_bytes):
             if given > most:
-                raise ValueError(f"{field} is {given} long, and this gateway takes at most {most}")
+                raise ValueError(f"{field} has length {given}, and this gateway accepts at most {most}")
 
     def _counts(self, request: pb.GenerateRequest) -> tuple[tuple[str, int, int], ...]:
         stopping = request.stopping
@@ -52,9 +52,9 @@ class RequestLimits:
         )
 
     def check_prompt(self, tokens: int, name: str) -> None:
-        """ValueError if the prompt is longer than this gateway takes."""
+        """Raises ValueError if the prompt is longer than the limit."""
         if self.max_prompt_tokens is not None and tokens > self.max_prompt_tokens:
-            raise ValueError(f"{name} has {tokens} tokens, and this gateway takes at most {self.max_prompt_tokens}")
+            raise ValueError(f"{name} has {tokens} tokens, and this gateway accepts at most {self.max_prompt_tokens}")
 
 
 def _lengths(request: pb.GenerateRequest, max_schema_bytes: int) -> tuple[tuple[str, int, int], ...]:

@@ -1,4 +1,4 @@
-"""From a message to a checked request: all that takes its time before a replica is chosen. Knows nothing of queues."""
+"""Converts a message to a checked request: the slow work before a replica is chosen. Independent of queues."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from outrider.proto import inference_pb2
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.types.sampling_params import SamplingParams
 
-INLINE_BYTES = 4096  # a smaller message takes less than a millisecond; another is for a thread
+INLINE_BYTES = 4096  # smaller messages take less than a millisecond; larger ones are prepared in a thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRequest:
-    """A request that an engine as `info` has it can do."""
+    """A request that was checked against an engine's `info`."""
 
     call: GenerateCall
     token_ids: tuple[int, ...]
@@ -26,7 +26,7 @@ class PreparedRequest:
     cache_salt: str
 
     def check(self, info: EngineInfo, *, has_tokenizer: bool) -> None:
-        """Whether another engine can. ValueError names the parameter."""
+        """Checks it against another engine. Raises ValueError, which names the parameter."""
         name = prompt_name(self.call.prompt)
         info.check(self.token_ids, self.params, has_tokenizer=has_tokenizer, prompt_name=name)
         if self.call.resume is not None:
@@ -34,7 +34,7 @@ class PreparedRequest:
 
 
 def is_small(message: inference_pb2.GenerateRequest) -> bool:
-    """Whether it can be prepared where nothing may wait. A chat template may do anything; bad words are many texts."""
+    """Whether preparing it is fast enough for the event loop. Chat templates and bad words may be slow."""
     slow = message.HasField("messages") or len(message.sampling.bad_words) > 0
     return not slow and message.ByteSize() <= INLINE_BYTES
 
@@ -42,13 +42,13 @@ def is_small(message: inference_pb2.GenerateRequest) -> bool:
 def prepare(
     call: GenerateCall, encoder: PromptEncoder, limits: RequestLimits, info: EngineInfo, cache_salt: str = ""
 ) -> PreparedRequest:
-    """`cache_salt`: requests with an equal one share cached prefixes. ValueError names what is wrong."""
+    """`cache_salt`: requests with the same salt share cached prefixes. Raises ValueError, which names the field."""
     token_ids = encoder.encode(call.prompt)
     limits.check_prompt(len(token_ids), prompt_name(call.prompt))
     prepared = PreparedRequest(
         call=call,
         token_ids=token_ids,
-        params=encoder.settle(call, token_ids),
+        params=encoder.engine_params(call, token_ids),
         prefix=PrefixKeys.of(token_ids, cache_salt),
         info=info,
         cache_salt=cache_salt,

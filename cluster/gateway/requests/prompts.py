@@ -1,4 +1,4 @@
-"""Turns what a client sent into token ids, with the served checkpoint's own tokenizer."""
+"""Converts prompts to token ids with the served checkpoint's tokenizer."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ from outrider.workers.types.tools import Arguments, Tools
 
 
 class PromptEncoder:
-    """Without a tokenizer it takes token ids only."""
+    """Encodes prompts. Without a tokenizer it accepts only token ids."""
 
     def __init__(self, tokenizer: Tokenizer | None, checker: GrammarChecker | None = None) -> None:
-        """`checker`: of grammars, for the same tokenizer; without it none is refused here."""
+        """`checker`: checks grammars for the same tokenizer; None: grammars are not checked here."""
         self.tokenizer, self._checker = tokenizer, checker
 
     @classmethod
     def load(cls, path: str) -> Self:
-        """CheckpointError if the checkpoint is not on this machine nor on the Hub, or its tokenizer is damaged."""
+        """Raises CheckpointError if the checkpoint is neither on this machine nor on the Hub, or is damaged."""
         folder = hub.fetch(path, weights=False) if hub.is_on_hub(path) else Path(path)
         if not folder.is_dir():
-            raise CheckpointError(f"no directory {folder} on the gateway's machine: the tokenizer is read from there")
+            raise CheckpointError(f"no directory {folder} on the gateway's machine, from which it reads the tokenizer")
         return cls(Tokenizer.load(folder), GrammarChecker(folder / "tokenizer.json"))
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Takes its time. ValueError names `prompt`, `token_ids` or `messages`, whichever it was."""
+        """Slow for long prompts. Raises ValueError, which names `prompt`, `token_ids` or `messages`."""
         match prompt:
             case TokenPrompt(token_ids):
                 return tuple(token_ids)
@@ -45,13 +45,13 @@ class PromptEncoder:
                 turns, functions = [_turn(message) for message in messages], [tool.to_dict() for tool in tools.tools]
                 return tuple(tokenizer.encode_chat(turns, functions, arguments))
 
-    def settle(self, call: GenerateCall, prompt_token_ids: Sequence[int]) -> SamplingParams:
-        """The parameters that the engine gets. ValueError names what cannot be resolved."""
+    def engine_params(self, call: GenerateCall, prompt_token_ids: Sequence[int]) -> SamplingParams:
+        """The parameters for the engine. Raises ValueError, which names an invalid parameter."""
         tools = call.prompt.tools if isinstance(call.prompt, ChatPrompt) else Tools()
         return resolved_params(call.params, self.tokenizer, prompt_token_ids, tools, auto_reasoning=call.auto_reasoning)
 
     async def check_grammar(self, params: SamplingParams) -> None:
-        """ValueError or OverloadedError if there is one that cannot be followed, or not be checked now."""
+        """Raises ValueError if the grammar is not supported, OverloadedError if it cannot be checked now."""
         if params.structured_outputs is not None and self._checker is not None:
             await asyncio.wrap_future(self._checker.submit(params.structured_outputs))
 
@@ -66,7 +66,7 @@ class PromptEncoder:
 
 
 def _turn(message: Message) -> dict[str, Any]:
-    """A message as chat templates expect it. Absent fields are left out, since templates test whether they exist."""
+    """A message for chat templates. Absent fields are omitted, since templates test whether they exist."""
     content = message.content if isinstance(message.content, str) else "\n".join(message.content)
     turn: dict[str, Any] = {"role": message.role, "content": content}
     if message.tool_calls:
@@ -79,7 +79,7 @@ def _turn(message: Message) -> dict[str, Any]:
 
 
 def prompt_name(prompt: Prompt) -> str:
-    """The field of the request that holds it."""
+    """Name of the request's field with the prompt."""
     match prompt:
         case TextPrompt():
             return "prompt"

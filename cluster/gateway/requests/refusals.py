@@ -1,4 +1,4 @@
-"""How the refusal of a request is told: the gRPC status of each kind of error."""
+"""The gRPC status for each type of error that refuses a request."""
 
 import grpc
 
@@ -12,7 +12,7 @@ _REFUSALS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (EngineStoppedError, grpc.StatusCode.UNAVAILABLE),
     (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
 )
-REFUSALS = tuple(kind for kind, _ in _REFUSALS)  # what `Inference.events` raises before the first event, and only then
+REFUSALS = tuple(kind for kind, _ in _REFUSALS)  # `Inference.events` raises these, only before the first event
 
 
 def status_code(error: Exception) -> grpc.StatusCode:

@@ -1,4 +1,4 @@
-"""A client's `resume`: whether it continues the request, and behind what the engine goes on. Pure."""
+"""Checks a client's `resume`, and determines after which tokens the engine continues. Pure."""
 
 from outrider.cluster.api.generation import GenerateCall, Resume
 from outrider.workers.engine.handle import EngineInfo
@@ -6,9 +6,9 @@ from outrider.workers.types.request import OutputSoFar
 
 
 def check_resume(resume: Resume, call: GenerateCall, prompt_tokens: int, info: EngineInfo) -> None:
-    """ValueError names what of `resume` cannot be a continuation of this call on this engine."""
+    """Raises ValueError, which names the field, if `resume` cannot continue this call on this engine."""
     if not resume.outputs:
-        raise ValueError("resume.outputs must name an unfinished output: one that has no token yet counts too")
+        raise ValueError("resume.outputs must contain an unfinished output, also if it has no token yet")
     indices = [output.index for output in resume.outputs]
     if len(set(indices)) != len(indices) or max(indices) >= call.params.n:
         raise ValueError(f"resume.outputs must have distinct indices below {call.params.n}, got {indices}")
@@ -20,7 +20,7 @@ def check_resume(resume: Resume, call: GenerateCall, prompt_tokens: int, info: E
     for output in resume.outputs:
         if prompt_tokens + len(output.token_ids) > limit:
             has, most = len(output.token_ids), limit - prompt_tokens
-            raise ValueError(f"resume: output {output.index} has {has} tokens, and may have {most}")
+            raise ValueError(f"resume: output {output.index} has {has} tokens, at most {most} are possible")
         for place, token_id in enumerate(output.token_ids):
             if token_id >= info.vocab_size:
                 raise ValueError(
@@ -28,6 +28,6 @@ def check_resume(resume: Resume, call: GenerateCall, prompt_tokens: int, info: E
                 )
 
 
-def to_say_again(resume: Resume) -> tuple[OutputSoFar, ...]:
-    """Each output without its last token: the engine says that again, and with it an end that the client missed."""
+def outputs_to_continue(resume: Resume) -> tuple[OutputSoFar, ...]:
+    """Each output without its last token. The engine repeats it, and with it an end that the client missed."""
     return tuple(OutputSoFar(index=output.index, token_ids=output.token_ids[:-1]) for output in resume.outputs)

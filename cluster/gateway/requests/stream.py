@@ -1,5 +1,7 @@
-"""One accepted request, from the engine's chunks to the client's events, on one replica after another where the
-first is lost. Knows nothing of gRPC."""
+"""One accepted request: converts the engine's chunks to the client's events, on more than one replica if it moves.
+
+Independent of gRPC.
+"""
 
 import asyncio
 import hashlib
@@ -20,8 +22,11 @@ from outrider.workers.types.tools import ToolCallDelta
 
 
 class RequestStream:
-    """Runs on one replica at a time, once it was its turn. The queue between engine and client holds at most one
-    output's length: nothing is dropped, and what a slow client missed becomes one larger delta."""
+    """Runs on one replica at a time, once it has its places.
+
+    Chunks that a slow client has not read are merged into one larger delta, so nothing is dropped. The queue between
+    engine and client never holds more than the outputs.
+    """
 
     def __init__(
         self,
@@ -32,8 +37,8 @@ class RequestStream:
         tokenizer: Tokenizer | None,
         on_computed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`prefix`: the prompt's; `on_computed`: called once its replica is done with it, whoever reads what."""
-        self._computed = 0  # outputs, on this replica
+        """`prefix`: of the prompt. `on_computed`: called when the replica has finished; the client may still read."""
+        self._computed = 0  # outputs that this replica has finished
         self._on_computed = on_computed
         self.request = request
         self.replica = replica
@@ -41,13 +46,13 @@ class RequestStream:
         self.prefix = prefix
         self.first_token_at: float | None = None  # time.monotonic()
         self.failed = False
-        self.lost = ""  # why its replica does not go on with it; empty while it does
-        self.queued_s: float | None = None  # at its first replica, until its first round
+        self.lost = ""  # why its replica was lost; empty while it is not
+        self.queued_s: float | None = None  # time from submission to its first round, at its first replica
         self.moves = self.moves_without_progress = 0
-        self.crashes = 0  # replicas lost in a row while they computed its next token
-        self._computing = False  # its next token, on this replica, for the first time
-        self.finish_reasons: dict[int, str] = {}  # of the outputs that have ended
-        self._failure: Failed | None = None  # how it is to end
+        self.crashes = 0  # consecutive replicas lost while computing its next token
+        self._computing = False  # whether this replica has begun to compute its next token
+        self.finish_reasons: dict[int, str] = {}  # of finished outputs
+        self._failure: Failed | None = None  # the error event that will end it
         self._closed = False
         self._client = replica.client
         self._tokenizer = tokenizer
@@ -57,14 +62,14 @@ class RequestStream:
         if call.resume is not None:
             outputs = call.resume.outputs
             self._assembler.resume_after(outputs)
-        self._so_far = {output.index: list(output.token_ids) for output in outputs}  # what the client has
+        self._so_far = {output.index: list(output.token_ids) for output in outputs}  # tokens that the client has
         self._rounds: asyncio.Queue[list[SequenceChunk]] = asyncio.Queue()
         self._turn = asyncio.Event()
-        self.started = False  # it was given to a replica
+        self.started = False  # it was submitted to a replica
 
     @property
     def finished(self) -> bool:
-        """The last event was given."""
+        """Whether the last event was returned."""
         return self.failed or self._assembler.finished
 
     @property
@@ -73,16 +78,16 @@ class RequestStream:
 
     @property
     def length(self) -> int:
-        """Tokens to compute before the next one comes."""
+        """Number of tokens to prefill before the next output token."""
         return len(self.request.prompt_token_ids) + sum(map(len, self._so_far.values()))
 
     @property
     def connection(self) -> LeaderClient:
-        """What it runs on now, or ran on until it was lost."""
+        """The leader that it runs on, or ran on until the replica was lost."""
         return self._client
 
     def take_turn(self) -> None:
-        """It may go to a replica now."""
+        """Called when it has its places and may be submitted."""
         self._turn.set()
 
     @property
@@ -90,12 +95,12 @@ class RequestStream:
         return self._turn.is_set()
 
     async def wait_for_turn(self) -> bool:
-        """Until it may go to a replica; False if it has failed before."""
+        """Waits until it may be submitted. False if it has failed before."""
         await self._turn.wait()
         return self._failure is None
 
     def start(self, replica: ReplicaConnection) -> None:
-        """EngineStoppedError if the leader has just gone."""
+        """Raises EngineStoppedError if the leader has just ended."""
         self.replica, self._client = replica, replica.client
         self._submit()
         self.started = True
@@ -110,17 +115,17 @@ class RequestStream:
 
     def _submit(self) -> None:
         self._computed = 0
-        self._client.submit(self.request, self._hear)
+        self._client.submit(self.request, self._receive)
         self.replica.load.begin(self.request, self.prefix)
 
-    def _hear(self, chunks: list[SequenceChunk]) -> None:
+    def _receive(self, chunks: list[SequenceChunk]) -> None:
         self._rounds.put_nowait(chunks)
         self._computed += sum(chunk.finish_reason is not None for chunk in chunks)
         if self._computed == len(self.request.outputs):
             self._on_computed()
 
     def move_to(self, replica: ReplicaConnection) -> None:
-        """Goes on there behind the tokens it has. EngineStoppedError if that one has just gone too."""
+        """Continues on another replica after the tokens so far. EngineStoppedError if that has just ended too."""
         self.replica.load.end(self.request.request_id)
         self.request = replace(self.request, resumed=self._unfinished(), suspect=self.crashes > 0)
         self._assembler.restart()
@@ -132,29 +137,29 @@ class RequestStream:
         self.lost = ""
 
     def _unfinished(self) -> tuple[OutputSoFar, ...]:
-        """The outputs that an engine is to go on with, and behind what."""
+        """The outputs that an engine continues, with their tokens so far."""
         return tuple(
             OutputSoFar(index=index, token_ids=tuple(token_ids[: len(token_ids) - self._assembler.repeats(index)]))
             for index, token_ids in self._so_far.items()
             if self._assembler.unfinished(index)
         )
 
-    async def why_lost(self) -> str:
-        """The controller's reason, if it comes in time, else what the stream itself heard."""
-        return await self.replica.why(self.lost) if self._client.broken.is_set() else self.lost
+    async def loss_reason(self) -> str:
+        """The controller's reason if it arrives in time, else the stream's own error."""
+        return await self.replica.end_reason(self.lost) if self._client.broken.is_set() else self.lost
 
     def fail(self, message: str, *, resumable: bool = False) -> None:
-        """Ends the stream with an error event, after what has been generated so far. The first reason is the one.
+        """Ends the stream with an error event, after the events so far. If called again, the first reason stays.
 
-        `resumable`: another gateway may go on with it.
+        `resumable`: another gateway can resume it.
         """
         self._failure = self._failure or Failed(message=message, resumable=resumable)
-        self._rounds.put_nowait([])  # wakes who waits
+        self._rounds.put_nowait([])  # wakes `next_events`
         self._turn.set()
         self.lost = ""
 
     def close(self) -> None:
-        """However it ended: the engine does not go on with it. Twice is once."""
+        """Cancels the request at the engine unless it has finished. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -163,9 +168,9 @@ class RequestStream:
             self._client.cancel(self.request.request_id)
 
     async def next_events(self) -> Iterator[Event]:
-        """What has come since the last call; waits for at least one round. Then `lost` may be set.
+        """The events since the last call; waits for at least one round. Afterwards `lost` may be set.
 
-        An event is made when it is its turn: some take a while.
+        Events are created lazily, since some take a while.
         """
         chunks = await self._rounds.get()
         while not self._rounds.empty():
@@ -182,7 +187,7 @@ class RequestStream:
         return self._events(deltas)
 
     def _events(self, deltas: Sequence[OutputDelta]) -> Iterator[Event]:
-        """The request's last event, which is the end of an output, carries the usage."""
+        """The request's last event, the Finished of an output, contains the usage."""
         last = max((delta.index for delta in deltas if delta.finish_reason is not None), default=-1)
         for index in range(self.request.params.n):
             yield from self._events_of(
@@ -210,7 +215,7 @@ class RequestStream:
             self.first_token_at, self.queued_s = time.monotonic(), chunk.queued_s
 
     def _events_of(self, index: int, deltas: Iterable[OutputDelta], usage: Usage | None) -> Iterator[Event]:
-        """One output's deltas as one event, and its end as another."""
+        """One output's deltas as one Output event, and its end as a Finished event."""
         own = [delta for delta in deltas if delta.index == index]
         yield from self._prompt_events(index, own)
         token_ids = tuple(token_id for delta in own for token_id in delta.token_ids)
@@ -235,7 +240,7 @@ class RequestStream:
                 yield Finished(index=index, reason=delta.finish_reason, stop_reason=delta.stop_reason, usage=usage)
 
     def _with_ids(self, index: int, calls: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
-        """Adds the id to a call's first delta. It is the same if another gateway resumes the request."""
+        """Adds an id to the first delta of each tool call. A gateway that resumes the request gives the same id."""
         return tuple(replace(call, id=self._call_id(index, call.index)) if call.name else call for call in calls)
 
     def _call_id(self, index: int, number: int) -> str:

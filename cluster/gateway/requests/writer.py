@@ -1,4 +1,4 @@
-"""Writes one call's events, one at a time: with heartbeats in between, and an end for a client that does not read."""
+"""Writes one call's events, with heartbeats in between, and ends the call of a client that does not read."""
 
 import asyncio
 import contextlib
@@ -11,34 +11,33 @@ from outrider.cluster.api.events import event_to_wire, heartbeat_to_wire
 from outrider.cluster.api.generation import Event
 
 _STATUS_WAIT_S = 60.0
-WANTED_S = 0.5  # a client that has not read for so long gives way to others that wait
+CONTENDED_S = 0.5  # after this time without reads, a client's call ends if other requests wait
 _LOOK_EVERY_S = 0.1
 
 
 class SlowReaderError(Exception):
-    """The client has not read for too long. `pending` is the message that it has no room for."""
+    """The client did not read for too long. `pending`: the message that is not sent yet."""
 
     def __init__(self, timeout_s: float, pending: "asyncio.Future[None]") -> None:
         super().__init__(f"the client has read nothing for {timeout_s:.1f} s")
         self._pending = pending
 
-    async def make_room(self) -> None:
-        """Waits a while for room to say so: gRPC takes no status while a message is on its way."""
+    async def wait_until_sent(self) -> None:
+        """Waits a while until the message is sent, since gRPC sends no status before that."""
         await asyncio.wait({self._pending}, timeout=_STATUS_WAIT_S)
 
 
 class EventWriter:
-    """For one gRPC context. Cancelled where the call is over."""
+    """Writes to one gRPC context. Raises CancelledError if the call is over."""
 
-    def __init__(self, context: Any, timeout_s: float, wanted: Callable[[], bool] = lambda: False) -> None:
-        """`timeout_s`: how long the client may take to make room for a message; no more than WANTED_S while others want
-        its place."""
-        self._context, self._timeout_s, self._wanted = context, timeout_s, wanted
+    def __init__(self, context: Any, timeout_s: float, contended: Callable[[], bool] = lambda: False) -> None:
+        """`timeout_s`: how long the client may take to read a message; CONTENDED_S while other requests wait."""
+        self._context, self._timeout_s, self._contended = context, timeout_s, contended
         self._lock = asyncio.Lock()
         self._written_at = 0.0
 
     async def write(self, event: Event) -> None:
-        """SlowReaderError if the client does not read."""
+        """Raises SlowReaderError if the client does not read."""
         await self._write(event_to_wire(event))
 
     async def _write(self, message: Any) -> None:
@@ -46,7 +45,7 @@ class EventWriter:
             sending = asyncio.ensure_future(self._context.write(message))
             sending.add_done_callback(_take_error)
             try:
-                waited_s = await time_to_send(sending, self._timeout_s, self._wanted)
+                waited_s = await time_to_send(sending, self._timeout_s, self._contended)
             except asyncio.CancelledError:
                 sending.cancel()
                 raise
@@ -58,7 +57,7 @@ class EventWriter:
 
     @contextlib.asynccontextmanager
     async def beating(self, interval_s: float) -> AsyncIterator[None]:
-        """A heartbeat now, and whenever nothing was written for `interval_s`; none if that is 0."""
+        """Sends a heartbeat now, and whenever nothing was written for `interval_s`; none if that is 0."""
         if not interval_s:
             yield
             return
@@ -70,7 +69,7 @@ class EventWriter:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _beat(self, interval_s: float) -> None:
-        """Until the client stops reading, which the next event's write says."""
+        """Sends heartbeats until the client stops reading. The next event's write then raises the error."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(SlowReaderError):
             await self._write(heartbeat_to_wire())
@@ -80,14 +79,14 @@ class EventWriter:
                     await self._write(heartbeat_to_wire())
 
 
-async def time_to_send(sending: "asyncio.Future[None]", timeout_s: float, wanted: Callable[[], bool]) -> float:
-    """Until the message is on its way, or the client has taken too long: how long that was, in seconds.
+async def time_to_send(sending: "asyncio.Future[None]", timeout_s: float, contended: Callable[[], bool]) -> float:
+    """Waits until the message is sent or the client has taken too long. Returns the time waited in seconds.
 
-    A look counts for its planned time, not for its real one: where this loop is held up, the client is not to blame.
+    Each poll counts as its planned duration, so that delays of this event loop do not count against the client.
     """
     waited_s = 0.0
     while not sending.done() and waited_s < timeout_s:
-        if waited_s >= min(WANTED_S, timeout_s) and wanted():
+        if waited_s >= min(CONTENDED_S, timeout_s) and contended():
             break
         look_s = min(_LOOK_EVERY_S, timeout_s - waited_s)
         await asyncio.wait({sending}, timeout=look_s)
@@ -96,14 +95,14 @@ async def time_to_send(sending: "asyncio.Future[None]", timeout_s: float, wanted
 
 
 def _take_error(sending: "asyncio.Future[None]") -> None:
-    """Whoever left before it ended has no use for its error, and asyncio would log a traceback for each."""
+    """Retrieves the error of a send that nothing waits for any more; asyncio would log it with a traceback."""
     if not sending.cancelled():
         sending.exception()
 
 
 @contextlib.contextmanager
 def cancelled_if_over() -> Iterator[None]:
-    """What is sent within fails where the call is over: gRPC may tell a sender before it cancels the handler."""
+    """Converts send errors to CancelledError if the call is over: sends may fail before the handler is cancelled."""
     try:
         yield
     except grpc.aio.InternalError as error:

@@ -1,5 +1,5 @@
-"""What a gateway hears from the controller, the routing table as it changes, the model, the cluster's status; and what
-it reports: what waits."""
+"""A gateway's connection to the controller: receives the routing table, the model and the cluster status, and reports
+the waiting load."""
 
 import asyncio
 import contextlib
@@ -32,18 +32,18 @@ _LAST_RETRY_S = 2.0
 
 
 class ControllerLink:
-    """One event loop. While the controller is away the last table holds."""
+    """The connection. One event loop. While the controller is unreachable, the last table stays in use."""
 
     def __init__(self, address: str, key: str = "") -> None:
-        """`key`: the cluster's, see workers/serving/cluster_key.py."""
+        """`key`: the cluster key, see workers/serving/cluster_key.py."""
         self.address = address
-        self.connected = False  # the last table came on a stream that still stands
+        self.connected = False  # the stream of the last table is still open
         self._metadata = key_metadata(key)
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = cluster_pb2_grpc.ControllerServiceStub(self._channel)
 
     async def watch(self, on_table: Callable[[RoutingTable], None]) -> None:
-        """Calls `on_table` with every table, for as long as it runs; reconnects with growing pauses."""
+        """Calls `on_table` with every table, until cancelled. Reconnects with increasing delays."""
         pause = _FIRST_RETRY_S
         while True:
             try:
@@ -59,7 +59,7 @@ class ControllerLink:
             pause = min(2 * pause, _LAST_RETRY_S)
 
     async def report_waiting(self, waiting: Callable[[], Load]) -> None:
-        """Reports the waiting load until cancelled; an empty one once. They are lost while it is away."""
+        """Reports the waiting load until cancelled; an empty load only once. Failed reports are dropped."""
         gateway, reported = secrets.token_hex(8), Load()
         while True:
             load = waiting()
@@ -73,35 +73,35 @@ class ControllerLink:
             await asyncio.sleep(REPORT_EVERY_S)
 
     async def get_model(self) -> cluster_pb2.GetModelResponse:
-        """AioRpcError if the controller does not answer, or has no model yet."""
+        """Raises AioRpcError if the controller does not answer or has no model yet."""
         response: cluster_pb2.GetModelResponse = await self._stub.GetModel(
             cluster_pb2.GetModelRequest(), timeout=_ASK_TIMEOUT_S, metadata=self._metadata
         )
         return response
 
     async def get_status(self) -> cluster_pb2.GetStatusResponse:
-        """AioRpcError if the controller does not answer."""
+        """Raises AioRpcError if the controller does not answer."""
         response: cluster_pb2.GetStatusResponse = await self._stub.GetStatus(
             cluster_pb2.GetStatusRequest(), timeout=_ASK_TIMEOUT_S, metadata=self._metadata
         )
         return response
 
     def watch_status(self) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:
-        """The status now, and whenever it differs. AioRpcError once the controller is lost."""
+        """The current status, then each changed one. Raises AioRpcError when the connection breaks."""
         stream: AsyncIterator[cluster_pb2.WatchStatusResponse] = self._stub.WatchStatus(
             cluster_pb2.WatchStatusRequest(), metadata=self._metadata
         )
         return stream
 
     async def scale(self, request: cluster_pb2.ScaleRequest) -> cluster_pb2.ScaleResponse:
-        """AioRpcError if the controller does not answer, or refuses."""
+        """Raises AioRpcError if the controller does not answer or refuses."""
         response: cluster_pb2.ScaleResponse = await self._stub.Scale(
             request, timeout=_ASK_TIMEOUT_S, metadata=self._metadata
         )
         return response
 
     async def drain(self, request: cluster_pb2.DrainRequest) -> cluster_pb2.DrainResponse:
-        """AioRpcError if the controller does not answer, or refuses."""
+        """Raises AioRpcError if the controller does not answer or refuses."""
         response: cluster_pb2.DrainResponse = await self._stub.Drain(
             request, timeout=_ASK_TIMEOUT_S, metadata=self._metadata
         )
@@ -122,7 +122,7 @@ def _table_from_wire(response: cluster_pb2.WatchRoutesResponse) -> RoutingTable:
 
 
 class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
-    """ClusterService: the controller's answers, passed on; and what the gateway asks of the leaders itself."""
+    """ClusterService: forwards calls to the controller, except SwapDrafters, which calls the leaders directly."""
 
     def __init__(self, controller: ControllerLink, fleet: Fleet, metrics: GatewayMetrics) -> None:
         self._controller, self._fleet, self._metrics = controller, fleet, metrics
@@ -190,5 +190,5 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
 
 
 def _public_code(code: grpc.StatusCode) -> grpc.StatusCode:
-    """That the controller refuses this gateway's key is no fault of the client, whose own token is good."""
+    """The status for clients. The controller's UNAUTHENTICATED concerns the gateway's key, not the client's token."""
     return grpc.StatusCode.UNAVAILABLE if code is grpc.StatusCode.UNAUTHENTICATED else code

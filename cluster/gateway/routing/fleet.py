@@ -1,4 +1,4 @@
-"""The replicas that a gateway is connected to. Follows the routing table; the choice itself is router.py's."""
+"""A gateway's connections to replicas, updated from the routing table. router.py chooses among them."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ log = logging.getLogger("outrider.gateway.fleet")
 
 
 class Fleet:
-    """One event loop. `on_change` is called whenever what is ready may have changed."""
+    """All connected replicas. One event loop. Calls `on_change` when the set of ready replicas may have changed."""
 
     def __init__(
         self,
@@ -28,14 +28,16 @@ class Fleet:
         key: str = "",
         on_end: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """`reason_wait_s`: how long requests of a lost replica wait for the controller to say why; `key`: the
-        cluster's; `on_end` hears why a replica ended."""
+        """`reason_wait_s`: how long requests of a lost replica wait for the controller's reason.
+
+        `key`: the cluster key. `on_end`: called with the reason when a replica ended.
+        """
         self._on_end = on_end
         self._on_change = on_change
         self._reason_wait_s, self._key = reason_wait_s, key
         self._replicas: dict[ReplicaId, ReplicaConnection] = {}
         self._table = RoutingTable()
-        self._change = asyncio.Event()  # set at the next change, and replaced
+        self._change = asyncio.Event()  # set at the next change, then replaced by a new event
         self._stopped = False
 
     @property
@@ -44,16 +46,16 @@ class Fleet:
 
     @property
     def ready(self) -> int:
-        """How many replicas take requests; none while the cluster drains."""
+        """Number of replicas that accept requests; 0 while the cluster drains."""
         return 0 if self.draining else sum(replica.ready for replica in self._replicas.values())
 
     @property
     def places(self) -> int:
-        """Outputs that replicas would have at once of this gateway."""
+        """How many outputs this gateway should have on replicas at the same time."""
         return sum(replica.places for replica in self._replicas.values())
 
     def apply(self, table: RoutingTable) -> None:
-        """Connects to new replicas, and lets go of those that the controller has taken out."""
+        """Connects to new replicas, and retires or ends removed ones."""
         self._replicas = {one: replica for one, replica in self._replicas.items() if not replica.closed}
         steps = router.changes(self._replicas.keys(), table)
         for one, reason in steps.end.items():
@@ -70,8 +72,11 @@ class Fleet:
     def choose(
         self, prompt_tokens: int = 0, prefix: PrefixKeys | None = None, fingerprint: str | None = None
     ) -> ReplicaConnection:
-        """Where the next request goes. UnavailableError if no replica takes any, or none yet of this fingerprint;
-        ValueError if none has it."""
+        """The replica for the next request.
+
+        Raises UnavailableError if no replica accepts requests, or none with this fingerprint is ready yet. Raises
+        ValueError if no replica has this fingerprint.
+        """
         if self.draining:
             raise UnavailableError("the cluster is draining")
         candidates = self._candidates(prefix)
@@ -88,10 +93,9 @@ class Fleet:
     async def successor(
         self, lost: LeaderClient | None, fingerprint: str, prompt_tokens: int, prefix: PrefixKeys, wait_s: float
     ) -> ReplicaConnection:
-        """Where a request goes on whose connection `lost` is no more, if it had one; waits for a replica that is on its
-        way.
+        """The replica on which a request continues; waits for one that is starting.
 
-        UnavailableError says why there is none.
+        `lost`: the request's broken connection, if it had one. Raises UnavailableError if there is none, with a reason.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
@@ -103,9 +107,9 @@ class Fleet:
             if isinstance(found, router.Never):
                 raise UnavailableError(found.reason)
             if self._stopped:
-                raise UnavailableError("the gateway shut down before the request was done: send it again")
+                raise UnavailableError("the gateway shut down before the request finished: send it again")
             if loop.time() >= until:
-                raise UnavailableError(f"no replica took over within {wait_s:g} s")
+                raise UnavailableError(f"no replica could continue it within {wait_s:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(change.wait(), until - loop.time())
 
@@ -133,9 +137,9 @@ class Fleet:
         self._on_change()
 
     async def swap_drafters(self, checkpoint: str) -> list[str]:
-        """The names of the ready replicas, all of which draft with `checkpoint`'s module now, one after the other.
+        """Loads `checkpoint`'s MTP module in all ready replicas, one after the other. Returns their names.
 
-        UnavailableError if there are none; OutriderError or EngineStoppedError names the first that did not.
+        Raises UnavailableError if no replica is ready, OutriderError or EngineStoppedError at the first that fails.
         """
         ready = [(one, replica) for one, replica in self._replicas.items() if replica.ready]
         if not ready:
@@ -149,8 +153,8 @@ class Fleet:
 
     async def counters(self, timeout_s: float) -> list[EngineCounters]:
         """Counters of the ready replicas that answer within the timeout."""
-        asked = (replica.client.ask(timeout_s) for replica in self._replicas.values() if replica.ready)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        calls = (replica.client.ask(timeout_s) for replica in self._replicas.values() if replica.ready)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
         return [answer[1] for answer in answers if not isinstance(answer, BaseException)]
 
     async def close(self) -> None:

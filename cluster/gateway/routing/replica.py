@@ -1,11 +1,11 @@
-"""A gateway's connection to one replica's leader, kept up until the controller says that the replica is no more."""
+"""A gateway's connection to one replica's leader. Reconnects until the controller removes the replica."""
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
 
-from outrider.cluster.gateway.routing.load import LoadBook
+from outrider.cluster.gateway.routing.load import ReplicaLoad
 from outrider.cluster.gateway.routing.router import ReplicaId
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.serving.leader_client import LeaderClient
@@ -19,18 +19,18 @@ _RETRY_S = 0.5
 
 
 class ReplicaConnection:
-    """Connects at once and again whenever the stream breaks. One event loop."""
+    """Connects immediately, and reconnects when the stream breaks. One event loop."""
 
     def __init__(
         self, replica_id: ReplicaId, address: str, on_change: Callable[[], None], reason_wait_s: float, key: str = ""
     ) -> None:
-        """`reason_wait_s`: how long `why` waits for the controller's word; `key`: the cluster's."""
+        """`reason_wait_s`: how long `end_reason` waits for the controller's reason. `key`: the cluster key."""
         self.id = replica_id
         self.address = address
         self._key = key
         self._on_change = on_change
         self.client = LeaderClient(address, key, on_change)
-        self.load = LoadBook()
+        self.load = ReplicaLoad()
         self._reason_wait_s = reason_wait_s
         self._ready = False
         self._retired = asyncio.Event()
@@ -45,7 +45,7 @@ class ReplicaConnection:
 
     @property
     def places(self) -> int:
-        """Outputs that it would have at once of this gateway."""
+        """How many outputs this gateway should have on it at the same time."""
         return self.client.places if self.ready else 0
 
     @property
@@ -53,11 +53,11 @@ class ReplicaConnection:
         return self.client.info
 
     def retire(self) -> None:
-        """No more requests; those it has go on, and the connection ends after the last."""
+        """Sends no new requests. Running requests continue; the connection closes after the last one."""
         self._retired.set()
 
     def end(self, reason: str) -> None:
-        """The replica is no more: its requests lose it, for `reason`."""
+        """The replica has ended for this reason; its requests must move."""
         if not self._reason.done():
             self._reason.set_result(reason)
         self._task.cancel()
@@ -70,8 +70,8 @@ class ReplicaConnection:
     def closed(self) -> bool:
         return self._task.done()
 
-    async def why(self, error: str) -> str:
-        """What to tell a request whose stream broke with `error`: the controller's reason, if it comes in time."""
+    async def end_reason(self, error: str) -> str:
+        """Why the replica ended: the controller's reason if it arrives in time, else `error`."""
         with contextlib.suppress(TimeoutError):
             reason = await asyncio.wait_for(asyncio.shield(self._reason), self._reason_wait_s)
             return f"replica {self.id} ended: {reason}"
@@ -89,11 +89,11 @@ class ReplicaConnection:
             await self.client.close()
 
     async def _stay_connected(self) -> None:
-        """Until the stream breaks, or the replica is retired and its last request has ended."""
+        """Connects, and returns when the stream breaks, or when a retired replica's last request has ended."""
         try:
             await self.client.connect(_CONNECT_TIMEOUT_S)
         except EngineStoppedError as error:
-            logs.event(log, logging.WARNING, "leader not reached", replica=self.id, reason=error)
+            logs.event(log, logging.WARNING, "cannot reach the leader", replica=self.id, reason=error)
             return
         logs.event(log, logging.INFO, "replica connected", replica=self.id, address=self.address)
         self._set_ready(True)

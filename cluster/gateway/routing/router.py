@@ -1,4 +1,4 @@
-"""Chooses a replica. Pure: the controller's table, and what each replica has to do and knows, in; decisions, out."""
+"""Chooses replicas for requests. Pure: takes the routing table, and each replica's load and cached prompt tokens."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, order=True)
 class ReplicaId:
-    """One generation of one replica: what a request runs on."""
+    """One generation of one replica."""
 
     name: str
     generation: int
@@ -17,26 +17,26 @@ class ReplicaId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingTable:
-    """What the controller says: who takes requests, who ended and why, and how many more are on their way."""
+    """The controller's table: replicas that accept requests, ended replicas with the reason, pending replicas."""
 
     routes: Mapping[ReplicaId, str] = field(default_factory=dict)  # HOST:PORT of each leader
     ended: Mapping[ReplicaId, str] = field(default_factory=dict)
     draining: bool = False
     version: int = 0
-    pending: int = 0  # replicas that are being started, or will be
+    pending: int = 0  # replicas that are being started, or will be started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What makes a gateway's connections match a table."""
+    """The changes that make a gateway's connections match a table."""
 
     connect: Mapping[ReplicaId, str]
-    end: Mapping[ReplicaId, str]  # with the reason: their requests go elsewhere now
-    retire: frozenset[ReplicaId]  # take no more requests, and finish those they have
+    end: Mapping[ReplicaId, str]  # with the reason; their requests must move
+    retire: frozenset[ReplicaId]  # accept no new requests, and finish running ones
 
 
 def changes(connected: Collection[ReplicaId], table: RoutingTable) -> Changes:
-    """A generation that ended never comes back, whatever else the table says of it."""
+    """A generation that has ended is never connected again, even if the table lists it."""
     known = set(connected)
     return Changes(
         connect={one: at for one, at in table.routes.items() if one not in known and one not in table.ended},
@@ -47,17 +47,17 @@ def changes(connected: Collection[ReplicaId], table: RoutingTable) -> Changes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingCandidate:
-    """A replica that takes requests, as one request sees it."""
+    """A replica that accepts requests, with the figures that the choice for one request needs."""
 
-    load_tokens: int  # work that its live requests still have
-    cached_tokens: int = 0  # of this request's prompt, likely in its prefix cache
+    load_tokens: int  # remaining work of its live requests
+    cached_tokens: int = 0  # tokens of this request's prompt that are probably in its prefix cache
     fingerprint: str = ""
 
 
 def choose(candidates: Mapping[ReplicaId, RoutingCandidate], prompt_tokens: int) -> ReplicaId | None:
-    """The replica with the least work before it, this prompt's own included; of equals, the first by name.
+    """The replica with the least work, including this prompt's uncached tokens; among equals, the first by name.
 
-    So a request follows its prefix for as long as what that spares is more than the others' lead.
+    A request therefore goes to a replica with its prefix unless another replica's lower load saves more.
     """
 
     def work(one: ReplicaId) -> int:
@@ -69,12 +69,12 @@ def choose(candidates: Mapping[ReplicaId, RoutingCandidate], prompt_tokens: int)
 
 @dataclass(frozen=True, slots=True)
 class NoReplicaYet:
-    """None can take the request now; one may soon."""
+    """No replica can take the request now, but one may soon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Never:
-    """None will take the request, and why."""
+    """No replica will take the request. `reason`: why."""
 
     reason: str
 
@@ -82,7 +82,7 @@ class Never:
 def successor(
     candidates: Mapping[ReplicaId, RoutingCandidate], table: RoutingTable, fingerprint: str, prompt_tokens: int
 ) -> ReplicaId | NoReplicaYet | Never:
-    """Where a request goes whose replica was lost: to one that computes the same bits, and to no other."""
+    """The replica for a request whose replica was lost. It must have the same fingerprint."""
     equal = {one: candidate for one, candidate in candidates.items() if candidate.fingerprint == fingerprint}
     chosen = choose(equal, prompt_tokens)
     if chosen is not None:

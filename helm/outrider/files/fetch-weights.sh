@@ -1,7 +1,7 @@
 #!/bin/sh
-# Brings a checkpoint from an object store into a directory, whole and checked, and marks it complete.
+# Fetches a checkpoint from an object store into a directory, verifies it, and marks it complete.
 # fetch-weights.sh REMOTE:PATH DIRECTORY MANIFEST|"" TRANSFERS whole|small
-# Started again after an interruption it goes on with what is missing. `small`: all but the weights themselves.
+# After an interruption it continues with the missing files. `small`: all files except the weights.
 set -eu
 source=$1 target=$2 manifest=$3 transfers=$4 part=$5
 marker=$target/.outrider-complete
@@ -17,7 +17,7 @@ fetch() {
   fi
 }
 
-# The manifest's lines whose files this part has.
+# The manifest's lines for the files of this part.
 wanted_sums() {
   if [ "$part" = small ]; then
     grep -vE '\.(safetensors|bin|pt|gguf)$' "$target/$manifest" || true
@@ -38,7 +38,7 @@ check() {
 mkdir -p "$target"
 complete && exit 0
 exec 9>"$target/.outrider-lock"
-flock 9 # pods of one node fetch once
+flock 9 # only one pod of a node fetches
 complete && exit 0
 rm -f "$marker"
 fetch

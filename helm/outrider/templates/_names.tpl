@@ -1,4 +1,4 @@
-{{/* What things are called, and the labels that find them. */}}
+{{/* Names and labels of objects. */}}
 
 {{- define "outrider.fullname" -}}
 {{- if .Values.fullnameOverride -}}
@@ -17,7 +17,7 @@
 {{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
 {{- end }}
 
-{{/* Of one component: (dict "root" $ "component" "gateway"). */}}
+{{/* Selector labels of one component: (dict "root" $ "component" "gateway"). */}}
 {{- define "outrider.selector" -}}
 app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}

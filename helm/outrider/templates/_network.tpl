@@ -1,4 +1,4 @@
-{{/* Pieces of NetworkPolicies: who a component's pods are, and ranges of ports by name. */}}
+{{/* Parts of NetworkPolicies: selectors of a component's pods, and port ranges. */}}
 
 {{- define "outrider.peer" -}}
 - podSelector:
@@ -12,7 +12,7 @@
     - {port: 53, protocol: TCP}
 {{- end }}
 
-{{/* Each node's Ray, as other nodes call it. */}}
+{{/* Ray's ports on each node, for other nodes. */}}
 {{- define "outrider.rayNodePorts" -}}
 {{- $p := .Values.ports -}}
 - {port: {{ $p.nodeManager }}, protocol: TCP}
@@ -45,7 +45,7 @@
 {{- end }}
 {{- end }}
 
-{{/* To the collector of spans, if there is one. */}}
+{{/* Egress to the collector of spans, if there is one. */}}
 {{- define "outrider.collectorEgress" -}}
 {{- with .Values.tracing.endpoint }}
 - to: {{- toYaml $.Values.networkPolicy.collector | nindent 4 }}

@@ -1,4 +1,4 @@
-{{/* What the values must agree on before anything is made of them. Every message names its key. */}}
+{{/* Checks of the values, before anything is rendered. Every message starts with the value's key. */}}
 
 {{- define "outrider.check" -}}
 {{- include "outrider.checkName" . -}}
@@ -30,7 +30,7 @@
 {{- if gt (int $w.gpusPerNode) 0 -}}
 {{- $gpus := mul $w.nodesPerReplica $w.gpusPerNode | int -}}
 {{- if ne $world $gpus -}}
-{{- fail (printf "workers.gpusPerNode: a replica has %d x %d = %d GPUs, and parallel.pipeline x tensor x data makes %d ranks: they must be as many" (int $w.nodesPerReplica) (int $w.gpusPerNode) $gpus $world) -}}
+{{- fail (printf "workers.gpusPerNode: a replica has %d x %d = %d GPUs, and parallel.pipeline x tensor x data makes %d ranks: these must be equal" (int $w.nodesPerReplica) (int $w.gpusPerNode) $gpus $world) -}}
 {{- end -}}
 {{- else -}}
 {{- $cores := mul $w.nodesPerReplica $w.cpus | int -}}
@@ -68,13 +68,13 @@
 {{- $kept := include "outrider.weightsKept" . -}}
 {{- $gb := get $model.gb $kept | int -}}
 {{- if lt $usable $gb -}}
-{{- fail (printf "workers.gpusPerNode: %d x %s hold %d GB, nine tenths of it for weights, and %s has %d GB of them in %s, as ranks keep them with these values" $gpus .Values.plan.gpu (mul $each $gpus) .Values.plan.model $gb $kept) -}}
+{{- fail (printf "workers.gpusPerNode: %d x %s have %d GB, of which nine tenths may hold weights, and the weights of %s take %d GB in %s, the dtype of ranks with these values" $gpus .Values.plan.gpu (mul $each $gpus) .Values.plan.model $gb $kept) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
 
-{{/* How ranks keep FP8 weights. Splits and settings that the GPU kernels do not support run on torch's path, in bf16. */}}
+{{/* The dtype in which ranks keep FP8 weights. Splits and settings that the GPU kernels do not support use torch and bf16. */}}
 {{- define "outrider.weightsKept" -}}
 {{- $p := .Values.parallel -}}
 {{- $settings := .Values.model.settings | default dict -}}
@@ -94,7 +94,7 @@ fp8
 {{- fail (printf "scaling.minReplicas: must be at most replicas = %d, got %d" (int .Values.replicas) (int .Values.scaling.minReplicas)) -}}
 {{- end -}}
 {{- if and .Values.scaling.autoscale.enabled (not .Values.scaling.enabled) -}}
-{{- fail "scaling.autoscale.enabled: needs scaling.enabled, or nothing could be scaled" -}}
+{{- fail "scaling.autoscale.enabled: requires scaling.enabled" -}}
 {{- end -}}
 {{- $a := .Values.gateway.autoscaling -}}
 {{- if and $a.enabled (gt (int $a.minReplicas) (int $a.maxReplicas)) -}}
@@ -105,7 +105,7 @@ fp8
 {{- define "outrider.checkWeights" -}}
 {{- $w := .Values.weights -}}
 {{- if and (eq $w.source "bundled") (ne .Values.model.path "scout") -}}
-{{- fail (printf "weights.source: bundled holds scout alone, and model.path is %q: choose claim, objectStore, nodeCache or huggingFace" .Values.model.path) -}}
+{{- fail (printf "weights.source: bundled contains only scout, and model.path is %q: choose claim, objectStore, nodeCache or huggingFace" .Values.model.path) -}}
 {{- end -}}
 {{- if and (ne $w.source "bundled") (not (hasPrefix (printf "%s/" $w.mountPath) (printf "%s/" .Values.model.path))) -}}
 {{- fail (printf "model.path: must be %s or below it with weights.source %s, got %q" $w.mountPath $w.source .Values.model.path) -}}
@@ -148,7 +148,7 @@ fp8
 {{- define "outrider.checkScaling" -}}
 {{- $keda := .Values.scaling.keda -}}
 {{- if and $keda.enabled (not .Values.scaling.enabled) -}}
-{{- fail "scaling.keda.enabled: needs scaling.enabled, or nothing could be scaled" -}}
+{{- fail "scaling.keda.enabled: requires scaling.enabled" -}}
 {{- end -}}
 {{- if and $keda.enabled .Values.scaling.autoscale.enabled -}}
 {{- fail "scaling.keda.enabled: scaling.autoscale.enabled sets the number of replicas already: choose one" -}}
@@ -158,13 +158,13 @@ fp8
 {{- end -}}
 {{- $gang := .Values.gangScheduling -}}
 {{- if and $gang.queue (has $gang.scheduler (list "" "scheduler-plugins")) -}}
-{{- fail (printf "gangScheduling.queue: scheduler %q knows no queues" $gang.scheduler) -}}
+{{- fail (printf "gangScheduling.queue: scheduler %q has no queues" $gang.scheduler) -}}
 {{- end -}}
 {{- if and (has $gang.scheduler (list "kueue" "kai")) (not $gang.queue) -}}
-{{- fail (printf "gangScheduling.queue: scheduler %s needs one" $gang.scheduler) -}}
+{{- fail (printf "gangScheduling.queue: scheduler %s requires one" $gang.scheduler) -}}
 {{- end -}}
 {{- if and (eq $gang.scheduler "kueue") .Values.scaling.enabled -}}
-{{- fail "scaling.enabled: Kueue admits a RayCluster as a whole, and would stop one whose replicas change" -}}
+{{- fail "scaling.enabled: Kueue admits a complete RayCluster, and stops one whose number of replicas changes" -}}
 {{- end -}}
 {{- end }}
 
@@ -181,11 +181,11 @@ fp8
 {{- end -}}
 {{- end -}}
 {{- if and (eq .Values.gateway.service.clusterIP "None") (ne .Values.gateway.service.type "ClusterIP") -}}
-{{- fail (printf "gateway.service.clusterIP: None goes with type ClusterIP only, got %s" .Values.gateway.service.type) -}}
+{{- fail (printf "gateway.service.clusterIP: None is only valid with type ClusterIP, got %s" .Values.gateway.service.type) -}}
 {{- end -}}
 {{- end }}
 
-{{/* First and last of FIRST-LAST, checked: (dict "key" "ports.leaders" "value" ...). */}}
+{{/* First and last port of FIRST-LAST, after a check: (dict "key" "ports.leaders" "value" ...). */}}
 {{- define "outrider.firstPort" -}}
 {{- $first := splitList "-" .value | first | int -}}
 {{- $last := splitList "-" .value | last | int -}}

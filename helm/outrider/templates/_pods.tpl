@@ -1,4 +1,4 @@
-{{/* What pods have in common: security, scheduling, volumes. */}}
+{{/* Common parts of pods: security, scheduling, volumes. */}}
 
 {{- define "outrider.podSecurity" -}}
 runAsNonRoot: true
@@ -10,7 +10,7 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
-{{/* Ray's pods: the ports that torch and gloo draw are pinned to a range that NetworkPolicies know. */}}
+{{/* Ray's pods: the ephemeral ports of torch and gloo are restricted to the range that NetworkPolicies open. */}}
 {{- define "outrider.rayPodSecurity" -}}
 {{ include "outrider.podSecurity" . }}
 sysctls:
@@ -34,7 +34,7 @@ capabilities:
 {{- end }}
 {{- end }}
 
-{{/* (dict "values" .Values.gateway): where pods may run. */}}
+{{/* Scheduling constraints of pods: (dict "values" .Values.gateway). */}}
 {{- define "outrider.scheduling" -}}
 {{- with .values.priorityClassName }}
 priorityClassName: {{ . }}
@@ -73,7 +73,7 @@ imagePullSecrets:
       fieldPath: status.podIP
 {{- end }}
 
-{{/* Where each kind of pod finds the checkpoint. */}}
+{{/* Volumes with the checkpoint, for each type of pod. */}}
 {{- define "outrider.weightsMount" -}}
 {{- if ne .Values.weights.source "bundled" }}
 - name: weights
@@ -85,7 +85,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* (dict "root" $ "whole" true): a node's cache, or of the checkpoint only the small files that others need. */}}
+{{/* (dict "root" $ "whole" true): a node's cache of the checkpoint. Not whole: only the small files, which other pods need. */}}
 {{- define "outrider.weightsVolume" -}}
 {{- $w := .root.Values.weights -}}
 {{- if has $w.source (list "claim" "objectStore") }}
@@ -124,7 +124,7 @@ imagePullSecrets:
     sizeLimit: 64Mi
 {{- end }}
 
-{{/* (dict "root" $ "whole" true "readOnly" false): the container that brings the checkpoint. */}}
+{{/* (dict "root" $ "whole" true "readOnly" false): the container that fetches the checkpoint. */}}
 {{- define "outrider.fetchContainer" -}}
 {{- $s := .root.Values.weights.objectStore -}}
 - name: fetch-weights
@@ -179,7 +179,7 @@ imagePullSecrets:
     sizeLimit: 8Gi
 {{- end }}
 
-{{/* (dict "root" $ "whole" true): the container that brings the checkpoint from the Hub. It goes on with what is missing. */}}
+{{/* (dict "root" $ "whole" true): the container that fetches the checkpoint from the Hub. It fetches only missing files. */}}
 {{- define "outrider.hubContainer" -}}
 {{- $h := .root.Values.weights.huggingFace -}}
 {{- $parts := $h.model | trimPrefix "hf://" | splitList "@" -}}
@@ -235,7 +235,7 @@ imagePullSecrets:
       mountPath: /tmp
 {{- end }}
 
-{{/* (dict "root" $ "whole" true): init containers after which the checkpoint is there, whole and checked. */}}
+{{/* (dict "root" $ "whole" true): init containers that fetch and verify the checkpoint. */}}
 {{- define "outrider.weightsInit" -}}
 {{- $w := .root.Values.weights -}}
 {{- if eq $w.source "objectStore" }}

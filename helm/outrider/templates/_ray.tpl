@@ -1,4 +1,4 @@
-{{/* What Ray's containers are started with and what their ports are called. */}}
+{{/* Start parameters and port names of Ray's containers. */}}
 
 {{- define "outrider.rayStartParams" -}}
 {{- $p := .Values.ports -}}
@@ -13,7 +13,7 @@ min-worker-port: {{ include "outrider.firstPort" (dict "key" "ports.rayWorkers" 
 max-worker-port: {{ include "outrider.lastPort" (dict "value" $p.rayWorkers) | quote }}
 {{- end }}
 
-{{/* What runs, where the controller scales: an upgrade does not undo what it decided. */}}
+{{/* The current number of replicas if the controller scales, so that an upgrade does not reset it. */}}
 {{- define "outrider.replicas" -}}
 {{- $replicas := .Values.replicas -}}
 {{- if .Values.scaling.enabled -}}
@@ -35,13 +35,13 @@ max-worker-port: {{ include "outrider.lastPort" (dict "value" $p.rayWorkers) | q
 - {name: metrics, containerPort: {{ $p.rayMetrics }}}
 {{- end }}
 
-{{/* Whether this node's Ray answers; the model may still load. (dict "path" ... "port" ...) */}}
+{{/* A probe of this node's Ray; the model may still be loading. (dict "path" ... "port" ...) */}}
 {{- define "outrider.rayHealthy" -}}
 exec:
   command: [bash, -c, "wget --tries 1 -T 2 -q -O- http://localhost:{{ .port }}/{{ .path }} | grep success"]
 {{- end }}
 
-{{/* By which a gang scheduler knows the RayCluster: KubeRay hands them on to pods. */}}
+{{/* Labels of the RayCluster for a gang scheduler. KubeRay copies them to pods. */}}
 {{- define "outrider.gangLabels" -}}
 {{- $scheduler := .Values.gangScheduling.scheduler -}}
 {{- if has $scheduler (list "yunikorn" "scheduler-plugins") }}

@@ -91,9 +91,9 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: 
 
 def test_every_rank_and_gateway_gets_the_commit_that_serve_found(tmp_path: Path) -> None:
     code = (
-        "from outrider.cluster.config import ServeSettings; from outrider.cluster.serve import make_charge;"
-        "charge = make_charge(ServeSettings(model='hf://us/scout'));"
-        "print(charge.model_name, charge.model_path, charge.engine.model)"
+        "from outrider.cluster.config import ServeSettings; from outrider.cluster.serve import make_cluster_spec;"
+        "spec = make_cluster_spec(ServeSettings(model='hf://us/scout'));"
+        "print(spec.model_name, spec.model_path, spec.engine.model)"
     )
     with serving("us/scout", SOURCE.parent / "models" / "scout") as hub:
         pinned = f"hf://us/scout@{COMMIT}"

@@ -29,7 +29,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (("serve", "--set", "max_num_seq=4"), "max_num_seqs"),
         (("serve", "--speculation", "17"), "speculation"),
         (("serve", "--config", "/nowhere.yaml"), "/nowhere.yaml"),
-        (("generate",), "prompt"),
+        (("generate",), "PROMPT"),
         (("generate", "x", "--temperature=-1"), "temperature"),
         (("generate", "x", "--top-k", "9999999999"), "top_k"),
         (("generate", "\udcff"), "prompt"),  # what Python makes of an argument that is no UTF-8
@@ -119,7 +119,7 @@ def test_without_ray_a_command_that_needs_it_says_so(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True)
 
     assert done.returncode == 1
-    assert done.stderr == "error: this command needs Ray, which is not installed: pip install 'ray[default]'\n"
+    assert done.stderr == "error: this command requires Ray, which is not installed: pip install 'ray[default]'\n"
 
 
 def loaded_by(*modules: str) -> set[str]:

@@ -18,6 +18,6 @@ def test_it_comes_through_the_wire_whole() -> None:
 
 def test_one_line_tells_how_uneven_ranks_are_and_what_was_done() -> None:
     assert experts_line(FIGURES) == (
-        "experts: heaviest rank 1.20 x the mean, 1.50 at layer 3, 4 layers placed anew, 9 experts moved"
+        "experts: heaviest rank 1.20 x the mean, 1.50 at layer 3, 4 layers rebalanced, 9 experts moved"
     )
-    assert "a rank could not read one" in experts_line(replace(FIGURES, stopped=True))
+    assert "a rank could not load an expert" in experts_line(replace(FIGURES, stopped=True))

@@ -98,9 +98,9 @@ def test_what_a_replica_waits_for_stands_beside_it() -> None:
     rank = replace(RANK, node="", pid=0, device="auto", visible_devices="", interface="", state="starting", busy=0)
     waiting = replace(REPLICA, state="waiting", problem="need 2 nodes", ranks=(rank,), last_ending="")
 
-    lines = drawn(waiting, problem="replica r0 waits for room: need 2 nodes", last_scaling="1 -> 3 replicas: load")
+    lines = drawn(waiting, problem="replica r0 waits for resources: need 2 nodes", last_scaling="1 -> 3 replicas: load")
 
-    assert lines[1] == "├── replica r0 waits for room: need 2 nodes"
+    assert lines[1] == "├── replica r0 waits for resources: need 2 nodes"
     assert lines[2] == "├── autoscaler: 1 -> 3 replicas: load"
     assert lines[3] == "└── r0, generation 2: waiting: need 2 nodes"
     assert lines[5] == "        └── rank 0: starting, auto, busy 0%"
@@ -115,5 +115,5 @@ def test_scaling_says_how_many_are_wanted_ready_and_pending_and_why() -> None:
 
 def test_draining_says_what_is_still_running() -> None:
     assert drained(Draining(replica="r1", running=1, desired=2)) == (
-        "r1 drains with 1 sequence running; 2 replicas wanted from now on"
+        "r1 drains with 1 sequence running; 2 replicas desired from now on"
     )

@@ -59,7 +59,7 @@ def test_answers_to_another_input_are_not_mixed_with_this_ones(tmp_path: Path) -
     answers.add(answer(Line(1, '{"prompt": "a"}')))
     answers.close()
 
-    with pytest.raises(SettingsError, match="answers another line 1"):
+    with pytest.raises(SettingsError, match="has an answer to a different line 1"):
         Answers(tmp_path / "out").has(Line(1, '{"prompt": "b"}'))
     assert not Answers(tmp_path / "out", overwrite=True).has(Line(1, '{"prompt": "b"}'))
 
@@ -68,7 +68,7 @@ def test_a_file_that_is_something_else_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("dear diary\n")
 
-    with pytest.raises(SettingsError, match="line 1 is no earlier run's answer"):
+    with pytest.raises(SettingsError, match="line 1 is not an answer of an earlier run"):
         Answers(path)
     assert path.read_text() == "dear diary\n"
 

@@ -24,20 +24,20 @@ LOADS = st.builds(Load, tokens=st.integers(0, 20_000), sequences=st.integers(0, 
 
 def decided(load: Load, *, desired: int, ready: int | None = None, now: float = 0.0, **scale: object) -> Decision:
     state = Scale(desired=desired, ready=desired if ready is None else ready, **scale)  # type: ignore[arg-type]  # its own
-    return decide(POLICY, load, state, seats=64, now=now)
+    return decide(POLICY, load, state, max_num_seqs=64, now=now)
 
 
 def test_replicas_follow_the_tokens_in_flight_with_headroom() -> None:
     decision = decided(Load(tokens=2000), desired=1)
 
     assert decision.scale.desired == 3, "2000 tokens and a quarter more, at 1000 each"
-    assert decision.reason == "1 -> 3 replicas: 2000 tokens in flight want 3 of 1000 tokens each"
+    assert decision.reason == "1 -> 3 replicas: 2000 tokens in flight need 3 replicas of 1000 tokens each"
 
 
 def test_a_single_token_that_waits_brings_the_first_replica() -> None:
     policy = replace(POLICY, min_replicas=0)
 
-    decision = decide(policy, Load(tokens=1), Scale(desired=0, ready=0), seats=64, now=0)
+    decision = decide(policy, Load(tokens=1), Scale(desired=0, ready=0), max_num_seqs=64, now=0)
 
     assert decision.scale.desired == 1
 
@@ -55,8 +55,8 @@ def test_while_a_replica_is_on_its_way_waiting_brings_no_other() -> None:
 
 def test_a_low_load_takes_replicas_away_only_after_the_cooldown() -> None:
     first = decided(Load(tokens=100), desired=4, now=10)
-    later = decide(POLICY, Load(tokens=100), first.scale, seats=64, now=69)
-    at_last = decide(POLICY, Load(tokens=100), later.scale, seats=64, now=70)
+    later = decide(POLICY, Load(tokens=100), first.scale, max_num_seqs=64, now=69)
+    at_last = decide(POLICY, Load(tokens=100), later.scale, max_num_seqs=64, now=70)
 
     assert (first.scale.desired, later.scale.desired) == (4, 4)
     assert at_last.scale == Scale(desired=1, ready=4)
@@ -65,23 +65,23 @@ def test_a_low_load_takes_replicas_away_only_after_the_cooldown() -> None:
 
 def test_a_peak_within_the_cooldown_is_kept_room_for() -> None:
     scale = decided(Load(tokens=100), desired=4, now=0).scale
-    scale = decide(POLICY, Load(tokens=2300), scale, seats=64, now=30).scale
+    scale = decide(POLICY, Load(tokens=2300), scale, max_num_seqs=64, now=30).scale
 
-    assert decide(POLICY, Load(tokens=100), scale, seats=64, now=60).scale.desired == 3
+    assert decide(POLICY, Load(tokens=100), scale, max_num_seqs=64, now=60).scale.desired == 3
 
 
 def test_a_load_that_rises_again_starts_the_cooldown_anew() -> None:
     scale = decided(Load(tokens=100), desired=2, now=0).scale
-    scale = decide(POLICY, Load(tokens=1500), scale, seats=64, now=50).scale
-    scale = decide(POLICY, Load(tokens=100), scale, seats=64, now=60).scale
+    scale = decide(POLICY, Load(tokens=1500), scale, max_num_seqs=64, now=50).scale
+    scale = decide(POLICY, Load(tokens=100), scale, max_num_seqs=64, now=60).scale
 
-    assert decide(POLICY, Load(tokens=100), scale, seats=64, now=110).scale.desired == 2
+    assert decide(POLICY, Load(tokens=100), scale, max_num_seqs=64, now=110).scale.desired == 2
 
 
 def test_never_fewer_than_what_runs_needs() -> None:
     scale = Scale(desired=5, ready=5, low_since=0.0)
 
-    assert decide(POLICY, Load(tokens=0, sequences=130), scale, seats=64, now=100).scale.desired == 3
+    assert decide(POLICY, Load(tokens=0, sequences=130), scale, max_num_seqs=64, now=100).scale.desired == 3
 
 
 @given(
@@ -91,7 +91,7 @@ def test_never_fewer_than_what_runs_needs() -> None:
 def test_whatever_the_load_the_number_stays_in_its_bounds_and_every_change_has_a_reason(
     loads: list[tuple[Load, float, int]], desired: int
 ) -> None:
-    autoscaler, now = Autoscaler(POLICY, seats=64), 0.0
+    autoscaler, now = Autoscaler(POLICY, max_num_seqs=64), 0.0
     for load, pause, pending in loads:
         now += pause
         decision = autoscaler.step(load, desired=desired, ready=max(0, desired - pending), now=now)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.cluster.controller.kubernetes import RayClusterMachines, patch
-from outrider.cluster.controller.machines import MachineKeeper, Need, unused
+from outrider.cluster.controller.machines import MachineUpdater, Need, unused
 from outrider.workers.types.errors import OutriderError
 
 PATH = "/apis/ray.io/v1/namespaces/ns/rayclusters/r1"
@@ -141,7 +141,7 @@ def test_a_kubernetes_that_does_not_answer_is_one_line_too() -> None:
         RayClusterMachines(api, "ns/r1", "workers").provide(Need(replicas=2))
 
 
-def test_a_keeper_tells_what_changed_once_and_says_why_it_could_not() -> None:
+def test_a_updater_tells_what_changed_once_and_says_why_it_could_not() -> None:
     class Provider:
         def __init__(self) -> None:
             self.told: list[int] = []
@@ -154,14 +154,14 @@ def test_a_keeper_tells_what_changed_once_and_says_why_it_could_not() -> None:
     async def scenario() -> None:
         needs = itertools.chain([1, 1, 3, 3], itertools.repeat(9))
         provider = Provider()
-        keeper = MachineKeeper(provider, lambda: Need(replicas=next(needs)), tell_every_s=0.001)
-        task = asyncio.create_task(keeper.keep())
-        while not keeper.problem:
+        updater = MachineUpdater(provider, lambda: Need(replicas=next(needs)), check_every_s=0.001)
+        task = asyncio.create_task(updater.run())
+        while not updater.problem:
             await asyncio.sleep(0.001)
         task.cancel()
 
         assert provider.told == [1, 3]
-        assert keeper.problem == "machines for 9 replicas: the group may have 4"
+        assert updater.problem == "machines for 9 replicas: the group may have 4"
 
     asyncio.run(scenario())
 

@@ -90,5 +90,5 @@ def test_the_deployments_number_is_read_by_name_and_nothing_else_is_asked() -> N
 
 def test_two_that_would_set_the_number_of_replicas_are_refused() -> None:
     both = ["autoscale_max_replicas=2", "kubernetes_scale_deployment=ns/r1"]
-    with pytest.raises(SettingsError, match="autoscale_max_replicas must be unset with kubernetes_scale_deployment"):
+    with pytest.raises(SettingsError, match="kubernetes_scale_deployment must not both be set"):
         load_settings(None, both)

@@ -34,8 +34,8 @@ def cpu_nodes(*cores: float, free: tuple[float, ...] | None = None) -> list[Node
     ]
 
 
-def ranks_of(wanted: GangResources, rooms: list[NodeResources]) -> list[tuple[int, ...]]:
-    found = arrange(wanted, rooms)
+def ranks_of(wanted: GangResources, fleet: list[NodeResources]) -> list[tuple[int, ...]]:
+    found = arrange(wanted, fleet)
     assert found.shortage == ""
     return [bundle.ranks for bundle in found.bundles]
 
@@ -56,9 +56,9 @@ def test_ranks_that_must_share_a_node_do_so() -> None:
 
 
 def test_a_gang_stays_within_a_domain_the_smallest_that_holds_it() -> None:
-    rooms = gpu_nodes(4, 4, 4, 4, 4, domains="aaabb")
+    fleet = gpu_nodes(4, 4, 4, 4, 4, domains="aaabb")
 
-    found = arrange(on_gpus(8), rooms)
+    found = arrange(on_gpus(8), fleet)
 
     assert (found.domain, len(found.bundles)) == ("b", 2)
 
@@ -74,7 +74,7 @@ def test_a_domain_that_is_only_busy_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "rooms", "message"),
+    ("wanted", "fleet", "message"),
     [
         (on_gpus(16), gpu_nodes(8, 4), "need 2 nodes with 8 GPUs, have 1 with 8 and 1 with 4"),
         (on_gpus(12), gpu_nodes(8), "need 1 node with 8 GPUs and 1 with 4, have 1 with 8"),
@@ -85,8 +85,8 @@ def test_a_domain_that_is_only_busy_is_waited_for() -> None:
         (CPU_GANG, cpu_nodes(4, free=(1,)), "need 1 node with 3 free cores, have 1 with 1 of 4 free"),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_said_in_nodes(wanted: GangResources, rooms: list[NodeResources], message: str) -> None:
-    found = arrange(wanted, rooms)
+def test_what_is_missing_is_said_in_nodes(wanted: GangResources, fleet: list[NodeResources], message: str) -> None:
+    found = arrange(wanted, fleet)
 
     assert found.shortage == message
     assert sum(len(bundle.ranks) for bundle in found.bundles) == wanted.world_size
@@ -116,25 +116,25 @@ def test_a_placement_fits_what_is_free_and_a_shortage_is_never_said_of_what_woul
     world: int, group: int, nodes: list[tuple[int, int, str]]
 ) -> None:
     world *= group
-    rooms = [
+    fleet = [
         NodeResources(
             node_id=f"n{n}", name="", cores=8, gpus=gpus, free_cores=8, free_gpus=min(free, gpus), domain=domain
         )
         for n, (gpus, free, domain) in enumerate(nodes)
     ]
 
-    found = arrange(on_gpus(world, group), rooms)
+    found = arrange(on_gpus(world, group), fleet)
 
     assert [rank for bundle in found.bundles for rank in bundle.ranks] == list(range(world))
-    within = [room for room in rooms if found.domain in ("", room.domain)]
-    fits = sum(int(room.free_gpus) // group * group for room in within) >= world
+    within = [node for node in fleet if found.domain in ("", node.domain)]
+    fits = sum(int(node.free_gpus) // group * group for node in within) >= world
     if found.shortage:
-        largest = max((sum(r.free_gpus // group * group for r in rooms if r.domain == d) for d in "ab"), default=0)
-        assert not any(room.domain for room in rooms) or largest < world
-        assert found.domain or not fits or any(room.domain for room in rooms)
+        largest = max((sum(r.free_gpus // group * group for r in fleet if r.domain == d) for d in "ab"), default=0)
+        assert not any(node.domain for node in fleet) or largest < world
+        assert found.domain or not fits or any(node.domain for node in fleet)
     else:
         assert fits
-        free = sorted((int(room.free_gpus) for room in within), reverse=True)
-        for bundle, room in zip(found.bundles, free, strict=False):
-            assert bundle.resources["GPU"] <= room
+        free = sorted((int(node.free_gpus) for node in within), reverse=True)
+        for bundle, node in zip(found.bundles, free, strict=False):
+            assert bundle.resources["GPU"] <= node
             assert len(bundle.ranks) % group == 0

@@ -7,9 +7,9 @@ from outrider.cluster.controller.controller import TICK_S
 from outrider.cluster.controller.reconcile import (
     Action,
     Deadlines,
+    DrainProgress,
     End,
     Goal,
-    Leaving,
     ObservedRank,
     Phase,
     Publish,
@@ -38,7 +38,7 @@ def decide(
     phase: Phase = Phase.READY,
     goal: Goal = Goal.SERVE,
     problem: str = "",
-    leaving: Leaving | None = None,
+    drain: DrainProgress | None = None,
     retry_at: float | None = None,
 ) -> list[Action]:
     return reconcile(
@@ -48,7 +48,7 @@ def decide(
         ranks=ranks,
         now=NOW,
         deadlines=DEADLINES,
-        leaving=leaving,
+        drain=drain,
         retry_at=retry_at,
     )
 
@@ -99,12 +99,12 @@ def test_generations_that_fail_one_after_another_come_ever_more_slowly() -> None
 
 def test_a_replica_that_drains_is_retired_then_stopped_once_it_is_idle() -> None:
     assert decide(a_rank(0), goal=Goal.DRAIN) == [Retire()]
-    assert decide(a_rank(0), goal=Goal.DRAIN, phase=Phase.DRAINING, leaving=Leaving()) == []
-    assert decide(a_rank(0), goal=Goal.DRAIN, phase=Phase.DRAINING, leaving=Leaving(idle=True)) == [Stop()]
+    assert decide(a_rank(0), goal=Goal.DRAIN, phase=Phase.DRAINING, drain=DrainProgress()) == []
+    assert decide(a_rank(0), goal=Goal.DRAIN, phase=Phase.DRAINING, drain=DrainProgress(idle=True)) == [Stop()]
 
 
 def test_a_drain_that_takes_too_long_sends_the_requests_elsewhere() -> None:
-    (stop,) = decide(a_rank(0), goal=Goal.DRAIN, phase=Phase.DRAINING, leaving=Leaving(overdue=True))
+    (stop,) = decide(a_rank(0), goal=Goal.DRAIN, phase=Phase.DRAINING, drain=DrainProgress(overdue=True))
 
     assert isinstance(stop, Stop)
     assert "drained" in stop.reason
@@ -147,7 +147,7 @@ def test_silence_ends_the_gang_when_the_deadline_has_passed_and_not_before() -> 
 
 
 def test_silence_counts_from_the_first_probe_without_an_answer_however_many_follow() -> None:
-    silent = a_rank(1).asked(NOW - 6.1).asked(NOW - 3)
+    silent = a_rank(1).probed(NOW - 6.1).probed(NOW - 3)
 
     assert fault([a_rank(0), silent], NOW, DEADLINES) == "rank 1 stopped answering for 6.1 s"
 

@@ -29,7 +29,7 @@ def test_only_gangs_that_were_told_to_start_and_had_not_ended_are_gone_on_with()
     record = ClusterRecord(
         identity="",
         address="127.0.0.1:1",
-        asked=1,
+        configured=1,
         desired=6,
         ever_ready=True,
         ending=False,

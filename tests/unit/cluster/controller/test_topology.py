@@ -39,7 +39,7 @@ def test_every_gpu_rank_has_a_gpu_to_itself() -> None:
 
 
 def test_more_ranks_than_gpus_is_an_error_that_counts_them() -> None:
-    with pytest.raises(ValueError, match=r"5 ranks need as many GPUs, and the Ray cluster has 4"):
+    with pytest.raises(ValueError, match=r"5 ranks need 5 GPUs, and the Ray cluster has 4"):
         place(5, nodes(16, 16, gpus=2), "cuda")
 
 

@@ -11,7 +11,7 @@ from fakes import FakeController, FakeEngine
 from gateway.every_rpc import CONTROLLER, LEADER, statuses
 
 from outrider.cluster.client.base import PLAIN
-from outrider.cluster.controller.charge import Charge
+from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.gateway.routing.controller_link import ControllerLink
 from outrider.workers.config import EngineConfig
 from outrider.workers.loading.rank_spec import RankSpec
@@ -122,5 +122,7 @@ def test_what_is_printed_of_a_rank_or_a_charge_has_no_key() -> None:
     assert KEY not in repr(spec)
     assert RankSpec.from_json(spec.to_json()) == spec
     assert KEY in json.loads(spec.to_json())["service_key"]
-    assert "key" not in {field for field in Charge.__dataclass_fields__ if Charge.__dataclass_fields__[field].repr}
+    assert "key" not in {
+        field for field in ClusterSpec.__dataclass_fields__ if ClusterSpec.__dataclass_fields__[field].repr
+    }
     assert KEY not in repr(LeaderEndpoint(host="h", key=KEY))
