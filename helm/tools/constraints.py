@@ -1,6 +1,6 @@
 """Writes helm/constraints.txt, the versions that the image is built with: those that outrider runs with here.
 
-PYTHONPATH=src python tests/helm/constraints.py
+PYTHONPATH=src python helm/tools/constraints.py
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-FILE = Path(__file__).resolve().parents[2] / "helm" / "constraints.txt"
-_HEAD = "# Versions for the image: those that tests ran with. Written by tests/helm/constraints.py.\n"
+FILE = Path(__file__).resolve().parents[1] / "constraints.txt"
+_HEAD = "# Versions for the image: those that tests ran with. Written by helm/tools/constraints.py.\n"
 
 
 def direct(name: str, extras: frozenset[str]) -> Iterator[Requirement]:

@@ -1,11 +1,11 @@
-"""The chart's Grafana dashboards, made from the panels below. `python tests/helm/dashboards.py` writes them."""
+"""The chart's Grafana dashboards, made from the panels below. `python helm/tools/dashboards.py` writes them."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parents[2] / "helm" / "outrider" / "files" / "dashboards"
+FOLDER = Path(__file__).resolve().parents[1] / "outrider" / "files" / "dashboards"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH, HEIGHT, COLUMNS = 8, 8, 3
 

@@ -1,4 +1,4 @@
-"""The table of values in the chart's README, made from values.yaml. `python tests/helm/values_table.py` writes it."""
+"""The table of values in the chart's README, made from values.yaml. `python helm/tools/values_table.py` writes it."""
 
 import json
 import re
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-CHART = Path(__file__).resolve().parents[2] / "helm" / "outrider"
-START, END = "<!-- values: made by tests/helm/values_table.py -->\n", "<!-- end of values -->\n"
+CHART = Path(__file__).resolve().parents[1] / "outrider"
+START, END = "<!-- values: made by helm/tools/values_table.py -->\n", "<!-- end of values -->\n"
 _KEY = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z][A-Za-z0-9]*):")
 
 

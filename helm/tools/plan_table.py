@@ -1,4 +1,4 @@
-"""What the chart knows of models and GPUs, from the planner. `python tests/helm/plan_table.py` writes it."""
+"""What the chart knows of models and GPUs, from the planner. `python helm/tools/plan_table.py` writes it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from outrider.cluster.planning.split import Split, refusal
 from outrider.workers.types.model_config import ModelConfig
 from outrider.workers.types.model_shapes import Shapes
 
-FILE = Path(__file__).resolve().parents[2] / "helm" / "outrider" / "files" / "plan.yaml"
+FILE = Path(__file__).resolve().parents[1] / "outrider" / "files" / "plan.yaml"
 KEPT = {"fp8": "auto", "bf16": "bfloat16"}  # what ranks keep FP8 weights as, and `outrider plan --weights` for it
 MODELS = ("deepseek-r1", "deepseek-v3")
-HEADER = "# Made from the planner by tests/helm/plan_table.py. gb: 10^9 bytes, of weights as ranks keep them.\n"
+HEADER = "# Made from the planner by helm/tools/plan_table.py. gb: 10^9 bytes, of weights as ranks keep them.\n"
 
 
 def _model(name: str) -> dict[str, Any]:
