@@ -1,11 +1,11 @@
 """Injects faults while many streams run, and counts lost and changed streams and the time to recover.
 
-    .venv/bin/python benchmarks/chaos.py [--episodes 60] [--seed 1] [--streams 1,64,512] [--json FILE]
-    .venv/bin/python benchmarks/chaos.py --nodes         # partitions between machines, and Ray's GCS; needs root
-    .venv/bin/python benchmarks/chaos.py --in-a-row 5 --pairs 0 --faults "replica drain" --max-tokens 512
-    .venv/bin/python benchmarks/chaos.py --cuts 2000     # cuts streams after every message
-    .venv/bin/python benchmarks/chaos.py --poison        # one request that kills every engine, beside 100 others
-    .venv/bin/python benchmarks/chaos.py --soak 60       # minutes, with a fault every minute
+    python benchmarks/chaos.py [--episodes 60] [--seed 1] [--streams 1,64,512] [--json FILE]
+    python benchmarks/chaos.py --nodes         # partitions between machines, and Ray's GCS; needs root
+    python benchmarks/chaos.py --in-a-row 5 --pairs 0 --faults "replica drain" --max-tokens 512
+    python benchmarks/chaos.py --cuts 2000     # cuts streams after every message
+    python benchmarks/chaos.py --poison        # one request that kills every engine, beside 100 others
+    python benchmarks/chaos.py --soak 60       # minutes, with a fault every minute
 
 Serves scout on two replicas of two stages behind two gateways. The same seed gives the same schedule of faults. Every
 stream must be equal to the output of the same request without faults; the exit status is 1 if one is not.
@@ -24,17 +24,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import numbers, prompts
-from faults.cluster import Cluster
-from faults.cuts import cut_everywhere
-from faults.figures import save, summary
-from faults.load import EpisodeResult, LoadGenerator
-from faults.network import ENVIRONMENT, HEAD, Network, created
-from faults.nodes import Nodes
-from faults.poison import run_beside_poison
-from faults.requests import ChaosRequest, chaos_requests
-from faults.schedule import FAULTS, NETWORK_FAULTS, Episode, Fault, schedule
-from faults.soak import soak
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the repository's root, where `benchmarks` is
+from benchmarks.common.arguments import numbers
+from benchmarks.common.prompts import prompts
+from benchmarks.faults.cluster import Cluster
+from benchmarks.faults.cuts import cut_everywhere
+from benchmarks.faults.figures import save, summary
+from benchmarks.faults.load import EpisodeResult, LoadGenerator
+from benchmarks.faults.network import ENVIRONMENT, HEAD, Network, created
+from benchmarks.faults.nodes import Nodes
+from benchmarks.faults.poison import run_beside_poison
+from benchmarks.faults.requests import ChaosRequest, chaos_requests
+from benchmarks.faults.schedule import FAULTS, NETWORK_FAULTS, Episode, Fault, schedule
+from benchmarks.faults.soak import soak
 
 MAX_TOKENS = 32
 TEXTS = 4  # prompts of each kind

@@ -1,7 +1,7 @@
 """Speculation under a load that keeps changing: engines of auto, off and fixed depths, compared cell by cell, by cycle.
 
-    .venv/bin/python benchmarks/mixed_load.py [--cycles 3] [--tokens 192] [--cells 'code:*'] [--json FILE]
-    .venv/bin/python benchmarks/mixed_load.py --arms auto,off --minutes 30     (soak)
+    python benchmarks/mixed_load.py [--cycles 3] [--tokens 192] [--cells 'code:*'] [--json FILE]
+    python benchmarks/mixed_load.py --arms auto,off --minutes 30     (soak)
 
 Each arm is a process with one LLM that lives through all cells and cycles, so whatever speculation="auto" learns in one
 cell it takes into the next. A cell is a kind of text, a temperature and a batch size, such as code:0.8:4. Batch size
@@ -31,18 +31,27 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import package_prompts
-from common import numbers, record, words
-from mixed_load_figures import Cell, Turn, in_order, last_over_first, rows, rss_growth_mb, summary, summary_lines, table
-
-sys.path.append(str(Path(__file__).resolve().parent / "peers"))
-from contestants import ENVS, CannotRaceError, Start
-from runner import Runner
-
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the repository's root, where `benchmarks` is
+from benchmarks.common.arguments import numbers, words
+from benchmarks.common.results import record
+from benchmarks.peers.contestants import ENVS, CannotRaceError, Start
+from benchmarks.peers.runner import Runner
+from benchmarks.speculation import package_prompts
+from benchmarks.speculation.mixed_load_figures import (
+    Cell,
+    Turn,
+    in_order,
+    last_over_first,
+    rows,
+    rss_growth_mb,
+    summary,
+    summary_lines,
+    table,
+)
 from outrider.workers.config import resolve_model
 from outrider.workers.text.tokenizer import Tokenizer
 
-ENGINE = Path(__file__).resolve().parent / "mixed_load_engine.py"
+ENGINE = Path(__file__).resolve().parent / "speculation" / "mixed_load_engine.py"
 SETTLE_S = 0.3  # idle threads of the last engine may spin for up to 0.2 s
 TRIES = 3  # of a run that others disturb
 LEAST_REQUESTS = 4  # of a run, so that a batch of one takes about half a second too

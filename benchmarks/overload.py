@@ -1,6 +1,6 @@
 """More requests than a served scout can do, from one token, and from two whose demands are 100 to 1.
 
-    .venv/bin/python benchmarks/overload.py [--seconds 60] [--times 10]
+    python benchmarks/overload.py [--seconds 60] [--times 10]
 
 Requests arrive at random, at a rate; none is retried. Exits 1 where a promise is not kept. Clients that never read are
 in slow_readers.py, mutated requests in fuzz.py.
@@ -11,9 +11,11 @@ import asyncio
 import random
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from overload_cluster import SEATS, Clients, Cluster, Phase, a_cluster, at_once, percentile, told
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the repository's root, where `benchmarks` is
+from benchmarks.serving.overload_cluster import SEATS, Clients, Cluster, Phase, a_cluster, at_once, percentile, told
 
 QUEUE_WAIT_S = 0.05  # no request waits for another to end: that takes 0.2 s on average, and a second at times
 SETTLE_S = 10.0  # before two tokens are counted: the first answers take 4 s, and all begin empty

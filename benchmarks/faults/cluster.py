@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 
 import ray
-from faults import faulty_rank
-from faults.faulty_rank import FaultyRank
-from faults.network import HEAD
-from faults.nodes import Nodes
-from faults.proxy import Proxy
 
+from benchmarks.faults import faulty_rank
+from benchmarks.faults.faulty_rank import FaultyRank
+from benchmarks.faults.network import HEAD
+from benchmarks.faults.nodes import Nodes
+from benchmarks.faults.proxy import Proxy
 from outrider import Client
 from outrider.cluster.api.status import ClusterStatus, ReplicaStatus
 from outrider.cluster.config import ServeSettings

@@ -4,11 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from faults.cluster import Cluster
-from faults.load import LoadGenerator
-from faults.oracle import Transcript, differences
-from faults.requests import ChaosRequest
-
+from benchmarks.faults.cluster import Cluster
+from benchmarks.faults.load import LoadGenerator
+from benchmarks.faults.oracle import Transcript, differences
+from benchmarks.faults.requests import ChaosRequest
 from outrider.cluster.api.calls import call_to_wire
 from outrider.cluster.api.events import event_from_wire
 from outrider.cluster.client.base import OPTIONS, PLAIN

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import record
-from faults.load import EpisodeResult
+from benchmarks.common.results import record
+from benchmarks.faults.load import EpisodeResult
 
 
 def summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:

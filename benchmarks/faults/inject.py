@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from faults import faulty_rank
-from faults.cluster import Cluster, gateway_machine
-from faults.network import HEAD
-from faults.proxy import Proxy
-from faults.schedule import Fault
-
+from benchmarks.faults import faulty_rank
+from benchmarks.faults.cluster import Cluster, gateway_machine
+from benchmarks.faults.network import HEAD
+from benchmarks.faults.proxy import Proxy
+from benchmarks.faults.schedule import Fault
 from outrider.cluster.api.status import ReplicaStatus
 
 Noticed = Callable[[], bool]

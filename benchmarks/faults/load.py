@@ -8,12 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from faults.cluster import Cluster
-from faults.inject import Injected, inject, seconds_until_noticed
-from faults.oracle import Transcript, differences
-from faults.requests import ChaosRequest
-from faults.schedule import Episode, Injection
-
+from benchmarks.faults.cluster import Cluster
+from benchmarks.faults.inject import Injected, inject, seconds_until_noticed
+from benchmarks.faults.oracle import Transcript, differences
+from benchmarks.faults.requests import ChaosRequest
+from benchmarks.faults.schedule import Episode, Injection
 from outrider import AsyncClient
 
 EPISODE_TIMEOUT_S = 240.0

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import psutil
-from faults.network import HEAD, Network
+
+from benchmarks.faults.network import HEAD, Network
 
 GCS_PORT, REDIS_PORT = 6379, 6390
 GCS_AWAY_S = 1.0

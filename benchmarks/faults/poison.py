@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from faults.cluster import Cluster
-from faults.faulty_rank import POISON
-from faults.load import POLL_S, LoadGenerator, Stream, all_ended
-from faults.requests import ChaosRequest
-
+from benchmarks.faults.cluster import Cluster
+from benchmarks.faults.faulty_rank import POISON
+from benchmarks.faults.load import POLL_S, LoadGenerator, Stream, all_ended
+from benchmarks.faults.requests import ChaosRequest
 from outrider.workers.types.errors import OutriderError
 
 BYSTANDERS = 100

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import psutil
-from faults.cluster import Cluster
-from faults.inject import inject
-from faults.load import Baseline, LoadGenerator, Stream
-from faults.requests import ChaosRequest
-from faults.schedule import FAULTS
+
+from benchmarks.faults.cluster import Cluster
+from benchmarks.faults.inject import inject
+from benchmarks.faults.load import Baseline, LoadGenerator, Stream
+from benchmarks.faults.requests import ChaosRequest
+from benchmarks.faults.schedule import FAULTS
 
 STREAMS = 128
 FAULT_EVERY_S = 60.0

@@ -1,6 +1,6 @@
 """Races outrider against its peers: same checkpoint, prompts, lengths and threads, interleaved in one run.
 
-    .venv/bin/python benchmarks/peers/race.py --model scout --dtype float32 --batch 1,4,8 --prefill 512,4096
+    python benchmarks/peers/race.py --model scout --dtype float32 --batch 1,4,8 --prefill 512,4096
         --contestants outrider:speculation=off transformers vllm llama.cpp
 
 Each figure is a median of tokens a second: decoding from the first token to the last of all prompts, or reading a
@@ -23,11 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-from common import interleaved, median, numbers, prompts, save, windows, words
-from contestants import ENVS, CannotRaceError, Course, start
-from runner import Answer, Runner
-
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # the repository's root, where `benchmarks` is
+from benchmarks.common.arguments import numbers, words
+from benchmarks.common.prompts import prompts, windows
+from benchmarks.common.repeats import interleaved, median
+from benchmarks.common.results import save
+from benchmarks.peers.contestants import ENVS, CannotRaceError, Course, start
+from benchmarks.peers.runner import Answer, Runner
 from outrider.workers.config import resolve_model
 from outrider.workers.text.tokenizer import Tokenizer
 

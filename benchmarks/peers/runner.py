@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from contestants import CannotRaceError, Start
-from crowd import Moment, share_of_others
+from benchmarks.peers.contestants import CannotRaceError, Start
+from benchmarks.peers.crowd import Moment, share_of_others
 
 LOAD_TIMEOUT_S = 1800.0  # vLLM compiles for minutes
 RUN_TIMEOUT_S = 900.0

@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common import counted
-from reporting.section import Record, Section
-from reporting.svg import bar_plot, line_plot, stacked_plot
-from reporting.tables import Table, figure, ratio, share
+from benchmarks.common.results import counted
+from benchmarks.reporting.section import Record, Section
+from benchmarks.reporting.svg import bar_plot, line_plot, stacked_plot
+from benchmarks.reporting.tables import Table, figure, ratio, share
 
 Parts = Mapping[str, float]
 
 
 def round_profile(name: str, record: Record) -> list[Section]:
-    """Of round.py: a round's parts, and an engine's."""
+    """Of engine/round_parts.py: a round's parts, and an engine's."""
     rounds = {case: figures["us"] for case, figures in record["rounds"].items()}
     engines = {case: figures["us"] for case, figures in record["engine"].items()}
     measured = ["measured in one piece", *(figure(each["measured_us"]) for each in record["rounds"].values())]
@@ -55,7 +55,7 @@ def _part(case: Parts, part: str) -> str:
 
 
 def kernels(name: str, record: Record) -> list[Section]:
-    """Of kernels.py: what was measured of products, rounds, attention, drafts and draws."""
+    """Of kernels/cpu_kernels.py: what was measured of products, rounds, attention, drafts and draws."""
     sections = [_bandwidth(name, record)]
     if record.get("linear"):
         sections.append(_products(name, record))
@@ -175,7 +175,7 @@ def _draws(name: str, record: Record, measured: Mapping[str, Parts]) -> Section:
 
 
 def stage_link(name: str, record: Record) -> list[Section]:
-    """Of stage_link.py: what a round trip between two stages adds."""
+    """Of parallel/stage_link.py: what a round trip between two stages adds."""
     rows = [[over, figure(found["median"]), figure(found["p90"])] for over, found in record["added_us"].items()]
     table = Table(["microseconds added", "median", "p90"], rows)
     return [Section(title=f"A link between stages ({name})", record=record, tables=[table])]

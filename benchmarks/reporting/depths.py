@@ -1,14 +1,14 @@
-"""The section on depths of drafting: auto against static depths, acceptance by position, a day of load. Pure."""
+"""The section on depths of drafting: auto against static depths, acceptance by position, a changing load. Pure."""
 
 from typing import Any
 
-from reporting.section import Record, Section
-from reporting.svg import bar_plot, line_plot
-from reporting.tables import ABSENT, Table, figure, ratio
+from benchmarks.reporting.section import Record, Section
+from benchmarks.reporting.svg import bar_plot, line_plot
+from benchmarks.reporting.tables import ABSENT, Table, figure, ratio
 
 
 def speculation(name: str, record: Record) -> list[Section]:
-    """Of speculation.py: whatever parts were measured."""
+    """Of speculation/auto_against_depths.py: whatever parts were measured."""
     sections = []
     if record.get("cells"):
         sections += [_cells(name, record, record["cells"]), _acceptance(name, record, record["cells"])]
@@ -20,7 +20,7 @@ def speculation(name: str, record: Record) -> list[Section]:
 
 
 def simulated(name: str, record: Record) -> list[Section]:
-    """Of simulated.py."""
+    """Of speculation/simulated_depths.py."""
     header = ["text", "batch", "best static", "best / off", "auto / best", "worst", "auto / off", "worst"]
     figures = ("best_over_off", "auto_over_best", "worst_over_best", "auto_over_off", "worst_over_off")
     rows = [

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from reporting.section import Record, Section
-from reporting.svg import bar_plot
-from reporting.tables import Table, figure, ratio
+from benchmarks.reporting.section import Record, Section
+from benchmarks.reporting.svg import bar_plot
+from benchmarks.reporting.tables import Table, figure, ratio
 
 
 def drafters(name: str, record: Record) -> list[Section]:
-    """Of drafters.py."""
+    """Of speculation/drafters.py."""
     cases = record["cases"]
     arms = list(cases[0]["arms"])
     speeds = {arm: [case["arms"][arm]["tokens_per_second"] for case in cases] for arm in arms}

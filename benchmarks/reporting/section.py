@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from reporting.tables import Table
+from benchmarks.reporting.tables import Table
 
 Record = dict[str, Any]  # a file of results
 

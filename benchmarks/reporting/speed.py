@@ -3,16 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common import counted
-from reporting.section import Record, Section
-from reporting.svg import bar_plot, line_plot
-from reporting.tables import ABSENT, Table, figure, ratio, share
+from benchmarks.common.results import counted
+from benchmarks.reporting.section import Record, Section
+from benchmarks.reporting.svg import bar_plot, line_plot
+from benchmarks.reporting.tables import ABSENT, Table, figure, ratio, share
 
 Case = dict[str, Any]
 
 
 def decoding(name: str, record: Record) -> list[Section]:
-    """Of decode.py: by batch, by depth, and by prompt length, where more than one was measured."""
+    """Of engine/decode.py: by batch, by depth, and by prompt length, where more than one was measured."""
     cases = record["cases"]
     shortest = min(case["prompt_tokens"] for case in cases)
     alone = min(case["batch"] for case in cases)
@@ -140,7 +140,7 @@ def _place(case: Case, who: str) -> str:
 
 
 def serving(name: str, record: Record) -> list[Section]:
-    """Of serve.py: latencies by rate, as clients see them."""
+    """Of serving/arrival_rates.py: latencies by rate, as clients see them."""
     windows = record["windows"]
     times = {"first_token_s": "first token", "between_tokens_s": "between tokens", "end_to_end_s": "end to end"}
     header = ["requests/s", "speculation", "requests", "errors", "tokens/s"]

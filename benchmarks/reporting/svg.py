@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from reporting.tables import figure
+from benchmarks.reporting.tables import figure
 
 WIDTH, HEIGHT = 640, 310
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 46, 44  # room around the plot

@@ -7,13 +7,14 @@ import asyncio
 import re
 
 import pytest
-from common import prompts
-from faults.cluster import Cluster
-from faults.cuts import cut_everywhere
-from faults.load import Baseline, LoadGenerator
-from faults.poison import run_beside_poison
-from faults.requests import PARAMETER_SETS, chaos_requests
-from faults.schedule import Episode, Fault, Injection
+
+from benchmarks.common.prompts import prompts
+from benchmarks.faults.cluster import Cluster
+from benchmarks.faults.cuts import cut_everywhere
+from benchmarks.faults.load import Baseline, LoadGenerator
+from benchmarks.faults.poison import run_beside_poison
+from benchmarks.faults.requests import PARAMETER_SETS, chaos_requests
+from benchmarks.faults.schedule import Episode, Fault, Injection
 
 REQUESTS = chaos_requests([text[:160] for text in prompts("code", 2)], max_tokens=24)
 HUNG = re.compile(r"rank 1 \(stage 1, .*\) hangs: no progress for .* in round \d+")

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults.schedule import Fault
+
+from benchmarks.faults.schedule import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS = (Fault.NODE_BLACK_HOLE, Fault.RANK_TO_LEADER_CUT, Fault.GATEWAY_TO_LEADER_CUT)

@@ -19,9 +19,9 @@ import pytest
 import yaml
 from gateway.certificates import Authority
 from helm.by_hand import ByHand, free_ports
-from helm.dashboards import DASHBOARDS
 from helm.rendering import CHART, Rendered, render, with_values
 
+from helm.tools.dashboards import DASHBOARDS
 from outrider import Client, ClientSecurity
 from outrider.cluster.api.errors import NotAllowedError, UnavailableError
 from outrider.cluster.cli.app import run

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from helm.constraints import FILE as CONSTRAINTS
-from helm.constraints import direct
 from helm.containerfile import FILE, ROOT, copy_sources, install, steps
 from helm.rendering import example
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from helm.tools.constraints import FILE as CONSTRAINTS
+from helm.tools.constraints import direct
 
 
 def test_it_ends_as_the_user_that_the_chart_runs() -> None:

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from helm.plan_table import FILE, KEPT, MODELS, as_yaml
 from helm.rendering import CHART, EXAMPLES, RenderError, render, values_of, with_values
 
+from helm.tools.plan_table import FILE, KEPT, MODELS, as_yaml
 from outrider.cluster.cli.app import run
 from outrider.cluster.planning.hardware import known_gpus
 from outrider.cluster.planning.presets import load_shape
@@ -25,7 +25,7 @@ EIGHT = [Split(tensor=8), Split(tensor=8, expert=8), Split(data=8, expert=8), Sp
 def test_what_the_chart_knows_is_the_planners() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["plan"]["properties"]
 
-    assert FILE.read_text() == as_yaml(), "run python tests/helm/plan_table.py"
+    assert FILE.read_text() == as_yaml(), "run python helm/tools/plan_table.py"
     assert set(schema["gpu"]["enum"]) == {"", *known_gpus()}
     assert set(schema["model"]["enum"]) == {"", *MODELS}
 

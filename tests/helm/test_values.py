@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import yaml
 from helm.rendering import CHART
-from helm.values_table import readme_with_table, rows
+
+from helm.tools.values_table import readme_with_table, rows
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 
 
 def test_the_readmes_table_is_the_one_that_values_yaml_makes() -> None:
-    assert (CHART / "README.md").read_text() == readme_with_table(), "run python tests/helm/values_table.py"
+    assert (CHART / "README.md").read_text() == readme_with_table(), "run python helm/tools/values_table.py"
 
 
 def test_every_value_is_explained_line_by_line() -> None:

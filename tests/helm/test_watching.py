@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helm.dashboards import DASHBOARDS, FOLDER, as_json
 from helm.rendering import CHART, example
 
+from helm.tools.dashboards import DASHBOARDS, FOLDER, as_json
 from outrider.cluster.gateway.observability.metrics import GatewayMetrics
 from outrider.workers.serving.metrics import DEPRECATED
 
@@ -43,7 +43,7 @@ def _expressions() -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(DASHBOARDS))
 def test_a_dashboard_in_the_chart_is_the_one_that_its_panels_make(name: str) -> None:
-    assert (FOLDER / f"{name}.json").read_text() == as_json(name), "run python tests/helm/dashboards.py"
+    assert (FOLDER / f"{name}.json").read_text() == as_json(name), "run python helm/tools/dashboards.py"
 
 
 def test_the_chart_has_no_other_dashboard_and_ships_them_all() -> None:

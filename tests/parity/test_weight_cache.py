@@ -266,11 +266,11 @@ def test_a_full_disk_leaves_nothing_behind(path: Path, tmp_path: Path, caplog: p
     assert "No space left on device" in caplog.text
 
 
-def keep(kept: WeightCache, name: str, at_s: float) -> object:
-    """A part of 4000 bytes and some, last used at `at_s`; what maps it."""
+def keep(kept: WeightCache, folder: Path, name: str, at_s: float) -> object:
+    """A part of 4000 bytes and some in `folder`, last used at `at_s`; what maps it."""
     found = kept.packer(name, (), lambda packer: packer.values(lambda: torch.ones(1000)))
     assert found is not None
-    file = next(kept._own.glob(f"{name}-*"))
+    (file,) = folder.rglob(f"{name}-*")
     os.utime(file, (at_s, at_s))
     return found
 
@@ -282,13 +282,15 @@ def test_what_was_not_used_for_the_longest_makes_room_but_not_what_is_in_use_or_
     shutil.copytree(path, other)
     rewrite(other, lambda name, values: values * 2)
     theirs, ours = cache(folder, other), cache(folder, path, max_bytes=16_000)
-    in_use = keep(theirs, "first", 1)
+    in_use = keep(theirs, folder, "first", 1)
     for at_s, name in enumerate(("second", "third", "fourth"), 2):
-        keep(theirs, name, at_s)
-    keep(ours, "own", 0)
+        keep(theirs, folder, name, at_s)
+    keep(ours, folder, "own", 0)
+    (first,) = folder.rglob("first-*")
     for name, age_s in (("abandoned", 7200), ("written", 10)):
-        (theirs._own / f"{name}-0.part").write_bytes(b"")
-        os.utime(theirs._own / f"{name}-0.part", (time.time() - age_s,) * 2)
+        part = first.with_name(f"{name}-0.part")
+        part.write_bytes(b"")
+        os.utime(part, (time.time() - age_s,) * 2)
 
     ours.trim()
 

@@ -1,7 +1,8 @@
 """What each part of a round costs, modelled for the compiled path: the measure by which stages are balanced. Pure.
 
 The unit is the time that reading one parameter takes. What the constants say was measured on scout by
-benchmarks/round.py (float32, two cores); only ratios matter, and a large model's layers outweigh all of them.
+benchmarks/engine/round_parts.py (float32, two cores); only ratios matter, and a large model's layers outweigh all of
+them.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Writes the model card of an exported model: `python -m outrider.workers.training.card`.
 
 Everything in it comes from files: the corpus manifest, what evaluate.py said before and after distilling, what
-benchmarks/scout.py said, and a few lines on the run; nothing is measured here.
+benchmarks/models/text_quality.py said, and a few lines on the run; nothing is measured here.
 """
 
 import argparse
@@ -51,7 +51,7 @@ run prompts --corpus build/corpus --tokenizer build/tokenizer --out cluster/clie
 for model in build/joint models/scout; do
   run evaluate --model $model --data build/data --prompts cluster/client/prompts.json --json $model/evaluation.json
 done
-python benchmarks/scout.py --corpus build/corpus --data build/data --metrics build/run/metrics.jsonl \\
+python benchmarks/models/text_quality.py --corpus build/corpus --data build/data --metrics build/run/metrics.jsonl \\
   --plot models/scout/training.svg
 run card --manifest build/corpus/manifest.json --before build/joint/evaluation.json --evaluation \\
   models/scout/evaluation.json --text benchmarks/results/scout.json --run build/run.md --out models/scout/README.md
@@ -147,7 +147,7 @@ def results_section(before: Evaluation, after: Evaluation) -> str:
 
 
 def text_section(found: dict[str, Any]) -> str:
-    """What is known of the text, each model of benchmarks/scout.py in a row of its own."""
+    """What is known of the text, each model of benchmarks/models/text_quality.py in a row of its own."""
     models, simpler = found["models"], found["simpler"]
     by_model = {name: model["bits a byte"] for name, model in models.items()}
     by_model |= {name: {kind: row[name] for kind, row in simpler.items()} for name in simpler["code"]}

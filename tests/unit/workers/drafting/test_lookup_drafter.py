@@ -1,5 +1,7 @@
 """What is looked up, how sure it is, and what is learned from the text alone."""
 
+from collections.abc import Callable
+
 import torch
 
 from outrider.workers.drafting.lookup_drafter import LookupDrafter, continued
@@ -101,27 +103,36 @@ def test_a_sequence_whose_proposals_promise_little_is_looked_up_for_ever_more_se
     new, loop = a_sequence(list(range(50))), a_sequence([1, 2, 3] * 20)
     found = {}
     for name, sequence in (("new", new), ("loop", loop)):
-        drafter, asked = LookupDrafter({0: sequence}.get), []
+        asked: list[int] = []  # the sequence's length in each round that looked it up
+        drafter = LookupDrafter({0: sequence}.get, wanted=noted_in(asked))
         for number in range(60):
             sequence.token_ids.append(1000 + number if name == "new" else 1 + len(sequence.token_ids) % 3)
-            before = len(drafter._states[0].index) if number else 0
             drafter.draft(a_round(), Verdict(), HIDDEN)
-            asked.append(len(drafter._states[0].index) > before)
         found[name] = asked
 
-    assert sum(found["new"][20:]) <= 6
-    assert all(found["loop"])
+    assert 1 <= sum(length > 50 + 20 for length in found["new"]) <= 6
+    assert len(found["loop"]) == 60
 
 
 def test_who_has_no_other_drafts_is_looked_up_for_in_every_round() -> None:
     sequence = a_sequence(list(range(50)))
-    drafter, sizes = LookupDrafter({0: sequence}.get, needed=lambda sequence: True), []
+    asked: list[int] = []
+    drafter = LookupDrafter({0: sequence}.get, wanted=noted_in(asked), needed=lambda sequence: True)
     for number in range(20):
         sequence.token_ids.append(1000 + number)
         drafter.draft(a_round(), Verdict(), HIDDEN)
-        sizes.append(len(drafter._states[0].index))
 
-    assert len(set(sizes)) == 20
+    assert asked == list(range(51, 71))
+
+
+def noted_in(lengths: list[int]) -> Callable[[Sequence], bool]:
+    """For `wanted`, which is asked in each round that looks a sequence up: notes the sequence's length, and agrees."""
+
+    def wanted(sequence: Sequence) -> bool:
+        lengths.append(len(sequence.token_ids))
+        return True
+
+    return wanted
 
 
 def test_rates_follow_what_was_seen_by_length_of_match() -> None:

@@ -5,6 +5,7 @@ straight-line generation gives. Two copies of the model's cache stand for a firs
 when it is scheduled, the other just before its commit.
 """
 
+import copy
 from dataclasses import dataclass, field
 from random import Random
 
@@ -44,6 +45,7 @@ class ReplicaTwin:
         self.config = config
         self.planner = FixedPlans(depth)
         self.scheduler = Scheduler(config, self.planner)
+        self._residents = self.scheduler._residents
         self.requests: dict[str, Request] = {}
         self.outputs: dict[tuple[str, int], Output] = {}
         self.in_flight: dict[int, Round] = {}
@@ -117,20 +119,24 @@ class ReplicaTwin:
 
     def check_pool(self) -> None:
         """Each pool's counts are those of the blocks that sequences hold; every other block is free, once."""
-        residents = self.scheduler._residents
-        for owner, pool in enumerate(residents.pools):
+        running = self._residents.running
+        for owner, pool in enumerate(self._residents.pools):
             holders = [0] * pool.num_blocks
-            for sequence in residents.running.values():
+            for sequence in running.values():
                 assert len(set(sequence.blocks)) == len(sequence.blocks)
                 for block in sequence.blocks if sequence.owner == owner else ():
                     holders[block] += 1
             assert [pool.references(block) for block in range(pool.num_blocks)] == holders
-            assert sorted([*pool._blank, *pool._kept]) == [block for block, held in enumerate(holders) if not held]
-            assert all(pool.is_cached(block) for block in pool._kept)
-            assert not any(pool.is_cached(block) for block in pool._blank)
-        live = [s for sequences in self.scheduler._requests.values() for s in sequences]
-        assert all(not s.blocks for s in live if s.sequence_id not in residents.running)
-        assert len(residents.running) <= self.config.max_num_seqs
+            emptied = copy.deepcopy(pool)
+            taken = emptied.take(emptied.free)
+            assert taken is not None
+            assert sorted(taken) == [block for block, held in enumerate(holders) if not held]
+            assert not any(emptied.is_cached(block) for block in taken)
+        assert all(not s.blocks for s in self.unfinished() if s.sequence_id not in running)
+        assert len(running) <= self.config.max_num_seqs
+
+    def unfinished(self) -> list[Sequence]:
+        return [sequence for sequences in self.scheduler._requests.values() for sequence in sequences]
 
     def _check_shape(self, round: Round) -> None:
         assert 0 < round.rows <= self.config.max_num_batched_tokens
@@ -158,7 +164,9 @@ class ReplicaTwin:
         return self._live(sequence_id).request
 
     def _live(self, sequence_id: int) -> Sequence:
-        return self.scheduler._residents.running[sequence_id]
+        sequence = self.scheduler.live(sequence_id)
+        assert sequence is not None
+        return sequence
 
     def _compute(self, cache: dict[int, int], round: Round) -> None:
         """Every row writes its slot, then reads its whole past: both must be of its own sequence's tokens."""
@@ -277,7 +285,7 @@ class ReplicaTwin:
     def _pool_of(self, block: int) -> tuple[BlockPool, int]:
         """Its group's pool, and its number there."""
         owner, number = divmod(block, self.config.num_blocks)
-        return self.scheduler._residents.pools[owner], number
+        return self._residents.pools[owner], number
 
     def _slot(self, table: list[int], position: int) -> int:
         return table[position // self.config.block_size] * self.config.block_size + position % self.config.block_size

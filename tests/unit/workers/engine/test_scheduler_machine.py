@@ -112,9 +112,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def the_tokens_in_flight_are_those_of_the_unfinished_sequences(self) -> None:
         if hasattr(self, "twin"):
-            scheduler = self.twin.scheduler
-            held = sum(len(s.token_ids) for live in scheduler._requests.values() for s in live)
-            assert scheduler.counters.tokens == held
+            held = sum(len(sequence.token_ids) for sequence in self.twin.unfinished())
+            assert self.twin.scheduler.counters.tokens == held
 
     def teardown(self) -> None:
         """Everything ends, in a bounded number of rounds, with the right text, and gives back every block."""

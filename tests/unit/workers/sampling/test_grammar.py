@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llguidance import LLParserLimits
+from llguidance import LLMatcher, LLParserLimits
 
 from outrider.workers.config import resolve_model
 from outrider.workers.sampling.grammar import MOST_PLACE_S, Constraint, Grammars
@@ -265,17 +265,24 @@ def test_a_mapping_is_as_good_and_survives_the_wire() -> None:
     assert SamplingParams.from_json(params.to_json()) == params
 
 
-def test_a_grammar_is_compiled_once_and_elsewhere_and_followed_from_then_on(grammars: Grammars) -> None:
+def test_a_grammar_is_compiled_once_and_elsewhere_and_followed_from_then_on(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = StructuredOutputsParams(regex="[xyz]{2,5}")
     threads: list[str] = []
     slow = Grammars(resolve_model("scout"), VOCAB, (EOS,))
-    compile_here = slow._compile
-    slow._compile = lambda one: threads.append(threading.current_thread().name) or compile_here(one)
+    wanted = mask_after(grammars.follow(params, None), [])
+
+    def compile_here(*args: Any, **settings: Any) -> LLMatcher:
+        threads.append(threading.current_thread().name)
+        return LLMatcher(*args, **settings)
+
+    monkeypatch.setattr("outrider.workers.sampling.grammar.LLMatcher", compile_here)
 
     compiled = slow.prepare(params)
 
     assert slow.prepare(StructuredOutputsParams(regex="[xyz]{2,5}")) is compiled
-    assert mask_after(slow.follow(params, None), []) == mask_after(grammars.follow(params, None), [])
+    assert mask_after(slow.follow(params, None), []) == wanted
     assert [name.rpartition("_")[0] for name in threads] == ["grammar"]
 
 
