@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from outrider.workers.drafting.drafter import Drafter
-from outrider.workers.engine.pipeline import Fellows, passed, take_verdict
+from outrider.workers.engine.pipeline import StagePeers, passed, take_verdict
 from outrider.workers.engine.runner import Naming, StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel.stage_link import StageLink
@@ -57,15 +57,15 @@ class ToldJudge:
 class TellingJudge:
     """The sampler, where other ranks share its stage."""
 
-    def __init__(self, sampler: Sampler, fellows: Fellows) -> None:
-        self._sampler, self._fellows = sampler, fellows
+    def __init__(self, sampler: Sampler, stage_peers: StagePeers) -> None:
+        self._sampler, self._stage_peers = sampler, stage_peers
 
     def begin(self, round: Round) -> None:
         self._sampler.begin(round)
 
     def judge(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         verdict, accepted = self._sampler.judge(round, hidden, stage_s)
-        self._fellows.tell(verdict)
+        self._stage_peers.broadcast(verdict)
         return verdict, accepted
 
     def prepare(self, constraints: Iterable[StructuredOutputsParams]) -> None:

@@ -46,7 +46,7 @@ class LiveExperts:
         self._reader = ThreadPoolExecutor(1, "expert-reader")
         self._coming: Future[Callable[[], None]] | None = None
 
-    def obey(self, order: IntArray) -> IntArray:
+    def apply(self, order: IntArray) -> IntArray:
         """Between two rounds. The stage's answer on its first rank, nothing on others or where none was asked for."""
         if not len(order):
             return NOTHING

@@ -55,14 +55,14 @@ class Pipeline(Protocol):
         ...
 
 
-class Fellows:
-    """The other ranks of this one's stage, which do as they are told. With none of them nothing is said."""
+class StagePeers:
+    """The other ranks of this one's stage, which follow its commands. Without peers, `broadcast` sends nothing."""
 
     def __init__(self, links: Sequence[StageLink] = ()) -> None:
         self._links = links
 
-    def tell(self, content: Round | Verdict | None) -> None:
-        """A round to run, a verdict to draft after (or to pass on), or the word to stop."""
+    def broadcast(self, content: Round | Verdict | None) -> None:
+        """A round to run, a verdict to draft after (or to pass on), or None: stop."""
         for link in self._links:
             link.send(content, _NO_STATES)
 
@@ -77,11 +77,16 @@ class SingleStage:
     lanes = 1
 
     def __init__(
-        self, runner: StageRunner, sampler: Sampler, fellows: Fellows | None = None, *, tells_verdicts: bool = True
+        self,
+        runner: StageRunner,
+        sampler: Sampler,
+        stage_peers: StagePeers | None = None,
+        *,
+        broadcasts_verdicts: bool = True,
     ) -> None:
-        """`tells_verdicts`: unless the drafter tells the fellows."""
-        self._runner, self._sampler, self._fellows = runner, sampler, fellows or Fellows()
-        self._tells_verdicts = tells_verdicts
+        """`broadcasts_verdicts`: False where the drafter broadcasts them to the stage peers."""
+        self._runner, self._sampler, self._stage_peers = runner, sampler, stage_peers or StagePeers()
+        self._broadcasts_verdicts = broadcasts_verdicts
         self._under_way: deque[tuple[Round, Tensor, float]] = deque()
 
     @property
@@ -89,7 +94,7 @@ class SingleStage:
         return self._runner.returns_early
 
     def dispatch(self, round: Round) -> None:
-        self._fellows.tell(round)
+        self._stage_peers.broadcast(round)
         self._sampler.begin(round)
         hidden, took = self._runner.forward(round, None)
         round = self._runner.answered(round)
@@ -98,8 +103,8 @@ class SingleStage:
 
     def collect(self) -> RoundResult:
         verdict, accepted = self._sampler.verdict(*self._under_way.popleft())
-        if self._tells_verdicts:
-            self._fellows.tell(verdict)
+        if self._broadcasts_verdicts:
+            self._stage_peers.broadcast(verdict)
         return RoundResult(verdict=verdict, hidden=accepted)
 
     def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
@@ -107,8 +112,8 @@ class SingleStage:
 
     def close(self) -> None:
         self._under_way.clear()
-        self._fellows.tell(None)
-        self._fellows.flush()
+        self._stage_peers.broadcast(None)
+        self._stage_peers.flush()
 
 
 class FirstStage:
@@ -120,36 +125,36 @@ class FirstStage:
         lanes: int,
         down: StageLink,
         up: StageLink,
-        fellows: Fellows | None = None,
+        stage_peers: StagePeers | None = None,
         *,
-        tells_verdicts: bool = True,
+        broadcasts_verdicts: bool = True,
     ) -> None:
-        """`tells_verdicts`: unless the drafter tells the fellows."""
+        """`broadcasts_verdicts`: False where the drafter broadcasts them to the stage peers."""
         self.returns_early = False
-        self.lanes, self._tells_verdicts = lanes, tells_verdicts
-        self._runner, self._down, self._up, self._fellows = runner, down, up, fellows or Fellows()
+        self.lanes, self._broadcasts_verdicts = lanes, broadcasts_verdicts
+        self._runner, self._down, self._up, self._stage_peers = runner, down, up, stage_peers or StagePeers()
         self._under_way: deque[int] = deque()
 
     def dispatch(self, round: Round) -> None:
-        self._fellows.tell(round)
+        self._stage_peers.broadcast(round)
         hidden, took = self._runner.forward(round, None)
         self._down.send(passed(self._runner.answered(round), took), hidden)
         self._under_way.append(round.round_id)
 
     def collect(self) -> RoundResult:
         result = take_verdict(self._up, self._under_way.popleft())
-        if self._tells_verdicts:
-            self._fellows.tell(result.verdict)
+        if self._broadcasts_verdicts:
+            self._stage_peers.broadcast(result.verdict)
         return result
 
     def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
         self._down.send(Round(prepares=constraints), _NO_STATES)
 
     def close(self) -> None:
-        self._fellows.tell(None)
+        self._stage_peers.broadcast(None)
         self._down.send(None, _NO_STATES)
         self._down.flush()
-        self._fellows.flush()
+        self._stage_peers.flush()
 
 
 def take_verdict(link: StageLink, round_id: int) -> RoundResult:

@@ -15,7 +15,7 @@ from outrider.workers.model.moe import Experts, MoE, Router, SpreadExperts
 from outrider.workers.model.rotary import Rotation
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.deep_ep import DeepEp
-from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, OwnOnly, Stay
+from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, LocalDispatch, MaskedDispatch
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Join, Sharing
 from outrider.workers.types.model_config import ModelConfig
@@ -266,7 +266,7 @@ class LayerLoader:
         if not self.shard.spread:
             slices = {expert: self._mlp(f"{name}experts.{expert}.", width) for expert in range(routed)}
             inner = None if summed else self.sharing.columns(width, "inner activations")
-            return MoE(router, Experts(slices, inner), shared, Stay())
+            return MoE(router, Experts(slices, inner), shared, LocalDispatch())
         experts = Experts({})
         spread = SpreadExperts(
             number, self.shard, routed, lambda e: self._whole_mlp(f"{name}experts.{e}.", width), experts, self.device
@@ -278,7 +278,7 @@ class LayerLoader:
         """To spread experts in `slots` slots."""
         buffer = self.sharing.deep_ep
         if self._moe_sums:
-            return OwnOnly(self.sharing, slots)
+            return MaskedDispatch(self.sharing, slots)
         if buffer is None:
             return AllToAll(self.sharing, self.config.hidden_size, slots)
         return DeepEp(self.sharing, buffer, self.config.hidden_size, slots)

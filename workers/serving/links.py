@@ -5,14 +5,14 @@ from functools import partial
 
 from outrider.workers.drafting.drafter import Drafter
 from outrider.workers.engine.followers import Assistant, TellingJudge, ToldJudge, Verifier, follow
-from outrider.workers.engine.pipeline import Fellows
+from outrider.workers.engine.pipeline import StagePeers
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel.mesh import Mesh, Route
 from outrider.workers.parallel.stage_link import StageLink
 
 
-class Wires:
+class RankLinks:
     """The links of one rank, selected by its place in the mesh."""
 
     def __init__(self, rank: int, mesh: Mesh, links: Mapping[Route, StageLink]) -> None:
@@ -26,10 +26,10 @@ class Wires:
         return self._links[before, self._rank], self._links[self._rank, after]
 
     @property
-    def fellows(self) -> Fellows:
+    def stage_peers(self) -> StagePeers:
         """Links to the other ranks of this stage. Used by the leader and the sampler to send them commands."""
         others = [other for other in self._mesh.stage_group(self._rank) if other != self._rank]
-        return Fellows([self._links[self._rank, other] for other in others])
+        return StagePeers([self._links[self._rank, other] for other in others])
 
     def follower(self, runner: StageRunner, sampler: Sampler | None, mtp: Drafter | None) -> Callable[[], None]:
         """The main loop of a rank other than the leader. It returns when the leader stops."""
@@ -48,5 +48,5 @@ class Wires:
         if sampler is None or self._mesh.stage_size == 1:
             return sampler
         if self._rank == self._mesh.sampler:
-            return TellingJudge(sampler, self.fellows)
+            return TellingJudge(sampler, self.stage_peers)
         return ToldJudge(sampler, self._links[self._mesh.sampler, self._rank])
