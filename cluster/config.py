@@ -18,7 +18,7 @@ from outrider.cluster.gateway.requests.admission import AdmissionLimits
 from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.cluster.gateway.settings import SharedGatewaySettings
 from outrider.workers.config import EngineConfig
-from outrider.workers.serving.tracing import endpoint_in_force
+from outrider.workers.serving.tracing import resolve_endpoint
 from outrider.workers.types.settings import Setting, option_words, part_of, settings_of
 
 
@@ -106,7 +106,7 @@ class ServeSettings(EngineConfig, SharedGatewaySettings):
     def spans_go_to(self, environment: Mapping[str, str]) -> str:
         """Collector endpoint, from settings or environment; "" for none. Raises SettingsError if it is invalid."""
         try:
-            return endpoint_in_force(self.otlp_endpoint, environment)
+            return resolve_endpoint(self.otlp_endpoint, environment)
         except ValueError as error:
             raise SettingsError(str(error)) from error
 

@@ -1,6 +1,6 @@
-"""Plain twins of the kernels: the specifications that their tests compare with. Slow on purpose.
+"""Reference implementations (twins) of the kernels, which tests compare with. Slow on purpose.
 
-Written from the formulas alone and sharing nothing with the kernels but their constants.
+They are written from the formulas and share only constants with the kernels.
 """
 
 import math
@@ -43,7 +43,7 @@ def _stream(start: int, step: int, skip: int = 0) -> Iterator[int]:
 def quantized_int8(weight: NDArray[np.float32], stretch: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """8-bit weights of [outputs, inputs], and the scales [outputs, ceil(inputs / stretch)] (cpu/src/linear.h, pack).
 
-    A row's inputs share a scale `stretch` by `stretch`: their largest magnitude / 127. All is in float32.
+    Each `stretch` inputs of a row share a scale: their largest magnitude / 127. Computed in float32.
     """
     outputs, inputs = weight.shape
     integers = np.zeros((outputs, inputs), dtype=np.int8)
@@ -59,7 +59,7 @@ def quantized_int8(weight: NDArray[np.float32], stretch: int) -> tuple[NDArray[n
 
 
 def dequantized_int8(weight: NDArray[np.float32], stretch: int) -> NDArray[np.float64]:
-    """What those weights stand for, float64 [outputs, inputs]."""
+    """The values of these weights, float64 [outputs, inputs]."""
     integers, scales = quantized_int8(weight, stretch)
     return integers.astype(np.float64) * scales.repeat(stretch, axis=1)[:, : weight.shape[1]].astype(np.float64)
 

@@ -123,13 +123,13 @@ def _be_a_rank(rank: int, ranks: int, port: int, deepspeed: int, *, turns: int) 
 
     from outrider.workers.parallel import groups
     from outrider.workers.parallel.group_collectives import GroupCollectives, new_group
-    from outrider.workers.parallel.group_meeting import meet_groups
+    from outrider.workers.parallel.group_rendezvous import connect_groups
     from outrider.workers.parallel.mesh import Mesh
 
     torch.set_num_threads(1)
     groups.join(rank, ranks, "127.0.0.1", port, torch.device("cpu"))
     mesh = Mesh(tensor=ranks)
-    ours = meet_groups(rank, mesh, torch.device("cpu"), "here", 60.0, str)[mesh.tensor_group(rank)]
+    ours = connect_groups(rank, mesh, torch.device("cpu"), "here", 60.0, str)[mesh.tensor_group(rank)]
     gloo = GroupCollectives(new_group(range(ranks)), "all", 60.0)
     carriers: dict[str, Callable[[Any], Any]] = {
         f"ours ({ours.name})": lambda part: ours.gather(part, "heads"),

@@ -14,7 +14,7 @@ from outrider.workers.loading.model import ModelPart, load_parts
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import total_traffic
-from outrider.workers.parallel.group_meeting import meet_groups
+from outrider.workers.parallel.group_rendezvous import connect_groups
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
@@ -49,7 +49,7 @@ class OverlapRank:
         groups.join(rank, config.world_size, leader, PORT, CPU)
         path, mesh, machine = resolve_model(model), Mesh.of(config), f"machine {rank}"
         self._model = ModelConfig.load(path)
-        met = meet_groups(rank, mesh, CPU, machine, 60.0, str)
+        met = connect_groups(rank, mesh, CPU, machine, 60.0, str)
         self._sharing = Sharing.of(Shard.of(config, rank, self._model), met, mesh, rank)
         stage = load_parts(self._wanted(config, Checkpoint(path), range(layers))).stage
         stage.allocate_cache(BLOCKS)

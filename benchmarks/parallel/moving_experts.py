@@ -116,7 +116,7 @@ def order_times() -> dict[str, float]:
         began = time.perf_counter()
         order = balance.order()
         answer = answers.get(Order(int(order[0])), NOTHING) if len(order) else NOTHING
-        balance.hear(answer)
+        balance.observe(answer)
         times.append(1000 * (time.perf_counter() - began))
     figures = balance.figures
     return {

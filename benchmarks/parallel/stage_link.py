@@ -30,9 +30,9 @@ from outrider.workers.engine.pipeline import FirstStage
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.meeting import meet
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.message import pack, unpack
+from outrider.workers.parallel.rendezvous import connect_links
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.types.round import Round, Verdict, ints
 
@@ -91,7 +91,7 @@ class PromptSampler:
 def links(rank: int, over: str) -> tuple[StageLink, StageLink]:
     """This rank's incoming and outgoing link. Ranks that name different machines meet over the group."""
     machine = "this one" if over == "shared memory" else f"number {rank}"
-    ends = meet(rank, Mesh(pipeline=2).routes(), torch.float32, CPU, machine)
+    ends = connect_links(rank, Mesh(pipeline=2).routes(), torch.float32, CPU, machine)
     incoming, outgoing = ends[1 - rank, rank], ends[rank, 1 - rank]
     if (incoming.name, outgoing.name) != (over, over):
         raise SystemExit(f"wanted links over {over}, got {incoming.name} and {outgoing.name}")

@@ -8,7 +8,7 @@ from typing import Any
 from outrider.cluster.api.errors import SettingsError
 from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.workers.serving.cluster_key import read_key
-from outrider.workers.serving.tracing import endpoint_in_force
+from outrider.workers.serving.tracing import resolve_endpoint
 
 
 def gateway_settings(given: Mapping[str, Any]) -> GatewaySettings:
@@ -18,8 +18,8 @@ def gateway_settings(given: Mapping[str, Any]) -> GatewaySettings:
     """
     try:
         settings = GatewaySettings(**{name: value for name, value in given.items() if value is not None})
-        endpoint = endpoint_in_force(settings.otlp_endpoint, os.environ)
-        metrics_endpoint = endpoint_in_force(settings.otlp_endpoint, os.environ, "METRICS")
+        endpoint = resolve_endpoint(settings.otlp_endpoint, os.environ)
+        metrics_endpoint = resolve_endpoint(settings.otlp_endpoint, os.environ, "METRICS")
     except ValueError as error:
         raise SettingsError(str(error)) from error
     key = read_key(str(settings.cluster_key_file)) if settings.cluster_key_file is not None else ""

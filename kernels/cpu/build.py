@@ -1,5 +1,7 @@
-"""Finds the CPU kernels for this machine's instruction set: the wheel's, else built once, at first use, and kept in the
-user's cache folder."""
+"""Finds the CPU kernels for this machine's instruction set: those of the wheel, or built once, at first use.
+
+Built kernels are stored in the user's cache folder.
+"""
 
 import fcntl
 import functools
@@ -26,23 +28,23 @@ from outrider.kernels.cpu.compiler import (
 
 log = logging.getLogger("outrider.kernels")
 
-SHIPPED = Path(__file__).parent / "shipped"  # compiled when the wheel was built; not there in a checkout
+SHIPPED = Path(__file__).parent / "shipped"  # compiled with the wheel; absent in a checkout
 _CURE = "set XDG_CACHE_HOME to a folder that can be written"
 
 
 @functools.cache
 def instruction_set() -> str:
-    """The best that this processor has: "avx512", "avx2" or "plain". OUTRIDER_CPU_ISA asks for a lesser one."""
+    """The best one of this processor: "avx512", "avx2" or "plain". OUTRIDER_CPU_ISA selects a lesser one."""
     best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "plain")
     asked = os.environ.get("OUTRIDER_CPU_ISA", best)
     able = INSTRUCTION_SETS[: INSTRUCTION_SETS.index(best) + 1]
     if asked not in able:
-        raise BuildError(f"OUTRIDER_CPU_ISA={asked}: this processor runs {', '.join(able)}")
+        raise BuildError(f"OUTRIDER_CPU_ISA={asked}: this processor supports {', '.join(able)}")
     return asked
 
 
 def built(isa: str) -> Path:
-    """The library for `isa`: the wheel's, else one that is built if it is not there yet. BuildError if it cannot be."""
+    """The library for `isa`, from the wheel or the cache, built if needed. BuildError if it cannot be built."""
     shipped = SHIPPED / shipped_name(isa)
     if shipped.exists():
         return shipped
@@ -70,7 +72,7 @@ def _cache() -> Path:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Ranks that start together build once: the others wait."""
+    """A lock, so that ranks that start together build once."""
     try:
         file = path.open("w")
     except OSError as error:
@@ -91,7 +93,7 @@ def _build(compiler: str, isa: str, path: Path) -> None:
 
 
 def _say(line: str) -> None:
-    """To whoever waits at a terminal, or else to the log."""
+    """Writes to stderr if it is a terminal, else to the log."""
     if sys.stderr.isatty():
         sys.stderr.write(f"outrider: {line}\n")
     else:

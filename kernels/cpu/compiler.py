@@ -1,4 +1,4 @@
-"""The C++ compiler and what it is told. Knows nothing of torch: the wheel is built without it."""
+"""The C++ compiler and its arguments. Does not import torch, since the wheel is built without it."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "src"
-INSTRUCTION_SETS = ("plain", "avx2", "avx512")  # from the least on
+INSTRUCTION_SETS = ("plain", "avx2", "avx512")  # in ascending order
 _FLAGS = (
     "-std=c++20",
     "-O3",
@@ -23,11 +23,11 @@ _COMPILERS = ("c++", "g++", "clang++")
 
 
 class BuildError(Exception):
-    """The kernels cannot be built here; the message says why and what would help."""
+    """The kernels cannot be built here. The message gives the reason and what would help."""
 
 
 def find_compiler() -> str:
-    """CXX, or the first there is. BuildError if there is none."""
+    """The compiler from CXX, or the first one found. BuildError if there is none."""
     asked = os.environ.get("CXX")
     found = next((path for name in ((asked,) if asked else _COMPILERS) if (path := shutil.which(name))), None)
     if found is None:
@@ -41,7 +41,7 @@ def flags(isa: str) -> tuple[str, ...]:
 
 
 def digest(isa: str, *more: str) -> str:
-    """Of the sources, the flags and `more`."""
+    """A digest of the sources, the flags and `more`."""
     found = hashlib.sha256("\n".join((*more, *flags(isa))).encode())
     for source in sorted(SOURCES.iterdir()):
         found.update(source.read_bytes())
@@ -53,12 +53,12 @@ def version(compiler: str) -> str:
 
 
 def shipped_name(isa: str) -> str:
-    """The file of a wheel that holds these sources, compiled."""
+    """The name of the wheel's library that was compiled from these sources."""
     return f"kernels-{isa}-{digest(isa)}.so"
 
 
 def compile_library(compiler: str, isa: str, out: Path) -> None:
-    """BuildError says what the compiler said."""
+    """BuildError contains the compiler's message."""
     done = _run(compiler, *flags(isa), str(SOURCES / "library.cpp"), "-o", str(out))
     if done.returncode != 0 or not out.exists():
         first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
@@ -69,4 +69,4 @@ def _run(compiler: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run([compiler, *arguments], capture_output=True, text=True, check=False)
     except OSError as error:
-        raise BuildError(f"{compiler} is no compiler that runs here ({error.strerror}): set CXX to one") from error
+        raise BuildError(f"{compiler} cannot be run as a compiler ({error.strerror}): set CXX to another") from error

@@ -1,6 +1,6 @@
-"""Calls into the compiled kernels: one call runs a stage over a round, draws tokens, or drafts.
+"""Calls of the compiled kernels: one call runs a stage over a round, samples tokens, or drafts.
 
-Reference: the torch path (workers/model, workers/sampling/sampling), which tests compare with.
+Reference: the torch path (workers/model, workers/sampling), which tests compare with.
 """
 
 import ctypes
@@ -18,16 +18,16 @@ from outrider.kernels.cpu import library
 from outrider.kernels.cpu.library import ChainStruct, LinearStruct, Module, RowsStruct, ShapeStruct, StageStruct
 
 IntArray = NDArray[np.int64]
-Allowing = Callable[[int, int], NDArray[np.uint32] | None]  # a mask of tokens for (sequence, draft); None: all
+Allowing = Callable[[int, int], NDArray[np.uint32] | None]  # the token mask of (sequence, draft); None: all allowed
 
-# One row to draw, as src/rules.h has it.
+# The sampling parameters of one row, as in src/rules.h.
 _NUMPY_KINDS = {c_uint64: np.uint64, c_int64: np.int64, c_double: np.float64, c_void_p: np.uint64}
-DRAW = np.dtype([(name, _NUMPY_KINDS[kind]) for name, kind in library.Draw._fields_])  # all of 8 bytes
-_SPINS = 2000  # pauses, some 40 microseconds: between the calls of one round, but not while Python works
+DRAW = np.dtype([(name, _NUMPY_KINDS[kind]) for name, kind in library.Draw._fields_])  # every field has 8 bytes
+_SPINS = 2000  # pauses, about 40 us: longer than between a round's calls, shorter than Python's work between rounds
 
 
 class DraftHead(NamedTuple):
-    """A projection onto the vocabulary, or onto the tokens `ids`, ascending: this rank's slice of its `outputs`."""
+    """A projection onto the vocabulary, or onto the tokens `ids`, ascending: this rank's slice of `outputs`."""
 
     linear: LinearStruct
     outputs: int
@@ -35,7 +35,7 @@ class DraftHead(NamedTuple):
 
 
 class ExchangeError(Exception):
-    """The ranks of a group did not all do their part: `purpose` indexes library.PURPOSES, `code` is the group's own."""
+    """An exchange with other ranks failed. `purpose` indexes library.PURPOSES, `code` is the group's error code."""
 
     def __init__(self, outcome: int) -> None:
         self.purpose, self.code = outcome >> 32, outcome & 0xFFFFFFFF
@@ -43,7 +43,7 @@ class ExchangeError(Exception):
 
 
 class Context:
-    """A team of threads and the room its rounds need. Belongs to one thread at a time.
+    """A team of threads and the working memory of its rounds. Use it from one thread at a time.
 
     `shared_cores`: other processes use these cores, so threads do not spin.
     """
@@ -54,7 +54,7 @@ class Context:
         self._team = (self._handle, threads, 0 if shared_cores else _SPINS)
 
     def twin(self) -> "Context":
-        """Another team, as large, with room of its own: for calls while one of this team waits for other ranks."""
+        """A second team of the same size, with its own memory: for calls while a thread of this one waits for ranks."""
         _, threads, spins = self._team
         return Context(threads, shared_cores=not spins)
 
@@ -76,7 +76,7 @@ class Context:
     def stage(self, shape: ShapeStruct, stage: StageStruct, rows: RowsStruct, hidden: Tensor) -> None:
         """Runs a stage's layers over `hidden` [rows, hidden] float32, in place; the first stage embeds into it.
 
-        ExchangeError where other ranks share the layers and one of them fails.
+        ExchangeError if another rank that shares the layers fails.
         """
         if outcome := self._library.outrider_stage(*self._team, shape, stage, rows, hidden.data_ptr()):
             raise ExchangeError(outcome)
@@ -84,14 +84,14 @@ class Context:
     def sample(
         self, head: LinearStruct, hidden: Tensor, which: IntArray, draws: NDArray[Any]
     ) -> tuple[Tensor, IntArray]:
-        """Logits [n, vocab] float32 of rows `which` [n] of `hidden`, and a token drawn from each by `draws` [n]."""
+        """Logits [n, vocab] float32 of rows `which` [n] of `hidden`, and a token sampled from each with `draws` [n]."""
         logits = uninitialised(len(which), head.outputs)
         return logits, self._sampled(head, hidden, which, draws, logits, None)
 
     def sample_with_leads(
         self, head: LinearStruct, hidden: Tensor, which: IntArray, draws: NDArray[Any]
     ) -> tuple[IntArray, NDArray[np.float64]]:
-        """The tokens of `sample`, and by how much each one's score leads over the next best."""
+        """The tokens of `sample`, and each score's lead over the next best."""
         logits, leads = uninitialised(len(which), head.outputs), np.empty(len(which))
         return self._sampled(head, hidden, which, draws, logits, leads.ctypes.data), leads
 
@@ -113,7 +113,7 @@ class Context:
         return tokens
 
     def draw(self, logits: Tensor, draws: NDArray[Any]) -> IntArray:
-        """Tokens drawn from `logits` [n, vocab] float32."""
+        """Tokens sampled from `logits` [n, vocab] float32."""
         logits = logits.contiguous()
         tokens = np.empty(len(logits), dtype=np.int64)
         if len(logits):
@@ -137,13 +137,15 @@ class Context:
         chain: ChainStruct | None = None,
         stops: NDArray[np.float64] | None = None,
     ) -> tuple[IntArray, NDArray[np.float64], IntArray]:
-        """Feeds `pairs` with the states `hidden` [pairs, hidden]; then drafts `depths[i]` tokens after `last_pairs[i]`.
+        """Processes `pairs` with the states `hidden` [pairs, hidden]; then drafts after `last_pairs[i]`.
 
-        The tokens, sequence by sequence [sum(depths)], by how much each one's score leads over the next best, and how
-        many each sequence has: fewer than `depths` where its row of `stops` [n, 7] ends it before.
-        `draws[i]` is how the first of them is drawn; where it is constrained, `allowed(i, j)` says what may be its
-        draft j, from 1 on. `steps` is the largest depth, also of other data groups, which draft beside this one.
-        `chain` is for several modules. ExchangeError as `stage`.
+        Sequence i gets up to `depths[i]` drafts; its row of `stops` [n, 7] may end it early. `draws[i]` are the
+        sampling parameters of its first draft. `allowed(i, j)` is the mask of its draft j, from 1 on, if a grammar
+        constrains it. `steps` is the largest depth of all data groups. `chain` is for several modules. ExchangeError:
+        as `stage`.
+
+        Returns the tokens sequence by sequence [sum(depths)], each score's lead over the next best, and the number of
+        drafts of each sequence.
         """
         deep = depths.tolist()
         *firsts, total = accumulate(deep, initial=0)
@@ -164,12 +166,12 @@ class Context:
 
 
 def uninitialised(*shape: int) -> Tensor:
-    """Room for float32. By numpy: between two rounds torch's allocator takes ten times as long."""
+    """Uninitialised float32 memory, by numpy: between two rounds torch's allocator takes ten times as long."""
     return torch.from_numpy(np.empty(shape, dtype=np.float32))
 
 
 class _Remasked:
-    """`allowed` as the kernels call it. Keeps the last mask of each of `count` sequences alive."""
+    """`allowed` as a callback for the kernels. Keeps the last mask of each of `count` sequences alive."""
 
     def __init__(self, allowed: Allowing, count: int) -> None:
         self._allowed = allowed

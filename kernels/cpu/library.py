@@ -1,6 +1,6 @@
-"""The compiled kernels as Python sees them: structures as in src/, and calls that release the interpreter's lock.
+"""The compiled kernels' interface in Python: structures as in src/, and calls that release the GIL.
 
-A structure holds bare addresses: whoever fills one keeps what it points to alive.
+Structures contain addresses only: their creator must keep what they point to alive.
 """
 
 import ctypes
@@ -18,8 +18,8 @@ PANEL = 32  # outputs
 LANES = 16
 STRETCH_8 = 128  # inputs that share a scale of 8-bit weights
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2  # kinds of weights
-ROUNDED = 3  # to pack as: INT8 that meets inputs rounded to 8 bits (src/rounded.h)
-DOT = 4  # inputs that those have side by side
+ROUNDED = 3  # for packing: INT8 whose inputs are rounded to 8 bits (src/rounded.h)
+DOT = 4  # consecutive inputs of ROUNDED weights
 
 
 class LinearStruct(Structure):
@@ -33,7 +33,7 @@ class LinearStruct(Structure):
     )
 
 
-# What a collective carries, in the order of src/sharding.h.
+# The purposes of collectives, in the order of src/sharding.h.
 PURPOSES = (
     "latents",
     "heads",
@@ -138,7 +138,7 @@ class RowsStruct(Structure):
         ("block_ids", c_void_p),
         ("first_slots", c_void_p),
     )
-    memory: object  # of the arrays, for as long as the kernels read them
+    memory: object  # keeps the arrays alive
 
 
 class StageStruct(Structure):
@@ -212,7 +212,7 @@ class Allowed(Structure):
     _fields_ = (("words", c_void_p), ("count", c_int64))
 
 
-# Fills in what sequence `which` of those drafted for may say at its draft `depth`, counted from 0.
+# Callback: the allowed tokens of sequence `which` at its draft `depth`, counted from 0.
 REMASK = CFUNCTYPE(None, c_int64, c_int64, POINTER(Allowed))
 
 

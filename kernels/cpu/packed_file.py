@@ -1,7 +1,7 @@
-"""Packed weights in a file: written once from its beginning to its end, then mapped read-only by whoever needs them.
+"""Packed weights in a file, which is written once from beginning to end, then mapped read-only by several processes.
 
-A head says where the table is; the weights follow, each aligned; then the table, which says what and where they are,
-in the order in which they were packed, and the checksum of each.
+A header says where the table is. The weights follow, aligned; then the table: shape and offset of each weight, in
+packing order, and its checksum.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ from outrider.kernels.cpu.library import LinearStruct
 from outrider.kernels.cpu.packing import packed
 
 _MAGIC = b"outrider"
-_HEAD = struct.Struct("<8sQQQ")  # magic; the table's first byte, size and checksum
+_HEAD = struct.Struct("<8sQQQ")  # magic; the table's offset, size and checksum
 _ALIGNMENT = 64
-_SHAPE = ("kind", "outputs", "inputs", "rounds")  # of a product
+_SHAPE = ("kind", "outputs", "inputs", "rounds")  # of a linear layer
 _Bytes = NDArray[np.uint8]
 
 
 class DamagedFileError(Exception):
-    """What the file holds is not what was written."""
+    """The file's content is not what was written."""
 
 
 class _Buffers:
-    """Memory of its own for every piece that is taken."""
+    """Allocates separate memory for each weight."""
 
     def __init__(self) -> None:
         self.taken: list[_Bytes] = []
@@ -44,9 +44,9 @@ class _Buffers:
 
 
 class FileWriter:
-    """Packs into `file`, from its beginning: one weight at a time is in memory. What it returns points to nothing.
+    """Packs into `file`, from beginning to end, one weight in memory at a time. Returned addresses are invalid.
 
-    OSError where the file cannot grow.
+    OSError if the file cannot grow.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -67,7 +67,7 @@ class FileWriter:
         return 0
 
     def finish(self) -> None:
-        """Writes the table and the head: until then the file is damaged."""
+        """Writes the table and the header; before that the file is damaged."""
         table = np.frombuffer(json.dumps(self._table).encode(), dtype=np.uint8)
         first, size, checksum = self._write(table)
         self._file.seek(0)
@@ -75,7 +75,7 @@ class FileWriter:
         self._file.flush()
 
     def _write(self, piece: _Bytes) -> tuple[int, int, int]:
-        """First byte, size, checksum."""
+        """Returns offset, size and checksum."""
         first = -(-self._end // _ALIGNMENT) * _ALIGNMENT
         self._file.write(bytes(first - self._end))
         self._file.write(piece.data)
@@ -84,9 +84,9 @@ class FileWriter:
 
 
 class MappedWeights:
-    """What a FileWriter wrote, in pages that all processes share which map the file; no weight is made anew.
+    """The weights of a FileWriter, in pages shared by all processes that map the file. Packs nothing.
 
-    DamagedFileError unless every byte is as it was written. Asked in the order of the writing.
+    DamagedFileError unless every byte is as it was written. Weights must be requested in the order of writing.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -95,7 +95,7 @@ class MappedWeights:
             raise DamagedFileError("it is cut off")
         self._map = mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # few file systems have them; /dev/shm may
+            with contextlib.suppress(OSError):  # few file systems support it; /dev/shm may
                 self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes: _Bytes = np.frombuffer(self._map, dtype=np.uint8)
         self._address = int(self._bytes.ctypes.data)
@@ -111,7 +111,7 @@ class MappedWeights:
         return self._address + int(next(self._records)["pieces"][0][0])
 
     def _checked(self) -> list[dict[str, Any]]:
-        """The table, once every weight is known to be as it was."""
+        """The table, after checking every weight."""
         magic, *place = _HEAD.unpack_from(self._map)
         if magic != _MAGIC:
             raise DamagedFileError("it does not begin as packed weights do")

@@ -1,4 +1,4 @@
-"""Weights as the compiled kernels read them: packed once, in memory that the system may back with huge pages."""
+"""Packs weights in the layout of the compiled kernels, once, in memory with huge pages if available."""
 
 import mmap
 import threading
@@ -17,12 +17,12 @@ from outrider.kernels.cpu.library import BFLOAT16, DOT, FLOAT32, INT8, LANES, PA
 _HUGE_PAGE = 2 << 20
 _ALIGNMENT = 64
 _CHUNK = 64 << 20
-_PAST_END = 4096  # the kernels ask for weights ahead of where they read
+_PAST_END = 4096  # the kernels prefetch beyond the weight that they read
 _KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
 
 def private_memory(size: int) -> mmap.mmap:
-    """`size` bytes of zeros, which take memory once they are touched; in huge pages where the system has them."""
+    """`size` bytes of zeros. Memory is used when it is first written, in huge pages if available."""
     area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         area.madvise(mmap.MADV_HUGEPAGE)
@@ -30,7 +30,7 @@ def private_memory(size: int) -> mmap.mmap:
 
 
 class Room(Protocol):
-    """Memory to pack into."""
+    """Allocates memory for packed weights."""
 
     def take(self, size: int) -> int:
         """The address of `size` bytes."""
@@ -38,20 +38,17 @@ class Room(Protocol):
 
 
 class Arena:
-    """Memory for one rank's weights, aligned, in huge pages where there are any. The system has it back all at once.
-
-    Any thread may take and give back.
-    """
+    """Aligned memory for one rank's weights, in huge pages if available. It is released as a whole. Thread-safe."""
 
     def __init__(self) -> None:
         self._maps: list[mmap.mmap] = []
         self._address, self._left = 0, 0
-        self._sizes: dict[int, int] = {}  # by address, of what is taken
-        self._free: defaultdict[int, list[int]] = defaultdict(list)  # addresses by size
+        self._sizes: dict[int, int] = {}  # size of each allocation, by address
+        self._free: defaultdict[int, list[int]] = defaultdict(list)  # free addresses by size
         self._alone = threading.Lock()
 
     def take(self, size: int) -> int:
-        """The address of `size` bytes: zeros, or what was given back before."""
+        """The address of `size` bytes: zeros, or reused memory."""
         size = -(-size // _ALIGNMENT) * _ALIGNMENT
         with self._alone:
             address = self._free[size].pop() if self._free[size] else self._cut(size)
@@ -59,7 +56,7 @@ class Arena:
         return address
 
     def give_back(self, address: int) -> None:
-        """What is taken next, if it is as large, may be this."""
+        """Frees an allocation for later ones of the same size."""
         with self._alone:
             self._free[self._sizes.pop(address)].append(address)
 
@@ -80,18 +77,18 @@ class Arena:
 
 
 def in_order(outputs: int) -> NDArray[np.int32]:
-    """Outputs as they come, filled up to whole panels with rows of zeros (-1)."""
+    """Outputs in their order, padded to whole panels with rows of zeros (-1)."""
     return _filled(np.arange(outputs, dtype=np.int32), PANEL)
 
 
 def keys_before_values(heads: int, key: int, value: int) -> NDArray[np.int32]:
-    """The order of outputs that are a key and a value for each head: all keys, then all values."""
+    """Reorders outputs that are a key and a value per head: all keys, then all values."""
     places = np.arange(heads * (key + value), dtype=np.int32).reshape(heads, -1)
     return _filled(np.concatenate([places[:, :key].ravel(), places[:, key:].ravel()]), PANEL)
 
 
 def gates_beside_ups(width: int) -> NDArray[np.int32]:
-    """Of [gates, then ups], `width` each: panels of 16 gates and their 16 ups."""
+    """Reorders [gates, then ups], `width` each, into panels of 16 gates and their 16 ups."""
     gates = _filled(np.arange(width, dtype=np.int32), LANES).reshape(-1, 1, LANES)
     ups = np.where(gates < 0, np.int32(-1), gates + np.int32(width))
     return np.ascontiguousarray(np.concatenate([gates, ups], axis=1).reshape(-1), dtype=np.int32)
@@ -102,22 +99,22 @@ def _filled(rows: NDArray[np.int32], multiple: int) -> NDArray[np.int32]:
 
 
 def kind_of(dtype: torch.dtype, quantization: str | None = None) -> int:
-    """How weights of a model in `dtype` are kept."""
+    """The weight kind of a model in `dtype`."""
     return INT8 if quantization == "int8" else _KINDS[dtype]
 
 
 def lossless_kind(weight: Tensor, kind: int) -> int:
-    """float32 weights that bfloat16 holds exactly, as those of most checkpoints, are kept in it.
+    """The bfloat16 kind for float32 weights that bfloat16 represents exactly, as in most checkpoints.
 
-    That is half the bytes, and every product has the same bits: a weight is widened before it is used, and the order
-    of the sums is the same.
+    That halves the bytes with the same bits in every product: weights are widened before use, and sums have the same
+    order.
     """
     exact = kind == FLOAT32 and torch.equal(weight.to(torch.bfloat16).to(weight.dtype), weight)
     return BFLOAT16 if exact else kind
 
 
 def packed(room: Room, weight: Tensor, kind: int, order: NDArray[np.int32] | None = None) -> LinearStruct:
-    """`weight` [rows, inputs] in float32 or bfloat16, on a CPU, packed as `kind`, or as loses nothing to it.
+    """`weight` [rows, inputs] in float32 or bfloat16, on a CPU, packed as `kind` or as an equivalent smaller kind.
 
     Output i is its row order[i].
     """
@@ -125,7 +122,7 @@ def packed(room: Room, weight: Tensor, kind: int, order: NDArray[np.int32] | Non
     kind = lossless_kind(weight, kind)
     order = in_order(weight.shape[0]) if order is None else order
     panels, inputs = len(order) // PANEL, weight.shape[1]
-    outputs = int(np.flatnonzero(order >= 0)[-1]) + 1  # up to the last that is no filling
+    outputs = int(np.flatnonzero(order >= 0)[-1]) + 1  # without padding at the end
     sizes = {FLOAT32: 4 * inputs, BFLOAT16: 4 * (-(-inputs // 2)), INT8: inputs, ROUNDED: -(-inputs // DOT) * DOT}
     address = room.take(sizes[kind] * PANEL * panels)
     scales = room.take(panels * -(-inputs // STRETCH_8) * PANEL * 4) if kind in (INT8, ROUNDED) else None
@@ -139,15 +136,15 @@ def packed(room: Room, weight: Tensor, kind: int, order: NDArray[np.int32] | Non
 
 
 def give_back(arena: Arena, linear: LinearStruct) -> None:
-    """The room of a product that `packed` made, and that nothing runs any more."""
+    """Frees a product that `packed` made. No kernel may be using it."""
     for address in filter(None, (linear.panels, linear.scales)):
         arena.give_back(address)
 
 
 class Packer(Protocol):
-    """Where weights come to lie as the kernels read them, and stay as long as it lives. From one thread at a time.
+    """Packs weights and keeps them as long as it lives. Use it from one thread at a time.
 
-    Weights are given as what makes them, which is called only where they are not there yet.
+    Weights are passed as functions, which are only called if the weights are not stored yet.
     """
 
     def linear(self, weight: Callable[[], Tensor], kind: int, order: NDArray[np.int32] | None = None) -> LinearStruct:
@@ -155,12 +152,12 @@ class Packer(Protocol):
         ...
 
     def values(self, values: Callable[[], Tensor]) -> int:
-        """The address of a tensor as it is."""
+        """The address of a tensor, stored unchanged."""
         ...
 
 
 class PrivateWeights:
-    """In memory of this process. Any thread may pack."""
+    """Packs into this process's memory. Thread-safe."""
 
     def __init__(self) -> None:
         self._arena = Arena()
@@ -175,5 +172,5 @@ class PrivateWeights:
         return tensor.data_ptr()
 
     def give_back(self, linear: LinearStruct) -> None:
-        """The room of a product of its own that nothing runs any more."""
+        """Frees one of its products. No kernel may be using it."""
         give_back(self._arena, linear)

@@ -1,6 +1,6 @@
 """Collectives between processes of one machine, by the compiled library: see src/collectives.h.
 
-The memory is a file without a name (memfd) that all ranks map; it is gone with the last of them, however that ended.
+The memory is an anonymous file (memfd) that all ranks map. It is freed when the last rank ends, for whatever reason.
 """
 
 import ctypes
@@ -10,12 +10,12 @@ import os
 from outrider.kernels.cpu import library
 from outrider.kernels.cpu.library import EXCHANGE, GATHER, PURPOSES, GroupStruct
 
-_ROOM = 1 << 20  # bytes that one rank gives at a time; memory is taken when it is touched
-_SPINS = 2000  # pauses, some 40 microseconds
+_ROOM = 1 << 20  # bytes that a rank sends at a time; memory is used when it is first written
+_SPINS = 2000  # pauses, about 40 us
 
 
 class BrokenGroupError(Exception):
-    """`rank` of the group has `left`, or was late."""
+    """`rank` of the group has `left`, or is late."""
 
     def __init__(self, code: int) -> None:
         self.rank, self.left = code // 2 - 1, bool(code % 2)
@@ -23,7 +23,7 @@ class BrokenGroupError(Exception):
 
 
 def make_memory(size: int) -> int:
-    """The descriptor (the caller's to close) of memory for a group of `size` ranks. OSError if there is none."""
+    """The descriptor of memory for a group of `size` ranks. The caller must close it. OSError if there is none."""
     descriptor = os.memfd_create("outrider-group", os.MFD_CLOEXEC)
     try:
         os.ftruncate(descriptor, library.load().outrider_group_size(size, _ROOM))
@@ -34,10 +34,10 @@ def make_memory(size: int) -> int:
 
 
 class SharedGroup:
-    """This rank's end. Calls block without the interpreter's lock; from one thread at a time."""
+    """One rank's end of a group. Calls block without the GIL; use it from one thread at a time."""
 
     def __init__(self, descriptor: int, rank: int, size: int, timeout_s: float, *, shared_cores: bool) -> None:
-        """Maps the memory; the descriptor stays the caller's to close. `shared_cores`: threads do not spin."""
+        """Maps the memory; the caller still closes the descriptor. `shared_cores`: threads do not spin."""
         self.rank, self.size = rank, size
         self._library = library.load()
         self._memory = mmap.mmap(descriptor, self._library.outrider_group_size(size, _ROOM))
@@ -49,7 +49,7 @@ class SharedGroup:
 
     @property
     def structure(self) -> GroupStruct:
-        """What the compiled kernels call; valid while this group is open."""
+        """The structure for the compiled kernels; valid while this group is open."""
         gather, exchange = (
             kind(ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value or 0)
             for kind, name in ((GATHER, "outrider_group_gather"), (EXCHANGE, "outrider_group_exchange"))
@@ -57,13 +57,13 @@ class SharedGroup:
         return GroupStruct(rank=self.rank, size=self.size, state=self._handle, gather=gather, exchange=exchange)
 
     def gather(self, purpose: str, mine: int, size: int, root: int, out: int) -> None:
-        """`size` bytes at address `mine` of every rank come to `out`, by rank; on `root` only, if it is not -1."""
+        """Copies `size` bytes at `mine` of every rank to `out`, in rank order; only on `root` if that is not -1."""
         code = self._library.outrider_group_gather(self._handle, PURPOSES.index(purpose), mine, size, root, out)
         if code:
             raise BrokenGroupError(code)
 
     def exchange(self, purpose: str, sent: int, sent_sizes: list[int], out: int, received_sizes: list[int]) -> None:
-        """Bytes to every rank, from address `sent`, and from every rank, to `out`: in the order of the ranks."""
+        """Sends bytes at `sent` to every rank, and receives those from every rank in `out`, both in rank order."""
         sizes = ctypes.c_int64 * self.size
         code = self._library.outrider_group_exchange(
             self._handle, PURPOSES.index(purpose), sent, sizes(*sent_sizes), out, sizes(*received_sizes)
@@ -72,7 +72,7 @@ class SharedGroup:
             raise BrokenGroupError(code)
 
     def traffic(self) -> dict[str, tuple[int, int, float]]:
-        """Count, bytes given and seconds, by purpose."""
+        """Count, sent bytes and seconds, by purpose."""
         if self._handle is None:
             return {}
         carried = self._library.outrider_group_traffic(self._handle)
@@ -83,7 +83,7 @@ class SharedGroup:
         }
 
     def close(self) -> None:
-        """The others' waits for this rank end."""
+        """Ends the other ranks' waits for this rank."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
             self._library.outrider_group_close(handle)

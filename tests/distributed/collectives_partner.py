@@ -9,7 +9,7 @@ import torch
 
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import ExchangeBrokenError
-from outrider.workers.parallel.group_meeting import meet_groups
+from outrider.workers.parallel.group_rendezvous import connect_groups
 from outrider.workers.parallel.mesh import Mesh
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def main() -> None:
     groups.join(rank, ranks, "127.0.0.1", port, CPU)
     mesh = Mesh(tensor=ranks)
     machine = sys.argv[4] if len(sys.argv) > 4 else f"machine {rank}"
-    met = meet_groups(rank, mesh, CPU, machine, 3.0, lambda other: f"rank {other}")
+    met = connect_groups(rank, mesh, CPU, machine, 3.0, lambda other: f"rank {other}")
     group = met[mesh.tensor_group(rank)]
     found = [
         group.gather(torch.full((2, 3), rank, dtype=torch.bfloat16), "heads").float().sum().item(),

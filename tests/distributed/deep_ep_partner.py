@@ -13,7 +13,7 @@ from outrider.workers.parallel import groups
 from outrider.workers.parallel.deep_ep import DeepEp, find_deep_ep, open_buffer
 from outrider.workers.parallel.expert_dispatch import AllToAll
 from outrider.workers.parallel.group_collectives import GroupCollectives
-from outrider.workers.parallel.group_meeting import meet_groups
+from outrider.workers.parallel.group_rendezvous import connect_groups
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
@@ -27,7 +27,7 @@ def main() -> None:
     rank, datas, tensors, port = map(int, sys.argv[1:5])
     mesh = Mesh(data=datas, tensor=tensors)
     groups.join(rank, mesh.size, "127.0.0.1", port, CPU)
-    met = meet_groups(rank, mesh, CPU, f"machine {rank}", 30.0, lambda other: f"rank {other}")
+    met = connect_groups(rank, mesh, CPU, f"machine {rank}", 30.0, lambda other: f"rank {other}")
     place = mesh.place(rank)
     shard = Shard(tensor=place.tensor, tensors=tensors, data=place.data, datas=datas, spread=True)
     sharing = Sharing.of(shard, met, mesh, rank)

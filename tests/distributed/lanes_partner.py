@@ -120,7 +120,7 @@ def _round(number: int, parts: dict[int, Rows], datas: int) -> Round:
 def _dies(partner: Partner, hand_over_number: int) -> None:
     group = partner.sharing.stage
     assert isinstance(group, GroupCollectives)
-    go_on, left = group.meanwhile, [hand_over_number]
+    go_on, left = group.on_launched, [hand_over_number]
 
     def hand_over() -> None:
         left[0] -= 1
@@ -128,7 +128,7 @@ def _dies(partner: Partner, hand_over_number: int) -> None:
             os._exit(1)
         go_on()
 
-    group.meanwhile = hand_over
+    group.on_launched = hand_over
 
 
 def _told(partner: Partner) -> Any:

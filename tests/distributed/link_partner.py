@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.meeting import meet
 from outrider.workers.parallel.mesh import Mesh
+from outrider.workers.parallel.rendezvous import connect_links
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.parallel.transport import Transport
 from outrider.workers.types.round import Round
@@ -66,7 +66,7 @@ TASKS: dict[str, Callable[[StageLink, StageLink], None]] = {
 
 def ring(rank: int, ranks: int, machine: str) -> tuple[Transport, Transport]:
     """This rank's ends of the links from the rank before and to the rank after."""
-    ends = meet(rank, Mesh(pipeline=ranks).routes(), torch.float32, CPU, machine)
+    ends = connect_links(rank, Mesh(pipeline=ranks).routes(), torch.float32, CPU, machine)
     return ends[(rank - 1) % ranks, rank], ends[rank, (rank + 1) % ranks]
 
 

@@ -175,5 +175,5 @@ def test_ranks_that_share_memory_are_told_apart(capfd: pytest.CaptureFixture[str
         carrier = llm.status()[0].carriers
     said = capfd.readouterr().err
 
-    refused = "enable_dbo: ranks 0..1 exchange nothing that goes on by itself (carried by shared memory)"
+    refused = "enable_dbo: ranks 0..1 have no asynchronous exchanges (transport: shared memory)"
     assert (refused in said) is (carrier == "shared memory")

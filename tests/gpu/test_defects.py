@@ -12,7 +12,7 @@ from torch import Tensor
 from outrider import LLM, SamplingParams
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.memory import free_bytes, round_bytes
-from outrider.workers.loading.resolved_config import device_in_force, numerics_in_force
+from outrider.workers.loading.resolved_config import resolve_device, resolve_numerics
 from outrider.workers.parallel.deep_ep import DeepEp
 from outrider.workers.parallel.device_transport import DeviceTransport
 from outrider.workers.parallel.group_collectives import GroupCollectives
@@ -99,9 +99,9 @@ def test_what_a_device_cannot_capture_is_an_error(pretend: Counts) -> None:
 def test_each_rank_of_a_machine_has_a_device_of_its_own(pretend: Counts) -> None:
     config = EngineConfig(device="cuda")
 
-    assert [device_in_force(config, rank).index for rank in range(3)] == [0, 1, 2]
+    assert [resolve_device(config, rank).index for rank in range(3)] == [0, 1, 2]
     with pytest.raises(OutriderError, match="rank 8 of this machine needs a CUDA device of its own, and there are 8"):
-        device_in_force(config, 8)
+        resolve_device(config, 8)
 
 
 def test_verification_for_study_drafts_on_a_gpu_too(pretend: Counts) -> None:
@@ -114,7 +114,7 @@ def test_verification_for_study_drafts_on_a_gpu_too(pretend: Counts) -> None:
 
 def test_collectives_wait_without_a_timeout_and_the_watchdog_enforces_the_deadline() -> None:
     expired, reported = threading.Event(), list[str]()
-    watchdog = Watchdog(lambda what: (reported.append(what), expired.set()), looks_every_s=0.01)
+    watchdog = Watchdog(lambda what: (reported.append(what), expired.set()), poll_interval_s=0.01)
     watchdog.watch(FakeWork(done=True), 0.0, "what is done")
     watchdog.watch(FakeWork(), 0.05, "what never ends")
 
@@ -181,11 +181,11 @@ def test_the_cache_leaves_room_for_the_largest_round(pretend: Counts) -> None:
 def test_a_warning_says_why_exact_numerics_are_not_available(caplog: pytest.LogCaptureFixture) -> None:
     alone, shared = EngineConfig(), EngineConfig(tensor_parallel_size=2)
 
-    assert numerics_in_force(alone, "triton", CUDA) == "exact"
+    assert resolve_numerics(alone, "triton", CUDA) == "exact"
     assert caplog.text == ""
-    assert numerics_in_force(alone, "torch", CUDA) == "fast"
+    assert resolve_numerics(alone, "torch", CUDA) == "fast"
     assert "torch's own kernels on a GPU have no fixed order of sums" in caplog.text
-    assert numerics_in_force(shared, "triton", CUDA) == "fast"
+    assert resolve_numerics(shared, "triton", CUDA) == "fast"
     assert "bits depend on their number" in caplog.text
 
 
@@ -194,7 +194,7 @@ class _LoneStage(GroupCollectives):
 
     def __init__(self) -> None:
         self.rank, self.size, self.noted = 0, 1, list[int]()
-        self.meanwhile = lambda: None
+        self.on_launched = lambda: None
 
     def note(self, purpose: str, given: int, seconds: float) -> None:
         self.noted.append(given)

@@ -25,7 +25,7 @@ from outrider.workers.engine.pipeline import RoundResult, SingleStage
 from outrider.workers.engine.runner import StageRunner
 from outrider.workers.engine.sampler import Sampler
 from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.loading.model import ModelPart, Parts, kernels_in_force, load_parts
+from outrider.workers.loading.model import ModelPart, Parts, load_parts, resolve_kernels
 from outrider.workers.model.moe import Router
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.sampling.sequence_starts import SequenceStarts
@@ -116,7 +116,7 @@ def _parts(path: Path, starts: SequenceStarts, **settings: Any) -> Parts:
             layers=range(config.num_hidden_layers),
             device=CPU,
             dtype=dtype,
-            kernels=kernels_in_force(engine, CPU, dtype, config),
+            kernels=resolve_kernels(engine, CPU, dtype, config),
             drafts=True,
             starts=starts,
             progress=lambda done, total: None,

@@ -99,7 +99,7 @@ def test_a_rule_for_study_is_warned_of_and_refuses_what_it_cannot_do(
     checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with LLM(str(checkpoint), speculation=2, verification="block", **SETTINGS) as llm:
-        assert 'verification="block" is for study: the text depends on the drafts' in caplog.text
+        assert 'verification="block" is for experiments: the text depends on the drafts' in caplog.text
         with pytest.raises(ValueError, match='speculation must be "off" or a number'):
             llm.generate([PROMPT], SamplingParams(speculation="auto"))
         with pytest.raises(ValueError, match="drafter must be one that this engine loaded"):

@@ -292,7 +292,7 @@ class Engine:
         result = self._pipeline.collect()
         round, verdict = self._under_way.popleft(), result.verdict
         if self._balance is not None:
-            self._balance.hear(verdict.expert_answer)
+            self._balance.observe(verdict.expert_answer)
         time = self._depth.time_of(round, self.times.verdict_received())
         self._deliver(self._scheduler.commit(round, verdict, time), may_wait=True)
         self.times.delivered()

@@ -66,7 +66,7 @@ class BroadcastingVerifier:
 
     def verify(self, round: Round, hidden: Tensor, stage_s: float) -> tuple[Verdict, Tensor]:
         verdict, accepted = self._sampler.verify(round, hidden, stage_s)
-        self._stage_peers.send(verdict)
+        self._stage_peers.broadcast(verdict)
         return verdict, accepted
 
     def prepare(self, constraints: Iterable[StructuredOutputsParams]) -> None:

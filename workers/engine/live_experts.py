@@ -46,7 +46,7 @@ class LiveExperts:
         self._reader = ThreadPoolExecutor(1, "expert-reader")
         self._coming: Future[Callable[[], None]] | None = None
 
-    def execute(self, order: IntArray) -> IntArray:
+    def apply(self, order: IntArray) -> IntArray:
         """Executes a command between two rounds. Returns the stage's answer on its first rank, else nothing."""
         if not len(order):
             return NOTHING

@@ -56,12 +56,12 @@ class Pipeline(Protocol):
 
 
 class StagePeers:
-    """Links to the other ranks of this rank's stage; perhaps none."""
+    """The other ranks of this one's stage, which follow its commands. Without peers, `broadcast` sends nothing."""
 
     def __init__(self, links: Sequence[StageLink] = ()) -> None:
         self._links = links
 
-    def send(self, content: Round | Verdict | None) -> None:
+    def broadcast(self, content: Round | Verdict | None) -> None:
         """Sends a round to run, a verdict to draft after (or to pass on), or None to stop."""
         for link in self._links:
             link.send(content, _NO_STATES)
@@ -82,11 +82,11 @@ class SingleStage:
         sampler: Sampler,
         stage_peers: StagePeers | None = None,
         *,
-        sends_verdicts: bool = True,
+        broadcasts_verdicts: bool = True,
     ) -> None:
-        """`sends_verdicts`: False if the drafter sends them to the stage peers."""
+        """`broadcasts_verdicts`: False if the drafter broadcasts them to the stage peers."""
         self._runner, self._sampler, self._stage_peers = runner, sampler, stage_peers or StagePeers()
-        self._sends_verdicts = sends_verdicts
+        self._broadcasts_verdicts = broadcasts_verdicts
         self._under_way: deque[tuple[Round, Tensor, float]] = deque()
 
     @property
@@ -94,7 +94,7 @@ class SingleStage:
         return self._runner.returns_early
 
     def dispatch(self, round: Round) -> None:
-        self._stage_peers.send(round)
+        self._stage_peers.broadcast(round)
         self._sampler.begin(round)
         hidden, took = self._runner.forward(round, None)
         round = self._runner.with_expert_answer(round)
@@ -103,8 +103,8 @@ class SingleStage:
 
     def collect(self) -> RoundResult:
         verdict, accepted = self._sampler.verdict(*self._under_way.popleft())
-        if self._sends_verdicts:
-            self._stage_peers.send(verdict)
+        if self._broadcasts_verdicts:
+            self._stage_peers.broadcast(verdict)
         return RoundResult(verdict=verdict, hidden=accepted)
 
     def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
@@ -112,7 +112,7 @@ class SingleStage:
 
     def close(self) -> None:
         self._under_way.clear()
-        self._stage_peers.send(None)
+        self._stage_peers.broadcast(None)
         self._stage_peers.flush()
 
 
@@ -127,31 +127,31 @@ class FirstStage:
         up: StageLink,
         stage_peers: StagePeers | None = None,
         *,
-        sends_verdicts: bool = True,
+        broadcasts_verdicts: bool = True,
     ) -> None:
-        """`sends_verdicts`: False if the drafter sends them to the stage peers."""
+        """`broadcasts_verdicts`: False if the drafter broadcasts them to the stage peers."""
         self.returns_early = False
-        self.lanes, self._sends_verdicts = lanes, sends_verdicts
+        self.lanes, self._broadcasts_verdicts = lanes, broadcasts_verdicts
         self._runner, self._down, self._up, self._stage_peers = runner, down, up, stage_peers or StagePeers()
         self._under_way: deque[int] = deque()
 
     def dispatch(self, round: Round) -> None:
-        self._stage_peers.send(round)
+        self._stage_peers.broadcast(round)
         hidden, took = self._runner.forward(round, None)
         self._down.send(with_stage_time(self._runner.with_expert_answer(round), took), hidden)
         self._under_way.append(round.round_id)
 
     def collect(self) -> RoundResult:
         result = take_verdict(self._up, self._under_way.popleft())
-        if self._sends_verdicts:
-            self._stage_peers.send(result.verdict)
+        if self._broadcasts_verdicts:
+            self._stage_peers.broadcast(result.verdict)
         return result
 
     def announce(self, constraints: tuple[StructuredOutputsParams, ...]) -> None:
         self._down.send(Round(prepares=constraints), _NO_STATES)
 
     def close(self) -> None:
-        self._stage_peers.send(None)
+        self._stage_peers.broadcast(None)
         self._down.send(None, _NO_STATES)
         self._down.flush()
         self._stage_peers.flush()

@@ -49,7 +49,7 @@ class StageRunner:
         self._began = began = time.perf_counter()
         with RoundErrorContext(round):
             if self._experts is not None:
-                self._answer = self._experts.execute(round.expert_order)
+                self._answer = self._experts.apply(round.expert_order)
             hidden = self._run(round, hidden)
         if self._waits:
             torch.cuda.synchronize(self._device)

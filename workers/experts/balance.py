@@ -1,7 +1,7 @@
-"""The leader's part in keeping ranks' experts even: which order goes with the next round, by what was answered so far.
+"""Runs on the leader: decides when experts move between ranks, and which order the next round carries.
 
-A state machine without clocks, tensors or threads. One layer moves at a time: ranks read what they will lack beside
-the rounds, are asked now and then whether they have it, and go over to it all in the same round.
+A state machine without clocks, tensors or threads. One layer moves at a time. Ranks read missing experts beside the
+rounds. The leader asks every few rounds whether they are ready; then all ranks switch in the same round.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ _ASK_EVERY = 4  # rounds
 
 @dataclass(slots=True)
 class _Move:
-    """A layer under way."""
+    """A layer whose experts are being moved."""
 
     row: int
     table: IntArray
@@ -31,18 +31,18 @@ class _Move:
 
 
 class ExpertBalance:
-    """`order` for every round in turn, `hear` for its answer, which may come a few rounds later."""
+    """Call `order` for every round and `observe` for its answer, which may come a few rounds later."""
 
     def __init__(self, layout: ExpertLayout, policy: BalancePolicy) -> None:
         self.figures = ExpertFigures()
         self._layout, self._policy = layout, policy
-        self._layers: list[int] = []  # their numbers, by row; known from the first report on
+        self._layers: list[int] = []  # layer numbers, by row; known after the first report
         self._tables: list[IntArray] = []  # by row
         self._loads: ExpertLoads | None = None
         self._since_report = self._since_step = 0  # rounds
-        self._news = False  # a report since the last look at all layers
+        self._has_new_report = False  # a report came since the last check of all layers
         self._unanswered = False
-        self._to_see: deque[int] = deque()  # rows of this step
+        self._rows_to_check: deque[int] = deque()  # layers still to check in this step
         self._moves_left = 0
         self._move: _Move | None = None
 
@@ -56,33 +56,33 @@ class ExpertBalance:
         return cls(layout, policy)
 
     def order(self) -> IntArray:
-        """What the next round carries; a look at one layer at most, so that no round waits for it."""
+        """The next round's order. It checks at most one layer, so that no round is delayed."""
         self._since_report += 1
         self._since_step += 1
         if self._unanswered:
             return NOTHING
         if self._move is not None:
-            return self._go_on(self._move)
+            return self._continue_move(self._move)
         move = self._next_move()
         if not len(move) and self._since_report >= self._policy.report_every:
             self._since_report, self._unanswered = 0, True
             return order(Order.REPORT)
         return move
 
-    def hear(self, answer: IntArray) -> None:
-        """What came back with a round; empty if nothing was asked."""
+    def observe(self, answer: IntArray) -> None:
+        """Processes a round's answer; empty if the round had no question."""
         if not len(answer):
             return
         self._unanswered = False
         if self._move is None:
-            self._take_in(answer.reshape(-1, 1 + self._layout.experts))
+            self._add_report(answer.reshape(-1, 1 + self._layout.experts))
         elif answer[0] == State.READY:
             self._move.ready = True
         elif answer[0] == State.FAILED:
             self._move = None
             self.figures = replace(self.figures, stopped=True)
 
-    def _take_in(self, report: IntArray) -> None:
+    def _add_report(self, report: IntArray) -> None:
         """`report` [layers, number and counts]."""
         if self._loads is None:
             layout = self._layout
@@ -90,7 +90,7 @@ class ExpertBalance:
             self._loads = ExpertLoads(len(self._layers), layout.experts, self._policy.window)
             self._tables = [layout.first_table() for _ in self._layers]
         self._loads.add(report[:, 1:])
-        self._news = True
+        self._has_new_report = True
         self._measure(self._loads)
 
     def _measure(self, loads: ExpertLoads) -> None:
@@ -100,21 +100,21 @@ class ExpertBalance:
     def _next_move(self) -> IntArray:
         if self._loads is None or not self._policy.enabled or self.figures.stopped:
             return NOTHING
-        if not self._to_see and self._news and self._since_step >= self._policy.step_every:
+        if not self._rows_to_check and self._has_new_report and self._since_step >= self._policy.step_every:
             placement = as_placement(self._tables, self._layout.experts)
-            self._to_see.extend(uneven_layers(self._loads.total, placement, self._policy))
-            self._since_step, self._news = 0, False
+            self._rows_to_check.extend(uneven_layers(self._loads.total, placement, self._policy))
+            self._since_step, self._has_new_report = 0, False
             self._moves_left = self._policy.most_moves * self._layout.ranks
-        if not self._to_see:
+        if not self._rows_to_check:
             return NOTHING
-        row = self._to_see.popleft()
+        row = self._rows_to_check.popleft()
         table = better_table(self._loads.total[row], self._tables[row], self._layout, self._policy, self._moves_left)
         if table is None:
             return NOTHING
         self._move = _Move(row, table)
         return prepare(self._layers[row], table)
 
-    def _go_on(self, move: _Move) -> IntArray:
+    def _continue_move(self, move: _Move) -> IntArray:
         if move.ready:
             return self._switch(move)
         move.since_asked += 1

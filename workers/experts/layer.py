@@ -1,4 +1,4 @@
-"""A layer whose experts are spread over the ranks of a stage, as one of them sees it. Torch-free."""
+"""A layer whose experts are spread over a stage's ranks, from the view of one rank. Torch-free."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,19 +7,19 @@ from outrider.workers.experts.placement import IntArray
 
 
 class ExpertLayer(Protocol):
-    """Whichever path computes it."""
+    """Implemented by torch's path and by the compiled path."""
 
     number: int  # of the model's layers
 
     def take_loads(self) -> IntArray:
-        """How many rows of this rank chose each expert since the last call, [experts]. Between two rounds."""
+        """How many rows of this rank chose each expert since the last call, [experts]. Call it between two rounds."""
         ...
 
     def prepare(self, table: IntArray) -> Callable[[], None]:
-        """Reads the experts of this rank's slots that it lacks, beside the rounds, in any thread but one at a time.
+        """Reads the missing experts of this rank's slots. Runs beside the rounds, in any thread, one call at a time.
 
-        `table` [ranks, slots per rank] says which expert is in each slot; what is returned, called between two rounds,
-        has rows go by it from then on, and gives back what has left. CheckpointError, and nothing has happened, if
-        the checkpoint cannot be read.
+        `table` [ranks, slots per rank] is the new expert of each slot. Call the returned function between two rounds:
+        it routes rows by `table` from then on and frees the experts that left. CheckpointError, with nothing changed,
+        if the checkpoint cannot be read.
         """
         ...

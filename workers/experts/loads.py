@@ -1,4 +1,4 @@
-"""How many rows each expert took of late. Torch-free; fed with what ranks counted, read by who balances."""
+"""How many rows each expert got recently. Torch-free. Ranks report the counts; the balancer reads them."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from outrider.workers.experts.placement import IntArray
 
 
 class ExpertLoads:
-    """Counts over a window of reports: the oldest falls out as a new one comes in."""
+    """Counts over a sliding window of reports."""
 
     def __init__(self, layers: int, experts: int, window: int) -> None:
         if min(layers, experts, window) < 1:
@@ -23,5 +23,5 @@ class ExpertLoads:
 
     @property
     def total(self) -> IntArray:
-        """Of the window, [layers, experts]; a copy."""
+        """The window's sum, [layers, experts]; a copy."""
         return self._total.copy()

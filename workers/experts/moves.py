@@ -1,30 +1,33 @@
-"""Changes a placement of experts as little as its new loads allow. Arrays are [layers, ranks, slots per rank]."""
+"""Adapts a placement of experts to new loads with few moves. Arrays are [layers, ranks, slots per rank]."""
 
 import numpy as np
 
 from outrider.workers.experts.packing import FloatArray, bin_loads, exchange, flat
 from outrider.workers.experts.placement import IntArray, count_members
 
-_COPY_SHARE = 0.5  # of what a rank may carry: copies heavier than that are hard to pack, so their expert gets another
+_COPY_SHARE = 0.5  # of a rank's limit: an expert with heavier copies gets another, since those are hard to pack
 
 
 def adjust(loads: FloatArray, present: IntArray, limit: FloatArray, parts: int) -> IntArray:
-    """`present` with few changes, so that ranks carry `limit` [layers] at most where that can be had so.
+    """`present` with few changes, so that a rank's load is at most `limit` [layers] where possible.
 
-    First spare copies go over to experts that outgrew theirs, then heavy ranks exchange with light ones of their part
-    (a node, where routing groups stay whole on one).
+    First spare copies are reassigned to experts whose load grew. Then heavily loaded ranks exchange experts with
+    lightly loaded ones of the same part (a node, if routing groups stay on one node).
     """
     layers, ranks, slots = present.shape
     rows = present.reshape(layers * parts, ranks // parts, slots)
-    own = np.repeat(loads, parts, axis=0)  # [rows, experts]: what is not of the part has no copy in it
+    own = np.repeat(loads, parts, axis=0)  # [rows, experts]: experts of other parts have no copy here
     limits = np.repeat(limit, parts)
-    rows = _hand_copies_over(own, rows, limits)
+    rows = _reassign_copies(own, rows, limits)
     share = own / np.maximum(count_members(flat(rows), loads.shape[1]), 1)
     return exchange(share, rows, limits, passes=64).reshape(present.shape)
 
 
-def _hand_copies_over(loads: FloatArray, packed: IntArray, limits: FloatArray) -> IntArray:
-    """One copy at a time from the expert that needs it least to the one whose copies are heaviest, where worth it."""
+def _reassign_copies(loads: FloatArray, packed: IntArray, limits: FloatArray) -> IntArray:
+    """Reassigns copies, one at a time, from the expert that needs it least to the one with the heaviest copies.
+
+    A copy is only reassigned if that lowers the heaviest load.
+    """
     packed = packed.copy()
     active = np.arange(len(packed))
     experts = loads.shape[1]
@@ -42,13 +45,13 @@ def _hand_copies_over(loads: FloatArray, packed: IntArray, limits: FloatArray) -
         active, needy, donor, share = active[worth], needy[worth], donor[worth], share[worth]
         if not len(active):
             break
-        moved = _hand_over(packed[active], needy, donor, share)
+        moved = _reassign_one(packed[active], needy, donor, share)
         packed[active], active = moved, active[(moved != packed[active]).any(axis=(1, 2))]
     return packed
 
 
-def _hand_over(packed: IntArray, needy: IntArray, donor: IntArray, share: FloatArray) -> IntArray:
-    """The donor's slot on the lightest rank that has no copy of `needy` becomes one. Unchanged where there is none."""
+def _reassign_one(packed: IntArray, needy: IntArray, donor: IntArray, share: FloatArray) -> IntArray:
+    """Replaces the donor's slot on its lightest rank without a copy of `needy`. Unchanged if there is no such rank."""
     given = packed == donor[:, None, None]  # [rows, ranks, slots]
     has = (packed == needy[:, None, None]).any(axis=2)
     rank_load = np.where(given.any(axis=2) & ~has, bin_loads(share, packed), np.inf)
@@ -61,7 +64,7 @@ def _hand_over(packed: IntArray, needy: IntArray, donor: IntArray, share: FloatA
 
 
 def nearest_order(fresh: IntArray, present: IntArray, parts: int) -> IntArray:
-    """`fresh` with parts, and ranks within parts, numbered so that each keeps as much as it can of what it holds."""
+    """`fresh` with its parts, and the ranks within parts, renumbered so that ranks keep most of their experts."""
     ordered = np.empty_like(fresh)
     for layer in range(len(fresh)):
         nodes = fresh[layer].reshape(parts, -1)
@@ -76,7 +79,7 @@ def nearest_order(fresh: IntArray, present: IntArray, parts: int) -> IntArray:
 
 
 def _match(new: IntArray, old: IntArray) -> list[tuple[int, int]]:
-    """Pairs (row of `new`, row of `old`), those that share most first. Greedy."""
+    """Pairs (row of `new`, row of `old`), chosen greedily by the number of shared experts."""
     experts = int(max(new.max(), old.max())) + 1
     shared = np.minimum(count_members(new, experts)[:, None], count_members(old, experts)[None]).sum(axis=2)
     pairs: list[tuple[int, int]] = []

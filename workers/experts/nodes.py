@@ -1,4 +1,4 @@
-"""Whether routing groups can stay whole on nodes, given where a replica's ranks stand. Pure."""
+"""Whether routing groups can be kept on one node each, given the machines of a replica's ranks. Pure."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,10 @@ from outrider.workers.types.model_config import ModelConfig
 
 
 def nodes_of_stages(machines: Sequence[str], stage_size: int) -> int:
-    """Nodes that every stage stands on, with equally many of its ranks, one after another, on each; else 1.
+    """Nodes per stage if all stages have equally many nodes, with equally many consecutive ranks on each; else 1.
 
-    `machines` names each rank's, by rank. One number is for all stages: the leader lays out all layers alike.
+    `machines` names the machine of each rank. The number applies to all stages, since the leader places all layers in
+    the same way.
     """
     stages = [machines[first : first + stage_size] for first in range(0, len(machines), stage_size)]
     counts = {_nodes(stage) for stage in stages}
@@ -24,10 +25,10 @@ def _nodes(machines: Sequence[str]) -> int:
 
 
 def expert_layout(model: ModelConfig, ranks: int, nodes: int, redundant_experts: int) -> ExpertLayout:
-    """For the experts of a stage of `ranks` ranks on `nodes` nodes: hierarchical where the sizes allow it, else global.
+    """The layout of a stage with `ranks` ranks on `nodes` nodes: hierarchical if the sizes allow it, else global.
 
-    A token is routed to few groups (node-limited routing, DeepSeek-V3, arXiv 2412.19437, section 2.1.2): while each is
-    whole on a node, its rows cross few borders between nodes.
+    Routing sends a token to few groups (node-limited routing, DeepSeek-V3, arXiv 2412.19437, section 2.1.2). If each
+    group is on one node, its rows cross few node boundaries.
     """
     everywhere = ExpertLayout(experts=model.n_routed_experts, ranks=ranks, redundant_experts=redundant_experts)
     if nodes == 1 or model.n_group == 1:

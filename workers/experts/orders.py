@@ -1,6 +1,6 @@
-"""What the leader has ranks do about their experts, as integers that travel in a Round; its Verdict has the answer.
+"""The leader's orders about experts, as integers in a Round; the Verdict has the answer.
 
-A round carries at most one order. Ranks obey it before they run the round, so all of a stage do so at the same place.
+A round carries at most one order. Ranks execute it before the round, so all ranks of a stage do so at the same point.
 """
 
 from enum import IntEnum
@@ -11,16 +11,16 @@ from outrider.workers.experts.placement import IntArray
 
 
 class Order(IntEnum):
-    """The first integer of an order; without any there is none."""
+    """The first integer of an order; a round without an order carries no integers."""
 
-    REPORT = 1  # answered, by layer, with its number and how many rows chose each expert since the last report
-    PREPARE = 2  # then a layer and which expert is to be in each slot: read what is lacking, beside the rounds
-    ASK = 3  # answered with the worst State of the ranks that prepare
-    SWITCH = 4  # from this round on rows go by what was prepared
+    REPORT = 1  # answer, for each layer: its number, and the rows of each expert since the last report
+    PREPARE = 2  # followed by a layer and the new expert of each slot: read missing experts beside the rounds
+    ASK = 3  # answer: the worst State of all preparing ranks
+    SWITCH = 4  # use the prepared table from this round on
 
 
 class State(IntEnum):
-    """How far a rank is with what it prepares, best first."""
+    """The progress of a rank's preparation, best first."""
 
     READY = 0
     READING = 1

@@ -1,7 +1,7 @@
-"""Even packing of loads, many problems at once: every array's first axis is a row, one independent problem each.
+"""Balanced packing, vectorized: the first axis of every array is a row, an independent problem.
 
-How many copies an expert gets, and which bin each copy goes to, so that the fullest bin is as light as can be. Two
-copies of one expert (two items of one owner) are never in one bin. Knows nothing of ranks, nodes or models.
+Chooses the number of copies of each expert (owner) and the bin of each copy, so that the fullest bin is as light as
+possible. Two copies of one owner are never in one bin. Does not know ranks, nodes or models.
 """
 
 import numpy as np
@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 from outrider.workers.experts.placement import BoolArray, IntArray, count_members
 
 FloatArray = NDArray[np.float64]
-_PATIENCE = 4  # passes without gain
-_WORTH_TRYING = 1.01  # times its goal: a row that is less full is left as it is
+_PATIENCE = 4  # passes without improvement
+_WORTH_TRYING = 1.01  # times the goal: rows below it are not packed again
 
 
 def count_copies(loads: FloatArray, slots: int, most: int) -> IntArray:
-    """Copies of each of [rows, experts], `slots` in all, at most `most` each; the heaviest copy is as light as can be.
+    """Copies of each of [rows, experts]:
 
-    A spare slot always goes to the expert whose copies are heaviest, which is optimal for the heaviest copy.
+    `slots` in total, at most `most` each, with the heaviest copy as light as possible.
+
+    Each spare slot goes to the expert with the heaviest copies, which is optimal for the heaviest copy.
     """
     rows, experts = loads.shape
     copies = np.ones((rows, experts), dtype=np.int64)
@@ -33,15 +35,16 @@ def count_copies(loads: FloatArray, slots: int, most: int) -> IntArray:
 
 
 def spread_ties(loads: FloatArray) -> FloatArray:
-    """Loads with nothing at zero, so that experts without load share spare slots evenly too."""
+    """Loads without zeros, so that experts without load also share spare slots evenly."""
     return np.asarray(loads + np.maximum(loads.sum(axis=1, keepdims=True), 1.0) * 1e-12)
 
 
 def pack(loads: FloatArray, slots: int, bins: int, goal: FloatArray) -> IntArray:
-    """The owner in each place of each bin, [rows, bins, places]; how many places each of [rows, owners] gets, too.
+    """The owner of each place of each bin, [rows, bins, places]. Also decides how many places each owner gets.
 
-    `goal` [rows] is light enough for a row's fullest bin: no time is spent on what is below. Where copies that are as
-    light as can be do not pack so, the hottest owners try with fewer, which leaves bins free of them.
+    `goal` [rows] is a sufficiently light fullest bin: rows below it are not improved further. If copies that are as
+    light as possible cannot be packed within the goal, the heaviest owners are tried with fewer copies, which leaves
+    some bins without them.
     """
     packed = _pack_once(loads, slots, bins, goal, bins)
     for most in range(bins - 1, bins - 6, -1) if slots > loads.shape[1] else ():
@@ -61,13 +64,13 @@ def _pack_once(loads: FloatArray, slots: int, bins: int, goal: FloatArray, most:
 
 
 def fullest(loads: FloatArray, packed: IntArray) -> FloatArray:
-    """What the fullest bin of each row carries, an owner's load being split evenly over its copies, [rows]."""
+    """The load of each row's fullest bin, [rows]. An owner's load is split evenly over its copies."""
     copies = np.maximum(count_members(flat(packed), loads.shape[1]), 1)
     return np.asarray(bin_loads(loads / copies, packed).max(axis=1))
 
 
 def deal(share: FloatArray, copies: IntArray, bins: int) -> IntArray:
-    """Copies in descending order of their load, `bins` at a time: the heaviest to the lightest bin, and so on."""
+    """Assigns copies in descending order of load, `bins` at a time: the heaviest copy goes to the lightest bin, etc."""
     rows, owners = share.shape
     items = np.repeat(np.tile(np.arange(owners), rows), copies.ravel()).reshape(rows, -1)  # [rows, items]
     heaviest_first = np.argsort(-np.take_along_axis(share, items, axis=1), axis=1, kind="stable")
@@ -75,25 +78,28 @@ def deal(share: FloatArray, copies: IntArray, bins: int) -> IntArray:
     dealt = np.empty_like(rounds)  # [rows, places, bins]
     full = np.zeros((rows, bins))
     for place in range(rounds.shape[1]):
-        hand = rounds[:, place]
-        order = np.argsort(full + _held_back(dealt[:, place - 1], hand, place), axis=1, kind="stable")
-        np.put_along_axis(dealt[:, place], order, hand, axis=1)
+        batch = rounds[:, place]
+        order = np.argsort(full + _deferred(dealt[:, place - 1], batch, place), axis=1, kind="stable")
+        np.put_along_axis(dealt[:, place], order, batch, axis=1)
         full += np.take_along_axis(share, dealt[:, place], axis=1)
     return dealt.transpose(0, 2, 1).copy()
 
 
-def _held_back(last: IntArray, hand: IntArray, place: int) -> FloatArray | float:
-    """Infinite for bins that hold the owner whose copies run on into this hand: they come last, past its copies."""
+def _deferred(last: IntArray, batch: IntArray, place: int) -> FloatArray | float:
+    """Infinite for bins with the owner that continues from the last batch, so that they are filled last.
+
+    By then that owner's copies have been assigned to other bins.
+    """
     if not place:
         return 0.0
-    return np.where(last == hand[:, :1], np.inf, 0.0)
+    return np.where(last == batch[:, :1], np.inf, 0.0)
 
 
 def exchange(share: FloatArray, packed: IntArray, goal: FloatArray, passes: int = 12) -> IntArray:
-    """Evens bins out by exchanging one item for one, the heaviest bin with the lightest, the next with the next...
+    """Balances bins by exchanging items one for one: the heaviest bin with the lightest, and so on.
 
-    Only bins above `goal` [rows] exchange; in each pass partners shift, so that a bin meets others too. A row that has
-    not become better for some passes is left. Returns a new array, [rows, bins, places].
+    Only bins above `goal` [rows] exchange. Partners shift in each pass, so that a bin meets different partners. A row
+    that did not improve for some passes is dropped. Returns a new array, [rows, bins, places].
     """
     packed = packed.copy()
     active = np.arange(len(packed)) if packed.shape[1] > 1 else np.arange(0)
@@ -110,7 +116,7 @@ def exchange(share: FloatArray, packed: IntArray, goal: FloatArray, passes: int 
 
 
 def bin_loads(share: FloatArray, packed: IntArray) -> FloatArray:
-    """What each bin carries, [rows, bins]."""
+    """The load of each bin, [rows, bins]."""
     return np.asarray(_shares(share, packed).sum(axis=2))
 
 
@@ -119,13 +125,13 @@ def _shares(share: FloatArray, packed: IntArray) -> FloatArray:
 
 
 def flat(packed: IntArray) -> IntArray:
-    """[rows, bins * places], also of no rows."""
+    """[rows, bins * places]; also works without rows."""
     rows, bins, places = packed.shape
     return packed.reshape(rows, bins * places)
 
 
 def _exchange_once(share: FloatArray, packed: IntArray, goal: FloatArray, turn: int) -> IntArray:
-    """Every heavy bin's best exchange with its light partner, all pairs at once."""
+    """The best exchange of every heavy bin with its light partner, for all pairs at once."""
     weights = _shares(share, packed)  # [rows, bins, places]
     loads = weights.sum(axis=2)
     order = np.argsort(loads, axis=1)
@@ -150,6 +156,6 @@ def _exchange_once(share: FloatArray, packed: IntArray, goal: FloatArray, turn: 
 
 
 def _apart(heavy: IntArray, light: IntArray) -> BoolArray:
-    """Whether exchanging two places leaves no bin with two copies, [rows, pairs, places, places]."""
+    """Whether the exchange of two places leaves no bin with two copies of one owner, [rows, pairs, places, places]."""
     same = heavy[..., :, None] == light[..., None, :]
     return np.asarray(~same.any(axis=3)[..., :, None] & ~same.any(axis=2)[..., None, :])

@@ -1,7 +1,7 @@
-"""Where the copies of every expert are, and which copy takes a token. Knows neither loads nor weights.
+"""Where the copies of every expert are, and which copy processes a token. Does not know loads or weights.
 
-placing.py decides a placement; ranks load by it and route by it. A copy's output does not depend on which copy
-it is, so a placement changes no token.
+placing.py decides a placement; ranks load and route by it. All copies of an expert compute the same output, so a
+placement changes no token.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class ExpertPlacement:
-    """Which expert each slot holds. Slots are numbered through, rank by rank: slot s is on rank s // slots_per_rank.
+    """The expert of each slot. Slots are numbered rank by rank: slot s is on rank s // slots_per_rank.
 
     ValueError if an expert has no copy, or two on one rank.
     """
@@ -53,7 +53,7 @@ class ExpertPlacement:
 
     @cached_property
     def slots(self) -> IntArray:
-        """The slots of each expert's copies ascending, [layers, experts, most copies], padded with the first."""
+        """The slots of each expert's copies, ascending, [layers, experts, most copies], padded with the first."""
         held = self.experts.reshape(self.layers, self.ranks * self.slots_per_rank)
         by_expert = np.argsort(held, axis=1, kind="stable")  # [layers, slots]
         firsts = np.cumsum(self.copies, axis=1) - self.copies  # [layers, experts]
@@ -62,10 +62,10 @@ class ExpertPlacement:
         return np.take_along_axis(by_expert, places.reshape(self.layers, -1), axis=1).reshape(places.shape)
 
     def route(self, layer: int, experts: IntArray, positions: IntArray) -> IntArray:
-        """The slot that takes each (token, expert): copies take turns by the token's absolute position.
+        """The slot of each (token, expert): the copy is chosen by the token's absolute position, round robin.
 
-        `experts` [tokens, chosen] and `positions` [tokens] give slots [tokens, chosen]. A function of the token alone:
-        not of its companions in the round.
+        `experts` [tokens, chosen] and `positions` [tokens] give slots [tokens, chosen]. The result depends on the
+        token alone, not on the other tokens of the round.
         """
         turn = positions[:, None] % self.copies[layer][experts]
         slots: IntArray = self.slots[layer][experts, turn]
@@ -78,21 +78,21 @@ class ExpertPlacement:
         return holds
 
     def moves_from(self, before: "ExpertPlacement") -> int:
-        """Experts that ranks must fetch to come here from `before`."""
+        """How many experts ranks must load to change from `before` to this placement."""
         return int((self.held() & ~before.held()).sum())
 
 
 def count_members(values: IntArray, kinds: int) -> IntArray:
-    """How often each of 0..kinds-1 stands in each row of `values` [rows, n]: [rows, kinds]."""
+    """How often each of 0..kinds-1 occurs in each row of `values` [rows, n]: [rows, kinds]."""
     rows = len(values)
     shifted = values + kinds * np.arange(rows)[:, None]
     return np.bincount(shifted.ravel(), minlength=rows * kinds).reshape(rows, kinds)
 
 
-def dealt_out(num_experts: int, slots: int, ranks: int, parts: int = 1) -> IntArray:
-    """Where experts are before anybody knows their loads: by id, and from the first again while there are slots.
+def round_robin_table(num_experts: int, slots: int, ranks: int, parts: int = 1) -> IntArray:
+    """The initial experts of one layer's slots, [ranks, slots per rank]: by id, repeated while there are slots.
 
-    One layer's, [ranks, slots per rank]; ranks divide the slots. Each of `parts` nodes deals its own share out so.
+    `ranks` must divide `slots`. Each of `parts` nodes does so with its own share of the experts.
     """
     own = num_experts // parts
     within = np.arange(slots // parts) % own

@@ -1,8 +1,8 @@
-"""Expert loads -> where the copies of each expert go. Pure; knows nothing of ranks' processes or of weights.
+"""Expert loads -> where the copies of each expert go. Pure; does not know processes or weights.
 
-The idea is EPLB's (github.com/deepseek-ai/EPLB): hot experts get redundant copies, and copies are packed so that ranks
-carry the same load. `groups > 1` packs whole routing groups onto nodes first (hierarchical), so that a token, which is
-routed to few groups, crosses few node boundaries. Given the placement at present, only what must move does.
+The idea is EPLB's (github.com/deepseek-ai/EPLB): experts with high load get redundant copies, and copies are packed so
+that ranks have equal loads. `groups > 1` first packs whole routing groups onto nodes (hierarchical). A token is routed
+to few groups, so it crosses few node boundaries. If the present placement is given, few experts move.
 """
 
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ import numpy as np
 
 from outrider.workers.experts.moves import adjust, nearest_order
 from outrider.workers.experts.packing import FloatArray, bin_loads, pack
-from outrider.workers.experts.placement import ExpertPlacement, IntArray, dealt_out
+from outrider.workers.experts.placement import ExpertPlacement, IntArray, round_robin_table
 
-_EVEN = 5e-4  # above the mean; a smaller difference is not worth a move
+_EVEN = 5e-4  # relative to the mean; a smaller excess is not worth a move
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertLayout:
-    """The room there is. ValueError, naming the sizes, if experts cannot be laid out so."""
+    """The sizes of a placement. ValueError, naming the sizes, if experts cannot be placed with them."""
 
     experts: int
     ranks: int
     redundant_experts: int = 0  # spare slots over all ranks
     nodes: int = 1
-    groups: int = 1  # routing groups that stay whole on a node; 1: experts go anywhere (global)
+    groups: int = 1  # routing groups, each kept on one node; 1: experts may be anywhere (global)
 
     def __post_init__(self) -> None:
         if min(self.experts, self.ranks, self.nodes, self.groups) < 1 or self.redundant_experts < 0:
@@ -49,21 +49,21 @@ class ExpertLayout:
 
     @property
     def parts(self) -> int:
-        """Nodes that are packed apart from one another."""
+        """The number of nodes that are packed separately."""
         return self.nodes if self.groups > 1 else 1
 
     def first_table(self) -> IntArray:
         """Which expert each slot of a layer holds before loads are known, [ranks, slots per rank]."""
-        return dealt_out(self.experts, self.slots, self.ranks, self.parts)
+        return round_robin_table(self.experts, self.slots, self.ranks, self.parts)
 
 
 def place_experts(
     loads: FloatArray, layout: ExpertLayout, present: ExpertPlacement | None = None, tolerance: float = 0.02
 ) -> ExpertPlacement:
-    """The placement for `loads` [layers, experts], tokens that each expert took.
+    """The placement for `loads` [layers, experts]: the rows that each expert got.
 
-    With `present`, the least that must move until no rank carries more than 1 + `tolerance` times what the heaviest
-    rank of a fresh placement would. ValueError if loads are not finite and >= 0, or do not fit the layout.
+    With `present`, it moves only as many experts as needed so that no rank's load exceeds 1 + `tolerance` times the
+    heaviest rank of a new placement. ValueError if loads are not finite and >= 0, or do not fit the layout.
     """
     loads = _checked(loads, layout)
     members = _spread_groups(loads, layout)  # [layers, nodes, experts a node], or one node that has them all
@@ -75,18 +75,18 @@ def place_experts(
     limit = rank_loads(loads, ExpertPlacement(fresh, layout.experts)).max(axis=1) * (1 + tolerance)
     adjusted = adjust(loads, present.experts, limit, layout.parts)
     heaviest = rank_loads(loads, ExpertPlacement(adjusted, layout.experts)).max(axis=1)
-    anew = heaviest > limit * (1 + 1e-9)  # [layers] where small changes do not do
+    anew = heaviest > limit * (1 + 1e-9)  # [layers] where small changes do not suffice
     adjusted[anew] = nearest_order(fresh[anew], present.experts[anew], layout.parts)
     return ExpertPlacement(adjusted, layout.experts)
 
 
 def rank_loads(loads: FloatArray, placement: ExpertPlacement) -> FloatArray:
-    """What each rank carries, [layers, ranks], copies sharing an expert's load evenly."""
+    """The load of each rank, [layers, ranks]. An expert's load is split evenly over its copies."""
     return bin_loads(np.asarray(loads, dtype=np.float64) / placement.copies, placement.experts)
 
 
 def imbalance(loads: FloatArray, placement: ExpertPlacement) -> FloatArray:
-    """The heaviest rank over the mean, by layer, [layers]; 1 where there is no load."""
+    """Load of the heaviest rank over the mean, [layers]; 1 for a layer without load."""
     carried = rank_loads(loads, placement)
     mean = carried.mean(axis=1)
     return np.asarray(np.divide(carried.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0))
@@ -102,7 +102,7 @@ def _checked(loads: FloatArray, layout: ExpertLayout) -> FloatArray:
 
 
 def _spread_groups(loads: FloatArray, layout: ExpertLayout) -> IntArray:
-    """Which experts each node has: whole groups, spread by load."""
+    """The experts of each node: whole groups, spread by load."""
     layers = len(loads)
     if layout.parts == 1:
         return np.broadcast_to(np.arange(layout.experts), (layers, 1, layout.experts))
@@ -114,11 +114,11 @@ def _spread_groups(loads: FloatArray, layout: ExpertLayout) -> IntArray:
 
 
 def _pack_nodes(loads: FloatArray, members: IntArray, layout: ExpertLayout) -> IntArray:
-    """Every node's experts packed onto its ranks, [layers, ranks, slots per rank]."""
+    """Packs each node's experts onto its ranks, [layers, ranks, slots per rank]."""
     layers, parts, experts = members.shape
     ranks = layout.ranks // parts
     own = np.take_along_axis(loads, members.reshape(layers, -1), axis=1).reshape(layers, parts, experts)
-    hottest = own.sum(axis=2).max(axis=1) / ranks  # [layers] no placement is better than its hottest node's mean
+    hottest = own.sum(axis=2).max(axis=1) / ranks  # [layers] a lower bound: the mean rank load of the heaviest node
     goal = np.repeat(hottest * (1 + _EVEN), parts)
     local = pack(
         own.reshape(layers * parts, experts), layout.slots // parts, ranks, goal

@@ -1,4 +1,4 @@
-"""When experts are worth moving. Pure: loads and a placement in, a placement out."""
+"""Decides when moving experts is worthwhile. Pure: loads and a placement in, a placement out."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from outrider.workers.experts.placing import ExpertLayout, imbalance, place_expe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BalancePolicy:
-    """Bounds of what is done about uneven ranks; the heaviest over the mean says how uneven a layer's are."""
+    """Thresholds for moving experts. A layer's imbalance is the heaviest rank's load over the mean."""
 
     report_every: int = 100  # rounds
-    window: int = 10  # reports that count
-    step_every: int = 3000  # rounds between two looks at all layers
-    enabled: bool = True  # else loads are counted, and nothing moves
-    uneven: float = 1.1  # a layer below is left as it is
-    least_gain: float = 0.03  # by which it must become more even
-    least_rows: int = 32  # an expert, in the window: fewer say little
-    most_moves: int = 64  # experts that ranks read after one look, a rank on average
+    window: int = 10  # reports
+    step_every: int = 3000  # rounds between two checks of all layers
+    enabled: bool = True  # False: loads are counted, but experts do not move
+    uneven: float = 1.1  # layers with less imbalance are not changed
+    least_gain: float = 0.03  # least decrease of the imbalance
+    least_rows: int = 32  # per expert, in the window: with fewer, loads are too noisy
+    most_moves: int = 64  # experts that a rank reads after one check, on average
 
     @classmethod
     def of(cls, *, enabled: bool, window_size: int, step_interval: int) -> "BalancePolicy":
@@ -31,7 +31,7 @@ class BalancePolicy:
 
 
 def uneven_layers(loads: IntArray, placement: ExpertPlacement, policy: BalancePolicy) -> list[int]:
-    """Rows of `loads` [layers, experts] that are worth a look, the most uneven first."""
+    """Rows of `loads` [layers, experts] with a high imbalance and enough load, the most imbalanced first."""
     found = imbalance(loads.astype(np.float64), placement)
     enough = loads.sum(axis=1) >= policy.least_rows * loads.shape[1]
     return [int(row) for row in np.argsort(-found, kind="stable") if enough[row] and found[row] > policy.uneven]
@@ -40,9 +40,9 @@ def uneven_layers(loads: IntArray, placement: ExpertPlacement, policy: BalancePo
 def better_table(
     loads: IntArray, table: IntArray, layout: ExpertLayout, policy: BalancePolicy, moves_left: int
 ) -> IntArray | None:
-    """One layer's experts placed anew for `loads` [experts], with few moves from `table` [ranks, slots per rank].
+    """A new placement of one layer for `loads` [experts], with few moves from `table` [ranks, slots per rank].
 
-    None if that gains too little, or takes more than `moves_left`.
+    None if that improves too little, or needs more than `moves_left` moves.
     """
     weights: FloatArray = loads[None].astype(np.float64)
     present = ExpertPlacement(table[None], layout.experts)
@@ -55,7 +55,7 @@ def better_table(
 
 
 def moves(before: IntArray, after: IntArray, experts: int) -> int:
-    """Experts that ranks read to come from one table of a layer to another."""
+    """How many experts ranks must read to change a layer from one table to another."""
     return ExpertPlacement(after[None], experts).moves_from(ExpertPlacement(before[None], experts))
 
 

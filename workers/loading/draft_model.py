@@ -1,4 +1,4 @@
-"""Loads a separate model to draft with, once it is known to speak the same tokens as the model it drafts for."""
+"""Loads a separate draft model, after checking that it has the main model's tokenizer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,10 @@ from outrider.workers.types.model_config import ModelConfig
 
 
 def load_draft_model(wanted: ModelPart, name: str, max_model_len: int) -> Parts:
-    """All layers of checkpoint `name`, loaded as `wanted` has the main model's. CheckpointError if it does not do."""
+    """Loads all layers of checkpoint `name` with the settings of `wanted`, the main model.
+
+    CheckpointError if unsuitable.
+    """
     path = resolve_model(name)
     shape = ModelConfig.load(path)
     check_draft_model(name, path, shape, wanted.checkpoint.path, wanted.model, max_model_len)
@@ -32,7 +35,7 @@ def load_draft_model(wanted: ModelPart, name: str, max_model_len: int) -> Parts:
 def check_draft_model(
     name: str, path: Path, shape: ModelConfig, main_path: Path, main: ModelConfig, max_model_len: int
 ) -> None:
-    """CheckpointError says in what the draft model differs from the main one where it must not."""
+    """CheckpointError if the draft model differs from the main model where it must not; it names the difference."""
     if shape.vocab_size != main.vocab_size:
         raise CheckpointError(
             f"draft_model {name} has a vocabulary of {shape.vocab_size}, and the model one of {main.vocab_size}:"
@@ -48,9 +51,9 @@ def check_draft_model(
 
 
 def tokenizer_difference(path: Path, main_path: Path) -> str | None:
-    """The first token of which the tokenizers beside two checkpoints say different things; None if there is none."""
+    """The first token that differs between two checkpoints' tokenizers, as text; None if there is none."""
     own, main = _vocabulary(path), _vocabulary(main_path)
-    if own is None or main is None:  # token ids only: what they mean is for whoever sends them
+    if own is None or main is None:  # requests have token ids only; the client knows their meaning
         return None if own is main else f"only {path if main is None else main_path} has one"
     for token_id in sorted(own.keys() | main.keys()):
         if own.get(token_id) != main.get(token_id):

@@ -1,4 +1,4 @@
-"""Which drafters an engine has, and the one Drafter that they make together."""
+"""Selects an engine's drafters, and combines them into one Drafter."""
 
 import logging
 from collections.abc import Callable
@@ -21,25 +21,27 @@ from outrider.workers.types.sequence import Sequence
 log = logging.getLogger("outrider.loading")
 
 
-def drafters_in_force(config: EngineConfig, has_mtp: bool) -> tuple[str, ...]:
-    """What the engine loads, models first. CheckpointError if the one that was asked for cannot be had."""
+def resolve_drafters(config: EngineConfig, has_mtp: bool) -> tuple[str, ...]:
+    """The drafters that the engine loads, models first. CheckpointError if the requested one is not available."""
     if config.speculation == "off":
         if config.draft_model is not None:
             log.warning('draft_model %s is not loaded: speculation="off"', config.draft_model)
         return ()
     if config.verification != COUPLED:
-        log.warning('verification="%s" is for study: the text depends on the drafts', config.verification)
+        log.warning('verification="%s" is for experiments: the text depends on the drafts', config.verification)
         return (MTP,)
     has = {MTP: has_mtp, DRAFT_MODEL: config.draft_model is not None, LOOKUP: True}
     if config.drafter == AUTO:
         return tuple(name for name, there in has.items() if there)
     if not has[config.drafter]:
-        raise CheckpointError(f'checkpoint {config.model} has no MTP weights, so drafter="{config.drafter}" cannot be')
+        raise CheckpointError(
+            f'checkpoint {config.model} has no MTP weights, so drafter="{config.drafter}" is not available'
+        )
     return (config.drafter,)
 
 
-def speculation_in_force(config: EngineConfig, has_mtp: bool) -> str | int:
-    """The ceiling. Without a model to draft with a fixed depth is an error, and "auto" looks up, with a warning."""
+def resolve_speculation(config: EngineConfig, has_mtp: bool) -> str | int:
+    """The engine's setting. Without a draft model a fixed depth is an error, and "auto" uses prompt lookup only."""
     if has_mtp or config.speculation == "off" or config.draft_model is not None or config.drafter == LOOKUP:
         return config.speculation
     missing = f"checkpoint {config.model} has no MTP weights"
@@ -47,13 +49,13 @@ def speculation_in_force(config: EngineConfig, has_mtp: bool) -> str | int:
         log.warning("%s: serving without MTP drafts; prompt lookup still drafts", missing)
         return config.speculation
     raise CheckpointError(
-        f'{missing}, so speculation={config.speculation} cannot be had: use "auto" or "off", drafter="lookup" or a'
+        f'{missing}, so speculation={config.speculation} is not available: use "auto" or "off", drafter="lookup" or a'
         " draft_model"
     )
 
 
 def warn_of_missing_modules(config: EngineConfig, model: ModelConfig, found: int) -> None:
-    """Where a checkpoint promises more MTP modules than the `found` ones, which draft alone."""
+    """Warns if the checkpoint has weights of fewer MTP modules than its config declares."""
     if found < model.num_nextn_predict_layers:
         log.warning(
             "checkpoint %s has weights of %d of its %d MTP modules (%s is missing): drafting with those",
@@ -64,7 +66,7 @@ def warn_of_missing_modules(config: EngineConfig, model: ModelConfig, found: int
 def make_mtp_drafter(
     parts: Parts, starts: SequenceStarts, block_size: int, shared: SharedDrafts | None
 ) -> MtpDrafter | None:
-    """What drafts with the model's own modules; None on a rank that has none. `shared` as MtpDrafter has it."""
+    """The drafter for the model's own MTP modules; None on a rank without them. `shared`: see MtpDrafter."""
     return MtpDrafter(parts.draft_model, starts, block_size, shared=shared) if parts.draft_model is not None else None
 
 
@@ -78,9 +80,9 @@ def make_drafter(
     values: DraftValues,
     mtp: Drafter | None,
 ) -> Drafter | None:
-    """The drafters of these names behind one; None if there are none. `live` and `values` as ChoosingDrafter has them.
+    """All drafters of these names combined; None without names. `live` and `values`: see ChoosingDrafter.
 
-    `draft_parts`: the separate model's. `mtp`: what drafts with the model's own module, if it is among them.
+    `draft_parts`: the separate model's. `mtp`: the drafter for the model's own module, if it is among them.
     """
     if not names:
         return None

@@ -1,4 +1,4 @@
-"""The numerics fingerprint: replicas with an equal one compute the same bits, so a sequence may move between them."""
+"""The numerics fingerprint. Replicas with equal ones compute the same bits, so sequences may move between them."""
 
 import hashlib
 
@@ -13,18 +13,18 @@ ARITHMETIC_VERSION = 4  # raise it whenever the order of any sum changes
 def fingerprint(
     config: EngineConfig, checkpoint_hash: str, dtype: torch.dtype, device: torch.device, kernels: str
 ) -> str:
-    """16 hex digits over all that decides the bits of a logit: not over how the model is split."""
+    """16 hex digits: a hash of everything that decides a logit's bits. How the model is split does not matter."""
     model: tuple[object, ...] = (checkpoint_hash, dtype, config.quantization)
     if config.kv_cache_dtype != "auto":
         model = (*model, config.kv_cache_dtype)
-    if config.verification != COUPLED:  # what comes out of the bits counts too: such a text cannot go on elsewhere
+    if config.verification != COUPLED:  # the text depends on drafts, so it cannot resume on another replica
         model = (*model, config.verification, config.speculation)
     parts = (ARITHMETIC_VERSION, *model, config.numerics, kernels, device.type, *_processor(device, kernels))
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def _processor(device: torch.device, kernels: str) -> tuple[str, ...]:
-    """What of the machine counts. The compiled kernels have the same bits with AVX2 and AVX-512, whatever torch is."""
+    """The machine's part. Compiled kernels have the same bits with AVX2 and AVX-512, whatever torch's version."""
     if kernels == "compiled":
         return ("plain" if instruction_set() == "plain" else "fma",)
     if device.type == "cuda":

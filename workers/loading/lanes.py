@@ -1,4 +1,4 @@
-"""Settles, as ranks meet, whether and at which exchanges a stage's lanes hand over to one another."""
+"""Decides while ranks join whether lanes are used, and at which exchanges a stage's ranks switch lanes."""
 
 import logging
 
@@ -11,7 +11,7 @@ from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import Collectives
 from outrider.workers.parallel.group_collectives import GroupCollectives
 from outrider.workers.parallel.mesh import Mesh, group_name
-from outrider.workers.parallel.overlap import Carried, Overlap, overlap_of
+from outrider.workers.parallel.overlap import AsyncExchanges, Overlap, overlap_of
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.turns import LaneTurns
 
@@ -19,13 +19,13 @@ log = logging.getLogger("outrider.links")
 
 
 def load_lanes(config: EngineConfig, sharing: Sharing, rank: int, machine: str, device: torch.device) -> Lanes | None:
-    """None where rounds go as one lane. Every rank of the replica must call it, at the same place.
+    """None if rounds use one lane. Collective: every rank of the replica must call it.
 
-    A second lane's thread ends when the rank leaves.
+    The second lane's thread ends when the rank leaves (`groups.leave`).
     """
     mesh = Mesh.of(config)
-    tensor, stage = _by_itself(sharing.tensor), sharing.shard.spread and _by_itself(sharing.stage)
-    answers = groups.ask_all(Carried(machine, tensor, stage))
+    tensor, stage = _runs_asynchronously(sharing.tensor), sharing.shard.spread and _runs_asynchronously(sharing.stage)
+    answers = groups.all_gather(AsyncExchanges(machine, tensor, stage))
     members = mesh.stage_group(rank)
     overlap = overlap_of(
         [answers[member] for member in members],
@@ -34,28 +34,31 @@ def load_lanes(config: EngineConfig, sharing: Sharing, rank: int, machine: str, 
         gpu=device.type == "cuda",
     )
     if rank == members[0]:
-        _say(config, overlap, group_name(members), sharing.carriers)
+        _log_overlap(config, overlap, group_name(members), sharing.carriers)
     if not overlap.possible:
         return None
     turns = LaneTurns()
     groups.on_leave(turns.close)
     for group, hands_over in ((sharing.tensor, overlap.tensor), (sharing.stage, overlap.stage)):
         if hands_over and isinstance(group, GroupCollectives):
-            group.meanwhile = turns.hand_over
+            group.on_launched = turns.hand_over
     return Lanes(LaneRule.of(overlap, config.dbo_token_threshold), turns, config.data_parallel_size, device)
 
 
-def _by_itself(group: Collectives) -> bool:
-    """Whether what the group exchanges goes on while this rank computes: through shared memory ranks carry it."""
+def _runs_asynchronously(group: Collectives) -> bool:
+    """Whether the group's exchanges proceed while this rank computes.
+
+    With shared memory, ranks copy the data themselves.
+    """
     return group.size > 1 and isinstance(group, GroupCollectives)
 
 
-def _say(config: EngineConfig, overlap: Overlap, where: str, carriers: str) -> None:
+def _log_overlap(config: EngineConfig, overlap: Overlap, where: str, carriers: str) -> None:
     if overlap.possible:
         log.info("%s compute during exchanges, in rounds of at least %d rows", where, config.dbo_token_threshold)
     elif config.enable_dbo:
         log.warning(
-            "enable_dbo: %s exchange nothing that goes on by itself (%s): their rounds go as one lane",
+            "enable_dbo: %s have no asynchronous exchanges (%s): their rounds use one lane",
             where,
-            f"carried by {carriers}" if carriers else "nothing at all",
+            f"transport: {carriers}" if carriers else "no exchanges",
         )

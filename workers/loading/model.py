@@ -1,4 +1,4 @@
-"""Loads the parts of a model that a rank has: on torch's path, or for the compiled kernels. Chooses between them."""
+"""Loads a rank's parts of a model, and chooses the kernels: torch, compiled or Triton."""
 
 import logging
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ _WIDTH_PER_THREAD = 64  # outputs of a layer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPart:
-    """Which part of which model a rank runs, and how."""
+    """Which part of which model a rank runs, and with which settings."""
 
     config: EngineConfig
     model: ModelConfig
@@ -57,8 +57,8 @@ class ModelPart:
     layers: range
     device: torch.device
     dtype: torch.dtype
-    kernels: str  # "compiled", "triton" or "torch", as `kernels_in_force` says
-    drafts: bool  # this rank drafts
+    kernels: str  # from `resolve_kernels`: "compiled", "triton" or "torch"
+    drafts: bool  # whether this rank drafts with MTP modules
     starts: SequenceStarts
     progress: Progress
     sharing: Sharing = field(default_factory=Sharing)
@@ -69,11 +69,11 @@ class Parts:
     """What a rank runs."""
 
     stage: StageModel
-    module: MtpModules | CompiledModules | GpuModules | None  # the first stage's, where it drafts
-    head: Head | None  # the last stage's
+    module: MtpModules | CompiledModules | GpuModules | None  # on the first stage, if it drafts
+    head: Head | None  # on the last stage
     draft_model: ModuleDraftModel | None
-    hidden_dtype: torch.dtype  # of the states that travel between stages
-    expert_layers: Sequence[ExpertLayer] = ()  # the stage's and the module's, where experts are spread
+    hidden_dtype: torch.dtype  # of hidden states that are sent between stages
+    expert_layers: Sequence[ExpertLayer] = ()  # the stage's and the modules', with expert parallelism
 
     @property
     def cache_bytes_per_block(self) -> int:
@@ -85,8 +85,8 @@ class Parts:
             self.module.allocate_cache(num_blocks)
 
 
-def kernels_in_force(config: EngineConfig, device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str:
-    """ "compiled", "triton" or "torch". OutriderError if what was asked for cannot be had."""
+def resolve_kernels(config: EngineConfig, device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str:
+    """The kernels to use: "compiled", "triton" or "torch". OutriderError if the requested ones are not available."""
     obstacle = _obstacle(config, device, dtype)
     on_gpu = _gpu_obstacle(config, model, device)
     _check_demands(config, obstacle, on_gpu)
@@ -99,20 +99,20 @@ def kernels_in_force(config: EngineConfig, device: torch.device, dtype: torch.dt
     if isinstance(obstacle, BuildError):
         log.warning("no compiled kernels: %s; running on torch's path, several times slower", obstacle)
     if config.weight_cache_dir is not None:
-        log.warning("weight_cache_dir: torch's path keeps no weights there (%s)", obstacle)
+        log.warning("weight_cache_dir is not used by torch's path (%s)", obstacle)
     return "torch"
 
 
 def _check_demands(config: EngineConfig, obstacle: str | BuildError | None, on_gpu: str | None) -> None:
-    """OutriderError if settings need the compiled kernels or those of a GPU, and an obstacle is in the way."""
+    """OutriderError if a setting needs the compiled or the GPU kernels, and they cannot be used."""
     if on_gpu is not None:
         if config.kv_cache_dtype == "fp8":
             raise OutriderError(f'kv_cache_dtype="fp8" needs the Triton kernels of a GPU: {on_gpu}')
         if config.kernels == "triton":
-            raise OutriderError(f'kernels="triton" cannot be had: {on_gpu}')
+            raise OutriderError(f'kernels="triton" is not available: {on_gpu}')
     if obstacle is not None:
         if config.kernels == "compiled":
-            raise OutriderError(f'kernels="compiled" cannot be had: {obstacle}')
+            raise OutriderError(f'kernels="compiled" is not available: {obstacle}')
         if config.quantization is not None:
             raise OutriderError(f'quantization="{config.quantization}" needs the compiled kernels: {obstacle}')
         if config.draft_quantization == "int8":
@@ -120,20 +120,20 @@ def _check_demands(config: EngineConfig, obstacle: str | BuildError | None, on_g
 
 
 def draft_quantization(config: EngineConfig) -> str | None:
-    """Of what drafts on the compiled kernels, None: as the model. Fewer bytes; tokens are the model's own anyway."""
+    """For drafters on the compiled kernels; None: as the model. Int8 reads fewer bytes and changes no token."""
     return "int8" if config.draft_quantization == "auto" else config.draft_quantization
 
 
 def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str | BuildError | None:
-    """What keeps the compiled kernels from being used."""
+    """Why the compiled kernels cannot be used; None if they can."""
     if config.kernels in ("torch", "triton"):
         return f'kernels="{config.kernels}" was asked for'
     if config.verification != COUPLED:
-        return f'verification="{config.verification}" is for study, and is there on torch\'s path only'
+        return f'verification="{config.verification}" is for experiments and available on torch\'s path only'
     if device.type != "cpu":
         return f"they are for CPUs, and the device is {device.type}"
     if dtype not in _COMPILED_DTYPES:
-        return f"they know float32 and bfloat16, and the model is in {str(dtype).removeprefix('torch.')}"
+        return f"they support float32 and bfloat16, and the model is in {str(dtype).removeprefix('torch.')}"
     try:
         library.load()
     except BuildError as error:
@@ -142,7 +142,7 @@ def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) ->
 
 
 def _gpu_obstacle(config: EngineConfig, model: ModelConfig, device: torch.device) -> str | None:
-    """What keeps the kernels of kernels/gpu from being used."""
+    """Why the kernels of kernels/gpu cannot be used; None if they can."""
     if config.kernels not in ("auto", "triton"):
         return f'kernels="{config.kernels}" was asked for'
     if device.type != "cuda":
@@ -150,21 +150,21 @@ def _gpu_obstacle(config: EngineConfig, model: ModelConfig, device: torch.device
     if language.triton is None:
         return "triton is not installed: pip install 'outrider[gpu]'"
     if config.verification != COUPLED:
-        return f'verification="{config.verification}" is for study, and is there on torch\'s path only'
+        return f'verification="{config.verification}" is for experiments and available on torch\'s path only'
     if config.expert_parallel_size > 1 and config.data_parallel_size > 1:
-        return "they do not exchange rows with experts of other data groups yet: use expert_parallel_size=1"
+        return "they do not support expert parallelism over data groups yet: use expert_parallel_size=1"
     if config.enable_eplb:
-        return "they do not move experts while they serve yet: use enable_eplb=False"
+        return "they do not support expert load balancing yet: use enable_eplb=False"
     return shape_obstacle(model)
 
 
 def useful_threads(hidden_size: int, available: int) -> int:
-    """A narrow model has nothing to do for many threads, which would only wait for one another at every step."""
+    """Few threads for a narrow model: its steps are too small for many, which would mostly synchronize."""
     return min(available, max(_FEW_THREADS, hidden_size // _WIDTH_PER_THREAD))
 
 
 def load_parts(wanted: ModelPart) -> Parts:
-    """Reads this rank's weights. CheckpointError says what was wrong with them."""
+    """Reads this rank's weights. CheckpointError describes what is wrong with them."""
     load = {"compiled": _load_compiled, "triton": _load_gpu, "torch": _load_torch}[wanted.kernels]
     return load(wanted)
 
@@ -244,9 +244,9 @@ def _torch_module(wanted: ModelPart, stage: Stage) -> MtpModules:
 
 
 def load_module(wanted: ModelPart, stage: StageModel, cache_of: object) -> MtpModules | CompiledModules | GpuModules:
-    """The MTP modules of `wanted.checkpoint` for a stage that runs, with the cache of its modules `cache_of`.
+    """The MTP modules of `wanted.checkpoint` for a running stage. They share the cache of its modules `cache_of`.
 
-    CheckpointError if the checkpoint has not as many.
+    CheckpointError if the number of modules differs.
     """
     assert isinstance(cache_of, MtpModules | CompiledModules | GpuModules), "modules of the stage that runs"
     found = wanted.checkpoint.mtp_modules(wanted.model)
@@ -300,6 +300,6 @@ def _load_torch(wanted: ModelPart) -> Parts:
 
 
 def _vocabulary(wanted: ModelPart) -> Columns | None:
-    """What joins slices of logits; None where there are none."""
+    """Joins slices of logits; None if this rank has all of them."""
     sharing = wanted.sharing
     return sharing.columns(wanted.model.vocab_size, "logits", unit=1) if sharing.tensor.size > 1 else None

@@ -1,7 +1,9 @@
-"""Other MTP modules for a running engine: read beside those in use, and put in their place between two rounds.
+"""Replaces the MTP modules of a running engine.
 
-Drafts never decide what is emitted, so no token changes. What the old weights left in the drafter's cache stays: the
-sequences that run now, and prompts found in the prefix cache, draft a little worse until they have passed.
+New ones are read beside those in use, and installed between two rounds.
+
+Drafts never decide which tokens are emitted, so no token changes. The drafter's cache still holds entries from the old
+weights. So running sequences, and prompts found in the prefix cache, have a slightly lower acceptance rate at first.
 """
 
 from collections.abc import Callable
@@ -14,19 +16,19 @@ from outrider.workers.model.weights import Checkpoint
 from outrider.workers.types.errors import CheckpointError, OutriderError
 from outrider.workers.types.model_config import ModelConfig
 
-PutInPlace = Callable[[], None]
+InstallModule = Callable[[], None]
 
 
 class ModuleSwap:
-    """Loads other checkpoints' MTP modules, and drafting heads, for the parts that a rank runs."""
+    """Loads the MTP modules and draft heads of other checkpoints for a running rank's parts."""
 
     def __init__(self, wanted: ModelPart, parts: Parts) -> None:
         self._wanted, self._parts = wanted, parts
 
-    def load(self, checkpoint: str) -> PutInPlace:
-        """Reads the modules of the model or directory `checkpoint`, from any thread. The engine's calls the result.
+    def load(self, checkpoint: str) -> InstallModule:
+        """Reads the modules of the model or directory `checkpoint`, from any thread. The engine calls the result.
 
-        OutriderError if this rank does not draft, or if the checkpoint is of another shape or has not as many modules.
+        OutriderError if this rank does not draft, or if the checkpoint differs in shape or number of modules.
         """
         draft_model = self._parts.draft_model
         if draft_model is None:
@@ -42,7 +44,7 @@ class ModuleSwap:
         return lambda: draft_model.use(module)
 
     def _check(self, path: Path) -> None:
-        """The module must fit the layers that run: same shape. Their own weights are not read."""
+        """The module must fit the running layers: same shape. Their own weights are not read."""
         ours, theirs = self._wanted.model, ModelConfig.load(path)
         if theirs != replace(ours, torch_dtype=theirs.torch_dtype, quantization_block=theirs.quantization_block):
             raise CheckpointError(f"{path} is of another shape than the model that runs: its module does not fit")

@@ -1,4 +1,4 @@
-"""What a rank is told: its place among the others, and the settings of its engine."""
+"""A rank's specification: its place among the ranks, and the settings of its engine."""
 
 import dataclasses
 import json
@@ -16,16 +16,16 @@ class RankSpec:
     layer_splits: tuple[tuple[int, int], ...]  # by stage: first layer, one past the last
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0  # its place among the ranks that share the devices that its process sees
+    local_rank: int = 0  # its index among the ranks that share the devices visible to its process
     master_address: str = "127.0.0.1"
     master_port: int = 0
     generation: int = 1
-    restarts: int = 0  # generations of the replica that followed a failed one
+    restarts: int = 0  # how often the replica was restarted after a failure
     replica: str = "r0"
     service_host: str | None = None  # where the leader's EngineService listens; None: the engine is used in process
     service_ports: tuple[int, int] = (0, 0)  # the first free one of them, first and last included; 0: any
-    service_key: str = field(default="", repr=False)  # who has it may call the leader
-    otlp_endpoint: str = ""  # where the leader's spans go; "": nowhere
+    service_key: str = field(default="", repr=False)  # callers of the leader need it
+    otlp_endpoint: str = ""  # receives the leader's spans; "": none
 
     @property
     def mesh(self) -> Mesh:

@@ -1,4 +1,4 @@
-"""What settings come to with this model on this machine: device, numerics, type, length."""
+"""Resolves settings for this model and machine: device, numerics, dtype, maximum length."""
 
 import logging
 
@@ -12,10 +12,10 @@ log = logging.getLogger("outrider.loading")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def device_in_force(config: EngineConfig, local_rank: int = 0) -> torch.device:
-    """The device of a rank, by its place among the ranks that share the devices that this process sees.
+def resolve_device(config: EngineConfig, local_rank: int = 0) -> torch.device:
+    """The rank's device. `local_rank` is its index among the ranks that share the process's visible devices.
 
-    OutriderError if what was asked for is not there.
+    OutriderError if the requested device is not available.
     """
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -30,8 +30,8 @@ def device_in_force(config: EngineConfig, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def numerics_in_force(config: EngineConfig, kernels: str, device: torch.device) -> str:
-    """On a GPU "exact" needs kernels with one order of every sum, and all of a sum on one rank: else it is "fast"."""
+def resolve_numerics(config: EngineConfig, kernels: str, device: torch.device) -> str:
+    """On a GPU, "exact" needs kernels with a fixed order of sums, and no sum split over ranks. Otherwise "fast"."""
     if device.type == "cpu" or config.numerics == "fast":
         return config.numerics
     if kernels == "torch":
@@ -44,15 +44,15 @@ def numerics_in_force(config: EngineConfig, kernels: str, device: torch.device) 
     return "fast"
 
 
-def dtype_in_force(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """By default float32 on a CPU, and bfloat16 on a GPU."""
+def resolve_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """By default float32 on a CPU and bfloat16 on a GPU."""
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[config.dtype]
 
 
-def length_in_force(config: EngineConfig, model: ModelConfig) -> int:
-    """The model's own unless a shorter one is asked for; ValueError for a longer one."""
+def resolve_length(config: EngineConfig, model: ModelConfig) -> int:
+    """The model's maximum length unless the setting is shorter; ValueError if it is longer."""
     if config.max_model_len is None:
         return model.max_position_embeddings
     if config.max_model_len > model.max_position_embeddings:
@@ -63,7 +63,10 @@ def length_in_force(config: EngineConfig, model: ModelConfig) -> int:
 
 
 def fitted_length(config: EngineConfig, max_model_len: int, blocks: int) -> int:
-    """The length that a cache of `blocks` can hold: the model's own is cut to it, one asked for is an error."""
+    """The length that a cache of `blocks` blocks can hold.
+
+    It replaces the model's default; a longer setting is an error.
+    """
     tokens = blocks * config.block_size
     if tokens >= max_model_len:
         return max_model_len

@@ -1,4 +1,4 @@
-"""Finds the groups that a rank is in, and its share of every layer. Every rank's turn: they meet here."""
+"""Determines a rank's groups and its share of every layer. Collective: every rank calls it."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,9 @@ from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import Collectives
 from outrider.workers.parallel.deep_ep import find_deep_ep, open_buffer
 from outrider.workers.parallel.group_collectives import GroupCollectives
-from outrider.workers.parallel.group_meeting import meet_groups
-from outrider.workers.parallel.meeting import this_machine
-from outrider.workers.parallel.peer_memory import meet_in_peer_memory
+from outrider.workers.parallel.group_rendezvous import connect_groups
+from outrider.workers.parallel.peer_memory import open_peer_memory
+from outrider.workers.parallel.rendezvous import this_machine
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.watchdog import Watchdog
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Met:
-    """What the ranks agreed on. `layout`: of experts, where whole ones are spread over a stage's ranks."""
+class AgreedSharing:
+    """The same decisions on all ranks. `layout`: of experts, with expert parallelism."""
 
     sharing: Sharing
     layout: ExpertLayout | None = None
@@ -39,30 +39,32 @@ def load_sharing(
     device: torch.device,
     dtype: torch.dtype,
     watchdog: Watchdog | None,
-) -> Met:
-    """Every rank's turn. `watchdog`: on GPUs."""
+) -> AgreedSharing:
+    """Collective: every rank of the replica must call it. `watchdog`: on GPUs."""
     redundant = config.num_redundant_experts
     if spec.world_size == 1:
-        return Met(sharing=Sharing(shard=Shard.of(config, spec.rank, model, redundant)))
+        return AgreedSharing(sharing=Sharing(shard=Shard.of(config, spec.rank, model, redundant)))
     layout = None
     if config.expert_parallel_size > 1:
-        nodes = nodes_of_stages(groups.ask_all(this_machine()), spec.mesh.stage_size)
+        nodes = nodes_of_stages(groups.all_gather(this_machine()), spec.mesh.stage_size)
         layout = expert_layout(model, spec.mesh.stage_size, nodes, redundant)
     shard = Shard.of(config, spec.rank, model, redundant, layout.parts if layout is not None else 1)
-    met = meet_groups(spec.rank, spec.mesh, device, this_machine(), config.round_timeout_s, spec.describe, watchdog)
-    sharing = Sharing.of(shard, met, spec.mesh, spec.rank)
+    own_groups = connect_groups(
+        spec.rank, spec.mesh, device, this_machine(), config.round_timeout_s, spec.describe, watchdog
+    )
+    sharing = Sharing.of(shard, own_groups, spec.mesh, spec.rank)
     if shard.spread:
         sharing = replace(sharing, deep_ep=_deep_ep(sharing.stage, model.hidden_size, device, dtype))
     if device.type == "cuda" and shard.tensors > 1:
-        sharing = replace(sharing, peers=meet_in_peer_memory(sharing.tensor, model.hidden_size, dtype, device))
-    return Met(sharing=sharing, layout=layout)
+        sharing = replace(sharing, peers=open_peer_memory(sharing.tensor, model.hidden_size, dtype, device))
+    return AgreedSharing(sharing=sharing, layout=layout)
 
 
 def _deep_ep(stage: Collectives, hidden_size: int, device: torch.device, dtype: torch.dtype) -> Any | None:
-    """DeepEP's buffer where every rank has it, on GPUs, for rows of the type that it carries. Every rank's turn."""
+    """DeepEP's buffer if every rank has DeepEP, on GPUs with bfloat16 rows. Collective."""
     if device.type != "cuda" or dtype != torch.bfloat16 or not isinstance(stage, GroupCollectives):
         return None
     module = find_deep_ep(stage.size)
-    if not groups.agree_on_minimum(int(module is not None)):
+    if not groups.all_reduce_min(int(module is not None)):
         return None
     return open_buffer(module, stage, 2 * hidden_size)

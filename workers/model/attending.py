@@ -1,8 +1,8 @@
-"""Queries over the paged cache.
+"""Attention of queries over the paged cache.
 
-Every product is a batch of items of one fixed shape (HEAD_TILE queries of a row against CHUNK slots), every sum over
-chunks runs in the order of the chunks, and all of it is in float32: so a row's bits depend neither on the rows beside
-it, nor on the number of query rows, nor on where its blocks lie, nor on which rank has its heads.
+Every product is a batch of items of one fixed shape (HEAD_TILE queries of a row against CHUNK slots). Every sum over
+chunks runs in the order of the chunks, in float32. So a row's bits do not depend on the other rows, the number of
+rows, where its blocks are, or which rank has its heads.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,18 +15,23 @@ from outrider.workers.model.batch import CHUNK, Batch, Group
 
 HEAD_TILE = 4  # queries per item of a product with the cache
 
-# Heads, and the keys and values [items, CHUNK, ..] that they all meet in chunks of the cache [items, CHUNK, width].
-Met = Iterator[tuple[slice, Tensor, Tensor]]
+# A range of heads, and the keys and values [items, CHUNK, ..] that they attend to, from chunks of the cache [items,
+# CHUNK, width].
+HeadChunks = Iterator[tuple[slice, Tensor, Tensor]]
 
 
 def attend(
-    query: Tensor, cache: Tensor, batch: Batch, met: Callable[[Tensor], Met], head_tile: int | None = HEAD_TILE
+    query: Tensor,
+    cache: Tensor,
+    batch: Batch,
+    head_chunks: Callable[[Tensor], HeadChunks],
+    head_tile: int | None = HEAD_TILE,
 ) -> Tensor:
     """`query` [R, heads, key] over `cache` [slots, width] -> [R, heads, value] in float32.
 
-    `head_tile`: an item of fewer queries is filled up to so many with ones of no effect; None: not.
+    `head_tile`: items with fewer queries are padded to this number; None: no padding.
     """
-    parts = [_attend_group(query, cache, group, batch.page_size, met, head_tile) for group in batch.groups]
+    parts = [_attend_group(query, cache, group, batch.page_size, head_chunks, head_tile) for group in batch.groups]
     if len(parts) == 1 and batch.groups[0].row_ids is None:
         return parts[0]
     out = query.new_empty(*query.shape[:2], parts[0].shape[-1])
@@ -36,11 +41,16 @@ def attend(
 
 
 def _attend_group(
-    query: Tensor, cache: Tensor, group: Group, page_size: int, met: Callable[[Tensor], Met], head_tile: int | None
+    query: Tensor,
+    cache: Tensor,
+    group: Group,
+    page_size: int,
+    head_chunks: Callable[[Tensor], HeadChunks],
+    head_tile: int | None,
 ) -> Tensor:
     rows = query.index_select(0, group.row_ids) if group.row_ids is not None else query
     parts = []
-    for heads, keys, values in met(_chunks(cache, group, page_size)):
+    for heads, keys, values in head_chunks(_chunks(cache, group, page_size)):
         own = rows[:, heads]
         padding = -own.shape[1] % head_tile if head_tile else 0
         tile = functional.pad(own, (0, 0, 0, padding)).contiguous()
@@ -49,7 +59,7 @@ def _attend_group(
 
 
 def _attend_rectangle(query: Tensor, keys: Tensor, values: Tensor, group: Group) -> Tensor:
-    """Attention of one rectangle. The softmax's maximum is taken over all chunks first: no partial sum is rescaled."""
+    """Attention of one group. The softmax's maximum is taken over all chunks first, so no partial sum is rescaled."""
     sequences, rows, chunks = group.sequences, group.rows, group.chunks
     heads, width = query.shape[1:]
     query = query.view(rows, sequences, heads, width)
@@ -63,7 +73,7 @@ def _attend_rectangle(query: Tensor, keys: Tensor, values: Tensor, group: Group)
 
 
 def _chunks(cache: Tensor, group: Group, page_size: int) -> Tensor:
-    """The group's chunks of the cache in float32 [S*C, CHUNK, width], in place where they already lie side by side."""
+    """The group's chunks of the cache in float32 [S*C, CHUNK, width]; a view if they are contiguous and float32."""
     items = group.sequences * group.chunks
     if group.first_page is not None:
         start = group.first_page * page_size
@@ -74,7 +84,7 @@ def _chunks(cache: Tensor, group: Group, page_size: int) -> Tensor:
 
 
 def _scores_by_row(query: Tensor, keys: Tensor, chunks: int) -> Tensor:
-    """Every sequence's j-th row against all its chunks, for each j -> [n, S*C, heads, CHUNK]."""
+    """For each j, the j-th row of every sequence against all its chunks -> [n, S*C, heads, CHUNK]."""
     rows, sequences, heads, width = query.shape
     scores = query.new_empty(rows, sequences * chunks, heads, CHUNK)
     for row in range(rows):
@@ -84,7 +94,7 @@ def _scores_by_row(query: Tensor, keys: Tensor, chunks: int) -> Tensor:
 
 
 def _values_by_row(weights: Tensor, values: Tensor) -> Tensor:
-    """Values by their `weights` [n, S, C, heads, CHUNK], summed over chunks in their order -> [n, S, heads, values]."""
+    """Values weighted by `weights` [n, S, C, heads, CHUNK], summed in chunk order -> [n, S, heads, values]."""
     rows, sequences, chunks, heads, _ = weights.shape
     out = weights.new_empty(rows, sequences, heads, values.shape[2])
     for row in range(rows):
@@ -97,7 +107,7 @@ def _values_by_row(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _scores_by_chunk(query: Tensor, keys: Tensor) -> Tensor:
-    """One sequence's rows against each of its chunks in turn -> [n, C, heads, CHUNK]."""
+    """One sequence's rows against its chunks, chunk by chunk -> [n, C, heads, CHUNK]."""
     rows, heads, _ = query.shape
     scores = query.new_empty(rows, keys.shape[0], heads, CHUNK)
     for chunk, key in enumerate(keys.transpose(1, 2)):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from outrider.workers.model.attending import HEAD_TILE, Met, attend
+from outrider.workers.model.attending import HEAD_TILE, HeadChunks, attend
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.layers import RmsNorm, SharedProduct
 from outrider.workers.model.linear import Linear
@@ -32,11 +32,11 @@ ROW_TILE = 4  # rows per item of a product with a head's weights
 
 
 class Form(nn.Module, ABC):
-    """What the cache holds, and how queries attend to it."""
+    """What a cache slot holds, and how queries attend to it."""
 
     @abstractmethod
     def slot(self, c_kv: Tensor, k_r: Tensor) -> Tensor:
-        """What rows write to the cache [R, width], from `c_kv` [R, latent], normed, and `k_r` [R, rope]."""
+        """The cache entries of rows [R, width], from `c_kv` [R, latent], normed, and `k_r` [R, rope]."""
 
     @abstractmethod
     def query(self, q_c: Tensor, q_r: Tensor) -> Tensor:
@@ -68,9 +68,9 @@ class Absorbed(Form):
         return torch.cat([per_head(q_c, self.key_up), q_r * self._scale], dim=-1)
 
     def attend(self, query: Tensor, cache: Tensor, batch: Batch) -> Tensor:
-        return per_head(attend(query, cache, batch, self._met, self._head_tile), self.value_up)
+        return per_head(attend(query, cache, batch, self._head_chunks, self._head_tile), self.value_up)
 
-    def _met(self, chunks: Tensor) -> Met:
+    def _head_chunks(self, chunks: Tensor) -> HeadChunks:
         heads = self.key_up.shape[0]
         tile = self._head_tile or heads
         for first in range(0, heads, tile):
@@ -95,9 +95,9 @@ class ByHead(Form):
         return torch.cat([q_c, q_r], dim=-1) * self._scale
 
     def attend(self, query: Tensor, cache: Tensor, batch: Batch) -> Tensor:
-        return attend(query, cache, batch, self._met, self._head_tile)
+        return attend(query, cache, batch, self._head_chunks, self._head_tile)
 
-    def _met(self, chunks: Tensor) -> Met:
+    def _head_chunks(self, chunks: Tensor) -> HeadChunks:
         heads = self.kv_up.shape[0]
         k_r, keys, values = torch.split(chunks, [self._rope, heads * self._nope, heads * self._value], dim=-1)
         own = zip(torch.split(keys, self._nope, dim=-1), torch.split(values, self._value, dim=-1), strict=True)
@@ -106,14 +106,14 @@ class ByHead(Form):
 
 
 def make_form(config: ModelConfig, kv_up: Tensor, head_tile: int | None = HEAD_TILE) -> Form:
-    """The form that the model's cache has; `head_tile`: see `attend`."""
+    """The form that this model's cache has; `head_tile`: see `attend`."""
     return (ByHead if config.caches_heads else Absorbed)(config, kv_up, head_tile)
 
 
 class Attention(nn.Module):
-    """One layer's attention. Without `query_up` the down product makes the queries themselves.
+    """One layer's attention. Without `query_up` the down product computes the queries themselves.
 
-    Where several ranks share the layer, `form` has this rank's heads, `heads` gathers the outputs of all heads, and
+    If several ranks share the layer, `form` has this rank's heads, `heads` gathers the outputs of all heads, and
     `output`, W_O, computes a slice of u.
     """
 
@@ -139,7 +139,7 @@ class Attention(nn.Module):
         return self.attend(batch, self.fill(batch, h, rotation, cache), cache, h.dtype)
 
     def fill(self, batch: Batch, h: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
-        """Writes the rows `h` [R, hidden] to `cache`. The queries of the wanted rows [W, heads, key]."""
+        """Writes the rows `h` [R, hidden] to `cache`. Returns the queries of the wanted rows [W, heads, key]."""
         nope, rope, latent = self.config.qk_nope_head_dim, self.config.qk_rope_head_dim, self.config.kv_lora_rank
         down = self.down(h)
         c_q, c_kv, k_r = torch.split(down, [down.shape[1] - latent - rope, latent, rope], dim=1)

@@ -1,8 +1,9 @@
-"""One Round as tensors: all that layers and attention need to know of it, worked out once and used by every layer.
+"""One Round as tensors: everything that layers and attention need, computed once and used by every layer.
 
-Attention reads the cache in chunks of CHUNK slots at fixed positions of the sequence, so its tables are made of such
-chunks, gathered page by page (a page is what a block and a chunk have in common). Sequences alike in length attend
-together as one Group, a rectangle of sequences x rows x chunks; a long prompt chunk is cut into Groups of its own.
+Attention reads the cache in chunks of CHUNK slots at fixed positions of the sequence. Its tables consist of such
+chunks, gathered page by page (a page is the greatest common divisor of a block and a chunk). Sequences of similar
+length attend together as one Group, a rectangle of sequences x rows x chunks. A long prompt chunk is split into Groups
+of its own.
 """
 
 import math
@@ -16,15 +17,15 @@ from torch import Tensor
 from outrider.workers.model.rows import IntArray, Rows
 
 CHUNK = 64  # cache slots that one attention item covers
-MIN_CHUNKS = 2  # a product of one item may be computed otherwise than one of several
-SHORT_ROWS = 16  # a sequence with more query rows attends alone
-ALIGNED_SLOTS = 16  # this many slots are a multiple of 64 bytes, however long a slot is
+MIN_CHUNKS = 2  # a product of one item may use another order of sums than one of several
+SHORT_ROWS = 16  # a sequence with more query rows gets Groups of its own
+ALIGNED_SLOTS = 16  # this many slots are a multiple of 64 bytes, for any slot size
 TILE_ROWS = 256  # rows of one sequence in a Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """S sequences x n rows x C chunks. Where sequences differ, they are filled up with rows and chunks of no effect."""
+    """S sequences x n rows x C chunks. Shorter sequences are padded with masked rows and chunks."""
 
     sequences: int
     rows: int  # n, per sequence
@@ -39,15 +40,15 @@ class Group:
 class Batch:
     """R rows (query tokens) of S sequences, in the Round's order. Positions are slots of a sequence's own cache.
 
-    Layers write the slots of all rows, and go on with those whose states are wanted: all, or W of them.
+    Layers write the cache slots of all rows, and continue with the rows whose states are wanted: all, or W of them.
     """
 
     token_ids: Tensor  # [R] int64
     rope_positions: Tensor  # [R] int64
     write_rows: Tensor | None  # [W] rows that write the cache; None: all
     write_slots: Tensor  # [W] where they write: slot numbers of the whole cache
-    wanted: Tensor | None  # [W] rows, ascending; None: all
-    groups: tuple[Group, ...]  # of the wanted
+    wanted: Tensor | None  # [W] rows whose states are needed, ascending; None: all
+    groups: tuple[Group, ...]  # of the wanted rows
     page_size: int
 
     @property
@@ -62,7 +63,7 @@ class Batch:
     def of(
         cls, rows: Rows, block_size: int, device: torch.device | str = "cpu", wanted: IntArray | None = None
     ) -> "Batch":
-        """`wanted`: the rows whose states are; None: all."""
+        """`wanted`: the rows whose states are needed; None: all."""
         device = torch.device(device)
         sequence_of_row = np.repeat(np.arange(len(rows.write_from)), np.diff(rows.query_offsets))
         positions = rows.cache_positions
@@ -84,7 +85,7 @@ class Batch:
         )
 
     def of_wanted(self, values: Tensor) -> Tensor:
-        """Of what all rows have [R, ...] that of the wanted [W, ...]."""
+        """The wanted rows [W, ...] of `values` [R, ...]."""
         return values if self.wanted is None else values.index_select(0, self.wanted)
 
 
@@ -92,7 +93,7 @@ Span = tuple[int, int, int]  # sequence, its first row, its end row
 
 
 def _rectangles(query_offsets: IntArray, cache_positions: IntArray) -> Iterator[list[Span]]:
-    """Sequences that attend together: few rows each, and as many chunks as one another within a factor of two."""
+    """Sequences that attend together: few rows each, and numbers of chunks within a factor of two."""
     alike: dict[int, list[Span]] = {}
     for sequence, (first, end) in enumerate(zip(query_offsets[:-1].tolist(), query_offsets[1:].tolist(), strict=True)):
         if end - first > SHORT_ROWS:
@@ -106,7 +107,7 @@ def _rectangles(query_offsets: IntArray, cache_positions: IntArray) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """What Groups are made from."""
+    """Builds Groups."""
 
     rows: Rows
     block_size: int
@@ -136,7 +137,7 @@ class _Tables:
         )
 
     def _pages(self, sequence: int, chunks: int) -> IntArray:
-        """The pages of a sequence's first `chunks` chunks; what lies past its blocks is page 0, which no row sees."""
+        """The pages of a sequence's first `chunks` chunks. Beyond its blocks it is page 0, which is masked."""
         table = slice(self.rows.block_offsets[sequence], self.rows.block_offsets[sequence + 1])
         blocks = self.rows.block_ids[table]
         per_block = self.block_size // self.page_size
@@ -145,6 +146,6 @@ class _Tables:
         return np.pad(pages[:wanted], (0, max(wanted - len(pages), 0)))
 
     def _run(self, pages: IntArray) -> int | None:
-        """The first of `pages` if they follow one another at a place that is aligned as a copy of them would be."""
+        """The first of `pages` if they are consecutive and as aligned as a copy would be; else None."""
         aligned = self.page_size % ALIGNED_SLOTS == 0
         return int(pages[0]) if aligned and bool((np.diff(pages) == 1).all()) else None

@@ -1,4 +1,4 @@
-"""The paged cache on torch's path: what a layer's attention looks back on."""
+"""The paged KV cache of torch's path."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from outrider.workers.model.batch import CHUNK, MIN_CHUNKS
 
 
 class Cache:
-    """What some layers attend: one page of slots after another, each of `width` values, all finite from the start."""
+    """The cache of some layers: slots of `width` values, in blocks. All values are finite from the start."""
 
     def __init__(self, layers: int, width: int, block_size: int, dtype: torch.dtype, device: torch.device) -> None:
         self._shape = (layers, block_size, width)
@@ -21,14 +21,14 @@ class Cache:
         return layers * block_size * width * self._dtype.itemsize
 
     def allocate(self, num_blocks: int) -> None:
-        """Room for blocks 0..num_blocks-1, and slots enough after them for an item that begins in the last one."""
+        """Allocates blocks 0..num_blocks-1, and slots after them for an item that begins in the last block."""
         layers, block_size, width = self._shape
         slots = num_blocks * block_size + MIN_CHUNKS * CHUNK
         self.layers = [zeros_when_touched(slots, width, self._dtype, self.device) for _ in range(layers)]
 
 
 def zeros_when_touched(slots: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros [slots, width]. On a CPU they take memory once they are written, in huge pages where there are any."""
+    """Zeros [slots, width]. On a CPU memory is only used once it is written, in huge pages if available."""
     if device.type != "cpu":
         return torch.zeros(slots, width, dtype=dtype, device=device)
     memory = private_memory(slots * width * dtype.itemsize)

@@ -20,19 +20,20 @@ _VALUES_PER_THREAD = 8192  # of a round's hidden states
 
 
 def compute_threads(hidden_size: int, rows: int, available: int) -> int:
-    """Threads worth waking: a narrow layer on few rows is over before they are awake (scout: one beats two).
+    """How many threads pay: a narrow layer on few rows ends before threads wake up (scout: one beats two).
 
-    How many there are changes no bit.
+    The number of threads changes no bits.
     """
     wanted = max(hidden_size // _WIDTH_PER_THREAD, hidden_size * rows // _VALUES_PER_THREAD)
     return max(1, min(available, wanted))
 
 
 class Stage(nn.Module):
-    """Layers `layers` of a model, and their cache. On a CPU under numerics "exact" its outputs follow design section 4:
-    a row's bits depend on its own tokens alone.
+    """Layers `layers` of a model, and their cache.
 
-    `embedding` (this rank's columns of it) is there on the first stage; `norm` and `head` on the last.
+    On a CPU with numerics "exact", a row's bits depend only on its tokens.
+
+    The first stage has `embedding` (this rank's columns); the last has `norm` and `head`.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Stage(nn.Module):
         self._embedded = sharing.columns(hidden_size, "embeddings")
         self._hidden_size = hidden_size
         self._device = cache.device
-        self._threads = torch.get_num_threads()  # to be had
+        self._threads = torch.get_num_threads()  # the most to use
 
     @classmethod
     def load(
@@ -76,7 +77,7 @@ class Stage(nn.Module):
         progress: Progress | None = None,
         sharing: Sharing | None = None,
     ) -> "Stage":
-        """Read the layers in `layers`, and what goes before or after them. `progress` hears of every layer read."""
+        """Reads the layers in `layers`, and the embedding or head. Calls `progress` after each layer."""
         device = torch.device(device)
         loader = LayerLoader.of(config, checkpoint, numerics=numerics, device=device, dtype=dtype, sharing=sharing)
         last = layers.stop == config.num_hidden_layers
@@ -102,14 +103,14 @@ class Stage(nn.Module):
         return self.cache.bytes_per_block
 
     def allocate_cache(self, num_blocks: int) -> None:
-        """Make room for blocks 0..num_blocks-1. To be called once, before the first round."""
+        """Allocates blocks 0..num_blocks-1. Call once, before the first round."""
         self.cache.allocate(num_blocks)
 
     @torch.inference_mode()
     def run(self, rows: Rows, hidden: Tensor | None, lane: int = 0) -> Tensor:
-        """`hidden` [R, hidden], None on the first stage, which embeds -> [R, hidden]; the last stage's is normed.
+        """`hidden` [R, hidden], or None on the first stage, which embeds -> [R, hidden]; normed on the last stage.
 
-        All that a lane makes is its own, so they are alike.
+        Lanes share no state, so `lane` has no effect.
         """
         torch.set_num_threads(compute_threads(self._hidden_size, len(rows), self._threads))  # the calling thread's
         batch = Batch.of(rows, self.block_size, self._device)
@@ -117,14 +118,14 @@ class Stage(nn.Module):
 
     @torch.inference_mode()
     def embed(self, batch: Batch) -> Tensor:
-        """[R, hidden]; the first stage's."""
+        """[R, hidden]; first stage only."""
         assert self.embedding is not None, "only the first stage embeds"
         return self._embedded(functional.embedding(batch.token_ids, self.embedding))
 
     @torch.inference_mode()
     def forward(self, batch: Batch, hidden: Tensor) -> Tensor:
-        """`hidden` [R, hidden] through the stage's layers -> [R, hidden]; the last stage's is after the final norm."""
-        if batch.rows or self.sharing.shard.spread:  # other ranks' rows may be for experts of this one
+        """`hidden` [R, hidden] through the stage's layers -> [R, hidden]; on the last stage after the final norm."""
+        if batch.rows or self.sharing.shard.spread:  # other ranks' rows may need this rank's experts
             rotation = self.rotary.at(batch.rope_positions)
             for layer, cache in zip(self.layers, self.cache.layers, strict=True):
                 hidden = layer(batch, hidden, rotation, cache)
@@ -132,7 +133,7 @@ class Stage(nn.Module):
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """`hidden` [n, hidden] after the final norm -> [n, own vocabulary] in float32; the last stage's."""
+        """`hidden` [n, hidden] after the final norm -> [n, own vocabulary] in float32; last stage only."""
         assert self.head is not None, "only the last stage has the head"
         logits: Tensor = self.head(hidden)
         return logits.float()

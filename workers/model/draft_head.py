@@ -1,7 +1,7 @@
-"""Which tokens the drafting head knows: the most frequent of the vocabulary, where the checkpoint says which.
+"""The tokens that the draft head can propose: the most frequent ones, if the checkpoint lists them.
 
-A head cut to them costs less, and loses nothing but drafts: it never decides what is emitted. The file holds one
-sorted tensor, `token_ids`; workers/training/draft_head.py makes it.
+A reduced head costs less. It can only lose drafts, since drafts never decide what is emitted. The file holds one
+sorted tensor, `token_ids`; workers/training/draft_head.py creates it.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ DRAFT_HEAD_FILE = "draft_head.safetensors"
 
 
 def draft_head_ids(path: Path, model: ModelConfig) -> NDArray[np.int32] | None:
-    """The ids beside the checkpoint in `path`, ascending; None if there are none. CheckpointError if damaged."""
+    """The ids from the checkpoint folder `path`, ascending; None if it lists none. CheckpointError if damaged."""
     file = path / DRAFT_HEAD_FILE
     if not file.is_file():
         return None

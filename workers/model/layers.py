@@ -1,4 +1,4 @@
-"""The small parts that every layer is made of: exact pointwise functions, RMSNorm, the gated MLP."""
+"""Parts that every layer uses: exact pointwise functions, RMSNorm, the gated MLP."""
 
 import torch
 from torch import Tensor, nn
@@ -6,16 +6,16 @@ from torch import Tensor, nn
 from outrider.workers.model.linear import Linear
 from outrider.workers.parallel.sharing import Columns
 
-LATENT_NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps says
+LATENT_NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm; they do not use rms_norm_eps
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """Elementwise, with the same bits at every place: torch.sigmoid rounds otherwise in the tail of a vector loop."""
+    """Elementwise, with the same bits at every index: torch.sigmoid rounds differently in the tail of a vector loop."""
     return x.neg().exp_().add_(1.0).reciprocal_()
 
 
 def gated(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up of [..., gate then up], with the same bits at every place."""
+    """silu(gate) * up of [..., gate then up], with the same bits at every index."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     return sigmoid(gate).mul_(gate).mul_(up).to(gate_up.dtype)
 
@@ -23,7 +23,7 @@ def gated(gate_up: Tensor) -> Tensor:
 class RmsNorm(nn.Module):
     """Root-mean-square norm: float32 inside, cast back, then times the weight.
 
-    Torch sums a row of up to 32768 values in one order, however many rows there are.
+    Torch sums a row of up to 32768 values in one order, for any number of rows.
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
@@ -40,7 +40,8 @@ class RmsNorm(nn.Module):
 class Mlp(nn.Module):
     """down(silu(gate(x)) * up(x)); gate and up are one product.
 
-    Shared by several ranks, each has a slice of what is inside, which `inner` joins, and a slice of the outputs.
+    If several ranks share it, each has a slice of the inner activations, which `inner` joins, and a slice of the
+    outputs.
     """
 
     def __init__(self, gate_up: Linear, down: Linear, inner: Columns | None = None) -> None:
@@ -57,14 +58,14 @@ class Mlp(nn.Module):
 
 
 class SharedProduct(nn.Module):
-    """A product whose outputs several ranks share, but for the first `own` of them, which no other rank needs."""
+    """A product whose outputs are split over ranks, except the first `own`, which only this rank needs."""
 
     def __init__(self, linear: Linear, columns: Columns, own: int = 0) -> None:
         super().__init__()
         self.linear, self.columns, self.own = linear, columns, own
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [R, inputs] -> [R, own outputs, then everybody's]."""
+        """`x` [R, inputs] -> [R, own outputs, then the joined outputs of all ranks]."""
         made: Tensor = self.linear(x)
         if not self.own:
             return self.columns(made)

@@ -1,14 +1,14 @@
-"""y = x W^T whose every output row depends on its own input row alone, bit for bit, whatever rows come beside it.
+"""y = x W^T with bitwise row independence: an output row depends on its input row only, not on the other rows.
 
-A library's matrix product picks its order of summation by the number of rows. Two ways avoid it. `PackedLinear`, for
-float32: oneDNN's inner product over weights packed once keeps one order as long as it sums at most 1024 inputs, so
-longer sums are cut into chunks of 1024 and joined in order; more rows than were tried go through in several products.
-Whether that holds on this machine is tried for every shape when it is first loaded. `TiledLinear`, where it does not,
-and for bfloat16 and float16, whose packed products change their order at row counts that a trial would miss: rows go
-through in tiles of one fixed shape. `FastLinear` promises nothing.
+A library's matrix product chooses its order of summation by the number of rows. There are two ways to avoid that.
+`PackedLinear`, for float32, uses oneDNN's inner product over weights packed once. It keeps one order as long as it
+sums at most 1024 inputs, so longer sums are split into chunks of 1024 and joined in order; rows beyond the tested
+number take several products. Each shape is tested on this machine when it is first loaded. `TiledLinear` is for shapes
+that fail the test, and for bfloat16 and float16, whose packed products change their order at row counts that a test
+would miss. It processes rows in tiles of one fixed shape. `FastLinear` guarantees nothing.
 
-Outputs may be split over ranks and inputs are gathered: a weight is always whole rows, so a split sums nothing, and
-parts of two or more outputs have the bits of the whole.
+Outputs may be split over ranks, and inputs are gathered. A rank has whole weight rows, so splitting splits no sum, and
+parts of two or more outputs have the same bits as the whole.
 """
 
 import functools
@@ -21,14 +21,14 @@ from torch.nn import functional
 
 CHUNK = 1024  # inputs summed by one call
 TILE_ROWS = 16
-MOST_ROWS = 2048  # in one packed product: more are not tried
+MOST_ROWS = 2048  # in one packed product: the largest number tested
 _PROBED_ROWS = (1, 2, 3, 4, 8, 16, 64, 200)
 
 log = logging.getLogger(__name__)
 
 
 class FastLinear(nn.Module):
-    """Torch's own product: the fastest, in whatever order it likes. Used under numerics "fast" and on GPUs."""
+    """Torch's own product: the fastest, with any order of sums. Used with numerics "fast" and on GPUs."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class PackedLinear(nn.Module):
 
 
 class TiledLinear(nn.Module):
-    """Torch's product, always over TILE_ROWS rows: the last tile is filled up with zeros."""
+    """Torch's product, always over TILE_ROWS rows: the last tile is padded with zeros."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ Linear = FastLinear | PackedLinear | TiledLinear
 
 
 def make_linear(weights: Tensor | Sequence[Tensor], *, exact: bool) -> Linear:
-    """A linear over `weights` [outputs, inputs]; several are laid one after another, so that one product serves all.
+    """A linear over `weights` [outputs, inputs]; several are concatenated, so that one product computes all.
 
     With `exact` (weights on a CPU), a row of its output has the same bits in every batch.
     """
@@ -109,7 +109,7 @@ def _packed_product(x: Tensor, weight: Tensor) -> Tensor:
 
 @functools.cache
 def _packing_is_exact(inputs: int, outputs: int) -> bool:
-    """Try it: is every row of a packed product of this shape the same alone, among others, and wherever it stands?"""
+    """Tests whether each row of a packed product of this shape has the same bits in any batch, at any index."""
     if torch._C._has_mkldnn and _rows_agree(inputs, outputs):
         return True
     log.warning(
@@ -131,5 +131,5 @@ def _rows_agree(inputs: int, outputs: int) -> bool:
             torch.equal(_packed_product(x[first : first + count], weight), whole[first : first + count])
             for first, count in spans
         )
-    except RuntimeError:  # the build has oneDNN but not for this machine
+    except RuntimeError:  # this build's oneDNN does not support this machine
         return False

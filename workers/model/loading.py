@@ -1,4 +1,4 @@
-"""Builds layers from a checkpoint, tensor by tensor. Knows DeepSeek's tensor names; knows nothing of rounds."""
+"""Builds layers from a checkpoint, tensor by tensor. Knows DeepSeek's tensor names; does not know rounds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from outrider.workers.model.moe import Experts, MoE, Router, SpreadExperts
 from outrider.workers.model.rotary import Rotation
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.deep_ep import DeepEp
-from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, OwnOnly, Stay
+from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, LocalDispatch, MaskedDispatch
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Join, Sharing
 from outrider.workers.types.model_config import ModelConfig
 
-Named = tuple[str, int]  # a weight and its outputs
+Named = tuple[str, int]  # a weight's name and number of outputs
 Progress = Callable[[int, int], None]  # layers loaded, layers in all
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows of a weight of `outputs` rows; None: all of them."""
+    """Some rows of a weight with `outputs` rows; None: all of them."""
 
     name: str
     outputs: int
@@ -38,7 +38,7 @@ class Part:
 
 
 def parts_of(weights: Sequence[Named], rows: slice) -> list[Part]:
-    """Rows `rows` of all these weights laid one after another."""
+    """Rows `rows` of the concatenation of these weights."""
     parts, first = [], 0
     for name, outputs in weights:
         begin, end = max(rows.start - first, 0), min(rows.stop - first, outputs)
@@ -49,9 +49,10 @@ def parts_of(weights: Sequence[Named], rows: slice) -> list[Part]:
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then a dense MLP or experts, each on the normed residual stream and added to it.
+    """Attention, then a dense MLP or experts, each applied to the normed residual stream and added to it.
 
-    Both make this rank's columns, or under numerics "fast" its part of a sum; `attended` and `made` make them whole.
+    Both compute this rank's columns, or with numerics "fast" its summand; `attended` and `made` join them over the
+    ranks.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class DecoderLayer(nn.Module):
         self.attended, self.made = attended, made
 
     def forward(self, batch: Batch, hidden: Tensor, rotation: Rotation, cache: Tensor) -> Tensor:
-        if batch.rows:  # else this rank only lends its experts
+        if batch.rows:  # without rows this rank only runs its experts for other ranks
             query = self.attention.fill(batch, self.input_norm(hidden), rotation, cache)
             hidden = batch.of_wanted(hidden)
             if len(query):
@@ -80,13 +81,13 @@ class DecoderLayer(nn.Module):
         return out
 
     def fill(self, batch: Batch, hidden: Tensor, rotation: Rotation, cache: Tensor) -> None:
-        """Writes the rows' slots of the cache, and no more."""
+        """Only writes the rows' cache slots."""
         self.attention.fill(batch, self.input_norm(hidden), rotation, cache)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerLoader:
-    """Reads `checkpoint` into modules of `dtype` on `device`. `exact`: in the canonical order of arithmetic."""
+    """Reads `checkpoint` into modules of `dtype` on `device`. `exact`: with a fixed order of sums."""
 
     config: ModelConfig
     checkpoint: Checkpoint
@@ -107,7 +108,7 @@ class LayerLoader:
         dtype: torch.dtype,
         sharing: Sharing | None = None,
     ) -> "LayerLoader":
-        """`sharing`: this rank reads its own slices only."""
+        """`sharing`: this rank reads only its own slices."""
         device = torch.device(device)
         exact = numerics == "exact" and device.type == "cpu"
         return cls(
@@ -125,12 +126,12 @@ class LayerLoader:
 
     @property
     def sums(self) -> bool:
-        """Whether ranks of a tensor group add parts of sums up: half as many collectives as exactness takes."""
+        """Whether ranks of a tensor group add partial sums, which needs half as many collectives as exactness does."""
         return not self.exact and self.shard.tensors > 1
 
     @property
     def cache_width(self) -> int:
-        """Values that a token keeps in the cache of one layer, here."""
+        """Values per token in this rank's cache of one layer."""
         heads = self.shard.heads(self.config.num_attention_heads)
         return self.config.cache_width(heads.stop - heads.start)
 
@@ -138,7 +139,7 @@ class LayerLoader:
         return self.checkpoint.tensor(self.prefix + name, dtype or self.dtype, shape, rows).to(self.device)
 
     def linear(self, *parts: Part, inputs: int, dtype: torch.dtype | None = None) -> Linear:
-        """One product over slices of weights, laid one after another."""
+        """One product over concatenated slices of weights."""
         weights = [
             self.tensor(f"{part.name}.weight", part.outputs, inputs, dtype=dtype, rows=part.rows) for part in parts
         ]
@@ -149,11 +150,11 @@ class LayerLoader:
         return Part(name, outputs, self.shard.own(outputs))
 
     def join(self, purpose: str, *, summed: bool) -> Join:
-        """What makes hidden states whole."""
+        """Joins the ranks' parts of hidden states."""
         return self.sharing.sum(purpose) if summed else self.sharing.columns(self.config.hidden_size, purpose)
 
     def output(self, name: str, inputs: int, own: slice, *, summed: bool) -> Linear:
-        """A product that makes hidden states: this rank's slice of them, or of its `own` inputs' part of all."""
+        """A product that computes hidden states: this rank's slice, or (`summed`) its `own` inputs' summand of all."""
         if not summed:
             return self.linear(self.own(name, self.config.hidden_size), inputs=inputs)
         shape = (self.config.hidden_size, inputs)
@@ -164,7 +165,7 @@ class LayerLoader:
         return RmsNorm(self.tensor(f"{name}.weight", size), self.config.rms_norm_eps if eps is None else eps)
 
     def embedding(self) -> Tensor:
-        """[vocab, own columns of hidden]: so a row's parts come together as those of any other product do."""
+        """[vocab, own columns of hidden]; they are joined like the outputs of other products."""
         shape, columns = (self.config.vocab_size, self.config.hidden_size), self.shard.own(self.config.hidden_size)
         name = self.prefix + "embed_tokens.weight"
         return self.checkpoint.tensor(name, self.dtype, shape, columns=columns).to(self.device)
@@ -189,7 +190,7 @@ class LayerLoader:
 
     @property
     def _moe_sums(self) -> bool:
-        """Not where rows of other data groups come to this rank's experts: outputs then go to who owns the columns."""
+        """False with several data groups and spread experts: then outputs go to the ranks that own the columns."""
         return self.sums and not (self.shard.spread and self.shard.datas > 1)
 
     def _attention(self, name: str) -> Attention:
@@ -208,9 +209,11 @@ class LayerLoader:
         )
 
     def _down(self, name: str) -> SharedProduct:
-        """Latents, split over the ranks as one run of outputs; before them this rank's queries, if made in one step.
+        """Latents, split over the ranks as one range of outputs.
 
-        Under numerics "fast" every rank makes all of them, as little as they are: that spares a collective.
+        Without low-rank queries, this rank's queries come first.
+
+        With numerics "fast" every rank computes all latents: they are few, and that saves a collective.
         """
         config, rank = self.config, self.config.q_lora_rank
         key = (name + "kv_a_proj_with_mqa", config.head_dim_latent)
@@ -227,7 +230,7 @@ class LayerLoader:
         return Part(name, self.config.num_attention_heads * size, slice(heads.start * size, heads.stop * size))
 
     def _latent_up(self, name: str) -> Tensor:
-        """kv_b_proj by head, this rank's: [heads, latent, nope + v]."""
+        """This rank's heads of kv_b_proj: [heads, latent, nope + v]."""
         config = self.config
         size = config.qk_nope_head_dim + config.v_head_dim
         heads = self.shard.heads(config.num_attention_heads)
@@ -239,7 +242,7 @@ class LayerLoader:
         return weight.transpose(1, 2).contiguous()
 
     def _mlp(self, name: str, width: int, *, summed: bool | None = None) -> Mlp:
-        """Split over the tensor group."""
+        """An MLP, split over the tensor group."""
         summed = self.sums if summed is None else summed
         gate_up = self.linear(
             self.own(name + "gate_proj", width), self.own(name + "up_proj", width), inputs=self.config.hidden_size
@@ -266,7 +269,7 @@ class LayerLoader:
         if not self.shard.spread:
             slices = {expert: self._mlp(f"{name}experts.{expert}.", width) for expert in range(routed)}
             inner = None if summed else self.sharing.columns(width, "inner activations")
-            return MoE(router, Experts(slices, inner), shared, Stay())
+            return MoE(router, Experts(slices, inner), shared, LocalDispatch())
         experts = Experts({})
         spread = SpreadExperts(
             number, self.shard, routed, lambda e: self._whole_mlp(f"{name}experts.{e}.", width), experts, self.device
@@ -275,10 +278,10 @@ class LayerLoader:
         return MoE(router, experts, shared, dispatch, spread)
 
     def _dispatch(self, slots: int) -> ExpertDispatch:
-        """To spread experts in `slots` slots."""
+        """The dispatch to spread experts in `slots` slots."""
         buffer = self.sharing.deep_ep
         if self._moe_sums:
-            return OwnOnly(self.sharing, slots)
+            return MaskedDispatch(self.sharing, slots)
         if buffer is None:
             return AllToAll(self.sharing, self.config.hidden_size, slots)
         return DeepEp(self.sharing, buffer, self.config.hidden_size, slots)

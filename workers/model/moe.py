@@ -1,6 +1,6 @@
 """Mixture of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2), in its letters:
 
-    u   a token's normed input         s   Sigmoid(u e_i), its affinity to expert i    b   the bias that only chooses
+    u   a token's normed input         s   Sigmoid(u e_i), its affinity to expert i    b   the bias of the choice
     g   s of the chosen experts, normalised and scaled: their weights
 
 An expert's output for a token is complete before it is weighted by g. A token's outputs are summed in ascending expert
@@ -56,9 +56,9 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts that this rank has, by slot; `inner` joins what is inside, where each is split over ranks.
+    """The routed experts that this rank has, by slot; `inner` joins inner activations if experts are split over ranks.
 
-    A slot is an expert, unless whole ones are spread over ranks.
+    A slot is an expert, unless whole experts are spread over ranks.
     """
 
     def __init__(self, experts: Mapping[int, Mlp], inner: Columns | None = None) -> None:
@@ -67,7 +67,7 @@ class Experts(nn.Module):
         self._inner = inner
 
     def use(self, experts: Mapping[int, Mlp]) -> None:
-        """These from now on."""
+        """Replaces the experts."""
         self._experts = dict(experts)
 
     def forward(self, rows: Tensor, counts: Mapping[int, int]) -> Tensor:
@@ -85,12 +85,12 @@ class Experts(nn.Module):
 
 
 class SpreadExperts:
-    """Which slot holds which expert, where whole ones are spread over ranks. Implements ExpertLayer."""
+    """Which slot holds which expert, with whole experts spread over ranks. Implements ExpertLayer."""
 
     def __init__(
         self, number: int, shard: Shard, count: int, load: Callable[[int], Mlp], experts: Experts, device: torch.device
     ) -> None:
-        """`load` reads one of `count` experts; `experts` are to be this rank's."""
+        """`load` reads one of `count` experts; this object sets the experts of `experts`."""
         self.number = number
         self._own = shard.slots(count)
         self._load, self._experts, self._device = load, experts, device
@@ -100,9 +100,9 @@ class SpreadExperts:
         self.prepare(shard.first_table(count))()
 
     def route(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Counts the choices `ids` [R, k] of rows at `positions` [R], and says which slot takes each [R, k].
+        """Counts the choices `ids` [R, k] of rows at `positions` [R], and returns the slot of each [R, k].
 
-        An expert's copies take turns by the row's position, so that the slot is a function of the row alone.
+        An expert's copies are chosen round robin by the row's position, so that the slot depends on the row alone.
         """
         self._loads.index_add_(0, ids.flatten(), self._one.expand(ids.numel()))
         return self._slots[ids, positions.unsqueeze(1) % self._copies[ids]]
@@ -157,6 +157,6 @@ class MoE(nn.Module):
 
 
 def spread_experts(*modules: nn.Module | None) -> tuple[SpreadExperts, ...]:
-    """Of every layer in `modules`, in order."""
+    """Those of every layer in `modules`, in order."""
     layers = (layer for module in modules if module is not None for layer in module.modules())
     return tuple(layer.spread for layer in layers if isinstance(layer, MoE) and layer.spread is not None)

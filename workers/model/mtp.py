@@ -1,11 +1,11 @@
-"""Multi-token prediction: the modules that draft (DeepSeek-V3, arXiv 2412.19437, section 2.2), beside the first stage.
+"""Multi-token prediction: the drafting modules (DeepSeek-V3, arXiv 2412.19437, section 2.2), beside the first stage.
 
-A module's pair at slot j of its own cache layer joins token t_j with the state that the module before it has at slot
-j-1, which for the first one is the model's, h_{j-1}. So a slot depends on tokens up to its own only, and blocks may be
-shared by their tokens' hash. Module k (from 0) turns by position j-1-k, and has nothing before slot k+1.
+A module's pair at slot j of its cache layer joins token t_j with the previous module's state at slot j-1; for the
+first module that is the model's, h_{j-1}. So a slot depends only on tokens up to its own, and blocks can be shared by
+their tokens' hash. Module k (from 0) uses rotary position j-1-k, and has nothing before slot k+1.
 
-A draft of each module is one token further than the last one's; what is wanted beyond that the last module drafts by
-recursion: it is fed its own state *after* `shared_head.norm`, which is what it was trained on.
+Each module drafts one token further than the previous one. For more drafts the last module runs recursively: its input
+is its own state *after* `shared_head.norm`, as in training.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class MtpModule(nn.Module):
         return state
 
     def fill(self, batch: Batch, embedded: Tensor, hidden: Tensor, rotation: Rotation, cache: Tensor) -> None:
-        """Writes the pairs' slots, and no more."""
+        """Only writes the pairs' cache slots."""
         self.decoder.fill(batch, self._joined(embedded, hidden), rotation, cache)
 
     def _joined(self, embedded: Tensor, hidden: Tensor) -> Tensor:
@@ -75,10 +75,9 @@ class MtpModules(nn.Module):
         dtype: torch.dtype,
         block_size: int,
     ) -> "MtpModules":
-        """Read the MTP modules of `checkpoint`, to live with its first stage `stage`.
+        """Reads the MTP modules of `checkpoint`, for its first stage `stage`.
 
-        CheckpointError if it has none (`Checkpoint.mtp_modules` tells). The head is read again only where `stage` lacks
-        it.
+        CheckpointError if it has none (see `Checkpoint.mtp_modules`). The head is only read if `stage` has none.
         """
         count = checkpoint.mtp_modules(config)
         if not count:
@@ -104,9 +103,10 @@ class MtpModules(nn.Module):
         self.cache.allocate(num_blocks)
 
     def run(self, rows: Rows, hidden: Tensor, module: int = 0, wanted: IntArray | None = None) -> Tensor:
-        """As `forward`, from flat arrays in which the pair at slot j has position j-1, whichever the module.
+        """As `forward`, from flat arrays in which the pair at slot j has position j-1 for every module.
 
-        `wanted`: the rows whose states are, ascending; None: all. The others' slots are written, and that is cheap.
+        `wanted`: the rows whose states are needed, ascending; None: all. Other rows only write their slots, which is
+        cheap.
         """
         if module:
             turned, seen = rows.rope_positions - module, rows.first_slots + module
@@ -115,15 +115,15 @@ class MtpModules(nn.Module):
 
     @torch.inference_mode()
     def forward(self, batch: Batch, hidden: Tensor, module: int = 0) -> Tensor:
-        """The states of module number `module` after `shared_head.norm` [W, hidden], of the wanted rows.
+        """The wanted rows' states of module number `module` after `shared_head.norm` [W, hidden].
 
         A row of `batch` is the pair at slot j: its token id is t_j, its rotary position j-1-module, its cache position
-        j, and `hidden` [R, hidden] is what the module before has at slot j-1 (before the first one: h_{j-1} after the
-        final norm), or in recursion the module itself.
+        j. `hidden` [R, hidden] is the previous module's state at slot j-1 (for the first module h_{j-1} after the
+        final norm), or in recursion the module's own.
         """
         if not batch.rows and not self.sharing.shard.spread:
             return hidden
-        assert self._embedding is not None, "MTP modules live with the first stage"
+        assert self._embedding is not None, "MTP modules are on the first stage"
         embedded = self._embedded(functional.embedding(batch.token_ids, self._embedding))
         rotation = self._rotary.at(batch.rope_positions)
         own, cache = self.modules_in_turn[module], self.cache.layers[module]
@@ -136,7 +136,7 @@ class MtpModules(nn.Module):
 
     @torch.inference_mode()
     def logits(self, state: Tensor) -> Tensor:
-        """Logits of the token after a module's own, from what `forward` returned: [n, own vocabulary] in float32."""
+        """Logits of the token after a module's own, from states of `forward`: [n, own vocabulary] in float32."""
         logits: Tensor = self._head(state)
         return logits.float()
 

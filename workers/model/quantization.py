@@ -1,4 +1,4 @@
-"""DeepSeek's block-scaled FP8, both ways: every block of a weight shares one float32 factor, `weight_scale_inv`."""
+"""DeepSeek's block-scaled FP8: every block of a weight shares one float32 factor, `weight_scale_inv`."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ _LARGEST = 448.0  # of e4m3
 def dequantize(
     values: Tensor, scales: Tensor, block: tuple[int, int], *, first_row: int = 0, first_column: int = 0
 ) -> Tensor:
-    """float32 of e4m3 `values` [rows, columns], which begin at `first_row` and `first_column` of the whole weight.
+    """float32 of e4m3 `values` [rows, columns], a slice at `first_row` and `first_column` of the whole weight.
 
     `scales` are the whole weight's, [ceil(rows / block rows), ceil(columns / block columns)].
     """
@@ -22,7 +22,7 @@ def dequantize(
 def quantize(values: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """`values` [rows, columns] as e4m3, and its scales [ceil(rows / block rows), ceil(columns / block columns)].
 
-    A block's largest value becomes the largest that e4m3 has; a block of zeros has the scale 1.
+    A block's largest value becomes the largest e4m3 value; a block of zeros has scale 1.
     """
     rows, columns = values.shape
     padded = functional.pad(values.float(), (0, -columns % block[1], 0, -rows % block[0]))

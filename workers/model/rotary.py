@@ -24,7 +24,7 @@ def frequencies(config: ModelConfig) -> NDArray[np.float32]:
 
 
 def _ramp(yarn: Yarn, theta: float, dim: int) -> NDArray[np.float32]:
-    """0 for the pairs that keep their frequency, 1 for those that are stretched in full, a slope between."""
+    """0 for pairs that keep their frequency, 1 for those that are fully interpolated, linear in between."""
 
     def pair_of(rotations: float) -> float:
         return dim * math.log(yarn.original_max_position_embeddings / (rotations * 2 * math.pi)) / (2 * math.log(theta))
@@ -39,7 +39,7 @@ def _ramp(yarn: Yarn, theta: float, dim: int) -> NDArray[np.float32]:
 def rotary_table(config: ModelConfig) -> NDArray[np.float32]:
     """Cosines and signed sines of every position, [positions, 2, qk_rope_head_dim].
 
-    Made once, in double precision: no thread count or vector width shows.
+    Computed once in double precision, so the number of threads and the vector width change no bits.
     """
     scale = config.yarn.rotation_scale if config.yarn else 1.0
     positions = np.arange(config.max_position_embeddings, dtype=np.float32)
@@ -64,7 +64,7 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """`x` [R, heads, rope] in float32, turned by `rotation` (Rotary.at). Product by product: no fused rounding."""
+    """`x` [R, heads, rope] in float32, rotated by `rotation` (Rotary.at). Without fused multiply-adds."""
     cos, sin = rotation
     rows, heads, rope = x.shape
     partner = x.view(rows, heads, -1, 2).flip(-1).view(rows, heads, rope)

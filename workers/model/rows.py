@@ -1,4 +1,4 @@
-"""The rows that a model runs over: a Round's query tokens, or the pairs that an MTP module is fed. Flat arrays."""
+"""The rows that a model runs over, as flat arrays: a Round's query tokens, or an MTP module's input pairs."""
 
 from dataclasses import dataclass
 
@@ -15,18 +15,18 @@ class Rows:
 
     token_ids: IntArray  # [R]
     rope_positions: IntArray  # [R]
-    cache_positions: IntArray  # [R] the slot, of its sequence's own, that a row writes and the last it sees
+    cache_positions: IntArray  # [R] slot in its sequence: the row writes it, and attends up to it
     query_offsets: IntArray  # [S+1] into the rows
     write_from: IntArray  # [S] rows at earlier slots write nothing
     block_offsets: IntArray  # [S+1] into block_ids
     block_ids: IntArray  # [B] each sequence's block table
-    first_slots: IntArray  # [S] the first slot that a row sees: 0 for the model, 1 or later for an MTP module
+    first_slots: IntArray  # [S] the first slot that rows attend to: 0 for the model, 1 or later for MTP modules
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
     def between(self, first: int, end: int) -> "Rows":
-        """Rows [first, end), as rows of their own: of a sequence that is cut, what lies between."""
+        """Rows [first, end) as Rows of their own; sequences at the borders are cut."""
         begins, ends = self.query_offsets[:-1], self.query_offsets[1:]
         low = int(np.searchsorted(ends, first, side="right"))
         high = max(low, int(np.searchsorted(begins, end)))
@@ -43,7 +43,7 @@ class Rows:
         )
 
     def alone(self, which: IntArray) -> "Rows":
-        """The rows `which` [n], each as a sequence of its own."""
+        """The rows `which` [n], each as its own sequence."""
         owners = np.searchsorted(self.query_offsets, which, side="right") - 1  # [n]
         tables = [self.block_ids[self.block_offsets[s] : self.block_offsets[s + 1]] for s in owners]
         return Rows(
@@ -60,10 +60,10 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """What joins R pairs to the states one slot before them: what MTP modules after the first are fed."""
+    """Connects R pairs with the states one slot before them, which are the input of MTP modules after the first."""
 
-    before: IntArray  # [R] the pair one slot before; from R on, of the kept ones; where `reach` is 1, nothing
-    reach: IntArray  # [R] how many modules can take the pair in, at least 1
+    before: IntArray  # [R] the pair one slot before; R and above: index into `kept`; unused if `reach` is 1
+    reach: IntArray  # [R] how many modules process the pair, at least 1
     kept: Tensor  # [C, modules - 1, hidden] states of pairs of earlier calls
-    lasts: IntArray  # [K] pairs whose states later calls need: the last of each sequence
-    leaves: Tensor  # [K, modules - 1, hidden] where the call puts them
+    lasts: IntArray  # [K] pairs whose states later calls need: each sequence's last
+    leaves: Tensor  # [K, modules - 1, hidden] the call writes them here

@@ -1,4 +1,4 @@
-"""Reads slices of tensors out of safetensors files by their offsets: no other byte is read, nothing stays mapped."""
+"""Reads slices of tensors from safetensors files by their offsets: reads no other byte and maps nothing."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_BAND = 16 << 20  # bytes read at a time where only some columns are wanted
+_BAND = 16 << 20  # bytes read at a time if only some columns are needed
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -21,24 +21,24 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor's bytes are in its file, and how they are to be read."""
+    """Where a tensor's bytes are in its file, and their type and shape."""
 
     file: str
-    dtype: str  # as safetensors says it: F32, BF16, F8_E4M3, ..
+    dtype: str  # safetensors' name: F32, BF16, F8_E4M3, ..
     shape: tuple[int, ...]
-    first: int  # byte of the file
+    first: int  # byte offset in the file
     end: int
 
 
 def stored_type(stored: StoredTensor) -> torch.dtype | None:
-    """None if torch has no such type."""
+    """The tensor's dtype; None if torch has none."""
     return _DTYPES.get(stored.dtype)
 
 
 def read_slice(folder: Path, stored: StoredTensor, rows: slice | None, columns: slice | None) -> Tensor:
-    """Those rows and columns (None: all) as they are stored, in memory of their own. Safe from any thread.
+    """These rows and columns (None: all) in the stored type, as a copy. Safe from any thread.
 
-    ValueError if the type is unknown or does not give the tensor its size, or if the file ends early; OSError.
+    ValueError if the type is unknown, the size does not match the shape, or the file ends early. OSError.
     """
     dtype, shape = _DTYPES.get(stored.dtype), stored.shape
     if dtype is None:

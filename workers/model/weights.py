@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, read one at a time from its safetensors files: the model is never held twice."""
+"""Reads a checkpoint's tensors one at a time from its safetensors files, so the model is never held twice."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ from outrider.workers.types.model_config import ModelConfig
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _SCALE_SUFFIX = "_scale_inv"
-_HASHED_WHOLE = 256 << 20  # bytes of weights that are read in a fraction of a second
+_HASHED_WHOLE = 256 << 20  # bytes of weights: these take a fraction of a second to read
 _SAMPLE = 4096
 
 
 def mtp_marker(config: ModelConfig, module: int = 0) -> str:
-    """The tensor whose absence means that a checkpoint comes without the weights of that MTP module."""
+    """The tensor whose absence means that a checkpoint lacks the weights of that MTP module."""
     return f"model.layers.{config.num_hidden_layers + module}.eh_proj.weight"
 
 
@@ -54,7 +54,7 @@ class Checkpoint:
         return name in self._files
 
     def mtp_modules(self, config: ModelConfig) -> int:
-        """How many MTP modules are here, up to the first that is not; a config.json may promise more."""
+        """How many consecutive MTP modules have weights here; config.json may declare more."""
         present = (self.has(mtp_marker(config, module)) for module in range(config.num_nextn_predict_layers))
         return sum(takewhile(bool, present))
 
@@ -69,9 +69,9 @@ class Checkpoint:
         rows: slice | None = None,
         columns: slice | None = None,
     ) -> Tensor:
-        """Tensor `name` in `dtype`, dequantised; CheckpointError unless its whole shape is `shape`.
+        """Tensor `name` in `dtype`, dequantised. CheckpointError unless its whole shape is `shape`.
 
-        `rows` and `columns` read only those from the file. The result is the caller's own memory.
+        Only `rows` and `columns` are read, if given. The result is a copy.
         """
         self._check_shape(name, shape)
         values = self._read(name, rows, columns)
@@ -81,7 +81,7 @@ class Checkpoint:
         return values.to(dtype)
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """As it is stored."""
+        """The stored dtype."""
         return stored_type(self._stored[name])
 
     def is_fp8(self, name: str) -> bool:
@@ -91,9 +91,9 @@ class Checkpoint:
     def blocks(
         self, name: str, shape: tuple[int, int], rows: slice, columns: slice | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Rows and columns of an FP8 tensor as they are stored, and the float32 scales of their blocks.
+        """Rows and columns of an FP8 tensor as stored, and the float32 scales of their blocks.
 
-        They must begin where blocks do.
+        The slice must begin at block boundaries.
         """
         assert self._block is not None, "config.json says how FP8 is scaled"
         self._check_shape(name, shape)
@@ -107,8 +107,8 @@ class Checkpoint:
     def content_hash(self, hashed_whole: int = _HASHED_WHOLE) -> str:
         """A digest of config.json and of every weights file's name, size, header and data: equal for copies.
 
-        Files of more than `hashed_whole` bytes together count by samples, from the beginning, the middle and the end
-        of every tensor: other weights change it, but one number changed between the samples does not. Read once.
+        If files have more than `hashed_whole` bytes in total, only samples from the beginning, middle and end of every
+        tensor are hashed. That detects other weights, but not a single number changed between samples. Computed once.
         """
         if hashed_whole not in self._hashes:
             self._hashes[hashed_whole] = self._hash(hashed_whole)
@@ -125,9 +125,10 @@ class Checkpoint:
         return digest.hexdigest()
 
     def identity(self, hashed_whole: int = _HASHED_WHOLE) -> str:
-        """The content's hash; where that is of samples, also of when the files were written: for what is made of them.
+        """The content hash; if it is based on samples, also the files' modification times. Names derived data.
 
-        So copies may differ, but two checkpoints have it in common only if no file was changed without a trace.
+        So copies may differ. Two checkpoints only have the same identity if no file was changed with its time
+        preserved.
         """
         statuses = {file: (self.path / file).stat() for file in self._headers}
         digest = hashlib.blake2b(self.content_hash(hashed_whole).encode(), digest_size=32)
@@ -146,7 +147,7 @@ class Checkpoint:
         return dequantize(values, scales, self._block, first_row=first[0], first_column=first[1])
 
     def _scales(self, name: str) -> Tensor:
-        """Of a whole FP8 tensor, by block."""
+        """The block scales of a whole FP8 tensor."""
         if self._block is None:
             raise CheckpointError(f"{self.path}: {name} is FP8, but config.json has no quantization_config")
         scales = self._read(name + _SCALE_SUFFIX)
@@ -201,7 +202,7 @@ def _header_length(file: Path) -> int:
 
 
 def _locate(path: Path) -> dict[str, str]:
-    """Which file holds which tensor, by the index where there is one."""
+    """The file of each tensor, from the index if there is one."""
     if (path / INDEX_FILE).is_file():
         index = Fields.load(path / INDEX_FILE).group("weight_map").values
         missing = sorted({file for file in index.values() if not (path / file).is_file()})
@@ -217,7 +218,7 @@ def _locate(path: Path) -> dict[str, str]:
 
 
 def _header(file: Path) -> dict[str, dict[str, Any]]:
-    """Name -> dtype, shape, data_offsets of every tensor in a safetensors file, all of which is there."""
+    """Name -> dtype, shape, data_offsets of every tensor in a safetensors file. Checks that the file is complete."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -242,7 +243,7 @@ def _whole_file(file: Path) -> Iterator[bytes]:
 
 
 def _samples(file: Path, header: dict[str, dict[str, Any]]) -> Iterator[bytes]:
-    """The first, middle and last _SAMPLE bytes of every tensor, in the order of the file."""
+    """The first, middle and last _SAMPLE bytes of every tensor, in file order."""
     with file.open("rb", buffering=0) as stream:
         data = 8 + struct.unpack("<Q", stream.read(8))[0]
         for first, end in sorted(tuple(entry["data_offsets"]) for entry in header.values()):

@@ -1,7 +1,7 @@
-"""What the ranks of a group do together in a round: one protocol, whatever carries it.
+"""Collective operations of a group of ranks: one protocol for every transport.
 
-A collective is named by its purpose (kernels/cpu/library.py has the list), which errors and traffic are told by. Every
-wait has a deadline. Under numerics "exact" no sum is split between ranks; `add` is for "fast".
+Each call names its purpose (listed in kernels/cpu/library.py), which appears in errors and traffic figures. Every wait
+has a deadline. With numerics "exact" no sum is split between ranks; `add` is only used with "fast".
 """
 
 import math
@@ -16,48 +16,52 @@ from outrider.workers.types.errors import EngineStoppedError
 
 
 class ExchangeBrokenError(EngineStoppedError):
-    """A rank of a group is gone, or did not do its part in time; the message names it and the collective."""
+    """A rank of a group is gone, or did not answer in time. The message names the rank and the collective."""
 
 
 class Collectives(Protocol):
-    """One group, as one of its ranks sees it. Tensors are on the group's device; all methods block.
+    """One group, from the view of one of its ranks. Tensors are on the group's device; all methods block.
 
-    ExchangeBrokenError where a rank fails; after that the group is of no use.
+    They raise ExchangeBrokenError if a rank fails. The group cannot be used after that.
     """
 
-    name: str  # of what carries it, in logs
-    rank: int  # this one's place in the group
+    name: str  # of the transport, in logs
+    rank: int  # of this process within the group
     size: int
 
     @property
     def traffic(self) -> Mapping[str, Traffic]:
-        """By purpose."""
+        """Traffic by purpose."""
         ...
 
     def gather(self, part: Tensor, purpose: str, root: int | None = None) -> Tensor:
-        """Every rank's `part`, all of one shape and type, by rank: [size, *shape]. With `root`, empty on the others."""
+        """Every rank's `part` in rank order: [size, *shape]. With `root`, the other ranks get an empty tensor.
+
+        All parts have the same shape and type.
+        """
         ...
 
     def add(self, part: Tensor, purpose: str) -> Tensor:
-        """The sum of every rank's `part`, all of one shape and type: the same bits on all ranks, in whatever order.
+        """The sum of every rank's `part`. All ranks get the same bits; the order of the sum is not specified.
 
-        It may be made where `part` is.
+        All parts have the same shape and type. The sum may be computed in place, in `part`.
         """
         ...
 
     def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
-        """`sent_rows[r]` rows of `sent` [rows, ...] go to rank r, those of the lower ranks first; what came, likewise.
+        """All-to-all: sends `sent_rows[r]` rows of `sent` [rows, ...] to rank r, and returns the received rows.
 
-        `received_rows[r]` is how many rank r sends. None at all, and uneven numbers, are fine.
+        Both are ordered by rank. `received_rows[r]` is the number of rows that rank r sends. The numbers may differ
+        and may be 0.
         """
         ...
 
     def close(self) -> None:
-        """The others' waits for this rank end. May be called twice."""
+        """Ends the other ranks' waits for this rank. May be called twice."""
         ...
 
 
-class Alone:
+class SingleRank:
     """The group of one rank. Implements Collectives."""
 
     name, rank, size = "nothing", 0, 1
@@ -80,7 +84,7 @@ class Alone:
 
 
 def total_traffic(groups: Iterable[Collectives]) -> dict[str, Traffic]:
-    """What several groups carried together, by purpose."""
+    """The sum of several groups' traffic, by purpose."""
     total: dict[str, Traffic] = {}
     for group in groups:
         for purpose, traffic in group.traffic.items():
@@ -89,5 +93,5 @@ def total_traffic(groups: Iterable[Collectives]) -> dict[str, Traffic]:
 
 
 def as_rows_of_bytes(tensor: Tensor) -> Tensor:
-    """`tensor` [rows, ...] as uint8 [rows, bytes of a row]: every backend carries those."""
+    """`tensor` [rows, ...] as uint8 [rows, bytes of a row], the one type that every backend supports."""
     return tensor.contiguous().view(tensor.shape[0], math.prod(tensor.shape[1:])).view(torch.uint8)

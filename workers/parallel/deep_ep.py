@@ -1,11 +1,11 @@
-"""Rows to experts and outputs back by DeepEP (github.com/deepseek-ai/DeepEP), where it is installed beside GPUs.
+"""Expert dispatch by DeepEP (github.com/deepseek-ai/DeepEP), used on GPUs if it is installed.
 
-Its high-throughput `Buffer` (of its versions 1 and 2) carries both ways. Its `combine` adds outputs up in an order of
-its own, so it is not used: outputs travel back as rows of another `dispatch`, each to the ranks that own its columns,
-and are summed there in one fixed order. What comes carries a number, in the place of DeepEP's weights, that says where
-it belongs: nothing depends on the order in which it comes.
+It uses the high-throughput `Buffer` of DeepEP versions 1 and 2 in both directions. DeepEP's `combine` is not used,
+since it sums outputs in an order of its own. Instead, outputs return as rows of a second `dispatch`, to the ranks that
+own their columns, and are summed there in a fixed order. Each row carries a number, in the field of DeepEP's weights,
+that says which row it is. So results do not depend on the order of arrival.
 
-Tested with a stand-in that does the same over gloo; it has never run on a GPU.
+Tested with a substitute that does the same over gloo; it has never run on a GPU.
 """
 
 import importlib
@@ -23,14 +23,14 @@ from outrider.workers.parallel.group_collectives import GroupCollectives
 from outrider.workers.parallel.sharing import Sharing
 
 log = logging.getLogger("outrider.links")
-_ROWS = 1 << 16  # of a rank, at most: a number names a rank and a row, and float32 has 24 bits for it
+_ROWS = 1 << 16  # more than a rank sends: rank and row are one number, and float32 stores 24 bits exactly
 _MOST_RANKS = 1 << 8
-_ALIGNED = 128  # values of a row that travels
-_NOBODY = -1
+_ALIGNED = 128  # values: sent rows are padded to a multiple
+_NO_TARGET = -1
 
 
 def find_deep_ep(ranks: int) -> Any | None:
-    """The module, if it is installed, loads, and knows groups of so many ranks."""
+    """The module `deep_ep`, if it is installed, can be loaded, and supports this number of ranks."""
     if importlib.util.find_spec("deep_ep") is None:
         return None
     try:
@@ -43,50 +43,50 @@ def find_deep_ep(ranks: int) -> Any | None:
 
 
 def open_buffer(module: Any, group: GroupCollectives, hidden_bytes: int) -> Any:
-    """DeepEP's buffer for rows of `hidden_bytes`. Every rank of the group must call it, at the same place."""
+    """DeepEP's buffer for rows of `hidden_bytes`. Collective: every rank of the group must call it."""
     config = module.Buffer.get_dispatch_config(group.size)
     sizes = (
         hint(hidden_bytes, group.size) for hint in (config.get_nvl_buffer_size_hint, config.get_rdma_buffer_size_hint)
     )
-    log.info("rows travel to experts by DeepEP %s", getattr(module, "__version__", ""))
+    log.info("expert dispatch uses DeepEP %s", getattr(module, "__version__", ""))
     return module.Buffer(group.process_group, *sizes)
 
 
 class DeepEp:
-    """Slots are dealt out over the stage's ranks, rows are bfloat16. Implements ExpertDispatch."""
+    """Expert slots are distributed over the stage's ranks; rows are bfloat16. Implements ExpertDispatch."""
 
     def __init__(self, sharing: Sharing, buffer: Any, hidden: int, slots: int) -> None:
-        assert isinstance(sharing.stage, GroupCollectives), "DeepEP goes over a process group"
+        assert isinstance(sharing.stage, GroupCollectives), "DeepEP needs a process group"
         self._shard, self._stage, self._buffer = sharing.shard, sharing.stage, buffer
         self._columns = sharing.shard.cut(hidden)
-        self._slots, self._each = slots, slots // sharing.stage.size  # of the stage, of a rank
+        self._slots, self._each = slots, slots // sharing.stage.size  # slots of the stage, slots per rank
 
     def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
         if len(x) >= _ROWS:
             raise ValueError(f"DeepEP carries at most {_ROWS - 1} rows of a rank in a round, got {len(x)}")
         rows, local, numbers = self._all_rows(x, slots)
-        row, place = (local >= 0).nonzero(as_tuple=True)  # a pair each
+        row, place = (local >= 0).nonzero(as_tuple=True)  # one (row, slot) pair each
         order = (local[row, place] * (_ROWS * _MOST_RANKS) + numbers[row]).argsort()  # by slot, then by rank and row
         row, place = row[order], place[order]
         outputs = experts(rows.index_select(0, row), counts_of(local[row, place] + self._stage.rank * self._each))
         return self._return(outputs, numbers[row], place, slots)
 
     def _all_rows(self, x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows that may be for this rank's experts, by place which of its slots takes each (or -1), and their numbers.
+        """Rows that may need this rank's experts, their local slots by choice (-1: none), and their numbers.
 
-        A number is _ROWS times the rank that the row comes from, plus where it stands there.
+        A row's number is _ROWS times its source rank, plus its index there.
         """
         ranks = slots // self._each
         numbers = torch.arange(len(x), device=x.device) + self._stage.rank * _ROWS
         if self._shard.datas == 1:  # every rank has all rows
-            return x, torch.where(ranks == self._stage.rank, slots % self._each, _NOBODY), numbers
-        reached = ranks % self._shard.tensors == self._shard.tensor  # by this rank; by others of its group the rest
-        targets = torch.where(reached, slots, _NOBODY)
-        came, local, told = self._send(x, targets, numbers, self._slots, "rows to experts")
-        return came, local, told
+            return x, torch.where(ranks == self._stage.rank, slots % self._each, _NO_TARGET), numbers
+        reached = ranks % self._shard.tensors == self._shard.tensor  # the tensor group's other ranks send the rest
+        targets = torch.where(reached, slots, _NO_TARGET)
+        came, local, sent_numbers = self._send(x, targets, numbers, self._slots, "rows to experts")
+        return came, local, sent_numbers
 
     def _return(self, outputs: Tensor, numbers: Tensor, place: Tensor, slots: Tensor) -> Tensor:
-        """Each output's columns to the ranks that own them in its row's group -> [R, k, own columns]."""
+        """Sends each output's columns to the ranks that own them in the row's tensor group -> [R, k, own columns]."""
         places, tensors = slots.shape[1], self._shard.tensors
         source, row = numbers // _ROWS, numbers % _ROWS
         data = source // tensors
@@ -106,16 +106,17 @@ class DeepEp:
     def _send(
         self, rows: Tensor, targets: Tensor, numbers: Tensor, count: int, purpose: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each of `rows` [n, width] once to every rank that has one of its `targets` [n, k] of `count`, -1 being none.
+        """Sends each of `rows` [n, width] once to every rank that has one of its `targets` [n, k].
 
-        What comes: rows, which of this rank's targets each is for (or -1), and the `numbers` [n] of their senders.
+        A target is 0..`count`-1, or -1 for none. Returns the received rows, which of this rank's targets each is for
+        (or -1), and the `numbers` [n] that were sent with them.
         """
-        if not len(rows):  # there is always one, though it goes nowhere
+        if not len(rows):  # DeepEP needs at least one row: this one has no target
             rows, numbers = rows.new_zeros(1, rows.shape[1]), numbers.new_zeros(1)
-            targets = targets.new_full((1, targets.shape[1]), _NOBODY)
+            targets = targets.new_full((1, targets.shape[1]), _NO_TARGET)
         began = time.perf_counter()
         targets = targets.to(_index_type()).contiguous()
-        told = numbers.float()[:, None].expand_as(targets).contiguous()
+        sent_numbers = numbers.float()[:, None].expand_as(targets).contiguous()
         try:
             per_rank, per_node, per_target, in_rank, _ = self._buffer.get_dispatch_layout(targets, count)
             came, local, numbers_by_place, _, _, arrival = self._buffer.dispatch(
@@ -125,21 +126,22 @@ class DeepEp:
                 is_token_in_rank=in_rank,
                 num_tokens_per_expert=per_target,
                 topk_idx=targets,
-                topk_weights=told,
+                topk_weights=sent_numbers,
                 async_finish=True,
             )
         except RuntimeError as error:
             raise ExchangeBrokenError(f"a rank is gone or late: DeepEP's {purpose} failed ({error})") from error
         seconds = time.perf_counter() - began
-        self._stage.meanwhile()
-        arrival.current_stream_wait()  # what came is only now to be read
-        # How many rows this rank gave only the device knows, and asking would wait for it: what came is counted.
+        self._stage.on_launched()
+        arrival.current_stream_wait()  # the received rows are valid from here
+        # Only the device knows how many rows were sent, and reading that would synchronize. So received bytes are
+        # counted.
         self._stage.note(purpose, came.numel() * came.element_size(), seconds)
         return came, local.long(), numbers_by_place.amax(dim=1).long()
 
 
 def _index_type() -> torch.dtype:
-    """Of DeepEP's expert indices; its builds differ."""
+    """The dtype of DeepEP's expert indices, which differs between builds."""
     found = getattr(importlib.import_module("deep_ep"), "topk_idx_t", torch.int64)
     assert isinstance(found, torch.dtype)
     return found

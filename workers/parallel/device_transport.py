@@ -1,8 +1,8 @@
-"""Carries messages between GPUs: what is packed over the host, hidden states from device to device.
+"""Sends messages between GPUs: packed content over the host, hidden states from device to device.
 
-A rank without work waits on its host, where nothing spins; the device receives states only once it is known that they
-come. Each direction has a communicator of its own: two ranks that both send and receive on one would wait for each
-other, since a communicator's transfers run in the order in which each of its ends enqueued them.
+An idle rank waits on its host, where nothing spins. The device receive is enqueued only after the message's content
+has arrived. Each direction has its own communicator. With one for both, two ranks that both send and receive would
+wait for each other, since a communicator runs transfers in the order in which each end enqueued them.
 """
 
 import struct
@@ -20,7 +20,7 @@ _NOTHING = torch.empty(0, 0)
 
 
 class DeviceTransport:
-    """One end. `content` carries what is packed; `states` is the direction's own process group."""
+    """One end. `content` is the transport of packed content; `states` is this direction's own process group."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class DeviceTransport:
         self.name = f"nccl, rounds over {content.name}"
         self._content, self._states, self._peer = content, states, peer
         self._dtype, self._device, self._watchdog = dtype, device, watchdog
-        self._sending: list[tuple[Any, Tensor]] = []  # what the device has not sent yet
+        self._sending: list[tuple[Any, Tensor]] = []  # sends that the device has not completed
 
     def announce(self, timeout_s: float) -> None:
         self._content.announce(timeout_s)
@@ -50,7 +50,8 @@ class DeviceTransport:
         except RuntimeError as error:
             raise LinkBrokenError(str(error).strip().splitlines()[0]) from error
         self._watch(work, timeout_s, f"sending states to rank {self._peer}")
-        # Nothing waits for it: a device that did would not receive what its peer sends before it receives this.
+        # The device must not wait for this send: it would not receive its peer's states before the peer receives
+        # these.
         self._sending = [(w, states) for w, states in self._sending if not w.is_completed()] + [(work, own)]
 
     def flush(self, timeout_s: float) -> None:
@@ -69,7 +70,7 @@ class DeviceTransport:
             except RuntimeError as error:
                 raise LinkBrokenError(str(error).strip().splitlines()[0]) from error
             self._watch(work, timeout_s or float("inf"), f"receiving states from rank {self._peer}")
-            work.wait()  # the device does, and the host goes on
+            work.wait()  # the device waits; the host continues
         return data[_SHAPE.size :], hidden
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""How rows reach their experts, and the experts' outputs the rows' owners. No row is ever dropped.
+"""Sends rows to the ranks that have their experts, and expert outputs back. No row is ever dropped.
 
-An output is complete where it is made. Then its columns go to the ranks of the row's own tensor group that own them, so
-that each has as much to sum as any other, however few the rows are. A row says which slots take it: where whole experts
-are spread, each rank has as many, numbered through rank by rank; else a slot is an expert.
+An expert's output is computed completely on one rank. Then its columns go to the ranks of the row's tensor group that
+own them, so that these ranks sum equally many values. `slots` says which slot processes each row. With expert
+parallelism all ranks have equally many slots, numbered rank by rank; otherwise a slot is an expert.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,38 +14,38 @@ from torch import Tensor
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.slices import Cut
 
-# rows [pairs, hidden], sorted by slot, and how many are for each of this rank's slots -> their outputs
+# Rows [pairs, hidden], sorted by slot, and the number of rows for each of this rank's slots -> their outputs.
 RunExperts = Callable[[Tensor, Mapping[int, int]], Tensor]
-_FEW_ROWS = 16  # of a data group: then every rank is given all rows, in one exchange instead of three
+_FEW_ROWS = 16  # per data group: up to this, all rows are gathered, which takes fewer exchanges
 
 
 class ExpertDispatch(Protocol):
-    """Every rank of the stage calls it for every layer with experts, also without a row of its own."""
+    """Collective: every rank of the stage calls it for every layer with experts, even if it has no rows."""
 
     def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
         """`x` [R, hidden], `slots` [R, k] -> [R, k, own columns]: each expert's output, not yet weighted.
 
-        Under numerics "fast", where sums are split over ranks, [R, k, hidden]: this rank's part of each.
+        With numerics "fast" and sums split over ranks, it returns [R, k, hidden]: this rank's summand of each output.
         """
         ...
 
 
-class Stay:
-    """All experts are here, whole or a slice of each. Implements ExpertDispatch."""
+class LocalDispatch:
+    """This rank has all experts, or a slice of each. Implements ExpertDispatch."""
 
     def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
         tokens, places = slots.shape
-        if tokens == 1:  # its experts are sorted as they are
+        if tokens == 1:  # a row's experts are already sorted
             return experts(x.expand(places, -1), dict.fromkeys(slots[0].tolist(), 1)).view(1, places, -1)
         order = slots.flatten().argsort(stable=True)
         outputs = experts(x.index_select(0, order // places), counts_of(slots.flatten()))
         return torch.empty_like(outputs).index_copy_(0, order, outputs).view(tokens, places, -1)
 
 
-class OwnOnly:
-    """Whole experts are dealt out, every rank has all rows, and sums over ranks follow. Implements ExpertDispatch.
+class MaskedDispatch:
+    """Each rank has all rows and some of the experts; a sum over ranks follows. Implements ExpertDispatch.
 
-    What other ranks' experts make of a row is zero here. For numerics "fast".
+    Outputs of other ranks' experts are zero here. Used with numerics "fast".
     """
 
     def __init__(self, sharing: Sharing, slots: int) -> None:
@@ -61,7 +61,7 @@ class OwnOnly:
 
 
 class AllToAll:
-    """Slots are dealt out over the stage's ranks. Implements ExpertDispatch."""
+    """Expert slots are distributed over the stage's ranks. Implements ExpertDispatch."""
 
     def __init__(self, sharing: Sharing, hidden: int, slots: int) -> None:
         self._shard, self._stage = sharing.shard, sharing.stage
@@ -80,7 +80,7 @@ class AllToAll:
         return self._return(outputs, sources.to(x.device)[row_of_pair], slots)
 
     def _all_rows(self, x: Tensor, slots: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """By data group, the rows that may be for this rank's experts, and what they chose."""
+        """By data group: the rows that may be for this rank's experts, and their slots."""
         if self._shard.datas == 1:
             return [x], [slots]
         wanted = [self._wanted_by(self._rank_at(data), slots) for data in range(self._shard.datas)]
@@ -91,14 +91,14 @@ class AllToAll:
         return self._exchanged(x, slots, wanted, here)
 
     def _announced(self, rows: int, wanted: Sequence[Tensor], device: torch.device) -> Tensor:
-        """How many rows go to each rank of the stage, and how many there are."""
+        """The number of rows that this rank sends to each rank of the stage, followed by its total number of rows."""
         counts = [0] * self._stage.size
         for data, which in enumerate(wanted):
             counts[self._rank_at(data)] = len(which) if data != self._shard.data else 0
         return torch.tensor([*counts, rows], dtype=torch.int64, device=device)
 
     def _gathered(self, x: Tensor, slots: Tensor, rows: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-        """Everybody's rows."""
+        """All rows of all data groups."""
         room = max(rows) - len(x)
         x_parts = self._stage.gather(torch.cat([x, x.new_zeros(room, x.shape[1])]), "rows to experts")
         slot_parts = self._stage.gather(torch.cat([slots, slots.new_zeros(room, slots.shape[1])]), "rows to experts")
@@ -108,7 +108,7 @@ class AllToAll:
     def _exchanged(
         self, x: Tensor, slots: Tensor, wanted: Sequence[Tensor], here: Sequence[int]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Of each other group what chose this rank's experts: each row comes once."""
+        """Each other group's rows that chose this rank's experts; each row is sent once."""
         sent = torch.cat([which for data, which in enumerate(wanted) if data != self._shard.data])
         counts = [0] * self._stage.size
         for data, which in enumerate(wanted):
@@ -122,7 +122,7 @@ class AllToAll:
         return parts[0], parts[1]
 
     def _return(self, outputs: Tensor, sources: Tensor, slots: Tensor) -> Tensor:
-        """Each group's columns to its ranks; what comes is of all of this group's pairs, sorted by expert."""
+        """Sends each group's ranks their columns. Receives this group's outputs of all pairs, sorted by expert."""
         by_group = [outputs[sources == data] for data in range(self._shard.datas)]
         slices = [self._columns.slice(rank) for rank in range(self._columns.parts)]
         sent = [part[:, columns].flatten() for part in by_group for columns in slices]
@@ -144,7 +144,7 @@ class AllToAll:
         return self._slots.begin(rank), self._slots.begin(rank + 1)
 
     def _rank_at(self, data: int) -> int:
-        """The rank of another data group at this one's place: the two exchange rows."""
+        """The rank of data group `data` at this rank's place in its tensor group. Rows are exchanged with it."""
         return data * self._shard.tensors + self._shard.tensor
 
 

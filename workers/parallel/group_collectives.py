@@ -14,24 +14,25 @@ from torch import Tensor
 from outrider.workers.parallel.collectives import ExchangeBrokenError, as_rows_of_bytes
 from outrider.workers.parallel.group_transport import first_clause
 from outrider.workers.parallel.traffic import Traffic
-from outrider.workers.parallel.turns import no_turns
+from outrider.workers.parallel.turns import no_op
 from outrider.workers.parallel.watchdog import Watchdog
 
 
 class GroupCollectives:
-    """One process group. Implements Collectives. It travels as bytes, so every type does.
+    """One process group. Implements Collectives. Data is sent as bytes, so every dtype is supported.
 
-    `where` names the group in errors, e.g. "ranks 0..3". `meanwhile` is called when a collective has been started; its
-    time is not the collective's. On GPUs, where there is a `watchdog`, the device waits for others and not the host.
+    `where` names the group in errors, e.g. "ranks 0..3". `on_launched` is called after each collective was started,
+    and its time is not counted as the collective's. With a `watchdog` (on GPUs) the device waits for other ranks and
+    the host does not.
     """
 
-    meanwhile: Callable[[], None]
+    on_launched: Callable[[], None]
 
     def __init__(self, group: Any, where: str, timeout_s: float, watchdog: Watchdog | None = None) -> None:
         self.name = "gloo" if watchdog is None else "nccl"
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.process_group = group
-        self.meanwhile = no_turns
+        self.on_launched = no_op
         self._where, self._timeout_s, self._watchdog = where, timeout_s, watchdog
         self._traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
 
@@ -50,7 +51,7 @@ class GroupCollectives:
         return out.view(part.dtype).view(out.shape[0], *part.shape)
 
     def add(self, part: Tensor, purpose: str) -> Tensor:
-        """In place and in the parts' own type on GPUs, in float32 on CPUs."""
+        """On GPUs in place and in the parts' own type, on CPUs in float32."""
         total = part.contiguous() if part.is_cuda else part.float().clone(memory_format=torch.contiguous_format)
         given = total.numel() * total.element_size()
         self._do(purpose, given, lambda: dist.all_reduce(total, group=self.process_group, async_op=True))
@@ -65,11 +66,11 @@ class GroupCollectives:
         return out.view(sent.dtype).view(out.shape[0], *sent.shape[1:])
 
     def note(self, purpose: str, given: int, seconds: float) -> None:
-        """One collective more, of `given` bytes: also of others that go over the same process group."""
+        """Counts one collective of `given` sent bytes. DeepEP also calls it, for its own transfers."""
         self._traffic[purpose] += Traffic(1, given, seconds)
 
     def close(self) -> None:
-        """The process group ends with the rank's other ones."""
+        """Does nothing: `groups.leave` destroys all process groups of the rank."""
 
     def _start_gather(self, mine: Tensor, parts: list[Tensor] | None, root: int | None) -> Any:
         if root is None:
@@ -81,7 +82,7 @@ class GroupCollectives:
         with self._naming(purpose):
             work = start()
         started = time.perf_counter()
-        self.meanwhile()
+        self.on_launched()
         back = time.perf_counter()
         with self._naming(purpose):
             self._wait(work, purpose)
@@ -106,5 +107,5 @@ class GroupCollectives:
 
 
 def new_group(ranks: Sequence[int]) -> Any:
-    """A process group of some of the ranks that joined. Every rank of the replica must call it, in the same order."""
+    """A process group of some of the ranks. Collective: every rank of the replica must call it, in the same order."""
     return dist.new_group(list(ranks), timeout=timedelta(days=365))

@@ -1,4 +1,4 @@
-"""Carries messages over the replica's torch.distributed group, from host to host (gloo)."""
+"""Sends messages over the replica's torch.distributed group (gloo), from host to host."""
 
 import re
 import struct
@@ -13,11 +13,11 @@ from outrider.workers.parallel.transport import LinkBrokenError, as_bytes, check
 
 _FOREVER = timedelta(days=365)
 _SIZES = struct.Struct("=3q")  # bytes of packed content, rows and width of the hidden states
-_FIRST_BYTES = 4096  # of the first tensor: the sizes, and all of the packed content of most rounds
+_FIRST_BYTES = 4096  # of the first tensor: the sizes and, for most rounds, all packed content
 
 
 class GroupTransport:
-    """One end. A message is two tensors, or three where its packed content does not fit the first."""
+    """One end. A message is two tensors, or three if its packed content does not fit into the first."""
 
     name = "gloo"
 
@@ -26,10 +26,10 @@ class GroupTransport:
         self._sending: list[tuple[Any, Tensor]] = []
 
     def announce(self, timeout_s: float) -> None:
-        """Says nothing: a message more would cost what it saves."""
+        """Does nothing: an extra message would cost as much time as it saves."""
 
     def send(self, packed: bytes, hidden: Tensor, timeout_s: float) -> None:
-        """Also waits until the message before has left."""
+        """Also waits until the previous message was sent."""
         check_dtype(hidden, self._dtype)
         self.flush(timeout_s)
         data = bytearray(_SIZES.pack(len(packed), *hidden.shape) + packed)
@@ -55,10 +55,10 @@ class GroupTransport:
         return data[_SIZES.size : end], self._take((rows, width), self._dtype, wait)
 
     def close(self) -> None:
-        """Nothing of its own: the group closes its connections."""
+        """Does nothing: the process group closes its connections."""
 
     def _start(self, part: Tensor) -> None:
-        """Nothing travels for an empty part: its receiver knows the sizes."""
+        """Empty parts are not sent; the receiver knows the sizes."""
         if part.numel():
             try:
                 self._sending.append((dist.isend(part, self._peer), part))
@@ -81,6 +81,6 @@ class GroupTransport:
 
 
 def first_clause(error: Exception) -> str:
-    """What torch.distributed said went wrong, without its source file and its advice."""
+    """The reason from an error of torch.distributed, without its source file and its advice."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return re.sub(r"^\[[^\]]*\.(cc|cpp|h):\d+\]\s*", "", line).split(". ")[0]

@@ -1,4 +1,4 @@
-"""Joins a rank to its replica's process group, and asks the whole group."""
+"""Joins a rank to its replica's process group; collectives over the whole replica."""
 
 import socket
 from collections.abc import Callable
@@ -11,20 +11,20 @@ import torch.distributed as dist
 from outrider.workers.types.errors import EngineStoppedError
 
 _JOIN_TIMEOUT = timedelta(seconds=120)
-_leaving: list[Callable[[], None]] = []  # what this rank does besides when it leaves its group
+_leaving: list[Callable[[], None]] = []  # called when this rank leaves its group
 
 T = TypeVar("T")
 
 
 def join(rank: int, world_size: int, address: str, port: int, device: torch.device) -> None:
-    """Meets the other ranks at `address:port` (rank 0 listens there). EngineStoppedError if they do not come.
+    """Joins the other ranks at `address:port`, where rank 0 listens. EngineStoppedError if they do not join in time.
 
-    The group itself has no deadline: an idle rank waits for work for as long as there is none. Deadlines are the
-    links' business.
+    The group itself has no timeout, since an idle rank waits for work indefinitely. Deadlines are set by the stage
+    links and by collectives.
     """
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # what is on the host goes over gloo
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # gloo for tensors on the host
     try:
-        tcp_store = dist.TCPStore  # type: ignore[attr-defined]  # torch exports it without saying so
+        tcp_store = dist.TCPStore  # type: ignore[attr-defined]  # torch's stubs do not declare it
         listener = _listen(address, port) if rank == 0 else None
         store = tcp_store(
             address, port, world_size, is_master=rank == 0, timeout=_JOIN_TIMEOUT, master_listen_fd=listener
@@ -32,11 +32,13 @@ def join(rank: int, world_size: int, address: str, port: int, device: torch.devi
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(days=365))
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise EngineStoppedError(f"rank {rank} could not meet the others at {address}:{port} ({reason})") from error
+        raise EngineStoppedError(
+            f"rank {rank} could not join the other ranks at {address}:{port} ({reason})"
+        ) from error
 
 
 def _listen(address: str, port: int) -> int:
-    """A socket's descriptor: by itself torch would listen on all of the machine's addresses."""
+    """The descriptor of a socket that listens on `address` only; torch's own would listen on all addresses."""
     family, kind, protocol, _, at = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -46,7 +48,7 @@ def _listen(address: str, port: int) -> int:
 
 
 def on_leave(close: Callable[[], None]) -> None:
-    """Has `leave` call `close`: for connections that stand beside the group and end with it."""
+    """Makes `leave` call `close`, e.g. for connections that exist beside the process group."""
     _leaving.append(close)
 
 
@@ -57,8 +59,8 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def agree_on_minimum(value: int) -> int:
-    """The smallest of every rank's `value`."""
+def all_reduce_min(value: int) -> int:
+    """The smallest of all ranks' `value`."""
     if not dist.is_initialized():
         return value
     tensor = torch.tensor([value], dtype=torch.int64)
@@ -66,8 +68,8 @@ def agree_on_minimum(value: int) -> int:
     return int(tensor.item())
 
 
-def ask_all(answer: T) -> list[T]:
-    """Every rank's `answer`, by rank; each must give one. Plain values only."""
+def all_gather(answer: T) -> list[T]:
+    """All ranks' `answer`, by rank. Collective; for plain Python values only."""
     answers: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(answers, answer)
     return cast(list[T], answers)

@@ -1,7 +1,7 @@
-"""Where each rank stands: pipeline x data x tensor, in that order, the tensor group innermost. Pure and torch-free.
+"""Each rank's coordinates: pipeline x data x tensor, the tensor group innermost. Pure and torch-free.
 
-Rank (stage, data, tensor) is (stage * data_size + data) * tensor_size + tensor. So a stage's ranks follow one
-another, and so do a tensor group's, which exchange most and should share a node.
+Rank (stage, data, tensor) is number (stage * data_size + data) * tensor_size + tensor. So the ranks of a stage are
+consecutive, and so are those of a tensor group, which exchange the most data and should share a node.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
-    """One replica's ranks."""
+    """The ranks of one replica."""
 
     pipeline: int = 1
     data: int = 1
@@ -50,17 +50,17 @@ class Mesh:
         return Place(stage, *divmod(within, self.tensor))
 
     def tensor_group(self, rank: int) -> tuple[int, ...]:
-        """The ranks that split the heads of the same sequences."""
+        """The ranks that split the attention heads of the same sequences."""
         first = rank - rank % self.tensor
         return tuple(range(first, first + self.tensor))
 
     def stage_group(self, rank: int) -> tuple[int, ...]:
-        """The ranks that hold the same layers: experts are spread over them."""
+        """The ranks that hold the same layers. With expert parallelism, experts are spread over them."""
         first = rank - rank % self.stage_size
         return tuple(range(first, first + self.stage_size))
 
     def groups(self) -> dict[str, tuple[int, ...]]:
-        """Every group of two or more ranks that has collectives, by name; one of equal members goes by both uses."""
+        """Every group of two or more ranks that has collectives, by name. Groups with the same ranks are one group."""
         named: dict[str, tuple[int, ...]] = {}
         for stage in range(self.pipeline):
             first = stage * self.stage_size
@@ -73,8 +73,9 @@ class Mesh:
     def routes(self) -> tuple[Route, ...]:
         """Every stage link.
 
-        A column's ranks form a ring from stage to stage, and the last stage's verdicts go round it to the first. The
-        leader tells the other ranks of the first stage what to do, and the sampler those of the last what it judged.
+        The ranks with the same data and tensor coordinates form a ring over the stages; verdicts go from the last
+        stage to the first. The leader sends commands to the other ranks of the first stage, and the sampler sends
+        verdicts to those of the last.
         """
         step = self.stage_size
         ring = [(rank, (rank + step) % self.size) for rank in range(self.size)] if self.pipeline > 1 else []
@@ -83,7 +84,7 @@ class Mesh:
 
     @property
     def sampler(self) -> int:
-        """The rank that draws: the first of the last stage."""
+        """The rank that samples: the first of the last stage."""
         return self.size - self.stage_size
 
     def describe(self, layer_splits: Sequence[tuple[int, int]], rank: int, pid: int | None = None) -> str:

@@ -1,8 +1,8 @@
-"""What travels on a stage link as bytes: a Round, a Verdict, or the word to stop.
+"""The content of a stage link's messages as bytes: a Round, a Verdict, or the command to stop.
 
-The layout is 8-byte integers (kind, round id, lane, bytes of JSON, then one length per array), the arrays end to end
-in declaration order, and what the sampler must know of sequences that begin, or will, as JSON. Hidden states travel
-beside it. Knows nothing of how it travels, nor of what the numbers mean.
+The layout is 8-byte integers (kind, round id, lane, bytes of JSON, then one length per array), then the arrays in
+declaration order, then JSON: what the sampler must know of sequences that begin, or will. Hidden states are sent
+separately. This module does not know the transport, nor what the numbers mean.
 """
 
 import json
@@ -20,7 +20,7 @@ from outrider.workers.types.round import Round, SequenceStart, Verdict, array_fi
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
-_INTEGER = 8  # bytes; every array's elements are as wide
+_INTEGER = 8  # bytes; array elements have the same size
 _KIND = Struct("=q")
 
 
@@ -32,11 +32,11 @@ class MessageKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where a kind's parts are."""
+    """The parts of one kind of message."""
 
     content: type[Round] | type[Verdict]
-    names: tuple[str, ...]  # of the arrays
-    floats: frozenset[str]  # those that are not int64
+    names: tuple[str, ...]  # the arrays' names
+    floats: frozenset[str]  # names of float64 arrays; the others are int64
     counts: Struct  # kind, round id, lane, bytes of JSON, one length per array
     arrays: Callable[[Round | Verdict], tuple[NDArray[Any], ...]]
 
@@ -51,23 +51,23 @@ _LAYOUTS: dict[int, _Layout] = {MessageKind.ROUND: _Layout.of(Round), MessageKin
 
 
 def pack(content: Round | Verdict | None) -> bytes:
-    """One message without its hidden states. None is the word to stop."""
+    """One message without its hidden states. None is the command to stop."""
     if content is None:
         return _KIND.pack(MessageKind.STOP)
     kind = MessageKind.ROUND if isinstance(content, Round) else MessageKind.VERDICT
     layout = _LAYOUTS[kind]
     arrays = layout.arrays(content)
-    news = _news_to_json(content) if isinstance(content, Round) and (content.begins or content.prepares) else b""
-    counts = layout.counts.pack(kind, content.round_id, content.lane, len(news), *map(len, arrays))
-    return b"".join([counts, *[array.tobytes() for array in arrays], news])
+    starts = _starts_to_json(content) if isinstance(content, Round) and (content.begins or content.prepares) else b""
+    counts = layout.counts.pack(kind, content.round_id, content.lane, len(starts), *map(len, arrays))
+    return b"".join([counts, *[array.tobytes() for array in arrays], starts])
 
 
 def unpack(data: bytearray) -> Round | Verdict | None:
-    """What `pack` was given; more may follow it in `data`. The arrays are views of `data`, theirs from now on."""
+    """The inverse of `pack`; more bytes may follow in `data`. The arrays are views of `data`, which must not change."""
     layout = _LAYOUTS.get(_KIND.unpack_from(data)[0])
     if layout is None:
         return None
-    _, round_id, lane, news_bytes, *lengths = layout.counts.unpack_from(data)
+    _, round_id, lane, starts_bytes, *lengths = layout.counts.unpack_from(data)
     values: dict[str, Any] = {"round_id": round_id, "lane": lane}
     words = np.frombuffer(data, dtype=np.int64, count=len(data) // _INTEGER)
     at = layout.counts.size // _INTEGER
@@ -76,12 +76,12 @@ def unpack(data: bytearray) -> Round | Verdict | None:
         at += length
     for name in layout.floats:
         values[name] = values[name].view(np.float64)
-    if news_bytes:
-        values |= _news_from_json(data[_INTEGER * at : _INTEGER * at + news_bytes])
+    if starts_bytes:
+        values |= _starts_from_json(data[_INTEGER * at : _INTEGER * at + starts_bytes])
     return layout.content(**values)
 
 
-def _news_to_json(round: Round) -> bytes:
+def _starts_to_json(round: Round) -> bytes:
     begins = [{**_shallow(start), "params": start.params.to_json()} for start in round.begins]
     return json.dumps({"begins": begins, "prepares": [one.to_dict() for one in round.prepares]}).encode()
 
@@ -90,10 +90,10 @@ def _shallow(start: SequenceStart) -> dict[str, Any]:
     return {field.name: getattr(start, field.name) for field in fields(start)}
 
 
-def _news_from_json(text: bytearray) -> dict[str, Any]:
-    news = json.loads(text)
-    prepares = tuple(StructuredOutputsParams.of(one) for one in news["prepares"])
-    return {"begins": tuple(_start(values) for values in news["begins"]), "prepares": prepares}
+def _starts_from_json(text: bytearray) -> dict[str, Any]:
+    starts = json.loads(text)
+    prepares = tuple(StructuredOutputsParams.of(one) for one in starts["prepares"])
+    return {"begins": tuple(_start(values) for values in starts["begins"]), "prepares": prepares}
 
 
 def _start(values: dict[str, Any]) -> SequenceStart:

@@ -1,4 +1,4 @@
-"""A group as the compiled kernels call it: shared memory directly, anything else through a call back into Python."""
+"""A group for the compiled kernels: shared memory is used directly, other transports through Python callbacks."""
 
 import ctypes
 import logging
@@ -18,7 +18,7 @@ _FAILED = 1
 
 
 class NativeGroup:
-    """Owns the callbacks. `structure` is valid as long as this lives and the group is open."""
+    """Owns the callbacks. `structure` is valid while this object exists and the group is open."""
 
     def __init__(self, collectives: Collectives) -> None:
         self._collectives = collectives
@@ -34,10 +34,10 @@ class NativeGroup:
             )
 
     def explain(self, failure: ExchangeError) -> ExchangeBrokenError:
-        """What a call of the kernels ended with, in words."""
+        """The error to raise for a failed call of the kernels."""
         if self._error is not None:
             return self._error
-        assert isinstance(self._collectives, SharedCollectives), "callbacks leave their error"
+        assert isinstance(self._collectives, SharedCollectives), "callbacks record their error"
         return self._collectives.lost(BrokenGroupError(failure.code), PURPOSES[failure.purpose])
 
     def _gather(self, state: Any, purpose: int, mine: int, size: int, root: int, out: int) -> int:
@@ -65,7 +65,7 @@ class NativeGroup:
 
 
 def _bytes_at(address: int | None, size: int) -> Tensor:
-    """The memory itself, uint8 [size]."""
+    """The memory itself as uint8 [size], not a copy."""
     if not size or address is None:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""Where the lanes of a stage's ranks hand over to one another: at exchanges that go on by themselves. Pure, torch-free.
+"""At which exchanges a stage's ranks switch lanes: those that proceed while the rank computes. Pure, torch-free.
 
-All ranks of a stage must hand over at the same exchanges, or they would wait for one another in different lanes for
-ever. So it follows from what each says of itself.
+All ranks of a stage must switch at the same exchanges. Otherwise they would wait for one another in different lanes
+for ever. So the choice depends on the properties of all ranks.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
-    """What a rank says of its exchanges: whether those of a group go on by themselves while the rank computes."""
+class AsyncExchanges:
+    """Which of a rank's exchanges proceed while it computes: those of its tensor group, of its stage."""
 
     machine: str
     tensor: bool
@@ -19,20 +19,21 @@ class Carried:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """At which exchanges the lanes of a stage's ranks hand over."""
+    """The exchanges at which a stage's ranks switch lanes."""
 
-    tensor: bool = False  # those of tensor groups
-    stage: bool = False  # those of the whole stage
+    tensor: bool = False  # exchanges of tensor groups
+    stage: bool = False  # exchanges of the whole stage
 
     @property
     def possible(self) -> bool:
         return self.tensor or self.stage
 
 
-def overlap_of(ranks: Sequence[Carried], tensors: int, *, enabled: bool | None, gpu: bool) -> Overlap:
-    """`ranks` are a stage's, `tensors` of them a tensor group. `enabled` None: where there is something to be won.
+def overlap_of(ranks: Sequence[AsyncExchanges], tensors: int, *, enabled: bool | None, gpu: bool) -> Overlap:
+    """`ranks` are a stage's, `tensors` of them a tensor group. `enabled` None: where overlap saves time.
 
-    On CPUs that is where a group's ranks stand on several machines: on one they exchange by computing.
+    On CPUs it saves time if a group's ranks are on several machines. On one machine, exchanges use the processor
+    themselves.
     """
     if enabled is False:
         return Overlap()
@@ -44,5 +45,5 @@ def overlap_of(ranks: Sequence[Carried], tensors: int, *, enabled: bool | None, 
     )
 
 
-def _apart(ranks: Sequence[Carried]) -> bool:
+def _apart(ranks: Sequence[AsyncExchanges]) -> bool:
     return len({rank.machine for rank in ranks}) > 1

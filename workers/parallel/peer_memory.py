@@ -1,6 +1,6 @@
-"""Memory that all GPUs of a tensor group access, for collectives in one launch (kernels/gpu/reduce.py, gather.py).
+"""Memory that all GPUs of a tensor group access, for one-launch collectives (kernels/gpu/reduce.py, gather.py).
 
-Available where torch has symmetric memory: GPUs of one node, connected by NVLink. Elsewhere collectives use NCCL.
+It needs torch's symmetric memory: GPUs of one node, connected by NVLink. Elsewhere collectives use NCCL.
 """
 
 import logging
@@ -21,21 +21,21 @@ _ALIGNED = 256  # bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerMemory:
-    """As one rank of `group` sees it; tensors as reduce.py has them."""
+    """From the view of one rank of `group`. The tensors are described in kernels/gpu/reduce.py."""
 
     addresses: Tensor
     epochs: Tensor
     rank: int
     group: str
     row_bytes: int
-    kept: object = None  # what owns the memory
+    kept: object = None  # keeps the memory alive
 
     @property
     def most_rows(self) -> int:
         return len(self.epochs)
 
     def holds(self, part: Tensor) -> bool:
-        """Whether `gather` takes `part`."""
+        """Whether `part` is small enough for `gather`."""
         return len(part) <= self.most_rows and part.shape[1] * part.element_size() <= self.row_bytes
 
     def gather(self, part: Tensor) -> Tensor:
@@ -44,17 +44,17 @@ class PeerMemory:
         return out
 
 
-def meet_in_peer_memory(
+def open_peer_memory(
     tensor: Collectives, hidden_size: int, dtype: torch.dtype, device: torch.device
 ) -> PeerMemory | None:
-    """None where the group has none. Every rank of the replica must call it, at the same place."""
+    """None if the group cannot have it. Collective: every rank of the replica must call it."""
     found = None
     if device.type == "cuda" and isinstance(tensor, GroupCollectives):
         try:
             found = _open(tensor, hidden_size, dtype, device)
         except (ImportError, RuntimeError, AttributeError) as error:
             log.info("sums go over nccl: %s", str(error).splitlines()[0])
-    everywhere = groups.agree_on_minimum(int(found is not None))
+    everywhere = groups.all_reduce_min(int(found is not None))
     return found if everywhere else None
 
 

@@ -1,8 +1,8 @@
-"""A ring of bytes in memory that two processes share. Knows nothing of messages, nor of how one end rings the other.
+"""A ring buffer in memory that two processes share. Does not know messages, nor how the ends notify each other.
 
-The memory has no name (memfd): its descriptor is handed over once, and it is gone with the last process that maps
-it, however that ended. So nothing can be left behind, and a container's small /dev/shm does not limit it. Positions
-are totals of bytes since the first: the ring's size is a power of two, and a total's remainder is its place.
+The memory has no name (memfd). Its descriptor is sent once, and the memory is freed when the last process that maps it
+ends, for whatever reason. So nothing is left behind, and a container's small /dev/shm is no limit. Positions are total
+byte counts. The ring's size is a power of two, and a position modulo the size is the offset.
 """
 
 import mmap
@@ -12,17 +12,17 @@ LEAST_CAPACITY = 1 << 18  # bytes; a few hundred small messages
 
 
 class RingWriter:
-    """The sending end. There is no memory until `grow` makes it."""
+    """The sending end. It has no memory until `grow` creates it."""
 
     def __init__(self) -> None:
         self._memory = memoryview(bytearray())
         self._written = 0
-        self._released = 0  # total that the reader has done with, as far as is known here
+        self._released = 0  # total that the reader has acknowledged
 
     def grow(self, size: int) -> int | None:
-        """The descriptor (the caller's to close) of a new ring, if a message of `size` is too large for this one.
+        """The descriptor of a new ring if a message of `size` is too large for this one. The caller must close it.
 
-        A ring takes messages of up to half its capacity. The old ring's bytes are then the reader's alone.
+        A ring accepts messages of up to half its capacity. The old ring then belongs to the reader only.
         """
         if 2 * size <= len(self._memory):
             return None
@@ -40,11 +40,11 @@ class RingWriter:
         return self._written - self._released + size <= len(self._memory)
 
     def release(self, total: int) -> None:
-        """The reader has done with the first `total` bytes ever written."""
+        """Records that the reader has consumed the first `total` bytes ever written."""
         self._released = max(self._released, total)
 
     def write(self, data: bytes | memoryview) -> None:
-        """The caller has made sure of the room."""
+        """The caller must have checked `has_room`."""
         at = self._written & (len(self._memory) - 1)
         end = at + len(data)
         if (over := end - len(self._memory)) > 0:
@@ -59,7 +59,7 @@ class RingWriter:
 
 
 class RingReader:
-    """The receiving end. There is no memory until `attach` maps it."""
+    """The receiving end. It has no memory until `attach` maps it."""
 
     def __init__(self) -> None:
         self.taken = 0  # total ever read
@@ -67,11 +67,11 @@ class RingReader:
         self._acknowledged = 0
 
     def attach(self, descriptor: int) -> None:
-        """Goes over to a new ring, from which all later bytes come. The descriptor stays the caller's to close."""
+        """Switches to a new ring, which holds all later bytes. The caller still closes the descriptor."""
         self._memory = _map(descriptor)
 
     def read(self, size: int) -> bytearray:
-        """Takes the next bytes; the writer has said that they are there."""
+        """Consumes the next bytes, which the writer must have announced."""
         at = self.taken & (len(self._memory) - 1)
         data = bytearray(self._memory[at : at + size])
         if len(data) < size:
@@ -80,7 +80,7 @@ class RingReader:
         return data
 
     def must_acknowledge(self) -> bool:
-        """Whether the writer should now hear of `taken`: once for half a ring, so seldom that it costs nothing.
+        """Whether the reader should now send `taken` to the writer: once per half ring, so the cost is negligible.
 
         Half is enough: a writer that lacks room for a message has more than half a ring unread.
         """
@@ -94,5 +94,5 @@ class RingReader:
 
 
 def _map(descriptor: int) -> memoryview:
-    """All of the file; unmapped when the view goes."""
+    """The whole file; it is unmapped when the view is freed."""
     return memoryview(mmap.mmap(descriptor, 0))

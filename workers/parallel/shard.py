@@ -1,21 +1,21 @@
-"""A rank's share of every layer, and whether a model can be shared out so. Pure and torch-free."""
+"""A rank's share of every layer, and whether a model can be split that way. Pure and torch-free."""
 
 from dataclasses import dataclass
 
 from outrider.workers.config import ParallelConfig
-from outrider.workers.experts.placement import IntArray, dealt_out
+from outrider.workers.experts.placement import IntArray, round_robin_table
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.slices import Cut
 from outrider.workers.types.model_config import ModelConfig
 
-_LEAST_OUTPUTS = 2  # of a slice: a product of one output may be summed in another order
+_LEAST_OUTPUTS = 2  # per slice: a product with one output may sum in another order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """Outputs are split over the `tensors` ranks of a tensor group; heads and experts are never cut.
 
-    `spread`: whole experts are dealt out over all ranks of the stage; else each is split over the tensor group.
+    `spread`: whole experts are distributed over all ranks of the stage; otherwise each is split over the tensor group.
     """
 
     tensor: int = 0
@@ -23,13 +23,13 @@ class Shard:
     data: int = 0
     datas: int = 1
     spread: bool = False
-    unit: int = 1  # outputs that stay together: the rows of an FP8 block
-    redundant: int = 0  # slots beyond one for each expert, over all ranks of the stage, where experts are spread
-    nodes: int = 1  # that the stage stands on, where they matter to which rank has which expert
+    unit: int = 1  # outputs that are not separated: the rows of an FP8 block
+    redundant: int = 0  # with `spread`: slots beyond one per expert, over all ranks of the stage
+    nodes: int = 1  # of the stage, if the placement of experts depends on them; else 1
 
     @classmethod
     def of(cls, parallel: ParallelConfig, rank: int, model: ModelConfig, redundant: int = 0, nodes: int = 1) -> "Shard":
-        """`nodes` only where experts are laid out by them (experts/nodes.py)."""
+        """`nodes`: pass it only if experts are placed by node (experts/nodes.py)."""
         place = Mesh.of(parallel).place(rank)
         return cls(
             tensor=place.tensor,
@@ -44,7 +44,7 @@ class Shard:
 
     @property
     def whole(self) -> bool:
-        """Whether no layer needs another rank."""
+        """Whether every layer is computed without other ranks."""
         return self.tensors == 1 and not self.spread
 
     def cut(self, outputs: int) -> Cut:
@@ -54,25 +54,25 @@ class Shard:
         return self.cut(outputs).slice(self.tensor)
 
     def vocabulary(self, outputs: int) -> Cut:
-        """Heads are not in FP8 blocks."""
+        """The head's split. It has no FP8 blocks, so `unit` does not apply."""
         return Cut(outputs, self.tensors)
 
     def heads(self, heads: int) -> slice:
         return Cut(heads, self.tensors).slice(self.tensor)
 
     def first_table(self, experts: int) -> IntArray:
-        """Which expert is in each slot of the stage's ranks at first, where they are spread: [ranks, slots a rank]."""
-        return dealt_out(experts, experts + self.redundant, self.datas * self.tensors, self.nodes)
+        """The initial expert of each slot, with `spread`: [ranks, slots per rank]."""
+        return round_robin_table(experts, experts + self.redundant, self.datas * self.tensors, self.nodes)
 
     def slots(self, experts: int) -> range:
-        """This rank's, of all its stage's."""
+        """This rank's slots, numbered over its whole stage."""
         each = (experts + self.redundant) // (self.datas * self.tensors)
         first = (self.data * self.tensors + self.tensor) * each
         return range(first, first + each)
 
 
 def check_split(model: ModelConfig, parallel: ParallelConfig, redundant_experts: int = 0) -> None:
-    """ValueError, naming the values, if the model cannot be shared out as `parallel` says."""
+    """ValueError, naming the values, if the model cannot be split as `parallel` says."""
     tensors = parallel.tensor_parallel_size
     if model.num_attention_heads % tensors:
         raise ValueError(
@@ -98,7 +98,7 @@ def _check_spread(experts: int, ranks: int, redundant: int) -> None:
 
 
 def _inner_widths(model: ModelConfig, parallel: ParallelConfig) -> dict[str, int]:
-    """What an MLP is as wide as inside, by the setting's name, where it is split."""
+    """The inner widths of the MLPs that are split, by the setting's name."""
     widths = {"intermediate_size": model.intermediate_size}
     if model.n_routed_experts and parallel.expert_parallel_size == 1:
         widths["moe_intermediate_size"] = model.moe_intermediate_size

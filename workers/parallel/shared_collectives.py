@@ -10,7 +10,7 @@ from outrider.workers.parallel.traffic import Traffic
 
 
 class SharedCollectives:
-    """Implements Collectives. `names` are the ranks' own, by their place in the group, for errors."""
+    """Implements Collectives. `names` are the ranks' names in errors, in group order."""
 
     name = "shared memory"
 
@@ -35,7 +35,7 @@ class SharedCollectives:
         return out
 
     def add(self, part: Tensor, purpose: str) -> Tensor:
-        """Every rank adds all parts up, in the order of ranks: one wait, where an all-reduce in pieces has two."""
+        """Every rank sums all parts in rank order: one wait instead of the two of reduce-scatter and all-gather."""
         return self.gather(part, purpose).float().sum(dim=0).to(part.dtype)
 
     def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
@@ -49,7 +49,7 @@ class SharedCollectives:
         return out.view(sent.dtype).view(out.shape[0], *sent.shape[1:])
 
     def lost(self, error: BrokenGroupError, purpose: str) -> ExchangeBrokenError:
-        """The error to raise: which rank, which collective."""
+        """The error to raise. It names the rank and the collective."""
         why = "it closed the connection" if error.left else f"nothing came within {self._timeout_s:g} s"
         return ExchangeBrokenError(
             f"{self._names[error.rank]} is gone or late: waiting for its part of the {purpose} failed ({why})"

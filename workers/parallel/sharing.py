@@ -1,4 +1,4 @@
-"""A rank's share of every layer, and the groups that it shares the rest with."""
+"""A rank's share of every layer, and the groups that share the layers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outrider.workers.parallel.collectives import Alone, Collectives
+from outrider.workers.parallel.collectives import Collectives, SingleRank
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.peer_memory import PeerMemory
 from outrider.workers.parallel.shard import Shard
@@ -17,45 +17,45 @@ from outrider.workers.parallel.slices import Cut
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
-    """By default a rank that has all of every layer."""
+    """The default is a rank that has all of every layer."""
 
     shard: Shard = field(default_factory=Shard)
-    tensor: Collectives = field(default_factory=Alone)
-    stage: Collectives = field(default_factory=Alone)
-    deep_ep: Any | None = None  # its buffer, where rows travel to spread experts by DeepEP
-    peers: PeerMemory | None = None  # of the tensor group, if its GPUs can access each other's memory
+    tensor: Collectives = field(default_factory=SingleRank)
+    stage: Collectives = field(default_factory=SingleRank)
+    deep_ep: Any | None = None  # DeepEP's buffer, if expert dispatch uses DeepEP
+    peers: PeerMemory | None = None  # the tensor group's, if its GPUs can access each other's memory
 
     @classmethod
     def of(cls, shard: Shard, groups: Mapping[tuple[int, ...], Collectives], mesh: Mesh, rank: int) -> "Sharing":
         """`groups` are this rank's, by their members."""
         return cls(
             shard=shard,
-            tensor=groups.get(mesh.tensor_group(rank)) or Alone(),
-            stage=groups.get(mesh.stage_group(rank)) or Alone(),
+            tensor=groups.get(mesh.tensor_group(rank)) or SingleRank(),
+            stage=groups.get(mesh.stage_group(rank)) or SingleRank(),
         )
 
     @property
     def groups(self) -> tuple[Collectives, ...]:
-        """Each once."""
+        """The distinct groups: one if tensor group and stage are the same."""
         return tuple({id(group): group for group in (self.tensor, self.stage)}.values())
 
     @property
     def carriers(self) -> str:
-        """What carries what this rank exchanges with the others, e.g. "shared memory"; empty where there are none."""
+        """The transports of this rank's groups, e.g. "shared memory"; empty without other ranks."""
         return ", ".join(dict.fromkeys(group.name for group in self.groups if group.size > 1))
 
     def sum(self, purpose: str) -> "Sum":
-        """What adds this rank's part of a sum to the others'."""
+        """Adds this rank's summand to the other ranks' summands."""
         return Sum(self.tensor, purpose)
 
     def columns(self, size: int, purpose: str, unit: int | None = None) -> "Columns":
-        """What joins this rank's slice of `size` outputs to the others'."""
+        """Joins this rank's slice of `size` outputs with the other ranks' slices."""
         shard = self.shard
         return Columns(self.tensor, Cut(size, shard.tensors, shard.unit if unit is None else unit), purpose, self.peers)
 
 
 class Join(Protocol):
-    """Makes whole rows of what each rank of a tensor group made."""
+    """Turns the results of a tensor group's ranks into complete rows."""
 
     def __call__(self, part: Tensor) -> Tensor:
         """`part` [rows, ...] -> [rows, size], the same on every rank."""
@@ -64,7 +64,7 @@ class Join(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """Adds up what each rank made of its own inputs. Implements Join; for numerics "fast"."""
+    """Adds up the ranks' partial results, each from its own inputs. Implements Join; for numerics "fast"."""
 
     group: Collectives
     purpose: str
@@ -75,7 +75,7 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Joins slices of columns, one of each rank of a group, to whole rows. Implements Join."""
+    """Joins column slices, one per rank of a group, into complete rows. Implements Join."""
 
     group: Collectives
     cut: Cut
@@ -98,7 +98,7 @@ class Columns:
         return self.joined(self.group.gather(self._padded(part), self.purpose))
 
     def each(self, part: Tensor) -> Tensor:
-        """Every rank's `part` [rows, w], which is not one of its columns: [ranks, rows, w]."""
+        """Gathers every rank's `part` [rows, w], which is not a slice of columns: [ranks, rows, w]."""
         if self.peers is not None and self.peers.holds(part):
             return self.peers.gather(part).view(len(part), self.group.size, -1).transpose(0, 1)
         return self.group.gather(part, self.purpose)
@@ -108,14 +108,14 @@ class Columns:
         return len(set(self.cut.widths)) == 1
 
     def on(self, root: int, part: Tensor) -> Tensor | None:
-        """As a call, for one rank only; None on the others."""
+        """Like a call, but only rank `root` gets the rows; None on the others."""
         if self.group.size == 1:
             return part
         parts = self.group.gather(self._padded(part), self.purpose, root)
         return self.joined(parts) if self.group.rank == root else None
 
     def joined(self, parts: Tensor) -> Tensor:
-        """`parts` [ranks, rows, widest] without their filling, side by side."""
+        """`parts` [ranks, rows, widest] without padding, side by side."""
         return joined_columns(parts, self.cut)
 
     def _padded(self, part: Tensor) -> Tensor:

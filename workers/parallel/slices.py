@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """`size` rows in `parts` slices that differ by at most one `unit`; a unit (an FP8 block's rows) is never cut."""
+    """`size` rows in `parts` slices whose sizes differ by at most one `unit`. A unit (an FP8 block) is not cut."""
 
     size: int
     parts: int

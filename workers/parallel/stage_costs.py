@@ -1,8 +1,7 @@
-"""What each part of a round costs, modelled for the compiled path: the measure by which stages are balanced. Pure.
+"""A cost model of a round's parts on the compiled path, used to balance stages. Pure.
 
-The unit is the time that reading one parameter takes. What the constants say was measured on scout by
-benchmarks/engine/round_parts.py (float32, two cores); only ratios matter, and a large model's layers outweigh all of
-them.
+The unit is the time to read one parameter. The constants were measured on scout by benchmarks/engine/round_parts.py
+(float32, two cores). Only ratios matter, and a large model's layers outweigh everything else.
 """
 
 from dataclasses import dataclass
@@ -10,22 +9,22 @@ from dataclasses import dataclass
 from outrider.workers.types.model_config import ModelConfig
 from outrider.workers.types.model_shapes import Shapes, hit_share
 
-SEQUENCES = 4  # a round of a lane that has work, each with
-CONTEXT = 256  # tokens behind it
-_ROW = 0.15  # multiplying a parameter with a row
-_KEY = 0.4  # scoring a value of a cached latent for one head and row, or summing it up
-_DRAW = 40.0  # an entry of the vocabulary in a row's draw: its noise, and the comparison
-_DRAFTING = 5e6  # what the drafter does a round around its passes
-_NARROW = 0.5  # reading a parameter of 8 bits, which those of what drafts have
+SEQUENCES = 4  # assumed per round
+CONTEXT = 256  # assumed tokens per sequence
+_ROW = 0.15  # multiplying a parameter by a row's value
+_KEY = 0.4  # using one value of a cached latent for one head and row, in a score or in the weighted sum
+_DRAW = 40.0  # sampling: noise and comparison for one vocabulary entry of a row
+_DRAFTING = 5e6  # the drafter's fixed cost per round
+_NARROW = 0.5  # reading an 8-bit parameter, as drafters have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCosts:
-    """Of a verification round and the drafts for the next one."""
+    """Costs of a verification round and of the drafts for the next one."""
 
     layers: tuple[float, ...]
-    first_extra: float  # what the first stage does beside layers: embedding and drafts
-    last_extra: float  # and the last: the head, and the draw
+    first_extra: float  # of the first stage beside its layers: embedding and drafts
+    last_extra: float  # of the last stage: head and sampling
 
 
 def stage_costs(model: ModelConfig, draft_steps: int) -> StageCosts:
@@ -47,7 +46,7 @@ def _layer(shapes: Shapes, layer: int, rows: float, reading: float = 1.0) -> flo
 
 
 def _experts(shapes: Shapes, rows: float, reading: float) -> float:
-    """Of the routed ones those are read that some row chose."""
+    """Of the routed experts, only those that some row chose are read."""
     model = shapes.model
     read = model.n_routed_experts * hit_share(model.n_routed_experts, model.num_experts_per_tok, rows)
     routed = shapes.expert * (read * reading + rows * model.num_experts_per_tok * _ROW)
@@ -63,9 +62,11 @@ def _head(shapes: Shapes, rows: float, reading: float = 1.0) -> float:
 
 
 def _drafts(shapes: Shapes, steps: int) -> float:
-    """Each MTP module over accepted rows (half of the drafts are) and the drafts behind them, then the last alone.
+    """The cost of `steps` drafts.
 
-    A head for each draft. Modules that no draft is asked of follow the accepted rows all the same.
+    Each MTP module runs over the accepted rows (half of the drafts are accepted) and the drafts before its own. Then
+    the last module runs alone. Each draft needs the head. Modules without drafts in a round still process the accepted
+    rows.
     """
     if not steps:
         return 0.0

@@ -1,6 +1,6 @@
-"""Rounds go down the pipeline and Verdicts back up: a link carries them between neighbours, with deadlines.
+"""Links between neighbouring stages: Rounds go down the pipeline, Verdicts back up. With deadlines.
 
-Knows nothing of what the numbers mean, nor of how a message travels.
+Does not know the meaning of the numbers, nor the transport.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from outrider.workers.types.round import Round, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageMessage:
-    """One arrival. `content` is a Round or a Verdict; None means the sender stops and so should the receiver."""
+    """One received message. `content` None: the sender stops, and the receiver must stop too."""
 
     content: Round | Verdict | None
     hidden: Tensor
 
 
 class StageLink:
-    """One direction between this rank and a peer; EngineStoppedError when the peer is gone or late.
+    """One direction between this rank and a peer. EngineStoppedError if the peer is gone or late.
 
     `where` names the peer in errors, e.g. "rank 1 (stage 1)". Hidden states are [rows, width] of the link's dtype.
     """
@@ -31,7 +31,7 @@ class StageLink:
         self._transport, self._where, self._timeout_s = transport, where, timeout_s
 
     def send(self, content: Round | Verdict | None, hidden: Tensor) -> None:
-        """Starts sending, and does not wait for the receiver while there is room. `hidden` may then be reused."""
+        """Starts sending; waits for the receiver only if there is no room. `hidden` may then be reused."""
         try:
             self._transport.announce(self._timeout_s)
             self._transport.send(pack(content), hidden, self._timeout_s)
@@ -39,14 +39,14 @@ class StageLink:
             raise self._lost("sending to", error) from error
 
     def flush(self) -> None:
-        """Waits until what was sent no longer needs this process."""
+        """Waits until sent messages no longer need this process."""
         try:
             self._transport.flush(self._timeout_s)
         except LinkBrokenError as error:
             raise self._lost("sending to", error) from error
 
     def receive(self, deadline: bool, waiting_for: str) -> StageMessage:
-        """The next message. Without `deadline` it waits for as long as there is nothing to do."""
+        """The next message. Without `deadline` it waits indefinitely."""
         try:
             packed, hidden = self._transport.receive(self._timeout_s if deadline else None)
         except LinkBrokenError as error:

@@ -1,4 +1,4 @@
-"""Which layers each pipeline stage holds, so that the slowest stage is as fast as can be. Pure and torch-free."""
+"""Splits layers over pipeline stages so that the slowest stage is as fast as possible. Pure and torch-free."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,8 +12,8 @@ from outrider.workers.types.model_config import ModelConfig
 def split_layers(model: ModelConfig, stages: int, draft_steps: int) -> tuple[tuple[int, int], ...]:
     """(first layer, one past the last) of each stage, by modelled cost.
 
-    The first stage also embeds and makes `draft_steps` drafts; the last projects and draws. ValueError if there are
-    more stages than layers.
+    The first stage also embeds and makes `draft_steps` drafts; the last also runs the head and samples. ValueError if
+    there are more stages than layers.
     """
     costs = stage_costs(model, draft_steps)
     return split_by_cost(costs.layers, stages, costs.first_extra, costs.last_extra)
@@ -22,10 +22,11 @@ def split_layers(model: ModelConfig, stages: int, draft_steps: int) -> tuple[tup
 def split_by_cost(
     layer_costs: Sequence[float], stages: int, first_extra: float = 0.0, last_extra: float = 0.0
 ) -> tuple[tuple[int, int], ...]:
-    """(first layer, one past the last) of each stage; none is empty.
+    """(first layer, one past the last) of each stage; no stage is empty.
 
-    `first_extra`: what the first stage does beside layers (embedding, drafts), `last_extra` the last (head, draws).
-    Among equally good splits the evenest. ValueError if there are more stages than layers.
+    `first_extra` is the cost of the first stage beside its layers (embedding, drafts), `last_extra` that of the last
+    (head, sampling). Among equally good splits the most even is chosen. ValueError if there are more stages than
+    layers.
     """
     layers = len(layer_costs)
     if stages > layers:
@@ -33,7 +34,7 @@ def split_by_cost(
     upto = np.concatenate([[0.0], np.cumsum(layer_costs)])
     spans = np.where(np.tri(layers + 1, dtype=np.bool_), np.inf, upto[None, :] - upto[:, None])  # [first, end]
     extras = [first_extra * (stage == 0) + last_extra * (stage == stages - 1) for stage in range(stages)]
-    slowest = spans[0] + extras[0]  # [end] of the stages so far, at best
+    slowest = spans[0] + extras[0]  # [end] lowest possible cost of the slowest stage so far
     for extra in extras[1:]:
         slowest = np.maximum(slowest[:, None], spans + extra).min(axis=0)
     return _evenest([spans + extra for extra in extras], slowest[layers] * (1 + 1e-12))
@@ -42,7 +43,7 @@ def split_by_cost(
 def _evenest(
     costs: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float64]]], limit: float
 ) -> tuple[tuple[int, int], ...]:
-    """The least sum of squares with no stage above `limit`. `costs`: [first, end] of each stage."""
+    """The split with the least sum of squares and no stage above `limit`. `costs`: [first, end] of each stage."""
     squares = [np.where(cost <= limit, cost, np.inf) ** 2 for cost in costs]
     best, cuts = squares[0][0], []
     for square in squares[1:]:
@@ -56,7 +57,7 @@ def _evenest(
 
 
 def expected_draft_steps(speculation: str | int, model: ModelConfig) -> int:
-    """Drafts a round will make, for the balance of the stages: with "auto" a middling depth is assumed."""
+    """Drafts per round, to balance the stages. "auto" counts as 2."""
     if speculation == "off" or not model.num_nextn_predict_layers:
         return 0
     return 2 if speculation == "auto" else int(speculation)

@@ -1,15 +1,15 @@
-"""What collectives carried. Torch-free: statuses tell of it."""
+"""Counters of a group's collectives. Torch-free, since rank statuses contain them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Of one purpose, since the group was made."""
+    """The collectives of one purpose since the group was created."""
 
     count: int = 0
     bytes: int = (
-        0  # that this rank gave: its part of a gather, what went to others in an exchange (by DeepEP: what came)
+        0  # sent by this rank: its part of a gather, rows for other ranks in an exchange (DeepEP: received bytes)
     )
     seconds: float = 0.0  # waiting included
 

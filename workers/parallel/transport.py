@@ -1,4 +1,4 @@
-"""How a message travels: what a stage link needs of torch.distributed or of shared memory."""
+"""The protocol of a stage link's transport: torch.distributed or shared memory."""
 
 from typing import Protocol
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class LinkBrokenError(Exception):
-    """The peer is gone, or did not do its part in time; the message says which, without naming it."""
+    """The peer is gone, or did not respond in time. The message says which, without naming the peer."""
 
 
 class Transport(Protocol):
-    """This rank's end of one direction: it sends, or it receives. LinkBrokenError where the peer fails.
+    """This rank's end of one direction: it either sends or receives. LinkBrokenError if the peer fails.
 
     A message is its packed content and its hidden states, [rows, width] of the link's dtype, on the link's device.
     """
@@ -20,23 +20,23 @@ class Transport(Protocol):
     name: str  # in logs
 
     def announce(self, timeout_s: float) -> None:
-        """Says that a message is being packed, so that its receiver may get ready meanwhile."""
+        """Announces that a message is being packed, so that its receiver can wake up in the meantime."""
         ...
 
     def send(self, packed: bytes, hidden: Tensor, timeout_s: float) -> None:
-        """Starts sending, and waits only for room. `hidden` may be written over as soon as this returns."""
+        """Starts sending; waits only for room. `hidden` may be overwritten as soon as this returns."""
         ...
 
     def flush(self, timeout_s: float) -> None:
-        """Waits until what was sent no longer needs this process."""
+        """Waits until sent messages no longer need this process."""
         ...
 
     def receive(self, timeout_s: float | None) -> tuple[bytearray, Tensor]:
-        """The next message, in memory of its own; more may follow the packed content. None: waits for ever."""
+        """The next message, as a copy. More bytes may follow the packed content. `timeout_s` None: no limit."""
         ...
 
     def close(self) -> None:
-        """Tells the peer at once, if it has not heard otherwise, that this end is gone. May be called twice."""
+        """Notifies the peer, if possible, that this end is closed. May be called twice."""
         ...
 
 
@@ -47,6 +47,6 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 
 def check_dtype(hidden: Tensor, dtype: torch.dtype) -> None:
-    """The receiver takes the bytes for `dtype`. Nothing sent (the word to stop) is of any."""
+    """TypeError if `hidden` is not `dtype`, which the receiver assumes. Empty states may have any type."""
     if hidden.dtype != dtype and hidden.numel():
         raise TypeError(f"this link carries {dtype}, got hidden states in {hidden.dtype}")

@@ -1,7 +1,7 @@
-"""Tries what could carry a group's collectives, and says which is fastest: memory that ranks share wins nearly always,
-but not where a machine's ranks lie on distant sockets, or its kernel wakes sleepers slowly.
+"""Times the transports that a group could use. Shared memory nearly always wins.
 
-All ranks of a group come to the same answer: they judge by the slowest rank's times.
+It does not if a machine's ranks run on distant sockets, or if its kernel wakes threads slowly. Candidates are compared
+by the slowest rank's times, so all ranks of a group choose the same.
 """
 
 import statistics
@@ -13,29 +13,29 @@ from torch import Tensor
 from outrider.workers.parallel.collectives import Collectives
 
 PURPOSE = "trial"
-PART_BYTES = (1 << 10, 1 << 14, 1 << 18)  # that a rank gives: a decoded row's slices, many rows', a prompt's
-_TURNS = 5  # timed, after one that is not
+PART_BYTES = (1 << 10, 1 << 14, 1 << 18)  # per rank: slices of one decoded row, of many rows, of a prompt
+_REPEATS = 5  # timed, after one for warm-up
 
 
 def trial_seconds(candidates: Sequence[Collectives]) -> list[float]:
-    """How long a gather and an exchange of each size take over each of one group's `candidates`, on its slowest rank.
+    """Seconds of a gather and an exchange of each size over each candidate, on the group's slowest rank.
 
-    Every rank of the group must call it, with the same candidates. The same list everywhere.
+    Collective: every rank of the group must call it, with the same candidates. Every rank gets the same list.
     """
-    taken: list[list[list[float]]] = [[[] for _ in PART_BYTES] for _ in candidates]  # by candidate, size, turn
-    for turn in range(1 + _TURNS):
+    taken: list[list[list[float]]] = [[[] for _ in PART_BYTES] for _ in candidates]  # by candidate, size, repeat
+    for repeat in range(1 + _REPEATS):
         for candidate, by_size in zip(candidates, taken, strict=True):
-            for size, turns in zip(PART_BYTES, by_size, strict=True):
-                seconds = _one_turn(candidate, size)
-                if turn:
-                    turns.append(seconds)
+            for size, repeats in zip(PART_BYTES, by_size, strict=True):
+                seconds = _one_repeat(candidate, size)
+                if repeat:
+                    repeats.append(seconds)
     own = torch.tensor([sum(map(statistics.median, by_size)) for by_size in taken], dtype=torch.float64)
     every: Tensor = candidates[0].gather(own, PURPOSE)  # [ranks, candidates]
     return [float(slowest) for slowest in every.amax(dim=0)]
 
 
-def _one_turn(candidate: Collectives, size: int) -> float:
-    """By the candidate's own clock."""
+def _one_repeat(candidate: Collectives, size: int) -> float:
+    """Seconds, from the candidate's own traffic counter."""
     part = torch.zeros(candidate.size, size // candidate.size, dtype=torch.uint8)
     before = _seconds(candidate)
     candidate.gather(part, PURPOSE)

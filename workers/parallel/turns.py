@@ -1,7 +1,7 @@
-"""Two lanes of one rank that take turns: one works while the other's exchange is under way. Torch-free.
+"""Two lanes of one rank that alternate: one computes while the other's exchange is running. Torch-free.
 
-Only one runs at any time, and goes over to the other exactly where it would wait for other ranks. So what both do, and
-in what order, is the same on every rank, however long anything takes; and nothing that a lane touches needs a lock.
+Only one lane runs at any time. It switches to the other exactly where it would wait for other ranks. So the order of
+operations is the same on every rank, whatever they take, and the lanes' data needs no lock.
 """
 
 import threading
@@ -14,21 +14,21 @@ from outrider.workers.parallel.collectives import ExchangeBrokenError
 T = TypeVar("T")
 
 
-def no_turns() -> None:
-    """What a rank with one lane does while a collective is under way."""
+def no_op() -> None:
+    """The `on_launched` callback of a rank with one lane."""
 
 
 class LaneTurns:
-    """The first lane runs in the calling thread, the second in one of its own. `both` from one thread at a time."""
+    """The first lane runs in the calling thread, the second in its own. Call `both` from one thread at a time."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "second-lane")
         self._here = threading.local()
 
     def both(self, first: Callable[[], T], second: Callable[[], T]) -> tuple[T, T]:
-        """What both return. The first begins, and so is always the one that has come further.
+        """Runs both lanes and returns their results. The first lane begins, so it is always ahead.
 
-        Where one fails the other ends at its next `hand_over`; the error is raised once both have ended.
+        If one fails, the other ends at its next `hand_over`. The error is raised after both have ended.
         """
         pair: _Pair[T] = _Pair()
         other = self._thread.submit(self._run, pair, 1, second)
@@ -39,16 +39,16 @@ class LaneTurns:
         return pair.results[0], pair.results[1]
 
     def hand_over(self) -> None:
-        """Called by a lane: the other goes on; returns when that one hands over or ends. Elsewhere nothing happens.
+        """Switches to the other lane; returns when that one hands over or ends. Outside of lanes it does nothing.
 
-        ExchangeBrokenError where the other has failed.
+        ExchangeBrokenError if the other lane has failed.
         """
         pair: _Pair[object] | None = getattr(self._here, "pair", None)
         if pair is not None:
             pair.hand_over(self._here.lane)
 
     def close(self) -> None:
-        """The second lane's thread ends. May be called twice."""
+        """Ends the second lane's thread. May be called twice."""
         self._thread.shutdown()
 
     def _run(self, pair: "_Pair[T]", lane: int, work: Callable[[], T]) -> None:
@@ -65,7 +65,7 @@ class _Pair(Generic[T]):
     def __init__(self) -> None:
         self.failure: BaseException | None = None  # the first
         self.results: dict[int, T] = {}
-        self._gates = threading.Semaphore(1), threading.Semaphore(0)  # open where it is the lane's turn
+        self._gates = threading.Semaphore(1), threading.Semaphore(0)  # released when it is the lane's turn
         self._ended = [False, False]
 
     def run(self, lane: int, work: Callable[[], T]) -> None:
@@ -73,7 +73,7 @@ class _Pair(Generic[T]):
             self._gates[lane].acquire()
             self._check()
             self.results[lane] = work()
-        except BaseException as error:  # told by the thread that waits for both
+        except BaseException as error:  # raised by the thread that waits for both
             self.failure = self.failure or error
         self._ended[lane] = True
         self._gates[1 - lane].release()

@@ -1,8 +1,8 @@
-"""Deadlines of what a device waits for.
+"""Deadlines for operations that the device waits for.
 
-A host that waits for a NCCL collective with a timeout polls for it, and holds up everything that it could enqueue
-meanwhile; one that waits without a timeout returns at once, and the device waits instead, for ever if a peer is gone.
-So hosts wait without, and a thread beside keeps the deadlines.
+A host that waits for an NCCL collective with a timeout polls for it, and cannot enqueue other work meanwhile. Without
+a timeout the call returns at once and the device waits instead, for ever if a peer is gone. So hosts wait without a
+timeout, and a separate thread checks the deadlines.
 """
 
 import threading
@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-_LOOKS_EVERY_S = 0.2
+_POLL_INTERVAL_S = 0.2
 
 
 class Work(Protocol):
-    """A collective under way, as torch.distributed returns it."""
+    """A running collective, as torch.distributed returns it."""
 
     def is_completed(self) -> bool: ...
 
@@ -27,14 +27,14 @@ class _Watched(NamedTuple):
 
 
 class Watchdog:
-    """Calls `expired` with what was waited for, from its own thread, once something is not done by its deadline.
+    """Calls `expired` with the operation's description, from its own thread, when a deadline has passed.
 
-    It cannot take back what the device has already made of the missing part: `expired` is to end the process.
+    Later device operations may already have used the incomplete data, so `expired` should end the process.
     """
 
-    def __init__(self, expired: Callable[[str], None], looks_every_s: float = _LOOKS_EVERY_S) -> None:
-        self._expired, self._looks_every_s = expired, looks_every_s
-        self._watched: deque[_Watched] = deque()  # in the order of their start, which is that of their end
+    def __init__(self, expired: Callable[[str], None], poll_interval_s: float = _POLL_INTERVAL_S) -> None:
+        self._expired, self._looks_every_s = expired, poll_interval_s
+        self._watched: deque[_Watched] = deque()  # in the order of their start, in which they also end
         self._closing = threading.Event()
         threading.Thread(target=self._run, daemon=True, name="watchdog").start()
 
@@ -42,7 +42,7 @@ class Watchdog:
         self._watched.append(_Watched(work, time.monotonic() + timeout_s, what))
 
     def close(self) -> None:
-        """Nothing is watched any more. May be called twice."""
+        """Stops watching. May be called twice."""
         self._closing.set()
 
     def _run(self) -> None:

@@ -26,34 +26,34 @@ from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.loading.draft_model import load_draft_model
 from outrider.workers.loading.drafters import (
-    drafters_in_force,
     make_drafter,
     make_mtp_drafter,
-    speculation_in_force,
+    resolve_drafters,
+    resolve_speculation,
     warn_of_missing_modules,
 )
 from outrider.workers.loading.fingerprint import fingerprint
 from outrider.workers.loading.lanes import load_lanes
-from outrider.workers.loading.model import ModelPart, Parts, kernels_in_force, load_parts
+from outrider.workers.loading.model import ModelPart, Parts, load_parts, resolve_kernels
 from outrider.workers.loading.module_swap import ModuleSwap
 from outrider.workers.loading.resolved_config import (
-    device_in_force,
-    dtype_in_force,
     fitted_length,
-    length_in_force,
-    numerics_in_force,
+    resolve_device,
+    resolve_dtype,
+    resolve_length,
+    resolve_numerics,
 )
 from outrider.workers.loading.sharing import load_sharing
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.meeting import meet, this_machine
 from outrider.workers.parallel.mesh import Route
+from outrider.workers.parallel.rendezvous import connect_links, this_machine
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.parallel.watchdog import Watchdog
 from outrider.workers.sampling.grammar import Grammars
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.shared_head import SharedHead
-from outrider.workers.serving.links import Wires
+from outrider.workers.serving.links import RankLinks
 from outrider.workers.serving.request_journal import RequestJournal
 from outrider.workers.serving.request_times import RequestTimes
 from outrider.workers.serving.roles import Follower, Leader
@@ -82,21 +82,21 @@ def load_role(spec: "RankSpec", progress: Callable[[float], None], give_up: Call
 class _Loader:
     def __init__(self, spec: "RankSpec", give_up: Callable[[str], None]) -> None:
         self._spec = spec
-        self._device = device_in_force(spec.engine, spec.local_rank)
+        self._device = resolve_device(spec.engine, spec.local_rank)
         self._watchdog = Watchdog(give_up) if self._device.type == "cuda" and spec.world_size > 1 else None
         path = resolve_model(spec.engine.model)
         self._model = ModelConfig.load(path)
         self._checkpoint = Checkpoint(path)
-        self._dtype = dtype_in_force(spec.engine, self._device)
-        self._kernels = kernels_in_force(spec.engine, self._device, self._dtype, self._model)
-        numerics = numerics_in_force(spec.engine, self._kernels, self._device)
+        self._dtype = resolve_dtype(spec.engine, self._device)
+        self._kernels = resolve_kernels(spec.engine, self._device, self._dtype, self._model)
+        numerics = resolve_numerics(spec.engine, self._kernels, self._device)
         self._config = replace(spec.engine, numerics=numerics)
-        self._max_model_len = length_in_force(self._config, self._model)
+        self._max_model_len = resolve_length(self._config, self._model)
         self._grammars = Grammars(path, self._model.vocab_size, self._model.eos_token_ids)
         self._starts = SequenceStarts(self._model.eos_token_ids, self._grammars)
         self._modules = self._checkpoint.mtp_modules(self._model)
-        self._speculation = speculation_in_force(self._config, self._modules > 0)
-        self._drafters = drafters_in_force(self._config, self._modules > 0)
+        self._speculation = resolve_speculation(self._config, self._modules > 0)
+        self._drafters = resolve_drafters(self._config, self._modules > 0)
 
     def load(self, progress: Callable[[float], None]) -> Leader | Follower:
         spec = self._spec
@@ -104,8 +104,8 @@ class _Loader:
             torch.cuda.set_device(self._device)
         if spec.world_size > 1:
             groups.join(spec.rank, spec.world_size, spec.master_address, spec.master_port, self._device)
-        met = load_sharing(spec, self._config, self._model, self._device, self._dtype, self._watchdog)
-        self._sharing, self._layout = met.sharing, met.layout
+        agreed = load_sharing(spec, self._config, self._model, self._device, self._dtype, self._watchdog)
+        self._sharing, self._layout = agreed.sharing, agreed.layout
         wanted = self._wanted(progress)
         self._parts = load_parts(wanted)
         self._draft_parts = self._load_draft_model(wanted)
@@ -120,11 +120,11 @@ class _Loader:
             waits=spec.mesh.pipeline > 1,
         )
         sampler, mtp = self._sampler(), self._mtp_drafter()
-        wires = Wires(spec.rank, spec.mesh, self._links())
+        links = RankLinks(spec.rank, spec.mesh, self._links())
         progress(1.0)
         if spec.rank == 0:
-            return self._leader(runner, sampler, mtp, wires, blocks)
-        live = wires.follower(runner, sampler, mtp)
+            return self._leader(runner, sampler, mtp, links, blocks)
+        live = links.follower(runner, sampler, mtp)
         return Follower(live=live, runner=runner, sampler=sampler, sharing=self._sharing)
 
     def _live_experts(self) -> LiveExperts | None:
@@ -154,12 +154,12 @@ class _Loader:
         return make_mtp_drafter(self._parts, self._starts, self._config.block_size, shared)
 
     def _leader(
-        self, runner: StageRunner, sampler: Sampler | None, mtp: Drafter | None, wires: Wires, blocks: int
+        self, runner: StageRunner, sampler: Sampler | None, mtp: Drafter | None, links: RankLinks, blocks: int
     ) -> Leader:
         spec = self._spec
         if MTP in self._drafters:
             warn_of_missing_modules(self._config, self._model, self._modules)
-        pipeline = self._pipeline(runner, sampler, wires, sends_verdicts=mtp is None)
+        pipeline = self._pipeline(runner, sampler, links, broadcasts_verdicts=mtp is None)
         depth = self._depth()
         scheduler = Scheduler(self._scheduler_config(pipeline.lanes, blocks), depth)
         journal = RequestJournal(open_tracing(spec.otlp_endpoint, TRACED_AS), spec.replica, spec.generation)
@@ -170,7 +170,7 @@ class _Loader:
             info=self._info(),
             scheduler=scheduler,
             pipeline=pipeline,
-            drafter=self._recorded(self._drafter(scheduler, depth, mtp, wires)),
+            drafter=self._recorded(self._drafter(scheduler, depth, mtp, links)),
             depth=depth,
             load_module=ModuleSwap(self._wanted(), self._parts).load,
             balance=ExpertBalance.of(self._config, self._layout) if self._layout is not None else None,
@@ -190,12 +190,14 @@ class _Loader:
         )
 
     def _pipeline(
-        self, runner: StageRunner, sampler: Sampler | None, wires: Wires, *, sends_verdicts: bool
+        self, runner: StageRunner, sampler: Sampler | None, links: RankLinks, *, broadcasts_verdicts: bool
     ) -> Pipeline:
         if sampler is not None:
-            return SingleStage(runner, sampler, wires.stage_peers, sends_verdicts=sends_verdicts)
-        up, down = wires.column
-        return FirstStage(runner, self._spec.mesh.pipeline, down, up, wires.stage_peers, sends_verdicts=sends_verdicts)
+            return SingleStage(runner, sampler, links.stage_peers, broadcasts_verdicts=broadcasts_verdicts)
+        up, down = links.column
+        return FirstStage(
+            runner, self._spec.mesh.pipeline, down, up, links.stage_peers, broadcasts_verdicts=broadcasts_verdicts
+        )
 
     def _depth(self) -> DepthPolicy:
         experts = max(1, self._model.n_routed_experts), max(1, self._model.num_experts_per_tok)
@@ -203,8 +205,10 @@ class _Loader:
         warn = partial(_log.warning, "%s")
         return DepthPolicy(self._speculation, experts, models, self._sharing.shard.datas, warn)
 
-    def _drafter(self, scheduler: Scheduler, depth: DepthPolicy, mtp: Drafter | None, wires: Wires) -> Drafter | None:
-        """The leader's drafter. It sends verdicts to the leader's stage peers, which draft too."""
+    def _drafter(
+        self, scheduler: Scheduler, depth: DepthPolicy, mtp: Drafter | None, links: RankLinks
+    ) -> Drafter | None:
+        """The leader's drafter. The other ranks of the first stage are sent what the MTP module must compute."""
         return make_drafter(
             self._drafters,
             self._draft_parts,
@@ -213,7 +217,7 @@ class _Loader:
             self._speculation,
             scheduler.live,
             depth,
-            BroadcastingDrafter(mtp, wires.stage_peers.send)
+            BroadcastingDrafter(mtp, links.stage_peers.broadcast)
             if mtp is not None and self._spec.mesh.stage_size > 1
             else mtp,
         )
@@ -270,7 +274,7 @@ class _Loader:
         per_block = sum(parts.cache_bytes_per_block for parts in each)
         of_rounds = round_bytes(self._config, self._model, self._sharing.shard, self._dtype.itemsize)
         blocks = blocks_for(self._config, self._max_model_len, per_block, free_bytes(self._device, of_rounds))
-        blocks = groups.agree_on_minimum(blocks)
+        blocks = groups.all_reduce_min(blocks)
         for parts in each:
             parts.allocate_cache(blocks)
         return blocks
@@ -280,7 +284,7 @@ class _Loader:
         spec, timeout_s = self._spec, self._config.round_timeout_s
         if spec.world_size == 1:
             return {}
-        ends = meet(
+        ends = connect_links(
             spec.rank, spec.mesh.routes(), self._parts.hidden_dtype, self._device, this_machine(), self._watchdog
         )
         peers = {route: route[0] if route[1] == spec.rank else route[1] for route in ends}

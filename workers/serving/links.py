@@ -12,7 +12,7 @@ from outrider.workers.parallel.mesh import Mesh, Route
 from outrider.workers.parallel.stage_link import StageLink
 
 
-class Wires:
+class RankLinks:
     """The links of one rank, selected by its place in the mesh."""
 
     def __init__(self, rank: int, mesh: Mesh, links: Mapping[Route, StageLink]) -> None:

@@ -52,7 +52,7 @@ class NoTracing:
         """Does nothing."""
 
 
-def endpoint_in_force(option: str | None, environment: Mapping[str, str], signal: str = "TRACES") -> str:
+def resolve_endpoint(option: str | None, environment: Mapping[str, str], signal: str = "TRACES") -> str:
     """The URL of the collector for `signal` (TRACES or METRICS): `option`, else from OpenTelemetry's variables.
 
     "" for none. `option` enables traces whatever the variables are; OTEL_METRICS_EXPORTER=none always disables metrics.

@@ -1,7 +1,7 @@
 """Writes the model card of an exported model: `python -m outrider.workers.training.card`.
 
-Everything in it comes from files: the corpus manifest, what evaluate.py said before and after distilling, what
-benchmarks/models/text_quality.py said, and a few lines on the run; nothing is measured here.
+All content comes from files: the corpus manifest, results of evaluate.py before and after distilling, results of
+benchmarks/models/text_quality.py, and a short description of the run. Nothing is measured here.
 """
 
 import argparse
@@ -86,7 +86,7 @@ Greedy text of a small model loops, which flatters acceptance.
 
 
 def introduction(shape: ModelSizes) -> str:
-    """What the model is."""
+    """The card's introduction."""
     return _HEAD.format(
         layers=shape.num_hidden_layers,
         hidden=shape.hidden_size,
@@ -147,7 +147,7 @@ def results_section(before: Evaluation, after: Evaluation) -> str:
 
 
 def text_section(found: dict[str, Any]) -> str:
-    """What is known of the text, each model of benchmarks/models/text_quality.py in a row of its own."""
+    """Measures of the generated text, one row for each model of benchmarks/models/text_quality.py."""
     models, simpler = found["models"], found["simpler"]
     by_model = {name: model["bits a byte"] for name, model in models.items()}
     by_model |= {name: {kind: row[name] for kind, row in simpler.items()} for name in simpler["code"]}

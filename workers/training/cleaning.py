@@ -62,7 +62,7 @@ def html_to_text(page: str) -> str:
 
 
 def pod_to_text(pod: str) -> str:
-    """Perl's documentation format as plain text: commands become headings, formatting codes lose their letters."""
+    """Perl's documentation format as plain text: commands become headings, formatting codes are removed."""
     text = _POD_CODE.sub(r"\1", _POD_CODE.sub(r"\1", pod))
     text = re.sub(r"^=head([1-4]) ", lambda match: "#" * int(match[1]) + " ", text, flags=re.MULTILINE)
     text = re.sub(r"^=item\s*\*?\s*", "- ", text, flags=re.MULTILINE)
@@ -99,7 +99,7 @@ def is_readable_code(source: str) -> bool:
 
 
 def is_running_prose(text: str) -> bool:
-    """Whether a page is mostly sentences, and long enough to be worth reading."""
+    """Whether a page is mostly sentences and long enough."""
     if len(text) < 600:
         return False
     letters = sum(character.isalpha() or character == " " for character in text)
@@ -109,5 +109,5 @@ def is_running_prose(text: str) -> bool:
 
 
 def fingerprint(text: str) -> str:
-    """A key that is equal for texts that differ only in white space, case or digits: near-copies share it."""
+    """A key that is equal for texts that differ only in white space, case or digits, to find near-copies."""
     return re.sub(r"[\s\d]+", "", text.lower())

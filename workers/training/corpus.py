@@ -1,8 +1,8 @@
 """Builds scout's training text: `python -m outrider.workers.training.corpus --out DIR`.
 
 Downloads documentation packages (Debian) and wheels (the Python package index) with their ordinary clients, cleans
-them, drops near-copies, and writes `train.jsonl`, `heldout.jsonl` and `manifest.json`. Whole files are held out, chosen
-by a hash of their name: the same packages always give the same split. Knows nothing of tokens or models.
+them, drops near-copies, and writes `train.jsonl`, `heldout.jsonl` and `manifest.json`. Whole files are held out,
+chosen by a hash of their name, so the same packages always give the same split. Does not know tokens or models.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def debian_documents(source: sources.DebianSource, folder: Path) -> Iterator[Doc
 
 
 def page_text(path: Path) -> str:
-    """The running text of a documentation file, whatever its format."""
+    """The running text of a documentation file in any supported format."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     raw = data.decode("utf-8", errors="replace")
     if ".html" in path.name:
@@ -98,7 +98,7 @@ def standard_library_documents() -> Iterator[Document]:
 
 
 def limited(documents: Iterable[Document], limit_mb: float) -> list[Document]:
-    """At most `limit_mb` of text, taken in the order of a hash, so that the choice does not favour one folder."""
+    """At most `limit_mb` of text, selected in the order of a hash, so that no folder is preferred."""
     kept, size = [], 0
     for document in sorted(documents, key=lambda item: name_hash(item.package, item.path)):
         if size + len(document.text) <= limit_mb * 1e6:
@@ -108,7 +108,7 @@ def limited(documents: Iterable[Document], limit_mb: float) -> list[Document]:
 
 
 def without_copies(documents: Iterable[Document]) -> Iterator[Document]:
-    """Drops files whose text, or a long stretch near its start, already appeared (white space, case, digits apart)."""
+    """Drops files whose text, or a long part near its start, occurred before, ignoring white space, case and digits."""
     seen: set[str] = set()
     for document in documents:
         key = cleaning.fingerprint(document.text)
@@ -176,7 +176,7 @@ def manifest(documents: Iterable[Document], version_of: dict[str, str]) -> dict[
 
 
 def write_jsonl(path: Path, documents: Iterable[Document]) -> None:
-    """One document a line."""
+    """Writes one document per line."""
     path.write_text("".join(json.dumps(asdict(document)) + "\n" for document in documents), encoding="utf-8")
 
 

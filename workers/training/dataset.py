@@ -21,7 +21,7 @@ Tokens = npt.NDArray[np.uint16]
 
 
 def document_text(document: dict[str, str]) -> str:
-    """A document as the model reads it; conversations are written as the chat template writes them."""
+    """A document as model input; conversations are formatted by the chat template."""
     if document["kind"] != "chat":
         return document["text"]
     marks = {"user": (USER, ""), "assistant": (ASSISTANT, END)}

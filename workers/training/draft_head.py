@@ -1,8 +1,8 @@
-"""Chooses the drafting head's tokens: `python -m outrider.workers.training.draft_head --data DIR --checkpoint DIR`.
+"""Chooses the draft head's tokens: `python -m outrider.workers.training.draft_head --data DIR --checkpoint DIR`.
 
-Counts the token streams that dataset.py wrote, each kind by its share, and keeps the most frequent tokens until they
-cover `--coverage` of the text. Writes draft_head.safetensors beside the checkpoint, which the engine uses when it is
-there: a draft outside of it is never made, and nothing else changes.
+Counts the token streams of dataset.py, weighted by kind, and keeps the most frequent tokens until they cover
+`--coverage` of the text. Writes draft_head.safetensors beside the checkpoint. If the file exists, the engine only
+drafts those tokens; its output does not change.
 """
 
 import argparse
@@ -21,7 +21,7 @@ Frequencies = npt.NDArray[np.float64]
 
 
 def frequencies(folder: Path, vocab_size: int, shares: Mapping[str, float] = KIND_SHARES) -> Frequencies:
-    """How much of the training text each token is, [vocab]; sums to 1."""
+    """The frequency of each token in the training text, [vocab]; sums to 1."""
     total = np.zeros(vocab_size)
     for kind, share in shares.items():
         counts = np.bincount(np.load(folder / f"train.{kind}.npy", mmap_mode="r"), minlength=vocab_size)
@@ -30,7 +30,7 @@ def frequencies(folder: Path, vocab_size: int, shares: Mapping[str, float] = KIN
 
 
 def most_frequent(frequencies: Frequencies, coverage: float, always: tuple[int, ...] = ()) -> npt.NDArray[np.int32]:
-    """The fewest tokens that make up `coverage` of the text, and those of `always`; ascending."""
+    """The fewest tokens that cover `coverage` of the text, and those of `always`; ascending."""
     order = np.argsort(-frequencies, kind="stable")
     kept = int(np.searchsorted(np.cumsum(frequencies[order]), coverage)) + 1
     return np.unique(np.concatenate([order[:kept], np.asarray(always, dtype=np.int64)])).astype(np.int32)

@@ -35,7 +35,7 @@ def held_out_loss(network: Network, stream: Tensor, window: int = 512, most: int
 
 
 def tokens_per_byte(tokenizer: Tokenizer, stream: Tensor) -> float:
-    """How many tokens stand for one byte of UTF-8 text."""
+    """Tokens per byte of UTF-8 text."""
     return len(stream) / len(tokenizer.decode(stream.tolist(), skip_special_tokens=True).encode())
 
 
@@ -64,13 +64,13 @@ def unrolled_states(network: Network, states: Tensor, tokens: Tensor, depth: int
 
 @torch.no_grad()
 def matches(network: Network, prompts: Tensor, temperature: float, seed: int) -> Tensor:
-    """Whether step j's draft from each start of the model's own text is its token there: bool [depth, rows, starts].
+    """Whether the draft of step j from each start equals the model's own token: bool [depth, rows, starts].
 
-    Drafts are made with the true tokens before them, so entry j counts only where entries before it are true.
+    Drafts are made from the true tokens before them, so entry j is only valid if all earlier entries are true.
     """
     noise = Noise(seed, len(prompts), network.shape.vocab_size)
     tokens = continuations(network, prompts, NEW + DEPTH + 1, temperature, noise)
-    first = prompts.shape[1] - 1  # the state there says the first new token
+    first = prompts.shape[1] - 1  # its state predicts the first new token
     states, _ = network.hidden_states(tokens[:, : first + NEW])
     found = torch.zeros(DEPTH, len(prompts), NEW, dtype=torch.bool)
     for j, drafts in enumerate(unrolled_states(network, states, tokens, DEPTH), start=1):

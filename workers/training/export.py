@@ -42,7 +42,7 @@ _FIXED_SETTINGS: dict[str, object] = {
 
 
 def checkpoint_tensors(network: Network, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """The network's tensors under the checkpoint's names: experts apart, embedding and head repeated for MTP."""
+    """The network's tensors under the checkpoint's names: experts unstacked, embedding and head duplicated for MTP."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
         for part, value in named_parts(name, tensor):
@@ -55,7 +55,7 @@ def checkpoint_tensors(network: Network, dtype: torch.dtype = torch.bfloat16) ->
 
 
 def named_parts(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """A stacked tensor of experts as one tensor for each expert; any other as it is."""
+    """A stacked expert tensor as one tensor per expert; other tensors unchanged."""
     for kind in ("gate", "up", "down"):
         if name.endswith(f".experts_{kind}"):
             prefix = name.removesuffix(f"_{kind}")
@@ -70,7 +70,7 @@ def model_settings(shape: ModelSizes) -> dict[str, object]:
 
 
 def export(network: Network, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes weights and settings; each file appears whole, by one move."""
+    """Writes weights and settings; each file is written to a temporary name and renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = model_settings(network.shape) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     generation = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "do_sample": True, "temperature": 0.8}

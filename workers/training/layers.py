@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from outrider.workers.training.shape import ModelSizes
 
 LATENT_NORM_EPS = 1e-6
-SILENT = 0.01  # layers begin as almost nothing: embedding and head learn the words' frequencies before they speak
+SILENT = 0.01  # initial scale of layer outputs: embedding and head learn token frequencies first
 
 
 class TrainableLinear(nn.Linear):
@@ -50,7 +50,7 @@ def rotary_table(shape: ModelSizes, positions: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turns the pairs (2i, 2i+1) of x [batch, tokens, heads, rope] by their angles, as the original checkpoints do."""
+    """Rotates the pairs (2i, 2i+1) of x [batch, tokens, heads, rope] by their angles, like the original checkpoints."""
     cos, sin = rotary[0][:, None], rotary[1][:, None]  # [tokens, 1, rope / 2]
     even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
@@ -93,7 +93,7 @@ class TrainableAttention(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
         """Causal attention over x [batch, tokens, hidden]."""
         query, key, value = self.project(x, rotary)
-        padding = query.shape[-1] - value.shape[-1]  # the fused kernel wants one width
+        padding = query.shape[-1] - value.shape[-1]  # the fused kernel needs equal widths
         padded = F.pad(value, (0, padding))
         attended = F.scaled_dot_product_attention(query, key, padded, is_causal=True, scale=self.scale)
         return self.combine(attended[..., : value.shape[-1]])
@@ -136,7 +136,7 @@ class TrainableRouter(nn.Module):
 
 
 class TrainableMoE(nn.Module):
-    """All experts side by side as one wide block, weighted per token: on a CPU two large products beat many small."""
+    """All experts as one wide block, weighted per token: on a CPU, two large products are faster than many small."""
 
     def __init__(self, shape: ModelSizes) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """Muon (Keller Jordan, 2024) for many small matrices: equal shapes are orthogonalised together in batched products.
 
-torch.optim.Muon walks the matrices one by one and takes no stacks; on scout's hundreds of experts that costs more than
-the rest of a step. The maths is the same: Nesterov momentum, five Newton-Schulz steps, lr x sqrt(max(1, rows/columns)).
+torch.optim.Muon processes matrices one by one and accepts no stacks. With scout's hundreds of experts that would take
+longer than the rest of a step. The maths is the same: Nesterov momentum, five Newton-Schulz steps, lr x sqrt(max(1,
+rows/columns)).
 """
 
 from collections import defaultdict

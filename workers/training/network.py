@@ -1,4 +1,4 @@
-"""A trainable DeepSeek-V3 with one MTP module. Loads and saves nothing; export.py knows the checkpoint's layout."""
+"""A trainable DeepSeek-V3 with one MTP module. Does no loading or saving; export.py knows the checkpoint's layout."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from outrider.workers.training.shape import ModelSizes
 
 
 class TrainableSharedHead(nn.Module):
-    """The norm before the MTP module's use of the shared head. Its output is the state that recursion recycles."""
+    """The norm before the MTP module's use of the shared head. Its output is the recursion's next input."""
 
     def __init__(self, shape: ModelSizes) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Cuts benchmark prompts from held-out files: `python -m outrider.workers.training.prompts`.
 
-Only files with permissive licences are quoted, and none that training saw. A prompt starts where a definition or a
-paragraph starts and breaks off in its middle, so that there is something to continue.
+Only files with permissive licences are used, and none of the training files. A prompt starts at a definition or a
+paragraph and ends in its middle, so that it can be continued.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def excerpts(document: dict[str, str], tokenizer: Tokenizer, most: int) -> Itera
 
 
 def choose(documents: list[dict[str, str]], tokenizer: Tokenizer, kind: str, count: int) -> list[str]:
-    """`count` excerpts of one kind, from as many files as there are, in the order of a hash."""
+    """`count` excerpts of one kind, from as many files as possible, in the order of a hash."""
     files = [document for document in documents if document["kind"] == kind and document["permissive"]]
     files.sort(key=lambda document: name_hash(document["package"], document["path"]))
     found = [list(excerpts(document, tokenizer, 4)) for document in files]

@@ -1,5 +1,8 @@
-"""Samples text from a network in batches, with coupled noise: used to train the drafter on the model's own text and to
-measure its drafts along it. Not the engine's sampler: no paging, prompts of one length."""
+"""Samples text from a network in batches, with coupled noise.
+
+Used to train the drafter on the model's own text, and to evaluate it. Not the engine's sampler: no paging, and all
+prompts have one length.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +16,7 @@ from outrider.workers.training.network import Network
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Gumbel noise that depends on (seed, position) alone, so that target and drafter can draw the same."""
+    """Gumbel noise that depends on (seed, position) only, so that target and drafter use the same."""
 
     seed: int
     rows: int

@@ -45,14 +45,16 @@ class Recipe:
         return 1 - (1 - self.final_factor) * min(1.0, decayed)
 
     def learning_rates(self, step: int, progress: float) -> tuple[float, float, float]:
-        """Rates of Muon, AdamW and the embedding. Muon warms up last, or all layers would learn one and the same thing:
-        how frequent each word is."""
+        """Rates of Muon, AdamW and the embedding.
+
+        Muon warms up last. Otherwise all layers would first learn the same thing: token frequencies.
+        """
         muon, adam = (min(1.0, (step + 1) / steps) for steps in (self.muon_warmup_steps, self.adam_warmup_steps))
         factor = self.factor(progress)
         return self.muon_lr * muon * factor, self.adam_lr * adam * factor, self.embedding_lr * adam * factor
 
     def window_at(self, step: int, progress: float) -> int:
-        """Tokens in a window: short at first, later every second batch is long, for positions past the short ones."""
+        """Tokens per window: short at first; later every second batch is long, to train later positions."""
         return self.long_window if progress >= self.long_from and step % 2 else self.window
 
 
@@ -69,7 +71,7 @@ CONTINUED = Recipe(
 
 
 class Trainer:
-    """Owns the network, its optimizers and the clock; everything that a checkpoint must hold."""
+    """Owns the network, its optimizers and the clock: everything that a checkpoint must contain."""
 
     def __init__(self, network: Network, recipe: Recipe) -> None:
         self.network = network
@@ -98,7 +100,7 @@ class Trainer:
         return losses
 
     def save(self, path: Path) -> None:
-        """Writes a checkpoint in one move: a reader never sees half of one."""
+        """Writes a checkpoint atomically."""
         state = {
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -118,7 +120,7 @@ class Trainer:
 
 
 def split_parameters(network: Network) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Matrices for Muon; head, routers and norms for AdamW. The embedding is in neither: it wants a rate of its own."""
+    """Matrices for Muon; head, routers and norms for AdamW. The embedding is in neither: it has its own rate."""
     matrices: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in network.named_parameters():
@@ -130,13 +132,13 @@ def split_parameters(network: Network) -> tuple[list[torch.nn.Parameter], list[t
 
 @torch.no_grad()
 def balance(network: Network, loads: list[torch.Tensor], step: float) -> None:
-    """Moves every router's bias towards the experts that got less than their share (arXiv 2408.15664)."""
+    """Moves every router's bias towards the experts with less than their share (arXiv 2408.15664)."""
     for router, load in zip(network.routers(), loads, strict=True):
         router.e_score_correction_bias += step * torch.sign(load.mean() - load)
 
 
 def held_out_losses(network: Network, data: Path, recipe: Recipe, batches: int = 2) -> dict[str, float]:
-    """Losses on the first held-out batches of each kind, as training computes them: a quick look."""
+    """Losses on the first held-out batches of each kind, computed as in training: a quick estimate."""
     found = {}
     for kind in ("code", "prose"):
         windows = Windows(data, "heldout", seed=1, shares={kind: 1.0})
@@ -148,7 +150,7 @@ def held_out_losses(network: Network, data: Path, recipe: Recipe, batches: int =
 
 
 def run(trainer: Trainer, data: Path, work: Path, minutes: float) -> None:
-    """Trains until the clock says so. Writes a checkpoint and a held-out loss every few minutes, metrics every step."""
+    """Trains until the time is over. Writes a checkpoint and a held-out loss every few minutes, metrics every step."""
     recipe, windows = trainer.recipe, Windows(data, "train", trainer.recipe.seed)
     checkpoint, last = work / "checkpoint.pt", time.monotonic()
     next_save_s = trainer.elapsed_s + 300
@@ -170,7 +172,7 @@ def run(trainer: Trainer, data: Path, work: Path, minutes: float) -> None:
 
 
 def imbalance(loads: list[torch.Tensor]) -> float:
-    """The busiest expert's load over the mean, averaged over layers."""
+    """The highest expert load over the mean, averaged over layers."""
     return sum((load.max() / load.mean()).item() for load in loads) / len(loads)
 
 

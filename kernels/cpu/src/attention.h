@@ -1,10 +1,10 @@
-// Multi-head latent attention over the paged cache (DeepSeek-V2, arXiv 2405.04434): absorbed, where all heads meet one
-// latent, or by head, where each meets its own key and value.
+// Multi-head latent attention over the paged cache (DeepSeek-V2, arXiv 2405.04434). Two forms: absorbed, where all
+// heads attend to one latent, or by head, where each head attends to its own keys and values.
 //
-// A query walks the cache in chunks of kChunk slots at fixed positions of its sequence, in order, with a running
-// maximum: a chunk's products are summed slot by slot and then joined to what came before. After kSegment slots it
-// begins anew, and the segments are joined in order, by one thread or after several have walked them. No sum crosses a
-// query, so neither the rows beside it, nor threads, nor where its blocks lie can show.
+// A query processes the cache in chunks of kChunk slots at fixed positions of its sequence, in order, with a running
+// maximum. A chunk's products are summed slot by slot, then added to the previous chunks' sum. Each segment of
+// kSegment slots starts a new sum, and segments are joined in order, whether one thread or several computed them. No
+// sum crosses queries. So a result does not depend on the other rows, the threads, or where blocks are.
 #pragma once
 
 #include <algorithm>
@@ -17,19 +17,20 @@ namespace outrider {
 
 constexpr int kChunk = 64;      // slots
 constexpr int kSegment = 128;
-constexpr int kEnoughSegments = 3;  // for each thread, to be shared out evenly
-constexpr int kTileRows = 8;    // of one sequence, that walk the cache together
+constexpr int kEnoughSegments = 3;  // per thread, so that they can be split evenly
+constexpr int kTileRows = 8;    // rows of one sequence that are processed together
 constexpr int kTileQueries = 64;
 constexpr int kAskAhead = 16;   // slots
 constexpr int kLine = 64;       // bytes
-constexpr int kQuads = 4;       // queries, slots or vectors whose sums are in registers together
+constexpr int kQuads = 4;       // queries, slots or vectors with sums in registers at once
 
-// Rows [begin, end) of a sequence, heads [first_head, last_head) and segments [first_segment, last_segment): what one
-// thread does at a time. A walk over one of several segments leaves its results in `part`, to be joined.
+// One thread's unit of work: rows [begin, end) of a sequence, heads [first_head, last_head) and segments
+// [first_segment, last_segment). A walk over one of several segments stores its results in `part`, which are joined
+// later.
 struct Walk {
     int sequence, begin, end, first_head, last_head;
     long first_segment, last_segment;
-    long part;  // the place of its first query among all parts; -1: it walks all segments, and needs none
+    long part;  // index of its first query among all parts; -1: it covers all segments and needs no part
     long cost;
 
     int heads() const { return last_head - first_head; }
@@ -37,7 +38,7 @@ struct Walk {
     int queries() const { return rows() * heads(); }
 };
 
-// The walks of some rows, how many queries are walked in parts, and how many parts they leave.
+// The walks of some rows, how many queries are split into parts, and the number of parts.
 struct Walks {
     std::vector<Walk> all;
     long parted = 0, parts = 0;
@@ -45,8 +46,8 @@ struct Walks {
 
 inline long segments_of(const Rows& rows, int row) { return rows.slots[row] / kSegment + 1; }
 
-// Few rows that look far back are walked segment by segment, so that all threads share one reading of the cache; where
-// that makes few pieces, some heads at a time as well.
+// Few rows with a long context are split by segment, so that all threads share one pass over the cache. If that gives
+// few walks, heads are split too.
 inline void add_tile(const Shape& shape, const Rows& rows, Walk tile, bool apart, int head_tile, Walks& walks) {
     const long segments = segments_of(rows, tile.end - 1);
     for (int head = 0; head < shape.heads; head += head_tile) {
@@ -82,7 +83,7 @@ inline Walks walks_of(const Shape& shape, const Rows& rows, int begin, int end, 
     return walks;
 }
 
-// Calls take(walk) for this thread's share of the walks, by their cost.
+// Calls take(walk) for this thread's share of the walks, balanced by cost.
 template <class Take>
 void share_walks(const Team& team, const Walks& walks, Take& take) {
     long total = 0;
@@ -96,12 +97,13 @@ void share_walks(const Team& team, const Walks& walks, Take& take) {
     }
 }
 
-// What a query meets of a slot: `own` vectors from `at` on, then `shared` ones from its beginning.
+// The part of a slot that a query is multiplied with: `own` vectors from `at` on, then `shared` ones from its
+// beginning.
 struct Met {
     int at, own, shared;
 };
 
-// scores[q][0..3] of Q queries with four slots.
+// scores[q][0..3] of Q queries and four slots.
 template <int Q, class Value>
 NEVER_INLINE void score(const float* const* queries, const Value* const* slots, Met met, float* const* scores) {
     F16 sums[Q][kQuads];
@@ -121,8 +123,8 @@ NEVER_INLINE void score(const float* const* queries, const Value* const* slots, 
     for (int q = 0; q < Q; ++q) sums_of_four(sums[q], scores[q]);
 }
 
-// out[q] = out[q] * kept[q] + sum over slots [begin, end) of weight times value, for V vectors at `at`; a slot's values
-// begin at `from`.
+// out[q] = out[q] * kept[q] + sum over slots [begin, end) of weight times value, for V vectors at `at`. A slot's
+// values begin at `from`.
 template <int Q, int V, class Value>
 NEVER_INLINE void gather(const float* const* weights, const Value* const* slots, int begin, int end, int from, int at,
                    const float* kept, float* const* out) {
@@ -153,11 +155,12 @@ inline void in_quads(int count, const Work& work) {  // work(first, integral con
     if (count - first == 1) work(first, std::integral_constant<int, 1>{});
 }
 
-// What a query has gathered: the values by their weights, which are e^(score - most), and the sum of the weights.
+// A query's state: the largest score `most`, and the sum of the weights e^(score - most). The weighted values are
+// stored separately.
 struct Gathered {
     float most = -INFINITY, total = 0;
 
-    // Joins a later segment; `values` and `others` are [stride].
+    // Adds a later segment; `values` and `others` are [stride].
     void join(const Gathered& other, float* values, const float* others, int stride) {
         const float peak = std::max(most, other.most);
         const float own = exp_of(most - peak), its = exp_of(other.most - peak);
@@ -174,8 +177,8 @@ struct Gathered {
     }
 };
 
-// Turns a query's scores [kChunk] in slots [begin, end) of a chunk into weights, 0 elsewhere, and counts them in. What
-// was gathered before is to be multiplied by the factor returned.
+// Turns a query's scores [kChunk] in slots [begin, end) of a chunk into weights, 0 elsewhere, and adds them to the
+// sum. Returns the factor by which earlier weighted values must be multiplied.
 inline float weigh(float* weights, int begin, int end, Gathered& now) {
     if (begin >= end) return 1.0f;
     const int first = begin / kLanes * kLanes, last = (end + kLanes - 1) / kLanes * kLanes;  // whole vectors
@@ -198,15 +201,15 @@ inline float weigh(float* weights, int begin, int end, Gathered& now) {
     return kept;
 }
 
-// Room for the parts of walks over one segment each.
+// Memory for the parts of walks that cover one segment each.
 struct Parts {
     std::vector<Gathered> gathered;
     std::vector<float> values;  // [parts][stride]
 };
 
-// Queries [rows][heads][query_stride] and results [rows][heads][gathered_stride], which begin at the block's first row.
+// Queries [rows][heads][query_stride] and results [rows][heads][gathered_stride]; both begin at the block's first row.
 //
-// Queries that meet the same keys are numbered one after another: by row, then head; by head first, where each has its own.
+// Queries that share keys are numbered consecutively: by row, then head. With keys by head, by head, then row.
 template <class Value>
 class Walker {
 public:
@@ -239,7 +242,7 @@ public:
         for (int q = 0; q < count; ++q) finish(whole[q], out_of(walk, q));
     }
 
-    // Joins what the walks of one tile left in parts of its query q: `walk` is the first of them.
+    // Joins the parts that one tile's walks stored for query q. `walk` is the first of them.
     void join_parts(const Walk* walk, int q) {
         const long segments = segments_of(rows_, walk->end - 1);
         float* out = out_of(*walk, q);
@@ -254,7 +257,7 @@ public:
     }
 
 private:
-    // What row `row` sees of a chunk: slots [begin, end) of it.
+    // The slots [begin, end) of a chunk that row `row` attends to.
     struct Seen {
         int begin, end;
         bool operator==(const Seen&) const = default;
@@ -264,7 +267,7 @@ private:
         return {static_cast<int>(std::clamp<int64_t>(begin, 0, kChunk)), static_cast<int>(std::clamp<int64_t>(end, 0, kChunk))};
     }
 
-    // Heads whose queries meet the same keys, and how many queries of the walk do.
+    // The number of heads that share keys; below, the number of such queries in the walk.
     int together(const Walk& walk) const { return shape_.by_head ? 1 : walk.heads(); }
     int company(const Walk& walk) const { return walk.rows() * together(walk); }
 
@@ -295,7 +298,7 @@ private:
         find_slots(walk, chunk);
         const int last = seen(walk, walk.end - 1, chunk).end, count = walk.queries(), values = shape_.gathered();
         for (int slot = 0; slot < last; slot += kQuads) {
-            int asked = 0;  // of the quad further on; between products, so that memory and cores are both kept busy
+            int asked = 0;  // prefetched vectors of a later quad; interleaved with products to keep memory and core busy
             for (int first = 0; first < count; first += company(walk)) {
                 for (; asked * count < kQuads * (first + company(walk)); ++asked) ask_for(slots_[slot + kAskAhead + asked]);
                 score_quad(walk, first, slot);
@@ -306,13 +309,13 @@ private:
             kept_[q] = weigh(weights_[q], range.begin, range.end, now_[q]);
         }
         int at = 0;
-        if (count <= 2)  // more of their values at one time
+        if (count <= 2)  // with few queries, more vectors at once
             for (; at + 2 * kQuads * kLanes <= values; at += 2 * kQuads * kLanes) gather_part<2 * kQuads>(walk, chunk, at);
         for (; at + kQuads * kLanes <= values; at += kQuads * kLanes) gather_part<kQuads>(walk, chunk, at);
         for (; at < values; at += kLanes) gather_part<1>(walk, chunk, at);
     }
 
-    // Where the chunk's slots are; past the last that anybody sees, that one again.
+    // Addresses of the chunk's slots. After the last slot that any row attends to, its address is repeated.
     void find_slots(const Walk& walk, long chunk) {
         const int64_t first = chunk * kChunk, last = rows_.slots[walk.end - 1] - first;
         int64_t in_block = first % shape_.block_size;
@@ -330,8 +333,8 @@ private:
         for (int i = 0; i < shape_.slot_stride(); i += kLine / sizeof(Value)) prefetch(slot + i);
     }
 
-    // Of the queries from `first` on that meet the same keys, the slots that only later rows see included: what a row does
-    // not see is not weighed.
+    // Scores of the queries that share keys, from `first` on. This includes slots that only later rows attend to:
+    // these get no weight.
     void score_quad(const Walk& walk, int first, int slot) {
         const Met met = shape_.by_head ? Met{shape_.key_of(head_of(walk, first)), shape_.nope / kLanes, shape_.rope / kLanes}
                                        : Met{0, shape_.latent_stride() / kLanes, 0};
@@ -346,7 +349,7 @@ private:
     void gather_part(const Walk& walk, long chunk, int at) {
         for (int row = walk.begin, until = row; row < walk.end; row = until) {
             const Seen range = seen(walk, row, chunk);
-            while (until < walk.end && seen(walk, until, chunk) == range) ++until;  // rows that see the same are read for at once
+            while (until < walk.end && seen(walk, until, chunk) == range) ++until;  // rows with the same slots are processed together
             if (range.begin >= range.end) continue;
             for (int q = (row - walk.begin) * together(walk); q < walk.queries(); q += company(walk))
                 gather_rows<V>((until - row) * together(walk), q, range, values_at(walk, q), at);
@@ -368,13 +371,13 @@ private:
     const Value* cache_;
     const float* queries_;
     float* out_;
-    int first_row_, stride_;  // of what a query gathers
+    int first_row_, stride_;  // of a query's weighted values
     const Value* slots_[kChunk + kAskAhead + kQuads];
     Parts& parts_;
     std::unique_ptr<float[]> segment_values_;
     const float* query_[kTileQueries];
     float *values_[kTileQueries], *weights_[kTileQueries];
-    Gathered now_[kTileQueries];  // of the segment at hand
+    Gathered now_[kTileQueries];  // of the current segment
     float kept_[kTileQueries];
     alignas(64) float weight_room_[kTileQueries * kChunk];
 };

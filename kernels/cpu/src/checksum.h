@@ -1,7 +1,7 @@
-// A checksum against damage, at the speed of memory: of stored weights, not of secrets.
+// A checksum of stored weights at memory speed. It detects damage, not tampering.
 //
-// Eight lanes take every eighth word. A lane's step is one to one in the word and in what the lane held, so a change
-// that is within one word is always seen; any other is missed once in 2^64, as far as words are independent.
+// Eight lanes take every eighth word. A lane's step is a bijection of both the word and the lane's state, so a change
+// within one word is always detected. Any other change is missed with probability 2^-64, if words are independent.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace outrider {
 constexpr int kChecksumLanes = 8;
 
 inline uint64_t mixed(uint64_t lane, uint64_t word) {
-    const uint64_t sum = (lane ^ word) * 0x9E3779B97F4A7C15u;  // odd, so that nothing is lost
+    const uint64_t sum = (lane ^ word) * 0x9E3779B97F4A7C15u;  // odd, so the product is a bijection
     return sum << 29 | sum >> 35;
 }
 

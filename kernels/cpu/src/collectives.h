@@ -1,11 +1,11 @@
-// What ranks of one machine do together, through memory that all of them map: every rank writes its own part, and
-// reads the others' once they say that it is there.
+// Collectives between the ranks of one machine through shared memory: every rank writes its own part, and reads the
+// other ranks' parts after they have signalled them.
 //
-// Each rank has two halves of room, used in turn: it writes one over only when all others have done with what was in
-// it two steps ago. Waiting threads spin for a while, then sleep in the kernel, until a deadline; a rank that leaves
-// says so. Larger parts go through the room piece by piece.
+// Each rank has two buffers, used alternately. It overwrites one only after all ranks have finished the step before
+// the last, which used it. Waiting threads spin for a while, then sleep in the kernel until a deadline. A rank that
+// leaves signals that. Larger parts are sent in pieces.
 //
-// Layout: what arrives lies by rank, in ascending order. Nothing is summed here: bytes are copied as they are.
+// Layout: received parts are in rank order. No sums: bytes are only copied.
 #pragma once
 
 #include <linux/futex.h>
@@ -25,21 +25,23 @@
 
 namespace outrider {
 
-// A group as the kernels call it: this one's ranks, or Python's callbacks. Both return 0, or say what went wrong.
+// A group's interface for the kernels: a SharedGroup, or callbacks into Python. Both functions return 0 or an error
+// code.
 struct Group {
     int32_t rank, size;
     void* state;
-    // all[size][bytes]: every rank's `bytes` bytes, by rank; where `root` is a rank (not -1), on that one only.
+    // all[size][bytes]: every rank's `bytes` bytes, in rank order. If `root` is not -1, only that rank receives them.
     int32_t (*gather)(void* state, int32_t what, const void* mine, int64_t bytes, int32_t root, void* all);
-    // Part r of `sent` goes to rank r, what each sent to this one comes to `received`, by rank. Sizes are in bytes.
+    // Part r of `sent` goes to rank r; the parts for this rank are stored in `received`, in rank order. Sizes are in
+    // bytes.
     int32_t (*exchange)(void* state, int32_t what, const void* sent, const int64_t* sent_sizes, void* received,
                         const int64_t* received_sizes);
 };
 
-constexpr int kPurposes = 16;  // at most, of collectives
+constexpr int kPurposes = 16;  // upper bound of purposes
 
-struct Traffic {  // of one purpose, since the beginning
-    int64_t count, bytes, nanoseconds;  // bytes that this rank gave: its part of a gather, what went to others of an exchange
+struct Traffic {  // of one purpose, since the group was opened
+    int64_t count, bytes, nanoseconds;  // bytes: sent by this rank, without its own part of an exchange
 };
 
 inline int64_t now_ns() {
@@ -48,7 +50,8 @@ inline int64_t now_ns() {
 
 class SharedGroup {
 public:
-    // `memory` is `size_of(size, room)` bytes, zeroed, the same for all. Spins and deadline are of every wait.
+    // `memory` is `size_of(size, room)` zeroed bytes, the same for all ranks. `spins` and `timeout_ns` apply to each
+    // wait.
     SharedGroup(void* memory, int rank, int size, int64_t room, int spins, int64_t timeout_ns)
         : members_(static_cast<Member*>(memory)), data_(static_cast<char*>(memory) + header(size)), rank_(rank), size_(size),
           room_(room), spins_(spins), timeout_ns_(timeout_ns) {}
@@ -77,7 +80,7 @@ public:
         std::vector<int64_t> places(size_ + 1), at(size_), totals(size_, 1), written(size_, 0);
         for (int r = 0; r < size_; ++r) places[r + 1] = places[r] + sent_sizes[r];
         const int64_t header = static_cast<int64_t>(places.size()) * sizeof(int64_t);
-        // A stream: where the parts for each rank begin, then the parts. All learn from its start how long it is.
+        // A stream: a header with the offset of each rank's part, then the parts. Its length follows from the header.
         const int64_t total = header + places[size_];
         for (int64_t from = 0; from < *std::max_element(totals.begin(), totals.end()); from += room_) {
             if (!begin_step()) return broken_;
@@ -101,7 +104,7 @@ public:
         return 0;
     }
 
-    // The others' waits for this rank end.
+    // Ends the other ranks' waits for this rank.
     void leave() {
         members_[rank_].left.store(1, std::memory_order_seq_cst);
         wake(members_[rank_]);
@@ -120,7 +123,7 @@ private:
     char* half(int rank) const { return data_ + (2 * rank + step_ % 2) * room_; }
     char* own() const { return half(rank_); }
 
-    // Before this rank writes: everybody has done with the step before the last.
+    // Waits until all ranks have finished the step before the last. Call before this rank writes.
     bool begin_step() {
         for (int other = 0; other < size_ && !broken_; ++other)
             if (!wait(other, step_)) return false;
@@ -163,7 +166,7 @@ private:
 
     static void wake(Member& member) { syscall(SYS_futex, &member.done, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0); }
 
-    // Bytes [from, from + count) of header and parts, into this rank's room.
+    // Copies bytes [from, from + count) of header and parts into this rank's buffer.
     void write_stream(const int64_t* places, int64_t header, const char* parts, int64_t from, int64_t count) {
         char* to = own();
         if (count <= 0) return;
@@ -185,7 +188,7 @@ private:
     int spins_;
     int64_t timeout_ns_;
     uint32_t step_ = 0;
-    int32_t broken_ = 0;  // 2 * (rank + 1) of who was late, and 1 more if it has left
+    int32_t broken_ = 0;  // 2 * (rank + 1) of the late rank, plus 1 if it has left
 };
 
 inline int32_t gather_shared(void* group, int32_t what, const void* mine, int64_t bytes, int32_t root, void* all) {

@@ -1,6 +1,7 @@
-// Whether others use the cores that a team runs on: how long its threads were ready to run and did not, as Linux counts.
+// Detects whether other processes use a team's cores: how long its threads were runnable but not running, as Linux
+// counts.
 //
-// Times only: how many threads a round runs on changes no bit of it.
+// This changes timing only: the number of threads changes no bit of a round.
 #pragma once
 
 #include <fcntl.h>
@@ -13,10 +14,10 @@
 
 namespace outrider {
 
-// Of the time since it was last asked: two threads that wait for half of it are no faster than one. Other threads of
-// this process, which hand tokens on, make one wait for a tenth.
+// Share of the time since the last call. If two threads wait for half of it, they are no faster than one. Other
+// threads of this process, which deliver tokens, account for about a tenth.
 constexpr double kCrowded = 0.33;
-constexpr double kLeastAsked = 5e6;  // ns to ask about: in less, one thread that wakes for a moment is much
+constexpr double kLeastAsked = 5e6;  // ns between two calls: in a shorter time, one short wake-up would count for too much
 
 class Delays {
 public:
@@ -24,7 +25,7 @@ public:
         for (const int file : files_) close(file);
     }
 
-    // By each thread but the one that asks. Threads without a counter are left out.
+    // Call it in each thread except the one that calls crowded(). Threads without a counter are ignored.
     void watch_this_thread() {
         const int file = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
         if (file < 0) return;
@@ -32,8 +33,8 @@ public:
         files_.push_back(file);
     }
 
-    // Whether a watched thread had to wait for its core for much of the time since this was last asked. True without
-    // counters: then only the time that threads wait for one another is known.
+    // Whether a watched thread waited for its core for a large share of the time since the last call. Without counters
+    // it returns true: then only the threads' waits for each other are known.
     bool crowded() {
         const std::lock_guard<std::mutex> guard(door_);
         if (files_.empty()) return true;

@@ -1,7 +1,7 @@
-// Drafting with MTP modules, the last one by recursion: all steps of all sequences in one call, drawn inside.
+// Drafting with MTP modules, the last one recursively: all steps of all sequences in one call, sampling included.
 //
 // Layout: states are [rows][hidden] and logits [rows][outputs of the head], in float32. Sums are those of linear.h and
-// attention.h. A row's draft depends on its own sequence alone.
+// attention.h. A row's draft depends on its own sequence only.
 #pragma once
 
 #include <algorithm>
@@ -15,11 +15,11 @@
 
 namespace outrider {
 
-// A projection onto the vocabulary, or onto some of it; `linear` makes this rank's slice of the outputs.
+// A projection onto the vocabulary or a part of it; `linear` computes this rank's slice of the outputs.
 struct Head {
     const Linear* linear;
-    const int32_t* ids;  // the tokens that its outputs are, ascending; null: all, in order
-    int outputs;         // of all ranks
+    const int32_t* ids;  // the token id of each output, ascending; null: all tokens in order
+    int outputs;         // over all ranks
 };
 
 // logits [rows][outputs] of x(row).
@@ -32,39 +32,39 @@ void project(const Team& team, const Head& head, int rows, const Input& x, float
     team.barrier();
 }
 
-// What joins pairs to the states one slot before them, where there are several modules: the pair of a module after the
-// first is a token and the state that the module before has of the token before.
+// Connects pairs with the states one slot before them, if there are several modules. A pair of a module after the
+// first is a token and the previous module's state of the token before.
 struct Chain {
-    const int64_t* before;  // [pairs] the pair one slot before; from `pairs` on: of the kept ones
-    const int64_t* reach;   // [pairs] how many modules take it in
-    const float* kept;      // [..][modules - 1][hidden] what earlier calls left
-    const int64_t* lasts;   // [leaving] pairs whose states are left to later calls,
-    float* leaves;          // [leaving][modules - 1][hidden] here
+    const int64_t* before;  // [pairs] the pair one slot before; `pairs` and above: index into `kept`
+    const int64_t* reach;   // [pairs] how many modules process it
+    const float* kept;      // [..][modules - 1][hidden] states from earlier calls
+    const int64_t* lasts;   // [leaving] pairs whose states later calls need
+    float* leaves;          // [leaving][modules - 1][hidden] output: those states
     int64_t leaving;
 };
 
-// What a sequence may say at a place: see Draw.
+// The tokens that a sequence may have at a position: see Draw.
 struct Allowed {
     const uint32_t* words;
     int64_t count;
 };
 
-// Asks whoever follows the grammars, by one thread, what sequence `which` may say at its draft `depth`.
+// Callback, from one thread: the allowed tokens of sequence `which` at its draft `depth`.
 using Remask = void (*)(int64_t which, int64_t depth, Allowed* allowed);
 
-struct Going {  // a sequence that is drafted for
+struct Going {  // a sequence that gets drafts
     int64_t pair;    // its last pair's row
-    int64_t depth;   // drafts wanted
-    int64_t drafts;  // where they go
+    int64_t depth;   // most drafts
+    int64_t drafts;  // index of its first draft in the output
 };
 
-// When a sequence's drafting is over before its depth: once another draft, which stands with a chance of `further` if all
-// before it do, should bring less than `each`; and all's once a step would bring less above that than `step`. Python's
-// twin: workers/drafting/stopping.py.
+// Ends drafting early. A sequence stops when another draft, accepted with probability `further` if all before it are,
+// has an expected value below `each`. All sequences stop when a step's total expected value, beyond that, is below
+// `step`. Twin: workers/drafting/stopping.py.
 struct StopRule {
     double fixed, lead, bend, first, further, each, step;
 
-    // That a draft stands, whose score leads by `margin`.
+    // The probability that a draft is accepted whose score leads by `margin`.
     double chance(double margin, bool is_first) const {
         const double capped = std::min(margin, 12.0);
         const double against = -fixed - lead * capped - bend * std::log1p(capped) - (is_first ? first : 0.0);
@@ -72,12 +72,12 @@ struct StopRule {
     }
 };
 
-// One call's drafting, pass by pass. Pass j is module j's: over the pairs that it can take in, and the drafts behind
-// them; its states draw draft j. Once all modules had theirs, the last goes on alone: it is fed its own state, and what
-// that drew.
+// One call's drafting, pass by pass. Pass j runs module j over the pairs that it can process and the drafts before its
+// own; its states sample draft j. After the last module's pass, that module continues alone: its input is its own
+// state and the token that it sampled.
 //
-// Of ranks with the same rows the first one draws and says whose drafting is over, and the others do as it does. Where
-// other data groups draft beside this one, all go the same number of steps.
+// Among ranks with the same rows, the first samples and decides which sequences stop; the others follow its result.
+// With several data groups, all run the same number of steps.
 class Drafting {
 public:
     Drafting(Modules& modules, const Shape& shape, const Head& head, const Rows& pairs, const float* hidden, float* states,
@@ -86,8 +86,8 @@ public:
           width_(shape.hidden), steps_(steps), passes_(std::max(steps, modules.count())), chain_(chain),
           exchanged_(room.exchanged), remask_(remask) {}
 
-    // By one thread. `draws[i]` is how sequence i draws its first draft; `made[i]` will be how many it has. `stop_rules`:
-    // null where all have their depth.
+    // Call from one thread. `draws[i]` are the sampling parameters of sequence i's first draft; `made[i]` receives its
+    // number of drafts. `stop_rules` null: no early end.
     void prepare(const Going* going, int count, const Draw* draws, const StopRule* stop_rules, int64_t* made, int threads) {
         threads_ = threads;
         going_ = going;
@@ -107,7 +107,7 @@ public:
         modules_.prepare(0, fed_, wanted_, threads);
     }
 
-    // Where they go, `drafts` and their `margins`, is up to Going.
+    // Going says where each sequence's `drafts` and `margins` are written.
     void run(const Team& team, Sampling& sampling, int64_t* drafts, double* margins) {
         for (int pass = 0; pass < passes_; ++pass) {
             modules_.run(team, module_of(pass), fed_, wanted_, pass ? step_.hidden.data() : hidden_, states_);
@@ -119,14 +119,15 @@ public:
     }
 
 private:
-    // Its drafts from number `first` on were fed last, and their states begin at `place`. Number 0 is its last pair.
+    // A sequence in progress. The last pass's input were its drafts from number `first` on; their states begin at
+    // `place`. Number 0 is its last pair.
     struct Live {
-        int sequence, owner;  // among those drafted for, and among the pairs'
+        int sequence, owner;  // index among the sequences with drafts, and among the pairs' sequences
         int64_t first, place;
-        double reach;  // the chance that all its drafts stand
+        double reach;  // the probability that all its drafts are accepted
     };
 
-    // What a pass is fed, and the states before it.
+    // A pass's input rows, and the states before them.
     struct Step {
         std::vector<int64_t> tokens, positions, slots, offsets{0}, write_from, block_offsets{0}, block_ids, first_slots;
         std::vector<float> hidden;
@@ -138,7 +139,7 @@ private:
             hidden.insert(hidden.end(), state, state + width);
         }
 
-        // The rows added since the last call are sequence `owner`'s of `from`.
+        // Assigns the rows added since the last call to sequence `owner` of `from`.
         void close(const Rows& from, int owner, int module) {
             if (static_cast<int64_t>(tokens.size()) == offsets.back()) return;
             offsets.push_back(static_cast<int64_t>(tokens.size()));
@@ -156,7 +157,7 @@ private:
         }
     };
 
-    // Of the pairs only the states of those that are drafted after are wanted.
+    // Only the states of pairs with drafts after them are needed.
     void want_last() {
         std::vector<Live*> by_pair;
         for (Live& live : live_) by_pair.push_back(&live);
@@ -170,7 +171,7 @@ private:
         wanted_.rows = step_.rows();
     }
 
-    // Whether no pass is left that anything is fed to, for all ranks that do this together.
+    // Whether no pass with input rows is left, on any of the ranks that draft together.
     bool over(int pass) const {
         return live_.empty() && pass + 1 >= modules_.count() && (!shard_ || shard_->datas() == 1);
     }
@@ -181,16 +182,16 @@ private:
         return static_cast<int>(std::upper_bound(pairs_.offsets + 1, pairs_.offsets + pairs_.sequences, pair) - pairs_.offsets - 1);
     }
 
-    // The last pass's state of a sequence's draft, or (number 0) of its last pair.
+    // The last pass's state of a sequence's draft; number 0: of its last pair.
     const float* state_of(const Live& live, int64_t draft) const {
         const int64_t place = draft >= live.first ? live.place + draft - live.first : places_[going_[live.sequence].pair];
         return states_ + place * width_;
     }
 
-    // From the states of the last draft that each sequence was fed: draft `pass`.
+    // Samples draft `pass` from each sequence's last state.
     void draw(const Team& team, int pass, Sampling& sampling) {
         const int rows = static_cast<int>(live_.size()), outputs = head_.outputs;
-        if (!rows) return;  // on all ranks of the tensor group
+        if (!rows) return;  // the same on all ranks of the tensor group
         make_logits(team, pass, rows);
         if (!shard_ || shard_->tensor.rank == 0)
             sampling.run(team, rows, logits_.data(), outputs, outputs, head_.ids, draws_.data(), tokens_.data(), margins_.data());
@@ -202,7 +203,7 @@ private:
         std::copy_n(all.begin(), rows, tokens_.begin());
     }
 
-    // The token's complement says that its sequence's drafting is over.
+    // A token's bitwise complement means that its sequence stops.
     void weigh(int pass) {
         double brings = 0.0, least = INFINITY;
         for (size_t n = 0; n < live_.size(); ++n) {
@@ -220,7 +221,7 @@ private:
         for (size_t n = 0; n < live_.size(); ++n) tokens_[n] = std::min(tokens_[n], ~tokens_[n]);
     }
 
-    // Whole rows of logits on whoever draws.
+    // Joins rows of logits on the rank that samples.
     void make_logits(const Team& team, int pass, int rows) {
         const auto state = [&](int i) { return state_of(live_[i], pass); };
         if (!shard_) return project(team, head_, rows, state, logits_.data());
@@ -237,7 +238,7 @@ private:
                        [&](int row) { return logits_.data() + static_cast<long>(row) * head_.outputs; });
     }
 
-    // Between two passes.
+    // Prepares the next pass.
     void advance(int pass, int64_t* drafts, double* margins) {
         if (chain_) leave(pass);
         if (pass < steps_) take(pass, drafts, margins);
@@ -253,7 +254,7 @@ private:
         modules_.prepare(module_of(pass + 1), fed_, wanted_, threads_);
     }
 
-    // Keeps a module's states for the pairs of later calls.
+    // Stores a module's states for the pairs of later calls.
     void leave(int pass) {
         const int64_t kept = modules_.count() - 1;
         for (int64_t i = 0; pass < kept && i < chain_->leaving; ++i)
@@ -261,7 +262,7 @@ private:
                 std::copy_n(states_ + places_[pair] * width_, width_, chain_->leaves + (i * kept + pass) * width_);
     }
 
-    // The tokens just drawn; the sequences that go deeper stay.
+    // Stores the sampled tokens, and drops the sequences that are done.
     void take(int pass, int64_t* drafts, double* margins) {
         size_t kept = 0;
         for (size_t n = 0; n < live_.size(); ++n) {
@@ -281,7 +282,8 @@ private:
         live_.resize(kept);
     }
 
-    // The pairs that module `module` takes in, with the states before them, and the places where theirs will be.
+    // Adds the pairs that module `module` processes, with the states before them. `places` are the indices of their
+    // states.
     void add_pairs(Step& next, int module, std::vector<int64_t>& places) const {
         for (int owner = 0; owner < pairs_.sequences; ++owner) {
             for (int64_t pair = pairs_.offsets[owner]; pair < pairs_.offsets[owner + 1]; ++pair) {
@@ -296,8 +298,8 @@ private:
         }
     }
 
-    // A sequence's drafts that the pass is fed: the last one, and before every module had its turn those behind its last
-    // pair that the module can take in.
+    // Adds a sequence's drafts that are the pass's input: the last one and, until each module had its pass, those
+    // after the last pair that the module can process.
     void add_drafts(Step& next, int pass, Live& live, const int64_t* tokens) const {
         const int64_t pair = going_[live.sequence].pair, place = static_cast<int64_t>(next.tokens.size());
         const int64_t first = pass < modules_.count() ? std::max<int64_t>(1, pass + 1 - chain_->reach[pair]) : pass;
@@ -322,12 +324,12 @@ private:
     Head head_;
     const Rows& pairs_;
     Rows fed_;
-    Wanted wanted_;  // of these
+    Wanted wanted_;  // of the current pairs
     const float* hidden_;
     float* states_;
     long width_;
     int steps_, passes_;
-    const Chain* chain_;  // null: one module
+    const Chain* chain_;  // null with one module
     Exchanged& exchanged_;
     Remask remask_;
     int threads_ = 1;
@@ -335,7 +337,7 @@ private:
     const StopRule* stop_rules_ = nullptr;
     int64_t* made_ = nullptr;
     std::vector<Live> live_;
-    std::vector<int64_t> places_;  // of the pairs' states among those of the last pass
+    std::vector<int64_t> places_;  // indices of the pairs' states among those of the last pass
     std::vector<Draw> draws_;
     std::vector<int64_t> tokens_;
     std::vector<double> margins_;

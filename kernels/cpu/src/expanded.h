@@ -1,9 +1,9 @@
-// Attention in the expanded form, for a long chunk of a prompt: keys and values of all heads are made from the latents
-// once, and rows attend those, which are a fraction as wide. Another order of arithmetic than the absorbed form, so
-// for numerics "fast" only.
+// Attention in the expanded form, for a long chunk of a prompt: keys and values of all heads are computed from the
+// latents once, and rows attend to those, which are much narrower. The order of arithmetic differs from the absorbed
+// form, so it is used with numerics "fast" only.
 //
-// Layout: keys are [heads of a group][slots][nope, then rope], values [heads of a group][slots][value], padded to whole
-// vectors. A query's sums run over the slots in order, chunk by chunk, as in attention.h.
+// Layout: keys are [heads of a group][slots][nope, then rope], values [heads of a group][slots][value], padded to
+// whole vectors. A query's sums run over the slots in order, chunk by chunk, as in attention.h.
 #pragma once
 
 #include <vector>
@@ -12,9 +12,9 @@
 
 namespace outrider {
 
-constexpr int kExpandRows = 64;  // of one sequence: fewer are cheaper absorbed
-constexpr int kHeadGroup = 8;    // heads whose keys and values are there at one time
-constexpr int kExpandTile = 16;  // rows that one thread takes at a time
+constexpr int kExpandRows = 64;  // of one sequence: fewer are cheaper in the absorbed form
+constexpr int kHeadGroup = 8;    // heads whose keys and values are in memory at once
+constexpr int kExpandTile = 16;  // rows that a thread processes at once
 
 struct Expansion {  // rows [begin, end) of a sequence
     int sequence, begin, end;
@@ -34,7 +34,7 @@ public:
           context_(rows.slots[expansion.end - 1] + 1), key_stride_(whole_vectors(shape.query_head())),
           value_stride_(whole_vectors(shape.value)) {}
 
-    // query(row, head) is a query as projected; heads_out is [rows][heads * value].
+    // query(row, head) is the query after its projection; heads_out is [rows][heads * value].
     template <class Query>
     void run(const AttentionWeights& weights, const Value* cache, const Query& query, float* heads_out) {
         if (team_.index == 0) grow();
@@ -110,7 +110,7 @@ private:
     void attend(int first, int count, float* heads_out) {
         std::vector<float> gathered(static_cast<size_t>(kExpandTile) * value_stride_);
         const long tiles = (rows() + kExpandTile - 1) / kExpandTile;
-        for (long item = team_.index; item < tiles * count; item += team_.size) {  // neighbours cost alike
+        for (long item = team_.index; item < tiles * count; item += team_.size) {  // neighbouring items have similar costs
             const long begin = item / count * kExpandTile;
             const int head = static_cast<int>(item % count);
             const int size = static_cast<int>(std::min<long>(kExpandTile, rows() - begin));
@@ -132,7 +132,7 @@ private:
             queries[r] = query_of(head, begin + r);
             std::fill_n(out_rows[r], value_stride_, 0.0f);
         }
-        const int64_t* last = rows_.slots + expansion_.begin + begin;  // slot that a row sees last
+        const int64_t* last = rows_.slots + expansion_.begin + begin;  // last slot that a row attends to
         for (long chunk = 0; chunk * kChunk <= last[size - 1]; ++chunk) {
             const float *keys[kChunk + kQuads], *values[kChunk];
             for (int i = 0; i < kChunk + kQuads; ++i) keys[i] = key(head, std::min<long>(chunk * kChunk + i, context_ - 1));

@@ -1,9 +1,9 @@
 // Routing and experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
 //
 // Rows are grouped by expert, so that a round reads each chosen expert's weights once. A (row, expert) output is
-// complete before it is weighted; a row's outputs are summed in ascending expert id, the shared expert last.
+// complete before it is weighted. A row's outputs are summed in ascending expert id, the shared expert last.
 //
-// Layout: outputs are [pairs][hidden], the pairs of one expert side by side, those of the shared expert last.
+// Layout: outputs are [pairs][hidden], the pairs of one expert consecutively, those of the shared expert last.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ struct Choice {  // of one row
     float* weights;
 };
 
-// The best of `scores`, `count` of them, ties to the lower id, marked in `taken`.
+// Marks the `count` best of `scores` in `taken`; ties go to the lower id.
 inline void mark_best(const float* scores, int size, int count, char* taken) {
     std::fill(taken, taken + size, 0);
     for (int n = 0; n < count; ++n) {
@@ -34,7 +34,7 @@ public:
     explicit Router(const Shape& shape)
         : shape_(shape), biased_(shape.experts), group_scores_(shape.groups), taken_(shape.experts), groups_(shape.groups) {}
 
-    // From a row's logits [experts] (made into scores in place) and the choosing bias.
+    // Chooses experts from a row's logits [experts], which become scores in place, and the bias of the choice.
     void operator()(float* logits, const float* bias, const Choice& choice) {
         const int experts = shape_.experts;
         for (int i = 0; i < experts; i += kLanes)
@@ -56,7 +56,7 @@ public:
     }
 
 private:
-    // A group's score is the sum of its best two; the other groups' experts cannot be chosen.
+    // A group's score is the sum of its best two. Experts of the other groups cannot be chosen.
     void keep_best_groups() {
         const int size = shape_.experts / shape_.groups;
         for (int g = 0; g < shape_.groups; ++g) {
@@ -85,12 +85,12 @@ private:
 struct Groups {
     struct Group {
         const MlpWeights* weights;
-        int first, count;  // into pairs
+        int first, count;  // range of pairs
     };
     std::vector<Group> groups;
     std::vector<int32_t> row_of_pair, pair_of_choice, counts;
 
-    // `chosen` [rows][shape.chosen]: slots.
+    // `chosen` [rows][shape.chosen] are slots.
     void build(const Shape& shape, const LayerWeights& layer, const int32_t* chosen, int rows) {
         const int routed = rows * shape.chosen, slots = layer.routed->count;
         counts.assign(slots + 1, 0);
@@ -112,14 +112,14 @@ struct Groups {
     }
 };
 
-// silu(gate) * up of one panel, whose vectors are a gate's outputs and their ups.
+// silu(gate) * up of one panel, whose vectors alternate between 16 gate outputs and their 16 up outputs.
 inline void store_gated(float* row, int panel_output, int width, const F16* sums) {
     static_assert(kVectors == 2);
     const int first = panel_output / 2;
     store_some(row + first, silu(sums[0]) * sums[1], width - first);
 }
 
-// What comes before an expert's last product, at to(job, pair): of every pair, from x(row).
+// The inner activations of every pair (the input of its expert's last product), written to to(job, pair), from x(row).
 template <class Input, class To>
 void gate_pairs(const Team& team, const Groups& by_expert, const Input& x, const To& to) {
     const auto& groups = by_expert.groups;
@@ -133,7 +133,7 @@ void gate_pairs(const Team& team, const Groups& by_expert, const Input& x, const
     team.barrier();
 }
 
-// The outputs of every pair at to(job, pair), from inner(pair).
+// The outputs of every pair, written to to(job, pair), from inner(pair).
 template <class Input, class To>
 void finish_pairs(const Team& team, const Groups& by_expert, const Input& inner, const To& to) {
     const auto& groups = by_expert.groups;
@@ -146,8 +146,8 @@ void finish_pairs(const Team& team, const Groups& by_expert, const Input& inner,
     team.barrier();
 }
 
-// A row's outputs (`width` columns of them, [pairs][width]) by their weights, summed in ascending expert id, then the
-// shared expert's, if there is one: stored at `out`, or added to what is there.
+// The weighted sum of a row's outputs (`width` columns, [pairs][width]) in ascending expert id, then the shared
+// expert's output, if any. Stored to `out`, or added to it.
 inline void combine(const Shape& shape, const Groups& by_expert, const float* weights, const float* outputs, int width,
                     int row, const float* shared, Put put, float* out) {
     const int32_t* pairs = by_expert.pair_of_choice.data() + static_cast<long>(row) * shape.chosen;

@@ -1,6 +1,7 @@
-// What Python calls. A handle is a team of threads and the room its rounds need; weights and caches are the caller's.
+// The functions that Python calls. A handle (Context) is a team of threads and its working memory. The caller owns
+// weights and caches.
 //
-// Layout: arrays are C-contiguous, in the shapes that kernels/cpu/library.py gives. No sums of its own.
+// Layout: arrays are C-contiguous, with the shapes given in kernels/cpu/library.py. This file has no sums.
 #include "checksum.h"
 #include "draft.h"
 
@@ -39,7 +40,7 @@ void run_stage(const Team& team, const Shape& shape, const StageWeights& stage, 
         std::copy_n(room.normed.data() + row * width, width, hidden + row * width);
 }
 
-// What became of the other ranks' parts in a call: 0, or the purpose and what its group said of it.
+// The result of a call's exchanges: 0, or the purpose and the error code of the one that failed.
 int64_t outcome(const Exchanged& exchanged) {
     return exchanged.broken ? static_cast<int64_t>(exchanged.purpose) << 32 | static_cast<uint32_t>(exchanged.broken) : 0;
 }
@@ -71,8 +72,8 @@ void outrider_linear(Context* context, int threads, int spins, const Linear* lin
     });
 }
 
-// Runs a stage's layers. `hidden` [rows][hidden]: what comes in, or on the first stage what the tokens embed to; what
-// comes out is after the final norm on the last stage. Returns `outcome`.
+// Runs a stage's layers. `hidden` [rows][hidden] is the input, or on the first stage receives the tokens' embeddings.
+// The output replaces it, on the last stage after the final norm. Returns `outcome`.
 int64_t outrider_stage(Context* context, int threads, int spins, const Shape* shape, const StageWeights* stage,
                     const Rows* rows, float* hidden) {
     context->room.exchanged.broken = 0;
@@ -83,8 +84,8 @@ int64_t outrider_stage(Context* context, int threads, int spins, const Shape* sh
     return outcome(context->room.exchanged);
 }
 
-// logits [count][outputs] of rows `which` of `hidden`, kept; and a token drawn from each, with its score's lead over the
-// next best in `margins`, unless that is null.
+// Stores logits [count][outputs] of rows `which` of `hidden`, and samples a token from each. `margins` receives the
+// score's lead over the next best, unless it is null.
 void outrider_sample(Context* context, int threads, int spins, const Linear* head, const float* hidden,
                      const int64_t* which, int count, const Draw* draws, float* logits, int64_t* tokens,
                      double* margins) {
@@ -95,7 +96,7 @@ void outrider_sample(Context* context, int threads, int spins, const Linear* hea
     });
 }
 
-// Draws from logits [rows][count].
+// Samples from logits [rows][count].
 void outrider_draw(Context* context, int threads, int spins, const float* logits, int rows, int count, const Draw* draws,
                    int64_t* tokens) {
     context->pool.run(threads, spins, [&](const Team& team) {
@@ -103,11 +104,11 @@ void outrider_draw(Context* context, int threads, int spins, const float* logits
     });
 }
 
-// Feeds the pairs to the `modules` with the states `hidden` before them, then drafts up to `steps` tokens, the most of
-// all sequences `going`, these and those of other data groups; a draft's margin is its score's lead over the next best.
-// `stop_rules` [count] may end a sequence's drafting before; null: it has none. `made` [count]: how many drafts each has.
-// `head` makes this rank's slice of `outputs`. `states` [pairs, and modules - 1 for each sequence][hidden] is room.
-// `chain` is null where there is one module. `remask` is called where a draw is constrained. Returns `outcome`.
+// Runs the `modules` over the pairs with the states `hidden` before them, then drafts up to `steps` tokens, the
+// largest depth of all data groups' sequences. A draft's margin is its score's lead over the next best. `stop_rules`
+// [count] may end a sequence's drafting early; may be null. `made` [count] receives the number of drafts. `head`
+// computes this rank's slice of `outputs`. `states` [pairs, and modules - 1 for each sequence][hidden] is working
+// memory. `chain` is null with one module. `remask` is called for draws with a grammar. Returns `outcome`.
 int64_t outrider_draft(Context* context, int threads, int spins, const Shape* shape, const ModuleWeights* weights,
                        int modules, const Linear* head, int outputs, const int32_t* ids, const Rows* pairs,
                        const float* hidden, const Chain* chain, float* states, const Going* going, int count, int steps,
@@ -121,7 +122,7 @@ int64_t outrider_draft(Context* context, int threads, int spins, const Shape* sh
     return outcome(context->room.exchanged);
 }
 
-// A rank's end of a group in memory that all its ranks map; see SharedGroup.
+// Opens a rank's end of a group in shared memory; see SharedGroup.
 SharedGroup* outrider_group_open(void* memory, int rank, int size, int64_t room, int spins, int64_t timeout_ns) {
     return new SharedGroup(memory, rank, size, room, spins, timeout_ns);
 }
@@ -142,6 +143,6 @@ int32_t outrider_group_exchange(void* group, int32_t what, const void* sent, con
     return exchange_shared(group, what, sent, sent_sizes, received, received_sizes);
 }
 
-// [kPurposes] of what the group has carried.
+// The group's traffic [kPurposes].
 const Traffic* outrider_group_traffic(const SharedGroup* group) { return group->traffic; }
 }

@@ -1,12 +1,12 @@
-// y = x W^T over packed weights, each output row a function of its own input row alone.
+// y = x W^T over packed weights; each output row depends on its own input row only.
 //
-// An output is the sum of its products in the order of the inputs, in one chain of fused multiply-adds, cut into
-// stretches of at most kStretch inputs that are joined in order. Neither the number of rows nor the thread that takes
-// a panel has a say in it. Vectors run over outputs, so no sum is ever split over lanes.
+// An output is the sum of its products in the order of the inputs: one chain of fused multiply-adds, split into
+// stretches of at most kStretch inputs that are joined in order. It does not depend on the number of rows or on which
+// thread processes a panel. Vectors run over outputs, so no sum is split over lanes.
 //
 // Packed: panels of 32 outputs, each one stream. float32: [inputs][32]. bfloat16: [pairs of inputs][32] words, the
-// first input of a pair in the low half. int8: [inputs][32], and a scale for every kStretch8 inputs, [stretches][32]; where
-// inputs are rounded, [inputs / 4][32][4] with 128 added.
+// first input of a pair in the low half. int8: [inputs][32], and a scale for every kStretch8 inputs, [stretches][32];
+// for rounded inputs (rounded.h) the weights are [inputs / 4][32][4] with 128 added.
 #pragma once
 
 #include <algorithm>
@@ -21,18 +21,19 @@ namespace outrider {
 constexpr int kStretch = 1024;  // inputs summed in one chain
 
 #if defined(__AVX512F__)
-constexpr int kMostRows = 8;  // whose sums and addresses fit the registers
+constexpr int kMostRows = 8;  // rows whose sums and addresses fit into registers
 #else
 constexpr int kMostRows = 3;
 #endif
 
-enum WeightKind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kRounded = 3 };  // the last: what pack makes a kInt8 that rounds of
+// kRounded is for `pack` only: it packs a kInt8 whose inputs are rounded.
+enum WeightKind : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kRounded = 3 };
 
 struct Linear {
     const void* panels;
     const float* scales;  // int8 only
     int32_t kind, outputs, inputs;
-    int32_t rounds;  // 1: 8-bit weights that meet inputs rounded to 8 bits; see rounded.h
+    int32_t rounds;  // 1: inputs are rounded to 8 bits; see rounded.h
 
     int panel_count() const { return (outputs + kPanel - 1) / kPanel; }
     int first_output(int panel) const { return panel * kPanel; }
@@ -47,7 +48,7 @@ inline long panel_bytes(const Linear& linear) {
     return linear.rounds ? (inputs + kDot - 1) / kDot * kDot * kPanel : inputs * kPanel;
 }
 
-// Where panels lie, one `stride` bytes after another: what is read, or what is asked for in advance.
+// Addresses of panels at distance `stride` in bytes: the streams that are read, or prefetched.
 struct Streams {
     const char* begin;
     long stride;
@@ -63,8 +64,8 @@ inline Streams panels_from(const Linear& linear, int panel) {
 template <int N>
 using Count = std::integral_constant<int, N>;
 
-// Of R rows and P panels. An output's sum is a chain, each link of which waits for the one before: one row or two take
-// several panels at once, so that there is always one that need not wait.
+// Sums of R rows and P panels. A sum is a dependency chain. With one or two rows, several panels are processed at
+// once, so that independent chains hide the latency.
 template <int R, int P>
 using Sums = F16[P][R][kVectors];
 
@@ -74,9 +75,9 @@ inline void prefetch(const void* p) {
 #endif
 }
 
-constexpr int kAhead = 2048;  // bytes of a weight stream asked for in advance
+constexpr int kAhead = 2048;  // bytes of a weight stream to prefetch
 
-// One stretch of P panels, inputs [begin, end); `asked` lies `begin` inputs before what the first of them asks for.
+// One stretch of P panels, inputs [begin, end). `asked` points `begin` inputs before the first address to prefetch.
 template <int R, int P>
 ALWAYS_INLINE void add_float32(Sums<R, P>& sums, const float* const* x, Streams read, Streams asked, int begin, int end) {
     constexpr long step = kPanel * sizeof(float);
@@ -152,8 +153,8 @@ ALWAYS_INLINE void clear(Sums<R, P>& sums) {
             for (int v = 0; v < kVectors; ++v) sums[p][r][v] = zero();
 }
 
-// The outputs of P panels from `panel` on for R rows. A stretch's sums are complete before they join the others. Towards
-// the end of these panels the beginnings of `next` are asked for, which are read after them.
+// The outputs of P panels from `panel` on for R rows. A stretch's sums are complete before they are added to the
+// others. Near the end of these panels, the beginnings of the panels `next`, which follow, are prefetched.
 template <int R, int P, WeightKind kind>
 ALWAYS_INLINE void product(const Linear& linear, int panel, const float* const* x, Streams next, Sums<R, P>& sums) {
     constexpr int stretch = kind == kInt8 ? kStretch8 : kStretch;
@@ -193,7 +194,8 @@ inline void at_once(const Linear& linear, int panel, int first_row, const float*
         for (int r = 0; r < R; ++r) each(first_row + r, linear.first_output(panel + p), sums[p][r]);
 }
 
-// `each(row, first output of the panel, sums[kVectors])` for rows [begin, end) of one panel; x(row) is a row's input.
+// Calls `each(row, first output of the panel, sums[kVectors])` for rows [begin, end) of one panel; x(row) is a row's
+// input.
 template <class Rows, class Each>
 void panel_product(const Linear& linear, int panel, int begin, int end, const Rows& x, Streams next, const Each& each) {
     const float* rows[kMostRows];
@@ -216,8 +218,8 @@ void panel_product(const Linear& linear, int panel, int begin, int end, const Ro
     }
 }
 
-// Whether several panels are read side by side as fast as one after another. On Intel's cores, so that a sum need not
-// wait for itself; AMD's Zen 4 reads a single stream up to 1.7 times faster, and has its sums ready before the weights.
+// Whether reading several panels at once is as fast as one after another. It is on Intel's cores, where this hides the
+// latency of sums. AMD's Zen 4 reads a single stream up to 1.7 times faster, and its sums are not the bottleneck.
 inline bool side_by_side() {
 #if defined(__x86_64__) && defined(__GNUC__)
     static const bool yes = !__builtin_cpu_is("amd");
@@ -227,7 +229,7 @@ inline bool side_by_side() {
 #endif
 }
 
-// The same for panels [panel, last), of which `after` is read next.
+// The same for panels [panel, last); `after` is read next.
 template <class Rows, class Each>
 void panel_products(const Linear& linear, int panel, int last, int begin, int end, const Rows& x, Streams after, const Each& each) {
     const auto next = [&](int following) { return following < last ? panels_from(linear, following) : after; };
@@ -285,13 +287,13 @@ void rounded_products(const Linear& linear, int panel, int last, int begin, int 
     }
 }
 
-constexpr int kRowBlock = 96;  // rows that stay in a core's cache while the panels go by
-constexpr int kPanelCost = 3;  // what reading a panel costs, in rows
+constexpr int kRowBlock = 96;  // rows that fit into a core's cache while panels are read
+constexpr int kPanelCost = 3;  // cost of reading a panel, in rows
 
-// Several products at once, shared out over the team by their cost.
+// Several products at once, split over the team by cost.
 //
-// Job j has the weights linear(j), rows(j) input rows x(j, row), and each(j, row, first output, sums[kVectors]) takes
-// what comes of them, panel by panel.
+// Job j has the weights linear(j) and rows(j) input rows x(j, row). each(j, row, first output, sums[kVectors])
+// receives the results, panel by panel.
 template <class LinearOf, class RowsOf, class Input, class Each>
 void products(const Team& team, int jobs, const LinearOf& linear, const RowsOf& rows, const Input& x, const Each& each) {
     long total = 0;
@@ -314,7 +316,7 @@ void products(const Team& team, int jobs, const LinearOf& linear, const RowsOf& 
         for (int begin = 0; begin < rows(job); begin += kRowBlock) {
             const int end = std::min(begin + kRowBlock, rows(job)), panels = weights.panel_count();
             const long step = end - begin + kPanelCost;
-            const auto panel_at = [&](long place) {  // the first that begins there or later
+            const auto panel_at = [&](long place) {  // the first panel that begins there or later
                 return static_cast<int>(std::clamp<long>((place - at + step - 1) / step, 0, panels));
             };
             if (weights.rounds)
@@ -335,7 +337,7 @@ void product_of(const Team& team, const Linear& linear, int rows, const Input& x
         [&](int, int row, int first, const F16* sums) { each(row, first, sums); });
 }
 
-// Ways for a panel's outputs to go.
+// Store functions for a panel's outputs.
 inline void store_panel(float* row, int first, int outputs, const F16* sums) {
     for (int v = 0, at = first; v < kVectors && at < outputs; ++v, at += kLanes)
         store_some(row + at, sums[v], outputs - at);
@@ -348,7 +350,7 @@ inline void add_panel(float* row, int first, int outputs, const F16* sums) {
     }
 }
 
-// Packing. `order[i]` is the row of `weights` [.., inputs] that output i is, -1 for one of zeros; count = panels * 32.
+// Packing. Output i is row `order[i]` of `weights` [.., inputs], or zeros if that is -1; count = panels * 32.
 inline float as_float32(float x) { return x; }
 inline float as_float32(uint16_t bits) {
     const uint32_t wide = static_cast<uint32_t>(bits) << 16;

@@ -1,7 +1,7 @@
 // Decoder layers over a round: a stage of the model, or an MTP module. One call, one team, barriers between steps.
 //
-// Layout: the residual stream is [rows][hidden] in float32. A layer adds attention's output to it, then the MLP's or the
-// experts'. Sums within those are in the order of linear.h, attention.h and experts.h.
+// Layout: the residual stream is [rows][hidden] in float32. A layer adds attention's output to it, then the output of
+// the MLP or the experts. Sums within those are in the order of linear.h, attention.h and experts.h.
 #pragma once
 
 #include <cstring>
@@ -14,14 +14,14 @@
 
 namespace outrider {
 
-constexpr int kAttentionRows = 256;  // whose queries are in the latent space at one time
+constexpr int kAttentionRows = 256;  // rows whose queries are in the latent space at once
 
-struct Block {  // rows [begin, end) that attend in the absorbed form
+struct Block {  // rows [begin, end) that use the absorbed form
     int begin, end;
     Walks walks;
 };
 
-// Room for what a layer makes, kept between rounds and grown when a round is larger.
+// Memory for a layer's intermediate results, kept between rounds and grown for larger rounds.
 class Room {
 public:
     void grow(const Shape& shape, int rows, int pairs, long inner_stride) {
@@ -69,7 +69,8 @@ inline int inner_stride(const LayerWeights* layers, int count) {
     return most;
 }
 
-// What one team does to one round. Every method is called by every thread of it, and begins and ends in step.
+// Runs a round's layers on one team. Every thread calls every method; a method begins and ends with all threads in
+// step.
 class LayerRunner {
 public:
     LayerRunner(const Team& team, const Shape& shape, const Rows& rows, Room& room, float* hidden, long inner)
@@ -80,7 +81,7 @@ public:
         finish(layer, cache);
     }
 
-    // Writes the rows' slots of the cache: all that later rows see of them.
+    // Writes the rows' cache slots, which is all that later rows need.
     void fill(const LayerWeights& layer, void* cache) {
         norm_rows(layer.input_norm);
         make_low(layer.attention.down);
@@ -88,7 +89,7 @@ public:
         if (shape_.by_head) make_keys_and_values(layer.attention.key_value_up, cache);
     }
 
-    // What the layer makes of rows that are filled in.
+    // The rest of the layer, after `fill`.
     void finish(const LayerWeights& layer, void* cache) {
         attend(layer.attention, cache);
         norm_rows(layer.post_norm);
@@ -129,14 +130,14 @@ private:
         add_product(weights.output, kAttention, [&](int row) { return heads + static_cast<long>(row) * width; });
     }
 
-    // Low-rank queries (or, where there are none, this rank's own queries), then latents.
+    // Low-rank queries (or, without them, this rank's own queries), then latents.
     void make_low(const Linear& down) {
         if (!shape_.shard) {
             product_of(team_, down, rows_.rows, [&](int row) { return normed(row); },
                        [&](int row, int first, const F16* sums) { store_panel(low(row), first, down.outputs, sums); });
             return team_.barrier();
         }
-        const int own = shape_.query_rank ? 0 : shape_.heads * shape_.query_head();  // outputs that no other rank needs
+        const int own = shape_.query_rank ? 0 : shape_.heads * shape_.query_head();  // outputs that only this rank needs
         const Cut cut = shape_.shard->cut(room_.low_stride - own);
         const int stride = own + cut.widest();
         float* made = own_room(static_cast<long>(rows_.rows) * (stride + cut.widest()));
@@ -155,7 +156,7 @@ private:
                        Put::kStore, [&](int) { return cut; }, [&](int row) { return low(row) + own; });
     }
 
-    // What all heads gathered, [rows][all heads * value].
+    // All heads' attention outputs, [rows][all heads * value].
     const float* whole_heads() {
         if (!shape_.shard) return room_.heads.data();
         const int own = shape_.heads * shape_.value, all = shape_.shard->heads * shape_.value;
@@ -166,7 +167,7 @@ private:
         return room_.all_heads.data();
     }
 
-    // Adds a product of x(row) to the stream.
+    // Adds a product of x(row) to the residual stream.
     template <class Input>
     void add_product(const Linear& linear, Purpose what, const Input& x) {
         if (!shape_.shard) {
@@ -184,21 +185,21 @@ private:
         add_columns(what, made, stride);
     }
 
-    // Adds everybody's columns of the stream; this rank's are `made` [rows][stride].
+    // Adds all ranks' columns to the residual stream; `made` [rows][stride] are this rank's.
     void add_columns(Purpose what, const float* made, int stride) {
         gather_columns(team_, shape_.shard->tensor, what, rows_.rows, made, stride, room_.exchanged, Put::kAdd,
                        [&](int) { return shape_.shard->cut(shape_.hidden); }, [&](int row) { return residual(row); });
     }
 
-    // Room for what goes to the others. In step.
+    // Send buffer for other ranks. All threads in step.
     float* own_room(long size) {
         if (team_.index == 0) room_.exchanged.own(size);
         team_.barrier();
         return room_.exchanged.mine.data();
     }
 
-    // Norms a row's low-rank query and its latent, and turns its rotary key. Writes both of these into the cache; by head
-    // the latent's place is taken by what is made of it.
+    // Norms a row's low-rank query and its latent, and rotates its rotary key. Writes latent and rotary key to the
+    // cache; by head, keys and values take the latent's place.
     void finish_low(const AttentionWeights& weights, int row, void* cache) {
         const int rank = shape_.query_rank;
         if (rank)
@@ -215,7 +216,7 @@ private:
 
     float* latent_of(int row) const { return low(row) + room_.low_stride - shape_.latent(); }
 
-    // Writes `count` values of a row into its slot of the cache, from `at` on, unless others have.
+    // Writes `count` values of a row to its cache slot, from `at` on, unless the slot is already written.
     void keep(int row, void* cache, int at, int count, const float* values) const {
         const int sequence = room_.sequence_of_row[row];
         if (rows_.slots[row] < rows_.write_from[sequence]) return;
@@ -263,7 +264,7 @@ private:
             attend_absorbed(weights, cache, block);
     }
 
-    // Each head meets its own keys, and gathers its own values.
+    // Each head attends to its own keys and values.
     void attend_by_head(void* cache, const Block& block) {
         const auto share = team_.share(block.end - block.begin);
         for (long row = block.begin + share.begin; row < block.begin + share.end; ++row)
@@ -277,7 +278,7 @@ private:
         team_.barrier();
     }
 
-    // Queries go into the latent space, and what they gather comes out of it.
+    // Projects queries into the latent space, and the attention output out of it.
     void attend_absorbed(const AttentionWeights& weights, void* cache, const Block& block) {
         const int begin = block.begin, count = block.end - begin, heads = shape_.heads;
         const long stride = shape_.latent_stride();
@@ -305,7 +306,7 @@ private:
         team_.barrier();
     }
 
-    // The rotary part of a query in the latent space, scaled, and zeros up to the stride.
+    // Appends a query's rotary part, scaled, and zeros up to the stride.
     void finish_query(int row, int head, float* absorbed) {
         turn_query(row, head, absorbed + shape_.latent_rank);
         std::fill(absorbed + shape_.latent(), absorbed + shape_.latent_stride(), 0.0f);
@@ -372,7 +373,7 @@ private:
             split_experts(layer);
     }
 
-    // Counts what the rows chose, then puts slots in the place of experts.
+    // Counts the rows' choices, then replaces experts by slots.
     void group_rows(const LayerWeights& layer) {
         const RoutedExperts& routed = *layer.routed;
         int32_t* chosen = room_.chosen.data();
@@ -392,13 +393,13 @@ private:
         each_row([&](int row) { sum_outputs(layer, row, hidden, Put::kAdd, residual(row)); });
     }
 
-    // `out` gets the first `width` columns that this rank has of the outputs.
+    // `out` receives the first `width` of this rank's columns.
     void sum_outputs(const LayerWeights& layer, int row, int width, Put put, float* out) {
         const float* shared = layer.shared ? room_.mlp_outputs.data() + (routed_pairs() + row) * width : nullptr;
         combine(shape_, room_.by_expert, room_.chosen_weights.data(), room_.mlp_outputs.data(), width, row, shared, put, out);
     }
 
-    // Every expert's outputs are split over the ranks, as a dense layer's are.
+    // Each expert is split over the ranks, like a dense layer.
     void split_experts(const LayerWeights& layer) {
         const Cut routed = mlp_cut(layer.routed->slots[0]), shared = layer.shared ? mlp_cut(layer.dense) : routed;
         const int stride = std::max(routed.widest(), shared.widest()), width = shape_.shard->own_width(shape_.hidden);
@@ -413,7 +414,7 @@ private:
         add_summed(layer, width);
     }
 
-    // Whole experts, dealt out over the ranks of the stage; the shared one is split over this row's own.
+    // Whole experts are distributed over the stage's ranks; the shared expert is split over the tensor group.
     void spread_experts(const LayerWeights& layer) {
         const int width = shape_.shard->own_width(shape_.hidden);
         SpreadExperts(team_, shape_, layer, room_.spread, room_.exchanged)
@@ -440,7 +441,7 @@ private:
         team_.barrier();
     }
 
-    // Sums this rank's columns of the outputs, and adds everybody's to the stream.
+    // Sums this rank's columns of the outputs, and adds all ranks' columns to the residual stream.
     void add_summed(const LayerWeights& layer, int width) {
         const int stride = shape_.shard->cut(shape_.hidden).widest();
         float* made = own_room(static_cast<long>(rows_.rows) * stride);
@@ -448,7 +449,7 @@ private:
         add_columns(kOutputs, made, stride);
     }
 
-    // The rows' choices of experts. A thread's own rows together: their sums are short, and would wait for themselves.
+    // Routes the rows. A thread processes its rows together, since the sums are short dependency chains.
     void route(const LayerWeights& layer) {
         const auto share = team_.share(rows_.rows);
         const auto scores = [&](int row) { return room_.router_scores.data() + static_cast<long>(row) * shape_.experts; };
@@ -480,7 +481,7 @@ inline void add_block(const Shape& shape, const Rows& rows, int begin, int end, 
     Room::grow(room.parts.values, parts * shape.gathered_stride());
 }
 
-// Moves what `fill` left of the rows `which`, ascending, to the front. By one thread.
+// Moves the results of `fill` for the rows `which`, ascending, to the front. Call from one thread.
 inline void keep_rows(const Shape& shape, const std::vector<int32_t>& which, float* hidden, Room& room) {
     const auto move = [&](float* values, long width) {
         for (size_t row = 0; row < which.size(); ++row)
@@ -491,8 +492,8 @@ inline void keep_rows(const Shape& shape, const std::vector<int32_t>& which, flo
     move(room.query_low.data(), shape.query_rank);
 }
 
-// What the rows of a round have in common, worked out once by one thread. `attending`: those that the layers are finished
-// for, of `rows` that all are filled in.
+// Computes what all layers share, once, by one thread. All `rows` are filled in; only the rows `attending` are
+// finished.
 inline void prepare(const Shape& shape, const Rows& rows, const Rows& attending, int threads, const LayerWeights* layers,
                     int count, Room& room) {
     room.grow(shape, rows.rows, attending.rows * (shape.chosen + 1), inner_stride(layers, count));
@@ -501,7 +502,7 @@ inline void prepare(const Shape& shape, const Rows& rows, const Rows& attending,
         std::fill(room.sequence_of_row.begin() + rows.offsets[s], room.sequence_of_row.begin() + rows.offsets[s + 1], s);
     room.blocks.clear();
     room.expansions.clear();
-    int begin = 0;  // of the rows that are in no block yet
+    int begin = 0;  // first row that is in no block yet
     const auto close = [&](int end) {
         for (; begin < end; begin += kAttentionRows) add_block(shape, attending, begin, std::min(begin + kAttentionRows, end), threads, room);
         begin = end;

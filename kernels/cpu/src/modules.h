@@ -1,6 +1,7 @@
-// MTP modules: what a token embeds to joined with the state before it, one decoder layer, a norm.
+// MTP modules: a token's embedding joined with the state before it, one decoder layer, a norm.
 //
-// Layout: a pair is [embedding, then state], each normed, in float32. Sums are in the order of linear.h and attention.h.
+// Layout: a pair is [embedding, then state], each normed, in float32. Sums are in the order of linear.h and
+// attention.h.
 #pragma once
 
 #include <vector>
@@ -9,7 +10,8 @@
 
 namespace outrider {
 
-// What the rows' tokens embed to, at to(row). A table [vocabulary][own width] holds this rank's columns. In step.
+// Writes the rows' embeddings to to(row). A table [vocabulary][own width] holds this rank's columns. All threads in
+// step.
 template <class To>
 void embed_rows(const Team& team, const Shape& shape, const Rows& rows, const void* table, int kind, Exchanged& exchanged,
                 const To& to) {
@@ -41,14 +43,14 @@ struct ModuleWeights {
     int32_t unused;
 };
 
-// Of the pairs that a module is fed those whose states are wanted. The others are filled in: later pairs see no more of them.
+// The input pairs of a module whose states are needed. The others are only filled in, for later pairs.
 struct Wanted {
     bool all;
-    std::vector<int32_t> which;  // ascending; unless all are
-    Rows rows;                   // these
+    std::vector<int32_t> which;  // ascending; unused if all are wanted
+    Rows rows;                   // the wanted rows
 };
 
-// One module after another, each over some pairs.
+// Runs modules one after another, each over some pairs.
 class Modules {
 public:
     Modules(const Shape& shape, const ModuleWeights* weights, int count, Room& room)
@@ -56,7 +58,7 @@ public:
 
     int count() const { return count_; }
 
-    // By one thread, before `run` of the same module over the same pairs.
+    // Call from one thread, before `run` of the same module over the same pairs.
     void prepare(int module, const Rows& pairs, const Wanted& wanted, int threads) {
         outrider::prepare(shape_, pairs, wanted.rows, threads, weights_[module].layer, 1, room_);
         Room::grow(embedded_, static_cast<long>(pairs.rows) * shape_.hidden);
@@ -64,7 +66,7 @@ public:
         Room::grow(stream_, static_cast<long>(pairs.rows) * shape_.hidden);
     }
 
-    // states [wanted][hidden] after the module's norm, from the pairs and the states `hidden` before them.
+    // Computes states [wanted][hidden] after the module's norm, from the pairs and the states `hidden` before them.
     void run(const Team& team, int module, const Rows& pairs, const Wanted& wanted, const float* hidden, float* states) {
         const ModuleWeights& weights = weights_[module];
         const long width = shape_.hidden;
@@ -93,10 +95,10 @@ public:
     }
 
 private:
-    // Whether other data groups' rows may come to this rank's experts.
+    // Whether other data groups' rows may need this rank's experts.
     bool in_company() const { return shape_.shard && shape_.shard->datas() > 1; }
 
-    // Embedding and state into one stream.
+    // Joins embedding and state into the residual stream.
     void join(const Team& team, const Linear& linear, int rows) {
         const long width = shape_.hidden, stride = shape_.shard ? shape_.shard->cut(shape_.hidden).widest() : width;
         if (shape_.shard && team.index == 0) room_.exchanged.own(rows * stride);

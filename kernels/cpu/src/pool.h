@@ -1,11 +1,12 @@
 // A team of threads that runs one function at a time, in step.
 //
-// Every thread runs the same function and takes its share of each step's items; barriers stand between steps. Which
-// thread takes an item never changes a bit. Waiting threads spin for a while, then sleep in the kernel. A team whose
-// members keep one another waiting because others use the cores gives way to a single thread, and is tried again after
-// ever longer times. These are times, not runs: a run may be a draft, or a long prompt.
+// Every thread runs the same function and processes its share of each step's items, with barriers between steps. The
+// assignment of items to threads changes no bits. Waiting threads spin for a while, then sleep in the kernel. If
+// threads are slowed down by other processes on their cores, the team falls back to a single thread, and tries again
+// after increasing intervals. Intervals are measured in time, not in runs: a run may be a short draft or a long
+// prompt.
 //
-// Layout: a thread's share is a range of items that lie side by side. No sum crosses threads.
+// Layout: a thread's share is a contiguous range of items. No sum crosses threads.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +25,8 @@
 
 namespace outrider {
 
-constexpr int kBarrierSpins = 2000;  // pauses, some 40 us: more than threads in step are apart
-constexpr int kTooLate = 3;          // waits in one run that ask whether a core is another's
+constexpr int kBarrierSpins = 2000;  // pauses, about 40 us: longer than the skew of threads in step
+constexpr int kTooLate = 3;          // late waits in one run that trigger the check for busy cores
 constexpr std::chrono::milliseconds kLeastAlone{4}, kMostAlone{256};
 
 inline void pause() {
@@ -34,7 +35,7 @@ inline void pause() {
 #endif
 }
 
-// Whether spinning was enough.
+// Returns whether the value changed while spinning.
 inline bool wait_while(const std::atomic<uint32_t>& value, uint32_t old, int spins) {
     for (int i = 0; i < spins; ++i) {
         if (value.load(std::memory_order_acquire) != old) return true;
@@ -46,7 +47,7 @@ inline bool wait_while(const std::atomic<uint32_t>& value, uint32_t old, int spi
 
 class Barrier {
 public:
-    // Whether the others were there in time.
+    // Returns whether no thread had to sleep.
     bool wait(int size, int spins) {
         if (size == 1) return true;
         const uint32_t phase = phase_.load(std::memory_order_relaxed);
@@ -68,7 +69,7 @@ private:
 struct Team {
     int index, size;
     Barrier* gate;
-    std::atomic<int>* late;  // how often one had to sleep for the others
+    std::atomic<int>* late;  // how often a thread had to sleep while waiting
 
     void barrier() const {
         if (!gate->wait(size, kBarrierSpins)) late->fetch_add(1, std::memory_order_relaxed);
@@ -97,7 +98,7 @@ public:
 
     int threads() const { return static_cast<int>(helpers_.size()) + 1; }
 
-    // Runs `work` on up to `size` threads, this one among them; returns when all are done. Helpers spin `spins` pauses
+    // Runs `work` on up to `size` threads, including this one; returns when all are done. Helpers spin `spins` pauses
     // for the next run before they sleep.
     void run(int size, int spins, const Work& work) {
         size = std::min(size, threads());
@@ -115,11 +116,11 @@ public:
     }
 
 private:
-    // One word says that there is work and for how many: who is not among them reads nothing else.
+    // One word contains the run number and the number of threads. Threads beyond that number read nothing else.
     void begin(uint32_t size) {
         const uint32_t runs = start_.load(std::memory_order_relaxed) >> 16;
-        // Not a plain store: that could become visible after notify_all has looked for sleepers, and one that is just
-        // going to sleep would never be woken.
+        // Not a plain store: that could become visible only after notify_all has checked for sleeping threads. A
+        // thread that is just about to sleep would then never be woken.
         start_.exchange((runs + 1) << 16 | size, std::memory_order_seq_cst);
         start_.notify_all();
     }
@@ -145,8 +146,8 @@ private:
     std::atomic<int> spins_{0};
     const Work* work_ = nullptr;
     Clock::time_point alone_until_{};
-    std::chrono::milliseconds alone_ = kLeastAlone;  // next time
-    std::vector<std::thread> helpers_;  // last: they use the rest
+    std::chrono::milliseconds alone_ = kLeastAlone;  // next interval with one thread
+    std::vector<std::thread> helpers_;  // last member: the threads use the others
 };
 
 }  // namespace outrider

@@ -1,8 +1,8 @@
-// Products of 8-bit weights with inputs that are rounded to 8 bits, by stretches of kStretch8: for what only drafts.
+// Products of 8-bit weights with inputs that are rounded to 8 bits in stretches of kStretch8. Used for drafting only.
 //
-// A stretch's sum is one of integers, so it has no order and is the same on every instruction set: with VNNI where the
-// processor has it, else by products of 16 bits. A row is rounded by itself alone. Stretches are added in their order, in
-// float32. linear.h says how weights are packed.
+// A stretch's sum is an integer sum, so its order does not matter and it is the same on every instruction set: with
+// VNNI if the processor has it, otherwise by 16-bit products. A row is rounded independently of the others. Stretches
+// are added in order, in float32. linear.h describes the packing of weights.
 #pragma once
 
 #include <algorithm>
@@ -15,25 +15,25 @@
 namespace outrider {
 
 constexpr int kPanel = 32;
-constexpr int kVectors = kPanel / kLanes;  // of one panel
+constexpr int kVectors = kPanel / kLanes;  // per panel
 constexpr int kStretch8 = 128;             // inputs that share a scale
 constexpr int kDot = 4;                    // inputs whose products are summed at once
 
 #if defined(__AVX512F__)
-constexpr int kMostRounded = 4;  // rows whose sums fit the registers
+constexpr int kMostRounded = 4;  // rows whose sums fit into registers
 #else
 constexpr int kMostRounded = 2;
 #endif
 
 inline int stretches8(int inputs) { return (inputs + kStretch8 - 1) / kStretch8; }
 
-// One row, rounded; with zeros up to whole dots.
+// One rounded row, padded with zeros to a multiple of kDot.
 struct RoundedRow {
     const int8_t* values;
-    const float* scales;  // by stretch,
-    const int32_t* sums;  // and the sum of its values
+    const float* scales;  // per stretch
+    const int32_t* sums;  // per stretch: the sum of its values
 
-    int32_t four(int k) const {  // kDot of them, in one word
+    int32_t four(int k) const {  // kDot values in one word
         int32_t word;
         std::memcpy(&word, values + k, sizeof word);
         return word;
@@ -87,8 +87,8 @@ private:
     std::vector<int32_t> sums_;
 };
 
-// Sums of one panel: lane i of vector v is output v * kLanes + i. Weights are kept with 128 added, which makes them
-// unsigned, as VNNI wants one side; so the sums begin with that taken off.
+// Sums of one panel: lane i of vector v is output v * kLanes + i. Weights are stored with 128 added, which makes them
+// unsigned, as one operand of VNNI must be. So the sums are initialized with the correction for that.
 #if defined(__AVX512F__)
 
 struct IntegerSums {
@@ -103,7 +103,7 @@ struct IntegerSums {
         const __m512i four = _mm512_set1_epi32(inputs);
         for (int i = 0; i < kVectors; ++i) {
             const __m512i own = _mm512_loadu_si512(weights + i * kLanes * kDot);
-            if constexpr (vnni) {  // known to the assembler, whatever the compiler may use by itself
+            if constexpr (vnni) {  // inline assembly: the compiler may not have VNNI enabled
                 __m512i sums = v[i];
                 asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(own), "v"(four));
                 v[i] = sums;
@@ -175,7 +175,7 @@ inline bool has_vnni() { return false; }
 #endif
 
 // The outputs of one panel, whose `weights` are [inputs / kDot][kPanel][kDot] and `scales` [stretches][kPanel], for R
-// rows: sums [R][kVectors]. ask(byte) asks in advance for what is read after the weight at `byte`.
+// rows: sums [R][kVectors]. ask(byte) prefetches for the weight at offset `byte`.
 template <int R, bool vnni, class Ask>
 NEVER_INLINE void rounded_panel(const uint8_t* weights, const float* scales, int inputs, const RoundedRow* rows, const Ask& ask,
                                 F16 (*sums)[kVectors]) {

@@ -1,9 +1,9 @@
-// What a row's rules add to its logits, take off, or rule out: all transforms before temperature.
+// A row's rules: logit changes and exclusions that are applied before temperature.
 //
 // Each changed logit is computed in double and rounded once. Reference: workers/sampling/row_rules.py.
 //
-// Layout: a row's logits [vocabulary] in float32, changed in place. A logit's terms are added in the order of the code; no
-// sum crosses logits.
+// Layout: a row's logits [vocabulary] in float32, changed in place. A logit's terms are added in the order of the
+// code; no sum crosses logits.
 #pragma once
 
 #include <algorithm>
@@ -13,41 +13,42 @@
 
 namespace outrider {
 
-// How a row is drawn. `position` is the token's own, over prompt and output. What has a count of zero is not there.
+// A row's sampling parameters. `position` is the token's own, counted over prompt and output. Arrays with count zero
+// are absent.
 struct Draw {
     uint64_t sequence_key;
     int64_t position;
-    double temperature;  // 0: the best logit, without noise; else 1e-12 or more
+    double temperature;  // 0: greedy; otherwise at least 1e-12
     double min_p, top_p;
     int64_t top_k;  // 0: all
     int64_t prompt_tokens;
-    const int64_t* ruled_out;  // token ids, before position `ruled_out_until`
+    const int64_t* ruled_out;  // token ids excluded before position `ruled_out_until`
     int64_t ruled_out_count, ruled_out_until;
     const int64_t* biased;
     const double* biases;
     int64_t biased_count;
-    const uint32_t* allowed;  // a bit for each token, further ones are not; null: all
+    const uint32_t* allowed;  // bit mask of tokens; those beyond it are excluded; null: all allowed
     int64_t allowed_words;
-    const int64_t* bad_words;  // of each its length, then its tokens
+    const int64_t* bad_words;  // for each: its length, then its tokens
     int64_t bad_words_size;
     int64_t penalises;
     double repetition, frequency, presence;
     const int64_t* prompt_ids;  // distinct tokens of the prompt, for the repetition penalty
     int64_t prompt_ids_count;
-    int64_t* said;  // the output by place, drafts included; null: no rule looks back on it
-    int64_t constrained;  // a grammar says what is allowed, at each place anew
-    int64_t fallback;  // drawn where the rules leave no token
+    int64_t* said;  // the output tokens, drafts included; null: no rule needs them
+    int64_t constrained;  // a grammar decides the allowed tokens of each position
+    int64_t fallback;  // token if the rules exclude all tokens
 
     int64_t said_count() const { return said ? position - prompt_tokens : 0; }
 };
 
-// A row of logits. `ids` are the entries they belong to, ascending; null for 0, 1, ...
+// A row of logits. `ids` are their token ids, ascending; null for 0, 1, ...
 struct Entries {
     float* logits;
     const int32_t* ids;
     int count;
 
-    // An entry's logit, or null where the row has none for it.
+    // A token's logit, or null if the row does not have it.
     float* of(int64_t id) const {
         if (!ids) return id < count ? logits + id : nullptr;
         const int32_t* found = std::lower_bound(ids, ids + count, static_cast<int32_t>(id));
@@ -61,7 +62,7 @@ struct Entries {
 
 class Rules {
 public:
-    // Whether they do anything to a row.
+    // Whether the rules change a row.
     static bool change(const Draw& draw) {
         const bool ruled_out = draw.position < draw.ruled_out_until && draw.ruled_out_count > 0;
         return draw.biased_count > 0 || draw.allowed || draw.bad_words_size > 0 || ruled_out || draw.penalises;
@@ -85,7 +86,7 @@ private:
         }
     }
 
-    // The tokens that would complete a bad word after what was said.
+    // Excludes the tokens that would complete a bad word after the output so far.
     static void rule_out_bad_words(const Draw& draw, const Entries& row) {
         const int64_t said = draw.said_count();
         for (int64_t at = 0; at < draw.bad_words_size; at += 1 + draw.bad_words[at]) {
@@ -105,7 +106,7 @@ private:
         noted_.clear();
     }
 
-    // One more than how often a token was said.
+    // One more than the number of times the token occurred in the output.
     int32_t& note(int64_t id) {
         if (id >= static_cast<int64_t>(notes_.size())) notes_.resize(id + 1);
         if (notes_[id] == 0) {

@@ -1,10 +1,10 @@
-// Coupled sampling over the vocabulary: the token of a row is argmax(score + Gumbel noise), all in float64.
+// Coupled sampling over the vocabulary: a row's token is argmax(score + Gumbel noise), all in float64.
 //
-// The noise is a pure function of (sequence key, position, vocabulary entry): integers as in kernels/sampling.py, bit
-// for bit. A head cut to some of the vocabulary draws with the noise of the entries that it has.
+// The noise is a pure function of (sequence key, position, vocabulary entry); its integers match kernels/sampling.py
+// bit for bit. A head reduced to a part of the vocabulary uses the noise of its entries.
 //
-// Layout: logits are [rows][vocabulary] in float32. The mass of top_p is summed in the order of the vocabulary, and that
-// of its prefix in descending order of logits.
+// Layout: logits are [rows][vocabulary] in float32. The total mass for top_p is summed in vocabulary order, that of
+// its prefix in descending order of logits.
 #pragma once
 
 #include <algorithm>
@@ -43,20 +43,20 @@ struct Best {
         second = std::max(second, other.second);
     }
 
-    // How far the best is ahead: what says how likely another model's draw is the same.
+    // The best score's lead. It predicts how likely another model samples the same token.
     double margin() const { return none() ? 0 : score - second; }
 
-    // Whether the rules left nothing to choose from.
+    // Whether the rules excluded every entry.
     bool none() const { return score == -INFINITY; }
 };
 
-constexpr int kBlock = 64;  // entries looked at together
+constexpr int kBlock = 64;  // entries processed together
 
-// log(x) for normal positive x, within one unit in the last place; written so that a loop over it is a vector loop.
+// log(x) for normal positive x, within one unit in the last place; written so that loops over it are vectorized.
 inline double log_of(double x) {
     uint64_t bits;
     std::memcpy(&bits, &x, sizeof bits);
-    // x = m 2^e with m in [sqrt(1/2), sqrt(2)): so that values about 1 lose nothing.
+    // x = m 2^e with m in [sqrt(1/2), sqrt(2)), so that values near 1 keep full precision.
     const uint64_t shifted = bits - 0x3FE6A09E667F3BCDull;
     const double exponent = static_cast<double>(static_cast<int32_t>(static_cast<int64_t>(shifted) >> 52));
     const uint64_t mantissa = bits - (shifted & 0xFFF0000000000000ull);
@@ -69,10 +69,10 @@ inline double log_of(double x) {
     return exponent * 6.93147180369123816490e-01 - ((half - (rest + exponent * 1.90821492927058770002e-10)) - f);
 }
 
-// exp(x) for x at most 0, within an ulp or two, and never 0; written as log_of.
+// exp(x) for x at most 0, within an ulp or two, and never 0; vectorized like log_of.
 inline double exp_of(double x) {
     x = x < -700.0 ? -700.0 : x;
-    constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: what is added to it loses its fraction
+    constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
     const double shifted = x * 1.44269504088896340736 + kRound, n = shifted - kRound;
     const double r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10;
     double sum = 1.0 / 6227020800.0;
@@ -86,7 +86,7 @@ inline double exp_of(double x) {
     return sum * scale;
 }
 
-// What an entry's noise is made of: the odd numerator n of u = n 2^-53 in (0, 1), and the noise is -log(-log(1 - u)).
+// The odd numerator n of an entry's u = n 2^-53 in (0, 1); its noise is -log(-log(1 - u)).
 inline int64_t chance(uint64_t hash) { return static_cast<int64_t>(hash >> 12) * 2 + 1; }
 
 inline double gumbel(int64_t chance) {
@@ -94,25 +94,26 @@ inline double gumbel(int64_t chance) {
     return -log_of(-log_of(left));
 }
 
-// At least the noise of an entry whose hash begins with the 31 bits `first`, and at most 0.06 more where that is large:
-// -log(u), by the logarithm's chords between powers of two, which a number's bits read as an integer are.
+// An upper bound of the noise of an entry whose hash begins with the 31 bits `first`, at most 0.06 too large where
+// noise is large. It is -log(u), with log interpolated linearly between powers of two: a float's bits, read as an
+// integer, are that interpolation.
 inline float most_gumbel(int32_t first) {
-    const float u = static_cast<float>(first);  // by 2^31
+    const float u = static_cast<float>(first);  // times 2^31
     int32_t bits;
     std::memcpy(&bits, &u, sizeof bits);
     return (158.0f - static_cast<float>(bits) * 0x1p-23f) * 6.93147181e-01f + 1e-4f;
 }
 
-// A row's logits after its rules, with what its parameters cut off at -inf: everything that needs the whole row at once.
+// Transforms that need the whole row (top_k, top_p, min_p): applied after the rules; excluded logits become -inf.
 class Transform {
 public:
-    // Whether it does anything to a row of `count`.
+    // Whether it changes a row of `count` entries.
     static bool changes(const Draw& draw, int count) {
         const bool cuts = (draw.top_k > 0 && draw.top_k < count) || draw.min_p > 0 || draw.top_p < 1;
         return Rules::change(draw) || (draw.temperature > 0 && cuts);
     }
 
-    // `ids` are the entries that the logits belong to, null for 0, 1, ...
+    // `ids` are the logits' token ids; null for 0, 1, ...
     void operator()(const Draw& draw, float* logits, const int32_t* ids, int count) {
         rules_(draw, {logits, ids, count});
         const bool some = draw.top_k > 0 && draw.top_k < count;
@@ -127,7 +128,8 @@ public:
     }
 
 private:
-    // Keeps exactly `most_kept` by (logit descending, id ascending), then the shortest prefix whose mass reaches top_p.
+    // Keeps exactly `most_kept` entries by (logit descending, id ascending), then the shortest prefix whose mass
+    // reaches top_p.
     void cut_tail(const Draw& draw, float* logits, int count, int most_kept, float most) {
         keys_.resize(count);
         for (int i = 0; i < count; ++i) keys_[i] = key_of(logits[i], i);
@@ -141,16 +143,16 @@ private:
         for (int i = 0; i < count; ++i) logits[i] = keys_[i] <= last ? logits[i] : -INFINITY;
     }
 
-    // Ascending where logits fall, and among equals where ids rise.
+    // A sort key: ascending in descending order of logits, equal logits by ascending id.
     static uint64_t key_of(float logit, int id) {
         uint32_t bits;
-        const float value = logit + 0.0f;  // one zero
+        const float value = logit + 0.0f;  // maps -0 to 0
         std::memcpy(&bits, &value, sizeof bits);
         const uint32_t falling = bits >> 31 ? bits : ~bits & 0x7FFFFFFFu;
         return static_cast<uint64_t>(falling) << 32 | static_cast<uint32_t>(id);
     }
 
-    // The last key of the shortest prefix of the keys up to `last` whose mass is at least top_p of theirs.
+    // The last key of the shortest prefix that has at least top_p of the mass of all keys up to `last`.
     uint64_t last_of_mass(const Draw& draw, const float* logits, int count, uint64_t last, float most) {
         mass_.resize(count);
         for (int i = 0; i < count; ++i) {
@@ -159,7 +161,7 @@ private:
         }
         double total = 0;
         for (int i = 0; i < count; ++i) total += mass_[i];
-        // Entries with less mass than this are less than the share that is cut, all of them together.
+        // All entries with less mass than this together have less than the share that is cut.
         const double least = (1 - draw.top_p) * total / (2.0 * count);
         sorted_.clear();
         for (int i = 0; i < count; ++i)
@@ -167,7 +169,7 @@ private:
         return last_of_prefix(draw.top_p * total, last);
     }
 
-    // Sorts as far down as it must.
+    // Sorts only as many keys as needed.
     uint64_t last_of_prefix(double wanted, uint64_t last) {
         double sum = 0;
         size_t at = 0;
@@ -188,10 +190,10 @@ private:
     std::vector<double> mass_;
 };
 
-// Finds the best of some entries of a row, with noise or at temperature 0 by its logit, block by block.
+// Finds the best of some entries of a row, with noise or, at temperature 0, by logit, block by block.
 //
-// Noise takes two logarithms in double precision: past the first block it is made for those entries alone that may be
-// among the best two, as bounds in single precision say, of the scores and of the noise.
+// Noise needs two logarithms in double precision. After the first block it is only computed for entries that may be
+// among the best two, according to single-precision bounds of score and noise.
 class Finder {
 public:
     Finder(const Draw& draw, const float* logits, const int32_t* ids)
@@ -216,7 +218,7 @@ public:
 private:
     int64_t id(int i) const { return ids_ ? ids_[i] : i; }
 
-    // Bounds of the block's scores: what is not below its bound may be as good.
+    // Computes bounds of the block's scores, to find the entries that may be among the best.
     void bound(int first, int count) {
         if (count < kBlock) std::fill_n(bounds_, kBlock, -INFINITY);
         if (!noisy_) {
@@ -273,7 +275,8 @@ private:
     float bounds_[kBlock];
 };
 
-// Draws every row of `logits` [rows][stride], `count` entries each; ends in step. `margins` [rows] may be null.
+// Samples every row of `logits` [rows][stride] with `count` entries; all threads end in step. `margins` [rows] may be
+// null.
 class Sampling {
 public:
     void run(const Team& team, int rows, const float* logits, long stride, int count, const int32_t* ids, const Draw* draws,
@@ -300,14 +303,14 @@ public:
         for (long row = own.begin; row < own.end; ++row) {
             Best best;
             for (int part = 0; part < team.size; ++part) best.join(best_[row * team.size + part]);
-            tokens[row] = best.none() && !ids ? draws[row].fallback : best.id;  // a cut head may not have it
+            tokens[row] = best.none() && !ids ? draws[row].fallback : best.id;  // a reduced head may lack the fallback
             if (margins) margins[row] = best.margin();
         }
         team.barrier();
     }
 
 private:
-    // Copies of the rows that their parameters change.
+    // Copies and transforms the rows that their parameters change.
     void transform(long begin, long end, const float* logits, long stride, int count, const int32_t* ids, const Draw* draws) {
         Transform each;
         for (long row = begin; row < end; ++row) {
@@ -317,7 +320,7 @@ private:
         }
     }
 
-    std::vector<Best> best_;  // of each row what each thread found
+    std::vector<Best> best_;  // per row and thread
     std::vector<float> changed_;
 };
 

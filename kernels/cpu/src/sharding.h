@@ -1,7 +1,7 @@
-// A layer whose outputs are split over ranks. Every rank makes whole outputs of its own, and what the next product
-// needs of the others' is gathered: no sum is split, so a row has the bits of one rank alone.
+// A layer whose outputs are split over ranks. Every rank computes complete outputs of its own, and gathers the other
+// ranks' outputs for the next product. No sum is split, so a row has the same bits as on one rank.
 //
-// Layout: a rank sends [rows][width of the widest slice]; gathered, a row's slices lie side by side in the order of ranks.
+// Layout: a rank sends [rows][width of the widest slice]; after the gather, a row's slices are in rank order.
 #pragma once
 
 #include <algorithm>
@@ -13,13 +13,13 @@
 
 namespace outrider {
 
-// What a collective carries, in traffic and errors; Python has the same list (kernels/cpu/library.py).
+// The purpose of a collective, for traffic and errors. kernels/cpu/library.py has the same list.
 enum Purpose : int32_t {
     kLatents, kHeads, kAttention, kInner, kOutputs, kEmbeddings, kCounts, kRowsToExperts, kPairsToOwners, kLogits, kDrafts,
     kExpertLoads,
 };
 
-// `size` outputs in slices that differ by at most one unit: a slice a rank. Python's twin: workers/parallel/slices.py.
+// `size` outputs in one slice per rank; slices differ by at most one unit. Twin: workers/parallel/slices.py.
 struct Cut {
     int size, parts, unit;
 
@@ -37,11 +37,11 @@ struct Cut {
 
 // A rank's share of every layer.
 struct Shard {
-    Group tensor;  // ranks with the same rows, which split the heads
-    Group stage;   // ranks with the same layers: data groups one after another, each of tensor.size ranks
-    int32_t unit;  // outputs that stay together
-    int32_t spread;  // 1: whole experts, dealt out in order over `stage`; 0: each is split over `tensor`
-    int32_t heads, unused;  // of all ranks of `tensor`
+    Group tensor;  // ranks with the same rows; they split the heads
+    Group stage;   // ranks with the same layers: consecutive data groups of tensor.size ranks each
+    int32_t unit;  // outputs that are not separated
+    int32_t spread;  // 1: whole experts, in order over `stage`; 0: each expert is split over `tensor`
+    int32_t heads, unused;  // heads over all ranks of `tensor`
 
     Cut cut(int size) const { return {size, tensor.size, unit}; }
     int own_begin(int size) const { return cut(size).begin(tensor.rank); }
@@ -50,11 +50,11 @@ struct Shard {
     int datas() const { return stage.size / tensor.size; }
 };
 
-// Room for what goes to and comes from other ranks, and whether that still works: after a failure nothing is awaited
-// any more, the call runs to its end on what it has, and says so.
+// Buffers for exchanges with other ranks, and the error state. After a failure no exchange is waited for: the call
+// runs to its end on invalid data and returns the error.
 struct Exchanged {
     std::vector<float> mine, theirs;
-    int32_t broken = 0, purpose = 0;  // what the group said, and of what
+    int32_t broken = 0, purpose = 0;  // the group's error code, and the purpose
 
     void gather(const Group& group, Purpose what, const void* part, int64_t bytes, int root, void* all) {
         if (group.size == 1) std::memcpy(all, part, bytes);
@@ -74,8 +74,8 @@ struct Exchanged {
 
 enum class Put { kStore, kAdd };
 
-// Rows of `mine` [rows][stride], each this rank's columns by cut_of(row), and the other ranks' join to whole rows at
-// to(row). Begins and ends in step.
+// Gathers rows: `mine` [rows][stride] are this rank's columns by cut_of(row); whole rows are written to to(row). All
+// threads begin and end in step.
 template <class CutOf, class To>
 void gather_columns(const Team& team, const Group& group, Purpose what, int rows, const float* mine, int stride,
                     Exchanged& exchanged, Put put, const CutOf& cut_of, const To& to) {

@@ -1,7 +1,7 @@
-// Vectors of 16 floats, alike on every instruction set: F16 is one zmm, two ymm, or an array for the compiler.
+// Vectors of 16 floats with the same results on every instruction set. F16 is one zmm, two ymm, or an array.
 //
-// Every operation rounds each lane by itself and every sum over lanes is the same tree, so AVX-512 and AVX2 agree bit
-// for bit. The plain path has no fused multiply-add and so agrees with itself only.
+// Every operation rounds each lane separately, and every sum over lanes uses the same tree, so AVX-512 and AVX2 have
+// the same bits. The plain path has no fused multiply-add, so its bits differ from theirs.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +17,7 @@ namespace outrider {
 constexpr int kLanes = 16;
 
 #define ALWAYS_INLINE __attribute__((always_inline)) inline  // sums must stay in registers
-#define NEVER_INLINE __attribute__((noinline))  // keeps a loop's registers its own
+#define NEVER_INLINE __attribute__((noinline))  // separate register allocation for a loop
 
 #if defined(__AVX512F__)
 
@@ -61,11 +61,11 @@ inline F16 high_halves(Words w) {
     return {_mm512_castsi512_ps(_mm512_and_si512(w.v, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))};
 }
 
-inline F16 first_lanes(F16 a, int count) {  // zero from lane `count` on
+inline F16 first_lanes(F16 a, int count) {  // lanes from `count` on become zero
     return {_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << count) - 1), a.v)};
 }
 
-// Lanes i and i + 8 join, then i + 4, i + 2, i + 1.
+// Adds lanes i and i + 8, then i + 4, i + 2, i + 1.
 inline float sum(F16 a) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -75,12 +75,12 @@ inline float sum(F16 a) {
 
 inline float max_lane(F16 a) { return _mm512_reduce_max_ps(a.v); }
 
-// sum() of four, by the same tree.
+// sum() of four vectors, by the same tree.
 inline void sums_of_four(const F16* a, float* out) {
     const auto halves = [](__m512 x, __m512 y) {
         return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xEE));
     };
-    const __m512 ab = halves(a[0].v, a[1].v), cd = halves(a[2].v, a[3].v);  // eight of each
+    const __m512 ab = halves(a[0].v, a[1].v), cd = halves(a[2].v, a[3].v);  // eight sums of each
     const __m512 four = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
     const __m512 two = _mm512_add_ps(four, _mm512_shuffle_ps(four, four, 0x4E));
     const __m512 one = _mm512_add_ps(two, _mm512_shuffle_ps(two, two, 0xB1));
@@ -237,7 +237,7 @@ inline void sums_of_four(const F16* a, float* out) {
 
 #endif
 
-// The first `count` lanes from memory, zero after them; reads nothing beyond.
+// Loads the first `count` lanes, the others are zero; reads nothing beyond.
 inline F16 load_some(const float* p, int count) {
     if (count >= kLanes) return load(p);
     float lanes[kLanes] = {};
@@ -252,7 +252,7 @@ inline void store_some(float* p, F16 a, int count) {
     std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(float));
 }
 
-// e^x within 2 units in the last place, for x from -87 to 88; what is beyond counts as those.
+// e^x within 2 units in the last place, with x clamped to -87..88.
 inline F16 exp(F16 x) {
     x = least(largest(x, all(-87.0f)), all(88.0f));
     const F16 whole = nearest(x * all(1.44269504f));

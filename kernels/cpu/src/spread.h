@@ -1,10 +1,10 @@
-// Whole experts spread over the ranks of a stage, each a range of slots.
+// Whole experts spread over the ranks of a stage, each rank having a range of slots.
 //
-// With several data groups a row goes once to each rank that has experts of its choice, from its group's rank at the
-// same place. An expert's output is complete where it is made; its columns then go to the ranks of the row's group that
-// own them, which sum, in the order of experts.h. So every rank gets as much to sum as any other, however few the rows are.
+// With several data groups a row is sent once to each rank that has chosen experts, by its group's rank at the same
+// place. An expert's output is computed completely on one rank. Its columns then go to the ranks of the row's group
+// that own them, which sum in the order of experts.h. So all ranks sum equally many values, even with few rows.
 //
-// Layout: a packet for a rank has its rows one after the other; what comes back is [pairs][columns of the owner].
+// Layout: a packet for a rank has its rows one after another; results return as [pairs][columns of the owner].
 #pragma once
 
 #include <numeric>
@@ -15,14 +15,14 @@
 namespace outrider {
 
 struct SpreadRoom {
-    std::vector<const float*> x;  // of every row that this rank's experts may get
+    std::vector<const float*> x;  // every row that may need this rank's experts
     std::vector<const int32_t*> chosen;
-    std::vector<int32_t> source;  // its data group
+    std::vector<int32_t> source;  // the row's data group
     std::vector<int32_t> sent_rows;
     std::vector<char> sent_bytes, received_bytes;
     std::vector<int64_t> counts, all_counts, sent_sizes, received_sizes;
-    Groups own;                               // this rank's experts
-    std::vector<std::vector<int32_t>> pairs;  // of `own`, by source
+    Groups own;                               // pairs of this rank's experts
+    std::vector<std::vector<int32_t>> pairs;  // pairs of `own`, by source
     std::vector<float> inner, outputs, sent;
 };
 
@@ -32,8 +32,8 @@ public:
         : team_(team), shape_(shape), shard_(*shape.shard), layer_(layer), room_(room), exchanged_(exchanged),
           slots_{layer.routed->count, shard_.stage.size, 1} {}
 
-    // This rank's columns [routed pairs][own width] of the outputs of `rows` rows x [rows][hidden] that chose the slots
-    // `chosen`, in the order of `by_expert`. Ends in step; a rank without rows takes part.
+    // Computes this rank's columns [routed pairs][own width] of the outputs of `rows` rows x [rows][hidden] that chose
+    // the slots `chosen`, in the order of `by_expert`. All threads end in step. A rank without rows takes part too.
     void run(const Groups& by_expert, const float* x, const int32_t* chosen, int rows, float* outputs) {
         if (team_.index == 0) {
             collect(x, chosen, rows);
@@ -58,7 +58,7 @@ private:
     int rank_at(int data) const { return data * shard_.tensor.size + shard_.tensor.rank; }
     int64_t packet() const { return static_cast<int64_t>(shape_.hidden) * sizeof(float) + shape_.chosen * sizeof(int32_t); }
 
-    // All rows that may be for this rank, by data group.
+    // Collects all rows that may need this rank's experts, by data group.
     void collect(const float* x, const int32_t* chosen, int rows) {
         room_.x.clear();
         room_.chosen.clear();
@@ -82,7 +82,7 @@ private:
         room_.source.push_back(data);
     }
 
-    // To the rank at this one's place in each other group, the rows that chose an expert of its.
+    // Sends the rank at the same place of each other group the rows that chose its experts.
     void send_rows(const float* x, const int32_t* chosen, int rows) {
         const int ranks = shard_.stage.size;
         room_.sent_bytes.clear();
@@ -115,7 +115,7 @@ private:
         bytes(chosen, shape_.chosen * sizeof(int32_t));
     }
 
-    // The pairs of this rank's experts: by slot, then by row.
+    // Builds the pairs of this rank's experts: by slot, then by row.
     void build() {
         const int first = first_slot(shard_.stage.rank), last = first_slot(shard_.stage.rank + 1);
         Groups& own = room_.own;
@@ -142,10 +142,10 @@ private:
         grow(room_.sent, pairs * shape_.hidden);
     }
 
-    // What goes to the ranks of the rows' own groups: by group, then by rank, its columns of every pair.
+    // Packs the columns of every pair for the ranks of the rows' own groups: by group, then by rank.
     void pack_outputs() {
         const Cut cut = shard_.cut(shape_.hidden);
-        size_t before = 0;  // pairs of earlier groups
+        size_t before = 0;  // pairs of previous groups
         for (const auto& pairs : room_.pairs) {
             const auto share = team_.share(static_cast<long>(pairs.size()));
             for (long n = share.begin; n < share.end; ++n)
@@ -164,7 +164,7 @@ private:
         for (int data = 0; data < shard_.datas(); ++data)
             for (int rank = 0; rank < cut.parts; ++rank)
                 room_.sent_sizes.push_back(static_cast<int64_t>(room_.pairs[data].size()) * cut.width(rank) * sizeof(float));
-        const auto pairs_before = [&](int slot) {  // of the rows' own choices
+        const auto pairs_before = [&](int slot) {  // among this group's own choices
             return rows && slot ? by_expert.counts[slot - 1] : 0;
         };
         for (int rank = 0; rank < shard_.stage.size; ++rank) {

@@ -208,7 +208,7 @@ def test_a_user_without_a_home_is_told_to_name_a_cache(
 def test_an_instruction_set_that_is_unknown_is_refused_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTRIDER_CPU_ISA", "sse9")
 
-    with pytest.raises(BuildError, match=r"OUTRIDER_CPU_ISA=sse9: this processor runs plain"):
+    with pytest.raises(BuildError, match=r"OUTRIDER_CPU_ISA=sse9: this processor supports plain"):
         instruction_set.__wrapped__()
 
 

@@ -1,4 +1,4 @@
-"""Who chooses the compiled kernels, when, and what is said where they cannot be had."""
+"""When the compiled kernels are chosen, and the errors where they are not available."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.loading.fingerprint import fingerprint
-from outrider.workers.loading.model import kernels_in_force, useful_threads
+from outrider.workers.loading.model import resolve_kernels, useful_threads
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model_config import ModelConfig
 
@@ -19,7 +19,7 @@ SCOUT = ModelConfig.load(resolve_model("scout"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", [{}, {"quantization": "int8"}, {"numerics": "fast"}])
 def test_a_cpu_runs_them_where_they_can_be_had(kernels: str, dtype: torch.dtype, settings: dict[str, Any]) -> None:
-    assert kernels_in_force(EngineConfig(kernels=kernels, **settings), CPU, dtype, SCOUT) == "compiled"
+    assert resolve_kernels(EngineConfig(kernels=kernels, **settings), CPU, dtype, SCOUT) == "compiled"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_cpu_runs_them_where_they_can_be_had(kernels: str, dtype: torch.dtype,
 def test_torchs_path_runs_without_a_word_where_that_is_meant(
     settings: dict[str, Any], device: torch.device, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert kernels_in_force(EngineConfig(**settings), device, dtype, SCOUT) == "torch"
+    assert resolve_kernels(EngineConfig(**settings), device, dtype, SCOUT) == "torch"
     assert caplog.records == []
 
 
@@ -45,8 +45,8 @@ def test_torchs_path_runs_without_a_word_where_that_is_meant(
 def test_asking_for_them_where_they_cannot_run_is_an_error_that_says_why(
     device: torch.device, dtype: torch.dtype, why: str
 ) -> None:
-    with pytest.raises(OutriderError, match=f'kernels="compiled" cannot be had: .*{why}'):
-        kernels_in_force(EngineConfig(kernels="compiled"), device, dtype, SCOUT)
+    with pytest.raises(OutriderError, match=f'kernels="compiled" is not available: .*{why}'):
+        resolve_kernels(EngineConfig(kernels="compiled"), device, dtype, SCOUT)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_8_bit_weights_without_them_are_an_error_that_says_why(
 ) -> None:
     for name in ("quantization", "draft_quantization"):
         with pytest.raises(OutriderError, match=f'^{name}="int8" needs the compiled kernels: .*{why}'):
-            kernels_in_force(EngineConfig(**{name: "int8"}, **settings), device, dtype, SCOUT)
+            resolve_kernels(EngineConfig(**{name: "int8"}, **settings), device, dtype, SCOUT)
 
 
 @pytest.mark.parametrize(

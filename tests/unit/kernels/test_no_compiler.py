@@ -24,12 +24,12 @@ import logging, sys
 import torch
 from outrider.workers.config import EngineConfig
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.loading.model import kernels_in_force
+from outrider.workers.loading.model import resolve_kernels
 logging.basicConfig(format="%(levelname)s %(message)s")
 for kernels in ("auto", "compiled", "torch"):
     for quantization in (None, "int8"):
         config = EngineConfig(kernels=kernels, quantization=quantization)
-        try: print(kernels, quantization, kernels_in_force(config, torch.device("cpu"), torch.float32, None))
+        try: print(kernels, quantization, resolve_kernels(config, torch.device("cpu"), torch.float32, None))
         except OutriderError as error: print(kernels, quantization, "refused:", error)
 """
 
@@ -47,7 +47,7 @@ def test_without_a_compiler_auto_takes_torchs_path_with_one_warning_that_names_t
     auto, quantized, compiled, _, torchs, _ = done.stdout.splitlines()
     assert (auto, torchs) == ("auto None torch", "torch None torch")
     assert quantized.startswith('auto int8 refused: quantization="int8" needs the compiled kernels')
-    assert compiled.startswith('compiled None refused: kernels="compiled" cannot be had')
+    assert compiled.startswith('compiled None refused: kernels="compiled" is not available')
     assert why in quantized
     assert why in compiled
 
@@ -68,6 +68,6 @@ def test_an_llm_without_a_compiler_serves_and_one_that_must_have_them_says_why(t
     assert done.returncode == 0, done.stderr
     count, refusal = done.stdout.splitlines()
     assert count == "3"
-    assert refusal.startswith('kernels="compiled" cannot be had: no C++ compiler here')
+    assert refusal.startswith('kernels="compiled" is not available: no C++ compiler here')
     assert done.stderr.count("no compiled kernels") == 1
     assert "install g++" in done.stderr

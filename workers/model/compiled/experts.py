@@ -1,7 +1,4 @@
-"""A layer's experts where whole ones are spread over ranks, for the compiled kernels: which slot holds which expert.
-
-The twin of SpreadExperts in moe.py.
-"""
+"""A layer's spread experts for the compiled kernels: which slot holds which expert. Twin of moe.py's SpreadExperts."""
 
 from collections.abc import Callable
 
@@ -13,7 +10,7 @@ from outrider.workers.parallel.shard import Shard
 
 
 class CompiledExperts:
-    """Implements ExpertLayer. `structure` is what the kernels read; it is valid as long as this lives."""
+    """Implements ExpertLayer. `structure` is what the kernels read; it is valid while this object exists."""
 
     def __init__(
         self,
@@ -24,11 +21,11 @@ class CompiledExperts:
         load: Callable[[int], MlpStruct],
         free: Callable[[MlpStruct], None],
     ) -> None:
-        """`load` reads an expert, `width` wide inside; `free` has its memory back."""
+        """`load` reads an expert of inner width `width`; `free` releases its memory."""
         self.number = number
         self._own = shard.slots(experts)
         self._load, self._free = load, free
-        self._elsewhere = MlpStruct(down=LinearStruct(inputs=width), width=width)  # another rank's
+        self._elsewhere = MlpStruct(down=LinearStruct(inputs=width), width=width)  # for other ranks' slots: sizes only
         self._held: dict[int, MlpStruct] = {}  # by expert
         self._loads = np.zeros(experts, dtype=np.int64)
         self.structure = RoutedExperts(loads=self._loads.ctypes.data)

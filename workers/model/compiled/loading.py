@@ -1,4 +1,4 @@
-"""Loads a rank's parts of a model for the compiled kernels, anew or out of a cache of packed weights."""
+"""Loads a rank's parts of a model for the compiled kernels, from the checkpoint or from a cache of packed weights."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +26,14 @@ from outrider.workers.parallel.native_group import NativeGroup
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.model_config import ModelConfig
 
-# What goes between all ranks of a stage; anything else between those of a tensor group.
+# Purposes exchanged between all ranks of a stage; all others are exchanged between those of a tensor group.
 _OF_STAGE = {library.PURPOSES.index(each) for each in ("counts of rows", "rows to experts", "expert outputs")}
 Made = TypeVar("Made")
 Kept = TypeVar("Kept")
 
 
 class Explaining:
-    """Around a call of the kernels: what other ranks did not do is said in words. ExchangeBrokenError."""
+    """Wraps a call of the kernels: turns a failed exchange into an ExchangeBrokenError that names the rank."""
 
     def __init__(self, tensor: NativeGroup, stage: NativeGroup) -> None:
         self._tensor, self._stage = tensor, stage
@@ -48,7 +48,7 @@ class Explaining:
 
 
 class CompiledLoader:
-    """Reads `checkpoint` into the kernels' structures. What they point to lives as long as the loader."""
+    """Reads `checkpoint` into the kernels' structures. The memory that they point to lives as long as the loader."""
 
     def __init__(
         self,
@@ -63,10 +63,10 @@ class CompiledLoader:
         sharing: Sharing | None = None,
         cache: WeightCache | None = None,
     ) -> None:
-        """`sharing`: this rank reads its own slices only. `cache` is of this checkpoint.
+        """`sharing`: this rank reads only its own slices. `cache` is this checkpoint's.
 
-        `draft_quantization`: of the MTP modules and the head that they draft with, whose drafts are verified; None: as
-        the model's. "int8" also rounds what those weights are multiplied with.
+        `draft_quantization` applies to the MTP modules and their head; None: as the model. "int8" also rounds those
+        products' inputs. Drafts are verified, so the text does not change.
         """
         self.config, self.dtype = config, dtype
         self.sharing = sharing or Sharing()
@@ -85,11 +85,11 @@ class CompiledLoader:
 
     @property
     def mtp_modules(self) -> int:
-        """How many the checkpoint has."""
+        """The number of MTP modules in the checkpoint."""
         return self._checkpoint.mtp_modules(self.config)
 
     def layers(self, numbers: Sequence[int], progress: Progress | None = None) -> list[library.Layer]:
-        """Several threads read; `progress` hears of each layer."""
+        """Reads with several threads; calls `progress` after each layer."""
         layers = []
         with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="outrider-loading") as pool:
             for layer in pool.map(self.layer, numbers):
@@ -105,7 +105,7 @@ class CompiledLoader:
         return layer
 
     def _routed(self, number: int) -> library.RoutedExperts:
-        """A slice of each, or this rank's, whole."""
+        """A slice of each routed expert, or this rank's whole experts."""
         count = self.config.n_routed_experts
         if not self.shard.spread:
             kind = self._kind_of(number)
@@ -117,7 +117,7 @@ class CompiledLoader:
         return spread.structure
 
     def _expert(self, number: int, expert: int) -> library.MlpStruct:
-        """Whole. Its memory, private or mapped, is its own."""
+        """A whole expert, in its own private or mapped memory."""
 
         def make(read: WeightReader) -> library.MlpStruct:
             return read.expert(number, expert)
@@ -136,15 +136,15 @@ class CompiledLoader:
 
     @property
     def expert_layers(self) -> list[CompiledExperts]:
-        """Those loaded so far, ascending, where experts are spread."""
+        """The layers with spread experts loaded so far, ascending."""
         return [self._spread[number] for number in sorted(self._spread)]
 
     def module(self, number: int) -> library.Module:
-        """What an MTP module has besides its layer, and but for what it shares with the model."""
+        """An MTP module without its decoder layer and without what it shares with the model."""
         return self._part(f"module-{number}", self._tensor, lambda read: read.module(number), self._kind_of(number))
 
     def embedding(self) -> tuple[int, int]:
-        """Address and kind of the embedding [vocab, own columns of hidden]."""
+        """Address and weight kind of the embedding [vocab, own columns of hidden]."""
         return self._part("embedding", self._tensor, WeightReader.embedding, self._kind), kind_of(self.dtype)
 
     def norm(self) -> int:
@@ -156,7 +156,7 @@ class CompiledLoader:
         return self._part("head", self._tensor, WeightReader.head, self._kind)
 
     def draft_head(self, ids: NDArray[np.int32] | None) -> LinearStruct:
-        """This rank's slice of a head to draft with, for the tokens `ids` alone; None: for all."""
+        """This rank's slice of a draft head for the tokens `ids`; None: all tokens."""
         if ids is None:
             return self._part("draft-head", self._tensor, WeightReader.head, self._draft_kind)
         split = *self._tensor, ids.tolist()
@@ -164,27 +164,27 @@ class CompiledLoader:
 
     @property
     def drafts_with_the_head(self) -> bool:
-        """Whether the model's own head is just as a whole one to draft with would be."""
+        """Whether a full draft head would equal the model's head, so that it can be shared."""
         return self._draft_kind == self._kind
 
     def _kind_of(self, number: int) -> int:
-        """Of a layer's weights. MTP modules are the layers behind the model's own."""
+        """The kind of a layer's weights. MTP modules are numbered after the model's layers."""
         return self._kind if number < self.config.num_hidden_layers else self._draft_kind
 
     @property
     def _tensor(self) -> tuple[object, ...]:
-        """Which slice this rank has of what is split over the tensor group."""
+        """This rank's slice of everything split over the tensor group."""
         return self.shard.tensor, self.shard.tensors, self.shard.unit
 
     def _part(self, name: str, split: tuple[object, ...], make: Callable[[WeightReader], Made], kind: int) -> Made:
-        """What `make` reads, packed as `kind`, which is kept as long as this loader."""
+        """What `make` reads, packed as `kind`; kept as long as this loader."""
         packer = self._keep(self._packer(name, split, make, kind))
         return make(self._reader(packer or self._private, kind))
 
     def _packer(
         self, name: str, split: tuple[object, ...], make: Callable[[WeightReader], object], kind: int
     ) -> MappedWeights | None:
-        """Where the cache has what `make` reads, and has it made first if it must; None without a cache."""
+        """The cache's packed weights for `make`, created first if needed; None without a cache."""
         if self._cache is None:
             return None
         how = (self.dtype, kind, self._fast, *split)

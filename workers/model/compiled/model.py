@@ -1,7 +1,7 @@
-"""A stage, and its MTP modules, run by the compiled kernels: the same model as deepseek.py and mtp.py, in few calls.
+"""A stage and its MTP modules on the compiled kernels: the same model as deepseek.py and mtp.py.
 
-Those are the specification; here weights are packed once, a round goes through all layers in one call, and its
-results are bitwise the same whatever rows, chunks, blocks and threads there are.
+Those are the specification. Here weights are packed once, and one call runs a round through all layers. The results
+have the same bits for any rows, chunks, blocks and threads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ _CACHE_DTYPES = {library.FLOAT32: torch.float32, library.BFLOAT16: torch.bfloat1
 
 
 class CompiledCache:
-    """What some layers attend; a slot is filled up with zeros to whole vectors."""
+    """The KV cache of some layers; a slot is padded with zeros to whole vectors."""
 
     def __init__(self, layers: int, width: int, shape: library.ShapeStruct) -> None:
         self._layers, self._block_size = layers, int(shape.block_size)
@@ -37,7 +37,7 @@ class CompiledCache:
         return self._layers * self._block_size * self._width * self._dtype.itemsize
 
     def allocate(self, num_blocks: int) -> None:
-        """Room for blocks 0..num_blocks-1, all finite from the start."""
+        """Allocates blocks 0..num_blocks-1. All values are finite from the start."""
         slots = num_blocks * self._block_size
         device = torch.device("cpu")
         self._tensors = [zeros_when_touched(slots, self._width, self._dtype, device) for _ in range(self._layers)]
@@ -48,7 +48,7 @@ class CompiledCache:
 
 
 class CompiledStage:
-    """Layers `layers` of a model, and their cache. The first stage also embeds; the last norms, and has the head."""
+    """Layers `layers` of a model, and their cache. The first stage also embeds; the last has norm and head."""
 
     def __init__(
         self, context: Context, loader: CompiledLoader, layers: range, progress: Progress | None = None
@@ -68,7 +68,7 @@ class CompiledStage:
         return self.cache.bytes_per_block
 
     def allocate_cache(self, num_blocks: int) -> None:
-        """Make room for blocks 0..num_blocks-1. To be called once, before the first round."""
+        """Allocates blocks 0..num_blocks-1. Call once, before the first round."""
         self.cache.allocate(num_blocks)
         self._caches = (c_void_p * len(self._layers))(*self.cache.addresses)
         address, kind = self.embedding or (None, 0)
@@ -82,16 +82,16 @@ class CompiledStage:
         )
 
     def run(self, rows: Rows, hidden: Tensor | None, lane: int = 0) -> Tensor:
-        """`hidden` [R, hidden] float32, None on the first stage -> [R, hidden]; the last stage's is after the norm."""
+        """`hidden` [R, hidden] float32, or None on the first stage -> [R, hidden]; normed on the last stage."""
         width = self._loader.config.hidden_size
         out = uninitialised(len(rows), width) if hidden is None else hidden.clone()
-        if len(rows) or self._loader.shard.spread:  # other ranks' rows may be for experts of this one
+        if len(rows) or self._loader.shard.spread:  # other ranks' rows may need this rank's experts
             with self._loader.explaining:
                 self._team_of(lane).stage(self._loader.shape, self._stage, _structure(rows), out)
         return out
 
     def _team_of(self, lane: int) -> Context:
-        """The second lane's is made when there first is one."""
+        """The lane's thread team. The second lane's is created at its first use."""
         if lane and self._second is None:
             self._second = self.context.twin()
         return self._second if lane and self._second is not None else self.context
@@ -100,12 +100,12 @@ class CompiledStage:
 class CompiledModules:
     """A model's MTP modules, each with its cache layer, beside the model's first stage.
 
-    `head_ids`: the tokens that it may draft, ascending; None: all. Fewer are cheaper, and lose nothing but drafts.
+    `head_ids`: the tokens that they may draft, ascending; None: all. Fewer are cheaper and only lose drafts.
     """
 
     def __init__(self, stage: CompiledStage, loader: CompiledLoader, head_ids: NDArray[np.int32] | None) -> None:
         if stage.embedding is None:
-            raise CheckpointError("MTP modules live with the first stage")
+            raise CheckpointError("MTP modules are on the first stage")
         self._context, self._loader = stage.context, loader
         self._head = self._make_head(stage, head_ids)
         first = loader.config.num_hidden_layers
@@ -138,7 +138,7 @@ class CompiledModules:
         self._use_cache()
 
     def share_cache(self, other: "CompiledModules") -> None:
-        """Goes on with the cache of `other`, as many modules of the same stage, instead of one of its own."""
+        """Uses the cache of `other` instead of its own. It must have as many modules, for the same stage."""
         self.cache = other.cache
         self._use_cache()
 
@@ -158,14 +158,15 @@ class CompiledModules:
         chain: Chain | None = None,
         stop_rules: NDArray[np.float64] | None = None,
     ) -> tuple[IntArray, NDArray[np.float64], IntArray]:
-        """Feeds `pairs` (h_i, t_{i+1}), `hidden` [pairs, hidden] their h_i; then drafts.
+        """Processes `pairs` (h_i, t_{i+1}), `hidden` [pairs, hidden] being their h_i; then drafts.
 
-        Where there are several modules `chain` says how those after the first are fed. `depths[n]` drafts follow pair
-        `last_pairs[n]`; `draws[n]` says how the first of them is drawn, and `allowed(n, j)` what may be its draft j
-        from 1 on, where a grammar constrains it. They come sequence by sequence [sum(depths)], with the lead of each
-        one's score over the next best, and with how many each sequence has: its row of `stop_rules` [n, 7] may end it
-        before. `steps`: the largest depth of all data groups, where others draft beside this one. Of ranks with the
-        same pairs only the first has the leads.
+        `chain` gives the inputs of modules after the first. Up to `depths[n]` drafts follow pair `last_pairs[n]`.
+        `draws[n]` are the sampling parameters of its first draft. `allowed(n, j)` is the mask of its draft j from 1
+        on, if a grammar constrains it. `stop_rules` [n, 7] may end a sequence's drafting early. `steps` is the largest
+        depth of all data groups.
+
+        Returns the drafts sequence by sequence [sum(depths)], each one's lead over the next best score, and the number
+        of drafts of each sequence. Of ranks with the same pairs, only the first gets the leads.
         """
         most = int(depths.max(initial=0)) if steps is None else steps
         with self._loader.explaining:
@@ -176,7 +177,7 @@ class CompiledModules:
 
 
 def _structure(rows: Rows) -> library.RowsStruct:
-    """Valid as long as it is itself: it keeps a copy of the arrays, end to end."""
+    """Valid while the returned object exists: it holds a copy of the arrays."""
     arrays = (
         rows.token_ids, rows.rope_positions, rows.cache_positions, rows.query_offsets, rows.write_from,
         rows.block_offsets, rows.block_ids, rows.first_slots,
@@ -189,14 +190,14 @@ def _structure(rows: Rows) -> library.RowsStruct:
 
 
 def _addresses(address: int, arrays: Sequence[IntArray]) -> Iterator[int]:
-    """Where each begins that lies behind the others from `address` on."""
+    """The addresses of arrays that are stored one after another from `address` on."""
     for array in arrays:
         yield address
         address += array.nbytes
 
 
 def _chain_structure(chain: Chain) -> library.ChainStruct:
-    """Valid as long as `chain` is."""
+    """Valid while `chain` exists."""
     return library.ChainStruct(
         before=chain.before.ctypes.data,
         reach=chain.reach.ctypes.data,

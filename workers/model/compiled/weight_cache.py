@@ -1,8 +1,8 @@
-"""A folder of packed weights: made once for all ranks of a machine, and mapped by all that need the same.
+"""A folder of packed weights, created once per machine and mapped by all ranks that need the same weights.
 
-A file holds one part of a model (a layer, its experts, the head, ..) as one slice of it is packed, and is named by all
-that decides its bytes. It appears by one rename, is checked by whoever opens it, and is never written again. Locks on
-the files say who writes and who reads; they end with the process, however that ends.
+A file holds one slice of one part of a model (a layer, its experts, the head, ..). Its name is a hash of everything
+that decides its bytes. It is created by one rename, checked when it is opened, and never changed. File locks show
+which processes write and read; they are released when the process ends, for whatever reason.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from outrider.workers.parallel import slices
 log = logging.getLogger("outrider.loading")
 
 _WHOLE, _PARTIAL = ".packed", ".part"
-_ABANDONED_S = 3600.0  # a file that was not written to for so long is abandoned
+_ABANDONED_S = 3600.0  # a temporary file not written to for this long is abandoned
 
 
 class WeightCache:
-    """The parts of one checkpoint. Any thread may ask."""
+    """The parts of one checkpoint. Safe from any thread."""
 
     def __init__(self, folder: Path, max_bytes: int, checkpoint: Checkpoint) -> None:
         self._folder, self._max_bytes = folder, max_bytes
@@ -41,9 +41,9 @@ class WeightCache:
         self._lock, self._writes = threading.Lock(), True
 
     def packer(self, name: str, how: tuple[object, ...], fill: Callable[[Packer], object]) -> MappedWeights | None:
-        """Part `name` of the model, cut and packed as `how` says; by `fill` where it is not there yet, or damaged.
+        """Part `name` of the model, sliced and packed as `how` says; `fill` creates it if it is missing or damaged.
 
-        None, and a warning, where it cannot be kept: then it is for the caller to keep it.
+        None, with a warning, if it cannot be stored. The caller then keeps the weights in its own memory.
         """
         digest = hashlib.sha256(repr((*self._decides, name, how)).encode()).hexdigest()
         path = self._own / f"{name}-{digest[:16]}{_WHOLE}"
@@ -65,18 +65,18 @@ class WeightCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path.with_suffix(".lock")):
             try:
-                return _mapped(path)  # by whoever this one waited for
+                return _mapped(path)  # another process created it meanwhile
             except FileNotFoundError:
                 pass
             except DamagedFileError as error:
-                log.warning("weight_cache_dir: %s is damaged (%s), and is made anew", path, error)
+                log.warning("weight_cache_dir: %s is damaged (%s) and will be created again", path, error)
             _write(path, fill)
             return _mapped(path)
 
     def trim(self) -> None:
-        """Deletes what was not used for the longest, until the folder holds no more than it may.
+        """Deletes the least recently used files until the folder is within its limit.
 
-        What a process has mapped stays, and so does all that is of this checkpoint.
+        Files that a process has mapped are kept, and so are all of this checkpoint.
         """
         files = [path for path in self._folder.glob("*/*") if path.suffix in (_WHOLE, _PARTIAL)]
         found = [(path, status) for path in files if (status := _status(path)) is not None]
@@ -91,7 +91,7 @@ class WeightCache:
 
 
 def _write(path: Path, fill: Callable[[Packer], object]) -> None:
-    """Whole, or not at all. For one process at a time."""
+    """Writes a file completely or not at all. One process at a time."""
     partial = path.with_suffix(_PARTIAL)
     try:
         with partial.open("w+b") as file:
@@ -105,22 +105,22 @@ def _write(path: Path, fill: Callable[[Packer], object]) -> None:
 
 
 def _mapped(path: Path) -> MappedWeights:
-    """FileNotFoundError, DamagedFileError."""
+    """Raises FileNotFoundError or DamagedFileError."""
     with path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)  # as long as it is mapped
+        fcntl.flock(file, fcntl.LOCK_SH)  # held while it is mapped
         weights = MappedWeights(file)
-    with contextlib.suppress(OSError):  # somebody else's file, or folder
+    with contextlib.suppress(OSError):  # a file or folder of another user
         os.utime(path)
     return weights
 
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """For one process at a time: whoever has locked the file `path`, which is there meanwhile."""
+    """Mutual exclusion between processes by a lock on the file `path`, which exists while it is held."""
     while True:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is(path, file):  # whoever had it took it away
+            if not _is(path, file):  # the previous holder deleted it
                 continue
             try:
                 yield
@@ -142,7 +142,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _deleted(path: Path) -> bool:
-    """Whether no process had it mapped."""
+    """Whether it was deleted: no process had it mapped."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,7 +154,7 @@ def _deleted(path: Path) -> bool:
 
 @functools.cache
 def _code_digest() -> str:
-    """Of the code that reads, cuts and packs: what another version would pack otherwise is never taken for its own."""
+    """A digest of the code that reads, slices and packs weights, so that versions never share files."""
     here = Path(__file__).parent
     folders = here, here.parent, SOURCES.parent, SOURCES
     files = [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in (".py", ".h", ".cpp")]

@@ -1,4 +1,4 @@
-"""Reads a rank's share of tensors into the kernels' structures: the twin of loading.py. Knows DeepSeek's names."""
+"""Reads a rank's share of tensors into the kernels' structures. Twin of loading.py. Knows DeepSeek's tensor names."""
 
 import ctypes
 import functools
@@ -25,7 +25,7 @@ Item = TypeVar("Item", bound=ctypes.Structure)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightReader:
-    """Reads `checkpoint` into `packer`. What it makes is valid as long as that lives, and `kept`."""
+    """Reads `checkpoint` into `packer`. Its results are valid while that and `kept` exist."""
 
     config: ModelConfig
     checkpoint: Checkpoint
@@ -37,7 +37,7 @@ class WeightReader:
     kept: list[object]
 
     def linear(self, *parts: Part, inputs: int, order: NDArray[np.int32] | None = None) -> LinearStruct:
-        """One product over slices of weights, laid one after another."""
+        """One product over concatenated slices of weights."""
         return self.packer.linear(partial(self._weights, parts, inputs), self.kind, order)
 
     def own(self, name: str, outputs: int) -> Part:
@@ -61,7 +61,7 @@ class WeightReader:
         return self.packer.linear(partial(self._head_weight, rows), self.kind)
 
     def cut_head(self, ids: NDArray[np.int32]) -> LinearStruct:
-        """This rank's slice of a head for the tokens `ids` alone."""
+        """This rank's slice of a head reduced to the tokens `ids`."""
         own = ids[self.shard.vocabulary(len(ids)).slice(self.shard.tensor)]
         places = in_order(len(own))
         order = np.where(places < 0, places, own[places]).astype(np.int32)
@@ -72,7 +72,7 @@ class WeightReader:
         return self.checkpoint.tensor(name, self.dtype, self._vocabulary_shape(), rows)
 
     def layer(self, number: int) -> library.Layer:
-        """All but its routed experts, which are None."""
+        """A layer without its routed experts, which are None."""
         hidden, routed, name = self.config.hidden_size, self.config.is_moe_layer(number), f"layers.{number}."
         layer = library.Layer(
             input_norm=self.vector(name + "input_layernorm.weight", hidden),
@@ -92,11 +92,11 @@ class WeightReader:
         return self._array(library.MlpStruct, slices)
 
     def expert(self, number: int, expert: int) -> library.MlpStruct:
-        """A whole one."""
+        """A whole expert."""
         return self._mlp(f"layers.{number}.mlp.experts.{expert}.", self.config.moe_intermediate_size, whole=True)
 
     def module(self, number: int) -> library.Module:
-        """What an MTP module has besides its layer, and but for what it shares with the model."""
+        """An MTP module without its decoder layer and without what it shares with the model."""
         hidden, name = self.config.hidden_size, f"layers.{number}."
         join = self.linear(self.own(name + "eh_proj", hidden), inputs=2 * hidden)
         self.kept.append(join)
@@ -122,7 +122,10 @@ class WeightReader:
         return attention
 
     def _down(self, name: str) -> LinearStruct:
-        """Latents, split over the ranks as one run of outputs; before them this rank's queries, if made in one step."""
+        """Latents, split over the ranks as one range of outputs.
+
+        Without low-rank queries, this rank's queries come first.
+        """
         rank, key = self.config.q_lora_rank, (name + "kv_a_proj_with_mqa", self.config.head_dim_latent)
         low = [(name + "q_a_proj", rank), key] if rank else [key]
         own = self.shard.own(sum(outputs for _, outputs in low))
@@ -133,19 +136,21 @@ class WeightReader:
         return self._of_heads(name, self.config.qk_head_dim)
 
     def _of_heads(self, name: str, size: int) -> Part:
-        """This rank's heads of a weight with `size` outputs for each."""
+        """This rank's heads of a weight with `size` outputs per head."""
         heads = self.shard.heads(self.config.num_attention_heads)
         return Part(name, self.config.num_attention_heads * size, slice(heads.start * size, heads.stop * size))
 
     def _latent_up(self, attention: library.AttentionStruct, name: str) -> None:
-        """Keys and values of this rank's heads from the latent; absorbed, into the latent space and out of it again."""
+        """This rank's heads of W_UK and W_UV: by head as one product, absorbed as two."""
         nope, outputs = self.config.qk_nope_head_dim, self.config.qk_nope_head_dim + self.config.v_head_dim
         part, latent = self._of_heads(name, outputs), self.config.kv_lora_rank
         if self.config.caches_heads:
             order = keys_before_values(part.size // outputs, nope, outputs - nope)
             attention.key_value_up = self.linear(part, inputs=latent, order=order)
             return
-        by_head = functools.cache(lambda: self._weights([part], latent).view(-1, outputs, latent))  # read if at all
+        by_head = functools.cache(
+            lambda: self._weights([part], latent).view(-1, outputs, latent)
+        )  # lazily: the cache may have it
         attention.key_up = self._each_head(lambda head: by_head()[head, :nope].t())
         attention.value_up = self._each_head(lambda head: by_head()[head, nope:])
         if self.fast:

@@ -128,7 +128,7 @@ class GpuModules:
     """A model's MTP modules (model/mtp.py), each with its cache layer, beside the first stage."""
 
     def __init__(self, stage: GpuStage, modules: list[GpuModule], cache: Cache, head: Weight) -> None:
-        assert stage.embedding is not None, "MTP modules live with the first stage"
+        assert stage.embedding is not None, "MTP modules are on the first stage"
         self.decoder, self.modules, self.cache = stage.decoder, modules, cache
         self._embedding, self._head = stage.embedding, head
         self.in_graphs = stage.in_graphs

@@ -1,4 +1,4 @@
-"""Batches of harvested text: windows of equal length, filled up at the end. Batch `step` depends on the seed alone."""
+"""Batches of harvested text: windows of equal length, padded at the end. A batch depends on seed and step only."""
 
 from dataclasses import dataclass
 
@@ -27,10 +27,10 @@ class _BatchWindow:
 
 
 class Batches:
-    """Draws windows of one half of a harvest: what training sees, or what is held out."""
+    """Draws windows from one part of a harvest: training or held-out."""
 
     def __init__(self, harvest: Harvest, *, window: int, depth: int, held_out: bool, share: float, seed: int) -> None:
-        """`share` of the prompts is held out. OutriderError if this half has no text that is long enough."""
+        """`share` of the prompts is held out. OutriderError if this part has no text that is long enough."""
         self._harvest, self._window, self._depth, self._seed = harvest, window, depth, seed
         self._outlines = harvest.outlines
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
@@ -45,11 +45,11 @@ class Batches:
             raise OutriderError(f"{harvest.folder} has no {half} text: harvest more prompts, or longer continuations")
 
     def __len__(self) -> int:
-        """Windows in all."""
+        """The total number of windows."""
         return len(self._windows)
 
     def batch(self, step: int, rows: int, rank: int = 0, world_size: int = 1) -> TrainingBatch:
-        """This rank's share of batch `step` of `rows` windows: every window comes once before one comes again."""
+        """This rank's share of batch `step` with `rows` windows. Every window is used once before one repeats."""
         places = np.arange(step * rows, (step + 1) * rows)[rank::world_size]
         return self.windows([self._at(int(place)) for place in places])
 
@@ -65,7 +65,7 @@ class Batches:
         return int(self._order[index])
 
     def _firsts(self, sample: Sample) -> list[int]:
-        """Where windows begin, so that every start is counted once, with half a window before it where there is."""
+        """Window positions such that every start is counted once, with half a window of context if available."""
         firsts = [max(0, sample.prompt_tokens - 1 - self._window // 2)]
         while firsts[-1] + self._window < len(sample.token_ids) - 1 - self._depth:
             firsts.append(firsts[-1] + self._window // 2)
@@ -91,5 +91,5 @@ def _prompt(sample: Sample) -> list[int]:
 
 
 def _starts(sample: Sample, depth: int) -> int:
-    """Starts of the continuation whose every step can be judged: the last token's state is not known."""
+    """Starts of the continuation with a target for every step: the last token's state is not known."""
     return len(sample.token_ids) - 1 - depth - (sample.prompt_tokens - 1)

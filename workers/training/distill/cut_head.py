@@ -1,7 +1,7 @@
-"""The drafting head cut to the tokens that the model's own text is made of: sizes to try, and the one that pays.
+"""Draft heads reduced to the model's own frequent tokens: candidate sizes, and the fastest one.
 
-A head cut to fewer tokens makes a draft cheaper, and loses the drafts that it cannot make. Which size is best is
-measured on the engine that will use it: tokens a second on held-out prompts, full head against cut ones in turn.
+A head with fewer tokens makes a draft cheaper, but cannot propose the other tokens. The best size is measured on the
+engine that will use it: tokens per second on held-out prompts, full and reduced heads in turn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,20 +27,20 @@ FULL = "full"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadFigures:
-    """One size, over all cases. Shares are of the full head's."""
+    """The measurements of one size over all cases. Ratios are relative to the full head."""
 
     tokens: int
-    coverage: float  # of the continuations that training saw
+    coverage: float  # share of the training continuations' tokens
     draft_time_saved: float  # share
     tokens_per_round: float  # ratio
-    gain: float  # ratio of tokens a second, speculation auto
+    gain: float  # ratio of tokens per second, speculation auto
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def own_frequencies(harvest: Harvest, vocab_size: int, held_out: float) -> Frequencies:
-    """How much of the model's own continuations each token is, [vocab]; prompts and held-out text do not count."""
+    """The frequency of each token in the model's own continuations, [vocab], without prompts and held-out text."""
     total = np.zeros(vocab_size)
     for sample in harvest.outlines:
         if not is_held_out(sample.token_ids[: sample.prompt_tokens].tolist(), held_out):
@@ -51,7 +51,7 @@ def own_frequencies(harvest: Harvest, vocab_size: int, held_out: float) -> Frequ
 def make_variants(
     checkpoint: Path, frequencies: Frequencies, coverages: Sequence[float], folder: Path
 ) -> dict[str, Path]:
-    """The checkpoint once with its full head and once for each coverage, as folders of links; by name."""
+    """Checkpoint folders (of links) with the full head and with one for each coverage; by name."""
     eos = ModelConfig.load(checkpoint).eos_token_ids
     variants = {FULL: _linked(checkpoint, folder / FULL)}
     for coverage in coverages:
@@ -70,13 +70,13 @@ def measure_heads(
     extent: EvaluationSize,
     report: Callable[[str], None],
 ) -> dict[str, HeadFigures]:
-    """Each variant's figures by name; the full head's are ratios of 1."""
+    """The figures of each variant by name; the full head's ratios are 1."""
     found = compare(llm, {name: str(path) for name, path in variants.items()}, cases, extent, report)
     return {name: _figures(path, name, frequencies, found) for name, path in variants.items()}
 
 
 def best(figures: Mapping[str, HeadFigures]) -> str:
-    """The variant with the greatest gain; the full head unless another is faster."""
+    """The variant with the greatest gain, or the full head if none is faster."""
     return max(figures, key=lambda name: (figures[name].gain, name == FULL))
 
 
@@ -99,7 +99,7 @@ def _ids(path: Path, vocab_size: int) -> Any:
 
 
 def _linked(checkpoint: Path, folder: Path) -> Path:
-    """`folder` with a link to every file of the checkpoint but its drafting head."""
+    """`folder` with a link to every file of the checkpoint except its draft head."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
@@ -110,5 +110,5 @@ def _linked(checkpoint: Path, folder: Path) -> Path:
 
 
 def _mean(ratios: Sequence[float]) -> float:
-    """Geometric."""
+    """The geometric mean."""
     return float(np.exp(np.mean(np.log(ratios))))

@@ -1,4 +1,4 @@
-"""What DeepSpeed wraps: the module with the frozen embedding and head around it, from a batch to sums by step."""
+"""The module that DeepSpeed wraps: MTP module, frozen embedding and head. Maps a batch to sums by step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from outrider.workers.training.distill.module import TrainableMtp
 
 
 class Drafting(nn.Module):
-    """Embedding and head are no parameters: they are never trained, and ZeRO leaves them alone."""
+    """Embedding and head are not parameters: they are never trained, and ZeRO does not partition them."""
 
     def __init__(self, module: TrainableMtp, embedding: Tensor, head: Tensor, *, depth: int, loss: str) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Drafting(nn.Module):
         self._judge = Judge(head, loss)
 
     def forward(self, token_ids: Tensor, hidden: Tensor, counted: Tensor) -> Tensor:
-        """Float32 [depth, 3]: sums of loss, overlap and agreement over the counted starts, by step (see Batch)."""
+        """Float32 [depth, 3]: sums of loss, overlap and agreement over the counted starts, by step (see StepSums)."""
         hidden = hidden.to(self._embedding.dtype)
         drafts = self.module.unrolled(
             F.embedding(token_ids, self._embedding), hidden[:, : counted.shape[1]], self._depth
@@ -47,7 +47,7 @@ class Measured:
 
 
 def weighted(sums: Tensor, decay: float) -> Tensor:
-    """The loss to descend: each step's sum, `decay` times as much as the one before."""
+    """The training loss: the steps' sums, each weighted by `decay` times the previous weight."""
     weights = decay ** torch.arange(len(sums), device=sums.device)
     return (sums[:, 0] * weights).sum()
 

@@ -1,4 +1,4 @@
-"""How well an engine's drafts do along its own text: acceptance by position and tokens a round, at a fixed depth."""
+"""Measures an engine's drafts on its own text: acceptance by position and tokens per round, at a fixed depth."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from outrider.workers.types.sampling_params import MTP, SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Text of one kind, at one temperature."""
+    """Prompts of one kind, at one temperature."""
 
     kind: str
     temperature: float
@@ -22,7 +22,7 @@ class Case:
         return f"{self.kind}, T={self.temperature:g}"
 
     def run(self, llm: LLM, max_tokens: int, speculation: str | int, seed: int = 1) -> list[RequestOutput]:
-        """All prompts together, to `max_tokens` each: the same text whatever the speculation."""
+        """Runs all prompts together, to `max_tokens` each. The text is the same with every speculation setting."""
         params = SamplingParams(
             temperature=self.temperature,
             seed=seed,
@@ -48,14 +48,14 @@ def cases(prompts: Iterable[Prompt], temperatures: Sequence[float], most: int) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftFigures:
-    """Of one case, at a fixed depth."""
+    """The figures of one case, at a fixed depth."""
 
     acceptance: list[float]  # of each draft, given that those before it were accepted
     tokens_per_round: float
     draft_ms_per_round: float
 
     def undisturbed(self, other: "DraftFigures | None") -> "DraftFigures":
-        """The one of two runs whose drafts took less time: what disturbs a run makes it slower, and changes nothing."""
+        """The run whose drafts took less time, of two. A disturbance makes a run slower and changes nothing else."""
         return self if other is None or self.draft_ms_per_round <= other.draft_ms_per_round else other
 
 
@@ -75,9 +75,9 @@ def measure_drafts(llm: LLM, case: Case, depth: int, max_tokens: int) -> DraftFi
 
 
 def conditional_acceptance(summaries: Sequence[SpeculationSummary], depth: int) -> list[float]:
-    """Of rounds that verified position j and accepted all before it, the share that accepted it too.
+    """The acceptance rate of each position, given that all earlier drafts were accepted.
 
-    Rounds near a text's end verify fewer drafts: they count for the positions that they verified.
+    Rounds near a text's end verify fewer drafts; they count for the positions that they verified.
     """
     accepted = [sum(_at(each.accepted_per_position, j) for each in summaries) for j in range(depth)]
     drafted = [sum(_at(each.drafted_per_position, j) for each in summaries) for j in range(depth)]

@@ -1,4 +1,4 @@
-"""Before against after: one engine, whose MTP module is swapped in turn, on prompts that training has not seen."""
+"""Compares the model before and after training: one engine with swapped MTP modules, on held-out prompts."""
 
 import itertools
 import statistics
@@ -16,24 +16,24 @@ OFF = "off"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSize:
-    """How much is measured."""
+    """The amount of measurement."""
 
     depth: int
     max_tokens: int = 96
-    timed_prompts: int = 2  # of each case, one after the other
+    timed_prompts: int = 2  # per case, one after the other
     repeats: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Of one case. Speeds are medians of interleaved runs, one prompt at a time, in tokens a second."""
+    """The figures of one case. Speeds are medians of interleaved runs, one prompt at a time, in tokens per second."""
 
     case: str
     drafts: dict[str, DraftFigures]  # by variant
     tokens_per_second: dict[str, float]  # by variant, with speculation auto; and "off"
 
     def speedup(self, variant: str) -> float:
-        """Over no speculation."""
+        """Relative to no speculation."""
         return self.tokens_per_second[variant] / self.tokens_per_second[OFF]
 
     def as_json(self) -> dict[str, Any]:
@@ -44,9 +44,9 @@ class Comparison:
 def compare(
     llm: LLM, variants: dict[str, str], cases: Sequence[Case], extent: EvaluationSize, report: Callable[[str], None]
 ) -> list[Comparison]:
-    """`variants`: name -> checkpoint, all of the model that `llm` runs. Leaves the last one in place.
+    """`variants`: name -> checkpoint, each of the model that `llm` runs. The last one stays loaded.
 
-    OutriderError if a variant changed a text, which cannot be.
+    OutriderError if a variant changed a text, which would be a bug.
     """
     drafts: dict[str, dict[str, DraftFigures]] = {case.name: {} for case in cases}
     for _, (variant, checkpoint) in itertools.product(range(extent.repeats), variants.items()):
@@ -66,7 +66,7 @@ def compare(
 def _speeds(
     llm: LLM, variants: dict[str, str], case: Case, extent: EvaluationSize, report: Callable[[str], None]
 ) -> dict[str, float]:
-    """Every arm over the same prompts in turn, so that what slows the machine slows all of them."""
+    """Runs all arms over the same prompts in turn, so that disturbances affect all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in (OFF, *variants)}
     prompts = case.prompts[: extent.timed_prompts]
     texts: dict[tuple[int, ...], list[int]] = {}

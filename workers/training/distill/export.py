@@ -1,7 +1,7 @@
-"""Puts trained tensors into a copy of the checkpoint, and proves that nothing else in it has changed.
+"""Writes a copy of the checkpoint with the trained tensors, and verifies that nothing else has changed.
 
-A weights file that holds a trained tensor is copied and the tensor's bytes are overwritten where they stand: names,
-order, types and headers stay. Every other weights file is linked, not copied: a model of 700 GB is exported in seconds.
+A weights file with a trained tensor is copied and the tensor's bytes are overwritten in place: names, order, types and
+headers stay. Other weights files are linked, so a model of 700 GB is exported in seconds.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What an export did. `others_digest` is over every tensor that is not among `written`, before and after."""
+    """The result of an export. `others_digest` covers every tensor that is not in `written`, before and after."""
 
     written: list[str]
-    changed: list[str]  # of those, the ones whose bytes differ now
+    changed: list[str]  # those of `written` whose bytes differ
     others: int
     others_digest: str
-    linked_files: int  # that are the same file as the checkpoint's: not read again
+    linked_files: int  # files linked to the checkpoint's, which are not read again
 
     def __str__(self) -> str:
         return (
@@ -45,7 +45,7 @@ class ExportReport:
 
 
 def export(checkpoint: Path, trained_file: Path, out: Path) -> ExportReport:
-    """Writes `checkpoint` with the tensors of `trained_file` in it to `out`, which appears whole.
+    """Writes `checkpoint` with the tensors of `trained_file` to `out`, which appears in one step, complete.
 
     OutriderError if `out` exists, if a tensor does not fit the checkpoint, or if any other tensor has changed.
     """
@@ -88,7 +88,7 @@ def compare(checkpoint: Path, copy: Path, written: Iterable[str]) -> ExportRepor
 def _patches(
     trained: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], block: tuple[int, int] | None
 ) -> dict[str, Tensor]:
-    """The tensors to write, in the types that the checkpoint keeps them in; FP8 ones with their scales."""
+    """The tensors to write, in the checkpoint's types; FP8 tensors with their scales."""
     patches: dict[str, Tensor] = {}
     for name, tensor in trained.items():
         place = stored.get(name)
@@ -118,7 +118,7 @@ def _copy(checkpoint: Path, partial: Path, weights: set[str], touched: set[str])
 
 
 def _link(file: Path, link: Path) -> None:
-    """A second name for the same bytes; a copy where the file system has none to give."""
+    """A hard link; a copy if the file system does not support links."""
     try:
         os.link(file.resolve(), link)
     except OSError:

@@ -1,7 +1,9 @@
-"""What training a module takes, by part, on every GPU: computed from its shapes on meta tensors, no byte allocated.
+"""The memory that training a module needs on every GPU, by part.
 
-Pure, but for laying out the module. What DeepSpeed holds is known exactly; activations are estimated from the shapes
-of what the backward pass needs.
+Computed from shapes on meta tensors, without allocating.
+
+Pure, except for creating the module's meta tensors. DeepSpeed's memory is known exactly; activations are estimated
+from the shapes that the backward pass needs.
 """
 
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ _MASTER_BYTES, _MOMENT_BYTES = 4, 8  # a float32 copy of the weights, and AdamW'
 
 @dataclass(frozen=True, slots=True)
 class TensorShape:
-    """A tensor of the checkpoint that the module is made of."""
+    """A checkpoint tensor of the module."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,13 +38,13 @@ class TensorShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Bytes on the fullest GPU, by part, and what they come from."""
+    """Bytes on the GPU with the highest use, by part, and the sizes behind them."""
 
     world_size: int
     trained_elements: int
-    partition_elements: int  # of the trained ones, whose optimizer states a GPU keeps
+    partition_elements: int  # trained elements whose optimizer states are on one GPU
     gpu: dict[str, int]
-    host: dict[str, int]  # of one machine's memory, for each GPU
+    host: dict[str, int]  # host memory per GPU
 
     @property
     def gpu_bytes(self) -> int:
@@ -56,8 +58,7 @@ def module_shape(config: ModelConfig, group_size: int) -> TrainableMtp:
 
 
 def tensor_shapes(module: TrainableMtp, trained: str) -> list[TensorShape]:
-    """Every tensor of the checkpoint that the module is made of; its routers' bias, which is none of its parameters,
-    apart."""
+    """Every checkpoint tensor of the module. The router's bias, which is not a parameter, is left out."""
     return [
         TensorShape(name, size, is_trained(parameter_name, trained))
         for parameter_name, parameter in module.named_parameters()
@@ -76,7 +77,7 @@ def check_checkpoint(shapes: list[TensorShape], checkpoint: Path) -> None:
 
 
 def footprint(config: ModelConfig, settings: TrainingSettings, world_size: int) -> Footprint:
-    """Of `settings` on `world_size` GPUs. ValueError if a step's windows cannot be dealt out evenly."""
+    """The footprint of `settings` on `world_size` GPUs. ValueError if a step's windows cannot be split evenly."""
     settings.check_world(world_size)
     module = module_shape(config, settings.expert_group_size)
     shapes = tensor_shapes(module, settings.trained)
@@ -108,12 +109,12 @@ def footprint(config: ModelConfig, settings: TrainingSettings, world_size: int) 
 
 
 def activation_bytes(config: ModelConfig, settings: TrainingSettings, world_size: int) -> int:
-    """What one part's forward pass keeps for the backward pass, all steps of the recursion together."""
+    """Bytes that a part's forward pass keeps for the backward pass, over all steps of the recursion."""
     return settings.depth * sum(_kept(config, settings, world_size))
 
 
 def _kept(config: ModelConfig, settings: TrainingSettings, world_size: int) -> Iterator[int]:
-    """Bytes that one step keeps: norms keep their input in float32 beside the result, products their input."""
+    """Bytes that one step keeps. Norms keep their input in float32 and the result; products keep their input."""
     size = 4 if settings.dtype == "float32" else 2
     tokens, hidden, heads = _starts(settings, world_size), config.hidden_size, config.num_attention_heads
     norm = 4 + 4 + size
@@ -122,26 +123,26 @@ def _kept(config: ModelConfig, settings: TrainingSettings, world_size: int) -> I
     yield tokens * low * norm
     yield tokens * heads * (2 * config.qk_head_dim + 2 * config.v_head_dim) * size
     keys = settings.window + settings.depth
-    yield tokens * heads * keys * (4 + 4 + size)  # scores, their softmax, and that in the products' type
+    yield tokens * heads * keys * (4 + 4 + size)  # scores, their softmax, and the softmax in the products' type
     if not config.is_moe_layer(config.num_hidden_layers):
         yield tokens * config.intermediate_size * 4 * size
         return
-    yield tokens * config.num_experts_per_tok * 3 * hidden * size  # what goes in and comes out; the rest is made again
+    yield tokens * config.num_experts_per_tok * 3 * hidden * size  # inputs and outputs; the rest is recomputed
     yield tokens * config.n_shared_experts * 4 * config.moe_intermediate_size * size
 
 
 def _starts(settings: TrainingSettings, world_size: int) -> int:
-    """Of one GPU in one part of a step."""
+    """Starts per GPU in one part of a step."""
     return settings.batch_rows // (world_size * settings.accumulate) * settings.window
 
 
 def _weights(settings: TrainingSettings, elements: int, world_size: int, size: int) -> int:
-    """Frozen ones are partitioned too, under ZeRO 3."""
+    """With ZeRO 3, frozen weights are partitioned too."""
     return size * (-(-elements // world_size) if settings.zero_stage == 3 else elements)
 
 
 def _gathered(module: TrainableMtp, settings: TrainingSettings, size: int) -> int:
-    """As much as may be, or the two largest modules (one in use, one on its way), or all there is."""
+    """The limit of gathered elements, or the two largest modules (one in use, one prefetched), or all of them."""
     if settings.zero_stage != 3:
         return 0
     owners: dict[str, int] = {}

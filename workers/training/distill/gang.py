@@ -1,4 +1,4 @@
-"""The training ranks of this machine as processes, started and watched. Knows nothing of what they compute."""
+"""Starts and watches this machine's training ranks as processes. Does not know what they compute."""
 
 import contextlib
 import json
@@ -23,9 +23,9 @@ _STOP_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machines:
-    """Where the ranks are. With several machines the same command runs on each, with its own `number`."""
+    """The machines of the ranks. With several, the same command runs on each, with its own `number`."""
 
-    ranks: int = 1  # on each
+    ranks: int = 1  # per machine
     count: int = 1
     number: int = 0
     master_address: str = "127.0.0.1"
@@ -35,7 +35,7 @@ class Machines:
         if self.ranks < 1 or self.count < 1 or not 0 <= self.number < self.count:
             raise ValueError(f"ranks and nodes must be at least 1, and node_rank in 0..nodes-1, got {self}")
         if self.count > 1 and (self.master_port == 0 or self.master_address == "127.0.0.1"):
-            raise ValueError("several nodes meet at --master HOST:PORT, an address and a port of node 0")
+            raise ValueError("several nodes need --master HOST:PORT, an address and a port of node 0")
 
     @property
     def world_size(self) -> int:
@@ -43,9 +43,11 @@ class Machines:
 
 
 def run_training(settings: TrainingSettings, machines: Machines, on_report: Callable[[dict[str, Any]], None]) -> None:
-    """Trains to the end; `on_report` hears what rank 0 says (on its machine). OutriderError says which rank failed.
+    """Trains to the end; `on_report` gets the reports of rank 0, on its machine.
 
-    However it ends, no process is left.
+    OutriderError names the rank that failed.
+
+    No process is left when it returns or raises.
     """
     settings.check_world(machines.world_size)
     gang = _Gang(settings, machines)
@@ -79,7 +81,7 @@ class _Gang:
         self._listener = listener
 
     def watch(self, on_report: Callable[[dict[str, Any]], None]) -> None:
-        """Until all ranks have ended well."""
+        """Returns when all ranks have ended successfully."""
         while not self._have_ended():
             with contextlib.suppress(queue.Empty):
                 on_report(self._reports.get(timeout=_WATCH_EVERY_S))
@@ -88,7 +90,7 @@ class _Gang:
             on_report(self._reports.get())
 
     def close(self) -> None:
-        """Ends every rank: a closed stdin is enough for a healthy one."""
+        """Ends every rank. A healthy rank ends when its stdin closes."""
         for process in self._processes:
             if process.stdin and not process.stdin.closed:
                 process.stdin.close()
@@ -108,7 +110,7 @@ class _Gang:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                start_new_session=True,  # Ctrl-C is for us to handle
+                start_new_session=True,  # the parent handles Ctrl-C
                 env=environment,
             )
         assert process.stdin is not None
@@ -117,7 +119,7 @@ class _Gang:
         return process
 
     def _listen(self) -> None:
-        """To this machine's first rank: where that is not rank 0, it says nothing."""
+        """Reads this machine's first rank. If that is not rank 0, it reports nothing."""
         stream = self._processes[0].stdout
         assert stream is not None
         for line in stream:

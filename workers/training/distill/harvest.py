@@ -1,7 +1,7 @@
-"""Harvests the model's own continuations of prompts, by the engine that serves it. Goes on where it was ended.
+"""Harvests the model's own continuations of prompts with the engine. It resumes after an interruption.
 
-What is done is known by the shards alone: a prompt's continuation at a temperature is drawn with a seed of its own,
-and is made again, the same, if its shard was not yet written when a run was ended.
+The shards alone show what is done. A prompt's continuation at a temperature has its own seed. If its shard was not
+written before an interruption, the same continuation is generated again.
 """
 
 import itertools
@@ -18,13 +18,13 @@ from outrider.workers.training.distill.prompts import Prompt, noise_seed
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.sampling_params import SamplingParams
 
-_WRITING_S = 120.0  # for the last shard to reach the disk
-_AT_ONCE = 256  # requests handed to the engine together
+_WRITING_S = 120.0  # to wait for the last shard to be written
+_AT_ONCE = 256  # concurrent requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HarvestTask:
-    """One continuation to make."""
+    """One continuation to generate."""
 
     prompt: Prompt
     temperature: float
@@ -35,7 +35,7 @@ class HarvestTask:
 
 
 def plan_tasks(prompts: Iterable[Prompt], temperatures: Sequence[float], seed: int) -> list[HarvestTask]:
-    """Every prompt at every temperature; the same seeds in every run."""
+    """All prompts at all temperatures, with the same seeds in every run."""
     return [
         HarvestTask(prompt=prompt, temperature=temperature, seed=noise_seed(prompt.token_ids, temperature, seed))
         for prompt, temperature in itertools.product(prompts, temperatures)
@@ -43,7 +43,7 @@ def plan_tasks(prompts: Iterable[Prompt], temperatures: Sequence[float], seed: i
 
 
 def tasks_left(tasks: Iterable[HarvestTask], folder: Path) -> list[HarvestTask]:
-    """Those whose continuation is not in `folder` yet."""
+    """The tasks whose continuation is not in `folder` yet."""
     done = {seed for seed, _ in Harvest(folder).keys}
     return [task for task in tasks if task.seed not in done]
 
@@ -51,9 +51,9 @@ def tasks_left(tasks: Iterable[HarvestTask], folder: Path) -> list[HarvestTask]:
 def run_harvest(
     start: Callable[[], LLM], tasks: Sequence[HarvestTask], folder: Path, max_tokens: int, report: Callable[[int], None]
 ) -> None:
-    """Makes every one of `tasks` that is left. `start` gives an engine that harvests into `folder`.
+    """Runs the remaining `tasks`. `start` returns an engine that harvests into `folder`.
 
-    `report` hears how many tasks are done. OutriderError if their shards do not reach the folder.
+    `report` gets the number of finished tasks. OutriderError if their shards are not written to the folder.
     """
     left = tasks_left(tasks, folder)
     report(len(tasks) - len(left))
@@ -70,12 +70,12 @@ def run_harvest(
 
 
 def _is_kept(out: RequestOutput) -> bool:
-    """Whether it is long enough for the recorder: the last token's state is not known."""
+    """Whether it is long enough to be recorded: the last token's state is not known."""
     return len(out.prompt_token_ids) + len(out.outputs[0].token_ids) - 1 >= LEAST_TOKENS
 
 
 def _wait_for(seeds: set[int], folder: Path) -> None:
-    """Until all of them are on the disk: the engine writes behind its rounds."""
+    """Waits until all of them are on disk: the engine writes shards with a delay."""
     deadline = time.monotonic() + _WRITING_S
     while missing := seeds - {seed for seed, _ in Harvest(folder).keys}:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""What `outrider distill` is to do: its settings joined and checked; and what training would take, without doing it."""
+"""The job of `outrider distill`: combines and checks its settings; `dry_run` computes the memory it would need."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _JOB_SETTINGS = ["prompts", "out", "temperatures", "max_tokens", "max_prompt_tok
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything `outrider distill` was told."""
+    """All settings of `outrider distill`."""
 
     training: TrainingSettings
     machines: Machines = field(default_factory=Machines)
@@ -31,7 +31,7 @@ class Job:
     temperatures: tuple[float, ...] = (0.0, 0.8, 1.0)
     max_tokens: int = 256
     max_prompt_tokens: int = 256
-    measured_prompts: int = 8  # of each kind
+    measured_prompts: int = 8  # per kind
     engine: dict[str, Any] = field(default_factory=dict)  # further settings of the engine that harvests and measures
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Job:
 
 
 def check_modules(model: str, config: ModelConfig) -> None:
-    """OutriderError if a model of this shape is drafted for by other modules too than the one that is trained."""
+    """OutriderError if the model has more MTP modules than the one that is trained."""
     if config.num_nextn_predict_layers > 1:
         raise OutriderError(
             f"{model} has {config.num_nextn_predict_layers} MTP modules, which draft in turn: distill trains the module"
@@ -59,10 +59,7 @@ def check_modules(model: str, config: ModelConfig) -> None:
 
 
 def make_job(given: Mapping[str, Any], engine: Mapping[str, Any]) -> Job:
-    """A job from what was given by name: settings of the training, the machines and the job itself.
-
-    ValueError names one that is unknown or out of its range.
-    """
+    """A job from named settings of training, machines and job. ValueError names one that is unknown or out of range."""
     _refuse_unknown(given)
     host, _, port = str(given.get("master", "")).rpartition(":")
     machines = Machines(
@@ -82,9 +79,9 @@ def make_job(given: Mapping[str, Any], engine: Mapping[str, Any]) -> Job:
 
 
 def dry_run(given: Mapping[str, Any], config: ModelConfig, world_sizes: Sequence[int]) -> dict[str, Any]:
-    """What training a model of shape `config` would take on so many GPUs.
+    """The memory needed to train a model of shape `config` on each number of GPUs.
 
-    Where `given` names a checkpoint with weights, the module's tensors are checked against them.
+    If `given` names a checkpoint with weights, the module's tensors are checked against it.
     """
     _refuse_unknown(given)
     settings = _training(given)

@@ -1,8 +1,9 @@
 """Trainable layers of an MTP module, for any DeepSeek-V3 shape. Parameters are named as in the checkpoint.
 
-Every parameter belongs to a module whose own `forward` uses it, and every rank runs the same modules in the same order
-whatever its tokens are: so that ZeRO 3 may gather a module's parameters when it is about to run. Routed experts come in
-groups, one stacked tensor a projection: a group is what ZeRO 3 gathers at once (names.py maps it to the checkpoint).
+Every parameter belongs to a module whose own `forward` uses it, and all ranks run the same modules in the same order
+for any tokens. ZeRO 3 needs both, since it gathers a module's parameters before the module runs. Routed experts are in
+groups, with one stacked tensor per projection. ZeRO 3 gathers one group at a time (names.py maps it to the
+checkpoint).
 """
 
 import torch
@@ -42,7 +43,7 @@ class DistilledRmsNorm(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turns the pairs (2i, 2i+1) of `x` [batch, tokens, heads, rope] by `rotation` [tokens, 2, rope] (rotary_table)."""
+    """Rotates pairs (2i, 2i+1) of `x` [batch, tokens, heads, rope] by `rotation` [tokens, 2, rope] (rotary_table)."""
     cos, sin = rotation[:, None, 0], rotation[:, None, 1]  # [tokens, 1, rope]
     wide = x.float()
     partner = wide.view(*wide.shape[:-1], -1, 2).flip(-1).flatten(-2)
@@ -50,7 +51,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 class DistilledAttention(nn.Module):
-    """The projections of multi-head latent attention in its expanded form; unrolled.py attends."""
+    """The projections of multi-head latent attention in expanded form; attention itself is in unrolled.py."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -101,9 +102,9 @@ class DistilledMlp(nn.Module):
 
 
 class DistilledRouter(nn.Module):
-    """Which experts a token goes to, and with what weight (arXiv 2412.19437, section 2.1.2).
+    """The experts of each token, and their weights (arXiv 2412.19437, section 2.1.2).
 
-    The bias that balances the choice is no parameter and no buffer: it stays float32 whatever the module is cast to.
+    The balancing bias is neither a parameter nor a buffer: it stays float32 when the module is cast.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -137,7 +138,7 @@ class DistilledRouter(nn.Module):
 
 
 class ExpertGroup(nn.Module):
-    """Neighbouring experts, stacked."""
+    """Consecutive experts, stacked."""
 
     def __init__(self, first: int, count: int, hidden: int, width: int) -> None:
         super().__init__()
@@ -165,7 +166,7 @@ class ExpertGroup(nn.Module):
 
 
 class DistilledMoE(nn.Module):
-    """Routed experts by their weights, and the shared expert."""
+    """The weighted sum of routed experts, and the shared expert."""
 
     def __init__(self, config: ModelConfig, group_size: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""How far a drafter's distributions are from the model's own, step by step; and how often its drafts would stand.
+"""Compares a drafter's distributions with the model's, step by step, and estimates its acceptance.
 
-Logits are made in chunks of rows, and again in the backward pass: a vocabulary times a batch is never held.
+Logits are computed in chunks of rows, and again in the backward pass, so [batch, vocabulary] is never in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,15 +29,15 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl_divergence, "t
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
-    """Of one step of the recursion, sums over the starts that count: the loss, and two measures of acceptance."""
+    """Sums of one recursion step over the counted starts: the loss, and two measures of acceptance."""
 
     loss: Tensor
-    overlap: Tensor  # probability mass that draft and target share: what T = 1 accepts
-    agreement: Tensor  # both have the same likeliest token: what T = 0 accepts
+    overlap: Tensor  # probability mass shared by draft and target: acceptance at T = 1
+    agreement: Tensor  # both have the same most likely token: acceptance at T = 0
 
 
 class Judge:
-    """Compares drafts with the target's own distribution, through the one frozen head."""
+    """Compares drafts with the target's distribution, using the frozen head for both."""
 
     def __init__(self, head: Tensor, loss: str) -> None:
         """`head` [vocab, hidden]; `loss` is one of LOSSES."""

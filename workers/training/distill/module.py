@@ -1,7 +1,8 @@
-"""The trainable MTP module, unrolled from every position of a text as it drafts when it serves.
+"""The trainable MTP module, unrolled from every position of a text in the same way as it drafts when serving.
 
-Step 1 is fed the model's true states, step j > 1 its own of the step before, **after** shared_head.norm; its cache
-holds the true pairs up to the start, and its own entries after. Knows nothing of losses, data or DeepSpeed.
+The input of step 1 is the model's true states; that of step j > 1 its own states of the previous step, **after**
+shared_head.norm. Its cache holds the true pairs up to the start, and its own entries after. Does not know losses, data
+or DeepSpeed.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ class DistilledSharedHead(nn.Module):
 
 
 class TrainableMtp(nn.Module):
-    """The MTP module of a model that has one. Its parameters are empty until they are read (names.py)."""
+    """The MTP module of a model that has one. Its parameters are empty until they are loaded (names.py)."""
 
     def __init__(self, config: ModelConfig, expert_group_size: int) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class TrainableMtp(nn.Module):
             DistilledMoE(config, expert_group_size) if routed else DistilledMlp(hidden, config.intermediate_size)
         )
         self.shared_head = DistilledSharedHead(config)
-        self._rotary: Tensor | None = None  # made once it is needed: a shape alone needs none
+        self._rotary: Tensor | None = None  # created when needed
 
     def unrolled(self, embedded: Tensor, states: Tensor, depth: int) -> Iterator[Tensor]:
         """The states after steps 1..depth from every start i, each [batch, n, hidden].

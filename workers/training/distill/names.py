@@ -1,4 +1,4 @@
-"""Where a trainable module's parameters are in the checkpoint, and which of them are trained."""
+"""Maps a trainable module's parameters to checkpoint tensors, and selects those that are trained."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,7 +14,7 @@ Parts = list[tuple[str, tuple[int, ...]]]
 
 
 def checkpoint_parts(module: TrainableMtp, name: str, shape: tuple[int, ...]) -> Parts:
-    """The checkpoint's tensors that parameter `name` is stacked from, with their shapes; one, for most."""
+    """The checkpoint tensors that parameter `name` is stacked from, with their shapes; for most it is one."""
     prefix = f"model.layers.{module.config.num_hidden_layers}."
     owner, _, kind = name.rpartition(".")
     if not owner.startswith("mlp.groups."):
@@ -35,7 +35,7 @@ def freeze(module: nn.Module, part: str) -> None:
 
 
 def trained_tensors(module: TrainableMtp, part: str, value: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The trained tensors under the checkpoint's names; `value` makes a parameter whole, where it is in pieces."""
+    """The trained tensors under the checkpoint's names; `value` gathers a partitioned parameter."""
     for name, parameter in module.named_parameters():
         if is_trained(name, part):
             whole = value(parameter)

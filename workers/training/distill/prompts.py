@@ -1,7 +1,7 @@
-"""The prompts that text is harvested from, and which of them are held out. Torch-free.
+"""Prompts for harvesting, and which of them are held out. Torch-free.
 
 A file is JSON lines ({"prompt": text}, {"messages": [...]} or {"token_ids": [...]}, each with an optional "kind"),
-JSON (a list of texts, or lists of texts by kind), or plain text with a prompt on every line.
+JSON (a list of texts, or lists of texts by kind), or plain text with one prompt per line.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ ANY_KIND = "text"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as the model reads it, and what kind of text it belongs to."""
+    """A prompt's token ids, and its kind of text."""
 
     kind: str
     token_ids: tuple[int, ...]
@@ -31,7 +31,7 @@ class Prompt:
 
 
 def load_prompts(file: Path, tokenizer: Tokenizer | None, longest: int) -> list[Prompt]:
-    """The prompts of `file`, each cut to its first `longest` tokens, no two the same. OutriderError names a bad one."""
+    """The distinct prompts of `file`, each cut to its first `longest` tokens. OutriderError names a bad one."""
     try:
         entries = list(_entries(file))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -47,13 +47,13 @@ def load_prompts(file: Path, tokenizer: Tokenizer | None, longest: int) -> list[
 
 
 def is_held_out(prompt: Sequence[int], share: float) -> bool:
-    """Whether the prompt is among the `share` that training never sees: by its tokens, so the same in every run."""
+    """Whether the prompt is in the held-out `share`. Depends on its tokens, so it is the same in every run."""
     digest = hashlib.blake2b(np.asarray(prompt, dtype=np.int64).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little") < share * 2**64
 
 
 def noise_seed(prompt: Sequence[int], temperature: float, seed: int) -> int:
-    """The seed that `prompt` is continued with: nothing else draws with it."""
+    """The seed for the continuation of `prompt`, which nothing else uses."""
     words = f"{seed}:{temperature!r}:".encode() + np.asarray(prompt, dtype=np.int64).tobytes()
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little", signed=True)
 

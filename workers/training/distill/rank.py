@@ -1,7 +1,7 @@
 """One training rank as a process: `python -m outrider.workers.training.distill.rank`, started by gang.py.
 
-Its place and settings are one line on stdin; rank 0 reports on stdout, a JSON object a line. Ends when the parent's
-end of stdin closes, however the parent died.
+Its place and settings are one line on stdin. Rank 0 reports on stdout, one JSON object per line. It ends when its
+stdin closes, which happens even if the parent is killed.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ DEADLINE_S = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRank:
-    """Where a rank stands among all of them, and the settings as JSON."""
+    """A rank's place among all of them, and the settings as JSON."""
 
     settings: str
     rank: int
     world_size: int
-    local_rank: int  # on its machine: which device it takes
+    local_rank: int  # on its machine: the index of its device
     master_address: str
     master_port: int
 
@@ -33,7 +33,7 @@ class TrainingRank:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same place as DeepSpeed looks for it."""
+        """The rank's place as environment variables for DeepSpeed."""
         return {
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
@@ -44,9 +44,9 @@ class TrainingRank:
 
 
 def main() -> int:
-    """Trains to the end. Exit status 1, with the reason as the last line on stderr, if that fails."""
+    """Trains to the end. On failure the exit status is 1 and the last line on stderr is the reason."""
     reports = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else prints goes to stderr
+    os.dup2(2, 1)  # other output goes to stderr
     place = TrainingRank(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from outrider.workers.types.errors import OutriderError
@@ -87,7 +87,7 @@ def _train(place: TrainingRank, report: Callable[..., None]) -> None:
 
 
 def _reporter(place: TrainingRank, reports: TextIO) -> Callable[..., None]:
-    """Says something to whoever started us; only rank 0 does."""
+    """Writes reports to stdout; only on rank 0."""
 
     def report(**values: Any) -> None:
         if place.rank == 0:

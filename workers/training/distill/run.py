@@ -1,4 +1,4 @@
-"""`outrider distill`, part by part: harvest, train, export, cut the head, evaluate. Each goes on where it was ended."""
+"""`outrider distill`, part by part: harvest, train, export, reduce the head, evaluate. Each part can be resumed."""
 
 import dataclasses
 import json
@@ -28,11 +28,11 @@ from outrider.workers.training.distill.prompts import Prompt, load_prompts
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model_config import ModelConfig
 
-_TEMPERATURES = (0.0, 0.8)  # that drafts are measured at
+_TEMPERATURES = (0.0, 0.8)  # at which drafts are measured
 
 
 class Listener:
-    """What is told of a job under way; the command line draws it."""
+    """Callbacks for the progress of a job; the command line displays them."""
 
     def began(self, part: str) -> None: ...
 
@@ -46,9 +46,9 @@ class Listener:
 
 
 def run_job(job: Job, listener: Listener) -> dict[str, Any]:
-    """Runs the parts that were asked for, in order; what each found by its name, also kept in report.json.
+    """Runs the requested parts in order. Returns each part's result by name, also saved in report.json.
 
-    OutriderError or ValueError says, in one line, what was wrong.
+    OutriderError or ValueError describes the problem in one line.
     """
     check_modules(job.training.model, ModelConfig.load(job.checkpoint))
     Path(job.training.work).mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _train(job: Job, listener: Listener) -> dict[str, Any]:
 
 
 def _looks(work: Path) -> list[dict[str, Any]]:
-    """What held-out text said, from the first run that led here on."""
+    """The held-out measures of all runs up to this one."""
     metrics = work / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     return [{"step": row["step"], **row["held_out"]} for row in rows if "held_out" in row]

@@ -1,4 +1,4 @@
-"""What `outrider distill` is told: frozen, checked once, torch-free; travels to the training ranks as JSON."""
+"""The settings of `outrider distill`: frozen, checked once, torch-free; sent to the training ranks as JSON."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ TRAINING_DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """How the MTP module is trained. What of it decides the result is also what a resumed run must agree with."""
+    """How the MTP module is trained. A resumed run must have the same values of those that decide the result."""
 
     model: Annotated[str, Setting("Name of a bundled model (scout), or a checkpoint directory.")] = "scout"
     work: Annotated[str, Setting("Directory for harvest, checkpoints and report.")] = "distill"
@@ -49,7 +49,7 @@ class TrainingSettings:
             raise ValueError(f'offload="all" moves parameters too, which needs zero_stage=3, got {self.zero_stage}')
 
     def check_world(self, world_size: int) -> None:
-        """ValueError unless a step's windows can be dealt out evenly."""
+        """ValueError unless a step's windows can be split evenly."""
         if self.batch_rows % (world_size * self.accumulate):
             raise ValueError(
                 f"batch_rows must be a multiple of ranks x accumulate = {world_size} x {self.accumulate},"

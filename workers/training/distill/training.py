@@ -1,4 +1,4 @@
-"""The training loop of one rank: batch, loss, update; now and then a look at held-out text, and a checkpoint."""
+"""The training loop of one rank: batch, loss, update; at intervals a held-out evaluation and a checkpoint."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ Report = Callable[..., None]
 def train(settings: TrainingSettings, device: torch.device, report: Report) -> None:
     """Trains from the newest checkpoint to the last step, and writes the trained tensors.
 
-    Belongs to one rank of an initialised process group. `report` hears "step" and "steps" with each step's measures.
+    Call it on every rank of an initialised process group. `report` gets "step" and "steps" with each step's measures.
     """
     settings.check_world(dist.get_world_size())
     path = resolve_model(settings.model)
@@ -49,7 +49,7 @@ def train(settings: TrainingSettings, device: torch.device, report: Report) -> N
 
 
 class _Run:
-    """A rank's share of the data, and what is said of the progress."""
+    """A rank's share of the data, and its progress reports."""
 
     def __init__(self, settings: TrainingSettings, trainer: ZeroTrainer, harvest: Harvest, report: Report) -> None:
         self._settings, self._trainer, self._report = settings, trainer, report
@@ -57,7 +57,7 @@ class _Run:
         self._held_out = self._my_windows(held_out)
 
     def advance(self, step: int) -> None:
-        """Step number `step`: every rank's part, in `accumulate` parts."""
+        """Runs step number `step`, in `accumulate` parts, on all ranks."""
         settings = self._settings
         if step % settings.evaluate_every == 0:
             self._look(step)
@@ -69,7 +69,7 @@ class _Run:
         self._say(step=step + 1, steps=settings.steps, train=Measured.of(totals, starts))
 
     def write_trained(self) -> None:
-        """The last look, and the trained tensors, whole, by rank 0."""
+        """The last evaluation; then rank 0 writes the trained tensors."""
         settings = self._settings
         self._look(settings.steps)
         tensors = dict(trained_tensors(self._trainer.module, settings.trained, self._trainer.whole))
@@ -80,9 +80,9 @@ class _Run:
         dist.barrier()
 
     def _descend(self, part: TrainingBatch, starts: float, learning_rate: float) -> Tensor:
-        """All ranks' sums of this part, [depth, 3]. The gradient is of the mean over the `starts` of the whole step.
+        """Runs one part; returns its sums over all ranks, [depth, 3].
 
-        DeepSpeed takes the mean over ranks and parts.
+        The gradient is that of the mean over the `starts` of the whole step. DeepSpeed averages over ranks and parts.
         """
         sums = self._trainer.engine(part.token_ids, part.hidden, part.counted)
         share = self._trainer.world_size * self._settings.accumulate / max(starts, 1.0)
@@ -90,7 +90,7 @@ class _Run:
         return self._trainer.summed(sums).cpu()
 
     def _look(self, step: int) -> None:
-        """At held-out text."""
+        """Evaluates on held-out text."""
         engine = self._trainer.engine
         engine.eval()
         batches = [_on(batch, self._trainer.device) for batch in self._held_out]

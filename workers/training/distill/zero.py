@@ -26,7 +26,7 @@ from outrider.workers.training.distill.settings import LIVE_PARAMETERS, Training
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model_config import ModelConfig
 
-# On CPUs DeepSpeed would compile collectives of its own for a minute, which wait without a deadline: gloo will do.
+# On CPUs DeepSpeed would compile its own collectives, which takes a minute, and they have no timeout. Use gloo.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,7 +35,7 @@ _KEPT_CHECKPOINTS = 2
 
 
 def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's own settings; every one that matters is named, so that none is chosen by its defaults."""
+    """DeepSpeed's settings. Every relevant one is set, so that no default decides."""
     zero: dict[str, Any] = {
         "stage": settings.zero_stage,
         "contiguous_gradients": True,
@@ -54,18 +54,18 @@ def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, A
         "gradient_clipping": _CLIP,
         "bf16": {"enabled": settings.dtype == "bfloat16"},
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # AdamW is torch's: DeepSpeed's own compiles for a minute
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW: DeepSpeed's takes a minute to compile
         "steps_per_print": 1 << 30,
     }
 
 
 class ZeroTrainer:
-    """One rank's part of the training. Every rank calls every method, in the same order."""
+    """One rank's part of the training. Collective: every rank calls every method, in the same order."""
 
     def __init__(self, settings: TrainingSettings, config: ModelConfig, source: Source, device: torch.device) -> None:
         self._settings, self._config, self._source, self.device = settings, config, source, device
         self.world_size = dist.get_world_size()
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)  # takes the group that there is
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)  # uses the existing group
         zero = deepspeed_config(settings, self.world_size)
         self.module = self._build(zero)
         freeze(self.module, settings.trained)
@@ -94,7 +94,7 @@ class ZeroTrainer:
         return values
 
     def save(self, step: int) -> None:
-        """A checkpoint of `step` finished steps; older ones go once it is whole."""
+        """Saves a checkpoint after `step` steps; older ones are deleted once it is complete."""
         folder, state = self._settings.checkpoint_folder, {"step": step, "made_with": self._made_with()}
         self.engine.save_checkpoint(
             str(folder), tag=f"step-{step:08}", client_state=state, exclude_frozen_parameters=True
@@ -104,7 +104,7 @@ class ZeroTrainer:
             _drop_old(folder)
 
     def resume(self) -> int:
-        """Finished steps of the newest checkpoint, which is loaded; 0 if there is none."""
+        """Loads the newest checkpoint and returns its number of finished steps; 0 without a checkpoint."""
         folder = self._settings.checkpoint_folder
         if not (folder / "latest").is_file():
             return 0
@@ -119,14 +119,14 @@ class ZeroTrainer:
         return int(state["step"])
 
     def whole(self, parameter: Tensor) -> Tensor:
-        """The parameter in full, on the CPU, for rank 0; the others get its shape alone."""
+        """The complete parameter, on the CPU of rank 0; other ranks get an empty tensor of its shape."""
         with self._gathered(parameter):
             if dist.get_rank() == 0:
                 return parameter.detach().to("cpu", copy=True)
             return torch.empty(parameter.shape, device="meta")
 
     def _build(self, zero: dict[str, Any]) -> TrainableMtp:
-        """The module with the checkpoint's weights; under ZeRO 3 no rank ever holds more than a parameter of it."""
+        """The module with the checkpoint's weights. With ZeRO 3 no rank has more than one complete parameter."""
         dtype, size = _DTYPES[self._settings.dtype], self._settings.expert_group_size
         if self._settings.zero_stage == 3:
             with deepspeed.zero.Init(config_dict_or_path=zero):
@@ -148,7 +148,7 @@ class ZeroTrainer:
             yield
 
     def _made_with(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one that it goes on with."""
+        """The values that a resumed run must share with the checkpoint's run."""
         names = (
             "depth", "trained", "loss", "decay", "steps", "batch_rows", "window", "learning_rate", "warm_up_steps",
             "dtype", "zero_stage", "offload", "accumulate", "held_out", "seed",

@@ -12,7 +12,7 @@ from outrider.workers.config import ParallelConfig, resolve_model
 from outrider.workers.engine.live_experts import LiveExperts
 from outrider.workers.experts.orders import Order, State, order, prepare
 from outrider.workers.experts.placement import IntArray
-from outrider.workers.parallel.collectives import Alone
+from outrider.workers.parallel.collectives import SingleRank
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.model_config import ModelConfig
@@ -43,12 +43,12 @@ class CountingLayer:
 
 
 def _alone(*layers: CountingLayer) -> LiveExperts:
-    return LiveExperts(layers, Alone(), Sharing().shard, CPU)
+    return LiveExperts(layers, SingleRank(), Sharing().shard, CPU)
 
 
 def _answer_once_read(experts: LiveExperts) -> State:
     while True:
-        state = State(int(experts.execute(order(Order.ASK))[0]))
+        state = State(int(experts.apply(order(Order.ASK))[0]))
         if state is not State.READING:
             return state
 
@@ -57,12 +57,12 @@ def test_an_expert_is_read_beside_the_rounds_and_used_from_the_switch_on() -> No
     layer, other = CountingLayer(4), CountingLayer(5)
     experts, table = _alone(layer, other), np.array([[1, 0]])
 
-    assert not len(experts.execute(prepare(4, table)))
-    assert experts.execute(order(Order.ASK)).tolist() == [State.READING]
+    assert not len(experts.apply(prepare(4, table)))
+    assert experts.apply(order(Order.ASK)).tolist() == [State.READING]
     layer.may_read.set()
     assert _answer_once_read(experts) is State.READY
     assert not layer.table.any()
-    experts.execute(order(Order.SWITCH))
+    experts.apply(order(Order.SWITCH))
 
     assert layer.table.tolist() == [[1, 0]]
     assert not other.table.any()
@@ -73,7 +73,7 @@ def test_a_failure_to_read_is_answered_and_said(caplog: pytest.LogCaptureFixture
     layer = CountingLayer(4, fails=True)
     layer.may_read.set()
     experts = _alone(layer)
-    experts.execute(prepare(4, np.array([[1, 0]])))
+    experts.apply(prepare(4, np.array([[1, 0]])))
 
     assert _answer_once_read(experts) is State.FAILED
     assert "experts of layer 4 could not be read" in caplog.text
@@ -81,10 +81,10 @@ def test_a_failure_to_read_is_answered_and_said(caplog: pytest.LogCaptureFixture
 
 def test_a_stage_that_has_no_such_layer_says_nothing() -> None:
     experts = _alone(CountingLayer(4))
-    experts.execute(prepare(9, np.array([[1, 0]])))
+    experts.apply(prepare(9, np.array([[1, 0]])))
 
-    assert not len(experts.execute(order(Order.ASK)))
-    experts.execute(order(Order.SWITCH))
+    assert not len(experts.apply(order(Order.ASK)))
+    experts.apply(order(Order.SWITCH))
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(1, 2), (2, 1), (2, 2)])
@@ -96,7 +96,7 @@ def test_the_first_rank_reports_what_all_data_groups_chose_once(data: int, tenso
         group = sharing.shard.data
         layers = [CountingLayer(3, (1 + group, 10)), CountingLayer(7, (0, 5 * group))]
         experts = LiveExperts(layers, sharing.stage, sharing.shard, CPU)
-        return experts.execute(order(Order.REPORT)).tolist()
+        return experts.apply(order(Order.REPORT)).tolist()
 
     first, *others = on_all_ranks(sharings, report)
     close_all(sharings)

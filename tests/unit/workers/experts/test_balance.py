@@ -1,4 +1,4 @@
-"""The leader's orders about experts, with ranks that obey them as real ones do, but for weights."""
+"""The leader's orders about experts, with ranks that apply them as real ones do, but for weights."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ class Ranks:
         self._coming: tuple[int, IntArray] | None = None
         self._asked = 0
 
-    def obey(self, order: IntArray) -> IntArray:
+    def apply(self, order: IntArray) -> IntArray:
         self._rounds += 1
         if not len(order):
             return NOTHING
@@ -62,9 +62,9 @@ def _serve(balance: ExpertBalance, ranks: Ranks, rounds: int, lanes: int = 1) ->
     """Answers come `lanes` - 1 rounds later."""
     under_way: list[IntArray] = []
     for _ in range(rounds):
-        under_way.append(ranks.obey(balance.order()))
+        under_way.append(ranks.apply(balance.order()))
         if len(under_way) == lanes:
-            balance.hear(under_way.pop(0))
+            balance.observe(under_way.pop(0))
 
 
 @pytest.mark.parametrize("lanes", [1, 3])

@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.workers.experts.placement import ExpertPlacement, dealt_out
+from outrider.workers.experts.placement import ExpertPlacement, round_robin_table
 from outrider.workers.experts.placing import ExpertLayout, imbalance
 from outrider.workers.experts.policy import BalancePolicy, better_table, moves, uneven_layers
 
 LAYOUT = ExpertLayout(experts=8, ranks=2, redundant_experts=2)
-TABLE = dealt_out(8, 10, 2)
+TABLE = round_robin_table(8, 10, 2)
 POLICY = BalancePolicy(least_rows=1)
 
 
@@ -28,7 +28,7 @@ def test_a_table_is_only_changed_for_a_better_one_within_the_moves_left(loads: l
 
 def test_layers_are_seen_to_by_how_uneven_they_are() -> None:
     loads = np.array([[100] * 8, [500, 400, *[10] * 6], [200, *[100] * 3, *[60] * 4], [0] * 8])
-    placement = ExpertPlacement(np.stack([dealt_out(8, 8, 2)] * 4), 8)
+    placement = ExpertPlacement(np.stack([round_robin_table(8, 8, 2)] * 4), 8)
 
     assert uneven_layers(loads, placement, POLICY) == [1, 2]
 

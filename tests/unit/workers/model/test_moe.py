@@ -11,7 +11,7 @@ from torch import Tensor
 from outrider.workers.model.layers import Mlp
 from outrider.workers.model.linear import FastLinear, make_linear
 from outrider.workers.model.moe import Experts, MoE, Router
-from outrider.workers.parallel.expert_dispatch import Stay
+from outrider.workers.parallel.expert_dispatch import LocalDispatch
 from outrider.workers.types.model_config import ModelConfig
 
 
@@ -101,7 +101,7 @@ def test_an_experts_output_for_a_token_is_whole_unsummed_and_its_own(tokens: int
     x = torch.randn(tokens, 12, generator=generator)
     ids = torch.rand(tokens, 6, generator=generator).argsort(dim=1)[:, :3].sort(dim=1).values
 
-    outputs = Stay()(x, ids, Experts(dict(enumerate(experts))))
+    outputs = LocalDispatch()(x, ids, Experts(dict(enumerate(experts))))
 
     for row in range(tokens):
         for place, expert in enumerate(ids[row].tolist()):
@@ -115,7 +115,7 @@ def test_outputs_are_summed_in_ascending_expert_id_and_the_shared_expert_last(tm
     router = router_of(config)
     x = torch.randn(5, 12, generator=generator)
 
-    got = MoE(router, Experts(dict(enumerate(experts))), shared, Stay())(x, torch.arange(len(x)))
+    got = MoE(router, Experts(dict(enumerate(experts))), shared, LocalDispatch())(x, torch.arange(len(x)))
 
     ids, weights = router(x)
     assert torch.equal(ids, ids.sort(dim=1).values)

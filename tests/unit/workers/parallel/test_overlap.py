@@ -2,13 +2,13 @@
 
 import pytest
 
-from outrider.workers.parallel.overlap import Carried, Overlap, overlap_of
+from outrider.workers.parallel.overlap import AsyncExchanges, Overlap, overlap_of
 
 NEITHER, BOTH = Overlap(), Overlap(tensor=True, stage=True)
 
 
-def ranks(machines: str, tensor: bool = True, stage: bool = True) -> list[Carried]:
-    return [Carried(machine, tensor, stage) for machine in machines]
+def ranks(machines: str, tensor: bool = True, stage: bool = True) -> list[AsyncExchanges]:
+    return [AsyncExchanges(machine, tensor, stage) for machine in machines]
 
 
 @pytest.mark.parametrize(

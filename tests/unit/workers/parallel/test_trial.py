@@ -15,7 +15,7 @@ from torch import Tensor
 
 from outrider.workers.config import ParallelConfig, resolve_model
 from outrider.workers.parallel.collectives import Collectives, ExchangeBrokenError
-from outrider.workers.parallel.group_meeting import fastest
+from outrider.workers.parallel.group_rendezvous import fastest
 from outrider.workers.parallel.shared_collectives import SharedCollectives
 from outrider.workers.parallel.traffic import Traffic
 from outrider.workers.types.model_config import ModelConfig

@@ -8,7 +8,7 @@ import pytest
 from patience import AT_ONCE_S
 
 from outrider.workers.serving.open_telemetry import OpenTelemetry
-from outrider.workers.serving.tracing import NoTracing, endpoint_in_force, open_tracing
+from outrider.workers.serving.tracing import NoTracing, open_tracing, resolve_endpoint
 from outrider.workers.types.trace_context import TraceContext
 
 AT, ELSEWHERE = "http://collector:4317", "https://elsewhere:4317"
@@ -31,7 +31,7 @@ AT, ELSEWHERE = "http://collector:4317", "https://elsewhere:4317"
 def test_the_option_says_where_spans_go_and_else_opentelemetrys_variables(
     option: str | None, environment: dict[str, str], endpoint: str
 ) -> None:
-    assert endpoint_in_force(option, environment) == endpoint
+    assert resolve_endpoint(option, environment) == endpoint
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_the_option_says_where_spans_go_and_else_opentelemetrys_variables(
 def test_metrics_go_to_the_same_collector_unless_they_are_turned_off(
     option: str | None, environment: dict[str, str], endpoint: str
 ) -> None:
-    assert endpoint_in_force(option, environment, "METRICS") == endpoint
+    assert resolve_endpoint(option, environment, "METRICS") == endpoint
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_cannot_be_a_collector_is_refused_by_name(
     option: str | None, environment: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        endpoint_in_force(option, environment)
+        resolve_endpoint(option, environment)
 
 
 def test_without_a_collector_a_trace_is_passed_on_as_it_is_and_no_package_is_loaded() -> None:

@@ -69,7 +69,7 @@ def test_a_job_is_made_of_what_was_given(tmp_path: Path) -> None:
         ({"only": ["export"]}, "out is needed"),
         ({"only": ["learn"]}, "only must be of harvest, train, .*got learn"),
         ({"prompts": "p", "out": "o", "temperatures": [-1]}, "temperatures must be numbers of at least 0"),
-        ({"only": ["train"], "nodes": 2}, "several nodes meet at --master HOST:PORT"),
+        ({"only": ["train"], "nodes": 2}, "several nodes need --master HOST:PORT"),
         ({"only": ["train"], "nodes": 2, "node_rank": 2, "master": "a:1"}, "node_rank in 0..nodes-1"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Makes a replica's groups: process groups, and where all of a group's ranks share a machine, memory of their own.
+"""Creates a replica's groups: process groups and, where a group's ranks share a machine, shared memory groups.
 
-As with links, whether they share it is tried, not guessed: the first rank of a group hands its memory over a socket.
-Then both are timed, and the faster one carries what the group exchanges.
+Whether ranks can share memory is tested, not assumed: a group's first rank sends the memory's descriptor over a Unix
+socket. Then both transports are timed, and the faster one is used for the group's collectives.
 """
 
 import logging
@@ -25,21 +25,21 @@ from outrider.workers.parallel.trial import trial_seconds
 from outrider.workers.parallel.watchdog import Watchdog
 
 log = logging.getLogger("outrider.links")
-_TIMEOUT_S = 10.0  # for what a peer of this machine has already done when it is waited for
+_TIMEOUT_S = 10.0  # for a peer on this machine; it has normally acted before this rank waits
 
-Members = tuple[int, ...]  # ranks of a group
+Members = tuple[int, ...]  # the ranks of a group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Here:
-    """What a rank says of itself: its machine, the cores it may use, and where it hands its groups' memory over."""
+class _GroupOffer:
+    """A rank's machine, the cores that it may use, and the socket addresses where it sends its groups' memory."""
 
     machine: str
     cores: int
     addresses: dict[Members, str]
 
 
-def meet_groups(
+def connect_groups(
     rank: int,
     mesh: Mesh,
     device: torch.device,
@@ -48,14 +48,16 @@ def meet_groups(
     describe: Callable[[int], str],
     watchdog: Watchdog | None = None,
 ) -> dict[Members, Collectives]:
-    """Every group of two or more that this rank is in. Every rank of the replica must call it, at the same place.
+    """Every group of two or more ranks that this rank is in, by its ranks. Collective over the replica.
 
-    They end when the rank leaves. `describe` names a rank in errors. `watchdog`: on GPUs.
+    Groups are closed when the rank leaves (`groups.leave`). `describe` names a rank in errors. `watchdog`: on GPUs.
     """
-    everybody = list(mesh.groups().values())
-    process_groups = {members: new_group(members) for members in everybody}  # each made by all ranks, in order
-    own = [members for members in everybody if rank in members]
-    memory = _meet_in_memory(rank, own, machine, timeout_s) if device.type == "cpu" else {}
+    all_groups = list(mesh.groups().values())
+    process_groups = {
+        members: new_group(members) for members in all_groups
+    }  # every rank creates all of them, in this order
+    own = [members for members in all_groups if rank in members]
+    memory = _connect_in_memory(rank, own, machine, timeout_s) if device.type == "cpu" else {}
     found: dict[Members, Collectives] = {}
     for members in own:
         candidates: list[Collectives] = [
@@ -70,83 +72,83 @@ def meet_groups(
 
 
 def fastest(candidates: Sequence[Collectives], where: str) -> Collectives:
-    """The one of `candidates` that goes on; the others are closed. The same on every rank of the group, `where`."""
+    """The fastest of `candidates` for the group `where`, the same on every rank of it. The others are closed."""
     if len(candidates) == 1:
         log.info("%s exchange over %s", where, candidates[0].name)
         return candidates[0]
     seconds = trial_seconds(candidates)
     best = seconds.index(min(seconds))
-    tried = [f"{each.name} {1e6 * took:.0f} us" for each, took in zip(candidates, seconds, strict=True)]
-    log.info("%s exchange over %s (tried: %s)", where, candidates[best].name, ", ".join(tried))
+    timed = [f"{each.name} {1e6 * took:.0f} us" for each, took in zip(candidates, seconds, strict=True)]
+    log.info("%s exchange over %s (tried: %s)", where, candidates[best].name, ", ".join(timed))
     for other in (*candidates[:best], *candidates[best + 1 :]):
         other.close()
     return candidates[best]
 
 
-def _meet_in_memory(rank: int, own: Sequence[Members], machine: str, timeout_s: float) -> dict[Members, SharedGroup]:
-    """The groups whose ranks can all share memory. Twice all ranks wait for one another."""
+def _connect_in_memory(rank: int, own: Sequence[Members], machine: str, timeout_s: float) -> dict[Members, SharedGroup]:
+    """The groups whose ranks can all share memory. Contains two collectives over the replica."""
     with ExitStack() as stack:
-        doors = {members: stack.enter_context(closing(_door())) for members in own if members[0] == rank}
-        addresses = {members: door.getsockname().decode() for members, door in doors.items()}
+        listeners = {members: stack.enter_context(closing(_listen())) for members in own if members[0] == rank}
+        addresses = {members: listener.getsockname().decode() for members, listener in listeners.items()}
         cores = len(os.sched_getaffinity(0))
-        answers = groups.ask_all(_Here(machine=machine, cores=cores, addresses=addresses))
+        answers = groups.all_gather(_GroupOffer(machine=machine, cores=cores, addresses=addresses))
         local = [members for members in own if all(answers[member].machine == machine for member in members)]
         crowd = sum(answer.machine == machine for answer in answers)
-        ends = [(members, _knock(answers[members[0]].addresses[members])) for members in local if members[0] != rank]
-        given = {members: _hand_over(doors[members], len(members)) for members in local if members[0] == rank}
-        taken = {members: _take(connection) for members, connection in ends}
+        ends = [(members, _connect(answers[members[0]].addresses[members])) for members in local if members[0] != rank]
+        given = {members: _send_memory(listeners[members], len(members)) for members in local if members[0] == rank}
+        taken = {members: _receive_memory(connection) for members, connection in ends}
     opened = {
         members: _open(descriptor, members.index(rank), len(members), timeout_s, shared_cores=crowd > cores)
         for members, descriptor in {**given, **taken}.items()
     }
-    failed = {members for answer in groups.ask_all([m for m in own if opened.get(m) is None]) for members in answer}
+    failed = {members for answer in groups.all_gather([m for m in own if opened.get(m) is None]) for members in answer}
     return {members: group for members, group in opened.items() if group is not None and members not in failed}
 
 
-def _door() -> socket.socket:
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    door.bind(f"\0outrider-group-{secrets.token_hex(16)}")
-    door.listen()
-    door.settimeout(_TIMEOUT_S)
-    return door
+def _listen() -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f"\0outrider-group-{secrets.token_hex(16)}")
+    listener.listen()
+    listener.settimeout(_TIMEOUT_S)
+    return listener
 
 
-def _knock(address: str) -> socket.socket | None:
+def _connect(address: str) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.settimeout(_TIMEOUT_S)
     try:
         connection.connect(address)
     except OSError as error:
-        log.debug("no memory to share: %s", error)
+        log.debug("no shared memory: %s", error)
         connection.close()
         return None
     return connection
 
 
-def _hand_over(door: socket.socket, size: int) -> int | None:
-    """Makes a group's memory, and gives it to all others; its descriptor."""
+def _send_memory(listener: socket.socket, size: int) -> int | None:
+    """Creates a group's memory, sends its descriptor to the other ranks, and returns it."""
     try:
         descriptor = make_memory(size)
     except (OSError, BuildError) as error:
-        log.debug("no memory to share: %s", error)
+        log.debug("no shared memory: %s", error)
         return None
     try:
         for _ in range(size - 1):
-            with closing(door.accept()[0]) as connection:
+            with closing(listener.accept()[0]) as connection:
                 socket.send_fds(connection, [b"group"], [descriptor])
     except OSError as error:
-        log.debug("a rank of this machine did not come for its memory: %s", error)
+        log.debug("a rank of this machine did not connect for the shared memory: %s", error)
     return descriptor
 
 
-def _take(connection: socket.socket | None) -> int | None:
+def _receive_memory(connection: socket.socket | None) -> int | None:
     if connection is None:
         return None
     with closing(connection):
         try:
             descriptors = socket.recv_fds(connection, 16, 1)[1]
         except OSError as error:
-            log.debug("no memory to share: %s", error)
+            log.debug("no shared memory: %s", error)
             return None
     return descriptors[0] if descriptors else None
 
@@ -157,7 +159,7 @@ def _open(descriptor: int | None, rank: int, size: int, timeout_s: float, *, sha
     try:
         return SharedGroup(descriptor, rank, size, timeout_s, shared_cores=shared_cores)
     except (OSError, ValueError, BuildError) as error:
-        log.debug("no memory to share: %s", error)
+        log.debug("no shared memory: %s", error)
         return None
     finally:
         os.close(descriptor)

@@ -1,7 +1,8 @@
-"""Settles over what each stage link travels: shared memory where both ends can have it, else the group itself.
+"""Chooses the transport of each stage link: shared memory if both ends can use it, else the process group.
 
-Whether they can is tried, not guessed: the sender knocks at a socket of this machine and sends, through the very
-memory, a secret that the receiver gave out over the group. Containers that share no memory or no socket fail it.
+This is tested, not assumed. The receiver publishes a secret over the process group. The sender connects to a socket on
+its own machine and sends the secret back through shared memory. Containers that share no memory or no socket fail this
+test.
 """
 
 import logging
@@ -26,21 +27,21 @@ from outrider.workers.parallel.transport import LinkBrokenError, Transport
 from outrider.workers.parallel.watchdog import Watchdog
 
 log = logging.getLogger("outrider.links")
-_TIMEOUT_S = 10.0  # for what a peer of this machine has already done when it is waited for
+_TIMEOUT_S = 10.0  # for a peer on this machine; it has normally acted before this rank waits
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """Where a rank awaits the one before it."""
+    """Where a rank accepts the sender of an incoming link."""
 
     machine: str
-    address: str  # of a socket in Linux's abstract namespace: no file, and gone with its process
+    address: str  # in Linux's abstract namespace: no file, and freed when its process ends
     secret: bytes
 
 
-class RankOffer:
-    """A rank's own offer, and the socket behind it."""
+class OpenOffer:
+    """A rank's own offer, and the socket that listens for it."""
 
     def __init__(self, machine: str) -> None:
         self.offer = Offer(
@@ -51,13 +52,13 @@ class RankOffer:
         self._socket.listen(1)
         self._socket.settimeout(_TIMEOUT_S)
 
-    def admit(self, dtype: torch.dtype) -> SharedMemory:
-        """The receiving end of whoever knocked. LinkBrokenError or OSError if it is not who was invited."""
+    def accept(self, dtype: torch.dtype) -> SharedMemory:
+        """The receiving end of the link. LinkBrokenError or OSError if no peer connects with the right secret."""
         link = SharedMemory(self._socket.accept()[0], dtype)
         try:
             secret, _ = link.receive(_TIMEOUT_S)
             if secret[: len(self.offer.secret)] != self.offer.secret:
-                raise LinkBrokenError("its memory does not show what it was sent")
+                raise LinkBrokenError("its shared memory does not contain the secret")
         except LinkBrokenError:
             link.close()
             raise
@@ -67,8 +68,8 @@ class RankOffer:
         self._socket.close()
 
 
-def knock(offer: Offer, machine: str, dtype: torch.dtype) -> SharedMemory:
-    """The sending end of a link to whoever made the offer. LinkBrokenError or OSError says why there is none."""
+def connect_to(offer: Offer, machine: str, dtype: torch.dtype) -> SharedMemory:
+    """The sending end of a link to the rank that made `offer`. LinkBrokenError or OSError says why it failed."""
     if offer.machine != machine:
         raise LinkBrokenError("it is on another machine")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -83,7 +84,7 @@ def knock(offer: Offer, machine: str, dtype: torch.dtype) -> SharedMemory:
     return link
 
 
-def meet(
+def connect_links(
     rank: int,
     routes: Sequence[Route],
     dtype: torch.dtype,
@@ -91,14 +92,16 @@ def meet(
     machine: str,
     watchdog: Watchdog | None = None,
 ) -> dict[Route, Transport]:
-    """This rank's ends of the links that begin or end here, of all `routes` of the replica.
+    """This rank's ends of its links among all `routes` of the replica. Collective: every rank passes the same routes.
 
-    Every rank of the group must call it, with the same routes, at the same place. They end when the group is left.
-    Between GPUs, where there is a `watchdog`, hidden states go from device to device.
+    The links are closed when the rank leaves (`groups.leave`). With a `watchdog` (between GPUs), hidden states go from
+    device to device.
     """
     own = [route for route in routes if rank in route]
-    ends = _meet_in_memory(rank, own, dtype, machine)
-    states = {route: new_group(sorted(route)) for route in routes} if watchdog is not None else {}  # by all, in order
+    ends = _connect_in_memory(rank, own, dtype, machine)
+    states = (
+        {route: new_group(sorted(route)) for route in routes} if watchdog is not None else {}
+    )  # by every rank, in this order
     transports: dict[Route, Transport] = {}
     for (sender, receiver), end in ends.items():
         peer = receiver if sender == rank else sender
@@ -113,19 +116,19 @@ def meet(
     return transports
 
 
-def _meet_in_memory(
+def _connect_in_memory(
     rank: int, own: Sequence[Route], dtype: torch.dtype, machine: str
 ) -> dict[Route, SharedMemory | str]:
-    """Each route's end here, or why there is none. Three times all ranks wait for one another."""
+    """Each route's end on this rank, or the reason why it has none. Contains three collectives over the replica."""
     outgoing, incoming = ([route for route in own if route[side] == rank] for side in (0, 1))
     with ExitStack() as stack:
-        doors = {route: stack.enter_context(closing(RankOffer(machine))) for route in incoming}
-        offers = _ask_all_of({route: door.offer for route, door in doors.items()})
-        ends = {route: _attempt(partial(knock, offers[route], machine, dtype)) for route in outgoing}
-        refusals = _ask_all_of({route: _reason(end) for route, end in ends.items()})
-        for route, door in doors.items():
-            ends[route] = refusals[route] or _attempt(partial(door.admit, dtype))
-        refusals = _ask_all_of({route: _reason(ends[route]) for route in incoming})
+        listeners = {route: stack.enter_context(closing(OpenOffer(machine))) for route in incoming}
+        offers = _gather_routes({route: listener.offer for route, listener in listeners.items()})
+        ends = {route: _attempt(partial(connect_to, offers[route], machine, dtype)) for route in outgoing}
+        refusals = _gather_routes({route: _reason(end) for route, end in ends.items()})
+        for route, listener in listeners.items():
+            ends[route] = refusals[route] or _attempt(partial(listener.accept, dtype))
+        refusals = _gather_routes({route: _reason(ends[route]) for route in incoming})
     for route in outgoing:
         end = ends[route]
         if isinstance(end, SharedMemory) and refusals[route]:
@@ -134,9 +137,9 @@ def _meet_in_memory(
     return ends
 
 
-def _ask_all_of(own: dict[Route, T]) -> dict[Route, T]:
-    """What every rank says of its own routes, together."""
-    return {route: answer for answers in groups.ask_all(own) for route, answer in answers.items()}
+def _gather_routes(own: dict[Route, T]) -> dict[Route, T]:
+    """All ranks' values for their own routes, in one dict."""
+    return {route: answer for answers in groups.all_gather(own) for route, answer in answers.items()}
 
 
 def _attempt(open_end: Callable[[], SharedMemory]) -> SharedMemory | str:
@@ -151,5 +154,5 @@ def _reason(end: SharedMemory | str) -> str:
 
 
 def this_machine() -> str:
-    """The same for every process under one running kernel."""
+    """The same for every process that runs under the same kernel."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
