@@ -76,7 +76,10 @@ class KnownMetrics:
         self._gen_ai.close()
 
     def show(self, engines: Sequence[EngineCounters], model: str, queued: int) -> None:
-        """How the ready replicas are now, and how many requests wait at the gateway for their turn."""
+        """How the ready replicas are now, and how many requests wait at the gateway for their turn. Nothing is shown
+        before the model is known: a series without a name would stay, and readers take it for another model's."""
+        if not model:
+            return
         self._running.labels(model).set(sum(engine.running for engine in engines))
         self._waiting.labels(model).set(queued + sum(engine.waiting for engine in engines))
         self._kv_usage.labels(model).set(max((engine.kv_cache_usage for engine in engines), default=0.0))

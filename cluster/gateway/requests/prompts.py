@@ -12,6 +12,7 @@ from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types import hub
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 from outrider.workers.types.tools import Arguments, Tools
 
 
@@ -47,13 +48,28 @@ class PromptEncoder:
 
     def settle(self, call: GenerateCall, prompt_token_ids: Sequence[int]) -> SamplingParams:
         """The parameters that the engine gets. ValueError names what cannot be settled."""
-        tools = call.prompt.tools if isinstance(call.prompt, ChatPrompt) else Tools()
+        tools = tools_in(call)
         return settled(call.params, self.tokenizer, prompt_token_ids, tools, auto_reasoning=call.auto_reasoning)
 
-    async def check_grammar(self, params: SamplingParams) -> None:
-        """ValueError or OverloadedError if there is one that cannot be followed, or not be checked now."""
-        if params.structured_outputs is not None and self._checker is not None:
-            await asyncio.wrap_future(self._checker.submit(params.structured_outputs))
+    async def check_grammar(self, params: SamplingParams, tools: Tools) -> None:
+        """ValueError or OverloadedError if there is one that cannot be followed, or not be checked now. `tools`: what
+        the grammar was made of, if it was; the error names the one whose schema is wrong."""
+        if params.structured_outputs is None:
+            return
+        try:
+            await self._check(params.structured_outputs)
+        except ValueError:
+            for tool in tools.callable:
+                try:
+                    await self._check(StructuredOutputsParams(json=tool.schema))
+                except ValueError as error:
+                    reason = str(error).removeprefix("structured_outputs ")
+                    raise ValueError(f"tools: the parameters of {tool.name} {reason}") from None
+            raise
+
+    async def _check(self, constraint: StructuredOutputsParams) -> None:
+        if self._checker is not None:
+            await asyncio.wrap_future(self._checker.submit(constraint))
 
     def close(self) -> None:
         if self._checker is not None:
@@ -76,6 +92,10 @@ def _turn(message: Message) -> dict[str, Any]:
         ]
     others = {"tool_call_id": message.tool_call_id, "name": message.name, "reasoning_content": message.reasoning}
     return turn | {name: value for name, value in others.items() if value}
+
+
+def tools_in(call: GenerateCall) -> Tools:
+    return call.prompt.tools if isinstance(call.prompt, ChatPrompt) else Tools()
 
 
 def prompt_name(prompt: Prompt) -> str:

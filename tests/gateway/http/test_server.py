@@ -13,10 +13,10 @@ from gateway.harness import running
 
 def accepted_from(client: tuple[str, int]) -> Iterator[socket.socket]:
     """Copies of this process's sockets whose other end is `client`."""
-    for name in os.listdir("/proc/self/fd"):
+    for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
         with contextlib.suppress(OSError):  # closed meanwhile, or not connected
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                with socket.socket(fileno=os.dup(int(name))) as copy:
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as copy:
                     if copy.family == socket.AF_INET and copy.getpeername() == client:
                         yield copy
 
