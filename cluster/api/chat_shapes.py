@@ -14,10 +14,11 @@ ToolChoice = str | Mapping[str, Any]  # auto, none, required, or {"type": "funct
 
 def messages_of(given: Messages) -> tuple[Message, ...]:
     """Raises InvalidRequestError, which names the invalid part."""
-    return tuple(_message(f"messages[{number}]", one) for number, one in enumerate(given))
+    return tuple(message_of(f"messages[{number}]", one) for number, one in enumerate(given))
 
 
-def _message(where: str, given: Mapping[str, Any]) -> Message:
+def message_of(where: str, given: Mapping[str, Any]) -> Message:
+    """`where`: the message's place in the request, with which an InvalidRequestError begins."""
     listed = given.get("tool_calls") or ()
     if not isinstance(listed, list | tuple):
         raise InvalidRequestError(f"{where}.tool_calls must be a list, got {type(listed).__name__}")

@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.tools import Arguments
 
+_ROLES = ("system", "user", "assistant", "tool")
 _OURS = ("messages", "tools", "documents", "add_generation_prompt")  # arguments cannot replace these
 
 
@@ -58,6 +59,7 @@ class ChatTemplate:
             environment = _environment()
             self.variables = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
             self._template = environment.from_string(source)
+            self._source = source
         except jinja2.TemplateError as error:
             raise CheckpointError(f"the checkpoint's chat template is damaged: {error}") from error
 
@@ -78,6 +80,9 @@ class ChatTemplate:
         for number, message in enumerate(messages):
             if not isinstance(message, Mapping):
                 raise ValueError(f"messages[{number}] must be a mapping with a role and a content, got {message!r}")
+            if not self._knows(message.get("role")):
+                role = str(message.get("role"))[:100]
+                raise ValueError(f"messages[{number}].role must be one of {', '.join(_ROLES)}, got {role!r}")
         try:
             return self._template.render(
                 **{
@@ -92,3 +97,7 @@ class ChatTemplate:
         except (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
             # other errors than Jinja's come from values of a type that the template does not expect
             raise ValueError(f"messages do not suit the checkpoint's chat template: {error}") from error
+
+    def _knows(self, role: object) -> bool:
+        """Whether a template takes the role: templates leave out messages of roles that they do not know."""
+        return role in _ROLES or f"'{role}'" in self._source or f'"{role}"' in self._source

@@ -24,7 +24,9 @@ _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 def _require(name: str, value: float, low: float, high: float = math.inf, *, low_open: bool = False) -> None:
     inside = (low < value if low_open else low <= value) and value <= high
     if not inside:  # also true of NaN
-        wanted = f"at least {low:g}" if high > 2**31 else f"in {'(' if low_open else '['}{low:g}, {high:g}]"
+        wanted = f"in {'(' if low_open else '['}{low:g}, {high:g}]"
+        if high >= 2**31 - 1:  # a bound that only mistakes reach
+            wanted = f"at most {high}" if value > high else f"at least {low:g}"
         raise ValueError(f"{name} must be {wanted}, got {value}")
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from outrider.cluster.api.chat_shapes import messages_of, tools_of
+from outrider.cluster.api.chat_shapes import message_of, tools_of
 from outrider.cluster.api.generation import Accepted, ChatPrompt, Event, Finished, GenerateCall, Generation, Output
 from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import finish_reason, metrics_of
@@ -14,6 +14,8 @@ from outrider.cluster.gateway.http.types import MessagesRequest
 from outrider.workers.text.assembler import Usage
 from outrider.workers.types.tools import Tools
 
+Turn = tuple[str, dict[str, Any]]  # its place in the request, and a message in OpenAI's shape
+_ROLES = ("user", "assistant", "system")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -154,21 +156,18 @@ def messages_call(request: MessagesRequest, identity: str) -> GenerateCall:
 
 def chat_prompt(request: MessagesRequest) -> ChatPrompt:
     """ValueError names the field that is invalid."""
-    turns = [] if request.system is None else [{"role": "system", "content": _texts(request.system)}]
-    for message in request.messages:
-        turns += _turns(message)
+    system = [] if request.system is None else [("system", {"role": "system", "content": _texts(request.system)})]
+    turns = [turn for number, message in enumerate(request.messages) for turn in _turns(f"messages[{number}]", message)]
     thinking = {} if request.thinking is None else {"thinking": request.thinking.type != "disabled"}
     arguments = {**thinking, **(request.chat_template_kwargs or {})}
-    return ChatPrompt(messages_of(turns), _tools(request), arguments)
+    return ChatPrompt(tuple(message_of(*turn) for turn in (*system, *turns)), _tools(request), arguments)
 
 
 def _tools(request: MessagesRequest) -> Tools:
     given = []
-    for tool in request.tools or ():
-        if "input_schema" not in tool:
-            raise ValueError(
-                f"tools: {str(tool.get('name'))[:100]!r} has no input_schema: only functions can be called here"
-            )
+    for number, tool in enumerate(request.tools or ()):
+        if not isinstance(tool.get("input_schema"), Mapping):
+            raise ValueError(f"tools[{number}] has no input_schema: only functions can be called here")
         function = {"name": tool.get("name"), "description": tool.get("description")}
         given.append({"function": {**function, "parameters": tool["input_schema"]}})
     choice = request.tool_choice or {"type": "auto"}
@@ -181,34 +180,40 @@ def _tools(request: MessagesRequest) -> Tools:
     return tools_of(given, _CHOICES[kind], parallel=parallel)
 
 
-def _turns(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _turns(where: str, message: Mapping[str, Any]) -> Iterator[Turn]:
     """A message as chat turns. Each tool result in it is a separate turn, before the message's text."""
     role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        raise ValueError(f"{where}.role must be one of {', '.join(_ROLES)}, got {str(role)[:100]!r}")
     if not isinstance(content, list):
-        yield {"role": role, "content": content}
+        yield where, {"role": role, "content": content}
         return
     texts, thoughts, calls = [], [], []
-    for block in content:
-        kind = block.get("type") if isinstance(block, Mapping) else None
+    for number, block in enumerate(content):
+        place, kind = f"{where}.content[{number}]", block.get("type") if isinstance(block, Mapping) else None
         if kind == "tool_result":
-            yield {
-                "role": "tool",
-                "tool_call_id": block.get("tool_use_id"),
-                "content": _texts(block.get("content") or ""),
-            }
+            result = {"role": "tool", "tool_call_id": _text(place, block, "tool_use_id")}
+            yield place, {**result, "content": _texts(block.get("content") or "")}
         elif kind == "tool_use":
-            function = {"name": block.get("name"), "arguments": json.dumps(block.get("input") or {})}
-            calls.append({"id": block.get("id"), "function": function})
+            function = {"name": _text(place, block, "name"), "arguments": json.dumps(block.get("input") or {})}
+            calls.append({"id": _text(place, block, "id"), "function": function})
         elif kind == "thinking":
             thoughts.append(str(block.get("thinking") or ""))
         elif kind != "redacted_thinking":
             texts.append(block)
     if texts or calls or thoughts:
-        yield {"role": role, "content": _texts(texts), "tool_calls": calls, "reasoning": "".join(thoughts)}
+        yield where, {"role": role, "content": _texts(texts), "tool_calls": calls, "reasoning": "".join(thoughts)}
+
+
+def _text(where: str, block: Mapping[str, Any], name: str) -> str:
+    value = block.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}.{name} must be a text, got {type(value).__name__}")
+    return value
 
 
 def _texts(given: object) -> Any:
-    """The text of text blocks. Other blocks are passed on, for messages_of to reject."""
+    """The text of text blocks. Other blocks are passed on, for message_of to reject."""
     if not isinstance(given, list):
         return given
     return [

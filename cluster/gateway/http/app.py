@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import grpc
@@ -23,11 +23,11 @@ from outrider.cluster.gateway.http.answer import Answer
 from outrider.cluster.gateway.http.anthropic import MessagesAnswer, chat_prompt
 from outrider.cluster.gateway.http.chat import ChatAnswer
 from outrider.cluster.gateway.http.completions import CompletionAnswer
-from outrider.cluster.gateway.http.errors import HttpError, Problem, problem_of
+from outrider.cluster.gateway.http.errors import HttpError, Problem, problem_of, renamed
 from outrider.cluster.gateway.http.page import PAGE, page_routes
 from outrider.cluster.gateway.http.reply import Reply, Shape, client_timeout_s, log
 from outrider.cluster.gateway.http.responses import ResponsesAnswer
-from outrider.cluster.gateway.http.sse import read_body
+from outrider.cluster.gateway.http.sse import check_is_json, read_body
 from outrider.cluster.gateway.http.status import StatusStream, cluster_status
 from outrider.cluster.gateway.http.types import (
     Body,
@@ -48,7 +48,7 @@ from outrider.workers.types import logs
 T = TypeVar("T")
 B = TypeVar("B", bound=Body)
 Endpoint = Callable[[Request], Awaitable[ASGIApp]]
-Made = tuple[Answer, list[inference_pb2.GenerateRequest]]
+Made = tuple[Answer, list[inference_pb2.GenerateRequest], Mapping[str, str]]  # the last: Body.names
 
 _ANTHROPIC = "/v1/messages"
 _STATUS_PATH = "/status"
@@ -107,18 +107,22 @@ class HttpApi:
 
             def made(body: bytes) -> Made:
                 parsed = self._parsed(kind, body)
-                answer = make(parsed, getattr(parsed, "request_id", None) or identity, encoder)
-                return answer, [call_to_wire(call) for call in answer.calls]
+                try:
+                    answer = make(parsed, getattr(parsed, "request_id", None) or identity, encoder)
+                    return answer, [call_to_wire(call) for call in answer.calls], parsed.names
+                except ValueError as error:
+                    raise renamed(error, parsed.names) from error
 
-            answer, messages = await self._read(request, made)
+            answer, messages, names = await self._read(request, made)
             named = answer.calls[0].request_id == identity  # a client's own id may be invalid in a header
-            headers = {"X-Request-Id": identity} if named else {}
-            return Reply(answer, messages, self._inference, headers, _shape(request), self._write_timeout_s)
+            headers = dict.fromkeys(("X-Request-Id", "Request-Id"), identity) if named else {}
+            return Reply(answer, messages, names, self._inference, headers, _shape(request), self._write_timeout_s)
 
         return endpoint
 
     async def _read(self, request: Request, make: Callable[[bytes], T]) -> T:
         """`make(body)`, in a thread if the body is large."""
+        check_is_json(request.headers)
         body = await read_body(request.receive, self._max_body_bytes)
         return make(body) if len(body) <= INLINE_BYTES else await self._inference.in_thread(make, body)
 
@@ -241,14 +245,22 @@ def _shape(request: Request) -> Shape:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):  # unknown path or method
-        problem: Problem | None = Problem(status=error.status_code, message=f"{request.url.path[:200]}: {error.detail}")
+    if isinstance(error, HTTPException):
+        problem: Problem | None = _unknown(request, error)
     else:
         problem = problem_of(error)
     if problem is None:
         logs.event(log, logging.ERROR, "a request failed", error=repr(error))
         problem = Problem(status=500, message="the gateway failed: see its log")
     return JSONResponse(_shape(request)(problem), problem.status, dict(problem.headers))
+
+
+def _unknown(request: Request, error: HTTPException) -> Problem:
+    """The path, or its method."""
+    path, headers = request.url.path[:200], error.headers or {}
+    allowed = headers.get("Allow")
+    message = f"there is no path {path}" if allowed is None else f"{path} takes {allowed}, not {request.method[:20]}"
+    return Problem(status=error.status_code, message=message, headers=headers)
 
 
 def _to_tokenize(request: TokenizeRequest) -> Prompt:

@@ -64,12 +64,7 @@ class CompletionAnswer:
                 if self._request.echo:
                     yield from self._echoed(number, prompt)
             case Output(prompt_logprobs=known) if known:
-                first = self._prompt_places[number]
-                self._prompt_places[number] += len(known)
-                places = list(zip(prompt[first:], known, strict=False))
-                if self._request.echo:
-                    index = number * self._n
-                    yield self._chunks.choice(index, {"text": ""}, logprobs=self._logprobs(index, places))
+                yield from self._prompt_logprobs(number, prompt, known)
             case Output() if not self._echo_only:
                 self._chunks.usage.completion_tokens += len(event.token_ids)
                 index = number * self._n + event.index
@@ -120,17 +115,32 @@ class CompletionAnswer:
         """The engine generates at least one token, which is left out of the response."""
         return self._request.max_tokens == 0
 
+    def _indices(self, number: int) -> range:
+        """Of a prompt's choices."""
+        return range(number * self._n, (number + 1) * self._n)
+
     def _echoed(self, number: int, prompt: Sequence[int]) -> Iterator[bytes]:
         text = self._prompt_text(number, prompt)
         wants = self._request.logprobs is not None
-        for index in range(number * self._n, (number + 1) * self._n):
+        for index in self._indices(number):
+            self._begin(index, text, prompt)
             logprobs = self._logprobs(index, [(prompt[0], None)]) if wants else None
             yield self._chunks.choice(index, {"text": text}, logprobs=logprobs)
+
+    def _prompt_logprobs(
+        self, number: int, prompt: Sequence[int], known: Sequence[dict[int, Logprob]]
+    ) -> Iterator[bytes]:
+        first = self._prompt_places[number]
+        self._prompt_places[number] += len(known)
+        places = list(zip(prompt[first:], known, strict=False))
+        for index in self._indices(number):
+            yield self._chunks.choice(index, {"text": ""}, logprobs=self._logprobs(index, places))
 
     def _choice(self, index: int, generation: Generation, output: Completion, prompt: Sequence[int]) -> dict[str, Any]:
         text, places = "", list[Place]()
         if self._request.echo:
             text = self._prompt_text(index // self._n, prompt)
+            self._begin(index, text, prompt)
             places = list(zip(prompt, [None, *generation.prompt_logprobs], strict=False))
         if not self._echo_only:
             text += output.text
@@ -152,6 +162,12 @@ class CompletionAnswer:
             return given.text
         return self._tokenizer.decode(prompt, skip_special_tokens=False) if self._tokenizer else ""
 
+    def _begin(self, index: int, text: str, prompt: Sequence[int]) -> None:
+        """The prompt's text does not contain a special token that the tokenizer put before it."""
+        first = self._token_text(prompt[0])
+        if self._tokenizer and self._tokenizer.is_special(prompt[0]) and not text.startswith(first):
+            self._offsets[index] = -len(first)
+
     def _logprobs(self, index: int, places: Sequence[Place]) -> dict[str, Any]:
         """OpenAI's legacy format, with parallel lists. `text_offset` is relative to the choice's text."""
         count, texts, offsets = self._request.logprobs or 0, [], []
@@ -159,7 +175,7 @@ class CompletionAnswer:
         for token_id, known in places:
             text = self._token_text(token_id)
             texts.append(text)
-            offsets.append(self._offsets[index])
+            offsets.append(max(0, self._offsets[index]))
             self._offsets[index] += len(text)
             if known is None:
                 tops.append(None)

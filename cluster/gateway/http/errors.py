@@ -90,10 +90,30 @@ def problem_of(error: Exception) -> Problem | None:
 
 
 def _invalid(error: ValidationError) -> Problem:
-    """Only the first error: pydantic reports one for each type of a union."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ".".join(str(part) for part in first["loc"])[:200]
-    return Problem(status=400, message=f"{path}: {first['msg']}" if path else first["msg"], param=path or None)
+    """Of the first field that is wrong. Where it may be of several types, pydantic reports an error for each: those
+    that are furthest inside the field count, since they are of the type that was meant."""
+    reported = error.errors(include_url=False, include_context=False, include_input=False)
+    found = [(tuple(part for part in one["loc"] if not _is_type(part)), one["msg"]) for one in reported]
+    found = [(path, message) for path, message in found if path[:1] == found[0][0][:1]]
+    path = max((path for path, _ in found), key=len)
+    (first, *more) = dict.fromkeys(message for place, message in found if place == path)
+    message = " or ".join([first, *(one.removeprefix("Input should be ") for one in more)])
+    name = ".".join(map(str, path))[:200]
+    return Problem(status=400, message=f"{name}: {message}" if name else message, param=name or None)
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether a part of pydantic's path is no field, but one of the types that a field may have."""
+    return isinstance(part, str) and (part in ("str", "int", "Speculation") or "[" in part)
+
+
+def renamed(error: Exception, names: Mapping[str, str]) -> Exception:
+    """The error with the body's own name for the field that its message begins with, see `Body.names`."""
+    message = str(error)
+    inner = _named(message) if isinstance(error, ValueError) else None
+    if inner is None or inner not in names:
+        return error
+    return ValueError(names[inner] + message.removeprefix(inner))
 
 
 def _named(message: str) -> str | None:

@@ -13,7 +13,7 @@ from outrider.cluster.api.errors import GenerationFailedError
 from outrider.cluster.api.generation import Event, Failed
 from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import Answer
-from outrider.cluster.gateway.http.errors import GatewayShutdownError, Problem, problem_of
+from outrider.cluster.gateway.http.errors import GatewayShutdownError, Problem, problem_of, renamed
 from outrider.cluster.gateway.http.sse import Writer, while_connected
 from outrider.cluster.gateway.requests.inference import Inference
 from outrider.proto import inference_pb2
@@ -44,13 +44,14 @@ class Reply:
         self,
         answer: Answer,
         messages: Sequence[inference_pb2.GenerateRequest],
+        names: Mapping[str, str],
         inference: Inference,
         headers: Mapping[str, str],
         shape: Shape,
         write_timeout_s: float,
     ) -> None:
-        """`messages`: `answer.calls` as messages. `headers`: of the response."""
-        self._answer, self._messages, self._inference = answer, messages, inference
+        """`messages`: `answer.calls` as messages. `names`: see Body.names. `headers`: of the response."""
+        self._answer, self._messages, self._names, self._inference = answer, messages, names, inference
         self._headers, self._shape, self._write_timeout_s = headers, shape, write_timeout_s
         self._client_timeout_s: float | None = None
         self._writer: Writer | None = None
@@ -68,7 +69,7 @@ class Reply:
             async with contextlib.aclosing(events):
                 await (self._stream(events, writer) if self._answer.streams else self._whole(events, writer))
         except Exception as error:
-            problem = problem_of(error)
+            problem = problem_of(renamed(error, self._names))
             if problem is None:
                 logs.event(log, logging.ERROR, "a request failed", error=repr(error))
                 log.debug("a request failed", exc_info=error)

@@ -4,18 +4,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from outrider.cluster.api.chat_shapes import messages_of, tools_of
-from outrider.cluster.api.generation import Accepted, ChatPrompt, Event, Finished, GenerateCall, Generation, Output
+from outrider.cluster.api.chat_shapes import message_of, tools_of
+from outrider.cluster.api.generation import (
+    Accepted,
+    ChatPrompt,
+    Event,
+    Finished,
+    GenerateCall,
+    Generation,
+    Message,
+    Output,
+)
 from outrider.cluster.gateway.http import sse
 from outrider.cluster.gateway.http.answer import finish_reason, metrics_of, now, reasoning_tokens
 from outrider.cluster.gateway.http.chat import template_arguments
 from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.sampling import params_of, speculated, structured
-from outrider.cluster.gateway.http.types import ResponseFormat, ResponsesRequest
+from outrider.cluster.gateway.http.types import ResponseFormat, ResponsesRequest, TextOptions
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.tokenizer import Tokenizer
 
 _STATEFUL = ("previous_response_id", "conversation", "background")  # need stored responses
+_ROLES = ("user", "assistant", "system", "developer")
 
 
 @dataclass
@@ -164,7 +174,7 @@ class ResponsesAnswer:
             "previous_response_id": None,
             "store": False,
             "temperature": 1.0 if request.temperature is None else request.temperature,
-            "text": request.text or {"format": {"type": "text"}},
+            "text": request.text.model_dump(exclude_unset=True) if request.text else {"format": {"type": "text"}},
             "tool_choice": request.tool_choice or "auto",
             "tools": request.tools or [],
             "top_p": 1.0 if request.top_p is None else request.top_p,
@@ -214,21 +224,16 @@ def responses_call(request: ResponsesRequest, identity: str) -> GenerateCall:
         raise ValueError("reasoning.effort must be a text")
     parallel = request.parallel_tool_calls is not False
     prompt = ChatPrompt(
-        messages_of(list(_turns(request))),
+        tuple(_messages(request)),
         tools_of([_tool(tool) for tool in request.tools or ()], _choice(request.tool_choice), parallel=parallel),
         template_arguments(request.chat_template_kwargs, effort),
     )
     return GenerateCall(prompt=prompt, params=params_of(values), request_id=identity, auto_reasoning=True)
 
 
-def _format(text: Mapping[str, Any] | None) -> ResponseFormat | None:
-    """`text.format` as a ResponseFormat. In `text.format` the schema is not nested in `json_schema`."""
-    given = (text or {}).get("format")
-    if given is None:
-        return None
-    if not isinstance(given, Mapping):
-        raise ValueError("text.format must be an object")
-    return ResponseFormat.model_validate({"type": given.get("type"), "json_schema": {"schema": given.get("schema")}})
+def _format(text: TextOptions | None) -> ResponseFormat | None:
+    given = None if text is None else text.format
+    return None if given is None else ResponseFormat(type=given.type, json_schema=given)
 
 
 def _tool(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,34 +250,43 @@ def _choice(given: str | Mapping[str, Any] | None) -> str | dict[str, Any] | Non
     return {"function": {"name": given.get("name")}}
 
 
-def _turns(request: ResponsesRequest) -> Iterator[dict[str, Any]]:
+def _messages(request: ResponsesRequest) -> Iterator[Message]:
     if request.instructions:
-        yield {"role": "system", "content": request.instructions}
+        yield Message(role="system", content=request.instructions)
     if isinstance(request.input, str):
-        yield {"role": "user", "content": request.input}
+        yield Message(role="user", content=request.input)
         return
-    waiting: dict[str, Any] | None = None  # an assistant's turn, which consists of several items
-    for item in request.input:
-        kind = item.get("type", "message")
+    waiting: tuple[str, dict[str, Any]] | None = None  # an assistant's turn, which consists of several items
+    for number, item in enumerate(request.input):
+        where, kind = f"input[{number}]", item.get("type", "message")
         if kind == "reasoning" or kind == "function_call" or (kind == "message" and item.get("role") == "assistant"):
-            waiting = waiting or {"role": "assistant", "content": "", "tool_calls": [], "reasoning": ""}
-            _add(waiting, kind, item)
+            waiting = waiting or (where, {"role": "assistant", "content": "", "tool_calls": [], "reasoning": ""})
+            _add(waiting[1], where, kind, item)
             continue
         if waiting is not None:
-            yield waiting
+            yield message_of(*waiting)
             waiting = None
-        if kind == "function_call_output":
-            yield {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
-        elif kind == "message":
-            yield {"role": item.get("role"), "content": item.get("content")}
-        else:
-            raise ValueError(f"input: items of type {str(kind)[:100]!r} are not supported")
+        yield message_of(where, _turn(where, kind, item))
     if waiting is not None:
-        yield waiting
+        yield message_of(*waiting)
 
 
-def _add(turn: dict[str, Any], kind: object, item: Mapping[str, Any]) -> None:
+def _turn(where: str, kind: object, item: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn that one item makes."""
+    if kind == "function_call_output":
+        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+    if kind != "message":
+        raise ValueError(f"{where}: items of type {str(kind)[:100]!r} are not supported")
+    if item.get("role") not in _ROLES:
+        raise ValueError(f"{where}.role must be one of {', '.join(_ROLES)}, got {str(item.get('role'))[:100]!r}")
+    return {"role": item["role"], "content": item.get("content")}
+
+
+def _add(turn: dict[str, Any], where: str, kind: object, item: Mapping[str, Any]) -> None:
     if kind == "function_call":
+        for name in ("call_id", "name", "arguments"):
+            if not isinstance(item.get(name), str):
+                raise ValueError(f"{where}.{name} must be a text, got {type(item.get(name)).__name__}")
         function = {"name": item.get("name"), "arguments": item.get("arguments")}
         turn["tool_calls"].append({"id": item.get("call_id"), "function": function})
     elif kind == "reasoning":

@@ -25,6 +25,8 @@ def sampled(request: SamplingFields, **others: Any) -> SamplingParams:
 
 def params_of(values: dict[str, Any]) -> SamplingParams:
     """Values that are None take their default; for max_tokens that is the model's maximum length."""
+    if values.get("top_k") == -1:  # as in vLLM, the same as 0
+        values = {**values, "top_k": 0}
     return SamplingParams(**{"max_tokens": None} | {name: value for name, value in values.items() if value is not None})
 
 

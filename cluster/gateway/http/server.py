@@ -67,6 +67,9 @@ class HttpServer:
 def _bound(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        # Accepted sockets inherit it. asyncio does not set it for a socket made without a protocol number.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         raise OutriderError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --http-port") from error

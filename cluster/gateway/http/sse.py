@@ -13,6 +13,7 @@ from outrider.cluster.gateway.requests.writer import time_to_send
 DONE = b"data: [DONE]\n\n"
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not buffer events
+_JSON_TYPES = ("", "application/json", "application/x-www-form-urlencoded")
 _BODY_TIMEOUT_S = 60.0
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status in logs; the disconnected client does not receive it
 
@@ -23,6 +24,16 @@ def data(content: Any) -> bytes:  # anything that is JSON
 
 def event(name: str, content: Any) -> bytes:
     return b"event: " + name.encode() + b"\n" + data(content)
+
+
+def check_is_json(headers: Mapping[str, str]) -> None:
+    """HttpError if they say that the body is something else. The type that curl sends by default is accepted."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _JSON_TYPES and not kind.endswith("+json"):
+        raise HttpError(415, f"content-type must be application/json, got {kind[:100]!r}")
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise HttpError(415, f"content-encoding is not supported: send the body uncompressed, got {coding[:100]!r}")
 
 
 async def read_body(receive: Receive, most: int) -> bytes:

@@ -81,7 +81,12 @@ class KnownMetrics:
         self._gen_ai.close()
 
     def show(self, engines: Sequence[EngineCounters], model: str, queued: int) -> None:
-        """Sets the gauges and counters of engines. `queued`: requests that wait at this gateway."""
+        """Sets the gauges and counters of engines. `queued`: requests that wait at this gateway.
+
+        Sets nothing before the model is known: a series without a name would remain beside the real one.
+        """
+        if not model:
+            return
         self._running.labels(model).set(sum(engine.running for engine in engines))
         self._waiting.labels(model).set(queued + sum(engine.waiting for engine in engines))
         self._kv_usage.labels(model).set(max((engine.kv_cache_usage for engine in engines), default=0.0))

@@ -22,7 +22,7 @@ from outrider.cluster.gateway.requests.admission import Admission, Ticket
 from outrider.cluster.gateway.requests.call_record import CallRecord
 from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.cluster.gateway.requests.preparation import PreparedRequest, is_small, prepare
-from outrider.cluster.gateway.requests.prompts import PromptEncoder
+from outrider.cluster.gateway.requests.prompts import PromptEncoder, tools_in
 from outrider.cluster.gateway.requests.refusals import REFUSALS, status_code
 from outrider.cluster.gateway.requests.resumption import outputs_to_continue
 from outrider.cluster.gateway.requests.stream import RequestStream
@@ -219,7 +219,7 @@ class Inference:
         """Chooses a replica for the checked request, and queues it."""
         call, token_ids = prepared.call, prepared.token_ids
         ticket.queue(len(token_ids))
-        await encoder.check_grammar(prepared.params)
+        await encoder.check_grammar(prepared.params, tools_in(call))
         replica = self._fleet.choose(
             len(token_ids), prepared.prefix, call.resume.fingerprint if call.resume is not None else None
         )

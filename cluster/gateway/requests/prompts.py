@@ -12,7 +12,10 @@ from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types import hub
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.structured_outputs import StructuredOutputsParams
 from outrider.workers.types.tools import Arguments, Tools
+
+_TOOLS_CHECKED = 8  # to name an invalid one: each check may take up to 2 s
 
 
 class PromptEncoder:
@@ -47,13 +50,31 @@ class PromptEncoder:
 
     def engine_params(self, call: GenerateCall, prompt_token_ids: Sequence[int]) -> SamplingParams:
         """The parameters for the engine. Raises ValueError, which names an invalid parameter."""
-        tools = call.prompt.tools if isinstance(call.prompt, ChatPrompt) else Tools()
+        tools = tools_in(call)
         return resolved_params(call.params, self.tokenizer, prompt_token_ids, tools, auto_reasoning=call.auto_reasoning)
 
-    async def check_grammar(self, params: SamplingParams) -> None:
-        """Raises ValueError if the grammar is not supported, OverloadedError if it cannot be checked now."""
-        if params.structured_outputs is not None and self._checker is not None:
-            await asyncio.wrap_future(self._checker.submit(params.structured_outputs))
+    async def check_grammar(self, params: SamplingParams, tools: Tools) -> None:
+        """Raises ValueError if the grammar is not supported, OverloadedError if it cannot be checked now.
+
+        `tools`: those that the grammar was made of. The error names the tool whose schema is invalid, if it is among the
+        first ones.
+        """
+        if params.structured_outputs is None:
+            return
+        try:
+            await self._check(params.structured_outputs)
+        except ValueError:
+            for tool in tools.callable[:_TOOLS_CHECKED]:
+                try:
+                    await self._check(StructuredOutputsParams(json=tool.schema))
+                except ValueError as error:
+                    reason = str(error).removeprefix("structured_outputs ")
+                    raise ValueError(f"tools: the parameters of {tool.name} {reason}") from None
+            raise
+
+    async def _check(self, constraint: StructuredOutputsParams) -> None:
+        if self._checker is not None:
+            await asyncio.wrap_future(self._checker.submit(constraint))
 
     def close(self) -> None:
         if self._checker is not None:
@@ -76,6 +97,10 @@ def _turn(message: Message) -> dict[str, Any]:
         ]
     others = {"tool_call_id": message.tool_call_id, "name": message.name, "reasoning_content": message.reasoning}
     return turn | {name: value for name, value in others.items() if value}
+
+
+def tools_in(call: GenerateCall) -> Tools:
+    return call.prompt.tools if isinstance(call.prompt, ChatPrompt) else Tools()
 
 
 def prompt_name(prompt: Prompt) -> str:

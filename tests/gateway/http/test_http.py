@@ -1,6 +1,7 @@
 """HTTP responses of a gateway with a fake engine: statuses, streams, authentication and cancellation."""
 
 import asyncio
+import gzip
 import json
 import logging
 import ssl
@@ -88,7 +89,7 @@ def test_every_path_answers(model: Path) -> None:
     [
         ("/v1/completions", {"prompt": "a", "suffix": "b"}, 400, "suffix is not supported"),
         ("/v1/completions", {"prompt": []}, 400, "prompt must not be empty"),
-        ("/v1/completions", {"prompt": [-1]}, 400, "token_ids cannot be sent"),
+        ("/v1/completions", {"prompt": [-1]}, 400, "prompt cannot be sent"),
         ("/v1/completions", {"prompt": [5], "max_tokens": 0}, 400, "max_tokens must be"),
         ("/v1/completions", {"prompt": [5], "logprobs": 21}, 400, "logprobs must be"),
         ("/v1/completions", {"prompt": [5], "stream_options": {}}, 400, "stream_options requires stream"),
@@ -115,9 +116,50 @@ def test_every_path_answers(model: Path) -> None:
             "/v1/chat/completions",
             {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
             400,
-            "structured_outputs cannot be followed",
+            "response_format cannot be followed",
         ),
+        ("/v1/completions", {"prompt": [[]]}, 400, "prompt must not be empty"),
+        ("/v1/completions", {"prompt": 5}, 400, "prompt: Input should be a valid string or a valid array"),
+        ("/v1/completions", {"prompt": [5, "a"]}, 400, "prompt.1: Input should be a valid integer"),
+        ("/v1/completions", {"prompt": [5], "stop": [None]}, 400, "stop.0: Input should be a valid string"),
+        ("/v1/completions", {"prompt": [5], "speculation": {"mode": "x"}}, 400, "speculation.mode: Input should be"),
+        ("/v1/completions", {"prompt": [5], "logit_bias": {"5": "x"}}, 400, "logit_bias[5] must be in"),
+        ("/v1/completions", {"prompt": [5], "seed": 2**64}, 400, "seed must be"),
+        ("/v1/completions", {"prompt": [5], "max_tokens": 2**64}, 400, "max_tokens must be at most"),
+        ("/v1/chat/completions", {"messages": [{"role": "king", "content": "x"}]}, 400, "messages[0].role must be one"),
+        ("/v1/chat/completions", {"messages": HELLO, "max_completion_tokens": 0}, 400, "max_completion_tokens must be"),
+        ("/v1/chat/completions", {"messages": HELLO, "logprobs": True, "top_logprobs": 21}, 400, "top_logprobs must"),
         ("/v1/messages", {"messages": HELLO}, 400, "max_tokens must be given"),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 1, "stop_sequences": [""]}, 400, "stop_sequences must be"),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "x", "content": ""}], "max_tokens": 1},
+            400,
+            "messages[0].role must be",
+        ),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}], "system": "x", "max_tokens": 1},
+            400,
+            "messages[0].content must be text",
+        ),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "c"}]}], "max_tokens": 1},
+            400,
+            "messages[0].content[0].name must be a text",
+        ),
+        ("/v1/responses", {"input": []}, 400, "input must not be empty"),
+        ("/v1/responses", {"input": [{"role": "x", "content": ""}]}, 400, "input[0].role must be"),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 0}, 400, "max_output_tokens must be"),
+        ("/v1/responses", {"input": "hi", "text": {"format": {"type": "x"}}}, 400, "text.format.type: Input should be"),
+        ("/v1/responses", {"input": "hi", "text": {"format": {"type": "json_schema"}}}, 400, "text.format.json_schema"),
+        (
+            "/v1/responses",
+            {"input": [*HELLO, {"type": "function_call", "call_id": "c", "name": "f", "arguments": 5}]},
+            400,
+            "input[1].arguments must be a text",
+        ),
         ("/v1/messages", {"messages": HELLO, "max_tokens": 1, "tools": [{"type": "bash"}]}, 400, "no input_schema"),
         ("/v1/responses", {"input": "hi", "previous_response_id": "x"}, 400, "stores no responses"),
         ("/v1/responses", {"input": [{"type": "item_reference", "id": "x"}]}, 400, "are not supported"),
@@ -138,6 +180,23 @@ def test_what_cannot_be_done_is_refused_by_name(
     asyncio.run(scenario())
 
 
+def test_a_tool_whose_schema_cannot_be_followed_is_named(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=2048), http_port=0) as cluster, client(cluster) as http:
+            schemas = {"good": {"type": "integer"}, "bad": {"type": "x"}}
+            tools = [
+                {"function": {"name": name, "parameters": {"properties": {"a": schema}}}}
+                for name, schema in schemas.items()
+            ]
+            refused = await http.post("/v1/chat/completions", json={"messages": HELLO, "tools": tools})
+            assert refused.status_code == 400
+            said = "tools: the parameters of bad cannot be followed: Invalid type: x"
+            assert (refused.json()["error"]["message"], refused.json()["error"]["param"]) == (said, "tools")
+            assert cluster.engine.submitted == []
+
+    asyncio.run(scenario())
+
+
 def test_a_body_that_is_no_json_or_too_large_is_refused(model: Path) -> None:
     async def scenario() -> None:
         limits = RequestLimits(max_message_bytes=2048)
@@ -146,6 +205,51 @@ def test_a_body_that_is_no_json_or_too_large_is_refused(model: Path) -> None:
                 assert (await http.post("/v1/completions", content=body)).status_code == 400, body
             large = await http.post("/v1/completions", json={"prompt": "x" * 3000})
             assert (large.status_code, "2048 bytes" in large.json()["error"]["message"]) == (413, True)
+
+    asyncio.run(scenario())
+
+
+def test_a_body_of_another_kind_is_refused_and_curls_default_is_not(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            body = json.dumps({"prompt": [5], "max_tokens": 1}).encode()
+            json_type = "application/json"
+            for kind in ("text/plain", "multipart/form-data; boundary=x", "application/xml"):
+                refused = await http.post("/v1/completions", content=body, headers={"Content-Type": kind})
+                assert (refused.status_code, refused.json()["error"]["type"]) == (415, "invalid_request_error"), kind
+            packed = {"Content-Type": json_type, "Content-Encoding": "gzip"}
+            refused = await http.post("/v1/messages", content=gzip.compress(body), headers=packed)
+            assert refused.status_code == 415
+            assert refused.json()["error"]["message"].startswith("content-encoding")
+            for kind in (json_type, f"{json_type}; charset=utf-8", "application/x-www-form-urlencoded"):
+                answer = await http.post("/v1/completions", content=body, headers={"Content-Type": kind})
+                assert answer.status_code == 200, kind
+
+    asyncio.run(scenario())
+
+
+def test_an_unknown_path_or_method_is_named(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            wrong = await http.get("/v1/completions")
+            assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+            assert wrong.json()["error"]["message"] == "/v1/completions takes POST, not GET"
+            unknown = await http.post("/v1/embeddings", json={})
+            assert unknown.status_code == 404
+            assert unknown.json()["error"]["message"] == "there is no path /v1/embeddings"
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_has_the_id_that_clients_show(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            for path in list(POSTS)[:4]:
+                headers = (await http.post(path, json=POSTS[path])).headers
+                (request,) = cluster.engine.submitted
+                assert headers["x-request-id"] in request.request_id, path
+                assert headers["request-id"] == headers["x-request-id"]
+                cluster.engine.submitted.clear()
 
     asyncio.run(scenario())
 
@@ -181,6 +285,10 @@ def test_parameters_reach_the_engine(model: Path) -> None:
                 assert {name: getattr(request.params, name) for name in given} == {**given, "stop_token_ids": [9]}
                 assert (request.params.logit_bias, request.params.stop_strings) == ({5: 1.5}, ("x",))
                 assert (request.params.speculation, request.params.drafter, request.seed) == (3, "lookup", -3)
+            cluster.engine.submitted.clear()
+            for path in list(POSTS)[:3]:
+                assert (await http.post(path, json={**POSTS[path], "top_k": -1})).status_code == 200
+            assert [request.params.top_k for request in cluster.engine.submitted] == [0, 0, 0]
 
     asyncio.run(scenario())
 
@@ -319,6 +427,17 @@ def test_metrics_have_the_names_that_other_tools_read(model: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_no_metric_is_shown_without_a_models_name(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0, ready=False) as cluster, client(cluster) as http:
+            count = cluster.gateway.metrics.registry.get_sample_value
+            await cluster.controller.publish(("r0", 1, cluster.leader_address))
+            await eventually(lambda: count("vllm:num_requests_running", {"model_name": "small"}) == 0)
+            assert 'model_name=""' not in (await http.get("/metrics")).text
+
+    asyncio.run(scenario())
+
+
 def test_echo_gives_the_prompt_with_its_log_probabilities(model: Path) -> None:
     async def scenario() -> None:
         tokenizer = Tokenizer.load(model)
@@ -338,6 +457,36 @@ def test_echo_gives_the_prompt_with_its_log_probabilities(model: Path) -> None:
             each = [event["choices"][0]["logprobs"] for event in pieces if event["choices"][0]["logprobs"]]
             assert [one for entry in each for one in entry["tokens"]] == logprobs["tokens"]
             assert [one for entry in each for one in entry["text_offset"]] == logprobs["text_offset"]
+
+    asyncio.run(scenario())
+
+
+def test_an_echo_is_the_same_whole_and_streamed_for_each_choice(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            body = {"prompt": "the quick fox", "echo": True, "logprobs": 1, "max_tokens": 2, "n": 2}
+            choices = (await http.post("/v1/completions", json=body)).json()["choices"]
+            pieces = [event["choices"][0] for event in await streamed(http, "/v1/completions", body)]
+            for choice in choices:
+                own = [piece for piece in pieces if piece["index"] == choice["index"]]
+                assert "".join(piece["text"] for piece in own) == choice["text"]
+                for name, values in choice["logprobs"].items():
+                    found = [value for piece in own if piece["logprobs"] for value in piece["logprobs"][name]]
+                    assert found == values, name
+
+    asyncio.run(scenario())
+
+
+def test_text_offsets_are_places_in_the_text_though_the_prompts_first_token_is_not_in_it(model: Path) -> None:
+    async def scenario() -> None:
+        async with running(model, http_port=0) as cluster, client(cluster) as http:
+            body = {"prompt": "the quick fox", "echo": True, "logprobs": 0, "max_tokens": 2}
+            choice = (await http.post("/v1/completions", json=body)).json()["choices"][0]
+            (first, *tokens), (begin, *offsets) = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+            assert (first, begin) == ("<｜begin▁of▁sentence｜>", 0)
+            assert not choice["text"].startswith(first)
+            for token, offset in zip(tokens, offsets, strict=True):
+                assert choice["text"][offset : offset + len(token)] == token
 
     asyncio.run(scenario())
 

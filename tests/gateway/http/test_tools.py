@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -152,3 +153,17 @@ def test_without_a_call_an_answer_is_text_and_streams_as_it_is_whole(scout: Serv
         assert "｜" not in text
         if choice == "none":
             assert "tool_calls" not in whole["message"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/http.md"])
+def test_the_pages_example_of_tools_and_structured_outputs_runs(
+    scout: Served, page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[3] / page).read_text()
+    (example,) = [one for one in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "with Client(" in one]
+
+    exec(compile(example.replace("localhost:50051", scout.address), page, "exec"), {})
+
+    calls, choice = capsys.readouterr().out.splitlines()
+    assert "name='get_weather'" in calls
+    assert choice in ("a", "b")

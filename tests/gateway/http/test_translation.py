@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from outrider.cluster.api.collector import Collector
 from outrider.cluster.api.errors import InvalidRequestError
@@ -16,7 +17,7 @@ from outrider.cluster.gateway.http.anthropic import MessagesAnswer
 from outrider.cluster.gateway.http.chat import ChatAnswer
 from outrider.cluster.gateway.http.errors import problem_of
 from outrider.cluster.gateway.http.responses import ResponsesAnswer
-from outrider.cluster.gateway.http.types import ChatRequest, MessagesRequest, ResponsesRequest
+from outrider.cluster.gateway.http.types import Body, ChatRequest, CompletionRequest, MessagesRequest, ResponsesRequest
 from outrider.workers.text.assembler import Usage
 from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.request import FinishReason
@@ -224,3 +225,21 @@ def test_errors_have_the_status_that_clients_act_on() -> None:
     assert named is not None
     assert (named.status, named.param) == (400, "temperature")
     assert problem_of(KeyError("x")) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CompletionRequest, {"prompt": [None] * 1000}),
+        (CompletionRequest, {"prompt": [[None]] * 1000}),
+        (CompletionRequest, {"prompt": "a", "stop_token_ids": ["x"] * 1000}),
+        (ChatRequest, {"messages": [5] * 1000}),
+        (MessagesRequest, {"messages": [], "stop_sequences": [5] * 1000}),
+        (ResponsesRequest, {"input": [5] * 1000}),
+    ],
+)
+def test_a_list_is_checked_up_to_its_first_error(kind: type[Body], body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+
+    assert caught.value.error_count() <= 5
