@@ -36,6 +36,10 @@ _MLA = {
     "H": 16, "D": 512, "ROPE": 64, "PAGE": 64, "SPLIT": mla.SPLIT, "BLOCK": mla.BLOCK, "QUERIES": mla.QUERIES,
     "BH": 16, "INTERPRETED": False, "num_warps": mla.WARPS, "num_stages": mla.STAGES,
 }  # fmt: skip
+_VALUES = {
+    "PARTS": F32, "LOGS": F32, "SEEN": I32, "UP": BF16, "OUT": BF16, "H": 16, "D": 512, "V": 128, "SPLIT": mla.SPLIT,
+    "ROWS": 16, "BD": 128, "INTERPRETED": False,
+}  # fmt: skip
 _LATENTS = {
     "LOW": BF16, "QNORM": BF16, "KNORM": BF16, "TABLE": F32, "POSITIONS": I32, "SLOTS": I32, **_CACHE, "QUERY": BF16,
     "eps": "fp32", "NORMED": True, "QSIZE": 2048, "D": 512, "ROPE": 64, "INTERPRETED": False,
@@ -51,12 +55,12 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gate and up, sorted": (experts._gate_up, {**_EXPERTS, "SORTED": True, "BR": experts.SORTED_ROWS}),
     "down": (experts._down, {**_EXPERTS, "BR": 16}),
     "attention": (mla._mla, _MLA),
+    "attention, 1 row": (mla._mla, {**_MLA, "R": 1}),
+    "attention, 8 heads": (mla._mla, {**_MLA, "H": 8}),
+    "attention, pages of 16": (mla._mla, {**_MLA, "PAGE": 16}),
     "attention, FP8 cache": (mla._mla, {**_MLA, **_FP8_CACHE, "num_stages": mla.FP8_STAGES}),
-    "values": (
-        values._values,
-        {"PARTS": F32, "LOGS": F32, "SEEN": I32, "UP": BF16, "OUT": BF16, "H": 16, "D": 512, "V": 128,
-         "SPLIT": mla.SPLIT, "ROWS": 16, "BD": 128, "INTERPRETED": False},
-    ),
+    "values": (values._values, _VALUES),
+    "values, 1 row": (values._values, {**_VALUES, "R": 1}),
     "queries": (
         queries._queries,
         {"Q": BF16, "UP": BF16, "TABLE": F32, "POSITIONS": I32, "OUT": BF16, "H": 16, "N": 128, "ROPE": 64, "D": 512,
@@ -93,7 +97,8 @@ _PRODUCTS = ("HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "QMMA", "STL", "LDL
 
 
 def compiled(kernel: Any, given: dict[str, Any], capability: int, folder: Path) -> dict[str, Any]:
-    """Registers, bytes of stack and of spills, and the number of each tensor core instruction."""
+    """Registers, bytes of stack and of spills, bytes of shared memory, columns of tensor memory, and the number of each
+    tensor core instruction."""
     options = {name: given.get(name, default) for name, default in _OPTIONS.items()}
     constants = {
         name: value for name, value in given.items() if name in kernel.arg_names and not isinstance(value, str)
@@ -114,7 +119,8 @@ def compiled(kernel: Any, given: dict[str, Any], capability: int, folder: Path) 
     text = _run("nvdisasm", "-c", str(file))
     counts = {name: len(re.findall(rf"\b{name}\b", text)) for name in _PRODUCTS}
     registers, stack, local = map(int, found.groups())
-    return {"registers": registers, "stack": stack, "local": local, "shared": made.metadata.shared, **counts}
+    memory = {"shared": made.metadata.shared, "tensor_memory": made.metadata.tmem_size}
+    return {"registers": registers, "stack": stack, "local": local, **memory, **counts}
 
 
 def _run(tool: str, *words: str) -> str:
