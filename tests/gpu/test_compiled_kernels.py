@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,13 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_kernel_that_is_launched_is_compiled_here(figures: list[dict[str, Any]]) -> None:
+    sources = [file.read_text() for file in (HERE.parents[1] / "kernels" / "gpu").glob("*.py")]
+    launched = {name for source in sources for name in re.findall(r"^\s+(_\w+)\[", source, re.MULTILINE)}
+
+    assert launched == {each["function"] for each in figures}
 
 
 def test_no_kernel_spills(figures: list[dict[str, Any]]) -> None:
