@@ -229,8 +229,8 @@ def mla(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """gpu/mla.py: each split's softmax-weighted mean of the latents, and its log-sum-exp."""
     split = 512
-    parts = torch.zeros(*q.shape[:2], splits, rank)
-    logs = torch.full((*q.shape[:2], splits), -1e30)
+    parts = torch.zeros(splits, *q.shape[:2], rank)
+    logs = torch.full((splits, *q.shape[:2]), -1e30)
     for sequence, first, count in tiles.tolist():
         rows = slice(first, first + count)
         end = int(seen[rows, 1].max()) if count else 0
@@ -241,16 +241,16 @@ def mla(
         scores = scores.masked_fill(hidden[:, None], -torch.inf)
         for number in range(-(-end // split)):
             own = slice(number * split, (number + 1) * split)
-            logs[rows, :, number] = scores[..., own].logsumexp(dim=2).clamp(min=-1e30)
+            logs[number, rows] = scores[..., own].logsumexp(dim=2).clamp(min=-1e30)
             weights = scores[..., own].softmax(dim=2).nan_to_num(0)
-            parts[rows, :, number] = torch.einsum("rhs,sd->rhd", weights, found[own, :rank])
+            parts[number, rows] = torch.einsum("rhs,sd->rhd", weights, found[own, :rank])
     return parts, logs
 
 
 def values(parts: Tensor, logs: Tensor, seen: Tensor, value_up: Tensor) -> Tensor:
     """gpu/values.py: splits merged and projected out of the latent space."""
-    weights = (logs - logs.amax(dim=2, keepdim=True)).exp()
-    mean = torch.einsum("rhs,rhsd->rhd", weights / weights.sum(dim=2, keepdim=True), parts)
+    weights = (logs - logs.amax(dim=0)).exp()
+    mean = torch.einsum("srh,srhd->rhd", weights / weights.sum(dim=0), parts)
     return torch.einsum("rhd,hdv->rhv", mean, value_up.float()).flatten(1).to(value_up.dtype)
 
 

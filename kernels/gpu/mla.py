@@ -3,12 +3,15 @@
 q [R, H, D + r] over cache [slots, D + r], or in FP8 (slots.py). tiles [T, 3] int32: sequence, first row, number of
 rows (at most QUERIES). A tile multiplies heads x rows as one product, so that a sequence's cache is read once for up
 to QUERIES rows of BH heads. pages [S, P] int32 is the block table. seen [R, 2] int32: the first slot that a row
-attends to, and one past the last. Output: parts [R, H, splits, D] float32, each split's softmax-weighted mean, and
-logs [R, H, splits], its log-sum-exp. values.py merges them.
+attends to, and one past the last. Output: parts [splits, R, H, D] float32, each split's softmax-weighted mean, and
+logs [splits, R, H], its log-sum-exp. values.py merges them.
 
 Order of sums, fixed by the model: a split is SPLIT slots at fixed positions of the sequence, processed in blocks of
 BLOCK from the first; splits are merged in order. A fully masked block changes no bits: its weights are zero and the
 rescaling factor is one. So the result does not depend on the batch, on chunking, or on where pages are.
+
+Registers: the accumulator takes 128 of a thread's 255, so that little else may live across the loop. Addresses are a
+base of the program plus offsets that are constants, and the loop's invariants are computed in it (disable_licm).
 """
 
 from __future__ import annotations
@@ -24,23 +27,23 @@ from outrider.kernels.gpu.slots import slots_of, strides
 SPLIT = 512  # slots per program
 BLOCK = 32
 QUERIES = 4  # rows per tile: with 16 heads they fill the 64 rows of a tensor core product
-WARPS, STAGES, FP8_STAGES = 8, 2, 1  # spill least among those compiled
+WARPS, STAGES, FP8_STAGES = 8, 2, 1  # an FP8 cache is converted in registers: 2 stages leave none free
 _HEADS = 16
 
 
 @jit
 def _rows_and_heads(TILES, SEEN, tile, H: tl.constexpr, BH: tl.constexpr,
                     QUERIES: tl.constexpr) -> tuple[tl.tensor, ...]:  # fmt: skip
-    """The tile's sequence; and for heads x rows, flattened to [BH * QUERIES]: head, row, whether there is one, and the
-    first slot that the row attends to and one past the last."""
+    """The tile's sequence and its first place in [R, H], flattened. For heads x rows, flattened to [BH * QUERIES]: the
+    place from there on, whether there is one, and the first slot that the row attends to and one past the last."""
     first, count = tl.load(TILES + tile * 3 + 1), tl.load(TILES + tile * 3 + 2)
     m = tl.arange(0, BH * QUERIES)
-    head, j = tl.program_id(1) * BH + m % BH, m // BH
-    valid = (j < count) & (head < H)
-    row = first + tl.minimum(j, tl.maximum(count - 1, 0))
-    low = tl.load(SEEN + row * 2, mask=valid, other=0)
-    high = tl.load(SEEN + row * 2 + 1, mask=valid, other=0)
-    return tl.load(TILES + tile * 3).to(tl.int64), head, row.to(tl.int64), valid, low, high
+    j, h = m // BH, m % BH
+    valid = (j < count) & (tl.program_id(1) * BH + h < H)
+    low = tl.load(SEEN + (first + j) * 2, mask=valid, other=0)
+    high = tl.load(SEEN + (first + j) * 2 + 1, mask=valid, other=0)
+    origin = first.to(tl.int64) * H + tl.program_id(1) * BH
+    return tl.load(TILES + tile * 3).to(tl.int64), origin, j * H + h, valid, low, high
 
 
 @jit
@@ -84,25 +87,25 @@ def _add_block(scores, sees, keys, peak, total, mean) -> tuple[tl.tensor, tl.ten
 
 
 @jit
-def _mla(Q, LATENTS, SCALES, ROTARY, TILES, PAGES, SEEN, PARTS, LOGS, scale, pages, splits, H: tl.constexpr,
+def _mla(Q, LATENTS, SCALES, ROTARY, TILES, PAGES, SEEN, PARTS, LOGS, scale, pages, R, H: tl.constexpr,
          D: tl.constexpr, ROPE: tl.constexpr, GROUP: tl.constexpr, LATENT_STRIDE: tl.constexpr,
          SCALE_STRIDE: tl.constexpr, ROTARY_STRIDE: tl.constexpr, FP8: tl.constexpr, PAGE: tl.constexpr,
          SPLIT: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr, BH: tl.constexpr,
          INTERPRETED: tl.constexpr) -> None:  # fmt: skip
     tile, begin = tl.program_id(0), tl.program_id(2) * SPLIT
-    sequence, head, row, valid, low, high = _rows_and_heads(TILES, SEEN, tile, H, BH, QUERIES)
+    sequence, origin, place, valid, low, high = _rows_and_heads(TILES, SEEN, tile, H, BH, QUERIES)
     end = tl.minimum(tl.max(high, 0), begin + SPLIT)
     if begin < end:
         d, r = tl.arange(0, D), tl.arange(0, ROPE)
-        query = Q + (row * H + head) * (D + ROPE)
-        latent = tl.load(query[:, None] + d[None, :], mask=valid[:, None], other=0.0)
-        rotated = tl.load(query[:, None] + D + r[None, :], mask=valid[:, None], other=0.0)
+        query = Q + origin * (D + ROPE)
+        latent = tl.load(query + (place[:, None] * (D + ROPE) + d[None, :]), mask=valid[:, None], other=0.0)
+        rotated = tl.load(query + (place[:, None] * (D + ROPE) + D + r[None, :]), mask=valid[:, None], other=0.0)
         if INTERPRETED:
             latent, rotated = latent.to(tl.float32), rotated.to(tl.float32)
         peak = tl.full((BH * QUERIES,), -1e30, tl.float32)
         total = tl.zeros((BH * QUERIES,), tl.float32)
         mean = tl.zeros((BH * QUERIES, D), tl.float32)
-        for start in range(begin, end, BLOCK):
+        for start in tl.range(begin, end, BLOCK, disable_licm=True):
             slot = start + tl.arange(0, BLOCK)
             base, offset = _places(PAGES + sequence * pages, start, slot, end, PAGE, BLOCK)
             keys = _read(LATENTS, base, offset, d, slot < end, LATENT_STRIDE)
@@ -115,21 +118,21 @@ def _mla(Q, LATENTS, SCALES, ROTARY, TILES, PAGES, SEEN, PARTS, LOGS, scale, pag
             sees = (slot[None, :] >= low[:, None]) & (slot[None, :] < high[:, None])
             scores = _scores(latent, rotated, keys, rope, scale)
             peak, total, mean = _add_block(scores, sees, keys, peak, total, mean)
-        place = (row * H + head) * splits + tl.program_id(2)
+        origin += tl.program_id(2).to(tl.int64) * R * H
         safe = tl.maximum(total, 1e-30)
-        tl.store(PARTS + place[:, None] * D + d[None, :], mean / safe[:, None], mask=valid[:, None])
-        tl.store(LOGS + place, tl.where(total > 0, peak + tl.log(safe), -1e30), mask=valid)
+        tl.store(PARTS + origin * D + (place[:, None] * D + d[None, :]), mean / safe[:, None], mask=valid[:, None])
+        tl.store(LOGS + origin + place, tl.where(total > 0, peak + tl.log(safe), -1e30), mask=valid)
 
 
 def launch(q: Tensor, cache: Tensor, tiles: Tensor, pages: Tensor, seen: Tensor, page_size: int, rank: int,
            scale: float, splits: int) -> tuple[Tensor, Tensor]:  # fmt: skip
     rows, heads, width = q.shape
     latents, scales, rotary = slots_of(cache, rank, q.dtype)
-    parts = q.new_empty(rows, heads, splits, rank, dtype=torch.float32)
-    logs = q.new_empty(rows, heads, splits, dtype=parts.dtype)
+    parts = q.new_empty(splits, rows, heads, rank, dtype=torch.float32)
+    logs = q.new_empty(splits, rows, heads, dtype=parts.dtype)
     if rows:
         _mla[len(tiles), ceil_div(heads, _HEADS), splits](
-            q, latents, scales, rotary, tiles, pages, seen, parts, logs, scale, pages.shape[1], splits, H=heads, D=rank,
+            q, latents, scales, rotary, tiles, pages, seen, parts, logs, scale, pages.shape[1], rows, H=heads, D=rank,
             ROPE=width - rank, **strides(latents, scales, rotary), PAGE=page_size, SPLIT=SPLIT, BLOCK=BLOCK,
             QUERIES=QUERIES, BH=_HEADS, INTERPRETED=INTERPRETED, num_warps=WARPS,
             num_stages=STAGES if scales is None else FP8_STAGES,

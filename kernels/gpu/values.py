@@ -1,6 +1,6 @@
 """Merges the splits of attention, and projects the result out of the latent space: each head's W^UV.
 
-parts [R, H, splits, D] and logs [R, H, splits] (mla.py), seen [R, 2], value_up [H, D, v] -> [R, H v]. A program
+parts [splits, R, H, D] and logs [splits, R, H] (mla.py), seen [R, 2], value_up [H, D, v] -> [R, H v]. A program
 computes 16 rows of one head. Order of sums: a row's splits in order, in float32; then one product over all D.
 """
 
@@ -17,17 +17,18 @@ ROWS = 16
 
 
 @jit
-def _values(PARTS, LOGS, SEEN, UP, OUT, R, splits, H: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+def _values(PARTS, LOGS, SEEN, UP, OUT, R, H: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
             SPLIT: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, INTERPRETED: tl.constexpr) -> None:  # fmt: skip
     head = tl.program_id(0)
     m = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     valid = m < R
     own = tl.cdiv(tl.load(SEEN + m * 2 + 1, mask=valid, other=0), SPLIT)
     most = tl.max(own, 0)
-    place = (m.to(tl.int64) * H + head) * splits
+    place = m.to(tl.int64) * H + head
+    step = tl.cast(R, tl.int64) * H  # R is a constant if it is 1
     peak = tl.full((ROWS,), -1e30, tl.float32)
     for split in range(most):
-        peak = tl.maximum(peak, tl.load(LOGS + place + split, mask=split < own, other=-1e30))
+        peak = tl.maximum(peak, tl.load(LOGS + split * step + place, mask=split < own, other=-1e30))
     v, b = tl.arange(0, V), tl.arange(0, BD)
     out = tl.zeros((ROWS, V), tl.float32)
     for part in tl.static_range(D // BD):
@@ -35,9 +36,9 @@ def _values(PARTS, LOGS, SEEN, UP, OUT, R, splits, H: tl.constexpr, D: tl.conste
         total = tl.zeros((ROWS,), tl.float32)
         mean = tl.zeros((ROWS, BD), tl.float32)
         for split in range(most):
-            log = tl.load(LOGS + place + split, mask=split < own, other=-1e30)
+            log = tl.load(LOGS + split * step + place, mask=split < own, other=-1e30)
             weight = tl.where(split < own, tl.exp(log - peak), 0.0)
-            at = PARTS + (place + split)[:, None] * D + d[None, :]
+            at = PARTS + (split * step + place)[:, None] * D + d[None, :]
             mean += tl.load(at, mask=(split < own)[:, None], other=0.0) * weight[:, None]
             total += weight
         mean = mean / tl.maximum(total, 1e-30)[:, None]
@@ -51,12 +52,12 @@ def _values(PARTS, LOGS, SEEN, UP, OUT, R, splits, H: tl.constexpr, D: tl.conste
 
 
 def launch(parts: Tensor, logs: Tensor, seen: Tensor, value_up: Tensor) -> Tensor:
-    rows, heads, splits, rank = parts.shape
+    _, rows, heads, rank = parts.shape
     size = value_up.shape[2]
     out = value_up.new_empty(rows, heads * size)
     if rows:
         _values[heads, ceil_div(rows, ROWS)](
-            parts, logs, seen, value_up, out, rows, splits, H=heads, D=rank, V=size, SPLIT=SPLIT, ROWS=ROWS,
+            parts, logs, seen, value_up, out, rows, H=heads, D=rank, V=size, SPLIT=SPLIT, ROWS=ROWS,
             BD=min(rank, 128), INTERPRETED=INTERPRETED,
         )  # fmt: skip
     return out

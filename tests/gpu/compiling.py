@@ -16,7 +16,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from outrider.kernels.gpu import choose as routing
-from outrider.kernels.gpu import draw, experts, gather, latents, linear, mla, norms, queries, reduce, sort, values
+from outrider.kernels.gpu import (
+    draw,
+    experts,
+    gather,
+    latents,
+    linear,
+    mla,
+    norms,
+    quantize,
+    queries,
+    reduce,
+    sort,
+    values,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FP8, BF16, F32, F64, I32, I64 = "*fp8e4nv", "*bf16", "*fp32", "*fp64", "*i32", "*i64"
@@ -36,6 +49,10 @@ _MLA = {
     "H": 16, "D": 512, "ROPE": 64, "PAGE": 64, "SPLIT": mla.SPLIT, "BLOCK": mla.BLOCK, "QUERIES": mla.QUERIES,
     "BH": 16, "INTERPRETED": False, "num_warps": mla.WARPS, "num_stages": mla.STAGES,
 }  # fmt: skip
+_VALUES = {
+    "PARTS": F32, "LOGS": F32, "SEEN": I32, "UP": BF16, "OUT": BF16, "H": 16, "D": 512, "V": 128, "SPLIT": mla.SPLIT,
+    "ROWS": 16, "BD": 128, "INTERPRETED": False,
+}  # fmt: skip
 _LATENTS = {
     "LOW": BF16, "QNORM": BF16, "KNORM": BF16, "TABLE": F32, "POSITIONS": I32, "SLOTS": I32, **_CACHE, "QUERY": BF16,
     "eps": "fp32", "NORMED": True, "QSIZE": 2048, "D": 512, "ROPE": 64, "INTERPRETED": False,
@@ -47,16 +64,20 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear, 64 rows": (linear._linear, {**_PRODUCT, "BR": 64, "BO": 64, "num_stages": 3}),
     "linear, 2048 rows": (linear._linear, {**_PRODUCT, **_MANY, "BR": 128, "BO": 64}),
     "linear, bf16": (linear._linear, {**_PRODUCT, "W": BF16, "FP8": False, "BR": 16, "BO": 64, "num_stages": 4}),
+    "linear, bf16, few outputs": (linear._linear, {**_PRODUCT, "W": BF16, "FP8": False, "BR": 16, "BO": 16, "num_stages": 4}),
+    "linear, few outputs": (linear._linear, {**_PRODUCT, "BR": 16, "BO": 16, "num_stages": 4}),
     "gate and up": (experts._gate_up, {**_EXPERTS, "BR": 16}),
     "gate and up, sorted": (experts._gate_up, {**_EXPERTS, "SORTED": True, "BR": experts.SORTED_ROWS}),
     "down": (experts._down, {**_EXPERTS, "BR": 16}),
+    "down, sorted": (experts._down, {**_EXPERTS, "SORTED": True, "BR": experts.SORTED_ROWS}),
+    "quantize": (quantize._quantize, {"X": BF16, "Q": FP8, "S": F32, "INTERPRETED": False, "ROWS": 16}),
     "attention": (mla._mla, _MLA),
+    "attention, 1 row": (mla._mla, {**_MLA, "R": 1}),
+    "attention, 8 heads": (mla._mla, {**_MLA, "H": 8}),
+    "attention, pages of 16": (mla._mla, {**_MLA, "PAGE": 16}),
     "attention, FP8 cache": (mla._mla, {**_MLA, **_FP8_CACHE, "num_stages": mla.FP8_STAGES}),
-    "values": (
-        values._values,
-        {"PARTS": F32, "LOGS": F32, "SEEN": I32, "UP": BF16, "OUT": BF16, "H": 16, "D": 512, "V": 128,
-         "SPLIT": mla.SPLIT, "ROWS": 16, "BD": 128, "INTERPRETED": False},
-    ),
+    "values": (values._values, _VALUES),
+    "values, 1 row": (values._values, {**_VALUES, "R": 1}),
     "queries": (
         queries._queries,
         {"Q": BF16, "UP": BF16, "TABLE": F32, "POSITIONS": I32, "OUT": BF16, "H": 16, "N": 128, "ROPE": 64, "D": 512,
@@ -74,6 +95,13 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "sort": (sort._sort, {"IDS": I32, "ORDER": I32, "STARTS": I32, "BLOCK": 1024}),
     "join and norm": (norms._join_norm, {**_STREAM, "PLACES": 9, "WEIGHTED": True, "SIZE": 8192, "num_warps": 8}),
+    "weigh": (norms._weigh, {"OUTPUTS": BF16, "WEIGHTS": F32, "SUM": BF16, "PLACES": 9, "BLOCK": 1024}),
+    "norm": (norms._norm, {"X": BF16, "WEIGHT": BF16, "OUT": BF16, "eps": "fp32", "SIZE": 8192, "num_warps": 8}),
+    "pair of norms": (
+        norms._pair_norms,
+        {"EMBEDDED": BF16, "HIDDEN": BF16, "FIRST": BF16, "SECOND": BF16, "OUT": BF16, "eps": "fp32", "SIZE": 8192,
+         "num_warps": 8},
+    ),
     "sum, join and norm": (
         reduce._sum_join_norm,
         {**_STREAM, "ADDRESSES": I64, "EPOCHS": I32, "PLACES": 9, "WEIGHTED": True, "SIZE": 8192, "RANKS": 8,
@@ -87,13 +115,18 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
         draw._draw_parts,
         {"LOGITS": F32, "TEMPERATURES": F64, "KEYS": I64, "BEST": F64, "IDS": I64, "BLOCK": 1024, **_NOISE},
     ),
+    "join parts of a draw": (
+        draw._join_parts,
+        {"BEST": F64, "IDS": I64, "OUT": F64, "OUT_IDS": I64, "SIZE": 128},
+    ),
 }  # fmt: skip
 _OPTIONS = {"num_warps": 4, "num_stages": 3}
 _PRODUCTS = ("HGMMA", "QGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "QMMA", "STL", "LDL")
 
 
 def compiled(kernel: Any, given: dict[str, Any], capability: int, folder: Path) -> dict[str, Any]:
-    """Registers, bytes of stack and of spills, and the number of each tensor core instruction."""
+    """Registers, bytes of stack and of spills, bytes of shared memory, columns of tensor memory, and the number of each
+    tensor core instruction."""
     options = {name: given.get(name, default) for name, default in _OPTIONS.items()}
     constants = {
         name: value for name, value in given.items() if name in kernel.arg_names and not isinstance(value, str)
@@ -114,7 +147,8 @@ def compiled(kernel: Any, given: dict[str, Any], capability: int, folder: Path) 
     text = _run("nvdisasm", "-c", str(file))
     counts = {name: len(re.findall(rf"\b{name}\b", text)) for name in _PRODUCTS}
     registers, stack, local = map(int, found.groups())
-    return {"registers": registers, "stack": stack, "local": local, "shared": made.metadata.shared, **counts}
+    memory = {"shared": made.metadata.shared, "tensor_memory": made.metadata.tmem_size}
+    return {"registers": registers, "stack": stack, "local": local, **memory, **counts}
 
 
 def _run(tool: str, *words: str) -> str:
@@ -127,4 +161,5 @@ if __name__ == "__main__":
     for name in only:
         for capability in (90, 100):
             figures = compiled(*KERNELS[name], capability, Path(sys.argv[1]))
-            print(json.dumps({"kernel": name, "capability": capability, **figures}), flush=True)  # noqa: T201
+            found = {"kernel": name, "function": KERNELS[name][0].__name__, "capability": capability, **figures}
+            print(json.dumps(found), flush=True)  # noqa: T201
