@@ -180,7 +180,7 @@ def test_refusals_become_exceptions_that_say_what_was_wrong(model: Path) -> None
 @pytest.mark.parametrize(
     ("named", "asked"),
     [
-        ("top_k must be in", {"token_ids": [5], "top_k": 9999999999}),
+        ("top_k must be at most 2147483647", {"token_ids": [5], "top_k": 9999999999}),
         ("max_tokens must be", {"token_ids": [5], "max_tokens": 2**64}),
         ("stop_token_ids cannot be sent: Value out of range", {"token_ids": [5], "stop_token_ids": [2**64]}),
         ("stop cannot be sent", {"token_ids": [5], "stop": ["\udcff"]}),

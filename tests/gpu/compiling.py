@@ -58,13 +58,14 @@ _LATENTS = {
     "eps": "fp32", "NORMED": True, "QSIZE": 2048, "D": 512, "ROPE": 64, "INTERPRETED": False,
 }  # fmt: skip
 _STREAM = {"HIDDEN": BF16, "OUTPUTS": BF16, "WEIGHTS": F32, "NORM": BF16, "STREAM": BF16, "NORMED": BF16, "eps": "fp32"}
+_BF16_WEIGHTS = {"W": BF16, "FP8": False}
 _NOISE = dict(zip(("STEP", "ONE", "TWO"), draw.NOISE, strict=True))
 KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear, 4 rows": (linear._linear, {**_PRODUCT, "BR": 16, "BO": 64, "num_stages": 4}),
     "linear, 64 rows": (linear._linear, {**_PRODUCT, "BR": 64, "BO": 64, "num_stages": 3}),
     "linear, 2048 rows": (linear._linear, {**_PRODUCT, **_MANY, "BR": 128, "BO": 64}),
-    "linear, bf16": (linear._linear, {**_PRODUCT, "W": BF16, "FP8": False, "BR": 16, "BO": 64, "num_stages": 4}),
-    "linear, bf16, few outputs": (linear._linear, {**_PRODUCT, "W": BF16, "FP8": False, "BR": 16, "BO": 16, "num_stages": 4}),
+    "linear, bf16": (linear._linear, {**_PRODUCT, **_BF16_WEIGHTS, "BR": 16, "BO": 64, "num_stages": 4}),
+    "linear, bf16, few outputs": (linear._linear, {**_PRODUCT, **_BF16_WEIGHTS, "BR": 16, "BO": 16, "num_stages": 4}),
     "linear, few outputs": (linear._linear, {**_PRODUCT, "BR": 16, "BO": 16, "num_stages": 4}),
     "gate and up": (experts._gate_up, {**_EXPERTS, "BR": 16}),
     "gate and up, sorted": (experts._gate_up, {**_EXPERTS, "SORTED": True, "BR": experts.SORTED_ROWS}),

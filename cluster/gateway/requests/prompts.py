@@ -56,8 +56,7 @@ class PromptEncoder:
     async def check_grammar(self, params: SamplingParams, tools: Tools) -> None:
         """Raises ValueError if the grammar is not supported, OverloadedError if it cannot be checked now.
 
-        `tools`: those that the grammar was made of. The error names the tool whose schema is invalid, if it is among the
-        first ones.
+        `tools`: those that the grammar was made of. If the schema of one of the first is invalid, the error names it.
         """
         if params.structured_outputs is None:
             return
