@@ -34,6 +34,7 @@ from outrider.kernels.gpu import (
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FP8, BF16, F32, F64, I32, I64 = "*fp8e4nv", "*bf16", "*fp32", "*fp64", "*i32", "*i64"
 _PRODUCT = {"X": BF16, "XS": F32, "W": FP8, "WS": F32, "Y": BF16, "FP8": True, "READY": False, "INTERPRETED": False}
+_WIDE = {**_PRODUCT, "W": BF16, "FP8": False, "BR": 16, "num_stages": 4}
 _MANY = {"X": FP8, "READY": True, "num_stages": 3, "num_warps": 8}
 _EXPERTS = {
     "X": BF16, "W": FP8, "WS": F32, "IDS": I32, "ORDER": I32, "STARTS": I32, "OUT": BF16, "FP8": True,
@@ -58,15 +59,14 @@ _LATENTS = {
     "eps": "fp32", "NORMED": True, "QSIZE": 2048, "D": 512, "ROPE": 64, "INTERPRETED": False,
 }  # fmt: skip
 _STREAM = {"HIDDEN": BF16, "OUTPUTS": BF16, "WEIGHTS": F32, "NORM": BF16, "STREAM": BF16, "NORMED": BF16, "eps": "fp32"}
-_BF16_WEIGHTS = {"W": BF16, "FP8": False}
 _NOISE = dict(zip(("STEP", "ONE", "TWO"), draw.NOISE, strict=True))
 KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear, 4 rows": (linear._linear, {**_PRODUCT, "BR": 16, "BO": 64, "num_stages": 4}),
     "linear, 64 rows": (linear._linear, {**_PRODUCT, "BR": 64, "BO": 64, "num_stages": 3}),
     "linear, 2048 rows": (linear._linear, {**_PRODUCT, **_MANY, "BR": 128, "BO": 64}),
-    "linear, bf16": (linear._linear, {**_PRODUCT, **_BF16_WEIGHTS, "BR": 16, "BO": 64, "num_stages": 4}),
-    "linear, bf16, few outputs": (linear._linear, {**_PRODUCT, **_BF16_WEIGHTS, "BR": 16, "BO": 16, "num_stages": 4}),
     "linear, few outputs": (linear._linear, {**_PRODUCT, "BR": 16, "BO": 16, "num_stages": 4}),
+    "linear, bf16": (linear._linear, {**_WIDE, "BO": 64}),
+    "linear, bf16, few outputs": (linear._linear, {**_WIDE, "BO": 16}),
     "gate and up": (experts._gate_up, {**_EXPERTS, "BR": 16}),
     "gate and up, sorted": (experts._gate_up, {**_EXPERTS, "SORTED": True, "BR": experts.SORTED_ROWS}),
     "down": (experts._down, {**_EXPERTS, "BR": 16}),
