@@ -210,7 +210,7 @@ class EngineConfig(ParallelConfig):
             )
 
     def _check_study(self) -> None:
-        """Rules for study need a depth that does not depend on the drafts, and drafter and sampler in one process."""
+        """Rules for experiments need a depth independent of the drafts, and drafter and sampler in one process."""
         needs = {
             "a fixed depth, speculation=1..16": isinstance(self.speculation, int),
             "a single rank": self.world_size == 1,
@@ -219,7 +219,7 @@ class EngineConfig(ParallelConfig):
         }
         for need, met in needs.items():
             if not met:
-                raise ValueError(f'verification="{self.verification}" is for study and needs {need}')
+                raise ValueError(f'verification="{self.verification}" is for experiments and needs {need}')
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -54,7 +54,7 @@ class Context:
         self._team = (self._handle, threads, 0 if shared_cores else _SPINS)
 
     def twin(self) -> "Context":
-        """A second team of the same size, with its own memory: for calls while a thread of this one waits for ranks."""
+        """A second team of the same size, with its own memory, for calls while a thread of this team waits."""
         _, threads, spins = self._team
         return Context(threads, shared_cores=not spins)
 

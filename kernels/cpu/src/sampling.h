@@ -104,7 +104,7 @@ inline float most_gumbel(int32_t first) {
     return (158.0f - static_cast<float>(bits) * 0x1p-23f) * 6.93147181e-01f + 1e-4f;
 }
 
-// Transforms that need the whole row (top_k, top_p, min_p): applied after the rules; excluded logits become -inf.
+// Applies a row's rules, then min_p, top_k and top_p. Excluded logits become -inf.
 class Transform {
 public:
     // Whether it changes a row of `count` entries.
