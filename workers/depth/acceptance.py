@@ -114,7 +114,7 @@ class _Models:
         return [math.exp(min(score, MAX_LOG_ODDS)) for score in against]
 
     def expected(self, leads: Sequence[float]) -> float:
-        """Expected number of accepted drafts among judged ones with these leads."""
+        """Expected number of accepted drafts among verified ones with these leads."""
         return sum([1.0 / (1.0 + odds) for odds in self.odds(leads)])
 
     def learn(self, example: _Example) -> None:

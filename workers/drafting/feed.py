@@ -43,7 +43,7 @@ class Feed:
         return self._positions[rows]
 
     def states(self, rows: IntArray, state: Tensor) -> Tensor:
-        """The states of `rows`, out of the last pass's `state`."""
+        """Selects the hidden states of `rows` from the last forward pass's `state`."""
         return state[torch.from_numpy(self._places[rows])]
 
     def leave(self, state: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Drafts with the model's own Multi-Token-Prediction modules; the last one runs repeatedly (design: MTP, exactly).
+"""Drafts with the model's own Multi-Token-Prediction modules; the last one runs repeatedly (docs/explanation/mtp.md).
 
 Owns the drafter's cache layers through the model. Samples with the same noise and transforms as the model, so a draft
 is accepted iff the model draws the same token. The Round says how many drafts to make.

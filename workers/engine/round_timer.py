@@ -23,7 +23,7 @@ class RoundTimer:
         self._drafted_at = None
 
     def begin(self) -> None:
-        """A round is about to be scheduled."""
+        """Call before a round is scheduled."""
         self._mark = self._clock()
 
     def lap(self, part: str) -> None:

@@ -154,5 +154,5 @@ def _reason(end: SharedMemory | str) -> str:
 
 
 def this_machine() -> str:
-    """The same for every process that runs under the same kernel."""
+    """An id of this machine, equal for all processes that run on the same kernel."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -27,5 +27,5 @@ class OutputHistory:
         self._tokens[place:end] = token_ids
 
     def before(self, place: int) -> IntArray:
-        """The output before `place`: a view, which the next write may change."""
+        """A view of the output tokens before `place`. Later writes may change it."""
         return self._tokens[:place]

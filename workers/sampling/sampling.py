@@ -1,8 +1,8 @@
 """Turns logits into tokens: transforms, then a draw. Model and drafter use the same functions.
 
-Coupled sampling (design: Zero difference): a draw is a pure function of the row's logits, its parameters and its key
-(seed, output index, position). A row's result has the same bits whatever else is in the call. Ties go to the lowest
-id. Knows nothing of drafts, rounds or how a sequence ends.
+Coupled sampling (docs/explanation/zero-difference.md): a draw is a pure function of the row's logits, its parameters
+and its key (seed, output index, position). A row's result has the same bits in any call. Ties go to the lowest id.
+Independent of drafts, rounds and the end of sequences.
 """
 
 from collections.abc import Sequence

@@ -179,7 +179,7 @@ class OutputAssembler:
         return entries[repeated:]
 
     def skip(self) -> None:
-        """Marks an output that had finished before."""
+        """Marks an output that had finished before the request was resumed."""
         self.finished = True
 
     def _take(self, chunk: SequenceChunk) -> _Taken:

@@ -43,7 +43,7 @@ class Sequence:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     def follow(self, followed: bool) -> None:
-        """Sets whether the drafter follows its next round. After a gap, following starts at the present slot."""
+        """Sets whether the drafter processes its next round. After skipped ones its cache is valid from this slot."""
         if followed and not self.followed:
             self.followed_from = self.start + 1
         self.followed = followed
