@@ -13,12 +13,18 @@ ARITHMETIC_VERSION = 4  # raise it whenever the order of any sum changes
 def fingerprint(
     config: EngineConfig, checkpoint_hash: str, dtype: torch.dtype, device: torch.device, kernels: str
 ) -> str:
-    """16 hex digits: a hash of everything that decides a logit's bits. How the model is split does not matter."""
+    """16 hex digits: a hash of everything that decides a logit's bits. `config` has the resolved numerics.
+
+    With "exact" numerics the split of the model decides nothing. With "fast" numerics sums are split over ranks.
+    """
     model: tuple[object, ...] = (checkpoint_hash, dtype, config.quantization)
     if config.kv_cache_dtype != "auto":
         model = (*model, config.kv_cache_dtype)
     if config.verification != COUPLED:  # the text depends on drafts, so it cannot resume on another replica
         model = (*model, config.verification, config.speculation)
+    split = config.tensor_parallel_size, config.expert_parallel_size
+    if config.numerics == "fast" and max(split) > 1:
+        model = (*model, *split)
     parts = (ARITHMETIC_VERSION, *model, config.numerics, kernels, device.type, *_processor(device, kernels))
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
 

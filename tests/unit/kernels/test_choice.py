@@ -96,6 +96,15 @@ def test_each_way_to_compute_has_a_fingerprint_of_its_own() -> None:
     assert fingerprint(EngineConfig(kernels="auto"), "hash", torch.float32, CPU, "compiled") in found
 
 
+def test_the_split_is_part_of_the_fingerprint_only_if_sums_are_split() -> None:
+    def found(numerics: str) -> set[str]:
+        configs = [EngineConfig(numerics=numerics, tensor_parallel_size=size) for size in (1, 2, 4)]
+        return {fingerprint(config, "hash", torch.bfloat16, CPU, "torch") for config in configs}
+
+    assert len(found("exact")) == 1
+    assert len(found("fast")) == 3
+
+
 @pytest.mark.parametrize(
     ("hidden", "available", "used"),
     [(256, 1, 1), (256, 2, 2), (64, 16, 4), (256, 64, 4), (2048, 64, 32), (7168, 64, 64)],
