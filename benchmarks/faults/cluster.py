@@ -89,6 +89,7 @@ class Cluster:
             name=self.name,
             ray_address="local" if nodes is None else nodes.address,
             port=0,
+            http_port=0,
             controller_host="" if nodes is None else host,
             controller_port=port,
             replicas=replicas,
