@@ -4,7 +4,6 @@ Owns the scheduler and the drafter, and runs in one thread. Other threads send i
 tokens are delivered after each round, through the callback that was passed to `submit`.
 """
 
-import functools
 import logging
 import threading
 import time
@@ -12,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
 
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.drafter import Drafter, DrafterError
+from outrider.workers.engine.grammars import Grammars, Prepare
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.inbox import Call, Cancel, Checked, GrammarPrepared, Inbox, Message, StopEngine, Submit
 from outrider.workers.engine.live_experts import LongestSpan
@@ -33,10 +32,8 @@ from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.round import Round
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
 
 log = logging.getLogger("outrider.engine")
-Prepare = Callable[[StructuredOutputsParams], "Future[Any]"]
 
 
 class Engine:
@@ -61,7 +58,7 @@ class Engine:
 
         `balance` moves experts to balance load (expert parallelism only). `clock` times rounds for the depth policy.
         `on_begin` is called with the ids of requests that have an output in its first round, before that round runs.
-        `check` tests whether a grammar may be compiled; `prepare` compiles it. Both work in other threads.
+        `check`, `prepare`: see Grammars. Both work in other threads.
         """
         self.info = info
         self.times = RoundTimer(clock, overlapping=pipeline.lanes > 1)
@@ -70,9 +67,8 @@ class Engine:
         self._scheduler, self._pipeline, self._drafter, self._depth = scheduler, pipeline, drafter, depth
         self._load_module, self._balance = load_module, balance
         self._clock, self._on_begin = clock, on_begin
-        self._check, self._prepare, self._to_prepare = check, prepare, list[StructuredOutputsParams]()
-        self._checks: dict[str, Future[Any]] = {}  # running grammar checks, by request
         self._inbox = Inbox()
+        self._grammars = Grammars(self._inbox, check, prepare)
         self._suspects = Suspects(scheduler.release)
         self._subscribers = Subscribers()
         self._free_lanes: deque[int] = deque(range(pipeline.lanes))
@@ -190,16 +186,17 @@ class Engine:
             case Submit(request, deliver):
                 self._subscribers.add(request, deliver)
                 self._add(request)
-            case Checked():
-                self._take_check(message)
+            case Checked(request):
+                if not self._grammars.compile_checked(message):
+                    self._deliver(self._scheduler.refuse(request.request_id, str(message.error)))
             case GrammarPrepared(request, None):
                 self._begin(request)
             case GrammarPrepared(request, error):
                 reason = f"structured_outputs cannot be followed: {error}"
                 self._deliver(self._scheduler.refuse(request.request_id, reason))
             case Cancel(request_id, index):
-                if request_id in self._checks and index is None:
-                    self._checks.pop(request_id).cancel()
+                if index is None:
+                    self._grammars.cancel_check(request_id)
                 self._deliver(self._scheduler.cancel(request_id, index))
             case StopEngine(reason):
                 self._stop_reason = reason
@@ -208,16 +205,9 @@ class Engine:
 
     def _add(self, request: Request) -> None:
         """Queues the request. With a grammar, it is scheduled only after the grammar is compiled."""
-        constraint = request.params.structured_outputs
         self._scheduler.add(request, ready=False)
-        if constraint is None or self._prepare is None:
+        if not self._grammars.start(request):
             self._begin(request)
-            return
-        if self._check is None:
-            self._compile(request, constraint)
-            return
-        check = self._checks[request.request_id] = self._check(constraint)
-        check.add_done_callback(functools.partial(self._checked, request, constraint))
 
     def _begin(self, request: Request) -> None:
         """Makes the request schedulable; a suspect only when no other suspect is running."""
@@ -231,25 +221,6 @@ class Engine:
         waits = may_wait and self._pipeline.returns_early and self._scheduler.has_work
         (self._subscribers.hold if waits else self._subscribers.deliver)(chunks)
         self._suspects.observe(chunks)
-
-    def _checked(self, request: Request, constraint: StructuredOutputsParams, check: "Future[Any]") -> None:
-        """Called when a check ends or is cancelled, in any thread."""
-        if not check.cancelled():
-            self._inbox.put(Checked(request, constraint, check.exception()))
-
-    def _take_check(self, checked: Checked) -> None:
-        self._checks.pop(checked.request.request_id, None)
-        if checked.error is None:
-            self._compile(checked.request, checked.constraint)
-        else:
-            self._deliver(self._scheduler.refuse(checked.request.request_id, str(checked.error)))
-
-    def _compile(self, request: Request, constraint: StructuredOutputsParams) -> None:
-        assert self._prepare is not None
-        self._to_prepare.append(constraint)
-        self._prepare(constraint).add_done_callback(
-            lambda done: self._inbox.put(GrammarPrepared(request, done.exception()))
-        )
 
     def _start_round(self) -> bool:
         if not self._free_lanes:
@@ -273,8 +244,8 @@ class Engine:
         begin = [self._scheduler.live(start.sequence_id) for start in round.begins]
         if begin:
             self._on_begin([sequence.request.request_id for sequence in begin if sequence is not None])
-        if self._to_prepare:
-            round, self._to_prepare = replace(round, prepares=tuple(self._to_prepare)), []
+        if prepares := self._grammars.take():
+            round = replace(round, prepares=prepares)
         if self._balance is not None:
             with self.ordering.timing():
                 order = self._balance.order()
@@ -283,9 +254,8 @@ class Engine:
 
     def _announce(self) -> None:
         """Sends pending grammars to the sampler when there is no round to send them with."""
-        if self._to_prepare:
-            self._pipeline.announce(tuple(self._to_prepare))
-            self._to_prepare = []
+        if prepares := self._grammars.take():
+            self._pipeline.announce(prepares)
 
     def _finish_round(self) -> None:
         """Receives the oldest round's verdict, delivers its tokens, and makes the next drafts."""
