@@ -118,7 +118,7 @@ def _pack_nodes(loads: FloatArray, members: IntArray, layout: ExpertLayout) -> I
     layers, parts, experts = members.shape
     ranks = layout.ranks // parts
     own = np.take_along_axis(loads, members.reshape(layers, -1), axis=1).reshape(layers, parts, experts)
-    hottest = own.sum(axis=2).max(axis=1) / ranks  # [layers] a lower bound: the mean rank load of the heaviest node
+    hottest = own.sum(axis=2).max(axis=1) / ranks  # [layers] the mean rank load of the most loaded node: a lower bound
     goal = np.repeat(hottest * (1 + _EVEN), parts)
     local = pack(
         own.reshape(layers * parts, experts), layout.slots // parts, ranks, goal

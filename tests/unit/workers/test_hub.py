@@ -68,7 +68,7 @@ def test_a_private_repository_needs_the_token(checkpoint: Path, tmp_path: Path) 
     [
         ("hf://small", "model must be hf://OWNER/NAME or hf://OWNER/NAME@REVISION, got 'hf://small'"),
         ("hf://a/b@", "model must be hf://OWNER/NAME"),
-        ("hf://nobody/none", "hf://nobody/none: no such repository"),
+        ("hf://unknown/model", "hf://unknown/model: no such repository"),
         (f"{NAME}@v9", f"{NAME}@v9: the repository has no such revision"),
     ],
 )

@@ -27,7 +27,7 @@ class Controller:
 
 
 class Wanted:
-    """Says one after the other, and the last for good; an error is raised."""
+    """Returns the numbers in turn, and keeps returning the last. Raises errors among them."""
 
     def __init__(self, answers: Sequence[int | str]) -> None:
         self.left = list(answers)
@@ -74,7 +74,11 @@ def test_a_number_that_a_user_sets_stays_until_the_wanted_one_changes() -> None:
 
 
 def test_without_a_deployment_nothing_is_followed() -> None:
-    asyncio.run(asyncio.wait_for(follow(None, Controller()), timeout=10))
+    controller = Controller()
+
+    asyncio.run(asyncio.wait_for(follow(None, controller), timeout=10))
+
+    assert controller.scaled == []
 
 
 def test_the_deployments_number_is_read_by_name_and_nothing_else_is_asked() -> None:
