@@ -12,7 +12,7 @@ COMMIT = "c" * 40
 
 
 class FakeHub:
-    """Serves a folder's files. `token`: required from every client, unless it is empty. `fetched` has the files' names."""
+    """Serves a folder's files. `token`: required from clients, unless it is empty. `fetched`: the files' names."""
 
     def __init__(self, repository: str, folder: Path, token: str) -> None:
         self.fetched: list[str] = []

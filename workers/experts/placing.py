@@ -118,8 +118,9 @@ def _pack_nodes(loads: FloatArray, members: IntArray, layout: ExpertLayout) -> I
     layers, parts, experts = members.shape
     ranks = layout.ranks // parts
     own = np.take_along_axis(loads, members.reshape(layers, -1), axis=1).reshape(layers, parts, experts)
-    hottest = own.sum(axis=2).max(axis=1) / ranks  # [layers] the mean rank load of the most loaded node: a lower bound
-    goal = np.repeat(hottest * (1 + _EVEN), parts)
+    node_loads = own.sum(axis=2)  # [layers, nodes]
+    least = node_loads.max(axis=1) / ranks  # [layers], the lowest possible load of the most loaded rank
+    goal = np.repeat(least * (1 + _EVEN), parts)
     local = pack(
         own.reshape(layers * parts, experts), layout.slots // parts, ranks, goal
     )  # [layers * parts, ranks, slots]
