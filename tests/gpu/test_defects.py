@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from gpu.pretend_cuda import Counts, DeviceMismatchError
+from gpu.pretend_cuda import Counts, DeviceMismatchError, inner
 from torch import Tensor
 
 from outrider import LLM, SamplingParams
@@ -190,10 +190,10 @@ def test_a_warning_says_why_exact_numerics_are_not_available(caplog: pytest.LogC
 
 
 class _LoneStage(GroupCollectives):
-    """A group of one rank: DeepEP's rows return to it."""
+    """A group of two ranks, of which the other takes and sends nothing."""
 
     def __init__(self) -> None:
-        self.rank, self.size, self.noted = 0, 1, list[int]()
+        self.rank, self.size, self.noted = 0, 2, list[int]()
         self.on_launched = lambda: None
 
     def note(self, purpose: str, given: int, seconds: float) -> None:
@@ -201,25 +201,27 @@ class _LoneStage(GroupCollectives):
 
 
 class _Buffer:
-    """DeepEP's buffer on one rank: dispatch returns the rows unchanged."""
+    """DeepEP's buffer: dispatch returns the rows unchanged, and how many have each target."""
 
     def get_dispatch_layout(self, targets: Tensor, count: int) -> tuple[Any, ...]:
         one = torch.ones(1, dtype=torch.int32, device=targets.device)
         return one * len(targets), None, one, one.bool(), None
 
     def dispatch(self, rows: Tensor, **options: Any) -> tuple[Any, ...]:
-        return rows, options["topk_idx"], options["topk_weights"], [], (), self
+        targets = options["topk_idx"]
+        return rows, targets, options["topk_weights"], [int((inner(targets) >= 0).sum()), 0], (), self
 
     def current_stream_wait(self) -> None: ...
 
 
-def test_counting_rows_sent_by_deep_ep_needs_no_host_sync(pretend: Counts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dispatch_by_deep_ep_needs_no_host_sync(pretend: Counts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("outrider.workers.parallel.deep_ep._index_type", lambda: torch.int64)
     stage = _LoneStage()
-    dispatch = DeepEp(Sharing(shard=Shard(spread=True), stage=stage), _Buffer(), 128, 4)
-    x, slots = torch.ones(3, 128, device="cuda"), torch.tensor([[0], [2], [3]], device="cuda")
+    dispatch = DeepEp(Sharing(shard=Shard(spread=True, datas=2), stage=stage), _Buffer(), 128, 4)
+    x, slots = torch.randn(3, 128).to("cuda"), torch.tensor([[0], [1], [1]], device="cuda")
     pretend.clear()
-    dispatch(x, slots, lambda rows, counts: rows)
+    outputs = dispatch(x, slots, lambda rows, slots: rows)
 
-    assert stage.noted == [3 * 128 * 4]
-    assert not [where for where in pretend.syncs if where.startswith("_local_scalar_dense")]
+    assert not pretend.syncs
+    assert stage.noted == [3 * 128 * 4] * 2
+    assert torch.equal(outputs.cpu(), x.cpu().unsqueeze(1))

@@ -11,11 +11,12 @@ from outrider.workers.model.attention import Attention, make_form
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.layers import LATENT_NORM_EPS, Mlp, RmsNorm, SharedProduct
 from outrider.workers.model.linear import Linear, make_linear
-from outrider.workers.model.moe import Experts, MoE, Router, SpreadExperts
+from outrider.workers.model.moe import Experts, MoE, Router
 from outrider.workers.model.rotary import Rotation
+from outrider.workers.model.spread_experts import SpreadExperts
 from outrider.workers.model.weights import Checkpoint
-from outrider.workers.parallel.deep_ep import DeepEp
-from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, LocalDispatch, MaskedDispatch
+from outrider.workers.parallel.deep_ep import expert_dispatch
+from outrider.workers.parallel.expert_dispatch import LocalDispatch, MaskedDispatch
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Join, Sharing
 from outrider.workers.types.model_config import ModelConfig
@@ -272,16 +273,11 @@ class LayerLoader:
             return MoE(router, Experts(slices, inner), shared, LocalDispatch())
         experts = Experts({})
         spread = SpreadExperts(
-            number, self.shard, routed, lambda e: self._whole_mlp(f"{name}experts.{e}.", width), experts, self.device
+            number, self.shard, routed, lambda e: self._whole_mlp(f"{name}experts.{e}.", width), experts.use,
+            self.device,
+        )  # fmt: skip
+        slots = routed + self.shard.redundant
+        dispatch = (
+            MaskedDispatch(self.sharing, slots) if summed else expert_dispatch(self.sharing, config.hidden_size, slots)
         )
-        dispatch = self._dispatch(routed + self.shard.redundant)
         return MoE(router, experts, shared, dispatch, spread)
-
-    def _dispatch(self, slots: int) -> ExpertDispatch:
-        """The dispatch to spread experts in `slots` slots."""
-        buffer = self.sharing.deep_ep
-        if self._moe_sums:
-            return MaskedDispatch(self.sharing, slots)
-        if buffer is None:
-            return AllToAll(self.sharing, self.config.hidden_size, slots)
-        return DeepEp(self.sharing, buffer, self.config.hidden_size, slots)

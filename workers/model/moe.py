@@ -7,17 +7,15 @@ An expert's output for a token is complete before it is weighted by g. A token's
 id, the shared expert last, on the rank that owns the token: so which rank has an expert changes no bit.
 """
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from outrider.workers.experts.placement import ExpertPlacement, IntArray
 from outrider.workers.model.layers import Mlp, gated, sigmoid
 from outrider.workers.model.linear import Linear
+from outrider.workers.model.spread_experts import SpreadExperts
 from outrider.workers.parallel.expert_dispatch import ExpertDispatch
-from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Columns
 from outrider.workers.types.model_config import ModelConfig
 
@@ -70,60 +68,19 @@ class Experts(nn.Module):
         """Replaces the experts."""
         self._experts = dict(experts)
 
-    def forward(self, rows: Tensor, counts: Mapping[int, int]) -> Tensor:
-        """`rows` [pairs, hidden], `counts[e]` of them for slot e, in the order of `counts` -> [pairs, columns]."""
-        ends = itertools.accumulate(counts.values())
-        shares = [
-            (self._experts[e], slice(end - counts[e], end)) for e, end in zip(counts, ends, strict=True) if counts[e]
-        ]
-        if not shares:
+    def forward(self, rows: Tensor, slots: Tensor) -> Tensor:
+        """`rows` [pairs, hidden], and the slot of each, [pairs], in any order -> [pairs, columns]."""
+        order = slots.argsort(stable=True)
+        own, counts = (each.tolist() for each in torch.unique(slots, return_counts=True))
+        if not own:
             return rows
-        hidden = gated(torch.cat([expert.gate_up(rows[span]) for expert, span in shares]))
+        experts = [self._experts[slot] for slot in own]
+        shares = zip(experts, rows.index_select(0, order).split(counts), strict=True)
+        hidden = gated(torch.cat([expert.gate_up(share) for expert, share in shares]))
         if self._inner is not None:
             hidden = self._inner(hidden)
-        return torch.cat([expert.down(hidden[span]) for expert, span in shares])
-
-
-class SpreadExperts:
-    """Which slot holds which expert, with whole experts spread over ranks. Implements ExpertLayer."""
-
-    def __init__(
-        self, number: int, shard: Shard, count: int, load: Callable[[int], Mlp], experts: Experts, device: torch.device
-    ) -> None:
-        """`load` reads one of `count` experts; this object sets the experts of `experts`."""
-        self.number = number
-        self._own = shard.slots(count)
-        self._load, self._experts, self._device = load, experts, device
-        self._held: dict[int, Mlp] = {}  # by expert
-        self._loads = torch.zeros(count, dtype=torch.int64, device=device)
-        self._one = torch.ones(1, dtype=torch.int64, device=device)
-        self.prepare(shard.first_table(count))()
-
-    def route(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Counts the choices `ids` [R, k] of rows at `positions` [R], and returns the slot of each [R, k].
-
-        An expert's copies are chosen round robin by the row's position, so that the slot depends on the row alone.
-        """
-        self._loads.index_add_(0, ids.flatten(), self._one.expand(ids.numel()))
-        return self._slots[ids, positions.unsqueeze(1) % self._copies[ids]]
-
-    def take_loads(self) -> IntArray:
-        taken: IntArray = self._loads.cpu().numpy().copy()
-        self._loads.zero_()
-        return taken
-
-    def prepare(self, table: IntArray) -> Callable[[], None]:
-        placement = ExpertPlacement(table[None], len(self._loads))
-        own = table.ravel()[self._own.start : self._own.stop].tolist()
-        held = {expert: self._held[expert] if expert in self._held else self._load(expert) for expert in own}
-        by_slot = {slot: held[expert] for slot, expert in zip(self._own, own, strict=True)}
-        copies, slots = (torch.from_numpy(each[0]).to(self._device) for each in (placement.copies, placement.slots))
-
-        def switch() -> None:
-            self._held, self._copies, self._slots = held, copies, slots
-            self._experts.use(by_slot)
-
-        return switch
+        outputs = torch.cat([e.down(share) for e, share in zip(experts, hidden.split(counts), strict=True)])
+        return torch.empty_like(outputs).index_copy_(0, order, outputs)
 
 
 class MoE(nn.Module):
@@ -135,7 +92,7 @@ class MoE(nn.Module):
         experts: Experts,
         shared: Mlp | None,
         dispatch: ExpertDispatch,
-        spread: SpreadExperts | None = None,
+        spread: SpreadExperts[Mlp] | None = None,
     ) -> None:
         super().__init__()
         self.router = router
@@ -156,7 +113,7 @@ class MoE(nn.Module):
         return total if self.shared is None else total + self.shared.forward(u)
 
 
-def spread_experts(*modules: nn.Module | None) -> tuple[SpreadExperts, ...]:
+def spread_experts(*modules: nn.Module | None) -> tuple[SpreadExperts[Mlp], ...]:
     """Those of every layer in `modules`, in order."""
     layers = (layer for module in modules if module is not None for layer in module.modules())
     return tuple(layer.spread for layer in layers if isinstance(layer, MoE) and layer.spread is not None)

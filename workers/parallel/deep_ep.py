@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from outrider.workers.parallel.collectives import ExchangeBrokenError
-from outrider.workers.parallel.expert_dispatch import RunExperts, counts_of
+from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, RunExperts, first_true
 from outrider.workers.parallel.group_collectives import GroupCollectives
 from outrider.workers.parallel.sharing import Sharing
 
@@ -64,26 +64,26 @@ class DeepEp:
     def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
         if len(x) >= _ROWS:
             raise ValueError(f"DeepEP carries at most {_ROWS - 1} rows of a rank in a round, got {len(x)}")
-        rows, local, numbers = self._all_rows(x, slots)
-        row, place = (local >= 0).nonzero(as_tuple=True)  # one (row, slot) pair each
-        order = (local[row, place] * (_ROWS * _MOST_RANKS) + numbers[row]).argsort()  # by slot, then by rank and row
-        row, place = row[order], place[order]
-        outputs = experts(rows.index_select(0, row), counts_of(local[row, place] + self._stage.rank * self._each))
-        return self._return(outputs, numbers[row], place, slots)
+        rows, local, numbers, pairs = self._all_rows(x, slots)
+        flat, places = local.flatten(), slots.shape[1]
+        own = first_true(flat >= 0, pairs)
+        row = own // places
+        outputs = experts(rows.index_select(0, row), flat[own] + self._stage.rank * self._each)
+        return self._return(outputs, numbers[row], own % places, slots)
 
-    def _all_rows(self, x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _all_rows(self, x: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """Rows that may need this rank's experts, their local slots by choice (-1: none), and their numbers.
 
-        A row's number is _ROWS times its source rank, plus its index there.
+        A row's number is _ROWS times its source rank, plus its index there. At last the number of local slots.
         """
         ranks = slots // self._each
         numbers = torch.arange(len(x), device=x.device) + self._stage.rank * _ROWS
         if self._shard.datas == 1:  # every rank has all rows
-            return x, torch.where(ranks == self._stage.rank, slots % self._each, _NO_TARGET), numbers
+            here = ranks == self._stage.rank
+            return x, torch.where(here, slots % self._each, _NO_TARGET), numbers, int(here.sum())
         reached = ranks % self._shard.tensors == self._shard.tensor  # the tensor group's other ranks send the rest
         targets = torch.where(reached, slots, _NO_TARGET)
-        came, local, sent_numbers = self._send(x, targets, numbers, self._slots, "rows to experts")
-        return came, local, sent_numbers
+        return self._send(x, targets, numbers, self._slots, "rows to experts")
 
     def _return(self, outputs: Tensor, numbers: Tensor, place: Tensor, slots: Tensor) -> Tensor:
         """Sends each output's columns to the ranks that own them in the row's tensor group -> [R, k, own columns]."""
@@ -96,7 +96,7 @@ class DeepEp:
             sent[tensor, :, : self._columns.width(tensor)] = outputs[:, self._columns.slice(tensor)]
         owners = torch.arange(tensors, device=outputs.device)[:, None] + data * tensors  # [tensors, pairs]
         belongs = (row * places + place).expand(tensors, -1)
-        came, _, where = self._send(
+        came, _, where, _ = self._send(
             sent.flatten(0, 1), owners.reshape(-1, 1), belongs.reshape(-1), self._stage.size, "expert outputs"
         )
         own = self._columns.width(self._shard.tensor)
@@ -105,11 +105,11 @@ class DeepEp:
 
     def _send(
         self, rows: Tensor, targets: Tensor, numbers: Tensor, count: int, purpose: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Sends each of `rows` [n, width] once to every rank that has one of its `targets` [n, k].
 
         A target is 0..`count`-1, or -1 for none. Returns the received rows, which of this rank's targets each is for
-        (or -1), and the `numbers` [n] that were sent with them.
+        (or -1), the `numbers` [n] that were sent with them, and how many targets there are.
         """
         if not len(rows):  # DeepEP needs at least one row: this one has no target
             rows, numbers = rows.new_zeros(1, rows.shape[1]), numbers.new_zeros(1)
@@ -119,7 +119,7 @@ class DeepEp:
         sent_numbers = numbers.float()[:, None].expand_as(targets).contiguous()
         try:
             per_rank, per_node, per_target, in_rank, _ = self._buffer.get_dispatch_layout(targets, count)
-            came, local, numbers_by_place, _, _, arrival = self._buffer.dispatch(
+            came, local, numbers_by_place, per_own_target, _, arrival = self._buffer.dispatch(
                 rows.contiguous(),
                 num_tokens_per_rank=per_rank,
                 num_tokens_per_rdma_rank=per_node,
@@ -137,7 +137,14 @@ class DeepEp:
         # Only the device knows how many rows were sent, and reading that would synchronize. So received bytes are
         # counted.
         self._stage.note(purpose, came.numel() * came.element_size(), seconds)
-        return came, local.long(), numbers_by_place.amax(dim=1).long()
+        return came, local.long(), numbers_by_place.amax(dim=1).long(), sum(per_own_target)
+
+
+def expert_dispatch(sharing: Sharing, hidden: int, slots: int) -> ExpertDispatch:
+    """The dispatch to experts that are spread over data groups in `slots` slots."""
+    if sharing.deep_ep is None:
+        return AllToAll(sharing, hidden, slots)
+    return DeepEp(sharing, sharing.deep_ep, hidden, slots)
 
 
 def _index_type() -> torch.dtype:

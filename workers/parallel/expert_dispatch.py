@@ -5,18 +5,17 @@ own them, so that these ranks sum equally many values. `slots` says which slot p
 parallelism all ranks have equally many slots, numbered rank by rank; otherwise a slot is an expert.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.parallel.slices import Cut
 
-# Rows [pairs, hidden], sorted by slot, and the number of rows for each of this rank's slots -> their outputs.
-RunExperts = Callable[[Tensor, Mapping[int, int]], Tensor]
-_FEW_ROWS = 16  # per data group: up to this, all rows are gathered, which takes fewer exchanges
+# Rows [pairs, hidden], and which of this rank's slots processes each, [pairs], in any order -> their outputs.
+RunExperts = Callable[[Tensor, Tensor], Tensor]
 
 
 class ExpertDispatch(Protocol):
@@ -35,11 +34,9 @@ class LocalDispatch:
 
     def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
         tokens, places = slots.shape
-        if tokens == 1:  # a row's experts are already sorted
-            return experts(x.expand(places, -1), dict.fromkeys(slots[0].tolist(), 1)).view(1, places, -1)
-        order = slots.flatten().argsort(stable=True)
-        outputs = experts(x.index_select(0, order // places), counts_of(slots.flatten()))
-        return torch.empty_like(outputs).index_copy_(0, order, outputs).view(tokens, places, -1)
+        rows = x.unsqueeze(1).expand(-1, places, -1).flatten(0, 1)
+        outputs = experts(rows, slots.flatten())
+        return outputs.view(tokens, places, outputs.shape[1])
 
 
 class MaskedDispatch:
@@ -49,106 +46,84 @@ class MaskedDispatch:
     """
 
     def __init__(self, sharing: Sharing, slots: int) -> None:
-        self._range = Cut(slots, sharing.stage.size).slice(sharing.stage.rank)
+        self._each, self._rank = slots // sharing.stage.size, sharing.stage.rank
 
     def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
         flat = slots.flatten()
-        own = ((flat >= self._range.start) & (flat < self._range.stop)).nonzero().flatten()
-        own = own[flat[own].argsort(stable=True)]
+        own = (flat // self._each == self._rank).nonzero().flatten()
         made = x.new_zeros(len(flat), x.shape[1])
-        made.index_copy_(0, own, experts(x.index_select(0, own // slots.shape[1]), counts_of(flat[own])))
-        return made.view(*slots.shape, -1)
+        made.index_copy_(0, own, experts(x.index_select(0, own // slots.shape[1]), flat[own]))
+        return made.view(*slots.shape, x.shape[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sizes:
+    """What one rank sends and receives for one layer. A pair is a row and one of its slots."""
+
+    sent_rows: list[int]  # by rank of the stage
+    received_rows: list[int]  # by rank
+    pairs: list[int]  # by data group: pairs of its rows with slots of this rank
+    returned_pairs: list[int]  # by rank: pairs of this rank's rows with its slots
 
 
 class AllToAll:
-    """Expert slots are distributed over the stage's ranks. Implements ExpertDispatch."""
+    """Expert slots are distributed over the stage's ranks. Implements ExpertDispatch.
+
+    Each row goes once to every data group with one of its slots' ranks: to the rank at the same place of that tensor
+    group. On a GPU the host waits once, for the sizes that the exchanges need.
+    """
 
     def __init__(self, sharing: Sharing, hidden: int, slots: int) -> None:
         self._shard, self._stage = sharing.shard, sharing.stage
         self._columns = sharing.shard.cut(hidden)
-        self._slots = Cut(slots, self._stage.size)
+        self._each = slots // self._stage.size
 
     def __call__(self, x: Tensor, slots: Tensor, experts: RunExperts) -> Tensor:
-        rows, chosen = self._all_rows(x, slots)
-        sources = torch.cat([torch.full((len(part),), data) for data, part in enumerate(chosen)])
-        flat = torch.cat(chosen).flatten()
-        first, end = self._range(self._stage.rank)
-        own = ((flat >= first) & (flat < end)).nonzero().flatten()
-        own = own[flat[own].argsort(stable=True)]  # by slot, then by row
-        row_of_pair = own // slots.shape[1]
-        outputs = experts(torch.cat(rows).index_select(0, row_of_pair), counts_of(flat[own]))
-        return self._return(outputs, sources.to(x.device)[row_of_pair], slots)
+        ranks = slots // self._each
+        chosen = ranks.unsqueeze(2) == torch.arange(self._stage.size, device=x.device)  # [R, k, ranks]
+        wanted = chosen.any(dim=1)  # [R, ranks]
+        sizes = self._sizes(torch.stack([wanted.sum(dim=0), chosen.sum(dim=(0, 1))]))
+        rows, came = self._rows(x, slots, wanted, sizes)
+        flat = came.flatten()
+        own = first_true(flat // self._each == self._stage.rank, sum(sizes.pairs))
+        outputs = experts(rows.index_select(0, own // slots.shape[1]), flat[own])
+        return self._return(outputs, ranks, sizes)
 
-    def _all_rows(self, x: Tensor, slots: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """By data group: the rows that may be for this rank's experts, and their slots."""
-        if self._shard.datas == 1:
-            return [x], [slots]
-        wanted = [self._wanted_by(self._rank_at(data), slots) for data in range(self._shard.datas)]
-        table = self._stage.gather(self._announced(len(x), wanted, slots.device), "counts of rows").tolist()
-        if max(row[-1] for row in table) <= _FEW_ROWS:
-            return self._gathered(x, slots, [table[self._rank_at(data)][-1] for data in range(self._shard.datas)])
-        here = [row[self._stage.rank] for row in table]
-        return self._exchanged(x, slots, wanted, here)
+    def _sizes(self, own: Tensor) -> _Sizes:
+        """`own` [2, ranks]: how many rows, and how many pairs, this rank's rows have for each rank."""
+        shard, ranks, me = self._shard, self._stage.size, self._stage.rank
+        alone = shard.datas == 1  # all ranks have the same rows
+        table = [own.tolist()] * ranks if alone else self._stage.gather(own, "counts of rows").tolist()
+        partners = range(shard.tensor, ranks, shard.tensors)
+        return _Sizes(
+            sent_rows=[table[me][0][rank] if rank in partners else 0 for rank in range(ranks)],
+            received_rows=[table[rank][0][me] if rank in partners else 0 for rank in range(ranks)],
+            pairs=[table[rank][1][me] for rank in partners],
+            returned_pairs=table[me][1],
+        )
 
-    def _announced(self, rows: int, wanted: Sequence[Tensor], device: torch.device) -> Tensor:
-        """The number of rows that this rank sends to each rank of the stage, followed by its total number of rows."""
-        counts = [0] * self._stage.size
-        for data, which in enumerate(wanted):
-            counts[self._rank_at(data)] = len(which) if data != self._shard.data else 0
-        return torch.tensor([*counts, rows], dtype=torch.int64, device=device)
+    def _rows(self, x: Tensor, slots: Tensor, wanted: Tensor, sizes: _Sizes) -> tuple[Tensor, Tensor]:
+        """All data groups' rows with slots of this rank, in order of the groups, and their slots."""
+        by_partner = wanted[:, self._shard.tensor :: self._shard.tensors].T  # [data groups, R]
+        sent = first_true(by_partner.flatten(), sum(sizes.sent_rows)) % max(len(x), 1)
+        packed = torch.cat([x, slots.int().view(x.dtype)], dim=1).index_select(0, sent)
+        if self._shard.datas > 1:
+            packed = self._stage.exchange(packed, sizes.sent_rows, sizes.received_rows, "rows to experts")
+        hidden = x.shape[1]
+        return packed[:, :hidden], packed[:, hidden:].contiguous().view(torch.int32)
 
-    def _gathered(self, x: Tensor, slots: Tensor, rows: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-        """All rows of all data groups."""
-        room = max(rows) - len(x)
-        x_parts = self._stage.gather(torch.cat([x, x.new_zeros(room, x.shape[1])]), "rows to experts")
-        slot_parts = self._stage.gather(torch.cat([slots, slots.new_zeros(room, slots.shape[1])]), "rows to experts")
-        places = [(self._rank_at(data), count) for data, count in enumerate(rows)]
-        return [x_parts[r, :count] for r, count in places], [slot_parts[r, :count] for r, count in places]
-
-    def _exchanged(
-        self, x: Tensor, slots: Tensor, wanted: Sequence[Tensor], here: Sequence[int]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Each other group's rows that chose this rank's experts; each row is sent once."""
-        sent = torch.cat([which for data, which in enumerate(wanted) if data != self._shard.data])
-        counts = [0] * self._stage.size
-        for data, which in enumerate(wanted):
-            counts[self._rank_at(data)] = len(which) if data != self._shard.data else 0
-        parts = []
-        for mine in (x, slots):
-            came = self._stage.exchange(mine.index_select(0, sent), counts, here, "rows to experts")
-            by_rank = torch.split(came, list(here))
-            own = self._shard.data
-            parts.append([mine if data == own else by_rank[self._rank_at(data)] for data in range(self._shard.datas)])
-        return parts[0], parts[1]
-
-    def _return(self, outputs: Tensor, sources: Tensor, slots: Tensor) -> Tensor:
-        """Sends each group's ranks their columns. Receives this group's outputs of all pairs, sorted by expert."""
-        by_group = [outputs[sources == data] for data in range(self._shard.datas)]
-        slices = [self._columns.slice(rank) for rank in range(self._columns.parts)]
-        sent = [part[:, columns].flatten() for part in by_group for columns in slices]
+    def _return(self, outputs: Tensor, ranks: Tensor, sizes: _Sizes) -> Tensor:
+        """Sends each group's ranks their columns of its pairs. Receives this rank's columns of its rows' pairs."""
+        columns = [self._columns.slice(tensor) for tensor in range(self._columns.parts)]
+        sent = [part[:, own].flatten() for part in outputs.split(sizes.pairs) for own in columns]
         width = self._columns.width(self._shard.tensor)
-        flat = slots.flatten()
-        order = flat.argsort(stable=True)
-        counts = counts_of(flat)
-        ranges = [self._range(rank) for rank in range(self._stage.size)]
-        expected = [sum(counts.get(e, 0) for e in range(first, end)) * width for first, end in ranges]
-        came = self._stage.exchange(torch.cat(sent), [len(part) for part in sent], expected, "expert outputs")
-        came = came.view(-1, width)
-        return torch.empty_like(came).index_copy_(0, order, came).view(*slots.shape, width)
-
-    def _wanted_by(self, rank: int, slots: Tensor) -> Tensor:
-        first, end = self._range(rank)
-        return ((slots >= first) & (slots < end)).any(dim=1).nonzero().flatten()
-
-    def _range(self, rank: int) -> tuple[int, int]:
-        return self._slots.begin(rank), self._slots.begin(rank + 1)
-
-    def _rank_at(self, data: int) -> int:
-        """The rank of data group `data` at this rank's place in its tensor group. Rows are exchanged with it."""
-        return data * self._shard.tensors + self._shard.tensor
+        received = [pairs * width for pairs in sizes.returned_pairs]
+        flat = self._stage.exchange(torch.cat(sent), [len(part) for part in sent], received, "expert outputs")
+        came = flat.view(-1, width)
+        order = ranks.flatten().argsort(stable=True)
+        return torch.empty_like(came).index_copy_(0, order, came).view(*ranks.shape, width)
 
 
-def counts_of(slots: Tensor) -> dict[int, int]:
-    """How often each slot occurs, in ascending order."""
-    found, counts = torch.unique(slots, return_counts=True)
-    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+def first_true(mask: Tensor, count: int) -> Tensor:
+    """The indices where `mask` [n] is true. They are `count`; so the host need not wait for a GPU to count them."""
+    return torch.nonzero_static(mask, size=count).flatten()

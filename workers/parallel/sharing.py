@@ -91,10 +91,10 @@ class Columns:
         """`part` [rows, own width] -> [rows, size], the same on every rank."""
         if self.group.size == 1:
             return part
-        if self.peers is not None and self._even and self.peers.holds(part):
-            return self.peers.gather(part)
         if not len(part):
             return part.new_empty(0, self.cut.size)
+        if self.peers is not None and self._even and self.peers.holds(part):
+            return self.peers.gather(part)
         return self.joined(self.group.gather(self._padded(part), self.purpose))
 
     def each(self, part: Tensor) -> Tensor:
