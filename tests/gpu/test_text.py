@@ -101,10 +101,20 @@ _SPLITS = {
     "PP2": {"pipeline_parallel_size": 2},
     "EP2": {"tensor_parallel_size": 2, "expert_parallel_size": 2},
     "DP2": {"data_parallel_size": 2},
-}
+    "DP2+EP2": {"data_parallel_size": 2, "expert_parallel_size": 2},
+    "DP2xTP2+EP4": {"data_parallel_size": 2, "tensor_parallel_size": 2, "expert_parallel_size": 4},
+    "DP2+EP2, experts move": {
+        "data_parallel_size": 2, "expert_parallel_size": 2, "enable_eplb": True, "num_redundant_experts": 2,
+        "eplb_window_size": 4, "eplb_step_interval": 4,
+    },
+    "EP2, experts move": {
+        "tensor_parallel_size": 2, "expert_parallel_size": 2, "enable_eplb": True, "num_redundant_experts": 2,
+        "eplb_window_size": 4, "eplb_step_interval": 4,
+    },
+}  # fmt: skip
 
 
-_CASES = [name if name == "TP2" else pytest.param(name, marks=pytest.mark.full) for name in _SPLITS]
+_CASES = [name if name in ("TP2", "DP2+EP2") else pytest.param(name, marks=pytest.mark.full) for name in _SPLITS]
 
 
 @pytest.mark.parametrize("split", _CASES)

@@ -25,7 +25,7 @@ from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.draft_head import draft_head_ids
 from outrider.workers.model.gpu.decoder import shape_obstacle
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
-from outrider.workers.model.gpu.weights import GpuLoader
+from outrider.workers.model.gpu.weights import GpuLoader, moving_layers
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.moe import spread_experts
 from outrider.workers.model.mtp import MtpModules
@@ -151,10 +151,6 @@ def _gpu_obstacle(config: EngineConfig, model: ModelConfig, device: torch.device
         return "triton is not installed: pip install 'outrider[gpu]'"
     if config.verification != COUPLED:
         return f'verification="{config.verification}" is for experiments and available on torch\'s path only'
-    if config.expert_parallel_size > 1 and config.data_parallel_size > 1:
-        return "they do not support expert parallelism over data groups yet: use expert_parallel_size=1"
-    if config.enable_eplb:
-        return "they do not support expert load balancing yet: use enable_eplb=False"
     return shape_obstacle(model)
 
 
@@ -172,7 +168,7 @@ def load_parts(wanted: ModelPart) -> Parts:
 def _gpu_loader(wanted: ModelPart) -> GpuLoader:
     return GpuLoader(
         config=wanted.model, checkpoint=wanted.checkpoint, dtype=wanted.dtype, device=wanted.device,
-        shard=wanted.sharing.shard,
+        shard=wanted.sharing.shard, moving=wanted.config.enable_eplb,
     )  # fmt: skip
 
 
@@ -189,6 +185,7 @@ def _load_gpu(wanted: ModelPart) -> Parts:
         head=GpuHead(stage, wanted.starts) if stage.head is not None else None,
         draft_model=GpuDraftModel(module, wanted.starts, _vocabulary(wanted)) if module is not None else None,
         hidden_dtype=wanted.dtype,
+        expert_layers=moving_layers([*stage.layers, *(each.layer for each in (module.modules if module else []))]),
     )
 
 

@@ -26,7 +26,7 @@ class SpreadExperts(Generic[Held]):
         device: torch.device,
         held: Mapping[int, Held] | None = None,
     ) -> None:
-        """`load` reads one of `count` experts; `use` gets this rank's, by slot. `held`: experts that are read already."""
+        """`load` reads one of `count` experts; `use` gets this rank's, by slot. `held`: those read already."""
         self.number = number
         self._own = shard.slots(count)
         self._load, self._use = load, use

@@ -4,7 +4,7 @@ A layer is the same few kernels for any number of rows and any context length: l
 projection, routing, experts. Each norm runs in one kernel with the residual add before it. The maths is
 model/deepseek.py's; sums are added in the order that kernels/gpu fixes, so a row's bits do not depend on its batch.
 In a tensor group each rank has its own heads, and either a slice of every expert or whole experts; partial outputs are
-summed over the ranks.
+summed over the ranks. Experts that are spread over data groups get rows of all groups (parallel/expert_dispatch.py).
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from outrider.kernels.gpu.choose import choose
-from outrider.kernels.gpu.experts import experts
 from outrider.kernels.gpu.latents import latents
 from outrider.kernels.gpu.mla import mla
 from outrider.kernels.gpu.norms import join_norm, weigh
@@ -25,9 +24,10 @@ from outrider.kernels.gpu.values import values
 from outrider.workers.model.cache import Cache
 from outrider.workers.model.gpu.batch import GpuBatch, LaunchRows, batches_of
 from outrider.workers.model.gpu.upload import Upload
-from outrider.workers.model.gpu.weights import GpuAttention, GpuLayer, GpuMoe, Stack
+from outrider.workers.model.gpu.weights import GpuAttention, GpuLayer, GpuMoe
 from outrider.workers.model.layers import LATENT_NORM_EPS
 from outrider.workers.model.rows import IntArray, Rows
+from outrider.workers.parallel.deep_ep import expert_dispatch
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.model_config import ModelConfig
 
@@ -66,11 +66,15 @@ class Decoder:
         self._sums = sharing.sum("layer outputs") if sharing.tensor.size > 1 else None
         self._embedded = sharing.columns(config.hidden_size, "embeddings")
         self._dense = _DenseRoute(table.device)
+        shard, slots = sharing.shard, config.n_routed_experts + sharing.shard.redundant
+        self._dispatch = (
+            expert_dispatch(sharing, config.hidden_size, slots) if shard.spread and shard.datas > 1 else None
+        )
 
     @property
     def capturable(self) -> bool:
         """Whether a CUDA graph can capture layers and embedding: no NCCL collective between their kernels."""
-        return torch.version.cuda is not None and self._embedded.capturable
+        return torch.version.cuda is not None and self._embedded.capturable and self._dispatch is None
 
     def cache(self, layers: int) -> Cache:
         """The KV cache of so many layers, not yet allocated."""
@@ -108,8 +112,13 @@ class Decoder:
         """The stream after attention; and the MLP's outputs [R * places, hidden] and weights, not yet added to it."""
         hidden, normed = self.join(hidden, self._attend(layer.attention, batch, normed, cache), None, layer.post_norm)
         if isinstance(layer.mlp, GpuMoe):
-            return hidden, *self._moe(layer.mlp, normed)
-        return hidden, _run(layer.mlp, normed, self._dense.ids(len(normed)), whole=True), None
+            return hidden, *self._moe(layer.mlp, batch, normed)
+        return hidden, layer.mlp(normed, self._dense.ids(len(normed)), whole=True), None
+
+    def serve_others(self, layer: GpuLayer, batch: GpuBatch, hidden: Tensor) -> None:
+        """Runs this rank's experts for other data groups. `batch` and `hidden` have no rows."""
+        if self._dispatch is not None and isinstance(layer.mlp, GpuMoe):
+            self._moe(layer.mlp, batch, hidden)
 
     def _attend(self, own: GpuAttention, batch: GpuBatch, normed: Tensor, cache: Tensor) -> Tensor:
         """[R, hidden]: the partial output of this rank's heads."""
@@ -134,24 +143,54 @@ class Decoder:
         out: Tensor = values(parts, logs, seen, own.value_up)
         return out
 
-    def _moe(self, own: GpuMoe, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _moe(self, own: GpuMoe, batch: GpuBatch, x: Tensor) -> tuple[Tensor, Tensor | None]:
         config = self.config
         logits = own.router(x if own.router.values.dtype == x.dtype else x.float(), wide=True)
         ids, weights = choose(
             logits, own.bias, config.num_experts_per_tok, config.n_group, min(config.topk_group, config.n_group),
             config.norm_topk_prob, config.routed_scaling_factor, config.n_shared_experts,
         )  # fmt: skip
-        spread = self.sharing.shard.spread
-        outputs = _run(own.experts, x, ids - own.experts.first if spread else ids, whole=not spread)
-        if own.shared is None:
-            return outputs, weights
-        shared = _run(own.shared, x, ids - own.shared.first, whole=False)
-        return weigh(outputs, weights) + weigh(shared, weights), None
+        if not self.sharing.shard.spread:
+            return own.experts(x, ids, whole=True), weights
+        shared = None
+        if own.shared is not None:
+            shared = own.shared(x, ids[:, config.num_experts_per_tok :] - own.shared.first, whole=True)
+        routed = self._spread(own, batch, x, ids[:, : config.num_experts_per_tok])
+        return self._with_shared(routed, shared, weights)
 
+    def _spread(self, own: GpuMoe, batch: GpuBatch, x: Tensor, ids: Tensor) -> Tensor:
+        """The outputs of experts that are spread over ranks: [R, k, own columns].
 
-def _run(stack: Stack, x: Tensor, ids: Tensor, *, whole: bool) -> Tensor:
-    out: Tensor = experts(x, ids, stack.gate_up.values, stack.gate_up.scale, stack.down.values, stack.down.scale, whole)
-    return out
+        If all ranks have all rows, [R, k, hidden] with zeros for other ranks' experts.
+        """
+        moving, first = own.moving, own.experts.first
+        slots = ids if moving is None else moving.layer.route(ids, batch.positions, batch.seen[:, 1] > 0)
+
+        def places(slots: Tensor) -> Tensor:
+            return slots - first if moving is None else moving.places(slots)
+
+        def run(rows: Tensor, slots: Tensor) -> Tensor:
+            return own.experts(rows, places(slots).unsqueeze(1), whole=True)
+
+        if self._dispatch is not None:
+            return self._dispatch(x, slots, run)
+        return own.experts(x, places(slots), whole=False).view(*ids.shape, x.shape[1])
+
+    def _with_shared(self, routed: Tensor, shared: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Outputs and weights as `layer` returns them. `shared` [R * experts, hidden]: outputs of shared experts.
+
+        In a tensor group both are summands: this rank's columns, or its experts' outputs; and its share of the shared
+        experts.
+        """
+        rows, places, columns = routed.shape
+        if self.sharing.tensor.size == 1:
+            parts = [routed] if shared is None else [routed, shared.view(rows, weights.shape[1] - places, columns)]
+            return torch.cat(parts, dim=1).flatten(0, 1), weights
+        total = weigh(routed.flatten(0, 1), weights[:, :places].contiguous())
+        if self._dispatch is not None:
+            own = self.sharing.shard.own(self.config.hidden_size)
+            total = functional.pad(total, (own.start, self.config.hidden_size - own.stop))
+        return total if shared is None else total + weigh(shared, weights[:, places:].contiguous()), None
 
 
 class _DenseRoute:

@@ -10,7 +10,8 @@ from outrider.workers.model.cache import Cache
 from outrider.workers.model.gpu.batch import GpuBatch
 from outrider.workers.model.gpu.decoder import Decoder
 from outrider.workers.model.gpu.graphs import Capture, Graphs, capture
-from outrider.workers.model.gpu.weights import GpuLayer, GpuLoader, GpuModule, Weight
+from outrider.workers.model.gpu.stack import Weight
+from outrider.workers.model.gpu.weights import GpuLayer, GpuLoader, GpuModule
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.rotary import rotary_table
 from outrider.workers.model.rows import IntArray, Rows
@@ -107,6 +108,8 @@ class GpuStage:
     def forward(self, batch: GpuBatch, hidden: Tensor) -> Tensor:
         """`hidden` [R, hidden] through the stage's layers."""
         if not batch.rows:
+            for layer in self.layers:
+                self.decoder.serve_others(layer, batch, hidden)
             return hidden
         decoder, following = self.decoder, [layer.input_norm for layer in self.layers[1:]]
         normed = norm(hidden, self.layers[0].input_norm, decoder.config.rms_norm_eps)
@@ -157,8 +160,6 @@ class GpuModules:
     @torch.inference_mode()
     def run(self, rows: Rows, hidden: Tensor, module: int = 0, wanted: IntArray | None = None) -> Tensor:
         """As MtpModules.run: states after `shared_head.norm` [W, hidden] of the wanted rows."""
-        if not len(rows):
-            return hidden
         if module:
             rows = replace(rows, rope_positions=rows.rope_positions - module, first_slots=rows.first_slots + module)
         return self.forward(self.decoder.batch(rows, wanted), hidden, module)
@@ -167,6 +168,9 @@ class GpuModules:
     def forward(self, batch: GpuBatch, hidden: Tensor, module: int = 0) -> Tensor:
         """The wanted rows' states. `hidden` [R, hidden]: the previous module's states, of one position earlier."""
         own, decoder, eps = self.modules[module], self.decoder, self.decoder.config.rms_norm_eps
+        if not batch.rows:
+            decoder.serve_others(own.layer, batch, hidden)
+            return hidden
         embedded = decoder.embed(batch.token_ids, self._embedding)
         pairs = pair_norms(embedded, hidden, own.embedding_norm, own.hidden_norm, eps)
         stream = self._joined(own.join(pairs))

@@ -5,31 +5,21 @@ attention multiplies in 16 bits, and weights whose slice does not fall on block 
 model's dtype. Tensors are copied to the device one at a time, so the host holds at most one of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from outrider.kernels.gpu.linear import linear
+from outrider.workers.experts.layer import ExpertLayer
+from outrider.workers.model.gpu.moving_experts import MovingExperts
+from outrider.workers.model.gpu.stack import Stack, Weight
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.types.model_config import ModelConfig
 
 BLOCK = 128  # the side of an FP8 block that the kernels support
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """[outputs, inputs] or [experts, outputs, inputs]. `scale`: one per 128 x 128 block if FP8, else None."""
-
-    values: Tensor
-    scale: Tensor | None = None
-
-    def __call__(self, x: Tensor, *, wide: bool = False) -> Tensor:
-        """x [R, inputs] -> [R, outputs], in x's dtype, or in float32 if `wide`."""
-        out: Tensor = linear(x, self.values, self.scale, wide)
-        return out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,22 +36,14 @@ class GpuAttention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stack:
-    """Experts of the same width. `first`: the first one's id."""
-
-    gate_up: Weight  # [experts, 2 * width, hidden]
-    down: Weight  # [experts, hidden, width]
-    first: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuMoe:
-    """Router and experts. Shared experts come last in `experts`, or are in `shared`."""
+    """Router and experts. Shared experts come last in `experts`; or are in `shared`, if whole experts are spread."""
 
     router: Weight  # [routed, hidden]
     bias: Tensor  # [routed] float32
     experts: Stack
     shared: Stack | None = None
+    moving: MovingExperts | None = None  # spread experts that may move
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +69,14 @@ class GpuModule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuLoader:
-    """Loads a rank's shard of `checkpoint` to `device`."""
+    """Loads a rank's shard of `checkpoint` to `device`. `moving`: spread experts may move while they serve."""
 
     config: ModelConfig
     checkpoint: Checkpoint
     dtype: torch.dtype
     device: torch.device
     shard: Shard
+    moving: bool = False
 
     def layer(self, number: int) -> GpuLayer:
         name, hidden = f"model.layers.{number}.", self.config.hidden_size
@@ -102,7 +85,7 @@ class GpuLoader:
             input_norm=self.tensor(name + "input_layernorm.weight", hidden),
             attention=self._attention(name + "self_attn."),
             post_norm=self.tensor(name + "post_attention_layernorm.weight", hidden),
-            mlp=self._moe(name + "mlp.") if moe else self._dense(name + "mlp."),
+            mlp=self._moe(number, name + "mlp.") if moe else self._dense(name + "mlp."),
         )
 
     def module(self, number: int) -> GpuModule:
@@ -213,24 +196,33 @@ class GpuLoader:
         width = self.config.intermediate_size
         return self._stack([(name, slice(0, width))], width)
 
-    def _moe(self, name: str) -> GpuMoe:
+    def _moe(self, number: int, name: str) -> GpuMoe:
         config, width = self.config, self.config.moe_intermediate_size
         routed, shared = config.n_routed_experts, config.n_shared_experts
-        own = self.shard.slots(routed) if self.shard.spread else range(routed)
-        experts = [(f"{name}experts.{expert}.", slice(0, width)) for expert in own]
+        router = Weight(self.tensor(name + "gate.weight", routed, config.hidden_size, dtype=self._router_type(name)))
+        bias = self.tensor(name + "gate.e_score_correction_bias", routed, dtype=torch.float32)
         # A shared expert as wide as n routed ones is loaded as n experts: their outputs add up to its output.
         as_routed = [(name + "shared_experts.", slice(n * width, (n + 1) * width)) for n in range(shared)]
+        if not self.shard.spread:
+            experts = [*self._routed(name, range(routed)), *as_routed]
+            return GpuMoe(router=router, bias=bias, experts=self._stack(experts, width, shared_width=shared * width))
+        slots = self.shard.slots(routed)
+        own = self.shard.first_table(routed).ravel()[slots.start : slots.stop].tolist()
+        stack = self._stack(self._routed(name, own), width, first=slots.start, whole=True)
+        read_one = partial(self._one_expert, name)
         return GpuMoe(
-            router=Weight(self.tensor(name + "gate.weight", routed, config.hidden_size, dtype=self._router_type(name))),
-            bias=self.tensor(name + "gate.e_score_correction_bias", routed, dtype=torch.float32),
-            experts=self._stack(
-                experts if self.shard.spread else experts + as_routed, width, first=own.start, whole=self.shard.spread,
-                shared_width=shared * width,
-            ),
-            shared=self._stack(as_routed, width, first=routed, shared_width=shared * width)
-            if self.shard.spread and shared
-            else None,
-        )  # fmt: skip
+            router=router,
+            bias=bias,
+            experts=stack,
+            shared=self._stack(as_routed, width, first=routed, shared_width=shared * width) if shared else None,
+            moving=MovingExperts(number, self.shard, routed, stack, read_one) if self.moving else None,
+        )
+
+    def _routed(self, name: str, experts: Sequence[int]) -> list[tuple[str, slice]]:
+        return [(f"{name}experts.{expert}.", slice(0, self.config.moe_intermediate_size)) for expert in experts]
+
+    def _one_expert(self, name: str, expert: int) -> Stack:
+        return self._stack(self._routed(name, [expert]), self.config.moe_intermediate_size, whole=True)
 
     def _router_type(self, name: str) -> torch.dtype:
         """The model's dtype if the checkpoint's router has it, else float32, so that no bits of the router are lost."""
@@ -255,6 +247,12 @@ class GpuLoader:
             one = Weight(down.values[number], None if down.scale is None else down.scale[number])
             self._read(one, slice(0, hidden), name + "down_proj.weight", (hidden, total), slice(0, hidden), rows)
         return Stack(gate_up=gate_up, down=down, first=first)
+
+
+def moving_layers(layers: Iterable[GpuLayer]) -> list[ExpertLayer]:
+    """Those whose experts may move."""
+    sparse = [layer.mlp for layer in layers if isinstance(layer.mlp, GpuMoe)]
+    return [mlp.moving.layer for mlp in sparse if mlp.moving is not None]
 
 
 def bytes_of(*tensors: object) -> int:
