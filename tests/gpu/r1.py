@@ -21,7 +21,6 @@ from outrider.workers.model.rotary import rotary_table
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.peer_memory import PeerMemory
-from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.sampling.gpu_head import GpuHead
 from outrider.workers.sampling.sequence_starts import SequenceStarts
@@ -46,15 +45,17 @@ def small_checkpoint(path: Path, **changes: Any) -> Checkpoint:
 
 
 def slice_of_r1(
-    checkpoint: Checkpoint, device: torch.device, blocks: int, layers: int = LAYERS
+    checkpoint: Checkpoint, device: torch.device, blocks: int, layers: int = LAYERS, sharing: Sharing | None = None
 ) -> tuple[GpuStage, GpuModules]:
-    """One rank of eight, with the fused all-reduce (kernels/gpu/reduce.py); the other ranks add nothing here."""
+    """One rank of eight, with the fused all-reduce (kernels/gpu/reduce.py); the other ranks add nothing here.
+
+    With `sharing`, its rank instead.
+    """
     config = ModelConfig.load(checkpoint.path)
-    addresses, epochs = (torch.zeros(2, 8, dtype=kind, device=device) for kind in (torch.int64, torch.int32))
-    peers = PeerMemory(addresses=addresses, epochs=epochs.flatten(), rank=0, group="", row_bytes=2 * config.hidden_size)
-    loader = GpuLoader(config=config, checkpoint=checkpoint, dtype=torch.bfloat16, device=device, shard=Shard())
+    sharing = sharing or Sharing(peers=_peers(config, device))
+    loader = GpuLoader(config=config, checkpoint=checkpoint, dtype=torch.bfloat16, device=device, shard=sharing.shard)
     table = torch.from_numpy(rotary_table(config)).to(device)
-    decoder = Decoder(config, Sharing(peers=peers), table, BLOCK_SIZE, torch.bfloat16)
+    decoder = Decoder(config, sharing, table, BLOCK_SIZE, torch.bfloat16)
     dense, sparse = loader.layer(0), loader.layer(1)
     stage = GpuStage(
         decoder,
@@ -68,6 +69,11 @@ def slice_of_r1(
     stage.allocate_cache(blocks)
     module.allocate_cache(blocks)
     return stage, module
+
+
+def _peers(config: ModelConfig, device: torch.device) -> PeerMemory:
+    addresses, epochs = (torch.zeros(2, 8, dtype=kind, device=device) for kind in (torch.int64, torch.int32))
+    return PeerMemory(addresses=addresses, epochs=epochs.flatten(), rank=0, group="", row_bytes=2 * config.hidden_size)
 
 
 def decoding(sequences: int, rows: int, context: int) -> Rows:

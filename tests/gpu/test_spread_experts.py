@@ -1,0 +1,317 @@
+"""Experts that are spread over data groups on GPUs: FP8 kernels, rows of all groups, and moves between ranks.
+
+The ranks are threads, as in test_sharded_bits.py. Kernels run in Triton's interpreter where bits are compared, and as
+their twins elsewhere.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import random_config, write_checkpoint
+from gpu.pretend_cuda import Counts
+from gpu.r1 import SMALL, decoding, run_round, slice_of_r1, small_checkpoint
+from rounds import Model, Rows, flat_rows, random_tokens
+from sharded import all_sharings, close_all, on_all_ranks
+from torch import Tensor
+
+from outrider.kernels.gpu import experts as kernel
+from outrider.workers.config import ParallelConfig
+from outrider.workers.experts.placement import IntArray
+from outrider.workers.model.gpu import stack as stacks
+from outrider.workers.model.gpu.moving_experts import MovingExperts
+from outrider.workers.model.gpu.stack import Stack
+from outrider.workers.model.gpu.stage import GpuModules, GpuStage
+from outrider.workers.model.gpu.weights import GpuLoader, GpuMoe, moving_layers
+from outrider.workers.model.weights import Checkpoint
+from outrider.workers.parallel.expert_dispatch import AllToAll
+from outrider.workers.parallel.shard import Shard
+from outrider.workers.parallel.sharing import Sharing
+from outrider.workers.types.model_config import ModelConfig
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+HIDDEN, EXPERTS, CHOSEN, WIDTH = SMALL["hidden_size"], SMALL["n_routed_experts"], SMALL["num_experts_per_tok"], 256
+WIDER = {"intermediate_size": 512, "moe_intermediate_size": WIDTH}  # which two ranks can share
+SPLITS = {
+    "DP2+EP2": ParallelConfig(data_parallel_size=2, expert_parallel_size=2),
+    "DP2xTP2+EP4": ParallelConfig(data_parallel_size=2, tensor_parallel_size=2, expert_parallel_size=4),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return small_checkpoint(tmp_path_factory.mktemp("small"), **WIDER)
+
+
+def _loader(checkpoint: Checkpoint, shard: Shard, **settings: Any) -> GpuLoader:
+    config = ModelConfig.load(checkpoint.path)
+    return GpuLoader(
+        config=config, checkpoint=checkpoint, device=CPU, shard=shard, **{"dtype": torch.float32, **settings}
+    )
+
+
+def _moe(loader: GpuLoader) -> GpuMoe:
+    mlp = loader.layer(1).mlp
+    assert isinstance(mlp, GpuMoe)
+    return mlp
+
+
+def _moving(mlp: GpuMoe) -> MovingExperts:
+    assert mlp.moving is not None
+    return mlp.moving
+
+
+def _random_table(random: np.random.Generator, ranks: int, slots: int) -> IntArray:
+    """Every expert somewhere, and no two copies on one rank."""
+    while True:
+        table = np.stack([random.permutation(EXPERTS)[:slots] for _ in range(ranks)])
+        if len(np.unique(table)) == EXPERTS:
+            return table
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stacks run the kernel in Triton's interpreter, which only one thread at a time may use."""
+    alone = threading.Lock()
+
+    def run(*arguments: Any) -> Tensor:
+        with alone:
+            return kernel.launch(*arguments)
+
+    monkeypatch.setattr(stacks, "experts", run)
+
+
+def _inputs(data: int, rows: int) -> tuple[Tensor, Tensor]:
+    """The rows of a data group and their experts. Nobody chooses expert 3."""
+    generator = torch.Generator().manual_seed(10 * rows + data)
+    scores = torch.rand(rows, EXPERTS, generator=generator)
+    scores[:, 3] = 2
+    ids = scores.argsort(dim=1)[:, :CHOSEN].sort(dim=1).values.int()
+    return torch.randn(rows, HIDDEN, generator=generator), ids
+
+
+def _in_8_bits(x: Tensor) -> Tensor:
+    """Each 128 values of `x` rounded to e4m3 with a scale that makes the largest 448."""
+    groups = x.view(-1, 128)
+    scales = groups.abs().amax(dim=1, keepdim=True) / 448
+    return ((groups / scales).to(torch.float8_e4m3fn).double() * scales).view(x.shape)
+
+
+def _plain_expert(checkpoint: Checkpoint, expert: int, x: Tensor) -> Tensor:
+    """By the formula in float64, for one row, from weights that are dequantised as they are read."""
+    name = f"model.layers.1.mlp.experts.{expert}."
+    gate, up, down = (
+        checkpoint.tensor(f"{name}{part}_proj.weight", torch.float32, shape).double()
+        for part, shape in (("gate", (WIDTH, HIDDEN)), ("up", (WIDTH, HIDDEN)), ("down", (HIDDEN, WIDTH)))
+    )
+    read = _in_8_bits(x.double())
+    return down @ _in_8_bits(torch.nn.functional.silu(gate @ read) * (up @ read))
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("layout", SPLITS)
+@pytest.mark.parametrize("counts", [(2, 3), (0, 1), (0, 0), pytest.param((20, 70), marks=pytest.mark.full)], ids=str)
+def test_an_experts_output_has_the_bits_of_one_rank(
+    checkpoint: Checkpoint, layout: str, counts: tuple[int, int]
+) -> None:
+    whole = _moe(_loader(checkpoint, Shard(unit=128))).experts
+    wanted = [whole(*_inputs(data, rows), whole=True).view(rows, CHOSEN, HIDDEN) for data, rows in enumerate(counts)]
+
+    def run(sharing: Sharing) -> Tensor:
+        own = _moe(_loader(checkpoint, sharing.shard)).experts
+        assert own.gate_up.values.dtype == own.down.values.dtype == torch.float8_e4m3fn
+
+        def of_slots(rows: Tensor, slots: Tensor) -> Tensor:
+            return own(rows, (slots - own.first).unsqueeze(1), whole=True)
+
+        x, ids = _inputs(sharing.shard.data, counts[sharing.shard.data])
+        return AllToAll(sharing, HIDDEN, EXPERTS)(x, ids, of_slots)
+
+    sharings = all_sharings(ModelConfig.load(checkpoint.path), SPLITS[layout])
+    found = on_all_ranks(sharings, run)
+    close_all(sharings)
+    for sharing, outputs in zip(sharings, found, strict=True):
+        assert torch.equal(outputs, wanted[sharing.shard.data][..., sharing.shard.own(HIDDEN)])
+    for data, rows in enumerate(counts):
+        x, ids = _inputs(data, rows)
+        for row, place in np.ndindex(*ids.shape):
+            exact = _plain_expert(checkpoint, int(ids[row, place]), x[row])
+            assert (wanted[data][row, place] - exact).norm() < 0.01 * exact.norm()
+
+
+def _in_place(checkpoint: Checkpoint, stack: Stack, place: int, expert: int) -> bool:
+    """Whether that place of the stack has the expert's stored bytes and scales."""
+    name, shapes = f"model.layers.1.mlp.experts.{expert}.", {"gate": WIDTH, "up": WIDTH, "down": HIDDEN}
+    stored = {
+        part: checkpoint.blocks(f"{name}{part}_proj.weight", (rows, HIDDEN + WIDTH - rows), slice(0, rows))
+        if part == "down"
+        else checkpoint.blocks(f"{name}{part}_proj.weight", (rows, HIDDEN), slice(0, rows))
+        for part, rows in shapes.items()
+    }
+    values, scales = (torch.cat([stored["gate"][n], stored["up"][n]]) for n in range(2))
+    pairs = [
+        (stack.gate_up.values[place].view(torch.uint8), values.view(torch.uint8)),
+        (stack.down.values[place].view(torch.uint8), stored["down"][0].view(torch.uint8)),
+        (stack.gate_up.scale[place], scales),
+        (stack.down.scale[place], stored["down"][1]),
+    ]
+    return all(torch.equal(*pair) for pair in pairs)
+
+
+def test_experts_that_move_keep_their_fp8_weights_and_scales(checkpoint: Checkpoint) -> None:
+    random, shard = np.random.default_rng(0), Shard(datas=4, data=2, spread=True, unit=128, redundant=4)
+    mlp = _moe(_loader(checkpoint, shard, moving=True))
+    moving, slots = _moving(mlp), shard.slots(EXPERTS)
+    memory = [weight.data_ptr() for weight in (mlp.experts.gate_up.values, mlp.experts.down.scale)]
+    for table in (shard.first_table(EXPERTS), *(_random_table(random, 4, 5) for _ in range(4))):
+        moving.layer.prepare(table)()
+        places = moving.places(torch.arange(table.size)).tolist()
+
+        assert sorted(places[slots.start : slots.stop]) == list(range(5))
+        assert {*places[: slots.start], *places[slots.stop :]} == {-1}, "on other ranks"
+        for slot in slots:
+            assert _in_place(checkpoint, mlp.experts, places[slot], int(table.ravel()[slot]))
+    assert memory == [weight.data_ptr() for weight in (mlp.experts.gate_up.values, mlp.experts.down.scale)]
+
+
+def test_nothing_changes_before_the_switch(checkpoint: Checkpoint) -> None:
+    shard = Shard(datas=2, spread=True, unit=128)
+    mlp = _moe(_loader(checkpoint, shard, moving=True))
+    before, table = mlp.experts.gate_up.values.clone(), shard.first_table(EXPERTS)[::-1].copy()
+    ids, positions = torch.arange(EXPERTS, dtype=torch.int32)[None], torch.zeros(1, dtype=torch.int32)
+    switch = _moving(mlp).layer.prepare(table)
+
+    assert torch.equal(mlp.experts.gate_up.values.view(torch.uint8), before.view(torch.uint8))
+    assert torch.equal(_moving(mlp).layer.route(ids, positions), ids)
+    switch()
+    assert _moving(mlp).layer.route(ids, positions).tolist() == [[*range(8, 16), *range(8)]]
+
+
+def test_rows_of_padding_are_not_counted(checkpoint: Checkpoint) -> None:
+    layer = _moving(_moe(_loader(checkpoint, Shard(datas=2, spread=True, unit=128), moving=True))).layer
+    layer.route(torch.tensor([[1, 2], [2, 3], [4, 5]]), torch.arange(3), torch.tensor([True, True, False]))
+
+    assert layer.take_loads().tolist() == [0, 1, 2, 1, *[0] * 12]
+
+
+TOKENS, BLOCKS = [24, 40], [[3, 1, 7, 5], [2, 6, 4, 8]]
+
+
+def _rounds() -> list[dict[int, Rows]]:
+    """Two prompts in chunks, then a few rows at a time; in some rounds one sequence alone."""
+    prompts = [random_tokens(length, SMALL["vocab_size"], seed=length) for length in TOKENS]
+    cuts = {0: [(0, 0), (0, 17), (17, 20), (20, 21), (21, 24)], 1: [(0, 30), (30, 31), (31, 31), (31, 36), (36, 40)]}
+    return [
+        {n: Rows(prompts[n][a:b], a, BLOCKS[n]) for n, own in cuts.items() for a, b in [own[turn]] if a < b}
+        for turn in range(5)
+    ]
+
+
+def _stage(checkpoint: Checkpoint, sharing: Sharing, **settings: Any) -> tuple[GpuStage, GpuModules]:
+    loader = _loader(checkpoint, sharing.shard, **settings)
+    stage = GpuStage.load(loader, range(2), block_size=16, sharing=sharing, progress=lambda done, total: None)
+    module = GpuModules.load(loader, stage)
+    stage.allocate_cache(16)
+    module.allocate_cache(16)
+    return stage, module
+
+
+def _run(stage: GpuStage, module: GpuModules, data: int, tables: Sequence[IntArray], first: int = 0) -> list[Tensor]:
+    """A data group's states of each round from `first` on: of the stage, of the MTP module. Experts move after each."""
+    layers, states = moving_layers([*stage.layers, *(each.layer for each in module.modules)]), list[Tensor]()
+    for each, table in list(zip(_rounds(), tables, strict=True))[first:]:
+        parts = [each.get(data, Rows([], 0, []))]
+        states.append(stage.run(flat_rows(parts), None))
+        states.append(module.run(flat_rows(parts, mtp=True), states[-1]))
+        for layer in layers:
+            layer.prepare(table)()
+    return states
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    near = (found - wanted).norm(dim=1) < 1e-4 * wanted.norm(dim=1)
+    return found.shape == wanted.shape and bool(near.all())
+
+
+def _on_ranks(
+    checkpoint: Checkpoint, parallel: ParallelConfig, tables: list[IntArray], first: int = 0
+) -> list[tuple[Shard, Tensor]]:
+    """The states of each rank and round."""
+    redundant = tables[0].size - EXPERTS
+    sharings = all_sharings(ModelConfig.load(checkpoint.path), parallel, redundant=redundant)
+
+    def run(sharing: Sharing) -> list[Tensor]:
+        return _run(*_stage(checkpoint, sharing, moving=True), sharing.shard.data, tables, first)
+
+    found = on_all_ranks(sharings, run)
+    close_all(sharings)
+    return [(sharing.shard, states) for sharing, own in zip(sharings, found, strict=True) for states in own]
+
+
+@pytest.mark.parametrize("layout", SPLITS)
+def test_a_stage_whose_experts_are_spread_and_move_computes_what_one_rank_does(tmp_path: Path, layout: str) -> None:
+    """And what torch's path does. Twins are not batch-invariant, so results agree within rounding only."""
+    write_checkpoint(tmp_path, random_config(1, **{**SMALL, **WIDER}))
+    ranks = SPLITS[layout].stage_size
+    tables = [_random_table(np.random.default_rng(turn), ranks, (EXPERTS + ranks) // ranks) for turn in range(5)]
+    alone = _stage(Checkpoint(tmp_path), Sharing())
+    wanted = [_run(*alone, data, tables) for data in range(2)]
+    on_torchs_path = Model.load(tmp_path)
+    found = _on_ranks(Checkpoint(tmp_path), SPLITS[layout], tables)
+
+    assert len(found) == ranks * len(wanted[0])
+    for place, (shard, states) in enumerate(found):
+        assert _close(states, wanted[shard.data][place % len(wanted[0])])
+    for each, states in zip(_rounds(), wanted[1][::2], strict=True):
+        assert 1 not in each or _close(states, on_torchs_path.hidden(each[1]))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_stage_of_fp8_weights_has_the_bits_of_one_rank(checkpoint: Checkpoint) -> None:
+    tables = [_random_table(np.random.default_rng(turn), 2, 9) for turn in range(5)]
+    alone = _stage(checkpoint, Sharing(shard=Shard(unit=128)))
+    wanted = [_run(*alone, data, tables, first=2) for data in range(2)]
+    found = _on_ranks(checkpoint, SPLITS["DP2+EP2"], tables, first=2)
+
+    assert len(found) == 2 * len(wanted[0])
+    for place, (shard, states) in enumerate(found):
+        assert torch.equal(states, wanted[shard.data][place % len(wanted[0])])
+
+
+class _Partner:
+    """A stage's group of two, whose other rank has no rows and answers with zeros. Implements Collectives."""
+
+    name, rank, size = "a test", 0, 2
+    traffic: dict[str, Any] = {}  # noqa: RUF012
+
+    def gather(self, part: Tensor, purpose: str, root: int | None = None) -> Tensor:
+        return torch.stack([part, torch.zeros_like(part)])
+
+    def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
+        out = sent.new_zeros(sum(received_rows), *sent.shape[1:])
+        out[: received_rows[0]].copy_(sent[: sent_rows[0]])
+        return out
+
+    def close(self) -> None: ...
+
+
+def test_the_host_waits_for_the_sizes_of_each_exchange_and_for_nothing_else(
+    pretend: Counts, checkpoint: Checkpoint
+) -> None:
+    shard = Shard(datas=2, spread=True, unit=128)
+    stage, _ = slice_of_r1(checkpoint, CUDA, 64, layers=6, sharing=Sharing(shard=shard, stage=_Partner()))
+    for sequences, rows in ((1, 4), (4, 4), (1, 0)):
+        run_round(stage, sequences, rows, 20) if rows else stage.run(decoding(1, 0, 20), None)
+        pretend.clear()
+        run_round(stage, sequences, rows, 20) if rows else stage.run(decoding(1, 0, 20), None)
+        taken = pretend.taken()
+
+        of_sizes = [each for each in taken.syncs if "expert_dispatch.py" in each]
+        assert len(of_sizes) == 1, taken.syncs
+        assert taken.syncs[of_sizes[0]] == 3, "MoE layers"
+        assert taken.syncs.total() == 3 + bool(rows)
+        assert len(taken.copies_inside) == 3
