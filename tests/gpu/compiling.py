@@ -40,6 +40,8 @@ _EXPERTS = {
     "X": BF16, "W": FP8, "WS": F32, "IDS": I32, "ORDER": I32, "STARTS": I32, "OUT": BF16, "FP8": True,
     "SORTED": False, "INTERPRETED": False, "PLACES": 9, "WIDTH": 16, "BO": 64,
 }  # fmt: skip
+_SORTED = {"SORTED": True, "BR": experts.SORTED_ROWS}
+_PAIRS = {"PLACES": 1, "WIDTH": 1}  # each row is one pair
 _CACHE = {
     "LATENTS": BF16, "SCALES": F32, "ROTARY": BF16, "GROUP": 128, "LATENT_STRIDE": 576, "SCALE_STRIDE": 0,
     "ROTARY_STRIDE": 576, "FP8": False,
@@ -68,9 +70,13 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear, bf16": (linear._linear, {**_WIDE, "BO": 64}),
     "linear, bf16, few outputs": (linear._linear, {**_WIDE, "BO": 16}),
     "gate and up": (experts._gate_up, {**_EXPERTS, "BR": 16}),
-    "gate and up, sorted": (experts._gate_up, {**_EXPERTS, "SORTED": True, "BR": experts.SORTED_ROWS}),
+    "gate and up, sorted": (experts._gate_up, {**_EXPERTS, **_SORTED}),
+    "gate and up of spread experts": (experts._gate_up, {**_EXPERTS, **_PAIRS, "BR": 64}),
+    "gate and up of spread experts, sorted": (experts._gate_up, {**_EXPERTS, **_PAIRS, **_SORTED}),
     "down": (experts._down, {**_EXPERTS, "BR": 16}),
-    "down, sorted": (experts._down, {**_EXPERTS, "SORTED": True, "BR": experts.SORTED_ROWS}),
+    "down, sorted": (experts._down, {**_EXPERTS, **_SORTED}),
+    "down of spread experts": (experts._down, {**_EXPERTS, **_PAIRS, "BR": 64}),
+    "down of spread experts, sorted": (experts._down, {**_EXPERTS, **_PAIRS, **_SORTED}),
     "quantize": (quantize._quantize, {"X": BF16, "Q": FP8, "S": F32, "INTERPRETED": False, "ROWS": 16}),
     "attention": (mla._mla, _MLA),
     "attention, 1 row": (mla._mla, {**_MLA, "R": 1}),

@@ -13,7 +13,11 @@ import pytest
 pytest.importorskip("triton")
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent
-IN_FP8 = {"linear, 4 rows", "linear, 64 rows", "linear, 2048 rows", "gate and up", "gate and up, sorted", "down"}
+IN_FP8 = {
+    "linear, 4 rows", "linear, 64 rows", "linear, 2048 rows", "gate and up", "gate and up, sorted", "down",
+    "gate and up of spread experts", "gate and up of spread experts, sorted", "down of spread experts",
+    "down of spread experts, sorted",
+}  # fmt: skip
 MOST_SHARED, MOST_TENSOR_MEMORY = 227 * 1024, 512  # bytes and columns that a program may have, on sm_90 and sm_100
 
 

@@ -15,6 +15,7 @@ import torch
 from checkpoints import random_config, write_checkpoint
 from gpu.pretend_cuda import Counts
 from gpu.r1 import SMALL, decoding, run_round, slice_of_r1, small_checkpoint
+from gpu.spread import CHOSEN, EXPERTS, HIDDEN, WIDER, WIDTH, loader_of, moe_layer, random_table
 from rounds import Model, Rows, flat_rows, random_tokens
 from sharded import all_sharings, close_all, on_all_ranks
 from torch import Tensor
@@ -23,19 +24,15 @@ from outrider.kernels.gpu import experts as kernel
 from outrider.workers.config import ParallelConfig
 from outrider.workers.experts.placement import IntArray
 from outrider.workers.model.gpu import stack as stacks
-from outrider.workers.model.gpu.moving_experts import MovingExperts
-from outrider.workers.model.gpu.stack import Stack
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
-from outrider.workers.model.gpu.weights import GpuLoader, GpuMoe, moving_layers
+from outrider.workers.model.gpu.weights import moving_layers
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.expert_dispatch import AllToAll
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.model_config import ModelConfig
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-HIDDEN, EXPERTS, CHOSEN, WIDTH = SMALL["hidden_size"], SMALL["n_routed_experts"], SMALL["num_experts_per_tok"], 256
-WIDER = {"intermediate_size": 512, "moe_intermediate_size": WIDTH}  # which two ranks can share
+CUDA = torch.device("cuda", 0)
 SPLITS = {
     "DP2+EP2": ParallelConfig(data_parallel_size=2, expert_parallel_size=2),
     "DP2xTP2+EP4": ParallelConfig(data_parallel_size=2, tensor_parallel_size=2, expert_parallel_size=4),
@@ -45,32 +42,6 @@ SPLITS = {
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return small_checkpoint(tmp_path_factory.mktemp("small"), **WIDER)
-
-
-def _loader(checkpoint: Checkpoint, shard: Shard, **settings: Any) -> GpuLoader:
-    config = ModelConfig.load(checkpoint.path)
-    return GpuLoader(
-        config=config, checkpoint=checkpoint, device=CPU, shard=shard, **{"dtype": torch.float32, **settings}
-    )
-
-
-def _moe(loader: GpuLoader) -> GpuMoe:
-    mlp = loader.layer(1).mlp
-    assert isinstance(mlp, GpuMoe)
-    return mlp
-
-
-def _moving(mlp: GpuMoe) -> MovingExperts:
-    assert mlp.moving is not None
-    return mlp.moving
-
-
-def _random_table(random: np.random.Generator, ranks: int, slots: int) -> IntArray:
-    """Every expert somewhere, and no two copies on one rank."""
-    while True:
-        table = np.stack([random.permutation(EXPERTS)[:slots] for _ in range(ranks)])
-        if len(np.unique(table)) == EXPERTS:
-            return table
 
 
 @pytest.fixture
@@ -118,11 +89,11 @@ def _plain_expert(checkpoint: Checkpoint, expert: int, x: Tensor) -> Tensor:
 def test_an_experts_output_has_the_bits_of_one_rank(
     checkpoint: Checkpoint, layout: str, counts: tuple[int, int]
 ) -> None:
-    whole = _moe(_loader(checkpoint, Shard(unit=128))).experts
+    whole = moe_layer(loader_of(checkpoint, Shard(unit=128))).experts
     wanted = [whole(*_inputs(data, rows), whole=True).view(rows, CHOSEN, HIDDEN) for data, rows in enumerate(counts)]
 
     def run(sharing: Sharing) -> Tensor:
-        own = _moe(_loader(checkpoint, sharing.shard)).experts
+        own = moe_layer(loader_of(checkpoint, sharing.shard)).experts
         assert own.gate_up.values.dtype == own.down.values.dtype == torch.float8_e4m3fn
 
         def of_slots(rows: Tensor, slots: Tensor) -> Tensor:
@@ -143,61 +114,6 @@ def test_an_experts_output_has_the_bits_of_one_rank(
             assert (wanted[data][row, place] - exact).norm() < 0.01 * exact.norm()
 
 
-def _in_place(checkpoint: Checkpoint, stack: Stack, place: int, expert: int) -> bool:
-    """Whether that place of the stack has the expert's stored bytes and scales."""
-    name, shapes = f"model.layers.1.mlp.experts.{expert}.", {"gate": WIDTH, "up": WIDTH, "down": HIDDEN}
-    stored = {
-        part: checkpoint.blocks(f"{name}{part}_proj.weight", (rows, HIDDEN + WIDTH - rows), slice(0, rows))
-        if part == "down"
-        else checkpoint.blocks(f"{name}{part}_proj.weight", (rows, HIDDEN), slice(0, rows))
-        for part, rows in shapes.items()
-    }
-    values, scales = (torch.cat([stored["gate"][n], stored["up"][n]]) for n in range(2))
-    pairs = [
-        (stack.gate_up.values[place].view(torch.uint8), values.view(torch.uint8)),
-        (stack.down.values[place].view(torch.uint8), stored["down"][0].view(torch.uint8)),
-        (stack.gate_up.scale[place], scales),
-        (stack.down.scale[place], stored["down"][1]),
-    ]
-    return all(torch.equal(*pair) for pair in pairs)
-
-
-def test_experts_that_move_keep_their_fp8_weights_and_scales(checkpoint: Checkpoint) -> None:
-    random, shard = np.random.default_rng(0), Shard(datas=4, data=2, spread=True, unit=128, redundant=4)
-    mlp = _moe(_loader(checkpoint, shard, moving=True))
-    moving, slots = _moving(mlp), shard.slots(EXPERTS)
-    memory = [weight.data_ptr() for weight in (mlp.experts.gate_up.values, mlp.experts.down.scale)]
-    for table in (shard.first_table(EXPERTS), *(_random_table(random, 4, 5) for _ in range(4))):
-        moving.layer.prepare(table)()
-        places = moving.places(torch.arange(table.size)).tolist()
-
-        assert sorted(places[slots.start : slots.stop]) == list(range(5))
-        assert {*places[: slots.start], *places[slots.stop :]} == {-1}, "on other ranks"
-        for slot in slots:
-            assert _in_place(checkpoint, mlp.experts, places[slot], int(table.ravel()[slot]))
-    assert memory == [weight.data_ptr() for weight in (mlp.experts.gate_up.values, mlp.experts.down.scale)]
-
-
-def test_nothing_changes_before_the_switch(checkpoint: Checkpoint) -> None:
-    shard = Shard(datas=2, spread=True, unit=128)
-    mlp = _moe(_loader(checkpoint, shard, moving=True))
-    before, table = mlp.experts.gate_up.values.clone(), shard.first_table(EXPERTS)[::-1].copy()
-    ids, positions = torch.arange(EXPERTS, dtype=torch.int32)[None], torch.zeros(1, dtype=torch.int32)
-    switch = _moving(mlp).layer.prepare(table)
-
-    assert torch.equal(mlp.experts.gate_up.values.view(torch.uint8), before.view(torch.uint8))
-    assert torch.equal(_moving(mlp).layer.route(ids, positions), ids)
-    switch()
-    assert _moving(mlp).layer.route(ids, positions).tolist() == [[*range(8, 16), *range(8)]]
-
-
-def test_rows_of_padding_are_not_counted(checkpoint: Checkpoint) -> None:
-    layer = _moving(_moe(_loader(checkpoint, Shard(datas=2, spread=True, unit=128), moving=True))).layer
-    layer.route(torch.tensor([[1, 2], [2, 3], [4, 5]]), torch.arange(3), torch.tensor([True, True, False]))
-
-    assert layer.take_loads().tolist() == [0, 1, 2, 1, *[0] * 12]
-
-
 TOKENS, BLOCKS = [24, 40], [[3, 1, 7, 5], [2, 6, 4, 8]]
 
 
@@ -212,7 +128,7 @@ def _rounds() -> list[dict[int, Rows]]:
 
 
 def _stage(checkpoint: Checkpoint, sharing: Sharing, **settings: Any) -> tuple[GpuStage, GpuModules]:
-    loader = _loader(checkpoint, sharing.shard, **settings)
+    loader = loader_of(checkpoint, sharing.shard, **settings)
     stage = GpuStage.load(loader, range(2), block_size=16, sharing=sharing, progress=lambda done, total: None)
     module = GpuModules.load(loader, stage)
     stage.allocate_cache(16)
@@ -257,7 +173,7 @@ def test_a_stage_whose_experts_are_spread_and_move_computes_what_one_rank_does(t
     """And what torch's path does. Twins are not batch-invariant, so results agree within rounding only."""
     write_checkpoint(tmp_path, random_config(1, **{**SMALL, **WIDER}))
     ranks = SPLITS[layout].stage_size
-    tables = [_random_table(np.random.default_rng(turn), ranks, (EXPERTS + ranks) // ranks) for turn in range(5)]
+    tables = [random_table(np.random.default_rng(turn), ranks, (EXPERTS + ranks) // ranks) for turn in range(5)]
     alone = _stage(Checkpoint(tmp_path), Sharing())
     wanted = [_run(*alone, data, tables) for data in range(2)]
     on_torchs_path = Model.load(tmp_path)
@@ -270,12 +186,13 @@ def test_a_stage_whose_experts_are_spread_and_move_computes_what_one_rank_does(t
         assert 1 not in each or _close(states, on_torchs_path.hidden(each[1]))
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("interpreted")
 def test_a_stage_of_fp8_weights_has_the_bits_of_one_rank(checkpoint: Checkpoint) -> None:
-    tables = [_random_table(np.random.default_rng(turn), 2, 9) for turn in range(5)]
+    tables = [random_table(np.random.default_rng(turn), 2, 9) for turn in range(5)]
     alone = _stage(checkpoint, Sharing(shard=Shard(unit=128)))
-    wanted = [_run(*alone, data, tables, first=2) for data in range(2)]
-    found = _on_ranks(checkpoint, SPLITS["DP2+EP2"], tables, first=2)
+    wanted = [_run(*alone, data, tables, first=3) for data in range(2)]
+    found = _on_ranks(checkpoint, SPLITS["DP2+EP2"], tables, first=3)
 
     assert len(found) == 2 * len(wanted[0])
     for place, (shard, states) in enumerate(found):

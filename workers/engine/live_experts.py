@@ -1,6 +1,7 @@
 """Moves experts on a rank while it serves: executes the leader's commands between rounds (experts/orders.py).
 
-A separate thread reads the new weights while rounds run. Switching to them only exchanges pointers.
+A separate thread reads the new weights while rounds run, on a GPU over a stream of its own. Switching to them only
+exchanges pointers, or copies them within the GPU's memory.
 """
 
 import contextlib
@@ -45,6 +46,7 @@ class LiveExperts:
         self._stage, self._shard, self._device = stage, shard, device
         self._reader = ThreadPoolExecutor(1, "expert-reader")
         self._coming: Future[Callable[[], None]] | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def apply(self, order: IntArray) -> IntArray:
         """Executes a command between two rounds. Returns the stage's answer on its first rank, else nothing."""
@@ -78,8 +80,11 @@ class LiveExperts:
 
     def _prepare(self, number: int, table: IntArray) -> None:
         layer = self._layers.get(number)
-        if layer is not None:
-            self._coming = self._reader.submit(_read, layer, table.reshape(self._stage.size, -1))
+        if layer is None:
+            return
+        if self._stream is not None:  # memory of experts that left may still be in use by the last round
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        self._coming = self._reader.submit(_read, layer, table.reshape(self._stage.size, -1), self._stream)
 
     def _state(self) -> IntArray:
         """The worst state of all ranks; nothing if this stage prepares no layer."""
@@ -100,9 +105,15 @@ class LiveExperts:
         return np.asarray(every.cpu().numpy())
 
 
-def _read(layer: ExpertLayer, table: IntArray) -> Callable[[], None]:
+def _read(layer: ExpertLayer, table: IntArray, stream: torch.cuda.Stream | None) -> Callable[[], None]:
+    """Returns once the weights are in this rank's memory. `stream`: of the copies to a GPU."""
     try:
-        return layer.prepare(table)
+        if stream is None:
+            return layer.prepare(table)
+        with torch.cuda.stream(stream):
+            switch = layer.prepare(table)
+        stream.synchronize()
+        return switch
     except Exception:
         log.exception("experts of layer %d could not be read; experts will not be moved any more", layer.number)
         raise
