@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from outrider.workers.parallel.sharing import Sharing
 
@@ -114,14 +115,19 @@ class AllToAll:
 
     def _return(self, outputs: Tensor, ranks: Tensor, sizes: _Sizes) -> Tensor:
         """Sends each group's ranks their columns of its pairs. Receives this rank's columns of its rows' pairs."""
-        columns = [self._columns.slice(tensor) for tensor in range(self._columns.parts)]
-        sent = [part[:, own].flatten() for part in outputs.split(sizes.pairs) for own in columns]
-        width = self._columns.width(self._shard.tensor)
-        received = [pairs * width for pairs in sizes.returned_pairs]
-        flat = self._stage.exchange(torch.cat(sent), [len(part) for part in sent], received, "expert outputs")
-        came = flat.view(-1, width)
+        cut, width = self._columns, self._columns.width(self._shard.tensor)
+        sent = [
+            _widened(part[:, cut.slice(t)], cut.widest) for part in outputs.split(sizes.pairs) for t in range(cut.parts)
+        ]
+        came = self._stage.exchange(torch.cat(sent), [*map(len, sent)], sizes.returned_pairs, "expert outputs")
         order = ranks.flatten().argsort(stable=True)
-        return torch.empty_like(came).index_copy_(0, order, came).view(*ranks.shape, width)
+        own = came.new_empty(len(came), width).index_copy_(0, order, came[:, :width])
+        return own.view(*ranks.shape, width)
+
+
+def _widened(part: Tensor, width: int) -> Tensor:
+    """With columns of zeros, if it has fewer."""
+    return part if part.shape[1] == width else functional.pad(part, (0, width - part.shape[1]))
 
 
 def first_true(mask: Tensor, count: int) -> Tensor:

@@ -186,11 +186,12 @@ class Decoder:
         if self.sharing.tensor.size == 1:
             parts = [routed] if shared is None else [routed, shared.view(rows, weights.shape[1] - places, columns)]
             return torch.cat(parts, dim=1).flatten(0, 1), weights
-        total = weigh(routed.flatten(0, 1), weights[:, :places].contiguous())
-        if self._dispatch is not None:
-            own = self.sharing.shard.own(self.config.hidden_size)
-            total = functional.pad(total, (own.start, self.config.hidden_size - own.stop))
-        return total if shared is None else total + weigh(shared, weights[:, places:].contiguous()), None
+        total = routed.new_zeros(rows, self.config.hidden_size)
+        if shared is not None:
+            total = weigh(shared, weights[:, places:].contiguous())
+        own = slice(None) if self._dispatch is None else self.sharing.shard.own(self.config.hidden_size)
+        total[:, own].add_(weigh(routed.flatten(0, 1), weights[:, :places].contiguous()))
+        return total, None
 
 
 class _DenseRoute:
