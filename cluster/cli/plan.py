@@ -97,7 +97,7 @@ def run_plan(options: PlanOptions) -> None:
         efficiency = _efficiency(options.gpu_check)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    ranking = search(shapes, fleet, workload, goal, efficiency, widens=options.weights == "auto")
+    ranking = search(shapes, fleet, workload, goal, efficiency)
     if options.as_json:
         text = json.dumps(document(options.model, ranking, goal, options.alternatives), indent=2)
         print(text)  # noqa: T201  # the command's output

@@ -47,26 +47,11 @@ class Candidate:
         return "float32" if self.shapes.value_bytes == 4 else "bfloat16"
 
     @property
-    def needs_torch(self) -> bool:
-        """Whether this split runs on torch: GPU kernels cannot send rows to experts of other data groups."""
-        return self.split.spread and self.split.data > 1
-
-    @property
-    def obstacle(self) -> str | None:
-        """Why ranks would convert weights to 16 bits instead of running this plan; None if they would not."""
-        if self.shapes.quantised and self.needs_torch:
-            return "GPU kernels do not send rows to experts of other data groups yet: ranks would widen FP8 weights"
-        return None
-
-    def resolved(self, *, widens: bool) -> "Candidate":
-        """The plan as GPU ranks run it: tensor groups use all-reduce, and torch keeps weights in 16 bits.
-
-        Follows workers/loading/resolved_config.py.
-        """
-        fast = self.split.tensor > 1 or self.needs_torch
-        workload = replace(self.workload, numerics="fast") if fast else self.workload
-        shapes = self.shapes.widened if widens and self.needs_torch else self.shapes
-        return replace(self, shapes=shapes, workload=workload)
+    def resolved(self) -> "Candidate":
+        """The plan as GPU ranks run it: tensor groups use all-reduce. Follows workers/loading/resolved_config.py."""
+        if self.split.tensor == 1:
+            return self
+        return replace(self, workload=replace(self.workload, numerics="fast"))
 
     def at(self, concurrency: int) -> "Candidate":
         return replace(self, workload=replace(self.workload, concurrency=concurrency))

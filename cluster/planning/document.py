@@ -53,7 +53,6 @@ def summary(plan: Candidate) -> dict[str, Any]:
     return {
         **_sizes(plan.split),
         "weights_in_memory": plan.weights_in_memory,
-        "obstacle": plan.obstacle,
         "bytes_per_gpu": round(plan.tightest[1]),
         "kv_cache_tokens": plan.cache_tokens,
         "longest_context": plan.longest_context,

@@ -46,16 +46,11 @@ def search(
     workload: Workload,
     goal: Objective,
     efficiency: Efficiency | None = None,
-    *,
-    widens: bool = True,
 ) -> Ranking:
-    """All splits of the model over the fleet or part of it, as GPU ranks would run them, best first.
-
-    `widens`: count FP8 weights as 16 bits if ranks would convert them; else always use the dtype of `shapes`.
-    """
+    """All splits of the model over the fleet or part of it, as GPU ranks would run them, best first."""
     allowed, refused = _allowed(shapes, fleet, workload, goal.sizes or {})
     every = [Candidate(shapes, split, workload, fleet, efficiency or Efficiency()) for split in allowed]
-    candidates = [candidate.resolved(widens=widens) for candidate in every]
+    candidates = [candidate.resolved for candidate in every]
     fitting = [fit for candidate in candidates for fit in _settled(candidate, goal)]
     least = [
         candidate.at(candidate.split.data) if goal.objective == "throughput" else candidate for candidate in candidates

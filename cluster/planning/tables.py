@@ -20,9 +20,7 @@ def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Object
         f" {work.concurrency} sequences of {work.context:,} tokens, {work.draft_steps} drafts at {work.acceptance:.0%}",
         highlight=False,
     )
-    console.print(f"Weights in memory: {best.weights_in_memory}{_why(best)}.", highlight=False)
-    if best.obstacle is not None:
-        console.print(f"[yellow]This split does not run as planned: {best.obstacle}.[/]", highlight=False)
+    console.print(f"Weights in memory: {best.weights_in_memory}.", highlight=False)
     for title, table in (
         ("Plans, best first", plans(shown)),
         ("Memory of each GPU by layers, GB", memory(best)),
@@ -33,11 +31,6 @@ def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Object
     ):
         console.print(f"\n[bold]{title}[/]", highlight=False)
         console.print(table)
-
-
-def _why(plan: Candidate) -> str:
-    widened = plan.needs_torch and plan.shapes.model.quantization_block is not None and not plan.shapes.quantised
-    return ": GPU kernels do not send rows to experts of other data groups yet" if widened else ""
 
 
 def _gpus(plan: Candidate) -> str:

@@ -91,16 +91,22 @@ def test_the_chart_and_the_planner_count_weights_in_the_same_width(
         render(values)
 
 
-SPREAD = {"pipeline": 1, "data": 8, "expert": 8}
+SPREAD = {"pipeline": 1, "tensor": 2, "data": 4, "expert": 8}
+
+
+@pytest.mark.parametrize("changes", [{"parallel": SPREAD}, {"parallel": SPREAD, "model.settings.enable_eplb": True}])
+def test_r1_fits_on_8_h200_with_its_experts_spread(changes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    values = with_values("r1-1x8-b200", {"plan.gpu": "h200-141g", **changes})
+    render(values)
+
+    assert run(_arguments(values)) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("kept", "changes"),
     [
         ("fp8", {"plan.gpu": "h100-80g"}),
-        ("bf16", {"plan.gpu": "h200-141g", "parallel": SPREAD}),
         ("bf16", {"plan.gpu": "h200-141g", "model.settings.kernels": "torch"}),
-        ("bf16", {"plan.gpu": "h200-141g", "model.settings.enable_eplb": True}),
     ],
 )
 def test_what_does_not_fit_is_refused_by_both(

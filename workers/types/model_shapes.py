@@ -1,6 +1,6 @@
 """Number of parameters, bytes and operations of each part of a model. Pure; knows nothing of devices and splits."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from outrider.workers.types.model_config import ModelConfig
@@ -33,11 +33,6 @@ class Shapes:
     @property
     def quantised(self) -> bool:
         return self.weight_bytes < _WIDE
-
-    @property
-    def widened(self) -> "Shapes":
-        """The same model with FP8 weights widened to 16 bits."""
-        return replace(self, weight_bytes=max(self.weight_bytes, _WIDE))
 
     @property
     def value_bytes(self) -> int:

@@ -74,12 +74,10 @@
 {{- end -}}
 {{- end }}
 
-{{/* The dtype in which ranks keep FP8 weights. Splits and settings that the GPU kernels do not support use torch and bf16. */}}
+{{/* The dtype in which ranks keep FP8 weights: torch's own kernels use bf16. */}}
 {{- define "outrider.weightsKept" -}}
-{{- $p := .Values.parallel -}}
 {{- $settings := .Values.model.settings | default dict -}}
-{{- $spread := and (gt (int $p.expert) 1) (gt (int $p.data) 1) -}}
-{{- if or $spread $settings.enable_eplb (eq (toString $settings.kernels) "torch") -}}
+{{- if eq (toString $settings.kernels) "torch" -}}
 bf16
 {{- else -}}
 fp8

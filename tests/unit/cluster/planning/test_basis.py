@@ -55,16 +55,13 @@ def test_a_report_of_a_pretended_gpu_is_refused() -> None:
         measured(report, Efficiency())
 
 
-def test_weights_count_in_16_bits_where_ranks_widen_them() -> None:
+def test_experts_that_are_spread_over_data_groups_count_in_fp8() -> None:
     sizes = {"tensor": 2, "pipeline": 1, "expert": 16, "data": 8}
-    [auto], [kept] = (
-        search(R1, FLEET, Workload(), Objective(sizes=sizes), widens=widens).fitting for widens in (True, False)
-    )
+    wide = Shapes.of(R1.model, "bfloat16")
+    [auto], [widened] = (search(shapes, FLEET, Workload(), Objective(sizes=sizes)).fitting for shapes in (R1, wide))
 
-    assert (auto.weights_in_memory, auto.obstacle) == ("bfloat16", None)
-    assert kept.weights_in_memory == "fp8"
-    assert kept.obstacle is not None
-    assert auto.memories[0].weight_bytes > 1.8 * kept.memories[0].weight_bytes
+    assert (auto.weights_in_memory, widened.weights_in_memory) == ("fp8", "bfloat16")
+    assert widened.memories[0].weight_bytes > 1.8 * auto.memories[0].weight_bytes
 
 
 def test_on_gpus_tensor_groups_sum_whatever_numerics_was_asked_for() -> None:
