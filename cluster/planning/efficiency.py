@@ -30,8 +30,12 @@ class Efficiency:
     # Kernels per layer, with a fused all-reduce within a node. tests/gpu/test_rounds.py counts them.
     dense_launches: int = 11
     moe_launches: int = 13
-    # Overhead per kernel in a CUDA graph, in addition to the time for bytes and operations.
+    # More per MoE layer if rows are sent to experts of other data groups. tests/gpu/test_spread_experts.py counts them.
+    dispatch_launches: int = 29
+    # Overhead per kernel in a CUDA graph, in addition to the time for bytes and operations; and outside of graphs,
+    # where the host launches each. Rounds that send rows to experts run outside.
     launch_s: float = 3e-6
+    eager_launch_s: float = 5e-6
     # Scheduling, sampling and sending results; most of it overlaps with the previous round.
     round_overhead_s: float = 0.5e-3
     # Load of the fullest rank / mean, after balancing: 1.07 to 1.45 (EPLB on Zipf loads of 0.6 and 1.0).
@@ -46,8 +50,9 @@ class Efficiency:
     measured: tuple[str, ...] = ()
     measured_on: str = ""
 
-    def layer_launches(self, *, moe: bool) -> int:
-        return self.moe_launches if moe else self.dense_launches
+    def layer_launches(self, *, moe: bool, dispatched: bool = False) -> int:
+        """`dispatched`: its rows are sent to experts of other data groups."""
+        return self.moe_launches + dispatched * self.dispatch_launches if moe else self.dense_launches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,11 @@ class Split:
         """Whether whole experts are distributed over a stage's ranks."""
         return self.expert > 1
 
+    @property
+    def dispatches(self) -> bool:
+        """Whether rows are sent to experts of other data groups."""
+        return self.spread and self.data > 1
+
     def parallel(self) -> ParallelConfig:
         """Raises ValueError if `expert` is neither 1 nor data x tensor."""
         return ParallelConfig(

@@ -90,11 +90,16 @@ class Clock:
             attention=self._attention_linears(rows),
             cache=self._cache(rows),
             experts=self._experts(rows) if moe else self._linear(self.shapes.dense, rows.rows),
-            overhead=self.efficiency.layer_launches(moe=moe) * self.efficiency.launch_s,
+            overhead=self._launches_s(moe=moe),
             sharing=self.exchange_s(one for one in collectives if one.group == "tensor"),
             dispatch=dispatch * self.efficiency.expert_imbalance,
             combine=combine * self.efficiency.expert_imbalance,
         )
+
+    def _launches_s(self, *, moe: bool) -> float:
+        share, dispatches = self.efficiency, self.split.dispatches
+        launches = share.layer_launches(moe=moe, dispatched=dispatches)
+        return launches * (share.eager_launch_s if dispatches else share.launch_s)
 
     def dispatch_combine_s(self, rows: QueryRows) -> tuple[float, float]:
         """Seconds of dispatch and combine in one layer, with evenly loaded experts."""

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import random_config, write_checkpoint
-from gpu.pretend_cuda import Counts
+from gpu.pretend_cuda import Counts, PretendTensor, inner
 from gpu.r1 import SMALL, decoding, run_round, slice_of_r1, small_checkpoint
 from gpu.spread import CHOSEN, EXPERTS, HIDDEN, WIDER, WIDTH, loader_of, moe_layer, random_table
 from rounds import Model, Rows, flat_rows, random_tokens
 from sharded import all_sharings, close_all, on_all_ranks
 from torch import Tensor
 
+from outrider.cluster.planning.efficiency import Efficiency
 from outrider.kernels.gpu import experts as kernel
 from outrider.workers.config import ParallelConfig
 from outrider.workers.experts.placement import IntArray
@@ -205,15 +206,30 @@ class _Partner:
     name, rank, size = "a test", 0, 2
     traffic: dict[str, Any] = {}  # noqa: RUF012
 
+    def __init__(self) -> None:
+        self.calls = 0
+
     def gather(self, part: Tensor, purpose: str, root: int | None = None) -> Tensor:
-        return torch.stack([part, torch.zeros_like(part)])
+        self.calls += 1
+        return PretendTensor(torch.stack([inner(part), torch.zeros_like(inner(part))]), part.device)
 
     def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
-        out = sent.new_zeros(sum(received_rows), *sent.shape[1:])
-        out[: received_rows[0]].copy_(sent[: sent_rows[0]])
-        return out
+        self.calls += 1
+        zeros = torch.zeros(sum(received_rows[1:]), *sent.shape[1:], dtype=sent.dtype)
+        return PretendTensor(torch.cat([inner(sent)[: sent_rows[0]], zeros]), sent.device)
 
     def close(self) -> None: ...
+
+
+def test_a_round_has_the_launches_that_the_planner_counts(pretend: Counts, checkpoint: Checkpoint) -> None:
+    shard, partner = Shard(datas=2, spread=True, unit=128), _Partner()
+    stage, _ = slice_of_r1(checkpoint, CUDA, 64, layers=6, sharing=Sharing(shard=shard, stage=partner))
+    pretend.clear()
+    run_round(stage, 1, 4, 20)
+    efficiency = Efficiency()
+    dense, sparse = (efficiency.layer_launches(moe=moe, dispatched=moe) for moe in (False, True))
+
+    assert pretend.kinds.total() + partner.calls == 3 * dense + 3 * sparse + 5
 
 
 def test_the_host_waits_for_the_sizes_of_each_exchange_and_for_nothing_else(
