@@ -1,9 +1,10 @@
 """Checks and times the GPU path on one GPU: python benchmarks/gpu_check.py [--json FILE]. Needs torch and triton.
 
 Compares kernels with their twins at R1's shapes for TP8, with their share of the card's memory bandwidth; counts the
-launches, host syncs and copies of a decoding round of an R1-like model; times MoE layers over 1 to 64 rows; compares
-graph rounds with eager ones, and scout's completions with speculation on and off. `--pretend` runs it without a GPU,
-at small sizes, in Triton's interpreter and with the twins. It times nothing then; tests use it.
+launches, host syncs and copies of a decoding round of an R1-like model; times MoE layers over 1 to 64 rows, and the
+dispatch of rows to experts that are spread over data groups, without a network; compares graph rounds with eager ones,
+and scout's completions with speculation on and off. `--pretend` runs it without a GPU, at small sizes, in Triton's
+interpreter and with the twins. It times nothing then; tests use it.
 """
 
 import argparse
@@ -13,14 +14,14 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 PRETEND = "--pretend" in sys.argv
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+sys.path.append(str(ROOT))  # where `benchmarks` is
 if PRETEND:
     os.environ["TRITON_INTERPRET"] = "1"  # before kernels are defined
 
@@ -28,94 +29,24 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from gpu.pretend_cuda import Counts, pretending  # noqa: E402
 from gpu.r1 import run_round, sequence_starts, slice_of_r1, small_checkpoint  # noqa: E402
+from gpu.spread import Partner  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.kernels.gpu_cases import cases, fp8, random  # noqa: E402
 from outrider import LLM, SamplingParams  # noqa: E402
 from outrider.cluster.planning.hardware import known_gpus  # noqa: E402
-from outrider.kernels import reference  # noqa: E402
-from outrider.kernels.gpu import choose, draw, experts, linear, mla, norms, values  # noqa: E402
-from outrider.kernels.sampling import row_key, sequence_key  # noqa: E402
+from outrider.kernels.gpu import choose, experts, linear  # noqa: E402
 from outrider.workers.drafting.draft_model import DraftRequest  # noqa: E402
 from outrider.workers.drafting.gpu_draft_model import GpuDraftModel  # noqa: E402
 from outrider.workers.drafting.pairs import Pairs  # noqa: E402
+from outrider.workers.model.gpu.stack import Stack, Weight  # noqa: E402
+from outrider.workers.parallel.expert_dispatch import AllToAll  # noqa: E402
+from outrider.workers.parallel.shard import Shard  # noqa: E402
+from outrider.workers.parallel.sharing import Sharing  # noqa: E402
 
 DEVICE = torch.device("cpu" if PRETEND else "cuda")
 CUDA = torch.device("cuda", 0)
 REPEATS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A kernel, its twin, their arguments, and the bytes that the kernel must read."""
-
-    name: str
-    launch: Callable[..., Any]
-    twin: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    bytes: int
-
-
-def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(*shape, device=DEVICE).to(torch.float32 if PRETEND else dtype)
-
-
-def fp8(*shape: int) -> tuple[Tensor, Tensor]:
-    *stacked, outputs, inputs = shape
-    scales = torch.rand(*stacked, -(-outputs // 128), -(-inputs // 128), device=DEVICE) * inputs**-0.5
-    values = torch.empty(shape, dtype=torch.float8_e4m3fn, device=DEVICE)
-    for each in values.view(-1, outputs, inputs):
-        each.copy_(torch.randn(outputs, inputs, device=DEVICE))
-    return values, scales
-
-
-def cases() -> Iterator[Case]:
-    """R1's shapes for TP8; smaller ones with --pretend."""
-    hidden, many, width, stack = (512, 128, 128, 4) if PRETEND else (7168, 2112, 256, 257)
-    for rows in (1, 4, 64):
-        weight = fp8(many, hidden)
-        arguments = (random(rows, hidden), *weight, False)
-        yield Case(f"linear, {rows} rows", linear.launch, reference.linear, arguments, weight[0].numel())
-    gate_up, down = fp8(stack, 2 * width, hidden), fp8(stack, hidden, width)
-    for rows in (1, 4) if PRETEND else (1, 4, 16, 64):
-        ids = torch.rand(rows, stack, device=DEVICE).argsort(dim=1)[:, : min(9, stack)].sort(dim=1).values.int()
-        each = 3 * hidden * width * len(ids.unique())
-        arguments = (random(rows, hidden), ids, *gate_up, *down, True)
-        yield Case(f"experts, {rows} rows", experts.launch, reference.experts, arguments, each)
-    yield from attention_cases()
-    logits, bias = torch.randn(64, 256, device=DEVICE), torch.randn(256, device=DEVICE)
-    yield Case("choose", choose.launch, reference.choose, (logits, bias, 8, 8, 4, True, 2.5, 1), logits.numel() * 4)
-    arguments = (random(4, hidden), random(36, hidden), torch.rand(4, 9, device=DEVICE), random(hidden), 1e-6)
-    yield Case("join_norm", norms.launch_join_norm, reference.join_norm, arguments, 40 * hidden * 2)
-    vocab = 2000 if PRETEND else 129280
-    keys = torch.tensor([row_key(sequence_key(n, 0), 5) for n in range(4)], device=DEVICE)
-    arguments = (torch.randn(4, vocab, device=DEVICE), torch.full((4,), 0.7, device=DEVICE).double(), keys, 0)
-    yield Case("draw", draw.launch, reference.draw, arguments, 4 * vocab * 4)
-
-
-def attention_cases() -> Iterator[Case]:
-    for rows, context in ((1, 100), (4, 200)) if PRETEND else ((1, 4096), (4, 4096), (4, 32768)):
-        pages = torch.randperm(-(-context // 64), device=DEVICE).int()[None]
-        seen = torch.tensor([[0, context - rows + 1 + n] for n in range(rows)], dtype=torch.int32, device=DEVICE)
-        tiles = torch.tensor([[0, 0, rows]], dtype=torch.int32, device=DEVICE)
-        q, cache, up = random(rows, 16, 576), random(pages.numel() * 64, 576), random(16, 512, 128) / 20
-        rest = tiles, pages, seen, 64, 512, 0.04, -(-context // mla.SPLIT)
-
-        def launch(*arguments: Any, seen: Tensor = seen, up: Tensor = up) -> Tensor:
-            return values.launch(*mla.launch(*arguments), seen, up)
-
-        def twin(*arguments: Any, seen: Tensor = seen, up: Tensor = up) -> Tensor:
-            moved = [each.cpu() if isinstance(each, Tensor) else each for each in arguments]
-            return reference.values(*reference.mla(*moved), seen.cpu(), up.cpu())
-
-        for name, own in (("attention", cache), ("attention, FP8 cache", in_fp8(cache))):
-            bytes_read = own.numel() * own.element_size()
-            yield Case(f"{name}, {rows} rows, context {context}", launch, twin, (q, own, *rest), bytes_read)
-
-
-def in_fp8(cache: Tensor) -> Tensor:
-    """[slots, 576] as kv_cache_dtype="fp8" keeps them."""
-    parts = (*reference.quantize_rows(cache[:, :512]), cache[:, 512:].contiguous())
-    return torch.cat([part.view(torch.uint8) for part in parts], dim=1)
 
 
 def error(found: Any, wanted: Any) -> float:
@@ -145,7 +76,7 @@ def bandwidth() -> float | None:
 
 def check_kernels() -> list[dict[str, Any]]:
     limit, rows = bandwidth(), []
-    for case in cases():
+    for case in cases(DEVICE):
         found, wanted = case.launch(*case.arguments), case.twin(*case.arguments)
         row: dict[str, Any] = {"name": case.name, "error": error(found, wanted), "share_of_limit": None}
         if not PRETEND:
@@ -159,8 +90,11 @@ def check_kernels() -> list[dict[str, Any]]:
 def check_rounds(folder: Path) -> dict[str, Any]:
     """Counted on a pretended GPU even if there is a real one: the counts are the same."""
     with pretending() as counts:
-        stage, module = slice_of_r1(small_checkpoint(folder), CUDA, 600)
+        checkpoint = small_checkpoint(folder)
+        stage, module = slice_of_r1(checkpoint, CUDA, 600)
         counted: dict[Any, Counts] = {n: count(counts, lambda n=n: run_round(stage, n, 4, 100)) for n in (1, 4)}
+        apart, _ = slice_of_r1(checkpoint, CUDA, 600, sharing=of_two_data_groups())
+        counted["spread"] = count(counts, lambda: run_round(apart, 1, 4, 100))
         stage.use_graphs()
         counted["graph"] = count(counts, lambda: run_round(stage, 1, 4, 100))
         pair, model = one_pair(), GpuDraftModel(module, sequence_starts(1))
@@ -176,6 +110,7 @@ def check_rounds(folder: Path) -> dict[str, Any]:
             **of_round(counted[1]),
             "of_4_sequences": of_round(counted[4]),
             "in_a_graph": of_round(counted["graph"]),
+            "of_spread_experts": of_round(counted["spread"]),
         },
         "draft": {
             "launches": eager[1].kinds.total() - eager[0].kinds.total(),
@@ -219,10 +154,10 @@ def check_layers() -> list[dict[str, Any]]:
     """Times four MoE layers of one of eight ranks, router and experts, for 1 to 64 rows."""
     if PRETEND:
         return []
-    stacks = [(*fp8(257, 512, 7168), *fp8(257, 7168, 256), random(256, 7168)) for _ in range(4)]
+    stacks = [(*fp8(DEVICE, 257, 512, 7168), *fp8(DEVICE, 257, 7168, 256), random(DEVICE, 256, 7168)) for _ in range(4)]
     bias, found = torch.zeros(256, device=DEVICE), []
     for rows in (1, 2, 4, 8, 16, 32, 64):
-        x = random(rows, 7168)
+        x = random(DEVICE, rows, 7168)
 
         def run(x: Tensor = x) -> None:
             for gate_up, gate_up_scale, down, down_scale, router in stacks:
@@ -230,6 +165,29 @@ def check_layers() -> list[dict[str, Any]]:
                 experts.launch(x, ids, gate_up, gate_up_scale, down, down_scale, True)
 
         found.append({"rows": rows, "ms_per_layer": seconds(run) / 4 * 1e3})
+    return found
+
+
+def of_two_data_groups() -> Sharing:
+    """The first of two ranks, over which experts are spread. The other has no rows."""
+    return Sharing(shard=Shard(datas=2, spread=True, unit=128), stage=Partner())
+
+
+def check_dispatch() -> list[dict[str, Any]]:
+    """Sends rows to spread experts, without a network: the outputs of this rank's experts, and the time."""
+    hidden, width, own, chosen = (256, 128, 4, 2) if PRETEND else (7168, 2048, 16, 8)
+    weights = fp8(DEVICE, own, 2 * width, hidden), fp8(DEVICE, own, hidden, width)
+    stack = Stack(gate_up=Weight(*weights[0]), down=Weight(*weights[1]))
+    dispatch, found = AllToAll(of_two_data_groups(), hidden, 2 * own), []
+    for rows in (0, 3) if PRETEND else (0, 1, 4, 16, 64, 2048):
+        x, ids = random(DEVICE, rows, hidden), torch.rand(rows, 2 * own, device=DEVICE).argsort(dim=1)[:, :chosen].int()
+
+        def run(x: Tensor = x, ids: Tensor = ids) -> Tensor:
+            return dispatch(x, ids, lambda sent, slots: stack(sent, slots.unsqueeze(1), whole=True))
+
+        wanted = stack(x, ids, whole=False).view(rows, chosen, hidden)
+        row: dict[str, Any] = {"rows": rows, "error": error(run(), wanted) if rows else 0.0}
+        found.append(row if PRETEND else {**row, "us": seconds(run) * 1e6})
     return found
 
 
@@ -257,11 +215,15 @@ def show(report: dict[str, Any]) -> None:
         print(f"{row['name']:44}{row['error']:>10.1e}{shown}")
     for row in report["layers"]:
         print(f"MoE layer, {row['rows']:>2} rows: {row['ms_per_layer']:.3f} ms")
+    for row in report["dispatch"]:
+        took = "" if PRETEND else f", {row['us']:.0f} us"
+        print(f"dispatch to spread experts, {row['rows']:>4} rows: error {row['error']:.1e}{took}")
     round, draft = report["round"], report["draft"]
     counted = {
         "round of 1 sequence, 4 rows": round,
         "the same in a graph": round["in_a_graph"],
         "round of 4 sequences, 4 rows each": round["of_4_sequences"],
+        "round of 4 rows, experts spread": round["of_spread_experts"],
         "drafter's call, 2 drafts": draft["call_of_2_drafts"],
         "the same in graphs": draft["call_of_2_drafts_in_graphs"],
     }
@@ -269,7 +231,8 @@ def show(report: dict[str, Any]) -> None:
     for name, each in counted.items():
         shown = "".join(f"{each[key]:>10}" for key in ("launches", "host_syncs", "copies"))
         print(f"{name:44}{shown}  {', '.join(each['copies_outside'])}")
-        print("".join(f"{'between launches: ' + copy:>76}\n" for copy in each["copies_inside"]), end="")
+        for copy, times in Counter(each["copies_inside"]).items():
+            print(f"{f'{times} between launches: {copy}':>86}")
     print(f"one more draft: {draft['launches']} launches; in graphs {draft['launches_in_graphs']}")
     for name in ("device", "identical", "graph_equals_eager"):
         print(f"{name}: {report[name]}")
@@ -284,7 +247,7 @@ def main() -> None:
     report: dict[str, Any] = {"device": "pretended" if PRETEND else torch.cuda.get_device_name()}
     with tempfile.TemporaryDirectory() as folder:
         report |= check_rounds(Path(folder))
-    report |= {"kernels": check_kernels(), "layers": check_layers(), **check_text()}
+    report |= {"kernels": check_kernels(), "layers": check_layers(), "dispatch": check_dispatch(), **check_text()}
     show(report)
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1))

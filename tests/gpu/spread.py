@@ -1,10 +1,13 @@
-"""A small FP8 model whose experts are spread over ranks, and its parts on one rank."""
+"""A small FP8 model whose experts are spread over ranks, its parts on one rank, and another rank for that one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from gpu.pretend_cuda import PretendTensor, inner
 from gpu.r1 import SMALL
+from torch import Tensor
 
 from outrider.workers.experts.placement import IntArray
 from outrider.workers.model.gpu.moving_experts import MovingExperts
@@ -42,3 +45,27 @@ def random_table(random: np.random.Generator, ranks: int, slots: int) -> IntArra
         table = np.stack([random.permutation(EXPERTS)[:slots] for _ in range(ranks)])
         if len(np.unique(table)) == EXPERTS:
             return table
+
+
+class Partner:
+    """A stage's group of two. The other rank has no rows, and answers with zeros. Implements Collectives."""
+
+    name, rank, size = "a test", 0, 2
+    traffic: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def gather(self, part: Tensor, purpose: str, root: int | None = None) -> Tensor:
+        return self._received(inner(part).unsqueeze(0), torch.zeros_like(inner(part)).unsqueeze(0), part)
+
+    def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
+        own = inner(sent)[: sent_rows[0]]
+        return self._received(own, own.new_zeros(received_rows[1], *own.shape[1:]), sent)
+
+    def close(self) -> None: ...
+
+    def _received(self, own: Tensor, others: Tensor, sent: Tensor) -> Tensor:
+        self.calls += 1
+        both = torch.cat([own, others])
+        return PretendTensor(both, sent.device) if isinstance(sent, PretendTensor) else both

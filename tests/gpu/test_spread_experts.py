@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import random_config, write_checkpoint
-from gpu.pretend_cuda import Counts, PretendTensor, inner
+from gpu.pretend_cuda import Counts
 from gpu.r1 import SMALL, decoding, run_round, slice_of_r1, small_checkpoint
-from gpu.spread import CHOSEN, EXPERTS, HIDDEN, WIDER, WIDTH, loader_of, moe_layer, random_table
+from gpu.spread import CHOSEN, EXPERTS, HIDDEN, WIDER, WIDTH, Partner, loader_of, moe_layer, random_table
 from rounds import Model, Rows, flat_rows, random_tokens
 from sharded import all_sharings, close_all, on_all_ranks
 from torch import Tensor
 
 from outrider.cluster.planning.efficiency import Efficiency
+from outrider.cluster.planning.presets import load_shape
 from outrider.kernels.gpu import experts as kernel
-from outrider.workers.config import ParallelConfig
+from outrider.workers.config import EngineConfig, ParallelConfig
+from outrider.workers.engine.memory import round_bytes
 from outrider.workers.experts.placement import IntArray
 from outrider.workers.model.gpu import stack as stacks
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
@@ -200,29 +202,8 @@ def test_a_stage_of_fp8_weights_has_the_bits_of_one_rank(checkpoint: Checkpoint)
         assert torch.equal(states, wanted[shard.data][place % len(wanted[0])])
 
 
-class _Partner:
-    """A stage's group of two, whose other rank has no rows and answers with zeros. Implements Collectives."""
-
-    name, rank, size = "a test", 0, 2
-    traffic: dict[str, Any] = {}  # noqa: RUF012
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def gather(self, part: Tensor, purpose: str, root: int | None = None) -> Tensor:
-        self.calls += 1
-        return PretendTensor(torch.stack([inner(part), torch.zeros_like(inner(part))]), part.device)
-
-    def exchange(self, sent: Tensor, sent_rows: Sequence[int], received_rows: Sequence[int], purpose: str) -> Tensor:
-        self.calls += 1
-        zeros = torch.zeros(sum(received_rows[1:]), *sent.shape[1:], dtype=sent.dtype)
-        return PretendTensor(torch.cat([inner(sent)[: sent_rows[0]], zeros]), sent.device)
-
-    def close(self) -> None: ...
-
-
 def test_a_round_has_the_launches_that_the_planner_counts(pretend: Counts, checkpoint: Checkpoint) -> None:
-    shard, partner = Shard(datas=2, spread=True, unit=128), _Partner()
+    shard, partner = Shard(datas=2, spread=True, unit=128), Partner()
     stage, _ = slice_of_r1(checkpoint, CUDA, 64, layers=6, sharing=Sharing(shard=shard, stage=partner))
     pretend.clear()
     run_round(stage, 1, 4, 20)
@@ -236,7 +217,7 @@ def test_the_host_waits_for_the_sizes_of_each_exchange_and_for_nothing_else(
     pretend: Counts, checkpoint: Checkpoint
 ) -> None:
     shard = Shard(datas=2, spread=True, unit=128)
-    stage, _ = slice_of_r1(checkpoint, CUDA, 64, layers=6, sharing=Sharing(shard=shard, stage=_Partner()))
+    stage, _ = slice_of_r1(checkpoint, CUDA, 64, layers=6, sharing=Sharing(shard=shard, stage=Partner()))
     for sequences, rows in ((1, 4), (4, 4), (1, 0)):
         run_round(stage, sequences, rows, 20) if rows else stage.run(decoding(1, 0, 20), None)
         pretend.clear()
@@ -248,3 +229,11 @@ def test_the_host_waits_for_the_sizes_of_each_exchange_and_for_nothing_else(
         assert taken.syncs[of_sizes[0]] == 3, "MoE layers"
         assert taken.syncs.total() == 3 + bool(rows)
         assert len(taken.copies_inside) == 3
+
+
+def test_the_largest_round_has_room_for_the_rows_of_other_data_groups() -> None:
+    """Four times a rank's mean of pairs: their rows, and the outputs of its experts."""
+    model, config = load_shape("deepseek-r1"), EngineConfig(max_num_batched_tokens=2048)
+    apart, spread = (round_bytes(config, model, Shard(datas=16, spread=each), 2) for each in (False, True))
+
+    assert spread - apart >= 4 * 2048 * 8 * 2 * 7168 * 2

@@ -98,15 +98,24 @@ class _Written(Checkpoint):
         return torch.empty(size, dtype=FP8, device=META), scales
 
 
-@pytest.mark.parametrize(("gpu_gb", "stages"), [(141, 1), (80, 2)])
-def test_r1_fits_in_the_memory_that_the_planner_says(gpu_gb: int, stages: int) -> None:
-    """8 x H200 (TP8) and 2 x 8 H100 (PP2 x TP8): weights, MTP module, and cache for 64 sequences of 8k tokens."""
-    model, split = load_shape("deepseek-r1"), Split(tensor=8, pipeline=stages)
-    shard = Shard(tensor=0, tensors=8, unit=128)
+_PLANS = [
+    (141, Split(tensor=8), 0),
+    (80, Split(tensor=8, pipeline=2), 0),
+    (80, Split(tensor=8, data=2, expert=16), 0),
+    (80, Split(data=16, expert=16), 0),
+    (80, Split(tensor=4, data=4, expert=16), 32),
+]
+
+
+@pytest.mark.parametrize(("gpu_gb", "split", "redundant"), _PLANS, ids=str)
+def test_r1_fits_in_the_memory_that_the_planner_says(gpu_gb: int, split: Split, redundant: int) -> None:
+    """On 8 H200, or 16 H100: weights, MTP module, and cache for 64 sequences of 8k tokens, a data group's share."""
+    model, stages = load_shape("deepseek-r1"), split.pipeline
+    shard = Shard(tensors=split.tensor, datas=split.data, spread=split.spread, unit=128, redundant=redundant)
     loader = GpuLoader(config=model, checkpoint=_Written(model), dtype=torch.bfloat16, device=META, shard=shard)
     kinds = {moe: bytes_of(loader.layer(60 if moe else 0)) for moe in (False, True)}
     bounds = [model.num_hidden_layers * n // stages for n in range(stages + 1)]
-    workload = Workload(concurrency=64, context=8192, numerics="fast", max_num_seqs=64)
+    workload = Workload(concurrency=64, context=8192, numerics="fast", max_num_seqs=64, redundant_experts=redundant)
     for stage in range(stages):
         layers = range(bounds[stage], bounds[stage + 1])
         planned = stage_memory(Shapes.of(model), split, workload, Efficiency(), gpu_gb * 10**9, stage, layers)
@@ -115,7 +124,7 @@ def test_r1_fits_in_the_memory_that_the_planner_says(gpu_gb: int, stages: int) -
         held += bytes_of(loader.head())
 
         assert abs(held - planned.weight_bytes) < 0.05 * planned.weight_bytes
-        cache = 64 * 8192 * model.head_dim_latent * 2 * (len(layers) + (stage == 0))
+        cache = 64 // split.data * 8192 * model.head_dim_latent * 2 * (len(layers) + (stage == 0))
         assert held + cache + planned.buffers + planned.runtime < gpu_gb * 10**9, "it fits"
 
 

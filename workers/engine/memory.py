@@ -14,6 +14,7 @@ from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS
 
 _CPU_SHARE = 0.25  # of the memory free after loading the weights; the rest is for other ranks and programs
 _CUDA_SHARE = 0.9  # of the memory that weights and the largest round leave free
+_MOST_OF_MEAN = 4  # rows of a rank's spread experts in one layer, over the mean of all ranks
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -38,6 +39,10 @@ def round_bytes(config: EngineConfig, model: ModelConfig, shard: Shard, value_by
     heads = model.num_attention_heads // shard.tensors
     stream = rows * value_bytes * (6 * model.hidden_size + 2 * heads * model.head_dim_latent)
     pairs = rows * max(places, 1) * value_bytes * (model.hidden_size + max(model.moe_intermediate_size, 1))
+    if shard.spread and shard.datas > 1:
+        # Pairs of all data groups, for all ranks: the mean of a rank is its tensor group's pairs over their ranks.
+        received = _MOST_OF_MEAN * pairs // shard.tensors
+        pairs = max(pairs // shard.tensors, rows * value_bytes * model.hidden_size) + received
     sampled = config.max_num_seqs * (1 + MAX_DRAFT_TOKENS)
     logits = 2 * 4 * min(sampled, max(rows, config.max_num_seqs)) * model.vocab_size
     return stream + 2 * pairs + PARTS_BYTES + logits
