@@ -32,9 +32,8 @@ class StageMemory:
 
     @property
     def cache_bytes(self) -> float:
-        """Bytes for the cache: its share of the memory that weights leave free, limited by buffers."""
-        after_weights = self.device - self.weight_bytes - self.runtime
-        return max(0.0, min(after_weights * self.cache_share, after_weights - self.buffers))
+        """Bytes for the cache: its share of the memory that the rest leaves free."""
+        return max(0.0, (self.device - self.fixed) * self.cache_share)
 
     @property
     def cache_tokens(self) -> int:
@@ -42,8 +41,7 @@ class StageMemory:
 
     def needed(self, tokens: int) -> float:
         """Bytes needed with a cache of `tokens`, including the share of memory that stays free."""
-        cache = tokens * self.cache_per_token
-        return max(self.fixed + cache, self.weight_bytes + self.runtime + cache / self.cache_share)
+        return self.fixed + tokens * self.cache_per_token / self.cache_share
 
 
 def stage_memory(

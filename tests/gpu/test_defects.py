@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from gpu.pretend_cuda import Counts, DeviceMismatchError, inner
+from gpu.pretend_cuda import FREE_BYTES, Counts, DeviceMismatchError, inner
 from torch import Tensor
 
 from outrider import LLM, SamplingParams
+from outrider.cluster.planning.efficiency import Efficiency
+from outrider.cluster.planning.memory import StageMemory
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.memory import free_bytes, round_bytes
 from outrider.workers.loading.resolved_config import resolve_device, resolve_numerics
@@ -176,6 +178,16 @@ def test_the_cache_leaves_room_for_the_largest_round(pretend: Counts) -> None:
     assert free_bytes(CUDA, large) < free_bytes(CUDA, small) < free_bytes(CUDA)
     with pytest.raises(OutriderError, match="lower max_num_batched_tokens"):
         free_bytes(CUDA, 1 << 40)
+
+
+def test_the_planner_gives_the_cache_what_the_engine_does(pretend: Counts) -> None:
+    buffers = 3 * 10**8
+    planned = StageMemory(
+        weights={}, buffers=buffers, runtime=0, cache_per_token=1, device=FREE_BYTES,
+        cache_share=Efficiency().cache_share,
+    )  # fmt: skip
+
+    assert planned.cache_tokens == pytest.approx(free_bytes(CUDA, buffers), abs=1)
 
 
 def test_a_warning_says_why_exact_numerics_are_not_available(caplog: pytest.LogCaptureFixture) -> None:

@@ -105,7 +105,7 @@ class LiveExperts:
         return np.asarray(every.cpu().numpy())
 
 
-def _read(layer: ExpertLayer, table: IntArray, stream: torch.cuda.Stream | None) -> Callable[[], None]:
+def _read(layer: ExpertLayer, table: IntArray, stream: "torch.cuda.Stream | None") -> Callable[[], None]:
     """Returns once the weights are in this rank's memory. `stream`: of the copies to a GPU."""
     try:
         if stream is None:
