@@ -74,7 +74,7 @@ UNITS: dict[str, Callable[[Candidate], float]] = {
 
 def candidate(row: Published, efficiency: Efficiency) -> Candidate:
     fleet = Hardware(gpu=find_gpu(row.gpu), nodes=row.nodes, gpus_per_node=row.gpus_per_node)
-    workload = Workload(numerics="fast", one_sampler=False, **row.workload)  # as those servers do
+    workload = Workload(numerics="fast", sends_copies=True, one_sampler=False, **row.workload)  # as those servers do
     return Candidate(SHAPES, Split(**row.sizes), workload, fleet, efficiency)
 
 
@@ -94,7 +94,7 @@ def exchanges() -> Iterator[dict[str, float]]:
     for record in json.loads(ROWS.read_text())["exchanges"]:
         fleet = Hardware(gpu=find_gpu("h800"), nodes=-(-record["ranks"] // 8), gpus_per_node=8)
         split = Split(data=record["ranks"], expert=record["ranks"])
-        clock = Clock(SHAPES, split, Workload(numerics="fast"), fleet, SERVERS)
+        clock = Clock(SHAPES, split, Workload(numerics="fast", sends_copies=True), fleet, SERVERS)
         out, back = clock.dispatch_combine_s(QueryRows(rows=128, sequences=128, context=0, busy_groups=record["ranks"]))
         yield {**record, "dispatch_us_predicted": out * 1e6, "combine_us_predicted": back * 1e6}
 

@@ -1,8 +1,8 @@
 """Every collective of a round: purpose, group, count and bytes. Pure.
 
 `numerics: exact` splits only output dimensions, so inputs of a product are gathered from other ranks first. `fast` sums
-over ranks (all-reduce), and sends a row once per chosen expert. Purposes have the names that ranks report for what they
-exchange; tests/exchanged.py computes one rank's exchange independently, and a test compares both.
+over ranks (all-reduce), except outputs of experts that are spread over data groups. Purposes have the names that ranks
+report for what they exchange; tests/exchanged.py computes one rank's exchange independently, and a test compares both.
 """
 
 from dataclasses import dataclass
@@ -71,8 +71,7 @@ class RoundShape:
             shared = self._mlp(self.columns(model.n_shared_experts * model.moe_intermediate_size))
             if not model.n_shared_experts or not self.exact:
                 shared = [one for one in shared if one.purpose != "inner activations"]
-            dispatch = self._dispatch() if self.exact else self._copies()
-            return [*dispatch, *shared]
+            return [*self._dispatch(), *shared]
         widths = [model.moe_intermediate_size, model.n_shared_experts * model.moe_intermediate_size]
         pairs = model.num_experts_per_tok + (model.n_shared_experts > 0)
         return self._mlp(pairs * max(self.columns(width) for width in widths if width))
@@ -89,6 +88,10 @@ class RoundShape:
 
     def _dispatch(self) -> list[Collective]:
         """Sends a row once to each rank of another data group with one of its experts. Outputs return by columns."""
+        if self.split.data == 1 and not self.exact:
+            return []  # every rank has the rows, and the all-reduce sums
+        if self.split.data > 1 and self.workload.sends_copies:
+            return self._copies()
         model, split, size = self.shapes.model, self.split, self.shapes.value_bytes
         others = split.data - 1
         packet = model.hidden_size * size + model.num_experts_per_tok * _ID
@@ -112,8 +115,6 @@ class RoundShape:
     def _copies(self) -> list[Collective]:
         """Sends a row once per chosen expert, in 8 bits if weights are. A 16-bit output returns for each."""
         model, split = self.shapes.model, self.split
-        if split.data == 1:
-            return []  # every rank has the rows, and the all-reduce sums
         pairs = self.rows / split.tensor * model.num_experts_per_tok * (1 - 1 / split.stage_size)
         narrow = 1 + 4 / 128 if self.shapes.quantised else self.shapes.value_bytes
         return [

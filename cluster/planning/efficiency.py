@@ -63,7 +63,8 @@ class Workload:
     context: int = 4096  # tokens per sequence: prompt and output
     draft_steps: int = 2  # drafts per round
     acceptance: float = 0.8  # probability of each draft, given that the previous ones are accepted
-    numerics: str = "exact"  # "fast": all-reduce, and one copy of a row per expert
+    numerics: str = "exact"  # "fast": all-reduce
+    sends_copies: bool = False  # a row is sent once per chosen expert, not once per rank, as some other servers do
     redundant_experts: int = 0
     one_sampler: bool = True  # one rank samples for all data groups; False: each group samples its own tokens
     max_num_batched_tokens: int = 2048
