@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 import torch
 
-from outrider.workers.engine.pipeline import RoundResult
+from outrider.workers.engine.execution.pipeline import RoundResult
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.verify import verify_round
 from outrider.workers.types.drafts import Drafts

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from outrider.workers.config import EngineConfig, resolve_model
-from outrider.workers.engine.runner import StageRunner
+from outrider.workers.engine.execution.runner import StageRunner
 from outrider.workers.loading.lanes import load_lanes
 from outrider.workers.loading.model import ModelPart, load_parts
 from outrider.workers.model.weights import Checkpoint

@@ -19,8 +19,8 @@ import torch
 from rounds import Rows, load_model, random_tokens, slots_of
 
 from outrider.workers.config import EngineConfig, ParallelConfig
-from outrider.workers.engine.lanes import Lanes
-from outrider.workers.engine.runner import StageRunner
+from outrider.workers.engine.execution.lanes import Lanes
+from outrider.workers.engine.execution.runner import StageRunner
 from outrider.workers.loading.lanes import load_lanes
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import ExchangeBrokenError

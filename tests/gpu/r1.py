@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from checkpoints import Layout, random_config, write_checkpoint
 
-from outrider.workers.engine.pipeline import RoundResult, SingleStage
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
+from outrider.workers.engine.execution.pipeline import RoundResult, SingleStage
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.model.gpu.decoder import Decoder
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
 from outrider.workers.model.gpu.weights import GpuLoader

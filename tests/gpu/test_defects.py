@@ -11,7 +11,7 @@ from torch import Tensor
 
 from outrider import LLM, SamplingParams
 from outrider.workers.config import EngineConfig, resolve_model
-from outrider.workers.engine.memory import free_bytes, round_bytes
+from outrider.workers.engine.execution.memory import free_bytes, round_bytes
 from outrider.workers.loading.resolved_config import resolve_device, resolve_numerics
 from outrider.workers.parallel.deep_ep import DeepEp
 from outrider.workers.parallel.device_transport import DeviceTransport

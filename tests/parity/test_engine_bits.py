@@ -20,11 +20,11 @@ from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.engine.engine import Engine
+from outrider.workers.engine.execution.pipeline import RoundResult, SingleStage
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.pipeline import RoundResult, SingleStage
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.loading.model import ModelPart, Parts, load_parts, resolve_kernels
 from outrider.workers.model.moe import Router
 from outrider.workers.model.weights import Checkpoint

@@ -5,8 +5,8 @@ import logging
 import torch
 
 from outrider.workers.config import EngineConfig
-from outrider.workers.engine.lane_rule import LaneRule
-from outrider.workers.engine.lanes import Lanes
+from outrider.workers.engine.execution.lane_rule import LaneRule
+from outrider.workers.engine.execution.lanes import Lanes
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import Collectives
 from outrider.workers.parallel.group_collectives import GroupCollectives

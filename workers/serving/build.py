@@ -15,14 +15,14 @@ from outrider.workers.drafting.broadcasting_drafter import BroadcastingDrafter
 from outrider.workers.drafting.drafter import Drafter
 from outrider.workers.drafting.shared_drafts import SharedDrafts
 from outrider.workers.engine.engine import Engine
+from outrider.workers.engine.execution.lanes import Lanes
+from outrider.workers.engine.execution.live_experts import LiveExperts
+from outrider.workers.engine.execution.memory import blocks_for, free_bytes, round_bytes
+from outrider.workers.engine.execution.pipeline import FirstStage, Pipeline, SingleStage
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.lanes import Lanes
-from outrider.workers.engine.live_experts import LiveExperts
-from outrider.workers.engine.memory import blocks_for, free_bytes, round_bytes
-from outrider.workers.engine.pipeline import FirstStage, Pipeline, SingleStage
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.loading.draft_model import load_draft_model
 from outrider.workers.loading.drafters import (

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from outrider.workers.engine.engine import Engine
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives import total_traffic
 from outrider.workers.parallel.sharing import Sharing

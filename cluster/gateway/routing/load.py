@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from outrider.workers.engine.blocks import extend_keys, salted
+from outrider.workers.engine.scheduling.blocks import extend_keys, salted
 from outrider.workers.types.request import Request
 
 BLOCK_TOKENS = 64

@@ -16,7 +16,7 @@ from fake_pipeline import VOCAB, CountingPipeline
 
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.stopping import made_together
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.types.draft_plan import NO_DRAFTS
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.request import Request

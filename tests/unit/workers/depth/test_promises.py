@@ -23,7 +23,7 @@ from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.depth.round_time import size_class
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.request import Request, SequenceChunk
 from outrider.workers.types.round import Round

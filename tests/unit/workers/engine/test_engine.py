@@ -16,10 +16,10 @@ from torch import Tensor
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.drafter import DrafterError
 from outrider.workers.engine.engine import Engine, Prepare
+from outrider.workers.engine.execution.pipeline import RoundResult
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.pipeline import RoundResult
 from outrider.workers.engine.progress import Progress
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError
 from outrider.workers.types.request import FinishReason, Request, SequenceChunk

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from outrider.workers.drafting.drafter import Drafter
-from outrider.workers.engine.pipeline import StagePeers, take_verdict, with_stage_time
-from outrider.workers.engine.runner import RoundErrorContext, StageRunner
-from outrider.workers.engine.sampler import Sampler
+from outrider.workers.engine.execution.pipeline import StagePeers, take_verdict, with_stage_time
+from outrider.workers.engine.execution.runner import RoundErrorContext, StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.types.round import Round, Verdict
 from outrider.workers.types.structured_outputs import StructuredOutputsParams

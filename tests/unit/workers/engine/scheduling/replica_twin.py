@@ -11,10 +11,17 @@ from random import Random
 
 import numpy as np
 from fakes import FixedPlans
-from unit.workers.engine.toy_model import END_TOKEN, VOCABULARY, chain, length_limit, next_token, straight_line_text
+from unit.workers.engine.scheduling.toy_model import (
+    END_TOKEN,
+    VOCABULARY,
+    chain,
+    length_limit,
+    next_token,
+    straight_line_text,
+)
 
-from outrider.workers.engine.blocks import BlockPool
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.engine.scheduling.blocks import BlockPool
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.types.request import FinishReason, Request, SequenceChunk
 from outrider.workers.types.round import LENGTH, RUNNING, STOPPED, Round, SequenceStart, Verdict, ints
 from outrider.workers.types.sequence import Sequence

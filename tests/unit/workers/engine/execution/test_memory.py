@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from outrider.workers.engine.memory import available_bytes, cgroup_folders, cgroup_left, free_bytes
+from outrider.workers.engine.execution.memory import available_bytes, cgroup_folders, cgroup_left, free_bytes
 
 MEMINFO = "MemTotal:       24683656 kB\nMemFree:           20000 kB\nMemAvailable:   23105296 kB\nBuffers: 19060 kB\n"
 

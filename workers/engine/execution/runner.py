@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.lanes import Lanes
-from outrider.workers.engine.live_experts import LiveExperts
+from outrider.workers.engine.execution.lanes import Lanes
+from outrider.workers.engine.execution.live_experts import LiveExperts
 from outrider.workers.experts.orders import NOTHING
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel

@@ -7,11 +7,11 @@ accepted rows, including those of ended sequences, before the next round runs.
 from collections.abc import Mapping
 from itertools import count
 
-from outrider.workers.engine.composer import RoundComposer
-from outrider.workers.engine.limits import SchedulerConfig
-from outrider.workers.engine.outcome import SequenceOutcome, cancelled_chunk, gained_chunk, outcomes
-from outrider.workers.engine.residents import Residents
-from outrider.workers.engine.round_builder import RoundBuilder
+from outrider.workers.engine.scheduling.composer import RoundComposer
+from outrider.workers.engine.scheduling.limits import SchedulerConfig
+from outrider.workers.engine.scheduling.outcome import SequenceOutcome, cancelled_chunk, gained_chunk, outcomes
+from outrider.workers.engine.scheduling.residents import Residents
+from outrider.workers.engine.scheduling.round_builder import RoundBuilder
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.draft_plan import NoDrafting, Planner
 from outrider.workers.types.request import Request, SequenceChunk

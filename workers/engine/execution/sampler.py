@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.runner import RoundErrorContext
+from outrider.workers.engine.execution.runner import RoundErrorContext
 from outrider.workers.sampling.head import Head
 from outrider.workers.sampling.logprobs import Logprobs, joined, logprobs
 from outrider.workers.sampling.sequence_starts import SequenceStarts

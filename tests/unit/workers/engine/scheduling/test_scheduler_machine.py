@@ -6,11 +6,11 @@ from random import Random
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from unit.workers.engine.replica_twin import ReplicaTwin
-from unit.workers.engine.toy_model import request, straight_line_text
+from unit.workers.engine.scheduling.replica_twin import ReplicaTwin
+from unit.workers.engine.scheduling.toy_model import request, straight_line_text
 
-from outrider.workers.engine.blocks import blocks_needed
-from outrider.workers.engine.scheduler import SchedulerConfig
+from outrider.workers.engine.scheduling.blocks import blocks_needed
+from outrider.workers.engine.scheduling.scheduler import SchedulerConfig
 from outrider.workers.types.request import OutputSoFar
 
 _PROMPTS = ([1, 2, 3, 4] * 8, [1, 2, 3, 4] * 2 + [2] * 24, [3] * 32)  # share beginnings

@@ -5,10 +5,10 @@ from random import Random
 import numpy as np
 import pytest
 from fakes import FixedPlans
-from unit.workers.engine.replica_twin import ReplicaTwin
-from unit.workers.engine.toy_model import request
+from unit.workers.engine.scheduling.replica_twin import ReplicaTwin
+from unit.workers.engine.scheduling.toy_model import request
 
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.types.request import FinishReason, Request, TokenLogprobs
 from outrider.workers.types.round import LENGTH, RUNNING, STOPPED, Round, Verdict, ints
 from outrider.workers.types.round_time import RoundTiming

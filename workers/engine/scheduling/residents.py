@@ -6,9 +6,9 @@ it. A block is released only while its sequence is not in flight, so no stage ca
 
 from collections.abc import Collection
 
-from outrider.workers.engine.blocks import BlockPool, blocks_needed, extend_keys, salted
-from outrider.workers.engine.limits import SchedulerConfig
-from outrider.workers.engine.waiting import WaitingQueue
+from outrider.workers.engine.scheduling.blocks import BlockPool, blocks_needed, extend_keys, salted
+from outrider.workers.engine.scheduling.limits import SchedulerConfig
+from outrider.workers.engine.scheduling.waiting import WaitingQueue
 from outrider.workers.types.draft_plan import NO_DRAFTS, Planner
 from outrider.workers.types.sequence import Sequence
 

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.lane_rule import LaneRule, cut_of
+from outrider.workers.engine.execution.lane_rule import LaneRule, cut_of
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.parallel.turns import LaneTurns

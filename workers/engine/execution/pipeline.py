@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.types.errors import EngineStoppedError
 from outrider.workers.types.round import Round, Verdict

@@ -9,7 +9,7 @@ import torch
 from sharded import all_sharings, close_all, on_all_ranks
 
 from outrider.workers.config import ParallelConfig, resolve_model
-from outrider.workers.engine.live_experts import LiveExperts
+from outrider.workers.engine.execution.live_experts import LiveExperts
 from outrider.workers.experts.orders import Order, State, order, prepare
 from outrider.workers.experts.placement import IntArray
 from outrider.workers.parallel.collectives import SingleRank

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from outrider.workers.engine.blocks import blocks_needed
+from outrider.workers.engine.scheduling.blocks import blocks_needed
 from outrider.workers.types.request import Request
 from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS, check_speculation
 

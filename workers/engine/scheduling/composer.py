@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from outrider.workers.engine.limits import SchedulerConfig
-from outrider.workers.engine.residents import Residents
-from outrider.workers.engine.round_builder import RoundBuilder
+from outrider.workers.engine.scheduling.limits import SchedulerConfig
+from outrider.workers.engine.scheduling.residents import Residents
+from outrider.workers.engine.scheduling.round_builder import RoundBuilder
 from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
 from outrider.workers.types.sequence import Sequence
 from outrider.workers.types.stop_rule import NEVER_STOP

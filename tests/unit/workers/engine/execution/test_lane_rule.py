@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.workers.engine.lane_rule import LaneRule, cut_of, rows_by_group
+from outrider.workers.engine.execution.lane_rule import LaneRule, cut_of, rows_by_group
 from outrider.workers.parallel.overlap import Overlap
 from outrider.workers.types.round import Round, ints, offsets
 

@@ -4,10 +4,10 @@ from random import Random
 
 import numpy as np
 import pytest
-from unit.workers.engine.replica_twin import ReplicaTwin
-from unit.workers.engine.toy_model import request
+from unit.workers.engine.scheduling.replica_twin import ReplicaTwin
+from unit.workers.engine.scheduling.toy_model import request
 
-from outrider.workers.engine.scheduler import SchedulerConfig
+from outrider.workers.engine.scheduling.scheduler import SchedulerConfig
 from outrider.workers.types.round import Round
 
 

@@ -4,8 +4,8 @@ from random import Random
 
 import numpy as np
 import pytest
-from unit.workers.engine.test_scheduler_residents import prompt, step, twin
-from unit.workers.engine.toy_model import request
+from unit.workers.engine.scheduling.test_scheduler_residents import prompt, step, twin
+from unit.workers.engine.scheduling.toy_model import request
 
 from outrider.workers.types.round import RUNNING, Round, Verdict, ints, share_of, verdict_for
 

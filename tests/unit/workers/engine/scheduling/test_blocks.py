@@ -1,6 +1,6 @@
 """The block pool on its own: all or nothing, reference counts, and which cached block is forgotten first."""
 
-from outrider.workers.engine.blocks import BlockPool, blocks_needed, extend_keys
+from outrider.workers.engine.scheduling.blocks import BlockPool, blocks_needed, extend_keys
 
 
 def keys_of(token_ids: list[int], block_size: int = 2, salt: bytes = b"") -> list[bytes]:
