@@ -13,8 +13,8 @@ from outrider.workers.loading.lanes import load_lanes
 from outrider.workers.loading.model import ModelPart, load_parts
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import total_traffic
-from outrider.workers.parallel.group_rendezvous import connect_groups
+from outrider.workers.parallel.collectives.collectives import total_traffic
+from outrider.workers.parallel.collectives.group_rendezvous import connect_groups
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing

@@ -25,7 +25,7 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Hardware, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
-from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.serving.rank_status import RankStatus
 from outrider.workers.types.model_shapes import Shapes
 

@@ -30,10 +30,10 @@ from outrider.workers.engine.execution.pipeline import FirstStage
 from outrider.workers.engine.execution.runner import StageRunner
 from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.parallel import groups
+from outrider.workers.parallel.links.message import pack, unpack
+from outrider.workers.parallel.links.rendezvous import connect_links
+from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.parallel.mesh import Mesh
-from outrider.workers.parallel.message import pack, unpack
-from outrider.workers.parallel.rendezvous import connect_links
-from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.types.round import Round, Verdict, ints
 
 CPU = torch.device("cpu")

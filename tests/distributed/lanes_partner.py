@@ -23,8 +23,8 @@ from outrider.workers.engine.execution.lanes import Lanes
 from outrider.workers.engine.execution.runner import StageRunner
 from outrider.workers.loading.lanes import load_lanes
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import ExchangeBrokenError
-from outrider.workers.parallel.group_collectives import GroupCollectives, new_group
+from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError
+from outrider.workers.parallel.collectives.group_collectives import GroupCollectives, new_group
 from outrider.workers.parallel.mesh import Mesh, group_name
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing

@@ -20,7 +20,7 @@ from outrider.workers.model.gpu.weights import GpuLoader
 from outrider.workers.model.rotary import rotary_table
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.weights import Checkpoint
-from outrider.workers.parallel.peer_memory import PeerMemory
+from outrider.workers.parallel.collectives.peer_memory import PeerMemory
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.sampling.gpu_head import GpuHead

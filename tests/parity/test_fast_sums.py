@@ -16,7 +16,7 @@ from torch import Tensor
 from outrider.cluster.planning.collectives import REDUCE, RoundShape
 from outrider.cluster.planning.efficiency import Workload
 from outrider.cluster.planning.split import Split
-from outrider.workers.parallel.collectives import total_traffic
+from outrider.workers.parallel.collectives.collectives import total_traffic
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.model_config import ModelConfig
 from outrider.workers.types.model_shapes import Shapes

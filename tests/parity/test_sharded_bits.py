@@ -16,7 +16,7 @@ from sharded import all_sharings, close_all, on_all_ranks
 from torch import Tensor
 
 from outrider.workers.config import ParallelConfig
-from outrider.workers.parallel.collectives import total_traffic
+from outrider.workers.parallel.collectives.collectives import total_traffic
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.model_config import ModelConfig

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.collectives.collectives import Collectives
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import Round, owned

@@ -46,9 +46,9 @@ from outrider.workers.loading.resolved_config import (
 from outrider.workers.loading.sharing import load_sharing
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel import groups
+from outrider.workers.parallel.links.rendezvous import connect_links, this_machine
+from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.parallel.mesh import Route
-from outrider.workers.parallel.rendezvous import connect_links, this_machine
-from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.parallel.watchdog import Watchdog
 from outrider.workers.sampling.grammar import Grammars
 from outrider.workers.sampling.sequence_starts import SequenceStarts

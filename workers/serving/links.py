@@ -14,8 +14,8 @@ from outrider.workers.engine.execution.followers import (
 from outrider.workers.engine.execution.pipeline import StagePeers
 from outrider.workers.engine.execution.runner import StageRunner
 from outrider.workers.engine.execution.sampler import Sampler
+from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.parallel.mesh import Mesh, Route
-from outrider.workers.parallel.stage_link import StageLink
 
 
 class RankLinks:

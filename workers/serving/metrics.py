@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.serving.rank_status import RankStatus
 from outrider.workers.serving.request_times import Observation
 from outrider.workers.types.counters import EngineCounters

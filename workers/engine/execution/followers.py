@@ -16,7 +16,7 @@ from outrider.workers.drafting.drafter import Drafter
 from outrider.workers.engine.execution.pipeline import StagePeers, take_verdict, with_stage_time
 from outrider.workers.engine.execution.runner import RoundErrorContext, StageRunner
 from outrider.workers.engine.execution.sampler import Sampler
-from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.types.round import Round, Verdict
 from outrider.workers.types.structured_outputs import StructuredOutputsParams
 

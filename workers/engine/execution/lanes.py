@@ -13,7 +13,7 @@ from torch import Tensor
 from outrider.workers.engine.execution.lane_rule import LaneRule, cut_of
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
-from outrider.workers.parallel.turns import LaneTurns
+from outrider.workers.parallel.collectives.turns import LaneTurns
 from outrider.workers.types.round import Round
 
 

@@ -15,7 +15,7 @@ import torch
 from outrider.workers.experts.layer import ExpertLayer
 from outrider.workers.experts.orders import NOTHING, Order, State
 from outrider.workers.experts.placement import IntArray
-from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.collectives.collectives import Collectives
 from outrider.workers.parallel.shard import Shard
 
 log = logging.getLogger("outrider.experts")

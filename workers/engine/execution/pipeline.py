@@ -14,7 +14,7 @@ from torch import Tensor
 
 from outrider.workers.engine.execution.runner import StageRunner
 from outrider.workers.engine.execution.sampler import Sampler
-from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.types.errors import EngineStoppedError
 from outrider.workers.types.round import Round, Verdict
 from outrider.workers.types.structured_outputs import StructuredOutputsParams

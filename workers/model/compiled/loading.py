@@ -22,7 +22,7 @@ from outrider.workers.model.layers import LATENT_NORM_EPS
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.rotary import rotary_table
 from outrider.workers.model.weights import Checkpoint
-from outrider.workers.parallel.native_group import NativeGroup
+from outrider.workers.parallel.collectives.native_group import NativeGroup
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.model_config import ModelConfig
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from outrider.workers.drafting.shared_drafts import SharedDrafts
-from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.collectives.collectives import Collectives
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.round import Round, ints

@@ -12,7 +12,7 @@ from outrider.workers.config import ParallelConfig, resolve_model
 from outrider.workers.engine.execution.live_experts import LiveExperts
 from outrider.workers.experts.orders import Order, State, order, prepare
 from outrider.workers.experts.placement import IntArray
-from outrider.workers.parallel.collectives import SingleRank
+from outrider.workers.parallel.collectives.collectives import SingleRank
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.model_config import ModelConfig

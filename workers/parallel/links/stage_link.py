@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from outrider.workers.parallel.message import pack, unpack
-from outrider.workers.parallel.transport import LinkBrokenError, Transport
+from outrider.workers.parallel.links.message import pack, unpack
+from outrider.workers.parallel.links.transport import LinkBrokenError, Transport
 from outrider.workers.types.errors import EngineStoppedError
 from outrider.workers.types.round import Round, Verdict
 

@@ -18,12 +18,12 @@ from typing import TypeVar
 import torch
 
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.device_transport import DeviceTransport
-from outrider.workers.parallel.group_collectives import new_group
-from outrider.workers.parallel.group_transport import GroupTransport
+from outrider.workers.parallel.collectives.group_collectives import new_group
+from outrider.workers.parallel.links.device_transport import DeviceTransport
+from outrider.workers.parallel.links.group_transport import GroupTransport
+from outrider.workers.parallel.links.shared_memory import SharedMemory
+from outrider.workers.parallel.links.transport import LinkBrokenError, Transport
 from outrider.workers.parallel.mesh import Route
-from outrider.workers.parallel.shared_memory import SharedMemory
-from outrider.workers.parallel.transport import LinkBrokenError, Transport
 from outrider.workers.parallel.watchdog import Watchdog
 
 log = logging.getLogger("outrider.links")

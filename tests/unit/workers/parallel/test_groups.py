@@ -1,6 +1,6 @@
 """What torch.distributed says of a lost connection is told in a few words."""
 
-from outrider.workers.parallel.group_transport import first_clause
+from outrider.workers.parallel.groups import first_clause
 
 
 def test_of_a_lost_connection_only_what_happened_is_told() -> None:

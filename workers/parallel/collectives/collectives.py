@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.types.errors import EngineStoppedError
 
 

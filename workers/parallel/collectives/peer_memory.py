@@ -12,8 +12,8 @@ from torch import Tensor
 from outrider.kernels.gpu.gather import gather_columns
 from outrider.kernels.gpu.reduce import MOST_ROWS
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import Collectives
-from outrider.workers.parallel.group_collectives import GroupCollectives
+from outrider.workers.parallel.collectives.collectives import Collectives
+from outrider.workers.parallel.collectives.group_collectives import GroupCollectives
 
 log = logging.getLogger("outrider.links")
 _ALIGNED = 256  # bytes

@@ -12,7 +12,7 @@ from patience import AT_ONCE_S
 from sharded import all_sharings, close_all
 
 from outrider.workers.config import ParallelConfig, resolve_model
-from outrider.workers.parallel.collectives import Collectives, ExchangeBrokenError, total_traffic
+from outrider.workers.parallel.collectives.collectives import Collectives, ExchangeBrokenError, total_traffic
 from outrider.workers.types.model_config import ModelConfig
 
 SCOUT = ModelConfig.load(resolve_model("scout"))

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.workers.parallel.ring import LEAST_CAPACITY, RingReader, RingWriter
+from outrider.workers.parallel.links.ring import LEAST_CAPACITY, RingReader, RingWriter
 
 SIZES = st.integers(0, LEAST_CAPACITY) | st.integers(0, 100) | st.just(LEAST_CAPACITY // 2)
 

@@ -12,9 +12,9 @@ import torch
 from patience import AT_ONCE_S
 from torch import Tensor
 
-from outrider.workers.parallel.ring import LEAST_CAPACITY
-from outrider.workers.parallel.shared_memory import SharedMemory
-from outrider.workers.parallel.transport import LinkBrokenError
+from outrider.workers.parallel.links.ring import LEAST_CAPACITY
+from outrider.workers.parallel.links.shared_memory import SharedMemory
+from outrider.workers.parallel.links.transport import LinkBrokenError
 
 SHORT_S, LONG_S = 0.05, 20.0
 NOTHING = torch.empty(0, 0)

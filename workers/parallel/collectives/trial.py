@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.collectives.collectives import Collectives
 
 PURPOSE = "trial"
 PART_BYTES = (1 << 10, 1 << 14, 1 << 18)  # per rank: slices of one decoded row, of many rows, of a prompt

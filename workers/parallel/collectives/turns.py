@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from outrider.workers.parallel.collectives import ExchangeBrokenError
+from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError
 
 T = TypeVar("T")
 

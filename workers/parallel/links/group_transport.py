@@ -1,6 +1,5 @@
 """Sends messages over the replica's torch.distributed group (gloo), from host to host."""
 
-import re
 import struct
 from datetime import timedelta
 from typing import Any
@@ -9,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from outrider.workers.parallel.transport import LinkBrokenError, as_bytes, check_dtype
+from outrider.workers.parallel.groups import first_clause
+from outrider.workers.parallel.links.transport import LinkBrokenError, as_bytes, check_dtype
 
 _FOREVER = timedelta(days=365)
 _SIZES = struct.Struct("=3q")  # bytes of packed content, rows and width of the hidden states
@@ -78,9 +78,3 @@ class GroupTransport:
             except RuntimeError as error:
                 raise LinkBrokenError(first_clause(error)) from error
         return tensor
-
-
-def first_clause(error: Exception) -> str:
-    """The reason from an error of torch.distributed, without its source file and its advice."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return re.sub(r"^\[[^\]]*\.(cc|cpp|h):\d+\]\s*", "", line).split(". ")[0]

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from outrider.workers.parallel.collectives import ExchangeBrokenError, as_rows_of_bytes
-from outrider.workers.parallel.group_transport import first_clause
-from outrider.workers.parallel.traffic import Traffic
-from outrider.workers.parallel.turns import no_op
+from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError, as_rows_of_bytes
+from outrider.workers.parallel.collectives.traffic import Traffic
+from outrider.workers.parallel.collectives.turns import no_op
+from outrider.workers.parallel.groups import first_clause
 from outrider.workers.parallel.watchdog import Watchdog
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from outrider.workers.parallel.rendezvous import OpenOffer, connect_to, this_machine
-from outrider.workers.parallel.transport import LinkBrokenError
+from outrider.workers.parallel.links.rendezvous import OpenOffer, connect_to, this_machine
+from outrider.workers.parallel.links.transport import LinkBrokenError
 
 TYPE = torch.bfloat16
 

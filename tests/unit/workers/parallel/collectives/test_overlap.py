@@ -2,7 +2,7 @@
 
 import pytest
 
-from outrider.workers.parallel.overlap import AsyncExchanges, Overlap, overlap_of
+from outrider.workers.parallel.collectives.overlap import AsyncExchanges, Overlap, overlap_of
 
 NEITHER, BOTH = Overlap(), Overlap(tensor=True, stage=True)
 

@@ -17,11 +17,11 @@ import torch
 from outrider.kernels.cpu.compiler import BuildError
 from outrider.kernels.cpu.shared_group import SharedGroup, make_memory
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import Collectives
-from outrider.workers.parallel.group_collectives import GroupCollectives, new_group
+from outrider.workers.parallel.collectives.collectives import Collectives
+from outrider.workers.parallel.collectives.group_collectives import GroupCollectives, new_group
+from outrider.workers.parallel.collectives.shared_collectives import SharedCollectives
+from outrider.workers.parallel.collectives.trial import trial_seconds
 from outrider.workers.parallel.mesh import Mesh, group_name
-from outrider.workers.parallel.shared_collectives import SharedCollectives
-from outrider.workers.parallel.trial import trial_seconds
 from outrider.workers.parallel.watchdog import Watchdog
 
 log = logging.getLogger("outrider.links")

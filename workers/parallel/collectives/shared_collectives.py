@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from outrider.kernels.cpu.shared_group import BrokenGroupError, SharedGroup
-from outrider.workers.parallel.collectives import ExchangeBrokenError, as_rows_of_bytes
-from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError, as_rows_of_bytes
+from outrider.workers.parallel.collectives.traffic import Traffic
 
 
 class SharedCollectives:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.workers.parallel.message import pack, unpack
+from outrider.workers.parallel.links.message import pack, unpack
 from outrider.workers.types.round import Round, SequenceStart, Verdict, array_fields, ints
 from outrider.workers.types.sampling_params import SamplingParams
 from outrider.workers.types.structured_outputs import StructuredOutputsParams

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from outrider.workers.parallel.collectives import ExchangeBrokenError
-from outrider.workers.parallel.turns import LaneTurns
+from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError
+from outrider.workers.parallel.collectives.turns import LaneTurns
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from outrider.workers.parallel.transport import LinkBrokenError, Transport, check_dtype
+from outrider.workers.parallel.links.transport import LinkBrokenError, Transport, check_dtype
 from outrider.workers.parallel.watchdog import Watchdog
 
 _SHAPE = struct.Struct("=2q")  # rows and width of the hidden states

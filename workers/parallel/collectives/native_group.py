@@ -10,8 +10,8 @@ from torch import Tensor
 from outrider.kernels.cpu.context import ExchangeError
 from outrider.kernels.cpu.library import EXCHANGE, GATHER, PURPOSES, GroupStruct
 from outrider.kernels.cpu.shared_group import BrokenGroupError
-from outrider.workers.parallel.collectives import Collectives, ExchangeBrokenError
-from outrider.workers.parallel.shared_collectives import SharedCollectives
+from outrider.workers.parallel.collectives.collectives import Collectives, ExchangeBrokenError
+from outrider.workers.parallel.collectives.shared_collectives import SharedCollectives
 
 log = logging.getLogger("outrider.links")
 _FAILED = 1

@@ -14,10 +14,10 @@ from sharded import all_sharings, close_all
 from torch import Tensor
 
 from outrider.workers.config import ParallelConfig, resolve_model
-from outrider.workers.parallel.collectives import Collectives, ExchangeBrokenError
-from outrider.workers.parallel.group_rendezvous import fastest
-from outrider.workers.parallel.shared_collectives import SharedCollectives
-from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.parallel.collectives.collectives import Collectives, ExchangeBrokenError
+from outrider.workers.parallel.collectives.group_rendezvous import fastest
+from outrider.workers.parallel.collectives.shared_collectives import SharedCollectives
+from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.types.model_config import ModelConfig
 
 SCOUT = ModelConfig.load(resolve_model("scout"))

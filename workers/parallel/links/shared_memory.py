@@ -16,8 +16,8 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from outrider.workers.parallel.ring import RingReader, RingWriter
-from outrider.workers.parallel.transport import LinkBrokenError, as_bytes, check_dtype
+from outrider.workers.parallel.links.ring import RingReader, RingWriter
+from outrider.workers.parallel.links.transport import LinkBrokenError, as_bytes, check_dtype
 
 _PACKET = Struct("=4q")  # a PacketKind and up to three numbers
 _TIME = Struct("@ll")  # the system's timeval
