@@ -28,9 +28,9 @@ from outrider.cluster.ray_session import RaySession, import_ray
 from outrider.workers.config import resolve_model
 from outrider.workers.serving.cluster_key import draw_key, read_key
 from outrider.workers.serving.tracing import open_tracing
-from outrider.workers.types import hub
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model import hub
+from outrider.workers.types.model.model_config import ModelConfig
 
 log = logging.getLogger("outrider.serve")
 HEARTBEAT_S = 0.5

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 Volume = dict[str, Traffic]  # by purpose; no seconds
 _COUNTS = "counts of rows"

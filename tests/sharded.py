@@ -11,7 +11,7 @@ from outrider.workers.parallel.collectives.shared_collectives import SharedColle
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 T = TypeVar("T")
 TIMEOUT_S = 20.0

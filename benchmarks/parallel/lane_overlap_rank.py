@@ -19,8 +19,8 @@ from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.round import Round, ints, offsets
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.rounds.round import Round, ints, offsets
 
 CPU = torch.device("cpu")
 PORT = 29400

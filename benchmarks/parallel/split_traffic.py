@@ -27,7 +27,7 @@ from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
 from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.serving.rank_status import RankStatus
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 SPLITS = {
     "one process": Split(),

@@ -34,7 +34,7 @@ from outrider.workers.parallel.links.message import pack, unpack
 from outrider.workers.parallel.links.rendezvous import connect_links
 from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.parallel.mesh import Mesh
-from outrider.workers.types.round import Round, Verdict, ints
+from outrider.workers.types.rounds.round import Round, Verdict, ints
 
 CPU = torch.device("cpu")
 OVER = ("gloo", "shared memory")

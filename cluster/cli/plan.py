@@ -19,8 +19,8 @@ from outrider.cluster.planning.search import Objective, require_fit, search
 from outrider.cluster.planning.tables import render
 from outrider.workers.parallel.stages import expected_draft_steps
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.model.model_shapes import Shapes
 
 # Defaults for a device given by figures: PCIe 4.0 x16 within a node, 100 Gb/s Ethernet between nodes.
 _UNKNOWN: dict[str, Any] = {

@@ -19,7 +19,7 @@ from outrider.cluster.api.status import (
 )
 from outrider.cluster.cli.connection import Connection
 from outrider.workers.types.counters import ExpertFigures
-from outrider.workers.types.sampling_params import LOOKUP
+from outrider.workers.types.requests.sampling_params import LOOKUP
 
 _WHOLE = 1000  # columns
 _SERVING = ("ready", "draining")

@@ -19,7 +19,7 @@ from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.serving.cluster_key import interceptors
 from outrider.workers.types.counters import EngineCounters, ExpertFigures
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.served_model import served_model_fields
+from outrider.workers.types.model.served_model import served_model_fields
 
 WATCH_EVERY_S = 0.5
 MOST_REPLICAS = 1024

@@ -28,8 +28,8 @@ from outrider.workers.parallel.collectives.group_collectives import GroupCollect
 from outrider.workers.parallel.mesh import Mesh, group_name
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.round import Round, ints, offsets
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.rounds.round import Round, ints, offsets
 
 CPU = torch.device("cpu")
 BLOCKS = [[3, 1, 7, 5], [2, 6, 4, 8], [9, 11, 10, 12], [13, 15, 14, 16]]

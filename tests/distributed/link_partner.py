@@ -16,7 +16,7 @@ from outrider.workers.parallel.links.rendezvous import connect_links
 from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.parallel.links.transport import Transport
 from outrider.workers.parallel.mesh import Mesh
-from outrider.workers.types.round import Round
+from outrider.workers.types.rounds.round import Round
 
 TIMEOUT_S = 60.0
 CPU = torch.device("cpu")

@@ -25,9 +25,9 @@ from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.sampling.gpu_head import GpuHead
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.round import Round, SequenceStart
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.round import Round, SequenceStart
 
 LAYERS, DENSE, BLOCK_SIZE = 61, 3, 64
 SMALL = {

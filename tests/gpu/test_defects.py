@@ -21,7 +21,7 @@ from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.watchdog import Watchdog
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 CUDA = torch.device("cuda", 0)
 SOON_S = 20.0

@@ -29,11 +29,11 @@ from outrider.workers.loading.model import ModelPart, Parts, load_parts, resolve
 from outrider.workers.model.moe import Router
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.request import Request, SequenceChunk
-from outrider.workers.types.round import Round, Verdict
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.requests.request import Request, SequenceChunk
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round, Verdict
 
 BLOCK, TOKENS = 4, 24
 PROMPTS = [list(range(10 + 3 * n, 10 + 3 * n + 9 + 4 * n)) for n in range(5)]

@@ -28,10 +28,10 @@ from outrider.workers.engine.subscribers import Subscribers
 from outrider.workers.engine.warm_up import WarmUp, first_use, measuring
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.types.counters import EngineCounters
-from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.request import Request, SequenceChunk
-from outrider.workers.types.round import Round
+from outrider.workers.types.requests.request import Request, SequenceChunk
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round
 
 log = logging.getLogger("outrider.engine")
 

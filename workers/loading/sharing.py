@@ -18,7 +18,7 @@ from outrider.workers.parallel.links.rendezvous import this_machine
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.watchdog import Watchdog
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from outrider.workers.loading.rank_spec import RankSpec

@@ -60,8 +60,8 @@ from outrider.workers.serving.roles import Follower, Leader
 from outrider.workers.serving.service import LeaderEndpoint
 from outrider.workers.serving.tracing import open_tracing
 from outrider.workers.text.grammar_check import GrammarChecker
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.sampling_params import DRAFT_MODEL, LOOKUP, MTP
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.requests.sampling_params import DRAFT_MODEL, LOOKUP, MTP
 
 if TYPE_CHECKING:
     from outrider.workers.loading.rank_spec import RankSpec

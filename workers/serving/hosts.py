@@ -15,7 +15,7 @@ from outrider.workers.serving.local import LocalGang
 from outrider.workers.serving.rank import Rank
 from outrider.workers.serving.rank_status import RankStatus
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 OnProgress = Callable[[float], None]  # called with the share of weights loaded, 0..1
 _CLOSE_TIMEOUT_S = 30.0

@@ -21,7 +21,7 @@ from outrider.workers.serving import messages as wire
 from outrider.workers.serving.cluster_key import key_metadata
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.request import Request, SequenceChunk
+from outrider.workers.types.requests.request import Request, SequenceChunk
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 5_000),

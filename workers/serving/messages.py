@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from outrider.proto import worker_pb2
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.types.counters import EngineCounters
-from outrider.workers.types.request import FinishReason, OutputSoFar, Request, SequenceChunk, TokenLogprobs
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.served_model import served_model_fields
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.model.served_model import served_model_fields
+from outrider.workers.types.requests.request import FinishReason, OutputSoFar, Request, SequenceChunk, TokenLogprobs
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.trace_context import TraceContext
 
 
 def submit_to_wire(request: Request, request_id: str) -> worker_pb2.AttachRequest:

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from outrider.workers.serving.tracing import Attributes
-from outrider.workers.types.trace_context import PARENT, STATE, TraceContext
+from outrider.workers.types.requests.trace_context import PARENT, STATE, TraceContext
 
 _SCOPE = "outrider"
 _LAST_SPANS_S = 3.0

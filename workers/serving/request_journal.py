@@ -9,7 +9,7 @@ from collections.abc import Callable
 from outrider.workers.serving.request_times import RequestRecord
 from outrider.workers.serving.tracing import Attributes, Tracing
 from outrider.workers.types import logs
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.requests.trace_context import TraceContext
 
 log = logging.getLogger("outrider.requests")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from outrider.workers.engine.handle import Deliver, EngineHandle, EngineInfo
 from outrider.workers.types.counters import EngineCounters
-from outrider.workers.types.request import Request, SequenceChunk
+from outrider.workers.types.requests.request import Request, SequenceChunk
 
 _KEPT = 10_000  # observations not yet collected; beyond that the oldest are dropped
 

@@ -15,7 +15,7 @@ from outrider.workers.engine.handle import EngineHandle
 from outrider.workers.serving import messages as wire
 from outrider.workers.serving.cluster_key import interceptors
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.request import SequenceChunk, in_parts
+from outrider.workers.types.requests.request import SequenceChunk, in_parts
 
 AttachContext = grpc.aio.ServicerContext[worker_pb2.AttachRequest, worker_pb2.AttachResponse]
 EngineContext = grpc.aio.ServicerContext[worker_pb2.GetEngineRequest, worker_pb2.GetEngineResponse]

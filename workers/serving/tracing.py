@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.requests.trace_context import TraceContext
 
 Attributes = Mapping[str, str | bool | int | float | Sequence[str]]
 

@@ -17,8 +17,8 @@ from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage
 from outrider.workers.text.outputs import logprobs_by_token
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.text.tool_calls import merged
-from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk, logprobs_at_once
-from outrider.workers.types.tools import ToolCallDelta
+from outrider.workers.types.requests.request import OutputSoFar, Request, SequenceChunk, logprobs_at_once
+from outrider.workers.types.requests.tools import ToolCallDelta
 
 
 class RequestStream:

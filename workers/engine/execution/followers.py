@@ -17,8 +17,8 @@ from outrider.workers.engine.execution.pipeline import StagePeers, take_verdict,
 from outrider.workers.engine.execution.runner import RoundErrorContext, StageRunner
 from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.parallel.links.stage_link import StageLink
-from outrider.workers.types.round import Round, Verdict
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.rounds.round import Round, Verdict
 
 
 class Verifier(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from outrider.workers.parallel.collectives.overlap import Overlap
-from outrider.workers.types.round import IntArray, Round, ints
+from outrider.workers.types.rounds.round import IntArray, Round, ints
 
 _LEAST_SHARE = 0.4  # of the rows in the smaller lane; if it would have fewer, a sequence is split
 

@@ -14,7 +14,7 @@ from outrider.workers.engine.execution.lane_rule import LaneRule, cut_of
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.parallel.collectives.turns import LaneTurns
-from outrider.workers.types.round import Round
+from outrider.workers.types.rounds.round import Round
 
 
 class Lanes:

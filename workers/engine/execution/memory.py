@@ -9,8 +9,8 @@ from outrider.workers.config import EngineConfig
 from outrider.workers.model.gpu.batch import PARTS_BYTES
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.requests.sampling_params import MAX_DRAFT_TOKENS
 
 _CPU_SHARE = 0.25  # of the memory free after loading the weights; the rest is for other ranks and programs
 _CUDA_SHARE = 0.9  # of the memory that weights and the largest round leave free

@@ -16,8 +16,8 @@ from outrider.workers.engine.execution.runner import StageRunner
 from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.types.errors import EngineStoppedError
-from outrider.workers.types.round import Round, Verdict
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.rounds.round import Round, Verdict
 
 _NO_STATES = torch.empty(0, 0)
 

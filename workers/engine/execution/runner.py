@@ -13,7 +13,7 @@ from outrider.workers.experts.orders import NOTHING
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError
-from outrider.workers.types.round import Round, share_of
+from outrider.workers.types.rounds.round import Round, share_of
 
 
 class StageRunner:

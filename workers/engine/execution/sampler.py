@@ -15,8 +15,18 @@ from outrider.workers.sampling.logprobs import Logprobs, joined, logprobs
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.shared_head import SharedHead
 from outrider.workers.sampling.verify import verify_round
-from outrider.workers.types.round import FAILED, IntArray, Round, SampledRows, Verdict, ints, owned, ranges, share_of
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.rounds.round import (
+    FAILED,
+    IntArray,
+    Round,
+    SampledRows,
+    Verdict,
+    ints,
+    owned,
+    ranges,
+    share_of,
+)
 
 _ROWS_AT_ONCE = 64
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from outrider.workers.engine.scheduling.limits import SchedulerConfig
 from outrider.workers.engine.scheduling.residents import Residents
 from outrider.workers.engine.scheduling.round_builder import RoundBuilder
-from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
-from outrider.workers.types.sequence import Sequence
-from outrider.workers.types.stop_rule import NEVER_STOP
+from outrider.workers.types.rounds.draft_plan import NO_DRAFTS, DraftPlan
+from outrider.workers.types.rounds.sequence import Sequence
+from outrider.workers.types.rounds.stop_rule import NEVER_STOP
 
 _PREFILL_SHARE = 4  # prefills get at least 1 / _PREFILL_SHARE of a round's tokens
 

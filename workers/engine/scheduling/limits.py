@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from outrider.workers.engine.scheduling.blocks import blocks_needed
-from outrider.workers.types.request import Request
-from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS, check_speculation
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.sampling_params import MAX_DRAFT_TOKENS, check_speculation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

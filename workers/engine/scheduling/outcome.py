@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from outrider.workers.types.request import FinishReason, SequenceChunk, TokenLogprobs
-from outrider.workers.types.round import FAILED, LENGTH, RUNNING, STOPPED, Round, Verdict
-from outrider.workers.types.round_time import RoundTiming
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.request import FinishReason, SequenceChunk, TokenLogprobs
+from outrider.workers.types.rounds.round import FAILED, LENGTH, RUNNING, STOPPED, Round, Verdict
+from outrider.workers.types.rounds.round_time import RoundTiming
+from outrider.workers.types.rounds.sequence import Sequence
 
 _FINISH_REASONS = {
     RUNNING: None,

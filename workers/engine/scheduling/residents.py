@@ -9,8 +9,8 @@ from collections.abc import Collection
 from outrider.workers.engine.scheduling.blocks import BlockPool, blocks_needed, extend_keys, salted
 from outrider.workers.engine.scheduling.limits import SchedulerConfig
 from outrider.workers.engine.scheduling.waiting import WaitingQueue
-from outrider.workers.types.draft_plan import NO_DRAFTS, Planner
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.rounds.draft_plan import NO_DRAFTS, Planner
+from outrider.workers.types.rounds.sequence import Sequence
 
 # Blocks also hold the drafter's entries, so blocks with and without these have different keys.
 _SALTS = (b"model", b"model and drafter")

@@ -5,9 +5,9 @@ from collections.abc import Sequence as Ids
 
 import numpy as np
 
-from outrider.workers.types.round import Round, as_ints, ints
-from outrider.workers.types.sequence import Sequence
-from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
+from outrider.workers.types.rounds.round import Round, as_ints, ints
+from outrider.workers.types.rounds.sequence import Sequence
+from outrider.workers.types.rounds.stop_rule import NEVER_STOP, StopRule
 
 
 class RoundBuilder:

@@ -13,11 +13,11 @@ from outrider.workers.engine.scheduling.outcome import SequenceOutcome, cancelle
 from outrider.workers.engine.scheduling.residents import Residents
 from outrider.workers.engine.scheduling.round_builder import RoundBuilder
 from outrider.workers.types.counters import EngineCounters
-from outrider.workers.types.draft_plan import NoDrafting, Planner
-from outrider.workers.types.request import Request, SequenceChunk
-from outrider.workers.types.round import Round, Verdict
-from outrider.workers.types.round_time import RoundTiming
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.request import Request, SequenceChunk
+from outrider.workers.types.rounds.draft_plan import NoDrafting, Planner
+from outrider.workers.types.rounds.round import Round, Verdict
+from outrider.workers.types.rounds.round_time import RoundTiming
+from outrider.workers.types.rounds.sequence import Sequence
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 

@@ -6,7 +6,7 @@ So if the replica fails again, the running suspect is the cause. A suspect is cl
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from outrider.workers.types.request import SequenceChunk
+from outrider.workers.types.requests.request import SequenceChunk
 
 
 class Suspects:

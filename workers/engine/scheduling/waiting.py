@@ -5,7 +5,7 @@ Requests that had tokens on a failed replica come first, so that their streams d
 
 from bisect import bisect_left, insort
 
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.rounds.sequence import Sequence
 
 
 def _turn(sequence: Sequence) -> tuple[bool, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from outrider.kernels.gpu.linear import linear
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 BLOCK = 128  # the side of an FP8 block that the kernels support
 

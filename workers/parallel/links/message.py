@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.workers.types.round import Round, SequenceStart, Verdict, array_fields
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.rounds.round import Round, SequenceStart, Verdict, array_fields
 
 _INTEGER = 8  # bytes; array elements have the same size
 _KIND = Struct("=q")

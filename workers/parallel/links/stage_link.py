@@ -10,7 +10,7 @@ from torch import Tensor
 from outrider.workers.parallel.links.message import pack, unpack
 from outrider.workers.parallel.links.transport import LinkBrokenError, Transport
 from outrider.workers.types.errors import EngineStoppedError
-from outrider.workers.types.round import Round, Verdict
+from outrider.workers.types.rounds.round import Round, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

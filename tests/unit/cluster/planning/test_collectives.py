@@ -10,7 +10,7 @@ from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
 from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 SCOUT = Shapes.of(load_shape("scout"), "float32")
 R1 = Shapes.of(load_shape("deepseek-r1"))

@@ -10,8 +10,8 @@ from fakes import FakeEngine
 from outrider.workers.serving.leader_client import LeaderClient, RemoteEngine
 from outrider.workers.serving.service import EngineServer
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.request import FinishReason, Request, SequenceChunk
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.request import FinishReason, Request, SequenceChunk
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 Chunks = queue.SimpleQueue[list[SequenceChunk]]
 

@@ -1,9 +1,9 @@
 """What gateways and leaders tell each other arrives as it was said."""
 
 from outrider.workers.serving import messages as wire
-from outrider.workers.types.request import OutputSoFar, Request
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.requests.request import OutputSoFar, Request
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.trace_context import TraceContext
 
 
 def test_a_request_that_is_submitted_arrives_whole() -> None:

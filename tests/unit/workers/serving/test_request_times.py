@@ -4,8 +4,8 @@ import pytest
 from fakes import FakeEngine
 
 from outrider.workers.serving.request_times import Observation, RequestTimes, TimedEngine
-from outrider.workers.types.request import FinishReason, Request, SequenceChunk
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.request import FinishReason, Request, SequenceChunk
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from patience import AT_ONCE_S
 
 from outrider.workers.serving.open_telemetry import OpenTelemetry
 from outrider.workers.serving.tracing import NoTracing, open_tracing, resolve_endpoint
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.requests.trace_context import TraceContext
 
 AT, ELSEWHERE = "http://collector:4317", "https://elsewhere:4317"
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from outrider.workers.engine.execution.lane_rule import LaneRule, cut_of, rows_by_group
 from outrider.workers.parallel.collectives.overlap import Overlap
-from outrider.workers.types.round import Round, ints, offsets
+from outrider.workers.types.rounds.round import Round, ints, offsets
 
 TENSOR, STAGE = Overlap(tensor=True), Overlap(stage=True)
 

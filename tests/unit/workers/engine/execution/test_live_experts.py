@@ -15,7 +15,7 @@ from outrider.workers.experts.placement import IntArray
 from outrider.workers.parallel.collectives.collectives import SingleRank
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 CPU = torch.device("cpu")
 

@@ -22,9 +22,9 @@ from unit.workers.engine.scheduling.toy_model import (
 
 from outrider.workers.engine.scheduling.blocks import BlockPool
 from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.types.request import FinishReason, Request, SequenceChunk
-from outrider.workers.types.round import LENGTH, RUNNING, STOPPED, Round, SequenceStart, Verdict, ints
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.request import FinishReason, Request, SequenceChunk
+from outrider.workers.types.rounds.round import LENGTH, RUNNING, STOPPED, Round, SequenceStart, Verdict, ints
+from outrider.workers.types.rounds.sequence import Sequence
 
 
 @dataclass

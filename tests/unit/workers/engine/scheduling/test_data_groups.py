@@ -7,7 +7,7 @@ import pytest
 from unit.workers.engine.scheduling.test_scheduler_residents import prompt, step, twin
 from unit.workers.engine.scheduling.toy_model import request
 
-from outrider.workers.types.round import RUNNING, Round, Verdict, ints, share_of, verdict_for
+from outrider.workers.types.rounds.round import RUNNING, Round, Verdict, ints, share_of, verdict_for
 
 
 def test_a_sequence_goes_where_the_fewest_tokens_are() -> None:

@@ -9,10 +9,10 @@ from unit.workers.engine.scheduling.replica_twin import ReplicaTwin
 from unit.workers.engine.scheduling.toy_model import request
 
 from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.types.request import FinishReason, Request, TokenLogprobs
-from outrider.workers.types.round import LENGTH, RUNNING, STOPPED, Round, Verdict, ints
-from outrider.workers.types.round_time import RoundTiming
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.request import FinishReason, Request, TokenLogprobs
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.round import LENGTH, RUNNING, STOPPED, Round, Verdict, ints
+from outrider.workers.types.rounds.round_time import RoundTiming
 
 CONFIG = SchedulerConfig(
     max_num_seqs=8, max_num_batched_tokens=64, block_size=4, num_blocks=60, max_model_len=60, lanes=2, speculation=3

@@ -11,7 +11,7 @@ from unit.workers.engine.scheduling.toy_model import request, straight_line_text
 
 from outrider.workers.engine.scheduling.blocks import blocks_needed
 from outrider.workers.engine.scheduling.scheduler import SchedulerConfig
-from outrider.workers.types.request import OutputSoFar
+from outrider.workers.types.requests.request import OutputSoFar
 
 _PROMPTS = ([1, 2, 3, 4] * 8, [1, 2, 3, 4] * 2 + [2] * 24, [3] * 32)  # share beginnings
 

@@ -9,8 +9,8 @@ from unit.workers.engine.scheduling.replica_twin import ReplicaTwin
 from unit.workers.engine.scheduling.toy_model import request
 
 from outrider.workers.engine.scheduling.scheduler import SchedulerConfig
-from outrider.workers.types.request import OutputSoFar
-from outrider.workers.types.round import Round
+from outrider.workers.types.requests.request import OutputSoFar
+from outrider.workers.types.rounds.round import Round
 
 
 def twin(depth: int = 0, **settings: object) -> ReplicaTwin:

@@ -1,7 +1,7 @@
 """A "model" whose next token is a function of the tokens before it, and the text that follows from it alone."""
 
-from outrider.workers.types.request import FinishReason, Request
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.request import FinishReason, Request
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 VOCABULARY = 5
 END_TOKEN = 0

@@ -13,7 +13,7 @@ from sharded import all_sharings, close_all
 
 from outrider.workers.config import ParallelConfig, resolve_model
 from outrider.workers.parallel.collectives.collectives import Collectives, ExchangeBrokenError, total_traffic
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 SCOUT = ModelConfig.load(resolve_model("scout"))
 RANKS = 4

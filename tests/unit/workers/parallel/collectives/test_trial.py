@@ -18,7 +18,7 @@ from outrider.workers.parallel.collectives.collectives import Collectives, Excha
 from outrider.workers.parallel.collectives.group_rendezvous import fastest
 from outrider.workers.parallel.collectives.shared_collectives import SharedCollectives
 from outrider.workers.parallel.collectives.traffic import Traffic
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 SCOUT = ModelConfig.load(resolve_model("scout"))
 RANKS = 2

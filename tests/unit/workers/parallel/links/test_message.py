@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.workers.parallel.links.message import pack, unpack
-from outrider.workers.types.round import Round, SequenceStart, Verdict, array_fields, ints
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.rounds.round import Round, SequenceStart, Verdict, array_fields, ints
 
 START = SequenceStart(
     sequence_id=7,

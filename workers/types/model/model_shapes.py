@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 _WIDE = 2  # bytes of a bf16 or fp16 value
 _FP8_GROUP = 128  # latent values that share a scale

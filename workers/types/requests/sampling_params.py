@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from outrider.workers.types import token_ids
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests import token_ids
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 MAX_DRAFT_TOKENS = 16
 # Drafters: the model's own MTP module, prompt lookup, or a separate model; "auto" is the one worth most.

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.trace_context import TraceContext
 
 _VALUES_AT_ONCE = 384  # log-probabilities of a prompt per message
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from outrider.workers.types.sampling_params import MTP
+from outrider.workers.types.requests.sampling_params import MTP
 
 
 @dataclass(slots=True)

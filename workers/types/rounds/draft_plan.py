@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from outrider.workers.types.sequence import Sequence
-from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
+from outrider.workers.types.rounds.sequence import Sequence
+from outrider.workers.types.rounds.stop_rule import NEVER_STOP, StopRule
 
 
 class DraftPlan(NamedTuple):

@@ -3,8 +3,8 @@
 from array import array
 from dataclasses import dataclass, field
 
-from outrider.workers.types.request import Request, TokenLogprobs
-from outrider.workers.types.round import SequenceStart
+from outrider.workers.types.requests.request import Request, TokenLogprobs
+from outrider.workers.types.rounds.round import SequenceStart
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

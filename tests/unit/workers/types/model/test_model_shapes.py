@@ -8,7 +8,7 @@ from safetensors import safe_open
 from outrider.cluster.planning.presets import load_shape
 from outrider.workers.config import resolve_model
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_shapes import Shapes, hit_share
+from outrider.workers.types.model.model_shapes import Shapes, hit_share
 
 
 def matrices(prefix: str) -> int:

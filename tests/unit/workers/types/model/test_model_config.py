@@ -6,7 +6,7 @@ import pytest
 from checkpoints import YARN, random_config, transformers_spelling
 
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 R1_YARN = {**YARN, "factor": 40, "original_max_position_embeddings": 4096}
 

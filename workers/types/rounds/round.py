@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-STOP_RULE = 7  # numbers in a stop rule: types/stop_rule.py
+STOP_RULE = 7  # numbers in a stop rule: types/rounds/stop_rule.py
 
 
 _INT64 = np.dtype(np.int64)  # made once, since looking it up takes as long as making a small array
