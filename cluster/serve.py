@@ -26,8 +26,8 @@ from outrider.cluster.gateway_process import GatewayProcess, check_port, free_po
 from outrider.cluster.planning.shard_plan import make_plan
 from outrider.cluster.ray_session import RaySession, import_ray
 from outrider.workers.config import resolve_model
-from outrider.workers.serving.cluster_key import draw_key, read_key
-from outrider.workers.serving.tracing import open_tracing
+from outrider.workers.serving.observability.tracing import open_tracing
+from outrider.workers.serving.rpc.cluster_key import draw_key, read_key
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model import hub
 from outrider.workers.types.model.model_config import ModelConfig

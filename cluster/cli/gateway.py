@@ -7,8 +7,8 @@ from typing import Any
 
 from outrider.cluster.api.errors import SettingsError
 from outrider.cluster.gateway.settings import GatewaySettings
-from outrider.workers.serving.cluster_key import read_key
-from outrider.workers.serving.tracing import resolve_endpoint
+from outrider.workers.serving.observability.tracing import resolve_endpoint
+from outrider.workers.serving.rpc.cluster_key import read_key
 
 
 def gateway_settings(given: Mapping[str, Any]) -> GatewaySettings:

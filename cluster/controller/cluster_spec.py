@@ -21,7 +21,7 @@ class ClusterSpec:
     model_path: str
     engine: EngineConfig
     plan: ShardPlan
-    key: str = field(default="", repr=False)  # the cluster key, see workers/serving/cluster_key.py
+    key: str = field(default="", repr=False)  # the cluster key, see workers/serving/rpc/cluster_key.py
     controller_host: str = ""  # "": loopback, or its node's address if there are more nodes
     controller_port: int = 0  # 0: any free port
     leader_ports: tuple[int, int] = (0, 0)  # first and last; 0: any free port

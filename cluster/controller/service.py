@@ -16,7 +16,7 @@ from outrider.cluster.controller.replica import Replica
 from outrider.cluster.controller.routes import RouteTable, Table
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.serving.cluster_key import interceptors
+from outrider.workers.serving.rpc.cluster_key import interceptors
 from outrider.workers.types.counters import EngineCounters, ExpertFigures
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model.served_model import served_model_fields

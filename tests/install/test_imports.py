@@ -60,7 +60,8 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(missing: s
         "torch": "import outrider.workers.sampling.sampling",
         "kubernetes": "import outrider.cluster.controller.kubernetes",
         "opentelemetry": (
-            "from outrider.workers.serving.tracing import open_tracing; open_tracing('http://localhost:1', 'x')"
+            "from outrider.workers.serving.observability.tracing import open_tracing; "
+            "open_tracing('http://localhost:1', 'x')"
         ),
     }
     code = f"""

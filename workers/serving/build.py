@@ -54,11 +54,11 @@ from outrider.workers.sampling.grammar import Grammars
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.shared_head import SharedHead
 from outrider.workers.serving.links import RankLinks
-from outrider.workers.serving.request_journal import RequestJournal
-from outrider.workers.serving.request_times import RequestTimes
+from outrider.workers.serving.observability.request_journal import RequestJournal
+from outrider.workers.serving.observability.request_times import RequestTimes
+from outrider.workers.serving.observability.tracing import open_tracing
 from outrider.workers.serving.roles import Follower, Leader
-from outrider.workers.serving.service import LeaderEndpoint
-from outrider.workers.serving.tracing import open_tracing
+from outrider.workers.serving.rpc.service import LeaderEndpoint
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.types.model.model_config import ModelConfig
 from outrider.workers.types.requests.sampling_params import DRAFT_MODEL, LOOKUP, MTP

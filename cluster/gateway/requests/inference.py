@@ -31,7 +31,7 @@ from outrider.cluster.gateway.routing.fleet import Fleet
 from outrider.cluster.gateway.routing.replica import ReplicaConnection
 from outrider.cluster.gateway.routing.router import ReplicaId
 from outrider.proto import inference_pb2
-from outrider.workers.serving.tracing import Tracing
+from outrider.workers.serving.observability.tracing import Tracing
 from outrider.workers.types import logs
 from outrider.workers.types.errors import EngineStoppedError, OverloadedError
 from outrider.workers.types.requests.request import Request

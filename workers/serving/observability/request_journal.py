@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from outrider.workers.serving.request_times import RequestRecord
-from outrider.workers.serving.tracing import Attributes, Tracing
+from outrider.workers.serving.observability.request_times import RequestRecord
+from outrider.workers.serving.observability.tracing import Attributes, Tracing
 from outrider.workers.types import logs
 from outrider.workers.types.requests.trace_context import TraceContext
 

@@ -1,6 +1,13 @@
-from outrider.workers.serving.metrics import DEPRECATED, Increments, durations, gauges, speculation_gauges, totals
+from outrider.workers.serving.observability.metrics import (
+    DEPRECATED,
+    Increments,
+    durations,
+    gauges,
+    speculation_gauges,
+    totals,
+)
+from outrider.workers.serving.observability.request_times import Observation
 from outrider.workers.serving.rank_status import RankStatus
-from outrider.workers.serving.request_times import Observation
 from outrider.workers.types.counters import EngineCounters, ExpertFigures, SpeculationFigures
 
 

@@ -7,8 +7,8 @@ import time
 import pytest
 from patience import AT_ONCE_S
 
-from outrider.workers.serving.open_telemetry import OpenTelemetry
-from outrider.workers.serving.tracing import NoTracing, open_tracing, resolve_endpoint
+from outrider.workers.serving.observability.open_telemetry import OpenTelemetry
+from outrider.workers.serving.observability.tracing import NoTracing, open_tracing, resolve_endpoint
 from outrider.workers.types.requests.trace_context import TraceContext
 
 AT, ELSEWHERE = "http://collector:4317", "https://elsewhere:4317"
@@ -68,7 +68,7 @@ def test_what_cannot_be_a_collector_is_refused_by_name(
 
 def test_without_a_collector_a_trace_is_passed_on_as_it_is_and_no_package_is_loaded() -> None:
     code = (
-        "import sys; from outrider.workers.serving.tracing import open_tracing, TraceContext;"
+        "import sys; from outrider.workers.serving.observability.tracing import open_tracing, TraceContext;"
         "context = TraceContext.new(); span = open_tracing('', 'x').begin('a', context);"
         "print(span.context == context, 'opentelemetry' in sys.modules)"
     )
@@ -82,7 +82,7 @@ def test_without_a_collector_a_trace_is_passed_on_as_it_is_and_no_package_is_loa
 def test_without_the_exporter_one_line_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['opentelemetry.exporter'] = None;"
-        "from outrider.workers.serving.tracing import open_tracing; open_tracing('http://h:1', 'x')"
+        "from outrider.workers.serving.observability.tracing import open_tracing; open_tracing('http://h:1', 'x')"
     )
 
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -81,7 +81,7 @@ def open_tracing(endpoint: str, service: str) -> Tracing:
     if not endpoint:
         return NoTracing()
     try:
-        from outrider.workers.serving.open_telemetry import OpenTelemetry
+        from outrider.workers.serving.observability.open_telemetry import OpenTelemetry
     except ImportError as error:
         raise OutriderError(
             f"spans to {endpoint} need OpenTelemetry's exporter, which is not installed: pip install 'outrider[otel]'"

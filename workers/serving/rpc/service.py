@@ -12,8 +12,8 @@ import grpc
 
 from outrider.proto import worker_pb2, worker_pb2_grpc
 from outrider.workers.engine.handle import EngineHandle
-from outrider.workers.serving import messages as wire
-from outrider.workers.serving.cluster_key import interceptors
+from outrider.workers.serving.rpc import messages as wire
+from outrider.workers.serving.rpc.cluster_key import interceptors
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
 from outrider.workers.types.requests.request import SequenceChunk, in_parts
 

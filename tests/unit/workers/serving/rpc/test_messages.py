@@ -1,6 +1,6 @@
 """What gateways and leaders tell each other arrives as it was said."""
 
-from outrider.workers.serving import messages as wire
+from outrider.workers.serving.rpc import messages as wire
 from outrider.workers.types.requests.request import OutputSoFar, Request
 from outrider.workers.types.requests.sampling_params import SamplingParams
 from outrider.workers.types.requests.trace_context import TraceContext

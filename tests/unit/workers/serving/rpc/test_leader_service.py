@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from fakes import FakeEngine
 
-from outrider.workers.serving.leader_client import LeaderClient, RemoteEngine
-from outrider.workers.serving.service import EngineServer
+from outrider.workers.serving.rpc.leader_client import LeaderClient, RemoteEngine
+from outrider.workers.serving.rpc.service import EngineServer
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
 from outrider.workers.types.requests.request import FinishReason, Request, SequenceChunk
 from outrider.workers.types.requests.sampling_params import SamplingParams

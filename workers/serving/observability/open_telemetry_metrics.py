@@ -9,8 +9,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 
-from outrider.workers.serving.metrics_export import SecondsHistogram
-from outrider.workers.serving.open_telemetry import resource_of
+from outrider.workers.serving.observability.metrics_export import SecondsHistogram
+from outrider.workers.serving.observability.open_telemetry import resource_of
 
 _LAST_METRICS_S = 3.0
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from fakes import FakeEngine
 
-from outrider.workers.serving.request_times import Observation, RequestTimes, TimedEngine
+from outrider.workers.serving.observability.request_times import Observation, RequestTimes, TimedEngine
 from outrider.workers.types.requests.request import FinishReason, Request, SequenceChunk
 from outrider.workers.types.requests.sampling_params import SamplingParams
 

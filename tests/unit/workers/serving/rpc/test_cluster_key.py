@@ -15,9 +15,9 @@ from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.gateway.routing.controller_link import ControllerLink
 from outrider.workers.config import EngineConfig
 from outrider.workers.loading.rank_spec import RankSpec
-from outrider.workers.serving.cluster_key import HEADER, draw_key, key_metadata, read_key
-from outrider.workers.serving.leader_client import RemoteEngine
-from outrider.workers.serving.service import EngineServer, LeaderEndpoint
+from outrider.workers.serving.rpc.cluster_key import HEADER, draw_key, key_metadata, read_key
+from outrider.workers.serving.rpc.leader_client import RemoteEngine
+from outrider.workers.serving.rpc.service import EngineServer, LeaderEndpoint
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
 
 KEY = draw_key()

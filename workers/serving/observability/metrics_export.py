@@ -44,7 +44,7 @@ def open_metrics_export(endpoint: str, service: str, histograms: Sequence[Second
     if not endpoint:
         return NoMetricsExport()
     try:
-        from outrider.workers.serving.open_telemetry_metrics import OpenTelemetryMetrics
+        from outrider.workers.serving.observability.open_telemetry_metrics import OpenTelemetryMetrics
     except ImportError as error:
         raise OutriderError(
             f"metrics to {endpoint} need OpenTelemetry's exporter, which is not installed: pip install 'outrider[otel]'"

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from outrider.workers.serving.tracing import Attributes
+from outrider.workers.serving.observability.tracing import Attributes
 from outrider.workers.types.requests.trace_context import PARENT, STATE, TraceContext
 
 _SCOPE = "outrider"

@@ -17,8 +17,8 @@ import grpc
 
 from outrider.proto import worker_pb2, worker_pb2_grpc
 from outrider.workers.engine.handle import Deliver, EngineInfo
-from outrider.workers.serving import messages as wire
-from outrider.workers.serving.cluster_key import key_metadata
+from outrider.workers.serving.rpc import messages as wire
+from outrider.workers.serving.rpc.cluster_key import key_metadata
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
 from outrider.workers.types.requests.request import Request, SequenceChunk

@@ -11,8 +11,8 @@ from typing import Protocol
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from outrider.workers.parallel.collectives.traffic import Traffic
+from outrider.workers.serving.observability.request_times import Observation
 from outrider.workers.serving.rank_status import RankStatus
-from outrider.workers.serving.request_times import Observation
 from outrider.workers.types.counters import EngineCounters
 
 PUBLISH_EVERY_S = 1.0
