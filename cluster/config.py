@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import yaml
 
 from outrider.cluster.api.errors import SettingsError
-from outrider.cluster.controller.autoscale import AutoscalePolicy
+from outrider.cluster.controller.scaling.autoscale import AutoscalePolicy
 from outrider.cluster.gateway.requests.admission import AdmissionLimits
 from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.cluster.gateway.settings import SharedGatewaySettings

@@ -19,7 +19,7 @@ from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.controller.leftovers import remove_controller, remove_leftovers
 from outrider.cluster.controller.names import controller_name
 from outrider.cluster.controller.reconcile import Phase
-from outrider.cluster.controller.report import Report
+from outrider.cluster.controller.replicas.report import Report
 from outrider.cluster.controller.watch import ControllerDiedError, ControllerSilentError, ControllerWatch
 from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway_process import GatewayProcess, check_port, free_port

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from outrider.cluster.config import ServeSettings
 from outrider.cluster.controller.reconcile import Phase
-from outrider.cluster.controller.report import ReplicaReport, Report
+from outrider.cluster.controller.replicas.report import ReplicaReport, Report
 from outrider.cluster.planning.shard_plan import ShardPlan
 from outrider.cluster.serve import ServedCluster, make_cluster_spec
 

@@ -4,8 +4,8 @@ import hashlib
 from dataclasses import dataclass, field
 
 import outrider
-from outrider.cluster.controller.autoscale import AutoscalePolicy
 from outrider.cluster.controller.reconcile import Deadlines
+from outrider.cluster.controller.scaling.autoscale import AutoscalePolicy
 from outrider.cluster.planning.shard_plan import ShardPlan
 from outrider.workers.config import EngineConfig
 from outrider.workers.serving.actor import RankFactory

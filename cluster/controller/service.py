@@ -12,7 +12,7 @@ from outrider.cluster.api.health import Health
 from outrider.cluster.api.load_report import Load
 from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.controller.reconcile import Goal, Phase
-from outrider.cluster.controller.replica import Replica
+from outrider.cluster.controller.replicas.replica import Replica
 from outrider.cluster.controller.routes import RouteTable, Table
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.engine.handle import EngineInfo

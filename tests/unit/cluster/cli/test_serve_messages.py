@@ -3,7 +3,7 @@ import pytest
 from outrider.cluster.cli.serve import warnings
 from outrider.cluster.config import ServeSettings
 from outrider.cluster.controller.reconcile import Phase
-from outrider.cluster.controller.report import ReplicaReport, Report
+from outrider.cluster.controller.replicas.report import ReplicaReport, Report
 
 
 def a_report(*, has_mtp: bool) -> Report:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from outrider.cluster.controller.reconcile import Action, End, Phase, Publish, Retire, Start, Stop
 from outrider.cluster.controller.record import RecordWriter
-from outrider.cluster.controller.replica import Replica
+from outrider.cluster.controller.replicas.replica import Replica
 from outrider.cluster.controller.routes import Ending, RouteTable
 from outrider.workers.types import logs
 

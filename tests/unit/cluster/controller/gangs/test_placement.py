@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.controller.placement import GangResources, NodeResources, arrange
+from outrider.cluster.controller.gangs.placement import GangResources, NodeResources, arrange
 
 
 def gpu_nodes(*gpus: float, free: tuple[float, ...] | None = None, domains: str = "") -> list[NodeResources]:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.controller.topology import Node, choose_device, place
+from outrider.cluster.controller.gangs.topology import Node, choose_device, place
 
 
 def nodes(*cores: float, gpus: float = 0.0) -> list[Node]:

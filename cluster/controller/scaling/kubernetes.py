@@ -10,7 +10,7 @@ import kubernetes
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from outrider.cluster.controller.machines import Need
+from outrider.cluster.controller.scaling.machines import Need
 from outrider.workers.types.errors import OutriderError
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayclusters"

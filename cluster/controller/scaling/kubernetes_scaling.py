@@ -9,7 +9,7 @@ import logging
 from typing import Protocol
 
 from outrider.cluster.controller.cluster_spec import ClusterSpec
-from outrider.cluster.controller.machines import MachineProvider, RayPlacement
+from outrider.cluster.controller.scaling.machines import MachineProvider, RayPlacement
 from outrider.workers.types import logs
 from outrider.workers.types.errors import OutriderError
 
@@ -37,7 +37,7 @@ class WantedReplicas(Protocol):
 def machine_provider(spec: ClusterSpec) -> MachineProvider:
     if spec.kubernetes_ray_cluster is None:
         return RayPlacement()
-    from outrider.cluster.controller.kubernetes import (
+    from outrider.cluster.controller.scaling.kubernetes import (
         RayClusterMachines,
         connect,
     )  # takes a second to import, and is seldom needed
@@ -49,7 +49,7 @@ def wanted_replicas(spec: ClusterSpec) -> WantedReplicas | None:
     """The Deployment that sets the number of replicas, or None."""
     if spec.kubernetes_scale_deployment is None:
         return None
-    from outrider.cluster.controller.kubernetes import DeploymentScale, connect_to_deployments
+    from outrider.cluster.controller.scaling.kubernetes import DeploymentScale, connect_to_deployments
 
     return DeploymentScale(connect_to_deployments(), spec.kubernetes_scale_deployment)
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from outrider.cluster.api.load_report import Load
 from outrider.cluster.config import ServeSettings
-from outrider.cluster.controller.autoscale import (
+from outrider.cluster.controller.scaling.autoscale import (
     FORGOTTEN_S,
     AutoscalePolicy,
     Autoscaler,

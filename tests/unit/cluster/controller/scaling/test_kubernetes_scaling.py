@@ -10,8 +10,8 @@ from gateway.harness import eventually
 
 from outrider.cluster.api.errors import SettingsError
 from outrider.cluster.config import load_settings
-from outrider.cluster.controller.kubernetes import DeploymentScale
-from outrider.cluster.controller.kubernetes_scaling import follow
+from outrider.cluster.controller.scaling.kubernetes import DeploymentScale
+from outrider.cluster.controller.scaling.kubernetes_scaling import follow
 from outrider.workers.types.errors import OutriderError
 
 PATH = "/apis/apps/v1/namespaces/ns/deployments/r1-scale/scale"

@@ -16,12 +16,11 @@ from ray.util import get_placement_group
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from outrider.cluster.controller.leftovers import live_groups, processes_of
+from outrider.cluster.controller.gangs.nodes import DOMAIN_LABEL
+from outrider.cluster.controller.gangs.placement import Placement
+from outrider.cluster.controller.gangs.processes import end_processes, live_groups, processes_of
+from outrider.cluster.controller.gangs.topology import Bundle
 from outrider.cluster.controller.names import gang_prefix
-from outrider.cluster.controller.nodes import DOMAIN_LABEL
-from outrider.cluster.controller.placement import Placement
-from outrider.cluster.controller.processes import end_processes
-from outrider.cluster.controller.topology import Bundle
 from outrider.workers.loading.rank_spec import RankSpec
 from outrider.workers.serving.actor import Probe, RankFactory, RankShell
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from outrider.cluster.controller.reconcile import Phase
-from outrider.cluster.controller.replica import Replica
+from outrider.cluster.controller.replicas.replica import Replica
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from outrider.cluster.api.load_report import Load
 from outrider.cluster.controller.cluster_spec import ClusterSpec
-from outrider.cluster.controller.gang import Gang, RankDiedError
-from outrider.cluster.controller.nodes import survey
-from outrider.cluster.controller.placement import GangResources, NodeResources, Placement, arrange
+from outrider.cluster.controller.gangs.gang import Gang, RankDiedError
+from outrider.cluster.controller.gangs.nodes import survey
+from outrider.cluster.controller.gangs.placement import GangResources, NodeResources, Placement, arrange
+from outrider.cluster.controller.gangs.topology import Node, choose_device
 from outrider.cluster.controller.reconcile import DrainProgress, Goal, ObservedRank, Phase, retry_delay_s
 from outrider.cluster.controller.record import ReplicaRecord
 from outrider.cluster.controller.routes import Route
-from outrider.cluster.controller.topology import Node, choose_device
 from outrider.workers.loading.rank_spec import RankSpec
 from outrider.workers.serving.actor import LOOPBACK, Probe
 from outrider.workers.serving.rank_status import RankStatus

@@ -11,8 +11,8 @@ from fake_kubernetes import FakeKubernetes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.cluster.controller.kubernetes import RayClusterMachines, patch
-from outrider.cluster.controller.machines import MachineUpdater, Need, unused
+from outrider.cluster.controller.scaling.kubernetes import RayClusterMachines, patch
+from outrider.cluster.controller.scaling.machines import MachineUpdater, Need, unused
 from outrider.workers.types.errors import OutriderError
 
 PATH = "/apis/ray.io/v1/namespaces/ns/rayclusters/r1"

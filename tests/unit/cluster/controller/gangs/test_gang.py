@@ -3,7 +3,7 @@ import asyncio
 import pytest
 import ray
 
-from outrider.cluster.controller.gang import RankDiedError, probe_result
+from outrider.cluster.controller.gangs.gang import RankDiedError, probe_result
 from outrider.workers.serving.actor import Probe
 
 PROBE = Probe(pid=123, host="here", node_id="n", status=None)

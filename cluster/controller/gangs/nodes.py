@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from outrider.cluster.controller.placement import NodeResources
+from outrider.cluster.controller.gangs.placement import NodeResources
 
 DOMAIN_LABEL = "ray.io/gpu-domain"  # node label: nodes of one domain have a fast link between their GPUs
 

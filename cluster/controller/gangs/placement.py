@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from outrider.cluster.controller.topology import Bundle, Node, place
+from outrider.cluster.controller.gangs.topology import Bundle, Node, place
 
 USUAL_GPUS = 8  # assumed GPUs of a node, if there is no node yet
 SHARED_CORES = 0.01  # a rank's reservation if the Ray cluster is not shared: small enough that ranks can share a core

@@ -1,19 +1,36 @@
-"""Kills Ray worker processes on any node and waits until they have ended."""
+"""Finds live actors and placement groups by name. Kills Ray worker processes on any node and waits for their end."""
 
 import contextlib
 import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import ray
+from ray.util import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from outrider.workers.types.errors import OutriderError
 
 GONE_TIMEOUT_S = 8.0
+
+
+def processes_of(actors: Collection[str]) -> Mapping[str, tuple[str, int]]:
+    """Node id and pid of the live actors, from Ray's tables, since a frozen actor does not answer."""
+    table = ray._private.state.actors().values()
+    return {
+        row["Name"]: (row["Address"]["NodeID"], row["Pid"])
+        for row in table
+        if row["Name"] in actors and row["State"] == "ALIVE"
+    }
+
+
+def live_groups(beginning: str) -> list[str]:
+    """Names of the placement groups whose names start with `beginning`."""
+    table = placement_group_table().values()
+    return [str(row["name"]) for row in table if row["name"].startswith(beginning) and row["state"] != "REMOVED"]
 
 
 def end_processes(processes: Iterable[tuple[str, int]]) -> None:

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.cluster.controller.reconcile import Goal, Phase
-from outrider.cluster.controller.roster import Add, Member, Release, changes
+from outrider.cluster.controller.replicas.roster import Add, Member, Release, changes
 
 MEMBERS = st.lists(
     st.builds(
