@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from outrider.cluster.api.status import SpeculationStatus, speculation_from_wire
-from outrider.cluster.cli.status import speculation_line
+from outrider.cluster.cli.commands.status import speculation_line
 from outrider.cluster.controller.service import speculation_to_wire
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.types.counters import EngineCounters, SpeculationFigures

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from outrider.cluster.api.errors import UnavailableError
 from outrider.cluster.api.status import ClusterStatus, EngineStatus, ReplicaStatus, SpeculationStatus, WorkerStatus
-from outrider.cluster.cli.top import History, Newest, Rates, curve, rates, view
+from outrider.cluster.cli.commands.top import History, Newest, Rates, curve, rates, view
 
 ENGINE = EngineStatus(
     running=3, waiting=1, rounds=100, kv_cache_usage=0.25, drafted=300, accepted=200, generated_tokens=300,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from outrider.cluster.api.status import experts_from_wire
-from outrider.cluster.cli.status import experts_line
+from outrider.cluster.cli.commands.status import experts_line
 from outrider.cluster.controller.service import experts_to_wire
 from outrider.workers.types.counters import ExpertFigures
 

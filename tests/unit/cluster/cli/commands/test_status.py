@@ -15,7 +15,7 @@ from outrider.cluster.api.status import (
     SpeculationStatus,
     WorkerStatus,
 )
-from outrider.cluster.cli.status import drained, scaled, show, tree
+from outrider.cluster.cli.commands.status import drained, scaled, show, tree
 
 RANK = WorkerStatus(
     rank=0,

@@ -12,7 +12,7 @@ import typer
 
 from outrider.cluster.api.errors import InvalidRequestError
 from outrider.cluster.api.generation import Finished, Output
-from outrider.cluster.cli.batch import run_batch
+from outrider.cluster.cli.commands.batch import run_batch
 from outrider.cluster.cli.connection import Connection
 from outrider.cluster.client.client import Client
 from outrider.workers.text.assembler import Usage

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import outrider
 from outrider.cluster.api.status import WorkerStatus
+from outrider.cluster.cli.commands.serve import LoadingView, ending_on_signals
 from outrider.cluster.cli.output_file import refuse_unwritable
-from outrider.cluster.cli.serve import LoadingView, ending_on_signals
 from outrider.cluster.client.client import Client
 from outrider.cluster.config import ServeSettings, load_settings
 from outrider.cluster.demo.page import make_replay, page

@@ -57,7 +57,7 @@ def distill(
 
 
 def _run(given: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
-    from outrider.cluster.cli.distill_view import DistillView
+    from outrider.cluster.cli.commands.distill_view import DistillView
     from outrider.workers.training.distill.job import make_job
     from outrider.workers.training.distill.run import run_job
 
@@ -71,7 +71,7 @@ def _run(given: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
 
 def _dry_run(given: dict[str, Any]) -> dict[str, Any]:
     """Checks shapes and sharding on meta tensors. Returns bytes per GPU by part, for the given number of ranks."""
-    from outrider.cluster.cli.distill_view import show_footprints
+    from outrider.cluster.cli.commands.distill_view import show_footprints
     from outrider.cluster.planning.presets import load_shape
     from outrider.workers.training.distill.job import dry_run
 

@@ -9,7 +9,7 @@ import pytest
 from outrider.cluster.cli.app import run
 from outrider.workers.config import resolve_model
 
-SOURCE = Path(__file__).parents[4] / "src"
+SOURCE = Path(__file__).parents[5] / "src"
 R1_ON_H200 = ("plan", "--model", "deepseek-r1", "--gpu", "h200", "--nodes", "1", "--gpus-per-node", "8")
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from outrider.cluster.cli.serve import warnings
+from outrider.cluster.cli.commands.serve import warnings
 from outrider.cluster.config import ServeSettings
 from outrider.cluster.controller.reconcile import Phase
 from outrider.cluster.controller.replicas.report import ReplicaReport, Report
