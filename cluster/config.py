@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import yaml
 
 from outrider.cluster.api.errors import SettingsError
-from outrider.cluster.controller.autoscale import AutoscalePolicy
+from outrider.cluster.controller.scaling.autoscale import AutoscalePolicy
 from outrider.cluster.gateway.requests.admission import AdmissionLimits
 from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.cluster.gateway.settings import SharedGatewaySettings
 from outrider.workers.config import EngineConfig
-from outrider.workers.serving.tracing import resolve_endpoint
+from outrider.workers.serving.observability.tracing import resolve_endpoint
 from outrider.workers.types.settings import Setting, option_words, part_of, settings_of
 
 

@@ -19,7 +19,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider.cluster.gateway.access.settings import AccessSettings
-from outrider.workers.serving.cluster_key import STDIN
+from outrider.workers.serving.rpc.cluster_key import STDIN
 from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.serve")

@@ -19,18 +19,18 @@ from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.controller.leftovers import remove_controller, remove_leftovers
 from outrider.cluster.controller.names import controller_name
 from outrider.cluster.controller.reconcile import Phase
-from outrider.cluster.controller.report import Report
+from outrider.cluster.controller.replicas.report import Report
 from outrider.cluster.controller.watch import ControllerDiedError, ControllerSilentError, ControllerWatch
 from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway_process import GatewayProcess, check_port, free_port
 from outrider.cluster.planning.shard_plan import make_plan
 from outrider.cluster.ray_session import RaySession, import_ray
 from outrider.workers.config import resolve_model
-from outrider.workers.serving.cluster_key import draw_key, read_key
-from outrider.workers.serving.tracing import open_tracing
-from outrider.workers.types import hub
+from outrider.workers.serving.observability.tracing import open_tracing
+from outrider.workers.serving.rpc.cluster_key import draw_key, read_key
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model import hub
+from outrider.workers.types.model.model_config import ModelConfig
 
 log = logging.getLogger("outrider.serve")
 HEARTBEAT_S = 0.5

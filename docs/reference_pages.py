@@ -22,7 +22,7 @@ from outrider.cluster.gateway.requests.admission import AdmissionLimits
 from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.cluster.gateway.settings import SharedGatewaySettings
 from outrider.workers.config import EngineConfig, ParallelConfig
-from outrider.workers.serving import metrics as publishing
+from outrider.workers.serving.observability import metrics as publishing
 from outrider.workers.types.settings import settings_of
 
 ROOT = Path(__file__).parent.parent

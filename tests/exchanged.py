@@ -5,9 +5,9 @@ Worked out apart from the planner, which counts a whole stage: what ranks exchan
 
 from collections.abc import Iterable
 
+from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.parallel.traffic import Traffic
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 Volume = dict[str, Traffic]  # by purpose; no seconds
 _COUNTS = "counts of rows"

@@ -5,13 +5,13 @@ from collections import deque
 import numpy as np
 import torch
 
-from outrider.workers.engine.pipeline import RoundResult
+from outrider.workers.engine.execution.pipeline import RoundResult
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.verify import verify_round
-from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError
-from outrider.workers.types.round import IntArray, Round, SampledRows, Verdict
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import IntArray, Round, SampledRows, Verdict
 
 VOCAB = 1000
 

@@ -12,12 +12,12 @@ import grpc
 from outrider.cluster.api.controller_options import SERVER_OPTIONS
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.engine.handle import Deliver, EngineInfo
-from outrider.workers.serving.cluster_key import interceptors
+from outrider.workers.serving.rpc.cluster_key import interceptors
 from outrider.workers.types.counters import EngineCounters
-from outrider.workers.types.draft_plan import DraftPlan
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.request import FinishReason, OutputSoFar, Request, SequenceChunk, TokenLogprobs
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.request import FinishReason, OutputSoFar, Request, SequenceChunk, TokenLogprobs
+from outrider.workers.types.rounds.draft_plan import DraftPlan
+from outrider.workers.types.rounds.sequence import Sequence
 
 EOS = 1
 Script = Callable[[Request, int], Iterable[int]]

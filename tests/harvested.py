@@ -15,7 +15,7 @@ from outrider.workers.training.distill.module import TrainableMtp
 from outrider.workers.training.distill.names import Source
 from outrider.workers.training.distill.prompts import Prompt
 from outrider.workers.training.distill.settings import TrainingSettings
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 MAX_TOKENS = 40
 

@@ -26,7 +26,7 @@ from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 BLOCK_SIZE = 16
 # What the compiled kernels may make of a model's weights.

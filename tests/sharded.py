@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from outrider.kernels.cpu.shared_group import SharedGroup, make_memory
 from outrider.workers.config import ParallelConfig
+from outrider.workers.parallel.collectives.shared_collectives import SharedCollectives
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.parallel.shared_collectives import SharedCollectives
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 T = TypeVar("T")
 TIMEOUT_S = 20.0

@@ -1,4 +1,4 @@
-"""Settings of an engine: frozen, torch-free, checked once. The model's sizes: types/model_config.py."""
+"""Settings of an engine: frozen, torch-free, checked once. The model's sizes: types/model/model_config.py."""
 
 import dataclasses
 import json
@@ -6,9 +6,9 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated
 
-from outrider.workers.types import hub
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, DRAFTERS, MAX_DRAFT_TOKENS, MTP
+from outrider.workers.types.model import hub
+from outrider.workers.types.requests.sampling_params import AUTO, DRAFT_MODEL, DRAFTERS, MAX_DRAFT_TOKENS, MTP
 from outrider.workers.types.settings import Setting, check_settings
 
 BUNDLED_MODELS = ("scout",)

@@ -23,8 +23,8 @@ from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.types.closing import ClosedOnExit
 from outrider.workers.types.errors import EngineStoppedError
 from outrider.workers.types.parameters import parameters_of
-from outrider.workers.types.request import Request, SequenceChunk
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.request import Request, SequenceChunk
+from outrider.workers.types.requests.sampling_params import SamplingParams
 from outrider.workers.types.settings import described
 
 Prompt = str | Sequence[int]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from outrider import LLM, SamplingParams
-from outrider.workers.types.request import SequenceChunk
-from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS
+from outrider.workers.types.requests.request import SequenceChunk
+from outrider.workers.types.requests.sampling_params import MAX_DRAFT_TOKENS
 
 DEADLINE_S = 900.0
 

@@ -35,7 +35,7 @@ from outrider.kernels.cpu.packing import private_memory
 from outrider.workers.config import resolve_model
 from outrider.workers.loading.model import useful_threads
 from outrider.workers.model.compiled.model import CompiledModules
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 DEPTH = 5  # further drafts are timed as these less the first
 DRAFT_KINDS = {"8-bit weights": INT8, "inputs rounded too": ROUNDED}

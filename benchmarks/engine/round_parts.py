@@ -35,7 +35,7 @@ from outrider.kernels.cpu.context import Context
 from outrider.workers.config import resolve_model
 from outrider.workers.engine.round_timer import RoundTimer
 from outrider.workers.loading.model import useful_threads
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 ROWS = (1, 4)
 SHORTEST = 16  # tokens of context: so few that reading the cache takes next to nothing

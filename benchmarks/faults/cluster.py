@@ -22,7 +22,7 @@ from benchmarks.faults.proxy import Proxy
 from outrider import Client
 from outrider.cluster.api.status import ClusterStatus, ReplicaStatus
 from outrider.cluster.config import ServeSettings
-from outrider.cluster.controller.leftovers import processes_of
+from outrider.cluster.controller.gangs.processes import processes_of
 from outrider.cluster.controller.names import controller_name
 from outrider.cluster.gateway_process import free_port
 from outrider.cluster.serve import ServedCluster, make_cluster_spec

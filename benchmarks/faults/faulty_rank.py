@@ -42,7 +42,7 @@ class FaultyRank(Rank):
     """A real rank, apart from the two faults."""
 
     def load(self, *arguments: Any) -> None:
-        from outrider.workers.engine import runner
+        from outrider.workers.engine.execution import runner
 
         forward, round_rows, hang_file = runner.StageRunner.forward, runner.round_rows, _hang_file(os.getpid())
 

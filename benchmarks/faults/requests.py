@@ -5,7 +5,7 @@ from typing import Any
 
 from outrider import SamplingParams
 from outrider.cluster.api.generation import GenerateCall, TextPrompt
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 PARAMETER_SETS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},

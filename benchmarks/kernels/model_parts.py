@@ -27,7 +27,7 @@ from outrider.workers.model.draft_head import draft_head_ids
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 BLOCK_SIZE = 16
 MOST_ROWS = 16

@@ -122,8 +122,8 @@ def _be_a_rank(rank: int, ranks: int, port: int, deepspeed: int, *, turns: int) 
     import torch
 
     from outrider.workers.parallel import groups
-    from outrider.workers.parallel.group_collectives import GroupCollectives, new_group
-    from outrider.workers.parallel.group_rendezvous import connect_groups
+    from outrider.workers.parallel.collectives.group_collectives import GroupCollectives, new_group
+    from outrider.workers.parallel.collectives.group_rendezvous import connect_groups
     from outrider.workers.parallel.mesh import Mesh
 
     torch.set_num_threads(1)

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from outrider.workers.config import EngineConfig, resolve_model
-from outrider.workers.engine.runner import StageRunner
+from outrider.workers.engine.execution.runner import StageRunner
 from outrider.workers.loading.lanes import load_lanes
 from outrider.workers.loading.model import ModelPart, load_parts
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import total_traffic
-from outrider.workers.parallel.group_rendezvous import connect_groups
+from outrider.workers.parallel.collectives.collectives import total_traffic
+from outrider.workers.parallel.collectives.group_rendezvous import connect_groups
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.round import Round, ints, offsets
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.rounds.round import Round, ints, offsets
 
 CPU = torch.device("cpu")
 PORT = 29400

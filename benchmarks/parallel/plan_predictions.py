@@ -24,7 +24,7 @@ from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.search import Objective, search
 from outrider.cluster.planning.split import Split
 from outrider.cluster.planning.timing import Clock, QueryRows
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 ROWS = Path(__file__).with_name("plan_published.json")
 SHAPES = Shapes.of(load_shape("deepseek-r1"))

@@ -25,9 +25,9 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Hardware, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
-from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.serving.rank_status import RankStatus
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 SPLITS = {
     "one process": Split(),

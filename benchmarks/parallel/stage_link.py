@@ -25,16 +25,16 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # the repository's root, where `benchmarks` is
 from benchmarks.common.results import save
-from outrider.workers.engine.followers import follow
-from outrider.workers.engine.pipeline import FirstStage
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
+from outrider.workers.engine.execution.followers import follow
+from outrider.workers.engine.execution.pipeline import FirstStage
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.parallel import groups
+from outrider.workers.parallel.links.message import pack, unpack
+from outrider.workers.parallel.links.rendezvous import connect_links
+from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.parallel.mesh import Mesh
-from outrider.workers.parallel.message import pack, unpack
-from outrider.workers.parallel.rendezvous import connect_links
-from outrider.workers.parallel.stage_link import StageLink
-from outrider.workers.types.round import Round, Verdict, ints
+from outrider.workers.types.rounds.round import Round, Verdict, ints
 
 CPU = torch.device("cpu")
 OVER = ("gloo", "shared memory")

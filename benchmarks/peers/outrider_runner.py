@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import protocol
 
 from outrider import LLM, SamplingParams, __version__
-from outrider.workers.types.request import SequenceChunk
+from outrider.workers.types.requests.request import SequenceChunk
 
 
 class Runner(LLM):

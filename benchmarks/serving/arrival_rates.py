@@ -23,7 +23,7 @@ from benchmarks.common.arguments import numbers, words
 from benchmarks.common.results import save
 from benchmarks.serving.served_model import Served
 from outrider import AsyncClient
-from outrider.cluster.cli.bench import windows
+from outrider.cluster.cli.commands.bench import windows
 from outrider.cluster.client.bench import load, warm_up
 from outrider.workers.config import resolve_model
 

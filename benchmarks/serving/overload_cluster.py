@@ -21,7 +21,7 @@ from benchmarks.common.prompts import prompts
 from benchmarks.common.results import save
 from benchmarks.serving.served_model import Served
 from outrider import AsyncClient, ClientSecurity
-from outrider.cluster.cli.token import run_token
+from outrider.cluster.cli.commands.token import run_token
 from outrider.proto import inference_pb2 as pb
 from outrider.proto import inference_pb2_grpc
 

@@ -12,7 +12,7 @@ from benchmarks.common.timed_batches import BatchLLM
 from benchmarks.speculation.depth_arms import SEED, Engines, against, params, statics
 from benchmarks.speculation.record_rounds import TEXTS, Text
 from outrider.cluster.client.bench import arrivals
-from outrider.workers.types.request import SequenceChunk
+from outrider.workers.types.requests.request import SequenceChunk
 
 
 @dataclass(slots=True, eq=False)

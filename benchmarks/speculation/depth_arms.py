@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.common.timed_batches import BatchLLM
 from benchmarks.speculation.record_rounds import kind_prompts
 from outrider import SamplingParams
-from outrider.workers.types.sampling_params import DRAFTERS
+from outrider.workers.types.requests.sampling_params import DRAFTERS
 
 ARMS = ("off", "1", "2", "3", "4", "5", "auto")
 SEED = 1

@@ -10,12 +10,12 @@ from statistics import fmean, median
 from benchmarks.common.repeats import seconds
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.stopping import made_together
-from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.request import Request
-from outrider.workers.types.round import LENGTH, RUNNING, Round, Verdict, ints, offsets
-from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
+from outrider.workers.types.rounds.draft_plan import NO_DRAFTS, DraftPlan
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import LENGTH, RUNNING, Round, Verdict, ints, offsets
+from outrider.workers.types.rounds.sequence import Sequence
 
 ASKED, REMADE, KEPT, TOTAL = "asked", "observed, plans remade", "observed, plans kept", "a round"
 _PROMPT, _STANDS = 200, 0.8

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from benchmarks.common.timed_batches import BatchLLM
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.engine.round_timer import RoundTimer
-from outrider.workers.types.draft_plan import DraftPlan
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import RUNNING, Round, Verdict
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.rounds.draft_plan import DraftPlan
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import RUNNING, Round, Verdict
+from outrider.workers.types.rounds.sequence import Sequence
 
 DEPTH = 8
 _LEADS_PER_UNIT = 32  # a lead is kept as a byte: log(1 + lead) in steps of 1/32

@@ -18,12 +18,12 @@ from outrider.workers.depth.acceptance import DraftKind, temperature_class
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.depth.round_time import Shape
 from outrider.workers.drafting.stopping import made_together
-from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.request import Request
-from outrider.workers.types.round import LENGTH, RUNNING, Round, Verdict, ints, offsets
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.sequence import Sequence as EngineSequence
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.draft_plan import NO_DRAFTS, DraftPlan
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import LENGTH, RUNNING, Round, Verdict, ints, offsets
+from outrider.workers.types.rounds.sequence import Sequence as EngineSequence
 
 Floats = NDArray[np.float64]
 

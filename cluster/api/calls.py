@@ -7,9 +7,9 @@ from outrider.cluster.api import generation as g
 from outrider.cluster.api.fields import fill, naming, present
 from outrider.cluster.api.prompts import prompt_from_wire, prompt_to_wire
 from outrider.proto import inference_pb2 as pb
-from outrider.workers.types.request import OutputSoFar
-from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.request import OutputSoFar
+from outrider.workers.types.requests.sampling_params import MAX_DRAFT_TOKENS, SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", *_PENALTIES, "seed")

@@ -5,7 +5,7 @@ from typing import Any
 
 from outrider.cluster.api.errors import InvalidRequestError
 from outrider.cluster.api.generation import Message
-from outrider.workers.types.tools import Tool, ToolCall, Tools
+from outrider.workers.types.requests.tools import Tool, ToolCall, Tools
 
 Messages = Sequence[Mapping[str, Any]]  # {"role": ..., "content": a text or parts, "tool_calls": ..., ...}
 ToolsGiven = Sequence[Mapping[str, Any] | Tool]  # {"type": "function", "function": {"name": ..., ...}}

@@ -6,7 +6,7 @@ from outrider.cluster.api.errors import GenerationFailedError
 from outrider.cluster.api.generation import Accepted, Completion, Event, Failed, Finished, Generation, Output
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.outputs import Logprob
-from outrider.workers.types.tools import ToolCall, ToolCallDelta
+from outrider.workers.types.requests.tools import ToolCall, ToolCallDelta
 
 
 class Collector:

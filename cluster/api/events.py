@@ -8,8 +8,8 @@ from outrider.cluster.api.fields import named
 from outrider.proto import inference_pb2 as pb
 from outrider.workers.text.assembler import TextPiece, Usage
 from outrider.workers.text.outputs import Logprob
-from outrider.workers.types.request import FinishReason
-from outrider.workers.types.tools import ToolCallDelta
+from outrider.workers.types.requests.request import FinishReason
+from outrider.workers.types.requests.tools import ToolCallDelta
 
 _ACCEPTED = ("request_id", "seed", "prompt_tokens", "fingerprint")
 _CALL = ("index", "id", "name", "arguments")

@@ -7,10 +7,10 @@ from typing import Any
 
 from outrider.workers.text.assembler import TextPiece, Usage
 from outrider.workers.text.outputs import Logprob
-from outrider.workers.types.request import FinishReason, OutputSoFar
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.tools import ToolCall, ToolCallDelta, Tools
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.requests.request import FinishReason, OutputSoFar
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.tools import ToolCall, ToolCallDelta, Tools
+from outrider.workers.types.requests.trace_context import TraceContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 from outrider.cluster.api import generation as g
 from outrider.cluster.api.fields import naming
 from outrider.proto import inference_pb2 as pb
-from outrider.workers.types.tools import Tool, ToolCall, Tools
+from outrider.workers.types.requests.tools import Tool, ToolCall, Tools
 
 _CHOICES = {
     "auto": pb.TOOL_CHOICE_MODE_AUTO,

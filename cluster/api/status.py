@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from outrider.proto import cluster_pb2
 from outrider.workers.types.counters import ExpertFigures
-from outrider.workers.types.served_model import ServedModel, served_model_fields
+from outrider.workers.types.model.served_model import ServedModel, served_model_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,8 @@ import typer
 
 import outrider
 from outrider.cluster.api.errors import InvalidRequestError, SettingsError
+from outrider.cluster.cli.commands.distill import distill
 from outrider.cluster.cli.connection import Connection
-from outrider.cluster.cli.distill import distill
 from outrider.cluster.cli.options import SERVE_OPTIONS, setting_options
 from outrider.cluster.cli.plan_options import PlanOptions
 from outrider.cluster.cli.sampling import Sampling
@@ -74,7 +74,7 @@ def serve(
 ) -> None:
     """Serve a model: start its ranks on Ray, and a gateway."""
     _require_ray()
-    from outrider.cluster.cli.serve import run_serve
+    from outrider.cluster.cli.commands.serve import run_serve
 
     run_serve(load_settings(config, assignments or (), given), log_level=context.obj)
 
@@ -83,7 +83,7 @@ def serve(
 @setting_options(GatewaySettings, settings_of(GatewaySettings))
 def gateway(*, given: dict[str, Any]) -> None:
     """Run another gateway for a running cluster."""
-    from outrider.cluster.cli.gateway import gateway_settings
+    from outrider.cluster.cli.commands.gateway import gateway_settings
     from outrider.cluster.gateway.server import run_gateway
 
     run_gateway(gateway_settings(given))
@@ -106,7 +106,7 @@ def generate(
     gateway: Connection,
 ) -> None:
     """Generate text for a prompt, streamed, or for every line of a file."""
-    from outrider.cluster.cli.generate import check_sources, run_batch, run_generate
+    from outrider.cluster.cli.commands.generate import check_sources, run_batch, run_generate
 
     check_sources(prompt, source, target)
     request = {**sampling.parameters(), "traceparent": traceparent}
@@ -124,7 +124,7 @@ def status(
     gateway: Connection,
 ) -> None:
     """Show the replicas, stages and ranks of a cluster, and their load."""
-    from outrider.cluster.cli.status import run_status
+    from outrider.cluster.cli.commands.status import run_status
 
     run_status(gateway, as_json=as_json)
 
@@ -136,7 +136,7 @@ def token(
     role: Annotated[list[str], typer.Option(help="inference or admin (repeatable).")],
 ) -> None:
     """Create a bearer token: print it once, and add its hash to the gateway's file."""
-    from outrider.cluster.cli.token import run_token
+    from outrider.cluster.cli.commands.token import run_token
 
     run_token(name, role, file)
 
@@ -150,7 +150,7 @@ def top(
     gateway: Connection,
 ) -> None:
     """Show each replica's speed and speculation figures, live."""
-    from outrider.cluster.cli.top import run_top
+    from outrider.cluster.cli.commands.top import run_top
 
     run_top(gateway, interval_s=interval_s, looks=looks)
 
@@ -170,7 +170,7 @@ def bench(
     gateway: Connection,
 ) -> None:
     """Measure latency under load: requests arrive at random, timed as their clients see them."""
-    from outrider.cluster.cli.bench import run_bench, windows
+    from outrider.cluster.cli.commands.bench import run_bench, windows
 
     rates, speculations = rate or [4.0], speculation or ["off", "auto"]
     planned = windows(rates, speculations, seconds=seconds, max_tokens=max_tokens, temperature=temperature)
@@ -181,7 +181,7 @@ def bench(
 @spread
 def plan(*, options: PlanOptions) -> None:
     """Plan how to split a model over GPUs: what fits, and how fast it will be. Needs no GPU."""
-    from outrider.cluster.cli.plan import run_plan
+    from outrider.cluster.cli.commands.plan import run_plan
 
     run_plan(options)
 
@@ -194,7 +194,7 @@ def scale(
     gateway: Connection,
 ) -> None:
     """Set the number of replicas. Returns immediately; removed replicas finish their requests first."""
-    from outrider.cluster.cli.status import run_scale
+    from outrider.cluster.cli.commands.status import run_scale
 
     run_scale(gateway, replicas)
 
@@ -207,7 +207,7 @@ def drain(
     gateway: Connection,
 ) -> None:
     """Remove one replica once its requests have finished, and lower the number by one. Returns immediately."""
-    from outrider.cluster.cli.status import run_drain
+    from outrider.cluster.cli.commands.status import run_drain
 
     run_drain(gateway, replica)
 
@@ -220,7 +220,7 @@ def upgrade(
     gateway: Connection,
 ) -> None:
     """Replace every replica, one after the other. Needs resources for one additional replica."""
-    from outrider.cluster.cli.upgrade import run_upgrade
+    from outrider.cluster.cli.commands.upgrade import run_upgrade
 
     run_upgrade(gateway, timeout_s=timeout_s)
 
@@ -239,7 +239,7 @@ def demo(
 ) -> None:
     """Serve a model on two local stages, and compare speculation off and auto: speed and text."""
     _require_ray()
-    from outrider.cluster.cli.demo import DemoSize, run_demo
+    from outrider.cluster.cli.commands.demo import DemoSize, run_demo
 
     extent = DemoSize(max_tokens, repeats)
     run_demo(json_file, report_file=report_file, model=model, prompts=prompts, extent=extent, log_level=context.obj)

@@ -19,7 +19,7 @@ from typing import Any
 from outrider.cluster.api.generation import Output
 from outrider.cluster.client.async_client import AsyncClient
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 PERCENTS = (50, 90, 99)
 SEED = 1

@@ -24,9 +24,9 @@ from outrider.cluster.api.generation import (
 )
 from outrider.cluster.client.grpc_status import NOT_REACHED, is_too_large, retry_delay_s
 from outrider.workers.types.errors import OutriderError, OverloadedError
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.tools import Tools
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.tools import Tools
+from outrider.workers.types.requests.trace_context import TraceContext
 
 _PARAMETERS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 _KINDS: dict[grpc.StatusCode, type[OutriderError]] = {

@@ -14,7 +14,7 @@ from outrider.cluster.api.errors import GenerationFailedError
 from outrider.cluster.api.generation import Accepted, Event, Failed, Finished, GenerateCall, Output, Resume
 from outrider.cluster.client.grpc_status import is_too_large, retry_delay_s, was_reached
 from outrider.cluster.client.silence import HEARTBEAT_S, SILENCE_S
-from outrider.workers.types.request import OutputSoFar
+from outrider.workers.types.requests.request import OutputSoFar
 
 PATIENCE_S = 660.0  # maximum time without progress. More than the 600 s that gateways wait for a replica
 ACCEPT_PATIENCE_S = 10.0  # maximum time until a request is accepted

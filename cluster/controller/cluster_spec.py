@@ -4,8 +4,8 @@ import hashlib
 from dataclasses import dataclass, field
 
 import outrider
-from outrider.cluster.controller.autoscale import AutoscalePolicy
 from outrider.cluster.controller.reconcile import Deadlines
+from outrider.cluster.controller.scaling.autoscale import AutoscalePolicy
 from outrider.cluster.planning.shard_plan import ShardPlan
 from outrider.workers.config import EngineConfig
 from outrider.workers.serving.actor import RankFactory
@@ -21,7 +21,7 @@ class ClusterSpec:
     model_path: str
     engine: EngineConfig
     plan: ShardPlan
-    key: str = field(default="", repr=False)  # the cluster key, see workers/serving/cluster_key.py
+    key: str = field(default="", repr=False)  # the cluster key, see workers/serving/rpc/cluster_key.py
     controller_host: str = ""  # "": loopback, or its node's address if there are more nodes
     controller_port: int = 0  # 0: any free port
     leader_ports: tuple[int, int] = (0, 0)  # first and last; 0: any free port

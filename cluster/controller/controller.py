@@ -14,21 +14,22 @@ import grpc
 import ray
 
 from outrider.cluster.api.load_report import Load
-from outrider.cluster.controller import record, roster
-from outrider.cluster.controller.action_runner import ActionRunner
-from outrider.cluster.controller.autoscale import Autoscaler, WaitingLoads
+from outrider.cluster.controller import record
 from outrider.cluster.controller.cluster_spec import ClusterSpec
-from outrider.cluster.controller.kubernetes_scaling import follow, machine_provider, wanted_replicas
+from outrider.cluster.controller.gangs.nodes import draining_nodes, survey
 from outrider.cluster.controller.leftovers import remove_all_but
-from outrider.cluster.controller.machines import MachineUpdater, Need, unused
 from outrider.cluster.controller.names import controller_name
-from outrider.cluster.controller.nodes import draining_nodes, survey
 from outrider.cluster.controller.reconcile import Action, Goal, Phase, reconcile
 from outrider.cluster.controller.record import ClusterRecord, RecordWriter
-from outrider.cluster.controller.replica import Replica
-from outrider.cluster.controller.report import Report, report_on
-from outrider.cluster.controller.roster import Member
+from outrider.cluster.controller.replicas import roster
+from outrider.cluster.controller.replicas.action_runner import ActionRunner
+from outrider.cluster.controller.replicas.replica import Replica
+from outrider.cluster.controller.replicas.report import Report, report_on
+from outrider.cluster.controller.replicas.roster import Member
 from outrider.cluster.controller.routes import RouteTable
+from outrider.cluster.controller.scaling.autoscale import Autoscaler, WaitingLoads
+from outrider.cluster.controller.scaling.kubernetes_scaling import follow, machine_provider, wanted_replicas
+from outrider.cluster.controller.scaling.machines import MachineUpdater, Need, unused
 from outrider.cluster.controller.service import serve
 from outrider.workers.serving.actor import LOOPBACK
 from outrider.workers.types import logs

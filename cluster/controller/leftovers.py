@@ -1,15 +1,15 @@
 """Finds and removes a cluster's Ray actors and placement groups by name."""
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import ray
-from ray.util import get_placement_group, placement_group_table
+from ray.util import get_placement_group
 from ray.util.placement_group import remove_placement_group
 
 from outrider.cluster.controller import record
+from outrider.cluster.controller.gangs.processes import end_processes, live_groups, processes_of
 from outrider.cluster.controller.names import controller_name, prefix
-from outrider.cluster.controller.processes import end_processes
 
 
 def remove_leftovers(cluster: str) -> list[str]:
@@ -45,19 +45,3 @@ def _remove_actors(names: Sequence[str]) -> None:
 
 def _named_actors(cluster: str) -> list[str]:
     return [actor for actor in ray.util.list_named_actors() if actor.startswith(prefix(cluster))]
-
-
-def processes_of(actors: Collection[str]) -> Mapping[str, tuple[str, int]]:
-    """Node id and pid of the live actors, from Ray's tables, since a frozen actor does not answer."""
-    table = ray._private.state.actors().values()
-    return {
-        row["Name"]: (row["Address"]["NodeID"], row["Pid"])
-        for row in table
-        if row["Name"] in actors and row["State"] == "ALIVE"
-    }
-
-
-def live_groups(beginning: str) -> list[str]:
-    """Names of the placement groups whose names start with `beginning`."""
-    table = placement_group_table().values()
-    return [str(row["name"]) for row in table if row["name"].startswith(beginning) and row["state"] != "REMOVED"]

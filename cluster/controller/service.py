@@ -12,14 +12,14 @@ from outrider.cluster.api.health import Health
 from outrider.cluster.api.load_report import Load
 from outrider.cluster.controller.cluster_spec import ClusterSpec
 from outrider.cluster.controller.reconcile import Goal, Phase
-from outrider.cluster.controller.replica import Replica
+from outrider.cluster.controller.replicas.replica import Replica
 from outrider.cluster.controller.routes import RouteTable, Table
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.serving.cluster_key import interceptors
+from outrider.workers.serving.rpc.cluster_key import interceptors
 from outrider.workers.types.counters import EngineCounters, ExpertFigures
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.served_model import served_model_fields
+from outrider.workers.types.model.served_model import served_model_fields
 
 WATCH_EVERY_S = 0.5
 MOST_REPLICAS = 1024

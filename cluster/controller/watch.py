@@ -6,7 +6,7 @@ Independent of Ray: the functions that call and restart the controller are passe
 import logging
 from collections.abc import Callable
 
-from outrider.cluster.controller.report import Report
+from outrider.cluster.controller.replicas.report import Report
 from outrider.workers.types.errors import OutriderError
 
 log = logging.getLogger("outrider.serve")

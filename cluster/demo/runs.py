@@ -10,7 +10,7 @@ from outrider.cluster.api.generation import Finished, Output
 from outrider.cluster.client.client import Client
 from outrider.cluster.demo.report import MODES, Run
 from outrider.workers.text.assembler import Usage
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 MEASURE_S = 60.0  # maximum for all repeats together
 WARM_UP_TOKENS = 16

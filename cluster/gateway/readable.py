@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from outrider.workers.serving.cluster_key import Continuation
+from outrider.workers.serving.rpc.cluster_key import Continuation
 
 _MESSAGE = "the request cannot be parsed as this method's message"
 

@@ -26,7 +26,7 @@ from outrider.cluster.gateway.routing.fleet import Fleet
 from outrider.cluster.gateway.service import InferenceServicer
 from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.proto import cluster_pb2_grpc, inference_pb2_grpc
-from outrider.workers.serving.tracing import open_tracing
+from outrider.workers.serving.observability.tracing import open_tracing
 from outrider.workers.types import logs
 from outrider.workers.types.errors import CheckpointError, OutriderError
 

@@ -17,7 +17,7 @@ from outrider.cluster.gateway.requests.refusals import REFUSALS, status_code
 from outrider.cluster.gateway.requests.writer import EventWriter, SlowReaderError, cancelled_if_over
 from outrider.proto import inference_pb2, inference_pb2_grpc
 from outrider.workers.types.errors import OverloadedError
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.requests.trace_context import TraceContext
 
 METHOD = f"{INFERENCE}/Generate"
 DEADLINE_SLACK_S = 0.05  # a client cancels at its own deadline, which may be slightly before ours

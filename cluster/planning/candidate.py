@@ -11,7 +11,7 @@ from outrider.cluster.planning.memory import StageMemory, stage_memory
 from outrider.cluster.planning.split import Split
 from outrider.cluster.planning.timing import Clock, LayerTime, QueryRows
 from outrider.workers.parallel.stages import split_by_cost
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

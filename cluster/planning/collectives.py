@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from outrider.cluster.planning.efficiency import Workload
 from outrider.cluster.planning.split import Split
 from outrider.workers.parallel.slices import Cut
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 GATHER, REDUCE, EXCHANGE = "gather", "reduce", "exchange"
 _ID, _SIZE = 4, 8  # bytes of an expert's id, of a count

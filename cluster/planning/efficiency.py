@@ -44,7 +44,7 @@ class Efficiency:
     overlap: bool = True
     # Device memory for the driver's context, the communication library and graphs.
     runtime_bytes: int = 3 * 1024**3
-    # Share of the memory left by weights and buffers that the cache gets (as in workers/engine/memory.py).
+    # Share of the memory left by weights and buffers that the cache gets (as in workers/engine/execution/memory.py).
     cache_share: float = 0.9
     # Names of the fields that were measured on outrider's kernels (basis.py).
     measured: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.split import Split
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 _NORMS = 4  # hidden-sized and latent-sized vectors per layer
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from outrider.workers.config import BUNDLED_MODELS, resolve_model
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 _MODELS = Path(__file__).parent / "models"
 PRESETS = {"deepseek-v3": "deepseek_v3", "deepseek-r1": "deepseek_v3"}  # both have the same shape

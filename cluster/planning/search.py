@@ -9,7 +9,7 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Hardware
 from outrider.cluster.planning.split import Split, refusal, splits
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 OBJECTIVES = ("latency", "throughput")
 

@@ -6,7 +6,7 @@ from outrider.workers.config import ParallelConfig
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.shard import check_split
 from outrider.workers.parallel.stages import expected_draft_steps, split_layers
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

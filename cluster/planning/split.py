@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from outrider.workers.config import ParallelConfig
 from outrider.workers.parallel.shard import check_split
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Hardware
 from outrider.cluster.planning.memory import experts_of_rank
 from outrider.cluster.planning.split import Split, span
-from outrider.workers.types.model_shapes import Shapes, hit_share
+from outrider.workers.types.model.model_shapes import Shapes, hit_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from outrider.cluster.planning.hardware import known_gpus
 from outrider.cluster.planning.memory import stage_memory
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split, refusal
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.model.model_shapes import Shapes
 
 FILE = Path(__file__).resolve().parents[1] / "outrider" / "files" / "plan.yaml"
 KEPT = {"fp8": "auto", "bf16": "bfloat16"}  # what ranks keep FP8 weights as, and `outrider plan --weights` for it

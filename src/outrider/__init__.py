@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from outrider.cluster.client.security import ClientSecurity as ClientSecurity
     from outrider.workers.llm import LLM as LLM
     from outrider.workers.types.errors import OutriderError as OutriderError
-    from outrider.workers.types.sampling_params import SamplingParams as SamplingParams
-    from outrider.workers.types.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
-    from outrider.workers.types.tools import Tool as Tool
+    from outrider.workers.types.requests.sampling_params import SamplingParams as SamplingParams
+    from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
+    from outrider.workers.types.requests.tools import Tool as Tool
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "outrider.workers.llm",
-    "SamplingParams": "outrider.workers.types.sampling_params",
-    "StructuredOutputsParams": "outrider.workers.types.structured_outputs",
-    "Tool": "outrider.workers.types.tools",
+    "SamplingParams": "outrider.workers.types.requests.sampling_params",
+    "StructuredOutputsParams": "outrider.workers.types.requests.structured_outputs",
+    "Tool": "outrider.workers.types.requests.tools",
     "OutriderError": "outrider.workers.types.errors",
     "Client": "outrider.cluster.client.client",
     "AsyncClient": "outrider.cluster.client.async_client",

@@ -8,8 +8,8 @@ import sys
 import torch
 
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import ExchangeBrokenError
-from outrider.workers.parallel.group_rendezvous import connect_groups
+from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError
+from outrider.workers.parallel.collectives.group_rendezvous import connect_groups
 from outrider.workers.parallel.mesh import Mesh
 
 CPU = torch.device("cpu")

@@ -17,10 +17,11 @@ from outrider import Client
 from outrider.cluster.api.errors import UnavailableError
 from outrider.cluster.controller.bootstrap import call_controller, start_controller
 from outrider.cluster.controller.cluster_spec import ClusterSpec
-from outrider.cluster.controller.leftovers import processes_of, remove_leftovers
+from outrider.cluster.controller.gangs.processes import processes_of
+from outrider.cluster.controller.leftovers import remove_leftovers
 from outrider.cluster.controller.names import controller_name, prefix
 from outrider.cluster.controller.reconcile import Phase
-from outrider.cluster.controller.report import Report
+from outrider.cluster.controller.replicas.report import Report
 from outrider.cluster.planning.shard_plan import ShardPlan
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
 from outrider.workers.config import EngineConfig

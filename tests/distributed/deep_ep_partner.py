@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from outrider.workers.parallel import groups
+from outrider.workers.parallel.collectives.group_collectives import GroupCollectives
+from outrider.workers.parallel.collectives.group_rendezvous import connect_groups
 from outrider.workers.parallel.deep_ep import DeepEp, find_deep_ep, open_buffer
 from outrider.workers.parallel.expert_dispatch import AllToAll
-from outrider.workers.parallel.group_collectives import GroupCollectives
-from outrider.workers.parallel.group_rendezvous import connect_groups
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing

@@ -19,17 +19,17 @@ import torch
 from rounds import Rows, load_model, random_tokens, slots_of
 
 from outrider.workers.config import EngineConfig, ParallelConfig
-from outrider.workers.engine.lanes import Lanes
-from outrider.workers.engine.runner import StageRunner
+from outrider.workers.engine.execution.lanes import Lanes
+from outrider.workers.engine.execution.runner import StageRunner
 from outrider.workers.loading.lanes import load_lanes
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import ExchangeBrokenError
-from outrider.workers.parallel.group_collectives import GroupCollectives, new_group
+from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError
+from outrider.workers.parallel.collectives.group_collectives import GroupCollectives, new_group
 from outrider.workers.parallel.mesh import Mesh, group_name
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.round import Round, ints, offsets
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.rounds.round import Round, ints, offsets
 
 CPU = torch.device("cpu")
 BLOCKS = [[3, 1, 7, 5], [2, 6, 4, 8], [9, 11, 10, 12], [13, 15, 14, 16]]

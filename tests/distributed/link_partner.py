@@ -12,11 +12,11 @@ from collections.abc import Callable
 import torch
 
 from outrider.workers.parallel import groups
+from outrider.workers.parallel.links.rendezvous import connect_links
+from outrider.workers.parallel.links.stage_link import StageLink
+from outrider.workers.parallel.links.transport import Transport
 from outrider.workers.parallel.mesh import Mesh
-from outrider.workers.parallel.rendezvous import connect_links
-from outrider.workers.parallel.stage_link import StageLink
-from outrider.workers.parallel.transport import Transport
-from outrider.workers.types.round import Round
+from outrider.workers.types.rounds.round import Round
 
 TIMEOUT_S = 60.0
 CPU = torch.device("cpu")

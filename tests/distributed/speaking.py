@@ -9,7 +9,7 @@ from outrider.cluster.api.generation import Output
 from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway_process import GatewayProcess, free_port
 from outrider.proto import cluster_pb2
-from outrider.workers.serving.cluster_key import draw_key
+from outrider.workers.serving.rpc.cluster_key import draw_key
 
 Status = cluster_pb2.GetStatusResponse
 

@@ -8,9 +8,9 @@ from fakes import FakeEngine
 
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.loading.rank_spec import RankSpec
+from outrider.workers.serving.observability.request_times import Observation
 from outrider.workers.serving.rank_status import RankStatus
-from outrider.workers.serving.request_times import Observation
-from outrider.workers.serving.service import EngineServer
+from outrider.workers.serving.rpc.service import EngineServer
 from outrider.workers.types.errors import CheckpointError
 
 LONG = 100_000

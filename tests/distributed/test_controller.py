@@ -11,9 +11,9 @@ from distributed.controlled import Controlled, actors, alive, groups, own_name
 from distributed.stand_ins import FailingRank, IdleRank, SlowRank, SpeechlessRank
 from patience import NOTICED_S
 
-from outrider.cluster.controller.autoscale import AutoscalePolicy
 from outrider.cluster.controller.leftovers import remove_leftovers
 from outrider.cluster.controller.reconcile import Phase
+from outrider.cluster.controller.scaling.autoscale import AutoscalePolicy
 from outrider.proto import cluster_pb2
 
 Start = Callable[..., Controlled]

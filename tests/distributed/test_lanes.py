@@ -18,7 +18,7 @@ from exchanged import stage_volume
 from outrider import LLM, SamplingParams
 from outrider.workers.config import ParallelConfig, resolve_model
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 CACHE = 64 << 20
 SMALL = {

@@ -5,9 +5,9 @@ import time
 import pytest
 from distributed.scraping import samples_of
 
-from outrider.workers.serving.metrics import MetricsPublisher
+from outrider.workers.serving.observability.metrics import MetricsPublisher
+from outrider.workers.serving.observability.request_times import Observation
 from outrider.workers.serving.rank_status import RankStatus
-from outrider.workers.serving.request_times import Observation
 from outrider.workers.types.counters import EngineCounters, SpeculationFigures
 
 Samples = dict[tuple[str, str], float]

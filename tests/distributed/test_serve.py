@@ -35,7 +35,7 @@ from outrider.cluster.controller.controller import OWNER_SILENT_S
 from outrider.cluster.controller.names import controller_name
 from outrider.cluster.gateway_process import free_port
 from outrider.workers.config import resolve_model
-from outrider.workers.serving.cluster_key import draw_key
+from outrider.workers.serving.rpc.cluster_key import draw_key
 
 ONE_STAGE = ("--port", "0", "--http-port", "0", "--set", "kv_cache_memory_bytes=67108864")
 TWO_STAGES = ("--pipeline-parallel-size", "2", *ONE_STAGE)

@@ -15,9 +15,9 @@ from distributed.partners import Partner
 from patience import AT_ONCE_S
 
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.stage_link import StageLink
+from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.types.errors import EngineStoppedError
-from outrider.workers.types.round import Round, Verdict, ints
+from outrider.workers.types.rounds.round import Round, Verdict, ints
 
 HERE, ELSEWHERE = "here", "elsewhere"
 OVER = pytest.mark.parametrize(("machine", "over"), [(HERE, "shared memory"), (ELSEWHERE, "gloo")])

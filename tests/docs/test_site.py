@@ -14,7 +14,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 from outrider.cluster.config import ServeSettings
-from outrider.workers.serving.metrics import DEPRECATED
+from outrider.workers.serving.observability.metrics import DEPRECATED
 from outrider.workers.types.settings import settings_of
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,9 @@ import re
 from docs.commands import DOCS
 
 from outrider.cluster.api.status import SpeculationStatus
-from outrider.cluster.cli.status import speculation_line
+from outrider.cluster.cli.commands.status import speculation_line
 from outrider.workers.depth import budget
-from outrider.workers.serving.metrics import DEPRECATED, speculation_gauges
+from outrider.workers.serving.observability.metrics import DEPRECATED, speculation_gauges
 from outrider.workers.types.counters import EngineCounters
 
 PAGE = (DOCS / "speculation.md").read_text()

@@ -15,8 +15,8 @@ from outrider.cluster.gateway.server import Gateway
 from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.cluster.gateway_process import free_port
 from outrider.proto import cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
-from outrider.workers.serving.cluster_key import draw_key
-from outrider.workers.serving.service import EngineServer
+from outrider.workers.serving.rpc.cluster_key import draw_key
+from outrider.workers.serving.rpc.service import EngineServer
 
 pb = inference_pb2
 KEY = draw_key()

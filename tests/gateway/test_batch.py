@@ -14,8 +14,8 @@ from gateway.harness import Cluster, eventually, running
 from outrider.cluster.cli.app import run
 from outrider.cluster.client.async_client import AsyncClient
 from outrider.cluster.client.batch import Line, Record, answer_all
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 PROMPTS = [f"line {number}" for number in range(9)]
 

@@ -20,8 +20,8 @@ from outrider.cluster.api.generation import Accepted, Finished, Output
 from outrider.cluster.client.async_client import AsyncClient
 from outrider.cluster.client.client import Client
 from outrider.workers.types.errors import OverloadedError
-from outrider.workers.types.request import FinishReason
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.request import FinishReason
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 T = TypeVar("T")
 

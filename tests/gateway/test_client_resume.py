@@ -19,8 +19,8 @@ from outrider.proto import inference_pb2_grpc
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.outputs import Logprob
 from outrider.workers.types.errors import OverloadedError
-from outrider.workers.types.request import FinishReason, OutputSoFar
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.request import FinishReason, OutputSoFar
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 LONG = 100_000
 

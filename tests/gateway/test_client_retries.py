@@ -12,7 +12,7 @@ from outrider.cluster.client.resume import (
     ResumableCall,
     is_gateway_error,
 )
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 
 def accepted_call() -> ResumableCall:

@@ -26,10 +26,10 @@ from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.proto import inference_pb2 as pb
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.outputs import Logprob
-from outrider.workers.types.request import FinishReason, OutputSoFar, Request
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
-from outrider.workers.types.tools import Tool, ToolCall, ToolCallDelta, Tools
+from outrider.workers.types.requests.request import FinishReason, OutputSoFar, Request
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.tools import Tool, ToolCall, ToolCallDelta, Tools
 
 A1, A2, B1 = ReplicaId("a", 1), ReplicaId("a", 2), ReplicaId("b", 1)
 

@@ -16,7 +16,7 @@ from outrider.cluster.gateway.observability.gen_ai_metrics import (
     TIME_TO_FIRST_TOKEN,
     GenAiMetrics,
 )
-from outrider.workers.serving.metrics_export import NoMetricsExport
+from outrider.workers.serving.observability.metrics_export import NoMetricsExport
 
 CHAT = {
     "gen_ai_operation_name": "chat",

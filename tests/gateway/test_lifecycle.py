@@ -10,7 +10,7 @@ from gateway.harness import Cluster, eventually, pb, rest, running, stopping, to
 
 from outrider.cluster.gateway.server import Gateway
 from outrider.cluster.gateway.settings import GatewaySettings
-from outrider.workers.serving.service import EngineServer
+from outrider.workers.serving.rpc.service import EngineServer
 from outrider.workers.types.errors import OutriderError
 
 

@@ -12,7 +12,7 @@ from gateway.harness import KEY, Cluster, eventually, rest, running, stopping, t
 from gateway.test_auth import line
 
 from outrider import AsyncClient, ClientSecurity
-from outrider.cluster.cli.status import gateway_line
+from outrider.cluster.cli.commands.status import gateway_line
 from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.server import Gateway
 from outrider.cluster.gateway.settings import GatewaySettings

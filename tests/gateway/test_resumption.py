@@ -11,7 +11,7 @@ import pytest
 from fakes import EOS, FakeEngine
 from gateway.harness import KEY, Cluster, eventually, pb, rest, running, stopping, tokens
 
-from outrider.workers.serving.service import EngineServer
+from outrider.workers.serving.rpc.service import EngineServer
 from outrider.workers.text.tokenizer import Tokenizer
 
 LONG = 100_000

@@ -20,12 +20,12 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from outrider.cluster.api.errors import InvalidRequestError
 from outrider.cluster.client.async_client import AsyncClient
 from outrider.workers.engine.handle import Deliver
-from outrider.workers.serving.request_journal import RequestJournal
-from outrider.workers.serving.request_times import RequestTimes, TimedEngine
-from outrider.workers.serving.service import EngineServer
-from outrider.workers.serving.tracing import open_tracing
+from outrider.workers.serving.observability.request_journal import RequestJournal
+from outrider.workers.serving.observability.request_times import RequestTimes, TimedEngine
+from outrider.workers.serving.observability.tracing import open_tracing
+from outrider.workers.serving.rpc.service import EngineServer
 from outrider.workers.types import logs
-from outrider.workers.types.request import Request
+from outrider.workers.types.requests.request import Request
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT, STATE = f"00-{TRACE}-{SPAN}-01", "vendor=1"

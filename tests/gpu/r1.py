@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from checkpoints import Layout, random_config, write_checkpoint
 
-from outrider.workers.engine.pipeline import RoundResult, SingleStage
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
+from outrider.workers.engine.execution.pipeline import RoundResult, SingleStage
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.model.gpu.decoder import Decoder
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
 from outrider.workers.model.gpu.weights import GpuLoader
 from outrider.workers.model.rotary import rotary_table
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.weights import Checkpoint
-from outrider.workers.parallel.peer_memory import PeerMemory
+from outrider.workers.parallel.collectives.peer_memory import PeerMemory
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.sampling.gpu_head import GpuHead
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.round import Round, SequenceStart
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.round import Round, SequenceStart
 
 LAYERS, DENSE, BLOCK_SIZE = 61, 3, 64
 SMALL = {

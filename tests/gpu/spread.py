@@ -14,7 +14,7 @@ from outrider.workers.model.gpu.moving_experts import MovingExperts
 from outrider.workers.model.gpu.weights import GpuLoader, GpuMoe
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 CPU = torch.device("cpu")
 HIDDEN, EXPERTS, CHOSEN, WIDTH = SMALL["hidden_size"], SMALL["n_routed_experts"], SMALL["num_experts_per_tok"], 256

@@ -13,17 +13,17 @@ from outrider import LLM, SamplingParams
 from outrider.cluster.planning.efficiency import Efficiency
 from outrider.cluster.planning.memory import StageMemory
 from outrider.workers.config import EngineConfig, resolve_model
-from outrider.workers.engine.memory import free_bytes, round_bytes
+from outrider.workers.engine.execution.memory import free_bytes, round_bytes
 from outrider.workers.loading.resolved_config import resolve_device, resolve_numerics
+from outrider.workers.parallel.collectives.group_collectives import GroupCollectives
 from outrider.workers.parallel.deep_ep import DeepEp
-from outrider.workers.parallel.device_transport import DeviceTransport
-from outrider.workers.parallel.group_collectives import GroupCollectives
+from outrider.workers.parallel.links.device_transport import DeviceTransport
+from outrider.workers.parallel.links.transport import LinkBrokenError
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.parallel.transport import LinkBrokenError
 from outrider.workers.parallel.watchdog import Watchdog
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 CUDA = torch.device("cuda", 0)
 SOON_S = 20.0

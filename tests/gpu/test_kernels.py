@@ -27,7 +27,7 @@ from outrider.kernels.gpu import (
 from outrider.kernels.gpu.slots import slot_shape
 from outrider.kernels.sampling import noise_bits, row_key, sequence_key
 from outrider.workers.model.rotary import rotary_table
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 FULL = pytest.mark.full
 ROPE, RANK = 64, 512

@@ -13,16 +13,16 @@ from gpu.r1 import BLOCK_SIZE, slice_of_r1, small_checkpoint
 
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.engine.engine import Engine
+from outrider.workers.engine.execution.pipeline import SingleStage
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.pipeline import SingleStage
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.sampling.gpu_head import GpuHead
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.request import Request, SequenceChunk
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.request import Request, SequenceChunk
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 CUDA, BLOCKS, TOKENS, LONGEST = torch.device("cuda", 0), 40, 6, 200
 Chunks = queue.SimpleQueue[list[SequenceChunk]]

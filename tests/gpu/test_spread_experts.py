@@ -24,7 +24,7 @@ from outrider.cluster.planning.efficiency import Efficiency
 from outrider.cluster.planning.presets import load_shape
 from outrider.kernels.gpu import experts as kernel
 from outrider.workers.config import EngineConfig, ParallelConfig
-from outrider.workers.engine.memory import round_bytes
+from outrider.workers.engine.execution.memory import round_bytes
 from outrider.workers.experts.placement import IntArray
 from outrider.workers.model.gpu import stack as stacks
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
@@ -33,7 +33,7 @@ from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.expert_dispatch import AllToAll
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 CUDA = torch.device("cuda", 0)
 SPLITS = {

@@ -10,7 +10,7 @@ from gpu.pretend_cuda import pretending
 
 from outrider import LLM, SamplingParams
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent

@@ -18,8 +18,8 @@ from outrider.workers.model.gpu.weights import GpuLoader, GpuMoe, Weight, bytes_
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.model.model_shapes import Shapes
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 FP8 = torch.float8_e4m3fn

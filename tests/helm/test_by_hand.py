@@ -25,7 +25,7 @@ from helm.tools.dashboards import DASHBOARDS
 from outrider import Client, ClientSecurity
 from outrider.cluster.api.errors import NotAllowedError, UnavailableError
 from outrider.cluster.cli.app import run
-from outrider.workers.serving.cluster_key import draw_key
+from outrider.workers.serving.rpc.cluster_key import draw_key
 
 GATEWAY = "outrider-gateway.serving.svc"
 PORTS = ("controller", "gatewayHealth", "gatewayMetrics", "gcs", "dashboard", "nodeManager", "objectManager")

@@ -9,7 +9,7 @@ import yaml
 from helm.rendering import Rendered, example, render
 
 from outrider.cluster.cli.app import app
-from outrider.cluster.cli.gateway import gateway_settings
+from outrider.cluster.cli.commands.gateway import gateway_settings
 from outrider.cluster.config import ServeSettings, load_settings
 from outrider.workers.types.settings import settings_of
 

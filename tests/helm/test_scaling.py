@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from helm.rendering import example, render, with_values
 
-import outrider.workers.types.hub as hub
+import outrider.workers.types.model.hub as hub
 from outrider.cluster.gateway.observability.known_metrics import KnownMetrics
 from outrider.cluster.gateway.observability.metrics import GatewayMetrics
 

@@ -12,7 +12,7 @@ from helm.rendering import CHART, example
 
 from helm.tools.dashboards import DASHBOARDS, FOLDER, as_json
 from outrider.cluster.gateway.observability.metrics import GatewayMetrics
-from outrider.workers.serving.metrics import DEPRECATED
+from outrider.workers.serving.observability.metrics import DEPRECATED
 
 ROOT = CHART.parents[1]
 HERE = Path(__file__).parent
@@ -26,7 +26,8 @@ def _gateway_series() -> set[str]:
 
 
 def _engine_metrics() -> set[str]:
-    return set(re.findall(r'"(outrider_[a-z0-9_]+)"', (ROOT / "workers" / "serving" / "metrics.py").read_text()))
+    definitions = ROOT / "workers" / "serving" / "observability" / "metrics.py"
+    return set(re.findall(r'"(outrider_[a-z0-9_]+)"', definitions.read_text()))
 
 
 def _engine_series() -> set[str]:

@@ -58,9 +58,10 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(missing: s
     imports = {
         "ray": "from outrider.cluster.ray_session import import_ray; import_ray()",
         "torch": "import outrider.workers.sampling.sampling",
-        "kubernetes": "import outrider.cluster.controller.kubernetes",
+        "kubernetes": "import outrider.cluster.controller.scaling.kubernetes",
         "opentelemetry": (
-            "from outrider.workers.serving.tracing import open_tracing; open_tracing('http://localhost:1', 'x')"
+            "from outrider.workers.serving.observability.tracing import open_tracing; "
+            "open_tracing('http://localhost:1', 'x')"
         ),
     }
     code = f"""

@@ -23,10 +23,10 @@ from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.mtp import MtpModules
 from outrider.workers.model.rows import Rows as FlatRows
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import IntArray, SequenceStart, ints
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.stop_rule import StopRule
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import IntArray, SequenceStart, ints
+from outrider.workers.types.rounds.stop_rule import StopRule
 
 LENGTHS = (2, 17, 40, 63, 66, 90)
 BLOCKS = 64

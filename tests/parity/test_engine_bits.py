@@ -20,20 +20,20 @@ from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.engine.engine import Engine
+from outrider.workers.engine.execution.pipeline import RoundResult, SingleStage
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.pipeline import RoundResult, SingleStage
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.loading.model import ModelPart, Parts, load_parts, resolve_kernels
 from outrider.workers.model.moe import Router
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.request import Request, SequenceChunk
-from outrider.workers.types.round import Round, Verdict
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.requests.request import Request, SequenceChunk
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round, Verdict
 
 BLOCK, TOKENS = 4, 24
 PROMPTS = [list(range(10 + 3 * n, 10 + 3 * n + 9 + 4 * n)) for n in range(5)]

@@ -16,10 +16,10 @@ from torch import Tensor
 from outrider.cluster.planning.collectives import REDUCE, RoundShape
 from outrider.cluster.planning.efficiency import Workload
 from outrider.cluster.planning.split import Split
-from outrider.workers.parallel.collectives import total_traffic
+from outrider.workers.parallel.collectives.collectives import total_traffic
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.model.model_shapes import Shapes
 
 SHAPE = {
     "hidden_size": 80, "intermediate_size": 96, "num_hidden_layers": 3, "first_k_dense_replace": 1,

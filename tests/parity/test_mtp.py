@@ -11,7 +11,7 @@ from rounds import BLOCK_SIZE, Model, Rows, flat_rows, load_mtp, make_batch, ran
 from torch import Tensor
 
 from outrider.workers.model.batch import Batch
-from outrider.workers.types.round import ints
+from outrider.workers.types.rounds.round import ints
 
 LENGTH = 90
 BLOCKS = [9, 2, 7, 4, 11, 30, 1]

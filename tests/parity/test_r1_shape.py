@@ -17,7 +17,7 @@ from outrider.workers.config import ParallelConfig
 from outrider.workers.model.attention import Absorbed
 from outrider.workers.model.moe import Router
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 HEADS, EXPERTS, GROUPS, KEPT_GROUPS, CHOSEN = 128, 256, 8, 4, 8
 SHAPE = {

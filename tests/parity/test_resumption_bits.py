@@ -9,7 +9,7 @@ from outrider import SamplingParams
 from outrider.workers.config import EngineConfig
 from outrider.workers.engine.handle import EngineHandle
 from outrider.workers.serving.hosts import EngineHost, start_engine
-from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk
+from outrider.workers.types.requests.request import OutputSoFar, Request, SequenceChunk
 
 PROMPT = tuple(range(40, 75))
 TOKENS = 24

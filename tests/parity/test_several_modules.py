@@ -32,9 +32,9 @@ from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.text.outputs import CompletionOutput
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.round import Round, SequenceStart, Verdict, ints
-from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.rounds.round import Round, SequenceStart, Verdict, ints
+from outrider.workers.types.rounds.stop_rule import NEVER_STOP, StopRule
 
 VOCAB, LENGTH, DEPTH = 97, 40, 6
 BLOCKS, OTHERS = [6, 2, 9, 4], [3, 11, 8, 10]

@@ -16,10 +16,10 @@ from sharded import all_sharings, close_all, on_all_ranks
 from torch import Tensor
 
 from outrider.workers.config import ParallelConfig
-from outrider.workers.parallel.collectives import total_traffic
+from outrider.workers.parallel.collectives.collectives import total_traffic
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 KERNELS = ("torch", "float32", "bf16", "int8")
 BLOCKS = [[3, 1, 7, 5], [2, 6, 4, 8], [9, 11, 10, 12], [13, 15, 14, 16]]

@@ -20,7 +20,7 @@ from outrider.workers.experts.placement import IntArray
 from outrider.workers.experts.placing import place_experts
 from outrider.workers.model.moe import Router
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 BLOCKS = [[3, 1, 7, 5], [2, 6, 4, 8]]
 TOKENS = [24, 40]

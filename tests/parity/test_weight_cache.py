@@ -31,7 +31,7 @@ from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 PARTNER = Path(__file__).with_name("weight_cache_partner.py")
 ROOM = 1 << 30

@@ -60,7 +60,7 @@ def test_every_silenced_type_error_says_why() -> None:
         ("outrider.cluster.cli.app", ("torch", "ray")),
         ("outrider.cluster.gateway.server", ("torch", "ray")),
         ("outrider.cluster.client.client", ("torch", "ray")),
-        ("outrider.workers.engine.scheduler", ("torch",)),
+        ("outrider.workers.engine.scheduling.scheduler", ("torch",)),
         ("outrider.workers.serving.rank", ("torch",)),
     ],
 )

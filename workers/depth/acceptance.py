@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outrider.workers.depth.regression import Logistic
-from outrider.workers.types.sampling_params import LOOKUP
-from outrider.workers.types.stop_rule import MAX_LEAD, MAX_LOG_ODDS, StopRule
+from outrider.workers.types.requests.sampling_params import LOOKUP
+from outrider.workers.types.rounds.stop_rule import MAX_LEAD, MAX_LOG_ODDS, StopRule
 
 Floats = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from outrider.workers.depth.lookups import Lookups
 from outrider.workers.depth.round_summary import DraftOutcome
 from outrider.workers.depth.round_time import RoundTime, Shape, size_class
 from outrider.workers.depth.value import Live, Value
-from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
-from outrider.workers.types.sampling_params import LOOKUP
+from outrider.workers.types.requests.sampling_params import LOOKUP
+from outrider.workers.types.rounds.draft_plan import NO_DRAFTS, DraftPlan
 
 DEEPEST = 8  # drafts of a sequence in one round: with 12 or 16 scout's greedy code is no faster
 _MARGIN = 0.02  # gain needed to start drafting, as a share of a round's tokens; continuing needs none

@@ -16,12 +16,12 @@ from outrider.workers.depth.round_summary import RoundSummary, summarize
 from outrider.workers.depth.round_time import RoundTime, Shape, size_class
 from outrider.workers.depth.value import Live
 from outrider.workers.types.counters import SpeculationFigures
-from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import Round, Verdict
-from outrider.workers.types.round_time import RoundTiming
-from outrider.workers.types.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.sampling_params import AUTO, LOOKUP, MAX_DRAFT_TOKENS, MTP
+from outrider.workers.types.rounds.draft_plan import NO_DRAFTS, DraftPlan
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round, Verdict
+from outrider.workers.types.rounds.round_time import RoundTiming
+from outrider.workers.types.rounds.sequence import Sequence
 
 # Least rounds for which plans are valid (or a quarter of the lane's sequences); the last of them is learned from
 _PLAN_EVERY = 4  # planning takes 40 us for one sequence and 300 for 64

@@ -5,9 +5,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from outrider.workers.depth.round_time import Shape
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import RUNNING, IntArray, Round, Verdict
-from outrider.workers.types.sampling_params import LOOKUP
+from outrider.workers.types.requests.sampling_params import LOOKUP
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import RUNNING, IntArray, Round, Verdict
 
 
 class DraftOutcome(NamedTuple):

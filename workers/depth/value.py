@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from outrider.workers.depth.acceptance import Acceptance, DraftKind, MadeDrafts
 from outrider.workers.depth.round_time import RoundTime, Shape
-from outrider.workers.types.stop_rule import StopRule
+from outrider.workers.types.rounds.stop_rule import StopRule
 
 Floats = NDArray[np.float64]
 

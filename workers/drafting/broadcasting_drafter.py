@@ -6,8 +6,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from outrider.workers.drafting.drafter import Drafter
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import IntArray, Round, Verdict
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import IntArray, Round, Verdict
 
 
 class BroadcastingDrafter:

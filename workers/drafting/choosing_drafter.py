@@ -12,11 +12,11 @@ from typing import Protocol
 from torch import Tensor
 
 from outrider.workers.drafting.drafter import Drafter, DrafterError
-from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError
-from outrider.workers.types.round import RUNNING, IntArray, Round, Verdict, ints
-from outrider.workers.types.sampling_params import AUTO, LOOKUP, SamplingParams
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.sampling_params import AUTO, LOOKUP, SamplingParams
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import RUNNING, IntArray, Round, Verdict, ints
+from outrider.workers.types.rounds.sequence import Sequence
 
 _NOTHING = Drafts([], [])
 

@@ -8,8 +8,8 @@ from outrider.workers.drafting.pairs import Pairs, pair_rows
 from outrider.workers.model.compiled.model import CompiledModules
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.token_rules import Mask
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import IntArray
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import IntArray
 
 
 class CompiledDraftModel:

@@ -3,8 +3,8 @@
 from typing import NamedTuple, Protocol
 
 from outrider.workers.drafting.pairs import Pairs
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import FloatArray, IntArray
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import FloatArray, IntArray
 
 
 class DraftRequest(NamedTuple):
@@ -13,7 +13,7 @@ class DraftRequest(NamedTuple):
     entries: IntArray  # [n] entries of the pairs; drafts follow an entry's last pair
     depths: IntArray  # [n] most drafts
     steps: int | None = None  # with several data groups: the number of steps that all of them run
-    stop_rules: FloatArray | None = None  # [n, 7] early stopping: types/stop_rule.py
+    stop_rules: FloatArray | None = None  # [n, 7] early stopping: types/rounds/stop_rule.py
 
 
 class DraftModel(Protocol):

@@ -5,9 +5,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.round import IntArray, Round, Verdict
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import IntArray, Round, Verdict
 
 
 class DrafterError(OutriderError):

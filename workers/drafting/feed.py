@@ -11,7 +11,7 @@ from torch import Tensor
 
 from outrider.workers.drafting.pairs import Pairs, rows_of
 from outrider.workers.model.rows import Chain, Rows
-from outrider.workers.types.round import IntArray
+from outrider.workers.types.rounds.round import IntArray
 
 _NO_SEQUENCE = -1
 

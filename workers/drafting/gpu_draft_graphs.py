@@ -18,7 +18,7 @@ from outrider.workers.model.gpu.batch import GpuBatch
 from outrider.workers.model.gpu.decoder import Decoder
 from outrider.workers.model.gpu.graphs import Bucket, Capture, Run
 from outrider.workers.model.rows import IntArray, Rows
-from outrider.workers.types.round import ints
+from outrider.workers.types.rounds.round import ints
 
 
 class Drawn(NamedTuple):

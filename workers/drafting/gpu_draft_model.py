@@ -27,8 +27,8 @@ from outrider.workers.parallel.sharing import Columns
 from outrider.workers.sampling.gpu_head import draw_inputs, draw_words, is_plain, tokens_and_leads
 from outrider.workers.sampling.sample_row import SampleRow
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import FloatArray, IntArray
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import FloatArray, IntArray
 
 
 class GpuDraftModel(TorchDraftModel):

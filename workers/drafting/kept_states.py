@@ -12,7 +12,7 @@ from torch import Tensor
 
 from outrider.workers.drafting.pairs import Pairs
 from outrider.workers.model.rows import Chain
-from outrider.workers.types.round import IntArray, ints
+from outrider.workers.types.rounds.round import IntArray, ints
 
 
 class _Kept(NamedTuple):

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from outrider.workers.drafting.match_acceptance import MatchAcceptance, SequenceAcceptance
 from outrider.workers.drafting.suffix_index import SuffixIndex
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import IntArray, Round, Verdict
-from outrider.workers.types.sampling_params import LOOKUP
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.sampling_params import LOOKUP
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import IntArray, Round, Verdict
+from outrider.workers.types.rounds.sequence import Sequence
 
 _LEAST_CHANCE = 0.02  # drafts less likely to be accepted are not proposed
 _PROMISING = 1.0  # expected accepted drafts of a proposal; with fewer, lookup pauses for some rounds

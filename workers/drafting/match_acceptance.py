@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from outrider.workers.drafting.suffix_index import LONGEST
-from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS
+from outrider.workers.types.requests.sampling_params import MAX_DRAFT_TOKENS
 
 _FROM = (0, 3, 4, 6, 9, 14, 20, 32)  # smallest match length of each class that shares a rate
 _FIRST = (0.35, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.95)  # initial rates, for greedy text

@@ -13,8 +13,8 @@ from outrider.workers.drafting.draft_model import DraftModel, DraftRequest
 from outrider.workers.drafting.pairs import Backlog, Pairs, accepted_pairs, followed, joined
 from outrider.workers.drafting.shared_drafts import SharedDrafts
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import (
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import (
     RUNNING,
     STOP_RULE,
     FloatArray,

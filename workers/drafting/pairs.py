@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outrider.workers.model.rows import Rows
-from outrider.workers.types.round import IntArray, Round, Verdict, as_ints, ints, offsets
+from outrider.workers.types.rounds.round import IntArray, Round, Verdict, as_ints, ints, offsets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,9 +17,9 @@ from outrider.workers.drafting.stopping import StopTracker
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.sampling.head import Head
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import IntArray, Round, Verdict, ints
-from outrider.workers.types.sampling_params import DRAFT_MODEL
+from outrider.workers.types.requests.sampling_params import DRAFT_MODEL
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import IntArray, Round, Verdict, ints
 
 
 class SeparateModelDrafter(MtpDrafter):

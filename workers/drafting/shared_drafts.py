@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import torch
 
-from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.collectives.collectives import Collectives
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import Round, owned
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round, owned
 
 _LEADER = 0  # the leader's rank in the first stage's group
 _NONE = -1  # padding for a draft that was not made

@@ -1,4 +1,4 @@
-"""Early stopping: applies the sequences' stop rules after each draft step (types/stop_rule.py).
+"""Early stopping: applies the sequences' stop rules after each draft step (types/rounds/stop_rule.py).
 
 All sequences share the price of a step. Another step is made while their expected gains, after each sequence's own
 price, add up to the step's price. The compiled kernels do the same (kernels/cpu/src/draft.h).
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from outrider.workers.types.round import FloatArray, IntArray
-from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
+from outrider.workers.types.rounds.round import FloatArray, IntArray
+from outrider.workers.types.rounds.stop_rule import NEVER_STOP, StopRule
 
 
 class StopTracker:

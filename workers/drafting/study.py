@@ -24,8 +24,8 @@ from outrider.workers.sampling.rules import Floats, last_distribution, stop_prob
 from outrider.workers.sampling.sampling import SampleRow, transform
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.torch_head import TorchHead
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import IntArray, ints
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import IntArray, ints
 
 _DRAFTING, _STOPPING, _LAST = 0x5EED_D4AF, 0x5EED_5709, 0x5EED_1A57  # noise streams, distinct from the model's
 _MOST = 32  # tokens of a round and sequence

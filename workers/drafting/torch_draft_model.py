@@ -15,8 +15,8 @@ from outrider.workers.model.mtp import MtpModules
 from outrider.workers.parallel.sharing import Columns
 from outrider.workers.sampling.sampling import sample_with_leads
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import IntArray, ints
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import IntArray, ints
 
 
 class TorchDraftModel:

@@ -14,24 +14,24 @@ from dataclasses import replace
 
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.drafter import Drafter, DrafterError
+from outrider.workers.engine.execution.live_experts import LongestSpan
+from outrider.workers.engine.execution.pipeline import Pipeline, RoundResult
+from outrider.workers.engine.execution.runner import RoundErrorContext
 from outrider.workers.engine.grammars import Grammars, Prepare
 from outrider.workers.engine.handle import Deliver, EngineInfo
 from outrider.workers.engine.inbox import Call, Cancel, Checked, GrammarPrepared, Inbox, Message, StopEngine, Submit
-from outrider.workers.engine.live_experts import LongestSpan
-from outrider.workers.engine.pipeline import Pipeline, RoundResult
 from outrider.workers.engine.progress import Progress
 from outrider.workers.engine.round_timer import RoundTimer
-from outrider.workers.engine.runner import RoundErrorContext
-from outrider.workers.engine.scheduler import Scheduler
+from outrider.workers.engine.scheduling.scheduler import Scheduler
+from outrider.workers.engine.scheduling.suspects import Suspects
 from outrider.workers.engine.subscribers import Subscribers
-from outrider.workers.engine.suspects import Suspects
 from outrider.workers.engine.warm_up import WarmUp, first_use, measuring
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.types.counters import EngineCounters
-from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.request import Request, SequenceChunk
-from outrider.workers.types.round import Round
+from outrider.workers.types.requests.request import Request, SequenceChunk
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round
 
 log = logging.getLogger("outrider.engine")
 

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from outrider.workers.engine.inbox import Checked, GrammarPrepared, Inbox
-from outrider.workers.types.request import Request
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 Prepare = Callable[[StructuredOutputsParams], "Future[Any]"]
 

@@ -6,9 +6,9 @@ from typing import Protocol
 
 from outrider.workers.config import COUPLED
 from outrider.workers.types.counters import EngineCounters
-from outrider.workers.types.request import Request, SequenceChunk
-from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
-from outrider.workers.types.served_model import ServedModel
+from outrider.workers.types.model.served_model import ServedModel
+from outrider.workers.types.requests.request import Request, SequenceChunk
+from outrider.workers.types.requests.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
 
 _MOST_PROMPT_LOGPROBS = 1_000_000
 Deliver = Callable[[list[SequenceChunk]], None]

@@ -6,8 +6,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from outrider.workers.engine.handle import Deliver
-from outrider.workers.types.request import Request
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 
 @dataclass(frozen=True, slots=True)

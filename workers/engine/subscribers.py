@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from outrider.workers.engine.handle import Deliver
-from outrider.workers.types.request import Request, SequenceChunk
+from outrider.workers.types.requests.request import Request, SequenceChunk
 
 
 class Subscribers:

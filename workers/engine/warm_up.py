@@ -6,8 +6,8 @@ With automatic depth, it also measures rounds with and without drafts, so that d
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from outrider.workers.types.request import Request
-from outrider.workers.types.sampling_params import AUTO, SamplingParams
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.sampling_params import AUTO, SamplingParams
 
 SEED = -(1 << 63)  # identifies warm-up requests
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 96, 8

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from outrider.workers.experts.placing import ExpertLayout
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 def nodes_of_stages(machines: Sequence[str], stage_size: int) -> int:

@@ -10,7 +10,7 @@ from outrider.workers.loading.model import ModelPart, Parts, draft_quantization,
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 def load_draft_model(wanted: ModelPart, name: str, max_model_len: int) -> Parts:

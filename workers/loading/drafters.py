@@ -14,9 +14,9 @@ from outrider.workers.loading.model import Parts
 from outrider.workers.model.weights import mtp_marker
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.requests.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP
+from outrider.workers.types.rounds.sequence import Sequence
 
 log = logging.getLogger("outrider.loading")
 

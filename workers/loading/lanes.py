@@ -5,15 +5,15 @@ import logging
 import torch
 
 from outrider.workers.config import EngineConfig
-from outrider.workers.engine.lane_rule import LaneRule
-from outrider.workers.engine.lanes import Lanes
+from outrider.workers.engine.execution.lane_rule import LaneRule
+from outrider.workers.engine.execution.lanes import Lanes
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import Collectives
-from outrider.workers.parallel.group_collectives import GroupCollectives
+from outrider.workers.parallel.collectives.collectives import Collectives
+from outrider.workers.parallel.collectives.group_collectives import GroupCollectives
+from outrider.workers.parallel.collectives.overlap import AsyncExchanges, Overlap, overlap_of
+from outrider.workers.parallel.collectives.turns import LaneTurns
 from outrider.workers.parallel.mesh import Mesh, group_name
-from outrider.workers.parallel.overlap import AsyncExchanges, Overlap, overlap_of
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.parallel.turns import LaneTurns
 
 log = logging.getLogger("outrider.links")
 

@@ -38,7 +38,7 @@ from outrider.workers.sampling.head import Head
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.torch_head import TorchHead
 from outrider.workers.types.errors import CheckpointError, OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 log = logging.getLogger("outrider.loading")
 

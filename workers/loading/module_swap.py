@@ -14,7 +14,7 @@ from outrider.workers.config import resolve_model
 from outrider.workers.loading.model import ModelPart, Parts, load_module
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.types.errors import CheckpointError, OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 InstallModule = Callable[[], None]
 

@@ -6,7 +6,7 @@ import torch
 
 from outrider.workers.config import EngineConfig
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 log = logging.getLogger("outrider.loading")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -9,16 +9,16 @@ from outrider.workers.config import EngineConfig
 from outrider.workers.experts.nodes import expert_layout, nodes_of_stages
 from outrider.workers.experts.placing import ExpertLayout
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.collectives.collectives import Collectives
+from outrider.workers.parallel.collectives.group_collectives import GroupCollectives
+from outrider.workers.parallel.collectives.group_rendezvous import connect_groups
+from outrider.workers.parallel.collectives.peer_memory import open_peer_memory
 from outrider.workers.parallel.deep_ep import find_deep_ep, open_buffer
-from outrider.workers.parallel.group_collectives import GroupCollectives
-from outrider.workers.parallel.group_rendezvous import connect_groups
-from outrider.workers.parallel.peer_memory import open_peer_memory
-from outrider.workers.parallel.rendezvous import this_machine
+from outrider.workers.parallel.links.rendezvous import this_machine
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.watchdog import Watchdog
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from outrider.workers.loading.rank_spec import RankSpec

@@ -26,7 +26,7 @@ from outrider.workers.model.layers import RmsNorm, SharedProduct
 from outrider.workers.model.linear import Linear
 from outrider.workers.model.rotary import Rotation, rotate
 from outrider.workers.parallel.sharing import Columns
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 ROW_TILE = 4  # rows per item of a product with a head's weights
 

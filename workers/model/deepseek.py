@@ -13,7 +13,7 @@ from outrider.workers.model.rotary import Rotary
 from outrider.workers.model.rows import Rows
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 _WIDTH_PER_THREAD = 512  # outputs of a layer
 _VALUES_PER_THREAD = 8192  # of a round's hidden states

@@ -19,7 +19,7 @@ from outrider.workers.parallel.deep_ep import expert_dispatch
 from outrider.workers.parallel.expert_dispatch import LocalDispatch, MaskedDispatch
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Join, Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 Named = tuple[str, int]  # a weight's name and number of outputs
 Progress = Callable[[int, int], None]  # layers loaded, layers in all

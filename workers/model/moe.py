@@ -17,7 +17,7 @@ from outrider.workers.model.linear import Linear
 from outrider.workers.model.spread_experts import SpreadExperts
 from outrider.workers.parallel.expert_dispatch import ExpertDispatch
 from outrider.workers.parallel.sharing import Columns
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 class Router(nn.Module):

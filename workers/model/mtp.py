@@ -25,7 +25,7 @@ from outrider.workers.model.rotary import Rotation
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.model.weights import Checkpoint, mtp_marker
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 class MtpModule(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from outrider.workers.types.model_config import ModelConfig, Yarn
+from outrider.workers.types.model.model_config import ModelConfig, Yarn
 
 Rotation = tuple[Tensor, Tensor]  # cosines and signed sines of a batch's rows
 

@@ -16,7 +16,7 @@ from outrider.workers.model.quantization import dequantize
 from outrider.workers.model.slice_reading import StoredTensor, read_slice, stored_type
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.fields import Fields
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outrider.workers.parallel.collectives import ExchangeBrokenError
+from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError
+from outrider.workers.parallel.collectives.group_collectives import GroupCollectives
 from outrider.workers.parallel.expert_dispatch import AllToAll, ExpertDispatch, RunExperts, first_true
-from outrider.workers.parallel.group_collectives import GroupCollectives
 from outrider.workers.parallel.sharing import Sharing
 
 log = logging.getLogger("outrider.links")

@@ -1,5 +1,6 @@
 """Joins a rank to its replica's process group; collectives over the whole replica."""
 
+import re
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -73,3 +74,9 @@ def all_gather(answer: T) -> list[T]:
     answers: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(answers, answer)
     return cast(list[T], answers)
+
+
+def first_clause(error: Exception) -> str:
+    """The reason from an error of torch.distributed, without its source file and its advice."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return re.sub(r"^\[[^\]]*\.(cc|cpp|h):\d+\]\s*", "", line).split(". ")[0]

@@ -6,7 +6,7 @@ from outrider.workers.config import ParallelConfig
 from outrider.workers.experts.placement import IntArray, round_robin_table
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.slices import Cut
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 _LEAST_OUTPUTS = 2  # per slice: a product with one output may sum in another order
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outrider.workers.parallel.collectives import Collectives, SingleRank
+from outrider.workers.parallel.collectives.collectives import Collectives, SingleRank
+from outrider.workers.parallel.collectives.peer_memory import PeerMemory
 from outrider.workers.parallel.mesh import Mesh
-from outrider.workers.parallel.peer_memory import PeerMemory
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.slices import Cut
 

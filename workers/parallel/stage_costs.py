@@ -6,8 +6,8 @@ The unit is the time to read one parameter. The constants were measured on scout
 
 from dataclasses import dataclass
 
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.model_shapes import Shapes, hit_share
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.model.model_shapes import Shapes, hit_share
 
 SEQUENCES = 4  # assumed per round
 CONTEXT = 256  # assumed tokens per sequence

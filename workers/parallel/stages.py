@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from outrider.workers.parallel.stage_costs import stage_costs
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 def split_layers(model: ModelConfig, stages: int, draft_steps: int) -> tuple[tuple[int, int], ...]:

@@ -6,7 +6,7 @@ from torch import Tensor
 from outrider.kernels.cpu.context import Context
 from outrider.kernels.cpu.library import LinearStruct
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.round import FloatArray, IntArray
+from outrider.workers.types.rounds.round import FloatArray, IntArray
 
 
 class CompiledHead:

@@ -17,7 +17,7 @@ from outrider.workers.sampling.row_rules import changes
 from outrider.workers.sampling.sample_row import SampleRow
 from outrider.workers.sampling.sampling import sample, sample_with_leads
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.round import FloatArray, IntArray, ints
+from outrider.workers.types.rounds.round import FloatArray, IntArray, ints
 
 
 class MakesLogits(Protocol):

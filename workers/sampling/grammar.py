@@ -16,8 +16,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from outrider.workers.sampling.grammar_source import LIMITS, grammar_of
 from outrider.workers.sampling.token_rules import Mask
-from outrider.workers.types.round import IntArray
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.rounds.round import IntArray
 
 _KEPT = 64  # compiled grammars in the cache; copying one is cheap
 _THREADS = 2  # for compiling

@@ -7,7 +7,7 @@ from typing import Any
 import llguidance
 from llguidance import LLMatcher, LLParserLimits
 
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 # Lexer states are created while outputs are matched and never freed: about 1 kB each.
 LIMITS = LLParserLimits(

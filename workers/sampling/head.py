@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from outrider.workers.types.round import FloatArray, IntArray
+from outrider.workers.types.rounds.round import FloatArray, IntArray
 
 
 class Head(Protocol):

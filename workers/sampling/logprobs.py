@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from outrider.workers.sampling.ordering import key_ids, order_keys
-from outrider.workers.types.round import FloatArray, IntArray, ints, offsets
+from outrider.workers.types.rounds.round import FloatArray, IntArray, ints, offsets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

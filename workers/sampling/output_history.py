@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from outrider.workers.types.round import IntArray
-from outrider.workers.types.sampling_params import MAX_DRAFT_TOKENS
+from outrider.workers.types.requests.sampling_params import MAX_DRAFT_TOKENS
+from outrider.workers.types.rounds.round import IntArray
 
 _ROOM = 64
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from outrider.workers.sampling.sample_row import SampleRow
 from outrider.workers.sampling.token_rules import allowed_of
-from outrider.workers.types.round import ints
+from outrider.workers.types.rounds.round import ints
 
 
 def ruled(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:

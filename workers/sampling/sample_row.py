@@ -5,8 +5,8 @@ from functools import lru_cache
 
 from outrider.kernels.sampling import row_key, sequence_key
 from outrider.workers.sampling.token_rules import Mask, TokenRules
-from outrider.workers.types.round import IntArray, ints
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.round import IntArray, ints
 
 _NO_RULES = TokenRules()
 _sequence_key = lru_cache(maxsize=4096)(sequence_key)

@@ -15,7 +15,7 @@ from outrider.kernels.sampling import gumbel_noise, key_tensor
 from outrider.workers.sampling.ordering import beyond_top_k_top_p
 from outrider.workers.sampling.row_rules import ruled
 from outrider.workers.sampling.sample_row import SampleRow
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 __all__ = ["SampleRow", "lowest_argmax", "sample", "sample_with_leads", "transform"]
 

@@ -14,9 +14,9 @@ from outrider.workers.sampling.grammar import Constraint, Grammars
 from outrider.workers.sampling.output_history import OutputHistory
 from outrider.workers.sampling.sample_row import SampleRow
 from outrider.workers.sampling.token_rules import Mask, TokenRules, both
-from outrider.workers.types.round import IntArray, Round, SequenceStart, Verdict, ints
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.rounds.round import IntArray, Round, SequenceStart, Verdict, ints
 
 _POSITION, _WORDS = list(DRAW.names or ()).index("position"), DRAW.itemsize // 8
 

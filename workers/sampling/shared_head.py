@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.collectives.collectives import Collectives
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import joined_columns
 from outrider.workers.sampling.head import Head
-from outrider.workers.types.round import IntArray, Round, ints, offsets, owned
+from outrider.workers.types.rounds.round import IntArray, Round, ints, offsets, owned
 
 _SAMPLER = 0  # the sampler's rank in the last stage's group
 

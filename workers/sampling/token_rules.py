@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from outrider.workers.types.round import FloatArray, IntArray, ints
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.round import FloatArray, IntArray, ints
 
 Mask = NDArray[np.uint32]  # token v is allowed iff bit v % 32 of word v // 32 is set; further tokens are not
 

@@ -7,7 +7,7 @@ from outrider.workers.model.deepseek import Stage
 from outrider.workers.sampling.head import Head
 from outrider.workers.sampling.sampling import sample, sample_with_leads
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.round import FloatArray, IntArray, ints
+from outrider.workers.types.rounds.round import FloatArray, IntArray, ints
 
 
 class TorchHead(Head):

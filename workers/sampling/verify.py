@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from outrider.workers.types.round import (
+from outrider.workers.types.rounds.round import (
     LENGTH,
     RUNNING,
     STOPPED,

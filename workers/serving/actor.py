@@ -16,10 +16,10 @@ import ray
 
 from outrider.workers.loading.rank_spec import RankSpec
 from outrider.workers.serving import network
-from outrider.workers.serving.metrics import MetricsPublisher
+from outrider.workers.serving.observability.metrics import MetricsPublisher
+from outrider.workers.serving.observability.request_times import Observation
 from outrider.workers.serving.rank import Rank
 from outrider.workers.serving.rank_status import RankStatus
-from outrider.workers.serving.request_times import Observation
 from outrider.workers.types import logs
 from outrider.workers.types.errors import OutriderError
 

@@ -15,14 +15,14 @@ from outrider.workers.drafting.broadcasting_drafter import BroadcastingDrafter
 from outrider.workers.drafting.drafter import Drafter
 from outrider.workers.drafting.shared_drafts import SharedDrafts
 from outrider.workers.engine.engine import Engine
+from outrider.workers.engine.execution.lanes import Lanes
+from outrider.workers.engine.execution.live_experts import LiveExperts
+from outrider.workers.engine.execution.memory import blocks_for, free_bytes, round_bytes
+from outrider.workers.engine.execution.pipeline import FirstStage, Pipeline, SingleStage
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.lanes import Lanes
-from outrider.workers.engine.live_experts import LiveExperts
-from outrider.workers.engine.memory import blocks_for, free_bytes, round_bytes
-from outrider.workers.engine.pipeline import FirstStage, Pipeline, SingleStage
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.experts.balance import ExpertBalance
 from outrider.workers.loading.draft_model import load_draft_model
 from outrider.workers.loading.drafters import (
@@ -46,22 +46,22 @@ from outrider.workers.loading.resolved_config import (
 from outrider.workers.loading.sharing import load_sharing
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel import groups
+from outrider.workers.parallel.links.rendezvous import connect_links, this_machine
+from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.parallel.mesh import Route
-from outrider.workers.parallel.rendezvous import connect_links, this_machine
-from outrider.workers.parallel.stage_link import StageLink
 from outrider.workers.parallel.watchdog import Watchdog
 from outrider.workers.sampling.grammar import Grammars
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.shared_head import SharedHead
 from outrider.workers.serving.links import RankLinks
-from outrider.workers.serving.request_journal import RequestJournal
-from outrider.workers.serving.request_times import RequestTimes
+from outrider.workers.serving.observability.request_journal import RequestJournal
+from outrider.workers.serving.observability.request_times import RequestTimes
+from outrider.workers.serving.observability.tracing import open_tracing
 from outrider.workers.serving.roles import Follower, Leader
-from outrider.workers.serving.service import LeaderEndpoint
-from outrider.workers.serving.tracing import open_tracing
+from outrider.workers.serving.rpc.service import LeaderEndpoint
 from outrider.workers.text.grammar_check import GrammarChecker
-from outrider.workers.types.model_config import ModelConfig
-from outrider.workers.types.sampling_params import DRAFT_MODEL, LOOKUP, MTP
+from outrider.workers.types.model.model_config import ModelConfig
+from outrider.workers.types.requests.sampling_params import DRAFT_MODEL, LOOKUP, MTP
 
 if TYPE_CHECKING:
     from outrider.workers.loading.rank_spec import RankSpec

@@ -17,8 +17,8 @@ from torch import Tensor
 from outrider.workers.drafting.drafter import Drafter
 from outrider.workers.engine import warm_up
 from outrider.workers.serving.harvest_shards import Sample, folder_bytes, write_shard
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import RUNNING, IntArray, Round, SequenceStart, Verdict, ints
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import RUNNING, IntArray, Round, SequenceStart, Verdict, ints
 
 log = logging.getLogger("outrider.harvest")
 

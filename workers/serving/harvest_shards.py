@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.round import IntArray
+from outrider.workers.types.rounds.round import IntArray
 
 _FORMAT = "outrider-harvest-1"
 _PATTERN = "shard-*.safetensors"

@@ -9,13 +9,13 @@ from outrider.workers.engine.handle import EngineHandle
 from outrider.workers.loading.rank_spec import RankSpec
 from outrider.workers.parallel.shard import check_split
 from outrider.workers.parallel.stages import expected_draft_steps, split_layers
-from outrider.workers.serving.leader_client import RemoteEngine
 from outrider.workers.serving.loading_bar import LoadingBar
 from outrider.workers.serving.local import LocalGang
 from outrider.workers.serving.rank import Rank
 from outrider.workers.serving.rank_status import RankStatus
+from outrider.workers.serving.rpc.leader_client import RemoteEngine
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 OnProgress = Callable[[float], None]  # called with the share of weights loaded, 0..1
 _CLOSE_TIMEOUT_S = 30.0

@@ -4,12 +4,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from outrider.workers.drafting.drafter import Drafter
-from outrider.workers.engine.followers import BroadcastingVerifier, FirstStagePeer, PeerVerifier, Verifier, follow
-from outrider.workers.engine.pipeline import StagePeers
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
+from outrider.workers.engine.execution.followers import (
+    BroadcastingVerifier,
+    FirstStagePeer,
+    PeerVerifier,
+    Verifier,
+    follow,
+)
+from outrider.workers.engine.execution.pipeline import StagePeers
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
+from outrider.workers.parallel.links.stage_link import StageLink
 from outrider.workers.parallel.mesh import Mesh, Route
-from outrider.workers.parallel.stage_link import StageLink
 
 
 class RankLinks:

@@ -17,8 +17,8 @@ from pathlib import Path
 import outrider
 from outrider.workers.config import EngineConfig
 from outrider.workers.loading.rank_spec import RankSpec
-from outrider.workers.serving.cluster_key import draw_key
 from outrider.workers.serving.rank_status import RankStatus
+from outrider.workers.serving.rpc.cluster_key import draw_key
 from outrider.workers.types.errors import OutriderError
 
 SILENCE_S = 8.0  # a rank reports every second; after this long without a report it counts as frozen

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from outrider.workers.engine.handle import EngineHandle
 from outrider.workers.loading.rank_spec import RankSpec
+from outrider.workers.serving.observability.request_times import Observation
 from outrider.workers.serving.rank_status import STATUS_EVERY_S, RankStatus
-from outrider.workers.serving.request_times import Observation
 from outrider.workers.types.errors import OutriderError
 
 if TYPE_CHECKING:

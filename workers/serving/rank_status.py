@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.parallel.traffic import Traffic
+from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.types.counters import EngineCounters, ExpertFigures, SpeculationFigures
 
 STATUS_EVERY_S = 1.0

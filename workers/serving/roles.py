@@ -5,15 +5,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from outrider.workers.engine.engine import Engine
-from outrider.workers.engine.runner import StageRunner
-from outrider.workers.engine.sampler import Sampler
+from outrider.workers.engine.execution.runner import StageRunner
+from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.parallel import groups
-from outrider.workers.parallel.collectives import total_traffic
+from outrider.workers.parallel.collectives.collectives import total_traffic
+from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.parallel.traffic import Traffic
-from outrider.workers.serving.request_journal import RequestJournal
-from outrider.workers.serving.request_times import RequestTimes, TimedEngine
-from outrider.workers.serving.service import LeaderEndpoint
+from outrider.workers.serving.observability.request_journal import RequestJournal
+from outrider.workers.serving.observability.request_times import RequestTimes, TimedEngine
+from outrider.workers.serving.rpc.service import LeaderEndpoint
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.types.counters import EngineCounters
 

@@ -9,9 +9,9 @@ from outrider.workers.text.detokenizer import Detokenizer
 from outrider.workers.text.stops import StopStrings
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.text.tool_calls import ToolCallReader
-from outrider.workers.types.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.tools import ToolCallDelta, ToolFormat
+from outrider.workers.types.requests.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.tools import ToolCallDelta, ToolFormat
 
 
 class TextPiece(NamedTuple):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 
 def with_bad_words(params: SamplingParams, tokenizer: Tokenizer | None) -> SamplingParams:

@@ -12,7 +12,7 @@ import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.tools import Arguments
+from outrider.workers.types.requests.tools import Arguments
 
 _ROLES = ("system", "user", "assistant", "tool")
 _OURS = ("messages", "tools", "documents", "add_generation_prompt")  # arguments cannot replace these

@@ -18,7 +18,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from pathlib import Path
 
 from outrider.workers.types.errors import OverloadedError
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 PROCESSES = 2
 MOST_WAITING = 64

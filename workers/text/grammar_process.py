@@ -16,7 +16,7 @@ from pathlib import Path
 from llguidance import LLMatcher, LLTokenizer
 
 from outrider.workers.sampling.grammar_source import LIMITS, grammar_of
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 MEMORY_BYTES = 64 * 2**20  # in addition to the tokenizer's memory
 STACK_BYTES = 2**20  # less than the stack of the threads that later compile and apply the grammar

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from outrider.workers.text.assembler import OutputDelta, Usage
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types.request import TokenLogprobs
+from outrider.workers.types.requests.request import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

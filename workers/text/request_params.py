@@ -9,8 +9,8 @@ from dataclasses import replace
 from outrider.workers.text.bad_words import with_bad_words
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.text.tool_grammar import CallSyntax, tool_grammar
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.tools import Tools
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.tools import Tools
 
 _NO_TOOLS = Tools()
 

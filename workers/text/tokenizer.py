@@ -11,7 +11,7 @@ import tokenizers
 from outrider.workers.text.chat import ChatTemplate
 from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.fields import Fields
-from outrider.workers.types.tools import CALL_TOKENS, ToolFormat, ToolTokens
+from outrider.workers.types.requests.tools import CALL_TOKENS, ToolFormat, ToolTokens
 
 _TEMPLATES = Path(__file__).parent / "templates"  # with tools, for checkpoints whose own templates ignore tools
 _ASSISTANT = "<｜Assistant｜>"

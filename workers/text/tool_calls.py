@@ -9,7 +9,7 @@ from dataclasses import replace
 from outrider.workers.text.detokenizer import Detokenizer
 from outrider.workers.text.stops import StopStrings
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types.tools import ToolCallDelta, ToolFormat, ToolTokens
+from outrider.workers.types.requests.tools import ToolCallDelta, ToolFormat, ToolTokens
 
 BEFORE_ARGUMENTS, AFTER_ARGUMENTS = "\n```json\n", "\n```"
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from outrider.workers.text.tool_calls import AFTER_ARGUMENTS, BEFORE_ARGUMENTS
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
-from outrider.workers.types.tools import Tool, ToolFormat, Tools, ToolTokens
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.tools import Tool, ToolFormat, Tools, ToolTokens
 
 _WHITESPACE = r"[ \n]{0,20}"  # between JSON tokens; bounded, so that an answer ends
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE
 from outrider.workers.training.dataset import KIND_SHARES
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 Frequencies = npt.NDArray[np.float64]
 

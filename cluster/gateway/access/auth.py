@@ -15,7 +15,7 @@ import grpc
 
 from outrider.cluster.api.health import CLUSTER, INFERENCE, REFLECTIONS
 from outrider.cluster.gateway.access.watched import Watched
-from outrider.workers.serving.cluster_key import HEALTH, Continuation, refusal
+from outrider.workers.serving.rpc.cluster_key import HEALTH, Continuation, refusal
 from outrider.workers.types import logs
 from outrider.workers.types.errors import OutriderError
 

@@ -11,7 +11,7 @@ from outrider.cluster.gateway.http.errors import Problem
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.outputs import Logprob
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types.request import FinishReason
+from outrider.workers.types.requests.request import FinishReason
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
 

@@ -12,7 +12,7 @@ from outrider.cluster.gateway.http.errors import Problem
 from outrider.cluster.gateway.http.sampling import params_of, speculated
 from outrider.cluster.gateway.http.types import MessagesRequest
 from outrider.workers.text.assembler import Usage
-from outrider.workers.types.tools import Tools
+from outrider.workers.types.requests.tools import Tools
 
 Turn = tuple[str, dict[str, Any]]  # its place in the request, and a message in OpenAI's shape
 _ROLES = ("user", "assistant", "system")

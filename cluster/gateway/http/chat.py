@@ -23,7 +23,7 @@ from outrider.cluster.gateway.http.types import ChatRequest
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.outputs import Logprob
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types.tools import ToolCallDelta
+from outrider.workers.types.requests.tools import ToolCallDelta
 
 
 class ChatAnswer:

@@ -18,7 +18,7 @@ from outrider.cluster.gateway.http.sse import Writer, while_connected
 from outrider.cluster.gateway.requests.inference import Inference
 from outrider.proto import inference_pb2
 from outrider.workers.types import logs
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.requests.trace_context import TraceContext
 
 log = logging.getLogger("outrider.gateway.http")
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from outrider.cluster.gateway.http.types import ResponseFormat, SamplingFields, Speculation
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 _SAME_NAME = (
     *("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "min_tokens", "ignore_eos"),

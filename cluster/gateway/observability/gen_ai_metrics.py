@@ -5,7 +5,7 @@ Recorded in the Prometheus registry, with underscores for dots, and sent to an O
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from outrider.workers.serving.metrics_export import MetricsExport, SecondsHistogram
+from outrider.workers.serving.observability.metrics_export import MetricsExport, SecondsHistogram
 
 REQUEST_DURATION = SecondsHistogram(
     "gen_ai.server.request.duration",

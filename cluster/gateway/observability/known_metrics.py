@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from outrider.cluster.gateway.observability.gen_ai_metrics import HISTOGRAMS, GenAiMetrics
-from outrider.workers.serving.metrics_export import open_metrics_export
+from outrider.workers.serving.observability.metrics_export import open_metrics_export
 from outrider.workers.text.assembler import Usage
 from outrider.workers.types.counters import EngineCounters
 

@@ -11,7 +11,7 @@ from outrider.cluster.gateway.access.auth import CALLER
 from outrider.cluster.gateway.observability.known_metrics import Ended, KnownMetrics
 from outrider.cluster.gateway.observability.metrics import GatewayMetrics
 from outrider.cluster.gateway.requests.stream import RequestStream
-from outrider.workers.serving.tracing import Span
+from outrider.workers.serving.observability.tracing import Span
 from outrider.workers.types import logs
 
 log = logging.getLogger("outrider.gateway.service")

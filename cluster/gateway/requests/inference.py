@@ -31,11 +31,11 @@ from outrider.cluster.gateway.routing.fleet import Fleet
 from outrider.cluster.gateway.routing.replica import ReplicaConnection
 from outrider.cluster.gateway.routing.router import ReplicaId
 from outrider.proto import inference_pb2
-from outrider.workers.serving.tracing import Tracing
+from outrider.workers.serving.observability.tracing import Tracing
 from outrider.workers.types import logs
 from outrider.workers.types.errors import EngineStoppedError, OverloadedError
-from outrider.workers.types.request import Request
-from outrider.workers.types.trace_context import TraceContext
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.trace_context import TraceContext
 
 log = logging.getLogger("outrider.gateway.service")
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from outrider.proto import inference_pb2 as pb
+from outrider.workers.types.requests.token_ids import MAX_BAD_WORDS
 from outrider.workers.types.settings import Setting, check_settings
-from outrider.workers.types.token_ids import MAX_BAD_WORDS
 
 _REQUEST_ID_CHARACTERS = 256
 _STOP_CHARACTERS = 1024  # length of one stop string, which is searched for after every token

@@ -9,7 +9,7 @@ from outrider.cluster.gateway.requests.resumption import check_resume
 from outrider.cluster.gateway.routing.load import PrefixKeys
 from outrider.proto import inference_pb2
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 INLINE_BYTES = 4096  # smaller messages take less than a millisecond; larger ones are prepared in a thread
 

@@ -9,11 +9,11 @@ from outrider.cluster.api.generation import ChatPrompt, GenerateCall, Message, P
 from outrider.workers.text.grammar_check import GrammarChecker
 from outrider.workers.text.request_params import resolved_params
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types import hub
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
-from outrider.workers.types.tools import Arguments, Tools
+from outrider.workers.types.model import hub
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.tools import Arguments, Tools
 
 _TOOLS_CHECKED = 8  # to name an invalid one: each check may take up to 2 s
 

@@ -2,7 +2,7 @@
 
 from outrider.cluster.api.generation import GenerateCall, Resume
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.types.request import OutputSoFar
+from outrider.workers.types.requests.request import OutputSoFar
 
 
 def check_resume(resume: Resume, call: GenerateCall, prompt_tokens: int, info: EngineInfo) -> None:

@@ -12,13 +12,13 @@ from dataclasses import replace
 from outrider.cluster.api.generation import Accepted, Event, Failed, Finished, GenerateCall, Output
 from outrider.cluster.gateway.routing.load import PrefixKeys
 from outrider.cluster.gateway.routing.replica import ReplicaConnection
-from outrider.workers.serving.leader_client import LeaderClient
+from outrider.workers.serving.rpc.leader_client import LeaderClient
 from outrider.workers.text.assembler import OutputDelta, RequestAssembler, Usage, joined
 from outrider.workers.text.outputs import logprobs_by_token
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.text.tool_calls import merged
-from outrider.workers.types.request import OutputSoFar, Request, SequenceChunk, logprobs_at_once
-from outrider.workers.types.tools import ToolCallDelta
+from outrider.workers.types.requests.request import OutputSoFar, Request, SequenceChunk, logprobs_at_once
+from outrider.workers.types.requests.tools import ToolCallDelta
 
 
 class RequestStream:

@@ -18,7 +18,7 @@ from outrider.cluster.gateway.observability.metrics import GatewayMetrics
 from outrider.cluster.gateway.routing.fleet import Fleet
 from outrider.cluster.gateway.routing.router import ReplicaId, RoutingTable
 from outrider.proto import cluster_pb2, cluster_pb2_grpc
-from outrider.workers.serving.cluster_key import key_metadata
+from outrider.workers.serving.rpc.cluster_key import key_metadata
 from outrider.workers.types import logs
 from outrider.workers.types.errors import EngineStoppedError, OutriderError
 
@@ -35,7 +35,7 @@ class ControllerLink:
     """The connection. One event loop. While the controller is unreachable, the last table stays in use."""
 
     def __init__(self, address: str, key: str = "") -> None:
-        """`key`: the cluster key, see workers/serving/cluster_key.py."""
+        """`key`: the cluster key, see workers/serving/rpc/cluster_key.py."""
         self.address = address
         self.connected = False  # the stream of the last table is still open
         self._metadata = key_metadata(key)

@@ -10,7 +10,7 @@ from outrider.cluster.gateway.routing import router
 from outrider.cluster.gateway.routing.load import PrefixKeys
 from outrider.cluster.gateway.routing.replica import ReplicaConnection
 from outrider.cluster.gateway.routing.router import ReplicaId, RoutingCandidate, RoutingTable
-from outrider.workers.serving.leader_client import LeaderClient
+from outrider.workers.serving.rpc.leader_client import LeaderClient
 from outrider.workers.types import logs
 from outrider.workers.types.counters import EngineCounters
 from outrider.workers.types.errors import OutriderError

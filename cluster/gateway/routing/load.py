@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from outrider.workers.engine.blocks import extend_keys, salted
-from outrider.workers.types.request import Request
+from outrider.workers.engine.scheduling.blocks import extend_keys, salted
+from outrider.workers.types.requests.request import Request
 
 BLOCK_TOKENS = 64
 MOST_BLOCKS = 32_768  # remembered per replica (two million tokens); the least recently used are dropped

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from outrider.cluster.gateway.routing.load import ReplicaLoad
 from outrider.cluster.gateway.routing.router import ReplicaId
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.serving.leader_client import LeaderClient
+from outrider.workers.serving.rpc.leader_client import LeaderClient
 from outrider.workers.types import logs
 from outrider.workers.types.errors import EngineStoppedError
 

@@ -20,8 +20,8 @@ from outrider.workers.config import resolve_model
 from outrider.workers.text.assembler import OutputAssembler
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.text.tool_calls import merged
-from outrider.workers.types.request import FinishReason, SequenceChunk
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.request import FinishReason, SequenceChunk
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 NAMES = ("add", "get_weather", "search.web", "a-b", "roll", "x")
 CALL = re.compile(

@@ -20,8 +20,8 @@ from outrider.cluster.gateway.http.responses import ResponsesAnswer
 from outrider.cluster.gateway.http.types import Body, ChatRequest, CompletionRequest, MessagesRequest, ResponsesRequest
 from outrider.workers.text.assembler import Usage
 from outrider.workers.types.errors import OverloadedError
-from outrider.workers.types.request import FinishReason
-from outrider.workers.types.tools import ToolCall, ToolCallDelta
+from outrider.workers.types.requests.request import FinishReason
+from outrider.workers.types.requests.tools import ToolCall, ToolCallDelta
 
 HELLO = [{"role": "user", "content": "hi"}]
 PROMPT = (5, 6)

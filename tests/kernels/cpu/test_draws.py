@@ -18,8 +18,8 @@ from outrider.kernels.cpu.packing import Arena, packed
 from outrider.kernels.sampling import sequence_key
 from outrider.workers.sampling.sampling import sample
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.round import SequenceStart, ints
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.round import SequenceStart, ints
 
 VOCABS = (1, 2, 3, 63, 64, 65, 97, 129, 1000, 4096, 5003)
 EOS = (1, 0)

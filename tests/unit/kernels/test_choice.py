@@ -9,7 +9,7 @@ from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.loading.fingerprint import fingerprint
 from outrider.workers.loading.model import resolve_kernels, useful_threads
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SCOUT = ModelConfig.load(resolve_model("scout"))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file as save_torch
 
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE, draft_head_ids
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 VOCAB = 97
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from outrider.workers.config import EngineConfig, ParallelConfig, resolve_model
-from outrider.workers.engine.memory import blocks_for
+from outrider.workers.engine.execution.memory import blocks_for
 from outrider.workers.types.errors import CheckpointError, OutriderError
 
 

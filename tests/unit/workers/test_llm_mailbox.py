@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from outrider.workers.llm import _Mailbox
-from outrider.workers.types.request import SequenceChunk
+from outrider.workers.types.requests.request import SequenceChunk
 
 
 @pytest.mark.usefixtures("interrupts")

@@ -22,9 +22,9 @@ from outrider.workers.model.layers import LATENT_NORM_EPS
 from outrider.workers.model.loading import Progress
 from outrider.workers.model.rotary import rotary_table
 from outrider.workers.model.weights import Checkpoint
-from outrider.workers.parallel.native_group import NativeGroup
+from outrider.workers.parallel.collectives.native_group import NativeGroup
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 # Purposes exchanged between all ranks of a stage; all others are exchanged between those of a tensor group.
 _OF_STAGE = {library.PURPOSES.index(each) for each in ("counts of rows", "rows to experts", "expert outputs")}

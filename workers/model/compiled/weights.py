@@ -18,7 +18,7 @@ from outrider.kernels.cpu.packing import Packer, gates_beside_ups, in_order, key
 from outrider.workers.model.loading import Part, parts_of
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 Item = TypeVar("Item", bound=ctypes.Structure)
 

@@ -16,7 +16,7 @@ from outrider.kernels.gpu.language import power_of_two
 from outrider.kernels.gpu.mla import QUERIES, SPLIT
 from outrider.workers.model.gpu.upload import Upload
 from outrider.workers.model.rows import IntArray, Rows
-from outrider.workers.types.round import ints
+from outrider.workers.types.rounds.round import ints
 
 PARTS_BYTES = 256 << 20  # limit for the splits' partial outputs of one attention launch
 

@@ -29,7 +29,7 @@ from outrider.workers.model.layers import LATENT_NORM_EPS
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.parallel.deep_ep import expert_dispatch
 from outrider.workers.parallel.sharing import Sharing
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 _MIN_SIZE = 16  # the smallest side of a tensor core product
 

@@ -17,7 +17,7 @@ from outrider.workers.model.gpu.moving_experts import MovingExperts
 from outrider.workers.model.gpu.stack import Stack, Weight
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 BLOCK = 128  # the side of an FP8 block that the kernels support
 

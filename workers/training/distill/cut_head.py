@@ -19,7 +19,7 @@ from outrider.workers.training.distill.drafts import Case
 from outrider.workers.training.distill.evaluation import Comparison, EvaluationSize, compare
 from outrider.workers.training.distill.prompts import is_held_out
 from outrider.workers.training.draft_head import Frequencies, most_frequent
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 COVERAGES = (0.9, 0.95, 0.98, 0.99)
 FULL = "full"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from outrider.workers.llm import LLM
 from outrider.workers.text.outputs import RequestOutput, SpeculationSummary
 from outrider.workers.training.distill.prompts import Prompt
-from outrider.workers.types.sampling_params import MTP, SamplingParams
+from outrider.workers.types.requests.sampling_params import MTP, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from outrider.workers.model.quantization import quantize
 from outrider.workers.model.slice_reading import StoredTensor
 from outrider.workers.model.weights import stored_tensors
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _FP8 = "F8_E4M3"

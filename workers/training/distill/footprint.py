@@ -18,7 +18,7 @@ from outrider.workers.training.distill.module import TrainableMtp
 from outrider.workers.training.distill.names import checkpoint_parts, is_trained
 from outrider.workers.training.distill.settings import LIVE_PARAMETERS, TrainingSettings
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 _MASTER_BYTES, _MOMENT_BYTES = 4, 8  # a float32 copy of the weights, and AdamW's two moments
 

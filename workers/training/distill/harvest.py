@@ -16,7 +16,7 @@ from outrider.workers.serving.harvest_shards import Harvest
 from outrider.workers.text.outputs import RequestOutput
 from outrider.workers.training.distill.prompts import Prompt, noise_seed
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 _WRITING_S = 120.0  # to wait for the last shard to be written
 _AT_ONCE = 256  # concurrent requests

@@ -12,7 +12,7 @@ from outrider.workers.training.distill.footprint import check_checkpoint, footpr
 from outrider.workers.training.distill.gang import Machines
 from outrider.workers.training.distill.settings import TrainingSettings
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 PARTS = ("harvest", "train", "export", "head", "evaluate")
 _TRAINING_SETTINGS = [field.name for field in dataclasses.fields(TrainingSettings)]

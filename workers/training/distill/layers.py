@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from outrider.workers.model.layers import LATENT_NORM_EPS
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys [batch, heads, tokens, nope + rope], values [.., v]
 

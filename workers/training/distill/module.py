@@ -19,7 +19,7 @@ from outrider.workers.training.distill.layers import (
     DistilledRmsNorm,
 )
 from outrider.workers.training.unrolled import attend_unrolled
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 class DistilledSharedHead(nn.Module):

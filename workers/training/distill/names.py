@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.training.distill.layers import ExpertGroup
 from outrider.workers.training.distill.module import TrainableMtp
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 Parts = list[tuple[str, tuple[int, ...]]]
 

@@ -26,7 +26,7 @@ from outrider.workers.training.distill.harvest import plan_tasks, run_harvest
 from outrider.workers.training.distill.job import PARTS, Job, check_modules
 from outrider.workers.training.distill.prompts import Prompt, load_prompts
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 _TEMPERATURES = (0.0, 0.8)  # at which drafts are measured
 

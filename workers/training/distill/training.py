@@ -20,7 +20,7 @@ from outrider.workers.training.distill.drafting import Measured, measure, weight
 from outrider.workers.training.distill.names import Source, trained_tensors
 from outrider.workers.training.distill.settings import TrainingSettings
 from outrider.workers.training.distill.zero import ZeroTrainer
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 _HELD_OUT_WINDOWS = 64
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

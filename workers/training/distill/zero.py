@@ -24,7 +24,7 @@ from outrider.workers.training.distill.module import TrainableMtp
 from outrider.workers.training.distill.names import Source, freeze
 from outrider.workers.training.distill.settings import LIVE_PARAMETERS, TrainingSettings
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 # On CPUs DeepSpeed would compile its own collectives, which takes a minute, and they have no timeout. Use gloo.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

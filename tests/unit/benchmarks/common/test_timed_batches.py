@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.common.timed_batches import Watch
-from outrider.workers.types.request import FinishReason, SequenceChunk
+from outrider.workers.types.requests.request import FinishReason, SequenceChunk
 
 
 def test_decoding_counts_from_when_every_prompt_has_its_first_token() -> None:

@@ -10,7 +10,7 @@ from benchmarks.faults.schedule import Fault, schedule
 from outrider.cluster.api.generation import Accepted, Event, Failed, Finished, Output
 from outrider.workers.text.assembler import Usage
 from outrider.workers.text.outputs import Logprob
-from outrider.workers.types.request import FinishReason
+from outrider.workers.types.requests.request import FinishReason
 
 ACCEPTED = Accepted(request_id="r", seed=1, prompt_tokens=2, fingerprint="f")
 LIKELY = {5: Logprob(logprob=-0.5, rank=1, decoded_token="a")}

@@ -10,7 +10,7 @@ from benchmarks.speculation.changing_load import Busy, hourly_rates, luckiest_by
 from benchmarks.speculation.constant_load import arm_figures, over_best
 from benchmarks.speculation.depth_arms import against, params, verdict
 from benchmarks.speculation.policy_time import ASKED, KEPT, REMADE, TOTAL, decision_us
-from outrider.workers.types.request import FinishReason, SequenceChunk
+from outrider.workers.types.requests.request import FinishReason, SequenceChunk
 
 
 def decoded(rounds: int, drafted: tuple[int, ...], accepted: tuple[int, ...]) -> Decoded:

@@ -133,7 +133,7 @@ def loaded_by(*modules: str) -> set[str]:
 
 def test_clients_and_gateways_start_without_torch_and_without_ray() -> None:
     cluster = "outrider.cluster"
-    modules = ("cli.app", "cli.generate", "cli.status", "client.client", "gateway.server")
+    modules = ("cli.app", "cli.commands.generate", "cli.commands.status", "client.client", "gateway.server")
 
     loaded = loaded_by(*(f"{cluster}.{module}" for module in modules))
 
@@ -141,10 +141,10 @@ def test_clients_and_gateways_start_without_torch_and_without_ray() -> None:
 
 
 def test_the_controller_and_serve_start_without_torch() -> None:
-    assert "torch" not in loaded_by("outrider.cluster.cli.serve", "outrider.workers.serving.actor")
+    assert "torch" not in loaded_by("outrider.cluster.cli.commands.serve", "outrider.workers.serving.actor")
 
 
 def test_the_command_itself_loads_neither_grpc_nor_any_command() -> None:
     loaded = loaded_by("outrider.cluster.cli.app")
 
-    assert not {"grpc", "torch", "ray", "outrider.cluster.cli.serve"} & loaded
+    assert not {"grpc", "torch", "ray", "outrider.cluster.cli.commands.serve"} & loaded

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from outrider.cluster.api.errors import SettingsError
-from outrider.cluster.cli.bench import windows
+from outrider.cluster.cli.commands.bench import windows
 from outrider.cluster.client.bench import Answered, Window, arrivals, percentiles, summary
 
 

@@ -20,7 +20,7 @@ from outrider.cluster.controller.reconcile import (
     reconcile,
     retry_delay_s,
 )
-from outrider.cluster.controller.replica import PROBE_EVERY_S
+from outrider.cluster.controller.replicas.replica import PROBE_EVERY_S
 from outrider.workers.serving import local
 from outrider.workers.serving.rank_status import STATUS_EVERY_S
 

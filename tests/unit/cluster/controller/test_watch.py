@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from outrider.cluster.controller.reconcile import Phase
-from outrider.cluster.controller.report import ReplicaReport, Report
+from outrider.cluster.controller.replicas.report import ReplicaReport, Report
 from outrider.cluster.controller.watch import ControllerDiedError, ControllerSilentError, ControllerWatch
 from outrider.workers.types.errors import OutriderError
 

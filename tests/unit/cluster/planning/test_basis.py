@@ -11,7 +11,7 @@ from outrider.cluster.planning.hardware import Hardware, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.search import Objective, search
 from outrider.cluster.planning.split import Split
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 R1 = Shapes.of(load_shape("deepseek-r1"))
 FLEET = Hardware(gpu=find_gpu("h200"), nodes=2, gpus_per_node=8)

@@ -8,9 +8,9 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Hardware, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split
+from outrider.workers.parallel.collectives.traffic import Traffic
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.parallel.traffic import Traffic
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 SCOUT = Shapes.of(load_shape("scout"), "float32")
 R1 = Shapes.of(load_shape("deepseek-r1"))

@@ -11,7 +11,7 @@ from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.search import DoesNotFitError, Objective, require_fit, search
 from outrider.cluster.planning.split import Split, refusal, splits
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 R1 = Shapes.of(load_shape("deepseek-r1"))
 SCOUT = Shapes.of(load_shape("scout"))

@@ -5,7 +5,7 @@ import pytest
 
 from outrider.cluster.planning.shard_plan import make_plan
 from outrider.workers.config import ParallelConfig, resolve_model
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Hardware, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split, splits
-from outrider.workers.types.model_shapes import Shapes
+from outrider.workers.types.model.model_shapes import Shapes
 
 R1 = Shapes.of(load_shape("deepseek-r1"))
 SPLITS = list(splits(R1.model, 16))

@@ -16,13 +16,13 @@ from fake_pipeline import VOCAB, CountingPipeline
 
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.stopping import made_together
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.types.draft_plan import NO_DRAFTS
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.request import Request
-from outrider.workers.types.round import Round, Verdict
-from outrider.workers.types.sampling_params import LOOKUP, SamplingParams
-from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.sampling_params import LOOKUP, SamplingParams
+from outrider.workers.types.rounds.draft_plan import NO_DRAFTS
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round, Verdict
+from outrider.workers.types.rounds.stop_rule import NEVER_STOP, StopRule
 
 
 @dataclass

@@ -8,13 +8,13 @@ from unit.workers.depth.fake_replica import Machine, Replica, Texts
 
 from outrider.workers.depth.auto import DEEPEST
 from outrider.workers.depth.policy import DepthPolicy
-from outrider.workers.types.draft_plan import NO_DRAFTS, DraftPlan
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.request import Request
-from outrider.workers.types.round import RUNNING, Round, Verdict, ints, offsets
-from outrider.workers.types.round_time import RoundTiming
-from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
+from outrider.workers.types.rounds.draft_plan import NO_DRAFTS, DraftPlan
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import RUNNING, Round, Verdict, ints, offsets
+from outrider.workers.types.rounds.round_time import RoundTiming
+from outrider.workers.types.rounds.sequence import Sequence
 
 CHEAP, DEAR = Machine(row=0.0003, step=0.0003), Machine(row=0.0003, step=0.05)
 

@@ -23,11 +23,11 @@ from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.depth.round_time import size_class
 from outrider.workers.engine.engine import Engine
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.request import Request, SequenceChunk
-from outrider.workers.types.round import Round
-from outrider.workers.types.sampling_params import LOOKUP, SamplingParams
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
+from outrider.workers.types.requests.request import Request, SequenceChunk
+from outrider.workers.types.requests.sampling_params import LOOKUP, SamplingParams
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round
 
 MOST_OBJECTS, OBJECTS_EACH = 6000, 60  # of the policy at all, and for each live sequence
 MOST_CALLS, CALLS_EACH = 8000, 600  # of one round: at all, and for each of its sequences

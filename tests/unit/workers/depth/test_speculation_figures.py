@@ -3,11 +3,11 @@
 from outrider.workers.depth.budget import PROBE_WAIT
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.types.counters import SpeculationFigures
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.request import Request
-from outrider.workers.types.round import RUNNING, Round, Verdict, ints
-from outrider.workers.types.sampling_params import MTP, SamplingParams
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.sampling_params import MTP, SamplingParams
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import RUNNING, Round, Verdict, ints
+from outrider.workers.types.rounds.sequence import Sequence
 
 PLAIN_S, DRAFT_S, ROW_S = 0.001, 0.002, 0.001
 

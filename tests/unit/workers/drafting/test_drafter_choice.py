@@ -11,12 +11,12 @@ from torch import Tensor
 
 from outrider.workers.drafting.choosing_drafter import ChoosingDrafter
 from outrider.workers.drafting.drafter import DrafterError
-from outrider.workers.types.drafts import Drafts
 from outrider.workers.types.errors import EngineStoppedError
-from outrider.workers.types.request import Request
-from outrider.workers.types.round import RUNNING, IntArray, Round, Verdict, ints
-from outrider.workers.types.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.sampling_params import AUTO, DRAFT_MODEL, LOOKUP, MTP, SamplingParams
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import RUNNING, IntArray, Round, Verdict, ints
+from outrider.workers.types.rounds.sequence import Sequence
 
 HIDDEN = torch.zeros(0, 1)
 

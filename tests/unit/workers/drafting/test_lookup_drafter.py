@@ -7,11 +7,11 @@ import torch
 from outrider.workers.drafting.lookup_drafter import LookupDrafter, continued
 from outrider.workers.drafting.match_acceptance import MatchAcceptance, SequenceAcceptance
 from outrider.workers.drafting.suffix_index import LONGEST
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.request import Request
-from outrider.workers.types.round import Round, Verdict, ints
-from outrider.workers.types.sampling_params import LOOKUP, SamplingParams
-from outrider.workers.types.sequence import Sequence
+from outrider.workers.types.requests.request import Request
+from outrider.workers.types.requests.sampling_params import LOOKUP, SamplingParams
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round, Verdict, ints
+from outrider.workers.types.rounds.sequence import Sequence
 
 HIDDEN = torch.zeros(0, 1)
 

@@ -12,8 +12,8 @@ from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.rows import Rows
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.round import IntArray, Round, SequenceStart, Verdict, ints
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.round import IntArray, Round, SequenceStart, Verdict, ints
 
 BLOCK = 4
 VOCAB = 64

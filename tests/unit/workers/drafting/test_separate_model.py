@@ -9,8 +9,17 @@ from outrider.workers.drafting.separate_model import SeparateModel, SeparateMode
 from outrider.workers.model.batch import Batch
 from outrider.workers.model.rows import Rows
 from outrider.workers.sampling.sequence_starts import SequenceStarts
-from outrider.workers.types.round import LENGTH, RUNNING, FloatArray, IntArray, Round, SequenceStart, Verdict, ints
-from outrider.workers.types.sampling_params import DRAFT_MODEL, SamplingParams
+from outrider.workers.types.requests.sampling_params import DRAFT_MODEL, SamplingParams
+from outrider.workers.types.rounds.round import (
+    LENGTH,
+    RUNNING,
+    FloatArray,
+    IntArray,
+    Round,
+    SequenceStart,
+    Verdict,
+    ints,
+)
 
 BLOCK, VOCAB = 4, 1000
 HIDDEN = torch.zeros(64, 1)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from outrider.workers.drafting.shared_drafts import SharedDrafts
-from outrider.workers.parallel.collectives import Collectives
+from outrider.workers.parallel.collectives.collectives import Collectives
 from outrider.workers.parallel.shard import Shard
-from outrider.workers.types.drafts import Drafts
-from outrider.workers.types.round import Round, ints
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round, ints
 
 ROUND = Round(sequence_ids=ints([4, 5, 6]), owners=ints([0, 1, 1]))
 DEPTHS = {4: 2, 5: 3, 6: 2}

@@ -5,8 +5,8 @@ import pytest
 
 from outrider.workers.depth.acceptance import Acceptance, DraftKind, MadeDrafts
 from outrider.workers.drafting.stopping import StopTracker, made_together
-from outrider.workers.types.round import Round, ints, share_of
-from outrider.workers.types.stop_rule import NEVER_STOP, StopRule
+from outrider.workers.types.rounds.round import Round, ints, share_of
+from outrider.workers.types.rounds.stop_rule import NEVER_STOP, StopRule
 
 KIND = DraftKind("mtp", 1)
 LEADS = [3.0, 0.7, 30.0, 0.1]

@@ -16,16 +16,16 @@ from torch import Tensor
 from outrider.workers.depth.policy import DepthPolicy
 from outrider.workers.drafting.drafter import DrafterError
 from outrider.workers.engine.engine import Engine, Prepare
+from outrider.workers.engine.execution.pipeline import RoundResult
 from outrider.workers.engine.handle import EngineInfo
-from outrider.workers.engine.pipeline import RoundResult
 from outrider.workers.engine.progress import Progress
-from outrider.workers.engine.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.types.drafts import Drafts
+from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
 from outrider.workers.types.errors import EngineStoppedError
-from outrider.workers.types.request import FinishReason, Request, SequenceChunk
-from outrider.workers.types.round import Round, Verdict
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.request import FinishReason, Request, SequenceChunk
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.rounds.drafts import Drafts
+from outrider.workers.types.rounds.round import Round, Verdict
 
 INFO = EngineInfo(
     fingerprint="f",

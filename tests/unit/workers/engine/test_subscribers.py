@@ -1,8 +1,8 @@
 """Chunks reach those who submitted, each in the order in which they were made."""
 
 from outrider.workers.engine.subscribers import Subscribers
-from outrider.workers.types.request import FinishReason, Request, SequenceChunk
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.request import FinishReason, Request, SequenceChunk
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 
 def _gained(token: int) -> SequenceChunk:

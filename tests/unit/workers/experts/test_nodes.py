@@ -7,7 +7,7 @@ import pytest
 
 from outrider.workers.config import resolve_model
 from outrider.workers.experts.nodes import expert_layout, nodes_of_stages
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 SCOUT = ModelConfig.load(resolve_model("scout"))  # one group
 R1 = dataclasses.replace(SCOUT, n_routed_experts=256, n_group=8)

@@ -12,7 +12,7 @@ from outrider.workers.model.layers import Mlp
 from outrider.workers.model.linear import FastLinear, make_linear
 from outrider.workers.model.moe import Experts, MoE, Router
 from outrider.workers.parallel.expert_dispatch import LocalDispatch
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 def config_of(path: Path, *, experts: int, groups: int, topk_group: int, chosen: int, norm: bool = True) -> ModelConfig:

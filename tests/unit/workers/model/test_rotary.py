@@ -8,7 +8,7 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RotaryEmbedding
 
 from outrider.workers.model.rotary import Rotary, frequencies, rotate
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 R1_YARN = {**YARN, "factor": 40, "original_max_position_embeddings": 4096}
 SCALINGS = [

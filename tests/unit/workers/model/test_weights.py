@@ -14,7 +14,7 @@ from torch import Tensor
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.types.errors import CheckpointError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 CONFIG = random_config(1, first_k_dense_replace=1, q_lora_rank=24, num_hidden_layers=2)
 DOWN = "model.layers.0.mlp.down_proj.weight"

@@ -7,7 +7,7 @@ import pytest
 
 from outrider.workers.config import ParallelConfig, resolve_model
 from outrider.workers.parallel.shard import Shard, check_split
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 SCOUT = ModelConfig.load(resolve_model("scout"))
 R1 = dataclasses.replace(

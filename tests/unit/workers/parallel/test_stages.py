@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from outrider.workers.config import resolve_model
 from outrider.workers.parallel.stage_costs import stage_costs
 from outrider.workers.parallel.stages import expected_draft_steps, split_by_cost, split_layers
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 SCOUT = ModelConfig.load(resolve_model("scout"))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from outrider.workers.sampling.sampling import SampleRow, sample
 from outrider.workers.sampling.verify import Limits, verify
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 VOCAB, EOS, PROMPT = 50, 1, [3, 4, 5]
 LIMITS = Limits(end_ids=frozenset({EOS}), max_length=60)

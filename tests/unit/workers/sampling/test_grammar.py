@@ -16,9 +16,9 @@ from outrider.workers.sampling.grammar import MOST_PLACE_S, Constraint, Grammars
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.token_rules import Mask, allowed_of
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types.round import Round, SequenceStart, Verdict, ints
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.rounds.round import Round, SequenceStart, Verdict, ints
 
 VOCAB, EOS, THINK_END = 4096, 1, 6
 SCHEMA = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from outrider.workers.sampling.logprobs import logprobs
-from outrider.workers.types.round import ints
+from outrider.workers.types.rounds.round import ints
 
 
 def plain_logprobs(row: torch.Tensor, chosen: int, count: int) -> list[tuple[int, int, float]]:

@@ -15,8 +15,8 @@ from outrider.kernels import reference
 from outrider.workers.sampling.ordering import FIRST_WIDTH
 from outrider.workers.sampling.sampling import SampleRow, lowest_argmax, sample, sample_with_leads, transform
 from outrider.workers.sampling.token_rules import TokenRules
-from outrider.workers.types.round import ints
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.round import ints
 
 EOS = 1
 

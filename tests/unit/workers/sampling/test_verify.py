@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.workers.sampling.verify import AcceptedTokens, Limits, verify, verify_round
-from outrider.workers.types.round import LENGTH, RUNNING, STOPPED, Round, SequenceStart, ints
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.rounds.round import LENGTH, RUNNING, STOPPED, Round, SequenceStart, ints
 
 EOS, STOP = 1, 2
 FAR = Limits(end_ids=frozenset({EOS, STOP}), max_length=100)

@@ -6,8 +6,8 @@ from small_tokenizer import VOCABULARY_SIZE
 
 from outrider.workers.text.assembler import OutputAssembler, OutputDelta, RequestAssembler, TextPiece, joined
 from outrider.workers.text.tokenizer import Tokenizer
-from outrider.workers.types.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.request import FinishReason, OutputSoFar, SequenceChunk, TokenLogprobs
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 _settings = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 EOS = 1

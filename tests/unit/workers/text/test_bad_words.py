@@ -6,7 +6,7 @@ import pytest
 from small_tokenizer import load_tokenizer
 
 from outrider.workers.text.bad_words import with_bad_words
-from outrider.workers.types.sampling_params import SamplingParams
+from outrider.workers.types.requests.sampling_params import SamplingParams
 
 
 def test_a_word_is_spelled_bare_and_after_a_space_where_that_is_another_token(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from patience import AT_ONCE_S
 from outrider.workers.config import resolve_model
 from outrider.workers.text.grammar_check import MOST_WAITING, PROCESSES, GrammarChecker
 from outrider.workers.types.errors import OverloadedError
-from outrider.workers.types.structured_outputs import StructuredOutputsParams
+from outrider.workers.types.requests.structured_outputs import StructuredOutputsParams
 
 DEEP = "start: r0\n" + "\n".join(f"r{n}: r{n + 1}" for n in range(3999)) + '\nr3999: "a"'
 WIDE = (

@@ -14,9 +14,9 @@ from outrider.workers.text.chat import ChatTemplate
 from outrider.workers.text.request_params import resolved_params
 from outrider.workers.text.tokenizer import Tokenizer
 from outrider.workers.text.tool_calls import merged
-from outrider.workers.types.request import FinishReason, SequenceChunk
-from outrider.workers.types.sampling_params import SamplingParams
-from outrider.workers.types.tools import Tool, ToolCallDelta, ToolFormat, Tools
+from outrider.workers.types.requests.request import FinishReason, SequenceChunk
+from outrider.workers.types.requests.sampling_params import SamplingParams
+from outrider.workers.types.requests.tools import Tool, ToolCallDelta, ToolFormat, Tools
 
 TEMPLATES = Path("workers/text/templates")
 THOUGHT = "<think>the quick fox</think>"

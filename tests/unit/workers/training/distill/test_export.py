@@ -14,7 +14,7 @@ from torch import Tensor
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.training.distill.export import compare, export
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 LAYOUTS = {
     "one file": Layout(dtype=torch.bfloat16),

@@ -19,7 +19,7 @@ from outrider.workers.training.distill.footprint import (
 )
 from outrider.workers.training.distill.settings import TrainingSettings
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 R1 = {
     "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168,

@@ -11,7 +11,7 @@ from outrider.cluster.cli.app import run
 from outrider.workers.model.draft_head import DRAFT_HEAD_FILE, draft_head_ids
 from outrider.workers.training.distill.cut_head import FULL
 from outrider.workers.training.distill.job import PARTS
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 SETTINGS = {
     "max_tokens": 40, "temperatures": [0, 1], "depth": 2, "batch_rows": 4, "window": 24, "dtype": "float32",

@@ -12,7 +12,7 @@ from outrider.workers.training.distill.job import Job, dry_run, make_job
 from outrider.workers.training.distill.run import Listener, run_job
 from outrider.workers.training.distill.settings import TrainingSettings
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 
 @pytest.mark.parametrize(

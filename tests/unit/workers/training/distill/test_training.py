@@ -17,7 +17,7 @@ from outrider.workers.training.distill.footprint import footprint
 from outrider.workers.training.distill.gang import Machines, run_training
 from outrider.workers.training.distill.settings import TrainingSettings
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.types.model_config import ModelConfig
+from outrider.workers.types.model.model_config import ModelConfig
 
 RANKS = 2
 STAGES = [
