@@ -98,7 +98,7 @@ class Decoder(ABC):
 
 @dataclass
 class Model(Decoder):
-    """On torch's path: all stages of a checkpoint, each with a cache of its own."""
+    """In PyTorch: all stages of a checkpoint, each with a cache of its own."""
 
     stages: list[Stage]
     block_size: int = BLOCK_SIZE
@@ -219,7 +219,7 @@ class CompiledModel(Decoder):
 
 
 def load_model(path: Path, kernels: str, **settings: Any) -> Model | CompiledModel:
-    """On torch's path ("torch"), or on the compiled kernels with WEIGHTS[kernels]."""
+    """In PyTorch ("torch"), or on the compiled kernels with WEIGHTS[kernels]."""
     if kernels == "torch":
         return Model.load(path, **settings)
     return CompiledModel.load(path, **WEIGHTS[kernels], **settings)

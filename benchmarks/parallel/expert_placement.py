@@ -51,7 +51,7 @@ def zipf(exponent: float, layers: int, seed: int = 0) -> FloatArray:
 
 
 def scout_loads() -> FloatArray:
-    """How many rows each of scout's experts took, layer by layer, in one process on torch's path."""
+    """How many rows each of scout's experts took, layer by layer, in one process in PyTorch."""
     from torch import Tensor, nn
     from torch.nn.modules.module import register_module_forward_hook
 

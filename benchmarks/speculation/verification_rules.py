@@ -2,7 +2,7 @@
 
     python benchmarks/speculation/verification_rules.py [--depths 1,2,3,4,6] [--temperatures 0.6,0.8,1]
 
-The same prompts, depth and model; only the rule differs. No time is measured: these rules run on torch's path only.
+The same prompts, depth and model; only the rule differs. No time is measured: these rules run in PyTorch only.
 A figure is emitted tokens over rounds; +- is one standard error over the prompts.
 """
 

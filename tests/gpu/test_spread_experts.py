@@ -173,7 +173,7 @@ def _on_ranks(
 
 @pytest.mark.parametrize("layout", SPLITS)
 def test_a_stage_whose_experts_are_spread_and_move_computes_what_one_rank_does(tmp_path: Path, layout: str) -> None:
-    """And what torch's path does. Twins are not batch-invariant, so results agree within rounding only."""
+    """And what PyTorch does. Twins are not batch-invariant, so results agree within rounding only."""
     write_checkpoint(tmp_path, random_config(1, **{**SMALL, **WIDER}))
     ranks = SPLITS[layout].stage_size
     tables = [random_table(np.random.default_rng(turn), ranks, (EXPERTS + ranks) // ranks) for turn in range(5)]

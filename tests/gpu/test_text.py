@@ -1,4 +1,4 @@
-"""On a pretended GPU, completions equal the CPU's, with the Triton path's twins and with torch's path."""
+"""On a pretended GPU, completions equal the CPU's, with the Triton path's twins and with the PyTorch implementation."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Compiled drafts are those of torch's path, token by token; with a cut head, those of the full one masked to it."""
+"""Compiled drafts are those made in PyTorch, token by token; with a cut head, those of the full one masked to it."""
 
 import random
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Zero difference with the compiled kernels: the text depends on neither drafts, companions, stages nor a cut head.
 
-The reference of every case is the plainest run: speculation off, alone, one stage. `full`: torch's path beside them.
+The reference of every case is the plainest run: speculation off, alone, one stage. `full`: PyTorch beside them.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Hidden states, logits and caches of the compiled kernels against torch's path and transformers, on drawn models."""
+"""Hidden states, logits and caches of the compiled kernels against PyTorch and transformers, on drawn models."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the compiled kernels make of weights in every precision, and what their cache holds, against torch's path."""
+"""What the compiled kernels make of weights in every precision, and what their cache holds, against PyTorch."""
 
 from functools import partial
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A row's bits survive everything that the engine does to its sequence: chunks, companions, drafts, hits, preemption.
 
-What is compared is the state after the final norm, at every position of every request; on torch's path the experts
+What is compared is the state after the final norm, at every position of every request; in PyTorch the experts
 chosen too.
 """
 

@@ -1,6 +1,6 @@
 """The same bits of states, logits and routing however a sequence's rows are cut, accompanied, placed and split.
 
-On torch's path and on the compiled kernels, whose routing is not seen, but decides the states.
+In PyTorch and on the compiled kernels, whose routing is not seen, but decides the states.
 """
 
 import itertools
@@ -112,7 +112,7 @@ def make_case(path: Path, vocab: int, kernels: str) -> Case:
 
 
 CASES = [(name, kernels) for name in [*MODELS, "scout"] for kernels in ["torch", *WEIGHTS]]
-# In `make test` a kind of weights has one or two models, and float32 all; torch's path has those that are made up.
+# In `make test` a kind of weights has one or two models, and float32 all; PyTorch has those that are made up.
 LONG = [
     ("scout", "torch"), ("scout", "bf16"), ("scout", "int8"), ("scout's shape", "bf16"), ("scout's shape", "int8"),
     ("one head, sums above 1024", "bf16"),

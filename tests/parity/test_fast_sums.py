@@ -1,4 +1,4 @@
-"""Under numerics "fast" ranks of a tensor group add parts of sums up, on torch's path: near what one rank computes.
+"""Under numerics "fast" ranks of a tensor group add parts of sums up, in PyTorch: near what one rank computes.
 
 The ranks are threads here, as in test_sharded_bits.py.
 """

@@ -144,7 +144,7 @@ def test_every_choice_of_an_expert_is_counted_once(path: Path, layout: str, kern
 
 
 def _chosen(path: Path, sequences: list[int]) -> list[list[int]]:
-    """How often each expert of each layer is chosen, as the routers of one rank on torch's path say."""
+    """How often each expert of each layer is chosen, as the routers of one rank in PyTorch say."""
     chosen: defaultdict[nn.Module, list[int]] = defaultdict(list)
     model = load_model(path, "torch")
 

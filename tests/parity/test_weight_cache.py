@@ -346,7 +346,7 @@ def test_torchs_path_says_that_it_keeps_nothing(tmp_path: Path, caplog: pytest.L
     with LLM("scout", kernels="torch", weight_cache_dir=str(tmp_path), kv_cache_memory_bytes=KV_CACHE):
         pass
 
-    assert any("weight_cache_dir is not used by torch's path" in message for message in caplog.messages)
+    assert any("weight_cache_dir is not used by the PyTorch implementation" in message for message in caplog.messages)
     assert files(tmp_path) == {}
 
 

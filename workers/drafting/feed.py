@@ -1,4 +1,4 @@
-"""The inputs of the MTP modules in one call on torch's path: accepted pairs, and the drafts after them.
+"""The inputs of the MTP modules in one call in PyTorch: accepted pairs, and the drafts after them.
 
 Pass j runs module j over the pairs that it can process and the drafts after them. After the last module's pass, that
 module continues alone, over the newest draft of each sequence. A row's input state is the state that the previous pass

@@ -32,7 +32,7 @@ from outrider.workers.types.rounds.round import FloatArray, IntArray
 
 
 class GpuDraftModel(TorchDraftModel):
-    """Implements DraftModel. Logit rules and several modules need torch's path, which waits for every step."""
+    """Implements DraftModel. Logit rules and several modules run in PyTorch, which waits for every step."""
 
     def __init__(self, modules: GpuModules, starts: SequenceStarts, vocabulary: Columns | None = None) -> None:
         super().__init__(modules, starts, vocabulary)

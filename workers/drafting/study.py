@@ -1,4 +1,4 @@
-"""Drafting and verification with rules other than coupled sampling, on torch's path and one stage. For experiments.
+"""Drafting and verification with rules other than coupled sampling, in PyTorch and one stage. For experiments.
 
 Drafts are drawn from the drafter's distribution with their own noise; the head reads that distribution. Every round
 uses new noise, for drafting and for verification.

@@ -1,4 +1,4 @@
-"""Drafting on torch's path: the specification of the compiled path, and the fallback on a GPU."""
+"""Drafting in PyTorch: the specification of the compiled path, and the fallback on a GPU."""
 
 import numpy as np
 import torch

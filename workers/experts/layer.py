@@ -7,7 +7,7 @@ from outrider.workers.experts.placement import IntArray
 
 
 class ExpertLayer(Protocol):
-    """Implemented by torch's path and by the compiled path."""
+    """Implemented in PyTorch and by the compiled path."""
 
     number: int  # of the model's layers
 

@@ -97,9 +97,9 @@ def resolve_kernels(config: EngineConfig, device: torch.device, dtype: torch.dty
     if device.type == "cuda" and config.kernels == "auto":
         log.warning("running on torch's own kernels, many times slower, with weights in %s: %s", dtype, on_gpu)
     if isinstance(obstacle, BuildError):
-        log.warning("no compiled kernels: %s; running on torch's path, several times slower", obstacle)
+        log.warning("no compiled kernels: %s; running in PyTorch, several times slower", obstacle)
     if config.weight_cache_dir is not None:
-        log.warning("weight_cache_dir is not used by torch's path (%s)", obstacle)
+        log.warning("weight_cache_dir is not used by the PyTorch implementation (%s)", obstacle)
     return "torch"
 
 
@@ -129,7 +129,7 @@ def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) ->
     if config.kernels in ("torch", "triton"):
         return f'kernels="{config.kernels}" was asked for'
     if config.verification != COUPLED:
-        return f'verification="{config.verification}" is for experiments and available on torch\'s path only'
+        return f'verification="{config.verification}" is for experiments and available in PyTorch only'
     if device.type != "cpu":
         return f"they are for CPUs, and the device is {device.type}"
     if dtype not in _COMPILED_DTYPES:
@@ -150,7 +150,7 @@ def _gpu_obstacle(config: EngineConfig, model: ModelConfig, device: torch.device
     if language.triton is None:
         return "triton is not installed: pip install 'outrider[gpu]'"
     if config.verification != COUPLED:
-        return f'verification="{config.verification}" is for experiments and available on torch\'s path only'
+        return f'verification="{config.verification}" is for experiments and available in PyTorch only'
     return shape_obstacle(model)
 
 

@@ -1,4 +1,4 @@
-"""The paged KV cache of torch's path."""
+"""The paged KV cache of the PyTorch implementation."""
 
 import torch
 from torch import Tensor

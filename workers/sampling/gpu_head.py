@@ -1,6 +1,6 @@
 """Head on a GPU. The inputs of a round's draws reach the device with the round's batch; one copy brings tokens back.
 
-Rows that need logit rules, top_k, top_p or min_p are sampled by torch's path (sampling.py).
+Rows that need logit rules, top_k, top_p or min_p are sampled by the PyTorch implementation (sampling.py).
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class MakesLogits(Protocol):
 
 
 class _Draws(NamedTuple):
-    """Rows to draw for. `words` for the draw kernel; None if they need torch's path."""
+    """Rows to draw for. `words` for the draw kernel; None if they need the PyTorch implementation."""
 
     sequence_ids: IntArray
     positions: IntArray

@@ -1,4 +1,4 @@
-"""The transforms before temperature on torch's path: biases, penalties and excluded tokens.
+"""The transforms before temperature in PyTorch: biases, penalties and excluded tokens.
 
 Order: logit_bias, allowed tokens and bad words -> min_tokens -> grammar -> penalties (docs/sampling.md). The
 order of exclusions does not matter. Each changed logit is computed in float64 and rounded to float32 once; the compiled

@@ -23,7 +23,7 @@ _POSITION, _WORDS = list(DRAW.names or ()).index("position"), DRAW.itemsize // 8
 
 @dataclass(frozen=True, slots=True)
 class _Live:
-    """One sequence, for torch's path and the compiled one."""
+    """One sequence, for the PyTorch implementation and the compiled one."""
 
     start: SequenceStart
     rules: TokenRules

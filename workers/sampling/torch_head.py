@@ -1,4 +1,4 @@
-"""Head on torch's path: the specification of the compiled path."""
+"""Head in PyTorch: the specification of the compiled path."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""A machine without a C++ compiler serves all the same, on torch's path, and is told once what would help."""
+"""A machine without a C++ compiler serves all the same, in PyTorch, and is told once what would help."""
 
 import os
 import subprocess
