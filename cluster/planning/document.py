@@ -102,6 +102,7 @@ def stages(plan: Candidate) -> list[dict[str, Any]]:
                 "buffers": round(memory.buffers),
                 "runtime": round(memory.runtime),
                 "cache": round(plan.wanted_tokens * memory.cache_per_token),
+                "kept_free": round(memory.kept_free(plan.wanted_tokens)),
             },
             "kv_cache_tokens": memory.cache_tokens,
             "seconds": parts,

@@ -39,9 +39,13 @@ class StageMemory:
     def cache_tokens(self) -> int:
         return int(self.cache_bytes // self.cache_per_token)
 
+    def kept_free(self, tokens: int) -> float:
+        """Bytes that the engine keeps free beside a cache of `tokens`."""
+        return tokens * self.cache_per_token * (1.0 / self.cache_share - 1.0)
+
     def needed(self, tokens: int) -> float:
-        """Bytes needed with a cache of `tokens`, including the share of memory that stays free."""
-        return self.fixed + tokens * self.cache_per_token / self.cache_share
+        """Bytes needed with a cache of `tokens`, those that stay free included."""
+        return self.fixed + tokens * self.cache_per_token + self.kept_free(tokens)
 
 
 def stage_memory(

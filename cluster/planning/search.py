@@ -123,5 +123,6 @@ def shortage(candidate: Candidate, model: str) -> str:
         f"{model} does not fit {candidate.fleet}: the nearest split, {candidate.split}, needs {needed:,.0f} bytes on"
         f" every GPU of stage {stage} (weights {memory.weight_bytes:,.0f}, cache of {candidate.wanted_tokens:,} tokens"
         f" {candidate.wanted_tokens * memory.cache_per_token:,.0f}, buffers {memory.buffers:,.0f}, runtime"
-        f" {memory.runtime:,.0f}) and has {had:,}: {candidate.bytes_missing:,.0f} bytes are missing"
+        f" {memory.runtime:,.0f}, kept free {memory.kept_free(candidate.wanted_tokens):,.0f}) and has {had:,}:"
+        f" {candidate.bytes_missing:,.0f} bytes are missing"
     )
