@@ -1,4 +1,4 @@
-"""One row of logits to draw a token from: everything except the logits that the draw depends on."""
+"""What the draw of one token depends on, apart from its row of logits."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache

@@ -1,6 +1,6 @@
 """A sequence's token rules (biases, allowed tokens, bad words, penalties) as arrays for both paths.
 
-Pure: callers pass in the output before a row. The compiled twin is kernels/cpu/src/rules.h.
+Pure: callers pass in the output before a row. kernels/cpu/src/rules.h does the same in C++.
 """
 
 from collections.abc import Iterable, Sequence

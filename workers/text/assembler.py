@@ -100,7 +100,7 @@ class _Text:
 
 @dataclass(slots=True)
 class _Taken:
-    """The result of some tokens."""
+    """What some tokens added to an output."""
 
     tokens: int = 0  # number of tokens used
     text: str = ""

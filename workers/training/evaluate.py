@@ -43,7 +43,7 @@ def unrolled_states(network: Network, states: Tensor, tokens: Tensor, depth: int
     """The module's states after steps 1..depth from every start i: entry j-1 predicts the token at i + j + 1.
 
     `states` [batch, n, hidden] are the main model's after its final norm; `tokens` [batch, n + depth] the text:
-    step j is fed its token at i + j.
+    step j from start i is fed the token at i + j.
     """
     module, length = network.mtp, states.shape[1]
     found: list[Tensor] = []
@@ -83,7 +83,7 @@ def matches(network: Network, prompts: Tensor, temperature: float, seed: int) ->
 
 
 def acceptance(found: Tensor) -> tuple[list[float], list[float]]:
-    """Acceptance at each position given those before it, and of the whole prefix up to it."""
+    """Per position: the acceptance rate if all earlier drafts were accepted, and the rate at which all up to it are."""
     prefix = found.cumprod(0).flatten(1).float()  # [depth, starts]
     whole = prefix.mean(1).tolist()
     given = [whole[0], *(whole[j] / whole[j - 1] if whole[j - 1] else 0.0 for j in range(1, len(whole)))]

@@ -65,7 +65,7 @@ class Gang:
         )
 
     async def placed_within(self, seconds: float) -> bool:
-        """Waits for the placement group. Whether Ray placed it in time."""
+        """Waits for the placement group. Returns whether Ray placed it in time."""
         return self._group is not None and await asyncio.to_thread(self._group.wait, seconds)
 
     def start_ranks(self, bundles: Sequence[Bundle], factory: RankFactory) -> None:
@@ -162,7 +162,7 @@ async def probe_result(answer: Awaitable[Probe]) -> Probe | None:
 
 
 async def _within(seconds: float, work: Awaitable[Any]) -> None:
-    """Waits for `work`, and ignores a failure or timeout, since the caller's next step is stronger."""
+    """Waits for `work`. Ignores a failure or timeout: the caller continues in any case, e.g. with ray.kill."""
     try:
         await asyncio.wait_for(work, seconds)
     except Exception as error:

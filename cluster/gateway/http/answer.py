@@ -115,5 +115,5 @@ def clamped(entry: Logprob) -> float:
 
 
 def candidates(logprobs: dict[int, Logprob], count: int) -> list[tuple[int, Logprob]]:
-    """The `count` most likely tokens, by rank. The sampled token is only among them if its rank is."""
+    """The `count` most likely tokens, by rank. Includes the sampled token only if its rank is at most `count`."""
     return sorted(((n, one) for n, one in logprobs.items() if one.rank <= count), key=lambda found: found[1].rank)

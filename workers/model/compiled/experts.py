@@ -1,4 +1,4 @@
-"""A layer's spread experts for the compiled kernels: which slot holds which expert. Twin of moe.py's SpreadExperts."""
+"""A layer's spread experts for the compiled kernels: which slot holds which expert. As spread_experts.py in torch."""
 
 from collections.abc import Callable
 

@@ -16,7 +16,7 @@ _LAST_METRICS_S = 3.0
 
 
 class OpenTelemetryMetrics:
-    """Implements MetricsExport. Metrics leave from a thread of the SDK's."""
+    """Implements MetricsExport. A thread of the SDK sends the metrics."""
 
     def __init__(self, endpoint: str, service: str, histograms: Sequence[SecondsHistogram]) -> None:
         """`service` is this process's name, unless OpenTelemetry's variables give it another."""

@@ -48,7 +48,7 @@ class _LiveRequest:
 
 
 class LeaderClient:
-    """One stream to one leader. Call its methods on the event loop only; it calls `deliver` there, once a message."""
+    """One stream to one leader. Call its methods on the event loop only; it calls `deliver` there, once per message."""
 
     def __init__(self, address: str, key: str = "", on_places: Callable[[], None] = lambda: None) -> None:
         """`key` is the cluster key (cluster_key.py); `on_places` is called when `places` changes."""

@@ -100,9 +100,9 @@ class _Attachment:
 
     @property
     def places(self) -> int:
-        """Outputs that this stream may have at once: what the other streams leave, and at least an equal share.
+        """Outputs that this stream may have in progress: what the other streams leave, and at least an equal share.
 
-        In total as many as run at once, plus as many as end in a mean round, so that they are replaced without waiting
+        The total is max_num_seqs plus the mean number that ends per round, so that these are replaced without waiting
         for the gateway. More would wait at the leader, whose queue is not fair among callers.
         """
         places = self._engine.info.max_num_seqs + round(sum(one.ended_a_round for one in self._others))

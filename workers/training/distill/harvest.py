@@ -70,7 +70,7 @@ def run_harvest(
 
 
 def _is_kept(out: RequestOutput) -> bool:
-    """Whether it is long enough to be recorded: the last token's state is not known."""
+    """Whether it is long enough to be recorded, without its last token, whose hidden state is not computed."""
     return len(out.prompt_token_ids) + len(out.outputs[0].token_ids) - 1 >= LEAST_TOKENS
 
 

@@ -53,7 +53,7 @@ def is_held_out(prompt: Sequence[int], share: float) -> bool:
 
 
 def noise_seed(prompt: Sequence[int], temperature: float, seed: int) -> int:
-    """The seed for the continuation of `prompt`, which nothing else uses."""
+    """The seed of the continuation of `prompt`: a hash, so that each continuation has its own."""
     words = f"{seed}:{temperature!r}:".encode() + np.asarray(prompt, dtype=np.int64).tobytes()
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little", signed=True)
 

@@ -57,7 +57,7 @@ class _Run:
         self._held_out = self._my_windows(held_out)
 
     def advance(self, step: int) -> None:
-        """Runs step number `step`, in `accumulate` parts, on all ranks."""
+        """Runs step number `step`, in `accumulate` micro-batches, on all ranks."""
         settings = self._settings
         if step % settings.evaluate_every == 0:
             self._look(step)
@@ -80,9 +80,9 @@ class _Run:
         dist.barrier()
 
     def _descend(self, part: TrainingBatch, starts: float, learning_rate: float) -> Tensor:
-        """Runs one part; returns its sums over all ranks, [depth, 3].
+        """Runs one micro-batch, forward and backward; returns its sums over all ranks, [depth, 3].
 
-        The gradient is that of the mean over the `starts` of the whole step. DeepSpeed averages over ranks and parts.
+        The gradient is that of the mean over the step's `starts`. DeepSpeed averages over ranks and micro-batches.
         """
         sums = self._trainer.engine(part.token_ids, part.hidden, part.counted)
         share = self._trainer.world_size * self._settings.accumulate / max(starts, 1.0)
