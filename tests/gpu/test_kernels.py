@@ -254,6 +254,7 @@ def test_attention_over_an_fp8_cache(page: int) -> None:
     assert error(found, _attended(reference.mla, reference.values, case, value_up, 2, page)) < 0.05  # of 8 bits
 
 
+@pytest.mark.usefixtures("dots_in_float64")
 def test_attention_over_an_fp8_cache_is_batch_invariant() -> None:
     case, value_up = _cached([3, 2], [515, 40], 16, torch.float16), drawn(16, RANK, 64, seed=5, dtype=torch.float16)
     q, cache, tiles, pages, seen = case
