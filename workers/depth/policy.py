@@ -198,11 +198,8 @@ class DepthPolicy:
             lane.draft_s = draft_s
             forecast_s = self._auto.time.forecast_s(self._shape(lane, round, verdict, drafts))
             lane.outlier = round_s + draft_s > _OUTLIER * forecast_s
-            tokens, modelled = len(verdict.token_ids) / sequences, forecast_s / plain_s
-            took = 1.0 + self._auto.time.added_factor(sequences) * (modelled - 1.0)
-            lane.budget.settle(tokens, took, verified=rows > sequences, pending=pending)
-            if rows > sequences or pending:
-                self._auto.time.observe_drafted(sequences, (round_s + draft_s) / plain_s, modelled)
+            tokens = len(verdict.token_ids) / sequences
+            lane.budget.settle(tokens, forecast_s / plain_s, verified=rows > sequences, pending=pending)
         else:  # the round has prompt chunks, which the drafter follows
             lane.budget.pay(max(draft_s - lane.draft_s, 0.0) / plain_s, verified=pending, pending=pending)
 

@@ -2,8 +2,7 @@
 
 There are two linear models, one for the forward pass and sampling, one for drafting. Each is multiplied by the present
 speed of the machine or drafter. Each number of rows also has a correction, because kernels pad and split in steps.
-Gains and losses are relative to plain rounds (without speculation), so these are measured separately, and what drafting
-adds to them is corrected by what it was measured to add.
+Gains and losses are relative to plain rounds (without speculation), so these are measured separately.
 """
 
 import math
@@ -35,8 +34,6 @@ _ROWS_MEMORY = 24.0  # rounds that the correction of a number of rows remembers
 _FEW = 6.0  # rounds after which a number of rows counts as known; half of it is the weight of no correction
 _PLAIN_DOUBT = 1.0  # weight of the model's own forecast of plain rounds, in measurements
 _PLAIN_MEMORY = 8.0  # measurements that the correction of plain rounds remembers
-_ADDED_DOUBT = 16.0  # weight of no correction of what drafting adds, in plain rounds: with 4, 0.95 at batch 1, T=0.8
-_ADDED_MEMORY = 400.0  # rounds that this correction remembers: with 100, 0.98 for chat at batch 1 (simulation)
 _UNSEEN_ROWS = 0.5  # share of the modelled cost of rows beyond any seen: one round is enough to correct optimism
 
 
@@ -89,22 +86,6 @@ class _Correction:
 
 
 @dataclass(slots=True)
-class _Added:
-    """What drafting adds to the rounds of one size class, in plain rounds: decaying sums."""
-
-    measured: float = _ADDED_DOUBT
-    modelled: float = _ADDED_DOUBT
-
-    def observe(self, measured: float, modelled: float) -> None:
-        self.measured += measured - (self.measured - _ADDED_DOUBT) / _ADDED_MEMORY
-        self.modelled += modelled - (self.modelled - _ADDED_DOUBT) / _ADDED_MEMORY
-
-    @property
-    def factor(self) -> float:
-        return _clipped(self.measured / self.modelled)
-
-
-@dataclass(slots=True)
 class _Drafter:
     """The linear models of one drafter's time, and its present speed."""
 
@@ -138,7 +119,6 @@ class RoundTime:
         self._drafters: dict[str, _Drafter] = {}
         self._rows: dict[int, _Correction] = {}
         self._plain: dict[int, _Correction] = {}  # by size class
-        self._drafted: dict[int, _Added] = {}  # by size class
         self._speed = 1.0
         self._widest = 1  # most rows of a round seen so far
         self._table: Floats = np.zeros(0)  # relative seconds by number of rows
@@ -170,16 +150,6 @@ class RoundTime:
         known = self._plain.setdefault(size_class(shape.sequences), _Correction(_PLAIN_DOUBT, _PLAIN_MEMORY))
         known.observe(_clipped(took_s / (self._speed * self._forward_s(shape))))
         self.observe(shape, took_s, 0.0)
-
-    def observe_drafted(self, sequences: int, took: float, modelled: float) -> None:
-        """Learns what drafting adds to a plain round. Both times are those of a round with drafts, in plain rounds."""
-        drafted = self._drafted.setdefault(size_class(sequences), _Added())
-        drafted.observe(_clipped(took / modelled) * modelled - 1.0, max(modelled - 1.0, 0.0))
-
-    def added_factor(self, sequences: int) -> float:
-        """Measured over modelled time that drafting adds to a plain round of so many sequences."""
-        drafted = self._drafted.get(size_class(sequences))
-        return drafted.factor if drafted else 1.0
 
     def plain_s(self, shape: Shape) -> float:
         """Seconds of a plain round."""

@@ -50,7 +50,7 @@ class Value:
 
     @property
     def price(self) -> float:
-        """Tokens that drafts must bring for each relative second that they are modelled to add."""
+        """Tokens per relative second."""
         return self._price
 
     def best_depths(self, live: Sequence[Live], plain: Shape) -> Depths:
@@ -67,13 +67,12 @@ class Value:
         following, token, *drafting = self._time.drafting(live[0].kind.drafter)
         drafting[2] += drafting[3] * (live[0].kind.temperature_class > 0)
         upkeep_s = following + token * len(live)
-        factor = self._time.added_factor(plain.sequences)
         self.speedup, depths = 1.0, Depths([], 0.0, 0.0)
         for _ in range(2):
-            self._price = factor * self.speedup * plain.sequences / self._plain_s
+            self._price = self.speedup * plain.sequences / self._plain_s
             depths = _best_depths(predicted, slots_s, more_rows, drafting, self._price)
             takes_s = (depths.brings - depths.gain) / self._price + upkeep_s + token * depths.brings
-            promised = (1.0 + depths.brings / plain.sequences) / (1.0 + factor * takes_s / self._plain_s)
+            promised = (1.0 + depths.brings / plain.sequences) / (1.0 + takes_s / self._plain_s)
             if promised <= self.speedup:
                 break
             self.speedup = promised
@@ -84,9 +83,8 @@ class Value:
         _, _, first, step, draft, sampled = self._time.drafting(live[0].kind.drafter)
         each_s = step + len(live) * (draft + sampled + self._slot_s(live[0]))
         more_rows = self._time.more_rows(plain.rows, max(len(live) * self._deepest, plain.rows))
-        most_s = plain_rounds * self._plain_s / self._time.added_factor(plain.sequences)
         for depth in range(self._deepest, 1, -1):
-            if first + depth * each_s + more_rows[len(live) * depth] <= most_s:
+            if first + depth * each_s + more_rows[len(live) * depth] <= plain_rounds * self._plain_s:
                 return depth
         return 1
 
