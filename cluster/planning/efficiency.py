@@ -32,6 +32,8 @@ class Efficiency:
     moe_launches: int = 13
     # More per MoE layer if rows are sent to experts of other data groups. tests/gpu/test_spread_experts.py counts them.
     dispatch_launches: int = 29
+    # The same if the GPUs of a stage access each other's memory; such rounds run in CUDA graphs.
+    peer_dispatch_launches: int = 7
     # Overhead per kernel in a CUDA graph, in addition to the time for bytes and operations; and outside of graphs,
     # where the host launches each. Rounds that send rows to experts run outside.
     launch_s: float = 3e-6
@@ -50,9 +52,10 @@ class Efficiency:
     measured: tuple[str, ...] = ()
     measured_on: str = ""
 
-    def layer_launches(self, *, moe: bool, dispatched: bool = False) -> int:
-        """`dispatched`: its rows are sent to experts of other data groups."""
-        return self.moe_launches + dispatched * self.dispatch_launches if moe else self.dense_launches
+    def layer_launches(self, *, moe: bool, dispatched: bool = False, peers: bool = False) -> int:
+        """`dispatched`: its rows are sent to experts of other data groups; `peers`: over memory that GPUs share."""
+        more = self.peer_dispatch_launches if peers else self.dispatch_launches if dispatched else 0
+        return self.moe_launches + more if moe else self.dense_launches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

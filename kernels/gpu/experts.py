@@ -127,4 +127,4 @@ experts = define(
     launch,
     reference.experts,
     launches=2,
-)  # `whole`: every id is in the stack, so no output needs to be zeroed first
+)  # `whole`: outputs of ids outside the stack, if any, are not read, so none needs to be zeroed first

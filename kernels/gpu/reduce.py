@@ -28,6 +28,23 @@ MOST_ROWS = 128
 
 
 @jit
+def set_flag(ADDRESSES, peer, place, rank, epoch, RANKS: tl.constexpr) -> None:
+    """Tells `peer` that this rank has written `place`."""
+    flags = tl.load(ADDRESSES + RANKS + peer).to(tl.pointer_type(tl.int32))
+    tl.atomic_xchg(flags + place * RANKS + rank, epoch, sem="release", scope="sys")
+
+
+@jit
+def await_flags(ADDRESSES, rank, place, epoch, RANKS: tl.constexpr) -> None:
+    """Waits until every rank has written `place`."""
+    flags = tl.load(ADDRESSES + RANKS + rank).to(tl.pointer_type(tl.int32))
+    for peer in tl.static_range(RANKS):
+        while tl.atomic_add(flags + place * RANKS + peer, 0, sem="acquire", scope="sys") != epoch:
+            pass
+    tl.debug_barrier()
+
+
+@jit
 def exchange_row(own, TYPE: tl.constexpr, at, inside, ADDRESSES, EPOCHS, row, rank, row_bytes, RANKS: tl.constexpr,
                  MOST: tl.constexpr) -> tl.tensor:  # fmt: skip
     """Writes `own` to this rank's buffer, and waits until every rank has written the row. Its byte offset in each."""
@@ -37,13 +54,8 @@ def exchange_row(own, TYPE: tl.constexpr, at, inside, ADDRESSES, EPOCHS, row, ra
     tl.store(data + at, own.to(TYPE), mask=inside)
     tl.debug_barrier()  # the whole row is written before any flag is set
     for peer in tl.static_range(RANKS):
-        flags = tl.load(ADDRESSES + RANKS + peer).to(tl.pointer_type(tl.int32))
-        tl.atomic_xchg(flags + place * RANKS + rank, epoch, sem="release", scope="sys")
-    own_flags = tl.load(ADDRESSES + RANKS + rank).to(tl.pointer_type(tl.int32))
-    for peer in tl.static_range(RANKS):
-        while tl.atomic_add(own_flags + place * RANKS + peer, 0, sem="acquire", scope="sys") != epoch:
-            pass
-    tl.debug_barrier()
+        set_flag(ADDRESSES, peer, place, rank, epoch, RANKS)
+    await_flags(ADDRESSES, rank, place, epoch, RANKS)
     tl.store(EPOCHS + row, epoch)
     return place * row_bytes
 

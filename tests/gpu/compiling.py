@@ -17,6 +17,7 @@ from triton.compiler import ASTSource
 
 from outrider.kernels.gpu import choose as routing
 from outrider.kernels.gpu import (
+    dispatch,
     draw,
     experts,
     gather,
@@ -61,6 +62,7 @@ _LATENTS = {
     "eps": "fp32", "NORMED": True, "QSIZE": 2048, "D": 512, "ROPE": 64, "INTERPRETED": False,
 }  # fmt: skip
 _STREAM = {"HIDDEN": BF16, "OUTPUTS": BF16, "WEIGHTS": F32, "NORM": BF16, "STREAM": BF16, "NORMED": BF16, "eps": "fp32"}
+_SHARED = {"SEEN": I32, "SLOTS": I32, "ADDRESSES": I64, "EPOCHS": I32, "PLACES": 8, "MOST": 64, "num_warps": 8}
 _NOISE = dict(zip(("STEP", "ONE", "TWO"), draw.NOISE, strict=True))
 KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear, 4 rows": (linear._linear, {**_PRODUCT, "BR": 16, "BO": 64, "num_stages": 4}),
@@ -118,6 +120,19 @@ KERNELS: dict[str, tuple[Any, dict[str, Any]]] = {
         gather._gather_columns,
         {"X": BF16, "OUT": BF16, "ADDRESSES": I64, "EPOCHS": I32, "SIZE": 1024, "RANKS": 8, "MOST": 128},
     ),
+    "gather rows of 8 data groups": (
+        dispatch._gather_rows,
+        {**_SHARED, "X": BF16, "IDS": I32, "ROWS": BF16, "WIDTH": 8, "SIZE": 8192, "RANKS": 8},
+    ),
+    "send outputs to 8 data groups": (
+        dispatch._send_outputs,
+        {**_SHARED, "OUTPUTS": BF16, "BORDERS": I32, "SIZE": 8192, "DATAS": 8, "TENSORS": 1},
+    ),
+    "send outputs to 2 data groups with tensor parallel 4": (
+        dispatch._send_outputs,
+        {**_SHARED, "OUTPUTS": BF16, "BORDERS": I32, "SIZE": 2048, "DATAS": 2, "TENSORS": 4},
+    ),
+    "take outputs": (dispatch._take_outputs, {**_SHARED, "OUT": BF16, "SIZE": 8192, "RANKS": 8}),
     "draw": (
         draw._draw_parts,
         {"LOGITS": F32, "TEMPERATURES": F64, "KEYS": I64, "BEST": F64, "IDS": I64, "BLOCK": 1024, **_NOISE},

@@ -13,6 +13,8 @@ from outrider.workers.experts.placement import IntArray
 from outrider.workers.model.gpu.moving_experts import MovingExperts
 from outrider.workers.model.gpu.weights import GpuLoader, GpuMoe
 from outrider.workers.model.weights import Checkpoint
+from outrider.workers.parallel.collectives.peer_memory import OpenArea, PeerAreas
+from outrider.workers.parallel.peer_dispatch import dispatch_areas
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.types.model.model_config import ModelConfig
 
@@ -69,3 +71,18 @@ class Partner:
         self.calls += 1
         both = torch.cat([own, others])
         return PretendTensor(both, sent.device) if isinstance(sent, PretendTensor) else both
+
+
+def closed_areas(shard: Shard, device: torch.device) -> PeerAreas:
+    """Of a stage whose other ranks have only padding. Twins use no addresses."""
+    ranks = shard.datas * shard.tensors
+    areas = dispatch_areas(shard, HIDDEN, CHOSEN, torch.bfloat16)
+    opened = (
+        OpenArea(
+            torch.zeros(2, ranks, dtype=torch.int64, device=device),
+            torch.zeros(area.rows, dtype=torch.int32, device=device),
+            area.row_bytes,
+        )
+        for area in areas
+    )
+    return PeerAreas(areas=tuple(opened), group="")

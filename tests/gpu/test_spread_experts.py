@@ -6,6 +6,7 @@ their twins elsewhere.
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from checkpoints import random_config, write_checkpoint
 from gpu.pretend_cuda import Counts
 from gpu.r1 import SMALL, decoding, run_round, slice_of_r1, small_checkpoint
-from gpu.spread import CHOSEN, EXPERTS, HIDDEN, WIDER, WIDTH, Partner, loader_of, moe_layer, random_table
+from gpu.spread import CHOSEN, EXPERTS, HIDDEN, WIDER, WIDTH, Partner, closed_areas, loader_of, moe_layer, random_table
 from rounds import Model, Rows, flat_rows, random_tokens
 from sharded import all_sharings, close_all, on_all_ranks
 from torch import Tensor
@@ -29,6 +30,8 @@ from outrider.workers.experts.placement import IntArray
 from outrider.workers.model.gpu import stack as stacks
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
 from outrider.workers.model.gpu.weights import moving_layers
+from outrider.workers.model.rows import LargestGroup
+from outrider.workers.model.rows import Rows as ModelRows
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.expert_dispatch import AllToAll
 from outrider.workers.parallel.shard import Shard
@@ -229,6 +232,63 @@ def test_the_host_waits_for_the_sizes_of_each_exchange_and_for_nothing_else(
         assert taken.syncs[of_sizes[0]] == 3, "MoE layers"
         assert taken.syncs.total() == 3 + bool(rows)
         assert len(taken.copies_inside) == 3
+
+
+def _peer_stage(checkpoint: Checkpoint) -> GpuStage:
+    """The first of two data groups whose GPUs access each other's memory. The other has only padding."""
+    shard = Shard(datas=2, spread=True, unit=128)
+    sharing = Sharing(shard=shard, stage=Partner(), dispatch_areas=closed_areas(shard, CUDA))
+    return slice_of_r1(checkpoint, CUDA, 64, layers=6, sharing=sharing)[0]
+
+
+def _of_two_groups(rows: ModelRows, most: int) -> ModelRows:
+    slots = int(rows.cache_positions.max(initial=19)) + 1
+    return replace(rows, largest=LargestGroup(rows=most, slots=slots))
+
+
+def test_with_peer_memory_the_host_waits_for_nothing(pretend: Counts, checkpoint: Checkpoint) -> None:
+    stage, efficiency = _peer_stage(checkpoint), Efficiency()
+    for rows, most in ((4, 4), (4, 7), (0, 3)):
+        round = _of_two_groups(decoding(1, rows, 20), most)
+        stage.run(round, None)
+        pretend.clear()
+        stage.run(round, None)
+        taken = pretend.taken()
+
+        assert taken.syncs.total() == 0
+        assert taken.copies_inside == []
+        if rows == most:
+            dense, sparse = (efficiency.layer_launches(moe=moe, peers=moe) for moe in (False, True))
+            assert taken.kinds.total() == 3 * dense + 3 * sparse + 5
+
+
+@pytest.mark.parametrize(("rows", "most"), [(4, 4), (4, 7), (0, 3)])
+def test_with_peer_memory_a_graph_gives_the_eager_result(
+    pretend: Counts, checkpoint: Checkpoint, rows: int, most: int
+) -> None:
+    stage, round = _peer_stage(checkpoint), _of_two_groups(decoding(1, rows, 20), most)
+    eager = stage.run(round, None).cpu()
+    assert stage.decoder.capturable
+    stage.use_graphs()
+    captured = stage.run(round, None).cpu()
+    pretend.clear()
+    replayed = stage.run(round, None)
+
+    assert pretend.kinds["graph"] == 1
+    assert eager.shape == captured.shape == (rows, HIDDEN)
+    assert torch.equal(replayed.cpu(), captured)
+    assert not rows or (eager - captured).float().abs().max() < 0.1 * eager.float().std()
+
+
+def test_larger_rounds_exchange_sizes(pretend: Counts, checkpoint: Checkpoint) -> None:
+    stage = _peer_stage(checkpoint)
+    stage.use_graphs()
+    round = _of_two_groups(decoding(1, 4, 20), 65)
+    stage.run(round, None)
+    taken = pretend.taken()
+
+    assert taken.kinds["graph"] == 0
+    assert [each for each in taken.syncs if "expert_dispatch.py" in each]
 
 
 def test_the_largest_round_has_room_for_the_rows_of_other_data_groups() -> None:

@@ -4,6 +4,7 @@ import logging
 
 import torch
 
+from outrider.kernels.gpu.dispatch import MOST_ROWS
 from outrider.workers.config import EngineConfig
 from outrider.workers.engine.execution.lane_rule import LaneRule
 from outrider.workers.engine.execution.lanes import Lanes
@@ -33,8 +34,10 @@ def load_lanes(config: EngineConfig, sharing: Sharing, rank: int, machine: str, 
         enabled=config.enable_dbo,
         gpu=device.type == "cuda",
     )
+    # Smaller rounds have no exchange that anything could overlap with (peer_dispatch.py).
+    least_rows = max(config.dbo_token_threshold, 0 if sharing.dispatch_areas is None else MOST_ROWS + 1)
     if rank == members[0]:
-        _log_overlap(config, overlap, group_name(members), sharing.carriers)
+        _log_overlap(config, overlap, group_name(members), sharing.carriers, least_rows)
     if not overlap.possible:
         return None
     turns = LaneTurns()
@@ -42,7 +45,7 @@ def load_lanes(config: EngineConfig, sharing: Sharing, rank: int, machine: str, 
     for group, hands_over in ((sharing.tensor, overlap.tensor), (sharing.stage, overlap.stage)):
         if hands_over and isinstance(group, GroupCollectives):
             group.on_launched = turns.hand_over
-    return Lanes(LaneRule.of(overlap, config.dbo_token_threshold), turns, config.data_parallel_size, device)
+    return Lanes(LaneRule.of(overlap, least_rows), turns, config.data_parallel_size, device)
 
 
 def _runs_asynchronously(group: Collectives) -> bool:
@@ -53,9 +56,9 @@ def _runs_asynchronously(group: Collectives) -> bool:
     return group.size > 1 and isinstance(group, GroupCollectives)
 
 
-def _log_overlap(config: EngineConfig, overlap: Overlap, where: str, carriers: str) -> None:
+def _log_overlap(config: EngineConfig, overlap: Overlap, where: str, carriers: str, least_rows: int) -> None:
     if overlap.possible:
-        log.info("%s compute during exchanges, in rounds of at least %d rows", where, config.dbo_token_threshold)
+        log.info("%s compute during exchanges, in rounds of at least %d rows", where, least_rows)
     elif config.enable_dbo:
         log.warning(
             "enable_dbo: %s have no asynchronous exchanges (%s): their rounds use one lane",

@@ -12,9 +12,10 @@ from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives.collectives import Collectives
 from outrider.workers.parallel.collectives.group_collectives import GroupCollectives
 from outrider.workers.parallel.collectives.group_rendezvous import connect_groups
-from outrider.workers.parallel.collectives.peer_memory import open_peer_memory
+from outrider.workers.parallel.collectives.peer_memory import open_areas, open_peer_memory
 from outrider.workers.parallel.deep_ep import find_deep_ep, open_buffer
 from outrider.workers.parallel.links.rendezvous import this_machine
+from outrider.workers.parallel.peer_dispatch import dispatch_areas
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.parallel.watchdog import Watchdog
@@ -57,6 +58,9 @@ def load_sharing(
         sharing = replace(sharing, deep_ep=_deep_ep(sharing.stage, model.hidden_size, device, dtype))
     if device.type == "cuda" and shard.tensors > 1:
         sharing = replace(sharing, peers=open_peer_memory(sharing.tensor, model.hidden_size, dtype, device))
+    if device.type == "cuda" and shard.spread and shard.datas > 1:
+        areas = dispatch_areas(shard, model.hidden_size, model.num_experts_per_tok, dtype)
+        sharing = replace(sharing, dispatch_areas=open_areas(sharing.stage, areas, device, "rows to experts"))
     return AgreedSharing(sharing=sharing, layout=layout)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from outrider.workers.parallel.collectives.collectives import Collectives, SingleRank
-from outrider.workers.parallel.collectives.peer_memory import PeerMemory
+from outrider.workers.parallel.collectives.peer_memory import PeerAreas, PeerMemory
 from outrider.workers.parallel.mesh import Mesh
 from outrider.workers.parallel.shard import Shard
 from outrider.workers.parallel.slices import Cut
@@ -24,6 +24,7 @@ class Sharing:
     stage: Collectives = field(default_factory=SingleRank)
     deep_ep: Any | None = None  # DeepEP's buffer, if expert dispatch uses DeepEP
     peers: PeerMemory | None = None  # the tensor group's, if its GPUs can access each other's memory
+    dispatch_areas: PeerAreas | None = None  # the stage's (peer_dispatch.py), if its GPUs can do so
 
     @classmethod
     def of(cls, shard: Shard, groups: Mapping[tuple[int, ...], Collectives], mesh: Mesh, rank: int) -> "Sharing":

@@ -10,7 +10,7 @@ from torch import Tensor
 from outrider.workers.engine.execution.lanes import Lanes
 from outrider.workers.engine.execution.live_experts import LiveExperts
 from outrider.workers.experts.orders import NOTHING
-from outrider.workers.model.rows import Rows
+from outrider.workers.model.rows import LargestGroup, Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError
 from outrider.workers.types.rounds.round import Round, share_of
@@ -73,7 +73,7 @@ class StageRunner:
         rows = round_rows(share_of(round, self._data))
         if self._lanes is not None and self._lanes.wanted(round):
             return self._lanes.run(self.stage, rows, hidden)
-        return self.stage.run(rows, hidden)
+        return self.stage.run(replace(rows, largest=largest_group(round)), hidden)
 
     def with_expert_answer(self, round: Round) -> Round:
         """The last round with this stage's answer to its expert command."""
@@ -101,6 +101,17 @@ class RoundErrorContext:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ExchangeBrokenError):
             raise ExchangeBrokenError(f"{error} in round {self._round.round_id}") from error
+
+
+def largest_group(round: Round) -> LargestGroup | None:
+    """`round` has the rows of all data groups. None with one group."""
+    if not len(round.owners):
+        return None
+    lengths = np.diff(round.query_offsets)
+    return LargestGroup(
+        rows=int(np.bincount(round.owners, lengths).max(initial=0)),
+        slots=int((round.starts + lengths).max(initial=0)),
+    )
 
 
 def round_rows(round: Round) -> Rows:

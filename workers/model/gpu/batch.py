@@ -42,6 +42,7 @@ class GpuBatch:
     pieces: tuple[LaunchRows, ...]
     splits: int  # of the KV cache: at least as many as the longest sequence has
     wanted: Tensor | None = None  # [W] rows whose states are needed; None: all
+    most_rows: int = 0  # of the largest data group's batch; 0: not known
 
     @property
     def rows(self) -> int:
@@ -73,7 +74,8 @@ def batches_of(
         own = dict(zip(names, views[number * len(names) : (number + 1) * len(names)], strict=True))
         if wanted[number] is None:
             del own["wanted"]
-        found.append(GpuBatch(**own, pieces=pieces, splits=splits))
+        largest = rounds[number].largest
+        found.append(GpuBatch(**own, pieces=pieces, splits=splits, most_rows=0 if largest is None else largest.rows))
     return found
 
 

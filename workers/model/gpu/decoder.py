@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from outrider.kernels.gpu.choose import choose
+from outrider.kernels.gpu.dispatch import MOST_ROWS
 from outrider.kernels.gpu.latents import latents
 from outrider.kernels.gpu.mla import mla
 from outrider.kernels.gpu.norms import join_norm, weigh
@@ -28,6 +29,7 @@ from outrider.workers.model.gpu.weights import GpuAttention, GpuLayer, GpuMoe
 from outrider.workers.model.layers import LATENT_NORM_EPS
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.parallel.deep_ep import expert_dispatch
+from outrider.workers.parallel.peer_dispatch import PeerDispatch
 from outrider.workers.parallel.sharing import Sharing
 from outrider.workers.types.model.model_config import ModelConfig
 
@@ -67,14 +69,22 @@ class Decoder:
         self._embedded = sharing.columns(config.hidden_size, "embeddings")
         self._dense = _DenseRoute(table.device)
         shard, slots = sharing.shard, config.n_routed_experts + sharing.shard.redundant
-        self._dispatch = (
-            expert_dispatch(sharing, config.hidden_size, slots) if shard.spread and shard.datas > 1 else None
-        )
+        self._dispatch = self._small_dispatch = None
+        if shard.spread and shard.datas > 1:
+            self._dispatch = expert_dispatch(sharing, config.hidden_size, slots)
+            if sharing.dispatch_areas is not None:
+                self._small_dispatch = PeerDispatch(sharing, sharing.dispatch_areas, config.hidden_size, slots)
 
     @property
     def capturable(self) -> bool:
         """Whether a CUDA graph can capture layers and embedding: no NCCL collective between their kernels."""
-        return torch.version.cuda is not None and self._embedded.capturable and self._dispatch is None
+        dispatches = self._dispatch is None or self._small_dispatch is not None
+        return torch.version.cuda is not None and self._embedded.capturable and dispatches
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether rows are sent to experts of other data groups."""
+        return self._dispatch is not None
 
     def cache(self, layers: int) -> Cache:
         """The KV cache of so many layers, not yet allocated."""
@@ -166,15 +176,14 @@ class Decoder:
         moving, first = own.moving, own.experts.first
         slots = ids if moving is None else moving.layer.route(ids, batch.positions, batch.seen[:, 1] > 0)
 
-        def places(slots: Tensor) -> Tensor:
-            return slots - first if moving is None else moving.places(slots)
+        def run(rows: Tensor, slots: Tensor, whole: bool = True) -> Tensor:
+            return own.experts(rows, slots - first if moving is None else moving.places(slots), whole=whole)
 
-        def run(rows: Tensor, slots: Tensor) -> Tensor:
-            return own.experts(rows, places(slots).unsqueeze(1), whole=True)
-
-        if self._dispatch is not None:
-            return self._dispatch(x, slots, run)
-        return own.experts(x, places(slots), whole=False).view(*ids.shape, x.shape[1])
+        if self._dispatch is None:
+            return run(x, slots, whole=False).view(*ids.shape, x.shape[1])
+        if self._small_dispatch is not None and 0 < batch.most_rows <= MOST_ROWS:
+            return self._small_dispatch(x, slots, batch.seen, batch.most_rows, run)
+        return self._dispatch(x, slots, lambda rows, slots: run(rows, slots.unsqueeze(1)))
 
     def _with_shared(self, routed: Tensor, shared: Tensor | None, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """Outputs and weights as `layer` returns them. `shared` [R * experts, hidden]: outputs of shared experts.

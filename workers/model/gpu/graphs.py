@@ -57,9 +57,12 @@ class Bucket:
 
     @classmethod
     def of(cls, batches: Sequence[Rows], block_size: int) -> "Bucket":
-        """The smallest bucket for each of them."""
-        rows = max(map(len, batches))
-        slots = max(int(each.cache_positions.max()) for each in batches) + 1
+        """The smallest bucket for each of them; with several data groups, for all of these."""
+        largest = [each.largest for each in batches if each.largest is not None]
+        rows = max([*map(len, batches), *(each.rows for each in largest)])
+        slots = max(
+            [*(int(each.cache_positions.max(initial=0)) + 1 for each in batches), *(each.slots for each in largest)]
+        )
         return cls(
             rows=next(size for size in SIZES if size >= rows),
             splits=power_of_two(-(-slots // SPLIT)),
@@ -69,7 +72,7 @@ class Bucket:
     @staticmethod
     def holds(rows: Rows) -> bool:
         """Whether there is a bucket for them."""
-        return 0 < len(rows) <= SIZES[-1]
+        return 0 < (len(rows) if rows.largest is None else rows.largest.rows) <= SIZES[-1]
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -86,7 +89,7 @@ class Bucket:
         parts = torch.split(inputs, [prod(shape) for shape in self.shapes])
         views = {name: part.view(shape) for name, part, shape in zip(_NAMES, parts, self.shapes, strict=True)}
         whole = LaunchRows(slice(0, self.rows), slice(0, self.rows))
-        return GpuBatch(**views, pieces=(whole,), splits=self.splits)
+        return GpuBatch(**views, pieces=(whole,), splits=self.splits, most_rows=self.rows)
 
     def pack(self, rows: Rows) -> list[IntArray]:
         """The padded batch's integers, in the order of `batch`."""

@@ -24,7 +24,8 @@ class MovingExperts:
         """`stack` has the initial experts in the order of the slots. `load` reads one expert."""
         self._stack, self._own = stack, shard.slots(count)
         table, device = shard.first_table(count), stack.device
-        self._places = torch.full((table.size,), -1, dtype=torch.int32, device=device)  # -1: on another rank
+        # -1: on another rank, as is slot -1, for which the last entry stands
+        self._places = torch.full((table.size + 1,), -1, dtype=torch.int32, device=device)
         first = table.ravel()[self._own.start : self._own.stop].tolist()
         self.layer = SpreadExperts(
             number, shard, count, lambda expert: _Expert(None, load(expert)), self._use, device,
@@ -32,7 +33,7 @@ class MovingExperts:
         )  # fmt: skip
 
     def places(self, slots: Tensor) -> Tensor:
-        """The slots' places in the stack, or -1."""
+        """The slots' places in the stack, or -1. Slot -1 has none."""
         return self._places[slots.long()]
 
     def _use(self, experts: Mapping[int, _Expert]) -> None:

@@ -43,7 +43,7 @@ class Stack:
     def __call__(self, x: Tensor, places: Tensor, *, whole: bool) -> Tensor:
         """x [R, hidden] through the experts `places` [R, k] of each row -> [R * k, hidden], not yet weighted.
 
-        Zeros where there is no such place in the stack. `whole`: there always is, which saves writing zeros first.
+        Zeros where there is no such place in the stack; if `whole`, nobody reads these, and no zeros are written.
         """
         gate_up, down = self.gate_up, self.down
         out: Tensor = experts(x, places, gate_up.values, gate_up.scale, down.values, down.scale, whole)

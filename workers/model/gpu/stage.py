@@ -93,7 +93,8 @@ class GpuStage:
     @torch.inference_mode()
     def run(self, rows: Rows, hidden: Tensor | None, lane: int = 0) -> Tensor:
         """`hidden` [R, hidden], or None on the first stage, which embeds -> [R, hidden]; normed on the last stage."""
-        if self._graphs is None or not self._graphs.fits(rows):
+        alike = rows.largest is not None or not self.decoder.shares_rows  # all data groups decide the same
+        if self._graphs is None or not alike or not self._graphs.fits(rows):
             return self._embed_and_run(self.decoder.batch(rows), hidden)
         return self._graphs.run(rows, hidden)
 
@@ -134,7 +135,7 @@ class GpuModules:
         assert stage.embedding is not None, "MTP modules are on the first stage"
         self.decoder, self.modules, self.cache = stage.decoder, modules, cache
         self._embedding, self._head = stage.embedding, head
-        self.in_graphs = stage.in_graphs
+        self.in_graphs = stage.in_graphs and not stage.decoder.shares_rows  # how long others draft is not known
         self._joined = stage.decoder.sharing.columns(stage.decoder.config.hidden_size, "embeddings")
 
     @classmethod

@@ -1,10 +1,14 @@
-"""Memory that all GPUs of a tensor group access, for one-launch collectives (kernels/gpu/reduce.py, gather.py).
+"""Memory that all GPUs of a group access, for collectives that wait on the device (kernels/gpu/reduce.py, gather.py,
+dispatch.py).
 
 It needs torch's symmetric memory: GPUs of one node, connected by NVLink. Elsewhere collectives use NCCL.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,32 +48,65 @@ class PeerMemory:
         return out
 
 
+class Area(NamedTuple):
+    """A part of each rank's memory: twice so many rows of so many bytes, and flags of so many ranks for each."""
+
+    rows: int
+    row_bytes: int
+    ranks: int
+
+
+class OpenArea(NamedTuple):
+    """Addresses [2, ranks] of data and flags, and epochs [rows], as in kernels/gpu/reduce.py."""
+
+    addresses: Tensor
+    epochs: Tensor
+    row_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAreas:
+    """Areas of a group's memory. `group`: the name of its process group."""
+
+    areas: tuple[OpenArea, ...]
+    group: str
+    kept: object = None  # keeps the memory alive
+
+
 def open_peer_memory(
     tensor: Collectives, hidden_size: int, dtype: torch.dtype, device: torch.device
 ) -> PeerMemory | None:
     """None if the group cannot have it. Collective: every rank of the replica must call it."""
+    opened = open_areas(tensor, [Area(MOST_ROWS, hidden_size * dtype.itemsize, tensor.size)], device, "sums")
+    if opened is None:
+        return None
+    (area,) = opened.areas
+    return PeerMemory(**area._asdict(), rank=tensor.rank, group=opened.group, kept=opened.kept)
+
+
+def open_areas(group: Collectives, areas: Sequence[Area], device: torch.device, purpose: str) -> PeerAreas | None:
+    """None if the group cannot have them. Collective: every rank of the replica must call it."""
     found = None
-    if device.type == "cuda" and isinstance(tensor, GroupCollectives):
+    if device.type == "cuda" and isinstance(group, GroupCollectives):
         try:
-            found = _open(tensor, hidden_size, dtype, device)
+            found = _open(group, areas, device)
         except (ImportError, RuntimeError, AttributeError) as error:
-            log.info("sums go over nccl: %s", str(error).splitlines()[0])
+            log.info("%s: over nccl: %s", purpose, str(error).splitlines()[0])
     everywhere = groups.all_reduce_min(int(found is not None))
     return found if everywhere else None
 
 
-def _open(tensor: GroupCollectives, hidden_size: int, dtype: torch.dtype, device: torch.device) -> PeerMemory:
+def _open(group: GroupCollectives, areas: Sequence[Area], device: torch.device) -> PeerAreas:
     import torch.distributed._symmetric_memory as symmetric  # not in every build
 
-    data = 2 * MOST_ROWS * hidden_size * dtype.itemsize
-    first_flag = -(-data // _ALIGNED) * _ALIGNED
-    memory = symmetric.empty(first_flag + 2 * MOST_ROWS * tensor.size * 4, dtype=torch.uint8, device=device)
+    sizes = [size for area in areas for size in (2 * area.rows * area.row_bytes, 2 * area.rows * area.ranks * 4)]
+    begins = [0, *accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]
+    memory = symmetric.empty(begins[-1], dtype=torch.uint8, device=device)
     memory.zero_()
-    name = tensor.process_group.group_name
-    pointers = list(symmetric.rendezvous(memory, name).buffer_ptrs)
-    addresses = torch.tensor([pointers, [pointer + first_flag for pointer in pointers]], device=device)
-    epochs = torch.zeros(MOST_ROWS, dtype=torch.int32, device=device)
-    return PeerMemory(
-        addresses=addresses, epochs=epochs, rank=tensor.rank, group=name, row_bytes=hidden_size * dtype.itemsize,
-        kept=memory,
-    )  # fmt: skip
+    name = group.process_group.group_name
+    pointers = torch.tensor(list(symmetric.rendezvous(memory, name).buffer_ptrs), device=device)
+    made = []
+    for area, data, flags in zip(areas, begins[::2], begins[1::2], strict=False):
+        addresses = torch.stack([pointers + data, pointers + flags])
+        made.append(OpenArea(addresses, torch.zeros(area.rows, dtype=torch.int32, device=device), area.row_bytes))
+    return PeerAreas(areas=tuple(made), group=name, kept=memory)
