@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import random
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +15,6 @@ from outrider.cluster.gateway.access.settings import AccessSettings
 from outrider.cluster.gateway.requests.limits import RequestLimits
 from outrider.cluster.gateway.server import Gateway
 from outrider.cluster.gateway.settings import GatewaySettings
-from outrider.cluster.gateway_process import free_port
 from outrider.proto import cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
 from outrider.workers.serving.rpc.cluster_key import draw_key
 from outrider.workers.serving.rpc.service import EngineServer
@@ -49,6 +50,15 @@ class Cluster:
         return [event async for event in self.inference.Generate(request, **options)]
 
 
+def own_port() -> int:
+    """A free port of loopback below those that the system gives to whoever asks for any, so nobody else gets it."""
+    while True:
+        port = random.randrange(12_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 @contextlib.asynccontextmanager
 async def running(
     model: Path,
@@ -68,7 +78,7 @@ async def running(
     controller = FakeController(str(model), KEY)
     await controller.start()
     given = {**asdict(access), **asdict(limits), "port": 0, "cluster_key": KEY, **settings}
-    given["http_port"] = 0 if http_port is None else http_port or free_port("127.0.0.1")
+    given["http_port"] = 0 if http_port is None else http_port or own_port()
     gateway = Gateway(GatewaySettings(controller=controller.address, **given))
     await gateway.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", options=[("grpc.use_local_subchannel_pool", 1)])

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from gateway.harness import KEY, running
+from gateway.harness import KEY, own_port, running
 from patience import AT_ONCE_S
 
 from outrider.cluster.gateway.access.settings import AccessSettings
-from outrider.cluster.gateway_process import LAST_PAUSE_S, GatewayProcess, free_port, pause_before_start_s
+from outrider.cluster.gateway_process import LAST_PAUSE_S, GatewayProcess, pause_before_start_s
 from outrider.workers.types.errors import OutriderError
 
 
@@ -23,7 +23,7 @@ def start(controller: str, port: int | None = None) -> GatewayProcess:
     return GatewayProcess(
         controller=controller,
         host="127.0.0.1",
-        port=port or free_port("127.0.0.1"),
+        port=port or own_port(),
         metrics_port=None,
         access=AccessSettings(),
         cluster_key=KEY,

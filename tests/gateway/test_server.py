@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -15,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from fakes import FakeEngine
-from gateway.harness import KEY, eventually, running, stopping, tokens
+from gateway.harness import KEY, eventually, own_port, running, stopping, tokens
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
@@ -216,23 +215,17 @@ def test_a_gateway_that_cannot_go_on_ends_and_says_why_in_one_line(model: Path, 
     asyncio.run(scenario())
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "stdin"])
 def test_the_process_serves_then_drains_and_exits_0_without_ever_loading_ray_or_torch(model: Path, how: str) -> None:
     async def scenario() -> None:
         async with running(model, FakeEngine(max_model_len=100_000)) as cluster:
-            port = _free_port()
+            port = own_port()
             process = _start_process(
                 cluster.controller.address,
                 port,
                 f"end_with_stdin={how == 'stdin'}",
                 f"cluster_key={KEY!r}",
-                f"http_port={_free_port()}",  # whose server would handle signals itself
+                f"http_port={own_port()}",  # whose server would handle signals itself
             )
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 await asyncio.wait_for(channel.channel_ready(), 20)
