@@ -29,7 +29,11 @@ from outrider.workers.types.model.model_shapes import Shapes
 ROWS = Path(__file__).with_name("plan_published.json")
 SHAPES = Shapes.of(load_shape("deepseek-r1"))
 SERVERS = Efficiency(  # other servers: 20 small kernels a layer, all in CUDA graphs, assumed
-    dense_launches=20, moe_launches=20, dispatch_launches=0, eager_launch_s=Efficiency().launch_s
+    dense_launches=20,
+    moe_launches=20,
+    dispatch_launches=0,
+    peer_dispatch_launches=0,
+    eager_launch_s=Efficiency().launch_s,
 )
 ALLOWED = 0.25
 SHAKEN = (

@@ -38,6 +38,7 @@ _ORIGINS = {
     "dense_launches": (COUNTED, _COUNTED),
     "moe_launches": (COUNTED, _COUNTED),
     "dispatch_launches": (COUNTED, _COUNTED),
+    "peer_dispatch_launches": (COUNTED, _COUNTED),
     "launch_s": (ASSUMED, "a kernel in a CUDA graph, beside its bytes and operations"),
     "eager_launch_s": (ASSUMED, "the host's time to launch a kernel outside of CUDA graphs"),
     "round_overhead_s": (ASSUMED, "the host's work between rounds"),

@@ -94,8 +94,8 @@ class Candidate:
     @property
     def layer_launches(self) -> int:
         """Kernel launches of a round: those of all layers, and five for embedding, first norm, head and sampling."""
-        launches, dispatched = self.efficiency.layer_launches, self.split.dispatches
-        return sum(launches(moe=self.shapes.moe(layer), dispatched=dispatched) for layer in self.layers)
+        kind = {"dispatched": self.split.dispatches, "peers": self.clock.accesses_peers(self.rows)}
+        return sum(self.efficiency.layer_launches(moe=self.shapes.moe(layer), **kind) for layer in self.layers)
 
     @property
     def layers(self) -> range:

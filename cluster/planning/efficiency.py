@@ -35,7 +35,7 @@ class Efficiency:
     # The same if the GPUs of a stage access each other's memory; such rounds run in CUDA graphs.
     peer_dispatch_launches: int = 7
     # Overhead per kernel in a CUDA graph, in addition to the time for bytes and operations; and outside of graphs,
-    # where the host launches each. Rounds that send rows to experts run outside.
+    # where the host launches each. Rounds with AllToAll run outside.
     launch_s: float = 3e-6
     eager_launch_s: float = 5e-6
     # Scheduling, sampling and sending results; most of it overlaps with the previous round.

@@ -14,6 +14,8 @@ from outrider.cluster.planning.memory import experts_of_rank
 from outrider.cluster.planning.split import Split, span
 from outrider.workers.types.model.model_shapes import Shapes, hit_share
 
+PEER_ROWS = 64  # of a data group: outrider.kernels.gpu.dispatch.MOST_ROWS, which needs Triton
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryRows:
@@ -70,8 +72,9 @@ class Clock:
 
     def layer(self, rows: QueryRows, *, moe: bool) -> LayerTime:
         """The time of one layer. With dispatch to experts, in two halves of the batch if that is faster."""
-        whole = self._layer(rows, moe=moe)
-        if not (self.efficiency.overlap and whole.dispatch and rows.sequences >= 2):
+        peers = self.accesses_peers(rows)
+        whole = self._layer(rows, moe=moe, peers=peers)
+        if peers or not (self.efficiency.overlap and whole.dispatch and rows.sequences >= 2):
             return whole
         half = self._layer(rows.halved(), moe=moe)
         phases = [(half.before_experts, half.dispatch), (half.after_dispatch, half.dispatch)]
@@ -82,7 +85,12 @@ class Clock:
         both = LayerTime(**{name: 2 * getattr(half, name) for name in LayerTime.__dataclass_fields__})
         return replace(both, hidden=both.total - taken)
 
-    def _layer(self, rows: QueryRows, *, moe: bool) -> LayerTime:
+    def accesses_peers(self, rows: QueryRows) -> bool:
+        """Whether GPUs write rows for experts to each other's memory (workers/parallel/peer_dispatch.py)."""
+        within_node = span(self.split, "stage", self.fleet.gpus_per_node).nodes == 1
+        return self.split.dispatches and within_node and rows.rows <= PEER_ROWS
+
+    def _layer(self, rows: QueryRows, *, moe: bool, peers: bool = False) -> LayerTime:
         shape = self._round(rows)
         collectives = [*shape.attention(), *(shape.experts() if moe else shape.dense())]
         dispatch, combine = self.dispatch_combine_s(rows) if moe else (0.0, 0.0)
@@ -90,16 +98,16 @@ class Clock:
             attention=self._attention_linears(rows),
             cache=self._cache(rows),
             experts=self._experts(rows) if moe else self._linear(self.shapes.dense, rows.rows),
-            overhead=self._launches_s(moe=moe),
+            overhead=self._launches_s(moe=moe, peers=peers),
             sharing=self.exchange_s(one for one in collectives if one.group == "tensor"),
             dispatch=dispatch * self.efficiency.expert_imbalance,
             combine=combine * self.efficiency.expert_imbalance,
         )
 
-    def _launches_s(self, *, moe: bool) -> float:
+    def _launches_s(self, *, moe: bool, peers: bool) -> float:
         share, dispatches = self.efficiency, self.split.dispatches
-        launches = share.layer_launches(moe=moe, dispatched=dispatches)
-        return launches * (share.eager_launch_s if dispatches else share.launch_s)
+        launches = share.layer_launches(moe=moe, dispatched=dispatches, peers=peers)
+        return launches * (share.launch_s if peers or not dispatches else share.eager_launch_s)
 
     def dispatch_combine_s(self, rows: QueryRows) -> tuple[float, float]:
         """Seconds of dispatch and combine in one layer, with evenly loaded experts."""

@@ -9,6 +9,7 @@ from outrider.cluster.planning.efficiency import Efficiency, Workload
 from outrider.cluster.planning.hardware import Hardware, find_gpu
 from outrider.cluster.planning.presets import load_shape
 from outrider.cluster.planning.split import Split, splits
+from outrider.cluster.planning.timing import PEER_ROWS
 from outrider.workers.types.model.model_shapes import Shapes
 
 R1 = Shapes.of(load_shape("deepseek-r1"))
@@ -135,3 +136,23 @@ def test_sums_over_ranks_take_fewer_collectives_and_have_every_rank_make_all_lat
     one, other = (each.clock.layer(each.rows, moe=False) for each in (exact, fast))
     assert other.attention > one.attention
     assert other.exchange < one.exchange
+
+
+@pytest.mark.parametrize(("nodes", "concurrency", "peers"), [(1, 16, True), (2, 16, False), (1, 8 * 65, False)])
+def test_only_small_rounds_within_a_node_write_rows_to_each_others_memory(
+    nodes: int, concurrency: int, peers: bool
+) -> None:
+    split = next(each for each in splits(R1.model, 8 * nodes) if each.spread and each.data == 8 * nodes)
+    fleet, none = replace(FLEET, nodes=nodes), Efficiency(peer_dispatch_launches=0)
+
+    default, fewer = (plan(split, fleet, given, concurrency=concurrency) for given in (Efficiency(), none))
+
+    assert (fewer.layer_launches < default.layer_launches) is peers
+    assert (fewer.round_s < default.round_s) is peers
+
+
+def test_the_planner_knows_the_size_of_small_rounds() -> None:
+    pytest.importorskip("triton")
+    from outrider.kernels.gpu.dispatch import MOST_ROWS
+
+    assert PEER_ROWS == MOST_ROWS
