@@ -144,7 +144,7 @@ def choose(
     weights = scores.gather(1, ids)
     if normed:
         weights = weights / (weights.sum(dim=1, keepdim=True) + 1e-20)
-    own = torch.arange(logits.shape[1], logits.shape[1] + shared).expand(len(ids), -1)
+    own = torch.arange(logits.shape[1], logits.shape[1] + shared, device=ids.device).expand(len(ids), -1)
     return torch.cat([ids, own], dim=1).int(), torch.cat([weights * scaling, own.float() * 0 + 1], dim=1)
 
 

@@ -5,7 +5,8 @@ host waits for nothing, and CUDA graphs can capture it. Slots are numbered rank 
 
 `gather_rows`: x [R, H], ids [R, places] -> rows [R * datas, H], slots [R * datas, places]: row 0 of every data group,
 then row 1, and so on. A program reads another group's row only if one of its slots is on this rank; the rest of the
-result is undefined. The partners are the ranks with the same place in their tensor groups.
+result is undefined. `ids` may be the first columns of a wider tensor. The partners are the ranks with the same place in
+their tensor groups.
 
 `return_outputs`: outputs [R * datas * places, H] of those rows -> [R, places, own columns]. The first launch writes
 each output of an own slot to the ranks of the row's tensor group, each its columns; the second waits for all ranks and
@@ -26,15 +27,15 @@ MOST_ROWS = 64
 
 
 @jit
-def _gather_rows(X, IDS, SEEN, ROWS, SLOTS, ADDRESSES, EPOCHS, size, rank, first, each, row_bytes, ids_at,
+def _gather_rows(X, IDS, SEEN, ROWS, SLOTS, ADDRESSES, EPOCHS, size, stride, rank, first, each, row_bytes, ids_at,
                  PLACES: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr, RANKS: tl.constexpr,
                  MOST: tl.constexpr) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     place, at = tl.arange(0, WIDTH), tl.arange(0, SIZE)
     chosen, inside = place < PLACES, at < size
-    ids = tl.load(IDS + row * PLACES + place, mask=chosen, other=-1)
+    ids = tl.load(IDS + row * stride + place, mask=chosen, other=-1)
     ids = tl.where(tl.load(SEEN + row * 2 + 1) > 0, ids, -1)  # padding sees nothing, and needs no expert
-    half = (tl.load(EPOCHS + row) + 1) % 2
+    half = (tl.load(EPOCHS + row) + 1) & 1
     own_ids = (tl.load(ADDRESSES + rank) + (half * MOST + row) * row_bytes + ids_at).to(tl.pointer_type(tl.int32))
     tl.store(own_ids + place, ids, mask=chosen)
     own = tl.load(X + row * size + at, mask=inside)
@@ -55,7 +56,7 @@ def _send_outputs(OUTPUTS, SLOTS, BORDERS, ADDRESSES, EPOCHS, size, rank, first,
     number = tl.program_id(0).to(tl.int64)
     row, data = number // DATAS, number % DATAS
     epoch = tl.load(EPOCHS + row) + 1
-    held = (epoch % 2) * MOST + row
+    held = (epoch & 1) * MOST + row
     at = tl.arange(0, SIZE)
     for place in range(PLACES):
         pair = number * PLACES + place
@@ -77,7 +78,7 @@ def _take_outputs(SEEN, OUT, ADDRESSES, EPOCHS, width, rank, row_bytes, place_by
                   SIZE: tl.constexpr, RANKS: tl.constexpr, MOST: tl.constexpr) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     epoch = tl.load(EPOCHS + row) + 1
-    held = (epoch % 2) * MOST + row
+    held = (epoch & 1) * MOST + row
     await_flags(ADDRESSES, rank, held, epoch, RANKS)
     at = tl.arange(0, SIZE)
     written = at < tl.where(tl.load(SEEN + row * 2 + 1) > 0, width, 0)
@@ -95,7 +96,8 @@ def launch_gather(x: Tensor, ids: Tensor, seen: Tensor, addresses: Tensor, epoch
     (rows, size), places, datas = x.shape, ids.shape[1], addresses.shape[1]
     out, slots = x.new_empty(rows * datas, size), ids.new_empty(rows * datas, places)
     _gather_rows[(rows,)](
-        x, ids, seen, out, slots, addresses, epochs, size, rank, first, each, row_bytes, size * x.element_size(),
+        x, ids, seen, out, slots, addresses, epochs, size, ids.stride(0), rank, first, each, row_bytes,
+        size * x.element_size(),
         PLACES=places, WIDTH=power_of_two(places), SIZE=power_of_two(size), RANKS=datas, MOST=len(epochs), num_warps=8,
     )  # fmt: skip
     return out, slots

@@ -48,8 +48,8 @@ def await_flags(ADDRESSES, rank, place, epoch, RANKS: tl.constexpr) -> None:
 def exchange_row(own, TYPE: tl.constexpr, at, inside, ADDRESSES, EPOCHS, row, rank, row_bytes, RANKS: tl.constexpr,
                  MOST: tl.constexpr) -> tl.tensor:  # fmt: skip
     """Writes `own` to this rank's buffer, and waits until every rank has written the row. Its byte offset in each."""
-    epoch = tl.load(EPOCHS + row) + 1
-    place = (epoch % 2) * MOST + row
+    epoch = tl.load(EPOCHS + row) + 1  # wraps around; `& 1`, since the remainder of a negative number is not positive
+    place = (epoch & 1) * MOST + row
     data = (tl.load(ADDRESSES + rank) + place * row_bytes).to(tl.pointer_type(TYPE))
     tl.store(data + at, own.to(TYPE), mask=inside)
     tl.debug_barrier()  # the whole row is written before any flag is set
