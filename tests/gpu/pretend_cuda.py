@@ -43,6 +43,7 @@ _READS = frozenset(("_local_scalar_dense", "is_nonzero", "equal", "item"))  # th
 _SIZED_BY_VALUES = frozenset(  # the host waits for a size
     ("nonzero", "unique", "_unique2", "unique_consecutive", "unique_dim", "masked_select", "repeat_interleave")
 )
+_AMONG_DATA_GROUPS = ("gather_rows", "return_outputs")  # their last argument is the group; "" is this rank alone
 _PINS = frozenset(("is_pinned", "pin_memory", "_pin_memory"))
 _INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"))
 
@@ -111,9 +112,14 @@ class Graph:
 
     def __init__(self) -> None:
         self._recorded: list[tuple[Callable[[], Any], Any]] = []
+        self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def record(self, compute: Callable[[], Any], out: Any) -> None:
         self._recorded.append((compute, out))
+
+    def keep(self, written: torch.Tensor) -> None:
+        """Keeps the values of a tensor that an operation is about to change."""
+        self._before.append((written, written.clone()))
 
     def replay(self) -> None:
         COUNTS.launch("graph", _site())
@@ -125,11 +131,16 @@ class Graph:
 
     @contextlib.contextmanager
     def capturing(self, capture_error_mode: str = "global") -> Iterator[None]:
+        """Captured operations do run here, for the shapes of their results; so what they changed is changed back."""
         _current.graph = self
         try:
             yield
         finally:
             _current.graph = None
+            with _disable_current_modes():
+                while self._before:
+                    written, values = self._before.pop()
+                    written.copy_(values)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -268,7 +279,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _check_devices(func, name, site, args, flat)
     if name in _SIZED_BY_VALUES:
         COUNTS.sync(f"{name} {site}")
-    out = compute()
+    out = compute() if _capturing() is None else _run_captured(func, name, args, kwargs, compute)
     _count(func, name, site)
     if name not in _NO_LAUNCH:
         _record(compute, out)
@@ -277,6 +288,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if isinstance(kwargs.get("out"), PretendTensor):
         return kwargs["out"]
     return tree_map(lambda each: _wrapped(each, device), out)
+
+
+def _run_captured(func: Any, name: str, args: Any, kwargs: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """Exchanges nothing with other data groups, since they need not capture at the same time."""
+    for n, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            _current.graph.keep(inner(args[n] if n < len(args) else kwargs[argument.name]))
+    return func(*tree_map(inner, [*args[:-1], ""])) if name in _AMONG_DATA_GROUPS else compute()
 
 
 def _record(compute: Callable[[], Any], out: Any) -> None:

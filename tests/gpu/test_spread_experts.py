@@ -30,8 +30,6 @@ from outrider.workers.experts.placement import IntArray
 from outrider.workers.model.gpu import stack as stacks
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
 from outrider.workers.model.gpu.weights import moving_layers
-from outrider.workers.model.rows import LargestGroup
-from outrider.workers.model.rows import Rows as ModelRows
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.parallel.expert_dispatch import AllToAll
 from outrider.workers.parallel.shard import Shard
@@ -241,15 +239,10 @@ def _peer_stage(checkpoint: Checkpoint) -> GpuStage:
     return slice_of_r1(checkpoint, CUDA, 64, layers=6, sharing=sharing)[0]
 
 
-def _of_two_groups(rows: ModelRows, most: int) -> ModelRows:
-    slots = int(rows.cache_positions.max(initial=19)) + 1
-    return replace(rows, largest=LargestGroup(rows=most, slots=slots))
-
-
 def test_with_peer_memory_the_host_waits_for_nothing(pretend: Counts, checkpoint: Checkpoint) -> None:
     stage, efficiency = _peer_stage(checkpoint), Efficiency()
     for rows, most in ((4, 4), (4, 7), (0, 3)):
-        round = _of_two_groups(decoding(1, rows, 20), most)
+        round = replace(decoding(1, rows, 20), most_rows=most)
         stage.run(round, None)
         pretend.clear()
         stage.run(round, None)
@@ -266,7 +259,7 @@ def test_with_peer_memory_the_host_waits_for_nothing(pretend: Counts, checkpoint
 def test_with_peer_memory_a_graph_gives_the_eager_result(
     pretend: Counts, checkpoint: Checkpoint, rows: int, most: int
 ) -> None:
-    stage, round = _peer_stage(checkpoint), _of_two_groups(decoding(1, rows, 20), most)
+    stage, round = _peer_stage(checkpoint), replace(decoding(1, rows, 20), most_rows=most)
     eager = stage.run(round, None).cpu()
     assert stage.decoder.capturable
     stage.use_graphs()
@@ -283,7 +276,7 @@ def test_with_peer_memory_a_graph_gives_the_eager_result(
 def test_larger_rounds_exchange_sizes(pretend: Counts, checkpoint: Checkpoint) -> None:
     stage = _peer_stage(checkpoint)
     stage.use_graphs()
-    round = _of_two_groups(decoding(1, 4, 20), 65)
+    round = replace(decoding(1, 4, 20), most_rows=65)
     stage.run(round, None)
     taken = pretend.taken()
 

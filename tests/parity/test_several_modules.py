@@ -23,7 +23,7 @@ from torch import Tensor
 from outrider import LLM, SamplingParams
 from outrider.workers.config import ParallelConfig
 from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
-from outrider.workers.drafting.draft_model import DraftModel, DraftRequest
+from outrider.workers.drafting.draft_model import AllGroups, DraftModel, DraftRequest
 from outrider.workers.drafting.mtp_drafter import MtpDrafter
 from outrider.workers.drafting.pairs import Pairs, joined
 from outrider.workers.drafting.stopping import made_together
@@ -99,7 +99,8 @@ class Bench:
         pairs = joined(parts)
         going = ints([len(pairs.lengths) - 1] if depth else [])
         ends = np.array([stop_rules] if depth else np.zeros((0, len(stop_rules))))
-        found = self.drafts.draft(pairs, DraftRequest(going, ints([depth] if depth else []), steps, ends))
+        groups = None if steps is None else AllGroups(steps, LENGTH, 1)
+        found = self.drafts.draft(pairs, DraftRequest(going, ints([depth] if depth else []), groups, ends))
         return list(zip(found[0].token_ids, found[0].confidences, strict=True)) if depth else []
 
     def cached(self, blocks: Sequence[int] = BLOCKS, slots: int = LENGTH + 1) -> list[Tensor]:

@@ -24,7 +24,8 @@ class CompiledDraftModel:
         self.module = module
 
     def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
-        entries, depths, steps, stops = wanted
+        entries, depths, groups, stops = wanted
+        steps = None if groups is None else groups.steps
         last = pairs.last_rows[entries]
         sequence_ids, positions = pairs.sequence_ids[entries], pairs.positions[last] + 2
 

@@ -7,12 +7,20 @@ from outrider.workers.types.rounds.drafts import Drafts
 from outrider.workers.types.rounds.round import FloatArray, IntArray
 
 
+class AllGroups(NamedTuple):
+    """Sizes that all data groups know, so that all run the same passes, each with at most so many rows."""
+
+    steps: int  # drafts of the deepest sequence
+    pairs: int  # rows of the first pass
+    drafts: int  # rows of each later pass
+
+
 class DraftRequest(NamedTuple):
     """The drafts to make after some pairs."""
 
     entries: IntArray  # [n] entries of the pairs; drafts follow an entry's last pair
     depths: IntArray  # [n] most drafts
-    steps: int | None = None  # with several data groups: the number of steps that all of them run
+    groups: AllGroups | None = None  # with several data groups
     stop_rules: FloatArray | None = None  # [n, 7] early stopping: types/rounds/stop_rule.py
 
 

@@ -2,21 +2,21 @@
 
 The first step feeds the accepted pairs; its graph depends on their number and on the KV splits. The loop feeds one
 draft per sequence and step; its graph depends on the number of sequences, of steps, and on the KV splits. Sequences
-that need fewer drafts are padding in later steps. Graphs are captured at their first use.
+that need fewer drafts are padding in later steps. Graphs are captured after their first use.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.workers.drafting.pairs import Pairs, pair_rows
+from outrider.workers.drafting.pairs import Pairs
 from outrider.workers.model.gpu.batch import GpuBatch
 from outrider.workers.model.gpu.decoder import Decoder
-from outrider.workers.model.gpu.graphs import Bucket, Capture, Run
+from outrider.workers.model.gpu.graphs import Bucket, Captured
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.types.rounds.round import ints
 
@@ -39,7 +39,7 @@ class _First:
 
     inputs: Tensor
     hidden: Tensor
-    run: Run[Drawn]
+    run: Captured[Drawn]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,28 +48,29 @@ class _Loop:
 
     inputs: Tensor
     drawn: Drawn  # of the step before
-    run: Run[tuple[list[Tensor], list[Tensor]]]
+    run: Captured[tuple[list[Tensor], list[Tensor]]]
 
 
 class DraftGraphs:
     """The graphs of one MTP module. `step` and `loop` are what they capture."""
 
-    def __init__(self, step: Step, loop: Loop, decoder: Decoder, capture: Capture[Any]) -> None:
-        self._step, self._loop, self._decoder, self._capture = step, loop, decoder, capture
+    def __init__(self, step: Step, loop: Loop, decoder: Decoder) -> None:
+        self._step, self._loop, self._decoder = step, loop, decoder
         self._firsts: dict[Bucket, _First] = {}
         self._loops: dict[tuple[Bucket, int], _Loop] = {}
 
-    def fits(self, pairs: Pairs) -> bool:
-        return Bucket.holds(pair_rows(pairs))
+    def fits(self, passes: Sequence[Rows]) -> bool:
+        return all(self._decoder.fixed_sizes(rows) and Bucket.holds(rows) for rows in passes)
 
     def run(
-        self, pairs: Pairs, feeds: Sequence[Rows], last: IntArray, words: Sequence[IntArray]
+        self, pairs: Pairs, passes: Sequence[Rows], last: IntArray, words: Sequence[IntArray]
     ) -> tuple[Tensor, Tensor]:
-        """Feeds `pairs`, drafts after the pairs `last`, then feeds each step of `feeds`.
+        """Feeds `pairs`, drafts after the pairs `last`, then feeds the drafts of each step.
 
-        `words` are each step's draw words. Scores [n, 2] and ids [n] of all drafts, step by step.
+        `passes`: the rows of the pairs, then of each step. `words` are each step's draw words. Scores [n, 2] and ids
+        [n] of all drafts, step by step.
         """
-        rows = pair_rows(pairs)
+        rows, *feeds = passes
         bucket = Bucket.of([rows], self._decoder.block_size)
         arrays = [_padded_words(words[0], bucket.rows), _padded(last, bucket.rows), *bucket.pack(rows)]
         size, chosen = sum(each.size for each in arrays), chosen_rows(pairs)
@@ -118,7 +119,7 @@ class DraftGraphs:
         words, wanted, own = torch.split(inputs, [4 * size, size, bucket.ints])
         batch, on_device = replace(bucket.batch(own), wanted=wanted), words.view(torch.int64)
         hidden = self._states(size)
-        return _First(inputs=inputs, hidden=hidden, run=self._capture(lambda: self._step(batch, hidden, on_device)))
+        return _First(inputs=inputs, hidden=hidden, run=Captured(lambda: self._step(batch, hidden, on_device)))
 
     def _make_loop(self, bucket: Bucket, steps: int) -> _Loop:
         decoder, size = self._decoder, bucket.rows
@@ -132,7 +133,7 @@ class DraftGraphs:
             torch.zeros(size, 2, dtype=torch.float64, device=decoder.device),
             torch.zeros(size, dtype=torch.int64, device=decoder.device),
         )
-        return _Loop(inputs=inputs, drawn=drawn, run=self._capture(lambda: self._loop(batches, drawn, by_step)))
+        return _Loop(inputs=inputs, drawn=drawn, run=Captured(lambda: self._loop(batches, drawn, by_step)))
 
     def _states(self, size: int) -> Tensor:
         decoder = self._decoder

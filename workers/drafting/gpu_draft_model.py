@@ -7,20 +7,18 @@ the next call overwrites their entries in the drafter's cache. Small calls run a
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from outrider.kernels.gpu.draw import draw
-from outrider.workers.drafting.draft_model import DraftRequest
+from outrider.workers.drafting.draft_model import AllGroups, DraftRequest
 from outrider.workers.drafting.gpu_draft_graphs import DraftGraphs, Drawn, chosen_rows
 from outrider.workers.drafting.pairs import Pairs, one_each, pair_rows
 from outrider.workers.drafting.stopping import StopTracker
 from outrider.workers.drafting.torch_draft_model import TorchDraftModel
 from outrider.workers.model.gpu.batch import GpuBatch
-from outrider.workers.model.gpu.graphs import Capture, capture
 from outrider.workers.model.gpu.stage import GpuModules
 from outrider.workers.model.rows import Rows
 from outrider.workers.parallel.sharing import Columns
@@ -46,30 +44,31 @@ class GpuDraftModel(TorchDraftModel):
         if module.in_graphs:
             self.use_graphs()
 
-    def use_graphs(self, capture: Capture[Any] = capture) -> None:
+    def use_graphs(self) -> None:
         """Runs small calls as CUDA graphs from now on."""
-        self._graphs = DraftGraphs(self._step, self._loop, self._gpu_module.decoder, capture)
+        self._graphs = DraftGraphs(self._step, self._loop, self._gpu_module.decoder)
 
     @torch.inference_mode()
     def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
         module = self._gpu_module
+        groups = wanted.groups if module.decoder.shares_rows else None  # others' passes do not matter to this group
         deepest = np.argsort(-wanted.depths, kind="stable")  # deepest first: each step's entries are a prefix
         entries, depths = wanted.entries[deepest], wanted.depths[deepest]
         going = [int((depths > step).sum()) for step in range(int(depths.max(initial=0)))]  # entries per step
         samples = self._samples(pairs, entries, going)
         plain = all(map(is_plain, samples))
-        if module.count > 1 or wanted.steps is not None or not plain:
-            return super().draft(pairs, wanted)
+        if module.count > 1 or not plain or (groups is not None and not going):
+            return super().draft(pairs, wanted._replace(groups=groups))
         last = pairs.last_rows[entries]
         if not going:
             self._fill(pairs, last)
             return [Drafts([], []) for _ in depths]
-        feeds = [
-            one_each(pairs, entries[:count], np.zeros_like(last[:count]), pairs.positions[last[:count]] + step)
-            for step, count in enumerate(going[1:], start=1)
-        ]
-        run = self._run if self._graphs is None or not self._graphs.fits(pairs) else self._graphs.run
-        tokens, leads = tokens_and_leads(*run(pairs, feeds, last, [draw_words(each) for each in samples]))
+        if groups is not None:
+            rest = groups.steps - len(going)
+            going, samples = going + [0] * rest, samples + [[]] * rest
+        rows = _passes(pairs, entries, going, groups)
+        run = self._run if self._graphs is None or not self._graphs.fits(rows) else self._graphs.run
+        tokens, leads = tokens_and_leads(*run(pairs, rows, last, [draw_words(each) for each in samples]))
         stop_rules = None if wanted.stop_rules is None else wanted.stop_rules[deepest]
         made = _made(depths, going, stop_rules, tokens, leads)
         return [made[place] for place in np.argsort(deepest).tolist()]
@@ -84,12 +83,12 @@ class GpuDraftModel(TorchDraftModel):
         self._gpu_module.forward(batch, _chosen(pairs.hidden, chosen.tensor))
 
     def _run(
-        self, pairs: Pairs, feeds: Sequence[Rows], last: IntArray, words: Sequence[IntArray]
+        self, pairs: Pairs, passes: Sequence[Rows], last: IntArray, words: Sequence[IntArray]
     ) -> tuple[Tensor, Tensor]:
         """The same as DraftGraphs.run, without CUDA graphs."""
         decoder, arrays = self._gpu_module.decoder, [chosen_rows(pairs), *words]
         uploaded = decoder.upload.with_next(np.concatenate(arrays))
-        first, *batches = decoder.batches([pair_rows(pairs), *feeds], [last, *[None] * len(feeds)])
+        first, *batches = decoder.batches(passes, [last, *[None] * (len(passes) - 1)])
         chosen, own, *rest = torch.split(uploaded.tensor, [len(each) for each in arrays])
         drawn = self._step(first, _chosen(pairs.hidden, chosen), own)
         best, ids = self._loop(batches, drawn, rest)
@@ -98,6 +97,8 @@ class GpuDraftModel(TorchDraftModel):
     def _step(self, batch: GpuBatch, hidden: Tensor, words: Tensor) -> Drawn:
         """One pass of the module, and a draw from each wanted row's state. `words` [2 n] as draw_words makes them."""
         state = self._gpu_module.forward(batch, hidden)
+        if not len(state):  # only other data groups have drafts left
+            return Drawn(state, state.new_empty(0, 2, dtype=torch.float64), words.new_empty(0, dtype=torch.int64))
         return Drawn(state, *self._best(self._gpu_module.logits(state), *draw_inputs(words)))
 
     def _loop(
@@ -127,6 +128,19 @@ class GpuDraftModel(TorchDraftModel):
         winner = every[..., 0].max(dim=0).indices[None]  # ties go to the lowest rank, which has lower ids
         best = every[..., :2].transpose(1, 2).flatten(0, 1).topk(2, dim=0).values.T  # [n, 2] of all ranks' two
         return best, every[..., 2].gather(0, winner)[0].view(torch.int64)
+
+
+def _passes(pairs: Pairs, entries: IntArray, going: Sequence[int], groups: AllGroups | None) -> list[Rows]:
+    """The rows of each pass: all pairs, then a draft of each of the first `going` entries, by step."""
+    last = pairs.positions[pairs.last_rows[entries]]
+    later = [
+        one_each(pairs, entries[:count], np.zeros_like(entries[:count]), last[:count] + step)
+        for step, count in enumerate(going[1:], start=1)
+    ]
+    first = pair_rows(pairs)
+    if groups is None:
+        return [first, *later]
+    return [replace(first, most_rows=groups.pairs), *(replace(each, most_rows=groups.drafts) for each in later)]
 
 
 def _chosen(hidden: Tensor, rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from outrider.workers.drafting.draft_model import DraftModel, DraftRequest
+from outrider.workers.drafting.draft_model import AllGroups, DraftModel, DraftRequest
 from outrider.workers.drafting.pairs import Backlog, Pairs, accepted_pairs, followed, joined
 from outrider.workers.drafting.shared_drafts import SharedDrafts
 from outrider.workers.sampling.sequence_starts import SequenceStarts
@@ -22,6 +22,7 @@ from outrider.workers.types.rounds.round import (
     Round,
     Verdict,
     ints,
+    most_of_a_group,
     share_of,
     verdict_for,
 )
@@ -71,7 +72,8 @@ class MtpDrafter:
         if gained and not any(depths.values()) and not ending and self._may_wait(pairs, int(gained)):
             self._backlog.add(pairs)
             return {}
-        drafts = self._catch_up(pairs, depths, stop_rules)
+        groups = None if self._shared is None else self._all_groups(round, verdict, depths, all_followed)
+        drafts = self._catch_up(pairs, depths, stop_rules, groups)
         return drafts if self._shared is None else self._shared.collect(round, depths, drafts)
 
     @property
@@ -101,21 +103,34 @@ class MtpDrafter:
         self._behind += gained
         return self._behind <= self._most_waiting
 
+    def _all_groups(
+        self, round: Round, verdict: Verdict, depths: Mapping[int, int], all_followed: list[int]
+    ) -> AllGroups:
+        """Of the pairs and drafts of this round, and the pairs that wait."""
+        fed = np.zeros(round.sequences, dtype=np.int64)
+        fed[all_followed] = verdict.accepted_rows[all_followed]
+        drafting = ints([depths.get(sequence_id, 0) > 0 for sequence_id in round.sequence_ids.tolist()])
+        pairs, drafts = (most_of_a_group(round, each) for each in (fed, drafting))
+        return AllGroups(steps=max(depths.values(), default=0), pairs=self._behind + pairs, drafts=drafts)
+
     def _catch_up(
-        self, pairs: Pairs, depths: Mapping[int, int], stop_rules: Mapping[int, FloatArray]
+        self,
+        pairs: Pairs,
+        depths: Mapping[int, int],
+        stop_rules: Mapping[int, FloatArray],
+        groups: AllGroups | None,
     ) -> dict[int, Drafts]:
         """Feeds the waiting pairs and `pairs`, then drafts for the sequences in `pairs`. `depths`: by sequence id."""
         waiting = joined([*self._backlog.take(), pairs])
         self._behind = 0
-        if not len(waiting) and self._shared is None:
+        if not len(waiting) and groups is None:
             return {}
         ids = pairs.sequence_ids.tolist()
         going = [n for n, sequence_id in enumerate(ids) if depths.get(sequence_id)]
         own = ints([depths[ids[n]] for n in going])
         entries = ints(going) + (len(waiting.lengths) - len(ids))
-        steps = max(depths.values(), default=0) if self._shared is not None else None
         ends = np.array([stop_rules[ids[n]] for n in going]) if stop_rules and going else None
-        drafts = self._model.draft(waiting, DraftRequest(entries, own, steps, ends))
+        drafts = self._model.draft(waiting, DraftRequest(entries, own, groups, ends))
         return dict(zip([ids[n] for n in going], drafts, strict=True))
 
 

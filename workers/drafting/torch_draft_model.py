@@ -1,5 +1,7 @@
 """Drafting in PyTorch: the specification of the compiled path, and the fallback on a GPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -36,11 +38,13 @@ class TorchDraftModel:
 
     @torch.inference_mode()
     def draft(self, pairs: Pairs, wanted: DraftRequest) -> list[Drafts]:
-        going, depths, steps, stop_rules = wanted
-        most = int(depths.max(initial=0)) if steps is None else steps
+        going, depths, groups, stop_rules = wanted
+        most = int(depths.max(initial=0)) if groups is None else groups.steps
         live, last = np.arange(len(depths)), pairs.last_rows[going]
         feed = Feed(pairs, self._kept.link(pairs), self.module.count, last)
-        state = self.module.run(pair_rows(pairs), pairs.states, wanted=feed.wanted)
+        # Only of one module, since several process both pairs and drafts.
+        of_pairs, of_drafts = (None, None) if groups is None or self.module.count > 1 else groups[1:]
+        state = self.module.run(replace(pair_rows(pairs), most_rows=of_pairs), pairs.states, wanted=feed.wanted)
         drafts = [Drafts([], []) for _ in depths]
         tracker = StopTracker(stop_rules, depths.tolist())
         for step in range(1, max(most, self.module.count) + 1):
@@ -55,10 +59,11 @@ class TorchDraftModel:
                 self._starts.write_each(ids, positions, tokens)
                 deeper = np.flatnonzero((depths[live] > step) & ~over)
                 live, last = live[deeper], feed.add(live[deeper], last[deeper], tokens[deeper])
-                if steps is None and not len(live) and step >= self.module.count:
+                if groups is None and not len(live) and step >= self.module.count:
                     break
             if step < max(most, self.module.count):
-                state = self.module.run(*feed.next(state, live, last))
+                rows, states, number = feed.next(state, live, last)
+                state = self.module.run(replace(rows, most_rows=of_drafts), states, number)
         return drafts
 
     def forget(self, sequence_ids: IntArray) -> None:

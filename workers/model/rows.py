@@ -1,20 +1,12 @@
 """The rows that a model runs over, as flat arrays: a Round's query tokens, or an MTP module's input pairs."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 IntArray = NDArray[np.int64]
-
-
-class LargestGroup(NamedTuple):
-    """Sizes of a round that all data groups know, so that all run the same kernels."""
-
-    rows: int  # of the group with the most
-    slots: int  # of the longest sequence of any group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +21,7 @@ class Rows:
     block_offsets: IntArray  # [S+1] into block_ids
     block_ids: IntArray  # [B] each sequence's block table
     first_slots: IntArray  # [S] the first slot that rows attend to: 0 for the model, 1 or later for MTP modules
-    largest: LargestGroup | None = None  # None: not known
+    most_rows: int | None = None  # no data group has more; all know this number, or none does
 
     def __len__(self) -> int:
         return len(self.token_ids)

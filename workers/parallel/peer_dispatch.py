@@ -1,7 +1,7 @@
 """Dispatch of small rounds to spread experts, over memory that all GPUs of the stage access (kernels/gpu/dispatch.py).
 
 Unlike AllToAll, the host waits for nothing, since no sizes are exchanged; so CUDA graphs can capture it. All data
-groups run as many rows as the largest of them. The outputs have the same bits.
+groups run the same number of rows, some of them padding. The outputs have the same bits.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class PeerDispatch:
     def __call__(self, x: Tensor, slots: Tensor, seen: Tensor, rows: int, run: RunSlots) -> Tensor:
         """As ExpertDispatch: `x` [R, hidden], `slots` [R, k] -> [R, k, own columns].
 
-        `seen` [R, 2] of the batch: padding attends to nothing. `rows`: of the stage's largest data group.
+        `seen` [R, 2] of the batch: padding attends to nothing. `rows`: that every data group pads its own to.
         """
         count = len(x)
         x, slots, seen = (functional.pad(each, (0, 0, 0, rows - count)) if rows > count else each

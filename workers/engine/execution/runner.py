@@ -10,10 +10,10 @@ from torch import Tensor
 from outrider.workers.engine.execution.lanes import Lanes
 from outrider.workers.engine.execution.live_experts import LiveExperts
 from outrider.workers.experts.orders import NOTHING
-from outrider.workers.model.rows import LargestGroup, Rows
+from outrider.workers.model.rows import Rows
 from outrider.workers.model.stage_model import StageModel
 from outrider.workers.parallel.collectives.collectives import ExchangeBrokenError
-from outrider.workers.types.rounds.round import Round, share_of
+from outrider.workers.types.rounds.round import Round, most_of_a_group, share_of
 
 
 class StageRunner:
@@ -73,7 +73,7 @@ class StageRunner:
         rows = round_rows(share_of(round, self._data))
         if self._lanes is not None and self._lanes.wanted(round):
             return self._lanes.run(self.stage, rows, hidden)
-        return self.stage.run(replace(rows, largest=largest_group(round)), hidden)
+        return self.stage.run(replace(rows, most_rows=most_rows(round)), hidden)
 
     def with_expert_answer(self, round: Round) -> Round:
         """The last round with this stage's answer to its expert command."""
@@ -103,15 +103,9 @@ class RoundErrorContext:
             raise ExchangeBrokenError(f"{error} in round {self._round.round_id}") from error
 
 
-def largest_group(round: Round) -> LargestGroup | None:
-    """`round` has the rows of all data groups. None with one group."""
-    if not len(round.owners):
-        return None
-    lengths = np.diff(round.query_offsets)
-    return LargestGroup(
-        rows=int(np.bincount(round.owners, lengths).max(initial=0)),
-        slots=int((round.starts + lengths).max(initial=0)),
-    )
+def most_rows(round: Round) -> int | None:
+    """Rows of the data group with the most; None with one group."""
+    return most_of_a_group(round, np.diff(round.query_offsets)) if len(round.owners) else None
 
 
 def round_rows(round: Round) -> Rows:

@@ -18,6 +18,7 @@ from outrider.workers.model.gpu.upload import Upload
 from outrider.workers.model.rows import IntArray, Rows
 from outrider.workers.types.rounds.round import ints
 
+SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)  # rows that small batches are padded to
 PARTS_BYTES = 256 << 20  # limit for the splits' partial outputs of one attention launch
 
 
@@ -42,7 +43,7 @@ class GpuBatch:
     pieces: tuple[LaunchRows, ...]
     splits: int  # of the KV cache: at least as many as the longest sequence has
     wanted: Tensor | None = None  # [W] rows whose states are needed; None: all
-    most_rows: int = 0  # of the largest data group's batch; 0: not known
+    most_rows: int = 0  # of all data groups' batches, padded; 0: not known
 
     @property
     def rows(self) -> int:
@@ -74,9 +75,14 @@ def batches_of(
         own = dict(zip(names, views[number * len(names) : (number + 1) * len(names)], strict=True))
         if wanted[number] is None:
             del own["wanted"]
-        largest = rounds[number].largest
-        found.append(GpuBatch(**own, pieces=pieces, splits=splits, most_rows=0 if largest is None else largest.rows))
+        most_rows = padded_size(rounds[number].most_rows or 0)
+        found.append(GpuBatch(**own, pieces=pieces, splits=splits, most_rows=most_rows))
     return found
+
+
+def padded_size(rows: int) -> int:
+    """The smallest of SIZES that holds `rows`; `rows` if none does, or there are none."""
+    return next((size for size in SIZES if size >= rows > 0), rows)
 
 
 def packed(rows: Rows, block_size: int, size: int, pages: int) -> list[IntArray]:

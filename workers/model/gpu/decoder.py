@@ -23,7 +23,7 @@ from outrider.kernels.gpu.reduce import sum_join_norm
 from outrider.kernels.gpu.slots import slot_shape
 from outrider.kernels.gpu.values import values
 from outrider.workers.model.cache import Cache
-from outrider.workers.model.gpu.batch import GpuBatch, LaunchRows, batches_of
+from outrider.workers.model.gpu.batch import SIZES, GpuBatch, LaunchRows, batches_of
 from outrider.workers.model.gpu.upload import Upload
 from outrider.workers.model.gpu.weights import GpuAttention, GpuLayer, GpuMoe
 from outrider.workers.model.layers import LATENT_NORM_EPS
@@ -85,6 +85,10 @@ class Decoder:
     def shares_rows(self) -> bool:
         """Whether rows are sent to experts of other data groups."""
         return self._dispatch is not None
+
+    def fixed_sizes(self, rows: Rows) -> bool:
+        """Whether no exchange between data groups depends on how many rows each of them has."""
+        return not self.shares_rows or (self._small_dispatch is not None and 0 < (rows.most_rows or 0) <= MOST_ROWS)
 
     def cache(self, layers: int) -> Cache:
         """The KV cache of so many layers, not yet allocated."""
@@ -207,9 +211,10 @@ class _DenseRoute:
     """Expert ids of a dense layer, which runs as one expert: zeros."""
 
     def __init__(self, device: torch.device) -> None:
-        self._ids = torch.zeros(64, 1, dtype=torch.int32, device=device)
+        self._few = self._many = torch.zeros(SIZES[-1], 1, dtype=torch.int32, device=device)
 
     def ids(self, rows: int) -> Tensor:
-        if rows > len(self._ids):
-            self._ids = torch.zeros(rows, 1, dtype=torch.int32, device=self._ids.device)
-        return self._ids[:rows]
+        """Of few rows always the same tensor, since CUDA graphs keep its address."""
+        if rows > len(self._many):
+            self._many = torch.zeros(rows, 1, dtype=torch.int32, device=self._many.device)
+        return (self._few if rows <= len(self._few) else self._many)[:rows]

@@ -1,50 +1,50 @@
 """Runs small rounds as CUDA graphs, so that the host launches once per round.
 
-There is one graph per number of rows (SIZES) and of KV splits (a power of two), captured at its first use. A round is
-padded to the graph's size with rows that attend to nothing and write nothing, and copied into its static inputs.
+There is one graph per number of rows (SIZES) and of KV splits (a power of two), captured after its first use. A round
+is padded to the graph's size with rows that attend to nothing and write nothing, and copied into its static inputs.
 Rounds with more rows run eagerly, with the same bits.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from outrider.kernels.gpu.language import power_of_two
 from outrider.kernels.gpu.mla import SPLIT
-from outrider.workers.model.gpu.batch import GpuBatch, LaunchRows, packed
+from outrider.workers.model.gpu.batch import SIZES, GpuBatch, LaunchRows, packed, padded_size
 from outrider.workers.model.gpu.upload import Upload
 from outrider.workers.model.rows import IntArray, Rows
 
-SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)  # rows
 _NAMES = ("token_ids", "positions", "slots", "seen", "tiles", "pages")
 
 T = TypeVar("T")
 Run = Callable[[], T]
-Capture = Callable[[Run[T]], Run[T]]
 Forward = Callable[[GpuBatch, Tensor | None], Tensor]
 
 
-def capture(run: Run[T]) -> Run[T]:
-    """Captures `run`, and returns what replays it. Inputs and outputs keep their addresses."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()  # compiles kernels, which is not possible during capture
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # The watchdog's thread may query events meanwhile, which would end a capture in the default mode.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        out = run()
+class Captured(Generic[T]):
+    """Runs a function of static inputs: eagerly the first time, which compiles its kernels, then as a CUDA graph.
 
-    def replay() -> T:
-        graph.replay()
+    Every call runs it exactly once, so ranks that exchange rows need not capture at the same time.
+    """
+
+    def __init__(self, run: Run[T]) -> None:
+        self._run, self._graph = run, torch.cuda.CUDAGraph()
+        self._out: T | None = None  # of the graph; None: not captured yet
+
+    def __call__(self) -> T:
+        if self._out is not None:
+            self._graph.replay()
+            return self._out
+        out = self._run()
+        # The watchdog's thread may query events meanwhile, which would end a capture in the default mode.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._out = self._run()
         return out
-
-    return replay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +57,10 @@ class Bucket:
 
     @classmethod
     def of(cls, batches: Sequence[Rows], block_size: int) -> "Bucket":
-        """The smallest bucket for each of them; with several data groups, for all of these."""
-        largest = [each.largest for each in batches if each.largest is not None]
-        rows = max([*map(len, batches), *(each.rows for each in largest)])
-        slots = max(
-            [*(int(each.cache_positions.max(initial=0)) + 1 for each in batches), *(each.slots for each in largest)]
-        )
+        """The smallest bucket for each of them. With several data groups, all of these have as many rows."""
+        slots = max(int(each.cache_positions.max(initial=0)) + 1 for each in batches)
         return cls(
-            rows=next(size for size in SIZES if size >= rows),
+            rows=padded_size(max(map(_most_rows, batches))),
             splits=power_of_two(-(-slots // SPLIT)),
             block_size=block_size,
         )
@@ -72,7 +68,7 @@ class Bucket:
     @staticmethod
     def holds(rows: Rows) -> bool:
         """Whether there is a bucket for them."""
-        return 0 < (len(rows) if rows.largest is None else rows.largest.rows) <= SIZES[-1]
+        return 0 < _most_rows(rows) <= SIZES[-1]
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -102,6 +98,10 @@ class Bucket:
         return inputs
 
 
+def _most_rows(rows: Rows) -> int:
+    return len(rows) if rows.most_rows is None else rows.most_rows
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Graph:
     """One captured bucket and its static inputs."""
@@ -116,12 +116,11 @@ class Graphs:
 
     def __init__(
         self, forward: Forward, block_size: int, hidden_size: int | None, dtype: torch.dtype, device: torch.device,
-        upload: Upload, capture: Capture[Tensor] = capture,
+        upload: Upload,
     ) -> None:  # fmt: skip
         """`hidden_size`: of the states that come in; None on a stage that embeds token ids."""
         self._forward, self._block_size, self._hidden_size = forward, block_size, hidden_size
-        self._dtype, self._device, self._capture = dtype, device, capture
-        self._upload = upload
+        self._dtype, self._device, self._upload = dtype, device, upload
         self._graphs: dict[Bucket, _Graph] = {}
 
     def fits(self, rows: Rows) -> bool:
@@ -143,4 +142,4 @@ class Graphs:
         batch = bucket.batch(inputs)
         if self._hidden_size is not None:
             hidden = torch.zeros(bucket.rows, self._hidden_size, dtype=self._dtype, device=self._device)
-        return _Graph(inputs=inputs, hidden=hidden, run=self._capture(lambda: self._forward(batch, hidden)))
+        return _Graph(inputs=inputs, hidden=hidden, run=Captured(lambda: self._forward(batch, hidden)))

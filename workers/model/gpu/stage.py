@@ -9,7 +9,7 @@ from outrider.kernels.gpu.norms import norm, pair_norms
 from outrider.workers.model.cache import Cache
 from outrider.workers.model.gpu.batch import GpuBatch
 from outrider.workers.model.gpu.decoder import Decoder
-from outrider.workers.model.gpu.graphs import Capture, Graphs, capture
+from outrider.workers.model.gpu.graphs import Graphs
 from outrider.workers.model.gpu.stack import Weight
 from outrider.workers.model.gpu.weights import GpuLayer, GpuLoader, GpuModule
 from outrider.workers.model.loading import Progress
@@ -82,19 +82,18 @@ class GpuStage:
         if self.in_graphs:
             self.use_graphs()
 
-    def use_graphs(self, capture: Capture[Tensor] = capture) -> None:
+    def use_graphs(self) -> None:
         """Runs small rounds as CUDA graphs from now on. Call after `allocate_cache`."""
         decoder = self.decoder
         hidden_size = decoder.config.hidden_size if self.embedding is None else None
         self._graphs = Graphs(
-            self._embed_and_run, decoder.block_size, hidden_size, decoder.dtype, decoder.device, self.upload, capture
+            self._embed_and_run, decoder.block_size, hidden_size, decoder.dtype, decoder.device, self.upload
         )
 
     @torch.inference_mode()
     def run(self, rows: Rows, hidden: Tensor | None, lane: int = 0) -> Tensor:
         """`hidden` [R, hidden], or None on the first stage, which embeds -> [R, hidden]; normed on the last stage."""
-        alike = rows.largest is not None or not self.decoder.shares_rows  # all data groups decide the same
-        if self._graphs is None or not alike or not self._graphs.fits(rows):
+        if self._graphs is None or not self.decoder.fixed_sizes(rows) or not self._graphs.fits(rows):
             return self._embed_and_run(self.decoder.batch(rows), hidden)
         return self._graphs.run(rows, hidden)
 
@@ -135,7 +134,7 @@ class GpuModules:
         assert stage.embedding is not None, "MTP modules are on the first stage"
         self.decoder, self.modules, self.cache = stage.decoder, modules, cache
         self._embedding, self._head = stage.embedding, head
-        self.in_graphs = stage.in_graphs and not stage.decoder.shares_rows  # how long others draft is not known
+        self.in_graphs = stage.in_graphs
         self._joined = stage.decoder.sharing.columns(stage.decoder.config.hidden_size, "embeddings")
 
     @classmethod

@@ -189,6 +189,11 @@ def owned(round: Round, data: int) -> IntArray:
     return ints(np.flatnonzero(round.owners == data))
 
 
+def most_of_a_group(round: Round, counts: IntArray) -> int:
+    """The largest sum of `counts` [S] over the sequences of one data group. `round` has those of all groups."""
+    return int(np.bincount(round.owners, counts).max(initial=0))
+
+
 def share_of(round: Round, data: int) -> Round:
     """The round with the sequences of one data group only, as that group's ranks run it."""
     if not len(round.owners):
