@@ -34,7 +34,7 @@ class Watchdog:
 
     def __init__(self, expired: Callable[[str], None], poll_interval_s: float = _POLL_INTERVAL_S) -> None:
         self._expired, self._looks_every_s = expired, poll_interval_s
-        self._watched: deque[_Watched] = deque()  # in the order of their start, in which they also end
+        self._watched: deque[_Watched] = deque()  # of several communicators, so they end in any order
         self._closing = threading.Event()
         threading.Thread(target=self._run, daemon=True, name="watchdog").start()
 
@@ -47,8 +47,11 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._closing.wait(self._looks_every_s):
-            while self._watched and self._watched[0].work.is_completed():
-                self._watched.popleft()
-            if self._watched and time.monotonic() > self._watched[0].until:
-                self._expired(self._watched[0].what)
-                return
+            for _ in range(len(self._watched)):
+                each = self._watched.popleft()
+                if each.work.is_completed():
+                    continue
+                if time.monotonic() > each.until:
+                    self._expired(each.what)
+                    return
+                self._watched.append(each)
