@@ -1,6 +1,9 @@
 """Defects that a pretended GPU found, each with a regression test."""
 
+import math
+import re
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +15,10 @@ from torch import Tensor
 from outrider import LLM, SamplingParams
 from outrider.cluster.planning.efficiency import Efficiency
 from outrider.cluster.planning.memory import StageMemory
+from outrider.cluster.planning.presets import load_shape
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.execution.memory import free_bytes, round_bytes
+from outrider.workers.loading.kernel_choice import resolve_kernels
 from outrider.workers.loading.resolved_config import resolve_device, resolve_numerics
 from outrider.workers.parallel.collectives.group_collectives import GroupCollectives
 from outrider.workers.parallel.deep_ep import DeepEp
@@ -106,6 +111,31 @@ def test_each_rank_of_a_machine_has_a_device_of_its_own(pretend: Counts) -> None
         resolve_device(config, 8)
 
 
+@pytest.mark.parametrize(
+    ("capability", "hip", "message"),
+    [
+        ((8, 0), None, "need compute capability 9.0 or later (H100), and the device has 8.0"),
+        ((9, 4), "6.4", "are checked for NVIDIA GPUs only"),
+        ((9, 0), None, None),
+        ((10, 0), None, None),
+    ],
+)
+def test_the_kernels_run_on_gpus_that_they_are_compiled_for(
+    pretend: Counts, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], hip: str | None, message: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    model = load_shape("deepseek-r1")
+    found = partial(resolve_kernels, device=CUDA, dtype=torch.bfloat16, model=model)
+
+    if message is None:
+        assert found(EngineConfig(device="cuda")) == "triton"
+    else:
+        assert found(EngineConfig(device="cuda")) == "torch"
+        with pytest.raises(OutriderError, match=re.escape(message)):
+            found(EngineConfig(device="cuda", kernels="triton"))
+
+
 def test_verification_for_study_drafts_on_a_gpu_too(pretend: Counts) -> None:
     settings = {"dtype": "float32", "max_model_len": 64, "max_num_seqs": 1, "kv_cache_memory_bytes": 1 << 24}
     with LLM("scout", device="cuda", verification="rejection", speculation=2, **settings) as llm:
@@ -118,6 +148,7 @@ def test_collectives_wait_without_a_timeout_and_the_watchdog_enforces_the_deadli
     expired, reported = threading.Event(), list[str]()
     watchdog = Watchdog(lambda what: (reported.append(what), expired.set()), poll_interval_s=0.01)
     watchdog.watch(FakeWork(done=True), 0.0, "what is done")
+    watchdog.watch(FakeWork(), math.inf, "what may take for ever, on another communicator")
     watchdog.watch(FakeWork(), 0.05, "what never ends")
 
     assert expired.wait(SOON_S)

@@ -25,7 +25,8 @@ from outrider.workers.engine.execution.runner import StageRunner
 from outrider.workers.engine.execution.sampler import Sampler
 from outrider.workers.engine.handle import EngineInfo
 from outrider.workers.engine.scheduling.scheduler import Scheduler, SchedulerConfig
-from outrider.workers.loading.model import ModelPart, Parts, load_parts, resolve_kernels
+from outrider.workers.loading.kernel_choice import resolve_kernels
+from outrider.workers.loading.model import ModelPart, Parts, load_parts
 from outrider.workers.model.moe import Router
 from outrider.workers.model.weights import Checkpoint
 from outrider.workers.sampling.sequence_starts import SequenceStarts

@@ -1,4 +1,4 @@
-"""Loads a rank's parts of a model, and chooses the kernels: torch, compiled or Triton."""
+"""Loads a rank's parts of a model for torch, the compiled kernels or the Triton kernels."""
 
 import logging
 from collections.abc import Sequence
@@ -7,10 +7,7 @@ from pathlib import Path
 
 import torch
 
-from outrider.kernels.cpu import library
-from outrider.kernels.cpu.compiler import BuildError
 from outrider.kernels.cpu.context import Context
-from outrider.kernels.gpu import language
 from outrider.workers.config import COUPLED, EngineConfig
 from outrider.workers.drafting.compiled_draft_model import CompiledDraftModel
 from outrider.workers.drafting.draft_model import ModuleDraftModel
@@ -23,7 +20,6 @@ from outrider.workers.model.compiled.model import CompiledModules, CompiledStage
 from outrider.workers.model.compiled.weight_cache import WeightCache
 from outrider.workers.model.deepseek import Stage
 from outrider.workers.model.draft_head import draft_head_ids
-from outrider.workers.model.gpu.decoder import shape_obstacle
 from outrider.workers.model.gpu.stage import GpuModules, GpuStage
 from outrider.workers.model.gpu.weights import GpuLoader, moving_layers
 from outrider.workers.model.loading import Progress
@@ -37,12 +33,11 @@ from outrider.workers.sampling.gpu_head import GpuHead
 from outrider.workers.sampling.head import Head
 from outrider.workers.sampling.sequence_starts import SequenceStarts
 from outrider.workers.sampling.torch_head import TorchHead
-from outrider.workers.types.errors import CheckpointError, OutriderError
+from outrider.workers.types.errors import CheckpointError
 from outrider.workers.types.model.model_config import ModelConfig
 
 log = logging.getLogger("outrider.loading")
 
-_COMPILED_DTYPES = (torch.float32, torch.bfloat16)
 _FEW_THREADS = 4
 _WIDTH_PER_THREAD = 64  # outputs of a layer
 
@@ -57,7 +52,7 @@ class ModelPart:
     layers: range
     device: torch.device
     dtype: torch.dtype
-    kernels: str  # from `resolve_kernels`: "compiled", "triton" or "torch"
+    kernels: str  # from kernel_choice.py: "compiled", "triton" or "torch"
     drafts: bool  # whether this rank drafts with MTP modules
     starts: SequenceStarts
     progress: Progress
@@ -85,73 +80,9 @@ class Parts:
             self.module.allocate_cache(num_blocks)
 
 
-def resolve_kernels(config: EngineConfig, device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str:
-    """The kernels to use: "compiled", "triton" or "torch". OutriderError if the requested ones are not available."""
-    obstacle = _obstacle(config, device, dtype)
-    on_gpu = _gpu_obstacle(config, model, device)
-    _check_demands(config, obstacle, on_gpu)
-    if obstacle is None:
-        return "compiled"
-    if on_gpu is None:
-        return "triton"
-    if device.type == "cuda" and config.kernels == "auto":
-        log.warning("running on torch's own kernels, many times slower, with weights in %s: %s", dtype, on_gpu)
-    if isinstance(obstacle, BuildError):
-        log.warning("no compiled kernels: %s; running in PyTorch, several times slower", obstacle)
-    if config.weight_cache_dir is not None:
-        log.warning("weight_cache_dir is not used by the PyTorch implementation (%s)", obstacle)
-    return "torch"
-
-
-def _check_demands(config: EngineConfig, obstacle: str | BuildError | None, on_gpu: str | None) -> None:
-    """OutriderError if a setting needs the compiled or the GPU kernels, and they cannot be used."""
-    if on_gpu is not None:
-        if config.kv_cache_dtype == "fp8":
-            raise OutriderError(f'kv_cache_dtype="fp8" needs the Triton kernels of a GPU: {on_gpu}')
-        if config.kernels == "triton":
-            raise OutriderError(f'kernels="triton" is not available: {on_gpu}')
-    if obstacle is not None:
-        if config.kernels == "compiled":
-            raise OutriderError(f'kernels="compiled" is not available: {obstacle}')
-        if config.quantization is not None:
-            raise OutriderError(f'quantization="{config.quantization}" needs the compiled kernels: {obstacle}')
-        if config.draft_quantization == "int8":
-            raise OutriderError(f'draft_quantization="int8" needs the compiled kernels: {obstacle}')
-
-
 def draft_quantization(config: EngineConfig) -> str | None:
     """For drafters on the compiled kernels; None: as the model. Int8 reads fewer bytes and changes no token."""
     return "int8" if config.draft_quantization == "auto" else config.draft_quantization
-
-
-def _obstacle(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str | BuildError | None:
-    """Why the compiled kernels cannot be used; None if they can."""
-    if config.kernels in ("torch", "triton"):
-        return f'kernels="{config.kernels}" was asked for'
-    if config.verification != COUPLED:
-        return f'verification="{config.verification}" is for experiments and available in PyTorch only'
-    if device.type != "cpu":
-        return f"they are for CPUs, and the device is {device.type}"
-    if dtype not in _COMPILED_DTYPES:
-        return f"they support float32 and bfloat16, and the model is in {str(dtype).removeprefix('torch.')}"
-    try:
-        library.load()
-    except BuildError as error:
-        return error
-    return None
-
-
-def _gpu_obstacle(config: EngineConfig, model: ModelConfig, device: torch.device) -> str | None:
-    """Why the kernels of kernels/gpu cannot be used; None if they can."""
-    if config.kernels not in ("auto", "triton"):
-        return f'kernels="{config.kernels}" was asked for'
-    if device.type != "cuda":
-        return f"they are for GPUs, and the device is {device.type}"
-    if language.triton is None:
-        return "triton is not installed: pip install 'outrider[gpu]'"
-    if config.verification != COUPLED:
-        return f'verification="{config.verification}" is for experiments and available in PyTorch only'
-    return shape_obstacle(model)
 
 
 def useful_threads(hidden_size: int, available: int) -> int:

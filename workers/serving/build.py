@@ -33,8 +33,9 @@ from outrider.workers.loading.drafters import (
     warn_of_missing_modules,
 )
 from outrider.workers.loading.fingerprint import fingerprint
+from outrider.workers.loading.kernel_choice import resolve_kernels
 from outrider.workers.loading.lanes import load_lanes
-from outrider.workers.loading.model import ModelPart, Parts, load_parts, resolve_kernels
+from outrider.workers.loading.model import ModelPart, Parts, load_parts
 from outrider.workers.loading.module_swap import ModuleSwap
 from outrider.workers.loading.resolved_config import (
     fitted_length,

@@ -7,7 +7,8 @@ import torch
 
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.loading.fingerprint import fingerprint
-from outrider.workers.loading.model import resolve_kernels, useful_threads
+from outrider.workers.loading.kernel_choice import resolve_kernels
+from outrider.workers.loading.model import useful_threads
 from outrider.workers.types.errors import OutriderError
 from outrider.workers.types.model.model_config import ModelConfig
 
@@ -58,8 +59,9 @@ def test_asking_for_them_where_they_cannot_run_is_an_error_that_says_why(
     ],
 )
 def test_8_bit_weights_without_them_are_an_error_that_says_why(
-    settings: dict[str, Any], device: torch.device, dtype: torch.dtype, why: str
+    settings: dict[str, Any], device: torch.device, dtype: torch.dtype, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     for name in ("quantization", "draft_quantization"):
         with pytest.raises(OutriderError, match=f'^{name}="int8" needs the compiled kernels: .*{why}'):
             resolve_kernels(EngineConfig(**{name: "int8"}, **settings), device, dtype, SCOUT)

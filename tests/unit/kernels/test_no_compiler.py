@@ -24,7 +24,7 @@ import logging, sys
 import torch
 from outrider.workers.config import EngineConfig
 from outrider.workers.types.errors import OutriderError
-from outrider.workers.loading.model import resolve_kernels
+from outrider.workers.loading.kernel_choice import resolve_kernels
 logging.basicConfig(format="%(levelname)s %(message)s")
 for kernels in ("auto", "compiled", "torch"):
     for quantization in (None, "int8"):
