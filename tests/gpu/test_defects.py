@@ -19,8 +19,11 @@ from outrider.cluster.planning.presets import load_shape
 from outrider.workers.config import EngineConfig, resolve_model
 from outrider.workers.engine.execution.memory import free_bytes, round_bytes
 from outrider.workers.loading.kernel_choice import resolve_kernels
+from outrider.workers.loading.lanes import load_lanes
 from outrider.workers.loading.resolved_config import resolve_device, resolve_numerics
+from outrider.workers.parallel import groups
 from outrider.workers.parallel.collectives.group_collectives import GroupCollectives
+from outrider.workers.parallel.collectives.turns import no_op
 from outrider.workers.parallel.deep_ep import DeepEp
 from outrider.workers.parallel.links.device_transport import DeviceTransport
 from outrider.workers.parallel.links.transport import LinkBrokenError
@@ -165,6 +168,24 @@ def test_a_collective_between_gpus_does_not_block_the_host(monkeypatch: pytest.M
     watchdog.close()
 
     assert work.waits == [()]
+
+
+@pytest.mark.parametrize("peers", [False, True])
+def test_data_groups_with_peer_memory_switch_lanes_at_exchanges_of_the_stage(
+    monkeypatch: pytest.MonkeyPatch, peers: bool
+) -> None:
+    """One group may add over peer memory while another, of more rows, adds over NCCL."""
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: group)
+    monkeypatch.setattr(groups, "all_gather", lambda answer: [answer] * 4)
+    monkeypatch.setattr(groups, "on_leave", lambda close: None)
+    tensor, stage = GroupCollectives(2, "ranks 0..1", 5.0), GroupCollectives(4, "ranks 0..3", 5.0)
+    memory: Any = object() if peers else None
+    sharing = Sharing(shard=Shard(tensors=2, datas=2, spread=True), tensor=tensor, stage=stage, peers=memory)
+    config = EngineConfig(tensor_parallel_size=2, data_parallel_size=2, expert_parallel_size=4)
+
+    assert load_lanes(config, sharing, 0, "a", CUDA) is not None
+    assert [each.on_launched is not no_op for each in (tensor, stage)] == [not peers, True]
 
 
 def test_sending_states_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:

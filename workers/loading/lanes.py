@@ -25,7 +25,10 @@ def load_lanes(config: EngineConfig, sharing: Sharing, rank: int, machine: str, 
     The second lane's thread ends when the rank leaves (`groups.leave`).
     """
     mesh = Mesh.of(config)
-    tensor, stage = _runs_asynchronously(sharing.tensor), sharing.shard.spread and _runs_asynchronously(sharing.stage)
+    stage = sharing.shard.spread and _runs_asynchronously(sharing.stage)
+    # One data group may add over peer memory, which is no exchange, while another, of more rows, adds over NCCL.
+    alike = sharing.peers is None or sharing.shard.datas == 1
+    tensor = alike and _runs_asynchronously(sharing.tensor)
     answers = groups.all_gather(AsyncExchanges(machine, tensor, stage))
     members = mesh.stage_group(rank)
     overlap = overlap_of(
