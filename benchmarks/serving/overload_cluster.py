@@ -163,7 +163,8 @@ def _token(name: str, file: Path, *roles: str) -> str:
 
 def told(name: str, figures: dict[str, Any], broken: list[str]) -> int:
     """Prints and saves the figures, and says which promises were not kept: the exit status."""
-    command = " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    script = Path(sys.argv[0]).resolve().relative_to(Path(__file__).parents[2])
+    command = " ".join([str(script), *sys.argv[1:]])
     print(figures)
     print("written to", save(name, command, figures))
     for promise in broken:
