@@ -1,4 +1,7 @@
-"""Checks and times the GPU path on one GPU: python benchmarks/gpu_check.py [--json FILE]. Needs torch and triton.
+"""Checks and times the GPU path on one GPU: python benchmarks/gpu_check.py [--json FILE].
+
+Needs this repository and its packages but Ray and DeepSpeed: torch, triton, numpy, safetensors, tokenizers, jinja2,
+grpcio, protobuf, rich and llguidance.
 
 Compares kernels with their twins at R1's shapes for TP8, with their share of the card's memory bandwidth; counts the
 launches, host syncs and copies of a decoding round of an R1-like model; times MoE layers over 1 to 64 rows, and the
@@ -10,11 +13,13 @@ interpreter and with the twins. It times nothing then; tests use it.
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +93,10 @@ def check_kernels() -> list[dict[str, Any]]:
 
 
 def check_rounds(folder: Path) -> dict[str, Any]:
-    """Counted on a pretended GPU even if there is a real one: the counts are the same."""
+    """Counted on a pretended GPU even if there is a real one: the counts are the same.
+
+    To pretend registers functions for CUDA tensors with torch for the life of the process, so this has its own.
+    """
     with pretending() as counts:
         checkpoint = small_checkpoint(folder)
         stage, module = slice_of_r1(checkpoint, CUDA, 600)
@@ -245,8 +253,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     report: dict[str, Any] = {"device": "pretended" if PRETEND else torch.cuda.get_device_name()}
-    with tempfile.TemporaryDirectory() as folder:
-        report |= check_rounds(Path(folder))
+    own_process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    with tempfile.TemporaryDirectory() as folder, own_process:
+        report |= own_process.submit(check_rounds, Path(folder)).result()
     report |= {"kernels": check_kernels(), "layers": check_layers(), "dispatch": check_dispatch(), **check_text()}
     show(report)
     if options.json is not None:

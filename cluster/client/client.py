@@ -72,8 +72,9 @@ class Client(BaseClient[grpc.Channel], ClosedOnExit):
                 watch.received(heartbeat=response.HasField("heartbeat"))
                 event = request.receive(event_from_wire(response), time.monotonic())
                 if event is not None:
+                    watch.pause()
                     yield event
-                    watch.received(heartbeat=False)  # the caller was slow, not the gateway
+                    watch.resume()
         except grpc.RpcError as error:
             raise (GatewayLostError.silent() if watch.silent else error) from None
         finally:

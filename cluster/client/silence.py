@@ -1,5 +1,6 @@
 """Detects a gateway that stops sending heartbeats because it is frozen or unreachable."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -22,16 +23,23 @@ class SilenceWatch:
         self._thread: threading.Thread | None = None
 
     def received(self, *, heartbeat: bool) -> None:
-        self._received_at = time.monotonic()
+        self.resume()
         if heartbeat and self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="silence-watch", daemon=True)
             self._thread.start()
+
+    def pause(self) -> None:
+        """Stops watching until `resume`: the caller handles an event, and reads nothing meanwhile."""
+        self._received_at = math.inf
+
+    def resume(self) -> None:
+        self._received_at = time.monotonic()
 
     def end(self) -> None:
         self._ended.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(max(0.0, self._received_at + SILENCE_S - time.monotonic())):
+        while not self._ended.wait(max(0.0, min(SILENCE_S, self._received_at + SILENCE_S - time.monotonic()))):
             if time.monotonic() >= self._received_at + SILENCE_S:
                 self.silent = True
                 self._cancel()

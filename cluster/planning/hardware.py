@@ -19,6 +19,7 @@ class Gpu:
     bandwidth: float
     bf16_flops: float
     fp8_flops: float | None  # None: no FP8 units, so 8-bit weights are multiplied as bf16
+    kernels: bool  # whether kernels/gpu run on it; otherwise ranks use PyTorch, with weights in 16 bits
     link: float  # bandwidth to other devices of its node
     network: float  # bandwidth to other nodes
     source: str

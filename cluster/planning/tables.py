@@ -10,6 +10,7 @@ from outrider.cluster.planning.candidate import Candidate
 from outrider.cluster.planning.search import Objective
 
 _GB = 1e9
+_NO_KERNELS = "outrider's kernels do not run on {}. It runs in PyTorch there, and takes many times longer than planned."
 _WORDS = ("split", "part", "for", "kind", "figure", "origin", "source")
 
 
@@ -21,6 +22,8 @@ def render(model: str, best: Candidate, shown: Sequence[Candidate], goal: Object
         highlight=False,
     )
     console.print(f"Weights in memory: {best.weights_in_memory}.", highlight=False)
+    if not best.fleet.gpu.kernels:
+        console.print(_NO_KERNELS.format(best.fleet.gpu.name), style="yellow", highlight=False)
     for title, table in (
         ("Plans, best first", plans(shown)),
         ("Memory of each GPU by layers, GB", memory(best)),

@@ -16,7 +16,7 @@ from outrider.workers.types.model.model_shapes import Shapes
 FILE = Path(__file__).resolve().parents[1] / "outrider" / "files" / "plan.yaml"
 KEPT = {"fp8": "auto", "bf16": "bfloat16"}  # what ranks keep FP8 weights as, and `outrider plan --weights` for it
 MODELS = ("deepseek-r1", "deepseek-v3")
-HEADER = "# Made from the planner by helm/tools/plan_table.py. gb: 10^9 bytes, of weights as ranks keep them.\n"
+HEADER = "# Made from the planner by helm/tools/plan_table.py. gb: 10^9 bytes. kernels: whether outrider's run on it.\n"
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _weight_bytes(shape: ModelConfig, weights: str) -> float:
 
 
 def as_yaml() -> str:
-    gpus = {name: int(gpu.memory_bytes // 1e9) for name, gpu in known_gpus().items()}
+    gpus = {name: {"gb": int(gpu.memory_bytes // 1e9), "kernels": gpu.kernels} for name, gpu in known_gpus().items()}
     return HEADER + yaml.safe_dump({"models": {name: _model(name) for name in MODELS}, "gpus": gpus}, sort_keys=False)
 
 

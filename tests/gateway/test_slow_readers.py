@@ -74,18 +74,18 @@ async def _streamed_unread(port: int) -> asyncio.StreamWriter:
 
 def test_a_client_that_reads_late_gets_the_rest_after_others_had_its_place(model: Path) -> None:
     async def scenario() -> None:
-        most = 20_000
-        engine = FakeEngine(max_num_seqs=1, max_model_len=50_000, per_round=lambda given: 500 if given < most else 0)
+        most = 30_000
+        engine = FakeEngine(max_num_seqs=1, max_model_len=100_000, per_round=lambda given: 500 if given < most else 0)
         async with running(model, engine, write_timeout_s=600) as cluster, AsyncClient(cluster.address) as client:
-            asked = {"token_ids": [5], "max_tokens": 20_000, "logprobs": 20, "seed": 3}
+            asked = {"token_ids": [5], "max_tokens": 30_000, "logprobs": 20, "seed": 3}
             async with AsyncClient(cluster.address) as first:  # gRPC buffers more on a connection that received much
                 expected = await first.generate(**asked)
-            most = 15_000
+            most = 25_000
             stream = client.stream(**asked)
             events: list[Event] = [await anext(stream), await anext(stream)]
 
             assert len((await client.generate(token_ids=[6], max_tokens=3)).token_ids) == 3
-            most = 20_000
+            most = 30_000
             events += [event async for event in stream]
 
             outputs = [event for event in events if isinstance(event, Output)]

@@ -28,3 +28,4 @@ def test_it_runs_on_a_pretended_gpu(tmp_path: Path) -> None:
     assert max(kernel["error"] for kernel in report["kernels"]) < 0.01
     assert max(case["error"] for case in report["dispatch"]) < 0.01
     assert report["identical"] is True
+    assert report["graph_equals_eager"] is True

@@ -78,12 +78,13 @@ def test_r1_in_fp8_fits_on_8_h200_and_on_16_h100(name: str, gpu: str, capsys: py
     assert run(_arguments(values)) == 0, capsys.readouterr().err
 
 
+@pytest.mark.parametrize("gpu", ["h100-80g", "l40s-48g"])
 @pytest.mark.parametrize("split", EIGHT, ids=str)
 def test_the_chart_and_the_planner_count_weights_in_the_same_width(
-    split: Split, capsys: pytest.CaptureFixture[str]
+    split: Split, gpu: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = {name: getattr(split, name) for name in ("pipeline", "tensor", "data", "expert")}
-    values = with_values("r1-1x8-b200", {"plan.gpu": "l40s-48g", "parallel": sizes})
+    values = with_values("r1-1x8-b200", {"plan.gpu": gpu, "parallel": sizes})
 
     assert run([*_arguments(values), "--json"]) == 1, "nothing fits these GPUs"
     kept = json.loads(capsys.readouterr().out)["weights_in_memory"]
@@ -107,6 +108,7 @@ def test_r1_fits_on_8_h200_with_its_experts_spread(changes: dict[str, Any], caps
     [
         ("fp8", {"plan.gpu": "h100-80g"}),
         ("bf16", {"plan.gpu": "h200-141g", "model.settings.kernels": "torch"}),
+        ("bf16", {"plan.gpu": "a100-80g"}),
     ],
 )
 def test_what_does_not_fit_is_refused_by_both(

@@ -29,6 +29,7 @@ _UNKNOWN: dict[str, Any] = {
     "bandwidth": 0.0,
     "bf16_flops": 0.0,
     "fp8_flops": None,
+    "kernels": True,
     "link": 32e9,
     "network": 12.5e9,
     "source": "by hand",
@@ -81,6 +82,17 @@ def _efficiency(report: Path | None) -> Efficiency:
     return measured(content, Efficiency())
 
 
+def _weights(wanted: str, gpu: Gpu, model: ModelConfig) -> str:
+    """`wanted`, but for "auto" the dtype that ranks use on `gpu`. Raises SettingsError for FP8 where it is not kept."""
+    if gpu.kernels:
+        return wanted
+    if wanted == "fp8":
+        raise SettingsError(
+            f"--weights fp8: outrider's kernels do not run on {gpu.name}, so its weights are in 16 bits"
+        )
+    return "bfloat16" if wanted == "auto" and model.quantization_block else wanted
+
+
 def _goal(options: PlanOptions) -> Objective:
     sizes = {name: getattr(options, f"{name}_parallel_size") for name in ("tensor", "pipeline", "expert", "data")}
     fixed = {name: size for name, size in sizes.items() if size is not None}
@@ -91,8 +103,8 @@ def run_plan(options: PlanOptions) -> None:
     """Prints the plan. If nothing fits, raises DoesNotFitError, after printing JSON if requested."""
     model = load_shape(options.model)
     try:
-        shapes = Shapes.of(model, options.weights, options.kv_cache_dtype)
         fleet = Hardware(gpu=_device(options), nodes=options.nodes, gpus_per_node=options.gpus_per_node)
+        shapes = Shapes.of(model, _weights(options.weights, fleet.gpu, model), options.kv_cache_dtype)
         workload, goal = _workload(options, model), _goal(options)
         efficiency = _efficiency(options.gpu_check)
     except ValueError as error:

@@ -62,7 +62,7 @@
 {{- fail (printf "parallel.expert: must divide the %d experts of %s, got %d" (int $model.experts) .Values.plan.model (int $p.expert)) -}}
 {{- end -}}
 {{- if and .Values.plan.gpu (gt (int .Values.workers.gpusPerNode) 0) -}}
-{{- $each := get $known.gpus .Values.plan.gpu | int -}}
+{{- $each := (get $known.gpus .Values.plan.gpu).gb | int -}}
 {{- $gpus := mul .Values.workers.nodesPerReplica .Values.workers.gpusPerNode | int -}}
 {{- $usable := div (mul $each $gpus 9) 10 | int -}}
 {{- $kept := include "outrider.weightsKept" . -}}
@@ -74,10 +74,11 @@
 {{- end -}}
 {{- end }}
 
-{{/* The dtype in which ranks keep FP8 weights: torch's own kernels use bf16. */}}
+{{/* The dtype in which ranks keep FP8 weights: bf16 in PyTorch, which runs where outrider's kernels do not. */}}
 {{- define "outrider.weightsKept" -}}
 {{- $settings := .Values.model.settings | default dict -}}
-{{- if eq (toString $settings.kernels) "torch" -}}
+{{- $gpu := get (.Files.Get "files/plan.yaml" | fromYaml).gpus .Values.plan.gpu -}}
+{{- if or (eq (toString $settings.kernels) "torch") (not $gpu.kernels) -}}
 bf16
 {{- else -}}
 fp8

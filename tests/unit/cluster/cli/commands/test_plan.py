@@ -59,6 +59,16 @@ def test_deeper_drafts_pay_while_rounds_are_short_and_are_told_of_all(capsys: py
     assert [gain(crowd) for crowd in crowds] == sorted((gain(crowd) for crowd in crowds), reverse=True)
 
 
+def test_fp8_weights_are_in_16_bits_on_gpus_without_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    on_a100 = ("plan", "--model", "deepseek-r1", "--gpu", "a100", "--nodes", "4", "--gpus-per-node", "8")
+
+    assert planned(capsys, *on_a100)["weights_in_memory"] == "bfloat16"
+    assert run([*on_a100]) == 0
+    assert "kernels do not run on a100-80g" in capsys.readouterr().out
+    assert run([*on_a100, "--weights", "fp8"]) == 2
+    assert "a100-80g" in capsys.readouterr().err
+
+
 def test_a_model_without_a_module_is_planned_without_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads((resolve_model("scout") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "num_nextn_predict_layers": 0}))
