@@ -145,6 +145,18 @@ def test_a_full_queue_refuses_before_any_work() -> None:
     assert one.enter("c", resumed=True)
 
 
+def test_a_call_that_takes_over_its_earlier_self_counts_what_it_asks_for_beyond_it() -> None:
+    one = admission(max_live_requests=4, max_live_requests_per_token=4)
+    for name in "abc":
+        one.enter(name, caller="own")
+
+    one.enter("a", caller="own", resumed=True)
+    with pytest.raises(OverloadedError):
+        one.enter("b", caller="own", resumed=True, outputs=100)
+
+    assert one.live_requests == 3
+
+
 def test_a_duplicate_leaves_the_live_request_its_place() -> None:
     one = admission(max_live_requests=2, max_queued_tokens=10)
 

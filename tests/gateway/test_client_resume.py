@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -16,7 +18,7 @@ from outrider.cluster.client.resume import PATIENCE_S, ResumableCall
 from outrider.cluster.gateway.server import Gateway
 from outrider.cluster.gateway.settings import GatewaySettings
 from outrider.proto import inference_pb2_grpc
-from outrider.workers.text.assembler import Usage
+from outrider.workers.text.assembler import RequestAssembler, Usage
 from outrider.workers.text.outputs import Logprob
 from outrider.workers.types.errors import OverloadedError
 from outrider.workers.types.requests.request import FinishReason, OutputSoFar
@@ -229,6 +231,33 @@ def test_log_probabilities_of_the_prompt_that_come_again_are_not_told_again() ->
 
 def test_an_accepted_request_outlasts_a_gateways_own_patience() -> None:
     assert GatewaySettings(controller="c:1").resume_wait_s < PATIENCE_S
+
+
+def test_many_resumed_tokens_become_text_outside_the_event_loop(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    original = RequestAssembler.resume_after
+
+    def noted(self: RequestAssembler, outputs: Sequence[OutputSoFar]) -> None:
+        threads.append(threading.current_thread().name)
+        original(self, outputs)
+
+    monkeypatch.setattr(RequestAssembler, "resume_after", noted)
+
+    async def scenario() -> None:
+        async with running(model, FakeEngine(max_model_len=LONG)) as cluster, AsyncClient(cluster.address) as client:
+            whole = await client.generate(token_ids=[5], max_tokens=400, seed=3)
+            for count in (9, 390):
+                outputs = [pb.ResumedOutput(index=0, token_ids=whole.token_ids[:count])]
+                resume = pb.Resume(seed=3, fingerprint=whole.fingerprint, outputs=outputs)
+
+                events = await cluster.events(tokens(5, stopping=stopping(max_tokens=400), resume=resume))
+
+                assert [token for event in events for token in event.output.token_ids] == whole.token_ids[count:]
+
+    asyncio.run(scenario())
+
+    assert threads[0] == threading.main_thread().name
+    assert threads[1].startswith("prepare")
 
 
 def test_a_full_gateway_takes_a_stream_that_another_lost(model: Path) -> None:

@@ -123,13 +123,35 @@ def test_who_takes_places_goes_at_once_and_others_wait_for_them() -> None:
     replicas = Replicas(1)
     replicas.ask("a")
     resumed = Turn("a", 2)
-    replicas.turns.start_now(resumed)
+    replicas.turns.resume(resumed)
     waiting = replicas.ask("b")
 
     replicas.end_one()
     assert waiting not in replicas.started
     replicas.turns.release(resumed)
     assert waiting in replicas.started
+
+
+def test_who_resumes_without_end_takes_no_more_than_its_share_from_who_waits() -> None:
+    replicas = Replicas(4)
+
+    def resume() -> None:
+        turn = Turn("greedy", 1)
+        turn.start = lambda: replicas._start(turn)
+        replicas.turns.resume(turn)
+
+    for _ in range(8):
+        resume()
+    assert replicas.holding("greedy") == 8, "nobody else waits"
+    for _ in range(40):
+        replicas.ask("light")
+    begun = len(replicas.started)
+    for _ in range(40):
+        replicas.end_one()
+        resume()
+
+    light = sum(turn.caller == "light" for turn in replicas.started[begun:])
+    assert light >= 0.45 * (len(replicas.started) - begun)
 
 
 def test_no_request_waits_where_there_is_room_and_nothing_is_said_of_what_is_not_known() -> None:

@@ -60,7 +60,8 @@ class Admission:
     bearer token cannot starve others.
 
     A resumed request was accepted before, here or at another gateway. It is accepted beyond the limits, and replaces
-    its earlier call. Since clients could misuse this, at most twice the limit may be live.
+    its earlier call. Since clients could misuse this, at most twice the limit may be live, and a caller that holds its
+    fair share of the places waits for others.
     """
 
     def __init__(self, limits: AdmissionLimits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -136,8 +137,9 @@ class Admission:
         if earlier is not None and not (resumed and earlier.caller == caller):
             raise DuplicateRequestError(f"request_id {request_id!r} belongs to a request that is still live")
         outputs = max(1, min(MOST_OUTPUTS, outputs))
-        if earlier is None:
-            self._check_live(caller, outputs, resumed=resumed)
+        more = outputs - (earlier.outputs if earlier is not None else 0)
+        if more > 0:
+            self._check_live(caller, more, resumed=resumed)
         if not resumed:
             self._check_queue(caller)
             self._check_wait(caller, outputs, deadline_s)
@@ -228,7 +230,7 @@ class Ticket(ClosedOnExit):
         """Calls `start` when the request may be sent to a replica, possibly immediately."""
         self._turn.start = start
         turns = self._admission._turns
-        (turns.start_now if self.resumed else turns.enqueue)(self._turn)
+        (turns.resume if self.resumed else turns.enqueue)(self._turn)
 
     def started(self) -> None:
         """Stops counting the prompt as waiting, once its first token has arrived."""

@@ -78,9 +78,20 @@ class FairQueue:
         self._account(turn.caller).waiting.append(turn)
         self._start_waiting()
 
-    def start_now(self, turn: Turn) -> None:
-        """Starts a request immediately, even if no place is free."""
-        self._start(self._account(turn.caller), turn)
+    def resume(self, turn: Turn) -> None:
+        """Starts a request immediately, even if no place is free.
+
+        If other callers wait and this one holds its fair share, the request is the caller's next instead. Otherwise a
+        caller that claims to resume could starve the others.
+        """
+        account = self._account(turn.caller)
+        others_wait = any(one.waiting for one in self._accounts.values() if one is not account)
+        if not others_wait or account.held + turn.outputs <= self._share(turn.caller):
+            self._start(account, turn)
+            return
+        turn.queued_at = self._clock()
+        account.waiting.appendleft(turn)
+        self._start_waiting()
 
     def release(self, turn: Turn) -> None:
         """Releases the request's places, or removes it from the queue."""

@@ -40,10 +40,9 @@ from outrider.workers.types.requests.trace_context import TraceContext
 log = logging.getLogger("outrider.gateway.service")
 
 _THREADS = 4  # for the preparation of large requests
+_FEW_TOKENS = 200  # about half a millisecond of detokenizing
 T = TypeVar("T")
-MOST_CRASHES = (
-    2  # consecutive replicas lost while computing a request's next token; then the request is assumed to be the cause
-)
+MOST_CRASHES = 2  # consecutive replicas lost while computing a request's next token: it is assumed to be the cause
 MOST_MOVES = 16  # consecutive moves without a new token
 
 
@@ -234,7 +233,10 @@ class Inference:
             trace=trace,
             cache_salt=prepared.cache_salt,
         )
-        return RequestStream(call, request, prepared.prefix, replica, encoder.tokenizer, ticket.release_places)
+        resumed = sum(len(output.token_ids) for output in request.resumed)
+        run = self._inline if resumed <= _FEW_TOKENS else self.in_thread  # they are converted to text again
+        prefix, tokenizer = prepared.prefix, encoder.tokenizer
+        return await run(RequestStream, call, request, prefix, replica, tokenizer, ticket.release_places)
 
     async def _start(self, stream: RequestStream) -> None:
         """Submits the request to the best replica once it has its places. The stream fails if there is none."""
