@@ -1,7 +1,7 @@
 """Checks and times the GPU path on one GPU: python benchmarks/gpu_check.py [--json FILE].
 
-Needs this repository and its packages but Ray and DeepSpeed: torch, triton, numpy, safetensors, tokenizers, jinja2,
-grpcio, protobuf, rich and llguidance.
+Needs torch, triton, numpy, safetensors, tokenizers, jinja2, grpcio, protobuf, rich and llguidance, but not Ray or
+DeepSpeed.
 
 Compares kernels with their twins at R1's shapes for TP8, with their share of the card's memory bandwidth; counts the
 launches, host syncs and copies of a decoding round of an R1-like model; times MoE layers over 1 to 64 rows, and the
@@ -95,7 +95,7 @@ def check_kernels() -> list[dict[str, Any]]:
 def check_rounds(folder: Path) -> dict[str, Any]:
     """Counted on a pretended GPU even if there is a real one: the counts are the same.
 
-    To pretend registers functions for CUDA tensors with torch for the life of the process, so this has its own.
+    Run it in a process of its own: pretending registers functions for CUDA tensors, and torch keeps them until it ends.
     """
     with pretending() as counts:
         checkpoint = small_checkpoint(folder)

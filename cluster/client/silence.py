@@ -29,7 +29,7 @@ class SilenceWatch:
             self._thread.start()
 
     def pause(self) -> None:
-        """Stops watching until `resume`: the caller handles an event, and reads nothing meanwhile."""
+        """Stops the watch until `resume`, while the caller handles an event and reads no messages."""
         self._received_at = math.inf
 
     def resume(self) -> None:
@@ -39,8 +39,10 @@ class SilenceWatch:
         self._ended.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(max(0.0, min(SILENCE_S, self._received_at + SILENCE_S - time.monotonic()))):
-            if time.monotonic() >= self._received_at + SILENCE_S:
+        left_s = SILENCE_S
+        while not self._ended.wait(min(left_s, SILENCE_S)):  # infinite while it is paused
+            left_s = self._received_at + SILENCE_S - time.monotonic()
+            if left_s <= 0:
                 self.silent = True
                 self._cancel()
                 return

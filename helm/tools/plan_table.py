@@ -16,7 +16,9 @@ from outrider.workers.types.model.model_shapes import Shapes
 FILE = Path(__file__).resolve().parents[1] / "outrider" / "files" / "plan.yaml"
 KEPT = {"fp8": "auto", "bf16": "bfloat16"}  # what ranks keep FP8 weights as, and `outrider plan --weights` for it
 MODELS = ("deepseek-r1", "deepseek-v3")
-HEADER = "# Made from the planner by helm/tools/plan_table.py. gb: 10^9 bytes. kernels: whether outrider's run on it.\n"
+HEADER = (
+    "# Made from the planner by helm/tools/plan_table.py. gb: 10^9 bytes. kernels: whether outrider's run on the GPU.\n"
+)
 
 
 def _model(name: str) -> dict[str, Any]:

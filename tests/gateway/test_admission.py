@@ -145,7 +145,7 @@ def test_a_full_queue_refuses_before_any_work() -> None:
     assert one.enter("c", resumed=True)
 
 
-def test_a_call_that_takes_over_its_earlier_self_counts_what_it_asks_for_beyond_it() -> None:
+def test_more_outputs_than_the_earlier_call_had_count_against_the_limits() -> None:
     one = admission(max_live_requests=4, max_live_requests_per_token=4)
     for name in "abc":
         one.enter(name, caller="own")

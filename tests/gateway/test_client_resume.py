@@ -233,7 +233,9 @@ def test_an_accepted_request_outlasts_a_gateways_own_patience() -> None:
     assert GatewaySettings(controller="c:1").resume_wait_s < PATIENCE_S
 
 
-def test_many_resumed_tokens_become_text_outside_the_event_loop(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_resumed_tokens_are_detokenized_outside_the_event_loop(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads: list[str] = []
     original = RequestAssembler.resume_after
 

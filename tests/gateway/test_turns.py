@@ -24,10 +24,10 @@ class Replicas:
         self._dice = random.Random(seed)
         self._ends: list[tuple[float, int, Turn]] = []
 
-    def ask(self, caller: str, outputs: int = 1) -> Turn:
+    def ask(self, caller: str, outputs: int = 1, *, resumed: bool = False) -> Turn:
         turn = Turn(caller, outputs)
         turn.start = lambda: self._start(turn)
-        self.turns.enqueue(turn)
+        (self.turns.resume if resumed else self.turns.enqueue)(turn)
         return turn
 
     def _start(self, turn: Turn) -> None:
@@ -132,23 +132,18 @@ def test_who_takes_places_goes_at_once_and_others_wait_for_them() -> None:
     assert waiting in replicas.started
 
 
-def test_who_resumes_without_end_takes_no_more_than_its_share_from_who_waits() -> None:
+def test_a_caller_that_always_resumes_gets_no_more_than_its_share_while_others_wait() -> None:
     replicas = Replicas(4)
 
-    def resume() -> None:
-        turn = Turn("greedy", 1)
-        turn.start = lambda: replicas._start(turn)
-        replicas.turns.resume(turn)
-
     for _ in range(8):
-        resume()
-    assert replicas.holding("greedy") == 8, "nobody else waits"
+        replicas.ask("greedy", resumed=True)
+    assert replicas.holding("greedy") == 8, "no other caller waits"
     for _ in range(40):
         replicas.ask("light")
     begun = len(replicas.started)
     for _ in range(40):
         replicas.end_one()
-        resume()
+        replicas.ask("greedy", resumed=True)
 
     light = sum(turn.caller == "light" for turn in replicas.started[begun:])
     assert light >= 0.45 * (len(replicas.started) - begun)

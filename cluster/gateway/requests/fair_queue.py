@@ -81,8 +81,8 @@ class FairQueue:
     def resume(self, turn: Turn) -> None:
         """Starts a request immediately, even if no place is free.
 
-        If other callers wait and this one holds its fair share, the request is the caller's next instead. Otherwise a
-        caller that claims to resume could starve the others.
+        While other callers wait, it starts only within its caller's fair share. Beyond that it goes to the front of its
+        caller's queue: any client can send a request as resumed, and would otherwise starve the others.
         """
         account = self._account(turn.caller)
         others_wait = any(one.waiting for one in self._accounts.values() if one is not account)

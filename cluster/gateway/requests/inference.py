@@ -40,7 +40,7 @@ from outrider.workers.types.requests.trace_context import TraceContext
 log = logging.getLogger("outrider.gateway.service")
 
 _THREADS = 4  # for the preparation of large requests
-_FEW_TOKENS = 200  # about half a millisecond of detokenizing
+_FEW_TOKENS = 200  # resumed tokens, detokenized in about half a millisecond
 T = TypeVar("T")
 MOST_CRASHES = 2  # consecutive replicas lost while computing a request's next token: it is assumed to be the cause
 MOST_MOVES = 16  # consecutive moves without a new token
@@ -234,7 +234,7 @@ class Inference:
             cache_salt=prepared.cache_salt,
         )
         resumed = sum(len(output.token_ids) for output in request.resumed)
-        run = self._inline if resumed <= _FEW_TOKENS else self.in_thread  # they are converted to text again
+        run = self._inline if resumed <= _FEW_TOKENS else self.in_thread
         prefix, tokenizer = prepared.prefix, encoder.tokenizer
         return await run(RequestStream, call, request, prefix, replica, tokenizer, ticket.release_places)
 

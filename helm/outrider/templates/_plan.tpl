@@ -74,7 +74,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* The dtype in which ranks keep FP8 weights: bf16 in PyTorch, which runs where outrider's kernels do not. */}}
+{{/* The dtype in which ranks keep FP8 weights: bf16 with PyTorch, which runs on GPUs without outrider's kernels. */}}
 {{- define "outrider.weightsKept" -}}
 {{- $settings := .Values.model.settings | default dict -}}
 {{- $gpu := get (.Files.Get "files/plan.yaml" | fromYaml).gpus .Values.plan.gpu -}}

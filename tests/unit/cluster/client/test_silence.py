@@ -25,7 +25,7 @@ def test_a_call_without_messages_is_cancelled(watched: tuple[SilenceWatch, threa
     assert watch.silent
 
 
-def test_a_caller_that_takes_long_over_an_event_is_no_silence(watched: tuple[SilenceWatch, threading.Event]) -> None:
+def test_a_slow_caller_does_not_count_as_silence(watched: tuple[SilenceWatch, threading.Event]) -> None:
     watch, cancelled = watched
 
     watch.pause()
@@ -33,4 +33,4 @@ def test_a_caller_that_takes_long_over_an_event_is_no_silence(watched: tuple[Sil
     assert not cancelled.is_set()
 
     watch.resume()
-    assert cancelled.wait(10), "silence counts from when it reads again"
+    assert cancelled.wait(10), "the watch goes on after resume"
